@@ -1,0 +1,195 @@
+"""The configuration as types: every section and key with its default. etc/glmtts.toml says why, config.py reads files."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+Seconds = Annotated[float, Meta(ge=0)]
+PositiveSeconds = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
+CountOrZero = Annotated[int, Meta(ge=0)]
+Mib = Annotated[int, Meta(ge=0)]
+
+
+class Section(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """Base of all sections."""
+
+
+class DaemonSettings(Section):
+    runtime_dir: str = ""
+    state_dir: str = ""
+    socket_mode: Annotated[str, Meta(pattern=r"^0?[0-7]{3}$")] = "0660"
+    socket_group: str = ""
+    admin_group: str = ""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+    drain_timeout_s: Seconds = 30.0
+
+
+class FaultEngineSettings(Section):
+    """How the fault engine behaves before its first job."""
+
+    start: Literal["normal", "slow", "crash", "hang"] = "normal"
+    start_s: Seconds = 0.0
+
+
+class GlmttsEngineSettings(Section):
+    """Settings of the GLM-TTS engine."""
+
+    root: str = ""
+    use_phoneme: bool = False
+    use_cache: bool = True
+    sampling: Literal["ras", "topk"] = "ras"
+    dtype: Literal["fp32", "bf16"] = "fp32"
+
+
+class EngineSettings(Section):
+    name: Literal["espeak", "glmtts", "fault"] = "espeak"
+    python: str = ""
+    warmup_text: str = "你好。"
+    fault: FaultEngineSettings = FaultEngineSettings()
+    glmtts: GlmttsEngineSettings = GlmttsEngineSettings()
+
+
+class RecycleSettings(Section):
+    max_jobs: CountOrZero = 0
+    max_age_s: Seconds = 0.0
+    max_rss_mib: Mib = 0
+    max_vram_mib: Mib = 0
+    max_vram_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    leak_min_mib: Mib = 0
+    leak_horizon_jobs: CountOrZero = 0
+    idle_trim_s: Seconds = 300.0
+
+
+class RestartSettings(Section):
+    backoff_initial_s: PositiveSeconds = 0.5
+    backoff_max_s: PositiveSeconds = 30.0
+    breaker_failures: Count = 5
+    breaker_window_s: PositiveSeconds = 60.0
+    quarantine_after: CountOrZero = 2
+    max_attempts: Count = 2
+
+
+class WorkersSettings(Section):
+    gpus: Literal["all", "none"] | list[Annotated[int, Meta(ge=0)]] = "all"
+    per_gpu: Count = 1
+    min: CountOrZero = 0
+    max: CountOrZero = 0
+    idle_unload_s: Seconds = 0.0
+    start_timeout_s: PositiveSeconds = 300.0
+    hang_timeout_s: PositiveSeconds = 60.0
+    stop_timeout_s: PositiveSeconds = 5.0
+    recycle: RecycleSettings = RecycleSettings()
+    restart: RestartSettings = RestartSettings()
+
+
+class ClassSettings(Section):
+    """A class of priority: its share when all wait, and who may use it (user names or uids; empty: everyone)."""
+
+    weight: Annotated[int, Meta(ge=1, le=1_000)] = 1
+    users: list[str] = []
+
+
+class ClassesSettings(Section):
+    vip: ClassSettings = ClassSettings(weight=16, users=["root"])
+    interactive: ClassSettings = ClassSettings(weight=4)
+    batch: ClassSettings = ClassSettings(weight=1)
+
+
+class QueueSettings(Section):
+    max_waiting: CountOrZero = 10
+    max_waiting_batch: CountOrZero = 10_000
+    warn_waiting: CountOrZero = 4
+    max_per_client: Count = 1_024
+    default_deadline_s: Seconds = 0.0
+    keep_results_s: Seconds = 300.0
+    keep_results_mib: Mib = 32
+    classes: ClassesSettings = ClassesSettings()
+
+
+class ClientLimits(Section):
+    """Limits of one client, by user name or uid, in place of the general ones."""
+
+    rate: str | None = None
+
+
+class LimitsSettings(Section):
+    rate: str = "10/minute"
+    rate_batch: str = ""
+    clients: dict[str, ClientLimits] = {}
+    gateways: list[str] = []
+    text_chars: Annotated[int, Meta(ge=1, le=100_000)] = 5_000
+    header_kib: Annotated[int, Meta(ge=4, le=1_024)] = 64
+    body_mib: Annotated[int, Meta(ge=1, le=256)] = 16
+    recordings_mib: Count = 256
+    recording_min_s: PositiveSeconds = 1.0
+    recording_max_s: PositiveSeconds = 30.0
+    send_buffer_mib: Count = 64
+    max_connections: Count = 4_096
+
+
+class AudioSettings(Section):
+    sample_rate: Annotated[int, Meta(ge=8_000, le=48_000)] = 24_000
+    default_format: Literal["wav", "flac", "ogg", "mp3", "pcm_s16le", "pcm_f32le"] = "wav"
+    outputs: str = ""
+
+
+class VoicesSettings(Section):
+    folder: str = ""
+    default: str = ""
+
+
+class MetricsSettings(Section):
+    listen: str = ""
+
+
+class TcpSettings(Section):
+    listen: str = ""
+    server_key: str = ""
+    authorised_keys: str = ""
+
+
+class Settings(Section):
+    """The whole configuration."""
+
+    daemon: DaemonSettings = DaemonSettings()
+    engine: EngineSettings = EngineSettings()
+    workers: WorkersSettings = WorkersSettings()
+    queue: QueueSettings = QueueSettings()
+    limits: LimitsSettings = LimitsSettings()
+    audio: AudioSettings = AudioSettings()
+    voices: VoicesSettings = VoicesSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    tcp: TcpSettings = TcpSettings()
+
+
+#: Keys that stand for what a later version does. Any value but the default is refused, so that nobody believes in it.
+RESERVED: frozenset[str] = frozenset(
+    {
+        "workers.idle_unload_s",
+        "workers.recycle.max_vram_mib",
+        "workers.recycle.max_vram_share",
+        "workers.recycle.leak_min_mib",
+        "workers.recycle.leak_horizon_jobs",
+        "limits.clients",
+        "metrics.listen",
+        "tcp.listen",
+        "tcp.server_key",
+        "tcp.authorised_keys",
+    }
+)
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Every key with its dotted path, for comparing two configurations key by key."""
+    result: dict[str, Any] = {}
+    for name in value.__struct_fields__:
+        item = getattr(value, name)
+        if isinstance(item, Section):
+            result |= flat(item, f"{prefix}{name}.")
+        else:
+            result[f"{prefix}{name}"] = item
+    return result

@@ -1,0 +1,66 @@
+"""The ``options`` that each engine takes, as types.
+
+They stand apart from the engines because the daemon checks a request's options before it queues the job, and the
+engines import what the daemon must not (numpy, torch).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+
+class EspeakOptions(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Options of the ``espeak`` engine."""
+
+    #: Words a minute; espeak's own range and default.
+    rate: Annotated[int, Meta(ge=80, le=450, description="words a minute")] = 175
+    pitch: Annotated[int, Meta(ge=0, le=99, description="base pitch; 50 is normal")] = 50
+
+
+FaultName = Literal[
+    "audio",
+    "sleep",
+    "leak_vram",
+    "leak_ram",
+    "raise",
+    "exit",
+    "segv",
+    "abort",
+    "kill",
+    "hang",
+    "hang_gil",
+    "oom",
+    "garbage",
+    "flood_stdout",
+]
+
+
+class FaultOptions(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Options of the ``fault`` engine: how much tone it makes, and what goes wrong."""
+
+    fault: Annotated[FaultName, Meta(description="what goes wrong; audio: nothing")] = "audio"
+    seconds: Annotated[float, Meta(ge=0, le=3_600, description="of tone, or of sleep")] | None = None
+    segments: Annotated[int, Meta(ge=1, le=10_000)] = 1
+    rtf: Annotated[float, Meta(ge=0, le=1_000, description="synthesis takes this many times the audio's length")] = 0.0
+    mib: Annotated[int, Meta(ge=0, le=1_048_576, description="that a leak keeps")] = 50
+    after_segments: Annotated[int, Meta(ge=0, le=10_000, description="go wrong after that many segments")] = 0
+
+
+OPTIONS: dict[str, type[Struct]] = {"espeak": EspeakOptions, "fault": FaultOptions}
+
+
+def check(engine: str, options: dict[str, Any]) -> str:
+    """What is wrong with ``options`` for ``engine``, beginning with the key, or ``""``."""
+    try:
+        msgspec.convert(options, OPTIONS[engine])
+    except msgspec.ValidationError as error:
+        return str(error)
+    return ""
+
+
+def schema(engine: str) -> dict[str, Any]:
+    """The JSON Schema of an engine's options."""
+    return msgspec.json.schema(OPTIONS[engine], ref_template="#/$defs/{name}")

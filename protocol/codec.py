@@ -1,0 +1,271 @@
+"""Bytes to messages and back, with explicit limits: nothing that a peer sends raises anything but RequestError.
+
+msgpack decodes, because it takes a limit for every kind of container; msgspec validates what came out and encodes.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgpack
+import msgspec
+from msgspec import UNSET, Struct
+
+from . import control, events, requests
+from .audio_formats import ENCODER_RATES, STREAM_FORMATS
+from .errors import ErrorCode, RequestError
+from .requests import VERSION, ClientRequest, Synthesize
+
+T = TypeVar("T")
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """Sizes above which a message is refused."""
+
+    header_bytes: int = 64 * 1024
+    body_bytes: int = 16 * 1024 * 1024
+    body_frames: int = 1
+    text_chars: int = 5_000
+
+
+#: No request and no event has a container of more elements than this, nor a deeper one than msgpack's own limit.
+_MAX_ELEMENTS = 4_096
+
+_CLIENT_TYPES: dict[str, type[Any]] = {
+    t.__struct_config__.tag: t  # type: ignore[attr-defined, misc]
+    for t in ClientRequest.__args__  # type: ignore[attr-defined]
+}
+_CONTROL_TYPES: dict[str, type[Any]] = {
+    t.__struct_config__.tag: t
+    for t in control.ControlRequest.__args__  # type: ignore[attr-defined]
+}
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def unpack_map(data: bytes | memoryview, limits: Limits) -> dict[str, Any]:
+    """Decode one MessagePack map with string keys.
+
+    Raises RequestError: ``too_large`` above ``limits.header_bytes``, ``bad_request`` for anything that is no such map.
+    """
+    if len(data) > limits.header_bytes:
+        raise RequestError(
+            ErrorCode.TOO_LARGE, f"header: {len(data)} bytes; at most {limits.header_bytes} are accepted"
+        )
+    try:
+        value = msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=True,
+            max_str_len=limits.header_bytes,
+            max_bin_len=limits.header_bytes,
+            max_array_len=_MAX_ELEMENTS,
+            max_map_len=_MAX_ELEMENTS,
+            max_ext_len=0,
+        )
+    except UnicodeDecodeError as error:
+        raise RequestError(ErrorCode.BAD_REQUEST, f"header: a string is not valid UTF-8 ({error.reason})") from None
+    except (ValueError, RecursionError, MemoryError, OverflowError, TypeError) as error:
+        # ValueError covers msgpack's FormatError, StackError, ExtraData and its own size limits.
+        what = str(error) or type(error).__name__
+        raise RequestError(ErrorCode.BAD_REQUEST, f"header: not a MessagePack map ({what[:200]})") from None
+    if not isinstance(value, dict):
+        raise RequestError(ErrorCode.BAD_REQUEST, f"header: a {type(value).__name__}, where a map is expected")
+    for key in value:
+        if not isinstance(key, str):
+            raise RequestError(ErrorCode.BAD_REQUEST, "header: every key must be a string", id=_id_of(value))
+    return value
+
+
+def decode_request(frames: Sequence[bytes | memoryview], limits: Limits) -> ClientRequest:
+    """Decode and validate a request of the requests socket: ``frames`` is ``[header, body...]``.
+
+    Raises RequestError naming the offending field.
+    """
+    request: ClientRequest = _decode(frames, limits, _CLIENT_TYPES)
+    if type(request) is Synthesize:
+        _check_synthesize(request, len(frames) > 1, limits)
+    elif len(frames) > 1:
+        raise RequestError(ErrorCode.BAD_REQUEST, f"body: {_op_of(request)} takes none", id=request.id)
+    return request
+
+
+def decode_control(frames: Sequence[bytes | memoryview], limits: Limits) -> control.ControlRequest:
+    """Decode and validate an operation of the control socket. Raises RequestError naming the offending field."""
+    request: control.ControlRequest = _decode(frames, limits, _CONTROL_TYPES)
+    takes_body = type(request) is control.VoiceAdd
+    if takes_body and len(frames) < 2:
+        raise RequestError(ErrorCode.BAD_REQUEST, "body: voice_add needs the recording as its body", id=request.id)
+    if not takes_body and len(frames) > 1:
+        raise RequestError(ErrorCode.BAD_REQUEST, f"body: {_op_of(request)} takes none", id=request.id)
+    return request
+
+
+def encode(message: Struct) -> bytes:
+    """Encode a request or an event as its header frame."""
+    if type(message) is events.Result:
+        return _encoder.encode({"event": "result", "id": message.id, "v": message.v, **message.values})
+    return _encoder.encode(message)
+
+
+def encode_map(values: dict[str, Any]) -> bytes:
+    """Encode a plain map, as the events socket carries them."""
+    return _encoder.encode(values)
+
+
+def decode_event(header: bytes | memoryview) -> events.ServerEvent | None:
+    """Decode an event, for a client; None for an event that this version doesn't know.
+
+    Raises ValueError when it is no event at all.
+    """
+    value = msgpack.unpackb(header, raw=False)
+    if not isinstance(value, dict) or not isinstance(value.get("event"), str):
+        raise ValueError("not an event")
+    name = value["event"]
+    if name == "result":
+        rest = {k: v for k, v in value.items() if k not in ("event", "id", "v")}
+        return events.Result(id=value.get("id", ""), v=value.get("v", VERSION), values=rest)
+    if name not in _EVENT_TYPES:
+        return None
+    return msgspec.convert(value, _EVENT_TYPES[name])  # type: ignore[no-any-return]
+
+
+_EVENT_TYPES: dict[str, type[Any]] = {
+    t.__struct_config__.tag: t
+    for t in events.ClosedEvent.__args__  # type: ignore[attr-defined]
+}
+
+
+def _decode(frames: Sequence[bytes | memoryview], limits: Limits, types: dict[str, type[T]]) -> T:
+    if not frames:
+        raise RequestError(ErrorCode.BAD_REQUEST, "header: the message has no frames")
+    value = unpack_map(frames[0], limits)
+    id = _id_of(value)
+    try:
+        if len(frames) - 1 > limits.body_frames:
+            raise RequestError(
+                ErrorCode.BAD_REQUEST, f"body: {len(frames) - 1} frames; at most {limits.body_frames} is accepted"
+            )
+        for body in frames[1:]:
+            if len(body) > limits.body_bytes:
+                raise RequestError(
+                    ErrorCode.TOO_LARGE, f"body: {len(body)} bytes; at most {limits.body_bytes} are accepted"
+                )
+        for key in ("v", "op", "id"):
+            if key not in value:
+                raise RequestError(ErrorCode.BAD_REQUEST, f"{key}: this key is missing")
+        if value["v"] != VERSION or type(value["v"]) is not int:
+            raise RequestError(ErrorCode.BAD_REQUEST, f"v: this daemon speaks version {VERSION} of the protocol")
+        op = value["op"]
+        if not isinstance(op, str) or op not in types:
+            known = ", ".join(sorted(types))
+            raise RequestError(ErrorCode.BAD_REQUEST, f"op: {_short(op)} is not one of {known}")
+        try:
+            return msgspec.convert(value, types[op])
+        except msgspec.ValidationError as error:
+            raise RequestError(ErrorCode.BAD_REQUEST, _named(str(error))) from None
+        except (RecursionError, ValueError, TypeError) as error:
+            raise RequestError(ErrorCode.BAD_REQUEST, f"header: {error}") from None
+    except RequestError as error:
+        error.id = id
+        raise
+
+
+def _check_synthesize(request: Synthesize, has_body: bool, limits: Limits) -> None:
+    """What no single field can say: combinations, and whether there is anything to speak."""
+
+    def refuse(message: str, code: ErrorCode = ErrorCode.BAD_REQUEST) -> RequestError:
+        return RequestError(code, message, id=request.id)
+
+    length = len(request.text)
+    if length > limits.text_chars:
+        raise refuse(f"text: {length} characters; at most {limits.text_chars} are accepted", ErrorCode.TOO_LARGE)
+    if problem := unspeakable(request.text):
+        raise refuse(f"text: {problem}")
+    if request.prompt is not UNSET:
+        if request.voice is not UNSET:
+            raise refuse("voice: not together with prompt; send one of the two")
+        if not has_body:
+            raise refuse("prompt: the recording is missing; send it as the frame after the header")
+    elif has_body:
+        raise refuse("body: a recording is accepted with prompt alone")
+    audio_format = request.resolved_format
+    if request.stream:
+        if audio_format not in STREAM_FORMATS:
+            raise refuse(f"format: {audio_format} can't be streamed; use one of {', '.join(STREAM_FORMATS)}")
+        if request.output is not UNSET:
+            raise refuse("output: not together with stream; send one of the two")
+    rates = ENCODER_RATES.get(audio_format)
+    if rates and request.sample_rate is not UNSET and request.sample_rate not in rates:
+        raise refuse(f"sample_rate: {audio_format} holds {', '.join(map(str, rates))} Hz alone")
+    if request.output is not UNSET and (problem := bad_file_name(request.output)):
+        raise refuse(f"output: {problem}")
+
+
+def unspeakable(text: str) -> str:
+    """Why ``text`` can't be spoken, or ``""``.
+
+    It needs a letter or a digit: engines speak a full stop, or nothing, for a text without one.
+    """
+    if text.isascii() and text.isprintable():
+        return "" if _SPOKEN_ASCII.search(text) else _NOTHING_TO_SAY
+    speakable = False
+    for position, character in enumerate(text):
+        category = unicodedata.category(character)
+        if category in ("Cc", "Cs") and character not in "\t\n\r":
+            return f"control character U+{ord(character):04X} at position {position}"
+        speakable = speakable or category[0] in "LN"
+    return "" if speakable else _NOTHING_TO_SAY
+
+
+_NOTHING_TO_SAY = "there is no letter or digit in it to speak"
+_SPOKEN_ASCII = re.compile(r"[A-Za-z0-9]")
+
+
+def bad_file_name(name: str) -> str:
+    """Why ``name`` is not a plain file name, or ``""``."""
+    if "/" in name or "\\" in name:
+        return "a plain file name, never a path"
+    if name in (".", "..") or name.startswith("."):
+        return "must not begin with a dot"
+    if any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
+        return "has a control character in it"
+    if len(name.encode()) > 200:
+        return "longer than 200 bytes"
+    return ""
+
+
+def _op_of(request: Struct) -> str:
+    return str(request.__struct_config__.tag)
+
+
+def _id_of(value: dict[Any, Any]) -> str:
+    """The id to answer with: the sender's own, if it could be one."""
+    id = value.get("id")
+    return id if isinstance(id, str) and 1 <= len(id) <= 64 else ""
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+_PATH = re.compile(r"^(?P<what>.*?) - at `(?P<path>[^`]+)`$", re.DOTALL)
+_UNKNOWN = re.compile(r"^Object contains unknown field `(?P<name>.*)`$", re.DOTALL)
+_MISSING = re.compile(r"^Object missing required field `(?P<name>.*)`$", re.DOTALL)
+
+
+def _named(message: str) -> str:
+    """msgspec's message with the field in front: ``Expected `str`, got `int` - at `$.text``` as ``text: expected ...``."""
+    path = ""
+    if match := _PATH.match(message):
+        message, path = match["what"], match["path"].removeprefix("$").removeprefix(".")
+    prefix = f"{path}." if path else ""
+    if match := _UNKNOWN.match(message):
+        return f"{prefix}{match['name'][:80]}: unknown key"
+    if match := _MISSING.match(message):
+        return f"{prefix}{match['name']}: this key is missing"
+    return f"{path or 'header'}: {message[:1].lower()}{message[1:200]}"

@@ -1,0 +1,112 @@
+"""Operations of the control socket. The operator's ``cancel`` and ``jobs`` are the clients' own, on everyone's jobs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import UNSET, Meta, UnsetType
+
+from .requests import Cancel, GetJob, ListJobs, Ping, Request
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+VoiceName = Annotated[str, Meta(pattern=r"^[\w-]{1,64}$")]
+
+
+class Status(Request, tag="status", kw_only=True):
+    """The daemon in one map: state, workers, queue, counters, memory."""
+
+
+class Workers(Request, tag="workers", kw_only=True):
+    """Every worker: state, process, jobs, last death and its cause."""
+
+
+class Gpus(Request, tag="gpus", kw_only=True):
+    """Every GPU and who uses its memory."""
+
+
+class Recycle(Request, tag="recycle", kw_only=True):
+    """Replace a worker's process after its job; ``worker`` is a name, or ``all``."""
+
+    worker: Annotated[str, Meta(min_length=1, max_length=64)]
+
+
+class Scale(Request, tag="scale", kw_only=True, omit_defaults=True):
+    """Change the bounds of the number of workers."""
+
+    min: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
+    max: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
+
+
+class Pause(Request, tag="pause", kw_only=True):
+    """Accept jobs but start none."""
+
+
+class Resume(Request, tag="resume", kw_only=True):
+    """Start jobs again: the end of a pause or of a drain."""
+
+
+class Drain(Request, tag="drain", kw_only=True, omit_defaults=True):
+    """Accept no job, finish those accepted; answered when that is done, or after ``timeout_s``."""
+
+    timeout_s: Annotated[float, Meta(gt=0)] | UnsetType = UNSET
+
+
+class Stop(Request, tag="stop", kw_only=True):
+    """Drain and end the daemon; a second one ends it at once."""
+
+
+class Reload(Request, tag="reload", kw_only=True):
+    """Read the configuration again and apply what can be applied live."""
+
+
+class SetLogLevel(Request, tag="log_level", kw_only=True):
+    """Log from this level on, until the next reload."""
+
+    level: LogLevel
+
+
+class VoiceAdd(Request, tag="voice_add", kw_only=True, omit_defaults=True):
+    """Register a voice: the body is its recording, ``text`` what is said in it."""
+
+    name: VoiceName
+    text: Annotated[str, Meta(min_length=1, max_length=1_000)]
+    language: Annotated[str, Meta(max_length=32)] = ""
+    description: Annotated[str, Meta(max_length=500)] = ""
+    replace: bool = False
+
+
+class VoiceRemove(Request, tag="voice_remove", kw_only=True):
+    """Remove a registered voice."""
+
+    name: VoiceName
+
+
+class Metrics(Request, tag="metrics", kw_only=True):
+    """The metrics in Prometheus's text format."""
+
+
+class GetConfig(Request, tag="config", kw_only=True):
+    """The configuration in force."""
+
+
+ControlRequest = (
+    Status
+    | Workers
+    | Gpus
+    | ListJobs
+    | GetJob
+    | Cancel
+    | Ping
+    | Recycle
+    | Scale
+    | Pause
+    | Resume
+    | Drain
+    | Stop
+    | Reload
+    | SetLogLevel
+    | VoiceAdd
+    | VoiceRemove
+    | Metrics
+    | GetConfig
+)

@@ -1,0 +1,47 @@
+"""Where the sockets are: the runtime folder, found in the same way by the daemon and by every client."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+REQUESTS = "glmtts.sock"
+CONTROL = "control.sock"
+EVENTS = "events.sock"
+WORKERS = "workers.sock"
+
+#: sun_path of sockaddr_un has 108 bytes with its closing NUL (unix(7)).
+MAX_PATH_BYTES = 107
+
+
+def runtime_dir(configured: str = "") -> Path:
+    """The runtime folder, the first that is set: ``GLMTTS_RUNTIME_DIR``, ``configured``, systemd's
+    ``RUNTIME_DIRECTORY``, ``/run/glmtts`` for root, ``$XDG_RUNTIME_DIR/glmtts``, ``/tmp/glmtts-<uid>``.
+    """
+    env = os.environ
+    if env.get("GLMTTS_RUNTIME_DIR"):
+        return Path(env["GLMTTS_RUNTIME_DIR"])
+    if configured:
+        return Path(configured)
+    if env.get("RUNTIME_DIRECTORY"):
+        return Path(env["RUNTIME_DIRECTORY"].split(":")[0])
+    if os.geteuid() == 0:
+        return Path("/run/glmtts")
+    if env.get("XDG_RUNTIME_DIR"):
+        return Path(env["XDG_RUNTIME_DIR"]) / "glmtts"
+    return Path(f"/tmp/glmtts-{os.geteuid()}")
+
+
+def requests_endpoint() -> str:
+    """The endpoint of the requests socket: ``GLMTTS_ENDPOINT``, else the socket in the runtime folder."""
+    return os.environ.get("GLMTTS_ENDPOINT") or f"ipc://{runtime_dir() / REQUESTS}"
+
+
+def sibling_endpoint(requests: str, name: str) -> str:
+    """The endpoint of the socket ``name`` in the folder of the requests socket ``requests``.
+
+    Raises ValueError for an endpoint that is not ``ipc://``: control and events are reached on the machine itself.
+    """
+    if not requests.startswith("ipc://"):
+        raise ValueError(f"{requests}: operators' sockets are reached through ipc:// alone, on the daemon's machine")
+    return f"ipc://{Path(requests.removeprefix('ipc://')).parent / name}"

@@ -1,0 +1,237 @@
+"""Events that the daemon sends to clients, one type each.
+
+A key that is not set is not sent (``UNSET``). Clients ignore keys and events that they don't know: within version 1
+both may be added.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from msgspec import UNSET, Struct, UnsetType
+
+from .errors import ErrorCode
+from .requests import VERSION
+
+
+class Event(Struct, tag_field="event", kw_only=True):
+    """What every event has: ``id`` is the id of the request that it answers."""
+
+    #: Whether nothing follows for this request.
+    final: ClassVar[bool] = True
+
+    id: str
+    v: int = VERSION
+
+
+class Accepted(Event, tag="accepted", kw_only=True):
+    """The job is in the queue; ``position`` 0 is the next to be started."""
+
+    final: ClassVar[bool] = False
+
+    job: str
+    position: int
+    queue_size: int
+    estimated_wait_s: float | UnsetType = UNSET
+    warning: str | UnsetType = UNSET
+
+
+class Queued(Event, tag="queued", kw_only=True):
+    """The job's position has changed."""
+
+    final: ClassVar[bool] = False
+
+    job: str
+    position: int
+    queue_size: int
+    estimated_wait_s: float | UnsetType = UNSET
+    warning: str | UnsetType = UNSET
+
+
+class Started(Event, tag="started", kw_only=True):
+    """A worker has the job; ``attempt`` is 1 for the first, ``gpu`` is null where the worker uses none."""
+
+    final: ClassVar[bool] = False
+
+    job: str
+    worker: str
+    gpu: int | None
+    attempt: int
+    waited_s: float
+
+
+class Progress(Event, tag="progress", kw_only=True):
+    """``segment`` of ``segments`` is spoken, ``audio_s`` seconds of audio in all."""
+
+    final: ClassVar[bool] = False
+
+    job: str
+    segment: int
+    segments: int
+    audio_s: float
+
+
+class Audio(Event, tag="audio", kw_only=True):
+    """A chunk of a stream; the body holds its samples, interleaved if there were channels."""
+
+    final: ClassVar[bool] = False
+
+    job: str
+    seq: int
+    format: str
+    sample_rate: int
+    channels: int
+
+
+class Done(Event, tag="done", kw_only=True):
+    """The job succeeded; the body is the whole file unless it was streamed or written to ``path``."""
+
+    job: str
+    format: str
+    sample_rate: int
+    audio_s: float
+    waited_s: float
+    synthesis_s: float
+    first_audio_s: float
+    rtf: float
+    attempts: int
+    engine: str
+    voice: str
+    sha256: str
+    path: str | UnsetType = UNSET
+    bytes: int | UnsetType = UNSET
+    chunks: int | UnsetType = UNSET
+
+
+class Error(Event, tag="error", kw_only=True):
+    """The request, or the job, failed. ``code`` is open: a client meets codes that it does not know."""
+
+    code: str
+    message: str
+    retryable: bool
+    job: str | UnsetType = UNSET
+    retry_after_s: float | UnsetType = UNSET
+
+    @classmethod
+    def of(
+        cls,
+        id: str,
+        code: ErrorCode,
+        message: str,
+        *,
+        job: str | UnsetType = UNSET,
+        retry_after_s: float | None = None,
+    ) -> Error:
+        """An error of one of our own codes, which know whether a retry helps."""
+        after = UNSET if retry_after_s is None else round(retry_after_s, 3)
+        return cls(id=id, code=code.value, message=message, retryable=code.retryable, job=job, retry_after_s=after)
+
+
+class Pong(Event, tag="pong", kw_only=True):
+    """The daemon is there."""
+
+    version: str
+    protocol: int
+    uptime_s: float
+
+
+class Voice(Struct, kw_only=True):
+    """A voice as ``voices`` and ``info`` list it."""
+
+    name: str
+    language: str = ""
+    description: str = ""
+
+
+class InfoAnswer(Event, tag="info", kw_only=True):
+    """What this daemon can do. ``options`` is the JSON Schema of the engine's options."""
+
+    version: str
+    protocol: int
+    engine: str
+    sample_rate: int
+    sample_rates: list[int]
+    formats: list[str]
+    voices: list[Voice]
+    default_voice: str
+    clones_voices: bool
+    limits: dict[str, Any]
+    options: dict[str, Any]
+    ready: bool
+
+
+class VoicesAnswer(Event, tag="voices", kw_only=True):
+    """The voices that can be named."""
+
+    voices: list[Voice]
+
+
+class JobInfo(Struct, kw_only=True):
+    """A job as ``job`` and ``jobs`` show it. ``created`` is seconds since 1970, UTC."""
+
+    job: str
+    state: str
+    priority: str
+    created: float
+    attempts: int
+    text_length: int
+    position: int | UnsetType = UNSET
+    estimated_wait_s: float | UnsetType = UNSET
+    client: str | UnsetType = UNSET
+    worker: str | UnsetType = UNSET
+    segment: int | UnsetType = UNSET
+    segments: int | UnsetType = UNSET
+    audio_s: float | UnsetType = UNSET
+    waited_s: float | UnsetType = UNSET
+    synthesis_s: float | UnsetType = UNSET
+    code: str | UnsetType = UNSET
+    message: str | UnsetType = UNSET
+    output: str | UnsetType = UNSET
+    key: str | UnsetType = UNSET
+
+
+class JobAnswer(JobInfo, tag_field="event", tag="job", kw_only=True):
+    """How one job stands: the keys of :class:`JobInfo`, flat in the event."""
+
+    final: ClassVar[bool] = True
+
+    id: str
+    v: int = VERSION
+
+
+class JobsAnswer(Event, tag="jobs", kw_only=True):
+    """The newest jobs first."""
+
+    jobs: list[JobInfo]
+
+
+class Result(Struct, kw_only=True):
+    """The answer to ``cancel`` and to every operation of the control socket.
+
+    The keys of ``values`` stand in the event beside ``v``, ``id`` and ``event``, which none of them may be called.
+    """
+
+    final: ClassVar[bool] = True
+
+    id: str
+    values: dict[str, Any]
+    v: int = VERSION
+
+
+#: Events that are one struct on the wire; :class:`Result` is open, and the codec makes it.
+ClosedEvent = (
+    Accepted
+    | Queued
+    | Started
+    | Progress
+    | Audio
+    | Done
+    | Error
+    | Pong
+    | InfoAnswer
+    | VoicesAnswer
+    | JobAnswer
+    | JobsAnswer
+)
+
+ServerEvent = ClosedEvent | Result

@@ -1,0 +1,102 @@
+"""Requests of the requests socket: one type for each ``op``, with the limits that hold for every daemon."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from .audio_formats import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, AudioFormat
+
+#: The version of the protocol that this package speaks.
+VERSION = 1
+
+Id = Annotated[str, Meta(min_length=1, max_length=64)]
+JobId = Annotated[str, Meta(min_length=1, max_length=64)]
+Priority = Literal["vip", "interactive", "batch"]
+JobState = Literal["waiting", "running", "done", "failed", "cancelled"]
+
+PRIORITIES: tuple[Priority, ...] = ("vip", "interactive", "batch")
+
+MAX_SEED = 2**32 - 1
+
+
+class Request(Struct, tag_field="op", forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """What every request has."""
+
+    id: Id
+    v: int
+
+
+class Prompt(Struct, forbid_unknown_fields=True):
+    """Zero-shot cloning: ``text`` is what is said in the recording that comes as the body."""
+
+    text: Annotated[str, Meta(min_length=1, max_length=1_000)]
+
+
+class Synthesize(Request, tag="synthesize", kw_only=True, omit_defaults=True):
+    """Speak ``text``; docs/protocol.md says what each key means."""
+
+    text: str
+    voice: Annotated[str, Meta(min_length=1, max_length=64)] | UnsetType = UNSET
+    prompt: Prompt | UnsetType = UNSET
+    format: AudioFormat | UnsetType = UNSET
+    sample_rate: Annotated[int, Meta(ge=MIN_SAMPLE_RATE, le=MAX_SAMPLE_RATE)] | UnsetType = UNSET
+    stream: bool = False
+    events: Literal["all", "final"] = "all"
+    output: Annotated[str, Meta(min_length=1)] | UnsetType = UNSET
+    priority: Priority = "interactive"
+    deadline_s: Annotated[float, Meta(gt=0, le=30 * 86_400.0)] | UnsetType = UNSET
+    durable: bool | UnsetType = UNSET
+    key: Annotated[str, Meta(min_length=1, max_length=128)] | UnsetType = UNSET
+    seed: Annotated[int, Meta(ge=0, le=MAX_SEED)] = 0
+    options: dict[str, Any] = {}
+    on_behalf_of: Annotated[str, Meta(min_length=1, max_length=128)] | UnsetType = UNSET
+
+    @property
+    def resolved_format(self) -> AudioFormat:
+        """The format asked for, or the protocol's default: WAV, and 16-bit PCM for a stream."""
+        if self.format is not UNSET:
+            return self.format
+        return "pcm_s16le" if self.stream else "wav"
+
+
+class Ping(Request, tag="ping", kw_only=True):
+    """Is the daemon there?"""
+
+
+class Info(Request, tag="info", kw_only=True):
+    """What this daemon can do."""
+
+
+class Voices(Request, tag="voices", kw_only=True):
+    """The voices that can be named in ``voice``."""
+
+
+class Cancel(Request, tag="cancel", kw_only=True):
+    """End a job: the client's own, or on the control socket any."""
+
+    job: JobId
+
+
+class GetJob(Request, tag="job", kw_only=True):
+    """How one job stands."""
+
+    job: JobId
+
+
+class Wait(Request, tag="wait", kw_only=True, omit_defaults=True):
+    """The remaining events of a job, its last one included."""
+
+    job: JobId
+    events: Literal["all", "final"] = "all"
+
+
+class ListJobs(Request, tag="jobs", kw_only=True, omit_defaults=True):
+    """The client's own jobs; on the control socket everyone's."""
+
+    state: JobState | UnsetType = UNSET
+    limit: Annotated[int, Meta(ge=1, le=1_000)] = 100
+
+
+ClientRequest = Synthesize | Ping | Info | Voices | Cancel | GetJob | Wait | ListJobs
