@@ -1,1 +1,100 @@
-"""Clients of the speech daemon."""
+"""Clients of the speech daemon.
+
+    from glmtts.client import Client
+    with Client() as client:
+        client.speak("今天天气不错").save("a.wav")
+
+:class:`Client` for ordinary programs, :class:`AsyncClient` for asyncio, :class:`Control` for operators.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    BadAudio,
+    BadRequest,
+    Cancelled,
+    ConnectionLost,
+    DaemonNotRunning,
+    DeadlineExceeded,
+    Forbidden,
+    GlmttsError,
+    Hung,
+    JobNotFound,
+    OutOfMemory,
+    OutputExists,
+    OutputFailed,
+    ProtocolError,
+    Quarantined,
+    QueueFull,
+    RateLimited,
+    RequestFailed,
+    ShuttingDown,
+    SlowConsumer,
+    SynthesisFailed,
+    Timeout,
+    TooLarge,
+    Unavailable,
+    VoiceNotFound,
+    WorkerCrashed,
+)
+from .exchange import JobEvent
+from .speech import Chunk, Job, Speech
+from .sync import Client, SpeechOptions, Stream
+
+if TYPE_CHECKING:
+    from .aio import AsyncClient, AsyncStream
+    from .control import Control
+
+__all__ = [
+    "AsyncClient",
+    "AsyncStream",
+    "BadAudio",
+    "BadRequest",
+    "Cancelled",
+    "Chunk",
+    "Client",
+    "ConnectionLost",
+    "Control",
+    "DaemonNotRunning",
+    "DeadlineExceeded",
+    "Forbidden",
+    "GlmttsError",
+    "Hung",
+    "Job",
+    "JobEvent",
+    "JobNotFound",
+    "OutOfMemory",
+    "OutputExists",
+    "OutputFailed",
+    "ProtocolError",
+    "Quarantined",
+    "QueueFull",
+    "RateLimited",
+    "RequestFailed",
+    "ShuttingDown",
+    "SlowConsumer",
+    "Speech",
+    "SpeechOptions",
+    "Stream",
+    "SynthesisFailed",
+    "Timeout",
+    "TooLarge",
+    "Unavailable",
+    "VoiceNotFound",
+    "WorkerCrashed",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what most programs don't use, asyncio above all, when it is asked for."""
+    if name in ("AsyncClient", "AsyncStream"):
+        from . import aio
+
+        return getattr(aio, name)
+    if name == "Control":
+        from .control import Control
+
+        return Control
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 from .requests import Cancel, GetJob, ListJobs, Ping, Request
 
 LogLevel = Literal["debug", "info", "warning", "error"]
-VoiceName = Annotated[str, Meta(pattern=r"^[\w-]{1,64}$")]
+VoiceName = Annotated[str, Meta(pattern=r"\A[\w-]{1,64}\Z")]
 
 
 class Status(Request, tag="status", kw_only=True):

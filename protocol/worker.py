@@ -11,7 +11,7 @@ had finished already is not mentioned again.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import msgpack
 import msgspec
@@ -36,7 +36,7 @@ class Memory(Struct, kw_only=True):
 
 
 class Hello(Message, tag="hello", kw_only=True):
-    """The first message. ``started`` is the process's start time in clock ticks since boot (/proc/PID/stat, field 22)."""
+    """The first message. ``started`` is its start time in clock ticks since boot (/proc/PID/stat, field 22)."""
 
     token: str
     pid: int
@@ -128,7 +128,7 @@ WorkerMessage = Hello | Ready | Beat | SegmentDone | AudioChunk | Finished | Fai
 
 
 class Job(Message, tag="job", kw_only=True):
-    """Speak. ``format`` and ``sample_rate`` (None: the engine's default) are resolved; a prompt's recording is the body.
+    """Speak. ``format`` and ``sample_rate`` (None: the engine's own) are resolved; a prompt's recording is the body.
 
     ``recording`` is the path of a registered voice's recording, ``prompt_text`` what is said in it or in the body.
     ``output`` is an absolute path that must not exist yet.
@@ -164,8 +164,8 @@ class StopWorker(Message, tag="stop", kw_only=True):
 SupervisorMessage = Job | CancelJob | Trim | StopWorker
 
 _encoder = msgspec.msgpack.Encoder()
-_from_worker: dict[str, Any] = {t.__struct_config__.tag: t for t in WorkerMessage.__args__}  # type: ignore[attr-defined]
-_to_worker: dict[str, Any] = {t.__struct_config__.tag: t for t in SupervisorMessage.__args__}  # type: ignore[attr-defined]
+_from_worker: dict[str, Any] = {t.__struct_config__.tag: t for t in get_args(WorkerMessage)}
+_to_worker: dict[str, Any] = {t.__struct_config__.tag: t for t in get_args(SupervisorMessage)}
 
 
 class WorkerProtocolError(ValueError):
@@ -192,4 +192,4 @@ def _decode(header: bytes | memoryview, types: dict[str, Any]) -> Any:
         value = msgpack.unpackb(header, raw=False, strict_map_key=True)
         return msgspec.convert(value, types[value["type"]])
     except (ValueError, TypeError, KeyError, RecursionError, MemoryError) as error:
-        raise WorkerProtocolError(f"{type(error).__name__}: {error}"[:200]) from None
+        raise WorkerProtocolError(f"not one of its messages ({type(error).__name__} {error})"[:200]) from None

@@ -1,10 +1,10 @@
-"""The configuration as types: every section and key with its default. etc/glmtts.toml says why, config.py reads files."""
+"""The configuration as types: every section and key with its default. etc/glmtts.toml says why."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 Seconds = Annotated[float, Meta(ge=0)]
 PositiveSeconds = Annotated[float, Meta(gt=0)]
@@ -17,10 +17,10 @@ class Section(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """Base of all sections."""
 
 
-class DaemonSettings(Section):
+class DaemonSettings(Section, frozen=True):
     runtime_dir: str = ""
     state_dir: str = ""
-    socket_mode: Annotated[str, Meta(pattern=r"^0?[0-7]{3}$")] = "0660"
+    socket_mode: Annotated[str, Meta(pattern=r"\A0?[0-7]{3}\Z")] = "0660"
     socket_group: str = ""
     admin_group: str = ""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -28,14 +28,14 @@ class DaemonSettings(Section):
     drain_timeout_s: Seconds = 30.0
 
 
-class FaultEngineSettings(Section):
+class FaultEngineSettings(Section, frozen=True):
     """How the fault engine behaves before its first job."""
 
     start: Literal["normal", "slow", "crash", "hang"] = "normal"
     start_s: Seconds = 0.0
 
 
-class GlmttsEngineSettings(Section):
+class GlmttsEngineSettings(Section, frozen=True):
     """Settings of the GLM-TTS engine."""
 
     root: str = ""
@@ -45,7 +45,7 @@ class GlmttsEngineSettings(Section):
     dtype: Literal["fp32", "bf16"] = "fp32"
 
 
-class EngineSettings(Section):
+class EngineSettings(Section, frozen=True):
     name: Literal["espeak", "glmtts", "fault"] = "espeak"
     python: str = ""
     warmup_text: str = "你好。"
@@ -53,7 +53,7 @@ class EngineSettings(Section):
     glmtts: GlmttsEngineSettings = GlmttsEngineSettings()
 
 
-class RecycleSettings(Section):
+class RecycleSettings(Section, frozen=True):
     max_jobs: CountOrZero = 0
     max_age_s: Seconds = 0.0
     max_rss_mib: Mib = 0
@@ -64,7 +64,7 @@ class RecycleSettings(Section):
     idle_trim_s: Seconds = 300.0
 
 
-class RestartSettings(Section):
+class RestartSettings(Section, frozen=True):
     backoff_initial_s: PositiveSeconds = 0.5
     backoff_max_s: PositiveSeconds = 30.0
     breaker_failures: Count = 5
@@ -73,7 +73,7 @@ class RestartSettings(Section):
     max_attempts: Count = 2
 
 
-class WorkersSettings(Section):
+class WorkersSettings(Section, frozen=True):
     gpus: Literal["all", "none"] | list[Annotated[int, Meta(ge=0)]] = "all"
     per_gpu: Count = 1
     min: CountOrZero = 0
@@ -86,20 +86,30 @@ class WorkersSettings(Section):
     restart: RestartSettings = RestartSettings()
 
 
-class ClassSettings(Section):
+class ClassSettings(Section, frozen=True):
     """A class of priority: its share when all wait, and who may use it (user names or uids; empty: everyone)."""
 
     weight: Annotated[int, Meta(ge=1, le=1_000)] = 1
     users: list[str] = []
 
 
-class ClassesSettings(Section):
-    vip: ClassSettings = ClassSettings(weight=16, users=["root"])
-    interactive: ClassSettings = ClassSettings(weight=4)
-    batch: ClassSettings = ClassSettings(weight=1)
+class VipSettings(ClassSettings, frozen=True):
+    # A type of its own: a file that sets the weight alone must not open the class to everyone.
+    weight: Annotated[int, Meta(ge=1, le=1_000)] = 16
+    users: list[str] = field(default_factory=lambda: ["root"])
 
 
-class QueueSettings(Section):
+class InteractiveSettings(ClassSettings, frozen=True):
+    weight: Annotated[int, Meta(ge=1, le=1_000)] = 4
+
+
+class ClassesSettings(Section, frozen=True):
+    vip: VipSettings = VipSettings()
+    interactive: InteractiveSettings = InteractiveSettings()
+    batch: ClassSettings = ClassSettings()
+
+
+class QueueSettings(Section, frozen=True):
     max_waiting: CountOrZero = 10
     max_waiting_batch: CountOrZero = 10_000
     warn_waiting: CountOrZero = 4
@@ -110,13 +120,13 @@ class QueueSettings(Section):
     classes: ClassesSettings = ClassesSettings()
 
 
-class ClientLimits(Section):
+class ClientLimits(Section, frozen=True):
     """Limits of one client, by user name or uid, in place of the general ones."""
 
     rate: str | None = None
 
 
-class LimitsSettings(Section):
+class LimitsSettings(Section, frozen=True):
     rate: str = "10/minute"
     rate_batch: str = ""
     clients: dict[str, ClientLimits] = {}
@@ -131,28 +141,28 @@ class LimitsSettings(Section):
     max_connections: Count = 4_096
 
 
-class AudioSettings(Section):
+class AudioSettings(Section, frozen=True):
     sample_rate: Annotated[int, Meta(ge=8_000, le=48_000)] = 24_000
     default_format: Literal["wav", "flac", "ogg", "mp3", "pcm_s16le", "pcm_f32le"] = "wav"
     outputs: str = ""
 
 
-class VoicesSettings(Section):
+class VoicesSettings(Section, frozen=True):
     folder: str = ""
     default: str = ""
 
 
-class MetricsSettings(Section):
+class MetricsSettings(Section, frozen=True):
     listen: str = ""
 
 
-class TcpSettings(Section):
+class TcpSettings(Section, frozen=True):
     listen: str = ""
     server_key: str = ""
     authorised_keys: str = ""
 
 
-class Settings(Section):
+class Settings(Section, frozen=True):
     """The whole configuration."""
 
     daemon: DaemonSettings = DaemonSettings()
@@ -169,6 +179,11 @@ class Settings(Section):
 #: Keys that stand for what a later version does. Any value but the default is refused, so that nobody believes in it.
 RESERVED: frozenset[str] = frozenset(
     {
+        "engine.glmtts.root",
+        "engine.glmtts.use_phoneme",
+        "engine.glmtts.use_cache",
+        "engine.glmtts.sampling",
+        "engine.glmtts.dtype",
         "workers.idle_unload_s",
         "workers.recycle.max_vram_mib",
         "workers.recycle.max_vram_share",

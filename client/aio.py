@@ -1,0 +1,356 @@
+"""The client for asyncio: the same calls as coroutines, any number of them at once on one connection.
+
+It reads while somebody waits, and then for all of them. A stream that nobody reads is thus left with the daemon, which
+holds it back, instead of growing here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Unpack
+
+from glmtts.protocol.endpoints import requests_endpoint
+from glmtts.protocol.events import Done, InfoAnswer, JobAnswer, JobInfo, JobsAnswer, Pong, Result, Voice, VoicesAnswer
+
+from .connection import Connection, check_listening, read_recording
+from .errors import Cancelled, GlmttsError
+from .exchange import Exchange, JobExchange
+from .speech import Chunk, Job, Speech
+from .sync import OnEvent, SpeechOptions, collected, job_id, show, timed_out
+
+#: Messages taken in before others get their turn in the event loop.
+_MESSAGES_A_STEP = 32
+
+
+class AsyncClient:
+    """A connection to the speech daemon at ``endpoint``, by default the one that runs on this machine.
+
+    It connects at its first use. ``timeout`` in seconds is the default of every call (None: wait as long as it takes).
+    When the daemon goes away, it has ``reconnect_s`` seconds to come back; jobs in flight are then asked for again. The
+    methods raise what those of :class:`~.sync.Client` raise. A client belongs to one event loop.
+
+        async with AsyncClient() as client:
+            async for chunk in client.stream("今天天气不错"):
+                play(chunk.samples)
+    """
+
+    def __init__(self, endpoint: str | None = None, timeout: float | None = None, *, reconnect_s: float = 30.0) -> None:
+        self.endpoint = endpoint or requests_endpoint()
+        self._timeout = timeout
+        self._reconnect_s = reconnect_s
+        self._made: Connection | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiting = 0
+        self._closed = False
+
+    async def __aenter__(self) -> AsyncClient:
+        await self._connection()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; jobs that are not durable are cancelled by the daemon. Closing twice does no harm."""
+        self._closed = True
+        made, self._made = self._made, None
+        if made is not None:
+            for exchange in made.core.in_flight():
+                made.core.abandon(exchange, GlmttsError("This client was closed."))
+            made.flush()
+            self._watch(made, False)
+            await asyncio.to_thread(made.close)  # it may linger over a cancel
+
+    async def speak(
+        self,
+        text: str,
+        *,
+        timeout: float | None = None,
+        on_event: OnEvent | None = None,
+        **options: Unpack[SpeechOptions],
+    ) -> Speech:
+        """Speak ``text`` and return the whole of it; see :meth:`.sync.Client.speak`.
+
+        Cancelling the task cancels the job.
+        """
+        deadline = self._deadline(timeout)
+        exchange = await self._synthesize(text, options)
+        try:
+            return await self._finish(exchange, deadline, on_event)
+        except BaseException:
+            self._give_up(exchange)
+            raise
+
+    def stream(
+        self,
+        text: str,
+        *,
+        timeout: float | None = None,
+        on_event: OnEvent | None = None,
+        **options: Unpack[SpeechOptions],
+    ) -> AsyncStream:
+        """Speak ``text``, and yield its chunks while it is spoken; see :meth:`.sync.Client.stream`.
+
+        The request is sent when the iteration, or its ``async with``, begins.
+        """
+        return AsyncStream(self, text, {"format": "pcm_s16le", **options}, timeout, on_event)
+
+    async def submit(
+        self,
+        text: str,
+        *,
+        timeout: float | None = None,
+        on_event: OnEvent | None = None,
+        **options: Unpack[SpeechOptions],
+    ) -> Job:
+        """Have ``text`` spoken, and return when the daemon has accepted the job; see :meth:`.sync.Client.submit`."""
+        deadline = self._deadline(timeout)
+        exchange = await self._synthesize(text, options)
+        try:
+            await self._until(lambda: exchange.finished or exchange.job, deadline, exchange)
+        except BaseException:
+            self._give_up(exchange, cancel=options.get("key") is None)
+            raise
+        if exchange.failure:
+            exchange.result()
+        if self._made is not None:
+            self._made.core.track(exchange)
+        show(exchange, on_event)
+        return Job(exchange)
+
+    async def wait(self, job: Job | str, *, timeout: float | None = None, on_event: OnEvent | None = None) -> Speech:
+        """The speech of a job, when it is done. A timeout or an interruption leaves the job as it is."""
+        deadline = self._deadline(timeout)
+        exchange = collected(job)
+        if exchange is None and self._made is not None:
+            exchange = self._made.core.tracked(job_id(job))
+        if exchange is None:
+            exchange = (await self._connection()).core.wait(job_id(job))
+        return await self._finish(exchange, deadline, on_event)
+
+    async def cancel(self, job: Job | str, *, timeout: float | None = None) -> str:
+        """End a job; returns its state. Whoever waits for it gets Cancelled."""
+        answer: Result = await self._ask("cancel", timeout, Result, job=job_id(job))
+        return str(answer.values.get("state", ""))
+
+    async def job(self, job: Job | str, *, timeout: float | None = None) -> JobAnswer:
+        """How a job stands."""
+        return await self._ask("job", timeout, JobAnswer, job=job_id(job))  # type: ignore[no-any-return]
+
+    async def jobs(
+        self, state: str | None = None, limit: int | None = None, *, timeout: float | None = None
+    ) -> list[JobInfo]:
+        """This client's own jobs, the newest first; ``state``: waiting, running, done, failed or cancelled."""
+        answer: JobsAnswer = await self._ask("jobs", timeout, JobsAnswer, state=state, limit=limit)
+        return answer.jobs
+
+    async def info(self, *, timeout: float | None = None) -> InfoAnswer:
+        """What the daemon can do: engine, formats, sample rates, voices, limits, options."""
+        return await self._ask("info", timeout, InfoAnswer)  # type: ignore[no-any-return]
+
+    async def voices(self, *, timeout: float | None = None) -> list[Voice]:
+        """The voices that can be named."""
+        answer: VoicesAnswer = await self._ask("voices", timeout, VoicesAnswer)
+        return answer.voices
+
+    async def ping(self, *, timeout: float | None = None) -> Pong:
+        """Whether the daemon is there, its version, and for how many seconds it has run."""
+        return await self._ask("ping", timeout, Pong)  # type: ignore[no-any-return]
+
+    # --- requests
+
+    async def _ask(self, op: str, timeout: float | None, *expected: type[Any], **keys: Any) -> Any:
+        deadline = self._deadline(timeout)
+        exchange = (await self._connection()).core.call(op, **keys)
+        try:
+            await self._until(lambda: exchange.finished, deadline, exchange)
+        except BaseException:
+            self._give_up(exchange)
+            raise
+        return exchange.result(*expected)
+
+    async def _synthesize(self, text: str, options: SpeechOptions, *, stream: bool = False) -> JobExchange:
+        keys: dict[str, Any] = dict(options)
+        prompt = keys.pop("prompt", None)
+        a_path = isinstance(prompt, str | os.PathLike)
+        recording = await asyncio.to_thread(read_recording, prompt) if a_path else read_recording(prompt)
+        core = (await self._connection()).core
+        return core.synthesize(text, stream=stream, recording=recording, **keys)
+
+    async def _finish(self, exchange: JobExchange, deadline: float, on_event: OnEvent | None) -> Speech:
+        while not exchange.finished or exchange.events:
+            await self._until(lambda: exchange.finished or exchange.events, deadline, exchange)
+            show(exchange, on_event)
+        if self._made is not None:
+            self._made.core.collect(exchange)
+        return exchange.speech()
+
+    def _give_up(self, exchange: Exchange, *, cancel: bool = True) -> None:
+        if self._made is not None:
+            job = exchange.job if isinstance(exchange, JobExchange) else None
+            self._made.core.abandon(exchange, Cancelled("cancelled by this client", job=job), cancel=cancel)
+            self._made.flush()
+            if self._waiting:  # sending may swallow the signal that there is something to read
+                asyncio.get_running_loop().call_soon(self._pump)
+
+    # --- the connection
+
+    async def _connection(self) -> Connection:
+        """The connection, made or looked at again if need be. Raises DaemonNotRunning."""
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        if self._loop is not loop:
+            raise GlmttsError("This client belongs to another event loop. Make one for each.")
+        if (self._made is None or self._made.core.gave_up) and self.endpoint.startswith("tcp://"):
+            await asyncio.to_thread(check_listening, self.endpoint)  # a far host may not answer at once
+        if self._closed:
+            raise GlmttsError("This client is closed.")
+        if self._made is None:
+            self._made = Connection(self.endpoint, reconnect_s=self._reconnect_s)
+        self._made.check()
+        return self._made
+
+    def _deadline(self, timeout: float | None) -> float:
+        timeout = self._timeout if timeout is None else timeout
+        return math.inf if timeout is None else time.monotonic() + timeout
+
+    async def _until(self, ready: Callable[[], object], deadline: float, exchange: Exchange) -> None:
+        """Wait for ``ready()``, which only a change of ``exchange`` can make true. Raises Timeout at ``deadline``."""
+        news = asyncio.Event()
+        exchange.watchers.append(news.set)
+        try:
+            with self._reading():
+                while not ready():
+                    made = self._made
+                    if made is None:
+                        raise GlmttsError("This client was closed.")
+                    wait = min(deadline, made.core.give_up_at or math.inf) - time.monotonic()
+                    news.clear()
+                    try:
+                        async with asyncio.timeout(None if wait == math.inf else max(0.0, wait)):
+                            await news.wait()
+                    except TimeoutError:
+                        self._pump()
+                    if time.monotonic() >= deadline and not ready():
+                        raise timed_out(exchange)
+        finally:
+            exchange.watchers.remove(news.set)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """While somebody waits, read what comes."""
+        made = self._made
+        self._waiting += 1
+        if made is not None:
+            if self._waiting == 1:
+                self._watch(made, True)
+            asyncio.get_running_loop().call_soon(self._pump)
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+            if self._waiting == 0 and made is self._made and made is not None:
+                self._watch(made, False)
+
+    def _watch(self, made: Connection, on: bool) -> None:
+        loop = asyncio.get_running_loop()
+        for socket in (made.socket, made.monitor):
+            if on:
+                loop.add_reader(socket, self._pump)
+            else:
+                loop.remove_reader(socket)
+
+    def _pump(self) -> None:
+        """Move what can be moved: ZeroMQ's descriptors signal changes, not what is there, so it is read to the end."""
+        if self._waiting and self._made is not None:
+            self._made.flush()
+            if self._made.step(_MESSAGES_A_STEP):
+                asyncio.get_running_loop().call_soon(self._pump)
+
+
+class AsyncStream:
+    """The chunks of a job, in order: ``async for chunk in stream``.
+
+    Closing it before its end, by ``async with`` or :meth:`close`, cancels the job; so does dropping it. ``job`` is the
+    job's handle once the iteration has begun, ``done`` the last event when all chunks were read, both None before.
+    While nobody reads, the daemon is held back; it ends the job with SlowConsumer when that takes too long.
+    """
+
+    def __init__(
+        self, client: AsyncClient, text: str, options: SpeechOptions, timeout: float | None, on_event: OnEvent | None
+    ) -> None:
+        self._client = client
+        self._text = text
+        self._options = options
+        self._timeout = timeout
+        self._on_event = on_event
+        self._exchange: JobExchange | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.job: Job | None = None
+        self.done: Done | None = None
+
+    def __aiter__(self) -> AsyncStream:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        exchange = await self._begin()
+        try:
+            while not exchange.chunks and (not exchange.finished or exchange.events):
+                await self._news(exchange, lambda: exchange.finished or exchange.events or exchange.chunks)
+        except BaseException:
+            self._client._give_up(exchange)
+            raise
+        if exchange.chunks:
+            return exchange.take_chunk()
+        self.done = exchange.result(Done)
+        raise StopAsyncIteration
+
+    async def _begin(self) -> JobExchange:
+        """Send the request, the first time, and see it accepted."""
+        if self._exchange is None:
+            self._loop = asyncio.get_running_loop()
+            self._exchange = await self._client._synthesize(self._text, self._options, stream=True)
+        exchange = self._exchange
+        if self.job is None:
+            try:
+                await self._news(exchange, lambda: exchange.finished or exchange.job)
+            except BaseException:
+                self._client._give_up(exchange)
+                raise
+            if exchange.failure:
+                exchange.result()
+            self.job = Job(exchange)
+        return exchange
+
+    async def _news(self, exchange: JobExchange, ready: Callable[[], object]) -> None:
+        await self._client._until(ready, self._client._deadline(self._timeout), exchange)
+        show(exchange, self._on_event)
+
+    async def close(self) -> None:
+        """Cancel the job, unless it has ended."""
+        if self._exchange is not None:
+            self._client._give_up(self._exchange)
+            self._exchange.chunks.clear()
+
+    async def __aenter__(self) -> AsyncStream:
+        await self._begin()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __del__(self) -> None:
+        exchange, loop = self._exchange, self._loop
+        if exchange is not None and loop is not None and not exchange.finished and not loop.is_closed():
+            loop.call_soon_threadsafe(self._client._give_up, exchange)

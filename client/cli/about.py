@@ -1,0 +1,83 @@
+"""`glmttsctl ping` and `info`: whether the daemon is there, and what it can do."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from .output import duration, plain, print_json, print_pairs
+from .session import QUICK_TIMEOUT_S, session, shared_options, timeout_option
+
+
+@click.command()
+@timeout_option()
+@shared_options
+def ping(timeout: float | None) -> None:
+    """Is the daemon there?"""
+    run = session()
+    with run.client(timeout or QUICK_TIMEOUT_S) as client:
+        began = time.perf_counter()
+        answer = client.ping()
+        took_ms = (time.perf_counter() - began) * 1_000
+        endpoint = client.endpoint
+    if run.json:
+        print_json({**plain(answer), "endpoint": endpoint, "round_trip_ms": round(took_ms, 3)})
+    else:
+        click.echo(
+            f"glmttsd {answer.version} at {endpoint}, up for {duration(answer.uptime_s)}, answered in {took_ms:.1f} ms"
+        )
+
+
+@click.command()
+@shared_options
+def info() -> None:
+    """What the daemon can do: engine, voices, formats, limits, options."""
+    run = session()
+    with run.client() as client:
+        answer: dict[str, Any] = plain(client.info())
+    if run.json:
+        print_json(answer)
+        return
+    options = answer.pop("options", None) or {}
+    answer["voices"] = [voice.get("name", "?") for voice in answer.get("voices", [])]
+    print_pairs(answer)
+    described = _options(options)
+    if described:
+        click.echo("options (--option KEY=VALUE)")
+        print_pairs(described, indent="  ")
+
+
+def _options(schema: dict[str, Any]) -> dict[str, str]:
+    """Each option of the engine in a line, from the JSON Schema of them all."""
+    properties = _resolved(schema, schema).get("properties") or {}
+    return {name: _in_words(_resolved(item, schema)) for name, item in properties.items()}
+
+
+def _resolved(item: Any, schema: dict[str, Any]) -> dict[str, Any]:
+    """``item``, or what its ``$ref`` names in the schema's own definitions."""
+    if not isinstance(item, dict):
+        return {}
+    reference = item.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#/$defs/"):
+        found = (schema.get("$defs") or {}).get(reference.removeprefix("#/$defs/"))
+        return found if isinstance(found, dict) else {}
+    return item
+
+
+def _in_words(item: dict[str, Any]) -> str:
+    choices = item.get("enum")
+    words = " | ".join(map(str, choices)) if choices else str(item.get("type", "any"))
+    bounds = [
+        f"{sign} {item[key]}"
+        for key, sign in (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
+        if key in item
+    ]
+    if bounds:
+        words += " " + " and ".join(bounds)
+    if item.get("default") is not None:
+        words += f", {item['default']} unless given"
+    if item.get("description"):
+        words += f": {item['description']}"
+    return words

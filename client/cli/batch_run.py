@@ -1,0 +1,136 @@
+"""Speaking the lines of a batch, several at a time: who is retried, who fails alone, and what stops them all."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glmtts.client import AsyncClient, ConnectionLost, DaemonNotRunning, GlmttsError, RequestFailed, Speech
+
+from .batch_journal import Journal
+from .files import write_atomically
+from .patience import PUT_OFF, retry_delay
+
+#: With these the daemon says that it can't work now: the other lines would meet the same.
+_STOPS_ALL = frozenset({"unavailable", "shutting_down"})
+
+#: Where these come from a write, no other file would fare better.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+
+_LONGEST_PAUSE_S = 30.0
+
+#: Put off again and again for this long, a line gives up: something is wrong with the limits.
+_LONGEST_PUT_OFF_S = 3_600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line that is to be spoken: what to ask for, and the file to write."""
+
+    number: int
+    name: str
+    digest: str
+    text: str
+    request: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class FailedLine:
+    """A line that was not spoken, and why."""
+
+    number: int
+    code: str
+    reason: str
+    name: str = ""
+
+    def as_map(self) -> dict[str, Any]:
+        """As it stands in failures.jsonl."""
+        record: dict[str, Any] = {"line": self.number, "code": self.code, "reason": self.reason}
+        return record | ({"output": self.name} if self.name else {})
+
+
+@dataclass
+class BatchRun:
+    """Lines on their way to ``folder``. ``spoken`` and ``failed`` grow while it runs; ``moved`` is called with each."""
+
+    folder: Path
+    journal: Journal
+    outstanding: int
+    retries: int
+    note: Callable[[str], None]
+    moved: Callable[[], None]
+    spoken: int = 0
+    audio_s: float = 0.0
+    failed: list[FailedLine] = field(default_factory=list)
+
+    async def run(self, endpoint: str | None, lines: Sequence[Line]) -> None:
+        """Speak ``lines``. A line that fails alone goes to ``failed``; raises what makes it useless to go on."""
+        async with AsyncClient(endpoint=endpoint) as client:
+            todo = iter(lines)
+            takers = [asyncio.create_task(self._take(client, todo)) for _ in range(min(self.outstanding, len(lines)))]
+            try:
+                await asyncio.gather(*takers)
+            finally:
+                for taker in takers:
+                    taker.cancel()
+                # Each ends its job with the daemon before the connection closes.
+                await asyncio.gather(*takers, return_exceptions=True)
+
+    async def _take(self, client: AsyncClient, todo: Iterator[Line]) -> None:
+        for line in todo:
+            try:
+                speech = await self._speak(client, line)
+                write_atomically(self.folder / line.name, speech.audio)
+            except RequestFailed as error:
+                if error.code in _STOPS_ALL:
+                    raise
+                self._failed(line, error.code, error.message)
+            except DaemonNotRunning:
+                raise
+            except GlmttsError as error:
+                if isinstance(error, ConnectionLost):
+                    raise
+                self._failed(line, "failed", str(error))
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    raise
+                self._failed(line, "failed", f"{error.filename or line.name}: {error.strerror or error}")
+            else:
+                self.journal.add(line.name, line.digest, line=line.number, audio_s=speech.audio_s)
+                self.spoken += 1
+                self.audio_s += speech.audio_s
+                self.moved()
+
+    def _failed(self, line: Line, code: str, reason: str) -> None:
+        self.failed.append(FailedLine(line.number, code, reason, line.name))
+        self.moved()
+
+    async def _speak(self, client: AsyncClient, line: Line) -> Speech:
+        """The line's speech, tried again as often as that makes sense."""
+        tries, put_off_s = 0, 0.0
+        while True:
+            try:
+                return await client.speak(line.text, **line.request)
+            except RequestFailed as error:
+                pause = retry_delay(error, otherwise=min(2.0**tries, _LONGEST_PAUSE_S))
+                if error.code in PUT_OFF:
+                    put_off_s += pause
+                    if put_off_s > _LONGEST_PUT_OFF_S:
+                        raise
+                else:
+                    tries += 1
+                    if not error.retryable or tries > self.retries:
+                        raise
+                    pause = min(pause, _LONGEST_PAUSE_S)
+                what = f"{error.message} ({error.code})"
+            except ConnectionLost as error:
+                tries += 1
+                if tries > self.retries:
+                    raise
+                pause, what = min(2.0**tries, _LONGEST_PAUSE_S), str(error)
+            self.note(f"line {line.number}: {what}; trying again in {pause:.1f} s")
+            await asyncio.sleep(pause)

@@ -1,0 +1,165 @@
+"""The sockets of one connection and the core behind them: what the sync and the asyncio client have in common.
+
+Nothing here waits. Requests are handed to ZeroMQ only while the daemon is connected, so that none is left in a queue of
+ZeroMQ's own, to be spoken when the daemon comes back and nobody wants it any more.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import time
+from pathlib import Path
+
+import zmq
+
+from glmtts.protocol.endpoints import MAX_PATH_BYTES
+
+from .core import Core
+from .errors import DaemonNotRunning, Forbidden, GlmttsError
+
+#: How long a message just sent, such as a cancel, may keep a closing client, in milliseconds.
+_LINGER_MS = 500
+
+#: Messages that ZeroMQ reads ahead. Beyond it the daemon feels that this client does not read.
+_RECEIVE_AHEAD = 64
+
+#: Pauses between attempts to reconnect, in milliseconds: the first, and the longest.
+_RECONNECT_MS = (50, 1_000)
+
+_CONNECT_TIMEOUT_S = 3.0
+
+#: A zmq_socket_monitor event: its number and a value (zmq_socket_monitor(3)).
+_MONITOR_FRAME = struct.Struct("=hi")
+
+
+class Connection:
+    """A DEALER connected to ``endpoint``, and its :class:`Core`. Raises DaemonNotRunning when nothing listens there."""
+
+    def __init__(self, endpoint: str, *, reconnect_s: float) -> None:
+        check_listening(endpoint)
+        self.endpoint = endpoint
+        self.core = Core(endpoint, time.monotonic(), reconnect_s=reconnect_s)
+        self._context = zmq.Context()
+        self.socket = self._context.socket(zmq.DEALER)
+        self.socket.linger = _LINGER_MS
+        self.socket.rcvhwm = _RECEIVE_AHEAD
+        self.socket.reconnect_ivl, self.socket.reconnect_ivl_max = _RECONNECT_MS
+        self.socket.tcp_keepalive = 1
+        self.socket.ipv6 = True
+        self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        )
+        try:
+            self.socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise GlmttsError(f"{endpoint!r} is no endpoint that can be connected to: {error}.") from None
+
+    def check(self) -> None:
+        """Before a new request: when nobody hopes for the daemon any more, look again. Raises DaemonNotRunning."""
+        if self.core.gave_up:
+            check_listening(self.endpoint)
+            self.core.hope_again(time.monotonic())
+
+    def flush(self) -> None:
+        """Send what can be sent now."""
+        core = self.core
+        while core.connected and core.outgoing:
+            try:
+                self.socket.send_multipart(core.outgoing[0].frames, zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            core.message_sent()
+
+    def step(self, most: int) -> bool:
+        """Take in up to ``most`` messages and the connection's news, and send. Whether more may be there to read."""
+        for _ in range(most):
+            if not self._receive():
+                break
+        else:
+            return True
+        self._hear_news()
+        self.core.tick(time.monotonic())
+        self.flush()
+        return False
+
+    def _receive(self) -> bool:
+        try:
+            frames = self.socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        self.core.receive(frames)
+        return True
+
+    def _hear_news(self) -> None:
+        while True:
+            try:
+                event, _ = _MONITOR_FRAME.unpack(self.monitor.recv_multipart(zmq.NOBLOCK)[0])
+            except zmq.Again:
+                return
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self.core.connection_made()
+            elif event == zmq.EVENT_DISCONNECTED:
+                while self._receive():  # what the daemon said last counts: a job may have ended with it
+                    pass
+                self.core.connection_broke(time.monotonic())
+
+    def close(self) -> None:
+        """Send what was handed to ZeroMQ, for half a second at most, and close."""
+        if not self.socket.closed:
+            self.socket.disable_monitor()
+            self.monitor.close()
+            self.socket.close()
+            self._context.term()
+
+
+def check_listening(endpoint: str) -> None:
+    """Raise DaemonNotRunning when nothing listens at ``endpoint``, Forbidden when this user may not connect.
+
+    ZeroMQ itself would only try again, for ever and in silence. Takes up to 3 s for ``tcp://``, no time for ``ipc://``.
+    """
+    try:
+        if endpoint.startswith("ipc://"):
+            _probe_ipc(endpoint, endpoint.removeprefix("ipc://"))
+        elif endpoint.startswith("tcp://"):
+            host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+            if port.isascii() and port.isdecimal():  # otherwise ZeroMQ says what is wrong with it
+                socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except PermissionError:
+        raise Forbidden(
+            f"This user may not open {endpoint}: ask an administrator to be added to the group that owns the socket "
+            "(`[daemon] socket_group` in the daemon's configuration)"
+        ) from None
+    except FileNotFoundError:
+        raise DaemonNotRunning(endpoint, "there is no such socket") from None
+    except (OSError, OverflowError) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        raise DaemonNotRunning(endpoint, reason) from None
+
+
+def _probe_ipc(endpoint: str, path: str) -> None:
+    address = f"\0{path[1:]}" if path.startswith("@") else path
+    if len(os.fsencode(address)) > MAX_PATH_BYTES:
+        raise GlmttsError(f"{endpoint} is longer than the {MAX_PATH_BYTES} bytes that a socket's path can have.")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(address)
+        except BlockingIOError:
+            pass  # its queue of connections is full: it listens
+        except OSError as error:
+            if error.errno == errno.ENOTSOCK:
+                raise DaemonNotRunning(endpoint, "that file is no socket") from None
+            raise
+
+
+def read_recording(prompt: str | os.PathLike[str] | bytes | None) -> bytes | None:
+    """The bytes of a reference recording: ``prompt`` itself, or the file that it names. Raises OSError."""
+    if prompt is None or isinstance(prompt, bytes):
+        return prompt
+    if isinstance(prompt, bytearray | memoryview):
+        return bytes(prompt)
+    return Path(prompt).read_bytes()

@@ -1,0 +1,319 @@
+"""A client's side of one connection, without I/O: it builds requests, takes in what was received, and knows what to do
+when the connection breaks. The sync and the asyncio client are thin shells around it.
+
+A shell sends what stands in ``outgoing`` while ``connected``, calls :meth:`Core.receive` with every message, and tells
+of the connection's fate with :meth:`Core.connection_made`, :meth:`Core.connection_broke` and :meth:`Core.tick`. What
+came of a request is in the :class:`~.exchange.Exchange` that it was given for it. Nothing here raises for anything that
+the daemon sends.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, NamedTuple, TypeVar
+
+import msgpack
+
+from glmtts.protocol import codec
+from glmtts.protocol.events import Accepted, Error
+from glmtts.protocol.requests import VERSION
+
+from .errors import BadRequest, ConnectionLost, DaemonNotRunning, GlmttsError, ProtocolError, failure_of
+from .exchange import Exchange, JobExchange
+
+#: Requests of which a second copy does no harm: they are sent again when the connection broke before their answer.
+_HARMLESS_TWICE = frozenset(
+    {"ping", "info", "voices", "job", "jobs", "wait", "cancel", "status", "workers", "gpus", "metrics", "config"}
+)
+
+#: A daemon that goes away this often over the same unanswered request is not sent it again.
+_MAX_RESENDS = 3
+
+#: Requests given up before the daemon named their job, whose job is cancelled as soon as it is named.
+_MAX_ABANDONED = 1_024
+
+
+E = TypeVar("E", bound=Exchange)
+
+
+class Outgoing(NamedTuple):
+    """A message to send; no exchange where nobody waits for its answer."""
+
+    frames: list[bytes]
+    exchange: Exchange | None
+
+
+class Core:
+    """Requests in flight on one connection. ``now`` is any clock in seconds that never goes back."""
+
+    def __init__(self, endpoint: str, now: float, *, reconnect_s: float = 30.0) -> None:
+        self.endpoint = endpoint
+        self.reconnect_s = reconnect_s
+        self.connected = False
+        self.was_connected = False
+        #: While not connected: when to stop hoping. None after that, and while connected.
+        self.give_up_at: float | None = now + reconnect_s
+        self.outgoing: deque[Outgoing] = deque()
+        self._by_id: dict[str, Exchange] = {}
+        self._by_job: dict[str, JobExchange] = {}
+        self._abandoned: dict[str, None] = {}
+        self._next_id = 0
+
+    # --- requests
+
+    def synthesize(
+        self,
+        text: str,
+        *,
+        stream: bool = False,
+        recording: bytes | None = None,
+        prompt_text: str | None = None,
+        voice: str | None = None,
+        format: str | None = None,
+        sample_rate: int | None = None,
+        output: str | None = None,
+        priority: str | None = None,
+        deadline_s: float | None = None,
+        durable: bool | None = None,
+        key: str | None = None,
+        seed: int | None = None,
+        options: dict[str, Any] | None = None,
+        on_behalf_of: str | None = None,
+    ) -> JobExchange:
+        """Ask for speech. Raises BadRequest for what MessagePack can't carry; all else is the daemon's to judge."""
+        prompt = None
+        if recording is not None or prompt_text is not None:
+            prompt = {} if prompt_text is None else {"text": prompt_text}
+        values = {
+            "text": text,
+            "voice": voice,
+            "prompt": prompt,
+            "format": format,
+            "sample_rate": sample_rate,
+            "stream": stream or None,
+            "output": output,
+            "priority": priority,
+            "deadline_s": deadline_s,
+            "durable": durable,
+            "key": key,
+            "seed": seed,
+            "options": options,
+            "on_behalf_of": on_behalf_of,
+        }
+        id, frames = self._request("synthesize", values, recording)
+        exchange = JobExchange(id, "synthesize", frames, may_resend=key is not None, streaming=stream)
+        return self._launch(exchange)
+
+    def wait(self, job: str) -> JobExchange:
+        """Ask for the remaining events of a job."""
+        id, frames = self._request("wait", {"job": job})
+        exchange = self._launch(JobExchange(id, "wait", frames, may_resend=True, job=job))
+        self._by_job[job] = exchange
+        return exchange
+
+    def call(self, op: str, body: bytes | None = None, **keys: Any) -> Exchange:
+        """Send a request that has one answer; keys that are None are left out. Raises BadRequest as ``synthesize``."""
+        id, frames = self._request(op, keys, body)
+        return self._launch(Exchange(id, op, frames, may_resend=op in _HARMLESS_TWICE))
+
+    def track(self, exchange: JobExchange) -> None:
+        """Keep the job's result until it is collected, so that :meth:`wait` finds it by the job's id."""
+        if exchange.job is not None:
+            self._by_job[exchange.job] = exchange
+
+    def tracked(self, job: str) -> JobExchange | None:
+        """The request on this connection that has, or had, the events of a job."""
+        return self._by_job.get(job)
+
+    def collect(self, exchange: JobExchange) -> None:
+        """The job's result was handed over: keep it no longer."""
+        if exchange.job is not None and self._by_job.get(exchange.job) is exchange:
+            del self._by_job[exchange.job]
+
+    def abandon(self, exchange: Exchange, why: GlmttsError, *, cancel: bool = True) -> None:
+        """End a request from this side and, with ``cancel``, have its job end. Nothing happens if it has ended."""
+        if exchange.finished:
+            return
+        exchange.fail(why)
+        self._settle(exchange, cancel=cancel)
+
+    # --- what happens to the connection
+
+    def connection_made(self) -> None:
+        """The daemon is there, for the first time or again: ask for what is in flight."""
+        self.connected = self.was_connected = True
+        self.give_up_at = None
+        for exchange in self.in_flight():
+            if not exchange.sent:
+                continue  # still in outgoing
+            if isinstance(exchange, JobExchange) and exchange.job is not None:
+                self._resume(exchange, exchange.job)
+            elif exchange.resent >= _MAX_RESENDS:
+                exchange.fail(_lost(exchange, f"the daemon went away {exchange.resent + 1} times without an answer"))
+                self._settle(exchange)
+            else:
+                exchange.resent += 1
+                exchange.sent = False
+                self.outgoing.append(Outgoing(exchange.frames, exchange))
+
+    def connection_broke(self, now: float) -> None:
+        """The daemon is gone. What can neither be asked for again nor be sent again ends here."""
+        if not self.connected:
+            return
+        self.connected = False
+        self.give_up_at = now + self.reconnect_s
+        for exchange in self.in_flight():
+            known = isinstance(exchange, JobExchange) and exchange.job is not None
+            if exchange.sent and not exchange.may_resend and not known:
+                exchange.fail(
+                    _lost(exchange, "the daemon closed it, and may or may not have begun; send it again if need be")
+                )
+                self._settle(exchange)
+            exchange.changed()
+
+    def tick(self, now: float) -> None:
+        """Give up when the daemon stayed away for ``reconnect_s``."""
+        if self.give_up_at is None or now < self.give_up_at:
+            return
+        self.give_up_at = None
+        for exchange in self.in_flight():
+            if self.was_connected:
+                exchange.fail(_lost(exchange, f"it did not come back within {self.reconnect_s:g} s"))
+            else:
+                reason = f"connections are not answered, for {self.reconnect_s:g} s now"
+                exchange.fail(DaemonNotRunning(self.endpoint, reason))
+            self._settle(exchange, cancel=False)
+        self.outgoing.clear()
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether nobody hopes for the daemon any more, until :meth:`hope_again`."""
+        return not self.connected and self.give_up_at is None
+
+    def hope_again(self, now: float) -> None:
+        """Something listens at the endpoint again: give it ``reconnect_s`` to answer."""
+        self.give_up_at = now + self.reconnect_s
+
+    def message_sent(self) -> None:
+        """The first message of ``outgoing`` has left."""
+        exchange = self.outgoing.popleft().exchange
+        if exchange is not None:
+            exchange.sent = True
+
+    # --- what comes in
+
+    def receive(self, frames: list[bytes]) -> None:
+        """Take in a message: to its request if it is an event of one, else away."""
+        if not frames:
+            return
+        try:
+            event = codec.decode_event(frames[0])
+        except (ValueError, TypeError, RecursionError, MemoryError, OverflowError) as error:
+            self._receive_damaged(frames[0], str(error))
+            return
+        if event is None or not isinstance(event.id, str):
+            return
+        exchange = self._by_id.get(event.id)
+        if exchange is None:
+            if isinstance(event, Accepted) and event.id in self._abandoned:
+                del self._abandoned[event.id]
+                self._cancel(event.job)
+            elif isinstance(event, Error):
+                self._abandoned.pop(event.id, None)
+                if event.id == "" and (culprit := self._culprit()) is not None:
+                    culprit.fail(failure_of(event))
+                    self._settle(culprit, cancel=False)
+            return
+        exchange.feed(event, frames[1] if len(frames) > 1 else b"")
+        if exchange.finished:
+            self._settle(exchange, cancel=not event.final)
+
+    def _receive_damaged(self, header: bytes, what: str) -> None:
+        """Not readable as an event: if its id is, the request would wait for ever."""
+        try:
+            value = msgpack.unpackb(header, raw=False)
+            exchange = self._by_id[value["id"]]
+        except (ValueError, TypeError, KeyError, RecursionError, MemoryError, OverflowError):
+            return
+        exchange.fail(ProtocolError(f"The daemon's answer to {exchange.op!r} can't be read: {what[:200]}."))
+        self._settle(exchange)
+
+    def _culprit(self) -> Exchange | None:
+        """Whose request the daemon could not read so far as to its id: it was too large, or there is but one."""
+        candidates = [e for e in self.in_flight() if e.sent and e.unanswered and e.frames]
+        if not candidates:
+            return None
+        largest = max(candidates, key=lambda e: len(e.frames[0]))
+        too_large = len(largest.frames[0]) > codec.Limits().header_bytes
+        return largest if too_large or len(candidates) == 1 else None
+
+    # --- inside
+
+    def _request(self, op: str, keys: dict[str, Any], body: bytes | None = None) -> tuple[str, list[bytes]]:
+        self._next_id += 1
+        id = f"r{self._next_id}"
+        values = {"v": VERSION, "op": op, "id": id}
+        values.update((key, value) for key, value in keys.items() if value is not None)
+        header = _encode(values)
+        return id, [header] if body is None else [header, bytes(body)]
+
+    def _launch(self, exchange: E) -> E:
+        self._by_id[exchange.ids[0]] = exchange
+        self.outgoing.append(Outgoing(exchange.frames, exchange))
+        return exchange
+
+    def _resume(self, exchange: JobExchange, job: str) -> None:
+        """Ask for the rest of a job under a new id; a late event under the old one still finds it."""
+        id, frames = self._request("wait", {"job": job})
+        exchange.ids.append(id)
+        exchange.resumed = True
+        exchange.sent = False
+        self._by_id[id] = exchange
+        self.outgoing.append(Outgoing(frames, exchange))
+
+    def in_flight(self) -> list[Exchange]:
+        """The requests that have not ended."""
+        return list(dict.fromkeys(self._by_id.values()))
+
+    def _settle(self, exchange: Exchange, *, cancel: bool = True) -> None:
+        """The exchange has ended: forget its ids and, with ``cancel``, have the daemon end its job as well."""
+        for id in exchange.ids:
+            self._by_id.pop(id, None)
+        if any(message.exchange is exchange for message in self.outgoing):
+            self.outgoing = deque(message for message in self.outgoing if message.exchange is not exchange)
+        if not cancel or not isinstance(exchange, JobExchange) or exchange.op == "wait":
+            return
+        if exchange.job is not None:
+            self._cancel(exchange.job)
+        elif exchange.sent:
+            while len(self._abandoned) >= _MAX_ABANDONED:
+                del self._abandoned[next(iter(self._abandoned))]
+            self._abandoned.update(dict.fromkeys(exchange.ids))
+
+    def _cancel(self, job: str) -> None:
+        _, frames = self._request("cancel", {"job": job})
+        self.outgoing.append(Outgoing(frames, None))
+
+
+def _lost(exchange: Exchange, why: str) -> ConnectionLost:
+    if isinstance(exchange, JobExchange):
+        return exchange.lost(why)
+    return ConnectionLost(f"The connection to the daemon was lost over {exchange.op!r}: {why}.")
+
+
+def _encode(values: dict[str, Any]) -> bytes:
+    try:
+        return codec.encode_map(values)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        for key, value in values.items():
+            try:
+                codec.encode_map({key: value})
+            except UnicodeEncodeError as unencodable:
+                character = unencodable.object[unencodable.start]
+                raise BadRequest(
+                    f"{key}: U+{ord(character):04X} at position {unencodable.start} is half a character (a lone "
+                    "surrogate) and can't be sent; decode the text anew, or leave it out"
+                ) from None
+            except (ValueError, TypeError, OverflowError, RecursionError) as unencodable:
+                raise BadRequest(f"{key}: can't be sent ({unencodable})") from None
+        raise BadRequest(f"the request can't be sent ({error})") from None

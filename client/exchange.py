@@ -1,0 +1,216 @@
+"""One request and all that comes back for it, until its one end. Without I/O: the core feeds it events."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import UNSET
+
+from glmtts.protocol import events
+from glmtts.protocol.events import Accepted, Audio, Done, Error, ServerEvent
+
+from .errors import ConnectionLost, GlmttsError, ProtocolError, SlowConsumer, failure_of
+from .speech import Chunk, Speech
+
+#: Bytes of a stream that wait here while its caller waits for something else; then the stream is given up.
+MAX_UNREAD_BYTES = 32 * 1024 * 1024
+
+#: Progress that nobody has looked at yet; the oldest is dropped.
+_MAX_UNREAD_EVENTS = 256
+
+#: What a progress display is told: every event of a job but its audio and its end.
+JobEvent = events.Accepted | events.Queued | events.Started | events.Progress
+
+_JOB_EVENTS = (events.Accepted, events.Queued, events.Started, events.Progress, Audio, Done)
+
+
+class Exchange:
+    """A request with one answer.
+
+    ``frames`` is what was sent, ``sent`` whether it left; ``may_resend`` says whether sending it twice does no harm.
+    ``watchers`` are called when there is something new to look at.
+    """
+
+    def __init__(self, id: str, op: str, frames: list[bytes], *, may_resend: bool) -> None:
+        self.ids = [id]
+        self.op = op
+        self.frames = frames
+        self.may_resend = may_resend
+        self.resent = 0
+        self.sent = False
+        self.finished = False
+        self.answer: ServerEvent | None = None
+        self.body = b""
+        self.failure: GlmttsError | None = None
+        self.watchers: list[Callable[[], None]] = []
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether the daemon has shown no sign of having read the request."""
+        return not self.finished
+
+    def feed(self, event: ServerEvent, body: bytes) -> None:
+        """Take an event. Anything but the answer is of no use here."""
+        if self.finished or not event.final:
+            return
+        if isinstance(event, Error):
+            self.fail(failure_of(event))
+        else:
+            self.succeed(event, body)
+
+    def succeed(self, answer: ServerEvent, body: bytes = b"") -> None:
+        """End with an answer, unless it has ended."""
+        if not self.finished:
+            self.answer, self.body = answer, body
+            self._end()
+
+    def fail(self, failure: GlmttsError) -> None:
+        """End with an error, unless it has ended."""
+        if not self.finished:
+            self.failure = failure
+            self._end()
+
+    def changed(self) -> None:
+        """Tell those who wait to look again."""
+        for watcher in self.watchers:
+            watcher()
+
+    def _end(self) -> None:
+        self.finished = True
+        self.frames = []
+        self.changed()
+
+    def result(self, *expected: type[Any]) -> Any:
+        """The answer, of one of the types ``expected`` if any are given. Raises the error that it ended with."""
+        if self.failure is not None:
+            raise self.failure.with_traceback(None)
+        if expected and not isinstance(self.answer, expected):
+            raise ProtocolError(f"The answer to {self.op!r} was of the wrong kind: {type(self.answer).__name__}.")
+        return self.answer
+
+
+class JobExchange(Exchange):
+    """A job that is spoken, or waited for: many events, and one ``done`` or ``error``.
+
+    ``events`` holds what has not been shown to the caller yet, ``chunks`` the audio that has not been taken.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        op: str,
+        frames: list[bytes],
+        *,
+        may_resend: bool,
+        streaming: bool = False,
+        job: str | None = None,
+    ) -> None:
+        super().__init__(id, op, frames, may_resend=may_resend)
+        self.streaming = streaming
+        self.job = job
+        self.asked_job = job
+        self.accepted: Accepted | None = None
+        self.resumed = False
+        self.events: deque[JobEvent] = deque(maxlen=_MAX_UNREAD_EVENTS)
+        self.chunks: deque[Chunk] = deque()
+        self.unread_bytes = 0
+        self.next_seq = 0
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether the daemon has shown no sign of having read the request."""
+        return not self.finished and (self.job is None or self.asked_job is not None)
+
+    def feed(self, event: ServerEvent, body: bytes) -> None:
+        """Take an event of the job, and fail on one that no daemon in its senses would send."""
+        if self.finished:
+            return
+        if isinstance(event, Error):
+            self._fail_with(event)
+        elif not isinstance(event, _JOB_EVENTS):
+            if event.final:
+                self.fail(ProtocolError(f"A job was answered with {type(event).__name__}, which is no event of a job."))
+        elif self.job is not None and event.job != self.job:
+            self.fail(ProtocolError(f"The daemon mixed up two jobs: {event.job!r} came in place of {self.job!r}."))
+        else:
+            self.job = event.job
+            self.frames = []
+            if isinstance(event, Audio):
+                self._take_audio(event, body)
+            elif isinstance(event, Done):
+                self._take_done(event, body)
+            else:
+                if isinstance(event, Accepted):
+                    self.accepted = event
+                self.events.append(event)
+                self.changed()
+
+    def take_chunk(self) -> Chunk:
+        """The oldest chunk that has not been taken."""
+        chunk = self.chunks.popleft()
+        self.unread_bytes -= len(chunk.samples)
+        return chunk
+
+    def speech(self) -> Speech:
+        """The finished speech. Raises the error that the job ended with."""
+        done: Done = self.result(Done)
+        return Speech.of(done, self.body)
+
+    def lost(self, why: str) -> ConnectionLost:
+        """The error for this job when the daemon, or its knowledge of the job, is gone."""
+        what = f"job {self.job}" if self.job else "a request that it had not accepted yet"
+        return ConnectionLost(f"The connection to the daemon was lost over {what}: {why}.", job=self.job)
+
+    def _fail_with(self, event: Error) -> None:
+        if self.resumed and event.code == "job_not_found":
+            self.fail(self.lost("after reconnection the daemon doesn't know the job any more"))
+            return
+        failure = failure_of(event)
+        failure.job = failure.job or self.job
+        self.fail(failure)
+
+    def _take_audio(self, event: Audio, body: bytes) -> None:
+        if not self.streaming or event.seq < self.next_seq:
+            return
+        if event.seq > self.next_seq:
+            self._miss(f"chunk {self.next_seq} of its stream is missing")
+            return
+        self.next_seq += 1
+        self.unread_bytes += len(body)
+        self.chunks.append(
+            Chunk(
+                seq=event.seq,
+                samples=body,
+                format=event.format,
+                sample_rate=event.sample_rate,
+                channels=event.channels,
+            )
+        )
+        if self.unread_bytes > MAX_UNREAD_BYTES:
+            self.fail(
+                SlowConsumer(
+                    f"{self.unread_bytes} bytes of the stream were waiting to be read; it was given up. "
+                    "Read a stream before waiting for other jobs, or use a client of its own for it.",
+                    job=self.job,
+                )
+            )
+        else:
+            self.changed()
+
+    def _take_done(self, event: Done, body: bytes) -> None:
+        if self.streaming:
+            if event.chunks is not UNSET and event.chunks != self.next_seq:
+                self._miss(f"it had {event.chunks} chunks, of which {self.next_seq} came")
+                return
+        elif not body and event.path is UNSET and event.chunks is UNSET and self.op == "synthesize":
+            self._miss("it is done, but its audio did not come")
+            return
+        self.succeed(event, body)
+
+    def _miss(self, what: str) -> None:
+        if self.resumed:
+            self.fail(self.lost(what))
+        else:
+            self.fail(ProtocolError(f"Job {self.job}: {what}."))

@@ -1,0 +1,199 @@
+"""From an engine's samples to a file's bytes: resampling, and the formats of the wire.
+
+The same samples always give the same bytes. soxr and soundfile are imported where they are first needed: a worker that
+sends PCM or WAV at its engine's own rate starts in half the time.
+"""
+
+from __future__ import annotations
+
+import abc
+import io
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from glmtts.protocol.audio_formats import ENCODER_RATES, FORMATS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Samples = NDArray[np.float32]
+
+
+def output_rate(requested: int | None, default: int, audio_format: str) -> int:
+    """The rate in Hz of the finished audio: as requested, else the default or the rate nearest to it that fits.
+
+    Raises ValueError for a requested rate that the format can't hold.
+    """
+    rates = ENCODER_RATES.get(audio_format)
+    if requested is None:
+        return default if not rates else min(rates, key=lambda rate: (abs(rate - default), -rate))
+    if rates and requested not in rates:
+        raise ValueError(f"{audio_format} holds {', '.join(map(str, rates))} Hz alone")
+    return requested
+
+
+def native_rate(rate: int, native_rates: Sequence[int]) -> int:
+    """The rate to synthesise at for audio of ``rate``: itself, else the next one above it, else the highest."""
+    return min((native for native in native_rates if native >= rate), default=max(native_rates))
+
+
+class Resampler:
+    """Resamples a stream of mono chunks (soxr, high quality); keeps up to some 30 ms back until the end."""
+
+    def __init__(self, from_rate: int, to_rate: int) -> None:
+        import soxr
+
+        self._stream: Any = soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32", quality="HQ")
+
+    def add(self, samples: Samples) -> Samples:
+        """The samples that can be given out now."""
+        resampled: Samples = self._stream.resample_chunk(samples)
+        return resampled
+
+    def finish(self) -> Samples:
+        """The rest."""
+        rest: Samples = self._stream.resample_chunk(np.zeros(0, np.float32), last=True)
+        return rest
+
+
+def pcm_s16le(samples: Samples) -> bytes:
+    """16-bit little-endian samples; what is beyond -1..1 is clipped."""
+    scaled = np.multiply(samples, 32_767.0)
+    np.rint(scaled, out=scaled)
+    # Faster than np.clip on the short chunks of a stream.
+    np.minimum(scaled, 32_767.0, out=scaled)
+    np.maximum(scaled, -32_768.0, out=scaled)
+    return scaled.astype("<i2").tobytes()
+
+
+def pcm_f32le(samples: Samples) -> bytes:
+    """32-bit little-endian floats, as they are."""
+    return samples.astype("<f4", copy=False).tobytes()
+
+
+def wav_header(data_bytes: int, sample_rate: int) -> bytes:
+    """The 44 bytes before the samples of a mono 16-bit WAV file."""
+    # A RIFF file counts its bytes in 32 bits; more than 4 GiB is marked as "until the end", as most programs read it.
+    size = min(data_bytes, 0xFFFFFFFF - 36)
+    return struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        b"RIFF",
+        36 + size,
+        b"WAVE",
+        b"fmt ",
+        16,
+        1,
+        1,
+        sample_rate,
+        sample_rate * 2,
+        2,
+        16,
+        b"data",
+        size,
+    )
+
+
+class Encoder(abc.ABC):
+    """Makes one file of mono float32 samples in -1..1, given chunk by chunk."""
+
+    @abc.abstractmethod
+    def add(self, samples: Samples) -> None:
+        """Take the next samples."""
+
+    @abc.abstractmethod
+    def finish(self) -> bytes:
+        """The whole file. Nothing can be added after it."""
+
+
+def encoder(audio_format: str, sample_rate: int) -> Encoder:
+    """An encoder for one of the formats of the wire. Raises ValueError for any other."""
+    if audio_format in _LIBSNDFILE:
+        return _SndfileEncoder(audio_format, sample_rate)
+    if audio_format in FORMATS:
+        return _PcmEncoder(audio_format, sample_rate)
+    raise ValueError(f"{audio_format} is not one of {', '.join(FORMATS)}")
+
+
+class _PcmEncoder(Encoder):
+    """``wav``, ``pcm_s16le`` and ``pcm_f32le``."""
+
+    def __init__(self, audio_format: str, sample_rate: int) -> None:
+        self._convert = pcm_f32le if audio_format == "pcm_f32le" else pcm_s16le
+        self._wav_rate = sample_rate if audio_format == "wav" else 0
+        self._parts: list[bytes] = []
+
+    def add(self, samples: Samples) -> None:
+        self._parts.append(self._convert(samples))
+
+    def finish(self) -> bytes:
+        if self._wav_rate:
+            self._parts.insert(0, wav_header(sum(map(len, self._parts)), self._wav_rate))
+        return b"".join(self._parts)
+
+
+#: Formats that libsndfile encodes: its format and subtype.
+_LIBSNDFILE = {"flac": ("FLAC", "PCM_16"), "ogg": ("OGG", "OPUS"), "mp3": ("MP3", "MPEG_LAYER_III")}
+
+
+class _SndfileEncoder(Encoder):
+    """``flac``, ``ogg`` and ``mp3``: encoded as the samples come, so that the end of a long text is not a long wait."""
+
+    def __init__(self, audio_format: str, sample_rate: int) -> None:
+        import soundfile
+
+        self._is_ogg = audio_format == "ogg"
+        self._buffer = io.BytesIO()
+        container, subtype = _LIBSNDFILE[audio_format]
+        self._file: Any = soundfile.SoundFile(
+            self._buffer, "w", samplerate=sample_rate, channels=1, format=container, subtype=subtype
+        )
+        self._chunk = sample_rate
+
+    def add(self, samples: Samples) -> None:
+        samples = np.clip(samples, -1.0, 1.0)
+        # libsndfile's Ogg writer has crashed on very long writes: a second at a time is enough for all.
+        for start in range(0, len(samples), self._chunk):
+            self._file.write(samples[start : start + self._chunk])
+
+    def finish(self) -> bytes:
+        if not self._file.tell():
+            # libsndfile writes no header before the first sample; a file of one is the shortest that opens.
+            self._file.write(np.zeros(1, np.float32))
+        self._file.close()
+        data = self._buffer.getvalue()
+        return with_steady_serial(data) if self._is_ogg else data
+
+
+_REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+def _ogg_crc(page: bytes) -> int:
+    """The checksum of an Ogg page (RFC 3533 section 6): zlib's polynomial with its bits the other way round."""
+    crc = zlib.crc32(page.translate(_REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{crc:032b}"[::-1], 2)
+
+
+def with_steady_serial(data: bytes) -> bytes:
+    """An Ogg file of one stream with its random serial number replaced by one made from its content.
+
+    libsndfile draws the number at random, by which the same audio would be another file every time.
+    """
+    pages: list[tuple[int, int]] = []
+    content = 0
+    at = 0
+    while at < len(data):
+        lacing_end = at + 27 + data[at + 26]
+        end = lacing_end + sum(data[at + 27 : lacing_end])
+        pages.append((at, end))
+        content = zlib.crc32(data[lacing_end:end], content)
+        at = end
+    fixed = bytearray(data)
+    for start, end in pages:
+        struct.pack_into("<II", fixed, start + 14, content, struct.unpack_from("<I", data, start + 18)[0])
+        struct.pack_into("<I", fixed, start + 22, 0)
+        struct.pack_into("<I", fixed, start + 22, _ogg_crc(bytes(fixed[start:end])))
+    return bytes(fixed)

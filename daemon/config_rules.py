@@ -1,0 +1,156 @@
+"""What no single key can say: which settings contradict each other, or this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Set
+from pathlib import Path
+
+from glmtts.protocol.audio_formats import ENCODER_RATES
+from glmtts.protocol.endpoints import EVENTS, MAX_PATH_BYTES
+
+from .core.rates import parse_rate
+from .core.settings import FaultEngineSettings, Settings
+
+#: A user name as the tools of Linux and directory services make them, or a uid.
+_USER = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@\\-]{0,254}\$?")
+
+#: UTF-8 takes at most this many bytes for a character (RFC 3629).
+_BYTES_PER_CHARACTER = 4
+
+
+def combinations(settings: Settings, given: Set[str]) -> list[str]:
+    """The problems of settings that are right one by one, each line beginning with a key.
+
+    ``given`` has the keys that the file sets: what is merely useless is refused only where somebody wrote it.
+    """
+    return [
+        *_daemon(settings),
+        *_engine(settings),
+        *_workers(settings),
+        *_queue(settings, given),
+        *_limits(settings),
+        *_audio(settings),
+    ]
+
+
+def _daemon(settings: Settings) -> Iterator[str]:
+    daemon = settings.daemon
+    yield from _absolute("daemon.runtime_dir", daemon.runtime_dir)
+    yield from _absolute("daemon.state_dir", daemon.state_dir)
+    room = MAX_PATH_BYTES - len(f"/{EVENTS}")
+    if len(os.fsencode(daemon.runtime_dir)) > room:
+        yield f"daemon.runtime_dir: longer than {room} bytes, and the path of a socket has no room for more"
+    if int(daemon.socket_mode, 8) & 0o600 != 0o600:
+        yield f'daemon.socket_mode: {daemon.socket_mode} shuts the daemon\'s own user out; use "0660" or "0600"'
+    for key, group in (("socket_group", daemon.socket_group), ("admin_group", daemon.admin_group)):
+        if group and not _group_exists(group):
+            yield f"daemon.{key}: this machine has no group {group!r}; make it with groupadd, or name another"
+
+
+def _engine(settings: Settings) -> Iterator[str]:
+    engine = settings.engine
+    if engine.python and not _is_executable(engine.python):
+        yield f"engine.python: {engine.python} is not an executable file; name the interpreter by its absolute path"
+    if not engine.warmup_text.strip():
+        yield "engine.warmup_text: blank, and a worker is ready once it has spoken it; write a short sentence"
+    if engine.name != "fault" and engine.fault != FaultEngineSettings():
+        yield f'engine.fault: settings of the fault engine, but engine.name is "{engine.name}"; leave the section out'
+    if engine.fault.start == "slow" and engine.fault.start_s == 0:
+        yield 'engine.fault.start_s: 0 s, but engine.fault.start is "slow"; say how slow'
+
+
+def _workers(settings: Settings) -> Iterator[str]:
+    workers = settings.workers
+    if isinstance(workers.gpus, list):
+        if not workers.gpus:
+            yield 'workers.gpus: an empty list; write "none" to use no GPU'
+        if len(set(workers.gpus)) < len(workers.gpus):
+            yield "workers.gpus: a GPU is named twice; workers.per_gpu puts several workers on each"
+    if workers.max and workers.min > workers.max:
+        yield f"workers.min: {workers.min} is more than workers.max = {workers.max}"
+    restart = workers.restart
+    if restart.backoff_initial_s > restart.backoff_max_s:
+        yield (
+            f"workers.restart.backoff_initial_s: {restart.backoff_initial_s:g} is more than "
+            f"workers.restart.backoff_max_s = {restart.backoff_max_s:g}"
+        )
+
+
+def _queue(settings: Settings, given: Set[str]) -> Iterator[str]:
+    queue = settings.queue
+    if "queue.warn_waiting" in given and queue.warn_waiting > queue.max_waiting:
+        yield (
+            f"queue.warn_waiting: {queue.warn_waiting} is more than queue.max_waiting = {queue.max_waiting}, "
+            "so nobody would ever be warned"
+        )
+    for name in ("vip", "interactive", "batch"):
+        yield from _users(f"queue.classes.{name}.users", getattr(queue.classes, name).users)
+
+
+def _limits(settings: Settings) -> Iterator[str]:
+    limits = settings.limits
+    for key, rate in (("rate", limits.rate), ("rate_batch", limits.rate_batch)):
+        try:
+            parse_rate(rate)
+        except ValueError as error:
+            yield f"limits.{key}: {error}"
+    yield from _users("limits.gateways", limits.gateways)
+    if limits.text_chars * _BYTES_PER_CHARACTER > limits.header_kib * 1024:
+        needed = -(-limits.text_chars * _BYTES_PER_CHARACTER // 1024)
+        yield (
+            f"limits.text_chars: {limits.text_chars} characters can take {needed} KiB, but limits.header_kib is "
+            f"{limits.header_kib}; raise the one or lower the other"
+        )
+    if limits.recordings_mib < limits.body_mib:
+        yield (
+            f"limits.recordings_mib: {limits.recordings_mib} is less than limits.body_mib = {limits.body_mib}, "
+            "so that a recording of the largest size never fits"
+        )
+    if limits.recording_min_s > limits.recording_max_s:
+        yield (
+            f"limits.recording_min_s: {limits.recording_min_s:g} is more than "
+            f"limits.recording_max_s = {limits.recording_max_s:g}"
+        )
+
+
+def _audio(settings: Settings) -> Iterator[str]:
+    audio = settings.audio
+    rates = ENCODER_RATES.get(audio.default_format)
+    if rates and audio.sample_rate not in rates:
+        yield (
+            f"audio.sample_rate: {audio.sample_rate} Hz can't be held by audio.default_format = "
+            f'"{audio.default_format}"; it holds {", ".join(map(str, rates))}'
+        )
+    yield from _absolute("audio.outputs", audio.outputs)
+    yield from _absolute("voices.folder", settings.voices.folder)
+
+
+def _absolute(key: str, folder: str) -> Iterator[str]:
+    if "\0" in folder:
+        yield f"{key}: has a NUL character in it"
+    elif folder and not folder.startswith("/"):
+        yield f"{key}: {folder!r} is relative, and a daemon has no folder to start from; write an absolute path"
+
+
+def _users(key: str, users: list[str]) -> Iterator[str]:
+    for user in users:
+        if not _USER.fullmatch(user):
+            yield f"{key}: {user[:60]!r} is neither a user name nor a uid"
+
+
+def _is_executable(path: str) -> bool:
+    return "\0" not in path and path.startswith("/") and Path(path).is_file() and os.access(path, os.X_OK)
+
+
+def _group_exists(group: str) -> bool:
+    if group.isascii() and group.isdigit():
+        return int(group) < 2**32 - 1
+    import grp
+
+    try:
+        grp.getgrnam(group)
+    except (KeyError, ValueError):
+        return False
+    return True

@@ -1,0 +1,406 @@
+"""From the queue to the workers and back to the clients: starting jobs, passing on their audio, ending each once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+from msgspec import UNSET
+
+from glmtts.protocol import events
+from glmtts.protocol.errors import ErrorCode
+from glmtts.protocol.worker import (
+    AudioChunk,
+    Beat,
+    Bye,
+    CancelJob,
+    Failed,
+    Finished,
+    Hello,
+    Job as JobMessage,
+    Ready,
+    SegmentDone,
+    Trimmed,
+    WorkerMessage,
+)
+
+from .context import Context
+from .effects import Tell
+from .estimate import Estimator
+from .inputs import StoredVoice
+from .jobs import Job
+from .ledger import Ledger, content_digest
+from .pool import Cause, Death, Pool, Worker, WorkerState
+from .quarantine import Quarantine
+from .queue import WaitingQueue
+
+#: How many of the waiting hear of a change of their position: the others would wait for very long anyhow.
+TOLD_POSITIONS = 256
+#: At most so often, in seconds (docs/protocol.md).
+POSITIONS_EVERY_S = 1.0
+
+_CODE_OF_CAUSE: dict[Cause, ErrorCode] = {
+    Cause.OUT_OF_MEMORY: ErrorCode.OUT_OF_MEMORY,
+    Cause.HUNG: ErrorCode.HUNG,
+}
+
+#: Causes that speak against the job: a worker that died of one of these may have died of what it spoke.
+_BLAMED = frozenset({Cause.CRASHED, Cause.HUNG, Cause.PROTOCOL})
+
+
+class Dispatcher:
+    """Owns the way of a job after its admission."""
+
+    def __init__(
+        self, context: Context, ledger: Ledger, queue: WaitingQueue, pool: Pool, voices: dict[str, StoredVoice]
+    ) -> None:
+        self._context = context
+        self._ledger = ledger
+        self._queue = queue
+        self._pool = pool
+        self._voices = voices
+        self.estimator = Estimator()
+        self.quarantine = Quarantine()
+        self.paused = False
+        #: Ended jobs by how they ended: ``done``, or the code of their error.
+        self.outcomes: dict[str, int] = {}
+        self.outputs_folder = ""
+
+    # --- starting
+
+    def schedule(self) -> None:
+        """Give waiting jobs to free workers."""
+        if self.paused:
+            return
+        while worker := self._pool.free():
+            job = self._queue.pop()
+            if job is None:
+                return
+            self._start(job, worker)
+
+    def _start(self, job: Job, worker: Worker) -> None:
+        context, request = self._context, job.request
+        job.enter("running")  # waiting -> running
+        job.attempts += 1
+        job.worker = worker.name
+        job.started_at = context.now
+        job.waited_s = context.now - job.accepted_at
+        self._pool.take(worker, job.id)
+        voice = request.voice if request.voice is not UNSET else None
+        if voice is None and request.prompt is UNSET:
+            voice = context.settings.voices.default or None
+        stored = self._voices.get(voice) if voice is not None else None
+        prompt_text = stored.text if stored else None
+        if request.prompt is not UNSET:
+            prompt_text = request.prompt.text
+        output = None
+        if request.output is not UNSET:
+            output = f"{self.outputs_folder}/{request.output}"
+        message = JobMessage(
+            job=job.id,
+            text=request.text,
+            voice=voice,
+            format=job.format,
+            sample_rate=job.sample_rate,
+            stream=job.streams,
+            seed=request.seed,
+            options=request.options,
+            prompt_text=prompt_text,
+            recording=stored.path if stored else None,
+            output=output,
+        )
+        context.effects.append(Tell(worker.spawn, message, job.recording))
+        for subscriber in job.subscribers:
+            if subscriber.all_events:
+                event = events.Started(
+                    id=subscriber.id,
+                    job=job.id,
+                    worker=worker.name,
+                    gpu=worker.gpu,
+                    attempt=job.attempts,
+                    waited_s=round(job.waited_s, 6),
+                )
+                context.send(subscriber.to, event)
+        if context.watched:
+            context.publish("job.running", job=job.id, worker=worker.name, attempt=job.attempts)
+        context.log("debug", "job started", job=job.id, worker=worker.name, attempt=job.attempts)
+
+    # --- what workers say
+
+    def on_message(self, worker: Worker, message: WorkerMessage, body: bytes | memoryview | None) -> None:
+        """A worker said something; what it may not say at this point is a violation, and its end."""
+        handler = _HANDLERS.get(type(message))
+        if handler is None:
+            return
+        worker.beat_at = self._context.now
+        if worker.ready is None and not isinstance(message, Hello | Ready | Bye):
+            self.violation(worker, f"{message.__struct_config__.tag} before ready")
+            return
+        handler(self, worker, message, body)
+
+    def violation(self, worker: Worker, what: str) -> None:
+        """A worker that talks nonsense may have damaged its memory: it is not trusted with a job any more."""
+        if worker.state is not WorkerState.STOPPING:
+            self._decide(*self._pool.fail(worker, Cause.PROTOCOL, f"protocol violation: {what}"))
+
+    def _job_of(self, worker: Worker, id: str) -> Job | None:
+        """The live job that a worker speaks of; None if it has ended meanwhile, or is not that worker's."""
+        if id not in worker.jobs:
+            self.violation(worker, f"speaks of job {id[:64]!r}, which it was not given")
+            return None
+        job = self._ledger.live.get(id)
+        return job if job is not None and job.state == "running" and job.worker == worker.name else None
+
+    def on_segment(self, worker: Worker, message: SegmentDone) -> None:
+        job = self._job_of(worker, message.job)
+        if job is None:
+            return
+        job.segment, job.segments, job.audio_s = message.segment, message.segments, message.audio_s
+        for subscriber in job.subscribers:
+            if subscriber.all_events:
+                event = events.Progress(
+                    id=subscriber.id,
+                    job=job.id,
+                    segment=message.segment,
+                    segments=message.segments,
+                    audio_s=round(message.audio_s, 6),
+                )
+                self._context.send(subscriber.to, event)
+
+    def on_audio(self, worker: Worker, message: AudioChunk, body: bytes | memoryview | None) -> None:
+        job = self._job_of(worker, message.job)
+        if job is None:
+            return
+        if body is None or not job.streams or message.seq != job.chunks:
+            self.violation(worker, f"audio chunk {message.seq} where {job.chunks} was expected")
+            return
+        if job.first_audio_at is None:
+            job.first_audio_at = self._context.now
+        job.chunks += 1
+        for subscriber in job.subscribers:
+            if subscriber.all_events:
+                event = events.Audio(
+                    id=subscriber.id,
+                    job=job.id,
+                    seq=message.seq,
+                    format=job.format,
+                    sample_rate=job.sample_rate or 0,
+                    channels=1,
+                )
+                self._context.send(subscriber.to, event, body)
+
+    def on_finished(self, worker: Worker, message: Finished, body: bytes | memoryview | None) -> None:
+        job = self._job_of(worker, message.job)
+        if job is None:
+            if message.job in worker.jobs:
+                self._pool.give_back(worker, message.job, message.memory, spoke=True)
+            return
+        if (body is None) == (not job.streams and message.path is None):
+            self.violation(worker, "a file is missing, or sent where none is wanted")
+            return
+        self._pool.give_back(worker, job.id, message.memory, spoke=True)
+        now = self._context.now
+        self.estimator.learn(len(job.request.text), message.synthesis_s)
+        if self.quarantine and job.attempts > 1:
+            self.quarantine.clear(content_digest(job.request, job.recording))
+        job.audio_s, job.synthesis_s = message.audio_s, message.synthesis_s
+        engine = worker.ready.engine if worker.ready else ""
+        first_audio_s = message.first_audio_s + job.waited_s
+        if job.first_audio_at is not None:
+            first_audio_s = job.first_audio_at - job.accepted_at
+        event = events.Done(
+            id="",
+            job=job.id,
+            format=job.format,
+            sample_rate=message.sample_rate,
+            audio_s=round(message.audio_s, 6),
+            waited_s=round(job.waited_s, 6),
+            synthesis_s=round(message.synthesis_s, 6),
+            first_audio_s=round(first_audio_s, 6),
+            rtf=round(message.synthesis_s / message.audio_s, 4) if message.audio_s else 0.0,
+            attempts=job.attempts,
+            engine=engine,
+            voice=message.voice,
+            sha256=message.sha256,
+        )
+        if message.path is not None:
+            event.path, event.bytes = message.path, message.bytes
+        if job.streams:
+            event.chunks = message.chunks
+        self._context.log(
+            "info",
+            "job done",
+            job=job.id,
+            worker=worker.name,
+            client=job.client.key,
+            audio_s=event.audio_s,
+            waited_s=event.waited_s,
+            synthesis_s=event.synthesis_s,
+            total_s=round(now - job.accepted_at, 6),
+        )
+        self._end(job, "done", event, body)
+
+    def on_failed(self, worker: Worker, message: Failed) -> None:
+        job = self._job_of(worker, message.job)
+        if message.fatal:
+            out_of_memory = message.code == ErrorCode.OUT_OF_MEMORY
+            cause = Cause.OUT_OF_MEMORY if out_of_memory else Cause.CRASHED
+            if worker.state is not WorkerState.STOPPING:
+                self._decide(*self._pool.fail(worker, cause, message.message, patient=True))
+            return
+        if message.job in worker.jobs:
+            self._pool.give_back(worker, message.job, message.memory, spoke=False)
+        if job is not None:
+            try:
+                code = ErrorCode(message.code)
+            except ValueError:
+                code = ErrorCode.SYNTHESIS_FAILED
+            self.fail(job, code, message.message)
+
+    def on_trimmed(self, worker: Worker, message: Trimmed) -> None:
+        worker.memory = message.memory
+        self._context.log("debug", "worker trimmed", worker=worker.name, rss=message.memory.rss)
+
+    def on_bye(self, worker: Worker, message: Bye) -> None:
+        self._context.log("debug", "worker says goodbye", worker=worker.name, reason=message.reason)
+
+    def on_ready(self, worker: Worker, message: Ready) -> None:
+        self._pool.on_ready(worker, message)
+
+    # --- deaths
+
+    def on_ended(self, spawn: int, returncode: int, last_words: str) -> None:
+        """A worker's process is gone."""
+        ended = self._pool.on_ended(spawn, returncode, last_words)
+        if ended is not None:
+            _, death, jobs = ended
+            self._decide(death, jobs)
+
+    def on_start_timeout(self, name: str) -> None:
+        self._decide(*self._pool.on_start_timeout(name))
+
+    def on_hang_check(self, name: str) -> None:
+        if failed := self._pool.on_hang_check(name):
+            self._decide(*failed)
+
+    def _decide(self, death: Death, jobs: set[str]) -> None:
+        """The fate of the jobs of a worker that died: another attempt, or the end."""
+        for id in sorted(jobs):
+            job = self._ledger.live.get(id)
+            if job is None or job.state != "running":
+                continue
+            deaths = 0
+            if death.cause in _BLAMED:
+                deaths = self.quarantine.blame(content_digest(job.request, job.recording), self._context.now)
+            restart = self._context.settings.workers.restart
+            attempts_left = job.attempts < restart.max_attempts and not job.audio_was_sent
+            if attempts_left and not (restart.quarantine_after and deaths >= restart.quarantine_after):
+                job.enter("waiting")  # running -> waiting
+                job.worker = None
+                job.segment = job.segments = 0
+                job.audio_s = 0.0
+                job.told_position = -1
+                self._queue.push(job, front=True)
+                self._context.log("info", "job waits for another attempt", job=job.id, after=death.detail)
+            else:
+                code = _CODE_OF_CAUSE.get(death.cause, ErrorCode.WORKER_CRASHED)
+                heard = "; a part of it had been sent, so it was not started again" if job.audio_was_sent else ""
+                self.fail(job, code, f"the worker failed ({death.detail}){heard}")
+
+    # --- ends
+
+    def fail(self, job: Job, code: ErrorCode, message: str, *, retry_after_s: float | None = None) -> None:
+        """End a live job with an error; a worker that has it is told to leave it."""
+        if job.state == "waiting" and job.worker is None:
+            self._queue.remove(job)
+        elif (worker := self._pool.workers.get(job.worker or "")) is not None and job.id in worker.jobs:
+            self._context.effects.append(Tell(worker.spawn, CancelJob(job=job.id)))
+        job.code, job.message = code.value, message
+        event = events.Error.of("", code, message, job=job.id, retry_after_s=retry_after_s)
+        self._context.log(
+            "info" if code is ErrorCode.CANCELLED else "warning",
+            "job ended in an error",
+            job=job.id,
+            client=job.client.key,
+            code=code.value,
+            reason=message,
+        )
+        self._end(job, "cancelled" if code is ErrorCode.CANCELLED else "failed", event, None)
+
+    def fail_waiting(self, code: ErrorCode, message: str, *, retry_after_s: float | None = None) -> None:
+        """End all that wait."""
+        for job in list(self._queue):
+            self.fail(job, code, message, retry_after_s=retry_after_s)
+
+    def _end(self, job: Job, state: str, event: events.Done | events.Error, body: bytes | memoryview | None) -> None:
+        context = self._context
+        job.enter(state)  # type: ignore[arg-type]
+        job.ended_at = context.now
+        outcome = event.code if isinstance(event, events.Error) else "done"
+        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+        if job.deadline_at is not None:
+            context.timers.cancel(("deadline", job.id))
+        for subscriber in job.subscribers:
+            context.send(subscriber.to, msgspec.structs.replace(event, id=subscriber.id), body)
+        if context.watched:
+            context.publish(f"job.{state}", job=job.id, outcome=outcome, worker=job.worker)
+        keep = context.settings.queue
+        self._ledger.end(job, event, body, context.now + keep.keep_results_s)
+        if self._ledger.result_bytes > keep.keep_results_mib << 20 or ("expire", "") not in context.timers:
+            self.expire()
+
+    def expire(self) -> None:
+        """Forget what was kept for long enough."""
+        again = self._ledger.expire(self._context.now, self._context.settings.queue.keep_results_mib << 20)
+        if again is not None:
+            # Not at every expiry by itself: a busy daemon would do nothing else.
+            self._context.timers.set(("expire", ""), max(again, self._context.now + 1.0))
+
+    def on_deadline(self, id: str) -> None:
+        """A job is not finished in the time that its client gave it."""
+        if job := self._ledger.live.get(id):
+            where = "while it waited" if job.state == "waiting" else "while it was spoken"
+            self.fail(job, ErrorCode.DEADLINE_EXCEEDED, f"not finished within its deadline, which passed {where}")
+
+    # --- positions
+
+    def estimated_wait(self, characters_ahead: int) -> float | None:
+        """Seconds until so many characters ahead, and what is being spoken now, are through."""
+        running = sum(len(w.jobs) > 0 for w in self._pool.workers.values())
+        return self.estimator.wait_s(characters_ahead, self._pool.serving) if characters_ahead or running else 0.0
+
+    def tell_positions(self) -> None:
+        """Tell the first in the queue whose position has changed."""
+        size = len(self._queue)
+        characters = 0
+        for position, job in self._queue.first(TOLD_POSITIONS):
+            if job.told_position not in (-1, position):
+                wait = self.estimated_wait(characters)
+                for subscriber in job.subscribers:
+                    if subscriber.all_events:
+                        event = events.Queued(
+                            id=subscriber.id,
+                            job=job.id,
+                            position=position,
+                            queue_size=size,
+                            estimated_wait_s=UNSET if wait is None else wait,
+                        )
+                        self._context.send(subscriber.to, event)
+            job.told_position = position
+            characters += len(job.request.text)
+        if size:
+            self._context.timers.set(("positions", ""), self._context.now + POSITIONS_EVERY_S)
+            self._context.publish("queue", waiting=size, running=len(self._ledger.live) - size)
+
+
+_HANDLERS: dict[type, Callable[..., None]] = {
+    Ready: lambda dispatcher, worker, message, _: dispatcher.on_ready(worker, message),
+    Hello: lambda *_: None,
+    Beat: lambda dispatcher, worker, message, _: dispatcher._job_of(worker, message.job),
+    SegmentDone: lambda dispatcher, worker, message, _: dispatcher.on_segment(worker, message),
+    AudioChunk: Dispatcher.on_audio,
+    Finished: Dispatcher.on_finished,
+    Failed: lambda dispatcher, worker, message, _: dispatcher.on_failed(worker, message),
+    Trimmed: lambda dispatcher, worker, message, _: dispatcher.on_trimmed(worker, message),
+    Bye: lambda dispatcher, worker, message, _: dispatcher.on_bye(worker, message),
+}

@@ -1,0 +1,350 @@
+"""The daemon as a state machine: :meth:`Machine.step` takes what happened and the time, and says what to do.
+
+::
+
+    running -> draining -> drained -> running      (drain, resume)
+       `---------`-----------`----> stopping       (stop, SIGTERM, SIGINT; a second one: at once)
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Any
+
+from glmtts.protocol import control, events, requests
+from glmtts.protocol.errors import ErrorCode
+
+from .context import Context
+from .dispatch import Dispatcher
+from .effects import Effect, Exit
+from .inputs import (
+    Client,
+    ConnectionClosed,
+    ConnectionOverrun,
+    Controlled,
+    Input,
+    ProcessEnded,
+    ReplyTo,
+    Requested,
+    SettingsRead,
+    SpawnFailed,
+    Spawned,
+    StopAsked,
+    StoredVoice,
+    TimePassed,
+    VoiceStored,
+    WorkerGarbled,
+    WorkerSaid,
+)
+from .ledger import Ledger
+from .operations import Operations
+from .pool import Pool
+from .queue import WaitingQueue
+from .reception import Reception
+from .settings import Settings
+
+
+class Phase(enum.StrEnum):
+    RUNNING = "running"
+    DRAINING = "draining"
+    DRAINED = "drained"
+    STOPPING = "stopping"
+
+
+class Machine:
+    """All state of the daemon and every decision on it. ``seed`` decides what little is random."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        now: float,
+        wall: float,
+        seed: int,
+        boot: str,
+        version: str,
+        config_file: str = "",
+        outputs_folder: str = "",
+        voices: dict[str, StoredVoice] | None = None,
+    ) -> None:
+        self._context = Context(settings, now, wall, seed)
+        self._voices: dict[str, StoredVoice] = dict(voices or {})
+        self._ledger = Ledger()
+        self._queue = WaitingQueue(settings.queue.classes)
+        self._pool = Pool(self._context)
+        self._dispatcher = Dispatcher(self._context, self._ledger, self._queue, self._pool, self._voices)
+        self._dispatcher.outputs_folder = outputs_folder
+        self._reception = Reception(
+            self._context,
+            self._ledger,
+            self._queue,
+            self._pool,
+            self._dispatcher,
+            self._voices,
+            version=version,
+            boot=boot,
+        )
+        self._operations = Operations(
+            self._context,
+            self._ledger,
+            self._queue,
+            self._pool,
+            self._dispatcher,
+            self._reception,
+            self._voices,
+            version=version,
+            config_file=config_file,
+        )
+        self.phase = Phase.RUNNING
+        #: Operators who wait for the end of a drain.
+        self._drains: list[tuple[ReplyTo, str]] = []
+        self._exited = False
+        self._inputs: dict[type, Callable[[Any], None]] = {
+            Requested: self._on_requested,
+            Controlled: self._on_controlled,
+            ConnectionClosed: self._on_connection_closed,
+            ConnectionOverrun: self._on_overrun,
+            Spawned: lambda e: self._pool.on_spawned(e.spawn, e.pid),
+            SpawnFailed: lambda e: self._pool.on_spawn_failed(e.spawn, e.reason),
+            WorkerSaid: self._on_worker_said,
+            WorkerGarbled: self._on_worker_garbled,
+            ProcessEnded: self._on_process_ended,
+            StopAsked: self._on_stop_asked,
+            SettingsRead: self._operations.on_settings,
+            VoiceStored: self._operations.on_voice_stored,
+            TimePassed: lambda _: None,
+        }
+        self._requests: dict[type, Callable[[Requested, Any], None]] = {
+            requests.Synthesize: self._reception.synthesize,
+            requests.Ping: self._reception.ping,
+            requests.Info: self._reception.info,
+            requests.Voices: self._reception.list_voices,
+            requests.Cancel: lambda e, r: self._reception.cancel(e.to, r, e.client),
+            requests.GetJob: lambda e, r: self._reception.job(e.to, r, e.client),
+            requests.ListJobs: lambda e, r: self._reception.jobs(e.to, r, e.client),
+            requests.Wait: self._reception.wait,
+        }
+        operations = self._operations
+        self._controls: dict[type, Callable[[Controlled, Any], None]] = {
+            control.Status: lambda e, _: operations.status(e, self._state),
+            control.Workers: lambda e, _: operations.workers(e),
+            control.Recycle: operations.recycle,
+            control.Pause: lambda e, _: operations.pause(e),
+            control.Resume: lambda e, _: self._resume(e),
+            control.Drain: self._drain,
+            control.Stop: lambda e, _: self._stop_by_operator(e),
+            control.Reload: lambda e, _: operations.reload(e),
+            control.SetLogLevel: operations.log_level,
+            control.VoiceAdd: operations.store_voice,
+            control.VoiceRemove: operations.store_voice,
+            control.GetConfig: lambda e, _: operations.config(e),
+            requests.Ping: lambda e, r: self._reception.ping(Requested(_OPERATOR, e.to, r), r),
+            requests.Cancel: lambda e, r: self._reception.cancel(e.to, r, None),
+            requests.GetJob: lambda e, r: self._reception.job(e.to, r, None),
+            requests.ListJobs: lambda e, r: self._reception.jobs(e.to, r, None),
+        }
+        self._timers: dict[str, Callable[[str], None]] = {
+            "start": self._dispatcher.on_start_timeout,
+            "hang": self._dispatcher.on_hang_check,
+            "kill": self._pool.on_kill_due,
+            "backoff": self._pool.on_backoff_over,
+            "age": self._pool.on_age,
+            "trim": self._pool.on_trim_check,
+            "deadline": self._dispatcher.on_deadline,
+            "expire": lambda _: self._dispatcher.expire(),
+            "positions": lambda _: self._dispatcher.tell_positions(),
+            "drain": lambda _: self._drain_is_over(),
+        }
+
+    # --- for the shell
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self._context.settings
+
+    @property
+    def next_due(self) -> float | None:
+        """When a step with TimePassed is due, if nothing happens before."""
+        return self._context.timers.next_due()
+
+    @property
+    def watched(self) -> bool:
+        """Whether somebody listens on the events socket."""
+        return self._context.watched
+
+    @watched.setter
+    def watched(self, watched: bool) -> None:
+        self._context.watched = watched
+
+    def open(self, places: list[int | None]) -> list[Effect]:
+        """Start the workers, one for each place: a GPU's index, or None for none."""
+        self._context.effects = []
+        self._pool.open(places)
+        return self._context.effects
+
+    def step(self, event: Input, now: float) -> list[Effect]:
+        """Something happened: decide, and return what is to be done, in order."""
+        context = self._context
+        context.now = max(now, context.now)
+        context.effects = effects = []
+        self._inputs[type(event)](event)
+        while (timer := context.timers.pop_due(context.now)) is not None:
+            purpose, whose = timer
+            self._timers[purpose](whose)
+            self._dispatcher.schedule()
+        if self.phase is not Phase.RUNNING:
+            self._go_on_ending()
+        return effects
+
+    # --- clients and operators
+
+    def _on_requested(self, event: Requested) -> None:
+        self._requests[type(event.request)](event, event.request)
+
+    def _on_controlled(self, event: Controlled) -> None:
+        handler = self._controls.get(type(event.request))
+        if handler is None:
+            self._operations.not_served(event)
+        else:
+            handler(event, event.request)
+
+    def _on_connection_closed(self, event: ConnectionClosed) -> None:
+        """Nobody hears a stream whose client is gone; any other job goes on, for a ``wait`` after a reconnect."""
+        for job in self._ledger.drop_connection(event.connection):
+            if job.request.stream and not job.subscribers:
+                self._dispatcher.fail(job, ErrorCode.CANCELLED, "its client went away")
+        self._dispatcher.schedule()
+
+    def _on_overrun(self, event: ConnectionOverrun) -> None:
+        job = self._ledger.live.get(event.job)
+        if job is None:
+            return
+        heard_by = [s for s in job.subscribers if s.to.connection != event.connection]
+        if heard_by:
+            # The others go on hearing it; the slow one alone is told that it has missed a part.
+            slow = [s for s in job.subscribers if s.to.connection == event.connection]
+            job.subscribers = heard_by
+            for subscriber in slow:
+                error = events.Error.of(subscriber.id, ErrorCode.SLOW_CONSUMER, _TOO_SLOW, job=job.id)
+                self._context.send(subscriber.to, error)
+        else:
+            self._dispatcher.fail(job, ErrorCode.SLOW_CONSUMER, _TOO_SLOW)
+
+    # --- workers
+
+    def _on_worker_said(self, event: WorkerSaid) -> None:
+        worker = self._pool.by_spawn(event.spawn)
+        if worker is not None:
+            self._dispatcher.on_message(worker, event.message, event.body)
+            self._dispatcher.schedule()
+
+    def _on_worker_garbled(self, event: WorkerGarbled) -> None:
+        worker = self._pool.by_spawn(event.spawn)
+        if worker is not None:
+            self._dispatcher.violation(worker, event.what)
+            self._dispatcher.schedule()
+
+    def _on_process_ended(self, event: ProcessEnded) -> None:
+        self._dispatcher.on_ended(event.spawn, event.returncode, event.last_words)
+        self._dispatcher.schedule()
+        if unavailable := self._pool.unavailable():
+            reason, retry_after_s = unavailable
+            self._dispatcher.fail_waiting(ErrorCode.UNAVAILABLE, reason, retry_after_s=retry_after_s)
+
+    # --- the end
+
+    @property
+    def _state(self) -> str:
+        paused = self.phase is Phase.RUNNING and self._dispatcher.paused
+        return "paused" if paused else self.phase.value
+
+    def _enter(self, phase: Phase) -> None:
+        self.phase = phase
+        self._context.log("info", f"daemon is {phase}")
+        self._context.publish(f"daemon.{phase}")
+
+    def _drain(self, event: Controlled, request: control.Drain) -> None:
+        if self.phase is not Phase.RUNNING:
+            self._drains.append((event.to, request.id))
+            return
+        timeout_s = request.timeout_s if isinstance(request.timeout_s, float | int) else None
+        self._drains.append((event.to, request.id))
+        self._reception.closed = "the daemon is draining: it finishes what it has accepted and takes no more"
+        self._dispatcher.paused = False
+        self._enter(Phase.DRAINING)
+        if timeout_s is not None:
+            self._context.timers.set(("drain", ""), self._context.now + timeout_s)
+
+    def _resume(self, event: Controlled) -> None:
+        if self.phase is Phase.STOPPING:
+            self._context.refuse(event.to, event.request.id, ErrorCode.SHUTTING_DOWN, "the daemon is stopping")
+            return
+        self._dispatcher.paused = False
+        self._reception.closed = ""
+        self._context.timers.cancel(("drain", ""))
+        self._answer_drains()
+        self._enter(Phase.RUNNING)
+        self._context.send(event.to, events.Result(id=event.request.id, values={"state": self._state}))
+        self._dispatcher.schedule()
+
+    def _stop_by_operator(self, event: Controlled) -> None:
+        self._stop("an operator")
+        left = len(self._ledger.live)
+        self._context.send(event.to, events.Result(id=event.request.id, values={"state": self._state, "left": left}))
+
+    def _on_stop_asked(self, event: StopAsked) -> None:
+        self._stop(event.signal)
+
+    def _stop(self, by: str) -> None:
+        """Finish what was accepted, for so long as is allowed; asked a second time, end at once."""
+        context = self._context
+        if self.phase is Phase.STOPPING:
+            context.log("warning", "daemon stops at once", asked_by=by)
+            self._end_jobs("the daemon was stopped at once")
+            self._pool.stop_all(at_once=True)
+            return
+        timeout_s = context.settings.daemon.drain_timeout_s
+        context.log("info", "daemon stops", asked_by=by, jobs=len(self._ledger.live), drain_timeout_s=timeout_s)
+        self._reception.closed = "the daemon is stopping; try again when it has been started again"
+        self._dispatcher.paused = False
+        self._enter(Phase.STOPPING)
+        context.timers.set(("drain", ""), context.now + timeout_s)
+        self._dispatcher.schedule()
+
+    def _drain_is_over(self) -> None:
+        """The time for a drain has run out."""
+        if self.phase is Phase.STOPPING:
+            self._end_jobs("the daemon stopped before the job was done")
+        self._answer_drains()
+
+    def _end_jobs(self, message: str) -> None:
+        for job in list(self._ledger.live.values()):
+            self._dispatcher.fail(job, ErrorCode.SHUTTING_DOWN, message)
+
+    def _answer_drains(self) -> None:
+        left = len(self._ledger.live)
+        for to, id in self._drains:
+            self._context.send(to, events.Result(id=id, values={"drained": not left, "left": left}))
+        self._drains = []
+
+    def _go_on_ending(self) -> None:
+        """The next stage of a drain or a stop, when the one before is complete."""
+        if self._ledger.live:
+            return
+        if self.phase is Phase.DRAINING:
+            self._context.timers.cancel(("drain", ""))
+            self._enter(Phase.DRAINED)
+        if self.phase is Phase.DRAINED:
+            self._answer_drains()
+        if self.phase is Phase.STOPPING:
+            self._answer_drains()
+            self._pool.stop_all(at_once=False)
+            if self._pool.empty and not self._exited:
+                self._exited = True
+                self._context.effects.append(Exit(0))
+
+
+_TOO_SLOW = "the client does not read its stream, and the buffer for it is full ([limits] send_buffer_mib)"
+_OPERATOR = Client(key="operator", user="operator", operator=True)

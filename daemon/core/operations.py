@@ -1,0 +1,210 @@
+"""What operators ask for on the control socket, but for drain and stop, which are the daemon's own life (machine.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from glmtts.protocol import control, events
+from glmtts.protocol.errors import ErrorCode
+
+from .context import Context
+from .dispatch import Dispatcher
+from .effects import ChangeLogLevel, ReadSettings, StoreVoice
+from .inputs import Controlled, ReplyTo, SettingsRead, StoredVoice, VoiceStored
+from .ledger import Ledger
+from .pool import Pool
+from .queue import WaitingQueue
+from .reception import Reception
+from .settings import Settings, flat
+
+#: Keys, or beginnings of keys, that only a restart of the daemon applies.
+_NEEDS_RESTART = (
+    "daemon.runtime_dir",
+    "daemon.state_dir",
+    "daemon.socket_mode",
+    "daemon.socket_group",
+    "daemon.admin_group",
+    "daemon.log_format",
+    "engine.",
+    "workers.gpus",
+    "workers.per_gpu",
+    "workers.min",
+    "workers.max",
+    "limits.header_kib",
+    "limits.body_mib",
+    "limits.text_chars",
+    "limits.recording_min_s",
+    "limits.recording_max_s",
+    "limits.max_connections",
+    "audio.sample_rate",
+    "audio.outputs",
+    "voices.folder",
+    "metrics.",
+    "tcp.",
+)
+
+
+class Operations:
+    """Answers operators, and changes what they may change while the daemon runs."""
+
+    def __init__(
+        self,
+        context: Context,
+        ledger: Ledger,
+        queue: WaitingQueue,
+        pool: Pool,
+        dispatcher: Dispatcher,
+        reception: Reception,
+        voices: dict[str, StoredVoice],
+        *,
+        version: str,
+        config_file: str,
+    ) -> None:
+        self._context = context
+        self._ledger = ledger
+        self._queue = queue
+        self._pool = pool
+        self._dispatcher = dispatcher
+        self._reception = reception
+        self._voices = voices
+        self._version = version
+        self._config_file = config_file
+
+    def _answer(self, to: ReplyTo, id: str, **values: Any) -> None:
+        self._context.send(to, events.Result(id=id, values=values))
+
+    def status(self, event: Controlled, state: str) -> None:
+        """The daemon in one map."""
+        by_class = {name: self._queue.length(name) for name in ("vip", "interactive", "batch")}
+        waiting = len(self._queue)
+        unavailable = self._pool.unavailable()
+        workers: dict[str, int] = {"ready": 0, "busy": 0, "starting": 0, "failed": 0} | self._pool.counts()
+        self._answer(
+            event.to,
+            event.request.id,
+            state=state,
+            version=self._version,
+            uptime_s=round(self._context.now - self._context.started_at, 3),
+            engine=self._context.settings.engine.name,
+            workers=workers,
+            queue={
+                "waiting": waiting,
+                "running": len(self._ledger.live) - waiting,
+                "by_class": by_class,
+                "paused": self._dispatcher.paused,
+            },
+            counts={
+                "accepted": self._reception.accepted,
+                "done": self._dispatcher.outcomes.get("done", 0),
+                "ended": dict(sorted(self._dispatcher.outcomes.items())),
+                "refused": dict(sorted(self._reception.refused.items())),
+            },
+            kept={
+                "recordings_bytes": self._ledger.recording_bytes,
+                "results_bytes": self._ledger.result_bytes,
+            },
+            alerts=[unavailable[0]] if unavailable else [],
+            **event.facts,
+        )
+
+    def workers(self, event: Controlled) -> None:
+        """Every worker."""
+        self._answer(event.to, event.request.id, workers=self._pool.describe())
+
+    def recycle(self, event: Controlled, request: control.Recycle) -> None:
+        """Replace the process of one worker, or of all."""
+        if request.worker != "all" and request.worker not in self._pool.workers:
+            names = ", ".join(self._pool.workers)
+            self._context.refuse(
+                event.to, request.id, ErrorCode.BAD_REQUEST, f"worker: {request.worker!r} is not one of {names}, all"
+            )
+            return
+        chosen = [w for name, w in self._pool.workers.items() if request.worker in ("all", name)]
+        recycled = [worker.name for worker in chosen if self._pool.recycle(worker, "asked for by an operator")]
+        self._answer(event.to, request.id, recycled=recycled, skipped=[w.name for w in chosen if w.name not in recycled])
+
+    def pause(self, event: Controlled) -> None:
+        """Start no job until resumed."""
+        self._dispatcher.paused = True
+        self._context.log("info", "queue paused by an operator")
+        self._answer(event.to, event.request.id, paused=True, waiting=len(self._queue))
+
+    def log_level(self, event: Controlled, request: control.SetLogLevel) -> None:
+        """Log from this level on."""
+        self._set_log_level(request.level)
+        self._answer(event.to, request.id, level=request.level)
+
+    def _set_log_level(self, level: control.LogLevel) -> None:
+        self._context.set_log_level(level)
+        self._context.effects.append(ChangeLogLevel(level))
+
+    def config(self, event: Controlled) -> None:
+        """The configuration in force."""
+        values = msgspec.to_builtins(self._context.settings)
+        self._answer(event.to, event.request.id, config=values, file=self._config_file)
+
+    def reload(self, event: Controlled) -> None:
+        """Read the configuration again; answered when that is done."""
+        self._context.effects.append(ReadSettings(event.to, event.request.id))
+
+    def on_settings(self, read: SettingsRead) -> None:
+        """Apply what can be applied; a wrong configuration changes nothing."""
+        if read.settings is None:
+            self._context.log("error", "configuration is wrong, the old one stays", problems="; ".join(read.problems))
+            if read.to is not None:
+                self._context.refuse(read.to, read.id, ErrorCode.BAD_REQUEST, "\n".join(read.problems))
+            return
+        old, new = flat(self._context.settings), flat(read.settings)
+        changed = [key for key in new if new[key] != old[key]]
+        restart_needed = [key for key in changed if key.startswith(_NEEDS_RESTART)]
+        applied = [key for key in changed if key not in restart_needed]
+        self._apply(merged(self._context.settings, read.settings, restart_needed))
+        self._context.log("info", "configuration read again", applied=applied, restart_needed=restart_needed)
+        if read.to is not None:
+            self._answer(read.to, read.id, applied=applied, restart_needed=restart_needed)
+
+    def _apply(self, settings: Settings) -> None:
+        self._context.settings = settings
+        self._set_log_level(settings.daemon.log_level)
+        self._queue.set_weights(settings.queue.classes)
+        self._reception.apply(settings)
+        self._dispatcher.expire()
+
+    def store_voice(self, event: Controlled, request: control.VoiceAdd | control.VoiceRemove) -> None:
+        """Keep or remove a voice; answered when that is done."""
+        self._context.effects.append(StoreVoice(event.to, request, event.body))
+
+    def on_voice_stored(self, stored: VoiceStored) -> None:
+        """A voice is there, or gone, or could not be."""
+        if stored.error is not None:
+            code, message = stored.error
+            self._context.refuse(stored.to, stored.id, ErrorCode(code), message)
+        elif stored.voice is None:
+            self._voices.pop(stored.name, None)
+            self._context.log("info", "voice removed", voice=stored.name)
+            self._answer(stored.to, stored.id, name=stored.name, removed=True)
+        else:
+            self._voices[stored.name] = stored.voice
+            self._context.log("info", "voice added", voice=stored.name, seconds=stored.voice.seconds)
+            self._answer(stored.to, stored.id, name=stored.name, seconds=stored.voice.seconds)
+
+    def not_served(self, event: Controlled) -> None:
+        """Say of an operation of the protocol that this version does not have it."""
+        op = str(event.request.__struct_config__.tag)
+        self._context.refuse(
+            event.to, event.request.id, ErrorCode.BAD_REQUEST, f"op: this version of the daemon does not serve {op} yet"
+        )
+
+
+def merged(old: Settings, new: Settings, keep: list[str]) -> Settings:
+    """``new`` with the keys in ``keep`` as they are in ``old``."""
+    values, before = msgspec.to_builtins(new), msgspec.to_builtins(old)
+    for path in keep:
+        *sections, key = path.split(".")
+        target, source = values, before
+        for section in sections:
+            target, source = target[section], source[section]
+        target[key] = source[key]
+    return msgspec.convert(values, Settings)

@@ -1,0 +1,104 @@
+"""The waiting jobs: three classes, first come first served within a class, shared out between classes by weight."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from glmtts.protocol.requests import PRIORITIES, Priority
+
+from .jobs import Job
+from .settings import ClassesSettings
+
+
+class WaitingQueue:
+    """Takes jobs in, gives the next one out; every operation but :meth:`position` takes constant time."""
+
+    def __init__(self, classes: ClassesSettings) -> None:
+        self._lanes: dict[Priority, OrderedDict[str, Job]] = {priority: OrderedDict() for priority in PRIORITIES}
+        self._credit: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
+        self._weights: dict[Priority, int] = {}
+        #: Characters that wait, by class: what waiting time is estimated from.
+        self.characters: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
+        self.set_weights(classes)
+
+    def set_weights(self, classes: ClassesSettings) -> None:
+        """Share out by these weights from now on."""
+        self._weights = {priority: getattr(classes, priority).weight for priority in PRIORITIES}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._lanes.values()))
+
+    def __iter__(self) -> Iterator[Job]:
+        for lane in self._lanes.values():
+            yield from lane.values()
+
+    def length(self, priority: Priority) -> int:
+        """How many of a class wait."""
+        return len(self._lanes[priority])
+
+    def ahead(self, priority: Priority) -> int:
+        """How many wait that a new job of this class comes behind: its own class and those above it."""
+        total = 0
+        for name, lane in self._lanes.items():
+            total += len(lane)
+            if name == priority:
+                break
+        return total
+
+    def characters_ahead(self, priority: Priority) -> int:
+        """Characters of the jobs that a new job of this class comes behind."""
+        total = 0
+        for name, characters in self.characters.items():
+            total += characters
+            if name == priority:
+                break
+        return total
+
+    def push(self, job: Job, *, front: bool = False) -> None:
+        """Add a job at the end of its class, or in front of it: a job that had been running before."""
+        lane = self._lanes[job.request.priority]
+        lane[job.id] = job
+        if front:
+            lane.move_to_end(job.id, last=False)
+        self.characters[job.request.priority] += len(job.request.text)
+
+    def pop(self) -> Job | None:
+        """Take the next job, by smooth weighted round robin over the classes in which any waits."""
+        waiting = [priority for priority, lane in self._lanes.items() if lane]
+        if not waiting:
+            return None
+        if len(waiting) == 1:
+            chosen = waiting[0]
+        else:
+            for priority in waiting:
+                self._credit[priority] += self._weights[priority]
+            chosen = max(waiting, key=self._credit.__getitem__)
+            self._credit[chosen] -= sum(self._weights[priority] for priority in waiting)
+        _, job = self._lanes[chosen].popitem(last=False)
+        self.characters[chosen] -= len(job.request.text)
+        return job
+
+    def remove(self, job: Job) -> None:
+        """Take a job out of the queue. Raises KeyError if it is not in it."""
+        del self._lanes[job.request.priority][job.id]
+        self.characters[job.request.priority] -= len(job.request.text)
+
+    def position(self, job: Job) -> int:
+        """How many are before this job: 0 is the next. Takes time by the length of the queue."""
+        before = 0
+        for priority, lane in self._lanes.items():
+            if priority == job.request.priority:
+                for id in lane:
+                    if id == job.id:
+                        return before
+                    before += 1
+            before += len(lane)
+        raise KeyError(job.id)
+
+    def first(self, count: int) -> Iterator[tuple[int, Job]]:
+        """The first jobs of the queue with their positions."""
+        for position, job in enumerate(self):
+            if position >= count:
+                return
+            yield position, job

@@ -1,0 +1,38 @@
+"""Rate limits by client: token buckets that are full at first."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+
+#: Clients whose bucket is remembered at most. A bucket that is dropped was the one used longest ago.
+_MAX_CLIENTS = 10_000
+
+
+class RateLimiter:
+    """So many jobs in so many seconds, each client by itself; bursts up to the whole count."""
+
+    def __init__(self, rate: tuple[int, float] | None) -> None:
+        self._rate = rate
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def set_rate(self, rate: tuple[int, float] | None) -> None:
+        """Go by this rate from now on; None for none."""
+        if rate != self._rate:
+            self._rate = rate
+            self._buckets.clear()
+
+    def take(self, client: str, now: float) -> float | None:
+        """Take a token. None when there was one, else the seconds until there will be, and nothing is taken."""
+        if self._rate is None:
+            return None
+        count, seconds = self._rate
+        tokens, since = self._buckets.pop(client, (float(count), now))
+        tokens = min(float(count), tokens + (now - since) * count / seconds)
+        allowed = tokens >= 1
+        self._buckets[client] = (tokens - 1 if allowed else tokens, now)
+        if len(self._buckets) > _MAX_CLIENTS:
+            self._buckets.popitem(last=False)
+        if allowed:
+            return None
+        return math.ceil((1 - tokens) * seconds / count * 1000) / 1000

@@ -1,0 +1,396 @@
+"""Requests of clients: who may have what, what is accepted and what refused, and what everybody may ask."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import UNSET
+
+from glmtts.protocol import VERSION, events, requests
+from glmtts.protocol.audio_formats import ENCODER_RATES, FORMATS, STREAM_FORMATS, AudioFormat
+from glmtts.protocol.errors import ErrorCode, RequestError
+
+from ..engines import options as engine_options
+from .context import Context
+from .dispatch import POSITIONS_EVERY_S, Dispatcher
+from .inputs import Client, ReplyTo, Requested, StoredVoice
+from .jobs import Job, Subscriber
+from .ledger import Ledger, content_digest, newest_first
+from .pool import Pool
+from .queue import WaitingQueue
+from .rate import RateLimiter
+from .rates import parse_rate
+from .settings import Settings
+
+
+class Reception:
+    """Admits jobs, and answers what clients ask of the daemon and of their own jobs."""
+
+    def __init__(
+        self,
+        context: Context,
+        ledger: Ledger,
+        queue: WaitingQueue,
+        pool: Pool,
+        dispatcher: Dispatcher,
+        voices: dict[str, StoredVoice],
+        *,
+        version: str,
+        boot: str,
+    ) -> None:
+        self._context = context
+        self._ledger = ledger
+        self._queue = queue
+        self._pool = pool
+        self._dispatcher = dispatcher
+        self._voices = voices
+        self._version = version
+        self._boot = boot
+        self.accepted = 0
+        self.refused: dict[str, int] = {}
+        #: Why no job is accepted at all, or ``""``.
+        self.closed = ""
+        self._rate = RateLimiter(None)
+        self._rate_batch = RateLimiter(None)
+        self.apply(context.settings)
+
+    def apply(self, settings: Settings) -> None:
+        """Go by these settings from now on."""
+        self._rate.set_rate(parse_rate(settings.limits.rate))
+        self._rate_batch.set_rate(parse_rate(settings.limits.rate_batch))
+
+    # --- synthesize
+
+    def synthesize(self, event: Requested, request: requests.Synthesize) -> None:
+        """Accept the job, or refuse it with what its client can do about it."""
+        try:
+            self._admit(event, request)
+        except RequestError as error:
+            self.refused[error.code] = self.refused.get(error.code, 0) + 1
+            self._context.log(
+                "debug", "request refused", client=event.client.key, code=error.code.value, reason=error.message
+            )
+            self._context.refuse(event.to, request.id, error.code, error.message, retry_after_s=error.retry_after_s)
+
+    def _admit(self, event: Requested, request: requests.Synthesize) -> None:
+        context, settings = self._context, self._context.settings
+        client = self._acting_for(event.client, request)
+        # REQ clients, and those who want the last event alone, have nothing to hear a stream with: they get it whole.
+        hears_all = request.events == "all" and not event.to.envelope
+        subscriber = Subscriber(event.to, request.id, hears_all)
+        content = ""
+        if request.key is not UNSET:
+            content = content_digest(request, event.body)
+            if known := self._ledger.with_key(client.key, request.key, context.now):
+                self._join(request, known, content, subscriber)
+                return
+        self._check_open()
+        self._check_allowed(client, request)
+        self._check_speakable(client, request, event.body)
+        self._check_room(client, request, event.body)
+        audio_format: AudioFormat = request.resolved_format
+        if request.format is UNSET and not request.stream:
+            audio_format = settings.audio.default_format
+            self._check_rate_of_default(request, audio_format)
+        sample_rate = None if request.sample_rate is UNSET else request.sample_rate
+        if sample_rate is None and audio_format in STREAM_FORMATS:
+            sample_rate = settings.audio.sample_rate
+        deadline_s = settings.queue.default_deadline_s if request.deadline_s is UNSET else request.deadline_s
+        self.accepted += 1
+        job = Job(
+            id=f"{self._boot}-{self.accepted}",
+            client=client,
+            request=request,
+            recording=event.body,
+            format=audio_format,
+            sample_rate=sample_rate,
+            streams=request.stream and hears_all,
+            accepted_at=context.now,
+            created=round(context.wall, 3),
+            deadline_at=context.now + deadline_s if deadline_s else None,
+            subscribers=[subscriber],
+        )
+        self._ledger.add(job, content)
+        if job.deadline_at is not None:
+            context.timers.set(("deadline", job.id), job.deadline_at)
+        if hears_all:
+            self._say_accepted(job, subscriber)
+        context.log("debug", "job accepted", job=job.id, client=client.key, priority=request.priority)
+        self._queue.push(job)
+        self._dispatcher.schedule()
+        if job.state == "waiting":
+            # -1 until it has been told a position of its own by "accepted", which this was.
+            job.told_position = self._queue.ahead(request.priority) - 1
+            if ("positions", "") not in context.timers:
+                context.timers.set(("positions", ""), context.now + POSITIONS_EVERY_S)
+        if context.watched:
+            context.publish("job.waiting", job=job.id, client=client.key, priority=request.priority)
+
+    def _say_accepted(self, job: Job, subscriber: Subscriber) -> None:
+        priority = job.request.priority
+        position = self._queue.ahead(priority)
+        wait = self._dispatcher.estimated_wait(self._queue.characters_ahead(priority))
+        event = events.Accepted(
+            id=subscriber.id,
+            job=job.id,
+            position=position,
+            queue_size=len(self._queue),
+            estimated_wait_s=UNSET if wait is None else wait,
+        )
+        warnings = []
+        waiting = position + (0 if self._pool.free() and not self._dispatcher.paused else 1)
+        if waiting > self._context.settings.queue.warn_waiting:
+            warnings.append(f"the queue is long: {position} wait before this job")
+        if self._dispatcher.paused:
+            warnings.append("the queue is paused by an operator: the job waits until it is resumed")
+        if priority == "batch" and job.request.durable is UNSET:
+            warnings.append("this daemon keeps no journal yet: the job is lost if the daemon ends before it is done")
+        if warnings:
+            event.warning = "; ".join(warnings)
+        self._context.send(subscriber.to, event)
+
+    def _join(
+        self, request: requests.Synthesize, known: tuple[str, str], content: str, subscriber: Subscriber
+    ) -> None:
+        """The same key again: the same job, never a second synthesis."""
+        id, first_content = known
+        if content != first_content:
+            raise RequestError(
+                ErrorCode.BAD_REQUEST, f"key: it stands for job {id}, whose request was another; use a new key"
+            )
+        if job := self._ledger.live.get(id):
+            if subscriber.all_events:
+                position = self._queue.position(job) if job.state == "waiting" else 0
+                self._context.send(
+                    subscriber.to,
+                    events.Accepted(id=request.id, job=id, position=position, queue_size=len(self._queue)),
+                )
+            self._ledger.subscribe(job, subscriber)
+            return
+        if subscriber.all_events and self._ledger.ended(id):
+            self._context.send(
+                subscriber.to, events.Accepted(id=request.id, job=id, position=0, queue_size=len(self._queue))
+            )
+        self._replay(id, subscriber)
+
+    def _acting_for(self, client: Client, request: requests.Synthesize) -> Client:
+        if request.on_behalf_of is UNSET:
+            return client
+        gateways = self._context.settings.limits.gateways
+        if client.user not in gateways and client.key.removeprefix("uid:") not in gateways:
+            raise RequestError(
+                ErrorCode.FORBIDDEN, f"on_behalf_of: user {client.user} is not one of [limits] gateways"
+            )
+        return Client(key=f"{client.key}/{request.on_behalf_of}", user=client.user)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise RequestError(ErrorCode.SHUTTING_DOWN, self.closed)
+        if unavailable := self._pool.unavailable():
+            reason, retry_after_s = unavailable
+            raise RequestError(ErrorCode.UNAVAILABLE, reason, retry_after_s=retry_after_s)
+
+    def _check_allowed(self, client: Client, request: requests.Synthesize) -> None:
+        users = getattr(self._context.settings.queue.classes, request.priority).users
+        if users and not client.operator and client.user not in users and client.key.removeprefix("uid:") not in users:
+            raise RequestError(
+                ErrorCode.FORBIDDEN, f"priority: user {client.user} may not use {request.priority} on this daemon"
+            )
+        if request.durable is True:
+            raise RequestError(
+                ErrorCode.BAD_REQUEST, "durable: this daemon keeps no journal yet; leave the key out, or send false"
+            )
+
+    def _check_speakable(
+        self, client: Client, request: requests.Synthesize, body: bytes | memoryview | None
+    ) -> None:
+        engine = self._context.settings.engine.name
+        if problem := engine_options.check(engine, request.options):
+            raise RequestError(ErrorCode.BAD_REQUEST, problem)
+        if request.voice is not UNSET and self._pool.engine and not self._knows_voice(request.voice):
+            names = ", ".join(voice.name for voice in self.voices()[:12])
+            raise RequestError(ErrorCode.VOICE_NOT_FOUND, f"voice: {request.voice!r} is not there; there are {names}")
+        if request.output is not UNSET and request.output in self._ledger.outputs:
+            raise RequestError(
+                ErrorCode.OUTPUT_EXISTS, f"output: another job is about to write {request.output}; choose another name"
+            )
+        if self._dispatcher.quarantine:
+            deaths = self._dispatcher.quarantine.deaths(content_digest(request, body), self._context.now)
+            limit = self._context.settings.workers.restart.quarantine_after
+            if limit and deaths >= limit:
+                raise RequestError(
+                    ErrorCode.QUARANTINED, f"{deaths} workers died of this very job lately; it is not tried again"
+                )
+
+    def _check_room(self, client: Client, request: requests.Synthesize, body: bytes | memoryview | None) -> None:
+        context, settings = self._context, self._context.settings
+        retry_after_s = self._dispatcher.estimator.retry_after_s(self._pool.serving)
+
+        def full(message: str) -> RequestError:
+            return RequestError(ErrorCode.QUEUE_FULL, message, retry_after_s=retry_after_s)
+
+        if self._ledger.live_of_client.get(client.key, 0) >= settings.queue.max_per_client:
+            raise full(f"{settings.queue.max_per_client} jobs of yours are waiting or running; no more are taken")
+        batch = request.priority == "batch"
+        if batch:
+            waiting, limit = self._queue.length("batch"), settings.queue.max_waiting_batch
+        else:
+            waiting = self._queue.length("interactive") + self._queue.length("vip")
+            limit = settings.queue.max_waiting
+        starts_now = not self._dispatcher.paused and self._pool.free() is not None
+        if waiting >= limit and not starts_now:
+            raise full(f"the queue is full: {waiting} jobs wait")
+        if body is not None and self._ledger.recording_bytes + len(body) > settings.limits.recordings_mib << 20:
+            raise full(f"waiting jobs hold {settings.limits.recordings_mib} MiB of recordings; no more are taken")
+        after = (self._rate_batch if batch else self._rate).take(client.key, context.now)
+        if after is not None:
+            rate = settings.limits.rate_batch if batch else settings.limits.rate
+            raise RequestError(ErrorCode.RATE_LIMITED, f"more than {rate} jobs of yours", retry_after_s=after)
+
+    @staticmethod
+    def _check_rate_of_default(request: requests.Synthesize, audio_format: AudioFormat) -> None:
+        rates = ENCODER_RATES.get(audio_format)
+        if rates and request.sample_rate is not UNSET and request.sample_rate not in rates:
+            raise RequestError(
+                ErrorCode.BAD_REQUEST,
+                f"sample_rate: {audio_format}, this daemon's default format, holds {', '.join(map(str, rates))} Hz alone",
+            )
+
+    def _knows_voice(self, name: str) -> bool:
+        return name in self._voices or any(voice.name == name for voice in self._pool.voices)
+
+    def voices(self) -> list[events.Voice]:
+        """Every voice that can be named: the engine's own, and where it can clone the registered ones."""
+        registered = [
+            events.Voice(name=voice.name, language=voice.language, description=voice.description)
+            for voice in self._voices.values()
+        ]
+        return self._pool.voices + (registered if self._clones_voices else [])
+
+    @property
+    def _clones_voices(self) -> bool:
+        return self._pool.engine.clones_voices if self._pool.engine else False
+
+    # --- the other requests
+
+    def ping(self, event: Requested, request: requests.Ping) -> None:
+        """Say that the daemon is there."""
+        uptime_s = round(self._context.now - self._context.started_at, 3)
+        self._context.send(
+            event.to, events.Pong(id=request.id, version=self._version, protocol=VERSION, uptime_s=uptime_s)
+        )
+
+    def info(self, event: Requested, request: requests.Info) -> None:
+        """Say what this daemon can do."""
+        settings, engine = self._context.settings, self._pool.engine
+        limits = settings.limits
+        name = settings.engine.name
+        default_voice = settings.voices.default or (engine.default_voice if engine else "")
+        answer = events.InfoAnswer(
+            id=request.id,
+            version=self._version,
+            protocol=VERSION,
+            engine=name,
+            sample_rate=settings.audio.sample_rate,
+            sample_rates=engine.sample_rates if engine else [],
+            formats=list(FORMATS),
+            voices=self.voices(),
+            default_voice=default_voice,
+            clones_voices=self._clones_voices,
+            limits={
+                "text_chars": limits.text_chars,
+                "header_bytes": limits.header_kib << 10,
+                "body_bytes": limits.body_mib << 20,
+                "body_frames": 1,
+                "recording_min_s": limits.recording_min_s,
+                "recording_max_s": limits.recording_max_s,
+                "rate": limits.rate,
+                "rate_batch": limits.rate_batch,
+                "max_waiting": settings.queue.max_waiting,
+                "max_waiting_batch": settings.queue.max_waiting_batch,
+                "max_per_client": settings.queue.max_per_client,
+                "durable": False,
+            },
+            options=engine_options.schema(name),
+            ready=self._pool.serving > 0,
+        )
+        self._context.send(event.to, answer)
+
+    def list_voices(self, event: Requested, request: requests.Voices) -> None:
+        """Say which voices can be named."""
+        self._context.send(event.to, events.VoicesAnswer(id=request.id, voices=self.voices()))
+
+    def cancel(self, to: ReplyTo, request: requests.Cancel, client: Client | None) -> None:
+        """End a job; ``client`` is None for an operator, who may end anybody's."""
+        job = self._own(to, request.id, request.job, client)
+        if job is None:
+            return
+        if job.live:
+            who = "an operator" if client is None else "its client"
+            self._dispatcher.fail(job, ErrorCode.CANCELLED, f"cancelled by {who}")
+            self._dispatcher.schedule()
+        self._context.send(to, events.Result(id=request.id, values={"state": job.state, "job": job.id}))
+
+    def job(self, to: ReplyTo, request: requests.GetJob, client: Client | None) -> None:
+        """Say how a job stands."""
+        job = self._own(to, request.id, request.job, client)
+        if job is not None:
+            info = self._describe(job, with_client=client is None)
+            self._context.send(to, events.JobAnswer(id=request.id, **msgspec.structs.asdict(info)))
+
+    def jobs(self, to: ReplyTo, request: requests.ListJobs, client: Client | None) -> None:
+        """List a client's jobs, or for an operator everybody's."""
+        found = []
+        for job in self._ledger.newest():
+            if client is not None and job.client.key.split("/")[0] != client.key:
+                continue
+            if request.state is not UNSET and job.state != request.state:
+                continue
+            found.append(job)
+            if len(found) >= request.limit:
+                break
+        infos = [self._describe(job, with_client=client is None, exact=False) for job in newest_first(found)]
+        self._context.send(to, events.JobsAnswer(id=request.id, jobs=infos))
+
+    def _describe(self, job: Job, *, with_client: bool, exact: bool = True) -> events.JobInfo:
+        position = wait = None
+        if job.state == "waiting":
+            # Counting is worth it for one job; in a list the position last told is near enough.
+            position = self._queue.position(job) if exact else max(0, job.told_position)
+            if exact:
+                wait = self._dispatcher.estimated_wait(self._queue.characters_ahead(job.request.priority))
+        return job.describe(position, wait, with_client=with_client)
+
+    def wait(self, event: Requested, request: requests.Wait) -> None:
+        """Tell the rest of a job's events under the id of this request."""
+        job = self._own(event.to, request.id, request.job, event.client)
+        if job is None:
+            return
+        subscriber = Subscriber(event.to, request.id, request.events == "all" and not event.to.envelope)
+        if job.live:
+            self._ledger.subscribe(job, subscriber)
+        else:
+            self._replay(job.id, subscriber)
+
+    def _replay(self, id: str, subscriber: Subscriber) -> None:
+        """The last event of a job that has ended, with its result as long as that is kept."""
+        ended = self._ledger.ended(id)
+        if ended is None or ended.body_dropped:
+            keep = self._context.settings.queue
+            self._context.refuse(
+                subscriber.to,
+                subscriber.id,
+                ErrorCode.JOB_NOT_FOUND,
+                f"job {id} has ended, and its result is not kept any more: results are kept for "
+                f"{keep.keep_results_s:g} s, {keep.keep_results_mib} MiB of them in all",
+            )
+            return
+        event = msgspec.structs.replace(ended.event, id=subscriber.id)
+        self._context.send(subscriber.to, event, ended.body)
+
+    def _own(self, to: ReplyTo, id: str, job_id: str, client: Client | None) -> Job | None:
+        """The job, if this client may know of it; the answer is the same for no job and for somebody else's."""
+        job = self._ledger.find(job_id)
+        if job is None or (client is not None and job.client.key.split("/")[0] != client.key):
+            self._context.refuse(to, id, ErrorCode.JOB_NOT_FOUND, f"job: there is no job {job_id!r} of yours")
+            return None
+        return job

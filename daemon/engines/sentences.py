@@ -1,0 +1,65 @@
+"""Split a text into sentences, and tell which of them are Chinese."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+#: Ideographs: the Unified blocks with their extensions, the compatibility block, and the zero that is none of them.
+_HAN = re.compile("[㐀-䶿一-鿿豈-﫿𠀀-𳑿〇]")
+_LATIN = re.compile("[A-Za-zÀ-ɏ]")
+_SPOKEN = re.compile(r"[^\W_]")
+
+#: What ends a sentence: marks that always do, with the closing quotes and brackets behind them, a line break, and the
+#: full stop where a blank or the end of the text follows (so "3.14", "v1.2" and "example.org" stay whole).
+_END = re.compile(r"""[。！？!?;；…]+["'”’」』）)\]]*\s*|\.+["'”’)\]]*(?:\s+|$)|\s*\n\s*""")
+#: A full stop behind one of these, or behind a single letter, ends nothing.
+_ABBREVIATION = re.compile(
+    r"(?<![^\s(\"'])(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|Gen|Col|Capt|Lt|Rev|Hon|vs|[Ff]ig|Eq|Sec|Vol|cf|ca|approx"
+    r"|(?:[A-Za-z]\.)*[A-Za-z])$"
+)
+_LONGEST_ABBREVIATION = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """A sentence, and whether it is to be spoken as Chinese."""
+
+    text: str
+    has_han: bool
+
+
+def split(text: str) -> list[Sentence]:
+    """The sentences of ``text``, at least one.
+
+    A sentence without a letter of either script ("2024.") is taken to be in the language of the one before it, the
+    first one in that of the one behind it. What has nothing to speak at all is kept with its neighbour, for its pause.
+    """
+    parts: list[str] = []
+    for part in _cut(text):
+        if parts and (not _SPOKEN.search(part) or not _SPOKEN.search(parts[-1])):
+            parts[-1] += part
+        else:
+            parts.append(part)
+    languages = [True if _HAN.search(part) else False if _LATIN.search(part) else None for part in parts]
+    current = next((language for language in languages if language is not None), False)
+    sentences: list[Sentence] = []
+    for part, language in zip(parts, languages, strict=True):
+        current = current if language is None else language
+        sentences.append(Sentence(part.strip(), current))
+    return sentences
+
+
+def _cut(text: str) -> list[str]:
+    parts: list[str] = []
+    start = 0
+    for match in _END.finditer(text):
+        stop = match.start()
+        if match[0][0] == "." and _ABBREVIATION.search(text, max(start, stop - _LONGEST_ABBREVIATION), stop):
+            continue
+        if match.end() > start:
+            parts.append(text[start : match.end()])
+            start = match.end()
+    if start < len(text) or not parts:
+        parts.append(text[start:])
+    return parts

@@ -1,0 +1,290 @@
+"""A ROUTER socket with clients on it: who they are, what they sent, and sending to them without ever waiting for one.
+
+A client is known by what the kernel says of its connection. The ZeroMQ identity, which a client may choose, only
+routes; a connection ends when ZeroMQ says so, and what was meant for it is never sent to a later one that calls itself
+the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections import deque
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+#: Bodies from this size on are handed to ZeroMQ without a copy, and counted until it is done with them.
+_LARGE = 64 * 1024
+#: Frames of one message that are looked at; one with more is refused for having them.
+_MAX_FRAMES = 6
+#: What a queued message costs beside its bytes, about.
+_OVERHEAD = 300
+
+_MONITORED = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
+
+
+class Connection:
+    """One connection of one client process. ``number`` is never used again; ``uid`` and ``pid`` are the kernel's."""
+
+    __slots__ = ("fd", "gone", "in_flight", "number", "outbox", "outbox_bytes", "pid", "routing_id", "uid")
+
+    def __init__(self, number: int, routing_id: bytes, fd: int, uid: int, pid: int) -> None:
+        self.number = number
+        self.routing_id = routing_id
+        self.fd = fd
+        self.uid = uid
+        self.pid = pid
+        self.gone = False
+        #: Messages that ZeroMQ did not take yet.
+        self.outbox: deque[tuple[list[bytes | memoryview], int]] = deque()
+        self.outbox_bytes = 0
+        #: Large bodies that ZeroMQ holds, and their sizes.
+        self.in_flight: deque[tuple[zmq.MessageTracker, int]] = deque()
+
+    def unsent_bytes(self) -> int:
+        """Bytes that the client has not taken: those that wait here, and the large ones that wait in ZeroMQ."""
+        while self.in_flight and self.in_flight[0][0].done:
+            self.in_flight.popleft()
+        return self.outbox_bytes + sum(size for _, size in self.in_flight)
+
+
+class Received(NamedTuple):
+    """A message: from whom, the frames to mirror in the answer, and the frames after them."""
+
+    connection: Connection
+    envelope: tuple[bytes, ...]
+    frames: list[bytes | memoryview]
+
+
+class ClientRouter:
+    """The requests or the control socket. Used from the loop's thread alone."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        listener: int,
+        endpoint: str,
+        *,
+        first_number: int,
+        body_bytes: int,
+        send_buffer_bytes: int,
+        max_connections: int,
+    ) -> None:
+        """Serve the listening descriptor ``listener``, which is closed with the router."""
+        self.socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
+        for option, value in (
+            (zmq.USE_FD, listener),
+            (zmq.ROUTER_MANDATORY, 1),
+            (zmq.LINGER, 0),
+            # A frame above the limit is answered, one far above it ends the connection before it fills the memory.
+            (zmq.MAXMSGSIZE, 2 * body_bytes),
+            (zmq.RCVHWM, 16),
+            (zmq.SNDHWM, 256),
+            # A connection that does not speak ZMTP is not kept for long: descriptors are finite.
+            (zmq.HANDSHAKE_IVL, 5_000),
+        ):
+            self.socket.setsockopt(option, value)
+        self.monitor = self.socket.get_monitor_socket(_MONITORED)
+        self.socket.bind(endpoint)
+        self._next_number = first_number
+        self._send_buffer_bytes = send_buffer_bytes
+        self._max_connections = max_connections
+        self._by_routing_id: dict[bytes, Connection] = {}
+        self._by_number: dict[int, Connection] = {}
+        #: Descriptors of open connections, with the connection once it has spoken.
+        self._open: dict[int, Connection | None] = {}
+        self._closed: list[Connection] = []
+        self._waiting: dict[int, Connection] = {}
+        #: Connections that were turned away because there are too many.
+        self.turned_away = 0
+
+    @property
+    def connections(self) -> int:
+        """How many are open, those included that never spoke."""
+        return len(self._open)
+
+    # --- receiving
+
+    def receive(self, limit: int) -> Iterator[Received]:
+        """Up to ``limit`` messages that are there already."""
+        receive = self.socket.recv
+        for _ in range(limit):
+            try:
+                routing_id = receive(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            frames: list[bytes | memoryview] = []
+            first = frame = receive(copy=False)
+            while True:
+                if len(frames) <= _MAX_FRAMES:
+                    frames.append(frame.bytes if len(frame) < _LARGE else frame.buffer)
+                if not frame.more:
+                    break
+                frame = receive(copy=False)
+            connection = self._by_routing_id.get(routing_id)
+            fd = int(first.get(zmq.SRCFD))
+            if connection is None or connection.fd != fd:
+                connection = self._new(routing_id, fd, str(first.get("Peer-Address")))
+            yield _split(connection, frames)
+
+    def _new(self, routing_id: bytes, fd: int, address: str) -> Connection:
+        """A connection speaks for the first time, or for the last time: it may be closed by now."""
+        # What happened to this descriptor before this connection had it has to be known first.
+        self.read_monitor()
+        self._close(self._by_routing_id.get(routing_id))
+        uid, pid = _credentials(address)
+        connection = Connection(self._next_number, routing_id, fd, uid, pid)
+        self._next_number += 1
+        if self._open.get(fd, self) is not None:
+            # Closed, or closed and the descriptor taken by another: nothing can be sent to it any more.
+            connection.gone = True
+            self._closed.append(connection)
+            return connection
+        self._open[fd] = connection
+        self._by_routing_id[routing_id] = connection
+        self._by_number[connection.number] = connection
+        return connection
+
+    def read_monitor(self) -> None:
+        """Learn of connections that opened and closed."""
+        while True:
+            try:
+                frames = self.monitor.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            event = parse_monitor_message(frames)
+            fd = event["value"]
+            if event["event"] == zmq.EVENT_ACCEPTED:
+                self._open[fd] = None
+                if len(self._open) > self._max_connections:
+                    self.turned_away += 1
+                    _shut_down(fd)
+            else:
+                self._close(self._open.pop(fd, None))
+
+    def _close(self, connection: Connection | None) -> None:
+        if connection is None or connection.gone:
+            return
+        connection.gone = True
+        connection.outbox.clear()
+        connection.outbox_bytes = 0
+        connection.in_flight.clear()
+        self._by_number.pop(connection.number, None)
+        self._waiting.pop(connection.number, None)
+        if self._by_routing_id.get(connection.routing_id) is connection:
+            del self._by_routing_id[connection.routing_id]
+        if self._open.get(connection.fd) is connection:
+            self._open[connection.fd] = None
+        self._closed.append(connection)
+
+    def closed(self) -> list[Connection]:
+        """Connections that have ended since the last call."""
+        closed, self._closed = self._closed, []
+        return closed
+
+    # --- sending
+
+    def send(self, number: int, envelope: tuple[bytes, ...], header: bytes, body: bytes | memoryview | None) -> bool:
+        """Send, or keep until it can be sent; nothing happens for a connection that is gone.
+
+        Returns False, and sends nothing, when too much is unsent already and the message has a body: the client does
+        not read. What has no body is sent all the same, up to a second limit that ends the connection.
+        """
+        connection = self._by_number.get(number)
+        if connection is None:
+            return True
+        if body is not None and (connection.in_flight or connection.outbox):
+            unsent = connection.unsent_bytes()
+            if unsent and unsent + len(body) > self._send_buffer_bytes:
+                return False
+        frames: list[bytes | memoryview] = [*envelope, header]
+        if body is not None:
+            frames.append(body)
+        if not connection.outbox and self._try(connection, frames):
+            return True
+        size = sum(map(len, frames)) + _OVERHEAD
+        connection.outbox.append((frames, size))
+        connection.outbox_bytes += size
+        self._waiting[number] = connection
+        if connection.outbox_bytes > 2 * self._send_buffer_bytes:
+            _shut_down(connection.fd)
+            self._close(connection)
+        return True
+
+    def _try(self, connection: Connection, frames: list[bytes | memoryview]) -> bool:
+        """Whether ZeroMQ took the message, or nobody will ever."""
+        send = self.socket.send
+        try:
+            send(connection.routing_id, zmq.SNDMORE | zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            self._close(connection)
+            return True
+        # The whole message goes to one place: once the routing id is taken, so are the rest.
+        for frame in frames[:-1]:
+            send(frame, zmq.SNDMORE)
+        last = frames[-1]
+        if len(last) < _LARGE:
+            send(last)
+        else:
+            tracker = send(last, copy=False, track=True)
+            connection.in_flight.append((tracker, len(last)))
+        return True
+
+    @property
+    def waiting(self) -> bool:
+        """Whether anything waits to be sent."""
+        return bool(self._waiting)
+
+    def flush(self) -> int:
+        """Send what waits, as far as it can be; returns how many messages that were."""
+        sent = 0
+        for number, connection in list(self._waiting.items()):
+            while connection.outbox and self._try(connection, connection.outbox[0][0]):
+                if connection.gone:
+                    break
+                _, size = connection.outbox.popleft()
+                connection.outbox_bytes -= size
+                sent += 1
+            if not connection.outbox:
+                self._waiting.pop(number, None)
+        return sent
+
+    def close(self, linger_ms: int) -> None:
+        """Close the socket, after what was sent has left or ``linger_ms`` have passed."""
+        self.socket.disable_monitor()
+        self.monitor.close(0)
+        self.socket.close(linger_ms)
+
+
+def _split(connection: Connection, frames: list[bytes | memoryview]) -> Received:
+    """Tell the frames of a REQ socket's envelope from the message: an empty one, or with ZMQ_REQ_CORRELATE its number
+    and an empty one. A DEALER sends none, and no header is empty or has four bytes.
+    """
+    if not frames[0]:
+        return Received(connection, (b"",), frames[1:])
+    if len(frames) > 2 and len(frames[0]) == 4 and not frames[1]:
+        return Received(connection, (bytes(frames[0]), b""), frames[2:])
+    return Received(connection, (), frames)
+
+
+def _credentials(address: str) -> tuple[int, int]:
+    """uid and pid of ``localhost:uid:gid:pid``, as libzmq writes what SO_PEERCRED says; -1 for an unknown peer."""
+    parts = address.split(":")
+    if len(parts) == 4:
+        with contextlib.suppress(ValueError):
+            return int(parts[1]), int(parts[3])
+    return -1, -1
+
+
+def _shut_down(fd: int) -> None:
+    """End a connection under ZeroMQ, which notices and closes the descriptor: a ROUTER can't drop one peer."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as connection:
+        connection.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,570 @@
+"""The supervisor: sockets, processes, timers and signals. It turns the world into inputs of the core, and its effects
+into the world; it decides nothing.
+
+``glmttsd --config FILE``, or ``python -m glmtts.daemon.supervisor``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import os
+import pwd
+import resource
+import secrets
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from glmtts.protocol import codec, endpoints, events
+from glmtts.protocol import worker as worker_wire
+from glmtts.protocol.control import VoiceAdd, VoiceRemove
+from glmtts.protocol.errors import ErrorCode, RequestError
+
+from . import __version__, config, outputs
+from .background import Background
+from .core import effects, inputs
+from .core.machine import Machine
+from .core.places import places
+from .logs import Logger
+from .processes import Processes, WorkerProcess, find_interpreter
+from .router import ClientRouter, Connection, Received
+from .sockets import RuntimeDir, RuntimeDirError
+from .voices import RegisteredVoice, VoiceError, VoiceStore, check_recording
+
+#: Messages that are taken from one socket before the others have their turn.
+_BATCH = 64
+#: Connections of the control socket have numbers from here on.
+_CONTROL_NUMBERS = 1 << 40
+#: How long answers may take to leave when the daemon ends.
+_LINGER_MS = 1_000
+#: Descriptors that are kept for everything but clients' connections.
+_OWN_DESCRIPTORS = 256
+#: Exit statuses beside 0: sysexits(3).
+_EX_CONFIG, _EX_UNAVAILABLE, _EX_SOFTWARE = 78, 69, 70
+
+
+class Supervisor:
+    """One daemon, from its sockets to its end."""
+
+    def __init__(self, loaded: config.Config, log: Logger) -> None:
+        """Open the sockets. Raises RuntimeDirError."""
+        self._config = loaded
+        self._log = log
+        settings = loaded.settings
+        self._settings = settings
+        self._clock = time.monotonic
+        self._limits = codec.Limits(
+            header_bytes=settings.limits.header_kib << 10,
+            body_bytes=settings.limits.body_mib << 20,
+            text_chars=settings.limits.text_chars,
+        )
+        self._runtime = RuntimeDir(endpoints.runtime_dir(settings.daemon.runtime_dir))
+        self._zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._poller = zmq.Poller()
+        self._handlers: dict[Any, Callable[[], None]] = {}
+        self._wakeup_read, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._watch(self._wakeup_read, self._on_wakeup)
+        self._background = Background(self._wakeup_write)
+        self._requests = self._router(endpoints.REQUESTS, int(settings.daemon.socket_mode, 8))
+        self._control = self._router(endpoints.CONTROL, 0o660 if settings.daemon.admin_group else 0o600)
+        self._watch(self._requests.socket, self._on_requests)
+        self._watch(self._requests.monitor, self._requests.read_monitor)
+        self._watch(self._control.socket, self._on_control)
+        self._watch(self._control.monitor, self._control.read_monitor)
+        self._open_events()
+        self._open_workers()
+        self._processes = Processes(
+            settings,
+            self._runtime.endpoint(endpoints.WORKERS),
+            find_interpreter(settings.engine.python),
+            watch=self._watch,
+            unwatch=self._unwatch,
+            on_ended=self._on_process_ended,
+            on_line=self._on_worker_line,
+            clock=self._clock,
+        )
+        self._voices = VoiceStore(config.voices_dir(settings))
+        self._machine = self._make_machine()
+        self._clients: dict[int, inputs.Client] = {}
+        self._users: dict[int, str] = {}
+        self._topics: set[bytes] = set()
+        self._later: deque[inputs.Input] = deque()
+        self._flush_delay_s = 0.001
+        self._internal_errors = 0
+        self._status: int | None = None
+        self._effects: dict[type, Callable[[Any], None]] = {
+            effects.Send: self._do_send,
+            effects.Tell: self._do_tell,
+            effects.Spawn: self._do_spawn,
+            effects.Signal: lambda e: self._processes.signal(e.spawn, e.signal),
+            effects.Publish: self._do_publish,
+            effects.Log: lambda e: self._log.log(e.level, e.message, **e.fields),
+            effects.ChangeLogLevel: self._do_change_log_level,
+            effects.ReadSettings: self._do_read_settings,
+            effects.StoreVoice: self._do_store_voice,
+            effects.Exit: self._do_exit,
+        }
+
+    # --- opening
+
+    def _router(self, name: str, mode: int) -> ClientRouter:
+        daemon, limits = self._settings.daemon, self._settings.limits
+        control = name == endpoints.CONTROL
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return ClientRouter(
+            self._zmq,
+            self._runtime.listen(name, mode, daemon.admin_group if control else daemon.socket_group),
+            self._runtime.endpoint(name),
+            first_number=_CONTROL_NUMBERS if control else 1,
+            body_bytes=self._limits.body_bytes,
+            send_buffer_bytes=limits.send_buffer_mib << 20,
+            max_connections=64 if control else max(16, min(limits.max_connections, descriptors - _OWN_DESCRIPTORS)),
+        )
+
+    def _open_events(self) -> None:
+        self._events: zmq.Socket[bytes] = self._zmq.socket(zmq.XPUB)
+        mode = 0o660 if self._settings.daemon.admin_group else 0o600
+        self._events.setsockopt(
+            zmq.USE_FD, self._runtime.listen(endpoints.EVENTS, mode, self._settings.daemon.admin_group)
+        )
+        self._events.setsockopt(zmq.LINGER, 0)
+        self._events.bind(self._runtime.endpoint(endpoints.EVENTS))
+        self._watch(self._events, self._on_subscriptions)
+
+    def _open_workers(self) -> None:
+        self._workers: zmq.Socket[bytes] = self._zmq.socket(zmq.ROUTER)
+        self._workers.setsockopt(zmq.USE_FD, self._runtime.listen(endpoints.WORKERS, 0o600))
+        self._workers.setsockopt(zmq.LINGER, 0)
+        self._workers.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        # A worker that is faster than the loop waits: its audio is not piled up here.
+        self._workers.setsockopt(zmq.RCVHWM, 64)
+        self._workers.bind(self._runtime.endpoint(endpoints.WORKERS))
+        self._spawn_of: dict[bytes, int] = {}
+        self._watch(self._workers, self._on_workers)
+
+    def _make_machine(self) -> Machine:
+        voices = {name: _stored(voice) for name, voice in self._voices.load_all().items()}
+        for name, problem in self._voices.damaged.items():
+            self._log.warning("voice can't be used", voice=name, reason=problem)
+        folder = config.outputs_dir(self._settings)
+        try:
+            folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+            outputs.sweep_temporaries(folder)
+        except OSError as error:
+            self._log.warning("outputs can't be written", folder=str(folder), reason=error.strerror)
+        return Machine(
+            self._settings,
+            now=self._clock(),
+            wall=time.time(),
+            seed=secrets.randbits(64),
+            boot=secrets.token_hex(4),
+            version=__version__,
+            config_file=str(self._config.file or ""),
+            outputs_folder=str(folder),
+            voices=voices,
+        )
+
+    # --- the loop
+
+    def run(self) -> int:
+        """Serve until an operator or a signal ends it; returns the exit status."""
+        signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, _noted)
+        where = places(self._settings.workers)
+        self._log.info(
+            "daemon serves",
+            version=__version__,
+            pid=os.getpid(),
+            requests=self._runtime.endpoint(endpoints.REQUESTS),
+            engine=self._settings.engine.name,
+            workers=len(where),
+            config=str(self._config.file or "built-in defaults"),
+        )
+        self._do(self._machine.open(where))
+        # What lives for as long as the daemon need not be looked at by every collection.
+        gc.freeze()
+        try:
+            while self._status is None:
+                self._turn()
+        finally:
+            self._processes.kill_all()
+            self._close()
+        return self._status
+
+    def _turn(self) -> None:
+        """Deal with what the last turn left, then wait for something to happen, and deal with all that has."""
+        while self._later:
+            self._step(self._later.popleft())
+        for source, _ in self._poller.poll(self._poll_ms()):
+            handler = self._handlers.get(source)
+            if handler is not None:
+                self._guarded(handler)
+        for router in (self._requests, self._control):
+            for connection in router.closed():
+                self._clients.pop(connection.number, None)
+                self._step(inputs.ConnectionClosed(connection.number))
+        due = self._machine.next_due
+        if due is not None and due <= self._clock():
+            self._step(inputs.TimePassed())
+        self._flush()
+
+    def _poll_ms(self) -> int | None:
+        """How long nothing may happen: forever, unless a timer is due or something waits to be sent."""
+        due = self._machine.next_due
+        wait_s = None if due is None else max(0.0, due - self._clock())
+        if self._requests.waiting or self._control.waiting:
+            wait_s = self._flush_delay_s if wait_s is None else min(wait_s, self._flush_delay_s)
+        # Rounded up: a poll that ends a moment too early would be followed by many more.
+        return None if wait_s is None else int(wait_s * 1000) + 1
+
+    def _flush(self) -> None:
+        """Try again to send what clients would not take; ever less often, as long as they don't."""
+        if not (self._requests.waiting or self._control.waiting):
+            self._flush_delay_s = 0.001
+            return
+        sent = self._requests.flush() + self._control.flush()
+        self._flush_delay_s = 0.001 if sent else min(0.1, self._flush_delay_s * 2)
+
+    def _guarded(self, handler: Callable[[], None]) -> None:
+        """A bug costs the message that met it, not the service."""
+        try:
+            handler()
+        except Exception as error:
+            self._internal_errors += 1
+            self._log.exception("internal error", error)
+
+    def _step(self, event: inputs.Input) -> None:
+        self._guarded(lambda: self._do(self._machine.step(event, self._clock())))
+
+    def _do(self, todo: list[effects.Effect]) -> None:
+        for effect in todo:
+            self._effects[type(effect)](effect)
+
+    def _watch(self, source: Any, handler: Callable[[], None]) -> None:
+        self._handlers[source] = handler
+        self._poller.register(source, zmq.POLLIN)
+
+    def _unwatch(self, source: Any) -> None:
+        if self._handlers.pop(source, None) is not None:
+            self._poller.unregister(source)
+
+    # --- the world, as inputs
+
+    def _on_wakeup(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            for number in os.read(self._wakeup_read, 512):
+                if number in (signal.SIGTERM, signal.SIGINT):
+                    self._step(inputs.StopAsked(signal.Signals(number).name))
+                elif number == signal.SIGHUP:
+                    self._do_read_settings(effects.ReadSettings())
+        self._background.collect()
+
+    def _on_requests(self) -> None:
+        for received in self._requests.receive(_BATCH):
+            self._receive(self._requests, received, self._request)
+
+    def _on_control(self) -> None:
+        for received in self._control.receive(_BATCH):
+            self._receive(self._control, received, self._operation)
+
+    def _receive(
+        self, router: ClientRouter, received: Received, handle: Callable[[Received, inputs.ReplyTo], None]
+    ) -> None:
+        connection, envelope, _ = received
+        to = inputs.ReplyTo(connection.number, envelope)
+        try:
+            handle(received, to)
+        except RequestError as error:
+            self._answer(router, to, error)
+        except Exception as error:
+            self._internal_errors += 1
+            self._log.exception("internal error", error)
+            message = "an internal error of the daemon, which is in its log; the request was not carried out"
+            self._answer(router, to, RequestError(ErrorCode.UNAVAILABLE, message))
+
+    def _answer(self, router: ClientRouter, to: inputs.ReplyTo, error: RequestError) -> None:
+        event = events.Error.of(error.id, error.code, error.message, retry_after_s=error.retry_after_s)
+        self._log.debug("message refused", connection=to.connection, code=error.code.value, reason=error.message)
+        router.send(to.connection, to.envelope, codec.encode(event), None)
+
+    def _request(self, received: Received, to: inputs.ReplyTo) -> None:
+        connection, _, frames = received
+        request = codec.decode_request(frames, self._limits)
+        client = self._clients.get(connection.number) or self._client(connection)
+        body = frames[1] if len(frames) > 1 else None
+        self._do(self._machine.step(inputs.Requested(client, to, request, body), self._clock()))
+
+    def _operation(self, received: Received, to: inputs.ReplyTo) -> None:
+        frames = received.frames
+        request = codec.decode_control(frames, self._limits)
+        body = frames[1] if len(frames) > 1 else None
+        self._do(self._machine.step(inputs.Controlled(to, request, body, self._facts()), self._clock()))
+
+    def _client(self, connection: Connection) -> inputs.Client:
+        """Who is at the other end, as the kernel says."""
+        uid = connection.uid
+        user = self._users.get(uid)
+        if user is None:
+            try:
+                user = pwd.getpwuid(uid).pw_name
+            except (KeyError, OverflowError):
+                user = str(uid)
+            self._users[uid] = user
+        client = inputs.Client(f"uid:{uid}", user, operator=uid in (0, os.geteuid()))
+        if not connection.gone:
+            self._clients[connection.number] = client
+        return client
+
+    def _facts(self) -> dict[str, Any]:
+        """What ``status`` shows of the process."""
+        with open("/proc/self/statm", "rb") as statm:
+            rss = int(statm.read().split()[1]) * resource.getpagesize()
+        return {
+            "pid": os.getpid(),
+            "memory": {"rss": rss},
+            "connections": self._requests.connections,
+            "connections_turned_away": self._requests.turned_away,
+            "internal_errors": self._internal_errors,
+            "log_lines_dropped": self._log.dropped,
+        }
+
+    def _on_subscriptions(self) -> None:
+        while True:
+            try:
+                message = self._events.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            if message[:1] == b"\1":
+                self._topics.add(message[1:])
+            else:
+                self._topics.discard(message[1:])
+        self._machine.watched = bool(self._topics)
+
+    def _on_workers(self) -> None:
+        receive = self._workers.recv
+        for _ in range(_BATCH):
+            try:
+                routing_id = receive(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            frames = []
+            while self._workers.getsockopt(zmq.RCVMORE):
+                frames.append(receive(copy=False))
+            self._worker_said(routing_id, frames)
+
+    def _worker_said(self, routing_id: bytes, frames: list[zmq.Frame]) -> None:
+        spawn = self._spawn_of.get(routing_id)
+        event: inputs.Input
+        try:
+            if not 1 <= len(frames) <= 2:
+                raise worker_wire.WorkerProtocolError(f"a message of {len(frames)} frames")
+            message = worker_wire.decode_from_worker(frames[0].buffer)
+            body = None
+            if len(frames) == 2:
+                body = frames[1].bytes if len(frames[1]) < 64 * 1024 else frames[1].buffer
+            if type(message) is worker_wire.Hello:
+                spawn = self._hello(routing_id, message)
+            if spawn is None:
+                return
+            event = inputs.WorkerSaid(spawn, message, body)
+        except worker_wire.WorkerProtocolError as error:
+            if spawn is None:
+                return
+            event = inputs.WorkerGarbled(spawn, str(error))
+        self._do(self._machine.step(event, self._clock()))
+
+    def _hello(self, routing_id: bytes, hello: worker_wire.Hello) -> int | None:
+        """A process says that it is a worker: it is one if it has the token of one that has not said so yet."""
+        process = self._processes.with_token(hello.token)
+        if process is None or process.routing_id:
+            self._log.warning("a stranger on the workers' socket", pid=hello.pid)
+            return None
+        process.routing_id = routing_id
+        self._spawn_of[routing_id] = process.spawn
+        return process.spawn
+
+    def _on_process_ended(self, process: WorkerProcess, returncode: int) -> None:
+        # What it said before it ended comes first: an answer that is there is not lost with its sender.
+        self._on_workers()
+        self._spawn_of.pop(process.routing_id, None)
+        self._step(inputs.ProcessEnded(process.spawn, returncode, process.last_words))
+
+    def _on_worker_line(self, process: WorkerProcess, line: str) -> None:
+        self._log.info("worker output", worker=process.name, pid=process.pid, line=line)
+
+    # --- effects, into the world
+
+    def _do_send(self, effect: effects.Send) -> None:
+        to, event, body = effect.to, effect.event, effect.body
+        router = self._control if to.connection >= _CONTROL_NUMBERS else self._requests
+        # A REQ socket is sent one answer for each request: its job's last event.
+        if to.envelope and not event.final:
+            return
+        if router.send(to.connection, to.envelope, codec.encode(event), body):
+            return
+        if isinstance(event, events.Audio):
+            self._later.append(inputs.ConnectionOverrun(to.connection, event.job))
+            return
+        message = "too much is unread on this connection; the result is kept for a while, and 'wait' fetches it"
+        error = events.Error.of(event.id, ErrorCode.SLOW_CONSUMER, message, job=getattr(event, "job", ""))
+        router.send(to.connection, to.envelope, codec.encode(error), None)
+
+    def _do_tell(self, effect: effects.Tell) -> None:
+        process = self._processes.find(effect.spawn)
+        if process is None or not process.routing_id:
+            return
+        frames: list[bytes | memoryview] = [process.routing_id, worker_wire.encode(effect.message)]
+        if effect.body is not None:
+            frames.append(effect.body)
+        # A worker whose socket is gone is about to end, and its end is noticed.
+        with contextlib.suppress(zmq.ZMQError):
+            self._workers.send_multipart(frames, zmq.NOBLOCK)
+
+    def _do_spawn(self, effect: effects.Spawn) -> None:
+        try:
+            pid = self._processes.start(effect.spawn, effect.name, effect.gpu)
+        except OSError as error:
+            self._later.append(inputs.SpawnFailed(effect.spawn, str(error)))
+        else:
+            self._later.append(inputs.Spawned(effect.spawn, pid))
+
+    def _do_publish(self, effect: effects.Publish) -> None:
+        with contextlib.suppress(zmq.Again):
+            self._events.send_multipart([effect.topic.encode(), codec.encode_map(effect.values)], zmq.NOBLOCK)
+
+    def _do_change_log_level(self, effect: effects.ChangeLogLevel) -> None:
+        self._log.level = effect.level
+
+    def _do_read_settings(self, effect: effects.ReadSettings) -> None:
+        def then(result: Any) -> None:
+            if isinstance(result, config.Config):
+                event = inputs.SettingsRead(result.settings, [], effect.to, effect.id)
+            else:
+                problems = result.problems if isinstance(result, config.ConfigError) else [str(result)]
+                event = inputs.SettingsRead(None, problems, effect.to, effect.id)
+            self._step(event)
+
+        if not self._background.run(lambda: config.load(self._config.file), then):
+            then(RuntimeError("too many operations wait to be carried out; try again"))
+
+    def _do_store_voice(self, effect: effects.StoreVoice) -> None:
+        request = effect.request
+        recording = bytes(effect.recording or b"")
+
+        def task() -> inputs.StoredVoice | None:
+            if isinstance(request, VoiceRemove):
+                self._voices.remove(request.name)
+                return None
+            return self._add_voice(request, recording)
+
+        def then(result: Any) -> None:
+            event = inputs.VoiceStored(effect.to, request.id, request.name)
+            if isinstance(result, VoiceError):
+                event.error = (result.code.value, result.message)
+            elif isinstance(result, Exception):
+                event.error = (ErrorCode.UNAVAILABLE.value, f"the voice could not be stored: {result}")
+            else:
+                event.voice = result
+            self._step(event)
+
+        if not self._background.run(task, then):
+            then(RuntimeError("too many operations wait to be carried out; try again"))
+
+    def _add_voice(self, request: VoiceAdd, recording: bytes) -> inputs.StoredVoice:
+        limits = self._settings.limits
+        found = check_recording(recording, sys.executable, limits.recording_min_s, limits.recording_max_s)
+        voice = self._voices.add(
+            request.name,
+            recording,
+            request.text,
+            seconds=float(found["seconds"]),
+            sample_rate=int(found["sample_rate"]),
+            language=request.language,
+            description=request.description,
+            replace=request.replace,
+        )
+        return _stored(voice)
+
+    def _do_exit(self, effect: effects.Exit) -> None:
+        self._status = effect.status
+
+    # --- the end
+
+    def _close(self) -> None:
+        """Send what is left to those who read, and remove the sockets."""
+        deadline = self._clock() + _LINGER_MS / 1000
+        while (self._requests.waiting or self._control.waiting) and self._clock() < deadline:
+            if not self._requests.flush() + self._control.flush():
+                time.sleep(0.005)
+        self._runtime.close()
+        self._requests.close(_LINGER_MS)
+        self._control.close(_LINGER_MS)
+        self._events.close(0)
+        self._workers.close(0)
+        self._zmq.term()
+        self._log.info("daemon ended", status=self._status)
+
+
+def _noted(_signal: int, _frame: object) -> None:
+    """The wakeup descriptor has the signal's number; the loop reads it there."""
+
+
+def _stored(voice: RegisteredVoice) -> inputs.StoredVoice:
+    return inputs.StoredVoice(
+        name=voice.name,
+        path=str(voice.recording),
+        text=voice.text,
+        language=voice.language,
+        description=voice.description,
+        seconds=voice.seconds,
+    )
+
+
+def _raise_descriptor_limit() -> None:
+    """ZeroMQ ends the process when it has no descriptor left for a client: have as many as we may."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the daemon in the foreground; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="glmttsd", description="Serve speech on a ZeroMQ socket.")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help=f"the configuration (default: $GLMTTS_CONFIG, {config.SYSTEM_FILE} if it exists, else built-in defaults)",
+    )
+    parser.add_argument("--version", action="version", version=f"glmttsd {__version__}")
+    options = parser.parse_args(arguments)
+    try:
+        loaded = config.load(options.config or config.find())
+    except config.ConfigError as error:
+        print("\n".join(error.problems), file=sys.stderr)
+        return _EX_CONFIG
+    _raise_descriptor_limit()
+    log = Logger(loaded.settings.daemon.log_level, loaded.settings.daemon.log_format)
+    try:
+        return Supervisor(loaded, log).run()
+    except RuntimeDirError as error:
+        log.error("daemon can't start", reason=str(error))
+        return _EX_UNAVAILABLE
+    except Exception as error:
+        log.exception("daemon ends by an error of its own", error)
+        return _EX_SOFTWARE
+    finally:
+        log.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""A worker's end of the workers socket: what comes in, what goes out, and whether the job at hand is still wanted."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import deque
+from collections.abc import Callable
+
+import zmq
+
+from glmtts.protocol.worker import (
+    CancelJob,
+    Job,
+    StopWorker,
+    SupervisorMessage,
+    Trim,
+    WorkerMessage,
+    decode_to_worker,
+    encode,
+)
+
+#: Messages that may wait for a supervisor that is slow to read: at 64 KiB each, what a stream can be ahead.
+_SEND_HWM = 32
+#: How long the last messages may take to leave when the process ends.
+_LINGER_MS = 2_000
+#: Larger bodies are handed to ZeroMQ without copying them.
+_ZERO_COPY_BYTES = 256 * 1024
+
+
+class Wire:
+    """Messages to and from the supervisor. Used from the main thread alone."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.set(zmq.LINGER, _LINGER_MS)
+        self._socket.set(zmq.SNDHWM, _SEND_HWM)
+        self._socket.connect(endpoint)
+        # ZeroMQ's poll sleeps on after a signal: this pipe, which the signal writes to, wakes it.
+        self._wakeup_fd, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._wakeup_fd, zmq.POLLIN)
+        self._inbox: deque[tuple[Job | Trim | StopWorker, bytes | None]] = deque()
+        self._body: bytes | None = None
+        self._current = ""
+        self._cancelled: set[str] = set()
+        self._terminated = False
+
+    def terminate(self) -> None:
+        """From SIGTERM's handler: nothing is wanted any more."""
+        self._terminated = True
+
+    @property
+    def terminated(self) -> bool:
+        return self._terminated
+
+    def next_message(self) -> Job | Trim | StopWorker | None:
+        """The next thing to do; sleeps until there is one. None when the process was told to end by SIGTERM."""
+        self._cancelled.discard(self._current)
+        self._current = ""
+        self.poll()
+        while not self._inbox:
+            if self._terminated:
+                return None
+            self._wait()
+            self.poll()
+        if self._terminated:
+            return None
+        message, self._body = self._inbox.popleft()
+        if type(message) is Job:
+            self._current = message.job
+        return message
+
+    def take_body(self) -> bytes | None:
+        """The body of the message that was last returned, once."""
+        body, self._body = self._body, None
+        return body
+
+    def wanted(self) -> bool:
+        """Whether the job at hand is still wanted, as far as was read."""
+        return not self._terminated and self._current not in self._cancelled
+
+    def poll(self) -> None:
+        """Read what has come in, without waiting. Raises WorkerProtocolError."""
+        while True:
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._receive(decode_to_worker(frames[0]), frames[1] if len(frames) > 1 else None)
+
+    def send(
+        self, message: WorkerMessage, body: bytes | None = None, *, until: Callable[[], bool] | None = None
+    ) -> bool:
+        """Send; where the supervisor is slow, wait until there is room, and read meanwhile what it says.
+
+        Gives up, and returns False, when ``until()`` turns true in that time.
+        """
+        frames = [encode(message)] if body is None else [encode(message), body]
+        copy = body is None or len(body) < _ZERO_COPY_BYTES
+        while True:
+            try:
+                self._socket.send_multipart(frames, zmq.NOBLOCK, copy=copy)
+                return True
+            except zmq.Again:
+                pass
+            if until is not None and until():
+                return False
+            self._poller.modify(self._socket, zmq.POLLIN | zmq.POLLOUT)
+            self._wait()
+            self._poller.modify(self._socket, zmq.POLLIN)
+            self.poll()
+
+    def try_send(self, message: WorkerMessage) -> None:
+        """Send if there is room; else the supervisor has enough to read, and can do without it."""
+        try:
+            self._socket.send(encode(message), zmq.NOBLOCK)
+        except zmq.Again:
+            pass
+
+    def send_raw(self, frame: bytes) -> None:
+        """Put any bytes on the wire: for the fault engine's ``garbage``."""
+        self._socket.send(frame)
+
+    def close(self) -> None:
+        """Wait, for a bounded time, until what was sent has left."""
+        self._socket.close()
+        self._context.term()
+
+    def _receive(self, message: SupervisorMessage, body: bytes | None) -> None:
+        if not isinstance(message, CancelJob):
+            self._inbox.append((message, body))
+        elif message.job == self._current or any(
+            type(other) is Job and other.job == message.job for other, _ in self._inbox
+        ):
+            # Of a job that is not here (any more) nothing is said.
+            self._cancelled.add(message.job)
+
+    def _wait(self) -> None:
+        for source, _ in self._poller.poll():
+            if source == self._wakeup_fd:
+                os.read(self._wakeup_fd, 4_096)

@@ -1,0 +1,586 @@
+"""A real worker process over a real ROUTER socket: what the supervisor relies on."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+import soundfile
+import zmq
+
+from glmtts.daemon import exit_codes
+from glmtts.protocol.worker import (
+    AudioChunk,
+    Beat,
+    Bye,
+    CancelJob,
+    Failed,
+    Finished,
+    Hello,
+    Job,
+    Message,
+    Ready,
+    SegmentDone,
+    StopWorker,
+    Trim,
+    Trimmed,
+    WorkerProtocolError,
+    decode_from_worker,
+    encode,
+)
+
+DEADLINE_S = 20.0
+M = TypeVar("M", bound=Message)
+
+
+class WorkerUnderTest:
+    """A worker process, and the supervisor's end of its wire."""
+
+    def __init__(self, folder: Path, **config: Any) -> None:
+        self.context = zmq.Context()
+        self.router = self.context.socket(zmq.ROUTER)
+        self.router.set(zmq.LINGER, 0)
+        self.router.set(zmq.RCVHWM, 8)
+        self.router.set(zmq.ROUTER_MANDATORY, 1)
+        endpoint = f"ipc://{folder}/w.sock"
+        self.router.bind(endpoint)
+        self.identity = b""
+        self.token = secrets.token_hex(8)
+        self.lifeline, self.write_end = os.pipe2(os.O_CLOEXEC)
+        self.log = folder / "log"
+        settings = {
+            "name": "w0",
+            "endpoint": endpoint,
+            "token": self.token,
+            "daemon_pid": os.getpid(),
+            "lifeline_fd": self.lifeline,
+            "engine": "fault",
+            "engine_settings": {},
+            "warmup_text": "",
+            "recording_min_s": 1.0,
+            "recording_max_s": 30.0,
+            "default_sample_rate": 24_000,
+        } | config
+        with self.log.open("wb") as log:
+            self.begun = time.monotonic()
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "glmtts.daemon.gpu_worker"],
+                env={**os.environ, "GLMTTS_WORKER": json.dumps(settings)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[self.lifeline],
+                start_new_session=True,
+            )
+        os.close(self.lifeline)
+        self.jobs = 0
+
+    def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(DEADLINE_S)
+        if self.write_end >= 0:
+            os.close(self.write_end)
+        self.router.close()
+        self.context.term()
+
+    def receive(self, deadline_s: float = DEADLINE_S) -> tuple[Message, bytes | None]:
+        if not self.router.poll(deadline_s * 1e3):
+            raise AssertionError(f"the worker said nothing in {deadline_s} s; its log:\n{self.log.read_text()}")
+        self.identity, header, *body = self.router.recv_multipart()
+        return decode_from_worker(header), body[0] if body else None
+
+    def expect(self, kind: type[M]) -> M:
+        message, _ = self.receive()
+        assert isinstance(message, kind), f"{message} instead of {kind.__name__}; log:\n{self.log.read_text()}"
+        return message
+
+    def ready(self) -> Ready:
+        self.expect(Hello)
+        return self.expect(Ready)
+
+    def send(self, message: Any, body: bytes | None = None) -> None:
+        self.router.send_multipart([self.identity, encode(message), *([] if body is None else [body])])
+
+    def start(self, text: str = "hello", body: bytes | None = None, **job: Any) -> str:
+        self.jobs += 1
+        name = f"j{self.jobs}"
+        given: dict[str, Any] = {"voice": None, "format": "wav", "sample_rate": None, "stream": False, "seed": 0}
+        self.send(Job(**(given | {"job": name, "text": text, "options": {}} | job)), body)
+        return name
+
+    def until_end(self, name: str) -> tuple[Finished | Failed, list[tuple[Message, bytes | None]]]:
+        """The job's last message (its body as the last of the others) and all before it."""
+        seen: list[tuple[Message, bytes | None]] = []
+        while True:
+            message, body = self.receive()
+            seen.append((message, body))
+            assert getattr(message, "job", None) == name, message
+            if isinstance(message, Finished | Failed):
+                return message, seen
+
+    def speak(self, text: str = "hello", body: bytes | None = None, **job: Any) -> tuple[Finished, bytes]:
+        end, seen = self.until_end(self.start(text, body, **job))
+        assert isinstance(end, Finished), end
+        streamed = b"".join(audio or b"" for message, audio in seen if isinstance(message, AudioChunk))
+        return end, streamed if job.get("stream") else seen[-1][1] or b""
+
+    def fail(self, text: str = "hello", body: bytes | None = None, **job: Any) -> Failed:
+        end, _ = self.until_end(self.start(text, body, **job))
+        assert isinstance(end, Failed), end
+        return end
+
+
+Start = Callable[..., WorkerUnderTest]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    with tempfile.TemporaryDirectory(prefix="glmtts-") as folder, contextlib.ExitStack() as stack:
+
+        def begin(**config: Any) -> WorkerUnderTest:
+            own = Path(folder) / secrets.token_hex(4)
+            own.mkdir()
+            worker = WorkerUnderTest(own, **config)
+            stack.callback(worker.close)
+            return worker
+
+        yield begin
+
+
+@pytest.fixture
+def worker(start: Start) -> WorkerUnderTest:
+    worker = start()
+    worker.ready()
+    return worker
+
+
+def tone_file(seconds: float = 2.0, rate: int = 16_000) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, 0.3 * np.sin(np.arange(int(seconds * rate)) * 0.1), rate, format="WAV", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def process_gone(pid: int, deadline_s: float) -> bool:
+    """Whether a process ends (a zombie has ended) in that time."""
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.005)
+    return False
+
+
+# --- start and end
+
+
+def test_the_supervisor_knows_its_worker_by_token_pid_and_start_time(start: Start) -> None:
+    worker = start()
+    hello = worker.expect(Hello)
+    stat = Path(f"/proc/{worker.process.pid}/stat").read_text()
+    assert (hello.token, hello.pid) == (worker.token, worker.process.pid)
+    assert hello.started == int(stat.rpartition(")")[2].split()[19])
+    ready = worker.expect(Ready)
+    assert ready.engine == "fault" and ready.default_voice == "tone" and ready.clones_voices
+    assert ready.sample_rates == [24_000, 32_000]
+    assert ready.memory.rss > 10 << 20
+
+
+def test_the_token_does_not_leak_to_what_the_engine_starts() -> None:
+    probe = (
+        "import os; from glmtts.daemon.gpu_worker import take_config; "
+        "take_config(os.environ); import subprocess; subprocess.run(['env'])"
+    )
+    config = {"name": "w", "endpoint": "", "token": "secret-token", "daemon_pid": 1, "lifeline_fd": None, "engine": ""}
+    environment = {**os.environ, "GLMTTS_WORKER": json.dumps(config)}
+    done = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=True)
+    assert "PATH" in done.stdout and "secret-token" not in done.stdout
+
+
+def test_a_stopped_worker_finishes_its_job_and_says_goodbye(worker: WorkerUnderTest) -> None:
+    name = worker.start(options={"seconds": 0.4, "rtf": 0.5})
+    worker.send(StopWorker())
+    end, _ = worker.until_end(name)
+    assert isinstance(end, Finished)
+    worker.expect(Bye)
+    assert worker.process.wait(DEADLINE_S) == exit_codes.STOPPED
+
+
+def test_sigterm_ends_an_idle_worker(worker: WorkerUnderTest) -> None:
+    worker.process.send_signal(signal.SIGTERM)
+    worker.expect(Bye)
+    assert worker.process.wait(DEADLINE_S) == exit_codes.STOPPED
+
+
+def test_sigterm_ends_a_job_at_its_next_border(worker: WorkerUnderTest) -> None:
+    name = worker.start(options={"fault": "sleep", "seconds": 60})
+    worker.expect(Beat)
+    worker.process.send_signal(signal.SIGTERM)
+    end, _ = worker.until_end(name)
+    assert isinstance(end, Failed) and end.code == "cancelled" and end.fatal
+    worker.expect(Bye)
+    assert worker.process.wait(DEADLINE_S) == exit_codes.STOPPED
+
+
+def test_ctrl_c_in_the_terminal_leaves_the_worker_to_the_daemon(worker: WorkerUnderTest) -> None:
+    worker.process.send_signal(signal.SIGINT)
+    worker.speak()
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"engine": "nonesuch"}, "no such engine"),
+        ({"engine": "espeak", "python_path": "", "warmup_text": "hello", "default_sample_rate": 0}, "Error"),
+    ],
+)
+def test_an_engine_that_can_t_start_is_named_in_the_goodbye(start: Start, config: dict[str, Any], words: str) -> None:
+    worker = start(**config)
+    worker.expect(Hello)
+    assert words in worker.expect(Bye).reason
+    assert worker.process.wait(DEADLINE_S) == exit_codes.ENGINE_UNAVAILABLE
+
+
+def test_a_crash_while_loading_is_a_crash(start: Start) -> None:
+    worker = start(engine_settings={"start": "crash"})
+    worker.expect(Hello)
+    assert worker.process.wait(DEADLINE_S) == -signal.SIGSEGV
+
+
+def test_a_slow_start_is_only_slow(start: Start) -> None:
+    assert start(engine_settings={"start": "slow", "start_s": 0.3}).ready().load_s >= 0.3
+
+
+def test_a_supervisor_of_another_version_is_told_so(worker: WorkerUnderTest) -> None:
+    worker.router.send_multipart([worker.identity, b"\x81\xa4type\xa9hereafter"])
+    assert "hereafter" in worker.expect(Bye).reason
+    assert worker.process.wait(DEADLINE_S) == exit_codes.PROTOCOL
+
+
+def test_started_by_hand_it_says_who_starts_it() -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "GLMTTS_WORKER"}
+    command = [sys.executable, "-m", "glmtts.daemon.gpu_worker"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == exit_codes.USAGE and "glmttsd" in done.stderr and "Traceback" not in done.stderr
+
+
+# --- the lifeline
+
+
+@pytest.mark.parametrize("state", ["idle", "hang_gil", "hang", "loading"])
+def test_no_worker_outlives_its_daemon(start: Start, state: str) -> None:
+    """As when the daemon is killed: its write end of the pipe closes, and nobody says stop."""
+    worker = start(engine_settings={"start": "hang"} if state == "loading" else {})
+    if state == "loading":
+        worker.expect(Hello)
+    else:
+        worker.ready()
+    if state.startswith("hang"):
+        name = worker.start(
+            options={"fault": state, "after_segments": 1, "seconds": 0.2}, stream=True, format="pcm_s16le"
+        )
+        message, _ = worker.receive()
+        assert isinstance(message, AudioChunk) and message.job == name
+        worker.receive()
+    os.close(worker.write_end)
+    worker.write_end = -1
+    assert worker.process.wait(1.0) == -signal.SIGKILL
+
+
+DAEMON = """
+import os, subprocess, sys, time
+read, write = os.pipe2(os.O_CLOEXEC)
+code = '''
+import os, subprocess, sys, time
+from glmtts.daemon import lifeline
+fd = int(sys.argv[1])
+lifeline.tie(None if fd < 0 else fd, int(sys.argv[2]))
+child = subprocess.Popen(["sleep", "60"])
+print(os.getpid(), child.pid, flush=True)
+time.sleep(60)
+'''
+fd = read if sys.argv[1] == "pipe" else -1
+command = [sys.executable, "-c", code, str(fd), str(os.getpid())]
+subprocess.Popen(command, pass_fds=[read], start_new_session=True)
+os.close(read)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("how", ["pipe", "parent"])
+def test_a_killed_daemon_takes_its_workers_and_their_children_along(how: str) -> None:
+    with subprocess.Popen([sys.executable, "-c", DAEMON, how], stdout=subprocess.PIPE, text=True) as daemon:
+        assert daemon.stdout is not None
+        worker, child = map(int, daemon.stdout.readline().split())
+        daemon.kill()
+        assert process_gone(worker, 1.0)
+        if how == "pipe":
+            assert process_gone(child, 1.0)
+        else:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_a_daemon_that_died_before_the_worker_looked_is_noticed() -> None:
+    read, write = os.pipe()
+    os.close(write)
+    config = {"name": "w", "endpoint": "ipc:///nowhere", "token": "", "daemon_pid": os.getpid(), "lifeline_fd": read}
+    environment = {**os.environ, "GLMTTS_WORKER": json.dumps({**config, "engine": "fault"})}
+    command = [sys.executable, "-m", "glmtts.daemon.gpu_worker"]
+    done = subprocess.run(
+        command, env=environment, pass_fds=[read], capture_output=True, timeout=DEADLINE_S, check=False
+    )
+    os.close(read)
+    assert done.returncode == exit_codes.DAEMON_GONE
+
+
+# --- jobs
+
+
+def test_a_job_s_file_is_whole_and_its_figures_are_true(worker: WorkerUnderTest) -> None:
+    done, wav = worker.speak("hello", options={"seconds": 0.2})
+    samples, rate = soundfile.read(io.BytesIO(wav))
+    assert (len(samples), rate) == (4_800, 24_000)
+    assert done.audio_s == pytest.approx(0.2)
+    assert done.sha256 == hashlib.sha256(wav).hexdigest()
+    assert (done.bytes, done.chunks, done.path, done.voice) == (len(wav), 0, None, "tone")
+    assert 0 < done.first_audio_s <= done.synthesis_s
+    assert done.memory.rss > 0
+
+
+def test_a_stream_comes_in_pieces_and_adds_up_to_the_file(worker: WorkerUnderTest) -> None:
+    options = {"seconds": 3.0, "segments": 3}
+    _, whole = worker.speak("hello", format="pcm_s16le", options=options)
+    name = worker.start("hello", format="pcm_s16le", stream=True, options=options)
+    end, seen = worker.until_end(name)
+    assert isinstance(end, Finished)
+    chunks = [(message, audio) for message, audio in seen if isinstance(message, AudioChunk)]
+    assert [message.seq for message, _ in chunks] == list(range(end.chunks)) and end.chunks > 3
+    streamed = b"".join(audio or b"" for _, audio in chunks)
+    assert streamed == whole and seen[-1][1] is None
+    assert end.sha256 == hashlib.sha256(whole).hexdigest() and end.bytes == len(whole)
+    borders = [message for message, _ in seen if isinstance(message, SegmentDone)]
+    assert [(border.segment, border.segments) for border in borders] == [(1, 3), (2, 3), (3, 3)]
+    assert [border.audio_s for border in borders] == pytest.approx([1.0, 2.0, 3.0])
+
+
+def test_chunks_stay_small_enough_for_every_buffer_on_the_way(worker: WorkerUnderTest) -> None:
+    name = worker.start(format="pcm_f32le", stream=True, sample_rate=48_000, options={"seconds": 2.0})
+    _, seen = worker.until_end(name)
+    sizes = [len(audio or b"") for message, audio in seen if isinstance(message, AudioChunk)]
+    assert max(sizes) <= 64 * 1024 and sum(sizes) == 2 * 48_000 * 4
+
+
+def test_the_same_request_gives_the_same_bytes_and_another_text_others(worker: WorkerUnderTest) -> None:
+    for audio_format in ("wav", "ogg", "mp3", "flac"):
+        first, _ = worker.speak("one", format=audio_format)
+        other, _ = worker.speak("two", format=audio_format)
+        seeded, _ = worker.speak("one", format=audio_format, seed=7)
+        again, _ = worker.speak("one", format=audio_format)
+        assert first.sha256 == again.sha256
+        assert len({first.sha256, other.sha256, seeded.sha256}) == 3
+
+
+@pytest.mark.parametrize(("rate", "audio_format"), [(8_000, "wav"), (44_100, "flac"), (32_000, "wav"), (None, "ogg")])
+def test_audio_has_the_rate_that_was_asked_for(worker: WorkerUnderTest, rate: int | None, audio_format: str) -> None:
+    done, data = worker.speak(sample_rate=rate, format=audio_format, options={"seconds": 1.0})
+    samples, file_rate = soundfile.read(io.BytesIO(data))
+    assert file_rate == done.sample_rate == (rate or 24_000)
+    assert len(samples) == pytest.approx(file_rate, abs=2)
+
+
+def test_a_finished_file_is_put_where_it_was_asked_for_and_never_over_another(
+    worker: WorkerUnderTest, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.wav"
+    done, body = worker.speak(output=str(path), options={"seconds": 0.2})
+    assert done.path == str(path) and body == b""
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == done.sha256
+    begun = time.monotonic()
+    failed = worker.fail(output=str(path), options={"fault": "sleep", "seconds": 30})
+    assert failed.code == "output_exists" and time.monotonic() - begun < 5
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.wav"]
+    assert worker.fail(output=str(tmp_path / "no" / "a.wav")).code == "output_failed"
+
+
+def test_a_recording_changes_the_voice(worker: WorkerUnderTest, tmp_path: Path) -> None:
+    own, _ = worker.speak("hello")
+    prompt, _ = worker.speak("hello", tone_file(), prompt_text="tone")
+    assert own.sha256 != prompt.sha256
+    (tmp_path / "anna.wav").write_bytes(tone_file())
+    registered, _ = worker.speak("hello", voice="anna", recording=str(tmp_path / "anna.wav"), prompt_text="tone")
+    assert registered.sha256 == prompt.sha256 and registered.voice == "anna"
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "job"),
+    [
+        ("bad_request", "options.mib", {"options": {"fault": "leak_ram", "mib": -1}}),
+        ("bad_request", "options", {"options": {"nonesuch": 1}}),
+        ("bad_request", "leak_vram", {"options": {"fault": "leak_vram"}}),
+        ("bad_request", "format", {"stream": True}),
+        ("bad_request", "sample_rate", {"format": "ogg", "sample_rate": 44_100}),
+        ("bad_audio", "can't be decoded", {"body": b"no recording at all", "prompt_text": "x"}),
+        ("bad_audio", "at least", {"body": tone_file(0.1), "prompt_text": "x"}),
+        ("voice_not_found", "tone-high", {"voice": "nobody"}),
+        ("voice_not_found", "anna", {"voice": "anna", "recording": "/nowhere/anna.wav"}),
+        ("synthesis_failed", "RuntimeError", {"options": {"fault": "raise"}}),
+    ],
+)
+def test_a_job_that_can_t_be_done_says_why_and_harms_no_other(
+    worker: WorkerUnderTest, code: str, words: str, job: dict[str, Any]
+) -> None:
+    if "leak_vram" in words and Path("/dev/nvidiactl").exists():
+        pytest.skip("this machine has a GPU to leak from")
+    failed = worker.fail(**job)
+    assert failed.code == code and words in failed.message and not failed.fatal
+    worker.speak()
+
+
+def test_a_cancelled_job_ends_early_and_the_next_one_is_spoken(worker: WorkerUnderTest) -> None:
+    name = worker.start(options={"fault": "sleep", "seconds": 60})
+    worker.expect(Beat)
+    worker.send(CancelJob(job=name))
+    end, _ = worker.until_end(name)
+    assert isinstance(end, Failed) and end.code == "cancelled" and not end.fatal
+    worker.speak()
+
+
+def test_jobs_that_wait_in_the_worker_are_spoken_in_order_unless_cancelled(worker: WorkerUnderTest) -> None:
+    names = [worker.start(options={"seconds": 0.2, "rtf": 0.5}) for _ in range(3)]
+    worker.send(CancelJob(job=names[1]))
+    worker.send(CancelJob(job="long-gone"))
+    ends = [worker.until_end(name)[0] for name in names]
+    assert [type(end) for end in ends] == [Finished, Failed, Finished]
+
+
+def test_a_slow_supervisor_holds_the_worker_back_and_can_still_cancel(worker: WorkerUnderTest) -> None:
+    name = worker.start(format="pcm_s16le", stream=True, sample_rate=48_000, options={"seconds": 3_600})
+    worker.expect(AudioChunk)
+    before = rss_of(worker)
+    worker.send(CancelJob(job=name))
+    end, seen = worker.until_end(name)
+    assert isinstance(end, Failed) and end.code == "cancelled"
+    assert sum(len(audio or b"") for _, audio in seen) < 64 << 20
+    assert rss_of(worker) - before < 64 << 20
+    worker.speak()
+
+
+def test_a_job_that_moves_says_so_and_not_more_often_than_needed(worker: WorkerUnderTest) -> None:
+    name = worker.start(options={"seconds": 0.7, "rtf": 1.0})
+    _, seen = worker.until_end(name)
+    beats = [message for message, _ in seen if isinstance(message, Beat)]
+    assert 2 <= len(beats) <= 8 and all(beat.expected for beat in beats)
+
+
+def test_trim_is_answered_with_what_the_worker_holds(worker: WorkerUnderTest) -> None:
+    worker.send(Trim())
+    assert worker.expect(Trimmed).memory.rss > 0
+
+
+def test_an_idle_worker_uses_no_processor_time(worker: WorkerUnderTest) -> None:
+    worker.speak()
+
+    def ticks() -> int:
+        stat = Path(f"/proc/{worker.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(stat[11]) + int(stat[12])
+
+    def switches() -> int:
+        status = Path(f"/proc/{worker.process.pid}/status").read_text()
+        return sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("voluntary_ctxt"))
+
+    before = ticks(), switches()
+    assert not worker.router.poll(1_000)
+    assert ticks() - before[0] <= 1 and switches() - before[1] <= 3
+
+
+# --- faults
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [("exit", 3), ("segv", -signal.SIGSEGV), ("abort", -signal.SIGABRT), ("kill", -signal.SIGKILL)],
+)
+def test_every_way_to_die_is_a_real_death_after_the_segments_before_it(
+    worker: WorkerUnderTest, fault: str, code: int
+) -> None:
+    options = {"fault": fault, "after_segments": 2, "seconds": 0.3}
+    worker.start(format="pcm_s16le", stream=True, options=options)
+    assert worker.process.wait(DEADLINE_S) == code
+    borders = 0
+    while worker.router.poll(200):
+        message, _ = worker.receive()
+        assert not isinstance(message, Finished | Failed | Bye)
+        borders += isinstance(message, SegmentDone)
+    assert borders == 2
+
+
+def test_out_of_memory_is_told_and_ends_the_process(worker: WorkerUnderTest) -> None:
+    failed = worker.fail(options={"fault": "oom"})
+    assert failed.code == "out_of_memory" and failed.fatal and failed.memory
+    worker.expect(Bye)
+    assert worker.process.wait(DEADLINE_S) == exit_codes.OUT_OF_MEMORY
+
+
+def test_leaked_memory_stays_after_a_job_that_succeeds(worker: WorkerUnderTest) -> None:
+    before, _ = worker.speak()
+    after, _ = worker.speak(options={"fault": "leak_ram", "mib": 32})
+    worker.send(Trim())
+    assert worker.expect(Trimmed).memory.rss - before.memory.rss > 30 << 20
+    assert after.memory.rss - before.memory.rss > 30 << 20
+
+
+def test_garbage_reaches_the_supervisor_as_garbage(worker: WorkerUnderTest) -> None:
+    worker.start(options={"fault": "garbage"})
+    for _ in range(3):
+        with pytest.raises(WorkerProtocolError):
+            worker.receive()
+
+
+def test_a_flood_on_stdout_does_not_disturb_the_wire(worker: WorkerUnderTest) -> None:
+    worker.speak(options={"fault": "flood_stdout"})
+    assert worker.log.stat().st_size > 4 << 20
+
+
+# --- speech
+
+
+def test_speech_comes_out_of_a_worker_with_the_embedded_engine(start: Start) -> None:
+    worker = start(engine="espeak", warmup_text="你好。")
+    ready = worker.ready()
+    assert ready.default_voice == "auto" and not ready.clones_voices and ready.sample_rates == [22_050]
+    done, wav = worker.speak("今天天气不错。Hello world.")
+    samples, rate = soundfile.read(io.BytesIO(wav))
+    assert rate == 24_000 and 2.0 < done.audio_s < 5.0 and float(np.sqrt(np.mean(samples**2))) > 0.02
+    _, streamed = worker.speak("今天天气不错。Hello world.", stream=True, format="pcm_s16le")
+    assert streamed == wav[44:]
+    failed = worker.fail("hello", tone_file(), prompt_text="x")
+    assert failed.code == "bad_request" and "does not clone" in failed.message
+    assert worker.fail("hello", b"noise", prompt_text="x").code == "bad_audio"
+    long = worker.start("今天天气不错，" * 2_000, stream=True, format="pcm_s16le")
+    worker.expect(AudioChunk)
+    worker.send(CancelJob(job=long))
+    end, _ = worker.until_end(long)
+    assert isinstance(end, Failed) and end.code == "cancelled"
+    again, _ = worker.speak("今天天气不错。Hello world.")
+    assert again.sha256 == done.sha256
+
+
+def rss_of(worker: WorkerUnderTest) -> int:
+    return int(Path(f"/proc/{worker.process.pid}/statm").read_text().split()[1]) * 4_096

@@ -1,0 +1,502 @@
+"""The codec: every limit has its named answer, and nothing that a peer sends raises anything but RequestError."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from glmtts.protocol import codec, control, events, requests
+from glmtts.protocol.codec import Limits, decode_control, decode_request
+from glmtts.protocol.errors import ErrorCode, RequestError
+
+LIMITS = Limits()
+VALID: dict[str, Any] = {"v": 1, "op": "synthesize", "id": "a1", "text": "Good morning."}
+EVERY_KEY: dict[str, Any] = {
+    **VALID,
+    "voice": "anna",
+    "format": "pcm_s16le",
+    "sample_rate": 16_000,
+    "stream": True,
+    "events": "final",
+    "priority": "batch",
+    "deadline_s": 2.5,
+    "durable": False,
+    "key": "k",
+    "seed": 7,
+    "options": {"rate": 200},
+    "on_behalf_of": "bob",
+}
+
+
+def decode(*body: bytes, **changed: Any) -> requests.ClientRequest:
+    """A valid request with some keys changed; ``...`` removes one."""
+    message = {key: value for key, value in {**VALID, **changed}.items() if value is not ...}
+    return decode_request([msgpack.packb(message), *body], LIMITS)
+
+
+def refused(*body: bytes, **changed: Any) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        decode(*body, **changed)
+    return caught.value
+
+
+# --- what is right
+
+
+def test_a_request_with_every_key_keeps_every_value() -> None:
+    request = decode(**EVERY_KEY)
+    assert isinstance(request, requests.Synthesize)
+    assert {name: getattr(request, name) for name in request.__struct_fields__ if name not in ("prompt", "output")} == {
+        name: value for name, value in EVERY_KEY.items() if name != "op"
+    }
+
+
+def test_a_client_of_this_package_is_understood() -> None:
+    request = requests.Synthesize(id="x", v=1, text="今天天气不错", stream=True)
+    assert decode_request([codec.encode(request)], LIMITS) == request
+
+
+@pytest.mark.parametrize(
+    ("stream", "given_format", "expected"),
+    [(False, ..., "wav"), (True, ..., "pcm_s16le"), (False, "mp3", "mp3"), (True, "pcm_f32le", "pcm_f32le")],
+)
+def test_a_stream_without_format_is_pcm_and_anything_else_wav(stream: bool, given_format: Any, expected: str) -> None:
+    request = decode(stream=stream, format=given_format)
+    assert isinstance(request, requests.Synthesize)
+    assert request.resolved_format == expected
+
+
+def test_a_prompt_comes_with_its_recording() -> None:
+    request = decode(b"RIFF....", prompt={"text": "hello"})
+    assert isinstance(request, requests.Synthesize)
+
+
+def test_header_and_body_may_be_views_of_zeromq_frames() -> None:
+    frames = [memoryview(msgpack.packb({**VALID, "prompt": {"text": "a"}})), memoryview(b"x")]
+    assert decode_request(frames, LIMITS).id == "a1"
+
+
+@pytest.mark.parametrize("op", ["ping", "info", "voices", "jobs"])
+def test_questions_need_no_key_of_their_own(op: str) -> None:
+    assert decode(op=op, text=...).id == "a1"
+
+
+@pytest.mark.parametrize("op", ["cancel", "job", "wait"])
+def test_questions_about_a_job_name_it(op: str) -> None:
+    assert decode(op=op, text=..., job="j-1").id == "a1"
+    assert refused(op=op, text=...).message == "job: this key is missing"
+
+
+# --- sizes
+
+
+def test_a_header_over_its_limit_is_too_large_and_at_its_limit_is_not() -> None:
+    header = msgpack.packb(VALID)
+    assert decode_request([header], Limits(header_bytes=len(header))).id == "a1"
+    with pytest.raises(RequestError) as caught:
+        decode_request([header], Limits(header_bytes=len(header) - 1))
+    assert caught.value.code is ErrorCode.TOO_LARGE
+    assert caught.value.message.startswith("header: ")
+
+
+def test_a_body_over_its_limit_is_too_large_and_the_id_is_echoed() -> None:
+    header = msgpack.packb({**VALID, "prompt": {"text": "a"}})
+    assert decode_request([header, b"1234"], Limits(body_bytes=4)).id == "a1"
+    with pytest.raises(RequestError) as caught:
+        decode_request([header, b"12345"], Limits(body_bytes=4))
+    assert (caught.value.code, caught.value.id) == (ErrorCode.TOO_LARGE, "a1")
+    assert caught.value.message.startswith("body: ")
+
+
+def test_a_text_of_5001_characters_is_too_large_and_of_5000_is_not() -> None:
+    assert decode(text="好" * 5_000).id == "a1"
+    error = refused(text="好" * 5_001)
+    assert (error.code, error.id) == (ErrorCode.TOO_LARGE, "a1")
+    assert "5001" in error.message and "5000" in error.message
+
+
+@pytest.mark.parametrize("count", [2, 3, 100])
+def test_more_body_frames_than_one_are_refused(count: int) -> None:
+    error = refused(*[b"x"] * count, prompt={"text": "a"})
+    assert (error.code, error.message.split(":")[0]) == (ErrorCode.BAD_REQUEST, "body")
+
+
+def test_a_message_without_frames_is_refused() -> None:
+    with pytest.raises(RequestError) as caught:
+        decode_request([], LIMITS)
+    assert (caught.value.code, caught.value.id) == (ErrorCode.BAD_REQUEST, "")
+
+
+# --- the field at fault is named
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        ({"text": ...}, "text"),
+        ({"v": ...}, "v"),
+        ({"op": ...}, "op"),
+        ({"id": ...}, "id"),
+        ({"v": 2}, "v"),
+        ({"v": True}, "v"),
+        ({"v": 1.0}, "v"),
+        ({"v": "1"}, "v"),
+        ({"op": "sing"}, "op"),
+        ({"op": ["synthesize"]}, "op"),
+        ({"op": None}, "op"),
+        ({"op": b"ping"}, "op"),
+        ({"op": "x" * 10_000}, "op"),
+        ({"txet": "a"}, "txet"),
+        ({"prompt": {}}, "prompt.text"),
+        ({"prompt": {"text": "a", "x": 1}}, "prompt.x"),
+        ({"prompt": {"text": ""}}, "prompt.text"),
+        ({"prompt": {"text": "a" * 1_001}}, "prompt.text"),
+        ({"prompt": {"text": "a"}}, "prompt"),
+        ({"voice": ""}, "voice"),
+        ({"voice": "a" * 65}, "voice"),
+        ({"format": "wave"}, "format"),
+        ({"stream": True, "format": "wav"}, "format"),
+        ({"stream": True, "format": "ogg"}, "format"),
+        ({"stream": True, "output": "a.pcm"}, "output"),
+        ({"sample_rate": 7_999}, "sample_rate"),
+        ({"sample_rate": 48_001}, "sample_rate"),
+        ({"sample_rate": 22_050, "format": "ogg"}, "sample_rate"),
+        ({"sample_rate": 22_051, "format": "mp3"}, "sample_rate"),
+        ({"events": "some"}, "events"),
+        ({"priority": "urgent"}, "priority"),
+        ({"deadline_s": 0}, "deadline_s"),
+        ({"deadline_s": -1.0}, "deadline_s"),
+        ({"deadline_s": float("nan")}, "deadline_s"),
+        ({"deadline_s": float("inf")}, "deadline_s"),
+        ({"key": ""}, "key"),
+        ({"key": "k" * 129}, "key"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**32}, "seed"),
+        ({"seed": 1.5}, "seed"),
+        ({"on_behalf_of": ""}, "on_behalf_of"),
+        ({"on_behalf_of": "b" * 129}, "on_behalf_of"),
+        ({"options": {b"a": 1}}, "options"),
+    ],
+)
+def test_the_answer_names_the_key_at_fault(changed: dict[str, Any], field: str) -> None:
+    error = refused(**changed)
+    assert error.code is ErrorCode.BAD_REQUEST
+    assert error.message.startswith(f"{field}: "), error.message
+    assert error.id == ("" if "id" in changed else "a1")
+    assert len(error.message) < 400
+
+
+WRONG: list[Any] = [None, True, -1, 1.5, "\u0001", b"x", [1], {"a": 1}]
+#: Right, or odd and harmless: strings that are only compared may have anything in them.
+RIGHT: list[tuple[str, Any]] = [
+    ("durable", True),
+    ("stream", True),
+    ("deadline_s", 1.5),
+    ("options", {"a": 1}),
+    *((key, "\u0001") for key in ("id", "voice", "key", "on_behalf_of")),
+]
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [(key, wrong) for key in [*EVERY_KEY, "prompt", "output"] for wrong in WRONG if (key, wrong) not in RIGHT],
+)
+def test_a_wrong_type_is_refused_by_name(key: str, wrong: Any) -> None:
+    error = refused(**{key: wrong})
+    assert error.code is ErrorCode.BAD_REQUEST
+    assert error.message.split(":")[0].split(".")[0] == key
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"format": "wave"}, ("'wave'", "wav", "flac", "ogg", "mp3", "pcm_s16le", "pcm_f32le")),
+        ({"priority": "high"}, ("'high'", "vip", "interactive", "batch")),
+        ({"op": "sing"}, ("'sing'", "synthesize", "wait")),
+        ({"op": "jobs", "text": ..., "state": "lost"}, ("'lost'", "waiting", "cancelled")),
+    ],
+)
+def test_a_wrong_word_is_answered_with_the_right_ones(changed: dict[str, Any], words: tuple[str, ...]) -> None:
+    message = refused(**changed).message
+    assert all(word in message for word in words), message
+
+
+def test_voice_and_prompt_exclude_each_other() -> None:
+    assert refused(b"x", voice="anna", prompt={"text": "a"}).message.startswith("voice: ")
+
+
+def test_a_body_without_prompt_is_refused() -> None:
+    assert refused(b"x").message.startswith("body: ")
+    assert refused(b"x", op="ping", text=...).message.startswith("body: ")
+
+
+# --- ids
+
+
+@pytest.mark.parametrize("id", ["a", "ü", "x" * 64, "\x00\n"])
+def test_an_id_that_may_be_is_echoed(id: str) -> None:
+    assert decode(id=id).id == id
+    assert refused(id=id, format="wave").id == id
+
+
+@pytest.mark.parametrize("id", ["", "x" * 65, "x" * 60_000, 5, None, b"a", ["a"], {"a": "b"}])
+def test_an_id_that_may_not_be_is_not_echoed(id: Any) -> None:
+    error = refused(id=id)
+    assert (error.code, error.id) == (ErrorCode.BAD_REQUEST, "")
+    assert error.message.startswith("id: ")
+
+
+# --- text
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "7", "你", "ß!", "٣", "Ⅷ", "\tHi\r\nthere", "👍 ok", "é", "x\u200by", " " * 100 + "a"]
+)
+def test_text_with_a_letter_or_digit_is_spoken(text: str) -> None:
+    assert decode(text=text).id == "a1"
+
+
+@pytest.mark.parametrize("text", ["", " ", ".", "!?…", "\n\t", "👍", "_", "——", "，。", "\u200b"])
+def test_text_with_nothing_to_say_is_refused(text: str) -> None:
+    assert refused(text=text).message.startswith("text: there is no letter")
+
+
+@pytest.mark.parametrize("code", [0x00, 0x07, 0x08, 0x0B, 0x0C, 0x1B, 0x1F, 0x7F, 0x80, 0x85, 0x9F])
+def test_control_characters_are_refused_by_number_and_place(code: int) -> None:
+    message = refused(text=f"ab{chr(code)}c").message
+    assert message.startswith("text: ") and f"U+{code:04X}" in message and "position 2" in message
+
+
+def test_lone_surrogates_are_refused() -> None:
+    header = msgpack.packb(VALID | {"text": "a\ud800b"}, unicode_errors="surrogatepass")
+    with pytest.raises(RequestError) as caught:
+        decode_request([header], LIMITS)
+    assert caught.value.code is ErrorCode.BAD_REQUEST
+    assert "UTF-8" in caught.value.message
+    assert codec.unspeakable("a\ud800b")
+
+
+# --- output
+
+
+@pytest.mark.parametrize("name", ["a.wav", "今天.wav", "a b.mp3", "a..b", "-rf", "a" * 200])
+def test_a_plain_file_name_is_accepted(name: str) -> None:
+    assert decode(output=name).id == "a1"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *["", ".", "..", "../a", "/etc/passwd", "a/b", "a\\b", ".hidden"],
+        *["a\x00b", "a\nb", "a\tb", "a\x7f", "a" * 201, "好" * 67],
+    ],
+)
+def test_anything_but_a_plain_file_name_is_refused(name: str) -> None:
+    assert refused(output=name).message.startswith("output: ")
+
+
+# --- hostile bytes
+
+
+@pytest.mark.parametrize("depth", [10, 500, 1_000, 1_023, 1_024, 2_000, 30_000])
+@pytest.mark.parametrize("key", ["op", "id", "v", "text", "options", "other"])
+def test_deep_nesting_is_refused_wherever_it_stands(key: str, depth: int) -> None:
+    nested = b"\x91" * depth + b"\x01"
+    rest = {k: v for k, v in VALID.items() if k != key}
+    header = bytes([0x80 | (len(rest) + 1)]) + msgpack.packb(rest)[1:] + msgpack.packb(key) + nested
+    with pytest.raises(RequestError) as caught:
+        decode_request([header], LIMITS)
+    assert caught.value.code is ErrorCode.BAD_REQUEST
+
+
+def test_options_nested_so_deeply_that_they_could_hurt_later_are_refused() -> None:
+    def nested(depth: int) -> Any:
+        return {"a": nested(depth - 1)} if depth else 1
+
+    assert decode(options=nested(16)).id == "a1"
+    assert refused(options=nested(17)).message.startswith("options: ")
+    assert refused(options={"a": [[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]}).message.startswith("options: ")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"\xc1",
+        b"\x90",
+        b"\xc0",
+        b"hello",
+        b"\x81",
+        b"\x81\xa1v",
+        b"\x80" + b"trailing",
+        b"\xdd\x00\x0f\x42\x40" + b"\x01" * 60_000,  # an array that says it has a million elements
+        b"\xdf\xff\xff\xff\xff",  # a map of four thousand million pairs
+        b"\xdb\xff\xff\xff\xff",  # a string of four thousand million bytes
+        b"\xc9\xff\xff\xff\xff\x01",  # an extension of that size
+        b"\xd6\xff\x00\x00\x00\x00",  # a timestamp
+        b"\x81\xa1v\xd6\xff\x00\x00\x00\x00",
+        b"\x81\x01\x01",
+        b"\x81\x90\x01",
+        b"\x81\xc4\x01v\x01",
+        b"\x81\xa1\xff\x01",
+    ],
+)
+def test_bytes_that_are_no_map_get_an_answer_with_an_empty_id(header: bytes) -> None:
+    with pytest.raises(RequestError) as caught:
+        decode_request([header], LIMITS)
+    assert (caught.value.code, caught.value.id) == (ErrorCode.BAD_REQUEST, "")
+    assert caught.value.message.startswith("header: ") or caught.value.message.startswith("v: ")
+
+
+def test_a_million_elements_are_refused_for_their_size() -> None:
+    with pytest.raises(RequestError) as caught:
+        decode_request([msgpack.packb([0] * 1_000_000)], LIMITS)
+    assert caught.value.code is ErrorCode.TOO_LARGE
+
+
+def test_a_million_elements_are_refused_where_the_header_may_be_large() -> None:
+    header = msgpack.packb(VALID | {"options": {"a": [0] * 1_000_000}})
+    with pytest.raises(RequestError) as caught:
+        decode_request([header], Limits(header_bytes=2_000_000))
+    assert caught.value.code is ErrorCode.BAD_REQUEST
+
+
+def only_request_errors(frames: list[bytes]) -> None:
+    for decoder in (decode_request, decode_control):
+        try:
+            decoder(frames, LIMITS)
+        except RequestError as error:
+            assert error.code in (ErrorCode.BAD_REQUEST, ErrorCode.TOO_LARGE)
+            assert error.message and len(error.message) < 600
+            # What is answered must be encodable whatever was asked.
+            codec.encode(events.Error.of(error.id, error.code, error.message))
+
+
+@given(st.lists(st.binary(max_size=300), max_size=4))
+def test_arbitrary_bytes_raise_nothing_but_request_errors(frames: list[bytes]) -> None:
+    only_request_errors(frames)
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=70)
+    | st.binary(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(VALUES, st.lists(st.binary(max_size=8), max_size=2))
+def test_arbitrary_values_raise_nothing_but_request_errors(value: Any, body: list[bytes]) -> None:
+    only_request_errors([msgpack.packb(value), *body])
+
+
+ALL_KEYS = sorted(EVERY_KEY | {"prompt": 0, "output": 0, "job": 0, "state": 0, "limit": 0, "worker": 0, "level": 0})
+OPS = sorted(codec._CLIENT_TYPES.keys() | codec._CONTROL_TYPES.keys())
+
+
+@settings(max_examples=300)
+@given(st.dictionaries(st.sampled_from(ALL_KEYS), VALUES, max_size=5), st.sampled_from(OPS), st.booleans())
+@example({"text": "a", "options": {"a": float("nan")}}, "synthesize", False)
+def test_valid_requests_with_some_keys_changed_raise_nothing_but_request_errors(
+    changed: dict[str, Any], op: str, with_body: bool
+) -> None:
+    message = {**VALID, "op": op, **changed}
+    frames = [msgpack.packb(message)] + ([b"body"] if with_body else [])
+    only_request_errors(frames)
+    try:
+        assert decode_request(frames, LIMITS).id == message["id"]
+    except RequestError as error:
+        id = message["id"]
+        assert error.id == (id if isinstance(id, str) and 1 <= len(id) <= 64 else "")
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_valid_requests_with_bytes_changed_raise_nothing_but_request_errors(data: st.DataObject) -> None:
+    header = bytearray(msgpack.packb(EVERY_KEY))
+    for _ in range(data.draw(st.integers(1, 4))):
+        header[data.draw(st.integers(0, len(header) - 1))] = data.draw(st.integers(0, 255))
+    only_request_errors([bytes(header[: data.draw(st.integers(0, len(header)))])])
+    only_request_errors([bytes(header)])
+
+
+# --- the control socket
+
+
+def operate(*body: bytes, **message: Any) -> control.ControlRequest:
+    return decode_control([msgpack.packb({"v": 1, "id": "c", **message}), *body], LIMITS)
+
+
+def test_every_operation_without_keys_of_its_own_is_understood() -> None:
+    with_keys = {"recycle", "log_level", "voice_add", "voice_remove", "cancel", "job"}
+    for op in codec._CONTROL_TYPES.keys() - with_keys:
+        assert operate(op=op).id == "c"
+
+
+@pytest.mark.parametrize("name", ["anna", "小美", "a-b_c1", "x" * 64])
+def test_a_voice_name_that_may_be_is_accepted(name: str) -> None:
+    assert operate(b"RIFF", op="voice_add", name=name, text="hi").id == "c"
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "..", "a.b", "x" * 65, "a\n", "\n", "a\x00"])
+def test_a_voice_name_that_is_no_file_name_is_refused(name: str) -> None:
+    for op, extra, body in (("voice_add", {"text": "hi"}, [b"RIFF"]), ("voice_remove", {}, [])):
+        with pytest.raises(RequestError) as caught:
+            operate(*body, op=op, name=name, **extra)
+        assert caught.value.message.startswith("name: ")
+
+
+def test_a_voice_is_not_added_without_its_recording() -> None:
+    with pytest.raises(RequestError) as caught:
+        operate(op="voice_add", name="anna", text="hi")
+    assert caught.value.message.startswith("body: ")
+
+
+def test_operators_operations_are_unknown_to_the_requests_socket() -> None:
+    assert refused(op="stop", text=...).message.startswith("op: ")
+
+
+# --- events, as clients decode them
+
+
+def test_events_come_back_as_they_were_sent() -> None:
+    event = events.Done(
+        id="a",
+        job="j",
+        format="wav",
+        sample_rate=24_000,
+        audio_s=1.0,
+        waited_s=0.1,
+        synthesis_s=0.5,
+        first_audio_s=0.2,
+        rtf=0.5,
+        attempts=1,
+        engine="espeak",
+        voice="en",
+        sha256="0",
+    )
+    assert codec.decode_event(codec.encode(event)) == event
+    result = events.Result(id="a", values={"state": "cancelled"})
+    assert codec.decode_event(codec.encode(result)) == result
+
+
+def test_a_client_lives_with_events_and_keys_of_a_later_version() -> None:
+    assert codec.decode_event(msgpack.packb({"event": "later", "id": "a", "v": 1})) is None
+    later = {"event": "pong", "id": "a", "v": 1, "version": "9", "protocol": 1, "uptime_s": 1.0, "mood": "good"}
+    assert isinstance(codec.decode_event(msgpack.packb(later)), events.Pong)
+
+
+@given(st.binary(max_size=200) | VALUES.map(msgpack.packb))
+def test_what_is_no_event_is_a_value_error(header: bytes) -> None:
+    try:
+        codec.decode_event(header)
+    except ValueError:
+        pass

@@ -1,0 +1,50 @@
+"""Daemon and clients find the same folder, or they never meet."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from glmtts.protocol import endpoints
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GLMTTS_RUNTIME_DIR", "GLMTTS_ENDPOINT", "RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 1234)
+
+
+def test_the_first_that_is_set_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert endpoints.runtime_dir() == Path("/tmp/glmtts-1234")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1234")
+    assert endpoints.runtime_dir() == Path("/run/user/1234/glmtts")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert endpoints.runtime_dir() == Path("/run/glmtts")
+    monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/a:/run/b")
+    assert endpoints.runtime_dir() == Path("/run/a")
+    assert endpoints.runtime_dir("/srv/configured") == Path("/srv/configured")
+    monkeypatch.setenv("GLMTTS_RUNTIME_DIR", "/srv/chosen")
+    assert endpoints.runtime_dir("/srv/configured") == Path("/srv/chosen")
+
+
+def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GLMTTS_RUNTIME_DIR", "GLMTTS_ENDPOINT", "RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"):
+        monkeypatch.setenv(name, "")
+    assert endpoints.requests_endpoint() == "ipc:///tmp/glmtts-1234/glmtts.sock"
+
+
+def test_a_named_endpoint_overrides_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLMTTS_RUNTIME_DIR", "/srv/chosen")
+    assert endpoints.requests_endpoint() == "ipc:///srv/chosen/glmtts.sock"
+    monkeypatch.setenv("GLMTTS_ENDPOINT", "tcp://127.0.0.1:5555")
+    assert endpoints.requests_endpoint() == "tcp://127.0.0.1:5555"
+
+
+def test_the_operators_sockets_lie_beside_the_requests_socket() -> None:
+    control = endpoints.sibling_endpoint("ipc:///run/glmtts/glmtts.sock", endpoints.CONTROL)
+    assert control == "ipc:///run/glmtts/control.sock"
+    with pytest.raises(ValueError, match=r"tcp://127\.0\.0\.1:5555"):
+        endpoints.sibling_endpoint("tcp://127.0.0.1:5555", endpoints.CONTROL)
