@@ -16,6 +16,7 @@ def main(front: str, back: str) -> None:
     clients, workers = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
     clients.bind(front)
     workers.bind(back)
+    workers.poll(flags=zmq.POLLOUT)  # what came before the worker did would be dropped below
     poller = zmq.Poller()
     poller.register(clients, zmq.POLLIN)
     poller.register(workers, zmq.POLLIN)

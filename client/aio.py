@@ -64,8 +64,7 @@ class AsyncClient:
         made, self._made = self._made, None
         if made is not None:
             for exchange in made.core.in_flight():
-                made.core.abandon(exchange, GlmttsError("This client was closed."))
-            made.flush()
+                made.core.abandon(exchange, GlmttsError("This client was closed."), cancel=False)
             self._watch(made, False)
             await asyncio.to_thread(made.close)  # it may linger over a cancel
 
@@ -119,7 +118,7 @@ class AsyncClient:
         except BaseException:
             self._give_up(exchange, cancel=options.get("key") is None)
             raise
-        if exchange.failure:
+        if exchange.job is None:
             exchange.result()
         if self._made is not None:
             self._made.core.track(exchange)
@@ -326,7 +325,7 @@ class AsyncStream:
             except BaseException:
                 self._client._give_up(exchange)
                 raise
-            if exchange.failure:
+            if exchange.job is None:
                 exchange.result()
             self.job = Job(exchange)
         return exchange

@@ -7,6 +7,7 @@ ZeroMQ's own, to be spoken when the daemon comes back and nobody wants it any mo
 from __future__ import annotations
 
 import errno
+import math
 import os
 import socket
 import struct
@@ -30,6 +31,7 @@ _RECEIVE_AHEAD = 64
 _RECONNECT_MS = (50, 1_000)
 
 _CONNECT_TIMEOUT_S = 3.0
+_LONGEST_POLL_S = 3_600.0
 
 #: A zmq_socket_monitor event: its number and a value (zmq_socket_monitor(3)).
 _MONITOR_FRAME = struct.Struct("=hi")
@@ -107,9 +109,22 @@ class Connection:
                     pass
                 self.core.connection_broke(time.monotonic())
 
+    def poll(self, wait_s: float) -> None:
+        """Wait until there is something to do for :meth:`step`, for ``wait_s`` seconds at most."""
+        poller = zmq.Poller()
+        backlog = self.core.connected and self.core.outgoing
+        poller.register(self.socket, zmq.POLLIN | zmq.POLLOUT if backlog else zmq.POLLIN)
+        poller.register(self.monitor, zmq.POLLIN)
+        poller.poll(math.ceil(max(0.0, min(wait_s, _LONGEST_POLL_S)) * 1_000))
+
     def close(self) -> None:
-        """Send what was handed to ZeroMQ, for half a second at most, and close."""
+        """Have what was given up cancelled, for half a second at most, and close."""
         if not self.socket.closed:
+            self.flush()
+            deadline = time.monotonic() + _LINGER_MS / 1_000
+            while self.core.connected and self.core.owes_cancel and (left := deadline - time.monotonic()) > 0:
+                self.poll(left)
+                self.step(_RECEIVE_AHEAD)
             self.socket.disable_monitor()
             self.monitor.close()
             self.socket.close()

@@ -186,6 +186,11 @@ class Core:
         self.outgoing.clear()
 
     @property
+    def owes_cancel(self) -> bool:
+        """Whether a job was given up that can't be cancelled yet, because the daemon has not named it."""
+        return bool(self._abandoned)
+
+    @property
     def gave_up(self) -> bool:
         """Whether nobody hopes for the daemon any more, until :meth:`hope_again`."""
         return not self.connected and self.give_up_at is None

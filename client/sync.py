@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TypedDict, Unpack
 
-import zmq
-
 from glmtts.protocol.endpoints import requests_endpoint
 from glmtts.protocol.events import Done, InfoAnswer, JobAnswer, JobInfo, JobsAnswer, Pong, Result, Voice, VoicesAnswer
 
@@ -26,8 +24,6 @@ OnEvent = Callable[[JobEvent], object]
 #: Messages taken in between two looks at whether the caller has what it waits for. A stream that nobody reads stays
 #: with the daemon, but for these.
 _MESSAGES_A_STEP = 32
-
-_LONGEST_POLL_S = 3_600.0
 
 
 class SpeechOptions(TypedDict, total=False):
@@ -81,7 +77,6 @@ class BlockingConnection:
             return
         with self._in_use():
             self._closed = True
-            self._connection.flush()
             self._connection.close()
 
     @contextmanager
@@ -107,7 +102,7 @@ class BlockingConnection:
         connection.flush()
         while not ready():
             wait = min(deadline, core.give_up_at or math.inf) - time.monotonic()
-            _poll(connection, wait)
+            connection.poll(wait)
             connection.step(_MESSAGES_A_STEP)
             if time.monotonic() >= deadline and not ready():
                 raise timed_out(exchange)
@@ -188,7 +183,7 @@ class Client(BlockingConnection):
             exchange = self._synthesize(text, {"format": "pcm_s16le", **options}, stream=True)
             try:
                 self._until(lambda: exchange.finished or exchange.job, self._deadline(timeout), exchange)
-                if exchange.failure:
+                if exchange.job is None:
                     exchange.result()
             except BaseException:
                 self._give_up(exchange)
@@ -215,7 +210,7 @@ class Client(BlockingConnection):
             except BaseException:
                 self._give_up(exchange, cancel=options.get("key") is None)
                 raise
-            if exchange.failure:
+            if exchange.job is None:
                 exchange.result()
             self._core.track(exchange)
             show(exchange, on_event)
@@ -367,11 +362,3 @@ def show(exchange: JobExchange, on_event: OnEvent | None) -> None:
         event = exchange.events.popleft()
         if on_event is not None:
             on_event(event)
-
-
-def _poll(connection: Connection, wait_s: float) -> None:
-    poller = zmq.Poller()
-    backlog = connection.core.connected and connection.core.outgoing
-    poller.register(connection.socket, zmq.POLLIN | zmq.POLLOUT if backlog else zmq.POLLIN)
-    poller.register(connection.monitor, zmq.POLLIN)
-    poller.poll(math.ceil(max(0.0, min(wait_s, _LONGEST_POLL_S)) * 1_000))

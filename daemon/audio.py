@@ -152,15 +152,17 @@ class _SndfileEncoder(Encoder):
             self._buffer, "w", samplerate=sample_rate, channels=1, format=container, subtype=subtype
         )
         self._chunk = sample_rate
+        self._is_empty = True
 
     def add(self, samples: Samples) -> None:
         samples = np.clip(samples, -1.0, 1.0)
         # libsndfile's Ogg writer has crashed on very long writes: a second at a time is enough for all.
         for start in range(0, len(samples), self._chunk):
             self._file.write(samples[start : start + self._chunk])
+            self._is_empty = False
 
     def finish(self) -> bytes:
-        if not self._file.tell():
+        if self._is_empty:
             # libsndfile writes no header before the first sample; a file of one is the shortest that opens.
             self._file.write(np.zeros(1, np.float32))
         self._file.close()

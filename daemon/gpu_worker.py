@@ -73,6 +73,8 @@ def main() -> NoReturn:
         lifeline.tie(config.lifeline_fd, config.daemon_pid)
     except lifeline.DaemonGoneError as error:
         _exit(exit_codes.DAEMON_GONE, str(error))
+    # numpy's BLAS starts a thread per core, which spin for a while; no engine has matrices for them on the CPU.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     wire = Wire(config.endpoint)
     signal.signal(signal.SIGTERM, lambda *_: wire.terminate())
     code, reason = exit_codes.STOPPED, ""

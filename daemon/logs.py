@@ -116,7 +116,7 @@ class Logger:
         if _RANK[level] >= self._rank:
             self._put(level, message, fields)
 
-    def traceback(self, message: str, error: BaseException, /, **fields: Any) -> None:
+    def exception(self, message: str, error: BaseException, /, **fields: Any) -> None:
         """A mistake of our own, with its traceback in one field."""
         import traceback
 

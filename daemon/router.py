@@ -111,12 +111,12 @@ class ClientRouter:
 
     def receive(self, limit: int) -> Iterator[Received]:
         """Up to ``limit`` messages that are there already."""
-        receive = self.socket.recv
+        receive, state = self.socket.recv, self.socket.getsockopt
         for _ in range(limit):
-            try:
-                routing_id = receive(zmq.NOBLOCK)
-            except zmq.Again:
+            # Asking costs a tenth of the exception that says there is none.
+            if not state(zmq.EVENTS) & zmq.POLLIN:
                 return
+            routing_id = receive(zmq.NOBLOCK)
             frames: list[bytes | memoryview] = []
             first = frame = receive(copy=False)
             while True:

@@ -350,14 +350,13 @@ class Supervisor:
         self._machine.watched = bool(self._topics)
 
     def _on_workers(self) -> None:
-        receive = self._workers.recv
+        receive, state = self._workers.recv, self._workers.getsockopt
         for _ in range(_BATCH):
-            try:
-                routing_id = receive(zmq.NOBLOCK)
-            except zmq.Again:
+            if not state(zmq.EVENTS) & zmq.POLLIN:
                 return
-            frames = []
-            while self._workers.getsockopt(zmq.RCVMORE):
+            routing_id = receive(zmq.NOBLOCK)
+            frames = [receive(copy=False)]
+            while frames[-1].more:
                 frames.append(receive(copy=False))
             self._worker_said(routing_id, frames)
 

@@ -61,12 +61,10 @@ class Wire:
         """The next thing to do; sleeps until there is one. None when the process was told to end by SIGTERM."""
         self._cancelled.discard(self._current)
         self._current = ""
-        self.poll()
-        while not self._inbox:
-            if self._terminated:
-                return None
-            self._wait()
-            self.poll()
+        while not self._inbox and not self._terminated:
+            # One message at a time: what came behind it is read while it is worked on, or after it.
+            if not self._receive_one():
+                self._wait()
         if self._terminated:
             return None
         message, self._body = self._inbox.popleft()
@@ -85,12 +83,8 @@ class Wire:
 
     def poll(self) -> None:
         """Read what has come in, without waiting. Raises WorkerProtocolError."""
-        while True:
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            self._receive(decode_to_worker(frames[0]), frames[1] if len(frames) > 1 else None)
+        while self._receive_one():
+            pass
 
     def send(
         self, message: WorkerMessage, body: bytes | None = None, *, until: Callable[[], bool] | None = None
@@ -99,11 +93,15 @@ class Wire:
 
         Gives up, and returns False, when ``until()`` turns true in that time.
         """
-        frames = [encode(message)] if body is None else [encode(message), body]
-        copy = body is None or len(body) < _ZERO_COPY_BYTES
+        header = encode(message)
         while True:
             try:
-                self._socket.send_multipart(frames, zmq.NOBLOCK, copy=copy)
+                if body is None:
+                    self._socket.send(header, zmq.NOBLOCK)
+                else:
+                    # ZeroMQ refuses a message at its first part or takes it whole: the second send never blocks.
+                    self._socket.send(header, zmq.NOBLOCK | zmq.SNDMORE)
+                    self._socket.send(body, 0, copy=len(body) < _ZERO_COPY_BYTES)
                 return True
             except zmq.Again:
                 pass
@@ -130,7 +128,16 @@ class Wire:
         self._socket.close()
         self._context.term()
 
-    def _receive(self, message: SupervisorMessage, body: bytes | None) -> None:
+    def _receive_one(self) -> bool:
+        try:
+            header = self._socket.recv(zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        body = self._socket.recv() if self._socket.get(zmq.RCVMORE) else None
+        self._take(decode_to_worker(header), body)
+        return True
+
+    def _take(self, message: SupervisorMessage, body: bytes | None) -> None:
         if not isinstance(message, CancelJob):
             self._inbox.append((message, body))
         elif message.job == self._current or any(

@@ -10,6 +10,9 @@ import click
 from .output import duration, plain, print_json, print_pairs
 from .session import QUICK_TIMEOUT_S, session, shared_options, timeout_option
 
+#: Some engines have a hundred voices.
+_VOICES_SHOWN = 10
+
 
 @click.command()
 @timeout_option()
@@ -41,7 +44,9 @@ def info() -> None:
         print_json(answer)
         return
     options = answer.pop("options", None) or {}
-    answer["voices"] = [voice.get("name", "?") for voice in answer.get("voices", [])]
+    voices = [voice.get("name", "?") for voice in answer.get("voices", [])]
+    more = len(voices) - _VOICES_SHOWN
+    answer["voices"] = [*voices[:_VOICES_SHOWN], *([f"and {more} more: glmttsctl voices"] if more > 0 else [])]
     print_pairs(answer)
     described = _options(options)
     if described:
@@ -67,7 +72,7 @@ def _resolved(item: Any, schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _in_words(item: dict[str, Any]) -> str:
-    choices = item.get("enum")
+    choices = item.get("enum") or [choice.get("type", "any") for choice in item.get("anyOf") or []]
     words = " | ".join(map(str, choices)) if choices else str(item.get("type", "any"))
     bounds = [
         f"{sign} {item[key]}"

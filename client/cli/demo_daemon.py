@@ -36,7 +36,7 @@ rate = ""
 """
 
 _PATIENCE_S = 60.0
-_LOOK_AGAIN_S = 0.002
+_LOOK_AGAIN_S = 0.005
 
 
 class DemoDaemon:
@@ -87,7 +87,7 @@ class DemoDaemon:
         return time.perf_counter() - self.started
 
     def until_ready(self, count: int = 1, without: int = 0) -> dict[str, int]:
-        """Wait until ``count`` workers are ready, none of them the process ``without``; their pids by name."""
+        """Wait until ``count`` workers are up, none of them the process ``without``; their pids by name."""
         found: dict[str, int] = {}
         with Control(self.endpoint) as control:
 
@@ -185,4 +185,4 @@ def _workers(control: Control) -> list[dict[str, Any]]:
 
 
 def _can_work(worker: dict[str, Any]) -> bool:
-    return str(worker.get("state", "")).lower() == "ready" and isinstance(worker.get("pid"), int)
+    return worker.get("state") in ("ready", "busy") and isinstance(worker.get("pid"), int)

@@ -13,7 +13,27 @@ from .files import write_atomically
 from .output import plain, print_json, print_pairs, print_table
 from .session import session, shared_options, timeout_option
 
-_COLUMNS = ("job", "state", "priority", "position", "estimated_wait_s", "attempts", "worker", "created", "text_length")
+_COLUMNS = (
+    "job",
+    "client",
+    "state",
+    "priority",
+    "position",
+    "estimated_wait_s",
+    "created",
+    "text_length",
+    "worker",
+    "attempts",
+    "segment",
+    "segments",
+    "waited_s",
+    "synthesis_s",
+    "audio_s",
+    "output",
+    "key",
+    "code",
+    "message",
+)
 
 
 @click.command()

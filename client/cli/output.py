@@ -54,7 +54,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, no
     if not rows:
         click.echo(none)
         return
-    present = [c for c in columns if any(row.get(c) not in (None, "") for row in rows)]
+    present = [c for c in columns if any(row.get(c) not in (None, "", []) for row in rows)]
     others = [k for row in rows for k in row if k not in columns]
     keys = [*present, *dict.fromkeys(others)]
     cells = [[humanise(key, row.get(key)) for key in keys] for row in rows]
@@ -71,7 +71,7 @@ def _print_rich(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for row in rows:
@@ -135,7 +135,11 @@ def _label(key: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``0.24 s``, ``12.3 s``, ``5 min 07 s``, ``3 h 20 min``, ``2 d 4 h``."""
+    """``4.1 ms``, ``240 ms``, ``2.50 s``, ``12.3 s``, ``5 min 07 s``, ``3 h 20 min``, ``2 d 4 h``."""
+    if 0 < seconds < 0.1:
+        return f"{seconds * 1_000:.1f} ms"
+    if 0 < seconds < 1:
+        return f"{seconds * 1_000:.0f} ms"
     if seconds < 10:
         return f"{seconds:.2f} s"
     if seconds < 100:

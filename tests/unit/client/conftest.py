@@ -90,6 +90,8 @@ class ScriptedDaemon:
         self._jobs = 0
         self._to_send: queue.Queue[list[bytes] | None] = queue.Queue()
         self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
         self._thread: threading.Thread | None = None
         self.start()
 
@@ -103,7 +105,7 @@ class ScriptedDaemon:
         """Die: the connections break and the socket's file goes."""
         if self._thread is not None:
             self._to_send.put(None)
-            self._wake_write.send(b"x")
+            self._wake()
             self._thread.join(DEADLINE_S)
             assert not self._thread.is_alive()
             self._thread = None
@@ -120,11 +122,11 @@ class ScriptedDaemon:
     def send(self, peer: bytes, event: msgspec.Struct, body: bytes | None = None) -> None:
         frames = [peer, codec.encode(event)]
         self._to_send.put(frames if body is None else [*frames, body])
-        self._wake_write.send(b"x")
+        self._wake()
 
-    def send_raw(self, peer: bytes, *frames: bytes) -> None:
-        self._to_send.put([peer, *frames])
-        self._wake_write.send(b"x")
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # full: it will wake
+            self._wake_write.send(b"x")
 
     def next_request(self, op: str | None = None) -> tuple[bytes, Request, bytes]:
         """The next request, or the next of one op; fails when none comes in time."""
@@ -138,6 +140,7 @@ class ScriptedDaemon:
         router = context.socket(zmq.ROUTER)
         router.linger = 0
         router.router_mandatory = True
+        router.sndhwm = 0  # never waits for a client that does not read
         router.bind(self.endpoint)
         bound.set()
         poller = zmq.Poller()
@@ -153,8 +156,9 @@ class ScriptedDaemon:
                     body = frames[1] if len(frames) > 1 else b""
                     self.requests.put((peer, request, body))
                     self.script(self, peer, request, body)
+            with contextlib.suppress(BlockingIOError):
+                self._wake_read.recv(4_096)
             while not self._to_send.empty():
-                self._wake_read.recv(1)
                 message = self._to_send.get()
                 if message is None:
                     running = False

@@ -139,7 +139,7 @@ def test_an_unread_stream_does_not_fill_the_memory_while_other_requests_go_on(
 
 
 def test_a_refusal_carries_when_to_come_back(daemon: Any) -> None:
-    daemon.script = lambda daemon, peer, request, body: daemon.send(
+    daemon.script = lambda daemon, peer, request, _: daemon.send(
         peer, events.Error.of(request.id, ErrorCode.RATE_LIMITED, "ten a minute", retry_after_s=1.5)
     )
 
@@ -157,7 +157,7 @@ def test_a_refusal_carries_when_to_come_back(daemon: Any) -> None:
 def test_jobs_go_on_over_a_restart_of_the_daemon(daemon: Any, accept_only: Any, say: Any) -> None:
     daemon.script = accept_only
 
-    def second_life(daemon: Any, peer: bytes, request: Any, body: bytes) -> None:
+    def second_life(daemon: Any, peer: bytes, request: Any, _: bytes) -> None:
         if request.__struct_config__.tag == "wait" and request.job == "j1":
             daemon.send(peer, say.done("j1", request.id), b"survived")
         else:
@@ -191,7 +191,7 @@ def test_a_daemon_that_does_not_come_back_is_not_waited_for_for_ever(daemon: Any
 
 
 def test_a_daemon_that_is_not_there_is_named_at_once(no_daemon: str) -> None:
-    async def use(client: AsyncClient) -> None:
+    async def use(_: AsyncClient) -> None:
         raise AssertionError
 
     for endpoint in (no_daemon, "tcp://127.0.0.1:1"):

@@ -146,13 +146,13 @@ def test_a_stream_that_nobody_reads_stays_with_the_daemon(client: Any, daemon: A
 def test_jobs_in_flight_are_collected_in_any_order(client: Any, daemon: Any, say: Any) -> None:
     pending: list[Any] = []
 
-    def script(daemon: Any, peer: bytes, request: Any, body: bytes) -> None:
+    def script(daemon: Any, peer: bytes, request: Any, _: bytes) -> None:
         job = daemon.new_job()
         daemon.send(peer, say.accepted(job, request.id, position=len(pending)))
         pending.append((peer, request, job))
         if len(pending) == 3:
-            for peer, request, job in reversed(pending):
-                daemon.send(peer, say.done(job, request.id), request.text.encode())
+            for owner, asked, its_job in reversed(pending):
+                daemon.send(owner, say.done(its_job, asked.id), asked.text.encode())
 
     daemon.script = script
     jobs = [client.submit(text) for text in ("a", "b", "c")]
@@ -165,7 +165,7 @@ def test_jobs_in_flight_are_collected_in_any_order(client: Any, daemon: Any, say
 
 
 def test_a_job_of_an_earlier_connection_can_be_waited_for(client: Any, daemon: Any, say: Any) -> None:
-    def script(daemon: Any, peer: bytes, request: Any, body: bytes) -> None:
+    def script(daemon: Any, peer: bytes, request: Any, _: bytes) -> None:
         if request.job == "j7":
             daemon.send(peer, say.done("j7", request.id), b"kept")
         else:
@@ -247,7 +247,7 @@ def test_a_daemon_that_is_not_there_is_named_at_once_with_what_to_do(no_daemon: 
         with pytest.raises(DaemonNotRunning, match="glmttsd"):
             Client(endpoint)
     (tmp_path / "file").write_text("")
-    with pytest.raises(DaemonNotRunning, match="no socket|Connection refused"):
+    with pytest.raises(DaemonNotRunning, match=r"no socket|Connection refused"):
         Client(f"ipc://{tmp_path}/file")
 
 
@@ -262,7 +262,7 @@ def test_a_job_goes_on_over_a_restart_of_the_daemon(client: Any, daemon: Any, ac
     job = client.submit("long")
     daemon.stop()
 
-    def script(daemon: Any, peer: bytes, request: Any, body: bytes) -> None:
+    def script(daemon: Any, peer: bytes, request: Any, _: bytes) -> None:
         assert request.__struct_config__.tag == "wait"
         daemon.send(peer, say.done(request.job, request.id), b"survived")
 
@@ -275,7 +275,7 @@ def test_a_job_that_the_new_daemon_does_not_know_is_lost_at_once(client: Any, da
     daemon.script = accept_only
     job = client.submit("long")
     daemon.stop()
-    daemon.script = lambda daemon, peer, request, body: daemon.send(
+    daemon.script = lambda daemon, peer, request, _: daemon.send(
         peer, events.Error.of(request.id, ErrorCode.JOB_NOT_FOUND, "no such job")
     )
     daemon.start()
@@ -305,7 +305,7 @@ def test_a_daemon_that_does_not_come_back_is_not_waited_for_for_ever(daemon: Any
             client.wait(job)
         with pytest.raises(DaemonNotRunning):
             client.ping()
-        daemon.script = lambda daemon, peer, request, body: daemon.send(
+        daemon.script = lambda daemon, peer, request, _: daemon.send(
             peer, events.Pong(id=request.id, version="2", protocol=1, uptime_s=0.0)
         )
         daemon.start()
@@ -314,12 +314,21 @@ def test_a_daemon_that_does_not_come_back_is_not_waited_for_for_ever(daemon: Any
 
 def test_a_second_thread_is_told_to_make_its_own_client(client: Any, daemon: Any, accept_only: Any) -> None:
     daemon.script = accept_only
-    speaker = threading.Thread(target=lambda: pytest.raises(Timeout, client.speak, "long", timeout=2.0))
+    failures: list[GlmttsError] = []
+
+    def speak() -> None:
+        try:
+            client.speak("long", timeout=0.5)
+        except GlmttsError as failure:
+            failures.append(failure)
+
+    speaker = threading.Thread(target=speak)
     speaker.start()
     daemon.next_request("synthesize")
     with pytest.raises(GlmttsError, match="one thread"):
         client.ping()
     speaker.join(PATIENCE_S)
+    assert [type(failure) for failure in failures] == [Timeout]
 
 
 def test_a_closed_client_says_so(daemon: Any) -> None:

@@ -251,5 +251,5 @@ def test_values_are_shown_in_the_units_that_their_keys_name() -> None:
     assert humanise("rss", 1_536) == "1.5 KiB"
     assert humanise("ready", True) == "yes"
     assert humanise("x", None) == "-"
-    assert (duration(0.5), duration(10_000), duration(400_000)) == ("0.50 s", "2 h 46 min", "4 d 15 h")
+    assert (duration(0.5), duration(10_000), duration(400_000)) == ("500 ms", "2 h 46 min", "4 d 15 h")
     assert (size(10), size(3 * 2**20)) == ("10 bytes", "3.0 MiB")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -234,6 +235,19 @@ def test_a_folder_that_is_not_there_is_said_by_name(ctl: Any, tmp_path: Path) ->
     result = ctl("say", TEXT, "-o", tmp_path / "no" / "a.wav")
     assert result.exit_code == 1
     assert f"{tmp_path / 'no' / 'a.wav'}: No such file or directory" in result.stderr
+
+
+def test_ctrl_c_ends_the_job_and_leaves_nothing_behind(daemon: Any, accept_only: Any, tmp_path: Path) -> None:
+    daemon.script = accept_only
+    code = "from glmtts.client.cli import main; main()"
+    command = [sys.executable, "-c", code, "say", TEXT, "-o", str(tmp_path / "a.wav"), "--endpoint", daemon.endpoint]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        daemon.next_request("synthesize")
+        process.send_signal(signal.SIGINT)
+        _, words = process.communicate(timeout=20)
+    assert (process.returncode, words.strip()) == (130, "Interrupted.")
+    assert daemon.next_request("cancel")[1].job == "j1"
+    assert not list(tmp_path.glob("*.wav"))
 
 
 def install(folder: Path, name: str, body: str) -> None:
