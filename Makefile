@@ -22,3 +22,29 @@ $(STAMP):
 	@echo "Installing into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --config-settings editable_mode=strict
 	@touch $@
+
+demo: install  ## speak two sentences, kill a worker in mid-job, show times, clean up
+	@$(BIN)/glmttsctl demo
+
+test: install  ## every test that takes part in each change (under 5 minutes on two cores)
+	@$(BIN)/python -m pytest -q
+
+check: install  ## formatting, lint, types, import rules
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format:  ## format, and mend what the linter can mend
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: install  ## measure against the limits and the peers; bench/results/ has the numbers and a plot
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[bench]' --no-deps --dry-run >/dev/null
+	@$(BIN)/python -m bench.overhead
+
+wheel: install  ## build the distribution into dist/
+	@$(BIN)/python -m build --quiet --wheel
+
+clean:  ## remove what the targets made
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/results
