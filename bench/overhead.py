@@ -219,7 +219,10 @@ def main(argv: list[str] | None = None) -> None:
     stem.with_suffix(".json").write_text(json.dumps(results) + "\n")
     about = results["machine"]
     print(f"{about['cpu']}, {about['cpus']} CPUs; Python {about['python']}, libzmq {about['libzmq']}, {about['when']}")
-    print(f"load average before: {about['load_before']:.2f}\n")
+    print(f"load average before: {about['load_before']:.2f}")
+    if about["load_before"] > 0.3 * about["cpus"]:
+        print("OTHERS USE THIS MACHINE: the numbers are no result. Run it again when the load average is near zero.")
+    print()
     print(report.text(results))
     print(f"\n{stem}.json", end="")
     try:

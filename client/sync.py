@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -99,11 +100,13 @@ class BlockingConnection:
     def _until(self, ready: Callable[[], object], deadline: float, exchange: Exchange) -> None:
         """Keep the connection going until ``ready()``. Raises Timeout at ``deadline``."""
         connection, core = self._connection, self._core
-        connection.flush()
+        with _uninterrupted():
+            connection.flush()
         while not ready():
             wait = min(deadline, core.give_up_at or math.inf) - time.monotonic()
             connection.poll(wait)
-            connection.step(_MESSAGES_A_STEP)
+            with _uninterrupted():
+                connection.step(_MESSAGES_A_STEP)
             if time.monotonic() >= deadline and not ready():
                 raise timed_out(exchange)
 
@@ -336,6 +339,19 @@ class Stream:
             self.close()
         except GlmttsError:
             pass  # another thread has the client: the job ends as a slow consumer
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back for some microseconds: a message half sent, or received and not looked at, would be lost."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread gets it
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def job_id(job: Job | str) -> str:

@@ -11,8 +11,8 @@ import contextlib
 import os
 import socket
 from collections import deque
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
@@ -111,7 +111,8 @@ class ClientRouter:
 
     def receive(self, limit: int) -> Iterator[Received]:
         """Up to ``limit`` messages that are there already."""
-        receive, state = self.socket.recv, self.socket.getsockopt
+        receive = self.socket.recv
+        state: Callable[[int], Any] = self.socket.getsockopt
         for _ in range(limit):
             # Asking costs a tenth of the exception that says there is none.
             if not state(zmq.EVENTS) & zmq.POLLIN:

@@ -350,7 +350,8 @@ class Supervisor:
         self._machine.watched = bool(self._topics)
 
     def _on_workers(self) -> None:
-        receive, state = self._workers.recv, self._workers.getsockopt
+        receive = self._workers.recv
+        state: Callable[[int], Any] = self._workers.getsockopt
         for _ in range(_BATCH):
             if not state(zmq.EVENTS) & zmq.POLLIN:
                 return

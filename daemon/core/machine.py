@@ -188,7 +188,8 @@ class Machine:
         """Something happened: decide, and return what is to be done, in order."""
         context = self._context
         context.now = max(now, context.now)
-        context.effects = effects = []
+        effects: list[Effect] = []
+        context.effects = effects
         self._inputs[type(event)](event)
         while (timer := context.timers.pop_due(context.now)) is not None:
             purpose, whose = timer
