@@ -70,9 +70,6 @@ class _Commands(click.Group):
         except Exception as error:
             report(error, as_json="--json" in arguments)
             sys.exit(exit_code(error))
-        except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
-            sys.exit(130)
         sys.exit(result if isinstance(result, int) else 0)
 
 

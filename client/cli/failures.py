@@ -108,6 +108,9 @@ def report(error: Exception, *, as_json: bool) -> None:
     if isinstance(error, click.UsageError):
         error.show()
         return
+    if isinstance(error, click.Abort):
+        click.echo("Interrupted.", err=True)
+        return
     described = describe(error)
     code = described["code"]
     named = f" ({code})" if code not in _PLAIN_CODES else ""

@@ -1,0 +1,192 @@
+"""Speech over the socket: that it comes, in every form, is what was asked for, and reaches the one who asked."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import zmq
+
+
+@pytest.fixture(scope="module")
+def daemon(start_shared: Any) -> Any:
+    return start_shared(workers={"max": 2})
+
+
+@pytest.fixture(scope="module")
+def espeak(start_shared: Any) -> Any:
+    return start_shared(engine={"name": "espeak"})
+
+
+def read(audio: bytes) -> tuple[Any, int]:
+    samples, rate = soundfile.read(io.BytesIO(audio), dtype="float32")
+    return samples, rate
+
+
+def test_a_dealer_hears_every_event_and_gets_a_wav(client: Any) -> None:
+    events, audio = client.all(client.send("synthesize", text="hello", options={"seconds": 0.4, "segments": 2}))
+    assert [e["event"] for e in events] == ["accepted", "started", "progress", "progress", "done"]
+    accepted, started, *_, done = events
+    assert {e["job"] for e in events} == {accepted["job"]}
+    assert accepted["position"] == 0 and started["attempt"] == 1 and started["gpu"] is None
+    assert done["sha256"] == hashlib.sha256(audio).hexdigest() and done["attempts"] == 1
+    assert (done["format"], done["sample_rate"], done["engine"], done["voice"]) == ("wav", 24_000, "fault", "tone")
+    samples, rate = read(audio)
+    assert rate == 24_000 and len(samples) == 9_600 and done["audio_s"] == 0.4
+    assert 0.2 < np.abs(samples).max() < 0.4
+
+
+def test_a_dealer_streams(client: Any) -> None:
+    options = {"seconds": 2.0, "segments": 2}
+    events, audio = client.all(client.send("synthesize", text="hello", stream=True, options=options))
+    chunks = [e for e in events if e["event"] == "audio"]
+    assert [c["seq"] for c in chunks] == list(range(len(chunks))) and len(chunks) >= 4
+    assert {(c["format"], c["sample_rate"], c["channels"]) for c in chunks} == {("pcm_s16le", 24_000, 1)}
+    done = events[-1]
+    assert done["event"] == "done" and done["chunks"] == len(chunks) and "path" not in done
+    assert len(audio) == 2 * 48_000 and done["sha256"] == hashlib.sha256(audio).hexdigest()
+    _, whole = client.speak(options=options, format="pcm_s16le")
+    assert whole == audio
+
+
+def test_a_stream_begins_before_the_speech_is_complete(client: Any) -> None:
+    id = client.send("synthesize", text="hello", stream=True, options={"seconds": 3.0, "segments": 3, "rtf": 0.2})
+    client.until(id, "audio")
+    assert client.ask("job", job=client.until(id, "progress")["job"])["state"] == "running"
+    assert client.all(id)[0][-1]["first_audio_s"] < 0.5
+
+
+@pytest.mark.parametrize("options", [{}, {"REQ_CORRELATE": 1, "REQ_RELAXED": 1}], ids=["REQ", "REQ_CORRELATE"])
+def test_a_req_client_gets_one_answer_for_each_request(daemon: Any, options: dict[str, int]) -> None:
+    req = daemon.client(zmq.REQ, **options)
+    for _ in range(2):
+        req.send("synthesize", text="hello")
+        event, audio = req.receive()
+        assert event["event"] == "done" and read(audio)[1] == 24_000
+    req.send("synthesize", text="hello", stream=True)
+    event, audio = req.receive()
+    assert event["event"] == "done" and event["format"] == "pcm_s16le" and len(audio) == 2 * event["audio_s"] * 24_000
+    assert req.ask("ping")["event"] == "pong"
+    assert req.refused("synthesize", text="")["code"] == "bad_request"
+    assert req.refused("synthesize", text="x", options={"fault": "raise"})["code"] == "synthesis_failed"
+
+
+def test_who_wants_the_last_event_alone_gets_just_that(client: Any) -> None:
+    events, audio = client.all(client.send("synthesize", text="hello", events="final"))
+    assert [e["event"] for e in events] == ["done"] and read(audio)[1] == 24_000
+
+
+@pytest.mark.parametrize(
+    ("audio_format", "kind", "subtype"),
+    [
+        ("wav", "WAV", "PCM_16"),
+        ("flac", "FLAC", "PCM_16"),
+        ("ogg", "OGG", "OPUS"),
+        ("mp3", "MP3", "MPEG_LAYER_III"),
+    ],
+)
+@pytest.mark.parametrize("rate", [None, 8_000, 16_000, 48_000])
+def test_every_file_format_opens_in_other_programs(
+    client: Any, audio_format: str, kind: str, subtype: str, rate: int | None
+) -> None:
+    keys = {} if rate is None else {"sample_rate": rate}
+    done, audio = client.speak(format=audio_format, options={"seconds": 1.0}, **keys)
+    info = soundfile.info(io.BytesIO(audio))
+    assert (info.format, info.subtype, info.channels) == (kind, subtype, 1)
+    assert done["sample_rate"] == (rate or 24_000)
+    # Opus knows no other rate than 48 kHz inside; libsndfile says what the header says.
+    assert info.samplerate == done["sample_rate"]
+    assert info.duration == pytest.approx(1.0, abs=0.1)
+    samples, _ = read(audio)
+    assert np.abs(samples).max() > 0.1
+
+
+@pytest.mark.parametrize(("audio_format", "dtype"), [("pcm_s16le", "<i2"), ("pcm_f32le", "<f4")])
+@pytest.mark.parametrize("stream", [False, True])
+def test_samples_without_a_header_are_what_the_file_holds(
+    client: Any, audio_format: str, dtype: str, stream: bool
+) -> None:
+    _, wav = client.speak(sample_rate=32_000, options={"seconds": 0.7})
+    done, audio = client.speak(format=audio_format, stream=stream, sample_rate=32_000, options={"seconds": 0.7})
+    samples = np.frombuffer(audio, dtype).astype(np.float32)
+    assert len(samples) == 22_400 and done["sample_rate"] == 32_000
+    assert np.allclose(samples / (32_768 if dtype == "<i2" else 1), read(wav)[0], atol=1e-4)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("今天天气不错", (0.8, 3.0)), ("The weather is fine.", (0.8, 3.0))])
+def test_a_sentence_is_spoken_by_the_built_in_engine(espeak: Any, text: str, seconds: tuple[float, float]) -> None:
+    with contextlib.closing(espeak.client()) as client:
+        done, audio = client.speak(text)
+        samples, rate = read(audio)
+        assert rate == 24_000 and seconds[0] < len(samples) / rate < seconds[1]
+        assert done["engine"] == "espeak" and done["audio_s"] == pytest.approx(len(samples) / rate)
+        # Speech is loud here and quiet there; a tone or noise is neither.
+        loudness = np.sqrt(np.mean(samples[: len(samples) // 480 * 480].reshape(-1, 480) ** 2, axis=1))
+        assert loudness.max() > 0.02 and np.percentile(loudness, 10) < loudness.max() / 5
+        again, same = client.speak(text)
+        assert same == audio and again["job"] != done["job"]
+        _, streamed = client.speak(text, stream=True)
+        assert len(streamed) == 2 * len(samples)
+
+
+def test_the_language_follows_the_text_and_the_voice_what_was_asked_for(espeak: Any) -> None:
+    client = espeak.client()
+    spoken = {client.speak(text)[0]["sha256"] for text in ("你好", "hello", "再见")}
+    assert len(spoken) == 3
+    voices = [v["name"] for v in client.ask("voices")["voices"]]
+    assert len({client.speak("hello", voice=v)[0]["sha256"] for v in voices[:2]}) == min(2, len(voices))
+
+
+def test_same_text_voice_and_seed_are_the_same_bytes_and_others_are_not(client: Any) -> None:
+    def digest(text: str = "one", **keys: Any) -> str:
+        return str(client.speak(text, **keys)[0]["sha256"])
+
+    same = digest()
+    assert digest() == digest() == digest(voice="tone", seed=0) == same
+    assert len({same, digest("two"), digest(seed=1), digest(voice="tone-low"), digest(format="flac")}) == 5
+
+
+def test_clients_at_the_same_time_never_get_each_other_s_audio(daemon: Any) -> None:
+    texts = [f"client {number}" for number in range(8)]
+    with contextlib.closing(daemon.client()) as client:
+        alone = {text: client.speak(text)[0]["sha256"] for text in texts}
+        alone_streamed = {text: client.speak(text, stream=True)[0]["sha256"] for text in texts}
+    wrong: list[Any] = []
+    finished = threading.Barrier(len(texts) + 1)
+
+    def speak_often(text: str, peer: Any) -> None:
+        try:
+            ids = [(peer.send("synthesize", text=text, stream=n % 2 == 1), n % 2 == 1) for n in range(12)]
+            for id, streamed in ids:
+                events, audio = peer.all(id)
+                expected = (alone_streamed if streamed else alone)[text]
+                if not hashlib.sha256(audio).hexdigest() == events[-1].get("sha256") == expected:
+                    wrong.append((text, events[-1]))
+        except BaseException as error:
+            wrong.append(error)
+        finished.wait(30)
+
+    for text in texts:
+        threading.Thread(target=speak_often, args=(text, daemon.client())).start()
+    finished.wait(30)
+    assert not wrong
+
+
+def test_a_voice_is_cloned_from_the_recording_in_the_request(client: Any) -> None:
+    def recording(hz: float) -> bytes:
+        buffer = io.BytesIO()
+        soundfile.write(buffer, 0.3 * np.sin(np.arange(32_000) * hz * 2 * np.pi / 16_000), 16_000, format="WAV")
+        return buffer.getvalue()
+
+    low, high = recording(200), recording(900)
+    digests = [
+        client.speak(body=body, prompt={"text": said})[0]["sha256"]
+        for body, said in [(low, "a"), (high, "a"), (low, "b"), (low, "a")]
+    ]
+    assert digests[0] == digests[3] and len(set(digests)) == 3
