@@ -86,7 +86,9 @@ class Connection:
         self._hear_news()
         self.core.tick(time.monotonic())
         self.flush()
-        return False
+        # A send takes in what ZeroMQ's I/O thread has to say, and with it the one signal that a descriptor in an event
+        # loop gets for a message: who does not look again now may sleep beside it.
+        return bool(int(self.socket.get(zmq.EVENTS)) & zmq.POLLIN)
 
     def _receive(self) -> bool:
         try:

@@ -30,6 +30,10 @@ _PRIORITY: dict[str, int] = {"debug": 7, "info": 6, "warning": 4, "error": 3}
 #: A value is cut after that many characters: nothing that a peer sends makes a line without an end.
 _MAX_VALUE = 8_192
 
+#: How long the thread lets lines gather after it has written some, in seconds, and which lines are not kept so long.
+_NAP_S = 0.05
+_URGENT = frozenset({"warning", "error"})
+
 _Record = tuple[float, Level, str, dict[str, Any]]
 
 
@@ -61,6 +65,8 @@ class Logger:
         self._reported = 0
         self._counting = threading.RLock()
         self._closed = False
+        self._wake = threading.Event()
+        self._napping = False
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
         self._thread.start()
 
@@ -128,6 +134,7 @@ class Logger:
         if not self._closed:
             self._closed = True
             self._records.put(None)
+            self._wake.set()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -137,27 +144,39 @@ class Logger:
                 self._dropped += 1
             return
         self._records.put((time.time(), level, message, fields))
+        if not self._napping or level in _URGENT:
+            self._wake.set()
 
     # --- in the thread
 
     def _write(self) -> None:
         ended = False
         while not ended:
-            lines: list[bytes] = []
-            record = self._records.get()
-            while True:
-                if record is None:
-                    ended = True
-                else:
-                    lines.append(self._line(record))
-                if ended or len(lines) >= 64:
-                    break
-                try:
-                    record = self._records.get_nowait()
-                except queue.Empty:
-                    break
-            self._write_all(b"".join(lines))
+            self._wake.wait()
+            self._wake.clear()
+            while lines := self._batch():
+                ended = lines[-1] is None
+                self._write_all(b"".join(line for line in lines if line))
             self._report_dropped()
+            if not ended:
+                # Lines that come one after the other are written together: waking this thread for each of them would
+                # cost the loop more than the lines themselves.
+                self._napping = True
+                self._wake.wait(_NAP_S)
+                self._napping = False
+                if not self._records.empty():
+                    self._wake.set()
+
+    def _batch(self) -> list[bytes | None]:
+        """Some of the lines that wait; None ends them for good."""
+        lines: list[bytes | None] = []
+        with contextlib.suppress(queue.Empty):
+            while len(lines) < 64:
+                record = self._records.get_nowait()
+                if record is None:
+                    return [*lines, None]
+                lines.append(self._line(record))
+        return lines
 
     def _report_dropped(self) -> None:
         dropped = self._dropped

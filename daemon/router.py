@@ -19,6 +19,8 @@ from zmq.utils.monitor import parse_monitor_message
 
 #: Bodies from this size on are handed to ZeroMQ without a copy, and counted until it is done with them.
 _LARGE = 64 * 1024
+#: Smaller messages are counted in groups of this size: counting each would cost more than sending it.
+_GROUP = 256 * 1024
 #: Frames of one message that are looked at; one with more is refused for having them.
 _MAX_FRAMES = 6
 #: What a queued message costs beside its bytes, about.
@@ -30,7 +32,19 @@ _MONITORED = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
 class Connection:
     """One connection of one client process. ``number`` is never used again; ``uid`` and ``pid`` are the kernel's."""
 
-    __slots__ = ("fd", "gone", "in_flight", "number", "outbox", "outbox_bytes", "pid", "routing_id", "uid")
+    __slots__ = (
+        "fd",
+        "gone",
+        "in_flight",
+        "in_flight_bytes",
+        "number",
+        "outbox",
+        "outbox_bytes",
+        "pid",
+        "routing_id",
+        "uid",
+        "uncounted",
+    )
 
     def __init__(self, number: int, routing_id: bytes, fd: int, uid: int, pid: int) -> None:
         self.number = number
@@ -42,14 +56,16 @@ class Connection:
         #: Messages that ZeroMQ did not take yet.
         self.outbox: deque[tuple[list[bytes | memoryview], int]] = deque()
         self.outbox_bytes = 0
-        #: Large bodies that ZeroMQ holds, and their sizes.
+        #: Bodies that ZeroMQ holds, each with its size and that of the smaller ones before it.
         self.in_flight: deque[tuple[zmq.MessageTracker, int]] = deque()
+        self.in_flight_bytes = 0
+        #: Bytes that were sent since the last one in ``in_flight``.
+        self.uncounted = 0
 
+    @property
     def unsent_bytes(self) -> int:
-        """Bytes that the client has not taken: those that wait here, and the large ones that wait in ZeroMQ."""
-        while self.in_flight and self.in_flight[0][0].done:
-            self.in_flight.popleft()
-        return self.outbox_bytes + sum(size for _, size in self.in_flight)
+        """Bytes that the client has not taken, as far as they were counted: here and in ZeroMQ."""
+        return self.outbox_bytes + self.in_flight_bytes
 
 
 class Received(NamedTuple):
@@ -97,6 +113,10 @@ class ClientRouter:
         self._by_number: dict[int, Connection] = {}
         #: Descriptors of open connections, with the connection once it has spoken.
         self._open: dict[int, Connection | None] = {}
+        #: Those of them that have not spoken, the oldest first.
+        self._silent: dict[int, None] = {}
+        #: The sum of all connections' ``unsent_bytes``, or more: what has left meanwhile is found when it matters.
+        self._unsent_bytes = 0
         self._closed: list[Connection] = []
         self._waiting: dict[int, Connection] = {}
         #: Connections that were turned away because there are too many.
@@ -127,7 +147,11 @@ class ClientRouter:
                     break
                 frame = receive(copy=False)
             connection = self._by_routing_id.get(routing_id)
-            fd = int(first.get(zmq.SRCFD))
+            try:
+                fd = int(first.get(zmq.SRCFD))
+            except zmq.ZMQError:
+                # ZMTP 1.0, or other bytes that pass for it: nobody can tell whose they are, nor answer.
+                continue
             if connection is None or connection.fd != fd:
                 connection = self._new(routing_id, fd, str(first.get("Peer-Address")))
             yield _split(connection, frames)
@@ -146,6 +170,7 @@ class ClientRouter:
             self._closed.append(connection)
             return connection
         self._open[fd] = connection
+        self._silent.pop(fd, None)
         self._by_routing_id[routing_id] = connection
         self._by_number[connection.number] = connection
         return connection
@@ -160,20 +185,31 @@ class ClientRouter:
             event = parse_monitor_message(frames)
             fd = event["value"]
             if event["event"] == zmq.EVENT_ACCEPTED:
-                self._open[fd] = None
+                self._open[fd] = self._silent[fd] = None
                 if len(self._open) > self._max_connections:
-                    self.turned_away += 1
-                    _shut_down(fd)
+                    self._turn_away()
             else:
+                self._silent.pop(fd, None)
                 self._close(self._open.pop(fd, None))
+
+    def _turn_away(self) -> None:
+        """Too many are connected: the one that has been silent for longest goes.
+
+        A ZeroMQ client connects itself again, and does not lose what it had not said.
+        """
+        fd = next(iter(self._silent))
+        del self._silent[fd]
+        self.turned_away += 1
+        _shut_down(fd)
 
     def _close(self, connection: Connection | None) -> None:
         if connection is None or connection.gone:
             return
         connection.gone = True
+        self._unsent_bytes -= connection.unsent_bytes
         connection.outbox.clear()
-        connection.outbox_bytes = 0
         connection.in_flight.clear()
+        connection.outbox_bytes = connection.in_flight_bytes = 0
         self._by_number.pop(connection.number, None)
         self._waiting.pop(connection.number, None)
         if self._by_routing_id.get(connection.routing_id) is connection:
@@ -192,16 +228,18 @@ class ClientRouter:
     def send(self, number: int, envelope: tuple[bytes, ...], header: bytes, body: bytes | memoryview | None) -> bool:
         """Send, or keep until it can be sent; nothing happens for a connection that is gone.
 
-        Returns False, and sends nothing, when too much is unsent already and the message has a body: the client does
-        not read. What has no body is sent all the same, up to a second limit that ends the connection.
+        Returns False, and sends nothing, when the message has a body, too much is unsent already, and most of it is
+        this client's: it does not read. What has no body is sent all the same, up to a second limit.
         """
         connection = self._by_number.get(number)
         if connection is None:
             return True
-        if body is not None and (connection.in_flight or connection.outbox):
-            unsent = connection.unsent_bytes()
-            if unsent and unsent + len(body) > self._send_buffer_bytes:
-                return False
+        if (
+            body is not None
+            and self._unsent_bytes + len(body) > self._send_buffer_bytes
+            and not self._make_room(len(body), connection)
+        ):
+            return False
         frames: list[bytes | memoryview] = [*envelope, header]
         if body is not None:
             frames.append(body)
@@ -210,11 +248,30 @@ class ClientRouter:
         size = sum(map(len, frames)) + _OVERHEAD
         connection.outbox.append((frames, size))
         connection.outbox_bytes += size
+        self._unsent_bytes += size
         self._waiting[number] = connection
-        if connection.outbox_bytes > 2 * self._send_buffer_bytes:
-            _shut_down(connection.fd)
-            self._close(connection)
+        if self._unsent_bytes > 2 * self._send_buffer_bytes:
+            self._make_room(-self._send_buffer_bytes, None)
         return True
+
+    def _make_room(self, size: int, sender: Connection | None) -> bool:
+        """End the connections that hold the most, until ``size`` more bytes fit; False where ``sender`` is one."""
+        for connection in self._by_number.values():
+            self._settle(connection)
+        while self._unsent_bytes and self._unsent_bytes + size > self._send_buffer_bytes:
+            greatest = max(self._by_number.values(), key=lambda connection: connection.unsent_bytes)
+            if greatest is sender:
+                return False
+            _shut_down(greatest.fd)
+            self._close(greatest)
+        return True
+
+    def _settle(self, connection: Connection) -> None:
+        """Forget what ZeroMQ has sent meanwhile."""
+        while connection.in_flight and connection.in_flight[0][0].done:
+            _, size = connection.in_flight.popleft()
+            connection.in_flight_bytes -= size
+            self._unsent_bytes -= size
 
     def _try(self, connection: Connection, frames: list[bytes | memoryview]) -> bool:
         """Whether ZeroMQ took the message, or nobody will ever."""
@@ -232,11 +289,16 @@ class ClientRouter:
         for frame in frames[:-1]:
             send(frame, zmq.SNDMORE)
         last = frames[-1]
-        if len(last) < _LARGE:
+        connection.uncounted += len(last)
+        if connection.uncounted < _GROUP and len(last) < _LARGE:
             send(last)
         else:
-            tracker = send(last, copy=False, track=True)
-            connection.in_flight.append((tracker, len(last)))
+            self._settle(connection)
+            tracker = send(zmq.Frame(last, track=True, copy=False, copy_threshold=0), copy=False)
+            connection.in_flight.append((tracker, connection.uncounted))
+            connection.in_flight_bytes += connection.uncounted
+            self._unsent_bytes += connection.uncounted
+            connection.uncounted = 0
         return True
 
     @property
@@ -253,6 +315,7 @@ class ClientRouter:
                     break
                 _, size = connection.outbox.popleft()
                 connection.outbox_bytes -= size
+                self._unsent_bytes -= size
                 sent += 1
             if not connection.outbox:
                 self._waiting.pop(number, None)

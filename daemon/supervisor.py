@@ -289,7 +289,14 @@ class Supervisor:
             self._internal_errors += 1
             self._log.exception("internal error", error)
             message = "an internal error of the daemon, which is in its log; the request was not carried out"
-            self._answer(router, to, RequestError(ErrorCode.UNAVAILABLE, message))
+            self._answer(router, to, RequestError(ErrorCode.UNAVAILABLE, message, id=self._id_of(received)))
+
+    def _id_of(self, received: Received) -> str:
+        """The id of a request that got past the codec, for an answer that its sender can place."""
+        try:
+            return str(codec.unpack_map(received.frames[0], self._limits)["id"])
+        except (RequestError, LookupError):
+            return ""
 
     def _answer(self, router: ClientRouter, to: inputs.ReplyTo, error: RequestError) -> None:
         event = events.Error.of(error.id, error.code, error.message, retry_after_s=error.retry_after_s)
@@ -326,8 +333,7 @@ class Supervisor:
 
     def _facts(self) -> dict[str, Any]:
         """What ``status`` shows of the process."""
-        with open("/proc/self/statm", "rb") as statm:
-            rss = int(statm.read().split()[1]) * resource.getpagesize()
+        rss = int(Path("/proc/self/statm").read_bytes().split()[1]) * resource.getpagesize()
         return {
             "pid": os.getpid(),
             "memory": {"rss": rss},
@@ -560,7 +566,7 @@ def main(arguments: list[str] | None = None) -> int:
         log.error("daemon can't start", reason=str(error))
         return _EX_UNAVAILABLE
     except Exception as error:
-        log.exception("daemon ends by an error of its own", error)
+        log.exception("daemon ends by an error of its own", error)  # noqa: PLE1205 (no logging.Logger)
         return _EX_SOFTWARE
     finally:
         log.close()

@@ -129,10 +129,10 @@ class Wire:
         self._context.term()
 
     def _receive_one(self) -> bool:
-        try:
-            header = self._socket.recv(zmq.NOBLOCK)
-        except zmq.Again:
+        # Asking costs a tenth of the exception that says there is none.
+        if not int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
             return False
+        header = self._socket.recv(zmq.NOBLOCK)
         body = self._socket.recv() if self._socket.get(zmq.RCVMORE) else None
         self._take(decode_to_worker(header), body)
         return True

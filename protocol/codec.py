@@ -5,6 +5,7 @@ msgpack decodes, because it takes a limit for every kind of container; msgspec v
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -52,18 +53,9 @@ def unpack_map(data: bytes | memoryview, limits: Limits) -> dict[str, Any]:
             ErrorCode.TOO_LARGE, f"header: {len(data)} bytes; at most {limits.header_bytes} are accepted"
         )
     try:
-        value = msgpack.unpackb(
-            data,
-            raw=False,
-            strict_map_key=True,
-            max_str_len=limits.header_bytes,
-            max_bin_len=limits.header_bytes,
-            max_array_len=_MAX_ELEMENTS,
-            max_map_len=_MAX_ELEMENTS,
-            max_ext_len=0,
-        )
-    except UnicodeDecodeError as error:
-        raise RequestError(ErrorCode.BAD_REQUEST, f"header: a string is not valid UTF-8 ({error.reason})") from None
+        value = _unpack(data, limits, "strict")
+    except UnicodeDecodeError:
+        raise _not_unicode(data, limits) from None
     except (ValueError, RecursionError, MemoryError, OverflowError, TypeError) as error:
         # ValueError covers msgpack's FormatError, StackError, ExtraData and its own size limits.
         what = str(error) or type(error).__name__
@@ -74,6 +66,42 @@ def unpack_map(data: bytes | memoryview, limits: Limits) -> dict[str, Any]:
         if not isinstance(key, str):
             raise RequestError(ErrorCode.BAD_REQUEST, "header: every key must be a string", id=_id_of(value))
     return value
+
+
+def _unpack(data: bytes | memoryview, limits: Limits, unicode_errors: str) -> Any:
+    return msgpack.unpackb(
+        data,
+        raw=False,
+        unicode_errors=unicode_errors,
+        strict_map_key=True,
+        max_str_len=limits.header_bytes,
+        max_bin_len=limits.header_bytes,
+        max_array_len=_MAX_ELEMENTS,
+        max_map_len=_MAX_ELEMENTS,
+        max_ext_len=0,
+    )
+
+
+def _not_unicode(data: bytes | memoryview, limits: Limits) -> RequestError:
+    """The error for a header with a string that is not UTF-8, under the sender's id and with the key where it can be:
+    half of a surrogate pair is what some languages make of a text that was cut.
+    """
+    key, id = "header", ""
+    with contextlib.suppress(ValueError, RecursionError, MemoryError, OverflowError, TypeError):
+        value = _unpack(data, limits, "surrogateescape")
+        if isinstance(value, dict):
+            key = next((k for k, v in value.items() if isinstance(v, str) and not _is_unicode(v)), key)
+            id = _id_of(value)
+    key, id = (word if _is_unicode(word) else default for word, default in ((key, "header"), (id, "")))
+    return RequestError(ErrorCode.BAD_REQUEST, f"{key[:80]}: a string is not valid UTF-8", id=id)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def decode_request(frames: Sequence[bytes | memoryview], limits: Limits) -> ClientRequest:
@@ -159,7 +187,7 @@ def _decode(frames: Sequence[bytes | memoryview], limits: Limits, types: dict[st
         try:
             return msgspec.convert(value, types[op])
         except msgspec.ValidationError as error:
-            raise RequestError(ErrorCode.BAD_REQUEST, _named(str(error), value, types[op])) from None
+            raise RequestError(ErrorCode.BAD_REQUEST, field_problem(str(error), value, types[op])) from None
         except (RecursionError, ValueError, TypeError) as error:
             raise RequestError(ErrorCode.BAD_REQUEST, f"header: {error}") from None
     except RequestError as error:
@@ -266,7 +294,7 @@ _MISSING = re.compile(r"^Object missing required field `(?P<name>.*)`$", re.DOTA
 _TYPE_NAME = re.compile(r"`(\w+)`")
 
 
-def _named(message: str, value: dict[str, Any], type_: type[Any]) -> str:
+def field_problem(message: str, value: dict[str, Any], type_: type[Any]) -> str:
     """msgspec's message with the field in front: ``Expected `str`, got `int` - at `$.text``` as ``text: expected str,
     got int``; where one of a few words is expected, the words.
     """

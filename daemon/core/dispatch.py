@@ -17,11 +17,13 @@ from glmtts.protocol.worker import (
     Failed,
     Finished,
     Hello,
-    Job as JobMessage,
     Ready,
     SegmentDone,
     Trimmed,
     WorkerMessage,
+)
+from glmtts.protocol.worker import (
+    Job as JobMessage,
 )
 
 from .context import Context
@@ -42,6 +44,12 @@ POSITIONS_EVERY_S = 1.0
 _CODE_OF_CAUSE: dict[Cause, ErrorCode] = {
     Cause.OUT_OF_MEMORY: ErrorCode.OUT_OF_MEMORY,
     Cause.HUNG: ErrorCode.HUNG,
+}
+
+#: What a process dies of that announces its end with such a code. ``cancelled``: somebody sent it a SIGTERM.
+_CAUSE_OF_CODE: dict[str, Cause] = {
+    ErrorCode.OUT_OF_MEMORY: Cause.OUT_OF_MEMORY,
+    ErrorCode.CANCELLED: Cause.REQUESTED,
 }
 
 #: Causes that speak against the job: a worker that died of one of these may have died of what it spoke.
@@ -76,7 +84,23 @@ class Dispatcher:
             job = self._queue.pop()
             if job is None:
                 return
-            self._start(job, worker)
+            # It was accepted before jobs of the same content killed workers, or in the meantime.
+            if self.quarantine and (deaths := self.quarantined(self.content(job))):
+                self._end_in_error(job, ErrorCode.QUARANTINED, quarantine_message(deaths))
+            else:
+                self._start(job, worker)
+
+    @staticmethod
+    def content(job: Job) -> str:
+        """The digest of a live job's content."""
+        job.content = job.content or content_digest(job.request, job.recording)
+        return job.content
+
+    def quarantined(self, content: str) -> int:
+        """How many workers died of this content, where that is too many; else 0."""
+        limit = self._context.settings.workers.restart.quarantine_after
+        deaths = self.quarantine.deaths(content, self._context.now)
+        return deaths if limit and deaths >= limit else 0
 
     def _start(self, job: Job, worker: Worker) -> None:
         context, request = self._context, job.request
@@ -198,11 +222,14 @@ class Dispatcher:
         if (body is None) == (not job.streams and message.path is None):
             self.violation(worker, "a file is missing, or sent where none is wanted")
             return
+        if job.streams and message.chunks != job.chunks:
+            self.violation(worker, f"a stream of {message.chunks} chunks, of which {job.chunks} came")
+            return
         self._pool.give_back(worker, job.id, message.memory, spoke=True)
         now = self._context.now
         self.estimator.learn(len(job.request.text), message.synthesis_s)
-        if self.quarantine and job.attempts > 1:
-            self.quarantine.clear(content_digest(job.request, job.recording))
+        if self.quarantine:
+            self.quarantine.clear(self.content(job))
         job.audio_s, job.synthesis_s = message.audio_s, message.synthesis_s
         engine = worker.ready.engine if worker.ready else ""
         first_audio_s = message.first_audio_s + job.waited_s
@@ -243,9 +270,9 @@ class Dispatcher:
     def on_failed(self, worker: Worker, message: Failed) -> None:
         job = self._job_of(worker, message.job)
         if message.fatal:
-            out_of_memory = message.code == ErrorCode.OUT_OF_MEMORY
-            cause = Cause.OUT_OF_MEMORY if out_of_memory else Cause.CRASHED
-            if worker.state is not WorkerState.STOPPING:
+            # FAILED: what it said of the job was nonsense, and its end is decided already.
+            if worker.state not in (WorkerState.STOPPING, WorkerState.FAILED):
+                cause = _CAUSE_OF_CODE.get(message.code, Cause.CRASHED)
                 self._decide(*self._pool.fail(worker, cause, message.message, patient=True))
             return
         if message.job in worker.jobs:
@@ -285,16 +312,19 @@ class Dispatcher:
 
     def _decide(self, death: Death, jobs: set[str]) -> None:
         """The fate of the jobs of a worker that died: another attempt, or the end."""
-        for id in sorted(jobs):
-            job = self._ledger.live.get(id)
-            if job is None or job.state != "running":
-                continue
-            deaths = 0
-            if death.cause in _BLAMED:
-                deaths = self.quarantine.blame(content_digest(job.request, job.recording), self._context.now)
-            restart = self._context.settings.workers.restart
-            attempts_left = job.attempts < restart.max_attempts and not job.audio_was_sent
-            if attempts_left and not (restart.quarantine_after and deaths >= restart.quarantine_after):
+        # The last accepted first, since each goes to the front of the queue.
+        ids = sorted(jobs, key=lambda id: (len(id), id), reverse=True)
+        affected = [job for id in ids if (job := self._ledger.live.get(id)) is not None and job.state == "running"]
+        if death.cause in _BLAMED:
+            for content in dict.fromkeys(map(self.content, affected)):
+                self.quarantine.blame(content, self._context.now)
+        max_attempts = self._context.settings.workers.restart.max_attempts
+        for job in affected:
+            attempts_left = job.attempts < max_attempts and not job.audio_was_sent
+            deaths = self.quarantined(self.content(job)) if death.cause in _BLAMED else 0
+            if attempts_left and deaths:
+                self.fail(job, ErrorCode.QUARANTINED, f"{quarantine_message(deaths)}; the last: {death.detail}")
+            elif attempts_left:
                 job.enter("waiting")  # running -> waiting
                 job.worker = None
                 job.segment = job.segments = 0
@@ -315,6 +345,9 @@ class Dispatcher:
             self._queue.remove(job)
         elif (worker := self._pool.workers.get(job.worker or "")) is not None and job.id in worker.jobs:
             self._context.effects.append(Tell(worker.spawn, CancelJob(job=job.id)))
+        self._end_in_error(job, code, message, retry_after_s)
+
+    def _end_in_error(self, job: Job, code: ErrorCode, message: str, retry_after_s: float | None = None) -> None:
         job.code, job.message = code.value, message
         event = events.Error.of("", code, message, job=job.id, retry_after_s=retry_after_s)
         self._context.log(
@@ -365,9 +398,15 @@ class Dispatcher:
     # --- positions
 
     def estimated_wait(self, characters_ahead: int) -> float | None:
-        """Seconds until so many characters ahead, and what is being spoken now, are through."""
-        running = sum(len(w.jobs) > 0 for w in self._pool.workers.values())
-        return self.estimator.wait_s(characters_ahead, self._pool.serving) if characters_ahead or running else 0.0
+        """Seconds until so many characters ahead, and what is being spoken now, are through; None if nobody knows."""
+        if not characters_ahead and not self.paused and self._pool.free():
+            return 0.0
+        live = self._ledger.live
+        speaking = sum(
+            len(live[id].request.text) for worker in self._pool.workers.values() for id in worker.jobs if id in live
+        )
+        # Of what is being spoken, half is left: now more, now less.
+        return self.estimator.wait_s(characters_ahead + speaking // 2, self._pool.serving)
 
     def tell_positions(self) -> None:
         """Tell the first in the queue whose position has changed."""
@@ -391,6 +430,11 @@ class Dispatcher:
         if size:
             self._context.timers.set(("positions", ""), self._context.now + POSITIONS_EVERY_S)
             self._context.publish("queue", waiting=size, running=len(self._ledger.live) - size)
+
+
+def quarantine_message(deaths: int) -> str:
+    """What a client is told of a content that is not tried again."""
+    return f"{deaths} workers died of this very job lately; it is not tried again"
 
 
 _HANDLERS: dict[type, Callable[..., None]] = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 #: Weight of the newest job in the moving averages: about the last ten count.
 _NEWEST = 0.2
 
@@ -15,6 +17,8 @@ class Estimator:
 
     def learn(self, characters: int, seconds: float) -> None:
         """A job of so many characters took so long."""
+        if not 0.0 <= seconds < math.inf:
+            return  # a number from a worker, whose memory may be damaged, would stay in the averages for ever
         per_character = seconds / max(1, characters)
         if self._seconds_per_character is None or self._seconds_per_job is None:
             self._seconds_per_character, self._seconds_per_job = per_character, seconds

@@ -29,6 +29,10 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 }
 
 
+#: Subscribers that one job may have: clients can ask to hear it as often as they like, and each costs memory.
+MAX_SUBSCRIBERS = 64
+
+
 class IllegalTransition(Exception):
     """A bug: the table does not have this transition."""
 
@@ -48,6 +52,8 @@ class Job(Struct, kw_only=True):
     client: Client
     request: Synthesize
     recording: bytes | memoryview | None
+    #: Digest of what is spoken and how (ledger.content_digest), once somebody needed it.
+    content: str = ""
     format: AudioFormat
     #: In Hz; None where the worker chooses the nearest to the default that the format can hold.
     sample_rate: int | None
@@ -72,6 +78,7 @@ class Job(Struct, kw_only=True):
     synthesis_s: float = 0.0
     code: str = ""
     message: str = ""
+    text_length: int = 0
 
     @property
     def live(self) -> bool:
@@ -102,7 +109,7 @@ class Job(Struct, kw_only=True):
             priority=self.request.priority,
             created=self.created,
             attempts=self.attempts,
-            text_length=len(self.request.text),
+            text_length=len(self.request.text) if self.live else self.text_length,
             position=UNSET if position is None else position,
             estimated_wait_s=UNSET if estimated_wait_s is None else estimated_wait_s,
             client=known(self.client.key, with_client),

@@ -31,13 +31,14 @@ class Ledger:
         #: Bytes of recordings that live jobs hold.
         self.recording_bytes = 0
         self.result_bytes = 0
-        self._of_connection: dict[int, set[str]] = {}
+        #: Dicts for sets, which have no order: a schedule that failed must fail again in the same way.
+        self._of_connection: dict[int, dict[str, None]] = {}
         self._ended: OrderedDict[str, Ended] = OrderedDict()
         self._with_result: OrderedDict[str, Ended] = OrderedDict()
         self._keys: OrderedDict[tuple[str, str], tuple[str, str, float]] = OrderedDict()
 
-    def add(self, job: Job, content: str) -> None:
-        """Remember an accepted job; ``content`` is its digest if it has an idempotency key."""
+    def add(self, job: Job) -> None:
+        """Remember an accepted job; one with an idempotency key has its ``content``."""
         self.live[job.id] = job
         self.live_of_client[job.client.key] += 1
         if job.recording is not None:
@@ -45,16 +46,32 @@ class Ledger:
         if job.request.output is not UNSET:
             self.outputs.add(job.request.output)
         if job.request.key is not UNSET:
-            self._keys[job.client.key, job.request.key] = (job.id, content, job.accepted_at + KEY_HOLDS_S)
+            key = (job.client.key, job.request.key)
+            self._keys[key] = (job.id, job.content, job.accepted_at + KEY_HOLDS_S)
+            self._keys.move_to_end(key)
             if len(self._keys) > MAX_ENDED:
                 self._keys.popitem(last=False)
         for subscriber in job.subscribers:
-            self._of_connection.setdefault(subscriber.to.connection, set()).add(job.id)
+            self._of_connection.setdefault(subscriber.to.connection, {})[job.id] = None
 
     def subscribe(self, job: Job, subscriber: Subscriber) -> None:
         """Tell one more of a live job's events."""
         job.subscribers.append(subscriber)
-        self._of_connection.setdefault(subscriber.to.connection, set()).add(job.id)
+        self._of_connection.setdefault(subscriber.to.connection, {})[job.id] = None
+
+    def unsubscribe(self, job: Job, connection: int) -> list[Subscriber]:
+        """Tell a connection no more of a live job; returns whom that concerns."""
+        gone = [s for s in job.subscribers if s.to.connection == connection]
+        job.subscribers = [s for s in job.subscribers if s.to.connection != connection]
+        self._forget_subscription(job.id, connection)
+        return gone
+
+    def _forget_subscription(self, id: str, connection: int) -> None:
+        of_connection = self._of_connection.get(connection)
+        if of_connection is not None:
+            of_connection.pop(id, None)
+            if not of_connection:
+                del self._of_connection[connection]
 
     def drop_connection(self, connection: int) -> list[Job]:
         """Forget a connection; returns the live jobs that it had subscribed to."""
@@ -82,17 +99,28 @@ class Ledger:
         if job.request.output is not UNSET:
             self.outputs.discard(job.request.output)
         for subscriber in job.subscribers:
-            of_connection = self._of_connection.get(subscriber.to.connection)
-            if of_connection is not None:
-                of_connection.discard(job.id)
-                if not of_connection:
-                    del self._of_connection[subscriber.to.connection]
+            self._forget_subscription(job.id, subscriber.to.connection)
         job.subscribers = []
+        # Thousands of ended jobs are remembered: not with all that they were to say.
+        job.text_length = len(job.request.text)
+        job.request = msgspec.structs.replace(job.request, text="", options={}, prompt=UNSET)
         ended = Ended(job=job, event=event, body=body, expires_at=expires_at)
         self._ended[job.id] = ended
         if body is not None:
             self._with_result[job.id] = ended
             self.result_bytes += ended.size
+        if len(self._ended) > MAX_ENDED:
+            self._forget(next(iter(self._ended.values())))
+
+    def _forget(self, ended: Ended) -> None:
+        self._drop_result(ended)
+        del self._ended[ended.job.id]
+
+    def _drop_result(self, ended: Ended) -> None:
+        if self._with_result.pop(ended.job.id, None) is not None:
+            self.result_bytes -= ended.size
+            ended.body = None
+            ended.body_dropped = True
 
     def find(self, id: str) -> Job | None:
         """A job, live or ended."""
@@ -117,15 +145,12 @@ class Ledger:
             ended = next(iter(self._with_result.values()))
             if ended.expires_at > now and self.result_bytes <= max_result_bytes:
                 break
-            self._with_result.popitem(last=False)
-            self.result_bytes -= ended.size
-            ended.body = None
-            ended.body_dropped = True
+            self._drop_result(ended)
         while self._ended:
             ended = next(iter(self._ended.values()))
-            if ended.expires_at > now and len(self._ended) <= MAX_ENDED:
+            if ended.expires_at > now:
                 break
-            del self._ended[ended.job.id]
+            self._forget(ended)
         while self._keys and next(iter(self._keys.values()))[2] <= now:
             self._keys.popitem(last=False)
         return next(iter(self._ended.values())).expires_at if self._ended else None

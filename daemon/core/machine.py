@@ -28,8 +28,8 @@ from .inputs import (
     ReplyTo,
     Requested,
     SettingsRead,
-    SpawnFailed,
     Spawned,
+    SpawnFailed,
     StopAsked,
     StoredVoice,
     TimePassed,
@@ -97,8 +97,9 @@ class Machine:
             config_file=config_file,
         )
         self.phase = Phase.RUNNING
-        #: Operators who wait for the end of a drain.
-        self._drains: list[tuple[ReplyTo, str]] = []
+        #: Operators who wait for the end of a drain, by the name of the timer after which they don't any more.
+        self._drains: dict[str, tuple[ReplyTo, str]] = {}
+        self._drains_asked = 0
         self._exited = False
         self._inputs: dict[type, Callable[[Any], None]] = {
             Requested: self._on_requested,
@@ -106,7 +107,7 @@ class Machine:
             ConnectionClosed: self._on_connection_closed,
             ConnectionOverrun: self._on_overrun,
             Spawned: lambda e: self._pool.on_spawned(e.spawn, e.pid),
-            SpawnFailed: lambda e: self._pool.on_spawn_failed(e.spawn, e.reason),
+            SpawnFailed: self._on_spawn_failed,
             WorkerSaid: self._on_worker_said,
             WorkerGarbled: self._on_worker_garbled,
             ProcessEnded: self._on_process_ended,
@@ -130,7 +131,7 @@ class Machine:
             control.Status: lambda e, _: operations.status(e, self._state),
             control.Workers: lambda e, _: operations.workers(e),
             control.Recycle: operations.recycle,
-            control.Pause: lambda e, _: operations.pause(e),
+            control.Pause: lambda e, _: self._pause(e),
             control.Resume: lambda e, _: self._resume(e),
             control.Drain: self._drain,
             control.Stop: lambda e, _: self._stop_by_operator(e),
@@ -154,7 +155,8 @@ class Machine:
             "deadline": self._dispatcher.on_deadline,
             "expire": lambda _: self._dispatcher.expire(),
             "positions": lambda _: self._dispatcher.tell_positions(),
-            "drain": lambda _: self._drain_is_over(),
+            "drain": self._on_drain_timeout,
+            "stop": lambda _: self._end_jobs("the daemon stopped before the job was done"),
         }
 
     # --- for the shell
@@ -222,12 +224,9 @@ class Machine:
         job = self._ledger.live.get(event.job)
         if job is None:
             return
-        heard_by = [s for s in job.subscribers if s.to.connection != event.connection]
-        if heard_by:
+        if any(s.to.connection != event.connection for s in job.subscribers):
             # The others go on hearing it; the slow one alone is told that it has missed a part.
-            slow = [s for s in job.subscribers if s.to.connection == event.connection]
-            job.subscribers = heard_by
-            for subscriber in slow:
+            for subscriber in self._ledger.unsubscribe(job, event.connection):
                 error = events.Error.of(subscriber.id, ErrorCode.SLOW_CONSUMER, _TOO_SLOW, job=job.id)
                 self._context.send(subscriber.to, error)
         else:
@@ -250,6 +249,14 @@ class Machine:
     def _on_process_ended(self, event: ProcessEnded) -> None:
         self._dispatcher.on_ended(event.spawn, event.returncode, event.last_words)
         self._dispatcher.schedule()
+        self._give_up_waiting()
+
+    def _on_spawn_failed(self, event: SpawnFailed) -> None:
+        self._pool.on_spawn_failed(event.spawn, event.reason)
+        self._give_up_waiting()
+
+    def _give_up_waiting(self) -> None:
+        """Nobody is kept waiting for a worker that is not to be had."""
         if unavailable := self._pool.unavailable():
             reason, retry_after_s = unavailable
             self._dispatcher.fail_waiting(ErrorCode.UNAVAILABLE, reason, retry_after_s=retry_after_s)
@@ -267,16 +274,23 @@ class Machine:
         self._context.publish(f"daemon.{phase}")
 
     def _drain(self, event: Controlled, request: control.Drain) -> None:
+        self._drains_asked += 1
+        timer = str(self._drains_asked)
+        self._drains[timer] = (event.to, request.id)
+        if isinstance(request.timeout_s, float | int):
+            self._context.timers.set(("drain", timer), self._context.now + request.timeout_s)
         if self.phase is not Phase.RUNNING:
-            self._drains.append((event.to, request.id))
             return
-        timeout_s = request.timeout_s if isinstance(request.timeout_s, float | int) else None
-        self._drains.append((event.to, request.id))
         self._reception.closed = "the daemon is draining: it finishes what it has accepted and takes no more"
         self._dispatcher.paused = False
         self._enter(Phase.DRAINING)
-        if timeout_s is not None:
-            self._context.timers.set(("drain", ""), self._context.now + timeout_s)
+
+    def _pause(self, event: Controlled) -> None:
+        if self.phase is Phase.RUNNING:
+            self._operations.pause(event)
+        else:
+            message = f"the daemon is {self.phase}: what it has accepted has to be started, or it would never be done"
+            self._context.refuse(event.to, event.request.id, ErrorCode.SHUTTING_DOWN, message)
 
     def _resume(self, event: Controlled) -> None:
         if self.phase is Phase.STOPPING:
@@ -284,7 +298,6 @@ class Machine:
             return
         self._dispatcher.paused = False
         self._reception.closed = ""
-        self._context.timers.cancel(("drain", ""))
         self._answer_drains()
         self._enter(Phase.RUNNING)
         self._context.send(event.to, events.Result(id=event.request.id, values={"state": self._state}))
@@ -311,36 +324,38 @@ class Machine:
         self._reception.closed = "the daemon is stopping; try again when it has been started again"
         self._dispatcher.paused = False
         self._enter(Phase.STOPPING)
-        context.timers.set(("drain", ""), context.now + timeout_s)
+        context.timers.set(("stop", ""), context.now + timeout_s)
         self._dispatcher.schedule()
 
-    def _drain_is_over(self) -> None:
-        """The time for a drain has run out."""
-        if self.phase is Phase.STOPPING:
-            self._end_jobs("the daemon stopped before the job was done")
-        self._answer_drains()
+    def _on_drain_timeout(self, timer: str) -> None:
+        """The drain goes on; this operator does not wait for its end any more."""
+        self._answer_drain(timer)
 
     def _end_jobs(self, message: str) -> None:
         for job in list(self._ledger.live.values()):
             self._dispatcher.fail(job, ErrorCode.SHUTTING_DOWN, message)
 
     def _answer_drains(self) -> None:
+        for timer in list(self._drains):
+            self._answer_drain(timer)
+
+    def _answer_drain(self, timer: str) -> None:
+        to, id = self._drains.pop(timer)
+        self._context.timers.cancel(("drain", timer))
         left = len(self._ledger.live)
-        for to, id in self._drains:
-            self._context.send(to, events.Result(id=id, values={"drained": not left, "left": left}))
-        self._drains = []
+        self._context.send(to, events.Result(id=id, values={"drained": not left, "left": left}))
 
     def _go_on_ending(self) -> None:
         """The next stage of a drain or a stop, when the one before is complete."""
         if self._ledger.live:
             return
         if self.phase is Phase.DRAINING:
-            self._context.timers.cancel(("drain", ""))
             self._enter(Phase.DRAINED)
         if self.phase is Phase.DRAINED:
             self._answer_drains()
         if self.phase is Phase.STOPPING:
             self._answer_drains()
+            self._context.timers.cancel(("stop", ""))
             self._pool.stop_all(at_once=False)
             if self._pool.empty and not self._exited:
                 self._exited = True

@@ -1,4 +1,4 @@
-"""What operators ask for on the control socket, but for drain and stop, which are the daemon's own life (machine.py)."""
+"""What operators ask for on the control socket, but for drain and stop: these are the daemon's own life (machine.py)."""
 
 from __future__ import annotations
 
@@ -123,7 +123,9 @@ class Operations:
             return
         chosen = [w for name, w in self._pool.workers.items() if request.worker in ("all", name)]
         recycled = [worker.name for worker in chosen if self._pool.recycle(worker, "asked for by an operator")]
-        self._answer(event.to, request.id, recycled=recycled, skipped=[w.name for w in chosen if w.name not in recycled])
+        self._answer(
+            event.to, request.id, recycled=recycled, skipped=[w.name for w in chosen if w.name not in recycled]
+        )
 
     def pause(self, event: Controlled) -> None:
         """Start no job until resumed."""
@@ -170,6 +172,7 @@ class Operations:
         self._set_log_level(settings.daemon.log_level)
         self._queue.set_weights(settings.queue.classes)
         self._reception.apply(settings)
+        self._pool.apply()
         self._dispatcher.expire()
 
     def store_voice(self, event: Controlled, request: control.VoiceAdd | control.VoiceRemove) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import enum
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 from msgspec import Struct
@@ -99,6 +98,8 @@ class Worker(Struct, kw_only=True):
     restarts: int = 0
     #: Faults in a row, each of a process that had done no job and was ready for less than ``backoff_max_s``.
     faults: int = 0
+    #: Processes in a row that died before they were ready.
+    start_failures: int = 0
     last_death: Death | None = None
     memory: Memory | None = None
 
@@ -117,8 +118,6 @@ class Pool:
         self.workers: dict[str, Worker] = {}
         self._by_spawn: dict[int, Worker] = {}
         self._spawns = 0
-        #: Processes in a row that died before they were ready: after some, nobody is kept waiting for the next.
-        self._start_failures = 0
         self._stopping = False
         #: What the engine said when a process of it was ready for the last time.
         self.engine: Ready | None = None
@@ -156,9 +155,12 @@ class Pool:
 
     def unavailable(self) -> tuple[str, float] | None:
         """Why no worker can be had in the near future, and when the next attempt is; None if one can."""
-        if self._start_failures < self._context.settings.workers.restart.breaker_failures or self.serving:
+        # A worker that is being recycled, or failed for the first time, will be there soon, whatever the others do.
+        enough = self._context.settings.workers.restart.breaker_failures
+        if any(worker.start_failures < enough for worker in self.workers.values()):
             return None
-        details = [worker.last_death.detail for worker in self.workers.values() if worker.last_death]
+        deaths = [worker.last_death for worker in self.workers.values() if worker.last_death]
+        last = max(deaths, key=lambda death: death.at)
         again = min(
             (
                 due - self._context.now
@@ -167,7 +169,8 @@ class Pool:
             ),
             default=1.0,
         )
-        reason = f"no worker can be started ({self._start_failures} attempts failed); the last one: {details[-1]}"
+        attempts = sum(worker.start_failures for worker in self.workers.values())
+        reason = f"no worker can be started ({attempts} attempts in a row failed); the last one: {last.detail}"
         return reason, max(0.1, again)
 
     def counts(self) -> dict[str, int]:
@@ -218,7 +221,7 @@ class Pool:
         worker.memory = ready.memory
         worker.ready_at = worker.idle_since = now
         worker.trimmed = True
-        self._start_failures = 0
+        worker.start_failures = 0
         self._context.timers.cancel(("start", worker.name))
         if self._context.settings.workers.recycle.max_age_s:
             self._context.timers.set(("age", worker.name), now + self._context.settings.workers.recycle.max_age_s)
@@ -344,8 +347,9 @@ class Pool:
         now = self._context.now
         for purpose in ("start", "age", "trim", "hang", "kill"):
             self._context.timers.cancel((purpose, worker.name))
-        expected = worker.doom is not None
-        death = worker.doom or self._unexpected(worker, returncode, last_words)
+        # While it drains it was not told to end yet: it died of something else than we had in mind for it.
+        expected = worker.doom is not None and worker.state is not WorkerState.DRAINING
+        death = (worker.doom if expected else None) or self._unexpected(worker, returncode, last_words)
         worker.last_death = death
         jobs, worker.jobs = worker.jobs, set()
         was_ready = worker.ready is not None
@@ -358,7 +362,7 @@ class Pool:
         if not expected:
             self._context.log("warning", "worker died", worker=worker.name, cause=death.cause, detail=death.detail)
         if not was_ready:
-            self._start_failures += 1
+            worker.start_failures += 1
         # A process that did its work was no false start, nor one that lived for long without any.
         long_s = self._context.settings.workers.restart.backoff_max_s
         steady = was_ready and (worker.jobs_done > 0 or now - worker.ready_at >= long_s)
@@ -461,7 +465,27 @@ class Pool:
             worker.trimmed = True
             self._context.effects.append(Tell(worker.spawn, Trim()))
         else:
-            self._context.timers.set(("trim", name), max(self._context.now, worker.idle_since) + after)
+            since = worker.idle_since if worker.state is WorkerState.READY else self._context.now
+            self._context.timers.set(("trim", name), since + after)
+
+    def apply(self) -> None:
+        """The settings have changed: what waits by the old ones goes by the new ones."""
+        workers, timers, now = self._context.settings.workers, self._context.timers, self._context.now
+        for worker in self.workers.values():
+            name = worker.name
+            if ("start", name) in timers:
+                timers.set(("start", name), worker.spawned_at + workers.start_timeout_s)
+            if ("hang", name) in timers:
+                timers.set(("hang", name), worker.beat_at + workers.hang_timeout_s)
+            if (due := timers.due(("backoff", name))) is not None:
+                timers.set(("backoff", name), min(due, now + workers.restart.backoff_max_s))
+            timers.cancel(("age", name))
+            timers.cancel(("trim", name))
+            if worker.state in (WorkerState.READY, WorkerState.BUSY):
+                if workers.recycle.max_age_s:
+                    timers.set(("age", name), worker.ready_at + workers.recycle.max_age_s)
+                if workers.recycle.idle_trim_s and not worker.trimmed:
+                    timers.set(("trim", name), now + workers.recycle.idle_trim_s)
 
     # --- for people
 

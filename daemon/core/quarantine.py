@@ -20,8 +20,9 @@ class Quarantine:
 
     def blame(self, digest: str, now: float) -> int:
         """A worker died of this; returns how many have by now."""
-        count, _ = self._deaths.pop(digest, (0, 0.0))
+        count = self.deaths(digest, now)
         self._deaths[digest] = (count + 1, now + HOLDS_S)
+        self._deaths.move_to_end(digest)
         if len(self._deaths) > _MAX_ENTRIES:
             self._deaths.popitem(last=False)
         return count + 1

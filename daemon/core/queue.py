@@ -24,7 +24,11 @@ class WaitingQueue:
 
     def set_weights(self, classes: ClassesSettings) -> None:
         """Share out by these weights from now on."""
-        self._weights = {priority: getattr(classes, priority).weight for priority in PRIORITIES}
+        weights = {priority: getattr(classes, priority).weight for priority in PRIORITIES}
+        if weights != self._weights:
+            # Credit is measured in the old weights: a class deep in debt by them could starve by the new ones.
+            self._credit = dict.fromkeys(PRIORITIES, 0)
+            self._weights = weights
 
     def __len__(self) -> int:
         return sum(map(len, self._lanes.values()))
@@ -84,16 +88,21 @@ class WaitingQueue:
         del self._lanes[job.request.priority][job.id]
         self.characters[job.request.priority] -= len(job.request.text)
 
-    def position(self, job: Job) -> int:
-        """How many are before this job: 0 is the next. Takes time by the length of the queue."""
-        before = 0
+    def position(self, job: Job) -> tuple[int, int]:
+        """How many jobs are before this one, 0 for the next, and their characters. Takes time by the queue's length.
+
+        Raises KeyError if it is not in the queue.
+        """
+        before = characters = 0
         for priority, lane in self._lanes.items():
             if priority == job.request.priority:
-                for id in lane:
+                for id, other in lane.items():
                     if id == job.id:
-                        return before
+                        return before, characters
                     before += 1
+                    characters += len(other.request.text)
             before += len(lane)
+            characters += self.characters[priority]
         raise KeyError(job.id)
 
     def first(self, count: int) -> Iterator[tuple[int, Job]]:

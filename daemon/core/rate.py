@@ -7,6 +7,8 @@ from collections import OrderedDict
 
 #: Clients whose bucket is remembered at most. A bucket that is dropped was the one used longest ago.
 _MAX_CLIENTS = 10_000
+#: Of a token: who comes back at the time that was named must not be sent away by a rounding error.
+_ROUNDING = 1e-6
 
 
 class RateLimiter:
@@ -29,7 +31,7 @@ class RateLimiter:
         count, seconds = self._rate
         tokens, since = self._buckets.pop(client, (float(count), now))
         tokens = min(float(count), tokens + (now - since) * count / seconds)
-        allowed = tokens >= 1
+        allowed = tokens >= 1 - _ROUNDING
         self._buckets[client] = (tokens - 1 if allowed else tokens, now)
         if len(self._buckets) > _MAX_CLIENTS:
             self._buckets.popitem(last=False)

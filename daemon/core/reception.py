@@ -11,9 +11,9 @@ from glmtts.protocol.errors import ErrorCode, RequestError
 
 from ..engines import options as engine_options
 from .context import Context
-from .dispatch import POSITIONS_EVERY_S, Dispatcher
+from .dispatch import POSITIONS_EVERY_S, Dispatcher, quarantine_message
 from .inputs import Client, ReplyTo, Requested, StoredVoice
-from .jobs import Job, Subscriber
+from .jobs import MAX_SUBSCRIBERS, Job, Subscriber
 from .ledger import Ledger, content_digest, newest_first
 from .pool import Pool
 from .queue import WaitingQueue
@@ -85,12 +85,17 @@ class Reception:
                 return
         self._check_open()
         self._check_allowed(client, request)
-        self._check_speakable(client, request, event.body)
-        self._check_room(client, request, event.body)
+        self._check_speakable(request)
+        if self._dispatcher.quarantine:
+            content = content or content_digest(request, event.body)
+            if deaths := self._dispatcher.quarantined(content):
+                raise RequestError(ErrorCode.QUARANTINED, quarantine_message(deaths))
         audio_format: AudioFormat = request.resolved_format
         if request.format is UNSET and not request.stream:
             audio_format = settings.audio.default_format
             self._check_rate_of_default(request, audio_format)
+        # Last, because it takes a token of the client's rate.
+        self._check_room(client, request, event.body)
         sample_rate = None if request.sample_rate is UNSET else request.sample_rate
         if sample_rate is None and audio_format in STREAM_FORMATS:
             sample_rate = settings.audio.sample_rate
@@ -101,6 +106,7 @@ class Reception:
             client=client,
             request=request,
             recording=event.body,
+            content=content,
             format=audio_format,
             sample_rate=sample_rate,
             streams=request.stream and hears_all,
@@ -109,7 +115,7 @@ class Reception:
             deadline_at=context.now + deadline_s if deadline_s else None,
             subscribers=[subscriber],
         )
-        self._ledger.add(job, content)
+        self._ledger.add(job)
         if job.deadline_at is not None:
             context.timers.set(("deadline", job.id), job.deadline_at)
         if hears_all:
@@ -148,9 +154,7 @@ class Reception:
             event.warning = "; ".join(warnings)
         self._context.send(subscriber.to, event)
 
-    def _join(
-        self, request: requests.Synthesize, known: tuple[str, str], content: str, subscriber: Subscriber
-    ) -> None:
+    def _join(self, request: requests.Synthesize, known: tuple[str, str], content: str, subscriber: Subscriber) -> None:
         """The same key again: the same job, never a second synthesis."""
         id, first_content = known
         if content != first_content:
@@ -158,8 +162,9 @@ class Reception:
                 ErrorCode.BAD_REQUEST, f"key: it stands for job {id}, whose request was another; use a new key"
             )
         if job := self._ledger.live.get(id):
+            self._check_audience(job)
             if subscriber.all_events:
-                position = self._queue.position(job) if job.state == "waiting" else 0
+                position = self._queue.position(job)[0] if job.state == "waiting" else 0
                 self._context.send(
                     subscriber.to,
                     events.Accepted(id=request.id, job=id, position=position, queue_size=len(self._queue)),
@@ -172,14 +177,21 @@ class Reception:
             )
         self._replay(id, subscriber)
 
+    @staticmethod
+    def _check_audience(job: Job) -> None:
+        if len(job.subscribers) >= MAX_SUBSCRIBERS:
+            raise RequestError(
+                ErrorCode.QUEUE_FULL,
+                f"job: {MAX_SUBSCRIBERS} requests wait for the events of {job.id} already; no more are taken",
+                retry_after_s=1.0,
+            )
+
     def _acting_for(self, client: Client, request: requests.Synthesize) -> Client:
         if request.on_behalf_of is UNSET:
             return client
         gateways = self._context.settings.limits.gateways
         if client.user not in gateways and client.key.removeprefix("uid:") not in gateways:
-            raise RequestError(
-                ErrorCode.FORBIDDEN, f"on_behalf_of: user {client.user} is not one of [limits] gateways"
-            )
+            raise RequestError(ErrorCode.FORBIDDEN, f"on_behalf_of: user {client.user} is not one of [limits] gateways")
         return Client(key=f"{client.key}/{request.on_behalf_of}", user=client.user)
 
     def _check_open(self) -> None:
@@ -200,9 +212,7 @@ class Reception:
                 ErrorCode.BAD_REQUEST, "durable: this daemon keeps no journal yet; leave the key out, or send false"
             )
 
-    def _check_speakable(
-        self, client: Client, request: requests.Synthesize, body: bytes | memoryview | None
-    ) -> None:
+    def _check_speakable(self, request: requests.Synthesize) -> None:
         engine = self._context.settings.engine.name
         if problem := engine_options.check(engine, request.options):
             raise RequestError(ErrorCode.BAD_REQUEST, problem)
@@ -213,13 +223,6 @@ class Reception:
             raise RequestError(
                 ErrorCode.OUTPUT_EXISTS, f"output: another job is about to write {request.output}; choose another name"
             )
-        if self._dispatcher.quarantine:
-            deaths = self._dispatcher.quarantine.deaths(content_digest(request, body), self._context.now)
-            limit = self._context.settings.workers.restart.quarantine_after
-            if limit and deaths >= limit:
-                raise RequestError(
-                    ErrorCode.QUARANTINED, f"{deaths} workers died of this very job lately; it is not tried again"
-                )
 
     def _check_room(self, client: Client, request: requests.Synthesize, body: bytes | memoryview | None) -> None:
         context, settings = self._context, self._context.settings
@@ -252,7 +255,7 @@ class Reception:
         if rates and request.sample_rate is not UNSET and request.sample_rate not in rates:
             raise RequestError(
                 ErrorCode.BAD_REQUEST,
-                f"sample_rate: {audio_format}, this daemon's default format, holds {', '.join(map(str, rates))} Hz alone",
+                f"sample_rate: {audio_format}, the default format here, holds {', '.join(map(str, rates))} Hz alone",
             )
 
     def _knows_voice(self, name: str) -> bool:
@@ -355,9 +358,10 @@ class Reception:
         position = wait = None
         if job.state == "waiting":
             # Counting is worth it for one job; in a list the position last told is near enough.
-            position = self._queue.position(job) if exact else max(0, job.told_position)
+            position = max(0, job.told_position)
             if exact:
-                wait = self._dispatcher.estimated_wait(self._queue.characters_ahead(job.request.priority))
+                position, characters = self._queue.position(job)
+                wait = self._dispatcher.estimated_wait(characters)
         return job.describe(position, wait, with_client=with_client)
 
     def wait(self, event: Requested, request: requests.Wait) -> None:
@@ -366,10 +370,15 @@ class Reception:
         if job is None:
             return
         subscriber = Subscriber(event.to, request.id, request.events == "all" and not event.to.envelope)
-        if job.live:
-            self._ledger.subscribe(job, subscriber)
-        else:
+        if not job.live:
             self._replay(job.id, subscriber)
+            return
+        try:
+            self._check_audience(job)
+        except RequestError as error:
+            self._context.refuse(event.to, request.id, error.code, error.message, retry_after_s=error.retry_after_s)
+        else:
+            self._ledger.subscribe(job, subscriber)
 
     def _replay(self, id: str, subscriber: Subscriber) -> None:
         """The last event of a job that has ended, with its result as long as that is kept."""

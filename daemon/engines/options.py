@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from glmtts.protocol.codec import field_problem
+
 
 class EspeakOptions(Struct, forbid_unknown_fields=True, kw_only=True):
     """Options of the ``espeak`` engine."""
@@ -53,11 +55,12 @@ OPTIONS: dict[str, type[Struct]] = {"espeak": EspeakOptions, "fault": FaultOptio
 
 
 def check(engine: str, options: dict[str, Any]) -> str:
-    """What is wrong with ``options`` for ``engine``, beginning with the key, or ``""``."""
+    """What is wrong with ``options`` for ``engine``, as ``options.seconds: expected ...``, or ``""``."""
+    type_ = OPTIONS[engine]
     try:
-        msgspec.convert(options, OPTIONS[engine])
+        msgspec.convert(options, type_)
     except msgspec.ValidationError as error:
-        return str(error)
+        return f"options.{field_problem(str(error), options, type_)}"
     return ""
 
 

@@ -71,6 +71,7 @@ class Peer:
         deadline = time.monotonic() + patience_s
         while not self._waiting.get(id):
             event, body = self.receive(max(0.0, deadline - time.monotonic()))
+            assert event["id"], f"answered without an id: {event}"
             self._waiting.setdefault(event["id"], []).append((event, body))
         return self._waiting[id].pop(0)
 
@@ -135,8 +136,8 @@ class Daemon:
         """Write the configuration file; a running daemon reads it at the next reload."""
         self.file.write_text(toml(merged(QUICK, config)))
 
-    def launch(self) -> subprocess.Popen[bytes]:
-        """Start a daemon here; another one may be running."""
+    def launch(self, **options: Any) -> subprocess.Popen[bytes]:
+        """Start a daemon here; another one may be running. ``options`` are Popen's."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("GLMTTS_", "STATE_", "RUNTIME_"))}
         environment |= {
             "GLMTTS_RUNTIME_DIR": str(self.runtime),
@@ -151,6 +152,7 @@ class Daemon:
                 stderr=log,
                 env=environment,
                 start_new_session=True,
+                **options,
             )
 
     def restart(self) -> None:

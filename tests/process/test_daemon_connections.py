@@ -1,0 +1,174 @@
+"""Clients that connect and say nothing, ask and never read, or vanish: the daemon's memory and its other clients."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import zmq
+
+#: 48 kB a second, as fast as the worker can make it.
+LONG: dict[str, Any] = {"seconds": 2_000.0}
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[int]:
+    """As many descriptors as we may have; yields how many connections that is good for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield min(5_000, hard - 200)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def connect(daemon: Any, count: int, stack: contextlib.ExitStack) -> None:
+    """That many connections that never say a word."""
+    for _ in range(count):
+        raw = stack.enter_context(socket.socket(socket.AF_UNIX))
+        raw.settimeout(10)
+        raw.connect(str(daemon.runtime / "glmtts.sock"))
+
+
+def test_thousands_of_silent_connections_keep_nobody_out(start: Any, many_descriptors: int) -> None:
+    daemon = start()
+    early = daemon.client()
+    early.speak()
+    with daemon.still_serves(), contextlib.ExitStack() as stack:
+        connect(daemon, many_descriptors, stack)
+        assert early.ask("ping")["event"] == "pong"
+        late = daemon.client()
+        late.speak("let me in")
+        status = daemon.status()
+        assert status["connections"] <= 4_096
+        assert status["connections_turned_away"] >= many_descriptors - 4_096
+    early.speak()
+
+
+def test_a_daemon_with_few_descriptors_does_not_end_for_want_of_them(start: Any) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    daemon = start()
+    # What a service manager's LimitNOFILE would do, after the daemon has raised its own limit.
+    with contextlib.ExitStack() as stack:
+        daemon.stop()
+        daemon.process = daemon.launch(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512)))
+        daemon.until_ready()
+        early = daemon.client()
+        early.speak()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4_096), hard))
+        try:
+            connect(daemon, 2_000, stack)
+            assert early.ask("ping")["event"] == "pong"
+            daemon.client().speak()
+            assert daemon.status()["connections"] <= 256
+        finally:
+            stack.close()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_stream_whose_client_vanishes_is_cancelled(start: Any) -> None:
+    daemon = start()
+    client = daemon.client()
+    with contextlib.closing(daemon.client()) as vanishing:
+        id = vanishing.send("synthesize", text="gone", stream=True, options={"seconds": 60.0, "rtf": 1.0})
+        vanishing.until(id, "audio")
+    daemon.until(lambda: client.ask("jobs", state="cancelled")["jobs"], "the job is cancelled", 2)
+    client.speak()
+    with contextlib.closing(daemon.client()) as vanishing:
+        for number in range(50):
+            vanishing.send("synthesize", text=f"gone {number}", stream=True, options={"seconds": 60.0, "rtf": 1.0})
+        vanishing.receive()
+    daemon.until(lambda: len(client.ask("jobs", state="cancelled")["jobs"]) == 51, "all of them are cancelled", 2)
+    client.speak()
+
+
+def test_a_stream_that_is_not_read_ends_as_slow_consumer(start: Any) -> None:
+    daemon = start(limits={"send_buffer_mib": 4}, queue={"keep_results_mib": 0})
+    client = daemon.client()
+    with daemon.still_serves(40), contextlib.closing(daemon.client(RCVHWM=1, RCVBUF=4_096)) as deaf:
+        id = deaf.send("synthesize", text="for deaf ears", stream=True, options=LONG)
+        daemon.until(lambda: daemon.status()["counts"]["ended"].get("slow_consumer"), "the job has ended")
+        client.speak("meanwhile")
+        # What was sent can still be read, and then why there is no more.
+        events, audio = deaf.all(id)
+        assert events[-1]["event"] == "error" and events[-1]["code"] == "slow_consumer"
+        assert [e["seq"] for e in events if e["event"] == "audio"] == list(range(len(events) - 3))
+        assert 4 << 20 <= len(audio) < 16 << 20
+
+
+def test_many_who_never_read_take_no_more_memory_than_one_may(start: Any) -> None:
+    daemon = start(limits={"send_buffer_mib": 8}, queue={"keep_results_mib": 0, "max_waiting": 200})
+    client = daemon.client()
+    client.speak()
+    before = daemon.rss_mib
+    with daemon.still_serves(80), contextlib.ExitStack() as stack:
+        for number in range(40):
+            deaf = stack.enter_context(contextlib.closing(daemon.client(RCVHWM=1, RCVBUF=4_096)))
+            # Some in small pieces, some in files of 6 MB.
+            keys = {"stream": True} if number % 2 else {"format": "pcm_s16le"}
+            deaf.send("synthesize", text=f"deaf {number}", options={"seconds": 120.0}, **keys)
+        daemon.until(lambda: not client.ask("jobs", state="waiting")["jobs"], "all are through")
+        assert daemon.rss_mib < before + 80
+        client.speak("meanwhile")
+
+
+def test_one_who_asks_and_never_reads_the_answers_is_hung_up_on(start: Any) -> None:
+    daemon = start(limits={"send_buffer_mib": 1})
+    client = daemon.client()
+    with daemon.still_serves(40), contextlib.closing(daemon.client(RCVHWM=1, RCVBUF=4_096, SNDHWM=0)) as deaf:
+        before = daemon.status()["connections"]
+        for _ in range(3_000):
+            deaf.send("info")
+        assert before
+        assert client.ask("ping")["event"] == "pong"
+        daemon.until(lambda: daemon.status()["counts"], "the daemon answers operators")
+        client.speak("meanwhile")
+
+
+def test_a_client_that_reads_late_but_reads_loses_nothing(start: Any) -> None:
+    daemon = start()
+    client, slow = daemon.client(), daemon.client(RCVHWM=1, RCVBUF=4_096)
+    expected, _ = client.speak("patience", stream=True, options={"seconds": 400.0})
+    id = slow.send("synthesize", text="patience", stream=True, options={"seconds": 400.0})
+    daemon.until(lambda: len(client.ask("jobs", state="done")["jobs"]) == 2, "it is spoken")
+    events, audio = slow.all(id)
+    assert events[-1]["event"] == "done" and events[-1]["sha256"] == expected["sha256"]
+    assert len(audio) == 400 * 48_000
+
+
+def test_a_flood_of_requests_leaves_others_their_turn(start: Any) -> None:
+    daemon = start(workers={"max": 1})
+    client = daemon.client()
+    client.speak()
+    stop = threading.Event()
+
+    def flood(peer: Any) -> None:
+        while not stop.is_set():
+            peer.send("ping")
+            while peer.socket.poll(0):
+                peer.receive()
+
+    threads = [threading.Thread(target=flood, args=(daemon.client(),)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        begun = time.monotonic()
+        for _ in range(5):
+            client.speak()
+        assert time.monotonic() - begun < 5
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_frames_without_an_end_cost_their_sender_its_connection_alone(start: Any) -> None:
+    """A message is delivered when its last frame is there; until then it is ZeroMQ's."""
+    daemon = start()
+    with daemon.still_serves(100), contextlib.closing(daemon.client()) as endless:
+        for _ in range(1_000):
+            endless.socket.send(b"x" * 10_000, zmq.SNDMORE)

@@ -1,0 +1,218 @@
+"""A machine with a clock of its own, and workers that do what the test says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pytest
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from glmtts.daemon.core import effects, inputs
+from glmtts.daemon.core.jobs import Job, Subscriber
+from glmtts.daemon.core.machine import Machine
+from glmtts.daemon.core.settings import EngineSettings, LimitsSettings, Settings, WorkersSettings
+from glmtts.protocol import events, requests
+from glmtts.protocol import worker as wire
+
+T = TypeVar("T")
+MEMORY = wire.Memory(rss=100 << 20)
+ALICE, BOB = inputs.Client("uid:1001", "alice"), inputs.Client("uid:1002", "bob")
+OPERATOR = inputs.ReplyTo(1 << 40)
+
+
+def settings(**sections: dict[str, Any]) -> Settings:
+    """One worker of the fault engine and no rate limit, but for what the test sets: ``queue={"max_waiting": 2}``."""
+    base = Settings(
+        engine=EngineSettings(name="fault"),
+        workers=WorkersSettings(gpus="none", max=1),
+        limits=LimitsSettings(rate=""),
+    )
+    for section, values in sections.items():
+        old = getattr(base, section)
+        for key, value in values.items():
+            changed = replace(getattr(old, key), **value) if isinstance(value, dict) else value
+            old = replace(old, **{key: changed})
+        base = replace(base, **{section: old})
+    return base
+
+
+class World:
+    """Drives a machine step by step; ``done`` has every effect since the last :meth:`forget`."""
+
+    def __init__(self, workers: int = 1, **sections: dict[str, Any]) -> None:
+        self.now = 100.0
+        self.machine = Machine(
+            settings(**sections), now=self.now, wall=1.7e9, seed=1, boot="b", version="1", outputs_folder="/out"
+        )
+        self.done: list[effects.Effect] = self.machine.open([None] * workers)
+        self._ids = 0
+
+    # --- what happens
+
+    def step(self, event: inputs.Input) -> list[effects.Effect]:
+        todo = self.machine.step(event, self.now)
+        self.done += todo
+        return todo
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass, with a step wherever a timer is due."""
+        until = self.now + seconds
+        while (due := self.machine.next_due) is not None and due <= until:
+            self.now = max(self.now, due)
+            self.step(inputs.TimePassed())
+        self.now = until
+
+    def forget(self) -> None:
+        self.done = []
+
+    def request(
+        self, request: Any = None, *, client: inputs.Client = ALICE, connection: int = 1, body: Any = None, **keys: Any
+    ) -> str:
+        """A request, for speech unless another is given; returns its id."""
+        self._ids += 1
+        id = f"r{self._ids}"
+        if request is None:
+            keys.setdefault("text", "hello")
+            request = requests.Synthesize(id=id, v=1, **keys)
+        else:
+            request = replace(request, id=id)
+        envelope = (b"",) if connection < 0 else ()
+        self.step(inputs.Requested(client, inputs.ReplyTo(connection, envelope), request, body))
+        return id
+
+    def operate(self, operation: type[Any], **keys: Any) -> str:
+        self._ids += 1
+        id = f"r{self._ids}"
+        self.step(inputs.Controlled(OPERATOR, operation(id=id, v=1, **keys)))
+        return id
+
+    # --- workers
+
+    def say(self, message: wire.WorkerMessage, body: bytes | None = None, worker: str = "w0") -> None:
+        self.step(inputs.WorkerSaid(self.spawn(worker), message, body))
+
+    def ready(self, worker: str = "w0", slots: int = 1) -> None:
+        self.step(inputs.Spawned(self.spawn(worker), 4_000))
+        self.say(
+            wire.Ready(
+                engine="fault",
+                engine_version="1",
+                sample_rates=[24_000],
+                voices=[events.Voice(name="tone")],
+                default_voice="tone",
+                clones_voices=True,
+                slots=slots,
+                load_s=0.1,
+                warmup_s=0.1,
+                memory=MEMORY,
+            ),
+            worker=worker,
+        )
+
+    def finish(self, job: str, body: bytes | None = b"RIFF", worker: str = "w0", **keys: Any) -> None:
+        message = wire.Finished(
+            job=job,
+            sample_rate=24_000,
+            audio_s=1.0,
+            synthesis_s=keys.pop("synthesis_s", 0.5),
+            first_audio_s=0.1,
+            voice="tone",
+            sha256="0" * 64,
+            chunks=keys.pop("chunks", 0),
+            bytes=len(body or b""),
+            path=keys.pop("path", None),
+            memory=keys.pop("memory", MEMORY),
+        )
+        self.say(message, body, worker=worker)
+
+    def audio(self, job: str, seq: int, worker: str = "w0") -> None:
+        self.say(wire.AudioChunk(job=job, seq=seq), f"{job}#{seq}".encode(), worker=worker)
+
+    def die(self, returncode: int = -11, worker: str = "w0", last_words: str = "") -> None:
+        self.step(inputs.ProcessEnded(self.spawn(worker), returncode, last_words))
+
+    # --- what is there
+
+    def spawn(self, worker: str = "w0") -> int:
+        return self.worker(worker).spawn
+
+    def worker(self, name: str = "w0") -> Any:
+        return self.machine._pool.workers[name]
+
+    def effects(self, kind: type[T]) -> list[T]:
+        return [effect for effect in self.done if isinstance(effect, kind)]
+
+    def told(self, id: str) -> list[Any]:
+        """The events for a request since the last forget()."""
+        return [e.event for e in self.effects(effects.Send) if e.event.id == id]
+
+    def names(self, id: str) -> list[str]:
+        return [type(event).__name__.lower() for event in self.told(id)]
+
+    def last(self, id: str) -> Any:
+        return self.told(id)[-1]
+
+    def bodies(self, id: str) -> list[Any]:
+        return [e.body for e in self.effects(effects.Send) if e.event.id == id and e.body is not None]
+
+    def messages(self, kind: type[T]) -> list[T]:
+        """What workers were told."""
+        return [e.message for e in self.effects(effects.Tell) if isinstance(e.message, kind)]
+
+    def started(self) -> list[str]:
+        """The texts of jobs in the order in which workers got them."""
+        return [message.text for message in self.messages(wire.Job)]
+
+    def job(self, id: str) -> str:
+        """The job of a request."""
+        return next(event.job for event in self.told(id) if isinstance(event, events.Accepted))
+
+    def states(self) -> list[str]:
+        return [worker.state.value for worker in self.machine._pool.workers.values()]
+
+
+@pytest.fixture
+def make_world() -> Callable[..., World]:
+    """Makes a World: ``make_world(workers=2, queue={"max_waiting": 3})``."""
+    return World
+
+
+@pytest.fixture
+def world() -> World:
+    """A World whose one worker is ready."""
+    world = World()
+    world.ready()
+    world.forget()
+    return world
+
+
+@pytest.fixture
+def make_job() -> Callable[..., Job]:
+    """Makes a waiting job, as Reception does."""
+    numbers = iter(range(1, 1_000_000))
+
+    def make(**keys: Any) -> Job:
+        connection = keys.pop("connection", 1)
+        client = keys.pop("client", ALICE)
+        recording = keys.pop("recording", None)
+        keys.setdefault("text", "hello")
+        request = requests.Synthesize(id="r", v=1, **keys)
+        return Job(
+            id=f"b-{next(numbers)}",
+            client=client,
+            request=request,
+            recording=recording,
+            format="wav",
+            sample_rate=None,
+            streams=request.stream,
+            accepted_at=0.0,
+            created=0.0,
+            content="c" if request.key is not UNSET else "",
+            subscribers=[Subscriber(inputs.ReplyTo(connection), "r", True)],
+        )
+
+    return make
+
+

@@ -1,0 +1,60 @@
+"""A rate limit lets in what it promises, no more, and at the time that it names."""
+
+from __future__ import annotations
+
+import random
+
+from glmtts.daemon.core.rate import RateLimiter
+
+
+def test_a_burst_up_to_the_count_and_then_one_at_a_time() -> None:
+    limiter = RateLimiter((10, 60.0))
+    assert [limiter.take("a", 0.0) for _ in range(10)] == [None] * 10
+    assert limiter.take("a", 0.0) == 6.0
+    assert limiter.take("a", 6.0) is None
+    assert limiter.take("a", 6.0) is not None
+
+
+def test_clients_do_not_share_a_limit() -> None:
+    limiter = RateLimiter((1, 60.0))
+    assert limiter.take("a", 0.0) is None
+    assert limiter.take("b", 0.0) is None
+    assert limiter.take("a", 0.0) is not None
+
+
+def test_who_comes_back_at_the_time_that_was_named_gets_in() -> None:
+    rng = random.Random(1)
+    for _ in range(5_000):
+        limiter = RateLimiter((rng.randint(1, 100), rng.choice([1.0, 60.0, 3_600.0, 86_400.0])))
+        now = rng.uniform(0, 1e6)
+        while (after := limiter.take("a", now)) is None:
+            now += rng.uniform(0, 1e-3)
+        assert limiter.take("a", now + after) is None
+
+
+def test_over_a_long_time_no_more_than_the_rate() -> None:
+    limiter = RateLimiter((10, 60.0))
+    taken = sum(limiter.take("a", now / 100) is None for now in range(60_000))
+    assert taken in (109, 110)
+
+
+def test_an_idle_client_saves_up_no_more_than_the_count() -> None:
+    limiter = RateLimiter((2, 1.0))
+    assert limiter.take("a", 0.0) is None
+    assert [limiter.take("a", 1e6) is None for _ in range(3)] == [True, True, False]
+
+
+def test_another_rate_holds_at_once() -> None:
+    limiter = RateLimiter((1, 60.0))
+    limiter.take("a", 0.0)
+    limiter.set_rate((1, 60.0))
+    assert limiter.take("a", 0.0) is not None
+    limiter.set_rate(None)
+    assert limiter.take("a", 0.0) is None
+
+
+def test_many_clients_take_bounded_memory() -> None:
+    limiter = RateLimiter((1, 60.0))
+    for client in range(20_000):
+        limiter.take(str(client), 0.0)
+    assert len(limiter._buckets) == 10_000
