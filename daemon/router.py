@@ -108,6 +108,8 @@ class ClientRouter:
         self.socket.bind(endpoint)
         self._next_number = first_number
         self._send_buffer_bytes = send_buffer_bytes
+        #: What one client may leave unread: others are to have room beside it.
+        self._share_bytes = send_buffer_bytes // 2
         self._max_connections = max_connections
         self._by_routing_id: dict[bytes, Connection] = {}
         self._by_number: dict[int, Connection] = {}
@@ -121,6 +123,8 @@ class ClientRouter:
         self._waiting: dict[int, Connection] = {}
         #: Connections that were turned away because there are too many.
         self.turned_away = 0
+        #: Connections that were ended because they did not read what was sent to them.
+        self.unread_ended = 0
 
     @property
     def connections(self) -> int:
@@ -228,15 +232,18 @@ class ClientRouter:
     def send(self, number: int, envelope: tuple[bytes, ...], header: bytes, body: bytes | memoryview | None) -> bool:
         """Send, or keep until it can be sent; nothing happens for a connection that is gone.
 
-        Returns False, and sends nothing, when the message has a body, too much is unsent already, and most of it is
-        this client's: it does not read. What has no body is sent all the same, up to a second limit.
+        Returns False, and sends nothing, when the message has a body and too much that is this client's is unsent
+        already: it does not read. What has no body is sent all the same, up to a second limit.
         """
         connection = self._by_number.get(number)
         if connection is None:
             return True
         if (
             body is not None
-            and self._unsent_bytes + len(body) > self._send_buffer_bytes
+            and (
+                connection.unsent_bytes + len(body) > self._share_bytes
+                or self._unsent_bytes + len(body) > self._send_buffer_bytes
+            )
             and not self._make_room(len(body), connection)
         ):
             return False
@@ -255,13 +262,18 @@ class ClientRouter:
         return True
 
     def _make_room(self, size: int, sender: Connection | None) -> bool:
-        """End the connections that hold the most, until ``size`` more bytes fit; False where ``sender`` is one."""
+        """Let go of the connections that hold the most, until ``size`` more bytes fit; False where ``sender`` is such
+        a one, or has its share already.
+        """
         for connection in self._by_number.values():
             self._settle(connection)
+        if sender is not None and sender.unsent_bytes and sender.unsent_bytes + size > self._share_bytes:
+            return False
         while self._unsent_bytes and self._unsent_bytes + size > self._send_buffer_bytes:
             greatest = max(self._by_number.values(), key=lambda connection: connection.unsent_bytes)
             if greatest is sender:
                 return False
+            self.unread_ended += 1
             _shut_down(greatest.fd)
             self._close(greatest)
         return True

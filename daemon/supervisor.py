@@ -118,7 +118,6 @@ class Supervisor:
     def _router(self, name: str, mode: int) -> ClientRouter:
         daemon, limits = self._settings.daemon, self._settings.limits
         control = name == endpoints.CONTROL
-        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return ClientRouter(
             self._zmq,
             self._runtime.listen(name, mode, daemon.admin_group if control else daemon.socket_group),
@@ -126,8 +125,24 @@ class Supervisor:
             first_number=_CONTROL_NUMBERS if control else 1,
             body_bytes=self._limits.body_bytes,
             send_buffer_bytes=limits.send_buffer_mib << 20,
-            max_connections=64 if control else max(16, min(limits.max_connections, descriptors - _OWN_DESCRIPTORS)),
+            max_connections=64 if control else self._most_connections(),
         )
+
+    def _most_connections(self) -> int:
+        """``max_connections``, as far as there are descriptors for them.
+
+        ZeroMQ accepts in a thread of its own, and ends the process when it has no descriptor left for the next: half of
+        them are kept for those that come before the loop can turn them away.
+        """
+        wanted = self._settings.limits.max_connections
+        possible = max(16, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OWN_DESCRIPTORS) // 2)
+        if possible < wanted:
+            self._log.warning(
+                "fewer connections than configured: raise the limit of open files (LimitNOFILE, ulimit -Hn)",
+                max_connections=wanted,
+                possible=possible,
+            )
+        return min(wanted, possible)
 
     def _open_events(self) -> None:
         self._events: zmq.Socket[bytes] = self._zmq.socket(zmq.XPUB)
@@ -339,6 +354,7 @@ class Supervisor:
             "memory": {"rss": rss},
             "connections": self._requests.connections,
             "connections_turned_away": self._requests.turned_away,
+            "connections_ended_unread": self._requests.unread_ended,
             "internal_errors": self._internal_errors,
             "log_lines_dropped": self._log.dropped,
         }

@@ -17,6 +17,8 @@ from .jobs import Ended, Job, Subscriber
 
 #: Ended jobs that are remembered at most, with or without their result.
 MAX_ENDED = 10_000
+#: Characters of text that an ended job may keep.
+_SHORT = 200
 #: How long an idempotency key holds, in seconds (docs/protocol.md).
 KEY_HOLDS_S = 24 * 3600.0
 
@@ -101,9 +103,11 @@ class Ledger:
         for subscriber in job.subscribers:
             self._forget_subscription(job.id, subscriber.to.connection)
         job.subscribers = []
-        # Thousands of ended jobs are remembered: not with all that they were to say.
-        job.text_length = len(job.request.text)
-        job.request = msgspec.structs.replace(job.request, text="", options={}, prompt=UNSET)
+        request = job.request
+        job.text_length = len(request.text)
+        # Thousands of ended jobs are remembered: not with all that they were to say. A short text is not worth a copy.
+        if job.text_length > _SHORT or request.options or request.prompt is not UNSET:
+            job.request = msgspec.structs.replace(request, text="", options={}, prompt=UNSET)
         ended = Ended(job=job, event=event, body=body, expires_at=expires_at)
         self._ended[job.id] = ended
         if body is not None:

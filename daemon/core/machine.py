@@ -81,7 +81,7 @@ class Machine:
             self._queue,
             self._pool,
             self._dispatcher,
-            self._voices,
+            voices=self._voices,
             version=version,
             boot=boot,
         )
@@ -91,8 +91,8 @@ class Machine:
             self._queue,
             self._pool,
             self._dispatcher,
-            self._reception,
-            self._voices,
+            reception=self._reception,
+            voices=self._voices,
             version=version,
             config_file=config_file,
         )
@@ -284,6 +284,7 @@ class Machine:
         self._reception.closed = "the daemon is draining: it finishes what it has accepted and takes no more"
         self._dispatcher.paused = False
         self._enter(Phase.DRAINING)
+        self._dispatcher.schedule()
 
     def _pause(self, event: Controlled) -> None:
         if self.phase is Phase.RUNNING:

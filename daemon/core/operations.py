@@ -1,4 +1,4 @@
-"""What operators ask for on the control socket, but for drain and stop: these are the daemon's own life (machine.py)."""
+"""What operators ask for on the control socket, but for pause, drain and stop, which machine.py decides."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class Operations:
         queue: WaitingQueue,
         pool: Pool,
         dispatcher: Dispatcher,
+        *,
         reception: Reception,
         voices: dict[str, StoredVoice],
-        *,
         version: str,
         config_file: str,
     ) -> None:

@@ -32,8 +32,8 @@ class Reception:
         queue: WaitingQueue,
         pool: Pool,
         dispatcher: Dispatcher,
-        voices: dict[str, StoredVoice],
         *,
+        voices: dict[str, StoredVoice],
         version: str,
         boot: str,
     ) -> None:
@@ -121,6 +121,8 @@ class Reception:
         if hears_all:
             self._say_accepted(job, subscriber)
         context.log("debug", "job accepted", job=job.id, client=client.key, priority=request.priority)
+        if context.watched:
+            context.publish("job.waiting", job=job.id, client=client.key, priority=request.priority)
         self._queue.push(job)
         self._dispatcher.schedule()
         if job.state == "waiting":
@@ -128,8 +130,6 @@ class Reception:
             job.told_position = self._queue.ahead(request.priority) - 1
             if ("positions", "") not in context.timers:
                 context.timers.set(("positions", ""), context.now + POSITIONS_EVERY_S)
-        if context.watched:
-            context.publish("job.waiting", job=job.id, client=client.key, priority=request.priority)
 
     def _say_accepted(self, job: Job, subscriber: Subscriber) -> None:
         priority = job.request.priority

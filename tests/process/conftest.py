@@ -1,4 +1,4 @@
-"""A real daemon with real workers, and clients as a stranger would write them from docs/protocol.md: pyzmq and msgpack."""
+"""A real daemon with real workers, and clients as a stranger would write them: pyzmq, msgpack and docs/protocol.md."""
 
 from __future__ import annotations
 
@@ -86,13 +86,14 @@ class Peer:
 
     def all(self, id: str, patience_s: float = PATIENCE_S) -> tuple[list[Event], bytes]:
         """Every event of a request up to its last, and all of their bodies in a row."""
-        events, audio = [], b""
+        events: list[Event] = []
+        audio = []
         deadline = time.monotonic() + patience_s
         while not events or events[-1]["event"] not in FINAL:
             event, body = self.next(id, max(0.0, deadline - time.monotonic()))
             events.append(event)
-            audio += body or b""
-        return events, audio
+            audio.append(body or b"")
+        return events, b"".join(audio)
 
     def ask(self, op: str, body: bytes | None = None, **keys: Any) -> Event:
         """Send a request and return its last event."""

@@ -32,7 +32,9 @@ def faulty(start: Callable[..., Any]) -> Any:
 
 
 def test_three_lines_of_python_make_a_wav_that_plays(daemon: Any, tmp_path: Path) -> None:
-    program = "from glmtts.client import Client\nwith Client() as client:\n    client.speak('今天天气不错').save('a.wav')"
+    program = (
+        "from glmtts.client import Client\nwith Client() as client:\n    client.speak('今天天气不错').save('a.wav')"
+    )
     environment = os.environ | {"GLMTTS_ENDPOINT": daemon.endpoint}
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True, timeout=30)
     samples, rate = soundfile.read(tmp_path / "a.wav")

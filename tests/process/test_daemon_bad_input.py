@@ -118,7 +118,23 @@ def test_an_array_of_a_million_is_too_large(daemon: Any, client: Any) -> None:
 
 # --- keys
 
-WRONG: list[Any] = [None, True, 0, -1, 1.5, 2**63, float("nan"), float("inf"), b"bytes", "", "\0", [], [1], {}, {"a": 1}]
+WRONG: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    1.5,
+    2**63,
+    float("nan"),
+    float("inf"),
+    b"bytes",
+    "",
+    "\0",
+    [],
+    [1],
+    {},
+    {"a": 1},
+]
 KEYS: dict[str, list[str]] = {
     "synthesize": [
         "text", "voice", "prompt", "format", "sample_rate", "stream", "events", "output", "priority", "deadline_s",
@@ -132,7 +148,7 @@ KEYS: dict[str, list[str]] = {
 
 
 @pytest.mark.parametrize(("op", "key"), [(op, key) for op, keys in KEYS.items() for key in keys])
-def test_a_wrong_value_is_refused_by_the_name_of_its_key(daemon: Any, client: Any, op: str, key: str) -> None:
+def test_a_wrong_value_is_refused_by_the_name_of_its_key(client: Any, op: str, key: str) -> None:
     base: dict[str, Any] = {"synthesize": {"text": "hello", "options": {"seconds": 0.1}}}.get(op, {"job": "a-1"})
     if op == "jobs":
         base = {}
@@ -350,7 +366,12 @@ def test_an_identity_that_changes_hands_takes_no_answers_along(daemon: Any, clie
 
 def test_what_is_no_zeromq_at_all_is_not_answered(daemon: Any) -> None:
     # The last two pass for the oldest ZMTP, which has no handshake.
-    nonsense = [b"\xff" * 64, b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\0" + b"X" * 100, b"GET / HTTP/1.1\r\n\r\n", b"\x01\0\x02\0A" * 3]
+    nonsense = [
+        b"\xff" * 64,
+        b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\0" + b"X" * 100,
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x01\0\x02\0A" * 3,
+    ]
     with daemon.still_serves(), contextlib.ExitStack() as stack:
         for data in nonsense:
             raw = stack.enter_context(socket.socket(socket.AF_UNIX))

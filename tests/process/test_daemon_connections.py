@@ -49,25 +49,20 @@ def test_thousands_of_silent_connections_keep_nobody_out(start: Any, many_descri
     early.speak()
 
 
-def test_a_daemon_with_few_descriptors_does_not_end_for_want_of_them(start: Any) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+def test_a_daemon_with_few_descriptors_does_not_end_for_want_of_them(start: Any, many_descriptors: int) -> None:
+    few = 2_048
     daemon = start()
-    # What a service manager's LimitNOFILE would do, after the daemon has raised its own limit.
-    with contextlib.ExitStack() as stack:
-        daemon.stop()
-        daemon.process = daemon.launch(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512)))
-        daemon.until_ready()
-        early = daemon.client()
-        early.speak()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4_096), hard))
-        try:
-            connect(daemon, 2_000, stack)
-            assert early.ask("ping")["event"] == "pong"
-            daemon.client().speak()
-            assert daemon.status()["connections"] <= 256
-        finally:
-            stack.close()
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    daemon.stop()
+    daemon.process = daemon.launch(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (few, few)))
+    daemon.until_ready()
+    assert "LimitNOFILE" in daemon.log()
+    early = daemon.client()
+    early.speak()
+    with daemon.still_serves(), contextlib.ExitStack() as stack:
+        connect(daemon, min(3_000, many_descriptors), stack)
+        assert early.ask("ping")["event"] == "pong"
+        daemon.client().speak()
+        assert daemon.status()["connections"] <= few / 2
 
 
 def test_a_stream_whose_client_vanishes_is_cancelled(start: Any) -> None:
@@ -79,9 +74,10 @@ def test_a_stream_whose_client_vanishes_is_cancelled(start: Any) -> None:
     daemon.until(lambda: client.ask("jobs", state="cancelled")["jobs"], "the job is cancelled", 2)
     client.speak()
     with contextlib.closing(daemon.client()) as vanishing:
-        for number in range(50):
-            vanishing.send("synthesize", text=f"gone {number}", stream=True, options={"seconds": 60.0, "rtf": 1.0})
-        vanishing.receive()
+        options = {"seconds": 60.0, "rtf": 1.0}
+        ids = [vanishing.send("synthesize", text=f"gone {n}", stream=True, options=options) for n in range(50)]
+        for id in ids:
+            vanishing.until(id, "accepted")
     daemon.until(lambda: len(client.ask("jobs", state="cancelled")["jobs"]) == 51, "all of them are cancelled", 2)
     client.speak()
 
@@ -97,7 +93,7 @@ def test_a_stream_that_is_not_read_ends_as_slow_consumer(start: Any) -> None:
         events, audio = deaf.all(id)
         assert events[-1]["event"] == "error" and events[-1]["code"] == "slow_consumer"
         assert [e["seq"] for e in events if e["event"] == "audio"] == list(range(len(events) - 3))
-        assert 4 << 20 <= len(audio) < 16 << 20
+        assert 1 << 20 <= len(audio) < 16 << 20
 
 
 def test_many_who_never_read_take_no_more_memory_than_one_may(start: Any) -> None:
@@ -120,18 +116,15 @@ def test_one_who_asks_and_never_reads_the_answers_is_hung_up_on(start: Any) -> N
     daemon = start(limits={"send_buffer_mib": 1})
     client = daemon.client()
     with daemon.still_serves(40), contextlib.closing(daemon.client(RCVHWM=1, RCVBUF=4_096, SNDHWM=0)) as deaf:
-        before = daemon.status()["connections"]
         for _ in range(3_000):
             deaf.send("info")
-        assert before
-        assert client.ask("ping")["event"] == "pong"
-        daemon.until(lambda: daemon.status()["counts"], "the daemon answers operators")
+        daemon.until(lambda: daemon.status()["connections_ended_unread"], "the connection is ended")
         client.speak("meanwhile")
 
 
 def test_a_client_that_reads_late_but_reads_loses_nothing(start: Any) -> None:
     daemon = start()
-    client, slow = daemon.client(), daemon.client(RCVHWM=1, RCVBUF=4_096)
+    client, slow = daemon.client(), daemon.client(RCVHWM=1)
     expected, _ = client.speak("patience", stream=True, options={"seconds": 400.0})
     id = slow.send("synthesize", text="patience", stream=True, options={"seconds": 400.0})
     daemon.until(lambda: len(client.ask("jobs", state="done")["jobs"]) == 2, "it is spoken")

@@ -97,7 +97,9 @@ def test_a_killed_worker_costs_its_job_a_second_at_most_and_others_nothing(daemo
     alone, _ = bystander.speak("bystander", stream=True, options={"seconds": 1.5, "segments": 3, "rtf": 0.0})
     ids = [
         victim.send("synthesize", text="victim", options={"seconds": 0.4, "rtf": 2.0}),
-        bystander.send("synthesize", text="bystander", stream=True, options={"seconds": 1.5, "segments": 3, "rtf": 0.8}),
+        bystander.send(
+            "synthesize", text="bystander", stream=True, options={"seconds": 1.5, "segments": 3, "rtf": 0.8}
+        ),
     ]
     started = victim.until(ids[0], "started")
     os.kill(daemon.worker_of(started), signal.SIGKILL)
@@ -164,7 +166,7 @@ def test_a_killed_idle_worker_is_replaced_before_anybody_misses_it(daemon: Any, 
 
 def test_a_slow_start_is_waited_for(start: Any) -> None:
     daemon = start(wait=False, engine={"name": "fault", "fault": {"start": "slow", "start_s": 0.7}})
-    daemon.until(lambda: (daemon.runtime / "glmtts.sock").exists(), "the socket is there")
+    daemon.until((daemon.runtime / "glmtts.sock").exists, "the socket is there")
     client = daemon.client()
     assert client.ask("info")["ready"] is False
     done, audio = client.speak("early")

@@ -80,7 +80,9 @@ def test_a_batch_speaks_both_dialects_and_a_bad_line_fails_alone(daemon: Any, tm
     stamps = {path.name: path.stat().st_mtime_ns for path in out.glob("*.wav")}
     again = ctl(daemon, "batch", str(lines), "--out", str(out))
     assert again.returncode == 4
-    assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.wav")} == stamps, "what was done is not done twice"
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.wav")} == stamps, (
+        "what was done is not done twice"
+    )
 
 
 def test_an_operator_can_run_the_daemon(start: Callable[..., Any]) -> None:
@@ -137,7 +139,9 @@ def test_configuration_is_checked_without_a_daemon(tmp_path: Path) -> None:
     default = subprocess.run([command, "config", "default"], capture_output=True, text=True, check=True, timeout=30)
     good = tmp_path / "good.toml"
     good.write_text(default.stdout)
-    assert subprocess.run([command, "config", "check", good], capture_output=True, timeout=30, check=False).returncode == 0
+    assert (
+        subprocess.run([command, "config", "check", good], capture_output=True, timeout=30, check=False).returncode == 0
+    )
     bad = tmp_path / "bad.toml"
     bad.write_text("[limits]\nmax_waiting = 3\n")
     found = subprocess.run([command, "config", "check", bad], capture_output=True, text=True, timeout=30, check=False)

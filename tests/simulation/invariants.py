@@ -42,7 +42,8 @@ class Invariants:
         self._dispatcher = machine._dispatcher
         self._steps = 0
         self._processes: dict[str, int] = {}
-        self._false_starts: dict[str, list[float]] = {}
+        #: By worker: false starts in a row, and when the last one ended.
+        self._false_starts: dict[str, tuple[int, float]] = {}
         self._deaths: dict[str, int] = {}
         self._most_timers = 0
 
@@ -64,8 +65,9 @@ class Invariants:
             if worker is None:
                 return
             must(self._processes.pop(worker.name, None) == event.spawn, worker, "had another process")
-            if worker.ready is None and worker.state is not WorkerState.STOPPING:
-                self._false_starts.setdefault(worker.name, []).append(self._world.now)
+            false_start = worker.ready is None and worker.state is not WorkerState.STOPPING
+            count = self._false_starts.get(worker.name, (0, 0.0))[0] + 1 if false_start else 0
+            self._false_starts[worker.name] = (count, self._world.now)
             if worker.state in (WorkerState.BUSY, WorkerState.DRAINING):
                 for text in {self.live[id].request.text for id in worker.jobs & self.live.keys()}:
                     self._deaths[text] = self._deaths.get(text, 0) + 1
@@ -75,11 +77,11 @@ class Invariants:
         must(effect.name in self._pool.workers, "a process for no worker")
         must(effect.name not in self._processes, "a second process for", effect.name)
         self._processes[effect.name] = effect.spawn
-        starts = self._false_starts.get(effect.name, [])
-        restart = self._context.settings.workers.restart
-        if len(starts) >= 10:
-            # One at once, then the doubling delays, then one for each backoff_max_s.
-            must(self._world.now - starts[-10] > restart.backoff_max_s, effect.name, "is started without a pause")
+        count, ended_at = self._false_starts.get(effect.name, (0, 0.0))
+        if count > 1:
+            restart = self._context.settings.workers.restart
+            pause = 0.75 * min(restart.backoff_max_s, restart.backoff_initial_s * 2.0 ** (count - 2))
+            must(self._world.now >= ended_at + pause - 1e-6, effect.name, "is started again without its pause")
 
     def started(self, message: wire.Job) -> None:
         """No job that has killed enough workers is run again."""

@@ -337,7 +337,9 @@ class World:
                 self.operate(control.Pause(id=id(), v=1))
                 resume = True
             case 1:
-                self.operate(control.Drain(id=id(), v=1, timeout_s=rng.choice([UNSET, 0.5, 5.0])))
+                self.operate(
+                    control.Drain(id=id(), v=1) if rng.random() < 0.3 else control.Drain(id=id(), v=1, timeout_s=0.5)
+                )
                 resume = True
             case 2:
                 self.operate(control.Recycle(id=id(), v=1, worker=rng.choice(["all", "w0"])))

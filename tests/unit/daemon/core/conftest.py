@@ -41,12 +41,12 @@ def settings(**sections: dict[str, Any]) -> Settings:
 class World:
     """Drives a machine step by step; ``done`` has every effect since the last :meth:`forget`."""
 
-    def __init__(self, workers: int = 1, **sections: dict[str, Any]) -> None:
+    def __init__(self, count: int = 1, **sections: dict[str, Any]) -> None:
         self.now = 100.0
         self.machine = Machine(
             settings(**sections), now=self.now, wall=1.7e9, seed=1, boot="b", version="1", outputs_folder="/out"
         )
-        self.done: list[effects.Effect] = self.machine.open([None] * workers)
+        self.done: list[effects.Effect] = self.machine.open([None] * count)
         self._ids = 0
 
     # --- what happens
@@ -111,6 +111,14 @@ class World:
             worker=worker,
         )
 
+    def come_back(self, worker: str = "w0", slots: int = 1) -> None:
+        """The process of a worker that failed ends, and after its backoff another one is ready."""
+        if self.worker(worker).state.value == "failed":
+            self.die(-15, worker=worker)
+        while self.worker(worker).state.value == "backoff":
+            self.pass_time(0.1)
+        self.ready(worker, slots)
+
     def finish(self, job: str, body: bytes | None = b"RIFF", worker: str = "w0", **keys: Any) -> None:
         message = wire.Finished(
             job=job,
@@ -165,6 +173,10 @@ class World:
         """The texts of jobs in the order in which workers got them."""
         return [message.text for message in self.messages(wire.Job)]
 
+    def effects_codes(self) -> list[str]:
+        """The codes of all errors that were sent."""
+        return [e.event.code for e in self.effects(effects.Send) if isinstance(e.event, events.Error)]
+
     def job(self, id: str) -> str:
         """The job of a request."""
         return next(event.job for event in self.told(id) if isinstance(event, events.Accepted))
@@ -175,8 +187,14 @@ class World:
 
 @pytest.fixture
 def make_world() -> Callable[..., World]:
-    """Makes a World: ``make_world(workers=2, queue={"max_waiting": 3})``."""
+    """Makes a World: ``make_world(2, queue={"max_waiting": 3})``."""
     return World
+
+
+@pytest.fixture
+def make_settings() -> Callable[..., Settings]:
+    """Makes the settings that a World has: ``make_settings(workers={"hang_timeout_s": 1.0})``."""
+    return settings
 
 
 @pytest.fixture
@@ -214,5 +232,3 @@ def make_job() -> Callable[..., Job]:
         )
 
     return make
-
-

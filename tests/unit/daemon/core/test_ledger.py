@@ -81,7 +81,7 @@ def test_a_connection_that_closes_leaves_its_jobs_to_others(make_job: Make) -> N
     assert ledger.drop_connection(1) == [job]
     assert [s.to.connection for s in job.subscribers] == [2]
     assert ledger.drop_connection(1) == []
-    assert ledger.drop_connection(2) == [job, other]
+    assert ledger.drop_connection(2) == [other, job]
     assert ledger._of_connection == {}
 
 
@@ -106,7 +106,9 @@ def test_a_key_stands_for_its_job_for_a_day_and_for_its_client_alone(make_job: M
     assert ledger.with_key("uid:1001", "k", KEY_HOLDS_S) is None
 
 
-def test_a_key_that_is_used_again_after_a_day_holds_for_another(make_job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_is_used_again_after_a_day_holds_for_another(
+    make_job: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "MAX_ENDED", 2)
     ledger = Ledger()
     for name in ("a", "b", "a", "c"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ def test_the_share_is_even_over_time_and_not_in_bursts(make_job: Make) -> None:
     queue = filled(make_job, interactive=50, batch=50)
     order = [queue.pop().request.priority for _ in range(50)]
     gaps = [index for index, priority in enumerate(order) if priority == "batch"]
-    assert max(b - a for a, b in zip(gaps, gaps[1:], strict=False)) == 5
+    assert max(b - a for a, b in pairwise(gaps)) == 5
 
 
 def test_a_class_is_not_made_to_pay_for_old_weights(make_job: Make) -> None:

@@ -1,0 +1,270 @@
+"""What an operator can see and do while the daemon runs, and that users notice nothing that they need not."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import time
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+import soundfile
+import zmq
+
+SLOW: dict[str, Any] = {"seconds": 20.0, "rtf": 1.0}
+
+
+@pytest.fixture(scope="module")
+def daemon(start_shared: Any) -> Any:
+    return start_shared(workers={"max": 2})
+
+
+def recording(seconds: float = 2.0) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, 0.3 * np.sin(np.arange(int(seconds * 16_000)) * 0.1), 16_000, format="WAV")
+    return buffer.getvalue()
+
+
+# --- looking
+
+
+def test_status_tells_how_the_daemon_stands(daemon: Any, client: Any) -> None:
+    before = daemon.status()
+    client.speak()
+    client.refused("synthesize", text="x", options={"fault": "raise"})
+    status = daemon.status()
+    assert status["state"] == "running" and status["engine"] == "fault" and status["alerts"] == []
+    assert status["pid"] == daemon.process.pid and status["workers"]["total"] == 2
+    assert status["counts"]["accepted"] == before["counts"]["accepted"] + 2
+    assert status["counts"]["done"] == before["counts"]["done"] + 1
+    assert status["counts"]["ended"]["synthesis_failed"] == 1
+    assert status["memory"]["rss"] / 2**20 == pytest.approx(daemon.rss_mib, rel=0.2)
+    assert status["internal_errors"] == 0 and status["connections"] >= 1
+
+
+def test_the_supervisor_is_small_at_rest(daemon: Any) -> None:
+    assert daemon.rss_mib < 45
+
+
+def test_workers_are_shown_with_their_processes(daemon: Any, client: Any) -> None:
+    workers = daemon.workers()
+    assert [w["name"] for w in workers] == ["w0", "w1"]
+    for worker in workers:
+        assert worker["state"] == "ready" and worker["gpu"] is None and worker["rss"] > 10 << 20
+        os.kill(worker["pid"], 0)
+    id = client.send("synthesize", text="hello", options=SLOW)
+    started = client.until(id, "started")
+    busy = next(w for w in daemon.workers() if w["name"] == started["worker"])
+    assert busy["state"] == "busy" and busy["jobs"] == [started["job"]]
+    client.ask("cancel", job=started["job"])
+
+
+def test_an_operator_sees_and_ends_everybody_s_jobs(daemon: Any, client: Any) -> None:
+    id = client.send("synthesize", text="hello", options=SLOW)
+    job = client.until(id, "started")["job"]
+    assert [j["job"] for j in daemon.control("jobs", state="running")["jobs"]] == [job]
+    shown = daemon.control("job", job=job)
+    assert shown["client"] == f"uid:{os.geteuid()}" and shown["state"] == "running"
+    assert daemon.control("cancel", job=job)["state"] == "cancelled"
+    error = client.all(id)[0][-1]
+    assert error["code"] == "cancelled" and "operator" in error["message"]
+
+
+def test_the_configuration_in_force_can_be_read(daemon: Any) -> None:
+    answer = daemon.control("config")
+    assert answer["file"] == str(daemon.file)
+    assert answer["config"]["workers"]["max"] == 2 and answer["config"]["workers"]["hang_timeout_s"] == 60.0
+
+
+def test_what_is_no_operation_is_refused_by_name(daemon: Any) -> None:
+    operator = daemon.operator()
+    for op in ("synthesize", "dance"):
+        error = operator.refused(op, text="hello")
+        assert error["code"] == "bad_request" and error["message"].startswith("op")
+    for op in ("gpus", "scale", "metrics"):
+        assert "not serve" in operator.refused(op)["message"]
+    assert operator.refused("recycle", worker="w9")["message"].startswith("worker")
+    assert operator.refused("drain", timeout_s=0)["message"].startswith("timeout_s")
+    assert operator.refused("log_level", level="loud")["message"].startswith("level")
+    assert operator.refused("status", b"body")["message"].startswith("body")
+    for frame in (b"", b"\xc1", b"\xff" * 100):
+        operator.socket.send_multipart([frame, frame])
+        assert msgpack.unpackb(operator.socket.recv_multipart()[-1])["code"] == "bad_request"
+    assert operator.ask("ping")["event"] == "pong"
+
+
+def test_an_operator_can_use_a_req_socket(daemon: Any) -> None:
+    req = zmq.Context.instance().socket(zmq.REQ)
+    with contextlib.closing(req):
+        req.linger = 0
+        req.connect(daemon.control_endpoint)
+        for op in ("status", "workers"):
+            req.send(msgpack.packb({"v": 1, "op": op, "id": "1"}))
+            assert req.poll(5_000) and msgpack.unpackb(req.recv())["event"] == "result"
+
+
+# --- doing
+
+
+def test_a_worker_is_recycled_after_its_job(daemon: Any, client: Any) -> None:
+    id = client.send("synthesize", text="unhurt", options={"seconds": 0.5, "rtf": 1.0})
+    name = client.until(id, "started")["worker"]
+    before = {w["name"]: w for w in daemon.workers()}
+    assert daemon.control("recycle", worker=name)["recycled"] == [name]
+    assert client.all(id)[0][-1]["attempts"] == 1
+    daemon.until_ready()
+    after = {w["name"]: w for w in daemon.workers()}
+    assert after[name]["pid"] != before[name]["pid"] and after[name]["last_death"]["cause"] == "recycled"
+    other = next(n for n in before if n != name)
+    assert after[other]["pid"] == before[other]["pid"]
+
+
+def test_all_workers_are_recycled_and_no_job_is_lost(daemon: Any, client: Any) -> None:
+    before = {w["pid"] for w in daemon.workers()}
+    ids = [client.send("synthesize", text=f"job {n}", options={"seconds": 0.2, "rtf": 0.5}) for n in range(6)]
+    assert sorted(daemon.control("recycle", worker="all")["recycled"]) == ["w0", "w1"]
+    assert [client.all(id)[0][-1]["event"] for id in ids] == ["done"] * 6
+    daemon.until_ready()
+    assert not before & {w["pid"] for w in daemon.workers()}
+
+
+def test_a_paused_queue_starts_nothing_until_it_is_resumed(daemon: Any, client: Any) -> None:
+    assert daemon.control("pause")["paused"] is True
+    try:
+        id = client.send("synthesize", text="later")
+        accepted = client.until(id, "accepted")
+        assert "paused" in accepted["warning"] and daemon.status()["state"] == "paused"
+        assert client.ask("job", job=accepted["job"])["state"] == "waiting"
+    finally:
+        assert daemon.control("resume")["event"] == "result"
+    assert client.all(id)[0][-1]["event"] == "done"
+    assert daemon.status()["state"] == "running"
+
+
+def test_a_drain_is_answered_when_the_last_job_is_done_and_resume_ends_it(daemon: Any, client: Any) -> None:
+    id = client.send("synthesize", text="the last", options={"seconds": 0.4, "rtf": 1.0})
+    client.until(id, "started")
+    operator = daemon.operator()
+    asked = operator.send("drain")
+    daemon.until(lambda: daemon.status()["state"] == "draining", "it drains")
+    error = client.refused("synthesize", text="too late")
+    assert error["code"] == "shutting_down" and error["retryable"]
+    assert operator.all(asked)[0][-1]["drained"] is True and client.all(id)[0][-1]["event"] == "done"
+    assert daemon.status()["state"] == "drained" and daemon.control("drain")["drained"] is True
+    daemon.control("resume")
+    client.speak()
+
+
+def test_a_drain_that_takes_too_long_says_how_many_are_left(daemon: Any, client: Any) -> None:
+    id = client.send("synthesize", text="long", options=SLOW)
+    job = client.until(id, "started")["job"]
+    answer = daemon.control("drain", timeout_s=0.2)
+    assert answer["drained"] is False and answer["left"] == 1
+    daemon.control("cancel", job=job)
+    daemon.control("resume")
+    client.speak()
+
+
+def test_the_log_can_be_made_to_say_more(daemon: Any, client: Any) -> None:
+    assert daemon.control("log_level", level="debug")["level"] == "debug"
+    done, _ = client.speak()
+    daemon.until(lambda: f"job accepted job={done['job']}" in daemon.log(), "every step is in the log")
+    daemon.control("log_level", level="info")
+    done, _ = client.speak()
+    assert f"job accepted job={done['job']}" not in daemon.log()
+
+
+# --- voices
+
+
+def test_a_registered_voice_can_be_spoken_with_until_it_is_removed(daemon: Any, client: Any) -> None:
+    added = daemon.control("voice_add", recording(), name="my-voice", text="what is said", description="mine")
+    assert added["event"] == "result" and added["name"] == "my-voice" and added["seconds"] == 2.0
+    assert "my-voice" in [v["name"] for v in client.ask("voices")["voices"]]
+    done, _ = client.speak("hello", voice="my-voice")
+    prompted, _ = client.speak("hello", recording(), prompt={"text": "what is said"})
+    assert done["voice"] == "my-voice" and done["sha256"] == prompted["sha256"]
+    again = daemon.control("voice_add", recording(), name="my-voice", text="other words")
+    assert again["event"] == "error" and "replace" in again["message"]
+    daemon.control("voice_add", recording(), name="my-voice", text="other words", replace=True)
+    assert client.speak("hello", voice="my-voice")[0]["sha256"] != done["sha256"]
+    assert daemon.control("voice_remove", name="my-voice")["removed"] is True
+    assert client.refused("synthesize", text="hello", voice="my-voice")["code"] == "voice_not_found"
+    assert daemon.control("voice_remove", name="my-voice")["code"] == "voice_not_found"
+
+
+@pytest.mark.parametrize(
+    ("body", "keys", "code"),
+    [
+        (b"RIFF" + b"\0" * 100, {}, "bad_audio"),
+        (b"", {}, "bad_audio"),
+        (recording(0.2), {}, "bad_audio"),
+        (recording(), {"name": "../up"}, "bad_request"),
+        (recording(), {"name": ""}, "bad_request"),
+        (recording(), {"text": ""}, "bad_request"),
+        (None, {}, "bad_request"),
+    ],
+)
+def test_a_bad_voice_is_not_registered(daemon: Any, body: bytes | None, keys: dict[str, str], code: str) -> None:
+    before = daemon.control("status")
+    error = daemon.control("voice_add", body, **({"name": "bad", "text": "said"} | keys))
+    assert error["event"] == "error" and error["code"] == code, error
+    assert not (daemon.state / "voices" / "bad").exists() and before["pid"] == daemon.status()["pid"]
+
+
+def test_a_voice_is_there_after_a_restart(start: Any) -> None:
+    daemon = start()
+    daemon.control("voice_add", recording(), name="stays", text="what is said")
+    before, _ = daemon.client().speak("hello", voice="stays")
+    daemon.stop()
+    daemon.restart()
+    assert daemon.client().speak("hello", voice="stays")[0]["sha256"] == before["sha256"]
+
+
+# --- the configuration
+
+
+def test_a_reload_applies_what_it_can_and_names_what_needs_a_restart(start: Any) -> None:
+    daemon = start()
+    client = daemon.client()
+    daemon.configure({"limits": {"text_chars": 10, "rate": "1/hour"}, "workers": {"max": 3, "hang_timeout_s": 7.0}})
+    answer = daemon.control("reload")
+    assert sorted(answer["applied"]) == ["limits.rate", "workers.hang_timeout_s"]
+    assert sorted(answer["restart_needed"]) == ["limits.text_chars", "workers.max"]
+    config = daemon.control("config")["config"]
+    assert config["workers"]["hang_timeout_s"] == 7.0 and config["workers"]["max"] == 1
+    client.speak("a text of more than ten characters")
+    assert client.refused("synthesize", text="second")["code"] == "rate_limited"
+
+
+def test_a_wrong_configuration_changes_nothing(start: Any) -> None:
+    daemon = start()
+    before = daemon.control("config")["config"]
+    daemon.configure({"limits": {"rate": "1/hour"}, "workers": {"hang_timeout": 7.0}})
+    error = daemon.control("reload")
+    assert error["code"] == "bad_request" and "workers.hang_timeout" in error["message"]
+    assert "hang_timeout_s" in error["message"]
+    daemon.file.write_text("this is not TOML")
+    assert "not TOML" in daemon.control("reload")["message"]
+    daemon.file.unlink()
+    assert daemon.control("reload")["code"] == "bad_request"
+    assert daemon.control("config")["config"] == before
+    for _ in range(3):
+        daemon.client().speak()
+
+
+def test_sighup_reads_the_configuration_again(start: Any) -> None:
+    daemon = start()
+    daemon.configure({"workers": {"hang_timeout_s": 7.0}})
+    daemon.process.send_signal(signal.SIGHUP)
+    daemon.until(
+        lambda: daemon.control("config")["config"]["workers"]["hang_timeout_s"] == 7.0, "the new configuration is used"
+    )
+    daemon.file.write_text("[workers]\nmax = -1\n")
+    daemon.process.send_signal(signal.SIGHUP)
+    daemon.until(lambda: "configuration is wrong" in daemon.log(), "the wrong one is named in the log")
+    daemon.client().speak()

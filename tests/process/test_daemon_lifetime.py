@@ -1,0 +1,119 @@
+"""How a daemon starts and ends: what was accepted is finished or answered, nothing of it stays, no second one serves."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from typing import Any
+
+import pytest
+
+# --- the end
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "stop"])
+def test_a_stop_finishes_what_was_accepted_and_takes_no_more(start: Any, how: str) -> None:
+    daemon = start()
+    client = daemon.client()
+    ids = [client.send("synthesize", text=f"job {n}", options={"seconds": 0.2, "rtf": 1.0}) for n in range(3)]
+    client.until(ids[0], "started")
+    client.until(ids[2], "accepted")
+    if how == "stop":
+        answer = daemon.control("stop")
+        assert answer["state"] == "stopping" and answer["left"] == 3
+    else:
+        daemon.process.send_signal(getattr(signal, how))
+    daemon.until(lambda: "daemon is stopping" in daemon.log(), "it stops")
+    assert client.refused("synthesize", text="too late")["code"] == "shutting_down"
+    for id in ids:
+        events, audio = client.all(id)
+        assert events[-1]["event"] == "done" and audio[:4] == b"RIFF"
+    assert daemon.process.wait(5) == 0
+    daemon.until_nothing_is_left()
+    assert [p.name for p in daemon.runtime.iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "stop"])
+def test_a_second_stop_ends_at_once_and_tells_everybody(start: Any, how: str) -> None:
+    daemon = start()
+    client = daemon.client()
+    ids = [client.send("synthesize", text=f"job {n}", options={"fault": "hang_gil"}) for n in range(2)]
+    client.until(ids[0], "started")
+    client.until(ids[1], "accepted")
+    begun = time.monotonic()
+    for count in (1, 2):
+        if how == "stop":
+            daemon.control("stop")
+        else:
+            daemon.process.send_signal(getattr(signal, how))
+        said = "daemon is stopping" if count == 1 else "stops at once"
+        daemon.until(lambda said=said: said in daemon.log(), said)
+    for id in ids:
+        error = client.all(id)[0][-1]
+        assert error["code"] == "shutting_down" and error["retryable"]
+    assert daemon.process.wait(5) == 0 and time.monotonic() - begun < 2
+    daemon.until_nothing_is_left()
+
+
+def test_a_stop_does_not_wait_for_longer_than_it_may(start: Any) -> None:
+    daemon = start(daemon={"drain_timeout_s": 0.3}, workers={"stop_timeout_s": 0.3})
+    client = daemon.client()
+    id = client.send("synthesize", text="endless", options={"fault": "hang_gil"})
+    client.until(id, "started")
+    begun = time.monotonic()
+    daemon.process.terminate()
+    assert client.all(id)[0][-1]["code"] == "shutting_down"
+    assert daemon.process.wait(5) == 0 and 0.3 <= time.monotonic() - begun < 2
+    daemon.until_nothing_is_left()
+
+
+def test_a_stop_while_workers_load_does_not_wait_for_them(start: Any) -> None:
+    daemon = start(wait=False, engine={"name": "fault", "fault": {"start": "hang"}})
+    daemon.until(lambda: len(daemon.processes()) == 2, "the worker's process is there")
+    daemon.until(lambda: (daemon.runtime / "glmtts.sock").exists() and daemon.status(), "it answers")
+    begun = time.monotonic()
+    daemon.process.terminate()
+    assert daemon.process.wait(5) == 0 and time.monotonic() - begun < 1
+    daemon.until_nothing_is_left()
+
+
+# --- starting
+
+
+def test_a_second_daemon_on_the_same_folder_is_refused_and_the_first_unharmed(start: Any) -> None:
+    daemon = start()
+    second = daemon.launch()
+    assert second.wait(10) == 69
+    assert f"pid {daemon.process.pid}" in daemon.log() and "another daemon" in daemon.log()
+    daemon.client().speak()
+
+
+def test_a_killed_daemon_s_sockets_are_taken_over(start: Any) -> None:
+    daemon = start()
+    daemon.kill()
+    with socket.socket(socket.AF_UNIX) as raw, pytest.raises(ConnectionRefusedError):
+        raw.connect(str(daemon.runtime / "glmtts.sock"))
+    daemon.restart()
+    daemon.client().speak()
+
+
+def test_a_wrong_configuration_is_refused_at_the_start(start: Any) -> None:
+    daemon = start()
+    daemon.stop()
+    daemon.configure({"workers": {"maxx": 3}})
+    assert daemon.launch().wait(10) == 78
+    assert "workers.maxx" in daemon.log() and "Traceback" not in daemon.log()
+    daemon.file.unlink()
+    assert daemon.launch().wait(10) == 78
+    assert "Traceback" not in daemon.log()
+
+
+def test_a_folder_that_can_t_be_used_is_named(start: Any) -> None:
+    daemon = start()
+    daemon.stop()
+    (daemon.runtime / "lock").unlink()
+    daemon.runtime.rmdir()
+    daemon.runtime.write_text("a file")
+    assert daemon.launch().wait(10) == 69
+    assert str(daemon.runtime) in daemon.log() and "Traceback" not in daemon.log()

@@ -1,0 +1,80 @@
+"""Operators are answered, and change what they may change without harm to jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from glmtts.daemon.core import effects, inputs
+from glmtts.daemon.core.operations import merged
+from glmtts.daemon.core.settings import Settings
+from glmtts.protocol import control, requests
+
+Make = Callable[..., Any]
+
+
+def test_a_paused_queue_accepts_with_a_warning_and_starts_when_resumed(world: Any) -> None:
+    world.operate(control.Pause)
+    id = world.request()
+    assert "paused" in world.told(id)[0].warning
+    assert world.names(id) == ["accepted"]
+    world.operate(control.Resume)
+    assert world.names(id) == ["accepted", "started"]
+
+
+def test_recycling_all_is_answered_with_whom_it_took(make_world: Make) -> None:
+    world = make_world(2)
+    world.ready("w1")
+    values = world.last(world.operate(control.Recycle, worker="all")).values
+    assert (values["recycled"], values["skipped"]) == (["w1"], ["w0"])
+    error = world.last(world.operate(control.Recycle, worker="w9"))
+    assert (error.code, error.message) == ("bad_request", "worker: 'w9' is not one of w0, w1, all")
+
+
+def test_a_reload_says_what_it_applied_and_what_needs_a_restart(world: Any, make_settings: Make) -> None:
+    id = world.operate(control.Reload)
+    (read,) = world.effects(effects.ReadSettings)
+    new = make_settings(queue={"max_waiting": 1}, engine={"warmup_text": "other"})
+    world.step(inputs.SettingsRead(new, [], read.to, read.id))
+    assert world.last(id).values == {"applied": ["queue.max_waiting"], "restart_needed": ["engine.warmup_text"]}
+    assert world.machine.settings.queue.max_waiting == 1
+    assert world.machine.settings.engine.warmup_text == Settings().engine.warmup_text
+
+
+def test_a_wrong_configuration_changes_nothing(world: Any) -> None:
+    before = world.machine.settings
+    id = world.operate(control.Reload)
+    (read,) = world.effects(effects.ReadSettings)
+    world.step(inputs.SettingsRead(None, ["queue.max_waiting: expected a number"], read.to, read.id))
+    assert world.last(id).message == "queue.max_waiting: expected a number"
+    assert world.machine.settings is before
+
+
+def test_an_operator_sees_and_cancels_everybodys_jobs(world: Any) -> None:
+    id = world.request()
+    listed = world.last(world.operate(requests.ListJobs)).jobs
+    assert [(job.job, job.client) for job in listed] == [(world.job(id), "uid:1001")]
+    world.operate(requests.Cancel, job=world.job(id))
+    assert "an operator" in world.last(id).message
+
+
+def test_status_counts_what_there_is(world: Any) -> None:
+    world.request()
+    world.request()
+    values = world.last(world.operate(control.Status)).values
+    assert values["state"] == "running"
+    assert (values["queue"]["waiting"], values["queue"]["running"], values["workers"]["busy"]) == (1, 1, 1)
+    assert (values["counts"]["accepted"], values["alerts"]) == (2, [])
+    (worker,) = world.last(world.operate(control.Workers)).values["workers"]
+    assert (worker["name"], worker["state"], worker["pid"]) == ("w0", "busy", 4_000)
+
+
+def test_an_operation_of_a_later_version_is_named(world: Any) -> None:
+    assert "scale" in world.last(world.operate(control.Scale)).message
+
+
+def test_a_merged_configuration_keeps_what_needs_a_restart(make_settings: Make) -> None:
+    old = make_settings(audio={"sample_rate": 16_000})
+    new = make_settings(audio={"sample_rate": 8_000, "default_format": "flac"})
+    audio = merged(old, new, ["audio.sample_rate"]).audio
+    assert (audio.sample_rate, audio.default_format) == (16_000, "flac")
