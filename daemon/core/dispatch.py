@@ -24,6 +24,7 @@ from glmtts.protocol.worker import (
 )
 from glmtts.protocol.worker import (
     Job as JobMessage,
+    Memory,
 )
 
 from .context import Context
@@ -80,7 +81,7 @@ class Dispatcher:
         """Give waiting jobs to free workers."""
         if self.paused:
             return
-        while worker := self._pool.free():
+        while worker := self._pool.free(brief=self.estimator.brief):
             job = self._queue.pop()
             if job is None:
                 return
@@ -105,11 +106,8 @@ class Dispatcher:
     def _start(self, job: Job, worker: Worker) -> None:
         context, request = self._context, job.request
         job.enter("running")  # waiting -> running
-        job.attempts += 1
         job.worker = worker.name
-        job.started_at = context.now
-        job.waited_s = context.now - job.accepted_at
-        self._pool.take(worker, job.id)
+        begins = self._pool.take(worker, job.id)
         voice = request.voice if request.voice is not UNSET else None
         if voice is None and request.prompt is UNSET:
             voice = context.settings.voices.default or None
@@ -134,6 +132,16 @@ class Dispatcher:
             output=output,
         )
         context.effects.append(Tell(worker.spawn, message, job.recording))
+        if begins:
+            self._begin(job, worker)
+
+    def _begin(self, job: Job, worker: Worker) -> None:
+        """The worker works on the job from now on."""
+        context = self._context
+        job.begun = True
+        job.attempts += 1
+        job.started_at = context.now
+        job.waited_s = context.now - job.accepted_at
         for subscriber in job.subscribers:
             if subscriber.all_events:
                 event = events.Started(
@@ -173,7 +181,11 @@ class Dispatcher:
             self.violation(worker, f"speaks of job {id[:64]!r}, which it was not given")
             return None
         job = self._ledger.live.get(id)
-        return job if job is not None and job.state == "running" and job.worker == worker.name else None
+        if job is None or job.state != "running" or job.worker != worker.name:
+            return None
+        if not job.begun:
+            self._begin(job, worker)
+        return job
 
     def on_segment(self, worker: Worker, message: SegmentDone) -> None:
         job = self._job_of(worker, message.job)
@@ -213,11 +225,18 @@ class Dispatcher:
                 )
                 self._context.send(subscriber.to, event, body)
 
+    def _give_back(self, worker: Worker, id: str, memory: Memory | None, *, spoke: bool) -> None:
+        """The worker is through with a job, and with that begins the next that lies ready in it."""
+        for next_id in self._pool.give_back(worker, id, memory, spoke=spoke):
+            job = self._ledger.live.get(next_id)
+            if job is not None and not job.begun:
+                self._begin(job, worker)
+
     def on_finished(self, worker: Worker, message: Finished, body: bytes | memoryview | None) -> None:
         job = self._job_of(worker, message.job)
         if job is None:
             if message.job in worker.jobs:
-                self._pool.give_back(worker, message.job, message.memory, spoke=True)
+                self._give_back(worker, message.job, message.memory, spoke=True)
             return
         if (body is None) == (not job.streams and message.path is None):
             self.violation(worker, "a file is missing, or sent where none is wanted")
@@ -225,7 +244,7 @@ class Dispatcher:
         if job.streams and message.chunks != job.chunks:
             self.violation(worker, f"a stream of {message.chunks} chunks, of which {job.chunks} came")
             return
-        self._pool.give_back(worker, job.id, message.memory, spoke=True)
+        self._give_back(worker, job.id, message.memory, spoke=True)
         now = self._context.now
         self.estimator.learn(len(job.request.text), message.synthesis_s)
         if self.quarantine:
@@ -276,7 +295,7 @@ class Dispatcher:
                 self._decide(*self._pool.fail(worker, cause, message.message, patient=True))
             return
         if message.job in worker.jobs:
-            self._pool.give_back(worker, message.job, message.memory, spoke=False)
+            self._give_back(worker, message.job, message.memory, spoke=False)
         if job is not None:
             try:
                 code = ErrorCode(message.code)
@@ -310,11 +329,19 @@ class Dispatcher:
         if failed := self._pool.on_hang_check(name):
             self._decide(*failed)
 
-    def _decide(self, death: Death, jobs: set[str]) -> None:
+    def _decide(self, death: Death, jobs: list[str]) -> None:
         """The fate of the jobs of a worker that died: another attempt, or the end."""
-        # The last accepted first, since each goes to the front of the queue.
-        ids = sorted(jobs, key=lambda id: (len(id), id), reverse=True)
-        affected = [job for id in ids if (job := self._ledger.live.get(id)) is not None and job.state == "running"]
+        # The last that it got first, since each goes to the front of the queue.
+        had = [self._ledger.live.get(id) for id in reversed(jobs)]
+        affected = []
+        for job in had:
+            if job is None or job.state != "running":
+                continue
+            if job.begun:
+                affected.append(job)
+            else:
+                # It had lain ready in the worker: neither is it to blame, nor was that an attempt.
+                self._wait_again(job)
         if death.cause in _BLAMED:
             for content in dict.fromkeys(map(self.content, affected)):
                 self.quarantine.blame(content, self._context.now)
@@ -325,17 +352,22 @@ class Dispatcher:
             if attempts_left and deaths:
                 self.fail(job, ErrorCode.QUARANTINED, f"{quarantine_message(deaths)}; the last: {death.detail}")
             elif attempts_left:
-                job.enter("waiting")  # running -> waiting
-                job.worker = None
-                job.segment = job.segments = 0
-                job.audio_s = 0.0
-                job.told_position = -1
-                self._queue.push(job, front=True)
+                self._wait_again(job)
                 self._context.log("info", "job waits for another attempt", job=job.id, after=death.detail)
             else:
                 code = _CODE_OF_CAUSE.get(death.cause, ErrorCode.WORKER_CRASHED)
                 heard = "; a part of it had been sent, so it was not started again" if job.audio_was_sent else ""
                 self.fail(job, code, f"the worker failed ({death.detail}){heard}")
+
+    def _wait_again(self, job: Job) -> None:
+        """Back to the front of the queue."""
+        job.enter("waiting")  # running -> waiting
+        job.worker = None
+        job.begun = False
+        job.segment = job.segments = 0
+        job.audio_s = 0.0
+        job.told_position = -1
+        self._queue.push(job, front=True)
 
     # --- ends
 

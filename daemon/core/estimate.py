@@ -6,6 +6,8 @@ import math
 
 #: Weight of the newest job in the moving averages: about the last ten count.
 _NEWEST = 0.2
+#: A job that takes longer hides the time between two jobs, some tenths of a millisecond, well enough.
+_BRIEF_S = 0.005
 
 
 class Estimator:
@@ -25,6 +27,11 @@ class Estimator:
             return
         self._seconds_per_character += _NEWEST * (per_character - self._seconds_per_character)
         self._seconds_per_job += _NEWEST * (seconds - self._seconds_per_job)
+
+    @property
+    def brief(self) -> bool:
+        """Whether jobs take about as long as handing one over does, so that a worker would mostly wait for the next."""
+        return self._seconds_per_job is not None and self._seconds_per_job < _BRIEF_S
 
     def wait_s(self, characters_ahead: int, workers: int) -> float | None:
         """Until so much text ahead is spoken by so many workers; None before anything was measured."""

@@ -64,6 +64,8 @@ class Job(Struct, kw_only=True):
     deadline_at: float | None = None
     state: JobState = "waiting"
     attempts: int = 0
+    #: Whether its worker works on it; until then it lies ready there, and its client takes it for waiting.
+    begun: bool = False
     worker: str | None = None
     started_at: float = 0.0
     waited_s: float = 0.0

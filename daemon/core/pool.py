@@ -26,6 +26,9 @@ from .context import Context
 from .effects import Signal, Spawn, Tell
 from .jobs import IllegalTransition
 
+#: How many jobs may lie ready in the only worker behind those that it has begun, while jobs are brief.
+AHEAD = 3
+
 
 class WorkerState(enum.StrEnum):
     STARTING = "starting"
@@ -84,8 +87,9 @@ class Worker(Struct, kw_only=True):
     spawn: int = 0
     pid: int | None = None
     ready: Ready | None = None
-    #: Ids of the jobs that the process has, those included that were cancelled and are not given back yet.
-    jobs: set[str] = set()
+    #: Ids of the jobs that the process has, in the order in which it takes them on; those included that were cancelled
+    #: and are not given back yet. The first ``slots`` are begun, any others lie ready in it.
+    jobs: list[str] = []
     #: Why the process is about to end, when we know before it does.
     doom: Death | None = None
     spawned_at: float = 0.0
@@ -129,12 +133,17 @@ class Pool:
         worker = self._by_spawn.get(spawn)
         return worker if worker is not None and worker.state is not WorkerState.FAILED else None
 
-    def free(self) -> Worker | None:
-        """A worker that can take a job now."""
+    def free(self, *, brief: bool = False) -> Worker | None:
+        """A worker that can take a job now.
+
+        ``brief``: jobs take no longer than handing them over does. Then the only worker may have some lie ready, so
+        that it need not wait for each; nobody else could have begun them earlier.
+        """
+        ahead = AHEAD if brief and len(self.workers) == 1 else 0
         for worker in self.workers.values():
             if worker.state is WorkerState.READY:
                 return worker
-            if worker.state is WorkerState.BUSY and worker.ready and len(worker.jobs) < worker.ready.slots:
+            if worker.state is WorkerState.BUSY and worker.ready and len(worker.jobs) < worker.ready.slots + ahead:
                 return worker
         return None
 
@@ -194,7 +203,7 @@ class Pool:
         worker.pid = None
         worker.ready = None
         worker.doom = None
-        worker.jobs = set()
+        worker.jobs = []
         worker.jobs_done = 0
         worker.memory = None
         worker.spawned_at = self._context.now
@@ -236,19 +245,20 @@ class Pool:
         )
         self._tell_state(worker)
 
-    def take(self, worker: Worker, job: str) -> None:
-        """The worker gets a job."""
+    def take(self, worker: Worker, job: str) -> bool:
+        """The worker gets a job; returns whether it begins it at once."""
         if worker.state is WorkerState.READY:
             worker.enter(WorkerState.BUSY)
-        worker.jobs.add(job)
+        worker.jobs.append(job)
         worker.beat_at = self._context.now
         hang = ("hang", worker.name)
         if hang not in self._context.timers:
             self._context.timers.set(hang, self._context.now + self._context.settings.workers.hang_timeout_s)
+        return worker.ready is None or len(worker.jobs) <= worker.ready.slots
 
-    def give_back(self, worker: Worker, job: str, memory: Memory | None, *, spoke: bool) -> None:
-        """The worker is through with a job."""
-        worker.jobs.discard(job)
+    def give_back(self, worker: Worker, job: str, memory: Memory | None, *, spoke: bool) -> list[str]:
+        """The worker is through with a job; returns those that it now has begun."""
+        worker.jobs.remove(job)
         if spoke:
             worker.jobs_done += 1
             worker.jobs_done_in_all += 1
@@ -265,6 +275,7 @@ class Pool:
             self.recycle(worker, reason)
         elif worker.state is WorkerState.DRAINING and not worker.jobs:
             self._stop(worker)
+        return worker.jobs[: worker.ready.slots] if worker.ready else []
 
     def _worn_out(self, worker: Worker) -> str:
         """Why the worker is to be recycled after this job, or ``""``."""
@@ -322,14 +333,14 @@ class Pool:
 
     # --- deaths
 
-    def fail(self, worker: Worker, cause: Cause, detail: str, *, patient: bool = False) -> tuple[Death, set[str]]:
+    def fail(self, worker: Worker, cause: Cause, detail: str, *, patient: bool = False) -> tuple[Death, list[str]]:
         """The process must go: it is told to, then killed. Returns its death, and the jobs that it had.
 
         ``patient``: it said itself that it is about to end, and is given ``stop_timeout_s`` for it.
         """
         worker.enter(WorkerState.FAILED)
         worker.doom = Death(cause, detail, self._context.now)
-        jobs, worker.jobs = worker.jobs, set()
+        jobs, worker.jobs = worker.jobs, []
         for purpose in ("start", "age", "trim", "hang"):
             self._context.timers.cancel((purpose, worker.name))
         if not patient:
@@ -339,7 +350,7 @@ class Pool:
         self._tell_state(worker)
         return worker.doom, jobs
 
-    def on_ended(self, spawn: int, returncode: int, last_words: str) -> tuple[Worker, Death, set[str]] | None:
+    def on_ended(self, spawn: int, returncode: int, last_words: str) -> tuple[Worker, Death, list[str]] | None:
         """A process is gone. Returns its worker, its death, and the jobs that it still had."""
         worker = self._by_spawn.pop(spawn, None)
         if worker is None:
@@ -351,7 +362,7 @@ class Pool:
         expected = worker.doom is not None and worker.state is not WorkerState.DRAINING
         death = (worker.doom if expected else None) or self._unexpected(worker, returncode, last_words)
         worker.last_death = death
-        jobs, worker.jobs = worker.jobs, set()
+        jobs, worker.jobs = worker.jobs, []
         was_ready = worker.ready is not None
         worker.pid = None
         if worker.state is WorkerState.STOPPING:
@@ -421,12 +432,12 @@ class Pool:
 
     # --- timers
 
-    def on_start_timeout(self, name: str) -> tuple[Death, set[str]]:
+    def on_start_timeout(self, name: str) -> tuple[Death, list[str]]:
         """The model is not loaded in time."""
         timeout = self._context.settings.workers.start_timeout_s
         return self.fail(self.workers[name], Cause.START_TIMEOUT, f"not ready {timeout:g} s after its start")
 
-    def on_hang_check(self, name: str) -> tuple[Death, set[str]] | None:
+    def on_hang_check(self, name: str) -> tuple[Death, list[str]] | None:
         """Look whether the worker's job has moved; if not for ``hang_timeout_s``, the process must go."""
         worker = self.workers[name]
         if not worker.jobs or worker.state not in (WorkerState.BUSY, WorkerState.DRAINING):
@@ -501,7 +512,7 @@ class Pool:
             "state": worker.state.value,
             "pid": worker.pid,
             "gpu": worker.gpu,
-            "jobs": sorted(worker.jobs),
+            "jobs": list(worker.jobs),
             "jobs_done": worker.jobs_done_in_all,
             "restarts": worker.restarts,
             "age_s": round(now - worker.spawned_at, 3) if worker.state in WITH_PROCESS else None,

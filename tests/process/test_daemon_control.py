@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import signal
-import time
 from typing import Any
 
 import msgpack

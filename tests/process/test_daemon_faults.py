@@ -155,6 +155,7 @@ def test_a_killed_idle_worker_is_replaced_before_anybody_misses_it(daemon: Any, 
     before = {w["name"]: w["pid"] for w in daemon.workers()}
     for pid in before.values():
         os.kill(pid, signal.SIGKILL)
+    daemon.until(lambda: not set(before.values()) & {w["pid"] for w in daemon.workers()}, "their end is noticed", 1)
     done, _ = client.speak("after all of them died")
     assert done["attempts"] == 1
     daemon.until_ready()
@@ -176,7 +177,8 @@ def test_a_slow_start_is_waited_for(start: Any) -> None:
 @pytest.mark.parametrize("how", ["crash", "hang"])
 def test_an_engine_that_never_starts_is_unavailable_and_says_why(start: Any, how: str) -> None:
     restart = {"backoff_initial_s": 0.02, "backoff_max_s": 0.2, "breaker_failures": 2}
-    workers = {"start_timeout_s": 0.4, "stop_timeout_s": 0.2, "restart": restart}
+    timeout_s = 0.4 if how == "hang" else 20.0
+    workers = {"start_timeout_s": timeout_s, "stop_timeout_s": 0.2, "restart": restart}
     daemon = start(wait=False, engine={"name": "fault", "fault": {"start": how}}, workers=workers)
     client = daemon.client()
     # Accepted before anybody could know.

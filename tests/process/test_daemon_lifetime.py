@@ -1,4 +1,4 @@
-"""How a daemon starts and ends: what was accepted is finished or answered, nothing of it stays, no second one serves."""
+"""How a daemon starts and ends: accepted jobs are finished or answered, no process stays, no second one serves."""
 
 from __future__ import annotations
 

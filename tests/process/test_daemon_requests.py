@@ -163,7 +163,7 @@ def test_a_running_job_can_be_cancelled_and_the_worker_goes_on(client: Any, othe
     assert other.ask("cancel", job=started["job"])["state"] == "cancelled"
     assert client.all(id)[0][-1]["code"] == "cancelled"
     client.speak()
-    assert time.monotonic() - asked < 1
+    assert time.monotonic() - asked < 2
     assert other.ask("cancel", job=started["job"])["state"] == "cancelled"
 
 
@@ -180,13 +180,13 @@ def test_a_deadline_passes_in_the_queue(client: Any) -> None:
     begun = time.monotonic()
     error = client.refused("synthesize", text="late", deadline_s=0.2)
     assert error["code"] == "deadline_exceeded" and "wait" in error["message"] and not error["retryable"]
-    assert 0.2 <= time.monotonic() - begun < 1
+    assert 0.2 <= time.monotonic() - begun < 2
 
 
 def test_a_deadline_passes_while_the_job_runs(client: Any) -> None:
     begun = time.monotonic()
     error = client.refused("synthesize", text="late", deadline_s=0.3, options=SLOW)
-    assert error["code"] == "deadline_exceeded" and 0.3 <= time.monotonic() - begun < 1
+    assert error["code"] == "deadline_exceeded" and 0.3 <= time.monotonic() - begun < 2
     client.speak(deadline_s=20)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from glmtts.daemon.core import effects, inputs
 from glmtts.daemon.core.jobs import Job
-from glmtts.daemon.core.pool import WITH_PROCESS, WorkerState
+from glmtts.daemon.core.pool import AHEAD, WITH_PROCESS, WorkerState
 from glmtts.protocol import worker as wire
 
 from .hearing import Hearing, must
@@ -69,7 +69,9 @@ class Invariants:
             count = self._false_starts.get(worker.name, (0, 0.0))[0] + 1 if false_start else 0
             self._false_starts[worker.name] = (count, self._world.now)
             if worker.state in (WorkerState.BUSY, WorkerState.DRAINING):
-                for text in {self.live[id].request.text for id in worker.jobs & self.live.keys()}:
+                had = [self.live[id] for id in worker.jobs if id in self.live]
+                # What had only lain ready in it is not to blame.
+                for text in dict.fromkeys(job.request.text for job in had if job.begun):
                     self._deaths[text] = self._deaths.get(text, 0) + 1
 
     def spawned(self, effect: effects.Spawn) -> None:
@@ -100,7 +102,7 @@ class Invariants:
         queue = self._context.settings.queue
         must(self._ledger.result_bytes <= queue.keep_results_mib << 20, "results take more memory than they may")
         waiting = self._queue.length("interactive") + self._queue.length("vip")
-        retried = len(self._pool.workers) * self._world.slots
+        retried = len(self._pool.workers) * self._world.slots + AHEAD
         must(waiting <= queue.max_waiting + retried, "the queue is longer than it may be:", waiting)
         must(self._queue.length("batch") <= queue.max_waiting_batch + retried, "the batch queue is too long")
         if self._steps % _EVERY == 0:

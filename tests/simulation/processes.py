@@ -53,6 +53,7 @@ class Place(Protocol):
     random: random.Random
     sick: bool
     slots: int
+    synthesis_s: float
     attempts: dict[str, int]
 
     def after(self, delay: float, action: Callable[[], None]) -> None: ...
@@ -71,6 +72,7 @@ class Process:
         self.deaf = False
         self.loaded = False
         self._delivered_at = 0.0
+        self.told_at = 0.0
         self._jobs: deque[wire.Job] = deque()
         self._job: wire.Job | None = None
         self._cancelled: set[str] = set()
@@ -218,7 +220,7 @@ class Process:
                 job=job.job,
                 sample_rate=24_000,
                 audio_s=0.1 * segments,
-                synthesis_s=0.1,
+                synthesis_s=self.world.synthesis_s,
                 first_audio_s=0.05,
                 voice="v",
                 sha256="0" * 64,

@@ -174,7 +174,7 @@ def _results_never_dropped(patch: pytest.MonkeyPatch) -> None:
 
 
 def _idle_while_jobs_wait(patch: pytest.MonkeyPatch) -> None:
-    def first(self: Pool) -> Worker | None:
+    def first(self: Pool, *, brief: bool = False) -> Worker | None:  # noqa: ARG001
         worker = self.workers["w0"]
         return worker if worker.state is WorkerState.READY else None
 

@@ -95,6 +95,8 @@ class World:
         self._trace = hashlib.sha256()
         self.settings = settings_of(self.random)
         self.slots = self.random.choice((1, 1, 2))
+        #: What processes say that a job took: with the brief one, jobs lie ready in the only worker.
+        self.synthesis_s = self.random.choice((0.1, 0.001))
         self.machine = Machine(
             self.settings, now=self.now, wall=1.7e9, seed=seed, boot="b", version="1", outputs_folder="/out"
         )
@@ -204,7 +206,9 @@ class World:
             self.invariants.started(effect.message)
         process = self.processes.get(effect.spawn)
         if process is not None:
-            self.after(self.random.uniform(0, 0.005), lambda: process.told(effect.message))
+            # In their order, as one connection carries them.
+            process.told_at = max(process.told_at, self.now + self.random.uniform(0, 0.005))
+            self.after(process.told_at - self.now, lambda: process.told(effect.message))
 
     def gone(self, process: Process, returncode: int) -> None:
         """A process has ended, and its end is noticed."""

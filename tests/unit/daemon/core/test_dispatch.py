@@ -322,3 +322,41 @@ def test_a_wait_is_estimated_from_what_is_before_the_job(world: Any) -> None:
     assert world.told(third)[0].estimated_wait_s == 10.0
     ask = world.request(requests.GetJob(id="", v=1, job=world.job(second)))
     assert (world.last(ask).position, world.last(ask).estimated_wait_s) == (0, 5.0)
+
+
+def _brief(make_world: Make) -> Any:
+    """A world whose jobs have been found to take a millisecond, with one that is being spoken."""
+    world = make_world()
+    world.ready()
+    world.finish(world.job(world.request()), synthesis_s=0.001)
+    world.forget()
+    return world
+
+
+def test_the_only_worker_need_not_wait_for_each_of_many_brief_jobs(make_world: Make) -> None:
+    world = _brief(make_world)
+    ids = [world.request(text=f"text {number}") for number in range(6)]
+    assert len(world.messages(wire.Job)) == 4, "one that it speaks, and three that lie ready"
+    assert [world.names(id) for id in ids[:2]] == [["accepted", "started"], ["accepted"]]
+    world.finish(world.job(ids[0]), synthesis_s=0.001)
+    assert world.names(ids[1]) == ["accepted", "started"], "it is begun when the one before it is through"
+
+
+def test_a_job_that_lay_ready_in_a_worker_that_died_is_neither_blamed_nor_has_lost_an_attempt(make_world: Make) -> None:
+    world = _brief(make_world)
+    killer, innocent = world.request(text="killer"), world.request(text="innocent")
+    for _ in range(2):
+        world.die()
+        world.come_back()
+    assert world.last(killer).code in ("worker_crashed", "quarantined")
+    world.finish(world.job(innocent), synthesis_s=0.001)
+    assert world.last(innocent).attempts == 1
+
+
+def test_jobs_of_some_length_wait_in_the_queue_where_their_order_can_still_change(make_world: Make) -> None:
+    world = make_world()
+    world.ready()
+    world.finish(world.job(world.request()), synthesis_s=0.5)
+    world.forget()
+    world.request(), world.request()
+    assert len(world.messages(wire.Job)) == 1
