@@ -1,4 +1,4 @@
-"""A thread for what the loop must not wait for: files, checks in subprocesses. Results come back as a call in the loop."""
+"""A thread for what the loop must not wait for: files, and checks in subprocesses. Results come back in the loop."""
 
 from __future__ import annotations
 

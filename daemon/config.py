@@ -226,7 +226,9 @@ def _expectation(message: str, value: Any, expected: Any, path: str) -> str:
     if match := re.fullmatch(r"Expected `(\w+)`(?: ([<>]=?) (\S+?)(?:\.0)?)?(?:, got `\w+`)?", message):
         bound = f" {match[2]} {match[3]}" if match[2] else ""
         return f"expected {_TYPE_NAMES.get(match[1], match[1])}{bound}{within}, got {_shown(value)}"
-    return f"{_lower(message)}{within}, got {_shown(value)}"
+    # It may quote a key of the file, whatever that has in it.
+    plain = message if message.isprintable() else _quoted(message)[1:-1]
+    return f"{_lower(plain)}{within}, got {_shown(value)}"
 
 
 def _unknown(name: str, value: Any, prefix: str, siblings: list[str]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from glmtts.protocol.audio_formats import ENCODER_RATES
 from glmtts.protocol.endpoints import EVENTS, MAX_PATH_BYTES
 
-from .core.rates import parse_rate
+from .core.rate import parse_rate
 from .core.settings import FaultEngineSettings, Settings
 
 #: A user name as the tools of Linux and directory services make them, or a uid.

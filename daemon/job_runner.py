@@ -21,6 +21,7 @@ from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.worker import AudioChunk, Beat, Failed, Finished, Job, Memory, SegmentDone, WorkerProtocolError
 
 from . import audio, exit_codes, outputs, recordings
+from .engines import options as engine_options
 from .engines.base import Engine, EngineError, Piece, Reference, Utterance
 from .worker_wire import Wire
 
@@ -183,12 +184,9 @@ class JobRunner:
             raise EngineError("bad_request", f"sample_rate: {error}") from None
 
     def _options(self, options: dict[str, Any]) -> Any:
-        try:
-            return msgspec.convert(options, self._engine.options)
-        except msgspec.ValidationError as error:
-            what, _, path = str(error).partition(" - at `$.")
-            key = f".{path.rstrip('`')}" if path else ""
-            raise EngineError("bad_request", f"options{key}: {what[:1].lower()}{what[1:]}") from None
+        if problem := engine_options.check(self._engine.name, options):
+            raise EngineError("bad_request", problem)
+        return msgspec.convert(options, self._engine.options)
 
     def _voice(self, name: str | None) -> str | None:
         if name is not None and name not in self._voices:

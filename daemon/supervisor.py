@@ -216,10 +216,12 @@ class Supervisor:
         return self._status
 
     def _turn(self) -> None:
-        """Deal with what the last turn left, then wait for something to happen, and deal with all that has."""
-        while self._later:
-            self._step(self._later.popleft())
-        for source, _ in self._poller.poll(self._poll_ms()):
+        """Wait for something to happen, and deal with all that has."""
+        ready = [source for source, _ in self._poller.poll(self._poll_ms())]
+        if len(ready) > 1:
+            # Descriptors first: a process that has ended is not given a job that came at the same time.
+            ready.sort(key=_is_socket)
+        for source in ready:
             handler = self._handlers.get(source)
             if handler is not None:
                 self._guarded(handler)
@@ -263,6 +265,10 @@ class Supervisor:
     def _do(self, todo: list[effects.Effect]) -> None:
         for effect in todo:
             self._effects[type(effect)](effect)
+        # What the effects themselves have met comes before anything else that happens: a stream that lost a chunk must
+        # not be called done by the next message of its worker.
+        while self._later:
+            self._do(self._machine.step(self._later.popleft(), self._clock()))
 
     def _watch(self, source: Any, handler: Callable[[], None]) -> None:
         self._handlers[source] = handler
@@ -534,6 +540,10 @@ class Supervisor:
         self._workers.close(0)
         self._zmq.term()
         self._log.info("daemon ended", status=self._status)
+
+
+def _is_socket(source: object) -> bool:
+    return not isinstance(source, int)
 
 
 def _noted(_signal: int, _frame: object) -> None:

@@ -17,6 +17,7 @@ from glmtts.protocol.worker import (
     Failed,
     Finished,
     Hello,
+    Memory,
     Ready,
     SegmentDone,
     Trimmed,
@@ -24,7 +25,6 @@ from glmtts.protocol.worker import (
 )
 from glmtts.protocol.worker import (
     Job as JobMessage,
-    Memory,
 )
 
 from .context import Context

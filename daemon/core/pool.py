@@ -170,6 +170,8 @@ class Pool:
             return None
         deaths = [worker.last_death for worker in self.workers.values() if worker.last_death]
         last = max(deaths, key=lambda death: death.at)
+        if self._context.now - last.at > self._context.settings.workers.restart.breaker_window_s:
+            return None  # the attempt at hand has lasted for longer than those that failed: it may be the one
         again = min(
             (
                 due - self._context.now

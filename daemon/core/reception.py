@@ -17,8 +17,7 @@ from .jobs import MAX_SUBSCRIBERS, Job, Subscriber
 from .ledger import Ledger, content_digest, newest_first
 from .pool import Pool
 from .queue import WaitingQueue
-from .rate import RateLimiter
-from .rates import parse_rate
+from .rate import RateLimiter, parse_rate
 from .settings import Settings
 
 

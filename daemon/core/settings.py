@@ -189,7 +189,6 @@ RESERVED: frozenset[str] = frozenset(
         "workers.recycle.max_vram_share",
         "workers.recycle.leak_min_mib",
         "workers.recycle.leak_horizon_jobs",
-        "workers.restart.breaker_window_s",
         "limits.clients",
         "metrics.listen",
         "tcp.listen",

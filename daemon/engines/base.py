@@ -126,12 +126,12 @@ class Engine(abc.ABC):
         Raises EngineError for a job that can't be done, anything else for a failure.
         """
 
-    def trim(self) -> None:
+    def trim(self) -> None:  # noqa: B027 - an engine that caches nothing has nothing to do
         """Give cached memory back."""
 
     def memory(self) -> MemoryFigures:
         """The allocator's figures, where there is one."""
         return MemoryFigures()
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - the end of the process is enough for most
         """Free what the process would not free by ending."""

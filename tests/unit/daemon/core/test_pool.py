@@ -295,3 +295,13 @@ def test_an_exit_is_told_in_words() -> None:
     assert describe_exit(3) == "exited with status 3"
     assert describe_exit(-11) == "killed by SIGSEGV"
     assert describe_exit(-123) == "killed by signal 123"
+
+
+def test_requests_wait_again_for_a_start_that_takes_longer_than_the_failed_ones(make_world: Make) -> None:
+    world = make_world(workers={"restart": {"breaker_failures": 1, "breaker_window_s": 10.0}})
+    world.die(3)
+    refused = world.request()
+    assert world.last(refused).code == "unavailable"
+    world.pass_time(11.0)
+    waiting = world.request()
+    assert world.names(waiting) == ["accepted"]
