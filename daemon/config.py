@@ -91,9 +91,9 @@ def state_dir(settings: Settings) -> Path:
     (systemd), /var/lib/glmtts for root, ``$XDG_STATE_HOME/glmtts``, ~/.local/state/glmtts.
     """
     if settings.daemon.state_dir:
-        return Path(settings.daemon.state_dir)
+        return Path(settings.daemon.state_dir).absolute()
     if from_systemd := os.environ.get("STATE_DIRECTORY"):
-        return Path(from_systemd.split(":")[0])
+        return Path(from_systemd.split(":")[0]).absolute()
     if os.geteuid() == 0:
         return Path("/var/lib/glmtts")
     xdg = os.environ.get("XDG_STATE_HOME", "")
@@ -104,12 +104,12 @@ def state_dir(settings: Settings) -> Path:
 
 def outputs_dir(settings: Settings) -> Path:
     """The folder in which ``output`` writes files."""
-    return Path(settings.audio.outputs) if settings.audio.outputs else state_dir(settings) / "outputs"
+    return Path(settings.audio.outputs).absolute() if settings.audio.outputs else state_dir(settings) / "outputs"
 
 
 def voices_dir(settings: Settings) -> Path:
     """The folder of the registered voices."""
-    return Path(settings.voices.folder) if settings.voices.folder else state_dir(settings) / "voices"
+    return Path(settings.voices.folder).absolute() if settings.voices.folder else state_dir(settings) / "voices"
 
 
 def engine_python(settings: Settings) -> str:

@@ -17,12 +17,20 @@ from typing import Any, NamedTuple
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from glmtts.protocol import codec, events
+from glmtts.protocol.errors import ErrorCode
+
 #: Bodies from this size on are handed to ZeroMQ without a copy, and counted until it is done with them.
 _LARGE = 64 * 1024
 #: Smaller messages are counted in groups of this size: counting each would cost more than sending it.
 _GROUP = 256 * 1024
 #: Frames of one message that are looked at; one with more is refused for having them.
 _MAX_FRAMES = 6
+#: Frames of one message that are read and left in one go: a mistake has fewer, a flood may have millions.
+_FRAMES_OF_A_MISTAKE = 1_000
+_SKIPPED_AT_ONCE = 4_000
+#: What a client is told whose unread events had to be thrown away.
+TOO_SLOW = "the client does not read, and the buffer for what it leaves unread is full ([limits] send_buffer_mib)"
 #: What a queued message costs beside its bytes, about.
 _OVERHEAD = 300
 
@@ -44,6 +52,7 @@ class Connection:
         "routing_id",
         "uid",
         "uncounted",
+        "unread",
     )
 
     def __init__(self, number: int, routing_id: bytes, fd: int, uid: int, pid: int) -> None:
@@ -53,6 +62,8 @@ class Connection:
         self.uid = uid
         self.pid = pid
         self.gone = False
+        #: Whether we ended it because of what it left unread.
+        self.unread = False
         #: Messages that ZeroMQ did not take yet.
         self.outbox: deque[tuple[list[bytes | memoryview], int]] = deque()
         self.outbox_bytes = 0
@@ -99,7 +110,8 @@ class ClientRouter:
             # A frame above the limit is answered, one far above it ends the connection before it fills the memory.
             (zmq.MAXMSGSIZE, 2 * body_bytes),
             (zmq.RCVHWM, 16),
-            (zmq.SNDHWM, 256),
+            # Enough to keep a reading client busy; what waits here and not in ZeroMQ can still be taken back.
+            (zmq.SNDHWM, 64),
             # A connection that does not speak ZMTP is not kept for long: descriptors are finite.
             (zmq.HANDSHAKE_IVL, 5_000),
         ):
@@ -123,6 +135,11 @@ class ClientRouter:
         self._waiting: dict[int, Connection] = {}
         #: Connections that were turned away because there are too many.
         self.turned_away = 0
+        #: Connections that were ended in a message of thousands of frames, and whether one is being read now.
+        self.floods_ended = 0
+        self._in_flood = False
+        #: Streams of which parts were thrown away unread: (connection, job). Somebody has to end them.
+        self.overruns: deque[tuple[int, str]] = deque()
         #: Connections that were ended because they did not read what was sent to them.
         self.unread_ended = 0
 
@@ -137,6 +154,8 @@ class ClientRouter:
         """Up to ``limit`` messages that are there already."""
         receive = self.socket.recv
         state: Callable[[int], Any] = self.socket.getsockopt
+        if self._in_flood and not self._skip(_SKIPPED_AT_ONCE):
+            return
         for _ in range(limit):
             # Asking costs a tenth of the exception that says there is none.
             if not state(zmq.EVENTS) & zmq.POLLIN:
@@ -145,11 +164,13 @@ class ClientRouter:
             frames: list[bytes | memoryview] = []
             first = frame = receive(copy=False)
             while True:
-                if len(frames) <= _MAX_FRAMES:
-                    frames.append(frame.bytes if len(frame) < _LARGE else frame.buffer)
-                if not frame.more:
+                frames.append(frame.bytes if len(frame) < _LARGE else frame.buffer)
+                if not frame.more or len(frames) > _MAX_FRAMES:
                     break
                 frame = receive(copy=False)
+            if frame.more and not self._skip(_FRAMES_OF_A_MISTAKE):
+                self._end_flood(routing_id, first)
+                return
             connection = self._by_routing_id.get(routing_id)
             try:
                 fd = int(first.get(zmq.SRCFD))
@@ -159,6 +180,23 @@ class ClientRouter:
             if connection is None or connection.fd != fd:
                 connection = self._new(routing_id, fd, str(first.get("Peer-Address")))
             yield _split(connection, frames)
+
+    def _skip(self, most: int) -> bool:
+        """Take in what is left of a message, and leave it; whether that was all of it."""
+        receive = self.socket.recv
+        for _ in range(most):
+            if not receive(copy=False).more:
+                self._in_flood = False
+                return True
+        return False
+
+    def _end_flood(self, routing_id: bytes, frame: zmq.Frame) -> None:
+        """A message of thousands of frames: it can't be left unread, but it is read in parts, and its sender goes."""
+        self._in_flood = True
+        self.floods_ended += 1
+        with contextlib.suppress(zmq.ZMQError):
+            _shut_down(int(frame.get(zmq.SRCFD)))
+        self._close(self._by_routing_id.get(routing_id))
 
     def _new(self, routing_id: bytes, fd: int, address: str) -> Connection:
         """A connection speaks for the first time, or for the last time: it may be closed by now."""
@@ -273,10 +311,40 @@ class ClientRouter:
             greatest = max(self._by_number.values(), key=lambda connection: connection.unsent_bytes)
             if greatest is sender:
                 return False
+            if self._drop_outbox(greatest):
+                continue
             self.unread_ended += 1
+            greatest.unread = True
             _shut_down(greatest.fd)
             self._close(greatest)
         return True
+
+    def _drop_outbox(self, connection: Connection) -> bool:
+        """Throw away the bodies that wait for a connection; whether there were any.
+
+        Their jobs end in ``slow_consumer`` for it: those whose end waits here too by the error that takes its place,
+        the others by whoever reads ``overruns``.
+        """
+        kept: deque[tuple[list[bytes | memoryview], int]] = deque()
+        jobs: dict[str, None] = {}
+        for frames, size in connection.outbox:
+            header = next(i for i, frame in enumerate(frames) if frame)
+            event = codec.decode_event(frames[header])
+            job = getattr(event, "job", "")
+            if len(frames) == header + 1 and (job not in jobs or not event or not event.final):
+                kept.append((frames, size))
+                continue
+            jobs[job] = None
+            if isinstance(event, events.Done):
+                error = events.Error.of(event.id, ErrorCode.SLOW_CONSUMER, TOO_SLOW, job=job)
+                kept.append(([*frames[:header], codec.encode(error)], _OVERHEAD))
+                del jobs[job]
+        dropped = connection.outbox_bytes - sum(size for _, size in kept)
+        connection.outbox = kept
+        connection.outbox_bytes -= dropped
+        self._unsent_bytes -= dropped
+        self.overruns.extend((connection.number, job) for job in jobs)
+        return dropped > 0
 
     def _settle(self, connection: Connection) -> None:
         """Forget what ZeroMQ has sent meanwhile."""

@@ -35,12 +35,14 @@ class RuntimeDir:
                 "[daemon] runtime_dir or GLMTTS_RUNTIME_DIR."
             )
         try:
-            # Others may look up the requests socket in it; what they may open, the sockets' own modes say.
-            path.mkdir(mode=0o755 if os.geteuid() == 0 else 0o711, parents=True, exist_ok=True)
+            # Others may look up the requests socket in it; what they may open, the sockets' own modes say. The one in
+            # /tmp, where anybody may make folders, is ours alone.
+            private = path == Path(f"/tmp/glmtts-{os.geteuid()}")
+            path.mkdir(mode=0o700 if private else 0o755, parents=True, exist_ok=True)
             status = path.stat(follow_symlinks=False)
             if not stat.S_ISDIR(status.st_mode):
                 raise RuntimeDirError(f"{path}: not a folder")
-            if status.st_uid != os.geteuid() and (os.geteuid() != 0 or status.st_mode & 0o022):
+            if status.st_uid != os.geteuid():
                 raise RuntimeDirError(
                     f"{path}: belongs to user {status.st_uid}, who could put other sockets in the place of ours. "
                     "Remove it, or set another folder in [daemon] runtime_dir or GLMTTS_RUNTIME_DIR."

@@ -228,9 +228,14 @@ class Supervisor:
         for router in (self._requests, self._control):
             for connection in router.closed():
                 self._clients.pop(connection.number, None)
+                if connection.unread:
+                    reason = "it left too much unread, and the memory for that was needed ([limits] send_buffer_mib)"
+                    self._log.warning("client disconnected", uid=connection.uid, pid=connection.pid, reason=reason)
                 self._step(inputs.ConnectionClosed(connection.number))
         due = self._machine.next_due
         if due is not None and due <= self._clock():
+            # What workers have said counts before a judgement on their silence: the loop itself may have been late.
+            self._guarded(self._on_workers)
             self._step(inputs.TimePassed())
         self._flush()
 
@@ -267,6 +272,8 @@ class Supervisor:
             self._effects[type(effect)](effect)
         # What the effects themselves have met comes before anything else that happens: a stream that lost a chunk must
         # not be called done by the next message of its worker.
+        while self._requests.overruns:
+            self._later.append(inputs.ConnectionOverrun(*self._requests.overruns.popleft()))
         while self._later:
             self._do(self._machine.step(self._later.popleft(), self._clock()))
 
@@ -361,6 +368,7 @@ class Supervisor:
             "connections": self._requests.connections,
             "connections_turned_away": self._requests.turned_away,
             "connections_ended_unread": self._requests.unread_ended,
+            "floods_ended": self._requests.floods_ended + self._control.floods_ended,
             "internal_errors": self._internal_errors,
             "log_lines_dropped": self._log.dropped,
         }

@@ -19,17 +19,19 @@ def runtime_dir(configured: str = "") -> Path:
     ``RUNTIME_DIRECTORY``, ``/run/glmtts`` for root, ``$XDG_RUNTIME_DIR/glmtts``, ``/tmp/glmtts-<uid>``.
     """
     env = os.environ
+    path = Path(f"/tmp/glmtts-{os.geteuid()}")
     if env.get("GLMTTS_RUNTIME_DIR"):
-        return Path(env["GLMTTS_RUNTIME_DIR"])
-    if configured:
-        return Path(configured)
-    if env.get("RUNTIME_DIRECTORY"):
-        return Path(env["RUNTIME_DIRECTORY"].split(":")[0])
-    if os.geteuid() == 0:
-        return Path("/run/glmtts")
-    if env.get("XDG_RUNTIME_DIR"):
-        return Path(env["XDG_RUNTIME_DIR"]) / "glmtts"
-    return Path(f"/tmp/glmtts-{os.geteuid()}")
+        path = Path(env["GLMTTS_RUNTIME_DIR"])
+    elif configured:
+        path = Path(configured)
+    elif env.get("RUNTIME_DIRECTORY"):
+        path = Path(env["RUNTIME_DIRECTORY"].split(":")[0])
+    elif os.geteuid() == 0:
+        path = Path("/run/glmtts")
+    elif env.get("XDG_RUNTIME_DIR"):
+        path = Path(env["XDG_RUNTIME_DIR"]) / "glmtts"
+    # Workers have another working folder than the daemon.
+    return path.absolute()
 
 
 def requests_endpoint() -> str:

@@ -111,7 +111,7 @@ class Dispatcher:
         voice = request.voice if request.voice is not UNSET else None
         if voice is None and request.prompt is UNSET:
             voice = context.settings.voices.default or None
-        stored = self._voices.get(voice) if voice is not None else None
+        stored = self._voices.get(voice) if voice is not None and voice not in self._pool.own_voices else None
         prompt_text = stored.text if stored else None
         if request.prompt is not UNSET:
             prompt_text = request.prompt.text

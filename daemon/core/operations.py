@@ -177,6 +177,10 @@ class Operations:
 
     def store_voice(self, event: Controlled, request: control.VoiceAdd | control.VoiceRemove) -> None:
         """Keep or remove a voice; answered when that is done."""
+        if isinstance(request, control.VoiceAdd) and request.name in self._pool.own_voices:
+            message = f"name: the engine has a voice {request.name!r} of its own; choose another name"
+            self._context.refuse(event.to, request.id, ErrorCode.BAD_REQUEST, message)
+            return
         self._context.effects.append(StoreVoice(event.to, request, event.body))
 
     def on_voice_stored(self, stored: VoiceStored) -> None:
@@ -191,7 +195,12 @@ class Operations:
         else:
             self._voices[stored.name] = stored.voice
             self._context.log("info", "voice added", voice=stored.name, seconds=stored.voice.seconds)
-            self._answer(stored.to, stored.id, name=stored.name, seconds=stored.voice.seconds)
+            values: dict[str, Any] = {"name": stored.name, "seconds": stored.voice.seconds}
+            if self._pool.engine and not self._pool.engine.clones_voices:
+                values["warning"] = (
+                    f"the engine {self._pool.engine.engine} does not clone voices, and can't speak with it"
+                )
+            self._answer(stored.to, stored.id, **values)
 
     def not_served(self, event: Controlled) -> None:
         """Say of an operation of the protocol that this version does not have it."""

@@ -14,6 +14,7 @@ says after its worker has failed is not heard any more.
 from __future__ import annotations
 
 import enum
+import math
 import signal
 from typing import Any
 
@@ -26,6 +27,8 @@ from .context import Context
 from .effects import Signal, Spawn, Tell
 from .jobs import IllegalTransition
 
+#: How long a process that is given up on may take to end after SIGTERM, if stop_timeout_s is not shorter.
+_GRACE_S = 1.0
 #: How many jobs may lie ready in the only worker behind those that it has begun, while jobs are brief.
 AHEAD = 3
 
@@ -125,6 +128,8 @@ class Pool:
         self._stopping = False
         #: What the engine said when a process of it was ready for the last time.
         self.engine: Ready | None = None
+        #: Names of the engine's own voices, as far as they are known yet.
+        self.own_voices: frozenset[str] = frozenset()
 
     # --- what others ask
 
@@ -229,6 +234,7 @@ class Pool:
         worker.enter(WorkerState.READY)
         now = self._context.now
         worker.ready = self.engine = ready
+        self.own_voices = frozenset(voice.name for voice in ready.voices)
         worker.memory = ready.memory
         worker.ready_at = worker.idle_since = now
         worker.trimmed = True
@@ -345,9 +351,12 @@ class Pool:
         jobs, worker.jobs = worker.jobs, []
         for purpose in ("start", "age", "trim", "hang"):
             self._context.timers.cancel((purpose, worker.name))
-        if not patient:
+        if patient:
+            self._arm_kill(worker)
+        else:
+            # It is not waited for as for one that has work to finish: its place is needed.
             self._context.effects.append(Signal(worker.spawn, "term"))
-        self._arm_kill(worker)
+            self._arm_kill(worker, at_most_s=_GRACE_S)
         self._context.log("warning", "worker failed", worker=worker.name, pid=worker.pid, cause=cause, detail=detail)
         self._tell_state(worker)
         return worker.doom, jobs
@@ -427,10 +436,9 @@ class Pool:
         else:
             self._start(worker)
 
-    def _arm_kill(self, worker: Worker) -> None:
-        self._context.timers.set(
-            ("kill", worker.name), self._context.now + self._context.settings.workers.stop_timeout_s
-        )
+    def _arm_kill(self, worker: Worker, *, at_most_s: float = math.inf) -> None:
+        after_s = min(self._context.settings.workers.stop_timeout_s, at_most_s)
+        self._context.timers.set(("kill", worker.name), self._context.now + after_s)
 
     # --- timers
 
@@ -508,7 +516,8 @@ class Pool:
 
     def _describe(self, worker: Worker) -> dict[str, Any]:
         now = self._context.now
-        death, backoff = worker.last_death, self._context.timers.due(("backoff", worker.name))
+        death = worker.doom if worker.state is WorkerState.FAILED else worker.last_death
+        backoff = self._context.timers.due(("backoff", worker.name))
         return {
             "name": worker.name,
             "state": worker.state.value,

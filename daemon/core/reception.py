@@ -215,9 +215,8 @@ class Reception:
         engine = self._context.settings.engine.name
         if problem := engine_options.check(engine, request.options):
             raise RequestError(ErrorCode.BAD_REQUEST, problem)
-        if request.voice is not UNSET and self._pool.engine and not self._knows_voice(request.voice):
-            names = ", ".join(voice.name for voice in self.voices()[:12])
-            raise RequestError(ErrorCode.VOICE_NOT_FOUND, f"voice: {request.voice!r} is not there; there are {names}")
+        if request.voice is not UNSET and self._pool.engine and request.voice not in self._pool.own_voices:
+            self._check_registered(request.voice)
         if request.output is not UNSET and request.output in self._ledger.outputs:
             raise RequestError(
                 ErrorCode.OUTPUT_EXISTS, f"output: another job is about to write {request.output}; choose another name"
@@ -257,16 +256,29 @@ class Reception:
                 f"sample_rate: {audio_format}, the default format here, holds {', '.join(map(str, rates))} Hz alone",
             )
 
-    def _knows_voice(self, name: str) -> bool:
-        return name in self._voices or any(voice.name == name for voice in self._pool.voices)
+    def _check_registered(self, name: str) -> None:
+        """Refuse a voice that is not there, or not for this engine."""
+        if name not in self._voices:
+            known = self.voices()
+            more = f" and {len(known) - 12} more" if len(known) > 12 else ""
+            names = ", ".join(voice.name for voice in known[:12])
+            raise RequestError(ErrorCode.VOICE_NOT_FOUND, f"voice: {name!r} is not there; there are {names}{more}")
+        if not self._clones_voices:
+            raise RequestError(
+                ErrorCode.BAD_REQUEST,
+                f"voice: {name!r} is a registered recording, and the engine {self._context.settings.engine.name} does "
+                "not clone voices; name one of its own",
+            )
 
     def voices(self) -> list[events.Voice]:
-        """Every voice that can be named: the engine's own, and where it can clone the registered ones."""
+        """Every voice: the engine's own, and the registered ones."""
+        own = self._pool.own_voices
         registered = [
             events.Voice(name=voice.name, language=voice.language, description=voice.description)
             for voice in self._voices.values()
+            if voice.name not in own
         ]
-        return self._pool.voices + (registered if self._clones_voices else [])
+        return self._pool.voices + registered
 
     @property
     def _clones_voices(self) -> bool:
@@ -313,7 +325,7 @@ class Reception:
                 "durable": False,
             },
             options=engine_options.schema(name),
-            ready=self._pool.serving > 0,
+            ready=self._pool.serving > 0 and not self.closed and not self._dispatcher.paused,
         )
         self._context.send(event.to, answer)
 

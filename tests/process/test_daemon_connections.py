@@ -165,3 +165,38 @@ def test_frames_without_an_end_cost_their_sender_its_connection_alone(start: Any
     with daemon.still_serves(100), contextlib.closing(daemon.client()) as endless:
         for _ in range(1_000):
             endless.socket.send(b"x" * 10_000, zmq.SNDMORE)
+
+
+def test_a_message_of_a_million_frames_does_not_stop_the_service_nor_cost_a_worker_its_life(start: Any) -> None:
+    daemon = start(workers={"max": 1, "hang_timeout_s": 1.0})
+    client = daemon.client()
+    before = daemon.workers()[0]["pid"]
+    job = client.send("synthesize", text="meanwhile", options={"fault": "sleep", "seconds": 3.0})
+    client.until(job, "started")
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as raw:
+        raw.settimeout(20)
+        raw.connect(str(daemon.runtime / "glmtts.sock"))
+        # ZMTP 3.0 (rfc.zeromq.org/spec/23): greeting, READY of a DEALER, then empty frames with MORE.
+        raw.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))
+        ready = b"\x05READY" + b"\x0bSocket-Type" + (6).to_bytes(4, "big") + b"DEALER"
+        raw.sendall(b"\x04" + bytes([len(ready)]) + ready)
+        for _ in range(10):
+            raw.sendall(b"\x01\x00" * 100_000)
+        raw.sendall(b"\x00\x00")
+        daemon.until(lambda: daemon.status()["floods_ended"] == 1, "the sender is found out", 10)
+    assert client.until(job, "done", patience_s=10)["attempts"] == 1
+    assert daemon.workers()[0]["pid"] == before
+
+
+def test_who_reads_late_is_told_the_end_of_every_stream_though_others_needed_the_room(start: Any) -> None:
+    """With more unread than the daemon keeps, streams end in ``slow_consumer``; none just falls silent."""
+    daemon = start(limits={"send_buffer_mib": 16}, queue={"keep_results_mib": 0})
+    late = [daemon.client(RCVHWM=1, RCVBUF=4_096) for _ in range(5)]
+    ids = [peer.send("synthesize", text="late", stream=True, options={"seconds": 140.0}) for peer in late]
+    client = daemon.client()
+    daemon.until(lambda: sum(daemon.status()["counts"]["ended"].values()) == len(late), "all have ended")
+    ends = [peer.all(id)[0][-1] for peer, id in zip(late, ids, strict=True)]
+    assert {end["event"] for end in ends} <= {"done", "error"}
+    assert {end["code"] for end in ends if end["event"] == "error"} <= {"slow_consumer"}
+    assert any(end["event"] == "error" for end in ends)
+    client.speak()
