@@ -138,7 +138,7 @@ class Reception:
             id=subscriber.id,
             job=job.id,
             position=position,
-            queue_size=len(self._queue),
+            queue_size=len(self._queue) + 1,
             estimated_wait_s=UNSET if wait is None else wait,
         )
         warnings = []
