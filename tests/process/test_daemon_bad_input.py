@@ -304,7 +304,7 @@ def test_a_frame_far_beyond_the_limit_ends_its_connection_and_no_other(daemon: A
         assert client.ask("ping")["event"] == "pong"
 
 
-@pytest.mark.parametrize("count", [2, 5, 6, 7, 8, 100, 5_000])
+@pytest.mark.parametrize("count", [2, 5, 6, 7, 8, 100, 900])
 def test_many_frames_are_refused(daemon: Any, client: Any, count: int) -> None:
     with daemon.still_serves():
         event = answered(client, GOOD, *[b"x"] * count)

@@ -178,8 +178,12 @@ def test_a_message_of_a_million_frames_does_not_stop_the_service_nor_cost_a_work
         raw.connect(str(daemon.runtime / "glmtts.sock"))
         # ZMTP 3.0 (rfc.zeromq.org/spec/23): greeting, READY of a DEALER, then empty frames with MORE.
         raw.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))
+        greeting = b""
+        while len(greeting) < 64:
+            greeting += raw.recv(64 - len(greeting))
         ready = b"\x05READY" + b"\x0bSocket-Type" + (6).to_bytes(4, "big") + b"DEALER"
         raw.sendall(b"\x04" + bytes([len(ready)]) + ready)
+        assert b"READY" in raw.recv(4_096)
         for _ in range(10):
             raw.sendall(b"\x01\x00" * 100_000)
         raw.sendall(b"\x00\x00")
