@@ -28,6 +28,7 @@ class Echo(MsgpackMixin, Worker):
 
 
 if __name__ == "__main__":
+    # mosec's Server has no annotations.
     server = Server()  # type: ignore[no-untyped-call]
     server.append_worker(Echo, num=1)
     server.run()  # type: ignore[no-untyped-call]

@@ -59,7 +59,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection; jobs that are not durable are cancelled by the daemon. Closing twice does no harm."""
+        """Close the connection. The daemon cancels its streams and finishes its other jobs. Closing twice is fine."""
         self._closed = True
         made, self._made = self._made, None
         if made is not None:
@@ -142,7 +142,8 @@ class AsyncClient:
 
     async def job(self, job: Job | str, *, timeout: float | None = None) -> JobAnswer:
         """How a job stands."""
-        return await self._ask("job", timeout, JobAnswer, job=job_id(job))  # type: ignore[no-any-return]
+        answer: JobAnswer = await self._ask("job", timeout, JobAnswer, job=job_id(job))
+        return answer
 
     async def jobs(
         self, state: str | None = None, limit: int | None = None, *, timeout: float | None = None
@@ -153,7 +154,8 @@ class AsyncClient:
 
     async def info(self, *, timeout: float | None = None) -> InfoAnswer:
         """What the daemon can do: engine, formats, sample rates, voices, limits, options."""
-        return await self._ask("info", timeout, InfoAnswer)  # type: ignore[no-any-return]
+        answer: InfoAnswer = await self._ask("info", timeout, InfoAnswer)
+        return answer
 
     async def voices(self, *, timeout: float | None = None) -> list[Voice]:
         """The voices that can be named."""
@@ -162,7 +164,8 @@ class AsyncClient:
 
     async def ping(self, *, timeout: float | None = None) -> Pong:
         """Whether the daemon is there, its version, and for how many seconds it has run."""
-        return await self._ask("ping", timeout, Pong)  # type: ignore[no-any-return]
+        answer: Pong = await self._ask("ping", timeout, Pong)
+        return answer
 
     # --- requests
 

@@ -73,7 +73,7 @@ class BlockingConnection:
         return self._connection.endpoint
 
     def close(self) -> None:
-        """Close the connection; jobs that are not durable are cancelled by the daemon. Closing twice does no harm."""
+        """Close the connection. The daemon cancels its streams and finishes its other jobs. Closing twice is fine."""
         if self._closed:
             return
         with self._in_use():
@@ -236,7 +236,8 @@ class Client(BlockingConnection):
 
     def job(self, job: Job | str, *, timeout: float | None = None) -> JobAnswer:
         """How a job stands."""
-        return self._ask("job", timeout, JobAnswer, job=job_id(job))  # type: ignore[no-any-return]
+        answer: JobAnswer = self._ask("job", timeout, JobAnswer, job=job_id(job))
+        return answer
 
     def jobs(
         self, state: str | None = None, limit: int | None = None, *, timeout: float | None = None
@@ -247,7 +248,8 @@ class Client(BlockingConnection):
 
     def info(self, *, timeout: float | None = None) -> InfoAnswer:
         """What the daemon can do: engine, formats, sample rates, voices, limits, options."""
-        return self._ask("info", timeout, InfoAnswer)  # type: ignore[no-any-return]
+        answer: InfoAnswer = self._ask("info", timeout, InfoAnswer)
+        return answer
 
     def voices(self, *, timeout: float | None = None) -> list[Voice]:
         """The voices that can be named."""
@@ -256,7 +258,8 @@ class Client(BlockingConnection):
 
     def ping(self, *, timeout: float | None = None) -> Pong:
         """Whether the daemon is there, its version, and for how many seconds it has run."""
-        return self._ask("ping", timeout, Pong)  # type: ignore[no-any-return]
+        answer: Pong = self._ask("ping", timeout, Pong)
+        return answer
 
     # --- inside
 

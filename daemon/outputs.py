@@ -46,7 +46,7 @@ def write_new(path: Path, data: bytes) -> None:
             _write_synced(temporary, data)
             # Unlike a rename, a link never replaces a file that somebody else has just put there.
             os.link(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except FileExistsError:
         raise _exists(path) from None
     except OSError as error:
@@ -95,7 +95,8 @@ def _write_synced(path: Path, data: bytes) -> None:
         os.close(fd)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """A link or a rename is on disk when its folder is (fsync(2))."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

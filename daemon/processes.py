@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -226,8 +225,3 @@ class Processes:
         for process in self._by_spawn.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.popen.wait(timeout=1.0)
-
-
-def find_interpreter(configured: str) -> str:
-    """The interpreter for workers: the configured one, or the daemon's own."""
-    return str(Path(configured).expanduser()) if configured else sys.executable

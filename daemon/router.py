@@ -20,6 +20,8 @@ from zmq.utils.monitor import parse_monitor_message
 from glmtts.protocol import codec, events
 from glmtts.protocol.errors import ErrorCode
 
+from .core.machine import TOO_SLOW
+
 #: Bodies from this size on are handed to ZeroMQ without a copy, and counted until it is done with them.
 _LARGE = 64 * 1024
 #: Smaller messages are counted in groups of this size: counting each would cost more than sending it.
@@ -29,8 +31,6 @@ _MAX_FRAMES = 6
 #: Frames of one message that are read and left in one go: a mistake has fewer, a flood may have millions.
 _FRAMES_OF_A_MISTAKE = 1_000
 _SKIPPED_AT_ONCE = 4_000
-#: What a client is told whose unread events had to be thrown away.
-TOO_SLOW = "the client does not read, and the buffer for what it leaves unread is full ([limits] send_buffer_mib)"
 #: What a queued message costs beside its bytes, about.
 _OVERHEAD = 300
 

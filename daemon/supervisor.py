@@ -34,7 +34,7 @@ from .core import effects, inputs
 from .core.machine import Machine
 from .core.places import places
 from .logs import Logger
-from .processes import Processes, WorkerProcess, find_interpreter
+from .processes import Processes, WorkerProcess
 from .router import ClientRouter, Connection, Received
 from .sockets import RuntimeDir, RuntimeDirError
 from .voices import RegisteredVoice, VoiceError, VoiceStore, check_recording
@@ -84,7 +84,7 @@ class Supervisor:
         self._processes = Processes(
             settings,
             self._runtime.endpoint(endpoints.WORKERS),
-            find_interpreter(settings.engine.python),
+            config.engine_python(settings),
             watch=self._watch,
             unwatch=self._unwatch,
             on_ended=self._on_process_ended,

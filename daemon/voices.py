@@ -18,6 +18,8 @@ from msgspec import Struct
 
 from glmtts.protocol.errors import ErrorCode
 
+from .outputs import sync_folder
+
 _NAME = re.compile(r"[\w-]{1,64}")
 _DESCRIPTION = "voice.json"
 _MAX_DESCRIPTION_BYTES = 64 * 1024
@@ -191,12 +193,12 @@ class VoiceStore:
             adding.chmod(0o750)
             _write(adding / stored.recording, recording)
             _write(adding / _DESCRIPTION, msgspec.json.encode(stored))
-            _sync(adding)
+            sync_folder(adding)
             adding.rename(target)
         except OSError:
             _remove_tree(adding)
             raise
-        _sync(self.folder)
+        sync_folder(self.folder)
 
     def _replace(self, target: Path, recording: bytes, stored: _Stored) -> None:
         before = {path.name for path in target.iterdir()} - {_DESCRIPTION}
@@ -211,7 +213,7 @@ class VoiceStore:
             for path in (temporary, target / stored.recording if fresh else temporary):
                 path.unlink(missing_ok=True)
             raise
-        _sync(target)
+        sync_folder(target)
 
 
 def recording_ending(recording: bytes) -> str:
@@ -290,15 +292,6 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """A rename is on disk when its folder is (fsync(2))."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _tidy(recording: Path) -> None:

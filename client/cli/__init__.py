@@ -43,10 +43,10 @@ _COMMANDS: dict[str, tuple[str, str]] = {
 class _Commands(click.Group):
     """A group that imports a command's module when the command is asked for, and ends with our exit codes."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(_COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
         if cmd_name not in _COMMANDS:
             return None
         module, attribute = _COMMANDS[cmd_name]
@@ -54,6 +54,7 @@ class _Commands(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    # click declares it as overloads, of which this is what they share.
     def main(  # type: ignore[override]
         self,
         args: Sequence[str] | None = None,

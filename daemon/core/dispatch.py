@@ -142,20 +142,29 @@ class Dispatcher:
         job.attempts += 1
         job.started_at = context.now
         job.waited_s = context.now - job.accepted_at
-        for subscriber in job.subscribers:
-            if subscriber.all_events:
-                event = events.Started(
-                    id=subscriber.id,
-                    job=job.id,
-                    worker=worker.name,
-                    gpu=worker.gpu,
-                    attempt=job.attempts,
-                    waited_s=round(job.waited_s, 6),
-                )
-                context.send(subscriber.to, event)
+        event = events.Started(
+            id="",
+            job=job.id,
+            worker=worker.name,
+            gpu=worker.gpu,
+            attempt=job.attempts,
+            waited_s=round(job.waited_s, 6),
+        )
+        self._tell(job, event)
         if context.watched:
             context.publish("job.running", job=job.id, worker=worker.name, attempt=job.attempts)
         context.log("debug", "job started", job=job.id, worker=worker.name, attempt=job.attempts)
+
+    def _tell(
+        self,
+        job: Job,
+        event: events.Started | events.Progress | events.Audio | events.Queued,
+        body: bytes | memoryview | None = None,
+    ) -> None:
+        """Send an event on a job's way to everybody who hears more than its end, each under the id of his request."""
+        for subscriber in job.subscribers:
+            if subscriber.all_events:
+                self._context.send(subscriber.to, msgspec.structs.replace(event, id=subscriber.id), body)
 
     # --- what workers say
 
@@ -192,16 +201,14 @@ class Dispatcher:
         if job is None:
             return
         job.segment, job.segments, job.audio_s = message.segment, message.segments, message.audio_s
-        for subscriber in job.subscribers:
-            if subscriber.all_events:
-                event = events.Progress(
-                    id=subscriber.id,
-                    job=job.id,
-                    segment=message.segment,
-                    segments=message.segments,
-                    audio_s=round(message.audio_s, 6),
-                )
-                self._context.send(subscriber.to, event)
+        event = events.Progress(
+            id="",
+            job=job.id,
+            segment=message.segment,
+            segments=message.segments,
+            audio_s=round(message.audio_s, 6),
+        )
+        self._tell(job, event)
 
     def on_audio(self, worker: Worker, message: AudioChunk, body: bytes | memoryview | None) -> None:
         job = self._job_of(worker, message.job)
@@ -213,17 +220,15 @@ class Dispatcher:
         if job.first_audio_at is None:
             job.first_audio_at = self._context.now
         job.chunks += 1
-        for subscriber in job.subscribers:
-            if subscriber.all_events:
-                event = events.Audio(
-                    id=subscriber.id,
-                    job=job.id,
-                    seq=message.seq,
-                    format=job.format,
-                    sample_rate=job.sample_rate or 0,
-                    channels=1,
-                )
-                self._context.send(subscriber.to, event, body)
+        event = events.Audio(
+            id="",
+            job=job.id,
+            seq=message.seq,
+            format=job.format,
+            sample_rate=job.sample_rate or 0,
+            channels=1,
+        )
+        self._tell(job, event, body)
 
     def _give_back(self, worker: Worker, id: str, memory: Memory | None, *, spoke: bool) -> None:
         """The worker is through with a job, and with that begins the next that lies ready in it."""
@@ -447,16 +452,14 @@ class Dispatcher:
         for position, job in self._queue.first(TOLD_POSITIONS):
             if job.told_position not in (-1, position):
                 wait = self.estimated_wait(characters)
-                for subscriber in job.subscribers:
-                    if subscriber.all_events:
-                        event = events.Queued(
-                            id=subscriber.id,
-                            job=job.id,
-                            position=position,
-                            queue_size=size,
-                            estimated_wait_s=UNSET if wait is None else wait,
-                        )
-                        self._context.send(subscriber.to, event)
+                event = events.Queued(
+                    id="",
+                    job=job.id,
+                    position=position,
+                    queue_size=size,
+                    estimated_wait_s=UNSET if wait is None else wait,
+                )
+                self._tell(job, event)
             job.told_position = position
             characters += len(job.request.text)
         if size:

@@ -227,10 +227,10 @@ class Machine:
         if any(s.to.connection != event.connection for s in job.subscribers):
             # The others go on hearing it; the slow one alone is told that it has missed a part.
             for subscriber in self._ledger.unsubscribe(job, event.connection):
-                error = events.Error.of(subscriber.id, ErrorCode.SLOW_CONSUMER, _TOO_SLOW, job=job.id)
+                error = events.Error.of(subscriber.id, ErrorCode.SLOW_CONSUMER, TOO_SLOW, job=job.id)
                 self._context.send(subscriber.to, error)
         else:
-            self._dispatcher.fail(job, ErrorCode.SLOW_CONSUMER, _TOO_SLOW)
+            self._dispatcher.fail(job, ErrorCode.SLOW_CONSUMER, TOO_SLOW)
 
     # --- workers
 
@@ -363,5 +363,6 @@ class Machine:
                 self._context.effects.append(Exit(0))
 
 
-_TOO_SLOW = "the client does not read its stream, and the buffer for it is full ([limits] send_buffer_mib)"
+#: What a client is told whose unread events had to be thrown away.
+TOO_SLOW = "the client does not read, and the buffer for what it leaves unread is full ([limits] send_buffer_mib)"
 _OPERATOR = Client(key="operator", user="operator", operator=True)
