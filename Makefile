@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test check format bench clean
+.PHONY: help install demo test check format soak chaos bench wheel clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,7 +27,17 @@ demo: install  ## speak two sentences, kill a worker in mid-job, show times, cle
 	@$(BIN)/glmttsctl demo
 
 test: install  ## every test that takes part in each change (under 5 minutes on two cores)
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q --ignore=tests/system
+
+# How many lives of a thousand requests each, or FIRST:LAST.
+SEEDS ?= 400
+soak: install  ## the core through many simulated lives, SEEDS=0:1199 for more; a failing one is shrunk and named
+	@$(BIN)/python -m tests.simulation.soak $(SEEDS)
+
+# For so many seconds, without GPUs and with.
+CHAOS_S ?= 300
+chaos: install  ## what takes minutes: sixteen clients, every fault and harm from outside; ten thousand healthy jobs
+	@GLMTTS_CHAOS_S=$(CHAOS_S) $(BIN)/python -m pytest -q -s tests/system
 
 check: install  ## formatting, lint, types, import rules
 	@$(BIN)/ruff format --check .
@@ -43,6 +53,8 @@ bench: install  ## measure against the limits and the peers (minutes); bench/res
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]' --config-settings editable_mode=strict \
 	  || echo "The peer or the plot can't be installed here: they will be missing."
 	@$(BIN)/python bench/overhead.py
+	@$(BIN)/python bench/faults.py
+	@$(BIN)/python bench/leaks.py
 
 wheel: install  ## build the distribution into dist/
 	@$(BIN)/python -m build --quiet --wheel

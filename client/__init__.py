@@ -4,7 +4,8 @@
     with Client() as client:
         client.speak("今天天气不错").save("a.wav")
 
-:class:`Client` for ordinary programs, :class:`AsyncClient` for asyncio, :class:`Control` for operators.
+:class:`Client` for ordinary programs, :class:`AsyncClient` for asyncio, :class:`Control` and :class:`Watch` for
+operators.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from .sync import Client, SpeechOptions, Stream
 if TYPE_CHECKING:
     from .aio import AsyncClient, AsyncStream
     from .control import Control
+    from .watch import News, Watch
 
 __all__ = [
     "AsyncClient",
@@ -65,6 +67,7 @@ __all__ = [
     "Job",
     "JobEvent",
     "JobNotFound",
+    "News",
     "OutOfMemory",
     "OutputExists",
     "OutputFailed",
@@ -83,6 +86,7 @@ __all__ = [
     "TooLarge",
     "Unavailable",
     "VoiceNotFound",
+    "Watch",
     "WorkerCrashed",
 ]
 
@@ -97,4 +101,8 @@ def __getattr__(name: str) -> Any:
         from .control import Control
 
         return Control
+    if name in ("News", "Watch"):
+        from . import watch
+
+        return getattr(watch, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -28,13 +28,13 @@ _LINGER_MS = 500
 _RECEIVE_AHEAD = 64
 
 #: Pauses between attempts to reconnect, in milliseconds: the first, and the longest.
-_RECONNECT_MS = (50, 1_000)
+RECONNECT_MS = (50, 1_000)
 
 _CONNECT_TIMEOUT_S = 3.0
 _LONGEST_POLL_S = 3_600.0
 
 #: A zmq_socket_monitor event: its number and a value (zmq_socket_monitor(3)).
-_MONITOR_FRAME = struct.Struct("=hi")
+MONITOR_FRAME = struct.Struct("=hi")
 
 
 class Connection:
@@ -48,7 +48,7 @@ class Connection:
         self.socket = self._context.socket(zmq.DEALER)
         self.socket.linger = _LINGER_MS
         self.socket.rcvhwm = _RECEIVE_AHEAD
-        self.socket.reconnect_ivl, self.socket.reconnect_ivl_max = _RECONNECT_MS
+        self.socket.reconnect_ivl, self.socket.reconnect_ivl_max = RECONNECT_MS
         self.socket.tcp_keepalive = 1
         self.socket.ipv6 = True
         self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(
@@ -101,7 +101,7 @@ class Connection:
     def _hear_news(self) -> None:
         while True:
             try:
-                event, _ = _MONITOR_FRAME.unpack(self.monitor.recv_multipart(zmq.NOBLOCK)[0])
+                event, _ = MONITOR_FRAME.unpack(self.monitor.recv_multipart(zmq.NOBLOCK)[0])
             except zmq.Again:
                 return
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:

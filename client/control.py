@@ -64,6 +64,10 @@ class Control(BlockingConnection):
         """Every worker: state, process, jobs, last death and its cause."""
         return self.call("workers")
 
+    def gpus(self) -> dict[str, Any]:
+        """Every GPU: its state, and who uses its memory; how NVML does; the host's memory."""
+        return self.call("gpus")
+
     def jobs(self, state: str | None = None, limit: int | None = None) -> list[JobInfo]:
         """Everyone's jobs, the newest first."""
         try:

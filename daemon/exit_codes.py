@@ -14,8 +14,10 @@ USAGE = 64
 ENGINE_UNAVAILABLE = 69
 #: The engine said that the process can't go on (EX_SOFTWARE).
 ENGINE_BROKEN = 70
-#: The job at hand ran out of memory (EX_OSERR).
+#: The job at hand, or the engine while it was loaded, ran out of memory (EX_OSERR).
 OUT_OF_MEMORY = 71
+#: A CUDA error that every further call of the process meets too.
+CUDA_CONTEXT = 72
 #: The supervisor said something that is not in protocol/worker.py: two versions of the package (EX_PROTOCOL).
 PROTOCOL = 76
 #: The daemon had died before the worker could tie its life to it.
@@ -27,6 +29,10 @@ MEANING: dict[int, str] = {
     ENGINE_UNAVAILABLE: "the engine could not be loaded",
     ENGINE_BROKEN: "the engine can't go on",
     OUT_OF_MEMORY: "ran out of memory",
+    CUDA_CONTEXT: "an error of the GPU has broken its CUDA context",
     PROTOCOL: "the worker runs another version of this package than the daemon",
     DAEMON_GONE: "the daemon was gone",
 }
+
+#: The code that a worker ends with after an error with this code of the workers wire; any other: ENGINE_BROKEN.
+OF_FATAL_ERROR: dict[str, int] = {"out_of_memory": OUT_OF_MEMORY, "cuda_context": CUDA_CONTEXT}

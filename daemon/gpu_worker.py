@@ -23,6 +23,7 @@ from glmtts.protocol.worker import Bye, Hello, Job, Ready, StopWorker, Trim, Tri
 
 from . import exit_codes, lifeline
 from .engines import load
+from .engines.cuda_errors import judge
 from .outputs import started
 from .worker_wire import Wire
 
@@ -47,6 +48,8 @@ class WorkerConfig(msgspec.Struct, kw_only=True):
     recording_min_s: float = 1.0
     recording_max_s: float = 30.0
     default_sample_rate: int = 24_000
+    #: The share of the GPU's memory that the engine may use, 0..1; 0: no limit.
+    vram_share: float = 0.0
 
 
 def take_config(environment: dict[str, str] | os._Environ[str]) -> WorkerConfig:
@@ -98,7 +101,8 @@ def run(config: WorkerConfig, wire: Wire) -> tuple[int, str]:
         engine, runner = _start(config, wire)
     except (Exception, SystemExit) as error:
         traceback.print_exc()
-        return exit_codes.ENGINE_UNAVAILABLE, f"{type(error).__name__}: {error}"
+        code = exit_codes.OF_FATAL_ERROR.get(judge(error), exit_codes.ENGINE_UNAVAILABLE)
+        return code, f"{type(error).__name__}: {error}"
     while (message := wire.next_message()) is not None:
         match message:
             case Job():
@@ -117,7 +121,7 @@ def run(config: WorkerConfig, wire: Wire) -> tuple[int, str]:
 
 def _start(config: WorkerConfig, wire: Wire) -> tuple[Engine, Any]:
     begun = time.monotonic()
-    engine = load(config.engine, config.engine_settings, send_raw=wire.send_raw)
+    engine = load(config.engine, config.engine_settings, send_raw=wire.send_raw, vram_share=config.vram_share)
     loaded = time.monotonic()
     from .job_runner import JobRunner
 

@@ -21,6 +21,7 @@ from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.worker import AudioChunk, Beat, Failed, Finished, Job, Memory, SegmentDone, WorkerProtocolError
 
 from . import audio, exit_codes, outputs, recordings
+from .engines import cuda_errors
 from .engines import options as engine_options
 from .engines.base import Engine, EngineError, Piece, Reference, Utterance
 from .worker_wire import Wire
@@ -94,7 +95,6 @@ class JobRunner:
                 failed = Failed(job=job.job, code="cancelled", message="cancelled")
         except EngineError as error:
             failed = Failed(job=job.job, code=error.code, message=error.message, fatal=error.fatal)
-            fatal = exit_codes.ENGINE_BROKEN if error.fatal else 0
         except outputs.OutputExistsError as error:
             failed = Failed(job=job.job, code="output_exists", message=str(error))
         except outputs.OutputError as error:
@@ -104,13 +104,12 @@ class JobRunner:
         except Exception as error:
             traceback.print_exc()
             words = f"{type(error).__name__}: {error}"[:500]
-            # torch has an exception of this name for each of its kinds of memory; a worker need not import torch.
-            if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-                failed = Failed(job=job.job, code="out_of_memory", message=words, fatal=True)
-            else:
-                failed = Failed(job=job.job, code="synthesis_failed", message=words)
-        if failed.code == ErrorCode.OUT_OF_MEMORY and failed.fatal:
-            fatal = exit_codes.OUT_OF_MEMORY
+            failed = Failed(job=job.job, code=cuda_errors.judge(error) or "synthesis_failed", message=words)
+        if failed.code in exit_codes.OF_FATAL_ERROR:
+            # Whoever raised it: going on without the memory, or with a broken context, fails the next jobs too.
+            failed.fatal = True
+        if failed.fatal and failed.code != ErrorCode.CANCELLED:
+            fatal = exit_codes.OF_FATAL_ERROR.get(failed.code, exit_codes.ENGINE_BROKEN)
         failed.memory = self.memory()
         self._wire.send(failed)
         return fatal

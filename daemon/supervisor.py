@@ -24,20 +24,22 @@ from typing import Any
 import zmq
 
 from glmtts.protocol import codec, endpoints, events
-from glmtts.protocol import worker as worker_wire
-from glmtts.protocol.control import VoiceAdd, VoiceRemove
 from glmtts.protocol.errors import ErrorCode, RequestError
 
 from . import __version__, config, outputs
 from .background import Background
 from .core import effects, inputs
 from .core.machine import Machine
-from .core.places import places
+from .core.places import asks_nvml
+from .errands import Errands, stored
+from .gpu_sampler import Sampler
 from .logs import Logger
+from .orphans import Records
 from .processes import Processes, WorkerProcess
 from .router import ClientRouter, Connection, Received
 from .sockets import RuntimeDir, RuntimeDirError
-from .voices import RegisteredVoice, VoiceError, VoiceStore, check_recording
+from .voices import VoiceStore
+from .worker_router import WorkerRouter
 
 #: Messages that are taken from one socket before the others have their turn.
 _BATCH = 64
@@ -80,18 +82,32 @@ class Supervisor:
         self._watch(self._control.socket, self._on_control)
         self._watch(self._control.monitor, self._control.read_monitor)
         self._open_events()
-        self._open_workers()
+        self._records = Records(self._runtime.path)
         self._processes = Processes(
             settings,
             self._runtime.endpoint(endpoints.WORKERS),
             config.engine_python(settings),
+            self._records,
             watch=self._watch,
             unwatch=self._unwatch,
             on_ended=self._on_process_ended,
             on_line=self._on_worker_line,
             clock=self._clock,
         )
+        self._workers = WorkerRouter(
+            self._zmq,
+            self._runtime.listen(endpoints.WORKERS, 0o600),
+            self._runtime.endpoint(endpoints.WORKERS),
+            self._processes,
+            log,
+        )
+        self._watch(self._workers.socket, self._on_workers)
+        self._sweep_orphans()
+        self._sampler = Sampler(self._wakeup_write, self._clock, use_nvml=asks_nvml(settings))
         self._voices = VoiceStore(config.voices_dir(settings))
+        self._errands = Errands(
+            self._background, self._step, config_file=loaded.file, voices=self._voices, limits=settings.limits
+        )
         self._machine = self._make_machine()
         self._clients: dict[int, inputs.Client] = {}
         self._users: dict[int, str] = {}
@@ -102,14 +118,15 @@ class Supervisor:
         self._status: int | None = None
         self._effects: dict[type, Callable[[Any], None]] = {
             effects.Send: self._do_send,
-            effects.Tell: self._do_tell,
+            effects.Tell: self._workers.tell,
             effects.Spawn: self._do_spawn,
             effects.Signal: lambda e: self._processes.signal(e.spawn, e.signal),
+            effects.Sample: lambda _: self._sampler.now(),
             effects.Publish: self._do_publish,
             effects.Log: lambda e: self._log.log(e.level, e.message, **e.fields),
             effects.ChangeLogLevel: self._do_change_log_level,
-            effects.ReadSettings: self._do_read_settings,
-            effects.StoreVoice: self._do_store_voice,
+            effects.ReadSettings: self._errands.read_settings,
+            effects.StoreVoice: self._errands.store_voice,
             effects.Exit: self._do_exit,
         }
 
@@ -154,19 +171,20 @@ class Supervisor:
         self._events.bind(self._runtime.endpoint(endpoints.EVENTS))
         self._watch(self._events, self._on_subscriptions)
 
-    def _open_workers(self) -> None:
-        self._workers: zmq.Socket[bytes] = self._zmq.socket(zmq.ROUTER)
-        self._workers.setsockopt(zmq.USE_FD, self._runtime.listen(endpoints.WORKERS, 0o600))
-        self._workers.setsockopt(zmq.LINGER, 0)
-        self._workers.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        # A worker that is faster than the loop waits: its audio is not piled up here.
-        self._workers.setsockopt(zmq.RCVHWM, 64)
-        self._workers.bind(self._runtime.endpoint(endpoints.WORKERS))
-        self._spawn_of: dict[bytes, int] = {}
-        self._watch(self._workers, self._on_workers)
+    def _sweep_orphans(self) -> None:
+        """End what a daemon that was killed has left behind, before a worker of ours needs the GPU that it holds."""
+        for orphan in self._records.sweep():
+            what = f"worker {orphan.worker}" if orphan.worker else "started by a worker"
+            if orphan.stuck:
+                reason = "it is stuck in the kernel and can't be killed; what it holds is not free"
+                self._log.error("orphan left", pid=orphan.pid, what=what, state=orphan.stuck, reason=reason)
+            else:
+                self._log.warning("orphan of the daemon before ended", pid=orphan.pid, what=what)
+        if self._records.problem:
+            self._log.warning("record of processes", reason=self._records.problem)
 
     def _make_machine(self) -> Machine:
-        voices = {name: _stored(voice) for name, voice in self._voices.load_all().items()}
+        voices = {name: stored(voice) for name, voice in self._voices.load_all().items()}
         for name, problem in self._voices.damaged.items():
             self._log.warning("voice can't be used", voice=name, reason=problem)
         folder = config.outputs_dir(self._settings)
@@ -192,19 +210,17 @@ class Supervisor:
     def run(self) -> int:
         """Serve until an operator or a signal ends it; returns the exit status."""
         signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, _noted)
-        where = places(self._settings.workers)
         self._log.info(
             "daemon serves",
             version=__version__,
             pid=os.getpid(),
             requests=self._runtime.endpoint(endpoints.REQUESTS),
             engine=self._settings.engine.name,
-            workers=len(where),
             config=str(self._config.file or "built-in defaults"),
         )
-        self._do(self._machine.open(where))
+        self._do(self._machine.open())
         # What lives for as long as the daemon need not be looked at by every collection.
         gc.freeze()
         try:
@@ -293,8 +309,12 @@ class Supervisor:
                 if number in (signal.SIGTERM, signal.SIGINT):
                     self._step(inputs.StopAsked(signal.Signals(number).name))
                 elif number == signal.SIGHUP:
-                    self._do_read_settings(effects.ReadSettings())
+                    self._errands.read_settings(effects.ReadSettings())
+                elif number == signal.SIGCHLD:
+                    self._processes.tidy()
         self._background.collect()
+        for sampled in self._sampler.collect():
+            self._step(sampled)
 
     def _on_requests(self) -> None:
         for received in self._requests.receive(_BATCH):
@@ -386,53 +406,15 @@ class Supervisor:
         self._machine.watched = bool(self._topics)
 
     def _on_workers(self) -> None:
-        receive = self._workers.recv
-        state: Callable[[int], Any] = self._workers.getsockopt
-        for _ in range(_BATCH):
-            if not state(zmq.EVENTS) & zmq.POLLIN:
-                return
-            routing_id = receive(zmq.NOBLOCK)
-            frames = [receive(copy=False)]
-            while frames[-1].more:
-                frames.append(receive(copy=False))
-            self._worker_said(routing_id, frames)
+        for event in self._workers.receive(_BATCH):
+            self._do(self._machine.step(event, self._clock()))
 
-    def _worker_said(self, routing_id: bytes, frames: list[zmq.Frame]) -> None:
-        spawn = self._spawn_of.get(routing_id)
-        event: inputs.Input
-        try:
-            if not 1 <= len(frames) <= 2:
-                raise worker_wire.WorkerProtocolError(f"a message of {len(frames)} frames")
-            message = worker_wire.decode_from_worker(frames[0].buffer)
-            body = None
-            if len(frames) == 2:
-                body = frames[1].bytes if len(frames[1]) < 64 * 1024 else frames[1].buffer
-            if type(message) is worker_wire.Hello:
-                spawn = self._hello(routing_id, message)
-            if spawn is None:
-                return
-            event = inputs.WorkerSaid(spawn, message, body)
-        except worker_wire.WorkerProtocolError as error:
-            if spawn is None:
-                return
-            event = inputs.WorkerGarbled(spawn, str(error))
-        self._do(self._machine.step(event, self._clock()))
-
-    def _hello(self, routing_id: bytes, hello: worker_wire.Hello) -> int | None:
-        """A process says that it is a worker: it is one if it has the token of one that has not said so yet."""
-        process = self._processes.with_token(hello.token)
-        if process is None or process.routing_id:
-            self._log.warning("a stranger on the workers' socket", pid=hello.pid)
-            return None
-        process.routing_id = routing_id
-        self._spawn_of[routing_id] = process.spawn
-        return process.spawn
-
-    def _on_process_ended(self, process: WorkerProcess, returncode: int) -> None:
+    def _on_process_ended(self, process: WorkerProcess, returncode: int, oom_killed: bool) -> None:
         # What it said before it ended comes first: an answer that is there is not lost with its sender.
         self._on_workers()
-        self._spawn_of.pop(process.routing_id, None)
-        self._step(inputs.ProcessEnded(process.spawn, returncode, process.last_words))
+        self._workers.forget(process)
+        self._sampler.unwatch(process.spawn)
+        self._step(inputs.ProcessEnded(process.spawn, returncode, process.last_words, oom_killed))
 
     def _on_worker_line(self, process: WorkerProcess, line: str) -> None:
         self._log.info("worker output", worker=process.name, pid=process.pid, line=line)
@@ -454,23 +436,13 @@ class Supervisor:
         error = events.Error.of(event.id, ErrorCode.SLOW_CONSUMER, message, job=getattr(event, "job", ""))
         router.send(to.connection, to.envelope, codec.encode(error), None)
 
-    def _do_tell(self, effect: effects.Tell) -> None:
-        process = self._processes.find(effect.spawn)
-        if process is None or not process.routing_id:
-            return
-        frames: list[bytes | memoryview] = [process.routing_id, worker_wire.encode(effect.message)]
-        if effect.body is not None:
-            frames.append(effect.body)
-        # A worker whose socket is gone is about to end, and its end is noticed.
-        with contextlib.suppress(zmq.ZMQError):
-            self._workers.send_multipart(frames, zmq.NOBLOCK)
-
     def _do_spawn(self, effect: effects.Spawn) -> None:
         try:
-            pid = self._processes.start(effect.spawn, effect.name, effect.gpu)
+            pid = self._processes.start(effect.spawn, effect.name, effect.gpu, effect.device, effect.vram_share)
         except OSError as error:
             self._later.append(inputs.SpawnFailed(effect.spawn, str(error)))
         else:
+            self._sampler.watch(effect.spawn, pid)
             self._later.append(inputs.Spawned(effect.spawn, pid))
 
     def _do_publish(self, effect: effects.Publish) -> None:
@@ -479,56 +451,6 @@ class Supervisor:
 
     def _do_change_log_level(self, effect: effects.ChangeLogLevel) -> None:
         self._log.level = effect.level
-
-    def _do_read_settings(self, effect: effects.ReadSettings) -> None:
-        def then(result: Any) -> None:
-            if isinstance(result, config.Config):
-                event = inputs.SettingsRead(result.settings, [], effect.to, effect.id)
-            else:
-                problems = result.problems if isinstance(result, config.ConfigError) else [str(result)]
-                event = inputs.SettingsRead(None, problems, effect.to, effect.id)
-            self._step(event)
-
-        if not self._background.run(lambda: config.load(self._config.file), then):
-            then(RuntimeError("too many operations wait to be carried out; try again"))
-
-    def _do_store_voice(self, effect: effects.StoreVoice) -> None:
-        request = effect.request
-        recording = bytes(effect.recording or b"")
-
-        def task() -> inputs.StoredVoice | None:
-            if isinstance(request, VoiceRemove):
-                self._voices.remove(request.name)
-                return None
-            return self._add_voice(request, recording)
-
-        def then(result: Any) -> None:
-            event = inputs.VoiceStored(effect.to, request.id, request.name)
-            if isinstance(result, VoiceError):
-                event.error = (result.code.value, result.message)
-            elif isinstance(result, Exception):
-                event.error = (ErrorCode.UNAVAILABLE.value, f"the voice could not be stored: {result}")
-            else:
-                event.voice = result
-            self._step(event)
-
-        if not self._background.run(task, then):
-            then(RuntimeError("too many operations wait to be carried out; try again"))
-
-    def _add_voice(self, request: VoiceAdd, recording: bytes) -> inputs.StoredVoice:
-        limits = self._settings.limits
-        found = check_recording(recording, sys.executable, limits.recording_min_s, limits.recording_max_s)
-        voice = self._voices.add(
-            request.name,
-            recording,
-            request.text,
-            seconds=float(found["seconds"]),
-            sample_rate=int(found["sample_rate"]),
-            language=request.language,
-            description=request.description,
-            replace=request.replace,
-        )
-        return _stored(voice)
 
     def _do_exit(self, effect: effects.Exit) -> None:
         self._status = effect.status
@@ -541,11 +463,12 @@ class Supervisor:
         while (self._requests.waiting or self._control.waiting) and self._clock() < deadline:
             if not self._requests.flush() + self._control.flush():
                 time.sleep(0.005)
+        self._sampler.close()
         self._runtime.close()
         self._requests.close(_LINGER_MS)
         self._control.close(_LINGER_MS)
         self._events.close(0)
-        self._workers.close(0)
+        self._workers.socket.close(0)
         self._zmq.term()
         self._log.info("daemon ended", status=self._status)
 
@@ -556,17 +479,6 @@ def _is_socket(source: object) -> bool:
 
 def _noted(_signal: int, _frame: object) -> None:
     """The wakeup descriptor has the signal's number; the loop reads it there."""
-
-
-def _stored(voice: RegisteredVoice) -> inputs.StoredVoice:
-    return inputs.StoredVoice(
-        name=voice.name,
-        path=str(voice.recording),
-        text=voice.text,
-        language=voice.language,
-        description=voice.description,
-        seconds=voice.seconds,
-    )
 
 
 def _raise_descriptor_limit() -> None:

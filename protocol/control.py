@@ -37,6 +37,12 @@ class Scale(Request, tag="scale", kw_only=True, omit_defaults=True):
     max: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
 
 
+class Quarantine(Request, tag="quarantine", kw_only=True, omit_defaults=True):
+    """Jobs that are not run any more because workers died of them; ``clear`` lets one, or ``all``, run again."""
+
+    clear: Annotated[str, Meta(min_length=1, max_length=64)] | UnsetType = UNSET
+
+
 class Pause(Request, tag="pause", kw_only=True):
     """Accept jobs but start none."""
 
@@ -99,6 +105,7 @@ ControlRequest = (
     | Ping
     | Recycle
     | Scale
+    | Quarantine
     | Pause
     | Resume
     | Drain

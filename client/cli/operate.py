@@ -1,8 +1,8 @@
-"""`glmttsctl status`, `workers`, `recycle`, `pause` and the like: what an operator asks of a running daemon."""
+"""`glmttsctl status`, `recycle`, `scale`, `pause` and the like: what an operator asks of a running daemon."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 import click
@@ -10,23 +10,8 @@ import click
 from glmtts.protocol.control import LogLevel
 
 from .failures import FAILED, NOT_READY, TIMED_OUT, Failure, Finished
-from .output import duration, humanise, plain, print_json, print_pairs, print_table
+from .output import duration, humanise, plain, print_json, print_pairs
 from .session import session, shared_options, timeout_option
-
-_WORKER_COLUMNS = (
-    "name",
-    "state",
-    "pid",
-    "gpu",
-    "job",
-    "jobs",
-    "jobs_done",
-    "restarts",
-    "age_s",
-    "rss",
-    "backoff_s",
-    "last_death",
-)
 
 
 @click.command()
@@ -42,37 +27,19 @@ def status() -> None:
         alerts = answer.pop("alerts", None) or []
         print_pairs(answer)
         for alert in alerts:
-            click.secho(f"! {humanise('', alert)}", fg="red")
+            click.secho(f"! {alert_in_words(alert)}", fg="red")
         answer["alerts"] = alerts
     if answer.get("state") in ("draining", "drained", "stopping"):
         raise Finished(NOT_READY)
 
 
-@click.command()
-@shared_options
-def workers() -> None:
-    """Every worker: what it does, and how the last one died."""
-    run = session()
-    with run.control() as control:
-        found = plain(control.call("workers").get("workers") or [])
-    if run.json:
-        print_json({"workers": found})
-        return
-    for worker in found:
-        if worker.get("last_death"):
-            worker["last_death"] = _death_in_words(worker["last_death"])
-    print_table(found, _WORKER_COLUMNS, none="No workers: none is configured, or all are unloaded.")
-
-
-def _death_in_words(death: Any) -> str:
-    if not isinstance(death, dict):
-        return str(death)
-    words = str(death.get("cause", "?"))
-    if death.get("detail"):
-        words += f" ({death['detail']})"
-    if isinstance(death.get("ago_s"), (int, float)):
-        words += f", {duration(death['ago_s'])} ago"
-    return words
+def alert_in_words(alert: Any) -> str:
+    """``no_worker: every worker has failed (for 12.0 s)``."""
+    if not isinstance(alert, Mapping):
+        return humanise("", alert)
+    words = f"{humanise('', alert.get('name', 'alert'))}: {humanise('', alert.get('message', ''))}"
+    since = alert.get("for_s")
+    return f"{words} (for {duration(since)})" if isinstance(since, (int, float)) else words
 
 
 @click.command()
@@ -81,6 +48,31 @@ def _death_in_words(death: Any) -> str:
 def recycle(worker: str) -> None:
     """Replace the process of WORKER, or of `all`, after the job that it is at."""
     _operate("recycle", lambda a: f"To be replaced: {humanise('', a.get('recycled') or [])}", worker=worker)
+
+
+@click.command()
+@click.option("--min", "fewest", type=click.IntRange(0), metavar="N", help="No fewer workers than that.")
+@click.option("--max", "most", type=click.IntRange(1), metavar="N", help="No more workers than that.")
+@shared_options
+def scale(fewest: int | None, most: int | None) -> None:
+    """How many workers there may be; with an option, change it.
+
+    It holds until the daemon ends, or reads a configuration with other bounds.
+    """
+    if fewest is not None and most is not None and fewest > most:
+        raise click.UsageError(f"--min {fewest} is more than --max {most}.")
+    _operate("scale", _bounds_in_words, min=fewest, max=most)
+
+
+def _bounds_in_words(answer: dict[str, Any]) -> str:
+    low, high, there = (humanise("", answer.get(key)) for key in ("min", "max", "workers"))
+    if low == high:
+        return f"{low} worker{'' if low == '1' else 's'}, no more and no fewer; there {_are(there)} now."
+    return f"Between {low} and {high} workers, as the load asks for; there {_are(there)} now."
+
+
+def _are(number: str) -> str:
+    return f"is {number}" if number == "1" else f"are {number}"
 
 
 @click.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 import unicodedata
@@ -10,6 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
+
+#: Control sequences of terminals (ECMA-48), such as colours.
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])")
 
 #: Keys of the envelope, which say nothing about what was asked.
 _ENVELOPE = frozenset({"v", "id", "event"})
@@ -36,14 +40,14 @@ def print_pairs(values: Mapping[str, Any], indent: str = "") -> None:
 
 
 def _pair_lines(values: Mapping[str, Any], indent: str) -> Iterable[str]:
-    width = max((_cells(_label(key)) for key in values), default=0)
+    width = max((cells(_label(key)) for key in values), default=0)
     for key, value in values.items():
         label = _label(key)
         if isinstance(value, Mapping) and value:
             yield f"{indent}{label}"
             yield from _pair_lines(value, indent + "  ")
         else:
-            yield f"{indent}{label}{' ' * (width - _cells(label))}  {humanise(key, value)}".rstrip()
+            yield f"{indent}{label}{' ' * (width - cells(label))}  {humanise(key, value)}".rstrip()
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, none: str) -> None:
@@ -94,15 +98,24 @@ _STYLES = {
 
 def _print_aligned(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     lines = [[h.upper() for h in headings], *rows]
-    widths = [max(_cells(line[i]) for line in lines) for i in range(len(headings))]
+    widths = [max(cells(line[i]) for line in lines) for i in range(len(headings))]
     for line in lines:
-        padded = (cell + " " * (width - _cells(cell)) for cell, width in zip(line, widths, strict=True))
+        padded = (cell + " " * (width - cells(cell)) for cell, width in zip(line, widths, strict=True))
         click.echo("  ".join(padded).rstrip())
 
 
-def _cells(text: str) -> int:
+def clean(text: str) -> str:
+    """``text`` without what would move a terminal's cursor or change its colours: a worker's last words may have it."""
+    return "".join(c if c.isprintable() else " " for c in _ESCAPES.sub("", text))
+
+
+def cells(text: str) -> int:
     """How many columns of a terminal ``text`` takes: Chinese characters take two."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+#: Keys that are sizes and don't say so.
+SIZES = frozenset({"rss", "vram", "torch_allocated", "torch_reserved"})
 
 
 def humanise(key: str, value: Any) -> str:
@@ -120,12 +133,12 @@ def humanise(key: str, value: Any) -> str:
             return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
         if key.endswith("_s"):
             return duration(value)
-        if key == "rss" or key.endswith("bytes"):
+        if key in SIZES or key.endswith("bytes"):
             return size(value)
         if key.endswith("_mib"):
             return f"{value:.0f} MiB"
         return str(value) if isinstance(value, int) else f"{value:.3g}"
-    return str(value)
+    return clean(str(value))
 
 
 def _label(key: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import msgspec
 from msgspec import UNSET
@@ -27,46 +27,46 @@ from glmtts.protocol.worker import (
     Job as JobMessage,
 )
 
+from .causes import CAUSE_OF_CODE, POLICIES, Cause
 from .context import Context
 from .effects import Tell
 from .estimate import Estimator
-from .inputs import StoredVoice
+from .inputs import ProcessEnded, StoredVoice
 from .jobs import Job
 from .ledger import Ledger, content_digest
-from .pool import Cause, Death, Pool, Worker, WorkerState
+from .pool import Pool
 from .quarantine import Quarantine
 from .queue import WaitingQueue
+from .recycler import Recycler
+from .scaler import Scaler
+from .workers import Death, Worker, WorkerState
 
 #: How many of the waiting hear of a change of their position: the others would wait for very long anyhow.
 TOLD_POSITIONS = 256
 #: At most so often, in seconds (docs/protocol.md).
 POSITIONS_EVERY_S = 1.0
 
-_CODE_OF_CAUSE: dict[Cause, ErrorCode] = {
-    Cause.OUT_OF_MEMORY: ErrorCode.OUT_OF_MEMORY,
-    Cause.HUNG: ErrorCode.HUNG,
-}
-
-#: What a process dies of that announces its end with such a code. ``cancelled``: somebody sent it a SIGTERM.
-_CAUSE_OF_CODE: dict[str, Cause] = {
-    ErrorCode.OUT_OF_MEMORY: Cause.OUT_OF_MEMORY,
-    ErrorCode.CANCELLED: Cause.REQUESTED,
-}
-
-#: Causes that speak against the job: a worker that died of one of these may have died of what it spoke.
-_BLAMED = frozenset({Cause.CRASHED, Cause.HUNG, Cause.PROTOCOL})
-
 
 class Dispatcher:
     """Owns the way of a job after its admission."""
 
     def __init__(
-        self, context: Context, ledger: Ledger, queue: WaitingQueue, pool: Pool, voices: dict[str, StoredVoice]
+        self,
+        context: Context,
+        ledger: Ledger,
+        queue: WaitingQueue,
+        pool: Pool,
+        *,
+        recycler: Recycler,
+        scaler: Scaler,
+        voices: dict[str, StoredVoice],
     ) -> None:
         self._context = context
         self._ledger = ledger
         self._queue = queue
         self._pool = pool
+        self._recycler = recycler
+        self._scaler = scaler
         self._voices = voices
         self.estimator = Estimator()
         self.quarantine = Quarantine()
@@ -79,17 +79,28 @@ class Dispatcher:
 
     def schedule(self) -> None:
         """Give waiting jobs to free workers."""
-        if self.paused:
+        if self.paused or not self._queue:
             return
+        while self._queue.wants_fresh and (worker := self._pool.fresh()):
+            self._take(self._queue.pop_for_fresh(), worker)
         while worker := self._pool.free(brief=self.estimator.brief):
             job = self._queue.pop()
             if job is None:
-                return
-            # It was accepted before jobs of the same content killed workers, or in the meantime.
-            if self.quarantine and (deaths := self.quarantined(self.content(job))):
-                self._end_in_error(job, ErrorCode.QUARANTINED, quarantine_message(deaths))
-            else:
-                self._start(job, worker)
+                break
+            self._take(job, worker)
+        if self._queue:
+            if self._queue.wants_fresh:
+                self._recycler.freshen()
+            self._scaler.on_waiting()
+
+    def _take(self, job: Job | None, worker: Worker) -> None:
+        """Start a job, unless jobs of the same content killed workers since it was accepted."""
+        if job is None:
+            return
+        if self.quarantine and (deaths := self.quarantined(self.content(job))):
+            self._end_in_error(job, ErrorCode.QUARANTINED, quarantine_message(deaths))
+        else:
+            self._start(job, worker)
 
     @staticmethod
     def content(job: Job) -> str:
@@ -102,6 +113,11 @@ class Dispatcher:
         limit = self._context.settings.workers.restart.quarantine_after
         deaths = self.quarantine.deaths(content, self._context.now)
         return deaths if limit and deaths >= limit else 0
+
+    def quarantined_count(self) -> int:
+        """How many contents are refused."""
+        limit = self._context.settings.workers.restart.quarantine_after
+        return len(self.quarantine.describe(self._context.now, limit)) if limit else 0
 
     def _start(self, job: Job, worker: Worker) -> None:
         context, request = self._context, job.request
@@ -173,7 +189,6 @@ class Dispatcher:
         handler = _HANDLERS.get(type(message))
         if handler is None:
             return
-        worker.beat_at = self._context.now
         if worker.ready is None and not isinstance(message, Hello | Ready | Bye):
             self.violation(worker, f"{message.__struct_config__.tag} before ready")
             return
@@ -196,7 +211,16 @@ class Dispatcher:
             self._begin(job, worker)
         return job
 
+    def on_beat(self, worker: Worker, message: Beat) -> None:
+        if message.job in worker.jobs:
+            self._pool.moved(worker, message.job, message.done)
+            if failed := self._pool.runs_away(worker, message.done, message.expected):
+                self._decide(*failed, [message.job])
+                return
+        self._job_of(worker, message.job)
+
     def on_segment(self, worker: Worker, message: SegmentDone) -> None:
+        self._pool.moved(worker, message.job)
         job = self._job_of(worker, message.job)
         if job is None:
             return
@@ -217,6 +241,7 @@ class Dispatcher:
         if body is None or not job.streams or message.seq != job.chunks:
             self.violation(worker, f"audio chunk {message.seq} where {job.chunks} was expected")
             return
+        self._pool.moved(worker, message.job)
         if job.first_audio_at is None:
             job.first_audio_at = self._context.now
         job.chunks += 1
@@ -236,6 +261,7 @@ class Dispatcher:
             job = self._ledger.live.get(next_id)
             if job is not None and not job.begun:
                 self._begin(job, worker)
+        self._recycler.after_job(worker)
 
     def on_finished(self, worker: Worker, message: Finished, body: bytes | memoryview | None) -> None:
         job = self._job_of(worker, message.job)
@@ -296,8 +322,10 @@ class Dispatcher:
         if message.fatal:
             # FAILED: what it said of the job was nonsense, and its end is decided already.
             if worker.state not in (WorkerState.STOPPING, WorkerState.FAILED):
-                cause = _CAUSE_OF_CODE.get(message.code, Cause.CRASHED)
-                self._decide(*self._pool.fail(worker, cause, message.message, patient=True))
+                cause = CAUSE_OF_CODE.get(message.code, Cause.CRASHED)
+                # It names the job that it can't go on from, where it has several.
+                culprits = [message.job] if message.job in worker.jobs else None
+                self._decide(*self._pool.fail(worker, cause, message.message, patient=True), culprits)
             return
         if message.job in worker.jobs:
             self._give_back(worker, message.job, message.memory, spoke=False)
@@ -309,20 +337,20 @@ class Dispatcher:
             self.fail(job, code, message.message)
 
     def on_trimmed(self, worker: Worker, message: Trimmed) -> None:
-        worker.memory = message.memory
-        self._context.log("debug", "worker trimmed", worker=worker.name, rss=message.memory.rss)
+        self._recycler.on_trimmed(worker, message.memory)
 
     def on_bye(self, worker: Worker, message: Bye) -> None:
         self._context.log("debug", "worker says goodbye", worker=worker.name, reason=message.reason)
 
     def on_ready(self, worker: Worker, message: Ready) -> None:
         self._pool.on_ready(worker, message)
+        self._recycler.on_ready(worker)
 
     # --- deaths
 
-    def on_ended(self, spawn: int, returncode: int, last_words: str) -> None:
+    def on_ended(self, event: ProcessEnded) -> None:
         """A worker's process is gone."""
-        ended = self._pool.on_ended(spawn, returncode, last_words)
+        ended = self._pool.on_ended(event.spawn, event.returncode, event.last_words, oom_killed=event.oom_killed)
         if ended is not None:
             _, death, jobs = ended
             self._decide(death, jobs)
@@ -331,11 +359,15 @@ class Dispatcher:
         self._decide(*self._pool.on_start_timeout(name))
 
     def on_hang_check(self, name: str) -> None:
+        stalled = self._pool.stalled(self._pool.workers[name])
         if failed := self._pool.on_hang_check(name):
-            self._decide(*failed)
+            self._decide(*failed, stalled)
 
-    def _decide(self, death: Death, jobs: list[str]) -> None:
-        """The fate of the jobs of a worker that died: another attempt, or the end."""
+    def _decide(self, death: Death, jobs: list[str], culprits: Collection[str] | None = None) -> None:
+        """The fate of the jobs of a worker that died: another attempt, or the end.
+
+        ``culprits``: those that may be to blame, where it is known; else each that the worker had begun may be.
+        """
         # The last that it got first, since each goes to the front of the queue.
         had = [self._ledger.live.get(id) for id in reversed(jobs)]
         affected = []
@@ -347,22 +379,45 @@ class Dispatcher:
             else:
                 # It had lain ready in the worker: neither is it to blame, nor was that an attempt.
                 self._wait_again(job)
-        if death.cause in _BLAMED:
-            for content in dict.fromkeys(map(self.content, affected)):
-                self.quarantine.blame(content, self._context.now)
-        max_attempts = self._context.settings.workers.restart.max_attempts
+        policy = POLICIES[death.cause]
+        if policy.blames_job:
+            self._blame([job for job in affected if culprits is None or job.id in culprits], death)
         for job in affected:
-            attempts_left = job.attempts < max_attempts and not job.audio_was_sent
-            deaths = self.quarantined(self.content(job)) if death.cause in _BLAMED else 0
-            if attempts_left and deaths:
-                self.fail(job, ErrorCode.QUARANTINED, f"{quarantine_message(deaths)}; the last: {death.detail}")
-            elif attempts_left:
-                self._wait_again(job)
-                self._context.log("info", "job waits for another attempt", job=job.id, after=death.detail)
-            else:
-                code = _CODE_OF_CAUSE.get(death.cause, ErrorCode.WORKER_CRASHED)
-                heard = "; a part of it had been sent, so it was not started again" if job.audio_was_sent else ""
-                self.fail(job, code, f"the worker failed ({death.detail}){heard}")
+            self._after_death(job, death)
+
+    def _blame(self, jobs: list[Job], death: Death) -> None:
+        """Count a worker's death against what it was speaking."""
+        holds_s = self._context.settings.workers.restart.quarantine_s
+        for job in {self.content(job): job for job in jobs}.values():
+            self.quarantine.blame(
+                self.content(job),
+                self._context.now,
+                holds_s,
+                cause=death.cause.value,
+                detail=death.detail,
+                client=job.client.key,
+                job=job.id,
+            )
+
+    def _after_death(self, job: Job, death: Death) -> None:
+        """Another attempt for a job whose worker died, or its end."""
+        policy = POLICIES[death.cause]
+        attempts_left = job.attempts < self._context.settings.workers.restart.max_attempts and not job.audio_was_sent
+        deaths = self.quarantined(self.content(job)) if policy.blames_job else 0
+        out_of_memory = death.cause is Cause.OUT_OF_MEMORY
+        if attempts_left and deaths:
+            self.fail(job, ErrorCode.QUARANTINED, f"{quarantine_message(deaths)}; the last: {death.detail}")
+        elif attempts_left and not (out_of_memory and job.needs_fresh):
+            job.needs_fresh = job.needs_fresh or out_of_memory
+            self._wait_again(job)
+            self._context.log("info", "job waits for another attempt", job=job.id, after=death.detail)
+        else:
+            notes = ""
+            if job.audio_was_sent:
+                notes = "; a part of it had been sent, so it was not started again"
+            elif out_of_memory and job.needs_fresh:
+                notes = ", and so did the one before; a shorter text may fit"
+            self.fail(job, policy.code, f"the worker failed ({death.detail}){notes}")
 
     def _wait_again(self, job: Job) -> None:
         """Back to the front of the queue."""
@@ -475,7 +530,7 @@ def quarantine_message(deaths: int) -> str:
 _HANDLERS: dict[type, Callable[..., None]] = {
     Ready: lambda dispatcher, worker, message, _: dispatcher.on_ready(worker, message),
     Hello: lambda *_: None,
-    Beat: lambda dispatcher, worker, message, _: dispatcher._job_of(worker, message.job),
+    Beat: lambda dispatcher, worker, message, _: dispatcher.on_beat(worker, message),
     SegmentDone: lambda dispatcher, worker, message, _: dispatcher.on_segment(worker, message),
     AudioChunk: Dispatcher.on_audio,
     Finished: Dispatcher.on_finished,

@@ -30,11 +30,17 @@ class Tell(Struct):
 
 
 class Spawn(Struct):
-    """Start a process for the worker ``name``; it is called ``spawn`` from now on."""
+    """Start a process for the worker ``name``; it is called ``spawn`` from now on.
+
+    ``gpu`` is a number of ``[workers] gpus``, ``device`` what CUDA_VISIBLE_DEVICES is to be set to; both None without a
+    GPU. ``vram_share`` is the share of the GPU's memory that the process may use, 0..1; 0 for no limit.
+    """
 
     spawn: int
     name: str
     gpu: int | None
+    device: str | None = None
+    vram_share: float = 0.0
 
 
 class Signal(Struct):
@@ -42,6 +48,10 @@ class Signal(Struct):
 
     spawn: int
     signal: Literal["term", "kill"]
+
+
+class Sample(Struct):
+    """Look at GPUs and processes as soon as possible, and hand back Sampled; it comes now and then without asking."""
 
 
 class Publish(Struct):
@@ -86,4 +96,4 @@ class Exit(Struct):
     status: int
 
 
-Effect = Send | Tell | Spawn | Signal | Publish | Log | ChangeLogLevel | ReadSettings | StoreVoice | Exit
+Effect = Send | Tell | Spawn | Signal | Sample | Publish | Log | ChangeLogLevel | ReadSettings | StoreVoice | Exit

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import Struct
 
@@ -95,11 +95,72 @@ class ProcessEnded(Struct):
     """A worker process is gone and reaped; ``returncode`` as in subprocess: negative for a signal.
 
     ``last_words`` is the last line that it wrote to its stderr, the best hint at why it could not start.
+    ``oom_killed``: the kernel killed it because the machine, or its control group, had no memory left.
     """
 
     spawn: int
     returncode: int
     last_words: str = ""
+    oom_killed: bool = False
+
+
+class GpuReading(Struct, frozen=True, kw_only=True):
+    """One GPU, or one MIG instance, as NVML shows it. Sizes in bytes, None where NVML does not say.
+
+    ``index`` is its number in ``[workers] gpus``: GPUs in NVML's order (by PCI address), and where MIG is on, each
+    instance instead of its GPU. ``uuid`` is what CUDA_VISIBLE_DEVICES takes. ``processes`` has the memory of every
+    process that NVML lists, by pid as this process sees it; None where NVML says nothing, or the zero that it says in
+    containers instead.
+    """
+
+    index: int
+    uuid: str
+    name: str = ""
+    state: Literal["ok", "failing", "lost"] = "ok"
+    #: NVML's words, where the state is not ok.
+    detail: str = ""
+    total: int | None = None
+    used: int | None = None
+    free: int | None = None
+    #: Percent.
+    utilization: int | None = None
+    #: Degrees Celsius.
+    temperature: int | None = None
+    mig: bool = False
+    processes: dict[int, int | None] = {}
+
+
+class ProcessReading(Struct, frozen=True, kw_only=True):
+    """A worker's process as /proc shows it: ``rss`` in bytes, ``state`` the letter (``D``: can't be killed now)."""
+
+    spawn: int
+    pid: int
+    rss: int | None = None
+    state: str = ""
+
+
+class NvmlReading(Struct, frozen=True, kw_only=True):
+    """How NVML itself does. ``absent``: there is no driver here; ``blocked``: a call has not returned for long."""
+
+    state: Literal["ok", "absent", "failing", "blocked"] = "absent"
+    detail: str = ""
+    driver: str = ""
+    version: str = ""
+
+
+class Sampled(Struct, kw_only=True):
+    """GPUs, worker processes and the host were looked at. ``at`` is when that began, on the core's clock.
+
+    Where NVML is not ok, ``gpus`` has the last that was known of each GPU, with its state.
+    """
+
+    at: float
+    gpus: list[GpuReading] = []
+    processes: list[ProcessReading] = []
+    nvml: NvmlReading = NvmlReading()
+    #: Bytes; of the control group that the daemon runs in, if that has less than the machine.
+    host_total: int | None = None
+    host_available: int | None = None
 
 
 class StopAsked(Struct):
@@ -152,6 +213,7 @@ Input = (
     | WorkerSaid
     | WorkerGarbled
     | ProcessEnded
+    | Sampled
     | StopAsked
     | SettingsRead
     | VoiceStored

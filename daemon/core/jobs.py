@@ -64,6 +64,8 @@ class Job(Struct, kw_only=True):
     deadline_at: float | None = None
     state: JobState = "waiting"
     attempts: int = 0
+    #: It ran out of GPU memory once: it is tried once more, on a process that has had no other job.
+    needs_fresh: bool = False
     #: Whether its worker works on it; until then it lies ready there, and its client takes it for waiting.
     begun: bool = False
     worker: str | None = None

@@ -14,10 +14,13 @@ from typing import Any
 
 from glmtts.protocol import control, events, requests
 from glmtts.protocol.errors import ErrorCode
+from glmtts.protocol.worker import Ready
 
+from .alerts import Alerts
 from .context import Context
 from .dispatch import Dispatcher
-from .effects import Effect, Exit
+from .effects import Effect, Exit, Sample
+from .gpus import Gpus
 from .inputs import (
     Client,
     ConnectionClosed,
@@ -27,6 +30,7 @@ from .inputs import (
     ProcessEnded,
     ReplyTo,
     Requested,
+    Sampled,
     SettingsRead,
     Spawned,
     SpawnFailed,
@@ -42,6 +46,8 @@ from .operations import Operations
 from .pool import Pool
 from .queue import WaitingQueue
 from .reception import Reception
+from .recycler import Recycler
+from .scaler import Scaler
 from .settings import Settings
 
 
@@ -72,8 +78,20 @@ class Machine:
         self._voices: dict[str, StoredVoice] = dict(voices or {})
         self._ledger = Ledger()
         self._queue = WaitingQueue(settings.queue.classes)
-        self._pool = Pool(self._context)
-        self._dispatcher = Dispatcher(self._context, self._ledger, self._queue, self._pool, self._voices)
+        self._alerts = Alerts(self._context)
+        self._gpus = Gpus(self._context, self._alerts)
+        self._pool = Pool(self._context, self._gpus, self._alerts)
+        self._recycler = Recycler(self._context, self._pool, self._gpus)
+        self._scaler = Scaler(self._context, self._pool, self._gpus, self._queue)
+        self._dispatcher = Dispatcher(
+            self._context,
+            self._ledger,
+            self._queue,
+            self._pool,
+            recycler=self._recycler,
+            scaler=self._scaler,
+            voices=self._voices,
+        )
         self._dispatcher.outputs_folder = outputs_folder
         self._reception = Reception(
             self._context,
@@ -92,6 +110,10 @@ class Machine:
             self._pool,
             self._dispatcher,
             reception=self._reception,
+            recycler=self._recycler,
+            scaler=self._scaler,
+            gpus=self._gpus,
+            alerts=self._alerts,
             voices=self._voices,
             version=version,
             config_file=config_file,
@@ -111,6 +133,7 @@ class Machine:
             WorkerSaid: self._on_worker_said,
             WorkerGarbled: self._on_worker_garbled,
             ProcessEnded: self._on_process_ended,
+            Sampled: self._on_sampled,
             StopAsked: self._on_stop_asked,
             SettingsRead: self._operations.on_settings,
             VoiceStored: self._operations.on_voice_stored,
@@ -130,7 +153,10 @@ class Machine:
         self._controls: dict[type, Callable[[Controlled, Any], None]] = {
             control.Status: lambda e, _: operations.status(e, self._state),
             control.Workers: lambda e, _: operations.workers(e),
+            control.Gpus: lambda e, _: operations.gpus(e),
             control.Recycle: operations.recycle,
+            control.Scale: self._scale,
+            control.Quarantine: operations.quarantine,
             control.Pause: lambda e, _: self._pause(e),
             control.Resume: lambda e, _: self._resume(e),
             control.Drain: self._drain,
@@ -148,10 +174,16 @@ class Machine:
         self._timers: dict[str, Callable[[str], None]] = {
             "start": self._dispatcher.on_start_timeout,
             "hang": self._dispatcher.on_hang_check,
-            "kill": self._pool.on_kill_due,
+            "kill": self._on_kill_due,
             "backoff": self._pool.on_backoff_over,
-            "age": self._pool.on_age,
-            "trim": self._pool.on_trim_check,
+            "wait": self._on_wait_due,
+            "breaker": lambda _: self._pool.on_breaker_pause_over(),
+            "steady": self._pool.on_steady,
+            "age": self._recycler.on_age,
+            "trim": self._recycler.on_trim_check,
+            "unload": self._scaler.on_unload_check,
+            "grow": lambda _: self._scaler.on_grow_due(),
+            "look": lambda _: self._scaler.on_first_look_late(),
             "deadline": self._dispatcher.on_deadline,
             "expire": lambda _: self._dispatcher.expire(),
             "positions": lambda _: self._dispatcher.tell_positions(),
@@ -180,10 +212,10 @@ class Machine:
     def watched(self, watched: bool) -> None:
         self._context.watched = watched
 
-    def open(self, places: list[int | None]) -> list[Effect]:
-        """Start the workers, one for each place: a GPU's index, or None for none."""
-        self._context.effects = []
-        self._pool.open(places)
+    def open(self) -> list[Effect]:
+        """Start the workers: at once, or when the GPUs have been looked at."""
+        self._context.effects = [Sample()]
+        self._scaler.open()
         return self._context.effects
 
     def step(self, event: Input, now: float) -> list[Effect]:
@@ -239,6 +271,8 @@ class Machine:
         if worker is not None:
             self._dispatcher.on_message(worker, event.message, event.body)
             self._dispatcher.schedule()
+            if isinstance(event.message, Ready):
+                self._give_up_waiting()
 
     def _on_worker_garbled(self, event: WorkerGarbled) -> None:
         worker = self._pool.by_spawn(event.spawn)
@@ -247,17 +281,46 @@ class Machine:
             self._dispatcher.schedule()
 
     def _on_process_ended(self, event: ProcessEnded) -> None:
-        self._dispatcher.on_ended(event.spawn, event.returncode, event.last_words)
-        self._dispatcher.schedule()
-        self._give_up_waiting()
+        self._dispatcher.on_ended(event)
+        self._settle()
 
     def _on_spawn_failed(self, event: SpawnFailed) -> None:
         self._pool.on_spawn_failed(event.spawn, event.reason)
+        self._settle()
+
+    def _on_sampled(self, event: Sampled) -> None:
+        self._gpus.on_sampled(event, self._pool)
+        self._recycler.on_sampled()
+        self._scaler.on_sampled()
+        self._settle()
+        self._pool.tell_memory()
+
+    def _on_kill_due(self, name: str) -> None:
+        self._pool.on_kill_due(name)
+        self._scaler.settle()
+
+    def _on_wait_due(self, name: str) -> None:
+        self._pool.look_again(name)
+        self._settle()
+
+    def _settle(self) -> None:
+        """After a process has gone, or could not come: others may take its place, and those who wait are told."""
+        self._recycler.settle()
+        self._scaler.settle()
+        # What it held may be what another one waits for.
+        self._pool.look_again()
+        self._dispatcher.schedule()
         self._give_up_waiting()
+
+    def _scale(self, event: Controlled, request: control.Scale) -> None:
+        self._operations.scale(event, request)
+        self._dispatcher.schedule()
 
     def _give_up_waiting(self) -> None:
         """Nobody is kept waiting for a worker that is not to be had."""
-        if unavailable := self._pool.unavailable():
+        unavailable = self._pool.unavailable()
+        self._alerts.set("unavailable", unavailable[0] if unavailable else "")
+        if unavailable:
             reason, retry_after_s = unavailable
             self._dispatcher.fail_waiting(ErrorCode.UNAVAILABLE, reason, retry_after_s=retry_after_s)
 

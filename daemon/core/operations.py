@@ -9,14 +9,19 @@ import msgspec
 from glmtts.protocol import control, events
 from glmtts.protocol.errors import ErrorCode
 
+from .alerts import Alerts
+from .causes import Cause
 from .context import Context
 from .dispatch import Dispatcher
 from .effects import ChangeLogLevel, ReadSettings, StoreVoice
+from .gpus import Gpus
 from .inputs import Controlled, ReplyTo, SettingsRead, StoredVoice, VoiceStored
 from .ledger import Ledger
 from .pool import Pool
 from .queue import WaitingQueue
 from .reception import Reception
+from .recycler import Recycler
+from .scaler import Scaler
 from .settings import Settings, flat
 
 #: Keys, or beginnings of keys, that only a restart of the daemon applies.
@@ -30,8 +35,6 @@ _NEEDS_RESTART = (
     "engine.",
     "workers.gpus",
     "workers.per_gpu",
-    "workers.min",
-    "workers.max",
     "limits.header_kib",
     "limits.body_mib",
     "limits.text_chars",
@@ -58,6 +61,10 @@ class Operations:
         dispatcher: Dispatcher,
         *,
         reception: Reception,
+        recycler: Recycler,
+        scaler: Scaler,
+        gpus: Gpus,
+        alerts: Alerts,
         voices: dict[str, StoredVoice],
         version: str,
         config_file: str,
@@ -68,6 +75,10 @@ class Operations:
         self._pool = pool
         self._dispatcher = dispatcher
         self._reception = reception
+        self._recycler = recycler
+        self._scaler = scaler
+        self._gpus = gpus
+        self._alerts = alerts
         self._voices = voices
         self._version = version
         self._config_file = config_file
@@ -79,7 +90,6 @@ class Operations:
         """The daemon in one map."""
         by_class = {name: self._queue.length(name) for name in ("vip", "interactive", "batch")}
         waiting = len(self._queue)
-        unavailable = self._pool.unavailable()
         workers: dict[str, int] = {"ready": 0, "busy": 0, "starting": 0, "failed": 0} | self._pool.counts()
         self._answer(
             event.to,
@@ -105,13 +115,47 @@ class Operations:
                 "recordings_bytes": self._ledger.recording_bytes,
                 "results_bytes": self._ledger.result_bytes,
             },
-            alerts=[unavailable[0]] if unavailable else [],
+            breaker=self._pool.breaker.state.value,
+            quarantined=self._dispatcher.quarantined_count(),
+            alerts=self._alerts.describe(),
             **event.facts,
         )
 
     def workers(self, event: Controlled) -> None:
-        """Every worker."""
-        self._answer(event.to, event.request.id, workers=self._pool.describe())
+        """Every worker, and how many there are to be."""
+        self._answer(event.to, event.request.id, workers=self._pool.describe(), bounds=self._scaler.bounds())
+
+    def gpus(self, event: Controlled) -> None:
+        """Every GPU and who uses its memory."""
+        self._answer(event.to, event.request.id, **self._gpus.describe(list(self._pool)))
+
+    def scale(self, event: Controlled, request: control.Scale) -> None:
+        """Change how many workers there are."""
+        lowest = None if request.min is msgspec.UNSET else request.min
+        highest = None if request.max is msgspec.UNSET else request.max
+        if problem := self._scaler.scale(lowest, highest):
+            self._context.refuse(event.to, request.id, ErrorCode.BAD_REQUEST, problem)
+        else:
+            self._answer(event.to, request.id, **self._scaler.describe())
+
+    def quarantine(self, event: Controlled, request: control.Quarantine) -> None:
+        """What is not run any more; and let one of it, or all, run again."""
+        quarantine = self._dispatcher.quarantine
+        cleared = 0
+        if request.clear == "all":
+            cleared = quarantine.clear_all()
+        elif request.clear is not msgspec.UNSET:
+            cleared = int(quarantine.clear(request.clear))
+            if not cleared:
+                self._context.refuse(
+                    event.to, request.id, ErrorCode.BAD_REQUEST, f"clear: nothing is held against {request.clear!r}"
+                )
+                return
+        if cleared:
+            self._context.log("info", "quarantine cleared by an operator", contents=cleared)
+        limit = self._context.settings.workers.restart.quarantine_after
+        found = quarantine.describe(self._context.now, limit) if limit else []
+        self._answer(event.to, request.id, quarantined=found, cleared=cleared)
 
     def recycle(self, event: Controlled, request: control.Recycle) -> None:
         """Replace the process of one worker, or of all."""
@@ -121,8 +165,8 @@ class Operations:
                 event.to, request.id, ErrorCode.BAD_REQUEST, f"worker: {request.worker!r} is not one of {names}, all"
             )
             return
-        chosen = [w for name, w in self._pool.workers.items() if request.worker in ("all", name)]
-        recycled = [worker.name for worker in chosen if self._pool.recycle(worker, "asked for by an operator")]
+        chosen = [w for w in self._pool if request.worker in ("all", w.name)]
+        recycled = [w.name for w in chosen if self._recycler.recycle(w, Cause.OPERATOR, "asked for by an operator")]
         self._answer(
             event.to, request.id, recycled=recycled, skipped=[w.name for w in chosen if w.name not in recycled]
         )
@@ -168,11 +212,14 @@ class Operations:
             self._answer(read.to, read.id, applied=applied, restart_needed=restart_needed)
 
     def _apply(self, settings: Settings) -> None:
+        old = self._context.settings.workers
+        bounds_changed = (old.min, old.max) != (settings.workers.min, settings.workers.max)
         self._context.settings = settings
         self._set_log_level(settings.daemon.log_level)
         self._queue.set_weights(settings.queue.classes)
         self._reception.apply(settings)
         self._pool.apply()
+        self._scaler.apply(bounds_changed=bounds_changed)
         self._dispatcher.expire()
 
     def store_voice(self, event: Controlled, request: control.VoiceAdd | control.VoiceRemove) -> None:

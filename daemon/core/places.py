@@ -1,17 +1,42 @@
-"""How many workers there are, and on which GPU each one is."""
+"""Where workers can be: how many at most, and on which GPU the next one is."""
 
 from __future__ import annotations
 
-from .settings import WorkersSettings
+from collections.abc import Iterable, Sequence
+
+from .settings import Settings
+
+#: Engines that use a GPU where there is one.
+GPU_ENGINES = frozenset({"glmtts", "fault"})
 
 
-def places(workers: WorkersSettings) -> list[int | None]:
-    """A GPU's index for each worker, GPUs filled evenly; None for a worker without one.
+def asks_nvml(settings: Settings) -> bool:
+    """Whether it takes NVML to know where workers can be."""
+    return settings.workers.gpus != "none" and settings.engine.name in GPU_ENGINES
 
-    Without GPUs the machine counts as one, and ``max`` alone decides if it is set. No engine of this version looks for
-    GPUs by itself, so ``"all"`` is none.
-    """
-    if isinstance(workers.gpus, str):
-        return [None] * (workers.max or max(workers.per_gpu, workers.min))
-    on_gpus: list[int | None] = [gpu for _ in range(workers.per_gpu) for gpu in workers.gpus]
-    return on_gpus[: workers.max] if workers.max else on_gpus
+
+def gpus_of(settings: Settings, found: Sequence[int]) -> list[int]:
+    """The GPUs to use: those that the configuration names, or for ``"all"`` those that were found."""
+    if not asks_nvml(settings):
+        return []
+    gpus = settings.workers.gpus
+    return list(found) if isinstance(gpus, str) else list(gpus)
+
+
+def most(settings: Settings, gpus: Sequence[int]) -> int:
+    """How many workers there may be. Without GPUs the machine counts as one, and ``max`` alone decides if it is set."""
+    workers = settings.workers
+    if not gpus:
+        return workers.max or max(workers.per_gpu, workers.min)
+    places = workers.per_gpu * len(gpus)
+    return min(workers.max, places) if workers.max else places
+
+
+def next_gpu(gpus: Sequence[int], taken: Iterable[int | None], per_gpu: int) -> int | None:
+    """The GPU with the fewest workers, the first of several; None if there is none, or all have ``per_gpu``."""
+    count = dict.fromkeys(gpus, 0)
+    for gpu in taken:
+        if gpu in count:
+            count[gpu] += 1
+    free = [gpu for gpu in gpus if count[gpu] < per_gpu]
+    return min(free, key=count.__getitem__, default=None)

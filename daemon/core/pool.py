@@ -1,131 +1,59 @@
-"""The workers: their states, their processes' lives and deaths, and when they are started again.
+"""The lives of the workers' processes: started, ready, at work, failed, gone, and started again.
 
-::
-
-    starting -> ready <-> busy
-        |         |        |
-        |         +--------+--> draining -> stopping -> (starting, stopped)
-        `---------+--------`--> failed -> backoff -> starting
-
-A worker is a place with a name; processes come and go in it, each called by the number of its spawn. What a process
-says after its worker has failed is not heard any more.
+How many workers there are is the scaler's decision, which of them are replaced the recycler's, and which job goes where
+the dispatcher's.
 """
 
 from __future__ import annotations
 
-import enum
 import math
-import signal
+from collections.abc import Iterator
 from typing import Any
 
-from msgspec import Struct
-
 from glmtts.protocol.events import Voice
-from glmtts.protocol.worker import Memory, Ready, StopWorker, Trim
+from glmtts.protocol.worker import Memory, Ready, StopWorker
 
+from .alerts import Alerts
+from .breaker import Breaker, BreakerState
+from .causes import CAUSE_OF_STATUS, POLICIES, Cause
 from .context import Context
-from .effects import Signal, Spawn, Tell
-from .jobs import IllegalTransition
+from .effects import Sample, Signal, Spawn, Tell
+from .gpus import Gpus
+from .workers import WITH_PROCESS, Death, Worker, WorkerState, describe_exit
 
 #: How long a process that is given up on may take to end after SIGTERM, if stop_timeout_s is not shorter.
 _GRACE_S = 1.0
+#: So many SIGKILLs without an end, and the process counts as one that can't be ended.
+_STUCK_AFTER_KILLS = 3
 #: How many jobs may lie ready in the only worker behind those that it has begun, while jobs are brief.
 AHEAD = 3
+#: A worker that waits for memory looks again after half the time that it has waited, but at least and at most so often,
+#: if no sample comes by itself: a driver mostly returns a dead process's memory within a tenth of a second.
+_LOOK_AGAIN_S = 2.0
+_LOOK_SOON_S = 0.05
+#: For so long a worker may wait for memory before requests are refused for it.
+_PATIENCE_S = 10.0
+#: A job that has made so many times what its engine expected is not going to end.
+_RUNAWAY = 20
 
-
-class WorkerState(enum.StrEnum):
-    STARTING = "starting"
-    READY = "ready"
-    BUSY = "busy"
-    DRAINING = "draining"
-    STOPPING = "stopping"
-    FAILED = "failed"
-    BACKOFF = "backoff"
-    STOPPED = "stopped"
-
-
-_S = WorkerState
-TRANSITIONS: dict[WorkerState, frozenset[WorkerState]] = {
-    _S.STARTING: frozenset({_S.READY, _S.STOPPING, _S.FAILED}),
-    _S.READY: frozenset({_S.BUSY, _S.DRAINING, _S.STOPPING, _S.FAILED}),
-    _S.BUSY: frozenset({_S.READY, _S.DRAINING, _S.STOPPING, _S.FAILED}),
-    _S.DRAINING: frozenset({_S.STOPPING, _S.FAILED}),
-    _S.STOPPING: frozenset({_S.STARTING, _S.STOPPED}),
-    _S.FAILED: frozenset({_S.BACKOFF, _S.STOPPED}),
-    _S.BACKOFF: frozenset({_S.STARTING, _S.STOPPED}),
-    _S.STOPPED: frozenset({_S.STARTING}),
-}
-
-#: States in which the worker holds a process.
-WITH_PROCESS = frozenset({_S.STARTING, _S.READY, _S.BUSY, _S.DRAINING, _S.STOPPING, _S.FAILED})
-
-
-class Cause(enum.StrEnum):
-    """What a process died of."""
-
-    REQUESTED = "requested"
-    RECYCLED = "recycled"
-    CRASHED = "crashed"
-    OUT_OF_MEMORY = "out_of_memory"
-    HUNG = "hung"
-    PROTOCOL = "protocol"
-    START_TIMEOUT = "start_timeout"
-    START_FAILED = "start_failed"
-
-
-class Death(Struct, frozen=True):
-    """The end of a process: its cause, the cause in words, and when."""
-
-    cause: Cause
-    detail: str
-    at: float
-
-
-class Worker(Struct, kw_only=True):
-    """A place for one process at a time."""
-
-    name: str
-    gpu: int | None
-    state: WorkerState = WorkerState.STOPPED
-    spawn: int = 0
-    pid: int | None = None
-    ready: Ready | None = None
-    #: Ids of the jobs that the process has, in the order in which it takes them on; those included that were cancelled
-    #: and are not given back yet. The first ``slots`` are begun, any others lie ready in it.
-    jobs: list[str] = []
-    #: Why the process is about to end, when we know before it does.
-    doom: Death | None = None
-    spawned_at: float = 0.0
-    ready_at: float = 0.0
-    beat_at: float = 0.0
-    idle_since: float = 0.0
-    trimmed: bool = False
-    jobs_done: int = 0
-    jobs_done_in_all: int = 0
-    restarts: int = 0
-    #: Faults in a row, each of a process that had done no job and was ready for less than ``backoff_max_s``.
-    faults: int = 0
-    #: Processes in a row that died before they were ready.
-    start_failures: int = 0
-    last_death: Death | None = None
-    memory: Memory | None = None
-
-    def enter(self, state: WorkerState) -> None:
-        """Change the state. Raises IllegalTransition, and changes nothing, where the table does not allow it."""
-        if state not in TRANSITIONS[self.state]:
-            raise IllegalTransition(f"worker {self.name}: {self.state} -> {state}")
-        self.state = state
+#: Timers of one process. All but the first end with its failure.
+_OF_PROCESS = ("kill", "start", "age", "trim", "hang", "unload", "steady")
 
 
 class Pool:
-    """All workers of the daemon. It decides on processes; which job goes where is the dispatcher's."""
+    """All workers of the daemon."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, gpus: Gpus, alerts: Alerts) -> None:
         self._context = context
+        self._gpus = gpus
+        self._alerts = alerts
         self.workers: dict[str, Worker] = {}
+        self.breaker = Breaker()
+        #: While the breaker is half open: the worker that is tried.
+        self._probe = ""
         self._by_spawn: dict[int, Worker] = {}
         self._spawns = 0
-        self._stopping = False
+        self.stopping = False
         #: What the engine said when a process of it was ready for the last time.
         self.engine: Ready | None = None
         #: Names of the engine's own voices, as far as they are known yet.
@@ -133,189 +61,322 @@ class Pool:
 
     # --- what others ask
 
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(list(self.workers.values()))
+
     def by_spawn(self, spawn: int) -> Worker | None:
         """The worker whose present process this is; None for one that is not heard any more."""
         worker = self._by_spawn.get(spawn)
         return worker if worker is not None and worker.state is not WorkerState.FAILED else None
 
     def free(self, *, brief: bool = False) -> Worker | None:
-        """A worker that can take a job now.
+        """A worker that can take a job now: of several ready ones, the one whose GPU has the least to do.
 
         ``brief``: jobs take no longer than handing them over does. Then the only worker may have some lie ready, so
         that it need not wait for each; nobody else could have begun them earlier.
         """
-        ahead = AHEAD if brief and len(self.workers) == 1 else 0
-        for worker in self.workers.values():
+        if len(self.workers) == 1:
+            (worker,) = self.workers.values()
             if worker.state is WorkerState.READY:
                 return worker
-            if worker.state is WorkerState.BUSY and worker.ready and len(worker.jobs) < worker.ready.slots + ahead:
-                return worker
-        return None
+            room = worker.slots + (AHEAD if brief else 0)
+            return worker if worker.state is WorkerState.BUSY and len(worker.jobs) < room else None
+        found = None
+        for worker in self.workers.values():
+            if worker.serving and len(worker.jobs) < worker.slots:
+                # One that is about to be replaced is taken when no other is there.
+                if worker.state is WorkerState.READY and not worker.leaving and not self._is_busy(worker.gpu):
+                    return worker
+                if found is None or (worker.state is WorkerState.READY and found.state is WorkerState.BUSY):
+                    found = worker
+        return found
+
+    def _is_busy(self, gpu: int | None) -> bool:
+        return gpu is not None and any(w.gpu == gpu and w.state is WorkerState.BUSY for w in self.workers.values())
+
+    def fresh(self) -> Worker | None:
+        """A ready worker whose process has had no job yet."""
+        return next((worker for worker in self.workers.values() if worker.fresh), None)
 
     @property
     def serving(self) -> int:
         """How many workers can speak, now or after their present job."""
-        return sum(worker.state in (WorkerState.READY, WorkerState.BUSY) for worker in self.workers.values())
+        return sum(worker.serving for worker in self.workers.values())
 
     @property
     def empty(self) -> bool:
-        """Whether no process is left."""
-        return not any(worker.state in WITH_PROCESS for worker in self.workers.values())
+        """Whether no process is left, but for those that can't be ended."""
+        return not any(worker.has_process and not worker.stuck for worker in self.workers.values())
 
     @property
     def voices(self) -> list[Voice]:
         """The engine's own voices, as far as they are known yet."""
         return self.engine.voices if self.engine else []
 
+    def spare_of(self, worker: Worker) -> Worker | None:
+        """The worker that is loaded, or has been, in the place of this one."""
+        return next((other for other in self.workers.values() if other.replaces == worker.name), None)
+
     def unavailable(self) -> tuple[str, float] | None:
-        """Why no worker can be had in the near future, and when the next attempt is; None if one can."""
-        # A worker that is being recycled, or failed for the first time, will be there soon, whatever the others do.
-        enough = self._context.settings.workers.restart.breaker_failures
-        if any(worker.start_failures < enough for worker in self.workers.values()):
+        """Why no worker can be had in the near future, and when it is worth asking again; None if one can."""
+        now = self._context.now
+        workers = list(self.workers.values())
+        if any(w.serving or self._is_coming(w) for w in workers):
             return None
-        deaths = [worker.last_death for worker in self.workers.values() if worker.last_death]
-        last = max(deaths, key=lambda death: death.at)
-        if self._context.now - last.at > self._context.settings.workers.restart.breaker_window_s:
-            return None  # the attempt at hand has lasted for longer than those that failed: it may be the one
-        again = min(
-            (
-                due - self._context.now
-                for worker in self.workers.values()
-                if (due := self._context.timers.due(("backoff", worker.name))) is not None
-            ),
-            default=1.0,
-        )
-        attempts = sum(worker.start_failures for worker in self.workers.values())
-        reason = f"no worker can be started ({attempts} attempts in a row failed); the last one: {last.detail}"
-        return reason, max(0.1, again)
+        if self.breaker.state is not BreakerState.CLOSED:
+            deaths = [worker.last_death for worker in workers if worker.last_death]
+            last = max(deaths, key=lambda death: death.at).detail if deaths else "?"
+            reason = f"no worker can be kept alive ({self.breaker.faults} faults in a row); the last one: {last}"
+            return reason, self._next_attempt_s(workers)
+        waiting = [
+            w
+            for w in workers
+            if w.state is WorkerState.WAITING and (now - w.waits_since >= _PATIENCE_S or self._gpus.is_lost(w.gpu))
+        ]
+        if waiting and len(waiting) == len([w for w in workers if not w.stuck]):
+            return f"no worker can be started: {waiting[0].reason}", _PATIENCE_S
+        return None
+
+    @staticmethod
+    def _is_coming(worker: Worker) -> bool:
+        """Whether it is being replaced in good order, or started for the first time: then it will be there soon."""
+        if worker.state is WorkerState.STARTING:
+            return not worker.faults
+        return worker.state in _RETURNING and not worker.retiring and not worker.stuck
+
+    def _next_attempt_s(self, workers: list[Worker]) -> float:
+        """Seconds until a worker that is tried next may be ready."""
+        now, timers = self._context.now, self._context.timers
+        backoffs = [due for w in workers if (due := timers.due(("backoff", w.name))) is not None]
+        due = max(timers.due(("breaker", "")) or now, min(backoffs, default=now))
+        loads_s = self.engine.load_s + self.engine.warmup_s if self.engine else 0.0
+        return max(0.1, due - now + loads_s)
 
     def counts(self) -> dict[str, int]:
         """How many workers there are by state."""
         states = [worker.state for worker in self.workers.values()]
         return {"total": len(states)} | {state.value: states.count(state) for state in WorkerState if state in states}
 
-    # --- lives
+    # --- workers come and go
 
-    def open(self, places: list[int | None]) -> None:
-        """Make the workers, one for each place (a GPU's index, or None), and start them."""
-        for number, gpu in enumerate(places):
-            worker = Worker(name=f"w{number}", gpu=gpu)
-            self.workers[worker.name] = worker
+    def add(self, gpu: int | None, *, replaces: Worker | None = None) -> Worker:
+        """One more worker, on this GPU; its process is started as soon as nothing stands against it."""
+        number = next(n for n in range(len(self.workers) + 1) if f"w{n}" not in self.workers)
+        worker = Worker(name=f"w{number}", gpu=gpu, replaces=replaces.name if replaces else None)
+        self.workers[worker.name] = worker
+        self._go(worker)
+        return worker
+
+    def retire(self, worker: Worker, cause: Cause, reason: str) -> None:
+        """One worker less: as soon as its jobs are done, where it has any."""
+        if worker.retiring:
+            return
+        worker.retiring = True
+        self._context.log("info", "worker retires", worker=worker.name, cause=cause, reason=reason)
+        if worker.state in (WorkerState.BACKOFF, WorkerState.WAITING, WorkerState.STOPPED):
+            self._remove(worker)
+            return
+        if worker.state in (WorkerState.STARTING, WorkerState.READY, WorkerState.BUSY):
+            worker.leaving = Death(cause, reason, self._context.now)
+            self.drain(worker)
+
+    def drain(self, worker: Worker) -> None:
+        """Have the process end when its jobs are done: what becomes of its place is decided when it is gone."""
+        worker.doom = worker.leaving
+        if worker.state is WorkerState.STARTING:
+            self._stop(worker)
+            return
+        worker.enter(WorkerState.DRAINING)  # READY or BUSY -> DRAINING
+        if worker.jobs:
+            self._tell_state(worker)
+        else:
+            self._stop(worker)
+
+    def _remove(self, worker: Worker) -> None:
+        """The place is gone; a spare that was loaded for it goes on with its history."""
+        for purpose in (*_OF_PROCESS, "backoff", "wait"):
+            self._context.timers.cancel((purpose, worker.name))
+        if worker.state is not WorkerState.STOPPED:
+            worker.enter(WorkerState.STOPPED)  # STOPPING, FAILED, BACKOFF or WAITING -> STOPPED
+        if self._probe == worker.name:
+            self._probe = ""
+        if spare := self.spare_of(worker):
+            spare.replaces = None
+            spare.restarts += worker.restarts + 1
+            spare.jobs_done_in_all += worker.jobs_done_in_all
+            spare.last_death = spare.last_death or worker.last_death
+        self._tell_state(worker)
+        del self.workers[worker.name]
+
+    # --- starts
+
+    def _go(self, worker: Worker) -> None:
+        """Start the worker's process, or have it wait for what stands against that."""
+        obstacle = self._obstacle(worker)
+        if not obstacle:
             self._start(worker)
+            return
+        if worker.state is not WorkerState.WAITING:
+            worker.enter(WorkerState.WAITING)  # STOPPED, STOPPING or BACKOFF -> WAITING
+            worker.waits_since = self._context.now
+            worker.reason = ""
+        if worker.reason != obstacle:
+            worker.reason = obstacle
+            self._context.log("info", "worker waits", worker=worker.name, reason=obstacle)
+            self._tell_state(worker)
+        # Not at every look: a sample makes those look who wait for memory, and would be the reason for the next one.
+        if ("wait", worker.name) not in self._context.timers:
+            waited_s = self._context.now - worker.waits_since
+            pause_s = min(_LOOK_AGAIN_S, max(_LOOK_SOON_S, waited_s / 2))
+            self._context.timers.set(("wait", worker.name), self._context.now + pause_s)
+            if worker.gpu is not None:
+                self._context.effects.append(Sample())
+
+    def _obstacle(self, worker: Worker) -> str:
+        # What was replaced in good order, or never tried, is not held up by the faults of others.
+        if worker.faults and self.breaker.state is BreakerState.OPEN:
+            return "too many workers failed; one of them is tried again after a pause"
+        if worker.faults and self.breaker.state is BreakerState.HALF_OPEN and self._probe not in ("", worker.name):
+            return f"too many workers failed; {self._probe} is tried first"
+        return self._gpus.obstacle(worker.gpu, worker, self.workers.values())
+
+    def move(self, worker: Worker, gpu: int) -> None:
+        """A worker that waits in vain for its GPU goes to another one."""
+        self._context.log("info", "worker moves", worker=worker.name, gpu=gpu, because=worker.reason)
+        worker.gpu = gpu
+        self._go(worker)
+
+    def look_again(self, name: str = "") -> None:
+        """Whatever waits may go now; only the worker of this name, if one is given."""
+        if self.stopping:
+            return
+        for worker in self:
+            if worker.state is WorkerState.WAITING and name in ("", worker.name):
+                self._go(worker)
 
     def _start(self, worker: Worker) -> None:
-        worker.enter(WorkerState.STARTING)  # STOPPED, STOPPING or BACKOFF -> STARTING
+        context = self._context
+        worker.enter(WorkerState.STARTING)  # STOPPED, STOPPING, BACKOFF or WAITING -> STARTING
+        if worker.faults and self.breaker.state is BreakerState.HALF_OPEN:
+            self._probe = worker.name
         self._spawns += 1
+        worker.clear_process()
         worker.spawn = self._spawns
-        worker.pid = None
-        worker.ready = None
-        worker.doom = None
-        worker.jobs = []
-        worker.jobs_done = 0
-        worker.memory = None
-        worker.spawned_at = self._context.now
+        worker.spawned_at = context.now
         self._by_spawn[worker.spawn] = worker
-        self._context.timers.set(
-            ("start", worker.name), self._context.now + self._context.settings.workers.start_timeout_s
-        )
-        self._context.effects.append(Spawn(worker.spawn, worker.name, worker.gpu))
+        context.timers.cancel(("wait", worker.name))
+        context.timers.set(("start", worker.name), context.now + context.settings.workers.start_timeout_s)
+        device, share = self._gpus.device(worker.gpu), self._vram_share(worker.gpu)
+        context.effects.append(Spawn(worker.spawn, worker.name, worker.gpu, device, share))
         self._tell_state(worker)
+
+    def _vram_share(self, gpu: int | None) -> float:
+        """The share of its GPU that a process may take, where it can be told so (torch's allocator can); 0: any."""
+        if gpu is None:
+            return 0.0
+        recycle = self._context.settings.workers.recycle
+        share = recycle.max_vram_share or 1.0
+        known = self._gpus.find(gpu)
+        if recycle.max_vram_mib and known and known.reading.total:
+            share = min(share, (recycle.max_vram_mib << 20) / known.reading.total)
+        return round(share, 4) if share < 1.0 else 0.0
 
     def on_spawned(self, spawn: int, pid: int) -> None:
         """The process runs; it still has to load its model."""
         if worker := self._by_spawn.get(spawn):
             worker.pid = pid
-            self._context.log("info", "worker started", worker=worker.name, pid=pid)
+            self._context.log("info", "worker started", worker=worker.name, pid=pid, gpu=worker.gpu)
 
     def on_ready(self, worker: Worker, ready: Ready) -> None:
         """The process has loaded its model and is warm."""
         if worker.state is not WorkerState.STARTING:
             return
-        worker.enter(WorkerState.READY)
-        now = self._context.now
+        worker.enter(WorkerState.READY)  # STARTING -> READY
+        context, workers = self._context, self._context.settings.workers
         worker.ready = self.engine = ready
         self.own_voices = frozenset(voice.name for voice in ready.voices)
         worker.memory = ready.memory
-        worker.ready_at = worker.idle_since = now
+        worker.ready_at = worker.idle_since = context.now
         worker.trimmed = True
-        worker.start_failures = 0
-        self._context.timers.cancel(("start", worker.name))
-        if self._context.settings.workers.recycle.max_age_s:
-            self._context.timers.set(("age", worker.name), now + self._context.settings.workers.recycle.max_age_s)
-        self._context.log(
+        worker.renewing = False
+        context.timers.cancel(("start", worker.name))
+        if workers.recycle.max_age_s:
+            context.timers.set(("age", worker.name), context.now + workers.recycle.max_age_s)
+        if self.breaker.state is not BreakerState.CLOSED:
+            context.timers.set(("steady", worker.name), context.now + workers.restart.backoff_max_s)
+        if workers.idle_unload_s:
+            context.timers.set(("unload", worker.name), context.now + workers.idle_unload_s)
+        if worker.gpu is not None:
+            # What it holds now is what a worker needs.
+            context.effects.append(Sample())
+        context.log(
             "info",
             "worker ready",
             worker=worker.name,
             pid=worker.pid,
-            after_s=round(now - worker.spawned_at, 3),
+            after_s=round(context.now - worker.spawned_at, 3),
             load_s=ready.load_s,
             warmup_s=ready.warmup_s,
         )
         self._tell_state(worker)
 
+    # --- work
+
     def take(self, worker: Worker, job: str) -> bool:
         """The worker gets a job; returns whether it begins it at once."""
         if worker.state is WorkerState.READY:
-            worker.enter(WorkerState.BUSY)
+            worker.enter(WorkerState.BUSY)  # READY -> BUSY
         worker.jobs.append(job)
-        worker.beat_at = self._context.now
+        worker.jobs_taken += 1
+        begins = len(worker.jobs) <= worker.slots
+        if begins:
+            worker.moved[job] = (self._context.now, -1)
         hang = ("hang", worker.name)
         if hang not in self._context.timers:
             self._context.timers.set(hang, self._context.now + self._context.settings.workers.hang_timeout_s)
-        return worker.ready is None or len(worker.jobs) <= worker.ready.slots
+        return begins
+
+    def moved(self, worker: Worker, job: str, done: int | None = None) -> None:
+        """A job has moved, to so many units done; a beat that says the same number again is no progress."""
+        _, last = worker.moved.get(job, (0.0, -1))
+        if done is None or done != last:
+            worker.moved[job] = (self._context.now, last if done is None else done)
 
     def give_back(self, worker: Worker, job: str, memory: Memory | None, *, spoke: bool) -> list[str]:
         """The worker is through with a job; returns those that it now has begun."""
+        now, timers = self._context.now, self._context.timers
         worker.jobs.remove(job)
+        worker.moved.pop(job, None)
         if spoke:
             worker.jobs_done += 1
             worker.jobs_done_in_all += 1
+            if self.breaker.faults or self.breaker.state is not BreakerState.CLOSED:
+                self._proved()
         if memory is not None:
             worker.memory = memory
-        worker.idle_since = self._context.now
+        worker.idle_since = now
         worker.trimmed = False
         if worker.state is WorkerState.BUSY and not worker.jobs:
-            worker.enter(WorkerState.READY)
-            trim, after = ("trim", worker.name), self._context.settings.workers.recycle.idle_trim_s
-            if after and trim not in self._context.timers:
-                self._context.timers.set(trim, self._context.now + after)
-        if reason := self._worn_out(worker):
-            self.recycle(worker, reason)
+            worker.enter(WorkerState.READY)  # BUSY -> READY
+            workers = self._context.settings.workers
+            for purpose, after in (("trim", workers.recycle.idle_trim_s), ("unload", workers.idle_unload_s)):
+                if after and (purpose, worker.name) not in timers:
+                    timers.set((purpose, worker.name), now + after)
         elif worker.state is WorkerState.DRAINING and not worker.jobs:
             self._stop(worker)
-        return worker.jobs[: worker.ready.slots] if worker.ready else []
+        begun = list(worker.begun)
+        for id in begun:
+            worker.moved.setdefault(id, (now, -1))
+        return begun
 
-    def _worn_out(self, worker: Worker) -> str:
-        """Why the worker is to be recycled after this job, or ``""``."""
-        recycle = self._context.settings.workers.recycle
-        if worker.state not in (WorkerState.READY, WorkerState.BUSY):
-            return ""
-        if recycle.max_jobs and worker.jobs_done >= recycle.max_jobs:
-            return f"spoke {worker.jobs_done} jobs, max_jobs is {recycle.max_jobs}"
-        rss = worker.memory.rss >> 20 if worker.memory else 0
-        if recycle.max_rss_mib and rss > recycle.max_rss_mib:
-            return f"uses {rss} MiB of host memory, max_rss_mib is {recycle.max_rss_mib}"
-        return ""
-
-    def recycle(self, worker: Worker, reason: str) -> bool:
-        """Replace the worker's process when its jobs are done; returns whether there was one to replace."""
-        if worker.state not in (WorkerState.READY, WorkerState.BUSY):
-            return False
-        self._context.log("info", "worker is recycled", worker=worker.name, reason=reason)
-        worker.doom = Death(Cause.RECYCLED, reason, self._context.now)
-        worker.enter(WorkerState.DRAINING)
-        if worker.jobs:
-            self._tell_state(worker)
-        else:
-            self._stop(worker)
-        return True
+    # --- ends
 
     def _stop(self, worker: Worker) -> None:
         """Ask the process to end: nothing of it is needed any more."""
         loading = worker.state is WorkerState.STARTING
-        worker.enter(WorkerState.STOPPING)
+        worker.enter(WorkerState.STOPPING)  # STARTING, READY, BUSY or DRAINING -> STOPPING
         worker.doom = worker.doom or Death(Cause.REQUESTED, "the daemon stops", self._context.now)
-        for purpose in ("start", "age", "trim", "hang"):
+        for purpose in _OF_PROCESS[1:]:
             self._context.timers.cancel((purpose, worker.name))
         if loading:
             # It would not read a message before its model is loaded, and there is nothing in it to lose.
@@ -327,29 +388,30 @@ class Pool:
 
     def stop_all(self, *, at_once: bool) -> None:
         """End every process, by asking or by killing; none is started again."""
-        self._stopping = True
-        for worker in self.workers.values():
-            if worker.state is WorkerState.BACKOFF:
+        self.stopping = True
+        self._context.timers.cancel(("breaker", ""))
+        for worker in self:
+            if worker.state in (WorkerState.BACKOFF, WorkerState.WAITING):
                 self._context.timers.cancel(("backoff", worker.name))
-                worker.enter(WorkerState.STOPPED)
-            elif worker.state in WITH_PROCESS:
+                self._context.timers.cancel(("wait", worker.name))
+                worker.enter(WorkerState.STOPPED)  # BACKOFF or WAITING -> STOPPED
+            elif worker.has_process:
                 if at_once:
                     worker.doom = worker.doom or Death(Cause.REQUESTED, "the daemon stops at once", self._context.now)
                     self._context.effects.append(Signal(worker.spawn, "kill"))
-                elif worker.state in (WorkerState.STARTING, WorkerState.READY, WorkerState.BUSY, WorkerState.DRAINING):
+                elif worker.state not in (WorkerState.STOPPING, WorkerState.FAILED):
                     self._stop(worker)
-
-    # --- deaths
 
     def fail(self, worker: Worker, cause: Cause, detail: str, *, patient: bool = False) -> tuple[Death, list[str]]:
         """The process must go: it is told to, then killed. Returns its death, and the jobs that it had.
 
         ``patient``: it said itself that it is about to end, and is given ``stop_timeout_s`` for it.
         """
-        worker.enter(WorkerState.FAILED)
+        worker.enter(WorkerState.FAILED)  # STARTING, READY, BUSY or DRAINING -> FAILED
         worker.doom = Death(cause, detail, self._context.now)
         jobs, worker.jobs = worker.jobs, []
-        for purpose in ("start", "age", "trim", "hang"):
+        worker.moved = {}
+        for purpose in _OF_PROCESS[1:]:
             self._context.timers.cancel((purpose, worker.name))
         if patient:
             self._arm_kill(worker)
@@ -361,84 +423,121 @@ class Pool:
         self._tell_state(worker)
         return worker.doom, jobs
 
-    def on_ended(self, spawn: int, returncode: int, last_words: str) -> tuple[Worker, Death, list[str]] | None:
+    def on_ended(
+        self, spawn: int, returncode: int, last_words: str, *, oom_killed: bool = False
+    ) -> tuple[Worker, Death, list[str]] | None:
         """A process is gone. Returns its worker, its death, and the jobs that it still had."""
         worker = self._by_spawn.pop(spawn, None)
         if worker is None:
             return None
-        now = self._context.now
-        for purpose in ("start", "age", "trim", "hang", "kill"):
+        for purpose in _OF_PROCESS:
             self._context.timers.cancel((purpose, worker.name))
+        self._gpus.ended(worker.gpu)
         # While it drains it was not told to end yet: it died of something else than we had in mind for it.
         expected = worker.doom is not None and worker.state is not WorkerState.DRAINING
-        death = (worker.doom if expected else None) or self._unexpected(worker, returncode, last_words)
+        death = (worker.doom if expected else None) or self._unexpected(worker, returncode, last_words, oom_killed)
         worker.last_death = death
         jobs, worker.jobs = worker.jobs, []
-        was_ready = worker.ready is not None
-        worker.pid = None
-        if worker.state is WorkerState.STOPPING:
-            self._after_stop(worker, death)
-            return worker, death, jobs
-        if worker.state is not WorkerState.FAILED:
-            worker.enter(WorkerState.FAILED)
+        worker.moved = {}
         if not expected:
             self._context.log("warning", "worker died", worker=worker.name, cause=death.cause, detail=death.detail)
-        if not was_ready:
-            worker.start_failures += 1
-        # A process that did its work was no false start, nor one that lived for long without any.
-        long_s = self._context.settings.workers.restart.backoff_max_s
-        steady = was_ready and (worker.jobs_done > 0 or now - worker.ready_at >= long_s)
-        worker.faults = 1 if steady else worker.faults + 1
-        if self._stopping:
-            worker.enter(WorkerState.STOPPED)
-        else:
-            self._back_off(worker)
-        self._tell_state(worker)
+        if worker.state is WorkerState.STOPPING:
+            self._context.log("info", "worker stopped", worker=worker.name, reason=death.detail)
+        elif worker.state is not WorkerState.FAILED:
+            worker.enter(WorkerState.FAILED)  # STARTING, READY, BUSY or DRAINING -> FAILED
+            worker.doom = death
+            self._tell_state(worker)
+        faulty = worker.state is WorkerState.FAILED and POLICIES[death.cause].fault
+        self._count(worker, death, faulty=faulty)
+        self._place_is_empty(worker)
         return worker, death, jobs
 
-    def on_spawn_failed(self, spawn: int, reason: str) -> None:
+    def _place_is_empty(self, worker: Worker) -> None:
+        """Decide what becomes of a worker whose process is gone."""
+        was_stuck = worker.stuck
+        worker.pid = worker.memory = None
+        worker.share = type(worker.share)(vram=None, trust="none")
+        worker.stuck = False
+        if was_stuck:
+            self._alerts.set(f"worker_stuck.{worker.name}", "")
+        if self.stopping:
+            worker.enter(WorkerState.STOPPED)  # STOPPING or FAILED -> STOPPED
+            self._tell_state(worker)
+        elif worker.retiring or was_stuck or self.spare_of(worker):
+            self._remove(worker)
+        elif worker.state is WorkerState.STOPPING:
+            worker.restarts += 1
+            self._go(worker)
+        else:
+            self._back_off(worker)
+
+    def on_spawn_failed(self, spawn: int, reason: str) -> tuple[Worker, Death, list[str]] | None:
         """There is no process: the interpreter is missing, or the system has no room for one more."""
         worker = self._by_spawn.get(spawn)
-        if worker is not None:
-            worker.doom = Death(Cause.START_FAILED, reason, self._context.now)
-            self._context.log("error", "worker can't be started", worker=worker.name, detail=reason)
-            self.on_ended(spawn, 127, "")
+        if worker is None:
+            return None
+        worker.doom = Death(Cause.START_FAILED, reason, self._context.now)
+        self._context.log("error", "worker can't be started", worker=worker.name, detail=reason)
+        return self.on_ended(spawn, 127, "")
 
-    def _unexpected(self, worker: Worker, returncode: int, last_words: str) -> Death:
+    def _unexpected(self, worker: Worker, returncode: int, last_words: str, oom_killed: bool) -> Death:
         detail = describe_exit(returncode)
-        if worker.ready is None:
-            if last_words:
-                detail = f"{detail} while it started: {last_words}"
-            return Death(Cause.START_FAILED, detail, self._context.now)
-        return Death(Cause.CRASHED, detail, self._context.now)
+        if oom_killed:
+            detail = f"{detail} by the kernel, because the host ran out of memory"
+            return Death(Cause.HOST_OOM, detail, self._context.now)
+        cause = CAUSE_OF_STATUS.get(returncode, Cause.CRASHED if worker.ready else Cause.START_FAILED)
+        if worker.ready is None and last_words:
+            detail = f"{detail} while it started: {last_words}"
+        return Death(cause, detail, self._context.now)
 
-    def _after_stop(self, worker: Worker, death: Death) -> None:
-        self._context.log("info", "worker stopped", worker=worker.name, reason=death.detail)
-        if self._stopping:
-            worker.enter(WorkerState.STOPPED)
-            self._tell_state(worker)
-        else:
-            worker.restarts += 1
-            self._start(worker)
+    def _count(self, worker: Worker, death: Death, *, faulty: bool) -> None:
+        """A fault makes the next start wait, and may open the breaker."""
+        if not faulty:
+            return
+        now, restart = self._context.now, self._context.settings.workers.restart
+        # A process that did its work was no false start, nor one that lived for long without any.
+        steady = worker.ready is not None and (worker.jobs_done > 0 or now - worker.ready_at >= restart.backoff_max_s)
+        worker.faults = 1 if steady else worker.faults + 1
+        if self._probe == worker.name:
+            self._probe = ""
+        if self.breaker.fault(now, restart.breaker_failures, restart.breaker_window_s):
+            pause = self._pause(self.breaker.openings)
+            self._context.timers.set(("breaker", ""), now + pause)
+            self._alerts.set(
+                "breaker_open",
+                f"workers keep failing ({self.breaker.faults} faults in {restart.breaker_window_s:g} s with no job "
+                f"spoken between them); the last one: {death.detail}",
+            )
+
+    def _pause(self, times: int) -> float:
+        """Seconds until the next attempt after so many failed ones in a row: doubled each time, never all at once."""
+        restart = self._context.settings.workers.restart
+        delay = min(restart.backoff_max_s, restart.backoff_initial_s * 2.0 ** min(times - 1, 30))
+        return delay * (0.75 + 0.5 * self._context.random.random())
 
     def _back_off(self, worker: Worker) -> None:
-        """The first fault after a steady time is mended at once, further ones ever later, never all at one time."""
-        restart = self._context.settings.workers.restart
-        worker.enter(WorkerState.BACKOFF)
-        delay = 0.0
-        if worker.faults > 1:
-            delay = min(restart.backoff_max_s, restart.backoff_initial_s * 2.0 ** min(worker.faults - 2, 30))
-            delay *= 0.75 + 0.5 * self._context.random.random()
+        """The first fault after a steady time is mended at once, further ones ever later."""
+        worker.enter(WorkerState.BACKOFF)  # FAILED -> BACKOFF
         worker.restarts += 1
-        if delay:
+        if worker.faults > 1:
+            delay = self._pause(worker.faults - 1)
             self._context.timers.set(("backoff", worker.name), self._context.now + delay)
             self._context.log("info", "worker is started again later", worker=worker.name, in_s=round(delay, 3))
+            self._tell_state(worker)
         else:
-            self._start(worker)
+            self._go(worker)
 
     def _arm_kill(self, worker: Worker, *, at_most_s: float = math.inf) -> None:
         after_s = min(self._context.settings.workers.stop_timeout_s, at_most_s)
         self._context.timers.set(("kill", worker.name), self._context.now + after_s)
+
+    def _proved(self) -> None:
+        """A worker has shown that it works."""
+        if self.breaker.proof():
+            self._probe = ""
+            self._context.timers.cancel(("breaker", ""))
+            self._alerts.set("breaker_open", "")
+            self.look_again()
 
     # --- timers
 
@@ -448,65 +547,92 @@ class Pool:
         return self.fail(self.workers[name], Cause.START_TIMEOUT, f"not ready {timeout:g} s after its start")
 
     def on_hang_check(self, name: str) -> tuple[Death, list[str]] | None:
-        """Look whether the worker's job has moved; if not for ``hang_timeout_s``, the process must go."""
+        """Look whether every begun job has moved; if one has not for ``hang_timeout_s``, the process must go."""
         worker = self.workers[name]
         if not worker.jobs or worker.state not in (WorkerState.BUSY, WorkerState.DRAINING):
             return None
         timeout = self._context.settings.workers.hang_timeout_s
-        if self._context.now < worker.beat_at + timeout:
-            self._context.timers.set(("hang", name), worker.beat_at + timeout)
+        slowest = min((at for at, _ in worker.moved.values()), default=self._context.now)
+        if self._context.now < slowest + timeout:
+            self._context.timers.set(("hang", name), slowest + timeout)
             return None
         return self.fail(worker, Cause.HUNG, f"no progress for {timeout:g} s")
 
+    def stalled(self, worker: Worker) -> list[str]:
+        """The jobs that have not moved for long; if the process as a whole stands still, those are all of them."""
+        since = self._context.now - self._context.settings.workers.hang_timeout_s / 2
+        return [job for job, (at, _) in worker.moved.items() if at <= since]
+
+    def runs_away(self, worker: Worker, done: int, expected: int | None) -> tuple[Death, list[str]] | None:
+        """A job that goes on and on far beyond what its engine expected is not going to end: the process must go."""
+        # One that is to end already is not told so twice: it may be at a job that was cancelled.
+        at_work = worker.state in (WorkerState.BUSY, WorkerState.DRAINING)
+        if not at_work or not expected or done <= _RUNAWAY * expected:
+            return None
+        return self.fail(
+            worker, Cause.HUNG, f"no end in sight: made {done:,} units where about {expected:,} were expected"
+        )
+
     def on_kill_due(self, name: str) -> None:
-        """It had its time to end by itself."""
+        """It had its time to end by itself, or did not end though it was killed."""
         worker = self.workers[name]
-        if worker.state in (WorkerState.STOPPING, WorkerState.FAILED):
+        if worker.state not in (WorkerState.STOPPING, WorkerState.FAILED):
+            return
+        worker.kills += 1
+        if worker.kills == 1:
             self._context.log("warning", "worker does not end and is killed", worker=name, pid=worker.pid)
-            self._context.effects.append(Signal(worker.spawn, "kill"))
-            self._arm_kill(worker)
+        if worker.kills > _STUCK_AFTER_KILLS and not worker.stuck:
+            worker.stuck = True
+            worker.reason = "killed, and does not end"
+            if worker.process_state == "D":
+                worker.reason += ": it is in uninterruptible sleep (D), in a driver or on a disk that does not answer"
+            self._alerts.set(
+                f"worker_stuck.{name}",
+                f"worker {name}, process {worker.pid}, was {worker.reason}; it holds what it has",
+            )
+            self._tell_state(worker)
+        self._context.effects.append(Signal(worker.spawn, "kill"))
+        self._arm_kill(worker)
 
     def on_backoff_over(self, name: str) -> None:
         """Try again."""
         worker = self.workers[name]
-        if worker.state is WorkerState.BACKOFF and not self._stopping:
-            self._start(worker)
+        if worker.state is WorkerState.BACKOFF and not self.stopping:
+            self._go(worker)
 
-    def on_age(self, name: str) -> None:
-        """The process is as old as it may get."""
-        self.recycle(self.workers[name], f"older than {self._context.settings.workers.recycle.max_age_s:g} s")
+    def on_breaker_pause_over(self) -> None:
+        """One worker may be tried."""
+        self.breaker.pause_over()
+        self.look_again()
 
-    def on_trim_check(self, name: str) -> None:
-        """A worker that has been idle for long gives its cached memory back, once."""
-        worker = self.workers[name]
-        after = self._context.settings.workers.recycle.idle_trim_s
-        if worker.state not in (WorkerState.READY, WorkerState.BUSY) or not after or worker.trimmed:
-            return
-        if worker.state is WorkerState.READY and self._context.now >= worker.idle_since + after:
-            worker.trimmed = True
-            self._context.effects.append(Tell(worker.spawn, Trim()))
-        else:
-            since = worker.idle_since if worker.state is WorkerState.READY else self._context.now
-            self._context.timers.set(("trim", name), since + after)
+    def on_steady(self, name: str) -> None:
+        """A worker has lived for long since the breaker opened, if only because nobody asked anything of it."""
+        if self.workers[name].serving:
+            self._proved()
 
     def apply(self) -> None:
         """The settings have changed: what waits by the old ones goes by the new ones."""
         workers, timers, now = self._context.settings.workers, self._context.timers, self._context.now
-        for worker in self.workers.values():
+        for worker in self:
             name = worker.name
             if ("start", name) in timers:
                 timers.set(("start", name), worker.spawned_at + workers.start_timeout_s)
             if ("hang", name) in timers:
-                timers.set(("hang", name), worker.beat_at + workers.hang_timeout_s)
+                slowest = min((at for at, _ in worker.moved.values()), default=now)
+                timers.set(("hang", name), slowest + workers.hang_timeout_s)
             if (due := timers.due(("backoff", name))) is not None:
                 timers.set(("backoff", name), min(due, now + workers.restart.backoff_max_s))
-            timers.cancel(("age", name))
-            timers.cancel(("trim", name))
-            if worker.state in (WorkerState.READY, WorkerState.BUSY):
+            for purpose in ("age", "trim", "unload"):
+                timers.cancel((purpose, name))
+            if worker.serving:
                 if workers.recycle.max_age_s:
                     timers.set(("age", name), worker.ready_at + workers.recycle.max_age_s)
                 if workers.recycle.idle_trim_s and not worker.trimmed:
                     timers.set(("trim", name), now + workers.recycle.idle_trim_s)
+                if workers.idle_unload_s:
+                    timers.set(("unload", name), now + workers.idle_unload_s)
+        if (due := timers.due(("breaker", ""))) is not None:
+            timers.set(("breaker", ""), min(due, now + workers.restart.backoff_max_s))
 
     # --- for people
 
@@ -518,6 +644,8 @@ class Pool:
         now = self._context.now
         death = worker.doom if worker.state is WorkerState.FAILED else worker.last_death
         backoff = self._context.timers.due(("backoff", worker.name))
+        trend = worker.watch.trend
+        reason = worker.reason or (worker.leaving.detail if worker.leaving else "")
         return {
             "name": worker.name,
             "state": worker.state.value,
@@ -525,24 +653,48 @@ class Pool:
             "gpu": worker.gpu,
             "jobs": list(worker.jobs),
             "jobs_done": worker.jobs_done_in_all,
+            "jobs_since_start": worker.jobs_done,
             "restarts": worker.restarts,
-            "age_s": round(now - worker.spawned_at, 3) if worker.state in WITH_PROCESS else None,
+            "age_s": round(now - worker.spawned_at, 3) if worker.has_process else None,
+            "load_s": round(worker.ready.load_s, 3) if worker.ready else None,
             "rss": worker.memory.rss if worker.memory else None,
+            "vram": worker.share.vram,
+            "vram_trust": worker.share.trust,
+            "torch_allocated": worker.memory.torch_allocated if worker.memory else None,
+            "torch_reserved": worker.memory.torch_reserved if worker.memory else None,
+            "trend": trend.words if trend else "",
+            "trend_mib_per_job": round(trend.per_job / (1 << 20), 3) if trend else None,
             "last_death": death
             and {"cause": death.cause.value, "detail": death.detail, "ago_s": round(now - death.at, 3)},
             "backoff_s": None if backoff is None else round(backoff - now, 3),
+            "reason": reason,
+            "replaces": worker.replaces,
+            "process_state": worker.process_state,
         }
 
     def _tell_state(self, worker: Worker) -> None:
         if self._context.watched:
             self._context.publish(f"worker.{worker.state}", **self._describe(worker))
 
+    def tell_memory(self) -> None:
+        """What each process holds, for those who watch."""
+        if not self._context.watched:
+            return
+        for worker in self.workers.values():
+            if worker.pid is not None:
+                trend = worker.watch.trend
+                self._context.publish(
+                    "worker.memory",
+                    name=worker.name,
+                    pid=worker.pid,
+                    rss=worker.memory.rss if worker.memory else None,
+                    vram=worker.share.vram,
+                    vram_trust=worker.share.trust,
+                    trend_mib_per_job=round(trend.per_job / (1 << 20), 3) if trend else None,
+                    jobs_since_start=worker.jobs_done,
+                )
 
-def describe_exit(returncode: int) -> str:
-    """How a process ended, in words: ``killed by SIGSEGV``, ``exited with status 3``."""
-    if returncode >= 0:
-        return f"exited with status {returncode}"
-    try:
-        return f"killed by {signal.Signals(-returncode).name}"
-    except ValueError:
-        return f"killed by signal {-returncode}"
+
+#: A process that ends in good order, in whose place another one is started.
+_RETURNING = frozenset({WorkerState.DRAINING, WorkerState.STOPPING})
+assert _RETURNING < WITH_PROCESS

@@ -33,6 +33,7 @@ class FaultEngineSettings(Section, frozen=True):
 
     start: Literal["normal", "slow", "crash", "hang"] = "normal"
     start_s: Seconds = 0.0
+    vram_mib: Mib = 0
 
 
 class GlmttsEngineSettings(Section, frozen=True):
@@ -59,8 +60,8 @@ class RecycleSettings(Section, frozen=True):
     max_rss_mib: Mib = 0
     max_vram_mib: Mib = 0
     max_vram_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
-    leak_min_mib: Mib = 0
-    leak_horizon_jobs: CountOrZero = 0
+    leak_min_mib: Mib = 256
+    leak_horizon_jobs: CountOrZero = 20
     idle_trim_s: Seconds = 300.0
 
 
@@ -70,6 +71,7 @@ class RestartSettings(Section, frozen=True):
     breaker_failures: Count = 5
     breaker_window_s: PositiveSeconds = 60.0
     quarantine_after: CountOrZero = 2
+    quarantine_s: PositiveSeconds = 3_600.0
     max_attempts: Count = 2
 
 
@@ -78,6 +80,8 @@ class WorkersSettings(Section, frozen=True):
     per_gpu: Count = 1
     min: CountOrZero = 0
     max: CountOrZero = 0
+    vram_mib: Mib = 0
+    scale_up_wait_s: Seconds = 5.0
     idle_unload_s: Seconds = 0.0
     start_timeout_s: PositiveSeconds = 300.0
     hang_timeout_s: PositiveSeconds = 60.0
@@ -184,11 +188,6 @@ RESERVED: frozenset[str] = frozenset(
         "engine.glmtts.use_cache",
         "engine.glmtts.sampling",
         "engine.glmtts.dtype",
-        "workers.idle_unload_s",
-        "workers.recycle.max_vram_mib",
-        "workers.recycle.max_vram_share",
-        "workers.recycle.leak_min_mib",
-        "workers.recycle.leak_horizon_jobs",
         "limits.clients",
         "metrics.listen",
         "tcp.listen",

@@ -126,6 +126,13 @@ class Engine(abc.ABC):
         Raises EngineError for a job that can't be done, anything else for a failure.
         """
 
+    @classmethod  # noqa: B027 - an engine without a GPU has nothing to limit
+    def limit_memory(cls, share: float) -> None:
+        """Use at most this share of the GPU's memory, 0..1; 0: no limit. Called before the engine is made.
+
+        Beyond it the engine runs out of memory, which ends this process alone.
+        """
+
     def trim(self) -> None:  # noqa: B027 - an engine that caches nothing has nothing to do
         """Give cached memory back."""
 

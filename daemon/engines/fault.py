@@ -10,17 +10,19 @@ import hashlib
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
 
 from glmtts.protocol.events import Voice
 
-from .base import Engine, EngineError, Piece, Utterance
+from .base import Engine, EngineError, MemoryFigures, Piece, Utterance
+from .fault_gpu import Block, CudaError, FaultGpu, NoGpuError, OutOfMemoryError
 from .options import FaultOptions
 
 if TYPE_CHECKING:
@@ -33,6 +35,11 @@ _PIECE_S = 0.5
 _NAP_S = 0.02
 _FLOOD_LINES = 200_000
 _FLOOD_BYTES = 4 << 20
+_MIB = 1 << 20
+#: Faults of GPU memory: they need a GPU, or something that looks like one to the CUDA driver's callers.
+_ON_GPU = frozenset({"leak_vram", "leak_outside", "cache_vram", "use_vram", "oom_vram", "illegal_access"})
+#: What a job of ``beat_still`` and ``runaway`` says that it has to do.
+_EXPECTED_STEPS = 10
 
 #: The lowest pitch of each voice, in Hz. Reference recordings have their own octave.
 _VOICES = {"tone": 220.0, "tone-high": 440.0, "tone-low": 110.0}
@@ -47,12 +54,24 @@ class FaultEngine(Engine):
     sample_rates = (24_000, 32_000)
     options = FaultOptions
     clones_voices = True
+    _share: ClassVar[float] = 0.0
 
     def __init__(self, settings: dict[str, Any], *, send_raw: Callable[[bytes], None]) -> None:
         self._send_raw = send_raw
         self._leaked_ram: list[bytes] = []
-        self._gpu: _Gpu | None = None
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._gpu: FaultGpu | None = None
+        self._in_use: list[Block] = []
+        if vram_mib := int(settings.get("vram_mib", 0)):
+            try:
+                self._on_gpu().take(vram_mib * _MIB)
+            except NoGpuError as error:
+                raise RuntimeError(f"[engine.fault] vram_mib = {vram_mib} needs a GPU: {error}") from None
         _misbehave_at_start(settings.get("start", "normal"), float(settings.get("start_s", 0.0)))
+
+    @classmethod
+    def limit_memory(cls, share: float) -> None:
+        cls._share = share
 
     @property
     def voices(self) -> list[Voice]:
@@ -70,38 +89,48 @@ class FaultEngine(Engine):
         hz, phase = _pitch(utterance)
         total = round(seconds * rate)
         piece = round(_PIECE_S * rate)
-        for segment in range(segments):
-            if goes_wrong and segment == options.after_segments:
-                self._go_wrong(utterance)
-            position = total * segment // segments
-            end = total * (segment + 1) // segments
-            while True:
-                count = min(piece, end - position)
-                _nap(utterance, options.rtf * count / rate)
-                if utterance.cancelled():
-                    return
-                samples = _tone(hz, phase, position, count, rate)
-                position += count
-                yield Piece(samples, segment, segments, position == end)
-                if position == end:
-                    break
+        try:
+            for segment in range(segments):
+                if goes_wrong and segment == options.after_segments:
+                    self._go_wrong(utterance)
+                position = total * segment // segments
+                end = total * (segment + 1) // segments
+                while True:
+                    count = min(piece, end - position)
+                    _nap(utterance, options.rtf * count / rate)
+                    if utterance.cancelled():
+                        return
+                    samples = _tone(hz, phase, position, count, rate)
+                    position += count
+                    yield Piece(samples, segment, segments, position == end)
+                    if position == end:
+                        break
+        finally:
+            while self._in_use and self._gpu:
+                self._gpu.release(self._in_use.pop())
 
     def trim(self) -> None:
-        """Nothing to give back: a leak is a leak."""
+        if self._gpu:
+            self._gpu.trim()
+
+    def memory(self) -> MemoryFigures:
+        if self._gpu is None:
+            return MemoryFigures()
+        return MemoryFigures(torch_allocated=self._gpu.allocated, torch_reserved=self._gpu.reserved)
 
     def _go_wrong(self, utterance: Utterance) -> None:
         options: FaultOptions = utterance.options
         if options.after_segments:
             # ZeroMQ sends in a thread of its own: let the segments that were spoken leave before this process does.
             _nap(utterance, _NAP_S)
+        if options.fault in _ON_GPU:
+            self._go_wrong_on_gpu(options)
+            return
         match options.fault:
             case "sleep":
                 _nap(utterance, 5.0 if options.seconds is None else options.seconds)
             case "leak_ram":
                 self._leaked_ram.append(b"\x5a" * (options.mib << 20))
-            case "leak_vram":
-                self._gpu = self._gpu or _Gpu()
-                self._gpu.leak(options.mib << 20)
             case "raise":
                 raise RuntimeError("the fault that was asked for")
             case "exit":
@@ -113,6 +142,12 @@ class FaultEngine(Engine):
                     time.sleep(3_600)
             case "hang_gil":
                 _hang_in_c()
+            case "beat_still":
+                _work_for_ever(utterance, step=0)
+            case "runaway":
+                _work_for_ever(utterance, step=_EXPECTED_STEPS)
+            case "fork_child":
+                self._children += _start_children()
             case "oom":
                 raise MemoryError("the fault that was asked for: no memory left")
             case "garbage":
@@ -120,6 +155,38 @@ class FaultEngine(Engine):
                     self._send_raw(nonsense)
             case "flood_stdout":
                 _flood(utterance)
+
+    def _on_gpu(self) -> FaultGpu:
+        if self._gpu is None:
+            self._gpu = FaultGpu(self._share)
+        return self._gpu
+
+    def _go_wrong_on_gpu(self, options: FaultOptions) -> None:
+        try:
+            gpu = self._on_gpu()
+            match options.fault:
+                case "leak_vram" if options.mib:
+                    gpu.take(options.mib * _MIB)
+                case "leak_outside" if options.mib:
+                    gpu.take_outside(options.mib * _MIB)
+                case "cache_vram" if options.mib:
+                    gpu.grow_cache(options.mib * _MIB)
+                case "use_vram" if options.mib:
+                    self._in_use.append(gpu.take(options.mib * _MIB))
+                case "oom_vram":
+                    gpu.exhaust()
+                case "illegal_access":
+                    gpu.break_context()
+        except NoGpuError:
+            raise EngineError(
+                "bad_request", f"options.fault: {options.fault} needs a GPU, and this worker sees none"
+            ) from None
+        except OutOfMemoryError as error:
+            raise EngineError("out_of_memory", str(error), fatal=True) from error
+        except CudaError as error:
+            if not error.poisons:
+                raise
+            raise EngineError("cuda_context", str(error), fatal=True) from error
 
 
 def _pitch(utterance: Utterance) -> tuple[float, float]:
@@ -182,6 +249,22 @@ def _hang_in_c() -> NoReturn:
         pause()
 
 
+def _work_for_ever(utterance: Utterance, step: int) -> None:
+    """Beat until someone ends it: with ``step`` 0 without ever moving, else far beyond what was expected."""
+    done = 1
+    while not utterance.cancelled():
+        utterance.beat(done, _EXPECTED_STEPS)
+        done += step
+        time.sleep(_NAP_S)
+
+
+def _start_children() -> list[subprocess.Popen[bytes]]:
+    """Processes that outlive who forgets them: one in the worker's process group, one in a session of its own."""
+    children = [subprocess.Popen(["sleep", "3600"], start_new_session=own_session) for own_session in (False, True)]
+    print("children:", *(child.pid for child in children))
+    return children
+
+
 def _flood(utterance: Utterance) -> None:
     for first in range(0, _FLOOD_LINES, 1_000):
         sys.stdout.write("".join(f"flood {line}\n" for line in range(first, first + 1_000)))
@@ -191,31 +274,3 @@ def _flood(utterance: Utterance) -> None:
         utterance.beat(_FLOOD_LINES, _FLOOD_LINES)
     sys.stdout.write("\n")
     sys.stdout.flush()
-
-
-class _Gpu:
-    """Memory of the first visible GPU, taken with the CUDA driver's own functions: no torch is needed to leak."""
-
-    def __init__(self) -> None:
-        try:
-            self._cuda: Any = ctypes.CDLL("libcuda.so.1")
-        except OSError:
-            raise _no_gpu() from None
-        device, context = ctypes.c_int(), ctypes.c_void_p()
-        if (
-            self._cuda.cuInit(0)
-            or self._cuda.cuDeviceGet(ctypes.byref(device), 0)
-            or self._cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
-            or self._cuda.cuCtxSetCurrent(context)
-        ):
-            raise _no_gpu()
-
-    def leak(self, count: int) -> None:
-        """Take ``count`` bytes and forget about them. Raises MemoryError when the GPU has no more."""
-        address = ctypes.c_uint64()
-        if count and self._cuda.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(count)):
-            raise MemoryError(f"the GPU has no {count >> 20} MiB left to leak")
-
-
-def _no_gpu() -> EngineError:
-    return EngineError("bad_request", "options.fault: leak_vram needs a GPU, and this worker sees none")

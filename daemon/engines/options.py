@@ -26,6 +26,11 @@ FaultName = Literal[
     "audio",
     "sleep",
     "leak_vram",
+    "leak_outside",
+    "cache_vram",
+    "use_vram",
+    "oom_vram",
+    "illegal_access",
     "leak_ram",
     "raise",
     "exit",
@@ -34,6 +39,9 @@ FaultName = Literal[
     "kill",
     "hang",
     "hang_gil",
+    "beat_still",
+    "runaway",
+    "fork_child",
     "oom",
     "garbage",
     "flood_stdout",
@@ -47,7 +55,7 @@ class FaultOptions(Struct, forbid_unknown_fields=True, kw_only=True):
     seconds: Annotated[float, Meta(ge=0, le=3_600, description="of tone, or of sleep")] | None = None
     segments: Annotated[int, Meta(ge=1, le=10_000)] = 1
     rtf: Annotated[float, Meta(ge=0, le=1_000, description="synthesis takes this many times the audio's length")] = 0.0
-    mib: Annotated[int, Meta(ge=0, le=1_048_576, description="that a leak keeps")] = 50
+    mib: Annotated[int, Meta(ge=0, le=1_048_576, description="that a leak keeps, or the job uses")] = 50
     after_segments: Annotated[int, Meta(ge=0, le=10_000, description="go wrong after that many segments")] = 0
 
 

@@ -116,7 +116,7 @@ class Peer:
 class Daemon:
     """A daemon on a runtime folder of its own."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], environment: dict[str, str] | None = None) -> None:
         # Not pytest's folder: the path of a socket has 107 bytes at most.
         self.folder = Path(tempfile.mkdtemp(prefix="glmtts-", dir="/tmp"))
         self.folder.chmod(0o711)
@@ -128,6 +128,7 @@ class Daemon:
         self.control_endpoint = f"ipc://{self.runtime}/control.sock"
         self.events_endpoint = f"ipc://{self.runtime}/events.sock"
         self.configure(config)
+        self._environment = environment or {}
         self._peers: list[Peer] = []
         self.process = self.launch()
 
@@ -144,7 +145,7 @@ class Daemon:
             "GLMTTS_RUNTIME_DIR": str(self.runtime),
             "STATE_DIRECTORY": str(self.state),
             "XDG_STATE_HOME": str(self.state),
-        }
+        } | self._environment
         with self.log_file.open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "glmtts.daemon.supervisor", "--config", str(self.file)],
@@ -169,7 +170,7 @@ class Daemon:
             if self.process.poll() is not None:
                 raise AssertionError(f"the daemon ended with status {self.process.returncode}")
             counts = self.status()["workers"]
-            return bool(counts["ready"] + counts["busy"] >= (workers or counts["total"]))
+            return bool(counts["ready"] + counts["busy"] >= (workers or counts["total"] or 1))
 
         self.until(ready, "workers are ready")
 
@@ -251,6 +252,9 @@ class Daemon:
     def workers(self) -> list[Event]:
         return list(self.control("workers")["workers"])
 
+    def gpus(self) -> list[Event]:
+        return list(self.control("gpus")["gpus"])
+
     def worker_of(self, started: Event) -> int:
         """The pid of the worker that a ``started`` event names."""
         return int(next(w["pid"] for w in self.workers() if w["name"] == started["worker"]))
@@ -288,8 +292,8 @@ def daemons() -> Iterator[Callable[..., Daemon]]:
     """Starts daemons; at the end those that still run are stopped, and every one must have ended cleanly."""
     started: list[Daemon] = []
 
-    def start(*, wait: bool = True, **config: Any) -> Daemon:
-        daemon = Daemon(config)
+    def start(*, wait: bool = True, environment: dict[str, str] | None = None, **config: Any) -> Daemon:
+        daemon = Daemon(config, environment)
         started.append(daemon)
         if wait:
             daemon.until_ready()

@@ -84,7 +84,7 @@ def test_what_is_no_operation_is_refused_by_name(daemon: Any) -> None:
     for op in ("synthesize", "dance"):
         error = operator.refused(op, text="hello")
         assert error["code"] == "bad_request" and error["message"].startswith("op")
-    for op in ("gpus", "scale", "metrics"):
+    for op in ("metrics",):
         assert "not serve" in operator.refused(op)["message"]
     assert operator.refused("recycle", worker="w9")["message"].startswith("worker")
     assert operator.refused("drain", timeout_s=0)["message"].startswith("timeout_s")
@@ -109,26 +109,47 @@ def test_an_operator_can_use_a_req_socket(daemon: Any) -> None:
 # --- doing
 
 
+def replaced(daemon: Any, before: set[int]) -> None:
+    """Wait until none of these processes serves, and as many others do."""
+
+    def are_others() -> bool:
+        workers = daemon.workers()
+        ready = [w for w in workers if w["state"] in ("ready", "busy")]
+        return len(ready) == len(workers) == 2 and not before & {w["pid"] for w in workers}
+
+    daemon.until(are_others, "the workers are replaced")
+
+
 def test_a_worker_is_recycled_after_its_job(daemon: Any, client: Any) -> None:
     id = client.send("synthesize", text="unhurt", options={"seconds": 0.5, "rtf": 1.0})
     name = client.until(id, "started")["worker"]
     before = {w["name"]: w for w in daemon.workers()}
     assert daemon.control("recycle", worker=name)["recycled"] == [name]
     assert client.all(id)[0][-1]["attempts"] == 1
-    daemon.until_ready()
-    after = {w["name"]: w for w in daemon.workers()}
-    assert after[name]["pid"] != before[name]["pid"] and after[name]["last_death"]["cause"] == "recycled"
+    replaced(daemon, {before[name]["pid"]})
     other = next(n for n in before if n != name)
-    assert after[other]["pid"] == before[other]["pid"]
+    (successor,) = [w for w in daemon.workers() if w["name"] != other]
+    assert successor["last_death"]["cause"] == "operator" and successor["restarts"] == before[name]["restarts"] + 1
+    assert next(w["pid"] for w in daemon.workers() if w["name"] == other) == before[other]["pid"]
 
 
 def test_all_workers_are_recycled_and_no_job_is_lost(daemon: Any, client: Any) -> None:
-    before = {w["pid"] for w in daemon.workers()}
+    before = {w["name"]: w["pid"] for w in daemon.workers()}
     ids = [client.send("synthesize", text=f"job {n}", options={"seconds": 0.2, "rtf": 0.5}) for n in range(6)]
-    assert sorted(daemon.control("recycle", worker="all")["recycled"]) == ["w0", "w1"]
+    assert sorted(daemon.control("recycle", worker="all")["recycled"]) == sorted(before)
     assert [client.all(id)[0][-1]["event"] for id in ids] == ["done"] * 6
-    daemon.until_ready()
-    assert not before & {w["pid"] for w in daemon.workers()}
+    replaced(daemon, set(before.values()))
+
+
+def test_workers_are_added_and_taken_away_while_jobs_are_spoken(daemon: Any, client: Any) -> None:
+    ids = [client.send("synthesize", text=f"job {n}", options={"seconds": 0.2, "rtf": 0.5}) for n in range(8)]
+    answer = daemon.control("scale", min=3, max=3)
+    assert (answer["min"], answer["max"], answer["workers"]) == (3, 3, 3)
+    daemon.until_ready(3)
+    assert daemon.control("scale", min=2, max=2)["workers"] == 2
+    assert {client.all(id)[0][-1]["attempts"] for id in ids} == {1}
+    daemon.until(lambda: len(daemon.workers()) == 2, "one worker is gone")
+    assert "min" in daemon.control("scale", min=3)["message"]
 
 
 def test_a_paused_queue_starts_nothing_until_it_is_resumed(daemon: Any, client: Any) -> None:
@@ -230,14 +251,25 @@ def test_a_voice_is_there_after_a_restart(start: Any) -> None:
 def test_a_reload_applies_what_it_can_and_names_what_needs_a_restart(start: Any) -> None:
     daemon = start()
     client = daemon.client()
-    daemon.configure({"limits": {"text_chars": 10, "rate": "1/hour"}, "workers": {"max": 3, "hang_timeout_s": 7.0}})
+    daemon.configure({"limits": {"text_chars": 10, "rate": "1/hour"}, "workers": {"per_gpu": 3, "hang_timeout_s": 7.0}})
     answer = daemon.control("reload")
     assert sorted(answer["applied"]) == ["limits.rate", "workers.hang_timeout_s"]
-    assert sorted(answer["restart_needed"]) == ["limits.text_chars", "workers.max"]
+    assert sorted(answer["restart_needed"]) == ["limits.text_chars", "workers.per_gpu"]
     config = daemon.control("config")["config"]
-    assert config["workers"]["hang_timeout_s"] == 7.0 and config["workers"]["max"] == 1
+    assert config["workers"]["hang_timeout_s"] == 7.0 and config["workers"]["per_gpu"] == 1
     client.speak("a text of more than ten characters")
     assert client.refused("synthesize", text="second")["code"] == "rate_limited"
+
+
+def test_a_reload_changes_how_many_workers_there_are(start: Any) -> None:
+    daemon = start()
+    daemon.configure({"workers": {"max": 2}})
+    assert daemon.control("reload")["applied"] == ["workers.max"]
+    daemon.until_ready(2)
+    daemon.configure({"workers": {"max": 1}})
+    daemon.control("reload")
+    daemon.until(lambda: len(daemon.workers()) == 1, "one worker is gone")
+    daemon.client().speak()
 
 
 def test_a_wrong_configuration_changes_nothing(start: Any) -> None:

@@ -43,6 +43,8 @@ from glmtts.protocol.worker import (
     encode,
 )
 
+from ..fake_gpu.fake_gpu import FakeGpus
+
 DEADLINE_S = 20.0
 M = TypeVar("M", bound=Message)
 
@@ -536,6 +538,75 @@ def test_out_of_memory_is_told_and_ends_the_process(worker: WorkerUnderTest) -> 
     assert failed.code == "out_of_memory" and failed.fatal and failed.memory
     worker.expect(Bye)
     assert worker.process.wait(DEADLINE_S) == exit_codes.OUT_OF_MEMORY
+
+
+# --- with a GPU: the fake one, which the driver's callers can't tell from a real one
+
+
+@pytest.fixture
+def gpus(fake_gpus: FakeGpus, monkeypatch: pytest.MonkeyPatch) -> FakeGpus:
+    for name, value in fake_gpus.environment().items():
+        monkeypatch.setenv(name, value)
+    return fake_gpus
+
+
+def test_a_job_that_exhausts_the_gpu_ends_its_worker_and_the_gpu_is_free_for_the_next(
+    start: Start, gpus: FakeGpus
+) -> None:
+    worker = start(engine_settings={"vram_mib": 1_000})
+    assert worker.ready().memory.torch_allocated == 1_000 << 20
+    assert gpus.held_by(worker.process.pid) == 1_300 << 20
+    failed = worker.fail(options={"fault": "oom_vram"})
+    assert failed.code == "out_of_memory" and failed.fatal and "CUDA out of memory" in failed.message
+    assert failed.memory and failed.memory.torch_reserved and failed.memory.torch_reserved > 24_000 << 20
+    worker.expect(Bye)
+    assert worker.process.wait(DEADLINE_S) == exit_codes.OUT_OF_MEMORY
+    assert gpus.used(0) == 0
+    worker = start(engine_settings={"vram_mib": 1_000})
+    worker.ready()
+    worker.speak()
+
+
+def test_a_broken_gpu_context_is_told_and_ends_the_process(start: Start, gpus: FakeGpus) -> None:
+    worker = start(engine_settings={"vram_mib": 1_000})
+    worker.ready()
+    failed = worker.fail(options={"fault": "illegal_access"})
+    assert failed.code == "cuda_context" and failed.fatal and "illegal memory access" in failed.message
+    worker.expect(Bye)
+    assert worker.process.wait(DEADLINE_S) == exit_codes.CUDA_CONTEXT
+    assert gpus.used(0) == 0
+
+
+def test_a_model_that_finds_no_room_on_the_gpu_says_that_it_was_memory(start: Start, gpus: FakeGpus) -> None:
+    gpus.take(0, 24_000, pid=4711)
+    worker = start(engine_settings={"vram_mib": 1_000})
+    worker.expect(Hello)
+    assert "out of memory" in worker.expect(Bye).reason
+    assert worker.process.wait(DEADLINE_S) == exit_codes.OUT_OF_MEMORY
+
+
+@pytest.mark.usefixtures("gpus")
+def test_a_worker_stays_within_its_share_of_the_gpu(start: Start) -> None:
+    worker = start(engine_settings={"vram_mib": 1_000}, vram_share=0.1)
+    worker.ready()
+    worker.speak(options={"fault": "leak_vram", "mib": 1_400})
+    failed = worker.fail(options={"fault": "leak_vram", "mib": 100})
+    assert failed.code == "out_of_memory" and "may use 2457 MiB" in failed.message
+    assert worker.process.wait(DEADLINE_S) == exit_codes.OUT_OF_MEMORY
+
+
+def test_gpu_memory_is_told_after_each_job_and_a_trim_frees_the_cache(start: Start, gpus: FakeGpus) -> None:
+    worker = start()
+    assert worker.ready().memory.torch_reserved is None
+    finished, _ = worker.speak(options={"fault": "use_vram", "mib": 200})
+    assert (finished.memory.torch_allocated, finished.memory.torch_reserved) == (0, 200 << 20)
+    finished, _ = worker.speak(options={"fault": "leak_vram", "mib": 50})
+    assert (finished.memory.torch_allocated, finished.memory.torch_reserved) == (50 << 20, 200 << 20)
+    finished, _ = worker.speak(options={"fault": "cache_vram", "mib": 70})
+    assert (finished.memory.torch_allocated, finished.memory.torch_reserved) == (50 << 20, 270 << 20)
+    worker.send(Trim())
+    assert worker.expect(Trimmed).memory.torch_reserved == 200 << 20
+    assert gpus.held_by(worker.process.pid) == 500 << 20
 
 
 def test_leaked_memory_stays_after_a_job_that_succeeds(worker: WorkerUnderTest) -> None:

@@ -7,15 +7,7 @@ from typing import Any
 
 from glmtts.protocol import events
 
-
-class Broken(AssertionError):
-    """Something that always holds does not hold."""
-
-
-def must(condition: object, *what: object) -> None:
-    """Raise Broken unless the condition holds."""
-    if not condition:
-        raise Broken(" ".join(map(str, what)))
+from .rules import Broken, Rule, must
 
 
 @dataclass
@@ -37,6 +29,8 @@ class Hearing:
     lossy: bool = False
     ended: bool = False
     code: str = ""
+    #: The output that it was told of.
+    path: str = ""
     deadline_at: float | None = None
     heard: list[str] = field(default_factory=list)
 
@@ -44,21 +38,27 @@ class Hearing:
         """One more event for this request."""
         name = type(event).__name__
         self.heard.append(name)
-        must(not self.ended, self, "was told", name, "after its end")
-        must(self.all_events or isinstance(event, events.Done | events.Error), self, "asked for its end alone:", name)
+        must(Rule.ONE_END, not self.ended, self, "was told", name, "after its end")
+        must(
+            Rule.ORDER,
+            self.all_events or isinstance(event, events.Done | events.Error),
+            self,
+            "asked for its end alone:",
+            name,
+        )
         self._same_job(event)
         match event:
             case events.Accepted():
-                must(len(self.heard) == 1, self, "was accepted late")
+                must(Rule.ORDER, len(self.heard) == 1, self, "was accepted late")
             case events.Queued():
-                must(not self.next_chunk, self, "waits again after audio")
+                must(Rule.ORDER, not self.next_chunk, self, "waits again after audio")
             case events.Started():
-                must(self.joined or self.heard[0] == "Accepted", self, "started before it was accepted")
-                must(event.attempt > self.attempts, self, "attempts don't grow")
-                must(not self.next_chunk, self, "started again after audio")
+                must(Rule.ORDER, self.joined or self.heard[0] == "Accepted", self, "started before it was accepted")
+                must(Rule.ORDER, event.attempt > self.attempts, self, "attempts don't grow")
+                must(Rule.ORDER, not self.next_chunk, self, "started again after audio")
                 self.attempts = event.attempt
             case events.Progress():
-                must(self.joined or self.attempts, self, "progressed before it started")
+                must(Rule.ORDER, self.joined or self.attempts, self, "progressed before it started")
             case events.Audio():
                 self._hear_audio(event, body)
             case events.Done():
@@ -66,38 +66,47 @@ class Hearing:
             case events.Error():
                 self.ended, self.code = True, event.code
                 if self.deadline_at is not None and event.code != "slow_consumer" and not self.joined:
-                    must(now <= self.deadline_at + 1e-6, self, "ended after its deadline")
+                    must(Rule.ONE_END, now <= self.deadline_at + 1e-6, self, "ended after its deadline")
             case _:
-                raise Broken(f"{self} was told {name}")
+                raise Broken(Rule.ORDER, f"{self} was told {name}")
 
     def _same_job(self, event: Any) -> None:
         job = getattr(event, "job", None)
         if isinstance(job, str) and job:
-            must(self.job in ("", job), self, "was told of", job)
+            must(Rule.OWN_AUDIO, self.job in ("", job), self, "was told of", job)
             self.job = job
 
     def _own(self, body: bytes | None) -> None:
-        must(body is not None, self, "was sent no body")
-        must(bytes(body or b"").startswith(f"{self.job}|{self.text}|".encode()), self, "got another's audio", body)
+        must(Rule.OWN_AUDIO, body is not None, self, "was sent no body")
+        must(
+            Rule.OWN_AUDIO,
+            bytes(body or b"").startswith(f"{self.job}|{self.text}|".encode()),
+            self,
+            "got another's audio",
+            body,
+        )
 
     def _hear_audio(self, event: events.Audio, body: bytes | None) -> None:
-        must(self.streams, self, "did not ask for a stream")
-        must(self.joined or self.attempts, self, "heard audio before it started")
+        must(Rule.OWN_AUDIO, self.streams, self, "did not ask for a stream")
+        must(Rule.ORDER, self.joined or self.attempts, self, "heard audio before it started")
         if self.next_chunk is None:
             self.next_chunk = event.seq if self.joined else 0
-        must(self.lossy or event.seq == self.next_chunk, self, "misses chunks before", event.seq)
+        must(Rule.ORDER, self.lossy or event.seq == self.next_chunk, self, "misses chunks before", event.seq)
         self.next_chunk = event.seq + 1
         self._own(body)
 
     def _hear_done(self, event: events.Done, body: bytes | None) -> None:
         self.ended, self.code = True, "done"
-        must(self.joined or self.attempts or not self.all_events, self, "done before it started")
-        must(not self.lossy, self, "was not told that it missed a part")
+        must(Rule.ORDER, self.joined or self.attempts or not self.all_events, self, "done before it started")
+        must(Rule.ORDER, not self.lossy, self, "was not told that it missed a part")
         if isinstance(event.path, str):
-            must(body is None, self, "got a file that was written")
+            self.path = event.path
+            must(Rule.ORDER, body is None, self, "got a file that was written")
         elif event.chunks:
-            must(body is None, self, "got a stream's audio twice")
-            must(self.next_chunk in (None, event.chunks) or not self.streams, self, "misses the last chunks")
+            must(Rule.ORDER, body is None, self, "got a stream's audio twice")
+            must(
+                Rule.ORDER, self.next_chunk in (None, event.chunks) or not self.streams, self, "misses the last chunks"
+            )
         else:
             self._own(body)
 
@@ -109,8 +118,11 @@ class Question:
     connection: int
     id: str
     answers: int = 0
+    answer: Any = None
 
     def hear(self, event: Any, body: bytes | None, now: float) -> None:
+        """The answer."""
         del body, now
+        self.answer = event
         self.answers += 1
-        must(self.answers == 1, self, "was answered twice:", event)
+        must(Rule.ONE_END, self.answers == 1, self, "was answered twice:", event)

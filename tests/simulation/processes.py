@@ -7,30 +7,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from glmtts.daemon.core import inputs
+from glmtts.daemon.core import effects, inputs
 from glmtts.protocol import worker as wire
 
-MEMORY = wire.Memory(rss=100 << 20)
-
-#: What the first word of a text makes of its job, and how often in a thousand.
-PLANS = {
-    "ok": 780,
-    "raise": 30,
-    "exit": 20,
-    "exit_late": 30,
-    "once": 30,
-    "oom": 15,
-    "hang": 15,
-    "garbage": 15,
-    "stray": 10,
-    "stray_fatal": 10,
-    "nofile": 10,
-    "sigterm": 10,
-    "last": 25,
-}
+from .accidents import KILLING, Scene
+from .hardware import Hardware
 
 
-def ready(slots: int) -> wire.Ready:
+def ready(slots: int, memory: wire.Memory) -> wire.Ready:
     """What a process says when it is ready."""
     return wire.Ready(
         engine="fault",
@@ -42,7 +26,7 @@ def ready(slots: int) -> wire.Ready:
         slots=slots,
         load_s=0.1,
         warmup_s=0.1,
-        memory=MEMORY,
+        memory=memory,
     )
 
 
@@ -51,30 +35,46 @@ class Place(Protocol):
 
     now: float
     random: random.Random
+    scene: Scene
+    without: frozenset[str]
+    hardware: Hardware
     sick: bool
-    slots: int
-    synthesis_s: float
     attempts: dict[str, int]
+    files: dict[str, str]
 
     def after(self, delay: float, action: Callable[[], None]) -> None: ...
     def happen(self, event: inputs.Input) -> None: ...
-    def gone(self, process: Process, returncode: int) -> None: ...
+    def gone(self, process: Process, returncode: int, *, oom_killed: bool) -> None: ...
 
 
 class Process:
     """One process, from its spawn to its end."""
 
-    def __init__(self, world: Place, spawn: int, name: str) -> None:
+    def __init__(self, world: Place, effect: effects.Spawn) -> None:
         self.world = world
-        self.spawn = spawn
-        self.name = name
+        self.spawn = effect.spawn
+        self.name = effect.name
+        self.pid = 10_000 + effect.spawn
+        self.gpu = world.hardware.gpus[effect.gpu] if effect.gpu is not None else None
+        self.index = effect.gpu
+        self.share = effect.vram_share
         self.alive = True
         self.deaf = False
         self.loaded = False
-        self._delivered_at = 0.0
         self.told_at = 0.0
+        #: Until then nothing ends it.
+        self.uninterruptible = False
+        self.rss = 0
+        self.leaked = self.cache = 0
+        #: A job, or its load, did not fit the GPU.
+        self.ran_out = False
+        #: Texts of all that it was given, received or not, and did not end.
+        self.has: dict[str, str] = {}
+        self._load = int(world.scene.load * world.random.uniform(0.97, 1.0))
+        self._delivered_at = 0.0
         self._jobs: deque[wire.Job] = deque()
-        self._job: wire.Job | None = None
+        #: What it works on: as many as it has slots.
+        self._at_work: dict[str, wire.Job] = {}
         self._cancelled: set[str] = set()
         self._stop = False
         self._begin()
@@ -82,49 +82,126 @@ class Process:
     # --- its life
 
     def _begin(self) -> None:
-        rng = self.world.random
-        plan = rng.choices(["ok", "crash", "hang", "garbage", "early", "no_process"], [90, 4, 1, 1, 1, 3])[0]
-        if self.world.sick and plan == "ok":
+        rng, world = self.world.random, self.world
+        plan = "ok"
+        if "bad_starts" not in world.without and rng.random() < world.scene.violence:
+            plan = rng.choices(["ok", "crash", "hang", "garbage", "early", "no_process"], [90, 4, 1, 1, 1, 3])[0]
+        if world.sick and plan == "ok":
             plan = rng.choice(["crash", "crash", "hang", "no_process"])
         if plan == "no_process":
             self.alive = False
-            self.world.after(0.0, lambda: self.world.happen(inputs.SpawnFailed(self.spawn, "no room for a process")))
+            world.after(0.0, lambda: world.happen(inputs.SpawnFailed(self.spawn, "no room for a process")))
             return
-        self.world.after(0.0, lambda: self.world.happen(inputs.Spawned(self.spawn, 10_000 + self.spawn)))
+        world.after(0.0, lambda: world.happen(inputs.Spawned(self.spawn, self.pid)))
         took = rng.uniform(0.05, 1.5)
+        scene = world.scene
+        self.rss = scene.rss // 10
+        world.after(0.3 * took, lambda: self._grow(scene.context))
+        world.after(0.6 * took, lambda: self._grow(scene.context + self._load // 2))
         if plan == "hang":
             self.deaf = True
         elif plan == "crash":
-            self.world.after(took, lambda: self.die(3))
+            world.after(took, lambda: self.die(3))
         else:
-            self.world.after(took, lambda: self._loaded(plan))
+            world.after(took, lambda: self._loaded(plan))
 
     def _loaded(self, plan: str) -> None:
-        if not self.alive:
+        if not self._grow(self.world.scene.context + self._load):
             return
+        self.rss = self.world.scene.rss
         self.say(wire.Hello(token="t", pid=1, started=1, python="3"))
         if plan == "garbage":
             self._deliver(inputs.WorkerGarbled(self.spawn, "bytes that mean nothing"))
         elif plan == "early":
-            self.say(wire.Trimmed(memory=MEMORY))
+            self.say(wire.Trimmed(memory=self.memory()))
         else:
             self.loaded = True
-            self.say(ready(self.world.slots))
+            self.say(ready(self.world.scene.slots, self.memory()))
 
-    def die(self, returncode: int) -> None:
+    def die(self, returncode: int, *, oom_killed: bool = False) -> None:
         """End; what was said is mostly heard before, and now and then after it is known."""
         if self.alive:
             self.alive = False
+            self.world.hardware.leave(self.gpu, self.pid)
+            self.rss = 0
             delay = max(0.0, self._delivered_at - self.world.now) if self.world.random.random() < 0.9 else 0.0
-            self.world.after(delay + self.world.random.uniform(0, 0.01), lambda: self.world.gone(self, returncode))
+            delay += self.world.random.uniform(0, 0.01)
+            self.world.after(delay, lambda: self.world.gone(self, returncode, oom_killed=oom_killed))
 
     def signal(self, name: str) -> None:
         """SIGTERM or SIGKILL."""
-        delay = self.world.random.uniform(0, 0.02)
-        if name == "kill":
+        rng = self.world.random
+        delay = rng.uniform(0, 0.02)
+        if self.uninterruptible:
+            return
+        if rng.random() < self.world.scene.stuck:
+            self.uninterruptible = self.deaf = True
+            self.world.after(rng.choice([0.7, 5.0, 30.0]) * rng.random(), self._wake_up)
+        elif name == "kill":
             self.world.after(delay, lambda: self.die(-9))
         elif not self.deaf:
             self.world.after(delay, lambda: self.die(-15))
+
+    def _wake_up(self) -> None:
+        """The driver's call returned: what was asked of the process happens now."""
+        self.uninterruptible = False
+        self.die(-9)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it works, and on nothing that will end it."""
+        return self.alive and not self.deaf and not any(text.split()[0] in KILLING for text in self.has.values())
+
+    # --- its memory
+
+    @property
+    def holds(self) -> int:
+        """Bytes of its GPU, when idle."""
+        return self.world.scene.context + self._load + self.leaked + self.cache
+
+    def memory(self) -> wire.Memory:
+        """What it says of itself."""
+        if self.gpu is None or not self.world.scene.torch:
+            return wire.Memory(rss=self.rss)
+        allocated = self._load + self.leaked
+        return wire.Memory(rss=self.rss, torch_allocated=allocated, torch_reserved=allocated + self.cache)
+
+    def _grow(self, size: int) -> bool:
+        """Hold so much; where that does not fit, the process dies of it."""
+        if not self.alive or self.deaf:
+            return False
+        if self.world.hardware.take(self.gpu, self.pid, size, self.share):
+            return True
+        self.ran_out = self.gpu is not None and not self.gpu.lost
+        self.die(71 if self.ran_out else 72)
+        return False
+
+    def _work(self, job: wire.Job) -> bool:
+        """Take what the job needs on top; returns whether there was enough."""
+        scene, rng = self.world.scene, self.world.random
+        need = rng.randrange(scene.work)
+        if self.world.hardware.take(self.gpu, self.pid, self.holds - self.cache + max(self.cache, need), self.share):
+            self.cache = max(self.cache, need)
+            return True
+        self.ran_out = self.gpu is not None and not self.gpu.lost
+        code, status = ("out_of_memory", 71) if self.ran_out else ("cuda_context", 72)
+        if rng.random() < 0.8:
+            self.say(wire.Failed(job=job.job, code=code, message="does not fit", fatal=True))
+        self.die(status)
+        return False
+
+    def _leak(self) -> None:
+        """What stays behind after a job."""
+        scene = self.world.scene
+        if scene.leaks_on == "device":
+            self.leaked += scene.leak
+        elif scene.leaks_on == "host":
+            self.rss += scene.leak
+        self.cache += scene.hoard
+        if self.gpu is not None and not self.world.hardware.take(self.gpu, self.pid, self.holds, self.share):
+            # It is the next job that finds out.
+            self.leaked = max(0, self.leaked - scene.leak)
+            self.cache = max(0, self.cache - scene.hoard)
 
     # --- messages
 
@@ -145,10 +222,12 @@ class Process:
                 self._jobs.append(message)
                 self._next()
             case wire.CancelJob():
-                if message.job in {job.job for job in self._jobs} or (self._job and self._job.job == message.job):
+                if message.job in self.has:
                     self._cancelled.add(message.job)
             case wire.Trim():
-                self.say(wire.Trimmed(memory=MEMORY))
+                self.cache = 0
+                self.world.hardware.take(self.gpu, self.pid, self.holds, self.share)
+                self.say(wire.Trimmed(memory=self.memory()))
             case wire.StopWorker():
                 self._stop = True
                 self._next()
@@ -156,31 +235,31 @@ class Process:
     # --- its work
 
     def _next(self) -> None:
-        if self._job is not None or not self.alive:
-            return
-        if self._jobs:
-            self._job = self._jobs.popleft()
-            job = self._job
+        while self.alive and self._jobs and len(self._at_work) < self.world.scene.slots:
+            job = self._jobs.popleft()
+            self._at_work[job.job] = job
             self.world.attempts[job.text] = self.world.attempts.get(job.text, 0) + 1
-            segments = self.world.random.randint(1, 3)
-            self.world.after(self.world.random.expovariate(12), lambda: self._segment(job, 1, segments))
-        elif self._stop and self.world.random.random() < 0.95:
+            if self._work(job):
+                self._go_on(job, 1, self.world.random.randint(1, 3))
+        if self._stop and self.alive and not self._at_work and self.world.random.random() < 0.95:
             self.say(wire.Bye(reason="asked to"))
             self.die(0)
+
+    def _go_on(self, job: wire.Job, number: int, segments: int) -> None:
+        self.world.after(self.world.random.expovariate(12), lambda: self._segment(job, number, segments))
 
     def _segment(self, job: wire.Job, number: int, segments: int) -> None:
         if not self.alive or self.deaf:
             return
         if job.job in self._cancelled:
-            self._ended(wire.Failed(job=job.job, code="cancelled", message="cancelled"))
+            self._ended(job, wire.Failed(job=job.job, code="cancelled", message="cancelled"))
         elif not self._go_wrong(job, number, segments):
             self.say(wire.Beat(job=job.job, done=number))
             self.say(wire.SegmentDone(job=job.job, segment=number, segments=segments, audio_s=0.1 * number))
             if job.stream:
                 self.say(wire.AudioChunk(job=job.job, seq=number - 1), audio(job, number))
             if number < segments:
-                delay = self.world.random.expovariate(12)
-                self.world.after(delay, lambda: self._segment(job, number + 1, segments))
+                self._go_on(job, number + 1, segments)
             else:
                 self._finish(job, segments)
 
@@ -188,19 +267,25 @@ class Process:
         plan = job.text.split()[0]
         match plan:
             case "raise":
-                self._ended(wire.Failed(job=job.job, code="synthesis_failed", message="its own words"))
+                self._ended(job, wire.Failed(job=job.job, code="synthesis_failed", message="its own words"))
             case "exit":
                 self.die(self.world.random.choice([3, -11, -6]))
             case "exit_late" if number == segments:
                 self.die(-11)
             case "once" if self.world.attempts[job.text] == 1:
                 self.die(-11)
-            case "oom" | "sigterm":
-                code = "out_of_memory" if plan == "oom" else "cancelled"
+            case "oom" | "sigterm" | "cuda":
+                code, status = _FATAL[plan]
                 self.say(wire.Failed(job=job.job, code=code, message=plan, fatal=True))
-                self.die(70)
+                self.die(status)
+            case "cuda_mute":
+                self.die(72)
             case "hang":
                 self.deaf = True
+            case "still":
+                self._stand_still(job)
+            case "runaway":
+                self._run_away(job, 0)
             case "garbage":
                 self._deliver(inputs.WorkerGarbled(self.spawn, "a frame of noise"))
             case "stray":
@@ -211,32 +296,53 @@ class Process:
                 return False
         return True
 
+    def _stand_still(self, job: wire.Job) -> None:
+        """Say again and again that it is where it was."""
+        if self.alive and not self.deaf:
+            self.say(wire.Beat(job=job.job, done=1, expected=10))
+            self.world.after(0.3, lambda: self._stand_still(job))
+
+    def _run_away(self, job: wire.Job, done: int) -> None:
+        """Make ever more, and never come to an end."""
+        if self.alive and not self.deaf:
+            self.say(wire.Beat(job=job.job, done=done, expected=100))
+            self.world.after(0.3, lambda: self._run_away(job, done + 200))
+
     def _finish(self, job: wire.Job, segments: int) -> None:
         plan = job.text.split()[0]
+        self._leak()
+        if job.output is not None and plan != "nofile":
+            # The name must not exist: that is how the worker writes it.
+            if job.output in self.world.files:
+                self._ended(job, wire.Failed(job=job.job, code="output_exists", message="the file is there"))
+                return
+            self.world.files[job.output] = job.job
         no_body = job.stream or job.output is not None or plan == "nofile"
         body = None if no_body else audio(job, 0)
         self._ended(
+            job,
             wire.Finished(
                 job=job.job,
                 sample_rate=24_000,
                 audio_s=0.1 * segments,
-                synthesis_s=self.world.synthesis_s,
+                synthesis_s=self.world.scene.synthesis_s,
                 first_audio_s=0.05,
                 voice="v",
                 sha256="0" * 64,
                 chunks=segments if job.stream else 0,
                 bytes=len(body or b""),
                 path=None if plan == "nofile" else job.output,
-                memory=MEMORY,
+                memory=self.memory(),
             ),
             body,
         )
         if plan == "last":
             self.die(-11)
 
-    def _ended(self, message: wire.WorkerMessage, body: bytes | None = None) -> None:
+    def _ended(self, job: wire.Job, message: wire.WorkerMessage, body: bytes | None = None) -> None:
         self.say(message, body)
-        self._job = None
+        self._at_work.pop(job.job, None)
+        self.has.pop(job.job, None)
         self._next()
 
 
@@ -245,6 +351,5 @@ def audio(job: wire.Job, number: int) -> bytes:
     return f"{job.job}|{job.text}|{number}".encode().ljust(20_000 if number == 0 else 100, b".")
 
 
-def plan(rng: random.Random) -> str:
-    """How a job will go."""
-    return rng.choices(list(PLANS), list(PLANS.values()))[0]
+#: What is said of a job that ends its process, and the process's exit status.
+_FATAL = {"oom": ("out_of_memory", 71), "cuda": ("cuda_context", 72), "sigterm": ("cancelled", 70)}

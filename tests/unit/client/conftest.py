@@ -184,6 +184,65 @@ def control_daemon(tmp_path: Path) -> Iterator[ScriptedDaemon]:
     peer.close()
 
 
+class Publisher:
+    """An events socket, in the place of a daemon's, that can die and come back."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._context = zmq.Context()
+        self._socket: zmq.Socket[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        self._socket = self._context.socket(zmq.XPUB)
+        self._socket.linger = 0
+        self._socket.bind(f"ipc://{self.path}")
+
+    def stop(self) -> None:
+        if self._socket is not None:
+            self._socket.close(0)
+            self._socket = None
+        self.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self.stop()
+        self._context.term()
+
+    def wait_for_listener(self) -> bytes:
+        """The topic that somebody has subscribed to."""
+        assert self._socket is not None and self._socket.poll(DEADLINE_S * 1e3), "nobody listens"
+        return self._socket.recv()[1:]
+
+    def say(self, topic: str, /, **values: Any) -> None:
+        self.send(topic.encode(), codec.encode_map(values))
+
+    def send(self, *frames: bytes) -> None:
+        assert self._socket is not None
+        self._socket.send_multipart(frames)
+
+
+@pytest.fixture
+def publisher(tmp_path: Path) -> Iterator[Publisher]:
+    """The events socket beside the scripted daemon's."""
+    made = Publisher(tmp_path / "events.sock")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def answers(control_daemon: ScriptedDaemon) -> dict[str, Any]:
+    """What the control socket answers, by op: a map, or a function of the request that makes one."""
+    by_op: dict[str, Any] = {}
+
+    def script(daemon: ScriptedDaemon, peer: bytes, request: Request, _body: bytes) -> None:
+        answer = by_op.get(request.__struct_config__.tag, {})
+        values = answer(request) if callable(answer) else answer
+        daemon.send(peer, events.Result(id=request.id, values=values))
+
+    control_daemon.script = script
+    return by_op
+
+
 @pytest.fixture
 def accept_only() -> Script:
     """A daemon that accepts jobs and never ends them, but answers the rest."""

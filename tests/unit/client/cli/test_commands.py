@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from msgspec import UNSET
 
 from glmtts.client.cli import main
 from glmtts.client.cli.config import toml_lines
@@ -116,21 +117,12 @@ def test_status_of_a_daemon_that_starts_nothing_any_more_is_3(ctl: Any, control_
     assert ctl("status").exit_code == 3
 
 
-def test_workers_shows_how_the_last_one_died(ctl: Any, control_daemon: Any) -> None:
-    death = {"cause": "crash", "detail": "SIGSEGV", "ago_s": 12.0}
-    row = {"name": "espeak-0", "state": "ready", "pid": 7, "gpu": None, "rss": 2**30, "last_death": death}
-    script = {"workers": [row, {"name": "espeak-1", "state": "backoff", "pid": None, "last_death": None}]}
-    control_daemon.script = lambda d, peer, request, _: d.send(peer, events.Result(id=request.id, values=script))
-    result = ctl("workers")
-    assert "crash (SIGSEGV), 12.0 s ago" in result.stdout
-    assert "1.00 GiB" in result.stdout
-    assert json.loads(ctl("workers", "--json").stdout)["workers"][0]["last_death"] == death
-
-
 @pytest.mark.parametrize(
     ("command", "op", "keys"),
     [
         (["recycle", "all"], "recycle", {"worker": "all"}),
+        (["scale", "--min", "1", "--max", "3"], "scale", {"min": 1, "max": 3}),
+        (["scale", "--max", "3"], "scale", {"min": UNSET, "max": 3}),
         (["pause"], "pause", {}),
         (["resume"], "resume", {}),
         (["drain", "--timeout", "5"], "drain", {"timeout_s": 5.0}),

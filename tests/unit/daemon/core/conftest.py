@@ -43,10 +43,11 @@ class World:
 
     def __init__(self, count: int = 1, **sections: dict[str, Any]) -> None:
         self.now = 100.0
+        sections["workers"] = {"max": count} | sections.get("workers", {})
         self.machine = Machine(
             settings(**sections), now=self.now, wall=1.7e9, seed=1, boot="b", version="1", outputs_folder="/out"
         )
-        self.done: list[effects.Effect] = self.machine.open([None] * count)
+        self.done: list[effects.Effect] = self.machine.open()
         self._ids = 0
 
     # --- what happens
@@ -93,8 +94,8 @@ class World:
     def say(self, message: wire.WorkerMessage, body: bytes | None = None, worker: str = "w0") -> None:
         self.step(inputs.WorkerSaid(self.spawn(worker), message, body))
 
-    def ready(self, worker: str = "w0", slots: int = 1) -> None:
-        self.step(inputs.Spawned(self.spawn(worker), 4_000))
+    def ready(self, worker: str = "w0", slots: int = 1, *, memory: wire.Memory = MEMORY) -> None:
+        self.step(inputs.Spawned(self.spawn(worker), self.pid(worker)))
         self.say(
             wire.Ready(
                 engine="fault",
@@ -106,7 +107,7 @@ class World:
                 slots=slots,
                 load_s=0.1,
                 warmup_s=0.1,
-                memory=MEMORY,
+                memory=memory,
             ),
             worker=worker,
         )
@@ -141,7 +142,30 @@ class World:
     def die(self, returncode: int = -11, worker: str = "w0", last_words: str = "") -> None:
         self.step(inputs.ProcessEnded(self.spawn(worker), returncode, last_words))
 
+    def sample(self, *gpus: inputs.GpuReading, nvml: str = "ok", host_mib: int | None = 64_000, **keys: Any) -> None:
+        """GPUs and processes were looked at, a moment ago."""
+        available = None if host_mib is None else host_mib << 20
+        reading = inputs.NvmlReading(state=nvml, detail=keys.pop("detail", ""))  # type: ignore[arg-type]
+        at = keys.pop("at", self.now)
+        self.step(
+            inputs.Sampled(at=at, gpus=list(gpus), nvml=reading, host_total=available, host_available=available, **keys)
+        )
+
+    def gpu(self, index: int = 0, used_mib: int = 0, total_mib: int = 24_000, **processes: int | None) -> Any:
+        """A reading of one GPU; ``w0=4_000`` is what NVML says that the process of this worker holds, in MiB."""
+        return inputs.GpuReading(
+            index=index,
+            uuid=f"GPU-{index}",
+            total=total_mib << 20,
+            used=used_mib << 20,
+            free=(total_mib - used_mib) << 20,
+            processes={self.pid(name): size and size << 20 for name, size in processes.items()},
+        )
+
     # --- what is there
+
+    def pid(self, worker: str = "w0") -> int:
+        return 3_999 + self.spawn(worker)
 
     def spawn(self, worker: str = "w0") -> int:
         return self.worker(worker).spawn

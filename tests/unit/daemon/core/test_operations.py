@@ -70,7 +70,7 @@ def test_status_counts_what_there_is(world: Any) -> None:
 
 
 def test_an_operation_of_a_later_version_is_named(world: Any) -> None:
-    assert "scale" in world.last(world.operate(control.Scale)).message
+    assert "metrics" in world.last(world.operate(control.Metrics)).message
 
 
 def test_a_merged_configuration_keeps_what_needs_a_restart(make_settings: Make) -> None:

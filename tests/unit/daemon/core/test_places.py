@@ -1,4 +1,4 @@
-"""As many workers as were configured, and each on the GPU that was."""
+"""How many workers there are at most, and on which GPU each one goes."""
 
 from __future__ import annotations
 
@@ -6,21 +6,46 @@ from typing import Any
 
 import pytest
 
-from glmtts.daemon.core.places import places
-from glmtts.daemon.core.settings import WorkersSettings
+from glmtts.daemon.core.places import asks_nvml, gpus_of, most, next_gpu
+from glmtts.daemon.core.settings import EngineSettings, Settings, WorkersSettings
+
+
+def settings(engine: str = "fault", **workers: Any) -> Settings:
+    return Settings(engine=EngineSettings(name=engine), workers=WorkersSettings(**workers))
 
 
 @pytest.mark.parametrize(
-    ("keys", "expected"),
+    ("workers", "found", "expected"),
     [
-        ({}, [None]),
-        ({"gpus": "none", "per_gpu": 3}, [None] * 3),
-        ({"gpus": "none", "min": 2}, [None] * 2),
-        ({"gpus": "none", "max": 4}, [None] * 4),
-        ({"gpus": [0, 2]}, [0, 2]),
-        ({"gpus": [0, 1], "per_gpu": 2}, [0, 1, 0, 1]),
-        ({"gpus": [0, 1], "per_gpu": 2, "max": 3}, [0, 1, 0]),
+        ({"gpus": "none"}, [], 1),
+        ({"gpus": "none", "per_gpu": 3}, [0], 3),
+        ({"gpus": "none", "min": 2}, [], 2),
+        ({"gpus": "none", "max": 4}, [], 4),
+        ({"gpus": "all"}, [], 1),
+        ({"gpus": "all"}, [0, 1, 2], 3),
+        ({"gpus": "all", "per_gpu": 2}, [0, 1], 4),
+        ({"gpus": "all", "per_gpu": 2, "max": 3}, [0, 1], 3),
+        ({"gpus": [1], "max": 9}, [0, 1], 1),
     ],
 )
-def test_gpus_are_filled_evenly_up_to_the_most(keys: dict[str, Any], expected: list[int | None]) -> None:
-    assert places(WorkersSettings(**keys)) == expected
+def test_there_are_as_many_places_as_gpus_and_bounds_give(
+    workers: dict[str, Any], found: list[int], expected: int
+) -> None:
+    configured = settings(**workers)
+    assert most(configured, gpus_of(configured, found)) == expected
+
+
+def test_an_engine_that_uses_no_gpu_does_not_ask_for_one() -> None:
+    assert not asks_nvml(settings("espeak"))
+    assert gpus_of(settings("espeak"), [0, 1]) == []
+    assert not asks_nvml(settings(gpus="none"))
+    assert asks_nvml(settings(gpus=[0]))
+
+
+def test_gpus_are_filled_evenly() -> None:
+    taken: list[int | None] = []
+    while (gpu := next_gpu([0, 1, 2], taken, 2)) is not None:
+        taken.append(gpu)
+    assert taken == [0, 1, 2, 0, 1, 2]
+    assert next_gpu([0, 1], [0, 0], 2) == 1
+    assert next_gpu([], [None], 1) is None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from glmtts.daemon.core.quarantine import HOLDS_S, Quarantine
+from glmtts.daemon.core.quarantine import Quarantine
+
+HOLDS_S = 3_600.0
 
 
 def test_deaths_are_counted_by_content_and_forgotten_after_an_hour() -> None:
     quarantine = Quarantine()
     assert not quarantine
-    assert quarantine.blame("a", 0.0) == 1
-    assert quarantine.blame("a", 10.0) == 2
+    assert quarantine.blame("a", 0.0, HOLDS_S) == 1
+    assert quarantine.blame("a", 10.0, HOLDS_S) == 2
     assert quarantine.deaths("a", 10.0 + HOLDS_S - 1) == 2
     assert quarantine.deaths("b", 10.0) == 0
     assert quarantine.deaths("a", 10.0 + HOLDS_S) == 0
@@ -18,13 +20,13 @@ def test_deaths_are_counted_by_content_and_forgotten_after_an_hour() -> None:
 
 def test_a_death_long_ago_does_not_count_with_a_new_one() -> None:
     quarantine = Quarantine()
-    quarantine.blame("a", 0.0)
-    assert quarantine.blame("a", HOLDS_S + 1) == 1
+    quarantine.blame("a", 0.0, HOLDS_S)
+    assert quarantine.blame("a", HOLDS_S + 1, HOLDS_S) == 1
 
 
 def test_a_content_that_was_spoken_is_trusted_again() -> None:
     quarantine = Quarantine()
-    quarantine.blame("a", 0.0)
+    quarantine.blame("a", 0.0, HOLDS_S)
     quarantine.clear("a")
     quarantine.clear("never blamed")
     assert quarantine.deaths("a", 0.0) == 0
@@ -33,7 +35,7 @@ def test_a_content_that_was_spoken_is_trusted_again() -> None:
 def test_the_oldest_is_forgotten_before_memory_grows() -> None:
     quarantine = Quarantine()
     for number in range(1_500):
-        quarantine.blame(str(number), float(number))
-    assert len(quarantine._deaths) == 1_000
+        quarantine.blame(str(number), float(number), HOLDS_S)
+    assert len(quarantine._entries) == 1_000
     assert quarantine.deaths("0", 1_500.0) == 0
     assert quarantine.deaths("1499", 1_500.0) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from glmtts.daemon.engines import load
-from glmtts.daemon.engines.base import Engine, EngineError, Piece, Reference, Utterance
+from glmtts.daemon.engines.base import Engine, EngineError, MemoryFigures, Piece, Reference, Utterance
+from glmtts.daemon.engines.fault import FaultEngine
 from glmtts.daemon.engines.options import FaultOptions
 
 GARBAGE: list[bytes] = []
@@ -94,6 +96,45 @@ def test_a_leak_of_gpu_memory_needs_a_gpu(engine: Engine) -> None:
     with pytest.raises(EngineError, match="needs a GPU") as raised:
         samples(engine, fault="leak_vram")
     assert raised.value.code == "bad_request" and not raised.value.fatal
+
+
+@pytest.mark.parametrize("fault", ["leak_outside", "cache_vram", "use_vram", "oom_vram", "illegal_access"])
+def test_every_fault_of_a_gpu_is_refused_without_one(engine: Engine, fault: str) -> None:
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("this machine has one")
+    with pytest.raises(EngineError, match=rf"{fault} needs a GPU") as raised:
+        samples(engine, fault=fault)
+    assert raised.value.code == "bad_request" and not raised.value.fatal
+    assert len(samples(engine, seconds=0.1)) == 2_400 and engine.memory() == MemoryFigures()
+
+
+def test_a_model_in_gpu_memory_needs_a_gpu() -> None:
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("this machine has one")
+    with pytest.raises(RuntimeError, match=r"\[engine.fault\] vram_mib = 100 needs a GPU"):
+        load("fault", {"vram_mib": 100}, send_raw=GARBAGE.append)
+
+
+@pytest.mark.parametrize(("fault", "last"), [("beat_still", 1), ("runaway", 91)])
+def test_a_job_that_beats_without_an_end_ends_when_it_is_cancelled(engine: Engine, fault: str, last: int) -> None:
+    beats: list[tuple[int, int]] = []
+    end = {"beat": lambda *beat: beats.append(beat), "cancelled": lambda: len(beats) >= 10}
+    assert pieces(engine, fault=fault, **end) == []
+    assert beats[0] == (1, 10) and beats[-1] == (last, 10) and len(beats) == 10
+
+
+def test_children_live_on_in_groups_of_their_own_while_the_job_goes_on(
+    engine: FaultEngine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        assert len(samples(engine, fault="fork_child", seconds=0.1)) == 2_400
+        same, other = (int(word) for word in capfd.readouterr().out.removeprefix("children: ").split())
+        assert os.getpgid(same) == os.getpgid(0) and os.getpgid(other) == os.getsid(other) == other
+        assert [child.poll() for child in engine._children] == [None, None]
+    finally:
+        for child in engine._children:
+            child.kill()
+            child.wait()
 
 
 def test_an_unknown_engine_is_named_with_those_there_are() -> None:

@@ -1,0 +1,128 @@
+"""`glmttsctl top`: the daemon on one screen, live; without a terminal, or once, a picture of it as text."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+import click
+
+from .output import print_json
+from .session import session, shared_options
+from .top_feed import Feed, Snapshot
+
+#: How long a key, or a new size of the window, may wait for its effect, in seconds.
+_TICK_S = 0.1
+
+_KEYS = "q quit"
+_QUIT = frozenset("qQ\x03\x04")
+
+
+class _Ended(Exception):
+    """A signal asks the command to end; the terminal is put back on the way."""
+
+
+@click.command()
+@click.option("--interval", type=click.FloatRange(0.2, 60), default=1.0, metavar="SECONDS", help="Ask so often; 1.")
+@click.option("--once", is_flag=True, help="Print one picture and end.")
+@shared_options
+def top(interval: float, once: bool) -> None:
+    """Workers, GPUs, queue and what happened of late, live on a full screen. q ends it."""
+    run = session()
+    feed = Feed(run.endpoint, interval)
+    if once or run.json or not (sys.stdout.isatty() and sys.stdin.isatty()):
+        try:
+            snapshot = feed.look()
+        finally:
+            feed.stop()
+        if run.json:
+            print_json({"status": snapshot.status, "workers": snapshot.workers, **snapshot.gpus})
+        else:
+            _print_once(snapshot)
+        return
+    feed.start()
+    try:
+        _live(feed)
+    finally:
+        feed.stop()
+
+
+def _print_once(snapshot: Snapshot) -> None:
+    from .top_frame import frame
+
+    # What goes into a pipe or a file is wide enough for everything.
+    width = shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else 120
+    for line in frame(snapshot, width, None):
+        click.echo(line.plain)
+
+
+def _live(feed: Feed) -> None:
+    from rich.console import Console, Group
+    from rich.live import Live
+
+    from .top_frame import frame
+
+    console = Console(highlight=False)
+    shown: tuple[int, int, int, int] | None = None
+    try:
+        with _keys_at_once(), _signals(), Live(console=console, screen=True, auto_refresh=False) as live:
+            while True:
+                snapshot = feed.latest()
+                width, height = shutil.get_terminal_size()
+                # The clock goes on while the daemon does not.
+                wanted = (snapshot.number, width, height, int(time.time()) if snapshot.trouble else 0)
+                if wanted != shown:
+                    console.size = (width, height)
+                    live.update(Group(*frame(snapshot, width, height, _KEYS)), refresh=True)
+                    shown = wanted
+                if _pressed(_TICK_S) & _QUIT:
+                    return
+    except (KeyboardInterrupt, _Ended):
+        return
+
+
+def _pressed(wait_s: float) -> set[str]:
+    """The keys that were pressed within ``wait_s``; the end of the input counts as Ctrl-D."""
+    ready, _, _ = select.select([sys.stdin.fileno()], [], [], wait_s)
+    if not ready:
+        return set()
+    return set(os.read(sys.stdin.fileno(), 1_024).decode(errors="replace")) or {"\x04"}
+
+
+@contextlib.contextmanager
+def _keys_at_once() -> Iterator[None]:
+    """Keys arrive without Enter and without an echo; Ctrl-Z, which would leave the screen as it is, does nothing."""
+    fd = sys.stdin.fileno()
+    before = termios.tcgetattr(fd)
+    changed = termios.tcgetattr(fd)
+    changed[3] &= ~(termios.ICANON | termios.ECHO)
+    changed[6][termios.VMIN], changed[6][termios.VTIME] = 1, 0
+    changed[6][termios.VSUSP] = b"\0"
+    termios.tcsetattr(fd, termios.TCSADRAIN, changed)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(fd, termios.TCSAFLUSH, before)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM and a closed terminal end it by the same way as a key."""
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise _Ended
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,37 @@
+"""What an operator should know of without looking for it: raised once, and cleared when it is over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .context import Context
+
+
+class Alerts:
+    """Alerts by name. Raising one that is raised already changes its message and is not told again."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._raised: dict[str, tuple[str, float]] = {}
+
+    def set(self, name: str, message: str) -> None:
+        """``message`` is what is wrong, or ``""`` when nothing is."""
+        known = self._raised.get(name)
+        if message and known:
+            self._raised[name] = (message, known[1])
+        elif message:
+            self._raised[name] = (message, self._context.now)
+            self._context.log("error", f"alert: {message}", alert=name)
+            self._context.publish(f"alert.{name}", state="raised", message=message)
+        elif known:
+            del self._raised[name]
+            self._context.log("info", f"alert is over: {known[0]}", alert=name)
+            self._context.publish(f"alert.{name}", state="cleared", message=known[0])
+
+    def describe(self) -> list[dict[str, Any]]:
+        """All that are raised, as ``status`` shows them."""
+        now = self._context.now
+        return [
+            {"name": name, "message": message, "for_s": round(now - since, 3)}
+            for name, (message, since) in self._raised.items()
+        ]

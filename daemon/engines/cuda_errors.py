@@ -1,0 +1,73 @@
+"""Which exceptions mean that the process can't go on: CUDA's, told by type, number and words; torch is not imported."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final, Literal
+
+Verdict = Literal["out_of_memory", "cuda_context", ""]
+
+#: Errors after which every further call of the process fails: those of which cuda.h says that the process must be
+#: terminated, and the device-side assert (710), after which nothing on the device is valid any more.
+POISONING: Final[frozenset[int]] = frozenset({226, 700, 702, 710, 714, 715, 716, 717, 718, 719, 721, 911})
+_OUT_OF_MEMORY: Final = 2
+
+#: The driver's words and names for them. Libraries put them into messages of their own: "CUDA error: misaligned
+#: address" (torch), "CUDA failure 700: an illegal memory access was encountered" (ONNX Runtime),
+#: "Triton Error [CUDA]: ...", "[700] Call to cuMemFree results in CUDA_ERROR_ILLEGAL_ADDRESS" (numba).
+_POISONED_WORDS: Final = re.compile(
+    r"illegal memory access was encountered|device-side assert|misaligned address|illegal instruction was encountered"
+    r"|operation not supported on global/shared address space|invalid program counter|unspecified launch failure"
+    r"|hardware stack error|the launch timed out and was terminated"
+    r"|CUDA_ERROR_(ILLEGAL_ADDRESS|LAUNCH_TIMEOUT|ASSERT|HARDWARE_STACK_ERROR|ILLEGAL_INSTRUCTION|MISALIGNED_ADDRESS"
+    r"|INVALID_ADDRESS_SPACE|INVALID_PC|LAUNCH_FAILED|CONTAINED)\b"
+)
+_MEMORY_WORDS: Final = re.compile(
+    r"CUDA.{0,40}out of memory|CUDA_ERROR_OUT_OF_MEMORY|(CUBLAS|CUDNN|CUFFT|CUSPARSE)_(STATUS_)?ALLOC_FAILED", re.DOTALL
+)
+#: More exceptions than that are not looked at, should a chain of causes bite its own tail.
+_DEEPEST: Final = 16
+
+
+def judge(error: BaseException) -> Verdict:
+    """What the exception means for the process: it ran out of memory, lost its CUDA context, or "": nothing of both.
+
+    What it was raised from counts too. A lost context counts even where it was only being handled: it stays lost.
+    """
+    if any(_is_poisoned(one) for one in _chain(error, contexts=True)):
+        return "cuda_context"
+    if any(_is_out_of_memory(one) for one in _chain(error, contexts=False)):
+        return "out_of_memory"
+    return ""
+
+
+def _chain(error: BaseException, *, contexts: bool) -> Iterator[BaseException]:
+    one: BaseException | None = error
+    for _ in range(_DEEPEST):
+        if one is None:
+            return
+        yield one
+        one = one.__cause__ or (one.__context__ if contexts else None)
+
+
+def _number(error: BaseException) -> int | None:
+    """The driver's number, which torch.AcceleratorError and the fault engine's CudaError carry."""
+    number = getattr(error, "error_code", None)
+    return number if isinstance(number, int) else None
+
+
+def _is_poisoned(error: BaseException) -> bool:
+    if _number(error) in POISONING:
+        return True
+    words = str(error) if isinstance(error, RuntimeError) or "cuda" in type(error).__name__.lower() else ""
+    return "cuda" in words.lower() and _POISONED_WORDS.search(words) is not None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch has an exception of this name for each of its kinds of memory.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if _number(error) == _OUT_OF_MEMORY:
+        return True
+    return isinstance(error, RuntimeError) and _MEMORY_WORDS.search(str(error)) is not None

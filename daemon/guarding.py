@@ -1,0 +1,77 @@
+"""The daemon's guardian (guardian.py): starting it before the first worker, and letting it go when all is over."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+
+from . import guardian
+
+#: What the interpreter itself may need to start; the guardian has nothing else of the daemon's, its mark least of all.
+_NEEDED = ("LD_LIBRARY_PATH", "PATH")
+
+
+class Guardian:
+    """At most one process, which ends whatever carries ``token`` when the daemon is gone."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._pipe = -1
+
+    @property
+    def pid(self) -> int | None:
+        """None when there is none."""
+        return None if self._popen is None else self._popen.pid
+
+    def ensure(self) -> None:
+        """Start one unless there is one. Raises OSError.
+
+        Not as soon as it ends, but before the next worker: where it can't live it would end again at once.
+        """
+        self.reap()
+        if self._popen is not None:
+            return
+        read_end, write_end = os.pipe()
+        try:
+            self._popen = subprocess.Popen(
+                [sys.executable, "-I", "-S", guardian.__file__],
+                stdin=read_end,
+                # Who reads the daemon's output to its end does not wait for the guardian.
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={name: os.environ[name] for name in _NEEDED if name in os.environ},
+                start_new_session=True,
+                cwd="/",
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            os.close(write_end)
+            raise OSError(f"{sys.executable}: {error}") from None
+        finally:
+            os.close(read_end)
+        self._pipe = write_end
+        # Not inherited by anybody: when the daemon ends, the pipe does.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(write_end, self._token.encode())
+
+    def reap(self) -> None:
+        """Leave no zombie of one that was killed."""
+        if self._popen is not None and self._popen.poll() is not None:
+            self._popen = None
+            os.close(self._pipe)
+
+    def dismiss(self, *, clean: bool) -> None:
+        """The daemon ends. Where something of it is left, the guardian goes on to end that."""
+        if self._popen is None:
+            return
+        if clean:
+            self._popen.kill()
+        os.close(self._pipe)
+        if clean:
+            self._popen.wait()
+        else:
+            # It ends by itself, and is nobody's zombie then: its parent is gone.
+            self._popen.returncode = 0
+        self._popen = None

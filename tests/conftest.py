@@ -1,0 +1,34 @@
+"""What tests of every kind may ask for: GPUs on machines that have none (see tests/fake_gpu/fake_gpu.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .fake_gpu.fake_gpu import CannotBuildError, FakeGpus, build
+
+
+@pytest.fixture
+def make_fake_gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., FakeGpus]]:
+    """Makes GPUs of so many MiB each: ``make_fake_gpus(24_576, 24_576)``. Skips where they can't be built."""
+    try:
+        build()
+    except CannotBuildError as error:
+        pytest.skip(str(error))
+    made: list[FakeGpus] = []
+
+    def make(*total_mib: int) -> FakeGpus:
+        made.append(FakeGpus(*total_mib, folder=Path(tmp_path_factory.mktemp("gpus"))))
+        return made[-1]
+
+    yield make
+    for gpus in made:
+        gpus.close()
+
+
+@pytest.fixture
+def fake_gpus(make_fake_gpus: Callable[..., FakeGpus]) -> FakeGpus:
+    """One GPU of 24 GiB, without MIG."""
+    return make_fake_gpus(24_576)

@@ -1,0 +1,213 @@
+"""What an operator sees of a real daemon on GPUs that are fake, and of workers that really die."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PATIENCE_S = 20.0
+GLMTTSCTL = str(Path(sys.executable).with_name("glmttsctl"))
+RESTART: dict[str, Any] = {"backoff_initial_s": 0.05, "backoff_max_s": 0.2, "breaker_failures": 50}
+
+
+def environment(daemon: Any, **more: str) -> dict[str, str]:
+    return os.environ | {"GLMTTS_ENDPOINT": daemon.endpoint, "NO_COLOR": "1"} | more
+
+
+def ctl(daemon: Any, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [GLMTTSCTL, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env=environment(daemon, **more),
+    )
+
+
+def told(daemon: Any, *arguments: str) -> str:
+    """What a command that ends well prints."""
+    done = ctl(daemon, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def on_gpus(start: Callable[..., Any], make_fake_gpus: Callable[..., Any]) -> Callable[..., Any]:
+    """Starts a daemon on two GPUs of 8,000 MiB, and returns both."""
+
+    def begin(**workers: Any) -> tuple[Any, Any]:
+        gpus = make_fake_gpus(8_000, 8_000)
+        daemon = start(
+            environment=gpus.environment(),
+            engine={"fault": {"vram_mib": 2_000}},
+            workers={"gpus": "all", "max": 0, "restart": RESTART} | workers,
+        )
+        daemon.until(lambda: all(worker["vram"] for worker in daemon.workers()), "the workers' memory is known")
+        return daemon, gpus
+
+    return begin
+
+
+def test_workers_and_gpus_show_whose_memory_is_whose(on_gpus: Any) -> None:
+    daemon, gpus = on_gpus()
+    gpus.take(1, 1_000, pid=4_000_001)
+    daemon.until(lambda: daemon.gpus()[1]["others"] == 1_000 << 20, "the stranger is seen")
+    first, second = daemon.workers()
+    workers = told(daemon, "workers")
+    assert first["name"] in workers and second["name"] in workers and workers.count("GiB (NVML)") == 2
+    seen = told(daemon, "gpus")
+    assert "others 1000 MiB" in seen and f"{second['name']} " in seen and "more worker" in seen
+    assert json.loads(told(daemon, "gpus", "--json"))["nvml"]["state"] == "ok"
+    assert "-" not in [line.split()[0] for line in told(daemon, "workers", "-v").splitlines()]
+    once = told(daemon, "top", "--once")
+    assert "GPU 0" in once and "GPU 1" in once and first["name"] in once
+
+
+def test_the_cause_of_a_death_is_seen_everywhere(on_gpus: Any) -> None:
+    daemon, _ = on_gpus()
+    watching = subprocess.Popen(
+        [GLMTTSCTL, "events", "daemon.", "worker.", "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(daemon),
+    )
+    try:
+        assert watching.stdout is not None
+        # The memory of workers is told all the time, as soon as the subscription is there.
+        assert json.loads(watching.stdout.readline())["topic"].startswith("worker.")
+        os.kill(daemon.workers()[0]["pid"], signal.SIGKILL)
+        deaths = (json.loads(line)["values"].get("last_death") for line in watching.stdout)
+        death = next(death for death in deaths if death)
+        assert death["cause"] == "crashed" and "SIGKILL" in death["detail"]
+    finally:
+        watching.kill()
+        watching.communicate()
+    assert "last death: crashed (killed by SIGKILL)" in told(daemon, "workers")
+
+
+def test_scale_changes_how_many_workers_there_are(on_gpus: Any) -> None:
+    daemon, _ = on_gpus()
+    assert len(daemon.workers()) == 2
+    assert "1 worker, no more and no fewer" in told(daemon, "scale", "--min", "1", "--max", "1")
+    daemon.until(lambda: len([w for w in daemon.workers() if w["pid"]]) == 1, "one worker is left")
+    told(daemon, "scale", "--min", "2", "--max", "2")
+    daemon.until(lambda: len([w for w in daemon.workers() if w["state"] == "ready"]) == 2, "there are two again")
+
+
+def test_a_job_that_kills_is_found_in_quarantine_and_set_free(on_gpus: Any) -> None:
+    daemon, _ = on_gpus()
+    client = daemon.client()
+    deadly = {"text": "deadly", "options": {"fault": "segv"}}
+    assert client.refused("synthesize", **deadly)["code"] in ("worker_crashed", "quarantined")
+    (entry,) = json.loads(told(daemon, "quarantine", "list", "--json"))["quarantined"]
+    assert entry["deaths"] >= 2
+    assert "SIGSEGV" in told(daemon, "quarantine", "list")
+    assert client.refused("synthesize", **deadly)["code"] == "quarantined"
+    assert told(daemon, "quarantine", "clear", entry["content"][:6]).startswith("1 cleared")
+    assert told(daemon, "quarantine", "list") == "Nothing is in quarantine.\n"
+    daemon.until_ready()
+
+
+def test_a_lost_gpu_is_told_by_gpus_status_and_doctor(on_gpus: Any) -> None:
+    daemon, gpus = on_gpus()
+    with gpus.lose(1):
+        daemon.until(lambda: daemon.gpus()[1]["state"] == "lost", "the loss is noticed")
+        assert "GPU is lost" in told(daemon, "gpus")
+        assert "GPU is lost" in told(daemon, "status")
+        doctor = ctl(daemon, "doctor", "--json", **gpus.environment())
+        assert doctor.returncode == 1
+        wrong = [check for check in json.loads(doctor.stdout)["checks"] if check["state"] == "wrong"]
+        assert any(check["name"] == "GPU 1" for check in wrong), wrong
+        assert all(check["means"] for check in wrong)
+
+
+def test_an_nvml_that_hangs_is_found_and_does_not_hang_the_doctor(on_gpus: Any) -> None:
+    daemon, gpus = on_gpus()
+    with gpus.delay("nvmlDeviceGet*", 60.0) as fault:
+        fault.until_hit()
+        began = time.monotonic()
+        doctor = ctl(daemon, "doctor", "--json", **gpus.environment())
+        assert time.monotonic() - began < 45.0
+        assert doctor.returncode == 1
+        checks = json.loads(doctor.stdout)["checks"]
+        assert any(check["name"] == "NVML" and "no answer" in check["seen"] for check in checks), checks
+
+
+def test_the_doctor_finds_a_healthy_daemon_healthy(start: Callable[..., Any]) -> None:
+    daemon = start(engine={"name": "espeak", "warmup_text": "a"})
+    done = ctl(daemon, "doctor", "--json")
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    assert done.returncode == 0, [check for check in checks.values() if check["state"] == "wrong"]
+    assert str(daemon.file) in checks["configuration"]["seen"], "the file that the daemon has read"
+    for name in ("daemon", "protocol", "workers", "glmtts.sock", "control.sock", "eSpeak NG"):
+        assert checks[name]["state"] == "ok", checks[name]
+
+
+@pytest.fixture
+def top() -> Iterator[Callable[[Any], Callable[[str], None]]]:
+    """Runs ``glmttsctl top`` on a terminal; what it returns waits until words are on the screen."""
+    master, slave = pty.openpty()
+    started: list[subprocess.Popen[bytes]] = []
+
+    def begin(daemon: Any) -> Callable[[str], None]:
+        started.append(
+            subprocess.Popen(
+                [GLMTTSCTL, "top", "--interval", "0.3"],
+                stdin=slave,
+                stdout=slave,
+                stderr=slave,
+                start_new_session=True,
+                env=environment(daemon, TERM="xterm-256color", COLUMNS="100", LINES="30"),
+            )
+        )
+        seen = ""
+
+        def until(words: str) -> None:
+            nonlocal seen
+            ends = time.monotonic() + PATIENCE_S
+            while words not in seen:
+                left = ends - time.monotonic()
+                assert left > 0, f"{words!r} was not shown: {seen[-3_000:]}"
+                if select.select([master], [], [], left)[0]:
+                    seen += os.read(master, 65_536).decode(errors="replace")
+            seen = seen.split(words, 1)[1]
+
+        return until
+
+    yield begin
+    os.write(master, b"q")
+    for process in started:
+        try:
+            assert process.wait(PATIENCE_S) == 0
+        finally:
+            process.kill()
+            process.wait()
+    os.close(master)
+    os.close(slave)
+
+
+def test_top_shows_a_death_and_outlives_a_restart_of_the_daemon(on_gpus: Any, top: Any) -> None:
+    daemon, _ = on_gpus()
+    until = top(daemon)
+    until("GPU 1")
+    until("GiB (NVML)")
+    os.kill(daemon.workers()[0]["pid"], signal.SIGKILL)
+    until("died: crashed (killed by SIGKILL)")
+    daemon.until_ready()
+    daemon.stop()
+    until("waiting for the daemon...")
+    daemon.restart()
+    until("the daemon was started anew")

@@ -1,0 +1,89 @@
+"""Everything in the core that grows, and how far it may."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from glmtts.daemon.core import ledger as core_ledger
+from glmtts.daemon.core import quarantine as core_quarantine
+from glmtts.daemon.core.jobs import MAX_SUBSCRIBERS
+from glmtts.daemon.core.pool import AHEAD
+from glmtts.daemon.core.trends import POINTS
+from glmtts.protocol.errors import ErrorCode
+
+from .rules import Rule, must
+
+if TYPE_CHECKING:
+    from .world import World
+
+#: Timers of one worker, and of the daemon as a whole (its drains aside).
+_TIMERS_OF_WORKER, _TIMERS_OF_DAEMON = 9, 7
+
+
+class Bounds:
+    """Measures what there is."""
+
+    def __init__(self, world: World, machine: Any) -> None:
+        self._world = world
+        self._machine = machine
+        self._timers = machine._context.timers
+        self._ledger = machine._ledger
+        self._queue = machine._queue
+        self._pool = machine._pool
+        self._most_timers = 0
+
+    def look(self) -> None:
+        """What takes no time, after every step."""
+        settings = self._machine.settings
+        timers = len(self._timers)
+        self._most_timers = max(self._most_timers, timers)
+        live = len(self._ledger.live)
+        workers = len(self._pool.workers)
+        of_all = _TIMERS_OF_WORKER * workers + live + _TIMERS_OF_DAEMON + len(self._machine._drains)
+        must(Rule.BOUNDED, timers <= of_all, "timers:", timers, "of", workers, "workers and", live, "jobs")
+        must(Rule.BOUNDED, len(self._timers._heap) <= 2 * self._most_timers + 66, "the heap of timers grows")
+        keep = settings.queue.keep_results_mib << 20
+        must(Rule.BOUNDED, self._ledger.result_bytes <= keep, "results take more memory than they may")
+        queue = settings.queue
+        retried = workers * self._world.scene.slots + AHEAD
+        lanes = self._queue._lanes
+        batch = len(lanes["batch"])
+        must(Rule.BOUNDED, batch <= queue.max_waiting_batch + retried, "the batch queue is too long:", batch)
+        waiting = len(lanes["vip"]) + len(lanes["interactive"])
+        must(Rule.BOUNDED, waiting <= queue.max_waiting + retried, "the queue is longer than it may be:", waiting)
+        must(Rule.BOUNDED, len(self._queue._for_fresh) <= live, "jobs that are tried again")
+        must(Rule.BOUNDED, len(self._pool._by_spawn) <= workers, "processes of no worker are remembered")
+        most = 2 * max(self._world.operators.highest, self._world.operators.most_ever) + 3
+        must(Rule.BOUNDED, workers <= most, workers, "workers")
+
+    def look_closely(self) -> None:
+        """What has to be counted."""
+        machine, ledger = self._machine, self._ledger
+        limits = machine.settings.limits
+        must(Rule.BOUNDED, ledger.recording_bytes <= limits.recordings_mib << 20, "recordings")
+        must(Rule.BOUNDED, len(ledger._ended) <= core_ledger.MAX_ENDED, "ended jobs")
+        must(Rule.BOUNDED, len(ledger._keys) <= core_ledger.MAX_ENDED, "idempotency keys")
+        must(Rule.BOUNDED, len(ledger._with_result) <= len(ledger._ended), "results")
+        must(Rule.BOUNDED, len(ledger.outputs) <= len(ledger.live), "names of outputs")
+        must(Rule.BOUNDED, len(ledger.live_of_client) <= len(ledger.live), "clients")
+        held = len(machine._dispatcher.quarantine._entries)
+        must(Rule.BOUNDED, held <= core_quarantine._MAX_ENTRIES, "the quarantine")
+        must(Rule.BOUNDED, len(machine._dispatcher.outcomes) <= len(ErrorCode) + 1, "outcomes")
+        must(Rule.BOUNDED, len(machine._reception.refused) <= len(ErrorCode), "refusals")
+        gpus, workers = len(machine._gpus._gpus), self._pool.workers
+        must(Rule.BOUNDED, gpus <= self._world.scene.gpus, "GPUs")
+        must(Rule.BOUNDED, len(machine._alerts._raised) <= gpus + len(workers) + 3, "alerts:", machine._alerts._raised)
+        for worker in workers.values():
+            self._look_at(worker)
+        for job in ledger.live.values():
+            must(Rule.BOUNDED, len(job.subscribers) <= MAX_SUBSCRIBERS, job.id, "is heard by too many")
+
+    @staticmethod
+    def _look_at(worker: Any) -> None:
+        must(Rule.BOUNDED, len(worker.jobs) <= worker.slots + AHEAD, worker.name, "has", len(worker.jobs), "jobs")
+        must(Rule.BOUNDED, set(worker.moved) <= set(worker.jobs), worker.name, "follows jobs that it does not have")
+        must(Rule.BOUNDED, len(worker.busy_vram) <= 3, worker.name, "keeps samples")
+        for series in worker.watch._series.values():
+            must(Rule.BOUNDED, len(series._scales) <= 12, worker.name, "keeps scales")
+            points = max((len(scale.values) for scale in series._scales), default=0)
+            must(Rule.BOUNDED, points <= POINTS, worker.name, "keeps", points, "points")

@@ -1,0 +1,229 @@
+"""Clients as the simulation plays them: what they ask for, what they hear, and how they come and go."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from glmtts.daemon.core import effects, inputs
+from glmtts.protocol import requests
+from glmtts.protocol.events import Audio
+
+from .accidents import KILLING, plan
+from .hearing import Hearing, Question
+from .rules import Rule, must
+
+if TYPE_CHECKING:
+    from .world import World
+
+
+@dataclass
+class Connection:
+    """A client's connection; ``slow`` ones don't read their streams."""
+
+    number: int
+    client: inputs.Client
+    envelope: tuple[bytes, ...]
+    slow: bool
+    open: bool = True
+    heard: dict[str, Hearing | Question] = field(default_factory=dict)
+
+    @property
+    def to(self) -> inputs.ReplyTo:
+        return inputs.ReplyTo(self.number, self.envelope)
+
+
+class Clients:
+    """Everybody who may connect."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._numbers = itertools.count(1)
+        self._texts = itertools.count(1)
+        self._overruns: list[inputs.Input] = []
+        self.connections: dict[int, Connection] = {}
+        #: Every request that was made, of those that are heard for a while.
+        self.hearings: list[Hearing] = []
+        self.accepted = 0
+        self.codes: dict[str, int] = {}
+        self._open: list[Connection] = []
+        for number in range(10):
+            client = inputs.Client("uid:0", "root") if number == 9 else _client(number % 4)
+            self._open.append(self.connect(client, envelope=(b"",) if number % 5 == 4 else ()))
+
+    def connect(self, client: inputs.Client, envelope: tuple[bytes, ...] = (), number: int | None = None) -> Connection:
+        """A new connection; ``number`` for an operator's."""
+        world = self._world
+        slow = number is None and world.random.random() < 0.05 and "slow_clients" not in world.without
+        connection = Connection(number or next(self._numbers), client, envelope, slow)
+        self.connections[connection.number] = connection
+        return connection
+
+    # --- hearing
+
+    def sent(self, effect: effects.Send) -> None:
+        """The core has said something to somebody."""
+        connection = self.connections[effect.to.connection]
+        if not connection.open or (connection.envelope and not effect.event.final):
+            return
+        must(Rule.ORDER, effect.to.envelope == connection.envelope, "an answer without its envelope")
+        heard = connection.heard.get(effect.event.id)
+        must(Rule.ORDER, heard is not None, "an event for a request that was not made:", effect)
+        if connection.slow and isinstance(effect.event, Audio) and isinstance(heard, Hearing):
+            heard.lossy = True
+            self._overruns.append(inputs.ConnectionOverrun(connection.number, effect.event.job))
+        elif heard is not None:
+            heard.hear(effect.event, effect.body, self._world.now)  # type: ignore[arg-type]
+            if isinstance(heard, Hearing) and heard.ended:
+                self._ended(heard)
+
+    def _ended(self, hearing: Hearing) -> None:
+        world = self._world
+        self.codes[hearing.code] = self.codes.get(hearing.code, 0) + 1
+        if hearing.code == "quarantined":
+            after = world.invariants.quarantine_after
+            guilty = hearing.text.split()[0] in KILLING
+            must(
+                Rule.QUARANTINE,
+                guilty or world.bad_luck(hearing.text) >= after,
+                hearing,
+                "is healthy, and refused for what it never did",
+            )
+        if hearing.path:
+            wrote = world.files.get(hearing.path)
+            must(Rule.OUTPUT_ONCE, wrote == hearing.job, hearing, "was told of an output that", wrote, "wrote")
+
+    def report_overruns(self) -> None:
+        """The shell says what it could not send."""
+        while self._overruns:
+            self._world.happen(self._overruns.pop(0))
+
+    def put(self, connection: Connection, heard: Hearing | Question) -> None:
+        """A request is made: its answers are listened to."""
+        connection.heard[heard.id] = heard
+        if isinstance(heard, Hearing):
+            self.hearings.append(heard)
+
+    # --- asking
+
+    def arrive(self) -> None:
+        """A client does something, and the next one will."""
+        world = self._world
+        if world.ending:
+            return
+        rng = world.random
+        place = rng.randrange(len(self._open))
+        if rng.random() < 0.02 and "reconnects" not in world.without:
+            old = self._open[place]
+            self._open[place] = self.connect(old.client, old.envelope)
+            old.open = False
+            world.happen(inputs.ConnectionClosed(old.number))
+        if not world.ending:
+            world.jobs_left -= 1
+            self._request(self._open[place])
+        # Busy hours and quiet ones.
+        busy = world.operators.highest * (4.0 if int(world.now / 10) % 3 else 2.0)
+        if int(world.now / 30) % 7 == 6:
+            busy *= 0.1
+        world.after(rng.expovariate(max(1.0, busy)), self.arrive)
+
+    def ask_a_last_time(self) -> None:
+        """Right before the end."""
+        for _ in range(5):
+            self._request(self._world.random.choice(self._open))
+
+    def _request(self, connection: Connection) -> None:
+        world = self._world
+        rng = world.random
+        text = f"{plan(rng, world.scene, world.without)} {next(self._texts)}"
+        killer = rng.random() < 0.02 * min(1.0, world.scene.violence * 2) and "killers" not in world.without
+        stream = not killer and rng.random() < 0.4
+        deadline = None
+        if not killer and rng.random() < 0.2 and "deadlines" not in world.without:
+            deadline = rng.uniform(0.05, 5)
+        root = connection.client.user == "root"
+        output: str | None = None
+        if not killer and not stream and rng.random() < 0.1:
+            output = f"{next(self._texts)}.wav" if rng.random() < 0.7 else f"again{rng.randrange(50)}.wav"
+        request = requests.Synthesize(
+            id=world.id(),
+            v=1,
+            text=f"exit killer{rng.randrange(3)}" if killer else text,
+            stream=stream,
+            events="final" if rng.random() < 0.2 else "all",
+            priority="vip" if root else rng.choices(("interactive", "batch"), (3, 1))[0],
+            deadline_s=UNSET if deadline is None else deadline,
+            prompt=requests.Prompt(text="x") if not killer and rng.random() < 0.1 else UNSET,
+            output=UNSET if output is None else output,
+            key=f"k{rng.randrange(10**9)}" if rng.random() < 0.1 else UNSET,
+            durable=True if rng.random() < 0.01 else UNSET,
+        )
+        self._ask(connection, request, joined=False)
+        if request.key is not UNSET:
+            again = replace(request, text=f"ok {next(self._texts)}" if rng.random() < 0.1 else request.text)
+            world.after(
+                rng.expovariate(1),
+                lambda: self._ask(rng.choice(self._open), replace(again, id=world.id()), joined=True),
+            )
+
+    def _ask(self, connection: Connection, request: requests.Synthesize, *, joined: bool) -> None:
+        if not connection.open:
+            return
+        world = self._world
+        all_events = request.events == "all" and not connection.envelope
+        hearing = Hearing(
+            connection.number, request.id, request.text, all_events, request.stream and all_events, joined
+        )
+        if request.deadline_s is not UNSET:
+            hearing.deadline_at = world.now + request.deadline_s
+        self.put(connection, hearing)
+        recording = None if request.prompt is UNSET else bytes(1_000)
+        before = world.invariants.accepted
+        world.happen(inputs.Requested(connection.client, connection.to, request, recording))
+        accepted = world.invariants.accepted - before
+        must(Rule.OUTPUT_ONCE, not accepted or request.durable is not True, hearing, "is durable, and was accepted")
+        self.accepted += accepted
+        if hearing.job and not joined:
+            self._follow(connection, hearing)
+
+    def _follow(self, connection: Connection, hearing: Hearing) -> None:
+        """What clients do about a job that was accepted: theirs, and now and then somebody else's."""
+        world = self._world
+        rng = world.random
+        own = [c for c in self._open if c.client.key == connection.client.key] or [connection]
+        what = rng.random()
+        other = rng.choice(own if rng.random() < 0.8 else self._open)
+        if what < 0.12 and "cancels" not in world.without:
+            world.after(rng.expovariate(3), lambda: self._question(other, requests.Cancel(id="", v=1, job=hearing.job)))
+        elif what < 0.3:
+            world.after(rng.expovariate(1), lambda: self._wait(other, hearing))
+        elif what < 0.4:
+            world.after(rng.expovariate(1), lambda: self._question(other, requests.GetJob(id="", v=1, job=hearing.job)))
+        elif what < 0.43:
+            world.after(rng.expovariate(1), lambda: self._question(other, requests.ListJobs(id="", v=1, limit=20)))
+
+    def _question(self, connection: Connection, request: requests.Cancel | requests.GetJob | requests.ListJobs) -> None:
+        if connection.open:
+            request = replace(request, id=self._world.id())
+            self.put(connection, Question(connection.number, request.id))
+            self._world.happen(inputs.Requested(connection.client, connection.to, request))
+
+    def _wait(self, connection: Connection, of: Hearing) -> None:
+        if not connection.open:
+            return
+        world = self._world
+        request = requests.Wait(id=world.id(), v=1, job=of.job, events=world.random.choice(("all", "final")))
+        all_events = request.events == "all" and not connection.envelope
+        hearing = Hearing(connection.number, request.id, of.text, all_events, of.streams and all_events, True, of.job)
+        self.put(connection, hearing)
+        world.happen(inputs.Requested(connection.client, connection.to, request))
+        mine = connection.client.key == self.connections[of.connection].client.key
+        must(Rule.OWN_AUDIO, mine or hearing.code == "job_not_found", hearing, "hears a job of somebody else")
+
+
+def _client(number: int) -> inputs.Client:
+    return inputs.Client(f"uid:{1000 + number}", f"user{number}")

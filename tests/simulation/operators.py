@@ -1,0 +1,167 @@
+"""Operators as the simulation plays them, and what they may change under way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+
+from glmtts.daemon.core import effects, inputs
+from glmtts.protocol import control, requests
+from glmtts.protocol.events import Result
+
+from .hearing import Question
+
+if TYPE_CHECKING:
+    from .world import World
+
+
+class Operators:
+    """One operator, who does something now and then, and puts it right after a while."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._connection = world.clients.connect(inputs.Client("operator", "root", operator=True), number=1 << 40)
+        self._said: int | None = None
+        self._most = 0
+        self._last = self.highest
+        #: When there last came to be fewer: those that are too many since then finish their jobs.
+        self.lowered_at = 0.0
+
+    @property
+    def places(self) -> int:
+        """Places for workers, by the configuration: GPUs that NVML does not show count as one machine without."""
+        workers, gpus = self._world.machine.settings.workers, self._world.scene.gpus
+        if not gpus:
+            return workers.max or max(workers.per_gpu, workers.min)
+        places = workers.per_gpu * gpus
+        return min(workers.max, places) if workers.max else places
+
+    @property
+    def highest(self) -> int:
+        """How many workers there may be."""
+        return self.places if self._said is None else self._said
+
+    def note(self) -> None:
+        """Something may have changed how many there may be."""
+        if self.highest < self._last:
+            self.lowered_at = self._world.now
+        self._last = self.highest
+
+    @property
+    def most_ever(self) -> int:
+        """How many there may have been at some time."""
+        self._most = max(self._most, self.highest)
+        return self._most
+
+    def ask(self, request: control.ControlRequest) -> Any:
+        """One operation on the control socket; returns its answer, if there is one at once."""
+        question = Question(self._connection.number, request.id)
+        self._world.clients.put(self._connection, question)
+        self._world.happen(inputs.Controlled(self._connection.to, request))
+        return question.answer
+
+    def act(self) -> None:
+        """Do something, and come back later."""
+        world = self._world
+        if world.ending:
+            return
+        if "operators" not in world.without:
+            self._operate()
+        world.after(world.random.expovariate(0.1), self.act)
+
+    def _operate(self) -> None:
+        world = self._world
+        rng, id = world.random, world.id
+        resume = False
+        calm = world.scene.gapless or world.scene.leak_must_be_seen
+        match rng.randrange(13):
+            case 0:
+                self.ask(control.Pause(id=id(), v=1))
+                resume = True
+            case 1:
+                self.ask(
+                    control.Drain(id=id(), v=1) if rng.random() < 0.3 else control.Drain(id=id(), v=1, timeout_s=0.5)
+                )
+                resume = True
+            case 2:
+                self.ask(control.Recycle(id=id(), v=1, worker=rng.choice(["all", "w0"])))
+            case 3:
+                self.ask(control.Reload(id=id(), v=1))
+            case 4:
+                self.ask(control.Status(id=id(), v=1))
+                self.ask(control.Workers(id=id(), v=1))
+                self.ask(control.Gpus(id=id(), v=1))
+            case 5:
+                self.ask(requests.ListJobs(id=id(), v=1, limit=50))
+            case 6:
+                world.happen(inputs.SettingsRead(None, ["a wrong file"]))
+            case 7 if "sickness" not in world.without and world.scene.violence:
+                world.sick = True
+                world.after(rng.uniform(1, 15), self._heal)
+            case 8 | 9 if not calm:
+                self._scale()
+            case 10 | 11:
+                self._quarantine()
+        if resume:
+            world.after(rng.expovariate(0.5), lambda: self.ask(control.Resume(id=id(), v=1)))
+
+    def _heal(self) -> None:
+        self._world.sick = False
+
+    def _scale(self) -> None:
+        world = self._world
+        rng = world.random
+        lowest, highest = rng.randint(0, 4), rng.randint(1, 5)
+        request = control.Scale(id=world.id(), v=1, max=highest)
+        if rng.random() < 0.5:
+            request.min = lowest
+        before = self._said
+        # Until the answer is there, either may hold.
+        self._said = max(highest, self.highest)
+        answer = self.ask(request)
+        self._said = answer.values["max"] if isinstance(answer, Result) else before
+        self.note()
+
+    def _quarantine(self) -> None:
+        world = self._world
+        answer = self.ask(control.Quarantine(id=world.id(), v=1))
+        held = answer.values["quarantined"]
+        if not held:
+            return
+        if world.random.random() < 0.3:
+            world.invariants.forgiven(None)
+            self.ask(control.Quarantine(id=world.id(), v=1, clear="all"))
+        elif world.random.random() < 0.3:
+            entry = world.random.choice(held)
+            world.invariants.forgiven(entry["job"])
+            self.ask(control.Quarantine(id=world.id(), v=1, clear=entry["content"]))
+
+    def read_settings(self, effect: effects.ReadSettings) -> None:
+        """The file as it is now."""
+        world = self._world
+        rng, old = world.random, world.machine.settings
+        if "reloads" in world.without:
+            world.happen(inputs.SettingsRead(old, [], effect.to, effect.id))
+            return
+        hang_timeout_s = 2.0 if world.scene.gapless else rng.choice([0.5, 2.0])
+        workers = replace(old.workers, hang_timeout_s=hang_timeout_s, start_timeout_s=rng.choice([2.0, 4.0]))
+        if rng.random() < 0.3 and not (world.scene.gapless or world.scene.leak_must_be_seen):
+            workers = replace(workers, max=rng.randint(1, 4), min=rng.randint(0, 1))
+        bounds = (workers.min, workers.max)
+        if bounds != (old.workers.min, old.workers.max):
+            self._said = None
+        new = replace(
+            old,
+            workers=workers,
+            queue=replace(
+                old.queue,
+                keep_results_s=rng.choice([2.0, 20.0]),
+                default_deadline_s=rng.choice([0.0, 0.0, 3.0]),
+                classes=replace(
+                    old.queue.classes, interactive=replace(old.queue.classes.interactive, weight=rng.choice([1, 4, 50]))
+                ),
+            ),
+        )
+        world.happen(inputs.SettingsRead(new, [], effect.to, effect.id))
+        self.note()

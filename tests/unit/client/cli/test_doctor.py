@@ -1,0 +1,122 @@
+"""`glmttsctl doctor`: what is wrong is said with what it means and what mends it; nothing that hangs hangs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from glmtts.client.cli import doctor as module
+from glmtts.client.cli import main
+from glmtts.protocol import events
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """What the machine's part finds: in these tests it is the daemon's part that is looked at."""
+    found: list[dict[str, str]] = []
+    monkeypatch.setattr(module, "_machine", lambda _run, _file: list(found))
+    return found
+
+
+def checks(result: Any) -> dict[str, Any]:
+    return {check["name"]: check for check in json.loads(result.stdout)["checks"]}
+
+
+def test_no_daemon_is_no_fault_of_the_machine(machine: list[dict[str, str]], no_daemon: str) -> None:
+    assert not machine
+    result = CliRunner().invoke(main, ["doctor", "--endpoint", no_daemon])
+    assert result.exit_code == 0
+    assert "does not run" in result.stdout and "mend:  start it: glmttsd" in result.stdout
+
+
+def test_one_wrong_thing_ends_it_with_1_and_is_said_with_its_mending(
+    machine: list[dict[str, str]], no_daemon: str
+) -> None:
+    machine.append({"name": "driver", "state": "wrong", "seen": "none " * 40, "means": "no GPU", "mend": "modprobe"})
+    result = CliRunner().invoke(main, ["doctor", "--endpoint", no_daemon])
+    assert result.exit_code == 1
+    assert (
+        "WRONG    driver" in result.stdout and "means: no GPU" in result.stdout and "mend:  modprobe" in result.stdout
+    )
+    assert all(len(line) <= 100 for line in result.stdout.splitlines())
+
+
+def pong(version: str, protocol: int = 1) -> Any:
+    def script(daemon: Any, peer: bytes, request: Any, _body: bytes) -> None:
+        daemon.send(peer, events.Pong(id=request.id, version=version, protocol=protocol, uptime_s=5.0))
+
+    return script
+
+
+@pytest.mark.usefixtures("machine")
+def test_the_daemon_s_own_troubles_are_found(ctl: Any, daemon: Any, answers: dict[str, Any]) -> None:
+    daemon.script = pong("0.0.1")
+    answers["status"] = {
+        "state": "paused",
+        "internal_errors": 2,
+        "alerts": [{"name": "gpu_lost", "message": "GPU 1 is lost", "for_s": 5.0}],
+    }
+    answers["workers"] = {
+        "workers": [
+            {"name": "w1", "state": "stopping", "pid": 7, "process_state": "D", "restarts": 0},
+            {"name": "w2", "state": "backoff", "restarts": 9, "last_death": {"cause": "crashed", "detail": "SIGSEGV"}},
+        ]
+    }
+    answers["gpus"] = {"nvml": {"state": "blocked", "detail": "a call has not returned"}, "gpus": [], "host": {}}
+    result = ctl("doctor", "--json")
+    assert result.exit_code == 1
+    found = checks(result)
+    assert {name: check["state"] for name, check in found.items()} == {
+        "daemon": "ok",
+        "version": "warning",
+        "state": "warning",
+        "alert": "wrong",
+        "internal errors": "warning",
+        "workers": "warning",
+        "worker w1": "wrong",
+        "worker w2": "warning",
+        "NVML, to the daemon": "wrong",
+    }
+    assert all(check["means"] for check in found.values() if check["state"] != "ok")
+
+
+@pytest.mark.usefixtures("machine")
+def test_two_protocols_are_wrong(ctl: Any, daemon: Any, answers: dict[str, Any]) -> None:
+    daemon.script = pong("9.0.0", protocol=2)
+    answers["status"] = {"state": "running"}
+    assert checks(ctl("doctor", "--json"))["protocol"]["state"] == "wrong"
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_daemon_that_listens_and_says_nothing_is_wrong_and_not_waited_for(
+    ctl: Any, daemon: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_DAEMON_TIMEOUT_S", 0.2)
+    daemon.script = lambda *_: None
+    result = ctl("doctor")
+    assert result.exit_code == 1 and "listens" in result.stdout
+
+
+def test_the_machine_itself_is_looked_at_by_the_daemons_code(tmp_path: Path) -> None:
+    wrong = tmp_path / "glmtts.toml"
+    wrong.write_text("[deamon]\n")
+    result = CliRunner().invoke(
+        main, ["doctor", "--json", "--config", str(wrong), "--endpoint", f"ipc://{tmp_path}/glmtts.sock"]
+    )
+    found = checks(result)
+    assert result.exit_code == 1
+    assert found["configuration"]["state"] == "wrong" and "deamon" in found["configuration"]["seen"]
+    assert str(tmp_path) in found["runtime folder"]["seen"]
+    for name in ("python", "memory", "open files", "NVML", "engine's python", "eSpeak NG"):
+        assert found[name]["seen"]
+
+
+def test_where_the_daemon_is_not_installed_the_doctor_says_so(monkeypatch: pytest.MonkeyPatch, no_daemon: str) -> None:
+    monkeypatch.setattr(module.sys, "executable", "/bin/false")  # type: ignore[attr-defined]
+    result = CliRunner().invoke(main, ["doctor", "--endpoint", no_daemon])
+    assert result.exit_code == 0
+    assert "could not be looked at" in result.stdout
