@@ -30,7 +30,7 @@ test: install  ## every test that takes part in each change (under 5 minutes on 
 	@$(BIN)/python -m pytest -q --ignore=tests/system
 
 # How many lives of a thousand requests each, or FIRST:LAST.
-SEEDS ?= 400
+SEEDS ?= 300
 soak: install  ## the core through many simulated lives, SEEDS=0:1199 for more; a failing one is shrunk and named
 	@$(BIN)/python -m tests.simulation.soak $(SEEDS)
 

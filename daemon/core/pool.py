@@ -14,12 +14,14 @@ from glmtts.protocol.events import Voice
 from glmtts.protocol.worker import Memory, Ready, StopWorker
 
 from .alerts import Alerts
+from .availability import unavailable
 from .breaker import Breaker, BreakerState
 from .causes import CAUSE_OF_STATUS, POLICIES, Cause
 from .context import Context
 from .effects import Sample, Signal, Spawn, Tell
 from .gpus import Gpus
-from .workers import WITH_PROCESS, Death, Worker, WorkerState, describe_exit
+from .worker_report import describe, memory_of
+from .workers import Death, Worker, WorkerState, describe_exit
 
 #: How long a process that is given up on may take to end after SIGTERM, if stop_timeout_s is not shorter.
 _GRACE_S = 1.0
@@ -31,8 +33,6 @@ AHEAD = 3
 #: if no sample comes by itself: a driver mostly returns a dead process's memory within a tenth of a second.
 _LOOK_AGAIN_S = 2.0
 _LOOK_SOON_S = 0.05
-#: For so long a worker may wait for memory before requests are refused for it.
-_PATIENCE_S = 10.0
 #: A job that has made so many times what its engine expected is not going to end.
 _RUNAWAY = 20
 
@@ -119,38 +119,9 @@ class Pool:
 
     def unavailable(self) -> tuple[str, float] | None:
         """Why no worker can be had in the near future, and when it is worth asking again; None if one can."""
-        now = self._context.now
-        workers = list(self.workers.values())
-        if any(w.serving or self._is_coming(w) for w in workers):
-            return None
-        if self.breaker.state is not BreakerState.CLOSED:
-            deaths = [worker.last_death for worker in workers if worker.last_death]
-            last = max(deaths, key=lambda death: death.at).detail if deaths else "?"
-            reason = f"no worker can be kept alive ({self.breaker.faults} faults in a row); the last one: {last}"
-            return reason, self._next_attempt_s(workers)
-        waiting = [
-            w
-            for w in workers
-            if w.state is WorkerState.WAITING and (now - w.waits_since >= _PATIENCE_S or self._gpus.is_lost(w.gpu))
-        ]
-        if waiting and len(waiting) == len([w for w in workers if not w.stuck]):
-            return f"no worker can be started: {waiting[0].reason}", _PATIENCE_S
-        return None
-
-    @staticmethod
-    def _is_coming(worker: Worker) -> bool:
-        """Whether it is being replaced in good order, or started for the first time: then it will be there soon."""
-        if worker.state is WorkerState.STARTING:
-            return not worker.faults
-        return worker.state in _RETURNING and not worker.retiring and not worker.stuck
-
-    def _next_attempt_s(self, workers: list[Worker]) -> float:
-        """Seconds until a worker that is tried next may be ready."""
-        now, timers = self._context.now, self._context.timers
-        backoffs = [due for w in workers if (due := timers.due(("backoff", w.name))) is not None]
-        due = max(timers.due(("breaker", "")) or now, min(backoffs, default=now))
-        loads_s = self.engine.load_s + self.engine.warmup_s if self.engine else 0.0
-        return max(0.1, due - now + loads_s)
+        return unavailable(
+            self.workers.values(), context=self._context, breaker=self.breaker, gpus=self._gpus, engine=self.engine
+        )
 
     def counts(self) -> dict[str, int]:
         """How many workers there are by state."""
@@ -638,63 +609,15 @@ class Pool:
 
     def describe(self) -> list[dict[str, Any]]:
         """Every worker, as ``workers`` shows it."""
-        return [self._describe(worker) for worker in self.workers.values()]
-
-    def _describe(self, worker: Worker) -> dict[str, Any]:
-        now = self._context.now
-        death = worker.doom if worker.state is WorkerState.FAILED else worker.last_death
-        backoff = self._context.timers.due(("backoff", worker.name))
-        trend = worker.watch.trend
-        reason = worker.reason or (worker.leaving.detail if worker.leaving else "")
-        return {
-            "name": worker.name,
-            "state": worker.state.value,
-            "pid": worker.pid,
-            "gpu": worker.gpu,
-            "jobs": list(worker.jobs),
-            "jobs_done": worker.jobs_done_in_all,
-            "jobs_since_start": worker.jobs_done,
-            "restarts": worker.restarts,
-            "age_s": round(now - worker.spawned_at, 3) if worker.has_process else None,
-            "load_s": round(worker.ready.load_s, 3) if worker.ready else None,
-            "rss": worker.memory.rss if worker.memory else None,
-            "vram": worker.share.vram,
-            "vram_trust": worker.share.trust,
-            "torch_allocated": worker.memory.torch_allocated if worker.memory else None,
-            "torch_reserved": worker.memory.torch_reserved if worker.memory else None,
-            "trend": trend.words if trend else "",
-            "trend_mib_per_job": round(trend.per_job / (1 << 20), 3) if trend else None,
-            "last_death": death
-            and {"cause": death.cause.value, "detail": death.detail, "ago_s": round(now - death.at, 3)},
-            "backoff_s": None if backoff is None else round(backoff - now, 3),
-            "reason": reason,
-            "replaces": worker.replaces,
-            "process_state": worker.process_state,
-        }
+        return [describe(worker, self._context) for worker in self.workers.values()]
 
     def _tell_state(self, worker: Worker) -> None:
         if self._context.watched:
-            self._context.publish(f"worker.{worker.state}", **self._describe(worker))
+            self._context.publish(f"worker.{worker.state}", **describe(worker, self._context))
 
     def tell_memory(self) -> None:
         """What each process holds, for those who watch."""
-        if not self._context.watched:
-            return
-        for worker in self.workers.values():
-            if worker.pid is not None:
-                trend = worker.watch.trend
-                self._context.publish(
-                    "worker.memory",
-                    name=worker.name,
-                    pid=worker.pid,
-                    rss=worker.memory.rss if worker.memory else None,
-                    vram=worker.share.vram,
-                    vram_trust=worker.share.trust,
-                    trend_mib_per_job=round(trend.per_job / (1 << 20), 3) if trend else None,
-                    jobs_since_start=worker.jobs_done,
-                )
-
-
-#: A process that ends in good order, in whose place another one is started.
-_RETURNING = frozenset({WorkerState.DRAINING, WorkerState.STOPPING})
-assert _RETURNING < WITH_PROCESS
+        if self._context.watched:
+            for worker in self.workers.values():
+                if worker.pid is not None:
+                    self._context.publish("worker.memory", **memory_of(worker))

@@ -80,7 +80,10 @@ KILLING = frozenset(
     }
 )
 
+#: What NVML says of processes: all, zeros as in containers, or not even what is free.
 Trust = Literal["process", "zero", "blind"]
+#: Whether NVML itself fails and blocks now and then, or is not there.
+Mood = Literal["ok", "moody", "absent"]
 
 
 @dataclass
@@ -100,7 +103,7 @@ class Scene:
     work: int
     torch: bool
     trust: Trust
-    nvml: Literal["ok", "moody", "absent"]
+    nvml: Mood
     foreigners: bool
     loses_gpus: bool
     stuck: float
@@ -151,10 +154,10 @@ def scene_of(rng: random.Random, without: frozenset[str]) -> Scene:
         # What is seen once a second, or less often, shows several of these brief jobs at a time.
         jobs_to_the_end *= 5
     leak = (room if leaks_on == "device" else 4 * GIB) // jobs_to_the_end if leaks_on else 0
-    trust: Trust = "process" if calm else rng.choices(["process", "zero", "blind"], [3, 1, 1])[0]
-    nvml: Literal["ok", "moody", "absent"] = "ok"
-    if not calm:
-        nvml = rng.choices(["ok", "moody", "absent"], [5, 4, 1])[0]
+    trusts: list[Trust] = ["process", "zero", "blind"]
+    trust = "process" if calm else rng.choices(trusts, [3, 1, 1])[0]
+    moods: list[Mood] = ["ok", "moody", "absent"]
+    nvml: Mood = "ok" if calm else rng.choices(moods, [5, 4, 1])[0]
     if nvml == "moody" and "nvml" in without:
         nvml = "ok"
     highest = rng.randint(1, 2 if calm else 4) if not gpus else rng.choice([0, 0, rng.randint(1, places)])
@@ -212,7 +215,7 @@ def scene_of(rng: random.Random, without: frozenset[str]) -> Scene:
         loses_gpus=on("lost_gpus", 0.0 if calm else 0.2),
         stuck=0.1 if on("stuck", 0.0 if calm else 0.3) else 0.0,
         host_total=host_total,
-        host_known=calm or rng.random() < 0.8,
+        host_known=bool(calm) or rng.random() < 0.8,
         rss=rss,
         host_oom=on("host_oom", 0.0 if calm else 0.3),
         leak=leak,

@@ -55,7 +55,7 @@ class World:
         self.causes: set[str] = set()
         #: Processes that were started.
         self.starts = 0
-        self._schedule: list[tuple[float, int, Callable[[], None]]] = []
+        self._schedule: list[tuple[float, int, Callable[[], object]]] = []
         self._order = itertools.count()
         self._ids = itertools.count(1)
         self._trace = hashlib.sha256()
@@ -79,7 +79,7 @@ class World:
         """A new id for a request."""
         return f"r{next(self._ids)}"
 
-    def after(self, delay: float, action: Callable[[], None]) -> None:
+    def after(self, delay: float, action: Callable[[], object]) -> None:
         """Do this later."""
         heapq.heappush(self._schedule, (self.now + delay, next(self._order), action))
 

@@ -273,7 +273,8 @@ def orphan(token, script):
 assert os.getpid() == 1
 records = Records(Path(sys.argv[1]))
 ours, stranger = (orphan(token, "(exec >&-; exec sleep 1000)") for token in (records.token(5), ""))
-zombie = orphan("", "exit 3")
+# It outlives its shell, which might reap it otherwise.
+zombie = orphan("", "(exec >&-; sleep 0.2; exit 3)")
 while not guardian.stat(zombie).gone:
     time.sleep(0.01)
 descendants = Descendants(records.spawn_of)
