@@ -490,8 +490,10 @@ class Pool:
         """The first fault after a steady time is mended at once, further ones ever later."""
         worker.enter(WorkerState.BACKOFF)  # FAILED -> BACKOFF
         worker.restarts += 1
-        if worker.faults > 1:
-            delay = self._pause(worker.faults - 1)
+        # A spare that did not fit is not started again before it is decided whether there shall be one.
+        did_not_fit = worker.last_death is not None and worker.last_death.cause in (Cause.OUT_OF_MEMORY, Cause.HOST_OOM)
+        if worker.faults > 1 or (worker.replaces and did_not_fit):
+            delay = self._pause(max(1, worker.faults - 1))
             self._context.timers.set(("backoff", worker.name), self._context.now + delay)
             self._context.log("info", "worker is started again later", worker=worker.name, in_s=round(delay, 3))
             self._tell_state(worker)

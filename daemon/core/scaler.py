@@ -151,13 +151,14 @@ class Scaler:
     def _move_waiting(self, counted: list[Worker]) -> None:
         """What waits for a GPU that is lost, or full, goes where there is a place and room."""
         per_gpu = self._context.settings.workers.per_gpu
+        leaving = self._still_there()
         for worker in counted:
             if worker.state is not WorkerState.WAITING or worker.gpu is None:
                 continue
             if not self._gpus.obstacle(worker.gpu, worker, self._pool):
                 continue  # it waits for the breaker, and would elsewhere
             elsewhere = [gpu for gpu in self._indices if not self._gpus.obstacle(gpu, worker, self._pool)]
-            gpu = next_gpu(elsewhere, [other.gpu for other in counted if other is not worker], per_gpu)
+            gpu = next_gpu(elsewhere, [other.gpu for other in (*counted, *leaving) if other is not worker], per_gpu)
             if gpu is not None and gpu != worker.gpu:
                 self._pool.move(worker, gpu)
 

@@ -33,6 +33,8 @@ _TIMER = {
 _HARMLESS = {"expire", "positions", "grow", "look"}
 #: Jobs are given back one by one while a worker ends.
 _MAY_HAVE_JOBS = {WorkerState.DRAINING, WorkerState.STOPPING}
+#: After so long the memory of a process is back, and was looked at.
+_SEEN_FREE_S = 4.0
 #: Every so many steps, everything is counted again.
 _EVERY = 100
 
@@ -151,10 +153,11 @@ class Invariants:
         if free and waiting and not self._dispatcher.paused:
             for_all = waiting - len(self._queue._for_fresh)
             must(Rule.NO_IDLENESS, not for_all and not self._pool.fresh(), "a worker is idle while jobs wait")
-        if serving:
-            self._served = True
-        elif self._served and self._world.scene.gapless:
-            must(Rule.NO_GAP, self._pool.stopping, "nobody serves, though there was room for a spare")
+        if self._served and not serving and self._world.scene.gapless:
+            # Where another process has just ended, its memory may not be seen free yet.
+            seen = self._world.now - self.starts.ended_at > _SEEN_FREE_S
+            must(Rule.NO_GAP, self._pool.stopping or not seen, "nobody serves, though there was room for a spare")
+        self._served = serving > 0
 
     def look_at_everything(self) -> None:
         """Count again what is kept as a sum."""

@@ -24,18 +24,21 @@ class Operators:
         self._connection = world.clients.connect(inputs.Client("operator", "root", operator=True), number=1 << 40)
         self._said: int | None = None
         self._most = 0
-        self._last = self.highest
+        self._last = 0
         #: When there last came to be fewer: those that are too many since then finish their jobs.
         self.lowered_at = 0.0
 
     @property
     def places(self) -> int:
-        """Places for workers, by the configuration: GPUs that NVML does not show count as one machine without."""
+        """Places for workers, by the configuration. GPUs that nobody has seen count as a machine without any."""
         workers, gpus = self._world.machine.settings.workers, self._world.scene.gpus
+        without = workers.max or max(workers.per_gpu, workers.min)
         if not gpus:
-            return workers.max or max(workers.per_gpu, workers.min)
+            return without
         places = workers.per_gpu * gpus
-        return min(workers.max, places) if workers.max else places
+        places = min(workers.max, places) if workers.max else places
+        unseen = workers.gpus == "all" and not self._world.invariants.starts.gpus_seen
+        return max(places, without) if unseen else places
 
     @property
     def highest(self) -> int:
@@ -44,9 +47,9 @@ class Operators:
 
     def note(self) -> None:
         """Something may have changed how many there may be."""
-        if self.highest < self._last:
+        if self.highest < (self._last or self.highest + 1):
             self.lowered_at = self._world.now
-        self._last = self.highest
+        self._last = 0
 
     @property
     def most_ever(self) -> int:

@@ -68,7 +68,7 @@ class Process:
         self.leaked = self.cache = 0
         #: A job, or its load, did not fit the GPU.
         self.ran_out = False
-        #: Texts of all that it was given, received or not, and did not end.
+        #: Texts of all that it was given, received or not, and whose end the core has not heard.
         self.has: dict[str, str] = {}
         self._load = int(world.scene.load * world.random.uniform(0.97, 1.0))
         self._delivered_at = 0.0
@@ -342,7 +342,6 @@ class Process:
     def _ended(self, job: wire.Job, message: wire.WorkerMessage, body: bytes | None = None) -> None:
         self.say(message, body)
         self._at_work.pop(job.job, None)
-        self.has.pop(job.job, None)
         self._next()
 
 

@@ -54,9 +54,16 @@ class Starts:
         self._breaker = BreakerState.CLOSED
         self._half_open_at = 0.0
         self._samples_in_a_row = 0
+        #: When a process last ended: for a while its memory may still be seen in use.
+        self.ended_at = 0.0
         self.leak_deaths = 0
 
     # --- what is seen
+
+    @property
+    def gpus_seen(self) -> bool:
+        """Whether the core has been shown a GPU."""
+        return bool(self._seen)
 
     def asked_for_sample(self, event: inputs.Input) -> None:
         """The core wants a sample: not again and again because of the last one."""
@@ -68,6 +75,9 @@ class Starts:
         """A sample is handed in; ``truth`` is what each process held of each GPU then."""
         self._nvml = sampled.nvml.state
         for reading in sampled.gpus:
+            if not self._seen:
+                # What was started unseen, and is too much now, goes when its jobs are done.
+                self._world.operators.lowered_at = self._world.now
             self._seen[reading.index] = Seen(sampled.at, reading.state, reading.free, truth[reading.index])
 
     def before(self, event: inputs.Input) -> None:
@@ -95,6 +105,7 @@ class Starts:
     def _ended(self, worker: Worker, event: inputs.ProcessEnded | inputs.SpawnFailed) -> None:
         now, restart = self._world.now, self._context.settings.workers.restart
         must(Rule.ROOM, self.processes.pop(worker.name, None) == event.spawn, worker, "had another process")
+        self.ended_at = now
         if worker.gpu is not None:
             self._ended_at[worker.gpu] = now
         process = self._world.processes.get(event.spawn)

@@ -124,11 +124,20 @@ class World:
     def happen(self, event: inputs.Input) -> None:
         """One step of the core."""
         self.steps += 1
+        if isinstance(event, inputs.WorkerSaid):
+            self._heard(event)
         self.invariants.before(event)
         self._do(self.machine.step(event, self.now))
         self.invariants.after()
         # Before anything else: the job's end must not overtake the news that a part of it was not sent.
         self.clients.report_overruns()
+
+    def _heard(self, event: inputs.WorkerSaid) -> None:
+        """A process is through with a job, as far as the core hears it."""
+        message = event.message
+        over = isinstance(message, wire.Finished) or (isinstance(message, wire.Failed) and not message.fatal)
+        if over and event.spawn in self.processes and self.machine._pool.by_spawn(event.spawn) is not None:
+            self.processes[event.spawn].has.pop(message.job, None)  # type: ignore[union-attr]
 
     @property
     def digest(self) -> str:
@@ -189,8 +198,9 @@ class World:
 
     def bad_luck(self, text: str) -> int:
         """How many processes ended, or are about to, while they had this, though it is healthy."""
-        present = sum(text in process.has.values() for process in self.processes.values() if not process.healthy)
-        return self.innocent.get(text, 0) + present
+        heard = self.machine._pool.by_spawn
+        ending = [p for p in self.processes.values() if not p.healthy or heard(p.spawn) is None]
+        return self.innocent.get(text, 0) + sum(text in process.has.values() for process in ending)
 
     def started_processes(self) -> list[Process]:
         """Processes that are there, as far as the core knows."""
