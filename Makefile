@@ -27,7 +27,8 @@ demo: install  ## speak two sentences, kill a worker in mid-job, show times, cle
 	@$(BIN)/glmttsctl demo
 
 test: install  ## every test that takes part in each change (under 5 minutes on two cores)
-	@$(BIN)/python -m pytest -q --ignore=tests/system
+	@$(BIN)/python -m pytest -q -n logical --maxprocesses=8 tests/unit tests/simulation
+	@$(BIN)/python -m pytest -q tests/process
 
 # How many lives of a thousand requests each, or FIRST:LAST.
 SEEDS ?= 300

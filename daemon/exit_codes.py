@@ -18,6 +18,8 @@ ENGINE_BROKEN = 70
 OUT_OF_MEMORY = 71
 #: A CUDA error that every further call of the process meets too.
 CUDA_CONTEXT = 72
+#: The GPU does not answer the process any more.
+GPU_LOST = 73
 #: The supervisor said something that is not in protocol/worker.py: two versions of the package (EX_PROTOCOL).
 PROTOCOL = 76
 #: The daemon had died before the worker could tie its life to it.
@@ -30,9 +32,14 @@ MEANING: dict[int, str] = {
     ENGINE_BROKEN: "the engine can't go on",
     OUT_OF_MEMORY: "ran out of memory",
     CUDA_CONTEXT: "an error of the GPU has broken its CUDA context",
+    GPU_LOST: "the GPU does not answer any more",
     PROTOCOL: "the worker runs another version of this package than the daemon",
     DAEMON_GONE: "the daemon was gone",
 }
 
 #: The code that a worker ends with after an error with this code of the workers wire; any other: ENGINE_BROKEN.
-OF_FATAL_ERROR: dict[str, int] = {"out_of_memory": OUT_OF_MEMORY, "cuda_context": CUDA_CONTEXT}
+OF_FATAL_ERROR: dict[str, int] = {
+    "out_of_memory": OUT_OF_MEMORY,
+    "cuda_context": CUDA_CONTEXT,
+    "gpu_lost": GPU_LOST,
+}

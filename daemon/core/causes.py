@@ -30,6 +30,8 @@ class Cause(enum.StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     #: An error of the GPU that leaves the CUDA context unusable for good (700, 710, 716 to 719).
     CUDA_CONTEXT = "cuda_context"
+    #: The GPU did not answer it any more: another one may.
+    GPU_LOST = "gpu_lost"
     HUNG = "hung"
     PROTOCOL = "protocol"
     START_TIMEOUT = "start_timeout"
@@ -59,6 +61,7 @@ POLICIES: dict[Cause, Policy] = {
     Cause.HOST_OOM: Policy(fault=True),
     Cause.OUT_OF_MEMORY: Policy(fault=True, code=ErrorCode.OUT_OF_MEMORY),
     Cause.CUDA_CONTEXT: Policy(fault=True, blames_job=True),
+    Cause.GPU_LOST: Policy(fault=True),
     Cause.HUNG: Policy(fault=True, blames_job=True, code=ErrorCode.HUNG),
     Cause.PROTOCOL: Policy(fault=True, blames_job=True),
     Cause.START_TIMEOUT: Policy(fault=True),
@@ -69,8 +72,9 @@ POLICIES: dict[Cause, Policy] = {
 CAUSE_OF_CODE: dict[str, Cause] = {
     "out_of_memory": Cause.OUT_OF_MEMORY,
     "cuda_context": Cause.CUDA_CONTEXT,
+    "gpu_lost": Cause.GPU_LOST,
     "cancelled": Cause.REQUESTED,
 }
 
 #: The same for one that had no time to announce it: by its exit status (exit_codes.py).
-CAUSE_OF_STATUS: dict[int, Cause] = {71: Cause.OUT_OF_MEMORY, 72: Cause.CUDA_CONTEXT}
+CAUSE_OF_STATUS: dict[int, Cause] = {71: Cause.OUT_OF_MEMORY, 72: Cause.CUDA_CONTEXT, 73: Cause.GPU_LOST}

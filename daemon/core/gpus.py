@@ -165,6 +165,11 @@ class Gpus:
         need, free = self.need, self.free(index, workers)
         return None if need is None or free is None else free // need
 
+    def unseen(self, index: int | None) -> bool:
+        """Whether a process of ours has ended there since the last look: what it held may be free by now."""
+        gpu = self.find(index)
+        return gpu is not None and gpu.reading.state == "ok" and gpu.at <= gpu.ended_at
+
     def obstacle(self, index: int | None, worker: Worker, workers: Iterable[Worker]) -> str:
         """Why no process can be started for ``worker`` on this GPU now, or ``""``. Unknown memory is no obstacle."""
         if index is None:
@@ -179,7 +184,7 @@ class Gpus:
             return f"GPU {index} is lost: {gpu.reading.detail}"
         if gpu.reading.state != "ok" or self._context.now - gpu.at > _FRESH_S:
             return ""
-        if gpu.at <= gpu.ended_at:
+        if self.unseen(index):
             return f"the memory of the last process on GPU {index} has to be seen free"
         others = [other for other in workers if other is not worker]
         need = self.need

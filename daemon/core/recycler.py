@@ -250,7 +250,10 @@ class Recycler:
         )
 
     def _begin(self, worker: Worker) -> None:
-        if self._gpus.spare_fits(worker, self._pool.workers.values()):
+        if self._gpus.unseen(worker.gpu):
+            # There may be room for a spare in a moment: the next sample brings us here again.
+            self._context.effects.append(Sample())
+        elif self._gpus.spare_fits(worker, self._pool.workers.values()):
             spare = self._pool.add(worker.gpu, replaces=worker)
             self._context.log("info", "spare is loaded first", worker=spare.name, replaces=worker.name)
         else:

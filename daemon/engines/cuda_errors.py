@@ -6,11 +6,14 @@ import re
 from collections.abc import Iterator
 from typing import Final, Literal
 
-Verdict = Literal["out_of_memory", "cuda_context", ""]
+Verdict = Literal["out_of_memory", "cuda_context", "gpu_lost", ""]
 
 #: Errors after which every further call of the process fails: those of which cuda.h says that the process must be
 #: terminated, and the device-side assert (710), after which nothing on the device is valid any more.
 POISONING: Final[frozenset[int]] = frozenset({226, 700, 702, 710, 714, 715, 716, 717, 718, 719, 721, 911})
+#: Errors of a GPU that does not answer this process any more, whatever it was asked: no device (100), devices
+#: unavailable (46), and the unknown error (999) that a driver gives for a GPU that fell off the bus.
+LOST: Final[frozenset[int]] = frozenset({46, 100, 999})
 _OUT_OF_MEMORY: Final = 2
 
 #: The driver's words and names for them. Libraries put them into messages of their own: "CUDA error: misaligned
@@ -23,6 +26,10 @@ _POISONED_WORDS: Final = re.compile(
     r"|CUDA_ERROR_(ILLEGAL_ADDRESS|LAUNCH_TIMEOUT|ASSERT|HARDWARE_STACK_ERROR|ILLEGAL_INSTRUCTION|MISALIGNED_ADDRESS"
     r"|INVALID_ADDRESS_SPACE|INVALID_PC|LAUNCH_FAILED|CONTAINED)\b"
 )
+_LOST_WORDS: Final = re.compile(
+    r"CUDA error: unknown error|no CUDA-capable device is detected|CUDA-capable device\(s\) is/are busy or unavailable"
+    r"|CUDA_ERROR_(UNKNOWN|NO_DEVICE|DEVICE_UNAVAILABLE)\b"
+)
 _MEMORY_WORDS: Final = re.compile(
     r"CUDA.{0,40}out of memory|CUDA_ERROR_OUT_OF_MEMORY|(CUBLAS|CUDNN|CUFFT|CUSPARSE)_(STATUS_)?ALLOC_FAILED", re.DOTALL
 )
@@ -31,12 +38,14 @@ _DEEPEST: Final = 16
 
 
 def judge(error: BaseException) -> Verdict:
-    """What the exception means for the process: it ran out of memory, lost its CUDA context, or "": nothing of both.
+    """What the exception means for the process: it ran out of memory, lost its CUDA context or its GPU, or "": none.
 
     What it was raised from counts too. A lost context counts even where it was only being handled: it stays lost.
     """
     if any(_is_poisoned(one) for one in _chain(error, contexts=True)):
         return "cuda_context"
+    if any(_is_lost(one) for one in _chain(error, contexts=True)):
+        return "gpu_lost"
     if any(_is_out_of_memory(one) for one in _chain(error, contexts=False)):
         return "out_of_memory"
     return ""
@@ -62,6 +71,12 @@ def _is_poisoned(error: BaseException) -> bool:
         return True
     words = str(error) if isinstance(error, RuntimeError) or "cuda" in type(error).__name__.lower() else ""
     return "cuda" in words.lower() and _POISONED_WORDS.search(words) is not None
+
+
+def _is_lost(error: BaseException) -> bool:
+    if _number(error) in LOST:
+        return True
+    return isinstance(error, RuntimeError) and _LOST_WORDS.search(str(error)) is not None
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -28,6 +28,7 @@ def test_the_exit_codes_are_those_that_workers_use() -> None:
     assert CAUSE_OF_STATUS == {
         exit_codes.OUT_OF_MEMORY: Cause.OUT_OF_MEMORY,
         exit_codes.CUDA_CONTEXT: Cause.CUDA_CONTEXT,
+        exit_codes.GPU_LOST: Cause.GPU_LOST,
     }
 
 
@@ -39,6 +40,7 @@ def test_the_exit_codes_are_those_that_workers_use() -> None:
         ({"returncode": -9, "oom_killed": True}, "host_oom", "worker_crashed"),
         ({"returncode": 71}, "out_of_memory", "out_of_memory"),
         ({"returncode": 72}, "cuda_context", "worker_crashed"),
+        ({"returncode": 73}, "gpu_lost", "worker_crashed"),
     ],
 )
 def test_a_client_is_told_what_its_worker_died_of(

@@ -83,6 +83,20 @@ def test_other_failures_cost_no_worker_its_life(error: Exception) -> None:
     assert judge(error) == ""
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        AcceleratorError("CUDA error: words of another version", 999),
+        RuntimeError("CUDA error: unknown error"),
+        RuntimeError("No CUDA GPUs are available: no CUDA-capable device is detected"),
+        RuntimeError("[46] Call to cuMemAlloc results in CUDA_ERROR_DEVICE_UNAVAILABLE"),
+    ],
+    ids=str,
+)
+def test_a_gpu_that_is_gone_is_no_fault_of_the_job(error: Exception) -> None:
+    assert judge(error) == "gpu_lost"
+
+
 def test_a_cause_behind_the_error_is_found() -> None:
     try:
         try:

@@ -1,0 +1,36 @@
+"""The doctor's patience: what hangs is named, and the doctor does not hang."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+GLMTTSCTL = str(Path(sys.executable).with_name("glmttsctl"))
+
+
+def test_an_nvml_that_hangs_is_found_and_does_not_hang_the_doctor(start: Any, make_fake_gpus: Any) -> None:
+    gpus = make_fake_gpus(8_000, 8_000)
+    daemon = start(
+        environment=gpus.environment(), engine={"fault": {"vram_mib": 2_000}}, workers={"gpus": "all", "max": 0}
+    )
+    with gpus.delay("nvmlDeviceGet*", 60.0) as fault:
+        fault.until_hit()
+        began = time.monotonic()
+        doctor = subprocess.run(
+            [GLMTTSCTL, "doctor", "--json"],
+            capture_output=True,
+            text=True,
+            timeout=55,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env=os.environ | {"GLMTTS_ENDPOINT": daemon.endpoint} | gpus.environment(),
+        )
+        assert time.monotonic() - began < 45.0
+        assert doctor.returncode == 1
+        checks = json.loads(doctor.stdout)["checks"]
+        assert any(check["name"] == "NVML" and "no answer" in check["seen"] for check in checks), checks
