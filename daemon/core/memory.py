@@ -374,6 +374,7 @@ class MemoryWatch:
 
 
 def _kind(name: str) -> Kind:
+    # The other series have the names of the kinds that they show.
     return "leak" if name == "device" else name  # type: ignore[return-value]
 
 

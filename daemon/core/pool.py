@@ -21,7 +21,7 @@ from .context import Context
 from .effects import Sample, Signal, Spawn, Tell
 from .gpus import Gpus
 from .worker_report import describe, memory_of
-from .workers import Death, Worker, WorkerState, describe_exit
+from .workers import NOBODY_KNOWS, Death, Worker, WorkerState, describe_exit
 
 #: How long a process that is given up on may take to end after SIGTERM, if stop_timeout_s is not shorter.
 _GRACE_S = 1.0
@@ -427,7 +427,7 @@ class Pool:
         """Decide what becomes of a worker whose process is gone."""
         was_stuck = worker.stuck
         worker.pid = worker.memory = None
-        worker.share = type(worker.share)(vram=None, trust="none")
+        worker.share = NOBODY_KNOWS
         worker.stuck = False
         if was_stuck:
             self._alerts.set(f"worker_stuck.{worker.name}", "")

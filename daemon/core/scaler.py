@@ -190,12 +190,11 @@ class Scaler:
         loading = any(not w.serving and not w.stuck for w in self._counted())
         if now < oldest + after_s:
             self._arm()
-        elif not loading:
+            return
+        # One that is being loaded may be enough.
+        if not loading:
             self._grow(f"a job has waited for {now - oldest:.1f} s")
-            self._context.timers.set(("grow", ""), now + max(after_s, 1.0))
-        else:
-            # The one that is being loaded may be enough.
-            self._context.timers.set(("grow", ""), now + max(after_s, 1.0))
+        self._context.timers.set(("grow", ""), now + max(after_s, 1.0))
 
     def _grow(self, reason: str) -> None:
         self._wanted += 1
@@ -228,9 +227,8 @@ class Scaler:
         if new_min > new_max:
             return f"min: {new_min} is more than max = {new_max}"
         self._said = (new_min, new_max)
-        if lowest is not None or highest is not None:
-            # An operator who says so wants to see it.
-            self._wanted = min(max(self._wanted, new_min, 1 if new_max else 0), new_max)
+        # At least one, since an operator who says so wants to see it.
+        self._wanted = min(max(self._wanted, new_min, 1), new_max)
         self._context.log("info", "workers scaled by an operator", min=new_min, max=new_max, wanted=self._wanted)
         self.settle()
         return ""
