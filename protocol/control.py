@@ -1,4 +1,4 @@
-"""Operations of the control socket. The operator's ``cancel`` and ``jobs`` are the clients' own, on everyone's jobs."""
+"""Operations of the control socket. The operator's ``job`` and ``jobs`` are the clients' own, on everyone's jobs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
-from .requests import Cancel, GetJob, ListJobs, Ping, Request
+from .requests import GetJob, JobId, ListJobs, Ping, Request
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 VoiceName = Annotated[str, Meta(pattern=r"\A[\w-]{1,64}\Z")]
@@ -41,6 +41,25 @@ class Quarantine(Request, tag="quarantine", kw_only=True, omit_defaults=True):
     """Jobs that are not run any more because workers died of them; ``clear`` lets one, or ``all``, run again."""
 
     clear: Annotated[str, Meta(min_length=1, max_length=64)] | UnsetType = UNSET
+
+
+class Cancel(Request, tag="cancel", kw_only=True, omit_defaults=True):
+    """End anybody's job, or all jobs of a client: one of the two. ``client`` is a user, or one as ``jobs`` shows it."""
+
+    job: JobId | UnsetType = UNSET
+    client: Annotated[str, Meta(min_length=1, max_length=256)] | UnsetType = UNSET
+
+
+class Queue(Request, tag="queue", kw_only=True, omit_defaults=True):
+    """What waits: by class, by client, and the first ``limit`` jobs in their order."""
+
+    limit: Annotated[int, Meta(ge=0, le=1_000)] = 50
+
+
+class Limits(Request, tag="limits", kw_only=True, omit_defaults=True):
+    """The limits in force, and how far each client has used them; ``client`` shows one, even if it never came."""
+
+    client: Annotated[str, Meta(min_length=1, max_length=256)] | UnsetType = UNSET
 
 
 class Pause(Request, tag="pause", kw_only=True):
@@ -103,6 +122,8 @@ ControlRequest = (
     | GetJob
     | Cancel
     | Ping
+    | Queue
+    | Limits
     | Recycle
     | Scale
     | Quarantine

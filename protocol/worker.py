@@ -6,7 +6,8 @@ The two always run the same version of this package, so it may change with every
 A worker says ``hello`` once with the token that it was started with, ``ready`` once when its model is loaded and warm,
 and then for every ``job`` that it is given any number of ``beat``, ``progress`` and ``audio``, and exactly one
 ``finished`` or ``failed``. A ``cancel`` makes it end the job early, with ``failed`` and code ``cancelled``; a job that
-had finished already is not mentioned again.
+had finished already is not mentioned again. A ``suspend`` makes it put the job aside at its next border and say
+``suspended``; then it waits for another ``job`` or for ``resume``. Several jobs may be put aside at a time.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class AudioChunk(Message, tag="audio", kw_only=True):
 
 
 class Finished(Message, tag="finished", kw_only=True):
-    """The job succeeded; the body is the file, unless it was streamed or written to ``path``."""
+    """The job succeeded; the body is the file, unless it was streamed, or written to ``path`` or to ``result``."""
 
     job: str
     sample_rate: int
@@ -96,6 +97,7 @@ class Finished(Message, tag="finished", kw_only=True):
     chunks: int
     bytes: int
     path: str | None
+    result: str | None = None
     memory: Memory
 
 
@@ -106,6 +108,13 @@ class Failed(Message, tag="failed", kw_only=True):
     code: str
     message: str
     fatal: bool = False
+    memory: Memory | None = None
+
+
+class Suspended(Message, tag="suspended", kw_only=True):
+    """The answer to ``suspend``: the job is put aside at a border, with all that is needed to go on with it."""
+
+    job: str
     memory: Memory | None = None
 
 
@@ -121,7 +130,7 @@ class Bye(Message, tag="bye", kw_only=True):
     reason: str
 
 
-WorkerMessage = Hello | Ready | Beat | SegmentDone | AudioChunk | Finished | Failed | Trimmed | Bye
+WorkerMessage = Hello | Ready | Beat | SegmentDone | AudioChunk | Finished | Failed | Suspended | Trimmed | Bye
 
 
 # --- to the worker
@@ -131,7 +140,9 @@ class Job(Message, tag="job", kw_only=True):
     """Speak. ``format`` and ``sample_rate`` (None: the engine's own) are resolved; a prompt's recording is the body.
 
     ``recording`` is the path of a registered voice's recording, ``prompt_text`` what is said in it or in the body.
-    ``output`` is an absolute path that must not exist yet.
+    ``output`` is an absolute path that must not exist yet; a file there that an earlier attempt at this very job has
+    left is taken for its own. ``result`` is an absolute path at which the finished file of a durable job is kept
+    instead of being sent; where it can't be written, the file is sent after all.
     """
 
     job: str
@@ -145,10 +156,23 @@ class Job(Message, tag="job", kw_only=True):
     prompt_text: str | None = None
     recording: str | None = None
     output: str | None = None
+    result: str | None = None
 
 
 class CancelJob(Message, tag="cancel", kw_only=True):
     """End the job at the next border, or sooner where the engine can."""
+
+    job: str
+
+
+class SuspendJob(Message, tag="suspend", kw_only=True):
+    """Put the job aside at its next border, and say ``suspended``; a job that ends before that just ends."""
+
+    job: str
+
+
+class ResumeJob(Message, tag="resume", kw_only=True):
+    """Go on with a job that was put aside."""
 
     job: str
 
@@ -161,7 +185,7 @@ class StopWorker(Message, tag="stop", kw_only=True):
     """Finish the job at hand, and end."""
 
 
-SupervisorMessage = Job | CancelJob | Trim | StopWorker
+SupervisorMessage = Job | CancelJob | SuspendJob | ResumeJob | Trim | StopWorker
 
 _encoder = msgspec.msgpack.Encoder()
 _from_worker: dict[str, Any] = {t.__struct_config__.tag: t for t in get_args(WorkerMessage)}

@@ -7,10 +7,11 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from glmtts.protocol.control import LogLevel, VoiceAdd, VoiceRemove
-from glmtts.protocol.events import ServerEvent
+from glmtts.protocol.events import Done, Error, ServerEvent
+from glmtts.protocol.requests import ClientRequest, JobState
 from glmtts.protocol.worker import SupervisorMessage
 
-from .inputs import ReplyTo
+from .inputs import JournalRow, ReplyTo
 
 
 class Send(Struct):
@@ -90,10 +91,79 @@ class StoreVoice(Struct):
     recording: bytes | memoryview | None = None
 
 
+class JournalAdd(Struct):
+    """Write a durable job down, and hand back JournalAdded when it is on disk."""
+
+    row: JournalRow
+
+
+class JournalStart(Struct):
+    """Note that an attempt at a durable job begins; nobody waits for that."""
+
+    job: str
+    attempts: int
+
+
+class JournalEnd(Struct):
+    """Note how a durable job ended, and hand back JournalEnded when that is on disk.
+
+    The row and the file ``result`` are kept until ``expires_at`` (seconds since 1970); of all results together at most
+    ``keep_bytes`` are, and the oldest files go first.
+    """
+
+    job: str
+    state: JobState
+    event: Done | Error
+    result: str
+    expires_at: float
+    keep_bytes: int
+
+
+class JournalFind(Struct):
+    """Look up a job that is not in memory, and hand back JournalFound. ``client``: whose it must be; None: any."""
+
+    to: ReplyTo
+    request: ClientRequest
+    client: str | None
+
+
+class SendStored(Struct):
+    """Read a file, and send an event with it as the body; or hand back StoredLost."""
+
+    to: ReplyTo
+    event: Done
+    path: str
+
+
+class SettleOutput(Struct):
+    """It is known that ``job`` wrote ``path``: remove the mark by which another attempt would know the file."""
+
+    job: str
+    path: str
+
+
 class Exit(Struct):
     """End the daemon with this status."""
 
     status: int
 
 
-Effect = Send | Tell | Spawn | Signal | Sample | Publish | Log | ChangeLogLevel | ReadSettings | StoreVoice | Exit
+Effect = (
+    Send
+    | Tell
+    | Spawn
+    | Signal
+    | Sample
+    | Publish
+    | Log
+    | ChangeLogLevel
+    | ReadSettings
+    | StoreVoice
+    | JournalAdd
+    | JournalStart
+    | JournalEnd
+    | JournalFind
+    | SendStored
+    | SettleOutput
+    | Exit
+)

@@ -6,8 +6,10 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from glmtts.protocol.audio_formats import AudioFormat
 from glmtts.protocol.control import ControlRequest
-from glmtts.protocol.requests import ClientRequest
+from glmtts.protocol.events import Done, Error
+from glmtts.protocol.requests import ClientRequest, JobState, Synthesize
 from glmtts.protocol.worker import WorkerMessage
 
 from .settings import Settings
@@ -199,6 +201,76 @@ class StoredVoice(Struct, frozen=True):
     seconds: float = 0.0
 
 
+class JournalRow(Struct, kw_only=True):
+    """A durable job as the journal keeps it. Times are seconds since 1970, UTC.
+
+    ``client`` and ``user`` are those of :class:`Client`. ``attempts`` counts those that were begun, one that the end of
+    a daemon broke off included. ``event`` is the last event of a job that has ended, ``result`` the path of the file
+    with its audio, or ``""``; both are empty while it lives.
+    """
+
+    job: str
+    client: str
+    user: str
+    request: Synthesize
+    content: str
+    format: AudioFormat
+    sample_rate: int | None
+    created: float
+    deadline_at: float | None = None
+    attempts: int = 0
+    recording: bytes | memoryview | None = None
+    state: JobState = "waiting"
+    event: Done | Error | None = None
+    result: str = ""
+
+
+class JournalChanged(Struct):
+    """The journal can be used (``problem`` is ``""``), or it can't, and why: also the first word about it.
+
+    ``rows`` are the jobs of an earlier daemon that have not ended, the oldest first; each is handed over once.
+    """
+
+    problem: str
+    rows: list[JournalRow] = []
+
+
+class JournalAdded(Struct):
+    """The row of a JournalAdd is on disk; or it can't be (``problem``), or nothing was added because that client has
+    another job with the same idempotency key: ``known`` is its (id, content).
+    """
+
+    job: str
+    problem: str = ""
+    known: tuple[str, str] | None = None
+
+
+class JournalEnded(Struct):
+    """The end of a JournalEnd is on disk, or can't be yet (``problem``): then the journal goes on trying by itself."""
+
+    job: str
+    problem: str = ""
+
+
+class JournalFound(Struct):
+    """What a JournalFind found: None if the job is not there, or not that client's; ``problem`` if nobody can say."""
+
+    to: ReplyTo
+    request: ClientRequest
+    client: str | None
+    row: JournalRow | None = None
+    problem: str = ""
+
+
+class StoredLost(Struct):
+    """The file of a SendStored could not be read."""
+
+    to: ReplyTo
+    id: str
+    job: str
+    problem: str
+
+
 class TimePassed(Struct):
     """A timer may be due."""
 
@@ -217,5 +289,10 @@ Input = (
     | StopAsked
     | SettingsRead
     | VoiceStored
+    | JournalChanged
+    | JournalAdded
+    | JournalEnded
+    | JournalFound
+    | StoredLost
     | TimePassed
 )

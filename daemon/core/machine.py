@@ -167,7 +167,7 @@ class Machine:
             control.VoiceRemove: operations.store_voice,
             control.GetConfig: lambda e, _: operations.config(e),
             requests.Ping: lambda e, r: self._reception.ping(Requested(_OPERATOR, e.to, r), r),
-            requests.Cancel: lambda e, r: self._reception.cancel(e.to, r, None),
+            control.Cancel: operations.cancel,
             requests.GetJob: lambda e, r: self._reception.job(e.to, r, None),
             requests.ListJobs: lambda e, r: self._reception.jobs(e.to, r, None),
         }

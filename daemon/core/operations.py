@@ -8,6 +8,7 @@ import msgspec
 
 from glmtts.protocol import control, events
 from glmtts.protocol.errors import ErrorCode
+from glmtts.protocol.requests import Cancel
 
 from .alerts import Alerts
 from .causes import Cause
@@ -47,6 +48,10 @@ _NEEDS_RESTART = (
     "metrics.",
     "tcp.",
 )
+
+
+#: Jobs that an answer names at most.
+_NAMED = 100
 
 
 class Operations:
@@ -156,6 +161,24 @@ class Operations:
         limit = self._context.settings.workers.restart.quarantine_after
         found = quarantine.describe(self._context.now, limit) if limit else []
         self._answer(event.to, request.id, quarantined=found, cleared=cleared)
+
+    def cancel(self, event: Controlled, request: control.Cancel) -> None:
+        """End one job of anybody, or all that a client has."""
+        if request.client is not msgspec.UNSET and request.job is msgspec.UNSET:
+            self._cancel_client(event.to, request.id, request.client)
+        elif request.job is not msgspec.UNSET and request.client is msgspec.UNSET:
+            self._reception.cancel(event.to, Cancel(id=request.id, v=request.v, job=request.job), None)
+        else:
+            message = "job: name either a job or a client"
+            self._context.refuse(event.to, request.id, ErrorCode.BAD_REQUEST, message)
+
+    def _cancel_client(self, to: ReplyTo, id: str, client: str) -> None:
+        """A client by its key (``uid:1000``), by its user's name, or by both as a gateway's customer has them."""
+        found = [job for job in self._ledger.live.values() if client in (job.client.key, job.client.user)]
+        for job in found:
+            self._dispatcher.fail(job, ErrorCode.CANCELLED, "cancelled by an operator, with all jobs of its client")
+        self._dispatcher.schedule()
+        self._answer(to, id, cancelled=len(found), jobs=[job.id for job in found[:_NAMED]])
 
     def recycle(self, event: Controlled, request: control.Recycle) -> None:
         """Replace the process of one worker, or of all."""

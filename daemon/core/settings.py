@@ -11,6 +11,7 @@ PositiveSeconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 CountOrZero = Annotated[int, Meta(ge=0)]
 Mib = Annotated[int, Meta(ge=0)]
+Share = Annotated[float, Meta(gt=0, le=1)]
 
 
 class Section(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -118,16 +119,24 @@ class QueueSettings(Section, frozen=True):
     max_waiting_batch: CountOrZero = 10_000
     warn_waiting: CountOrZero = 4
     max_per_client: Count = 1_024
+    max_share: Share = 0.8
+    preempt: bool = True
+    interactive_workers: CountOrZero = 1
     default_deadline_s: Seconds = 0.0
     keep_results_s: Seconds = 300.0
     keep_results_mib: Mib = 32
+    keep_durable_s: PositiveSeconds = 86_400.0
+    keep_durable_mib: Mib = 10_240
     classes: ClassesSettings = ClassesSettings()
 
 
 class ClientLimits(Section, frozen=True):
-    """Limits of one client, by user name or uid, in place of the general ones."""
+    """Limits of one client in place of the general ones: those that are None stay as they are."""
 
     rate: str | None = None
+    rate_batch: str | None = None
+    max_jobs: Count | None = None
+    max_share: Share | None = None
 
 
 class LimitsSettings(Section, frozen=True):
@@ -188,11 +197,7 @@ RESERVED: frozenset[str] = frozenset(
         "engine.glmtts.use_cache",
         "engine.glmtts.sampling",
         "engine.glmtts.dtype",
-        "limits.clients",
         "metrics.listen",
-        "tcp.listen",
-        "tcp.server_key",
-        "tcp.authorised_keys",
     }
 )
 

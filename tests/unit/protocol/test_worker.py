@@ -44,6 +44,7 @@ FROM_WORKER: list[worker.WorkerMessage] = [
         memory=MEMORY,
     ),
     worker.Failed(job="j", code="oom", message="m"),
+    worker.Suspended(job="j", memory=MEMORY),
     worker.Trimmed(memory=MEMORY),
     worker.Bye(reason="asked to"),
 ]
@@ -52,6 +53,8 @@ TO_WORKER: list[worker.SupervisorMessage] = [
         job="j", text="a", voice=None, format="wav", sample_rate=None, stream=False, seed=0, options={"rate": 100}
     ),
     worker.CancelJob(job="j"),
+    worker.SuspendJob(job="j"),
+    worker.ResumeJob(job="j"),
     worker.Trim(),
     worker.StopWorker(),
 ]
