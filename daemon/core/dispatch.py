@@ -327,7 +327,7 @@ class Dispatcher:
             return
         self._give_back(worker, job.id, message.memory, spoke=True)
         now = self._context.now
-        self._estimator.learn(job, job.active_s(now))
+        self._estimator.learn(job, max(job.active_s(now), message.synthesis_s))
         if self._fates.quarantine:
             self._fates.quarantine.clear(self._fates.content(job))
         job.audio_s, job.synthesis_s = message.audio_s, message.synthesis_s

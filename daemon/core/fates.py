@@ -55,8 +55,7 @@ class Fates:
 
         ``culprits``: those that may be to blame, where it is known; else each that it was working on may be.
         """
-        # The last that it got first, since each goes to the front of the queue.
-        had = [self._ledger.live.get(id) for id in reversed(jobs)]
+        had = [self._ledger.live.get(id) for id in jobs]
         affected: list[Job] = []
         for job in had:
             if job is None or job.state != "running" or job.ending is not None:
