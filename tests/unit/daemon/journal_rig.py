@@ -7,7 +7,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -118,17 +118,17 @@ class Rig:
         return answer.row
 
 
-def python(code: str, *argv: str, **more: Any) -> subprocess.Popen[str]:
-    """Another process that runs ``code``, with its output piped."""
+def python(code: str, *argv: str, wrapper: Sequence[str] = (), **more: Any) -> subprocess.Popen[str]:
+    """Another process that runs ``code``, with its output piped; ``wrapper`` is a command that runs commands."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, **more}
-    return subprocess.Popen([sys.executable, "-c", code, *argv], **pipes)
+    return subprocess.Popen([*wrapper, sys.executable, "-c", code, *argv], **pipes)
 
 
-def run(code: str, *argv: str, **more: Any) -> str:
+def run(code: str, *argv: str, wrapper: Sequence[str] = ()) -> str:
     """Run ``code`` in another process, with the rig at hand; returns what it printed. Its failure is the test's."""
-    root = Path(__file__).parents[3]
     preamble = "from tests.unit.daemon.journal_rig import *\n"
-    with python(preamble + code, *argv, cwd=root, stderr=subprocess.PIPE, **more) as process:
+    root = Path(__file__).parents[3]
+    with python(preamble + code, *argv, wrapper=wrapper, cwd=root, stderr=subprocess.PIPE) as process:
         out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     return str(out)
