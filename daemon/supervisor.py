@@ -190,7 +190,8 @@ class Supervisor:
         folder = config.outputs_dir(self._settings)
         try:
             folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-            outputs.sweep_temporaries(folder)
+            # No job of an earlier daemon lives on, so none of their marks is of use.
+            outputs.sweep(folder, keep=set())
         except OSError as error:
             self._log.warning("outputs can't be written", folder=str(folder), reason=error.strerror)
         return Machine(
