@@ -11,7 +11,7 @@ import stat
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from .outputs import TEMPORARY_PREFIX, sweep_temporaries
+from . import outputs
 
 #: Larger than an hour of the largest format; what is larger is no result of ours.
 MAX_RESULT_BYTES = 1 << 30
@@ -98,14 +98,14 @@ class Results:
         ``noted`` are the names in the journal, ``unfinished`` the ids of jobs that live: what an attempt at one has
         written is its next attempt's to judge.
         """
-        removed = sweep_temporaries(self.folder)
+        removed = outputs.sweep(self.folder, keep=set())
         with os.scandir(self.folder) as entries:
             strays = [
                 entry.path
                 for entry in entries
                 if entry.name not in noted
                 and entry.name.partition(".")[0] not in unfinished
-                and not entry.name.startswith(TEMPORARY_PREFIX)
+                and not entry.name.startswith(outputs.TEMPORARY_PREFIX)
                 and not entry.is_dir(follow_symlinks=False)
             ]
         for path in strays:
