@@ -36,6 +36,9 @@ NOT_NOW = PUT_OFF | {"unavailable", "shutting_down"}
 #: How often a line whose result is not kept any more is spoken anew, in one run.
 _MAX_LOST = 3
 
+#: How long the batch waits, when it ends, for the answer to the line that it has just sent, in seconds.
+_ANSWER_S = 0.5
+
 #: How long the daemon may take to cancel what is under way when the batch ends.
 _CANCEL_S = 5.0
 
@@ -52,17 +55,11 @@ class DurableJobs:
     note: Callable[[str, str], None]
     #: What the daemon has and we have not: jobs by the names of their outputs.
     under_way: dict[str, Job] = field(default_factory=dict)
-    _submitting: Line | None = None
     #: Jobs of which the daemon said that it ends, by the names of their outputs.
     _said_of: dict[str, str] = field(default_factory=dict)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _recordings: dict[str, int] = field(default_factory=dict)
     _moved: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def in_daemon(self) -> int:
-        """Lines that the daemon has."""
-        return len(self.under_way) + (self._submitting is not None)
 
     async def speak(self, client: AsyncClient, line: Line) -> Speech:
         """The line's speech, from the job that there is for it, or from a new one."""
@@ -133,15 +130,16 @@ class DurableJobs:
 
     async def _ask(self, client: AsyncClient, line: Line) -> Job:
         key = self.journal.key(line.name, line.digest)
-        self._submitting = line
+        asked = asyncio.ensure_future(client.submit(line.text, **line.request, durable=True, key=key))
         try:
-            job = await client.submit(line.text, **line.request, durable=True, key=key)
-        except Exception:
-            self._submitting = None
+            return await asyncio.shield(asked)
+        except asyncio.CancelledError:
+            # Whether the daemon has the line is what the person is told next.
+            answered, _ = await asyncio.wait({asked}, timeout=_ANSWER_S)
+            if answered and not asked.cancelled() and asked.exception() is None:
+                self.under_way[line.name] = asked.result()
+            asked.cancel()
             raise
-        # Not after an interruption: then the daemon may have it.
-        self._submitting = None
-        return job
 
     def _is_worth_waiting(self, error: RequestFailed, tries: int, waited_s: float) -> bool:
         if error.job or error.code not in NOT_NOW:
@@ -163,9 +161,6 @@ class DurableJobs:
         """End what is under way, as far as the daemon can be reached."""
         with contextlib.suppress(GlmttsError, TimeoutError):
             async with asyncio.timeout(_CANCEL_S):
-                if self._submitting is not None:
-                    line = self._submitting
-                    self.under_way[line.name] = await self._ask(client, line)
                 for name, job in list(self.under_way.items()):
                     with contextlib.suppress(RequestFailed):
                         await client.cancel(job)

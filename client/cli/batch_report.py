@@ -88,7 +88,7 @@ def finish(run: Session, work: BatchRun, *, there: int, todo: int, stopped: Base
     if isinstance(stopped, Exception):
         described = describe(stopped)
         raise Failure(
-            f"{described['message']} {_advice(stopped)}{_what_next(work, missing)}",
+            f"{described['message'].removesuffix('.')}. {_advice(stopped)}{_what_next(work, missing)}",
             code=described["code"],
             status=exit_code(stopped) if not isinstance(stopped, RequestFailed) else 3,
             spoken=work.spoken,
@@ -114,6 +114,6 @@ def _advice(stopped: Exception) -> str:
     if not needs_no_journal(stopped):
         return ""
     return (
-        "Look at `glmttsctl status` for its journal; or have the lines spoken without one, by --no-durable: those "
-        "under way are then lost when this command or the daemon ends, and asked for again by the next run. "
+        "`glmttsctl status` says how its journal is; --no-durable has the lines spoken without one: those under way "
+        "then end with this command or the daemon, and the next run asks for them again. "
     )

@@ -87,7 +87,7 @@ class BatchRun:
     @property
     def in_daemon(self) -> int:
         """Lines that the daemon has and goes on with."""
-        return self._jobs.in_daemon if self._jobs is not None else 0
+        return len(self._jobs.under_way) if self._jobs is not None else 0
 
     async def run(self, endpoint: str | None, lines: Sequence[Line]) -> None:
         """Speak ``lines``. A line that fails alone goes to ``failed``; raises what makes it useless to go on."""
@@ -101,7 +101,9 @@ class BatchRun:
                 await asyncio.gather(*takers)
             finally:
                 for taker in takers:
-                    taker.cancel()
+                    # Cancelled with us they know it already, and a second time would cut off what they put in order.
+                    if not taker.cancelling():
+                        taker.cancel()
                 # Each ends its job with the daemon before the connection closes, unless that is to go on with it.
                 await asyncio.gather(*takers, return_exceptions=True)
                 if self._jobs is not None and self.cancel_on_exit:
