@@ -10,6 +10,7 @@ from typing import Any
 
 _Task = tuple[Callable[[], Any], Callable[[Any], None]]
 
+
 class Background:
     """Runs one task after the other; ``wakeup_fd`` is written to when a result is there to be collected.
 

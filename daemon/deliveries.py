@@ -17,7 +17,7 @@ _MAX_WAITING = 20_000
 
 
 class Deliveries:
-    """``send`` hands an event with its body to a client, ``step`` takes what went wrong into the core, both in the loop.
+    """``send`` hands an event with its body to a client, ``step`` takes what went wrong into the core.
 
     One file is read at a time, so no more than one lies in memory before it is a client's.
     """
