@@ -1,4 +1,4 @@
-"""daemon/worker_wire.py: in whatever order messages come, each job hears of what is meant for it, and of nothing else."""
+"""daemon/worker_wire.py: in whatever order messages come, each job hears what is meant for it, and nothing else."""
 
 from __future__ import annotations
 
