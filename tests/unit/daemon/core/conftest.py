@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pytest
 from msgspec import UNSET
@@ -39,23 +39,82 @@ def settings(**sections: dict[str, Any]) -> Settings:
 
 
 class World:
-    """Drives a machine step by step; ``done`` has every effect since the last :meth:`forget`."""
+    """Drives a machine step by step; ``done`` has every effect since the last :meth:`forget`.
 
-    def __init__(self, count: int = 1, **sections: dict[str, Any]) -> None:
+    ``journal`` is how its journal does: it ``works`` at once, ``holds`` its answers until :meth:`write`, or ``fails``
+    with a problem; ``none`` is there before it has said its first word. What it has is in ``rows`` and ``ends``.
+    """
+
+    def __init__(
+        self, count: int = 1, *, journal: Literal["works", "holds", "fails", "none"] = "works", **sections: Any
+    ) -> None:
         self.now = 100.0
         sections["workers"] = {"max": count} | sections.get("workers", {})
         self.machine = Machine(
-            settings(**sections), now=self.now, wall=1.7e9, seed=1, boot="b", version="1", outputs_folder="/out"
+            settings(**sections),
+            now=self.now,
+            wall=1.7e9,
+            seed=1,
+            boot="b",
+            version="1",
+            outputs_folder="/out",
+            results_folder="/results",
         )
         self.done: list[effects.Effect] = self.machine.open()
+        self.journal = journal
+        self.rows: dict[str, inputs.JournalRow] = {}
+        self.ends: dict[str, effects.JournalEnd] = {}
+        self._unwritten: list[effects.JournalAdd | effects.JournalEnd | effects.JournalFind] = []
         self._ids = 0
+        if journal != "none":
+            self.step(inputs.JournalChanged(""))
 
     # --- what happens
 
     def step(self, event: inputs.Input) -> list[effects.Effect]:
         todo = self.machine.step(event, self.now)
         self.done += todo
+        for effect in todo:
+            if isinstance(effect, effects.JournalAdd | effects.JournalEnd | effects.JournalFind):
+                self._unwritten.append(effect)
+        if self.journal != "holds":
+            self.write()
         return todo
+
+    def write(self) -> None:
+        """The journal answers whatever it was asked, in its order."""
+        while self._unwritten:
+            effect = self._unwritten.pop(0)
+            problem = "the disk is full" if self.journal == "fails" else ""
+            answer: inputs.Input
+            if isinstance(effect, effects.JournalAdd):
+                answer = self._added(effect.row, problem)
+            elif isinstance(effect, effects.JournalEnd):
+                answer = inputs.JournalEnded(effect.job, problem)
+                if not problem:
+                    self.ends[effect.job] = effect
+            else:
+                answer = self._found(effect)
+            self.step(answer)
+
+    def _found(self, find: effects.JournalFind) -> inputs.JournalFound:
+        asked = find.request
+        assert isinstance(asked, requests.Wait | requests.Cancel | requests.GetJob)
+        row, end = self.rows.get(asked.job), self.ends.get(asked.job)
+        if row is not None and find.client not in (None, row.client, row.client.split("/")[0]):
+            row = None
+        if row is not None and end is not None:
+            row = replace(row, state=end.state, event=end.event, result=end.result)
+        return inputs.JournalFound(find.to, asked, find.client, row)
+
+    def _added(self, row: inputs.JournalRow, problem: str) -> inputs.JournalAdded:
+        if problem:
+            return inputs.JournalAdded(row.job, problem=problem)
+        for other in self.rows.values():
+            if row.request.key is not UNSET and (other.client, other.request.key) == (row.client, row.request.key):
+                return inputs.JournalAdded(row.job, known=(other.job, other.content))
+        self.rows[row.job] = row
+        return inputs.JournalAdded(row.job)
 
     def pass_time(self, seconds: float) -> None:
         """Let time pass, with a step wherever a timer is due."""
