@@ -291,13 +291,14 @@ def world() -> World:
 
 @pytest.fixture
 def make_job() -> Callable[..., Job]:
-    """Makes a waiting job, as Reception does."""
+    """Makes a waiting job, as Reception does; ``cost_s``, ``deadline_at``, ``accepted_at`` and ``attempts`` as well."""
     numbers = iter(range(1, 1_000_000))
 
     def make(**keys: Any) -> Job:
         connection = keys.pop("connection", 1)
         client = keys.pop("client", ALICE)
         recording = keys.pop("recording", None)
+        own = {name: keys.pop(name) for name in ("cost_s", "deadline_at", "accepted_at", "attempts") if name in keys}
         keys.setdefault("text", "hello")
         request = requests.Synthesize(id="r", v=1, **keys)
         return Job(
@@ -308,8 +309,8 @@ def make_job() -> Callable[..., Job]:
             format="wav",
             sample_rate=None,
             streams=request.stream,
-            accepted_at=0.0,
             created=0.0,
+            **({"accepted_at": 0.0} | own),
             content="c" if request.key is not UNSET else "",
             subscribers=[Subscriber(inputs.ReplyTo(connection), "r", True)],
         )
