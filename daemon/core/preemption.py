@@ -38,10 +38,14 @@ class Preemption:
         most = (0, 0.0)
         for worker in self._pool.workers.values():
             job = self._could_yield(worker)
-            if job is None or not self._queue.goes_before(waiting, job, self._forecast.left_s(job), charged=True):
+            if job is None:
+                continue
+            left_s = self._forecast.left_s(job)
+            unspoken_s = job.charged_s - job.active_s(self._context.now)
+            if not self._queue.goes_before(waiting, job, left_s, unspoken_s=unspoken_s):
                 continue
             # The lowest class first, and in it the job that has the longest way to go.
-            rank = (1 if job.request.priority == "batch" else 0, self._forecast.left_s(job))
+            rank = (1 if job.request.priority == "batch" else 0, left_s)
             if rank > most:
                 found, most = (worker, job), rank
         if found is not None:
@@ -65,14 +69,13 @@ class Preemption:
 
     def goes_before(self, waiting: Job, aside: Job) -> bool:
         """Whether a waiting job comes before one that is put aside in the worker that is free."""
-        return self._queue.goes_before(waiting, aside, self._forecast.left_s(aside), charged=False)
+        return self._queue.goes_before(waiting, aside, self._forecast.left_s(aside), unspoken_s=0.0)
 
     def put_aside(self, job: Job) -> None:
-        """A job stands still from now on: the rest of it is not charged for."""
-        left_s = self._forecast.left_s(job)
+        """A job stands still from now on: charged is what was spoken of it, whatever was expected."""
         job.stop(self._context.now)
         job.suspended = True
-        self._queue.charge(job, -min(left_s, job.charged_s))
+        self._queue.charge(job, job.earlier_s - job.charged_s)
 
     def resumed(self, job: Job) -> None:
         """A job goes on: the rest of it is charged for."""

@@ -186,24 +186,23 @@ class WaitingQueue:
 
     # --- who goes before whom
 
-    def goes_before(self, job: Job, begun: Job, left_s: float, *, charged: bool) -> bool:
+    def goes_before(self, job: Job, begun: Job, left_s: float, *, unspoken_s: float) -> bool:
         """Whether a waiting job comes before the rest of one that was begun, which takes ``left_s`` more seconds.
 
-        ``charged``: that rest is charged for already. A lower class never does; a higher one does as long as it has not
-        had more than its weight; of the same class, another client's job does which is much shorter, and whose client
-        has had less.
+        ``unspoken_s``: what is charged for it already and not spoken yet. A lower class never does; a higher one does
+        as long as it has not had more than its weight; of the same class, another client's job does which is much
+        shorter, and whose client has had less.
         """
         mine, other = job.request.priority, begun.request.priority
         if _RANKS[mine] > _RANKS[other]:
             return False
-        back_s = left_s if charged else 0.0
         if mine != other:
-            had = self._classes.had(other) - back_s / self._classes.weight(other)
+            had = self._classes.had(other) - unspoken_s / self._classes.weight(other)
             return self._classes.tag(mine) <= had
         if job.client.key == begun.client.key or job.cost_s > _MUCH_SHORTER * left_s:
             return False
         lane = self._lanes[mine]
-        return lane.tag(job.client.key) <= lane.had(begun.client.key) - back_s
+        return lane.tag(job.client.key) <= lane.had(begun.client.key) - unspoken_s
 
     def in_order(self) -> Iterator[Job]:
         """All jobs that may be started, in the order in which they would be if no other came."""
