@@ -15,6 +15,8 @@ from collections.abc import Collection, Iterator, Mapping
 #: Tags of flows that have nothing waiting are kept as long as they say anything; they are looked through when there are
 #: this many, and then whenever there are twice as many as were kept.
 _FORGET_FROM = 64
+#: How fast the present moves on at least, as a part of what those move on who always wait.
+_PACE = 0.5
 #: Entries of flows that have been served since are cleared away when there are more of them than of others, and more
 #: than this.
 _STALE = 64
@@ -24,7 +26,7 @@ class FairShare:
     """Whose turn it is. ``ranks`` orders flows whose tags are the same; without, who waits for longer goes first."""
 
     def __init__(self, ranks: Mapping[str, int] | None = None) -> None:
-        #: The tag of the flow that was served last: the present.
+        #: The present: the tag of the flow that was served last, or later.
         self.virtual = 0.0
         self._ranks = ranks or {}
         self._weights: dict[str, float] = {}
@@ -94,6 +96,15 @@ class FairShare:
             self._after[flow] = self._after.get(flow, self.virtual) + amount
         if flow in self._waiting:
             self._wait(flow, self._waiting[flow][0] + amount)
+
+    def elapse(self, seconds: float) -> None:
+        """One of the flows has been served for so long: the present moves on, if slower than those who always wait.
+
+        Without that it would stand still while ever new flows come, each to be served once, and who had been served
+        before would wait for ever.
+        """
+        if self._waiting:
+            self.virtual += _PACE * seconds / len(self._waiting)
 
     def tag(self, flow: str) -> float:
         """When the flow's next piece may begin, in virtual time."""

@@ -148,6 +148,10 @@ class Lane:
         """A client has had so much more, or less, than it was charged for."""
         self._share.charge(client, seconds)
 
+    def elapse(self, seconds: float) -> None:
+        """A job of the class was spoken for so long."""
+        self._share.elapse(seconds)
+
     def tag(self, client: str) -> float:
         """When a client's next job may begin, in the lane's virtual time."""
         return self._share.tag(client)

@@ -177,6 +177,12 @@ class WaitingQueue:
         self._classes.charge(job.request.priority, seconds)
         self._lanes[job.request.priority].charge(job.client.key, seconds)
 
+    def settle(self, job: Job) -> None:
+        """A job that may have been started is through, for good or for another attempt: charged is what it took."""
+        if job.charged_s or job.earlier_s:
+            self.charge(job, job.earlier_s - job.charged_s)
+            self._lanes[job.request.priority].elapse(job.earlier_s)
+
     def rest(self) -> None:
         """Nothing is being spoken; if nothing waits either, nobody owes anybody anything any more."""
         if not self:
