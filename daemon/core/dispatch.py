@@ -110,31 +110,40 @@ class Dispatcher:
                 self._queue.take(job)
                 self._take(job, worker)
         for worker in self._pool.open():
-            self._go_on(worker)
+            while self._go_on(worker):
+                pass
         if self._queue and not self._queue.paused:
             if self._queue.wants_fresh:
                 self._recycler.freshen()
             self._scaler.on_waiting()
-            self._preemption.look(self._next())
+            self._look_for_room()
         elif not self._ledger.live:
             self._queue.rest()
 
-    def _next(self) -> Job | None:
+    def _next(self, *, batch: bool | None = None) -> Job | None:
         """The job whose turn it is; no batch job where those workers are busy that may have one."""
-        return self._queue.peek(self._context.now, () if self._batch_may_start() else _NO_BATCH)
+        batch = self._batch_may_start() if batch is None else batch
+        return self._queue.peek(self._context.now, () if batch else _NO_BATCH)
 
     def _batch_may_start(self) -> bool:
         serving = self._pool.serving
         kept_free = self._pool.kept_free(serving)
         if not kept_free or not self._queue.length("batch"):
             return True
+        workers = self._pool.workers.values()
+        return sum(worker.serving and self._has_batch(worker) for worker in workers) < serving - kept_free
+
+    def _has_batch(self, worker: Worker) -> bool:
+        """Whether it has a batch job, if only put aside: it will go on with that."""
         live = self._ledger.live
-        busy = sum(
-            any(id in live and live[id].request.priority == "batch" for id in worker.at_hand)
-            for worker in self._pool.workers.values()
-            if worker.serving
-        )
-        return busy < serving - kept_free
+        return any(id in live and live[id].request.priority == "batch" for id in worker.jobs)
+
+    def _look_for_room(self) -> None:
+        """No worker is free: one may put its job aside for the next, a batch job for another one of its class."""
+        first = self._next(batch=True)
+        self._preemption.look(first)
+        if first is not None and first.request.priority == "batch":
+            self._preemption.look(self._next(batch=False))
 
     def _brief(self) -> bool:
         """Whether a worker would mostly wait for the next job: then some may lie ready in the only one."""
@@ -144,22 +153,20 @@ class Dispatcher:
         at_hand = [live[id] for worker in self._pool.workers.values() for id in worker.jobs if id in live]
         return all(job.cost_s < BRIEF_S for job in at_hand)
 
-    def _go_on(self, worker: Worker) -> None:
-        """A worker has put a job aside: another one may come first, else it goes on."""
+    def _go_on(self, worker: Worker) -> bool:
+        """A worker has put a job aside: another one may come first, else it goes on. Returns whether it got neither."""
         live = self._ledger.live
-        aside = next((live[id] for id in reversed(worker.aside) if id in live), None)
+        aside = next((live[id] for id in reversed(worker.aside) if id in live and live[id].ending is None), None)
         takes_jobs = worker.state is WorkerState.BUSY and not worker.leaving and not self._queue.paused
-        job = self._next() if takes_jobs else None
-        if aside is None:
-            # What it had put aside was cancelled, and it is about to say so.
-            if job is not None:
-                self._queue.take(job)
-                self._take(job, worker)
-        elif job is not None and self._preemption.goes_before(job, aside):
+        # Of the workers that may have batch jobs it is one already.
+        job = self._next(batch=self._has_batch(worker) or None) if takes_jobs else None
+        # Without ``aside``, what it had put aside was cancelled, and it is about to say so.
+        if job is not None and (aside is None or self._preemption.goes_before(job, aside)):
             self._queue.take(job)
-            self._take(job, worker)
-        else:
+            return not self._take(job, worker)
+        if aside is not None:
             self._resume(aside, worker)
+        return False
 
     def _resume(self, job: Job, worker: Worker) -> None:
         self._pool.resume(worker, job.id)
@@ -167,10 +174,12 @@ class Dispatcher:
         self._preemption.resumed(job)
         self._announcer.note("resumed", job)
 
-    def _take(self, job: Job | None, worker: Worker) -> None:
-        """Start a job, unless jobs of the same content killed workers since it was accepted."""
-        if job is not None and not self._fates.refuse_quarantined(job):
-            self._start(job, worker)
+    def _take(self, job: Job | None, worker: Worker) -> bool:
+        """Start a job, unless jobs of the same content killed workers since it was accepted; returns whether it did."""
+        if job is None or self._fates.refuse_quarantined(job):
+            return False
+        self._start(job, worker)
+        return True
 
     def _start(self, job: Job, worker: Worker) -> None:
         context, request = self._context, job.request

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+from collections import Counter
 from itertools import islice
 from typing import Any
 
@@ -16,7 +18,8 @@ from .forecast import Forecast
 from .inputs import Client, Controlled
 from .jobs import Job
 from .ledger import Ledger
-from .queue import WaitingQueue
+from .pool import Pool
+from .queue import Waiting, WaitingQueue
 
 #: Clients that one answer shows at most: those with the most to do.
 _SHOWN_CLIENTS = 200
@@ -26,17 +29,26 @@ class Inspection:
     """Answers ``queue`` and ``limits``."""
 
     def __init__(
-        self, context: Context, ledger: Ledger, queue: WaitingQueue, forecast: Forecast, admission: Admission
+        self,
+        context: Context,
+        ledger: Ledger,
+        queue: WaitingQueue,
+        pool: Pool,
+        *,
+        forecast: Forecast,
+        admission: Admission,
     ) -> None:
         self._context = context
         self._ledger = ledger
         self._queue = queue
+        self._pool = pool
         self._forecast = forecast
         self._admission = admission
 
     def queue(self, event: Controlled, request: control.Queue) -> None:
         """What waits, by class and by client, and the first jobs in their order."""
-        running = [job for job in self._ledger.live.values() if job.state == "running"]
+        live = self._ledger.live
+        running = [live[id] for worker in self._pool for id in worker.jobs if id in live]
         classes = {
             priority: {
                 "waiting": self._queue.length(priority),
@@ -57,20 +69,24 @@ class Inspection:
         self._context.send(event.to, events.Result(id=request.id, values=values))
 
     def _clients(self, running: list[Job]) -> list[dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = {}
-
-        def entry(client: Client) -> dict[str, Any]:
-            empty = {"client": client.key, "user": client.user, "waiting": 0, "running": 0, "work_s": 0.0}
-            return found.setdefault(client.key, empty)
-
-        for job in self._queue:
-            who = entry(job.client)
-            who["waiting"] += 1
-            who["work_s"] = round(who["work_s"] + job.cost_s, 3)
+        busy = Counter(job.client.key for job in running)
+        found = {waiting.client.key: waiting for waiting in self._queue.clients()}
         for job in running:
-            entry(job.client)["running"] += 1
-        most = sorted(found.values(), key=lambda who: (-who["waiting"], -who["running"], who["client"]))
-        return most[:_SHOWN_CLIENTS]
+            found.setdefault(job.client.key, Waiting(job.client))
+
+        def much(waiting: Waiting) -> tuple[int, int, str]:
+            return -sum(waiting.jobs.values()), -busy[waiting.client.key], waiting.client.key
+
+        return [
+            {
+                "client": waiting.client.key,
+                "user": waiting.client.user,
+                "waiting": sum(waiting.jobs.values()),
+                "running": busy[waiting.client.key],
+                "work_s": round(waiting.work_s, 3),
+            }
+            for waiting in heapq.nsmallest(_SHOWN_CLIENTS, found.values(), key=much)
+        ]
 
     def _jobs(self, limit: int) -> list[dict[str, Any]]:
         view, now = self._forecast.view(), self._context.now

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import heapq
 import math
+from bisect import bisect_left, insort
 from collections.abc import Iterator
+from itertools import islice
 
 from .fair import FairShare
 from .jobs import Job
@@ -19,59 +21,45 @@ DUE_AFTER_S = 300.0
 _OFTEN = 3
 #: Entries of jobs that have left are cleared away when there are more of them than of others, and more than this.
 _STALE = 64
-#: Up to so many jobs of a client are looked at one by one when its share of what stands ahead is worked out.
-_COUNTED = 8
+#: Up to so many jobs of another client are looked at one by one when its share of what stands ahead is worked out, and
+#: up to so many of its own; more are counted as if they were alike.
+_COUNTED, _COUNTED_OWN = 8, 64
 
 #: When it is due (or has to be started), order of arrival, job.
 _Entry = tuple[float, int, Job]
 
 
 class _Flow:
-    """The jobs of one client, the one due first in front."""
+    """The jobs of one client, the one due first in front.
 
-    __slots__ = ("heap", "latest_due", "waiting", "work_s")
+    A sorted list: with the ten thousand that may wait, moving them all in memory takes a few microseconds."""
+
+    __slots__ = ("jobs", "work_s")
 
     def __init__(self) -> None:
-        self.heap: list[_Entry] = []
-        self.waiting: dict[str, Job] = {}
+        self.jobs: list[_Entry] = []
         self.work_s = 0.0
-        self.latest_due = 0.0
 
     def push(self, job: Job, order: int) -> None:
         job.place = order
-        heapq.heappush(self.heap, (due(job), order, job))
-        self.waiting[job.id] = job
+        insort(self.jobs, (due(job), order, job))
         self.work_s += job.cost_s
-        self.latest_due = max(self.latest_due, due(job))
+
+    def place(self, job: Job) -> int:
+        """How many of the client's own jobs come before this one."""
+        return bisect_left(self.jobs, (due(job), job.place))
 
     def remove(self, job: Job) -> None:
-        del self.waiting[job.id]
-        self.work_s = self.work_s - job.cost_s if self.waiting else 0.0
-        if len(self.heap) > _STALE + 2 * len(self.waiting):
-            self.heap = [entry for entry in self.heap if self.is_here(entry)]
-            heapq.heapify(self.heap)
+        del self.jobs[self.place(job)]
+        self.work_s = self.work_s - job.cost_s if self.jobs else 0.0
 
-    def is_here(self, entry: _Entry) -> bool:
-        """Whether the entry's job waits, and has not left and come back since."""
-        _, order, job = entry
-        return job.id in self.waiting and job.place == order
-
-    def first(self) -> Job:
-        while not self.is_here(self.heap[0]):
-            heapq.heappop(self.heap)
-        return self.heap[0][2]
-
-    def in_order(self) -> Iterator[Job]:
-        """The jobs in their order, each found when it is asked for: the heap is walked, and stays as it is."""
-        heap = self.heap
-        frontier = [(heap[0], 0)] if heap else []
-        while frontier:
-            entry, place = heapq.heappop(frontier)
-            if self.is_here(entry):
-                yield entry[2]
-            for child in (2 * place + 1, 2 * place + 2):
-                if child < len(heap):
-                    heapq.heappush(frontier, (heap[child], child))
+    def work_before_s(self, place: int) -> float:
+        """Seconds of work of the first so many jobs, about."""
+        if place == len(self.jobs) - 1:
+            return self.work_s - self.jobs[place][2].cost_s
+        if place > _COUNTED_OWN:
+            return self.work_s * place / len(self.jobs)
+        return sum(job.cost_s for _, _, job in islice(self.jobs, place))
 
 
 class Lane:
@@ -81,8 +69,9 @@ class Lane:
         self._share = FairShare()
         self._flows: dict[str, _Flow] = {}
         #: Jobs with a deadline by the latest time at which they can be started and still be done.
-        self._urgent: list[tuple[float, int, Job]] = []
-        self._with_deadline = 0
+        self._urgent: list[_Entry] = []
+        #: Those of them that still wait, by their order.
+        self._with_deadline: set[int] = set()
         self._order = 0
         self._length = 0
         #: Seconds of work that all jobs together are expected to take.
@@ -90,15 +79,6 @@ class Lane:
 
     def __len__(self) -> int:
         return self._length
-
-    def waiting_of(self, client: str) -> int:
-        """How many jobs of a client wait."""
-        flow = self._flows.get(client)
-        return len(flow.waiting) if flow else 0
-
-    def clients(self) -> Iterator[tuple[str, int, float]]:
-        """Every client that has jobs waiting: its key, how many, and their seconds of work."""
-        return ((client, len(flow.waiting), flow.work_s) for client, flow in self._flows.items())
 
     def push(self, job: Job) -> None:
         """Add a job."""
@@ -111,7 +91,7 @@ class Lane:
         self._length += 1
         self.work_s += job.cost_s
         if job.deadline_at is not None:
-            self._with_deadline += 1
+            self._with_deadline.add(self._order)
             heapq.heappush(self._urgent, (job.deadline_at - job.cost_s, self._order, job))
 
     def remove(self, job: Job) -> None:
@@ -128,38 +108,36 @@ class Lane:
         self._length -= 1
         self.work_s = self.work_s - job.cost_s if self._length else 0.0
         if job.deadline_at is not None:
-            self._with_deadline -= 1
-            if len(self._urgent) > _STALE + 2 * self._with_deadline:
-                self._urgent = [entry for entry in self._urgent if self._is_here(entry)]
+            self._with_deadline.discard(job.place)
+            if len(self._urgent) > _STALE + 2 * len(self._with_deadline):
+                self._urgent = [entry for entry in self._urgent if entry[1] in self._with_deadline]
                 heapq.heapify(self._urgent)
-        if flow.waiting:
+        if flow.jobs:
             return flow
         del self._flows[client]
         return None
-
-    def _is_here(self, entry: _Entry) -> bool:
-        flow = self._flows.get(entry[2].client.key)
-        return flow is not None and flow.is_here(entry)
 
     def next(self, now: float) -> Job | None:
         """The job whose turn it is."""
         client = self._share.next()
         if client is None:
             return None
-        job = self._flows[client].first()
-        urgent = self._next_urgent()
+        job = self._flows[client].jobs[0][2]
+        urgent = self._next_urgent(now)
         if urgent is not None and urgent is not job:
             latest_start = (urgent.deadline_at or 0.0) - urgent.cost_s
             # Behind the other one it would come too late, and its client is not so far ahead that it has to.
             ahead_s = self._share.tag(urgent.client.key) - self._share.virtual
-            if now <= latest_start < now + job.cost_s and ahead_s <= urgent.cost_s:
+            if latest_start < now + job.cost_s and ahead_s <= urgent.cost_s:
                 return urgent
         return job
 
-    def _next_urgent(self) -> Job | None:
+    def _next_urgent(self, now: float) -> Job | None:
+        """The job that has to be started soonest; one for which it is too late is no reason to overtake anybody."""
         while self._urgent:
-            if self._is_here(self._urgent[0]):
-                return self._urgent[0][2]
+            latest_start, order, job = self._urgent[0]
+            if latest_start >= now and order in self._with_deadline:
+                return job
             heapq.heappop(self._urgent)
         return None
 
@@ -171,6 +149,10 @@ class Lane:
     def charge(self, client: str, seconds: float) -> None:
         """A client has had so much more, or less, than it was charged for."""
         self._share.charge(client, seconds)
+
+    def elapse(self, seconds: float) -> None:
+        """A job of the class was spoken for so long."""
+        self._share.elapse(seconds)
 
     def tag(self, client: str) -> float:
         """When a client's next job may begin, in the lane's virtual time."""
@@ -186,18 +168,17 @@ class Lane:
 
     def in_order(self) -> Iterator[Job]:
         """All jobs in the order in which they would be started if no other came, deadlines of others aside."""
-        heap = self._share.places()
-        flows = {client: flow.in_order() for client, flow in self._flows.items()}
-        order = self._order
-        while heap:
-            start, _, client = heap[0]
-            job = next(flows[client], None)
-            if job is None:
-                heapq.heappop(heap)
-                continue
-            yield job
-            order += 1
-            heapq.heapreplace(heap, (start + job.cost_s, order, client))
+        turns = self._share.turns()
+        flows: dict[str, Iterator[_Entry]] = {}
+        while (client := turns.next()) is not None:
+            if client not in flows:
+                flows[client] = iter(self._flows[client].jobs)
+            entry = next(flows[client], None)
+            if entry is None:
+                turns.leave()
+            else:
+                yield entry[2]
+                turns.serve(entry[2].cost_s)
 
     def ahead_of(self, job: Job) -> tuple[int, float]:
         """About how many jobs of this class are started before one of it, and their seconds of work.
@@ -205,11 +186,8 @@ class Lane:
         Takes time by the number of clients; clients with many jobs are counted as if all of theirs were alike.
         """
         own = self._flows[job.client.key]
-        if due(job) >= own.latest_due:
-            count, work_s = len(own.waiting) - 1, own.work_s - job.cost_s
-        else:
-            before = [other for other in own.waiting.values() if due(other) < due(job)]
-            count, work_s = len(before), sum(other.cost_s for other in before)
+        count = own.place(job)
+        work_s = own.work_before_s(count)
         start = self._share.tag(job.client.key) + work_s
         for client, tag in self._share.tags():
             room_s = start - tag
@@ -223,14 +201,14 @@ class Lane:
 
 def _begun_within(flow: _Flow, room_s: float) -> tuple[int, float]:
     """How many jobs of a flow begin before it has had ``room_s`` seconds, and how long they take."""
-    waiting = len(flow.waiting)
+    waiting = len(flow.jobs)
     if flow.work_s <= room_s:
         return waiting, flow.work_s
     if waiting > _COUNTED:
         count = min(waiting, int(waiting * room_s / flow.work_s) + 1)
         return count, flow.work_s * count / waiting
     count, work_s = 0, 0.0
-    for job in flow.in_order():
+    for _, _, job in flow.jobs:
         # Of two that may begin at the same time, the one that waits for longer goes first.
         if work_s > room_s:
             break

@@ -152,7 +152,7 @@ class Machine:
             version=version,
             config_file=config_file,
         )
-        self._inspection = Inspection(*shared, self._forecast, self._admission)
+        self._inspection = Inspection(*shared, self._pool, forecast=self._forecast, admission=self._admission)
         self.phase = Phase.RUNNING
         #: Operators who wait for the end of a drain, by the name of the timer after which they don't any more.
         self._drains: dict[str, tuple[ReplyTo, str]] = {}

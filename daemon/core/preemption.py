@@ -65,8 +65,8 @@ class Preemption:
 
     def goes_before(self, waiting: Job, begun: Job) -> bool:
         """Whether a waiting job comes before the rest of one that is being spoken, or is put aside."""
-        back_s = begun.charged_s - begun.active_s(self._context.now)
-        return self._queue.goes_before(waiting, begun, self._forecast.left_s(begun), back_s)
+        unspoken_s = begun.charged_s - begun.active_s(self._context.now)
+        return self._queue.goes_before(waiting, begun, self._forecast.left_s(begun), unspoken_s=unspoken_s)
 
     def put_aside(self, job: Job) -> None:
         """A job stands still from now on: charged is what was spoken of it."""

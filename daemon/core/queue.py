@@ -6,13 +6,16 @@ are accepted, but may not be started before the journal has them."""
 
 from __future__ import annotations
 
-import heapq
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
+from itertools import chain
+
+from msgspec import Struct, field
 
 from glmtts.protocol.requests import PRIORITIES, Priority
 
 from .fair import FairShare
+from .inputs import Client
 from .jobs import Job
 from .lane import Lane
 from .settings import ClassesSettings
@@ -20,6 +23,14 @@ from .settings import ClassesSettings
 _RANKS: dict[str, int] = {priority: rank for rank, priority in enumerate(PRIORITIES)}
 #: A job of the same class overtakes the rest of another only if it takes less than this part of it.
 _MUCH_SHORTER = 0.5
+
+
+class Waiting(Struct):
+    """What waits of one client: how many jobs by class, and how many seconds of work those are that may be started."""
+
+    client: Client
+    jobs: dict[Priority, int] = field(default_factory=lambda: dict.fromkeys(PRIORITIES, 0))
+    work_s: float = 0.0
 
 
 class WaitingQueue:
@@ -32,8 +43,9 @@ class WaitingQueue:
         self._for_fresh: OrderedDict[str, Job] = OrderedDict()
         #: Jobs that the journal does not have yet.
         self._held: dict[str, Job] = {}
-        #: All of them, and how many of each class; those that had been started before come first.
+        #: All others; those that had been started before come first.
         self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._clients: dict[str, Waiting] = {}
         self._lengths: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
         #: Whether none is to be started for now.
         self.paused = False
@@ -50,16 +62,16 @@ class WaitingQueue:
     # --- what waits
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return len(self._jobs) + len(self._held)
 
     def __bool__(self) -> bool:
-        return bool(self._jobs)
+        return bool(self._jobs or self._held)
 
     def __iter__(self) -> Iterator[Job]:
-        return iter(self._jobs.values())
+        return chain(self._jobs.values(), self._held.values())
 
     def __contains__(self, job: Job) -> bool:
-        return job.id in self._jobs
+        return job.id in self._jobs or job.id in self._held
 
     def length(self, priority: Priority) -> int:
         """How many of a class wait."""
@@ -71,13 +83,12 @@ class WaitingQueue:
 
     def waiting_of(self, client: str, priorities: Collection[Priority]) -> int:
         """How many jobs of a client wait in some classes."""
-        others = [*self._for_fresh.values(), *self._held.values()]
-        apart = sum(job.client.key == client and job.request.priority in priorities for job in others)
-        return apart + sum(self._lanes[priority].waiting_of(client) for priority in priorities)
+        waiting = self._clients.get(client)
+        return sum(waiting.jobs[priority] for priority in priorities) if waiting else 0
 
-    def clients(self, priority: Priority) -> Iterator[tuple[str, int, float]]:
-        """Every client that has jobs of a class waiting: its key, how many, and their seconds of work."""
-        return self._lanes[priority].clients()
+    def clients(self) -> Collection[Waiting]:
+        """What waits of every client that has anything waiting."""
+        return self._clients.values()
 
     @property
     def wants_fresh(self) -> bool:
@@ -86,22 +97,21 @@ class WaitingQueue:
 
     def oldest(self) -> float | None:
         """When the job that has waited for longest was accepted, or nearly that; None if none may be started."""
-        for job in self._jobs.values():
-            if job.id not in self._held:
-                return job.accepted_at
-        return None
+        return next((job.accepted_at for job in self._jobs.values()), None)
 
     # --- in and out
 
     def hold(self, job: Job) -> None:
         """Add a job that may not be started before it is pushed."""
         self._held[job.id] = job
-        self._enter(job)
+        self._count(job)
 
     def push(self, job: Job, *, front: bool = False) -> None:
         """Add a job, or let one go that was held; ``front``: it had been started before."""
         if self._held.pop(job.id, None) is None:
-            self._enter(job)
+            self._count(job)
+        self._clients[job.client.key].work_s += job.cost_s
+        self._jobs[job.id] = job
         if front:
             self._jobs.move_to_end(job.id, last=False)
         if job.needs_fresh:
@@ -111,18 +121,28 @@ class WaitingQueue:
         self._lanes[priority].push(job)
         self._classes.wake(priority)
 
-    def _enter(self, job: Job) -> None:
-        self._jobs[job.id] = job
+    def _count(self, job: Job) -> None:
+        waiting = self._clients.get(job.client.key)
+        if waiting is None:
+            waiting = self._clients[job.client.key] = Waiting(job.client)
+        waiting.jobs[job.request.priority] += 1
         self._lengths[job.request.priority] += 1
 
     def _leave(self, job: Job) -> None:
-        del self._jobs[job.id]
+        waiting = self._clients[job.client.key]
+        if self._held.pop(job.id, None) is None:
+            del self._jobs[job.id]
+            waiting.work_s -= job.cost_s
+        waiting.jobs[job.request.priority] -= 1
         self._lengths[job.request.priority] -= 1
+        if not any(waiting.jobs.values()):
+            del self._clients[job.client.key]
 
     def remove(self, job: Job) -> None:
         """Take a job out of the queue. Raises KeyError if it is not in it."""
+        held = job.id in self._held
         self._leave(job)
-        if self._held.pop(job.id, None) or self._for_fresh.pop(job.id, None):
+        if held or self._for_fresh.pop(job.id, None) is not None:
             return
         priority = job.request.priority
         lane = self._lanes[priority]
@@ -157,19 +177,25 @@ class WaitingQueue:
         self._classes.charge(job.request.priority, seconds)
         self._lanes[job.request.priority].charge(job.client.key, seconds)
 
+    def settle(self, job: Job) -> None:
+        """A job that may have been started is through, for good or for another attempt: charged is what it took."""
+        if job.charged_s or job.earlier_s:
+            self.charge(job, job.earlier_s - job.charged_s)
+            self._lanes[job.request.priority].elapse(job.earlier_s)
+
     def rest(self) -> None:
         """Nothing is being spoken; if nothing waits either, nobody owes anybody anything any more."""
-        if not self._jobs:
+        if not self:
             self._classes.rest()
             for lane in self._lanes.values():
                 lane.rest()
 
     # --- who goes before whom
 
-    def goes_before(self, job: Job, begun: Job, left_s: float, back_s: float) -> bool:
+    def goes_before(self, job: Job, begun: Job, left_s: float, *, unspoken_s: float) -> bool:
         """Whether a waiting job comes before the rest of one that was begun, which takes ``left_s`` more seconds.
 
-        ``back_s``: what its client was charged for and has not had of it. A lower class never does; a higher one does
+        ``unspoken_s``: what is charged for it already and not spoken yet. A lower class never does; a higher one does
         as long as it has not had more than its weight; of the same class, another client's job does which is much
         shorter, and whose client has had less.
         """
@@ -177,26 +203,25 @@ class WaitingQueue:
         if _RANKS[mine] > _RANKS[other]:
             return False
         if mine != other:
-            had = self._classes.had(other) - back_s / self._classes.weight(other)
+            had = self._classes.had(other) - unspoken_s / self._classes.weight(other)
             return self._classes.tag(mine) <= had
         if job.client.key == begun.client.key or job.cost_s > _MUCH_SHORTER * left_s:
             return False
         lane = self._lanes[mine]
-        return lane.tag(job.client.key) <= lane.had(begun.client.key) - back_s
+        return lane.tag(job.client.key) <= lane.had(begun.client.key) - unspoken_s
 
     def in_order(self) -> Iterator[Job]:
         """All jobs that may be started, in the order in which they would be if no other came."""
         yield from self._for_fresh.values()
-        heap = self._classes.places()
+        turns = self._classes.turns()
         lanes = {priority: lane.in_order() for priority, lane in self._lanes.items()}
-        while heap:
-            start, rank, priority = heap[0]
+        while (priority := turns.next()) is not None:
             job = next(lanes[priority], None)  # type: ignore[index]
             if job is None:
-                heapq.heappop(heap)
-                continue
-            yield job
-            heapq.heapreplace(heap, (start + job.cost_s / self._classes.weight(priority), rank, priority))
+                turns.leave()
+            else:
+                yield job
+                turns.serve(job.cost_s)
 
     def ahead_of(self, job: Job) -> tuple[int, float]:
         """About how many jobs are started before one that waits, and their seconds of work, all classes together.
