@@ -32,13 +32,16 @@ class Aside:
         for worker in self._pool.workers.values():
             if worker.aside:
                 self._look_at(worker)
-        if isinstance(event, inputs.WorkerSaid) and isinstance(event.message, wire.SegmentDone):
-            self._at_border(event.message)
+        if isinstance(event, inputs.WorkerSaid):
+            if isinstance(event.message, wire.SegmentDone):
+                self._at_border(event.message)
+            elif isinstance(event.message, wire.Suspended):
+                self._passed.pop(event.message.job, None)
 
     def _look_at(self, worker: Any) -> None:
         must(Rule.ORDER, set(worker.aside) <= set(worker.jobs), worker.name, "has put aside what it does not have")
         suspended = [self._live[id] for id in worker.aside if id in self._live]
-        must(Rule.ORDER, all(job.suspended for job in suspended), worker.name, "speaks what it has put aside")
+        must(Rule.ORDER, all(job.suspended or job.ending for job in suspended), worker.name, "speaks what it has put aside")
         must(Rule.ORDER, not set(worker.moved) & set(worker.aside), worker.name, "may hang in what it has put aside")
         waits = [job.id for job in suspended if job.ending is None]
         if worker.open and waits and worker.state in (WorkerState.BUSY, WorkerState.DRAINING):
