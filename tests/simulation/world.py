@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable, Iterable
 
 from glmtts.daemon.core import effects, inputs
-from glmtts.daemon.core.machine import Machine
+from glmtts.daemon.core.machine import Machine, Phase
 from glmtts.daemon.core.settings import Settings
 from glmtts.protocol import control
 from glmtts.protocol import worker as wire
@@ -97,6 +97,12 @@ class World:
         """Nothing new comes."""
         return self.jobs_left <= 0
 
+    @property
+    def _quiet(self) -> bool:
+        """All that was asked for has come to its end, over all daemons."""
+        stopping = self.machine.phase is Phase.STOPPING
+        return not (self.dead or self.exited or stopping or self.invariants.live) and self.journal.idle
+
     def id(self) -> str:
         """A new id for a request."""
         return f"r{next(self._ids)}"
@@ -129,7 +135,8 @@ class World:
         self.hardware.heal()
         self.journal.heal()
         self.operators.ask(control.Resume(id=self.id(), v=1))
-        self._go_on(lambda: not self.invariants.live and self.journal.idle, "an accepted job did not end")
+        self._kill_next = False
+        self._go_on(lambda: self._quiet, "an accepted job did not end")
         self.invariants.look_at_everything()
         self.promises.look_at_the_end()
         self.clients.ask_a_last_time()
