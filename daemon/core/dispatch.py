@@ -336,7 +336,8 @@ class Dispatcher:
             return
         self._give_back(worker, job.id, message.memory, spoke=True)
         now = self._context.now
-        self._estimator.learn(job, max(job.active_s(now), message.synthesis_s))
+        if message.synthesis_s > 0.0:  # else an earlier attempt had done the work
+            self._estimator.learn(job, max(job.active_s(now), message.synthesis_s))
         if self._fates.quarantine:
             self._fates.quarantine.clear(self._fates.content(job))
         job.audio_s, job.synthesis_s = message.audio_s, message.synthesis_s

@@ -174,7 +174,7 @@ class Machine:
             VoiceStored: self._operations.on_voice_stored,
             JournalChanged: self._on_journal_changed,
             JournalAdded: self._reception.on_journal_added,
-            JournalEnded: self._endings.on_written,
+            JournalEnded: self._on_journal_ended,
             JournalFound: self._durability.on_found,
             StoredLost: self._durability.on_lost,
             TimePassed: lambda _: None,
@@ -305,6 +305,8 @@ class Machine:
                 self._context.send(subscriber.to, error)
         else:
             self._endings.fail(job, ErrorCode.SLOW_CONSUMER, TOO_SLOW)
+            # It may have been the batch job that kept others of its class waiting.
+            self._dispatcher.schedule()
 
     # --- workers
 
@@ -356,6 +358,11 @@ class Machine:
 
     def _on_journal_changed(self, event: JournalChanged) -> None:
         self._durability.on_changed(event)
+        self._dispatcher.schedule()
+
+    def _on_journal_ended(self, event: JournalEnded) -> None:
+        self._endings.on_written(event)
+        # It may have been the batch job that kept others of its class waiting.
         self._dispatcher.schedule()
 
     def _scale(self, event: Controlled, request: control.Scale) -> None:
@@ -445,15 +452,21 @@ class Machine:
     def _end_jobs(self, message: str) -> None:
         """No time is left: what the journal has goes on with the next daemon, the rest has ended."""
         for job in list(self._ledger.live.values()):
-            if job.durable and job.ending is None:
+            if job.durable and job.ending is None and not self._queue.holds(job):
                 self._endings.leave(job)
             else:
                 self._endings.fail(job, ErrorCode.SHUTTING_DOWN, message)
 
     def _leave_waiting(self) -> None:
-        """Durable jobs that were not begun need not be waited for: the next daemon begins them."""
+        """Durable jobs that were not begun need not be waited for: the next daemon begins them.
+
+        Those that are not on disk yet were not accepted, and now are not.
+        """
         for job in [job for job in self._queue if job.durable]:
-            self._endings.leave(job)
+            if self._queue.holds(job):
+                self._endings.fail(job, ErrorCode.SHUTTING_DOWN, self._reception.closed)
+            else:
+                self._endings.leave(job)
 
     def _answer_drains(self) -> None:
         for timer in list(self._drains):

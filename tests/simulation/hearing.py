@@ -32,6 +32,12 @@ class Hearing:
     #: The output that it was told of.
     path: str = ""
     deadline_at: float | None = None
+    #: Whose it is, and whether its job survives the daemon.
+    client: str = ""
+    durable: bool = False
+    #: Of a ``wait``: the job, and whether it is somebody else's.
+    waits_for: str = ""
+    stranger: bool = False
     heard: list[str] = field(default_factory=list)
 
     def hear(self, event: Any, body: bytes | None, now: float) -> None:
@@ -47,6 +53,8 @@ class Hearing:
             name,
         )
         self._same_job(event)
+        hidden = isinstance(event, events.Error) and event.code in ("job_not_found", "shutting_down")
+        must(Rule.OWN_AUDIO, not self.stranger or hidden, self, "hears a job of somebody else")
         match event:
             case events.Accepted():
                 must(Rule.ORDER, len(self.heard) == 1, self, "was accepted late")
