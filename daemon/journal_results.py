@@ -11,8 +11,6 @@ import stat
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from .outputs import TEMPORARY_PREFIX, sweep_temporaries
-
 #: Larger than an hour of the largest format; what is larger is no result of ours.
 MAX_RESULT_BYTES = 1 << 30
 
@@ -88,8 +86,8 @@ class Results:
                 continue
             try:
                 (self.folder / name).unlink(missing_ok=True)
-            except OSError as error:
-                problems.append(f"the result {self.folder / name} could not be removed: {error.strerror}")
+            except (OSError, ValueError) as error:
+                problems.append(f"the result {self.folder / name} could not be removed: {error}")
         return problems
 
     def sweep(self, noted: Collection[str], unfinished: Collection[str]) -> int:
@@ -98,14 +96,13 @@ class Results:
         ``noted`` are the names in the journal, ``unfinished`` the ids of jobs that live: what an attempt at one has
         written is its next attempt's to judge.
         """
-        removed = sweep_temporaries(self.folder)
+        removed = 0
         with os.scandir(self.folder) as entries:
             strays = [
                 entry.path
                 for entry in entries
                 if entry.name not in noted
                 and entry.name.partition(".")[0] not in unfinished
-                and not entry.name.startswith(TEMPORARY_PREFIX)
                 and not entry.is_dir(follow_symlinks=False)
             ]
         for path in strays:

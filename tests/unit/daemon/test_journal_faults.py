@@ -1,4 +1,4 @@
-"""The journal on disks that are full, read-only, locked or damaged: it says so, loses nothing, and comes back by itself."""
+"""The journal on disks that are full, read-only, locked or damaged: it says so, loses nothing, and comes back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from glmtts.daemon.core import effects, inputs
 
 from .journal_rig import Rig, end, python, row, run
 
-MEANS = "Durable jobs are refused until then; other speech goes on."
+MEANS = "Durable jobs are refused meanwhile; other speech goes on."
 
 
 def can_mount() -> bool:
@@ -130,7 +130,7 @@ def test_a_damaged_journal_is_left_as_it_is_until_it_is_moved_away(
         assert rig.look("a-1").problem == problem
         # Tried again meanwhile, and often.
         for _ in range(5):
-            rig.journal._retry_at = 0.0
+            rig.journal._writer._retry_at = 0.0
             assert rig.add(row("b-2")).problem == problem
         assert content(crashed) == before
         (crashed / "away").mkdir()
