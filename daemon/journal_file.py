@@ -202,18 +202,22 @@ def log_problem(log: Path) -> str:
         if order is None or version != _LOG_VERSION or sums != header[6:]:
             return f"{log.name} does not begin like a write-ahead log"
         frame_bytes = _FRAME_HEADER.size + page_bytes
-        valid, lost = True, 0
+        frames = []
         for at in range(_LOG_HEADER.size, len(data) - frame_bytes + 1, frame_bytes):
             _, commits, *rest = _FRAME_HEADER.unpack_from(data, at)
             if rest[:2] != salts:
                 break  # from here on it is what an earlier use of the log has left
-            if valid:
-                body = at + _FRAME_HEADER.size
-                sums = _checksum(data[at : at + 8] + data[body : body + page_bytes], order, sums)
-                valid = sums == tuple(rest[2:])
-            if not valid and commits:
-                lost += 1
-        return f"{log.name} is wrong in the middle, and {lost} transactions come behind that" if lost > 1 else ""
+            frames.append((at, bool(commits), tuple(rest[2:])))
+        ahead = sum(commits for _, commits, _ in frames)
+        for at, commits, expected in frames:
+            if ahead < 2:
+                break  # whatever is wrong from here on, nobody was told that it is on disk
+            body = at + _FRAME_HEADER.size
+            sums = _checksum(data[at : at + 8] + data[body : body + page_bytes], order, sums)
+            if sums != expected:
+                return f"{log.name} is wrong in the middle, and {ahead} transactions come there and behind"
+            ahead -= commits
+        return ""
 
 
 def _checksum(data: bytes, order: str, sums: tuple[int, int]) -> tuple[int, int]:
