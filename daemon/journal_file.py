@@ -12,6 +12,7 @@ import os
 import sqlite3
 import struct
 from pathlib import Path
+from urllib.parse import quote
 
 from .journal_problems import JournalError, damaged, told
 from .outputs import sync_folder
@@ -71,8 +72,10 @@ def hold(lock: Path) -> int:
     except OSError:
         os.close(fd)
         raise
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    # A help for whoever finds it locked: on a full disk it goes without.
+    with contextlib.suppress(OSError):
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
 
 
@@ -132,7 +135,9 @@ def _prepare(file: Path) -> bool:
 
 def _connect(file: Path, mode: str, busy_s: float) -> sqlite3.Connection:
     # Transactions are begun and ended by name; python's own are in the way.
-    return sqlite3.connect(f"{file.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=busy_s)
+    return sqlite3.connect(
+        f"file:{quote(os.fsencode(file.absolute()))}?mode={mode}", uri=True, isolation_level=None, timeout=busy_s
+    )
 
 
 def _check(reader: sqlite3.Connection, file: Path) -> None:

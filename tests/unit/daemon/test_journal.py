@@ -52,6 +52,18 @@ def test_the_result_of_a_job_that_ended_is_found_after_a_restart(tmp_path: Path)
         assert result.read_bytes() == b"speech"
 
 
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "100 % ?mode=ro #1 日记" / os.fsdecode(b"not\xffunicode")
+    for _ in range(2):
+        with Rig(folder) as rig:
+            assert rig.opened.problem == ""
+            (folder / "results" / "a-1").write_bytes(b"speech")
+            rig.add(row("a-1"))
+            rig.end("a-1", result=str(folder / "results" / "a-1"))
+            found = rig.found("a-1")
+            assert found is not None and Path(found.result).read_bytes() == b"speech"
+
+
 def test_a_moved_state_folder_brings_its_results_with_it(tmp_path: Path) -> None:
     with Rig(tmp_path / "old") as rig:
         (tmp_path / "old" / "results" / "a-1").write_bytes(b"speech")
@@ -250,13 +262,21 @@ def test_nobody_else_reads_what_was_said(tmp_path: Path) -> None:
             modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "state").iterdir()}
     finally:
         os.umask(before)
-    assert modes == {
-        "journal.db": 0o600,
-        "journal.db-wal": 0o600,
-        "journal.db-shm": 0o600,
-        "journal.lock": 0o600,
-        "results": 0o700,
-    }
+    (tmp_path / "state" / "journal.db").chmod(0o644)
+    (tmp_path / "state" / "results").chmod(0o755)
+    with Rig(tmp_path / "state") as rig:
+        again = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "state").iterdir()}
+    assert (
+        again
+        == modes
+        == {
+            "journal.db": 0o600,
+            "journal.db-wal": 0o600,
+            "journal.db-shm": 0o600,
+            "journal.lock": 0o600,
+            "results": 0o700,
+        }
+    )
     assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o750
 
 

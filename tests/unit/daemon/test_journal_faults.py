@@ -309,7 +309,6 @@ with Rig(DISK) as rig:
     more = rig.add(row("c-1", recording=b"x" * 300_000)).problem
 with Rig(DISK) as rig:
     rows = [job.job for job in rig.opened.rows]
-import json
 print(json.dumps([problems, changed, ended, read, len(back.rows), written, more, rows]))
 """
 
@@ -322,8 +321,26 @@ def test_a_full_disk_is_said_and_nothing_is_lost_when_there_is_room_again() -> N
     assert (handed, written, more, rows) == (0, "a-1", "", ["a-2", "c-1"])
 
 
+START_FULL = """
+filler = (DISK / "filler").open("wb", buffering=0)
+try:
+    while filler.write(b"x" * 4096): pass
+except OSError: pass
+with Rig(DISK / "state") as rig:
+    print(json.dumps([rig.opened.problem, rig.add(row("a-1")).problem]))
+    filler.close()
+    os.unlink(DISK / "filler")
+    print(json.dumps([rig.until(inputs.JournalChanged).problem, rig.add(row("a-2")).problem]))
+"""
+
+
+@needs_mount
+def test_a_daemon_that_starts_on_a_full_disk_keeps_a_journal_when_there_is_room() -> None:
+    refused, served = (json.loads(line) for line in on_a_disk(START_FULL, "size=1m").splitlines())
+    assert "the disk is full" in refused[0] and refused[0] == refused[1] and served == ["", ""]
+
+
 READ_ONLY = """
-import json, subprocess
 with Rig(DISK) as rig:
     rig.add(row("a-1")); rig.add(row("a-2"))
 subprocess.run(["mount", "-o", "remount,ro", DISK], check=True)
@@ -372,6 +389,14 @@ def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
     with Rig(tmp_path / "state") as rig:
         assert f"{tmp_path / 'state'}" in rig.opened.problem and MEANS in rig.opened.problem
         (tmp_path / "state").unlink()
+        assert rig.until(inputs.JournalChanged).problem == ""
+
+
+def test_a_file_in_the_place_of_the_results_is_named(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("")
+    with Rig(tmp_path) as rig:
+        assert rig.opened.problem.startswith(f"{tmp_path / 'results'}: this, or what it should lie in, is not a folder")
+        (tmp_path / "results").unlink()
         assert rig.until(inputs.JournalChanged).problem == ""
 
 
