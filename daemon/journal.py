@@ -89,7 +89,7 @@ class Journal:
                 return
             problem = (
                 f"the disk is behind: {len(self._adds)} jobs with {self._adds_bytes >> 20} MiB wait to be written to "
-                f"{self._store.file}; send the job again in a moment"
+                f"{self._store.shown}; send the job again in a moment"
             )
             self._hand_back([inputs.JournalAdded(row.job, problem)])
 
@@ -112,7 +112,7 @@ class Journal:
                 self._finds.append(effect)
                 self._lock.notify_all()
                 return
-            problem = f"{len(self._finds)} look-ups wait for the disk of {self._store.file} already; ask again later"
+            problem = f"{len(self._finds)} look-ups wait for the disk of {self._store.shown} already; ask again later"
             self._hand_back([found(effect, problem=problem)])
 
     def collect(self) -> list[inputs.Input]:

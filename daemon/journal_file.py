@@ -134,10 +134,9 @@ def _prepare(file: Path) -> bool:
 
 
 def _connect(file: Path, mode: str, busy_s: float) -> sqlite3.Connection:
+    uri = f"file:{quote(os.fsencode(file.absolute()))}?mode={mode}"
     # Transactions are begun and ended by name; python's own are in the way.
-    return sqlite3.connect(
-        f"file:{quote(os.fsencode(file.absolute()))}?mode={mode}", uri=True, isolation_level=None, timeout=busy_s
-    )
+    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=busy_s)
 
 
 def _check(reader: sqlite3.Connection, file: Path) -> None:

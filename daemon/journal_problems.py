@@ -23,9 +23,14 @@ class JournalError(Exception):
         self.damaged = damaged
 
 
+def shown(text: str | Path) -> str:
+    """A path, or what has one in it, as text that can be sent: a name of a file may be any bytes."""
+    return str(text).encode("utf-8", "backslashreplace").decode()
+
+
 def told(file: Path, what: str, do: str) -> str:
     """The words for one kind of problem."""
-    return f"{file}: {what}. {_MEANS}. {do} {_AGAIN}"
+    return shown(f"{file}: {what}. {_MEANS}. {do} {_AGAIN}")
 
 
 def damaged(file: Path, what: str) -> JournalError:

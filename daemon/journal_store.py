@@ -23,7 +23,7 @@ from glmtts.protocol.requests import JobState, Synthesize
 from . import journal_file
 from .core.effects import JournalEnd
 from .core.inputs import JournalRow
-from .journal_problems import JournalError, is_damage, told
+from .journal_problems import JournalError, is_damage, shown, told
 from .journal_results import Results
 
 #: How long an idempotency key holds, in seconds from the acceptance of its job (docs/protocol.md).
@@ -68,6 +68,8 @@ class Store:
 
     def __init__(self, folder: Path, busy_s: float = 2.0) -> None:
         self.file = folder / "journal.db"
+        #: The file, for messages.
+        self.shown = shown(self.file)
         self.results = Results(folder / "results")
         #: The sum of the sizes of all files of results.
         self.result_bytes = 0

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from glmtts.protocol.requests import Cancel, GetJob, Wait
 
 from .core import effects, inputs
-from .journal_problems import explain, keeps_connection
+from .journal_problems import explain, keeps_connection, shown
 from .journal_store import KEY_HOLDS_S, Store, UnreadableRowError
 
 #: Expired jobs and superfluous results that one transaction removes at most.
@@ -154,7 +154,7 @@ class Writer:
         try:
             return inputs.JournalAdded(row.job, known=self._store.add(row))
         except (ValueError, TypeError, OverflowError) as error:
-            return inputs.JournalAdded(row.job, f"the job can't be written to {self._store.file}: {error}")
+            return inputs.JournalAdded(row.job, f"the job can't be written to {self._store.shown}: {error}")
 
     def _write_pending(self) -> list[str]:
         """Write the starts and ends; returns the jobs that are not in the journal."""
@@ -173,7 +173,7 @@ class Writer:
     def _written(self, unknown: list[str]) -> None:
         """What was pending is on disk."""
         self.warnings += [
-            f"job {job} has ended, and is not in {self._store.file}: nobody can ask for its result after a restart"
+            f"job {job} has ended, and is not in {self._store.shown}: nobody can ask for its result after a restart"
             for job in unknown
         ]
         self.answers += [inputs.JournalEnded(job) for job in self._ends]
@@ -197,7 +197,9 @@ class Writer:
     def _sweep(self, rows: list[inputs.JournalRow]) -> None:
         removed = self._store.results.sweep(self._store.result_names(), {row.job for row in rows})
         if removed:
-            self.warnings.append(f"{removed} files in {self._store.results.folder} belonged to no job and were removed")
+            self.warnings.append(
+                f"{removed} files in {shown(self._store.results.folder)} belonged to no job and were removed"
+            )
 
     def _find(self, effect: effects.JournalFind) -> inputs.JournalFound:
         request = effect.request

@@ -54,6 +54,11 @@ def test_the_result_of_a_job_that_ended_is_found_after_a_restart(tmp_path: Path)
 
 def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
     folder = tmp_path / "100 % ?mode=ro #1 日记" / os.fsdecode(b"not\xffunicode")
+    folder.mkdir(parents=True)
+    (folder / "journal.db").write_text("no database")
+    with Rig(folder) as rig:
+        assert "not\\xffunicode" in rig.opened.problem.encode().decode()
+    (folder / "journal.db").unlink()
     for _ in range(2):
         with Rig(folder) as rig:
             assert rig.opened.problem == ""
