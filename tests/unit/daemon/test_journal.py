@@ -57,7 +57,7 @@ def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "journal.db").write_text("no database")
     with Rig(folder) as rig:
-        assert "not\\xffunicode" in rig.opened.problem.encode().decode()
+        assert "not\\udcffunicode" in rig.opened.problem.encode().decode()
     (folder / "journal.db").unlink()
     for _ in range(2):
         with Rig(folder) as rig:
