@@ -23,7 +23,10 @@ from .exchange import Exchange, JobExchange
 
 #: Requests of which a second copy does no harm: they are sent again when the connection broke before their answer.
 _HARMLESS_TWICE = frozenset(
-    {"ping", "info", "voices", "job", "jobs", "wait", "cancel", "status", "workers", "gpus", "metrics", "config"}
+    {
+        *("ping", "info", "voices", "job", "jobs", "wait", "cancel"),
+        *("status", "workers", "gpus", "queue", "limits", "metrics", "config"),
+    }
 )
 
 #: A daemon that goes away this often over the same unanswered request is not sent it again.

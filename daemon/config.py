@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 from msgspec import Struct
 
-from .config_rules import combinations
+from .config_rules import combinations, key_in_toml, quoted
 from .core.settings import RESERVED, Section, Settings, flat
 
 #: The file that is read where neither ``--config`` nor ``$GLMTTS_CONFIG`` names one.
@@ -160,9 +160,11 @@ def _section(table: dict[str, Any], section: type[Section], prefix: str, problem
     fields = {field.name: field for field in msgspec.structs.fields(section)}
     good: dict[str, Any] = {}
     for name, value in table.items():
-        path = f"{prefix}{_key(name)}"
+        path = f"{prefix}{key_in_toml(name)}"
         if name not in fields:
             problems.append(f"{path}: {_unknown(name, value, prefix, list(fields))}")
+        elif (named := _named_sections(fields[name].type)) and isinstance(value, dict):
+            good[name] = _sections(value, named, path, problems)
         elif isinstance(fields[name].type, type) and issubclass(fields[name].type, Section):
             if isinstance(value, dict):
                 good[name] = _section(value, fields[name].type, f"{path}.", problems)
@@ -172,6 +174,24 @@ def _section(table: dict[str, Any], section: type[Section], prefix: str, problem
             problems.append(f"{path}: {problem}")
         else:
             good[name] = value
+    return good
+
+
+def _named_sections(expected: Any) -> type[Section] | None:
+    """The type of the sections of a key that has one for each name, or None for another key."""
+    of = get_args(expected)[1] if get_origin(expected) is dict else None
+    return of if isinstance(of, type) and issubclass(of, Section) else None
+
+
+def _sections(table: dict[str, Any], section: type[Section], path: str, problems: list[str]) -> dict[str, Any]:
+    good: dict[str, Any] = {}
+    for name, value in table.items():
+        below = f"{path}.{key_in_toml(name)}"
+        if isinstance(value, dict):
+            good[name] = _section(value, section, f"{below}.", problems)
+        else:
+            keys = ", ".join(field.name for field in msgspec.structs.fields(section))
+            problems.append(f"{below}: expected a section, written [{path}.NAME], with {keys}; got {_kind(value)}")
     return good
 
 
@@ -213,6 +233,7 @@ _TYPE_NAMES = {
 def _expectation(message: str, value: Any, expected: Any, path: str) -> str:
     """msgspec's message in the file's own words."""
     message, _, place = message.partition(" - at ")
+    message = message.replace(" | null", "")  # there is no null in TOML: a key is left out
     if path in _EXPECTED:
         return f"expected {_EXPECTED[path]}, got {_shown(value)}"
     if get_origin(expected) is Literal:
@@ -227,7 +248,7 @@ def _expectation(message: str, value: Any, expected: Any, path: str) -> str:
         bound = f" {match[2]} {match[3]}" if match[2] else ""
         return f"expected {_TYPE_NAMES.get(match[1], match[1])}{bound}{within}, got {_shown(value)}"
     # It may quote a key of the file, whatever that has in it.
-    plain = message if message.isprintable() else _quoted(message)[1:-1]
+    plain = message if message.isprintable() else quoted(message)[1:-1]
     return f"{_lower(plain)}{within}, got {_shown(value)}"
 
 
@@ -267,18 +288,9 @@ _DEFAULTS: dict[str, Any] = flat(Settings())
 # --- words
 
 
-def _key(name: str) -> str:
-    """A key as TOML writes it: a strange one in quotes and cut."""
-    return name if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name) else _quoted(name[:80])
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=not text.isprintable())
-
-
 def _shown(value: Any) -> str:
     if isinstance(value, str):
-        return _quoted(value) if len(value) <= 60 else f"{_quoted(value[:57])}..."
+        return quoted(value) if len(value) <= 60 else f"{quoted(value[:57])}..."
     if isinstance(value, int) and abs(value) >= 2**64:
         # Python refuses to print integers of thousands of digits.
         return "a number beyond 64 bits"

@@ -31,8 +31,10 @@ from .background import Background
 from .core import effects, inputs
 from .core.machine import Machine
 from .core.places import asks_nvml
+from .deliveries import Deliveries
 from .errands import Errands, stored
 from .gpu_sampler import Sampler
+from .journal import Journal
 from .logs import Logger
 from .orphans import Records
 from .processes import Processes, WorkerProcess
@@ -45,6 +47,8 @@ from .worker_router import WorkerRouter
 _BATCH = 64
 #: Connections of the control socket have numbers from here on.
 _CONTROL_NUMBERS = 1 << 40
+#: Operators' requests that may wait to be carried out: more than a few at a time are a mistake.
+_MAX_ERRANDS = 64
 #: How long answers may take to leave when the daemon ends.
 _LINGER_MS = 1_000
 #: Descriptors that are kept for everything but clients' connections.
@@ -74,7 +78,7 @@ class Supervisor:
         self._handlers: dict[Any, Callable[[], None]] = {}
         self._wakeup_read, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._watch(self._wakeup_read, self._on_wakeup)
-        self._background = Background(self._wakeup_write)
+        self._background = Background(self._wakeup_write, _MAX_ERRANDS)
         self._requests = self._router(endpoints.REQUESTS, int(settings.daemon.socket_mode, 8))
         self._control = self._router(endpoints.CONTROL, 0o660 if settings.daemon.admin_group else 0o600)
         self._watch(self._requests.socket, self._on_requests)
@@ -108,6 +112,11 @@ class Supervisor:
         self._errands = Errands(
             self._background, self._step, config_file=loaded.file, voices=self._voices, limits=settings.limits
         )
+        self._journal = Journal(
+            config.state_dir(settings), self._wakeup_write, on_warning=lambda line: log.warning("journal", reason=line)
+        )
+        self._first_of_journal = self._journal.open()
+        self._deliveries = Deliveries(self._wakeup_write, self._do_send, self._step, log)
         self._machine = self._make_machine()
         self._clients: dict[int, inputs.Client] = {}
         self._users: dict[int, str] = {}
@@ -127,6 +136,12 @@ class Supervisor:
             effects.ChangeLogLevel: self._do_change_log_level,
             effects.ReadSettings: self._errands.read_settings,
             effects.StoreVoice: self._errands.store_voice,
+            effects.JournalAdd: self._journal.add,
+            effects.JournalStart: self._journal.start,
+            effects.JournalEnd: self._journal.end,
+            effects.JournalFind: self._journal.find,
+            effects.SendStored: self._deliveries.send_stored,
+            effects.SettleOutput: self._deliveries.settle,
             effects.Exit: self._do_exit,
         }
 
@@ -190,7 +205,7 @@ class Supervisor:
         folder = config.outputs_dir(self._settings)
         try:
             folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-            outputs.sweep_temporaries(folder)
+            outputs.sweep(folder, keep={row.job for row in self._first_of_journal.rows})
         except OSError as error:
             self._log.warning("outputs can't be written", folder=str(folder), reason=error.strerror)
         return Machine(
@@ -202,6 +217,7 @@ class Supervisor:
             version=__version__,
             config_file=str(self._config.file or ""),
             outputs_folder=str(folder),
+            results_folder=str(config.state_dir(self._settings) / "results"),
             voices=voices,
         )
 
@@ -221,6 +237,8 @@ class Supervisor:
             config=str(self._config.file or "built-in defaults"),
         )
         self._do(self._machine.open())
+        self._step(self._first_of_journal)
+        self._first_of_journal.rows = []
         # What lives for as long as the daemon need not be looked at by every collection.
         gc.freeze()
         try:
@@ -313,8 +331,9 @@ class Supervisor:
                 elif number == signal.SIGCHLD:
                     self._processes.tidy()
         self._background.collect()
-        for sampled in self._sampler.collect():
-            self._step(sampled)
+        self._deliveries.collect()
+        for event in (*self._sampler.collect(), *self._journal.collect()):
+            self._step(event)
 
     def _on_requests(self) -> None:
         for received in self._requests.receive(_BATCH):
@@ -464,6 +483,7 @@ class Supervisor:
             if not self._requests.flush() + self._control.flush():
                 time.sleep(0.005)
         self._sampler.close()
+        self._journal.close()
         self._runtime.close()
         self._requests.close(_LINGER_MS)
         self._control.close(_LINGER_MS)

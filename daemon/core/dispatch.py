@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
-import msgspec
 from msgspec import UNSET
 
 from glmtts.protocol import events
 from glmtts.protocol.errors import ErrorCode
+from glmtts.protocol.requests import Priority
 from glmtts.protocol.worker import (
     AudioChunk,
     Beat,
     Bye,
-    CancelJob,
     Failed,
     Finished,
     Hello,
     Memory,
     Ready,
     SegmentDone,
+    Suspended,
     Trimmed,
     WorkerMessage,
 )
@@ -27,24 +27,25 @@ from glmtts.protocol.worker import (
     Job as JobMessage,
 )
 
-from .causes import CAUSE_OF_CODE, POLICIES, Cause
+from .announcer import Announcer
+from .causes import CAUSE_OF_CODE, Cause
 from .context import Context
-from .effects import Tell
-from .estimate import Estimator
+from .effects import JournalStart, SettleOutput, Tell
+from .endings import Endings
+from .estimate import BRIEF_S, Estimator
+from .fates import Fates
+from .forecast import Forecast
 from .inputs import ProcessEnded, StoredVoice
-from .jobs import Job
-from .ledger import Ledger, content_digest
+from .jobs import Ending, Job
+from .ledger import Ledger
 from .pool import Pool
-from .quarantine import Quarantine
+from .preemption import Preemption
 from .queue import WaitingQueue
 from .recycler import Recycler
 from .scaler import Scaler
-from .workers import Death, Worker, WorkerState
+from .workers import Worker, WorkerState
 
-#: How many of the waiting hear of a change of their position: the others would wait for very long anyhow.
-TOLD_POSITIONS = 256
-#: At most so often, in seconds (docs/protocol.md).
-POSITIONS_EVERY_S = 1.0
+_NO_BATCH: tuple[Priority, ...] = ("batch",)
 
 
 class Dispatcher:
@@ -57,67 +58,128 @@ class Dispatcher:
         queue: WaitingQueue,
         pool: Pool,
         *,
+        endings: Endings,
+        fates: Fates,
+        forecast: Forecast,
+        estimator: Estimator,
+        announcer: Announcer,
         recycler: Recycler,
         scaler: Scaler,
         voices: dict[str, StoredVoice],
+        results_folder: str,
     ) -> None:
         self._context = context
         self._ledger = ledger
         self._queue = queue
         self._pool = pool
+        self._endings = endings
+        self._fates = fates
+        self._estimator = estimator
+        self._announcer = announcer
         self._recycler = recycler
         self._scaler = scaler
         self._voices = voices
-        self.estimator = Estimator()
-        self.quarantine = Quarantine()
-        self.paused = False
-        #: Ended jobs by how they ended: ``done``, or the code of their error.
-        self.outcomes: dict[str, int] = {}
-        self.outputs_folder = ""
+        self._preemption = Preemption(context, ledger, queue, pool, forecast)
+        #: Where results of durable jobs are kept until somebody fetches them.
+        self._results_folder = results_folder
 
     # --- starting
 
+    def take_up(self, job: Job) -> None:
+        """An accepted job may be started now."""
+        job.cost_s = self._estimator.expect_s(job)
+        self._queue.push(job)
+        if job.deadline_at is not None:
+            # While it waits it is given up as soon as it can't be done in time any more.
+            due = job.deadline_at - self._estimator.least_s(job)
+            self._context.timers.set(("deadline", job.id), max(self._context.now, due))
+
+    def least_s(self, job: Job) -> float:
+        """Seconds that a job takes at the very least, as far as is known."""
+        return self._estimator.least_s(job)
+
     def schedule(self) -> None:
-        """Give waiting jobs to free workers."""
-        if self.paused or not self._queue:
-            return
-        while self._queue.wants_fresh and (worker := self._pool.fresh()):
-            self._take(self._queue.pop_for_fresh(), worker)
-        while worker := self._pool.free(brief=self.estimator.brief):
-            job = self._queue.pop()
-            if job is None:
-                break
-            self._take(job, worker)
-        if self._queue:
+        """Give waiting jobs to free workers, and have others go on with what they had put aside."""
+        if self._queue and not self._queue.paused:
+            while self._queue.wants_fresh and (worker := self._pool.fresh()):
+                self._take(self._queue.pop_for_fresh(), worker)
+            while worker := self._pool.free(brief=self._brief()):
+                job = self._next()
+                if job is None:
+                    break
+                self._queue.take(job)
+                self._take(job, worker)
+        for worker in self._pool.open():
+            while self._go_on(worker):
+                pass
+        if self._queue and not self._queue.paused:
             if self._queue.wants_fresh:
                 self._recycler.freshen()
             self._scaler.on_waiting()
+            self._look_for_room()
+        elif not self._ledger.live:
+            self._queue.rest()
 
-    def _take(self, job: Job | None, worker: Worker) -> None:
-        """Start a job, unless jobs of the same content killed workers since it was accepted."""
-        if job is None:
-            return
-        if self.quarantine and (deaths := self.quarantined(self.content(job))):
-            self._end_in_error(job, ErrorCode.QUARANTINED, quarantine_message(deaths))
-        else:
-            self._start(job, worker)
+    def _next(self, *, batch: bool | None = None) -> Job | None:
+        """The job whose turn it is; no batch job where those workers are busy that may have one."""
+        batch = self._batch_may_start() if batch is None else batch
+        return self._queue.peek(self._context.now, () if batch else _NO_BATCH)
 
-    @staticmethod
-    def content(job: Job) -> str:
-        """The digest of a live job's content."""
-        job.content = job.content or content_digest(job.request, job.recording)
-        return job.content
+    def _batch_may_start(self) -> bool:
+        serving = self._pool.serving
+        kept_free = self._pool.kept_free(serving)
+        if not kept_free or not self._queue.length("batch"):
+            return True
+        workers = self._pool.workers.values()
+        return sum(worker.serving and self._has_batch(worker) for worker in workers) < serving - kept_free
 
-    def quarantined(self, content: str) -> int:
-        """How many workers died of this content, where that is too many; else 0."""
-        limit = self._context.settings.workers.restart.quarantine_after
-        deaths = self.quarantine.deaths(content, self._context.now)
-        return deaths if limit and deaths >= limit else 0
+    def _has_batch(self, worker: Worker) -> bool:
+        """Whether it has a batch job, if only put aside: it will go on with that."""
+        live = self._ledger.live
+        return any(id in live and live[id].request.priority == "batch" for id in worker.jobs)
 
-    def quarantined_count(self) -> int:
-        """How many contents are refused."""
-        limit = self._context.settings.workers.restart.quarantine_after
-        return len(self.quarantine.describe(self._context.now, limit)) if limit else 0
+    def _look_for_room(self) -> None:
+        """No worker is free: one may put its job aside for the next, a batch job for another one of its class."""
+        first = self._next(batch=True)
+        self._preemption.look(first)
+        if first is not None and first.request.priority == "batch":
+            self._preemption.look(self._next(batch=False))
+
+    def _brief(self) -> bool:
+        """Whether a worker would mostly wait for the next job: then some may lie ready in the only one."""
+        if not self._estimator.brief:
+            return False
+        live = self._ledger.live
+        at_hand = [live[id] for worker in self._pool.workers.values() for id in worker.jobs if id in live]
+        return all(job.cost_s < BRIEF_S for job in at_hand)
+
+    def _go_on(self, worker: Worker) -> bool:
+        """A worker has put a job aside: another one may come first, else it goes on. Returns whether it got neither."""
+        live = self._ledger.live
+        aside = next((live[id] for id in reversed(worker.aside) if id in live and live[id].ending is None), None)
+        takes_jobs = worker.state is WorkerState.BUSY and not worker.leaving and not self._queue.paused
+        # Of the workers that may have batch jobs it is one already.
+        job = self._next(batch=self._has_batch(worker) or None) if takes_jobs else None
+        # Without ``aside``, what it had put aside was cancelled, and it is about to say so.
+        if job is not None and (aside is None or self._preemption.goes_before(job, aside)):
+            self._queue.take(job)
+            return not self._take(job, worker)
+        if aside is not None:
+            self._resume(aside, worker)
+        return False
+
+    def _resume(self, job: Job, worker: Worker) -> None:
+        self._pool.resume(worker, job.id)
+        job.go_on(self._context.now)
+        self._preemption.resumed(job)
+        self._announcer.note("resumed", job)
+
+    def _take(self, job: Job | None, worker: Worker) -> bool:
+        """Start a job, unless jobs of the same content killed workers since it was accepted; returns whether it did."""
+        if job is None or self._fates.refuse_quarantined(job):
+            return False
+        self._start(job, worker)
+        return True
 
     def _start(self, job: Job, worker: Worker) -> None:
         context, request = self._context, job.request
@@ -131,9 +193,6 @@ class Dispatcher:
         prompt_text = stored.text if stored else None
         if request.prompt is not UNSET:
             prompt_text = request.prompt.text
-        output = None
-        if request.output is not UNSET:
-            output = f"{self.outputs_folder}/{request.output}"
         message = JobMessage(
             job=job.id,
             text=request.text,
@@ -145,42 +204,33 @@ class Dispatcher:
             options=request.options,
             prompt_text=prompt_text,
             recording=stored.path if stored else None,
-            output=output,
+            output=job.output_path or None,
+            result=self._result_path(job),
         )
         context.effects.append(Tell(worker.spawn, message, job.recording))
         if begins:
             self._begin(job, worker)
 
+    def _result_path(self, job: Job) -> str | None:
+        """Where a durable job's file goes, if nobody hears it as a stream, and it goes nowhere else."""
+        if not job.durable or job.streams or job.output_path or not self._results_folder:
+            return None
+        return f"{self._results_folder}/{job.id}"
+
     def _begin(self, job: Job, worker: Worker) -> None:
         """The worker works on the job from now on."""
-        context = self._context
+        now = self._context.now
         job.begun = True
         job.attempts += 1
-        job.started_at = context.now
-        job.waited_s = context.now - job.accepted_at
-        event = events.Started(
-            id="",
-            job=job.id,
-            worker=worker.name,
-            gpu=worker.gpu,
-            attempt=job.attempts,
-            waited_s=round(job.waited_s, 6),
-        )
-        self._tell(job, event)
-        if context.watched:
-            context.publish("job.running", job=job.id, worker=worker.name, attempt=job.attempts)
-        context.log("debug", "job started", job=job.id, worker=worker.name, attempt=job.attempts)
-
-    def _tell(
-        self,
-        job: Job,
-        event: events.Started | events.Progress | events.Audio | events.Queued,
-        body: bytes | memoryview | None = None,
-    ) -> None:
-        """Send an event on a job's way to everybody who hears more than its end, each under the id of his request."""
-        for subscriber in job.subscribers:
-            if subscriber.all_events:
-                self._context.send(subscriber.to, msgspec.structs.replace(event, id=subscriber.id), body)
+        job.go_on(now)
+        job.waited_s = now - job.accepted_at
+        if job.deadline_at is not None:
+            self._context.timers.set(("deadline", job.id), job.deadline_at)
+        if job.attempts == 1 and job.estimated_wait_s is not None:
+            self._estimator.judge(job.estimated_wait_s, job.waited_s)
+        if job.durable:
+            self._context.effects.append(JournalStart(job.id, job.attempts))
+        self._announcer.begun(job, worker.gpu)
 
     # --- what workers say
 
@@ -197,7 +247,7 @@ class Dispatcher:
     def violation(self, worker: Worker, what: str) -> None:
         """A worker that talks nonsense may have damaged its memory: it is not trusted with a job any more."""
         if worker.state is not WorkerState.STOPPING:
-            self._decide(*self._pool.fail(worker, Cause.PROTOCOL, f"protocol violation: {what}"))
+            self._fates.decide(*self._pool.fail(worker, Cause.PROTOCOL, f"protocol violation: {what}"))
 
     def _job_of(self, worker: Worker, id: str) -> Job | None:
         """The live job that a worker speaks of; None if it has ended meanwhile, or is not that worker's."""
@@ -205,7 +255,7 @@ class Dispatcher:
             self.violation(worker, f"speaks of job {id[:64]!r}, which it was not given")
             return None
         job = self._ledger.live.get(id)
-        if job is None or job.state != "running" or job.worker != worker.name:
+        if job is None or job.state != "running" or job.worker != worker.name or job.ending is not None:
             return None
         if not job.begun:
             self._begin(job, worker)
@@ -215,7 +265,7 @@ class Dispatcher:
         if message.job in worker.jobs:
             self._pool.moved(worker, message.job, message.done)
             if failed := self._pool.runs_away(worker, message.done, message.expected):
-                self._decide(*failed, [message.job])
+                self._fates.decide(*failed, [message.job])
                 return
         self._job_of(worker, message.job)
 
@@ -225,6 +275,7 @@ class Dispatcher:
         if job is None:
             return
         job.segment, job.segments, job.audio_s = message.segment, message.segments, message.audio_s
+        job.border_s = job.active_s(self._context.now)
         event = events.Progress(
             id="",
             job=job.id,
@@ -232,7 +283,7 @@ class Dispatcher:
             segments=message.segments,
             audio_s=round(message.audio_s, 6),
         )
-        self._tell(job, event)
+        self._announcer.tell(job, event)
 
     def on_audio(self, worker: Worker, message: AudioChunk, body: bytes | memoryview | None) -> None:
         job = self._job_of(worker, message.job)
@@ -253,23 +304,31 @@ class Dispatcher:
             sample_rate=job.sample_rate or 0,
             channels=1,
         )
-        self._tell(job, event, body)
+        self._announcer.tell(job, event, body)
 
     def _give_back(self, worker: Worker, id: str, memory: Memory | None, *, spoke: bool) -> None:
         """The worker is through with a job, and with that begins the next that lies ready in it."""
-        for next_id in self._pool.give_back(worker, id, memory, spoke=spoke):
-            job = self._ledger.live.get(next_id)
+        self._begin_ready(self._pool.give_back(worker, id, memory, spoke=spoke), worker)
+        self._recycler.after_job(worker)
+
+    def _begin_ready(self, jobs: list[str], worker: Worker) -> None:
+        """The worker works on these now; some may have lain ready in it."""
+        for id in jobs:
+            job = self._ledger.live.get(id)
             if job is not None and not job.begun:
                 self._begin(job, worker)
-        self._recycler.after_job(worker)
 
     def on_finished(self, worker: Worker, message: Finished, body: bytes | memoryview | None) -> None:
         job = self._job_of(worker, message.job)
         if job is None:
             if message.job in worker.jobs:
                 self._give_back(worker, message.job, message.memory, spoke=True)
+                if message.path is not None:
+                    # It was cancelled a moment too late: nobody knows of the file, nor wants it.
+                    self._context.effects.append(SettleOutput(message.job, message.path, wanted=False))
             return
-        if (body is None) == (not job.streams and message.path is None):
+        elsewhere = message.path is not None or message.result is not None
+        if (body is None) == (not job.streams and not elsewhere):
             self.violation(worker, "a file is missing, or sent where none is wanted")
             return
         if job.streams and message.chunks != job.chunks:
@@ -277,9 +336,9 @@ class Dispatcher:
             return
         self._give_back(worker, job.id, message.memory, spoke=True)
         now = self._context.now
-        self.estimator.learn(len(job.request.text), message.synthesis_s)
-        if self.quarantine:
-            self.quarantine.clear(self.content(job))
+        self._estimator.learn(job, max(job.active_s(now), message.synthesis_s))
+        if self._fates.quarantine:
+            self._fates.quarantine.clear(self._fates.content(job))
         job.audio_s, job.synthesis_s = message.audio_s, message.synthesis_s
         engine = worker.ready.engine if worker.ready else ""
         first_audio_s = message.first_audio_s + job.waited_s
@@ -315,7 +374,7 @@ class Dispatcher:
             synthesis_s=event.synthesis_s,
             total_s=round(now - job.accepted_at, 6),
         )
-        self._end(job, "done", event, body)
+        self._endings.end(job, Ending("done", event, body, message.result or ""))
 
     def on_failed(self, worker: Worker, message: Failed) -> None:
         job = self._job_of(worker, message.job)
@@ -325,7 +384,7 @@ class Dispatcher:
                 cause = CAUSE_OF_CODE.get(message.code, Cause.CRASHED)
                 # It names the job that it can't go on from, where it has several.
                 culprits = [message.job] if message.job in worker.jobs else None
-                self._decide(*self._pool.fail(worker, cause, message.message, patient=True), culprits)
+                self._fates.decide(*self._pool.fail(worker, cause, message.message, patient=True), culprits)
             return
         if message.job in worker.jobs:
             self._give_back(worker, message.job, message.memory, spoke=False)
@@ -334,7 +393,20 @@ class Dispatcher:
                 code = ErrorCode(message.code)
             except ValueError:
                 code = ErrorCode.SYNTHESIS_FAILED
-            self.fail(job, code, message.message)
+            self._endings.fail(job, code, message.message)
+
+    def on_suspended(self, worker: Worker, message: Suspended) -> None:
+        """A worker has put a job aside."""
+        job = self._job_of(worker, message.job)
+        if message.job not in worker.jobs:
+            return
+        if worker.to_suspend != message.job:
+            self.violation(worker, f"put aside {message.job!r}, which nobody had asked for")
+            return
+        if job is not None:
+            self._preemption.put_aside(job)
+            self._announcer.note("suspended", job)
+        self._begin_ready(self._pool.suspended(worker, message.job, message.memory), worker)
 
     def on_trimmed(self, worker: Worker, message: Trimmed) -> None:
         self._recycler.on_trimmed(worker, message.memory)
@@ -353,178 +425,33 @@ class Dispatcher:
         ended = self._pool.on_ended(event.spawn, event.returncode, event.last_words, oom_killed=event.oom_killed)
         if ended is not None:
             _, death, jobs = ended
-            self._decide(death, jobs)
+            self._fates.decide(death, jobs)
 
     def on_start_timeout(self, name: str) -> None:
-        self._decide(*self._pool.on_start_timeout(name))
+        self._fates.decide(*self._pool.on_start_timeout(name))
 
     def on_hang_check(self, name: str) -> None:
         stalled = self._pool.stalled(self._pool.workers[name])
         if failed := self._pool.on_hang_check(name):
-            self._decide(*failed, stalled)
+            self._fates.decide(*failed, stalled)
 
-    def _decide(self, death: Death, jobs: list[str], culprits: Collection[str] | None = None) -> None:
-        """The fate of the jobs of a worker that died: another attempt, or the end.
-
-        ``culprits``: those that may be to blame, where it is known; else each that the worker had begun may be.
-        """
-        # The last that it got first, since each goes to the front of the queue.
-        had = [self._ledger.live.get(id) for id in reversed(jobs)]
-        affected = []
-        for job in had:
-            if job is None or job.state != "running":
-                continue
-            if job.begun:
-                affected.append(job)
-            else:
-                # It had lain ready in the worker: neither is it to blame, nor was that an attempt.
-                self._wait_again(job)
-        policy = POLICIES[death.cause]
-        if policy.blames_job:
-            self._blame([job for job in affected if culprits is None or job.id in culprits], death)
-        for job in affected:
-            self._after_death(job, death)
-
-    def _blame(self, jobs: list[Job], death: Death) -> None:
-        """Count a worker's death against what it was speaking."""
-        holds_s = self._context.settings.workers.restart.quarantine_s
-        for job in {self.content(job): job for job in jobs}.values():
-            self.quarantine.blame(
-                self.content(job),
-                self._context.now,
-                holds_s,
-                cause=death.cause.value,
-                detail=death.detail,
-                client=job.client.key,
-                job=job.id,
-            )
-
-    def _after_death(self, job: Job, death: Death) -> None:
-        """Another attempt for a job whose worker died, or its end."""
-        policy = POLICIES[death.cause]
-        attempts_left = job.attempts < self._context.settings.workers.restart.max_attempts and not job.audio_was_sent
-        deaths = self.quarantined(self.content(job)) if policy.blames_job else 0
-        out_of_memory = death.cause is Cause.OUT_OF_MEMORY
-        if attempts_left and deaths:
-            self.fail(job, ErrorCode.QUARANTINED, f"{quarantine_message(deaths)}; the last: {death.detail}")
-        elif attempts_left and not (out_of_memory and job.needs_fresh):
-            job.needs_fresh = job.needs_fresh or out_of_memory
-            self._wait_again(job)
-            self._context.log("info", "job waits for another attempt", job=job.id, after=death.detail)
-        else:
-            notes = ""
-            if job.audio_was_sent:
-                notes = "; a part of it had been sent, so it was not started again"
-            elif out_of_memory and job.needs_fresh:
-                notes = ", and so did the one before; a shorter text may fit"
-            self.fail(job, policy.code, f"the worker failed ({death.detail}){notes}")
-
-    def _wait_again(self, job: Job) -> None:
-        """Back to the front of the queue."""
-        job.enter("waiting")  # running -> waiting
-        job.worker = None
-        job.begun = False
-        job.segment = job.segments = 0
-        job.audio_s = 0.0
-        job.told_position = -1
-        self._queue.push(job, front=True)
-
-    # --- ends
-
-    def fail(self, job: Job, code: ErrorCode, message: str, *, retry_after_s: float | None = None) -> None:
-        """End a live job with an error; a worker that has it is told to leave it."""
-        if job.state == "waiting" and job.worker is None:
-            self._queue.remove(job)
-        elif (worker := self._pool.workers.get(job.worker or "")) is not None and job.id in worker.jobs:
-            self._context.effects.append(Tell(worker.spawn, CancelJob(job=job.id)))
-        self._end_in_error(job, code, message, retry_after_s)
-
-    def _end_in_error(self, job: Job, code: ErrorCode, message: str, retry_after_s: float | None = None) -> None:
-        job.code, job.message = code.value, message
-        event = events.Error.of("", code, message, job=job.id, retry_after_s=retry_after_s)
-        self._context.log(
-            "info" if code is ErrorCode.CANCELLED else "warning",
-            "job ended in an error",
-            job=job.id,
-            client=job.client.key,
-            code=code.value,
-            reason=message,
-        )
-        self._end(job, "cancelled" if code is ErrorCode.CANCELLED else "failed", event, None)
-
-    def fail_waiting(self, code: ErrorCode, message: str, *, retry_after_s: float | None = None) -> None:
-        """End all that wait."""
-        for job in list(self._queue):
-            self.fail(job, code, message, retry_after_s=retry_after_s)
-
-    def _end(self, job: Job, state: str, event: events.Done | events.Error, body: bytes | memoryview | None) -> None:
-        context = self._context
-        job.enter(state)  # type: ignore[arg-type]
-        job.ended_at = context.now
-        outcome = event.code if isinstance(event, events.Error) else "done"
-        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
-        if job.deadline_at is not None:
-            context.timers.cancel(("deadline", job.id))
-        for subscriber in job.subscribers:
-            context.send(subscriber.to, msgspec.structs.replace(event, id=subscriber.id), body)
-        if context.watched:
-            context.publish(f"job.{state}", job=job.id, outcome=outcome, worker=job.worker)
-        keep = context.settings.queue
-        self._ledger.end(job, event, body, context.now + keep.keep_results_s)
-        if self._ledger.result_bytes > keep.keep_results_mib << 20 or ("expire", "") not in context.timers:
-            self.expire()
-
-    def expire(self) -> None:
-        """Forget what was kept for long enough."""
-        again = self._ledger.expire(self._context.now, self._context.settings.queue.keep_results_mib << 20)
-        if again is not None:
-            # Not at every expiry by itself: a busy daemon would do nothing else.
-            self._context.timers.set(("expire", ""), max(again, self._context.now + 1.0))
+    # --- deadlines
 
     def on_deadline(self, id: str) -> None:
-        """A job is not finished in the time that its client gave it."""
-        if job := self._ledger.live.get(id):
-            where = "while it waited" if job.state == "waiting" else "while it was spoken"
-            self.fail(job, ErrorCode.DEADLINE_EXCEEDED, f"not finished within its deadline, which passed {where}")
-
-    # --- positions
-
-    def estimated_wait(self, characters_ahead: int) -> float | None:
-        """Seconds until so many characters ahead, and what is being spoken now, are through; None if nobody knows."""
-        if not characters_ahead and not self.paused and self._pool.free():
-            return 0.0
-        live = self._ledger.live
-        speaking = sum(
-            len(live[id].request.text) for worker in self._pool.workers.values() for id in worker.jobs if id in live
-        )
-        # Of what is being spoken, half is left: now more, now less.
-        return self.estimator.wait_s(characters_ahead + speaking // 2, self._pool.serving)
-
-    def tell_positions(self) -> None:
-        """Tell the first in the queue whose position has changed."""
-        size = len(self._queue)
-        characters = 0
-        for position, job in self._queue.first(TOLD_POSITIONS):
-            if job.told_position not in (-1, position):
-                wait = self.estimated_wait(characters)
-                event = events.Queued(
-                    id="",
-                    job=job.id,
-                    position=position,
-                    queue_size=size,
-                    estimated_wait_s=UNSET if wait is None else wait,
-                )
-                self._tell(job, event)
-            job.told_position = position
-            characters += len(job.request.text)
-        if size:
-            self._context.timers.set(("positions", ""), self._context.now + POSITIONS_EVERY_S)
-            self._context.publish("queue", waiting=size, running=len(self._ledger.live) - size)
-
-
-def quarantine_message(deaths: int) -> str:
-    """What a client is told of a content that is not tried again."""
-    return f"{deaths} workers died of this very job lately; it is not tried again"
+        """A job is not finished in the time that its client gave it, or can't be any more."""
+        job = self._ledger.live.get(id)
+        if job is None or job.ending is not None or job.deadline_at is None:
+            return
+        left_s = job.deadline_at - self._context.now
+        if left_s > 0.0 and job.begun:
+            self._context.timers.set(("deadline", job.id), job.deadline_at)
+        elif left_s > 0.0:
+            message = f"it takes about {job.cost_s:.1f} s, and only {left_s:.1f} s were left until its deadline"
+            self._endings.fail(job, ErrorCode.DEADLINE_EXCEEDED, f"not started in time: {message}")
+        else:
+            where = "while it was spoken" if job.begun else "while it waited"
+            message = f"not finished within its deadline, which passed {where}"
+            self._endings.fail(job, ErrorCode.DEADLINE_EXCEEDED, message)
 
 
 _HANDLERS: dict[type, Callable[..., None]] = {
@@ -535,6 +462,7 @@ _HANDLERS: dict[type, Callable[..., None]] = {
     AudioChunk: Dispatcher.on_audio,
     Finished: Dispatcher.on_finished,
     Failed: lambda dispatcher, worker, message, _: dispatcher.on_failed(worker, message),
+    Suspended: lambda dispatcher, worker, message, _: dispatcher.on_suspended(worker, message),
     Trimmed: lambda dispatcher, worker, message, _: dispatcher.on_trimmed(worker, message),
     Bye: lambda dispatcher, worker, message, _: dispatcher.on_bye(worker, message),
 }

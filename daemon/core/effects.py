@@ -136,10 +136,14 @@ class SendStored(Struct):
 
 
 class SettleOutput(Struct):
-    """It is known that ``job`` wrote ``path``: remove the mark by which another attempt would know the file."""
+    """``job`` has ended: remove the mark by which another attempt would know what it has written to ``path``.
+
+    ``wanted``: whether it ended well; otherwise the file is removed too, if it is there and that job wrote it.
+    """
 
     job: str
     path: str
+    wanted: bool
 
 
 class Exit(Struct):

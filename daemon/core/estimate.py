@@ -1,46 +1,151 @@
-"""How long a job will take and wait, from what earlier ones took."""
+"""How long a job will occupy a worker, from what earlier ones took.
+
+A line is fitted to time by length of text, apart for each kind of job: how its voice is had, and its options. It is
+fitted to relative errors, since a sentence that takes a second too long is worse than a chapter that does; and old
+jobs count ever less, since a GPU that others share changes its pace. A kind that is new goes by the kinds that are
+like it."""
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict, deque
 
-#: Weight of the newest job in the moving averages: about the last ten count.
-_NEWEST = 0.2
+from msgspec import UNSET, Struct
+
+from .jobs import Job
+
+#: How much less a job counts with each one after it: about the last twenty count.
+_KEPT = 0.95
 #: A job that takes longer hides the time between two jobs, some tenths of a millisecond, well enough.
-_BRIEF_S = 0.005
+BRIEF_S = 0.005
+#: Weight of the newest job in the moving average of all.
+_NEWEST = 0.2
+#: Kinds that are remembered at most.
+_MAX_KINDS = 256
+#: So many jobs of a kind, and it goes by them alone.
+_ENOUGH = 3
+#: So many, and a job is believed to take at least this part of what is expected.
+_SURE, _AT_LEAST = 8, 0.5
+#: Seconds for a character, before anything was measured.
+_UNMEASURED_S = 0.05
+#: No time is measured more exactly than this.
+_SHORTEST_S = 1e-4
+#: Errors are counted over so many estimates, and only where there was something to wait for.
+_JUDGED = 1_000
+_WORTH_JUDGING_S = 0.05
+_GOOD = 0.3
+
+
+class _Line(Struct):
+    """Sums of a weighted fit of ``seconds = a + b * characters``, with ``a`` and ``b`` not below 0."""
+
+    count: int = 0
+    w: float = 0.0
+    wx: float = 0.0
+    wy: float = 0.0
+    wxx: float = 0.0
+    wxy: float = 0.0
+
+    def learn(self, x: float, y: float) -> None:
+        self.count += 1
+        weight = 1.0 / max(y, _SHORTEST_S) ** 2
+        self.w = _KEPT * self.w + weight
+        self.wx = _KEPT * self.wx + weight * x
+        self.wy = _KEPT * self.wy + weight * y
+        self.wxx = _KEPT * self.wxx + weight * x * x
+        self.wxy = _KEPT * self.wxy + weight * x * y
+
+    def at(self, x: float) -> float:
+        determinant = self.w * self.wxx - self.wx * self.wx
+        # Texts of one length alone say nothing of others: time is taken to be proportional to length then.
+        if determinant <= 1e-6 * self.w * self.wxx:
+            return x * self.wxy / self.wxx
+        slope = (self.w * self.wxy - self.wx * self.wy) / determinant
+        start = (self.wy - slope * self.wx) / self.w
+        if slope < 0.0:
+            return self.wy / self.w
+        if start < 0.0:
+            return x * self.wxy / self.wxx
+        return start + slope * x
 
 
 class Estimator:
-    """A moving average of synthesis time by character of text."""
+    """Learns from jobs that are done, and says what to expect of others."""
 
     def __init__(self) -> None:
-        self._seconds_per_character: float | None = None
-        self._seconds_per_job: float | None = None
+        self._all = _Line()
+        self._kinds: OrderedDict[tuple[str, ...], _Line] = OrderedDict()
+        self._average_s: float | None = None
+        self._judged: deque[bool] = deque(maxlen=_JUDGED)
+        #: How many estimates of waiting time could be compared with what came.
+        self.compared = 0
 
-    def learn(self, characters: int, seconds: float) -> None:
-        """A job of so many characters took so long."""
+    def learn(self, job: Job, seconds: float) -> None:
+        """A job occupied a worker for so long."""
         if not 0.0 <= seconds < math.inf:
-            return  # a number from a worker, whose memory may be damaged, would stay in the averages for ever
-        per_character = seconds / max(1, characters)
-        if self._seconds_per_character is None or self._seconds_per_job is None:
-            self._seconds_per_character, self._seconds_per_job = per_character, seconds
             return
-        self._seconds_per_character += _NEWEST * (per_character - self._seconds_per_character)
-        self._seconds_per_job += _NEWEST * (seconds - self._seconds_per_job)
+        characters = len(job.request.text)
+        for line in (self._all, *(self._line(kind) for kind in _kinds(job))):
+            line.learn(characters, seconds)
+        average_s = seconds if self._average_s is None else self._average_s
+        self._average_s = average_s + _NEWEST * (seconds - average_s)
+
+    def _line(self, kind: tuple[str, ...]) -> _Line:
+        line = self._kinds.get(kind)
+        if line is None:
+            line = self._kinds[kind] = _Line()
+            if len(self._kinds) > _MAX_KINDS:
+                self._kinds.popitem(last=False)
+        else:
+            self._kinds.move_to_end(kind)
+        return line
+
+    def _best(self, job: Job) -> _Line:
+        for kind in _kinds(job):
+            line = self._kinds.get(kind)
+            if line is not None and line.count >= _ENOUGH:
+                return line
+        return self._all
+
+    @property
+    def trained(self) -> bool:
+        """Whether anything was measured yet."""
+        return self._all.count > 0
+
+    def expect_s(self, job: Job) -> float:
+        """Seconds that a job will occupy a worker."""
+        characters = len(job.request.text)
+        line = self._best(job)
+        return max(_SHORTEST_S, line.at(characters) if line.count else characters * _UNMEASURED_S)
+
+    def least_s(self, job: Job) -> float:
+        """Seconds that a job takes at the very least; 0 where too little was measured to say so."""
+        kinds = _kinds(job)
+        line = self._kinds.get(kinds[0])
+        return _AT_LEAST * line.at(len(job.request.text)) if line is not None and line.count >= _SURE else 0.0
 
     @property
     def brief(self) -> bool:
         """Whether jobs take about as long as handing one over does, so that a worker would mostly wait for the next."""
-        return self._seconds_per_job is not None and self._seconds_per_job < _BRIEF_S
+        return self._average_s is not None and self._average_s < BRIEF_S
 
-    def wait_s(self, characters_ahead: int, workers: int) -> float | None:
-        """Until so much text ahead is spoken by so many workers; None before anything was measured."""
-        if self._seconds_per_character is None or not workers:
-            return None
-        return round(self._seconds_per_character * characters_ahead / workers, 3)
+    def judge(self, estimated_s: float, waited_s: float) -> None:
+        """A job that was told to wait ``estimated_s`` has waited for so long."""
+        if max(estimated_s, waited_s) >= _WORTH_JUDGING_S:
+            self.compared += 1
+            self._judged.append(abs(estimated_s - waited_s) <= _GOOD * waited_s)
 
-    def retry_after_s(self, workers: int) -> float:
-        """When one more job will have left a full queue; a second where nothing was measured yet."""
-        if self._seconds_per_job is None or not workers:
-            return 1.0
-        return round(max(0.1, self._seconds_per_job / workers), 3)
+    @property
+    def within(self) -> float | None:
+        """The share of the last estimates that were within 30 % of what came; None before there were any."""
+        return round(sum(self._judged) / len(self._judged), 4) if self._judged else None
+
+
+def _kinds(job: Job) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What a job is like, the narrowest first: its voice's kind with its options, and its voice's kind."""
+    request = job.request
+    voice = "prompt" if request.prompt is not UNSET else "registered" if job.cloned else "own"
+    if not request.options:
+        return ((voice, ""), (voice,))
+    options = ",".join(f"{key}={value!r:.40}" for key, value in sorted(request.options.items()))
+    return ((voice, options[:400]), (voice,))

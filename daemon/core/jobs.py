@@ -6,7 +6,9 @@
        |  ^------'  |`---> failed          (back to waiting: another attempt after its worker died)
        |            `----> cancelled
        `-> failed, cancelled
-"""
+
+A running job may be put aside in its worker for another one (``suspended``). The end of a durable job is told when it
+is on disk: until then it keeps its state, and has its end in ``ending``."""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from typing import Any
 from msgspec import UNSET, Struct
 
 from glmtts.protocol.audio_formats import AudioFormat
-from glmtts.protocol.events import ClosedEvent, JobInfo
-from glmtts.protocol.requests import JobState, Synthesize
+from glmtts.protocol.events import Done, Error, JobInfo
+from glmtts.protocol.requests import VERSION, JobState, Synthesize, Wait
 
 from .inputs import Client, ReplyTo
 
@@ -44,6 +46,19 @@ class Subscriber(Struct):
     id: str
     all_events: bool
 
+    def wait_for(self, job: str) -> Wait:
+        """His request as one for the rest of a job's events."""
+        return Wait(id=self.id, v=VERSION, job=job, events="all" if self.all_events else "final")
+
+
+class Ending(Struct):
+    """How a job ends: its last event with ``id`` open, and its audio, as a body or as a file at ``result``."""
+
+    state: JobState
+    event: Done | Error
+    body: bytes | memoryview | None = None
+    result: str = ""
+
 
 class Job(Struct, kw_only=True):
     """One accepted request for speech. Times are the core's clock, in seconds."""
@@ -62,14 +77,35 @@ class Job(Struct, kw_only=True):
     accepted_at: float
     created: float
     deadline_at: float | None = None
+    #: Whether the journal has it, so that it survives the daemon.
+    durable: bool = False
+    #: Where its file goes, if it asked for one in the outputs folder.
+    output_path: str = ""
+    #: Whether its voice is a registered recording.
+    cloned: bool = False
     state: JobState = "waiting"
+    #: Seconds for which it is expected to occupy a worker, and for how many its client is charged.
+    cost_s: float = 0.0
+    charged_s: float = 0.0
+    #: Its place in the order in which jobs came to its client's part of the queue.
+    place: int = 0
+    #: What its client was told of the waiting time.
+    estimated_wait_s: float | None = None
     attempts: int = 0
+    #: How many of these ended through no fault of it: the daemon ended, or the worker died of another job.
+    excused: int = 0
     #: It ran out of GPU memory once: it is tried once more, on a process that has had no other job.
     needs_fresh: bool = False
     #: Whether its worker works on it; until then it lies ready there, and its client takes it for waiting.
     begun: bool = False
+    #: Whether it is put aside in its worker.
+    suspended: bool = False
     worker: str | None = None
-    started_at: float = 0.0
+    #: Since when the worker works on it without a break, and the seconds of work before that.
+    active_since: float | None = None
+    earlier_s: float = 0.0
+    #: Seconds of work at its last segment border.
+    border_s: float = 0.0
     waited_s: float = 0.0
     first_audio_at: float | None = None
     chunks: int = 0
@@ -78,6 +114,7 @@ class Job(Struct, kw_only=True):
     audio_s: float = 0.0
     told_position: int = -1
     subscribers: list[Subscriber] = []
+    ending: Ending | None = None
     ended_at: float = 0.0
     synthesis_s: float = 0.0
     code: str = ""
@@ -88,6 +125,20 @@ class Job(Struct, kw_only=True):
     def live(self) -> bool:
         """Whether it still waits or runs."""
         return self.state in ("waiting", "running")
+
+    def active_s(self, now: float) -> float:
+        """For how many seconds the worker has worked on it."""
+        return self.earlier_s + (now - self.active_since if self.active_since is not None else 0.0)
+
+    def go_on(self, now: float) -> None:
+        """The worker works on it from now on."""
+        self.active_since = now
+        self.suspended = False
+
+    def stop(self, now: float) -> None:
+        """The worker does not work on it any more, for now or for good."""
+        self.earlier_s = self.active_s(now)
+        self.active_since = None
 
     @property
     def audio_was_sent(self) -> bool:
@@ -131,15 +182,14 @@ class Job(Struct, kw_only=True):
 
 
 class Ended(Struct):
-    """The end of a job, kept for a while for whoever asks again: its last event with ``id`` open, and its body."""
+    """The end of a job, kept for a while for whoever asks again."""
 
     job: Job
-    event: ClosedEvent
-    body: bytes | memoryview | None
+    ending: Ending
     expires_at: float
     body_dropped: bool = False
 
     @property
     def size(self) -> int:
         """Bytes that keeping it costs, about."""
-        return len(self.body) if self.body is not None else 0
+        return len(self.ending.body) if self.ending.body is not None else 0

@@ -10,10 +10,9 @@ import msgspec
 from msgspec import UNSET
 
 from glmtts.protocol.codec import encode
-from glmtts.protocol.events import ClosedEvent
 from glmtts.protocol.requests import Synthesize
 
-from .jobs import Ended, Job, Subscriber
+from .jobs import Ended, Ending, Job, Subscriber
 
 #: Ended jobs that are remembered at most, with or without their result.
 MAX_ENDED = 10_000
@@ -89,8 +88,29 @@ class Ledger:
             return None
         return found[:2]
 
-    def end(self, job: Job, event: ClosedEvent, body: bytes | memoryview | None, expires_at: float) -> None:
+    def forget_key(self, job: Job) -> None:
+        """A job was not accepted after all: its idempotency key stands for nothing."""
+        if job.request.key is not UNSET:
+            self._keys.pop((job.client.key, job.request.key), None)
+
+    def end(self, job: Job, ending: Ending, expires_at: float) -> None:
         """Move a job that has ended out of the live ones and keep its last event."""
+        self.drop(job)
+        request = job.request
+        job.text_length = len(request.text)
+        # Thousands of ended jobs are remembered: not with all that they were to say. A short text is not worth a copy.
+        if job.text_length > _SHORT or request.options or request.prompt is not UNSET:
+            job.request = msgspec.structs.replace(request, text="", options={}, prompt=UNSET)
+        ended = Ended(job=job, ending=ending, expires_at=expires_at)
+        self._ended[job.id] = ended
+        if ending.body is not None:
+            self._with_result[job.id] = ended
+            self.result_bytes += ended.size
+        if len(self._ended) > MAX_ENDED:
+            self._forget(next(iter(self._ended.values())))
+
+    def drop(self, job: Job) -> None:
+        """Forget a live job: it has ended, or is left to the journal."""
         del self.live[job.id]
         self.live_of_client[job.client.key] -= 1
         if not self.live_of_client[job.client.key]:
@@ -103,18 +123,6 @@ class Ledger:
         for subscriber in job.subscribers:
             self._forget_subscription(job.id, subscriber.to.connection)
         job.subscribers = []
-        request = job.request
-        job.text_length = len(request.text)
-        # Thousands of ended jobs are remembered: not with all that they were to say. A short text is not worth a copy.
-        if job.text_length > _SHORT or request.options or request.prompt is not UNSET:
-            job.request = msgspec.structs.replace(request, text="", options={}, prompt=UNSET)
-        ended = Ended(job=job, event=event, body=body, expires_at=expires_at)
-        self._ended[job.id] = ended
-        if body is not None:
-            self._with_result[job.id] = ended
-            self.result_bytes += ended.size
-        if len(self._ended) > MAX_ENDED:
-            self._forget(next(iter(self._ended.values())))
 
     def _forget(self, ended: Ended) -> None:
         self._drop_result(ended)
@@ -123,7 +131,7 @@ class Ledger:
     def _drop_result(self, ended: Ended) -> None:
         if self._with_result.pop(ended.job.id, None) is not None:
             self.result_bytes -= ended.size
-            ended.body = None
+            ended.ending.body = None
             ended.body_dropped = True
 
     def find(self, id: str) -> Job | None:

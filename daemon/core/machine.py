@@ -16,10 +16,17 @@ from glmtts.protocol import control, events, requests
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.worker import Ready
 
+from .admission import Admission
 from .alerts import Alerts
+from .announcer import Announcer
 from .context import Context
 from .dispatch import Dispatcher
+from .durability import Durability
 from .effects import Effect, Exit, Sample
+from .endings import Endings
+from .estimate import Estimator
+from .fates import Fates
+from .forecast import Forecast
 from .gpus import Gpus
 from .inputs import (
     Client,
@@ -27,6 +34,10 @@ from .inputs import (
     ConnectionOverrun,
     Controlled,
     Input,
+    JournalAdded,
+    JournalChanged,
+    JournalEnded,
+    JournalFound,
     ProcessEnded,
     ReplyTo,
     Requested,
@@ -35,12 +46,14 @@ from .inputs import (
     Spawned,
     SpawnFailed,
     StopAsked,
+    StoredLost,
     StoredVoice,
     TimePassed,
     VoiceStored,
     WorkerGarbled,
     WorkerSaid,
 )
+from .inspection import Inspection
 from .ledger import Ledger
 from .operations import Operations
 from .pool import Pool
@@ -72,6 +85,7 @@ class Machine:
         version: str,
         config_file: str = "",
         outputs_folder: str = "",
+        results_folder: str = "",
         voices: dict[str, StoredVoice] | None = None,
     ) -> None:
         self._context = Context(settings, now, wall, seed)
@@ -83,33 +97,53 @@ class Machine:
         self._pool = Pool(self._context, self._gpus, self._alerts)
         self._recycler = Recycler(self._context, self._pool, self._gpus)
         self._scaler = Scaler(self._context, self._pool, self._gpus, self._queue)
+        shared = (self._context, self._ledger, self._queue)
+        self._estimator = Estimator()
+        self._forecast = Forecast(*shared, self._pool, self._estimator)
+        self._announcer = Announcer(*shared, self._forecast)
+        self._endings = Endings(*shared, self._pool)
+        self._fates = Fates(*shared, self._endings)
+        self._durability = Durability(*shared, endings=self._endings, alerts=self._alerts)
         self._dispatcher = Dispatcher(
-            self._context,
-            self._ledger,
-            self._queue,
+            *shared,
             self._pool,
+            endings=self._endings,
+            fates=self._fates,
+            forecast=self._forecast,
+            estimator=self._estimator,
+            announcer=self._announcer,
             recycler=self._recycler,
             scaler=self._scaler,
             voices=self._voices,
+            results_folder=results_folder,
         )
-        self._dispatcher.outputs_folder = outputs_folder
+        self._admission = Admission(*shared, self._pool, self._forecast)
         self._reception = Reception(
-            self._context,
-            self._ledger,
-            self._queue,
+            *shared,
             self._pool,
             self._dispatcher,
+            admission=self._admission,
+            announcer=self._announcer,
+            durability=self._durability,
+            endings=self._endings,
+            fates=self._fates,
+            forecast=self._forecast,
             voices=self._voices,
             version=version,
             boot=boot,
+            outputs_folder=outputs_folder,
         )
+        self._durability.take_up = self._reception.recovered
         self._operations = Operations(
-            self._context,
-            self._ledger,
-            self._queue,
+            *shared,
             self._pool,
             self._dispatcher,
             reception=self._reception,
+            admission=self._admission,
+            durability=self._durability,
+            endings=self._endings,
+            estimator=self._estimator,
+            fates=self._fates,
             recycler=self._recycler,
             scaler=self._scaler,
             gpus=self._gpus,
@@ -118,6 +152,7 @@ class Machine:
             version=version,
             config_file=config_file,
         )
+        self._inspection = Inspection(*shared, self._pool, forecast=self._forecast, admission=self._admission)
         self.phase = Phase.RUNNING
         #: Operators who wait for the end of a drain, by the name of the timer after which they don't any more.
         self._drains: dict[str, tuple[ReplyTo, str]] = {}
@@ -137,6 +172,11 @@ class Machine:
             StopAsked: self._on_stop_asked,
             SettingsRead: self._operations.on_settings,
             VoiceStored: self._operations.on_voice_stored,
+            JournalChanged: self._on_journal_changed,
+            JournalAdded: self._reception.on_journal_added,
+            JournalEnded: self._endings.on_written,
+            JournalFound: self._durability.on_found,
+            StoredLost: self._durability.on_lost,
             TimePassed: lambda _: None,
         }
         self._requests: dict[type, Callable[[Requested, Any], None]] = {
@@ -154,6 +194,8 @@ class Machine:
             control.Status: lambda e, _: operations.status(e, self._state),
             control.Workers: lambda e, _: operations.workers(e),
             control.Gpus: lambda e, _: operations.gpus(e),
+            control.Queue: self._inspection.queue,
+            control.Limits: self._inspection.limits,
             control.Recycle: operations.recycle,
             control.Scale: self._scale,
             control.Quarantine: operations.quarantine,
@@ -185,8 +227,8 @@ class Machine:
             "grow": lambda _: self._scaler.on_grow_due(),
             "look": lambda _: self._scaler.on_first_look_late(),
             "deadline": self._dispatcher.on_deadline,
-            "expire": lambda _: self._dispatcher.expire(),
-            "positions": lambda _: self._dispatcher.tell_positions(),
+            "expire": lambda _: self._endings.expire(),
+            "positions": lambda _: self._announcer.tell_positions(),
             "drain": self._on_drain_timeout,
             "stop": lambda _: self._end_jobs("the daemon stopped before the job was done"),
         }
@@ -248,8 +290,8 @@ class Machine:
     def _on_connection_closed(self, event: ConnectionClosed) -> None:
         """Nobody hears a stream whose client is gone; any other job goes on, for a ``wait`` after a reconnect."""
         for job in self._ledger.drop_connection(event.connection):
-            if job.request.stream and not job.subscribers:
-                self._dispatcher.fail(job, ErrorCode.CANCELLED, "its client went away")
+            if job.request.stream and not job.durable and not job.subscribers:
+                self._endings.fail(job, ErrorCode.CANCELLED, "its client went away")
         self._dispatcher.schedule()
 
     def _on_overrun(self, event: ConnectionOverrun) -> None:
@@ -262,7 +304,7 @@ class Machine:
                 error = events.Error.of(subscriber.id, ErrorCode.SLOW_CONSUMER, TOO_SLOW, job=job.id)
                 self._context.send(subscriber.to, error)
         else:
-            self._dispatcher.fail(job, ErrorCode.SLOW_CONSUMER, TOO_SLOW)
+            self._endings.fail(job, ErrorCode.SLOW_CONSUMER, TOO_SLOW)
 
     # --- workers
 
@@ -312,6 +354,10 @@ class Machine:
         self._dispatcher.schedule()
         self._give_up_waiting()
 
+    def _on_journal_changed(self, event: JournalChanged) -> None:
+        self._durability.on_changed(event)
+        self._dispatcher.schedule()
+
     def _scale(self, event: Controlled, request: control.Scale) -> None:
         self._operations.scale(event, request)
         self._dispatcher.schedule()
@@ -322,13 +368,13 @@ class Machine:
         self._alerts.set("unavailable", unavailable[0] if unavailable else "")
         if unavailable:
             reason, retry_after_s = unavailable
-            self._dispatcher.fail_waiting(ErrorCode.UNAVAILABLE, reason, retry_after_s=retry_after_s)
+            self._endings.fail_waiting(ErrorCode.UNAVAILABLE, reason, retry_after_s=retry_after_s)
 
     # --- the end
 
     @property
     def _state(self) -> str:
-        paused = self.phase is Phase.RUNNING and self._dispatcher.paused
+        paused = self.phase is Phase.RUNNING and self._queue.paused
         return "paused" if paused else self.phase.value
 
     def _enter(self, phase: Phase) -> None:
@@ -345,7 +391,7 @@ class Machine:
         if self.phase is not Phase.RUNNING:
             return
         self._reception.closed = "the daemon is draining: it finishes what it has accepted and takes no more"
-        self._dispatcher.paused = False
+        self._queue.paused = False
         self._enter(Phase.DRAINING)
         self._dispatcher.schedule()
 
@@ -360,7 +406,7 @@ class Machine:
         if self.phase is Phase.STOPPING:
             self._context.refuse(event.to, event.request.id, ErrorCode.SHUTTING_DOWN, "the daemon is stopping")
             return
-        self._dispatcher.paused = False
+        self._queue.paused = False
         self._reception.closed = ""
         self._answer_drains()
         self._enter(Phase.RUNNING)
@@ -386,9 +432,10 @@ class Machine:
         timeout_s = context.settings.daemon.drain_timeout_s
         context.log("info", "daemon stops", asked_by=by, jobs=len(self._ledger.live), drain_timeout_s=timeout_s)
         self._reception.closed = "the daemon is stopping; try again when it has been started again"
-        self._dispatcher.paused = False
+        self._queue.paused = False
         self._enter(Phase.STOPPING)
         context.timers.set(("stop", ""), context.now + timeout_s)
+        self._leave_waiting()
         self._dispatcher.schedule()
 
     def _on_drain_timeout(self, timer: str) -> None:
@@ -396,8 +443,17 @@ class Machine:
         self._answer_drain(timer)
 
     def _end_jobs(self, message: str) -> None:
+        """No time is left: what the journal has goes on with the next daemon, the rest has ended."""
         for job in list(self._ledger.live.values()):
-            self._dispatcher.fail(job, ErrorCode.SHUTTING_DOWN, message)
+            if job.durable and job.ending is None:
+                self._endings.leave(job)
+            else:
+                self._endings.fail(job, ErrorCode.SHUTTING_DOWN, message)
+
+    def _leave_waiting(self) -> None:
+        """Durable jobs that were not begun need not be waited for: the next daemon begins them."""
+        for job in [job for job in self._queue if job.durable]:
+            self._endings.leave(job)
 
     def _answer_drains(self) -> None:
         for timer in list(self._drains):

@@ -10,11 +10,16 @@ from glmtts.protocol import control, events
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.requests import Cancel
 
+from .admission import Admission, is_named
 from .alerts import Alerts
 from .causes import Cause
 from .context import Context
 from .dispatch import Dispatcher
+from .durability import Durability
 from .effects import ChangeLogLevel, ReadSettings, StoreVoice
+from .endings import Endings
+from .estimate import Estimator
+from .fates import Fates
 from .gpus import Gpus
 from .inputs import Controlled, ReplyTo, SettingsRead, StoredVoice, VoiceStored
 from .ledger import Ledger
@@ -66,6 +71,11 @@ class Operations:
         dispatcher: Dispatcher,
         *,
         reception: Reception,
+        admission: Admission,
+        durability: Durability,
+        endings: Endings,
+        estimator: Estimator,
+        fates: Fates,
         recycler: Recycler,
         scaler: Scaler,
         gpus: Gpus,
@@ -80,6 +90,11 @@ class Operations:
         self._pool = pool
         self._dispatcher = dispatcher
         self._reception = reception
+        self._admission = admission
+        self._durability = durability
+        self._endings = endings
+        self._estimator = estimator
+        self._fates = fates
         self._recycler = recycler
         self._scaler = scaler
         self._gpus = gpus
@@ -107,21 +122,24 @@ class Operations:
             queue={
                 "waiting": waiting,
                 "running": len(self._ledger.live) - waiting,
+                "suspended": sum(len(worker.aside) for worker in self._pool),
                 "by_class": by_class,
-                "paused": self._dispatcher.paused,
+                "paused": self._queue.paused,
             },
             counts={
                 "accepted": self._reception.accepted,
-                "done": self._dispatcher.outcomes.get("done", 0),
-                "ended": dict(sorted(self._dispatcher.outcomes.items())),
+                "done": self._endings.outcomes.get("done", 0),
+                "ended": dict(sorted(self._endings.outcomes.items())),
                 "refused": dict(sorted(self._reception.refused.items())),
             },
             kept={
                 "recordings_bytes": self._ledger.recording_bytes,
                 "results_bytes": self._ledger.result_bytes,
             },
+            journal=self._durability.describe(),
+            estimates={"jobs": self._estimator.compared, "within_30_percent": self._estimator.within},
             breaker=self._pool.breaker.state.value,
-            quarantined=self._dispatcher.quarantined_count(),
+            quarantined=self._fates.quarantined_count(),
             alerts=self._alerts.describe(),
             **event.facts,
         )
@@ -145,7 +163,7 @@ class Operations:
 
     def quarantine(self, event: Controlled, request: control.Quarantine) -> None:
         """What is not run any more; and let one of it, or all, run again."""
-        quarantine = self._dispatcher.quarantine
+        quarantine = self._fates.quarantine
         cleared = 0
         if request.clear == "all":
             cleared = quarantine.clear_all()
@@ -173,10 +191,12 @@ class Operations:
             self._context.refuse(event.to, request.id, ErrorCode.BAD_REQUEST, message)
 
     def _cancel_client(self, to: ReplyTo, id: str, client: str) -> None:
-        """A client by its key (``uid:1000``), by its user's name, or by both as a gateway's customer has them."""
-        found = [job for job in self._ledger.live.values() if client in (job.client.key, job.client.user)]
+        """A client by any of its names; a gateway's user is all of its customers too."""
+        found = [
+            job for job in self._ledger.live.values() if client == job.client.user or is_named(job.client, [client])
+        ]
         for job in found:
-            self._dispatcher.fail(job, ErrorCode.CANCELLED, "cancelled by an operator, with all jobs of its client")
+            self._endings.fail(job, ErrorCode.CANCELLED, "cancelled by an operator, with all jobs of its client")
         self._dispatcher.schedule()
         self._answer(to, id, cancelled=len(found), jobs=[job.id for job in found[:_NAMED]])
 
@@ -196,7 +216,7 @@ class Operations:
 
     def pause(self, event: Controlled) -> None:
         """Start no job until resumed."""
-        self._dispatcher.paused = True
+        self._queue.paused = True
         self._context.log("info", "queue paused by an operator")
         self._answer(event.to, event.request.id, paused=True, waiting=len(self._queue))
 
@@ -240,10 +260,10 @@ class Operations:
         self._context.settings = settings
         self._set_log_level(settings.daemon.log_level)
         self._queue.set_weights(settings.queue.classes)
-        self._reception.apply(settings)
+        self._admission.apply()
         self._pool.apply()
         self._scaler.apply(bounds_changed=bounds_changed)
-        self._dispatcher.expire()
+        self._endings.expire()
 
     def store_voice(self, event: Controlled, request: control.VoiceAdd | control.VoiceRemove) -> None:
         """Keep or remove a voice; answered when that is done."""

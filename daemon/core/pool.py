@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from glmtts.protocol.events import Voice
-from glmtts.protocol.worker import Memory, Ready, StopWorker
+from glmtts.protocol.worker import Memory, Ready, ResumeJob, StopWorker, SuspendJob
 
 from .alerts import Alerts
 from .availability import unavailable
@@ -72,6 +72,8 @@ class Pool:
     def free(self, *, brief: bool = False) -> Worker | None:
         """A worker that can take a job now: of several ready ones, the one whose GPU has the least to do.
 
+        Not one that has put a job aside and waits for whether to go on with that.
+
         ``brief``: jobs take no longer than handing them over does. Then the only worker may have some lie ready, so
         that it need not wait for each; nobody else could have begun them earlier.
         """
@@ -79,11 +81,13 @@ class Pool:
             (worker,) = self.workers.values()
             if worker.state is WorkerState.READY:
                 return worker
-            room = worker.slots + (AHEAD if brief else 0)
-            return worker if worker.state is WorkerState.BUSY and len(worker.jobs) < room else None
+            room = worker.slots + (AHEAD if brief and not worker.aside else 0)
+            if worker.state is not WorkerState.BUSY or worker.open or worker.to_suspend:
+                return None
+            return worker if len(worker.jobs) - len(worker.aside) < room else None
         found = None
         for worker in self.workers.values():
-            if worker.serving and len(worker.jobs) < worker.slots:
+            if worker.serving and not worker.open and len(worker.jobs) - len(worker.aside) < worker.slots:
                 # One that is about to be replaced is taken when no other is there.
                 if worker.state is WorkerState.READY and not worker.leaving and not self._is_busy(worker.gpu):
                     return worker
@@ -93,6 +97,15 @@ class Pool:
 
     def _is_busy(self, gpu: int | None) -> bool:
         return gpu is not None and any(w.gpu == gpu and w.state is WorkerState.BUSY for w in self.workers.values())
+
+    def open(self) -> list[Worker]:
+        """Workers that have put a job aside, and wait to be told whether to go on with it."""
+        states = (WorkerState.BUSY, WorkerState.DRAINING)
+        return [worker for worker in self.workers.values() if worker.aside and worker.open and worker.state in states]
+
+    def kept_free(self, workers: int) -> int:
+        """Of so many workers, how many take no batch jobs; a single one takes all."""
+        return min(self._context.settings.queue.interactive_workers, max(0, workers - 1))
 
     def fresh(self) -> Worker | None:
         """A ready worker whose process has had no job yet."""
@@ -299,13 +312,43 @@ class Pool:
             worker.enter(WorkerState.BUSY)  # READY -> BUSY
         worker.jobs.append(job)
         worker.jobs_taken += 1
-        begins = len(worker.jobs) <= worker.slots
+        begins = len(worker.jobs) - len(worker.aside) <= worker.slots
         if begins:
-            worker.moved[job] = (self._context.now, -1)
+            self._begin(worker, job)
+        return begins
+
+    def _begin(self, worker: Worker, job: str) -> None:
+        """From now on the job has to move."""
+        worker.moved.setdefault(job, (self._context.now, -1))
         hang = ("hang", worker.name)
         if hang not in self._context.timers:
             self._context.timers.set(hang, self._context.now + self._context.settings.workers.hang_timeout_s)
-        return begins
+
+    def _begin_ready(self, worker: Worker) -> list[str]:
+        """There is room for what lies ready; returns all that it works on now."""
+        begun = list(worker.begun)
+        for id in begun:
+            self._begin(worker, id)
+        return begun
+
+    def suspend(self, worker: Worker, job: str) -> None:
+        """Have the worker put a job aside at its next border."""
+        worker.to_suspend = job
+        self._context.effects.append(Tell(worker.spawn, SuspendJob(job=job)))
+
+    def suspended(self, worker: Worker, job: str, memory: Memory | None) -> list[str]:
+        """The worker has put a job aside; returns those that it works on now."""
+        worker.to_suspend = ""
+        worker.aside.append(job)
+        worker.moved.pop(job, None)
+        worker.memory = memory or worker.memory
+        return self._begin_ready(worker)
+
+    def resume(self, worker: Worker, job: str) -> None:
+        """Have the worker go on with a job that it had put aside."""
+        worker.aside.remove(job)
+        self._begin(worker, job)
+        self._context.effects.append(Tell(worker.spawn, ResumeJob(job=job)))
 
     def moved(self, worker: Worker, job: str, done: int | None = None) -> None:
         """A job has moved, to so many units done; a beat that says the same number again is no progress."""
@@ -318,6 +361,10 @@ class Pool:
         now, timers = self._context.now, self._context.timers
         worker.jobs.remove(job)
         worker.moved.pop(job, None)
+        if job in worker.aside:
+            worker.aside.remove(job)
+        if worker.to_suspend == job:
+            worker.to_suspend = ""
         if spoke:
             worker.jobs_done += 1
             worker.jobs_done_in_all += 1
@@ -335,10 +382,7 @@ class Pool:
                     timers.set((purpose, worker.name), now + after)
         elif worker.state is WorkerState.DRAINING and not worker.jobs:
             self._stop(worker)
-        begun = list(worker.begun)
-        for id in begun:
-            worker.moved.setdefault(id, (now, -1))
-        return begun
+        return self._begin_ready(worker)
 
     # --- ends
 
@@ -380,8 +424,7 @@ class Pool:
         """
         worker.enter(WorkerState.FAILED)  # STARTING, READY, BUSY or DRAINING -> FAILED
         worker.doom = Death(cause, detail, self._context.now)
-        jobs, worker.jobs = worker.jobs, []
-        worker.moved = {}
+        jobs = worker.give_up_jobs()
         for purpose in _OF_PROCESS[1:]:
             self._context.timers.cancel((purpose, worker.name))
         if patient:
@@ -408,8 +451,7 @@ class Pool:
         expected = worker.doom is not None and worker.state is not WorkerState.DRAINING
         death = (worker.doom if expected else None) or self._unexpected(worker, returncode, last_words, oom_killed)
         worker.last_death = death
-        jobs, worker.jobs = worker.jobs, []
-        worker.moved = {}
+        jobs = worker.give_up_jobs()
         if not expected:
             self._context.log("warning", "worker died", worker=worker.name, cause=death.cause, detail=death.detail)
         if worker.state is WorkerState.STOPPING:
@@ -522,7 +564,7 @@ class Pool:
     def on_hang_check(self, name: str) -> tuple[Death, list[str]] | None:
         """Look whether every begun job has moved; if one has not for ``hang_timeout_s``, the process must go."""
         worker = self.workers[name]
-        if not worker.jobs or worker.state not in (WorkerState.BUSY, WorkerState.DRAINING):
+        if not worker.moved or worker.state not in (WorkerState.BUSY, WorkerState.DRAINING):
             return None
         timeout = self._context.settings.workers.hang_timeout_s
         slowest = min((at for at, _ in worker.moved.values()), default=self._context.now)

@@ -1,55 +1,94 @@
-"""The waiting jobs: three classes, first come first served within a class, shared out between classes by weight.
+"""The waiting jobs: three classes that share the workers' time by weight, and in each its clients in equal parts.
 
-Before them come the few that ran out of GPU memory and are tried once more, on a process that has had no other job.
-"""
+Time is what is shared, not jobs: a chapter counts for as many sentences as it takes. Before all others come the few
+that ran out of GPU memory and are tried once more, on a process that has had no other job. Beside them are those that
+are accepted, but may not be started before the journal has them."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from itertools import chain
+
+from msgspec import Struct, field
 
 from glmtts.protocol.requests import PRIORITIES, Priority
 
+from .fair import FairShare
+from .inputs import Client
 from .jobs import Job
+from .lane import Lane
 from .settings import ClassesSettings
+
+_RANKS: dict[str, int] = {priority: rank for rank, priority in enumerate(PRIORITIES)}
+#: A job of the same class overtakes the rest of another only if it takes less than this part of it.
+_MUCH_SHORTER = 0.5
+
+
+class Waiting(Struct):
+    """What waits of one client: how many jobs by class, and how many seconds of work those are that may be started."""
+
+    client: Client
+    jobs: dict[Priority, int] = field(default_factory=lambda: dict.fromkeys(PRIORITIES, 0))
+    work_s: float = 0.0
 
 
 class WaitingQueue:
-    """Takes jobs in, gives the next one out; every operation but :meth:`position` takes constant time."""
+    """Takes jobs in, and gives the next one out, in time by the logarithm of its length."""
 
     def __init__(self, classes: ClassesSettings) -> None:
-        self._lanes: dict[Priority, OrderedDict[str, Job]] = {priority: OrderedDict() for priority in PRIORITIES}
-        self._credit: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
-        self._weights: dict[Priority, int] = {}
+        self._lanes: dict[Priority, Lane] = {priority: Lane() for priority in PRIORITIES}
+        self._classes = FairShare(_RANKS)
         #: Jobs that wait for a worker which has had no other; they come before all.
         self._for_fresh: OrderedDict[str, Job] = OrderedDict()
-        #: Characters that wait, by class: what waiting time is estimated from.
-        self.characters: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
+        #: Jobs that the journal does not have yet.
+        self._held: dict[str, Job] = {}
+        #: All others; those that had been started before come first.
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._clients: dict[str, Waiting] = {}
+        self._lengths: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
+        #: Whether none is to be started for now.
+        self.paused = False
         self.set_weights(classes)
 
     def set_weights(self, classes: ClassesSettings) -> None:
         """Share out by these weights from now on."""
-        weights = {priority: getattr(classes, priority).weight for priority in PRIORITIES}
-        if weights != self._weights:
-            # Credit is measured in the old weights: a class deep in debt by them could starve by the new ones.
-            self._credit = dict.fromkeys(PRIORITIES, 0)
-            self._weights = weights
+        self._classes.set_weights({priority: getattr(classes, priority).weight for priority in PRIORITIES})
+
+    def weight(self, priority: Priority) -> float:
+        """The weight of a class."""
+        return self._classes.weight(priority)
+
+    # --- what waits
 
     def __len__(self) -> int:
-        return sum(map(len, self._lanes.values())) + len(self._for_fresh)
+        return len(self._jobs) + len(self._held)
 
     def __bool__(self) -> bool:
-        return bool(self._for_fresh) or any(self._lanes.values())
+        return bool(self._jobs or self._held)
 
     def __iter__(self) -> Iterator[Job]:
-        yield from self._for_fresh.values()
-        for lane in self._lanes.values():
-            yield from lane.values()
+        return chain(self._jobs.values(), self._held.values())
+
+    def __contains__(self, job: Job) -> bool:
+        return job.id in self._jobs or job.id in self._held
 
     def length(self, priority: Priority) -> int:
         """How many of a class wait."""
-        held = sum(job.request.priority == priority for job in self._for_fresh.values()) if self._for_fresh else 0
-        return len(self._lanes[priority]) + held
+        return self._lengths[priority]
+
+    def work_s(self, priority: Priority) -> float:
+        """Seconds that the waiting jobs of a class are expected to take."""
+        return self._lanes[priority].work_s
+
+    def waiting_of(self, client: str, priorities: Collection[Priority]) -> int:
+        """How many jobs of a client wait in some classes."""
+        waiting = self._clients.get(client)
+        return sum(waiting.jobs[priority] for priority in priorities) if waiting else 0
+
+    def clients(self) -> Collection[Waiting]:
+        """What waits of every client that has anything waiting."""
+        return self._clients.values()
 
     @property
     def wants_fresh(self) -> bool:
@@ -57,90 +96,156 @@ class WaitingQueue:
         return bool(self._for_fresh)
 
     def oldest(self) -> float | None:
-        """When the job that has waited for longest was accepted; None if none waits."""
-        heads = [next(iter(lane.values())).accepted_at for lane in self._lanes.values() if lane]
-        return min(heads, default=None)
+        """When the job that has waited for longest was accepted, or nearly that; None if none may be started."""
+        return next((job.accepted_at for job in self._jobs.values()), None)
 
-    def ahead(self, priority: Priority) -> int:
-        """How many wait that a new job of this class comes behind: its own class and those above it."""
-        total = len(self._for_fresh)
-        for name, lane in self._lanes.items():
-            total += len(lane)
-            if name == priority:
-                break
-        return total
+    # --- in and out
 
-    def characters_ahead(self, priority: Priority) -> int:
-        """Characters of the jobs that a new job of this class comes behind."""
-        total = 0
-        for name, characters in self.characters.items():
-            total += characters
-            if name == priority:
-                break
-        return total
+    def hold(self, job: Job) -> None:
+        """Add a job that may not be started before it is pushed."""
+        self._held[job.id] = job
+        self._count(job)
 
     def push(self, job: Job, *, front: bool = False) -> None:
-        """Add a job at the end of its class, or in front of it: a job that had been running before."""
-        lane = self._for_fresh if job.needs_fresh else self._lanes[job.request.priority]
-        lane[job.id] = job
+        """Add a job, or let one go that was held; ``front``: it had been started before."""
+        if self._held.pop(job.id, None) is None:
+            self._count(job)
+        self._clients[job.client.key].work_s += job.cost_s
+        self._jobs[job.id] = job
         if front:
-            lane.move_to_end(job.id, last=False)
-        self.characters[job.request.priority] += len(job.request.text)
+            self._jobs.move_to_end(job.id, last=False)
+        if job.needs_fresh:
+            self._for_fresh[job.id] = job
+            return
+        priority = job.request.priority
+        self._lanes[priority].push(job)
+        self._classes.wake(priority)
+
+    def _count(self, job: Job) -> None:
+        waiting = self._clients.get(job.client.key)
+        if waiting is None:
+            waiting = self._clients[job.client.key] = Waiting(job.client)
+        waiting.jobs[job.request.priority] += 1
+        self._lengths[job.request.priority] += 1
+
+    def _leave(self, job: Job) -> None:
+        waiting = self._clients[job.client.key]
+        if self._held.pop(job.id, None) is None:
+            del self._jobs[job.id]
+            waiting.work_s -= job.cost_s
+        waiting.jobs[job.request.priority] -= 1
+        self._lengths[job.request.priority] -= 1
+        if not any(waiting.jobs.values()):
+            del self._clients[job.client.key]
+
+    def remove(self, job: Job) -> None:
+        """Take a job out of the queue. Raises KeyError if it is not in it."""
+        held = job.id in self._held
+        self._leave(job)
+        if held or self._for_fresh.pop(job.id, None) is not None:
+            return
+        priority = job.request.priority
+        lane = self._lanes[priority]
+        lane.remove(job)
+        if not len(lane):
+            self._classes.sleep(priority)
 
     def pop_for_fresh(self) -> Job | None:
         """Take the next job that waits for a worker which has had no other."""
         if not self._for_fresh:
             return None
         _, job = self._for_fresh.popitem(last=False)
-        self.characters[job.request.priority] -= len(job.request.text)
+        self._leave(job)
         return job
 
-    def pop(self) -> Job | None:
-        """Take the next job, by smooth weighted round robin over the classes in which any waits."""
-        waiting = [priority for priority, lane in self._lanes.items() if lane]
-        if not waiting:
-            return None
-        if len(waiting) == 1:
-            chosen = waiting[0]
-        else:
-            for priority in waiting:
-                self._credit[priority] += self._weights[priority]
-            chosen = max(waiting, key=self._credit.__getitem__)
-            self._credit[chosen] -= sum(self._weights[priority] for priority in waiting)
-        _, job = self._lanes[chosen].popitem(last=False)
-        self.characters[chosen] -= len(job.request.text)
-        return job
+    def peek(self, now: float, without: Collection[Priority] = ()) -> Job | None:
+        """The job whose turn it is, but for the classes ``without``; None if there is none."""
+        priority = self._classes.next(without)
+        return None if priority is None else self._lanes[priority].next(now)  # type: ignore[index]
 
-    def remove(self, job: Job) -> None:
-        """Take a job out of the queue. Raises KeyError if it is not in it."""
-        lane = self._for_fresh if job.needs_fresh else self._lanes[job.request.priority]
-        del lane[job.id]
-        self.characters[job.request.priority] -= len(job.request.text)
+    def take(self, job: Job) -> None:
+        """Take out a job, which is started: its class and its client have had the time that it is expected to take."""
+        priority = job.request.priority
+        self._leave(job)
+        self._lanes[priority].take(job)
+        self._classes.serve(priority, job.cost_s, more=len(self._lanes[priority]) > 0)
+        job.charged_s = job.cost_s
 
-    def position(self, job: Job) -> tuple[int, int]:
-        """How many jobs are before this one, 0 for the next, and their characters. Takes time by the queue's length.
+    def charge(self, job: Job, seconds: float) -> None:
+        """A job that was started takes so much more, or less, than was thought when it was."""
+        job.charged_s += seconds
+        self._classes.charge(job.request.priority, seconds)
+        self._lanes[job.request.priority].charge(job.client.key, seconds)
 
-        Raises KeyError if it is not in the queue.
+    def settle(self, job: Job) -> None:
+        """A job that may have been started is through, for good or for another attempt: charged is what it took."""
+        if job.charged_s or job.earlier_s:
+            self.charge(job, job.earlier_s - job.charged_s)
+            self._lanes[job.request.priority].elapse(job.earlier_s)
+
+    def rest(self) -> None:
+        """Nothing is being spoken; if nothing waits either, nobody owes anybody anything any more."""
+        if not self:
+            self._classes.rest()
+            for lane in self._lanes.values():
+                lane.rest()
+
+    # --- who goes before whom
+
+    def goes_before(self, job: Job, begun: Job, left_s: float, *, unspoken_s: float) -> bool:
+        """Whether a waiting job comes before the rest of one that was begun, which takes ``left_s`` more seconds.
+
+        ``unspoken_s``: what is charged for it already and not spoken yet. A lower class never does; a higher one does
+        as long as it has not had more than its weight; of the same class, another client's job does which is much
+        shorter, and whose client has had less.
         """
-        before = characters = 0
-        for held in self._for_fresh.values():
-            if held.id == job.id:
-                return before, characters
-            before += 1
-        for priority, lane in self._lanes.items():
-            if priority == job.request.priority:
-                for id, other in lane.items():
-                    if id == job.id:
-                        return before, characters
-                    before += 1
-                    characters += len(other.request.text)
-            before += len(lane)
-            characters += self.characters[priority]
-        raise KeyError(job.id)
+        mine, other = job.request.priority, begun.request.priority
+        if _RANKS[mine] > _RANKS[other]:
+            return False
+        if mine != other:
+            had = self._classes.had(other) - unspoken_s / self._classes.weight(other)
+            return self._classes.tag(mine) <= had
+        if job.client.key == begun.client.key or job.cost_s > _MUCH_SHORTER * left_s:
+            return False
+        lane = self._lanes[mine]
+        return lane.tag(job.client.key) <= lane.had(begun.client.key) - unspoken_s
 
-    def first(self, count: int) -> Iterator[tuple[int, Job]]:
-        """The first jobs of the queue with their positions."""
-        for position, job in enumerate(self):
-            if position >= count:
-                return
-            yield position, job
+    def in_order(self) -> Iterator[Job]:
+        """All jobs that may be started, in the order in which they would be if no other came."""
+        yield from self._for_fresh.values()
+        turns = self._classes.turns()
+        lanes = {priority: lane.in_order() for priority, lane in self._lanes.items()}
+        while (priority := turns.next()) is not None:
+            job = next(lanes[priority], None)  # type: ignore[index]
+            if job is None:
+                turns.leave()
+            else:
+                yield job
+                turns.serve(job.cost_s)
+
+    def ahead_of(self, job: Job) -> tuple[int, float]:
+        """About how many jobs are started before one that waits, and their seconds of work, all classes together.
+
+        Takes time by the number of clients in its class.
+        """
+        fresh = len(self._for_fresh)
+        fresh_s = sum(other.cost_s for other in self._for_fresh.values())
+        if job.id in self._for_fresh:
+            return 0, 0.0
+        priority = job.request.priority
+        count, work_s = self._lanes[priority].ahead_of(job)
+        start = self._classes.tag(priority) + work_s / self._classes.weight(priority)
+        total, total_s = count + fresh, work_s + fresh_s
+        for other, tag in self._classes.tags():
+            lane = self._lanes[other]  # type: ignore[index]
+            room_s = (start - tag) * self._classes.weight(other)
+            before = room_s > 0.0 or (room_s == 0.0 and _RANKS[other] < _RANKS[priority])
+            if other == priority or not before:
+                continue
+            if lane.work_s <= room_s:
+                total, total_s = total + len(lane), total_s + lane.work_s
+            else:
+                # One that may begin now, and those that fit behind it.
+                some = min(len(lane), int(len(lane) * room_s / lane.work_s) + 1)
+                total, total_s = total + some, total_s + lane.work_s * some / len(lane)
+        return total, total_s

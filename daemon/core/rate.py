@@ -32,29 +32,40 @@ def parse_rate(text: str) -> tuple[int, float] | None:
 
 
 class RateLimiter:
-    """So many jobs in so many seconds, each client by itself; bursts up to the whole count."""
+    """So many jobs in so many seconds, each client by itself and by its own rate; bursts up to the whole count."""
 
-    def __init__(self, rate: tuple[int, float] | None) -> None:
-        self._rate = rate
+    def __init__(self) -> None:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def set_rate(self, rate: tuple[int, float] | None) -> None:
-        """Go by this rate from now on; None for none."""
-        if rate != self._rate:
-            self._rate = rate
-            self._buckets.clear()
-
-    def take(self, client: str, now: float) -> float | None:
+    def take(self, client: str, rate: tuple[int, float] | None, now: float) -> float | None:
         """Take a token. None when there was one, else the seconds until there will be, and nothing is taken."""
-        if self._rate is None:
+        if rate is None:
             return None
-        count, seconds = self._rate
-        tokens, since = self._buckets.pop(client, (float(count), now))
-        tokens = min(float(count), tokens + (now - since) * count / seconds)
+        count, seconds = rate
+        tokens = self._tokens(client, count, seconds, now)
         allowed = tokens >= 1 - _ROUNDING
         self._buckets[client] = (tokens - 1 if allowed else tokens, now)
+        self._buckets.move_to_end(client)
         if len(self._buckets) > _MAX_CLIENTS:
             self._buckets.popitem(last=False)
-        if allowed:
-            return None
-        return math.ceil((1 - tokens) * seconds / count * 1000) / 1000
+        return None if allowed else _until(1, tokens, count, seconds)
+
+    def _tokens(self, client: str, count: int, seconds: float, now: float) -> float:
+        tokens, since = self._buckets.get(client, (float(count), now))
+        return min(float(count), tokens + (now - since) * count / seconds)
+
+    def left(self, client: str, rate: tuple[int, float] | None, now: float) -> tuple[float | None, float | None]:
+        """How many tokens a client has, and the seconds until it has a whole one; None where there is no limit."""
+        if rate is None:
+            return None, None
+        tokens = self._tokens(client, *rate, now)
+        return round(tokens, 3), 0.0 if tokens >= 1 - _ROUNDING else _until(1, tokens, *rate)
+
+    def clients(self) -> list[str]:
+        """Clients whose bucket is remembered."""
+        return list(self._buckets)
+
+
+def _until(wanted: float, tokens: float, count: int, seconds: float) -> float:
+    """Seconds until there are so many tokens, rounded up to milliseconds."""
+    return math.ceil((wanted - tokens) * seconds / count * 1000) / 1000

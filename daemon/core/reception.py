@@ -10,15 +10,19 @@ from glmtts.protocol.audio_formats import ENCODER_RATES, FORMATS, STREAM_FORMATS
 from glmtts.protocol.errors import ErrorCode, RequestError
 
 from ..engines import options as engine_options
+from .admission import Admission, is_named
+from .announcer import Announcer
 from .context import Context
-from .dispatch import POSITIONS_EVERY_S, Dispatcher, quarantine_message
-from .inputs import Client, ReplyTo, Requested, StoredVoice
+from .dispatch import Dispatcher
+from .durability import Durability, key_taken
+from .endings import Endings
+from .fates import Fates, quarantine_message
+from .forecast import Forecast
+from .inputs import Client, JournalAdded, ReplyTo, Requested, StoredVoice
 from .jobs import MAX_SUBSCRIBERS, Job, Subscriber
 from .ledger import Ledger, content_digest, newest_first
 from .pool import Pool
 from .queue import WaitingQueue
-from .rate import RateLimiter, parse_rate
-from .settings import Settings
 
 
 class Reception:
@@ -32,30 +36,41 @@ class Reception:
         pool: Pool,
         dispatcher: Dispatcher,
         *,
+        admission: Admission,
+        announcer: Announcer,
+        durability: Durability,
+        endings: Endings,
+        fates: Fates,
+        forecast: Forecast,
         voices: dict[str, StoredVoice],
         version: str,
         boot: str,
+        outputs_folder: str,
     ) -> None:
         self._context = context
         self._ledger = ledger
         self._queue = queue
         self._pool = pool
         self._dispatcher = dispatcher
+        self._admission = admission
+        self._announcer = announcer
+        self._durability = durability
+        self._endings = endings
+        self._fates = fates
+        self._forecast = forecast
         self._voices = voices
         self._version = version
         self._boot = boot
-        self.accepted = 0
+        self._outputs_folder = outputs_folder
+        self._made = 0
         self.refused: dict[str, int] = {}
         #: Why no job is accepted at all, or ``""``.
         self.closed = ""
-        self._rate = RateLimiter(None)
-        self._rate_batch = RateLimiter(None)
-        self.apply(context.settings)
 
-    def apply(self, settings: Settings) -> None:
-        """Go by these settings from now on."""
-        self._rate.set_rate(parse_rate(settings.limits.rate))
-        self._rate_batch.set_rate(parse_rate(settings.limits.rate_batch))
+    @property
+    def accepted(self) -> int:
+        """Jobs that this daemon has accepted, or is about to when the journal has them."""
+        return self._made - self._durability.refused
 
     # --- synthesize
 
@@ -80,28 +95,28 @@ class Reception:
         if request.key is not UNSET:
             content = content_digest(request, event.body)
             if known := self._ledger.with_key(client.key, request.key, context.now):
-                self._join(request, known, content, subscriber)
+                self._join(request, known, content, subscriber, client.key)
                 return
         self._check_open()
-        self._check_allowed(client, request)
+        self._check_allowed(event.client, request)
         self._check_speakable(request)
-        if self._dispatcher.quarantine:
+        durable = request.priority == "batch" if request.durable is UNSET else request.durable
+        if durable:
+            self._durability.check()
+        if self._fates.quarantine or durable:
             content = content or content_digest(request, event.body)
-            if deaths := self._dispatcher.quarantined(content):
+            if deaths := self._fates.deaths_of(content):
                 raise RequestError(ErrorCode.QUARANTINED, quarantine_message(deaths))
         audio_format: AudioFormat = request.resolved_format
         if request.format is UNSET and not request.stream:
             audio_format = settings.audio.default_format
             self._check_rate_of_default(request, audio_format)
-        # Last, because it takes a token of the client's rate.
-        self._check_room(client, request, event.body)
         sample_rate = None if request.sample_rate is UNSET else request.sample_rate
         if sample_rate is None and audio_format in STREAM_FORMATS:
             sample_rate = settings.audio.sample_rate
         deadline_s = settings.queue.default_deadline_s if request.deadline_s is UNSET else request.deadline_s
-        self.accepted += 1
         job = Job(
-            id=f"{self._boot}-{self.accepted}",
+            id=f"{self._boot}-{self._made + 1}",
             client=client,
             request=request,
             recording=event.body,
@@ -109,61 +124,106 @@ class Reception:
             format=audio_format,
             sample_rate=sample_rate,
             streams=request.stream and hears_all,
+            durable=durable,
+            output_path=self._output_path(request),
+            cloned=self._names_a_recording(request),
             accepted_at=context.now,
             created=round(context.wall, 3),
             deadline_at=context.now + deadline_s if deadline_s else None,
             subscribers=[subscriber],
         )
+        self._check_deadline(job, deadline_s)
+        # Last, because it takes a token of the client's rate.
+        self._admission.check(client, request, event.body)
+        self._made += 1
         self._ledger.add(job)
-        if job.deadline_at is not None:
-            context.timers.set(("deadline", job.id), job.deadline_at)
-        if hears_all:
-            self._say_accepted(job, subscriber)
-        context.log("debug", "job accepted", job=job.id, client=client.key, priority=request.priority)
+        if durable:
+            self._durability.add(job, subscriber)
+        else:
+            self._accept(job, [subscriber])
+
+    def _accept(self, job: Job, subscribers: list[Subscriber]) -> None:
+        """The job is in the queue from now on."""
+        context = self._context
+        self._dispatcher.take_up(job)
+        hearing = [subscriber for subscriber in subscribers if subscriber.all_events]
+        if hearing:
+            self._say_accepted(job, hearing)
+        context.log("debug", "job accepted", job=job.id, client=job.client.key, priority=job.request.priority)
         if context.watched:
-            context.publish("job.waiting", job=job.id, client=client.key, priority=request.priority)
-        self._queue.push(job)
+            context.publish("job.waiting", job=job.id, client=job.client.key, priority=job.request.priority)
         self._dispatcher.schedule()
         if job.state == "waiting":
-            # -1 until it has been told a position of its own by "accepted", which this was.
-            job.told_position = self._queue.ahead(request.priority) - 1
-            if ("positions", "") not in context.timers:
-                context.timers.set(("positions", ""), context.now + POSITIONS_EVERY_S)
+            self._announcer.waits()
 
-    def _say_accepted(self, job: Job, subscriber: Subscriber) -> None:
-        priority = job.request.priority
-        position = self._queue.ahead(priority)
-        wait = self._dispatcher.estimated_wait(self._queue.characters_ahead(priority))
+    def recovered(self, job: Job) -> None:
+        """A job of an earlier daemon goes on."""
+        job.cloned = self._names_a_recording(job.request)
+        job.output_path = self._output_path(job.request)
+        self._accept(job, [])
+
+    def on_journal_added(self, event: JournalAdded) -> None:
+        """A durable job is on disk, or can't be."""
+        added = self._durability.on_added(event)
+        if added is not None:
+            self._accept(*added)
+
+    def _output_path(self, request: requests.Synthesize) -> str:
+        return "" if request.output is UNSET else f"{self._outputs_folder}/{request.output}"
+
+    def _names_a_recording(self, request: requests.Synthesize) -> bool:
+        voice = self._context.settings.voices.default if request.voice is UNSET else request.voice
+        return request.prompt is UNSET and voice in self._voices and voice not in self._pool.own_voices
+
+    def _check_deadline(self, job: Job, deadline_s: float) -> None:
+        """Refuse a job at once that could not be done in time if it were started now."""
+        least_s = self._dispatcher.least_s(job)
+        if deadline_s and least_s > deadline_s:
+            raise RequestError(
+                ErrorCode.DEADLINE_EXCEEDED,
+                f"deadline_s: {deadline_s:g} s are not enough; so long a text takes {least_s:.1f} s at the least",
+            )
+
+    def _say_accepted(self, job: Job, subscribers: list[Subscriber]) -> None:
+        outlook = self._forecast.of(job)
+        free = not self._queue.paused and self._pool.free() is not None
+        wait_s = 0.0 if free and not outlook.position else outlook.wait_s
+        job.estimated_wait_s = wait_s
+        job.told_position = outlook.position
         event = events.Accepted(
-            id=subscriber.id,
+            id="",
             job=job.id,
-            position=position,
-            queue_size=len(self._queue) + 1,
-            estimated_wait_s=UNSET if wait is None else wait,
+            position=outlook.position,
+            queue_size=len(self._queue),
+            estimated_wait_s=UNSET if wait_s is None else wait_s,
         )
         warnings = []
-        waiting = position + (0 if self._pool.free() and not self._dispatcher.paused else 1)
+        waiting = outlook.position + (0 if free else 1)
         if waiting > self._context.settings.queue.warn_waiting:
-            warnings.append(f"the queue is long: {position} wait before this job")
-        if self._dispatcher.paused:
+            warnings.append(f"the queue is long: {outlook.position} wait before this job")
+        if self._queue.paused:
             warnings.append("the queue is paused by an operator: the job waits until it is resumed")
-        if priority == "batch" and job.request.durable is UNSET:
-            warnings.append("this daemon keeps no journal yet: the job is lost if the daemon ends before it is done")
         if warnings:
             event.warning = "; ".join(warnings)
-        self._context.send(subscriber.to, event)
+        for subscriber in subscribers:
+            self._context.send(subscriber.to, msgspec.structs.replace(event, id=subscriber.id))
 
-    def _join(self, request: requests.Synthesize, known: tuple[str, str], content: str, subscriber: Subscriber) -> None:
+    def _join(
+        self,
+        request: requests.Synthesize,
+        known: tuple[str, str],
+        content: str,
+        subscriber: Subscriber,
+        owner: str,
+    ) -> None:
         """The same key again: the same job, never a second synthesis."""
         id, first_content = known
         if content != first_content:
-            raise RequestError(
-                ErrorCode.BAD_REQUEST, f"key: it stands for job {id}, whose request was another; use a new key"
-            )
+            raise RequestError(ErrorCode.BAD_REQUEST, key_taken(id))
         if job := self._ledger.live.get(id):
             self._check_audience(job)
-            if subscriber.all_events:
-                position = self._queue.position(job)[0] if job.state == "waiting" else 0
+            if subscriber.all_events and not self._durability.hears_when_written(job, subscriber):
+                position = self._forecast.of(job).position if job in self._queue else 0
                 self._context.send(
                     subscriber.to,
                     events.Accepted(id=request.id, job=id, position=position, queue_size=len(self._queue)),
@@ -174,7 +234,7 @@ class Reception:
             self._context.send(
                 subscriber.to, events.Accepted(id=request.id, job=id, position=0, queue_size=len(self._queue))
             )
-        self._replay(id, subscriber)
+        self._replay(id, subscriber, owner)
 
     @staticmethod
     def _check_audience(job: Job) -> None:
@@ -188,8 +248,7 @@ class Reception:
     def _acting_for(self, client: Client, request: requests.Synthesize) -> Client:
         if request.on_behalf_of is UNSET:
             return client
-        gateways = self._context.settings.limits.gateways
-        if client.user not in gateways and client.key.removeprefix("uid:") not in gateways:
+        if not is_named(client, self._context.settings.limits.gateways):
             raise RequestError(ErrorCode.FORBIDDEN, f"on_behalf_of: user {client.user} is not one of [limits] gateways")
         return Client(key=f"{client.key}/{request.on_behalf_of}", user=client.user)
 
@@ -202,13 +261,9 @@ class Reception:
 
     def _check_allowed(self, client: Client, request: requests.Synthesize) -> None:
         users = getattr(self._context.settings.queue.classes, request.priority).users
-        if users and not client.operator and client.user not in users and client.key.removeprefix("uid:") not in users:
+        if users and not client.operator and not is_named(client, users):
             raise RequestError(
                 ErrorCode.FORBIDDEN, f"priority: user {client.user} may not use {request.priority} on this daemon"
-            )
-        if request.durable is True:
-            raise RequestError(
-                ErrorCode.BAD_REQUEST, "durable: this daemon keeps no journal yet; leave the key out, or send false"
             )
 
     def _check_speakable(self, request: requests.Synthesize) -> None:
@@ -221,31 +276,6 @@ class Reception:
             raise RequestError(
                 ErrorCode.OUTPUT_EXISTS, f"output: another job is about to write {request.output}; choose another name"
             )
-
-    def _check_room(self, client: Client, request: requests.Synthesize, body: bytes | memoryview | None) -> None:
-        context, settings = self._context, self._context.settings
-        retry_after_s = self._dispatcher.estimator.retry_after_s(self._pool.serving)
-
-        def full(message: str) -> RequestError:
-            return RequestError(ErrorCode.QUEUE_FULL, message, retry_after_s=retry_after_s)
-
-        if self._ledger.live_of_client.get(client.key, 0) >= settings.queue.max_per_client:
-            raise full(f"{settings.queue.max_per_client} jobs of yours are waiting or running; no more are taken")
-        batch = request.priority == "batch"
-        if batch:
-            waiting, limit = self._queue.length("batch"), settings.queue.max_waiting_batch
-        else:
-            waiting = self._queue.length("interactive") + self._queue.length("vip")
-            limit = settings.queue.max_waiting
-        starts_now = not self._dispatcher.paused and self._pool.free() is not None
-        if waiting >= limit and not starts_now:
-            raise full(f"the queue is full: {waiting} jobs wait")
-        if body is not None and self._ledger.recording_bytes + len(body) > settings.limits.recordings_mib << 20:
-            raise full(f"waiting jobs hold {settings.limits.recordings_mib} MiB of recordings; no more are taken")
-        after = (self._rate_batch if batch else self._rate).take(client.key, context.now)
-        if after is not None:
-            rate = settings.limits.rate_batch if batch else settings.limits.rate
-            raise RequestError(ErrorCode.RATE_LIMITED, f"more than {rate} jobs of yours", retry_after_s=after)
 
     @staticmethod
     def _check_rate_of_default(request: requests.Synthesize, audio_format: AudioFormat) -> None:
@@ -322,10 +352,10 @@ class Reception:
                 "max_waiting": settings.queue.max_waiting,
                 "max_waiting_batch": settings.queue.max_waiting_batch,
                 "max_per_client": settings.queue.max_per_client,
-                "durable": False,
+                "durable": not self._durability.problem,
             },
             options=engine_options.schema(name),
-            ready=self._pool.serving > 0 and not self.closed and not self._dispatcher.paused,
+            ready=self._pool.serving > 0 and not self.closed and not self._queue.paused,
         )
         self._context.send(event.to, answer)
 
@@ -335,18 +365,19 @@ class Reception:
 
     def cancel(self, to: ReplyTo, request: requests.Cancel, client: Client | None) -> None:
         """End a job; ``client`` is None for an operator, who may end anybody's."""
-        job = self._own(to, request.id, request.job, client)
+        job = self._own(to, request, client)
         if job is None:
             return
         if job.live:
             who = "an operator" if client is None else "its client"
-            self._dispatcher.fail(job, ErrorCode.CANCELLED, f"cancelled by {who}")
+            self._endings.fail(job, ErrorCode.CANCELLED, f"cancelled by {who}")
             self._dispatcher.schedule()
-        self._context.send(to, events.Result(id=request.id, values={"state": job.state, "job": job.id}))
+        state = job.ending.state if job.ending is not None else job.state
+        self._context.send(to, events.Result(id=request.id, values={"state": state, "job": job.id}))
 
     def job(self, to: ReplyTo, request: requests.GetJob, client: Client | None) -> None:
         """Say how a job stands."""
-        job = self._own(to, request.id, request.job, client)
+        job = self._own(to, request, client)
         if job is not None:
             info = self._describe(job, with_client=client is None)
             self._context.send(to, events.JobAnswer(id=request.id, **msgspec.structs.asdict(info)))
@@ -370,19 +401,18 @@ class Reception:
         if job.state == "waiting":
             # Counting is worth it for one job; in a list the position last told is near enough.
             position = max(0, job.told_position)
-            if exact:
-                position, characters = self._queue.position(job)
-                wait = self._dispatcher.estimated_wait(characters)
+            if exact and job in self._queue:
+                position, wait = self._forecast.of(job)
         return job.describe(position, wait, with_client=with_client)
 
     def wait(self, event: Requested, request: requests.Wait) -> None:
         """Tell the rest of a job's events under the id of this request."""
-        job = self._own(event.to, request.id, request.job, event.client)
+        job = self._own(event.to, request, event.client)
         if job is None:
             return
         subscriber = Subscriber(event.to, request.id, request.events == "all" and not event.to.envelope)
         if not job.live:
-            self._replay(job.id, subscriber)
+            self._replay(job.id, subscriber, event.client.key)
             return
         try:
             self._check_audience(job)
@@ -391,26 +421,34 @@ class Reception:
         else:
             self._ledger.subscribe(job, subscriber)
 
-    def _replay(self, id: str, subscriber: Subscriber) -> None:
+    def _replay(self, id: str, subscriber: Subscriber, owner: str) -> None:
         """The last event of a job that has ended, with its result as long as that is kept."""
         ended = self._ledger.ended(id)
-        if ended is None or ended.body_dropped:
-            keep = self._context.settings.queue
-            self._context.refuse(
-                subscriber.to,
-                subscriber.id,
-                ErrorCode.JOB_NOT_FOUND,
-                f"job {id} has ended, and its result is not kept any more: results are kept for "
-                f"{keep.keep_results_s:g} s, {keep.keep_results_mib} MiB of them in all",
-            )
+        if ended is not None and not ended.body_dropped:
+            self._endings.send(subscriber.to, subscriber.id, ended.ending)
             return
-        event = msgspec.structs.replace(ended.event, id=subscriber.id)
-        self._context.send(subscriber.to, event, ended.body)
+        if ended is None and self._durability.find(subscriber.to, subscriber.wait_for(id), owner):
+            return
+        keep = self._context.settings.queue
+        self._context.refuse(
+            subscriber.to,
+            subscriber.id,
+            ErrorCode.JOB_NOT_FOUND,
+            f"job {id} has ended, and its result is not kept any more: results are kept for "
+            f"{keep.keep_results_s:g} s, {keep.keep_results_mib} MiB of them in all",
+        )
 
-    def _own(self, to: ReplyTo, id: str, job_id: str, client: Client | None) -> Job | None:
-        """The job, if this client may know of it; the answer is the same for no job and for somebody else's."""
-        job = self._ledger.find(job_id)
-        if job is None or (client is not None and job.client.key.split("/")[0] != client.key):
-            self._context.refuse(to, id, ErrorCode.JOB_NOT_FOUND, f"job: there is no job {job_id!r} of yours")
-            return None
-        return job
+    def _own(
+        self, to: ReplyTo, request: requests.Cancel | requests.GetJob | requests.Wait, client: Client | None
+    ) -> Job | None:
+        """The job, if this client may know of it; the answer is the same for no job and for somebody else's.
+
+        One that is not in memory is looked up in the journal, and answered from there.
+        """
+        job = self._ledger.find(request.job)
+        if job is not None and (client is None or job.client.key.split("/")[0] == client.key):
+            return job
+        if job is not None or not self._durability.find(to, request, client.key if client else None):
+            message = f"job: there is no job {request.job!r} of yours"
+            self._context.refuse(to, request.id, ErrorCode.JOB_NOT_FOUND, message)
+        return None

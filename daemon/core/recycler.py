@@ -58,7 +58,8 @@ class Recycler:
         if recycle.max_jobs and worker.jobs_done >= recycle.max_jobs and worker.leaving is None:
             self.recycle(worker, Cause.RECYCLED, f"spoke {worker.jobs_done} jobs, max_jobs is {recycle.max_jobs}")
         memory, now = worker.memory, self._context.now
-        if memory is None:
+        # What a job that is put aside holds is no floor.
+        if memory is None or worker.aside:
             return
         last = worker.floor_memory
         if last is not None and now - worker.floor_at < _FLOOR_EVERY_S:

@@ -82,8 +82,11 @@ class Worker(Struct, kw_only=True):
     pid: int | None = None
     ready: Ready | None = None
     #: Ids of the jobs that the process has, in the order in which it takes them on; those included that were cancelled
-    #: and are not given back yet. The first ``slots`` are begun, any others lie ready in it.
+    #: and are not given back yet. Of those that are not put aside the first ``slots`` are begun, any others lie ready.
     jobs: list[str] = []
+    #: Those of them that are put aside, the last one last, and the one that is to be at its next border.
+    aside: list[str] = []
+    to_suspend: str = ""
     #: When each begun job was last seen to move, and how far it was then.
     moved: dict[str, tuple[float, int]] = {}
     #: Why the process is about to end, when we know before it does.
@@ -145,9 +148,19 @@ class Worker(Struct, kw_only=True):
         return self.ready.slots if self.ready else 1
 
     @property
+    def at_hand(self) -> Sequence[str]:
+        """Its jobs but for those that are put aside."""
+        return [id for id in self.jobs if id not in self.aside] if self.aside else self.jobs
+
+    @property
     def begun(self) -> Sequence[str]:
         """The jobs that it works on."""
-        return self.jobs[: self.slots]
+        return self.at_hand[: self.slots]
+
+    @property
+    def open(self) -> bool:
+        """Whether it has put a job aside, and has a slot to go on with that or with another."""
+        return bool(self.aside) and len(self.jobs) - len(self.aside) < self.slots
 
     @property
     def fresh(self) -> bool:
@@ -171,12 +184,17 @@ class Worker(Struct, kw_only=True):
         """Whether it can speak, now or after its present job."""
         return self.state in SERVING
 
+    def give_up_jobs(self) -> list[str]:
+        """Nothing comes of its jobs any more; returns them."""
+        jobs, self.jobs = self.jobs, []
+        self.moved, self.aside, self.to_suspend = {}, [], ""
+        return jobs
+
     def clear_process(self) -> None:
         """Nothing of its last process holds for the next."""
         self.pid = self.ready = self.doom = self.leaving = self.memory = None
         self.leaves_at_once = self.trimmed = self.stuck = False
-        self.jobs = []
-        self.moved = {}
+        self.give_up_jobs()
         self.busy_vram = []
         self.kills = self.jobs_taken = self.jobs_done = 0
         self.sampled_jobs = -1

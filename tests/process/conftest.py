@@ -182,6 +182,17 @@ class Daemon:
                 raise AssertionError(f"not within {patience_s} s: {what}; the daemon's log:\n{self.log()[-4000:]}")
             time.sleep(0.01)
 
+    def control_is_open(self) -> bool:
+        """Whether the daemon answers operators."""
+        if not Path(self.control_endpoint.removeprefix("ipc://")).exists():
+            return False
+        with contextlib.closing(Peer(self.control_endpoint)) as peer:
+            id = peer.send("ping")
+            try:
+                return peer.next(id, 1.0)[0]["event"] == "pong"
+            except AssertionError:
+                return False
+
     def stop(self) -> None:
         """End it by SIGTERM, as a service manager does; nothing of it may be left."""
         if self.process.poll() is None:

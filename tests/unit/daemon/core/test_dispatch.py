@@ -316,12 +316,13 @@ def test_a_wait_is_estimated_from_what_is_before_the_job(world: Any) -> None:
     world.finish(world.job(world.request(text="x" * 100)), synthesis_s=10.0)
     idle = world.request(text="x" * 100)
     assert world.told(idle)[0].estimated_wait_s == 0.0
+    world.pass_time(4.0)
     second, third = world.request(text="x" * 50), world.request(text="x" * 50)
-    # Half of what is being spoken, then the text of those before.
-    assert world.told(second)[0].estimated_wait_s == 5.0
-    assert world.told(third)[0].estimated_wait_s == 10.0
+    # The rest of what is being spoken, then the text of those before.
+    assert world.told(second)[0].estimated_wait_s == 6.0
+    assert world.told(third)[0].estimated_wait_s == 11.0
     ask = world.request(requests.GetJob(id="", v=1, job=world.job(second)))
-    assert (world.last(ask).position, world.last(ask).estimated_wait_s) == (0, 5.0)
+    assert (world.last(ask).position, world.last(ask).estimated_wait_s) == (0, 6.0)
 
 
 def _brief(make_world: Make) -> Any:

@@ -1,0 +1,143 @@
+"""The end of a job: told to everybody who waits for it, once, and of a durable one not before the end is on disk."""
+
+from __future__ import annotations
+
+import msgspec
+
+from glmtts.protocol import events
+from glmtts.protocol.errors import ErrorCode
+from glmtts.protocol.worker import CancelJob
+
+from .context import Context
+from .effects import JournalEnd, SendStored, SettleOutput, Tell
+from .inputs import JournalEnded, ReplyTo
+from .jobs import Ending, Job
+from .ledger import KEY_HOLDS_S, Ledger
+from .pool import Pool
+from .queue import WaitingQueue
+
+#: What those are told who wait for a durable job when the daemon ends.
+_GOES_ON = "the daemon stops; the job is durable and goes on when it is started again: ask for it with 'wait'"
+
+
+class Endings:
+    """Ends jobs, and keeps their ends for a while for whoever asks again."""
+
+    def __init__(self, context: Context, ledger: Ledger, queue: WaitingQueue, pool: Pool) -> None:
+        self._context = context
+        self._ledger = ledger
+        self._queue = queue
+        self._pool = pool
+        #: Ended jobs by how they ended: ``done``, or the code of their error.
+        self.outcomes: dict[str, int] = {}
+        #: Durable jobs that were left for the next daemon.
+        self.left = 0
+
+    def fail(self, job: Job, code: ErrorCode, message: str, *, retry_after_s: float | None = None) -> None:
+        """End a live job with an error, if it is not ending already; a worker that has it is told to leave it."""
+        if job.ending is None:
+            self._withdraw(job)
+            self.fail_withdrawn(job, code, message, retry_after_s=retry_after_s)
+
+    def _withdraw(self, job: Job) -> None:
+        """The job waits no more, and nobody works on it."""
+        if job in self._queue:
+            self._queue.remove(job)
+        elif (worker := self._pool.workers.get(job.worker or "")) is not None and job.id in worker.jobs:
+            self._context.effects.append(Tell(worker.spawn, CancelJob(job=job.id)))
+
+    def fail_withdrawn(self, job: Job, code: ErrorCode, message: str, *, retry_after_s: float | None = None) -> None:
+        """End a live job that is in no queue and on no worker."""
+        job.code, job.message = code.value, message
+        event = events.Error.of("", code, message, job=job.id, retry_after_s=retry_after_s)
+        self._context.log(
+            "info" if code is ErrorCode.CANCELLED else "warning",
+            "job ended in an error",
+            job=job.id,
+            client=job.client.key,
+            code=code.value,
+            reason=message,
+        )
+        self.end(job, Ending("cancelled" if code is ErrorCode.CANCELLED else "failed", event))
+
+    def fail_waiting(self, code: ErrorCode, message: str, *, retry_after_s: float | None = None) -> None:
+        """End all that wait, but for durable ones: these can wait for better times."""
+        for job in list(self._queue):
+            if not job.durable:
+                self.fail(job, code, message, retry_after_s=retry_after_s)
+
+    def end(self, job: Job, ending: Ending) -> None:
+        """A job has ended, and is in no queue and on no worker any more."""
+        context = self._context
+        self._settle_account(job)
+        job.ending = ending
+        context.timers.cancel(("deadline", job.id))
+        if not job.durable:
+            self._tell(job, ending)
+            return
+        keep = context.settings.queue
+        keep_s = max(keep.keep_durable_s, KEY_HOLDS_S) if job.request.key is not msgspec.UNSET else keep.keep_durable_s
+        context.effects.append(
+            JournalEnd(
+                job=job.id,
+                state=ending.state,
+                event=ending.event,
+                result=ending.result,
+                expires_at=context.wall + keep_s,
+                keep_bytes=keep.keep_durable_mib << 20,
+            )
+        )
+
+    def _settle_account(self, job: Job) -> None:
+        """Its client is charged for the time that it really took."""
+        job.stop(self._context.now)
+        self._queue.settle(job)
+
+    def on_written(self, event: JournalEnded) -> None:
+        """The end of a durable job is on disk; or it can't be yet, and nobody is kept waiting for that."""
+        job = self._ledger.live.get(event.job)
+        if job is not None and job.ending is not None:
+            self._tell(job, job.ending)
+
+    def _tell(self, job: Job, ending: Ending) -> None:
+        context = self._context
+        job.enter(ending.state)
+        job.ended_at = context.now
+        outcome = ending.event.code if isinstance(ending.event, events.Error) else "done"
+        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+        for subscriber in job.subscribers:
+            self.send(subscriber.to, subscriber.id, ending)
+        if context.watched:
+            context.publish(f"job.{ending.state}", job=job.id, outcome=outcome, worker=job.worker)
+        if job.output_path and job.attempts:
+            context.effects.append(SettleOutput(job.id, job.output_path, wanted=ending.state == "done"))
+        keep = context.settings.queue
+        self._ledger.end(job, ending, context.now + keep.keep_results_s)
+        if self._ledger.result_bytes > keep.keep_results_mib << 20 or ("expire", "") not in context.timers:
+            self.expire()
+
+    def send(self, to: ReplyTo, id: str, ending: Ending) -> None:
+        """Tell somebody how a job ended, with its audio if it has any."""
+        event = msgspec.structs.replace(ending.event, id=id)
+        if ending.result and isinstance(event, events.Done):
+            self._context.effects.append(SendStored(to, event, ending.result))
+        else:
+            self._context.send(to, event, ending.body)
+
+    def leave(self, job: Job) -> None:
+        """A durable job is left to the next daemon; who waits for it is told so."""
+        self._withdraw(job)
+        self._settle_account(job)
+        self._context.timers.cancel(("deadline", job.id))
+        for subscriber in job.subscribers:
+            error = events.Error.of(subscriber.id, ErrorCode.SHUTTING_DOWN, _GOES_ON, job=job.id)
+            self._context.send(subscriber.to, error)
+        self.left += 1
+        self._ledger.drop(job)
+
+    def expire(self) -> None:
+        """Forget what was kept for long enough."""
+        again = self._ledger.expire(self._context.now, self._context.settings.queue.keep_results_mib << 20)
+        if again is not None:
+            # Not at every expiry by itself: a busy daemon would do nothing else.
+            self._context.timers.set(("expire", ""), max(again, self._context.now + 1.0))

@@ -1,0 +1,184 @@
+"""Fair shares of time among flows (classes, or the clients of a class), whoever asks for how much.
+
+Start-time fair queueing: every flow has a tag, the virtual time at which its next piece of work may begin; the
+smallest goes first, and what a flow is served moves its tag on by that time over its weight. Between two flows that
+both have work waiting, the time served per weight never differs by more than their longest pieces; a flow that comes
+anew starts at the present, so it neither waits for a round of the others nor has credit from the time when it asked
+for nothing. Method and bounds: P. Goyal, H. Vin, H. Cheng, "Start-time Fair Queuing", SIGCOMM 1996. Every operation
+takes time by the logarithm of the number of flows."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection, Iterator, Mapping
+
+#: Tags of flows that have nothing waiting are kept as long as they say anything; they are looked through when there are
+#: this many, and then whenever there are twice as many as were kept.
+_FORGET_FROM = 64
+#: How fast the present moves on at least, as a part of what those move on who always wait.
+_PACE = 0.5
+#: Entries of flows that have been served since are cleared away when there are more of them than of others, and more
+#: than this.
+_STALE = 64
+
+
+class FairShare:
+    """Whose turn it is. ``ranks`` orders flows whose tags are the same; without, who waits for longer goes first."""
+
+    def __init__(self, ranks: Mapping[str, int] | None = None) -> None:
+        #: The present: the tag of the flow that was served last, or later.
+        self.virtual = 0.0
+        self._ranks = ranks or {}
+        self._weights: dict[str, float] = {}
+        #: When each flow's next piece may begin, if it has any: ahead of ``virtual`` where it has had more than others.
+        self._after: dict[str, float] = {}
+        #: Flows that have work waiting, with the tag and the place among equal ones.
+        self._waiting: dict[str, tuple[float, int]] = {}
+        self._heap: list[tuple[float, int, str]] = []
+        self._order = 0
+        self._forget_at = _FORGET_FROM
+        #: No flow that was forgotten had been served beyond this.
+        self._forgotten = 0.0
+
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Share out by these weights from now on; a flow without one has 1."""
+        self._weights = dict(weights)
+
+    def weight(self, flow: str) -> float:
+        """The flow's weight."""
+        return self._weights.get(flow, 1.0)
+
+    def __contains__(self, flow: object) -> bool:
+        return flow in self._waiting
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def wake(self, flow: str) -> None:
+        """The flow has work waiting now; nothing happens if it had."""
+        if flow not in self._waiting:
+            self._wait(flow, max(self.virtual, self._after.get(flow, 0.0)))
+
+    def sleep(self, flow: str) -> None:
+        """The flow has no work waiting any more, though it was not served."""
+        self._waiting.pop(flow, None)
+
+    def next(self, without: Collection[str] = ()) -> str | None:
+        """The flow whose turn it is; None if no flow has work waiting, but for those ``without``."""
+        if without:
+            rest = [(*place, flow) for flow, place in self._waiting.items() if flow not in without]
+            return min(rest)[2] if rest else None
+        while self._heap:
+            start, order, flow = self._heap[0]
+            if self._waiting.get(flow) == (start, order):
+                return flow
+            heapq.heappop(self._heap)
+        return None
+
+    def serve(self, flow: str, seconds: float, *, more: bool) -> None:
+        """A waiting flow is given so much time, in its turn or not; ``more``: it has more work waiting."""
+        first = self.next()
+        start, _ = self._waiting.pop(flow)
+        # Out of its turn: those that come anew meanwhile are not to be behind those who waited.
+        self.virtual = max(self.virtual, start if first is None or first == flow else self._waiting[first][0])
+        self._after[flow] = start + seconds / self.weight(flow)
+        if more:
+            self._wait(flow, self._after[flow])
+        if len(self._after) > self._forget_at:
+            self._after = {f: tag for f, tag in self._after.items() if tag > self.virtual or f in self._waiting}
+            self._forget_at = max(_FORGET_FROM, 2 * len(self._after))
+            self._forgotten = self.virtual
+
+    def charge(self, flow: str, seconds: float) -> None:
+        """The flow has had so much more than it was charged for, or less (below 0)."""
+        amount = seconds / self.weight(flow)
+        if amount > 0.0 or flow in self._after:
+            self._after[flow] = self._after.get(flow, self.virtual) + amount
+        if flow in self._waiting:
+            self._wait(flow, self._waiting[flow][0] + amount)
+
+    def elapse(self, seconds: float) -> None:
+        """One of the flows has been served for so long: the present moves on, if slower than those who always wait.
+
+        Without that it would stand still while ever new flows come, each to be served once, and who had been served
+        before would wait for ever.
+        """
+        if self._waiting:
+            self.virtual += _PACE * seconds / len(self._waiting)
+
+    def tag(self, flow: str) -> float:
+        """When the flow's next piece may begin, in virtual time."""
+        if flow in self._waiting:
+            return self._waiting[flow][0]
+        return max(self.virtual, self._after.get(flow, 0.0))
+
+    def had(self, flow: str) -> float:
+        """The virtual time up to which the flow has been served: a tag that does not move on while it is put off."""
+        return self._after.get(flow, self._forgotten)
+
+    def rest(self) -> None:
+        """Nobody waits, and nothing is being worked on: who had more than others owes them nothing any more."""
+        if self._after:
+            self.virtual = max(self.virtual, *self._after.values())
+            self._after.clear()
+            self._forgotten = self.virtual
+        self._heap.clear()
+
+    def turns(self) -> Turns:
+        """In what turns the flows will be served from now on; this stays as it is."""
+        return Turns(self._heap.copy(), self._waiting, self._order, self._weights, self._ranks)
+
+    def tags(self) -> Iterator[tuple[str, float]]:
+        """Every flow that has work waiting, and its tag."""
+        return ((flow, place[0]) for flow, place in self._waiting.items())
+
+    def _wait(self, flow: str, start: float) -> None:
+        self._order += 1
+        place = (start, self._ranks.get(flow, self._order))
+        self._waiting[flow] = place
+        heapq.heappush(self._heap, (*place, flow))
+        if len(self._heap) > _STALE + 2 * len(self._waiting):
+            self._heap = [(*place, flow) for flow, place in self._waiting.items()]
+            heapq.heapify(self._heap)
+
+
+class Turns:
+    """Looks ahead: what :class:`FairShare` would do if it were served so, and nothing came or went."""
+
+    def __init__(
+        self,
+        heap: list[tuple[float, int, str]],
+        waiting: Mapping[str, tuple[float, int]],
+        order: int,
+        weights: Mapping[str, float],
+        ranks: Mapping[str, int],
+    ) -> None:
+        self._heap = heap
+        self._waiting = waiting
+        self._served: dict[str, tuple[float, int]] = {}
+        self._order = order
+        self._weights = weights
+        self._ranks = ranks
+
+    def next(self) -> str | None:
+        """The flow whose turn it is."""
+        while self._heap:
+            start, order, flow = self._heap[0]
+            if self._served.get(flow, self._waiting.get(flow)) == (start, order):
+                return flow
+            heapq.heappop(self._heap)
+        return None
+
+    def serve(self, seconds: float) -> None:
+        """The flow whose turn it is is given so much time."""
+        start, _, flow = self._heap[0]
+        self._order += 1
+        place = self._served[flow] = (
+            start + seconds / self._weights.get(flow, 1.0),
+            self._ranks.get(flow, self._order),
+        )
+        heapq.heapreplace(self._heap, (*place, flow))
+
+    def leave(self) -> None:
+        """The flow whose turn it is has no more."""
+        heapq.heappop(self._heap)

@@ -1,0 +1,142 @@
+"""When a waiting job will be started: from what the workers have left to do, and what goes before it."""
+
+from __future__ import annotations
+
+import heapq
+from typing import NamedTuple
+
+from .context import Context
+from .estimate import Estimator
+from .jobs import Job
+from .ledger import Ledger
+from .pool import Pool
+from .queue import WaitingQueue
+from .workers import Worker
+
+#: Up to so many waiting jobs are gone through one by one, so that positions are exact where somebody looks.
+_WALKED = 64
+#: A job that takes longer than was expected has still this part of that to go: nobody knows.
+_NEVER_DONE = 0.1
+#: So many jobs are placed one by one on the workers; of more the bulk is spread evenly first.
+_PLACED = 64
+
+
+class Outlook(NamedTuple):
+    """How many jobs go before one, and in how many seconds it will be started; None if nobody can say."""
+
+    position: int
+    wait_s: float | None
+
+
+class Forecast:
+    """Looks ahead."""
+
+    def __init__(self, context: Context, ledger: Ledger, queue: WaitingQueue, pool: Pool, estimator: Estimator) -> None:
+        self._context = context
+        self._ledger = ledger
+        self._queue = queue
+        self._pool = pool
+        self._estimator = estimator
+
+    # --- one job
+
+    def left_s(self, job: Job) -> float:
+        """Seconds of work that are left of a job that was begun."""
+        done_s = job.active_s(self._context.now)
+        expected_s = job.cost_s
+        if job.segment > 1 and job.segments > job.segment:
+            # Two segments tell more than what others took.
+            expected_s = job.border_s / job.segment * job.segments
+        return max(expected_s - done_s, _NEVER_DONE * expected_s)
+
+    def border_s(self, job: Job) -> float:
+        """Seconds until a job that was begun reaches the next place at which it can be put aside."""
+        done_s = job.active_s(self._context.now)
+        if job.segments > 1:
+            segment_s = job.border_s / job.segment if job.segment else job.cost_s / job.segments
+            return min(max(segment_s - (done_s - job.border_s), _NEVER_DONE * segment_s), self.left_s(job))
+        return self.left_s(job)
+
+    # --- those who wait
+
+    def of(self, job: Job) -> Outlook:
+        """Where a job stands that waits."""
+        if len(self._queue) <= _WALKED:
+            view = self.view()
+            for position, other in enumerate(self._queue.in_order()):
+                if other is job:
+                    return Outlook(position, view.starts_in_s(job))
+                view.place(other)
+            return Outlook(0, None)
+        position, work_s = self._queue.ahead_of(job)
+        return Outlook(position, self.view().starts_behind_s(job, position, work_s))
+
+    def next_start_s(self) -> float | None:
+        """Seconds until the next job is started, and leaves its place in the queue."""
+        view = self.view()
+        first = next(self._queue.in_order(), None)
+        return view.starts_in_s(first) if first is not None else None
+
+    def view(self) -> View:
+        """What the workers have left to do, now; jobs are then placed behind it."""
+        urgent: list[float] = []
+        patient: list[float] = []
+        if self._estimator.trained and not self._queue.paused:
+            for worker in self._pool.workers.values():
+                if worker.serving and not worker.leaving:
+                    urgent.append(self._free_in_s(worker, urgent=True))
+                    patient.append(self._free_in_s(worker, urgent=False))
+        # Of several workers some take no batch jobs: the ones that are free last, as far as batch jobs can tell.
+        batch = len(patient) - self._pool.kept_free(len(patient))
+        return View(urgent, sorted(patient)[:batch])
+
+    def _free_in_s(self, worker: Worker, *, urgent: bool) -> float:
+        """Seconds until a worker takes an urgent job, or any: the former need not wait for batch jobs to end."""
+        live, total_s = self._ledger.live, 0.0
+        preempt = urgent and self._context.settings.queue.preempt
+        for id in worker.jobs:
+            job = live.get(id)
+            if job is None:
+                continue
+            gives_way = preempt and job.request.priority == "batch"
+            if not job.suspended:
+                total_s += self.border_s(job) if gives_way else self.left_s(job)
+            elif not gives_way:
+                total_s += self.left_s(job)
+        return total_s / worker.slots
+
+
+class View:
+    """The workers by when they are free, for jobs that may and may not interrupt batch jobs."""
+
+    def __init__(self, urgent: list[float], patient: list[float]) -> None:
+        self._urgent = urgent
+        self._patient = patient
+        heapq.heapify(urgent)
+        heapq.heapify(patient)
+
+    def _workers(self, job: Job) -> list[float]:
+        return self._patient if job.request.priority == "batch" else self._urgent
+
+    def starts_in_s(self, job: Job) -> float | None:
+        """Seconds until a job is started that comes behind all that were placed."""
+        workers = self._workers(job)
+        return round(workers[0], 3) if workers else None
+
+    def place(self, job: Job) -> None:
+        """The job is the next that is started."""
+        # What a batch job takes is no obstacle to those who need not wait for it to end.
+        for workers in (self._patient,) if job.request.priority == "batch" else (self._urgent, self._patient):
+            if workers:
+                heapq.heapreplace(workers, workers[0] + job.cost_s)
+
+    def starts_behind_s(self, job: Job, count: int, work_s: float) -> float | None:
+        """Seconds until a job is started before which ``count`` others come, with so much work in all."""
+        workers = list(self._workers(job))
+        if not workers:
+            return None
+        one_s = work_s / max(1, count)
+        bulk = max(0, count - _PLACED) // len(workers)
+        for _ in range(count - bulk * len(workers)):
+            heapq.heapreplace(workers, workers[0] + one_s)
+        return round(workers[0] + bulk * one_s, 3)

@@ -1,0 +1,79 @@
+"""Which job is put aside at its next segment border for one that waits, and when it goes on.
+
+A class is served by its weight also while one of its jobs is aside: charged is what was spoken of it, so a batch job
+goes on as soon as the others have had their share, at least for one segment, and at once when nobody else waits."""
+
+from __future__ import annotations
+
+from .context import Context
+from .forecast import Forecast
+from .jobs import Job
+from .ledger import Ledger
+from .pool import Pool
+from .queue import WaitingQueue
+from .workers import Worker, WorkerState
+
+#: Jobs that one worker may have put aside: each holds memory, and the first of them waits for all.
+MAX_ASIDE = 3
+
+
+class Preemption:
+    """Decides it."""
+
+    def __init__(self, context: Context, ledger: Ledger, queue: WaitingQueue, pool: Pool, forecast: Forecast) -> None:
+        self._context = context
+        self._ledger = ledger
+        self._queue = queue
+        self._pool = pool
+        self._forecast = forecast
+
+    def look(self, waiting: Job | None) -> None:
+        """A job waits, and no worker is free for it: have one put its job aside, if that may be."""
+        if waiting is None or not self._context.settings.queue.preempt:
+            return
+        asked = sum(bool(worker.to_suspend) for worker in self._pool.workers.values())
+        if asked >= self._queue.length(waiting.request.priority):
+            return
+        found: tuple[Worker, Job] | None = None
+        most = (0, 0.0)
+        for worker in self._pool.workers.values():
+            job = self._could_yield(worker)
+            if job is None or not self.goes_before(waiting, job):
+                continue
+            # The lowest class first, and in it the job that has the longest way to go.
+            rank = (1 if job.request.priority == "batch" else 0, self._forecast.left_s(job))
+            if rank > most:
+                found, most = (worker, job), rank
+        if found is not None:
+            worker, job = found
+            self._pool.suspend(worker, job.id)
+
+    def _could_yield(self, worker: Worker) -> Job | None:
+        """The job that a worker could put aside."""
+        if worker.state is not WorkerState.BUSY or worker.slots > 1 or worker.leaving or worker.to_suspend:
+            return None
+        if len(worker.aside) >= MAX_ASIDE or len(worker.at_hand) != 1:
+            return None
+        job = self._ledger.live.get(worker.at_hand[0])
+        if job is None or job.ending is not None or not job.begun:
+            return None
+        # In its last segment it is done as soon as it could be put aside.
+        last = job.segments > 0 and job.segment >= job.segments - 1
+        # Who hears a stream now does not want a gap in it.
+        heard = job.streams and job.request.priority != "batch"
+        return None if last or heard else job
+
+    def goes_before(self, waiting: Job, begun: Job) -> bool:
+        """Whether a waiting job comes before the rest of one that is being spoken, or is put aside."""
+        unspoken_s = begun.charged_s - begun.active_s(self._context.now)
+        return self._queue.goes_before(waiting, begun, self._forecast.left_s(begun), unspoken_s=unspoken_s)
+
+    def put_aside(self, job: Job) -> None:
+        """A job stands still from now on: charged is what was spoken of it."""
+        job.stop(self._context.now)
+        job.suspended = True
+        self._queue.charge(job, job.earlier_s - job.charged_s)
+
+    def resumed(self, job: Job) -> None:
+        """A job goes on: the rest of it is charged for."""
+        self._queue.charge(job, self._forecast.left_s(job))
