@@ -12,6 +12,7 @@ import os
 import sqlite3
 import struct
 from pathlib import Path
+from urllib.parse import quote
 
 from .journal_problems import JournalError, damaged, told
 from .outputs import sync_folder
@@ -71,8 +72,10 @@ def hold(lock: Path) -> int:
     except OSError:
         os.close(fd)
         raise
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    # A help for whoever finds it locked: on a full disk it goes without.
+    with contextlib.suppress(OSError):
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
 
 
@@ -131,8 +134,9 @@ def _prepare(file: Path) -> bool:
 
 
 def _connect(file: Path, mode: str, busy_s: float) -> sqlite3.Connection:
+    uri = f"file:{quote(os.fsencode(file.absolute()))}?mode={mode}"
     # Transactions are begun and ended by name; python's own are in the way.
-    return sqlite3.connect(f"{file.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=busy_s)
+    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=busy_s)
 
 
 def _check(reader: sqlite3.Connection, file: Path) -> None:
@@ -202,18 +206,22 @@ def log_problem(log: Path) -> str:
         if order is None or version != _LOG_VERSION or sums != header[6:]:
             return f"{log.name} does not begin like a write-ahead log"
         frame_bytes = _FRAME_HEADER.size + page_bytes
-        valid, lost = True, 0
+        frames = []
         for at in range(_LOG_HEADER.size, len(data) - frame_bytes + 1, frame_bytes):
             _, commits, *rest = _FRAME_HEADER.unpack_from(data, at)
             if rest[:2] != salts:
                 break  # from here on it is what an earlier use of the log has left
-            if valid:
-                body = at + _FRAME_HEADER.size
-                sums = _checksum(data[at : at + 8] + data[body : body + page_bytes], order, sums)
-                valid = sums == tuple(rest[2:])
-            if not valid and commits:
-                lost += 1
-        return f"{log.name} is wrong in the middle, and {lost} transactions come behind that" if lost > 1 else ""
+            frames.append((at, bool(commits), tuple(rest[2:])))
+        ahead = sum(commits for _, commits, _ in frames)
+        for at, commits, expected in frames:
+            if ahead < 2:
+                break  # whatever is wrong from here on, nobody was told that it is on disk
+            body = at + _FRAME_HEADER.size
+            sums = _checksum(data[at : at + 8] + data[body : body + page_bytes], order, sums)
+            if sums != expected:
+                return f"{log.name} is wrong in the middle, and {ahead} transactions come there and behind"
+            ahead -= commits
+        return ""
 
 
 def _checksum(data: bytes, order: str, sums: tuple[int, int]) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 #: Free bytes below which an error of the disk is taken for a full one.
 _FULL_BYTES = 64 * 1024
-_MEANS = "Durable jobs are refused until then; other speech goes on"
+_MEANS = "Durable jobs are refused meanwhile; other speech goes on"
 _AGAIN = "It is tried again every few seconds, without a restart."
 
 
@@ -23,9 +23,14 @@ class JournalError(Exception):
         self.damaged = damaged
 
 
+def shown(text: str | Path) -> str:
+    """A path, or what has one in it, as text that can be sent: a name of a file may be any bytes."""
+    return str(text).encode("utf-8", "backslashreplace").decode()
+
+
 def told(file: Path, what: str, do: str) -> str:
     """The words for one kind of problem."""
-    return f"{file}: {what}. {_MEANS}. {do} {_AGAIN}"
+    return shown(f"{file}: {what}. {_MEANS}. {do} {_AGAIN}")
 
 
 def damaged(file: Path, what: str) -> JournalError:
@@ -54,7 +59,8 @@ def explain(error: Exception, file: Path) -> str:
     if isinstance(error, JournalError):
         return str(error)
     if isinstance(error, OSError):
-        return _of_errno(error.errno or 0, error.strerror or str(error), file)
+        place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else file
+        return _of_errno(error.errno or 0, error.strerror or str(error), place)
     code = _code(error)
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return str(damaged(file, str(error)))
@@ -99,7 +105,7 @@ _WORDS: dict[int, tuple[str, str]] = {
     errno.EDQUOT: ("the disk quota of the daemon's user is used up", "Raise it, or free some space in {folder}."),
     errno.EFBIG: (
         "the limit on file sizes of the daemon's user is reached",
-        "Raise it (LimitFSIZE in its unit, 'ulimit -f') and restart the daemon.",
+        "Raise it (LimitFSIZE in its unit, or prlimit(1) for the daemon that runs).",
     ),
     errno.EROFS: (
         "the journal is read-only",
@@ -111,15 +117,19 @@ _WORDS: dict[int, tuple[str, str]] = {
         "Give it {folder} and the journal.* in it (chown), or set another folder in [daemon] state_dir.",
     ),
     errno.ENOENT: ("there is no such folder", "Make {folder}, or set another one in [daemon] state_dir."),
-    errno.ENOTDIR: ("{folder} is not a folder", "Set one in [daemon] state_dir."),
+    errno.ENOTDIR: (
+        "this, or what it should lie in, is not a folder",
+        "Move it away, or set another [daemon] state_dir.",
+    ),
     errno.EIO: ("the disk reports an error: {words}", "Look at the disk of {folder} ('dmesg', 'smartctl -a')."),
     errno.EMFILE: (
         "no descriptor is left to open the journal with",
-        "Raise the daemon's limit of open files (LimitNOFILE in its unit, 'ulimit -Hn').",
+        "Raise the daemon's limit of open files (LimitNOFILE in its unit, or prlimit(1) for the daemon that runs).",
     ),
     errno.ENFILE: ("the machine has no descriptor left to open the journal with", "See 'sysctl fs.file-max'."),
 }
 _WORDS[errno.EPERM] = _WORDS[errno.EACCES]
+_WORDS[errno.EEXIST] = _WORDS[errno.ENOTDIR]
 
 
 def _of_errno(number: int, words: str, file: Path) -> str:

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from . import outputs
+from .journal_problems import shown
 
 #: Larger than an hour of the largest format; what is larger is no result of ours.
 MAX_RESULT_BYTES = 1 << 30
@@ -23,7 +23,7 @@ class ResultLostError(Exception):
 
 def read_result(path: str | Path, max_bytes: int = MAX_RESULT_BYTES) -> bytes:
     """The file of a SendStored, whole. Raises ResultLostError. It may wait for the disk: not for the loop."""
-    name = Path(path).name
+    name = shown(Path(path).name)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(fd, "rb") as file:
@@ -41,7 +41,9 @@ def read_result(path: str | Path, max_bytes: int = MAX_RESULT_BYTES) -> bytes:
             "hand; send the job again"
         ) from None
     except OSError as error:
-        raise ResultLostError(f"the result {name} can't be read: {error.strerror}; see {Path(path).parent}") from None
+        raise ResultLostError(
+            f"the result {name} can't be read: {error.strerror}; see {shown(Path(path).parent)}"
+        ) from None
     except MemoryError:
         raise ResultLostError(f"the result {name} does not fit into the daemon's memory now; ask again later") from None
     if len(data) != status.st_size:
@@ -88,8 +90,8 @@ class Results:
                 continue
             try:
                 (self.folder / name).unlink(missing_ok=True)
-            except OSError as error:
-                problems.append(f"the result {self.folder / name} could not be removed: {error.strerror}")
+            except (OSError, ValueError) as error:
+                problems.append(shown(f"the result {self.folder / name} could not be removed: {error}"))
         return problems
 
     def sweep(self, noted: Collection[str], unfinished: Collection[str]) -> int:
@@ -98,14 +100,13 @@ class Results:
         ``noted`` are the names in the journal, ``unfinished`` the ids of jobs that live: what an attempt at one has
         written is its next attempt's to judge.
         """
-        removed = outputs.sweep(self.folder, keep=set())
+        removed = 0
         with os.scandir(self.folder) as entries:
             strays = [
                 entry.path
                 for entry in entries
                 if entry.name not in noted
                 and entry.name.partition(".")[0] not in unfinished
-                and not entry.name.startswith(outputs.TEMPORARY_PREFIX)
                 and not entry.is_dir(follow_symlinks=False)
             ]
         for path in strays:

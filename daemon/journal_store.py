@@ -23,7 +23,7 @@ from glmtts.protocol.requests import JobState, Synthesize
 from . import journal_file
 from .core.effects import JournalEnd
 from .core.inputs import JournalRow
-from .journal_problems import JournalError, is_damage, told
+from .journal_problems import JournalError, is_damage, shown, told
 from .journal_results import Results
 
 #: How long an idempotency key holds, in seconds from the acceptance of its job (docs/protocol.md).
@@ -68,6 +68,8 @@ class Store:
 
     def __init__(self, folder: Path, busy_s: float = 2.0) -> None:
         self.file = folder / "journal.db"
+        #: The file, for messages.
+        self.shown = shown(self.file)
         self.results = Results(folder / "results")
         #: The sum of the sizes of all files of results.
         self.result_bytes = 0
@@ -232,10 +234,18 @@ class Store:
         for seq, _, size in found:
             self._sql.execute("DELETE FROM jobs WHERE seq = ?", (seq,))
             self.result_bytes -= size
+        given_back = self._give_back()
+        return [result for _, result, _ in found if result], len(found) == limit or given_back
+
+    def _give_back(self) -> bool:
+        """Give some of the file's free pages back to the disk; returns whether there may be more."""
         (free,) = self._sql.execute("PRAGMA freelist_count").fetchone()
-        if free > _FREE_PAGES_KEPT:
-            self._sql.execute(f"PRAGMA incremental_vacuum({_FREE_PAGES_GIVEN_BACK})").fetchall()
-        return [result for _, result, _ in found if result], len(found) == limit or free > _FREE_PAGES_KEPT
+        if free <= _FREE_PAGES_KEPT:
+            return False
+        self._sql.execute(f"PRAGMA incremental_vacuum({_FREE_PAGES_GIVEN_BACK})").fetchall()
+        (left,) = self._sql.execute("PRAGMA freelist_count").fetchone()
+        # A file that somebody has rebuilt may be one that can't.
+        return bool(left < free)
 
     def shrink(self, keep_bytes: int, limit: int) -> tuple[list[str], bool]:
         """Let go of at most ``limit`` of the oldest results, as long as all have more than ``keep_bytes`` together.

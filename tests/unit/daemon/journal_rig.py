@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import subprocess
@@ -16,6 +17,8 @@ from glmtts.daemon.core import effects, inputs
 from glmtts.daemon.journal import Journal
 from glmtts.protocol.events import Done
 from glmtts.protocol.requests import GetJob, Synthesize
+
+__all__ = ["Journal", "Path", "Rig", "done", "effects", "end", "inputs", "json", "os", "row", "select", "subprocess"]
 
 T = TypeVar("T")
 DAY_S = 86_400.0
@@ -125,7 +128,7 @@ def python(code: str, *argv: str, wrapper: Sequence[str] = (), **more: Any) -> s
 
 
 def run(code: str, *argv: str, wrapper: Sequence[str] = ()) -> str:
-    """Run ``code`` in another process, with the rig at hand; returns what it printed. Its failure is the test's."""
+    """Run ``code`` in another process, with all of ``__all__``; returns what it printed. Its failure is the test's."""
     preamble = "from tests.unit.daemon.journal_rig import *\n"
     root = Path(__file__).parents[3]
     with python(preamble + code, *argv, wrapper=wrapper, cwd=root, stderr=subprocess.PIPE) as process:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from glmtts.daemon import journal_store
 from glmtts.daemon.core import effects, inputs
 from glmtts.daemon.journal import Journal
 from glmtts.daemon.journal_results import ResultLostError, read_result
@@ -49,6 +50,23 @@ def test_the_result_of_a_job_that_ended_is_found_after_a_restart(tmp_path: Path)
         wanted = row("a-1", state="done", event=done("a-1"), result=str(result))
         assert rig.found("a-1") == wanted
         assert result.read_bytes() == b"speech"
+
+
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "100 % ?mode=ro #1 日记" / os.fsdecode(b"not\xffunicode")
+    folder.mkdir(parents=True)
+    (folder / "journal.db").write_text("no database")
+    with Rig(folder) as rig:
+        assert "not\\udcffunicode" in rig.opened.problem.encode().decode()
+    (folder / "journal.db").unlink()
+    for _ in range(2):
+        with Rig(folder) as rig:
+            assert rig.opened.problem == ""
+            (folder / "results" / "a-1").write_bytes(b"speech")
+            rig.add(row("a-1"))
+            rig.end("a-1", result=str(folder / "results" / "a-1"))
+            found = rig.found("a-1")
+            assert found is not None and Path(found.result).read_bytes() == b"speech"
 
 
 def test_a_moved_state_folder_brings_its_results_with_it(tmp_path: Path) -> None:
@@ -169,7 +187,7 @@ def test_jobs_and_results_go_when_they_expire_and_not_before(tmp_path: Path) -> 
 
 def test_an_idle_journal_lets_go_of_what_expires_by_itself(tmp_path: Path) -> None:
     with Rig(tmp_path, now=time.time()) as rig:
-        rig.journal._wall = time.time
+        rig.journal._writer._wall = time.time
         result = tmp_path / "results" / "a-1.wav"
         result.write_bytes(b"speech")
         rig.add(row("a-1", created=time.time()))
@@ -201,6 +219,31 @@ def test_the_oldest_results_make_room_and_their_jobs_stay(tmp_path: Path) -> Non
         assert [path.name for path in (tmp_path / "results").iterdir()] == ["a-99.wav"]
 
 
+def test_what_a_cancelled_job_has_left_on_disk_goes_with_its_end(tmp_path: Path) -> None:
+    with Rig(tmp_path) as rig:
+        for job in ("a-1", "a-2"):
+            (tmp_path / "results" / job).write_bytes(b"speech")
+            rig.add(row(job))
+        rig.end("a-1")
+        rig.found("a-1")
+        assert [path.name for path in (tmp_path / "results").iterdir()] == ["a-2"]
+
+
+def test_the_file_gives_room_back_after_a_rush_of_recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_store, "_FREE_PAGES_KEPT", 64)
+    with Rig(tmp_path) as rig:
+        for number in range(20):
+            rig.journal.add(effects.JournalAdd(row(f"a-{number}", recording=bytes(200_000))))
+            rig.journal.end(end(f"a-{number}", expires_at=1e9 + 10))
+        for _ in range(20):
+            rig.until(inputs.JournalEnded)
+        rig.now += 10
+        rig.end("b-1")
+        while rig.journal._writer.pause_s() is not None:
+            rig.found("b-1")
+    assert (tmp_path / "journal.db").stat().st_size < 500_000
+
+
 def test_a_start_sweeps_what_belongs_to_no_job_and_nothing_else(tmp_path: Path) -> None:
     results = tmp_path / "results"
     with Rig(tmp_path) as rig:
@@ -224,13 +267,21 @@ def test_nobody_else_reads_what_was_said(tmp_path: Path) -> None:
             modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "state").iterdir()}
     finally:
         os.umask(before)
-    assert modes == {
-        "journal.db": 0o600,
-        "journal.db-wal": 0o600,
-        "journal.db-shm": 0o600,
-        "journal.lock": 0o600,
-        "results": 0o700,
-    }
+    (tmp_path / "state" / "journal.db").chmod(0o644)
+    (tmp_path / "state" / "results").chmod(0o755)
+    with Rig(tmp_path / "state") as rig:
+        again = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "state").iterdir()}
+    assert (
+        again
+        == modes
+        == {
+            "journal.db": 0o600,
+            "journal.db-wal": 0o600,
+            "journal.db-shm": 0o600,
+            "journal.lock": 0o600,
+            "results": 0o700,
+        }
+    )
     assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o750
 
 
@@ -312,13 +363,13 @@ def test_a_disk_that_does_not_answer_delays_neither_start_nor_end_for_ever(tmp_p
 def test_an_idle_journal_wakes_for_the_clock_alone(tmp_path: Path) -> None:
     with Rig(tmp_path) as rig:
         rig.found("a-1")
-        assert rig.journal._pause_s() is None
+        assert rig.journal._writer.pause_s() is None
         rig.add(row("a-1"))
         rig.end("a-1", expires_at=1e9 + 7)
         rig.found("a-1")
-        assert rig.journal._pause_s() == 7
+        assert rig.journal._writer.pause_s() == 7
         rig.now -= 1_000
-        assert rig.journal._pause_s() == 60, "the clock on the wall may be set"
+        assert rig.journal._writer.pause_s() == 60, "the clock on the wall may be set"
 
 
 def test_another_daemon_on_the_same_folder_is_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The journal on disks that are full, read-only, locked or damaged: it says so, loses nothing, and comes back by itself."""
+"""The journal on disks that are full, read-only, locked or damaged: it says so, loses nothing, and comes back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from glmtts.daemon.core import effects, inputs
 
 from .journal_rig import Rig, end, python, row, run
 
-MEANS = "Durable jobs are refused until then; other speech goes on."
+MEANS = "Durable jobs are refused meanwhile; other speech goes on."
 
 
 def can_mount() -> bool:
@@ -130,7 +130,7 @@ def test_a_damaged_journal_is_left_as_it_is_until_it_is_moved_away(
         assert rig.look("a-1").problem == problem
         # Tried again meanwhile, and often.
         for _ in range(5):
-            rig.journal._retry_at = 0.0
+            rig.journal._writer._retry_at = 0.0
             assert rig.add(row("b-2")).problem == problem
         assert content(crashed) == before
         (crashed / "away").mkdir()
@@ -309,7 +309,6 @@ with Rig(DISK) as rig:
     more = rig.add(row("c-1", recording=b"x" * 300_000)).problem
 with Rig(DISK) as rig:
     rows = [job.job for job in rig.opened.rows]
-import json
 print(json.dumps([problems, changed, ended, read, len(back.rows), written, more, rows]))
 """
 
@@ -322,8 +321,26 @@ def test_a_full_disk_is_said_and_nothing_is_lost_when_there_is_room_again() -> N
     assert (handed, written, more, rows) == (0, "a-1", "", ["a-2", "c-1"])
 
 
+START_FULL = """
+filler = (DISK / "filler").open("wb", buffering=0)
+try:
+    while filler.write(b"x" * 4096): pass
+except OSError: pass
+with Rig(DISK / "state") as rig:
+    print(json.dumps([rig.opened.problem, rig.add(row("a-1")).problem]))
+    filler.close()
+    os.unlink(DISK / "filler")
+    print(json.dumps([rig.until(inputs.JournalChanged).problem, rig.add(row("a-2")).problem]))
+"""
+
+
+@needs_mount
+def test_a_daemon_that_starts_on_a_full_disk_keeps_a_journal_when_there_is_room() -> None:
+    refused, served = (json.loads(line) for line in on_a_disk(START_FULL, "size=1m").splitlines())
+    assert "the disk is full" in refused[0] and refused[0] == refused[1] and served == ["", ""]
+
+
 READ_ONLY = """
-import json, subprocess
 with Rig(DISK) as rig:
     rig.add(row("a-1")); rig.add(row("a-2"))
 subprocess.run(["mount", "-o", "remount,ro", DISK], check=True)
@@ -372,6 +389,14 @@ def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
     with Rig(tmp_path / "state") as rig:
         assert f"{tmp_path / 'state'}" in rig.opened.problem and MEANS in rig.opened.problem
         (tmp_path / "state").unlink()
+        assert rig.until(inputs.JournalChanged).problem == ""
+
+
+def test_a_file_in_the_place_of_the_results_is_named(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("")
+    with Rig(tmp_path) as rig:
+        assert rig.opened.problem.startswith(f"{tmp_path / 'results'}: this, or what it should lie in, is not a folder")
+        (tmp_path / "results").unlink()
         assert rig.until(inputs.JournalChanged).problem == ""
 
 
