@@ -24,7 +24,7 @@ from .queue import WaitingQueue
 MAX_INTERRUPTIONS = 100
 #: After so long it is worth asking whether the journal works again.
 _RETRY_S = 5.0
-_NO_JOURNAL = "this daemon keeps no journal"
+_NO_JOURNAL = "this daemon keeps no journal."
 
 
 class Durability:
@@ -63,7 +63,8 @@ class Durability:
 
     @staticmethod
     def _unavailable(problem: str) -> RequestError:
-        message = f'durable: {problem}; send "durable": false to have it spoken without surviving a crash'
+        way_out = 'To have it spoken all the same, though it would not survive a crash, send "durable": false.'
+        message = f"durable: {problem} {way_out}"
         return RequestError(ErrorCode.UNAVAILABLE, message, retry_after_s=_RETRY_S)
 
     def on_changed(self, event: JournalChanged) -> None:
