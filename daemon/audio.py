@@ -101,7 +101,7 @@ def wav_header(data_bytes: int, sample_rate: int) -> bytes:
 
 
 def duration_s(data: bytes, audio_format: str, sample_rate: int) -> float:
-    """How long a file made here is; 0 if it is none any more. Of mp3 to within a frame, of the others exactly."""
+    """How long a file made here is; 0 if it is none any more."""
     if audio_format in _LIBSNDFILE:
         import soundfile
 

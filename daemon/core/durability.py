@@ -19,8 +19,9 @@ from .jobs import Ending, Job, Subscriber
 from .ledger import Ledger
 from .queue import WaitingQueue
 
-#: A job that was broken off by the end of a daemon so many times may be what ends it.
-MAX_INTERRUPTIONS = 10
+#: A job that was broken off by the end of a daemon so many times is what ends it. Mostly it is not: workers are the
+#: kernel's first choice when memory runs out, and a daemon that is killed often breaks off whatever it speaks.
+MAX_INTERRUPTIONS = 100
 #: After so long it is worth asking whether the journal works again.
 _RETRY_S = 5.0
 _NO_JOURNAL = "this daemon keeps no journal"

@@ -15,6 +15,8 @@ from .jobs import Job
 
 #: Seconds after its acceptance at which a job without a deadline counts as due.
 DUE_AFTER_S = 300.0
+#: A job that was broken off so often does not come before its client's others any more.
+_OFTEN = 3
 #: Entries of jobs that have left are cleared away when there are more of them than of others, and more than this.
 _STALE = 64
 #: Up to so many jobs of a client are looked at one by one when its share of what stands ahead is worked out.
@@ -239,6 +241,9 @@ def _begun_within(flow: _Flow, room_s: float) -> tuple[int, float]:
 
 def due(job: Job) -> float:
     """When a job is due, on the core's clock; one that had been started before comes before its client's others."""
-    if job.attempts:
+    if job.attempts and job.excused < _OFTEN:
         return -math.inf
+    if job.attempts:
+        # Whatever breaks it off again and again is not to keep its client's other jobs from being done.
+        return job.accepted_at + DUE_AFTER_S * (1 + job.excused)
     return job.deadline_at if job.deadline_at is not None else job.accepted_at + DUE_AFTER_S

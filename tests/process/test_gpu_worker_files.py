@@ -72,7 +72,7 @@ def test_a_file_whose_news_was_lost_with_the_worker_is_delivered_and_not_spoken_
     assert isinstance(end, Finished) and end.job == lost.job and len(seen) == 1 and seen[0][1] is None
     assert (end.sha256, end.bytes, end.path) == (sha256(path), path.stat().st_size, str(path))
     assert (end.sample_rate, end.voice, end.synthesis_s) == (lost.sample_rate, lost.voice, 0.0)
-    assert end.audio_s == pytest.approx(lost.audio_s, abs=0.06 if audio_format == "mp3" else 1e-4)
+    assert end.audio_s == pytest.approx(lost.audio_s, abs=1e-4)
     assert second.fail(**wanted).code == "output_exists"
 
 

@@ -28,6 +28,7 @@ from glmtts.protocol.worker import (
     Trimmed,
 )
 
+from ..fake_gpu.fake_gpu import FakeGpus
 from .worker_under_test import DEADLINE_S, Start, WorkerUnderTest, workers
 
 TONES = {"seconds": 1.5, "segments": 4}
@@ -152,6 +153,23 @@ def test_a_job_put_aside_is_silent(worker: WorkerUnderTest) -> None:
     worker.send(Trim())
     worker.expect(Trimmed)
     assert isinstance(worker.until_end(go_on(worker, name))[0], Finished)
+
+
+def test_a_job_put_aside_keeps_its_memory_on_the_gpu(
+    start: Start, fake_gpus: FakeGpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in fake_gpus.environment().items():
+        monkeypatch.setenv(variable, value)
+    worker = start()
+    worker.ready()
+    options = {"fault": "use_vram", "mib": 200, "segments": 2, "seconds": 0.4}
+    name, seen = worker.suspended(lambda: worker.start(options=options))
+    suspended = seen[-1][0]
+    assert isinstance(suspended, Suspended) and suspended.memory and suspended.memory.torch_allocated == 200 << 20
+    other, _ = worker.speak(options={"fault": "use_vram", "mib": 100})
+    assert other.memory.torch_allocated == 200 << 20
+    end, _ = worker.until_end(go_on(worker, name))
+    assert isinstance(end, Finished) and end.memory.torch_allocated == 0
 
 
 def test_a_job_without_a_border_before_its_end_just_ends(worker: WorkerUnderTest) -> None:

@@ -12,6 +12,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 KILLS = int(os.environ.get("GLMTTS_KILLS", "50"))
 SEED = int(os.environ.get("GLMTTS_KILLS_SEED", str(random.SystemRandom().randrange(10**6))))
 #: Everything has to be done so long after the last kill.
@@ -93,6 +95,7 @@ class Author:
         return [wanted for wanted in self.wanted if not wanted.ends]
 
 
+@pytest.mark.timeout(60 + 6 * KILLS + PATIENCE_S)
 def test_no_durable_job_is_lost_or_spoken_twice_however_often_the_daemon_is_killed(start: Any) -> None:
     print(f"GLMTTS_KILLS={KILLS} GLMTTS_KILLS_SEED={SEED}")
     rng = random.Random(SEED)
