@@ -189,7 +189,7 @@ class SynthesisFailed(RequestFailed):
 
 
 class Unavailable(RequestFailed):
-    """No worker can be started now; the message says why."""
+    """No worker can be started now, or for a durable job the journal can't be used; the message says why."""
 
     default_code = "unavailable"
 

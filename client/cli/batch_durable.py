@@ -170,8 +170,7 @@ class DurableJobs:
 
 def needs_no_journal(error: BaseException | None) -> bool:
     """Whether the daemon refused because it can't keep a journal, or can't use it now: without one it would speak."""
-    if not isinstance(error, RequestFailed):
+    if not isinstance(error, RequestFailed) or error.code not in ("bad_request", "unavailable"):
         return False
-    if error.code == "bad_request":
-        return error.message.startswith("durable")
-    return error.code == "unavailable" and "journal" in error.message.lower()
+    named = error.message.startswith("durable:")
+    return named or (error.code == "unavailable" and "journal" in error.message.lower())

@@ -26,7 +26,10 @@ def status() -> None:
     else:
         alerts = [alert_in_words(alert) for alert in answer.get("alerts") or []]
         print_pairs({key: _WORDS.get(key, lambda v: v)(value) for key, value in answer.items() if key != "alerts"})
-        if (journal := answer.get("journal")) and not _is_good(journal):
+        told = any(
+            isinstance(alert, Mapping) and alert.get("name") == "journal" for alert in answer.get("alerts") or []
+        )
+        if (journal := answer.get("journal")) and not _is_good(journal) and not told:
             alerts.append(f"journal: durable jobs, batch jobs among them, are refused: {_problem(journal)}")
         for alert in alerts:
             click.secho(f"! {alert}", fg="red")

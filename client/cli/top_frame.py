@@ -111,7 +111,7 @@ def _queue_line(snapshot: Snapshot) -> Line:
         line.append((f"   {name} ", "bright_black"))
         line.append((f"{humanise('', waiting)}/{running}", "yellow" if waiting else ""))
         if aside := snapshot.suspended.get(name):
-            line.append((f" ({aside} put aside)", "yellow"))
+            line.append((f" ({aside} aside)", "yellow"))
     return line
 
 

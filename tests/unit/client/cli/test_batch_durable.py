@@ -316,6 +316,7 @@ def test_a_daemon_that_ends_and_comes_back_is_waited_for(journalled: Journalled,
     [
         (ErrorCode.BAD_REQUEST, "durable: this daemon keeps no journal; leave the key out, or send false"),
         (ErrorCode.UNAVAILABLE, "the journal can't be used: the disk is full"),
+        (ErrorCode.UNAVAILABLE, 'durable: /var/lib/glmtts is read-only; send "durable": false to have it spoken'),
     ],
 )
 def test_without_a_journal_the_person_is_told_what_to_do(
