@@ -56,6 +56,11 @@ bench: install  ## measure against the limits and the peers (minutes); bench/res
 	@$(BIN)/python bench/overhead.py
 	@$(BIN)/python bench/faults.py
 	@$(BIN)/python bench/leaks.py
+	@$(BIN)/python bench/scheduling.py
+	@$(BIN)/python bench/fairness.py
+	@$(BIN)/python bench/preemption.py
+	@$(BIN)/python bench/estimates.py
+	@$(BIN)/python bench/durable.py
 
 wheel: install  ## build the distribution into dist/
 	@$(BIN)/python -m build --quiet --wheel
