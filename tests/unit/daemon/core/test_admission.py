@@ -97,7 +97,7 @@ def test_a_class_is_the_gateway_s_and_not_its_customer_s(make_world: Make) -> No
 
 
 def _vip_for(users: list[str]) -> Any:
-    from glmtts.daemon.core.settings import ClassesSettings, VipSettings  # noqa: PLC0415
+    from glmtts.daemon.core.settings import ClassesSettings, VipSettings
 
     return ClassesSettings(vip=VipSettings(users=users))
 
