@@ -173,7 +173,7 @@ class Machine:
             SettingsRead: self._operations.on_settings,
             VoiceStored: self._operations.on_voice_stored,
             JournalChanged: self._on_journal_changed,
-            JournalAdded: self._reception.on_journal_added,
+            JournalAdded: self._on_journal_added,
             JournalEnded: self._endings.on_written,
             JournalFound: self._durability.on_found,
             StoredLost: self._durability.on_lost,
@@ -358,6 +358,11 @@ class Machine:
         self._durability.on_changed(event)
         self._dispatcher.schedule()
 
+    def _on_journal_added(self, event: JournalAdded) -> None:
+        self._reception.on_journal_added(event)
+        if self.phase is Phase.STOPPING:
+            self._leave_waiting()
+
     def _scale(self, event: Controlled, request: control.Scale) -> None:
         self._operations.scale(event, request)
         self._dispatcher.schedule()
@@ -445,14 +450,14 @@ class Machine:
     def _end_jobs(self, message: str) -> None:
         """No time is left: what the journal has goes on with the next daemon, the rest has ended."""
         for job in list(self._ledger.live.values()):
-            if job.durable and job.ending is None:
+            if job.durable and job.ending is None and not self._queue.is_held(job):
                 self._endings.leave(job)
             else:
                 self._endings.fail(job, ErrorCode.SHUTTING_DOWN, message)
 
     def _leave_waiting(self) -> None:
         """Durable jobs that were not begun need not be waited for: the next daemon begins them."""
-        for job in [job for job in self._queue if job.durable]:
+        for job in [job for job in self._queue if job.durable and not self._queue.is_held(job)]:
             self._endings.leave(job)
 
     def _answer_drains(self) -> None:
