@@ -31,7 +31,8 @@ def nothing_is_left(world: Any) -> bool:
     machine = world.machine
     ledger, queue, timers = machine._ledger, machine._queue, machine._context.timers
     deadlines = [key for key in timers._due if key[0] == "deadline"]
-    return (len(queue), ledger.live, dict(ledger.live_of_client), ledger.outputs, ledger.recording_bytes, deadlines) == (
+    counts = dict(ledger.live_of_client)
+    return (len(queue), ledger.live, counts, ledger.outputs, ledger.recording_bytes, deadlines) == (
         0, {}, {}, set(), 0, [],
     ) and not (machine._durability._adding or ledger._keys or ledger._of_connection or ledger._ended)  # fmt: skip
 
