@@ -7,14 +7,17 @@ import re
 from collections.abc import Iterator, Set
 from pathlib import Path
 
+from glmtts.protocol import authorised_keys
 from glmtts.protocol.audio_formats import ENCODER_RATES
 from glmtts.protocol.endpoints import EVENTS, MAX_PATH_BYTES
 
 from .core.rate import parse_rate
 from .core.settings import FaultEngineSettings, Settings
+from .tcp_access import parse_listen
 
-#: A user name as the tools of Linux and directory services make them, or a uid.
+#: A user name as the tools of Linux and directory services make them, or a uid; or the name of a client's key.
 _USER = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@\\-]{0,254}\$?")
+_KEY = "key:"
 
 #: UTF-8 takes at most this many bytes for a character (RFC 3629).
 _BYTES_PER_CHARACTER = 4
@@ -32,6 +35,7 @@ def combinations(settings: Settings, given: Set[str]) -> list[str]:
         *_queue(settings, given),
         *_limits(settings),
         *_audio(settings),
+        *_tcp(settings),
     ]
 
 
@@ -97,6 +101,7 @@ def _limits(settings: Settings) -> Iterator[str]:
         except ValueError as error:
             yield f"limits.{key}: {error}"
     yield from _users("limits.gateways", limits.gateways)
+    yield from _users("limits.clients", list(limits.clients))
     if limits.text_chars * _BYTES_PER_CHARACTER > limits.header_kib * 1024:
         needed = -(-limits.text_chars * _BYTES_PER_CHARACTER // 1024)
         yield (
@@ -127,6 +132,17 @@ def _audio(settings: Settings) -> Iterator[str]:
     yield from _absolute("voices.folder", settings.voices.folder)
 
 
+def _tcp(settings: Settings) -> Iterator[str]:
+    tcp = settings.tcp
+    if tcp.listen:
+        try:
+            parse_listen(tcp.listen)
+        except ValueError as error:
+            yield f"tcp.listen: {error}"
+    yield from _absolute("tcp.server_key", tcp.server_key)
+    yield from _absolute("tcp.authorised_keys", tcp.authorised_keys)
+
+
 def _absolute(key: str, folder: str) -> Iterator[str]:
     if "\0" in folder:
         yield f"{key}: has a NUL character in it"
@@ -136,8 +152,9 @@ def _absolute(key: str, folder: str) -> Iterator[str]:
 
 def _users(key: str, users: list[str]) -> Iterator[str]:
     for user in users:
-        if not _USER.fullmatch(user):
-            yield f"{key}: {user[:60]!r} is neither a user name nor a uid"
+        named = authorised_keys.NAME.fullmatch(user.removeprefix(_KEY)) if user.startswith(_KEY) else None
+        if not named and not _USER.fullmatch(user):
+            yield f"{key}: {user[:60]!r} is neither a user name nor a uid, nor {_KEY} and the name of a client's key"
 
 
 def _is_executable(path: str) -> bool:
