@@ -25,6 +25,16 @@ _MECHANISM_MISMATCH = 0x11000002
 _MAX_UNEXPLAINED = 3
 
 
+_CLOSED = "the connection is closed in the handshake"
+_NO_KEYS = (
+    f"connections are encrypted, and this client has no keys: set server_key ({SERVER_KEY}) to the daemon's public key "
+    f"and secret_key ({SECRET_KEY}) to one that `glmttsctl key new NAME` makes"
+)
+_NO_ENCRYPTION = (
+    "the daemon has no key, but this client has: leave its keys out, or have `glmttsctl key server` make one"
+)
+
+
 class CurveKeys(NamedTuple):
     """The daemon's public key, and this client's pair."""
 
@@ -78,21 +88,22 @@ class Handshakes:
             )
         if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
             return HandshakeFailed(f"{self._endpoint}: {self._protocol_problem(value)}.")
-        if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and self._keys is not None:
+        if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and self._endpoint.startswith("tcp://"):
             self._unexplained += 1
             if self._unexplained >= _MAX_UNEXPLAINED:
-                return HandshakeFailed(
-                    f"The daemon at {self._endpoint} closes the connection in the handshake. Most likely server_key "
-                    f"({SERVER_KEY}) is not its key: its administrator's `glmttsctl key list` shows the right one."
-                )
+                return HandshakeFailed(f"{self._endpoint}: {self._likely_problem()}.")
         return None
+
+    def _likely_problem(self) -> str:
+        """The daemon has closed the connection before this side could see what is wrong."""
+        if self._keys is None:
+            return f"{_CLOSED}; most likely {_NO_KEYS}"
+        return (
+            f"{_CLOSED}; most likely server_key ({SERVER_KEY}) is not the daemon's key, which `glmttsctl key list` "
+            f"shows its administrator, or {_NO_ENCRYPTION}"
+        )
 
     def _protocol_problem(self, value: int) -> str:
         if value != _MECHANISM_MISMATCH:
             return f"the handshake failed (ZeroMQ's reason 0x{value:x}): no speech daemon answers there"
-        if self._keys is None:
-            return (
-                f"connections are encrypted, and this client has no keys: set server_key ({SERVER_KEY}) to the "
-                f"daemon's public key and secret_key ({SECRET_KEY}) to one that `glmttsctl key new NAME` makes"
-            )
-        return "this client has keys, but the daemon has none: leave them out, or have `glmttsctl key server` make one"
+        return _NO_KEYS if self._keys is None else _NO_ENCRYPTION
