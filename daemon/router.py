@@ -22,6 +22,7 @@ from glmtts.protocol.errors import ErrorCode
 
 from .core.machine import TOO_SLOW
 from .peers import Identify, Peer
+from .tcp_acks import acknowledged
 
 #: Bodies from this size on are handed to ZeroMQ without a copy, and counted until it is done with them.
 _LARGE = 64 * 1024
@@ -38,6 +39,17 @@ _LOCAL_THREAD = 0b1
 _OVERHEAD = 300
 
 _MONITORED = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+
+
+class InFlight(NamedTuple):
+    """A body that ZeroMQ holds, with its size and that of the smaller ones before it.
+
+    ``until``: where ZeroMQ holds a copy, how much the other host has acknowledged when it holds that no more.
+    """
+
+    tracker: zmq.MessageTracker
+    size: int
+    until: int
 
 
 class Connection:
@@ -68,8 +80,8 @@ class Connection:
         #: Messages that ZeroMQ did not take yet.
         self.outbox: deque[tuple[list[bytes | memoryview], int]] = deque()
         self.outbox_bytes = 0
-        #: Bodies that ZeroMQ holds, each with its size and that of the smaller ones before it.
-        self.in_flight: deque[tuple[zmq.MessageTracker, int]] = deque()
+        #: Bodies that ZeroMQ holds.
+        self.in_flight: deque[InFlight] = deque()
         self.in_flight_bytes = 0
         #: Bytes that were sent since the last one in ``in_flight``.
         self.uncounted = 0
@@ -103,8 +115,12 @@ class ClientRouter:
         send_buffer_bytes: int,
         max_connections: int,
         options: Sequence[tuple[int, int | bytes]] = (),
+        encrypts: bool = False,
     ) -> None:
         """Serve the listening descriptor ``listener``, which is closed with the router. ``options``: more of ZeroMQ's.
+
+        ``encrypts``: ZeroMQ makes a copy of each message, which it keeps until the last byte is sent, and of which it
+        says nothing.
 
         ``max_connections`` and ``send_buffer_bytes`` are this socket's own: those on another one can't use them up.
         """
@@ -133,6 +149,10 @@ class ClientRouter:
         #: What one client may leave unread: others are to have room beside it.
         self._share_bytes = send_buffer_bytes // 2
         self._max_connections = max_connections
+        self._encrypts = encrypts
+        #: What ZeroMQ holds, and the parts of it that are of connections which it has yet to end, by descriptor.
+        self._held_bytes = 0
+        self._leaving: dict[int, int] = {}
         self._by_routing_id: dict[bytes, Connection] = {}
         self._by_number: dict[int, Connection] = {}
         #: Descriptors of open connections, with the connection once it has spoken.
@@ -255,6 +275,7 @@ class ClientRouter:
             else:
                 self._silent.pop(fd, None)
                 self._close(self._open.pop(fd, None))
+                self._held_bytes -= self._leaving.pop(fd, 0)
 
     def _turn_away(self) -> None:
         """Too many are connected: the one that has been silent for longest goes.
@@ -271,6 +292,10 @@ class ClientRouter:
             return
         connection.gone = True
         self._unsent_bytes -= connection.unsent_bytes
+        if connection.fd in self._open:
+            self._leaving[connection.fd] = self._leaving.get(connection.fd, 0) + connection.in_flight_bytes
+        else:
+            self._held_bytes -= connection.in_flight_bytes
         connection.outbox.clear()
         connection.in_flight.clear()
         connection.outbox_bytes = connection.in_flight_bytes = 0
@@ -390,14 +415,43 @@ class ClientRouter:
 
     def _settle(self, connection: Connection) -> None:
         """Forget what ZeroMQ has sent meanwhile."""
-        while connection.in_flight and connection.in_flight[0][0].done:
-            _, size = connection.in_flight.popleft()
+        if not connection.in_flight:
+            return
+        acked = acknowledged(connection.fd) if self._encrypts else 0
+        while connection.in_flight and connection.in_flight[0].tracker.done and acked >= connection.in_flight[0].until:
+            size = connection.in_flight.popleft().size
             connection.in_flight_bytes -= size
             self._unsent_bytes -= size
+            self._held_bytes -= size
+
+    def _hold(self, connection: Connection, tracker: zmq.MessageTracker) -> None:
+        """ZeroMQ has a large body from now on, and the small ones before it."""
+        size, until = connection.uncounted, 0
+        if self._encrypts:
+            before = connection.in_flight
+            until = size + (before[-1].until if before else max(0, acknowledged(connection.fd)))
+        connection.in_flight.append(InFlight(tracker, size, until))
+        connection.in_flight_bytes += size
+        self._unsent_bytes += size
+        self._held_bytes += size
+        connection.uncounted = 0
+
+    def _may_encrypt(self, size: int) -> bool:
+        """Whether there is memory for another copy; those of ended connections take theirs until ZeroMQ has ended them.
+
+        Alone, a message of any size may go.
+        """
+        if self._held_bytes and self._held_bytes + size > self._send_buffer_bytes:
+            self.read_monitor()
+        return not self._held_bytes or self._held_bytes + size <= self._send_buffer_bytes
 
     def _try(self, connection: Connection, frames: list[bytes | memoryview]) -> bool:
         """Whether ZeroMQ took the message, or nobody will ever."""
-        send = self.socket.send
+        send, last = self.socket.send, frames[-1]
+        if self._encrypts and len(last) >= _LARGE and not self._may_encrypt(len(last)):
+            return False
+        if connection.gone:
+            return True
         try:
             send(connection.routing_id, zmq.SNDMORE | zmq.NOBLOCK)
         except zmq.Again:
@@ -410,17 +464,12 @@ class ClientRouter:
         # The whole message goes to one place: once the routing id is taken, so are the rest.
         for frame in frames[:-1]:
             send(frame, zmq.SNDMORE)
-        last = frames[-1]
         connection.uncounted += len(last)
         if connection.uncounted < _GROUP and len(last) < _LARGE:
             send(last)
         else:
             self._settle(connection)
-            tracker = send(zmq.Frame(last, track=True, copy=False, copy_threshold=0), copy=False)
-            connection.in_flight.append((tracker, connection.uncounted))
-            connection.in_flight_bytes += connection.uncounted
-            self._unsent_bytes += connection.uncounted
-            connection.uncounted = 0
+            self._hold(connection, send(zmq.Frame(last, track=True, copy=False, copy_threshold=0), copy=False))
         return True
 
     @property
@@ -431,6 +480,9 @@ class ClientRouter:
     def flush(self) -> int:
         """Send what waits, as far as it can be; returns how many messages that were."""
         sent = 0
+        if self._encrypts and self._waiting:
+            for connection in self._by_number.values():
+                self._settle(connection)
         for number, connection in list(self._waiting.items()):
             while connection.outbox and self._try(connection, connection.outbox[0][0]):
                 if connection.gone:

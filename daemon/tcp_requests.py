@@ -74,6 +74,7 @@ class TcpRequests:
             send_buffer_bytes=send_buffer_bytes,
             max_connections=max_connections,
             options=options,
+            encrypts=access.secret is not None,
         )
 
     def admit(self, access: Access | None) -> None:
