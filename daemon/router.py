@@ -22,6 +22,7 @@ from glmtts.protocol.errors import ErrorCode
 
 from .core.machine import TOO_SLOW
 from .peers import Identify, Peer
+from .sockets import LOCAL_THREAD
 from .tcp_acks import acknowledged
 
 #: Bodies from this size on are handed to ZeroMQ without a copy, and counted until it is done with them.
@@ -33,8 +34,6 @@ _MAX_FRAMES = 6
 #: Frames of one message that are read and left in one go: a mistake has fewer, a flood may have millions.
 _FRAMES_OF_A_MISTAKE = 1_000
 _SKIPPED_AT_ONCE = 4_000
-#: The thread of ZeroMQ that the sockets of this machine use, as a bit: the first.
-_LOCAL_THREAD = 0b1
 #: What a queued message costs beside its bytes, about.
 _OVERHEAD = 300
 
@@ -137,7 +136,7 @@ class ClientRouter:
             # A connection that does not speak ZMTP is not kept for long: descriptors are finite.
             (zmq.HANDSHAKE_IVL, 5_000),
             # One of ZeroMQ's threads, and not any: so a connection is always known to be there before it speaks.
-            (zmq.AFFINITY, _LOCAL_THREAD),
+            (zmq.AFFINITY, LOCAL_THREAD),
             *options,
         ):
             self.socket.setsockopt(option, value)

@@ -20,6 +20,11 @@ from .tcp_access import Address
 
 _BACKLOG = 4096
 
+#: ZeroMQ's threads where there is TCP; and as bits of ZMQ_AFFINITY the one for the sockets of this machine, and the one
+#: for TCP alone: strangers' handshakes, and encryption, don't keep local clients waiting.
+IO_THREADS = 2
+LOCAL_THREAD, TCP_THREAD = 0b01, 0b10
+
 
 class RuntimeDirError(Exception):
     """The runtime folder, or the TCP address, can't be used; the message says why, and what to do."""

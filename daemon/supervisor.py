@@ -38,9 +38,9 @@ from .orphans import Records
 from .peers import LocalPeers
 from .processes import Processes, WorkerProcess
 from .router import ClientRouter, Received
-from .sockets import RuntimeDir, RuntimeDirError
+from .sockets import IO_THREADS, LOCAL_THREAD, RuntimeDir, RuntimeDirError
 from .tcp_access import Access
-from .tcp_requests import IO_THREADS, TcpRequests
+from .tcp_requests import TcpRequests
 from .voices import VoiceStore
 from .worker_router import WorkerRouter
 
@@ -195,6 +195,7 @@ class Supervisor:
             zmq.USE_FD, self._runtime.listen(endpoints.EVENTS, mode, self._settings.daemon.admin_group)
         )
         self._events.setsockopt(zmq.LINGER, 0)
+        self._events.setsockopt(zmq.AFFINITY, LOCAL_THREAD)
         self._events.bind(self._runtime.endpoint(endpoints.EVENTS))
         self._watch(self._events, self._on_subscriptions)
 

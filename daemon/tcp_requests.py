@@ -12,13 +12,9 @@ from glmtts.protocol.keys import public_of
 from .logs import Logger
 from .peers import CurvePeers, plain_tcp_peer
 from .router import ClientRouter
-from .sockets import listen_tcp
+from .sockets import TCP_THREAD, listen_tcp
 from .tcp_access import Access
 from .zap import Authenticator
-
-#: ZeroMQ's threads. The second is for TCP alone: strangers' handshakes and encryption don't keep local clients waiting.
-IO_THREADS = 2
-_TCP_THREAD = 0b10
 
 #: A host that vanished without a word is noticed after both together, in milliseconds.
 _HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS = 15_000, 40_000
@@ -48,7 +44,7 @@ class TcpRequests:
         listener, self.address = listen_tcp(access.address)
         options: list[tuple[int, int | bytes]] = [
             (zmq.IPV6, int(access.address.is_ipv6)),
-            (zmq.AFFINITY, _TCP_THREAD),
+            (zmq.AFFINITY, TCP_THREAD),
             (zmq.HEARTBEAT_IVL, _HEARTBEAT_MS),
             (zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS),
         ]

@@ -392,3 +392,47 @@ def test_an_address_that_is_taken_is_said_at_the_start(start: Callable[..., Any]
     daemon = start(tcp={"listen": LOOPBACK})
     said = failed_start(start, 69, listen=by_tcp(daemon).removeprefix("tcp://"))
     assert "Address already in use" in said and "[tcp] listen" in said
+
+
+# --- memory
+
+STOPPED_AFTER_ASKING = """
+import os, signal, sys, zmq, msgpack
+from glmtts.protocol import keys
+endpoint, job, server, secret, count = sys.argv[1:6]
+context, sockets = zmq.Context(), []
+for _ in range(int(count)):
+    socket = context.socket(zmq.DEALER)
+    socket.rcvhwm = 1
+    socket.curve_serverkey, socket.curve_secretkey = server.encode(), secret.encode()
+    socket.curve_publickey = keys.public_of(secret).encode()
+    socket.connect(endpoint)
+    for op in ({"op": "ping"}, {"op": "wait", "job": job, "events": "final"}):
+        socket.send(msgpack.packb({"v": 1, "id": op["op"]} | op))
+    socket.recv()
+    sockets.append(socket)
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+def test_clients_that_do_not_read_take_no_memory_from_others(start: Callable[..., Any], lock: Lock) -> None:
+    """ZeroMQ holds an encrypted copy of the result for each of them, which it can't share nor take back."""
+    lock.admit("alice", "bob")
+    daemon = start(tcp=lock.tcp, limits={"send_buffer_mib": 32})
+    endpoint = by_tcp(daemon)
+    with Client(endpoint, 60, **lock.of("alice")) as alice:
+        # 13 MB, more than the kernel takes for a client that does not read; and time enough to ask for it.
+        job = alice.submit("big", format="pcm_f32le", options={"seconds": 140.0, "rtf": 0.06})
+        arguments = [endpoint, job.id, lock.server_key, lock.key("alice"), "20"]
+        stopped = subprocess.Popen([sys.executable, "-c", STOPPED_AFTER_ASKING, *arguments])
+        try:
+            os.waitid(os.P_PID, stopped.pid, os.WSTOPPED)
+            assert alice.job(job).state == "running"
+            before = daemon.rss_mib
+            assert len(alice.wait(job).audio) > 13_000_000
+            with Client(endpoint, 60, **lock.of("bob")) as bob:
+                assert len(bob.speak("another", format="pcm_f32le", options={"seconds": 140.0}).audio) > 13_000_000
+            assert daemon.rss_mib < before + 130, "20 copies would be 256 MiB"
+        finally:
+            stopped.kill()
+            stopped.wait()
