@@ -39,7 +39,11 @@ def test_a_path_of_forty_characters_is_a_path(tmp_path: Path, monkeypatch: pytes
     assert keys.resolve(name, "public") == HASH
 
 
-@pytest.mark.parametrize("text", ["", "# nothing\n", "short\n", f"{HASH}\n{HASH}\n", "\0" * 100, "x" * 70_000])
+@pytest.mark.parametrize(
+    "text",
+    ["", "# nothing\n", "short\n", f"{HASH}\n{HASH}\n", "\0" * 100, "x" * 70_000],
+    ids=["empty", "comment", "short", "two", "binary", "huge"],
+)
 def test_what_is_no_key_file_is_refused_by_name(tmp_path: Path, text: str) -> None:
     file = tmp_path / "key"
     file.write_text(text)
@@ -95,6 +99,8 @@ def test_lines_are_keys_names_and_comments(tmp_path: Path) -> None:
         (f"a{HASH} alice", "no public key"),
         (f"{HASH} first", "this name stands in line 1"),
     ],
+    # Each process has a key of its own, and tests are to be called the same in all.
+    ids=lambda value: value.replace(HASH, "KEY"),
 )
 def test_a_bad_line_is_named_by_file_and_number(line: str, reason: str, tmp_path: Path) -> None:
     first, _ = keys.generate()
