@@ -311,6 +311,24 @@ def test_a_key_that_is_removed_is_out_at_the_reload_and_one_that_is_added_is_in(
         assert not any(j["state"] == "waiting" for j in daemon.control("jobs")["jobs"])
 
 
+def test_an_operator_lets_a_client_in_and_out_by_one_command_each(start: Callable[..., Any], lock: Lock) -> None:
+    daemon = start(tcp=lock.tcp)
+    environment = os.environ | {"GLMTTS_ENDPOINT": daemon.endpoint}
+
+    def key(*arguments: str) -> None:
+        command = [GLMTTSCTL, "key", *arguments, "--reload", "--config", str(daemon.file)]
+        subprocess.run(command, env=environment, check=True, timeout=60, capture_output=True)
+
+    secret = lock.folder / "alice.key"
+    key("new", "alice", "--authorise", "--out", str(secret))
+    with Client(by_tcp(daemon), 20, server_key=lock.server_key, secret_key=secret) as client:
+        client.speak("in")
+        key("remove", "alice")
+        with soon(), pytest.raises(Forbidden):
+            while True:  # until it has heard that its connection is gone
+                client.ping()
+
+
 def test_a_list_with_a_bad_line_changes_nothing_and_names_it(start: Callable[..., Any], lock: Lock) -> None:
     lock.admit("alice")
     daemon = start(tcp=lock.tcp)
