@@ -23,16 +23,21 @@ _STALE = 64
 
 
 class FairShare:
-    """Whose turn it is. ``ranks`` orders flows whose tags are the same; without, who waits for longer goes first."""
+    """Whose turn it is. ``ranks`` orders flows whose turns are the same; without, who waits for longer goes first.
 
-    def __init__(self, ranks: Mapping[str, int] | None = None) -> None:
+    ``handicaps``: by how much later, in virtual time, a flow's turn comes than its tag says. In the long run it gets
+    its share all the same; for a while others may have more.
+    """
+
+    def __init__(self, ranks: Mapping[str, int] | None = None, handicaps: Mapping[str, float] | None = None) -> None:
         #: The present: the tag of the flow that was served last, or later.
         self.virtual = 0.0
         self._ranks = ranks or {}
+        self._handicaps = handicaps or {}
         self._weights: dict[str, float] = {}
         #: When each flow's next piece may begin, if it has any: ahead of ``virtual`` where it has had more than others.
         self._after: dict[str, float] = {}
-        #: Flows that have work waiting, with the tag and the place among equal ones.
+        #: Flows that have work waiting, with the tag and the place among equal ones; and the same by their turns.
         self._waiting: dict[str, tuple[float, int]] = {}
         self._heap: list[tuple[float, int, str]] = []
         self._order = 0
@@ -66,14 +71,22 @@ class FairShare:
     def next(self, without: Collection[str] = ()) -> str | None:
         """The flow whose turn it is; None if no flow has work waiting, but for those ``without``."""
         if without:
-            rest = [(*place, flow) for flow, place in self._waiting.items() if flow not in without]
+            rest = [self._turn(flow, place) for flow, place in self._waiting.items() if flow not in without]
             return min(rest)[2] if rest else None
         while self._heap:
-            start, order, flow = self._heap[0]
-            if self._waiting.get(flow) == (start, order):
-                return flow
+            place = self._waiting.get(self._heap[0][2])
+            if place is not None and self._turn(self._heap[0][2], place) == self._heap[0]:
+                return self._heap[0][2]
             heapq.heappop(self._heap)
         return None
+
+    def handicap(self, flow: str) -> float:
+        """By how much later the flow's turn comes than its tag says."""
+        return self._handicaps.get(flow, 0.0)
+
+    def _turn(self, flow: str, place: tuple[float, int]) -> tuple[float, int, str]:
+        start, order = place
+        return start + self._handicaps.get(flow, 0.0), order, flow
 
     def serve(self, flow: str, seconds: float, *, more: bool) -> None:
         """A waiting flow is given so much time, in its turn or not; ``more``: it has more work waiting."""
@@ -126,7 +139,9 @@ class FairShare:
 
     def turns(self) -> Turns:
         """In what turns the flows will be served from now on; this stays as it is."""
-        return Turns(self._heap.copy(), self._waiting, self._order, self._weights, self._ranks)
+        heap = [self._turn(flow, place) for flow, place in self._waiting.items()]
+        heapq.heapify(heap)
+        return Turns(heap, self._order, self._weights, self._ranks)
 
     def tags(self) -> Iterator[tuple[str, float]]:
         """Every flow that has work waiting, and its tag."""
@@ -136,9 +151,9 @@ class FairShare:
         self._order += 1
         place = (start, self._ranks.get(flow, self._order))
         self._waiting[flow] = place
-        heapq.heappush(self._heap, (*place, flow))
+        heapq.heappush(self._heap, self._turn(flow, place))
         if len(self._heap) > _STALE + 2 * len(self._waiting):
-            self._heap = [(*place, flow) for flow, place in self._waiting.items()]
+            self._heap = [self._turn(flow, place) for flow, place in self._waiting.items()]
             heapq.heapify(self._heap)
 
 
@@ -146,38 +161,23 @@ class Turns:
     """Looks ahead: what :class:`FairShare` would do if it were served so, and nothing came or went."""
 
     def __init__(
-        self,
-        heap: list[tuple[float, int, str]],
-        waiting: Mapping[str, tuple[float, int]],
-        order: int,
-        weights: Mapping[str, float],
-        ranks: Mapping[str, int],
+        self, heap: list[tuple[float, int, str]], order: int, weights: Mapping[str, float], ranks: Mapping[str, int]
     ) -> None:
         self._heap = heap
-        self._waiting = waiting
-        self._served: dict[str, tuple[float, int]] = {}
         self._order = order
         self._weights = weights
         self._ranks = ranks
 
     def next(self) -> str | None:
         """The flow whose turn it is."""
-        while self._heap:
-            start, order, flow = self._heap[0]
-            if self._served.get(flow, self._waiting.get(flow)) == (start, order):
-                return flow
-            heapq.heappop(self._heap)
-        return None
+        return self._heap[0][2] if self._heap else None
 
     def serve(self, seconds: float) -> None:
         """The flow whose turn it is is given so much time."""
-        start, _, flow = self._heap[0]
+        turn, _, flow = self._heap[0]
         self._order += 1
-        place = self._served[flow] = (
-            start + seconds / self._weights.get(flow, 1.0),
-            self._ranks.get(flow, self._order),
-        )
-        heapq.heapreplace(self._heap, (*place, flow))
+        turn += seconds / self._weights.get(flow, 1.0)
+        heapq.heapreplace(self._heap, (turn, self._ranks.get(flow, self._order), flow))
 
     def leave(self) -> None:
         """The flow whose turn it is has no more."""

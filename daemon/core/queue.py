@@ -21,6 +21,9 @@ from .lane import Lane
 from .settings import ClassesSettings
 
 _RANKS: dict[str, int] = {priority: rank for rank, priority in enumerate(PRIORITIES)}
+#: A class may have so many seconds, times its weight, before the next one below it gets its share: a sentence or two
+#: that come in the wake of others are not to wait for a chapter, because the class as a whole was served before.
+HEAD_START_S = 5.0
 #: A job of the same class overtakes the rest of another only if it takes less than this part of it.
 _MUCH_SHORTER = 0.5
 
@@ -38,7 +41,7 @@ class WaitingQueue:
 
     def __init__(self, classes: ClassesSettings) -> None:
         self._lanes: dict[Priority, Lane] = {priority: Lane() for priority in PRIORITIES}
-        self._classes = FairShare(_RANKS)
+        self._classes = FairShare(_RANKS, {priority: HEAD_START_S * rank for priority, rank in _RANKS.items()})
         #: Jobs that wait for a worker which has had no other; they come before all.
         self._for_fresh: OrderedDict[str, Job] = OrderedDict()
         #: Jobs that the journal does not have yet.
@@ -211,8 +214,9 @@ class WaitingQueue:
         if _RANKS[mine] > _RANKS[other]:
             return False
         if mine != other:
+            head_start = self._classes.handicap(other) - self._classes.handicap(mine)
             had = self._classes.had(other) - unspoken_s / self._classes.weight(other)
-            return self._classes.tag(mine) <= had
+            return self._classes.tag(mine) <= had + head_start
         if job.client.key == begun.client.key or job.cost_s > _MUCH_SHORTER * left_s:
             return False
         lane = self._lanes[mine]
@@ -243,10 +247,11 @@ class WaitingQueue:
         priority = job.request.priority
         count, work_s = self._lanes[priority].ahead_of(job)
         start = self._classes.tag(priority) + work_s / self._classes.weight(priority)
+        start += self._classes.handicap(priority)
         total, total_s = count + fresh, work_s + fresh_s
         for other, tag in self._classes.tags():
             lane = self._lanes[other]  # type: ignore[index]
-            room_s = (start - tag) * self._classes.weight(other)
+            room_s = (start - tag - self._classes.handicap(other)) * self._classes.weight(other)
             before = room_s > 0.0 or (room_s == 0.0 and _RANKS[other] < _RANKS[priority])
             if other == priority or not before:
                 continue

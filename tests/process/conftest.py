@@ -27,7 +27,7 @@ Event = dict[str, Any]
 QUICK: dict[str, Any] = {
     "engine": {"name": "fault", "warmup_text": "a"},
     "workers": {"gpus": "none", "max": 1, "stop_timeout_s": 1.0, "start_timeout_s": 20.0},
-    "queue": {"max_waiting": 100},
+    "queue": {"max_waiting": 100, "max_share": 1.0},
     "limits": {"rate": ""},
 }
 

@@ -134,7 +134,7 @@ def test_who_comes_back_when_it_was_told_to_is_not_refused(start: Any) -> None:
 
 
 def test_one_client_does_not_fill_the_queue_for_others(start: Any) -> None:
-    daemon = start(queue={"max_waiting": 10}, limits=GATEWAY | {"clients": {"guest": {}}})
+    daemon = start(queue={"max_waiting": 10, "max_share": 0.8}, limits=GATEWAY)
     client = daemon.client()
     ids = [
         client.send("synthesize", text=f"{n}", on_behalf_of="hog", options={"seconds": 5.0, "rtf": 1.0})

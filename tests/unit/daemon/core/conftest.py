@@ -9,7 +9,7 @@ import pytest
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from glmtts.daemon.core import effects, inputs
+from glmtts.daemon.core import effects, inputs, queue
 from glmtts.daemon.core.jobs import Job, Subscriber
 from glmtts.daemon.core.machine import Machine
 from glmtts.daemon.core.settings import EngineSettings, LimitsSettings, Section, Settings, WorkersSettings
@@ -487,3 +487,9 @@ def make_job() -> Callable[..., Job]:
         )
 
     return make
+
+
+@pytest.fixture
+def no_head_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes get their shares from the first second on."""
+    monkeypatch.setattr(queue, "HEAD_START_S", 0.0)

@@ -107,6 +107,7 @@ def test_a_job_that_failed_shows_its_error_to_who_asks_later(world: Any) -> None
 
 
 @pytest.mark.parametrize("thought", [0.1, 10.0])
+@pytest.mark.usefixtures("no_head_start")
 def test_a_class_is_charged_for_the_time_that_its_jobs_really_took(make_stage: Make, thought: float) -> None:
     stage = make_stage(segment_s=1_000.0, queue={"max_waiting": 1_000, "max_share": 1.0, "preempt": False})
     world = stage.world

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from glmtts.daemon.core import inputs
 from glmtts.protocol import control, requests
 
@@ -16,6 +18,7 @@ def queue(world: Any, **keys: Any) -> dict[str, Any]:
     return dict(world.last(world.operate(control.Queue, **keys)).values)
 
 
+@pytest.mark.usefixtures("no_head_start")
 def test_the_queue_shows_classes_clients_and_jobs_in_their_order(make_stage: Make) -> None:
     stage = make_stage(queue={"max_waiting": 100})
     world = stage.world

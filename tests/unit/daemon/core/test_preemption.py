@@ -64,6 +64,7 @@ def test_nothing_is_put_aside_where_that_is_switched_off(make_stage: Make) -> No
 
 
 @pytest.mark.parametrize("slow", [1.0, 0.1, 5.0])
+@pytest.mark.usefixtures("no_head_start")
 def test_under_a_stream_of_sentences_a_chapter_gets_the_share_of_its_class(make_stage: Make, slow: float) -> None:
     # ``slow``: whatever was expected of it; a chapter that is nearly free, or that takes five times as long.
     stage = make_stage(slow=1.0, segment_s=0.25, queue={"max_share": 1.0})

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from glmtts.daemon.core.inputs import Client
 from glmtts.daemon.core.jobs import Job
-from glmtts.daemon.core.queue import WaitingQueue
+from glmtts.daemon.core.queue import HEAD_START_S, WaitingQueue
 from glmtts.daemon.core.settings import ClassesSettings, InteractiveSettings
 from glmtts.protocol.requests import PRIORITIES
 
@@ -59,6 +59,7 @@ def test_a_client_s_jobs_of_a_class_come_in_their_order(make_job: Make) -> None:
     assert is_empty(queue)
 
 
+@pytest.mark.usefixtures("no_head_start")
 def test_classes_share_by_weight_and_none_starves(make_job: Make) -> None:
     queue = filled(make_job, vip=200, interactive=200, batch=200)
     first = Counter(job.request.priority for job in popped(queue, 21 * 4))
@@ -83,6 +84,7 @@ def test_the_share_is_even_over_time_and_not_in_bursts(make_job: Make) -> None:
     assert max(b - a for a, b in pairwise(gaps)) == 5
 
 
+@pytest.mark.usefixtures("no_head_start")
 def test_a_class_is_not_made_to_pay_for_old_weights(make_job: Make) -> None:
     queue = WaitingQueue(ClassesSettings(interactive=InteractiveSettings(weight=1_000)))
     for _ in range(100):
@@ -292,3 +294,21 @@ def test_heaps_stay_small_however_many_jobs_come_and_go(make_job: Make) -> None:
     assert sum(len(flow.jobs) for flow in lane._flows.values()) == 1
     assert len(queue._classes._heap) < 200
     assert pop(queue) is stays
+
+
+def test_a_sentence_in_the_wake_of_others_does_not_wait_for_a_chapter(make_job: Make) -> None:
+    queue = WaitingQueue(ClassesSettings())
+    chapter = make_job(priority="batch", text="chapter")
+    chapter.cost_s = 100.0
+    queue.push(chapter)
+    spoken = 0.0
+    while True:
+        sentence = make_job(text="sentence")
+        sentence.cost_s = 2.0
+        queue.push(sentence)
+        job = pop(queue)
+        if job is chapter:
+            break
+        spoken += 2.0
+    # Four seconds for each of the head start's, and then it is the chapter's turn, whoever comes.
+    assert HEAD_START_S * 4 <= spoken <= HEAD_START_S * 4 + 2 * 2.0
