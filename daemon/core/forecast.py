@@ -14,7 +14,7 @@ from .queue import WaitingQueue
 from .workers import Worker
 
 #: Up to so many waiting jobs are gone through one by one, so that positions are exact where somebody looks.
-_WALKED = 64
+_WALKED = 16
 #: A job that takes longer than was expected has still this part of that to go: nobody knows.
 _NEVER_DONE = 0.1
 #: So many jobs are placed one by one on the workers; of more the bulk is spread evenly first.
