@@ -62,14 +62,14 @@ class Forecast:
     def of(self, job: Job) -> Outlook:
         """Where a job stands that waits."""
         if len(self._queue) <= _WALKED:
-            view = self.view()
+            view = self.view(job)
             for position, other in enumerate(self._queue.in_order()):
                 if other is job:
                     return Outlook(position, view.starts_in_s(job))
                 view.place(other)
             return Outlook(0, None)
         position, work_s = self._queue.ahead_of(job)
-        return Outlook(position, self.view().starts_behind_s(job, position, work_s))
+        return Outlook(position, self.view(job).starts_behind_s(job, position, work_s))
 
     def next_start_s(self) -> float | None:
         """Seconds until the next job is started, and leaves its place in the queue."""
@@ -77,33 +77,47 @@ class Forecast:
         first = next(self._queue.in_order(), None)
         return view.starts_in_s(first) if first is not None else None
 
-    def view(self) -> View:
-        """What the workers have left to do, now; jobs are then placed behind it."""
+    def view(self, job: Job | None = None) -> View:
+        """What the workers have left to do, now; jobs are then placed behind it.
+
+        With a ``job``, as that one finds them: jobs of its own class may give way to it as well.
+        """
         urgent: list[float] = []
         patient: list[float] = []
         if self._estimator.trained and not self._queue.paused:
             for worker in self._pool.workers.values():
                 if worker.serving and not worker.leaving:
-                    urgent.append(self._free_in_s(worker, urgent=True))
-                    patient.append(self._free_in_s(worker, urgent=False))
+                    urgent.append(self._free_in_s(worker, job, urgent=True))
+                    patient.append(self._free_in_s(worker, job, urgent=False))
         # Of several workers some take no batch jobs: the ones that are free last, as far as batch jobs can tell.
         batch = len(patient) - self._pool.kept_free(len(patient))
         return View(urgent, sorted(patient)[:batch])
 
-    def _free_in_s(self, worker: Worker, *, urgent: bool) -> float:
+    def _free_in_s(self, worker: Worker, waiting: Job | None, *, urgent: bool) -> float:
         """Seconds until a worker takes an urgent job, or any: the former need not wait for batch jobs to end."""
         live, total_s = self._ledger.live, 0.0
-        preempt = urgent and self._context.settings.queue.preempt
+        preempt = self._context.settings.queue.preempt and worker.slots == 1
         for id in worker.jobs:
             job = live.get(id)
             if job is None:
                 continue
-            gives_way = preempt and job.request.priority == "batch"
+            gives_way = (urgent and preempt and job.request.priority == "batch") or (
+                preempt and waiting is not None and self._gives_way_to(waiting, job)
+            )
             if not job.suspended:
                 total_s += self.border_s(job) if gives_way else self.left_s(job)
             elif not gives_way:
                 total_s += self.left_s(job)
         return total_s / worker.slots
+
+    def _gives_way_to(self, waiting: Job, begun: Job) -> bool:
+        """Whether a job that was begun is put aside for one of its own class that waits (see preemption.py)."""
+        if begun.request.priority != waiting.request.priority or not begun.begun:
+            return False
+        if begun.streams and begun.request.priority != "batch":
+            return False
+        unspoken_s = begun.charged_s - begun.active_s(self._context.now)
+        return self._queue.goes_before(waiting, begun, self.left_s(begun), unspoken_s=unspoken_s)
 
 
 class View:
