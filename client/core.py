@@ -188,6 +188,16 @@ class Core:
             self._settle(exchange, cancel=False)
         self.outgoing.clear()
 
+    def refused(self, why: GlmttsError) -> None:
+        """The daemon is there, but will never talk to this client as it is: nothing is left to hope for."""
+        self.connected = False
+        self.give_up_at = None
+        for exchange in self.in_flight():
+            # An error each: who raises one writes its own traceback into it.
+            exchange.fail(type(why)(str(why)))
+            self._settle(exchange, cancel=False)
+        self.outgoing.clear()
+
     @property
     def owes_cancel(self) -> bool:
         """Whether a job was given up that can't be cancelled yet, because the daemon has not named it."""

@@ -29,6 +29,10 @@ class DaemonNotRunning(GlmttsError):
         return type(self), (self.endpoint, self.reason)
 
 
+class HandshakeFailed(GlmttsError):
+    """Something answers at the endpoint, but the keys or the encryption of the two sides do not fit."""
+
+
 class Timeout(GlmttsError):
     """The daemon did not finish in the time that the caller gave; ``job`` is the job's id, if it had one."""
 

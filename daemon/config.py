@@ -1,7 +1,8 @@
 """Configuration files: found, read, and refused with every problem named by file, key and nearest right name.
 
 ``python -m glmtts.daemon.config check [FILE]`` checks one without starting anything; ``default`` prints the packaged
-one. The daemon reads its file before it accepts, so nothing heavy is imported here.
+one; ``keys [FILE]`` says as JSON where the keys for TCP are, there or not. The daemon reads its file before it accepts,
+so nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 from msgspec import Struct
 
+from glmtts.protocol.keys import KeyProblem
+
+from . import tcp_access
 from .config_rules import combinations, key_in_toml, quoted
 from .core.settings import RESERVED, Section, Settings, flat
 
@@ -33,10 +37,14 @@ _MAX_NUMBER = 10**12
 
 
 class Config(Struct, frozen=True):
-    """The settings in force, and the file that they come from; None for the built-in defaults."""
+    """The settings in force, and the file that they come from; None for the built-in defaults.
+
+    ``tcp``: who may connect by TCP, by the files that the settings name; None where nothing is to listen.
+    """
 
     settings: Settings
     file: Path | None
+    tcp: tcp_access.Access | None = None
 
 
 class ConfigError(Exception):
@@ -55,7 +63,7 @@ def find() -> Path | None:
 
 
 def load(path: Path | None) -> Config:
-    """Read and check the file at ``path``; None gives the built-in defaults.
+    """Read and check the file at ``path``, and the key files that it names; None gives the built-in defaults.
 
     Raises ConfigError with all problems at once: a start that fails once per mistake wastes an evening.
     """
@@ -63,9 +71,17 @@ def load(path: Path | None) -> Config:
         return Config(Settings(), None)
     try:
         settings = parse(_read(path))
+        access = _access(settings)
     except ConfigError as error:
         raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from None
-    return Config(settings, path)
+    return Config(settings, path, access)
+
+
+def _access(settings: Settings) -> tcp_access.Access | None:
+    try:
+        return tcp_access.load(settings.tcp, state_dir(settings))
+    except KeyProblem as problem:
+        raise ConfigError(str(problem).splitlines()) from None
 
 
 def parse(text: str) -> Settings:
@@ -310,8 +326,20 @@ def _lower(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
+def _print_key_files(path: Path | None) -> int:
+    """The files need not be there: this is asked by who is about to make them."""
+    try:
+        settings = Settings() if path is None else parse(_read(path))
+    except ConfigError as error:
+        print("\n".join(f"{path}: {problem}" for problem in error.problems), file=sys.stderr)
+        return 2
+    found = tcp_access.files(settings.tcp, state_dir(settings))
+    print(json.dumps({"server_key": str(found.server_key), "authorised_keys": str(found.authorised_keys)}))
+    return 0
+
+
 def main(arguments: list[str]) -> int:
-    """``check [FILE]`` or ``default``; the exit status."""
+    """``check [FILE]``, ``keys [FILE]`` or ``default``; the exit status."""
     match arguments:
         case ["default"]:
             sys.stdout.write(packaged_default())
@@ -325,7 +353,9 @@ def main(arguments: list[str]) -> int:
                 return 2
             print(f"{path or 'built-in defaults'}: good")
             return 0
-    print("usage: python -m glmtts.daemon.config check [FILE] | default", file=sys.stderr)
+        case ["keys"] | ["keys", _]:
+            return _print_key_files(Path(arguments[1]) if len(arguments) > 1 else find())
+    print("usage: python -m glmtts.daemon.config check [FILE] | keys [FILE] | default", file=sys.stderr)
     return 2
 
 

@@ -8,18 +8,18 @@ import re
 from collections.abc import Iterator, Set
 from pathlib import Path
 
+from glmtts.protocol import authorised_keys
 from glmtts.protocol.audio_formats import ENCODER_RATES
 from glmtts.protocol.endpoints import EVENTS, MAX_PATH_BYTES
 from glmtts.protocol.requests import MAX_ON_BEHALF_OF
 
 from .core.rate import parse_rate
 from .core.settings import ClientLimits, FaultEngineSettings, LimitsSettings, Settings
+from .tcp_access import parse_listen
 
-#: A user name as the tools of Linux and directory services make them, or a uid.
+#: A user name as the tools of Linux and directory services make them, or a uid; or the name of a client's key.
 _USER = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@\\-]{0,254}\$?")
-
-#: A client over TCP, by the name of its key.
-_KEY = re.compile(r"key:[^\s/]{1,128}")
+_KEY = "key:"
 
 #: UTF-8 takes at most this many bytes for a character (RFC 3629).
 _BYTES_PER_CHARACTER = 4
@@ -37,6 +37,7 @@ def combinations(settings: Settings, given: Set[str]) -> list[str]:
         *_queue(settings, given),
         *_limits(settings),
         *_audio(settings),
+        *_tcp(settings),
     ]
 
 
@@ -139,7 +140,7 @@ def _client_name(path: str, name: str, gateways: list[str]) -> Iterator[str]:
     owner, slash, customer = name.partition("/")
     if name.startswith("uid:"):
         yield f"{path}: a uid is written as its number alone, as in [limits.clients.{owner[4:84] or '1000'}]"
-    elif not _USER.fullmatch(owner) and not _KEY.fullmatch(owner):
+    elif not _is_client(owner):
         yield f'{path}: neither a user name, a uid, "key:NAME" for a client over TCP, nor "GATEWAY/CUSTOMER"'
     elif slash and not 1 <= len(customer) <= MAX_ON_BEHALF_OF:
         yield f"{path}: behind the slash stands a customer of 1 to {MAX_ON_BEHALF_OF} characters, as in on_behalf_of"
@@ -159,6 +160,17 @@ def _audio(settings: Settings) -> Iterator[str]:
     yield from _absolute("voices.folder", settings.voices.folder)
 
 
+def _tcp(settings: Settings) -> Iterator[str]:
+    tcp = settings.tcp
+    if tcp.listen:
+        try:
+            parse_listen(tcp.listen)
+        except ValueError as error:
+            yield f"tcp.listen: {error}"
+    yield from _absolute("tcp.server_key", tcp.server_key)
+    yield from _absolute("tcp.authorised_keys", tcp.authorised_keys)
+
+
 def _absolute(key: str, folder: str) -> Iterator[str]:
     if "\0" in folder:
         yield f"{key}: has a NUL character in it"
@@ -168,8 +180,15 @@ def _absolute(key: str, folder: str) -> Iterator[str]:
 
 def _users(key: str, users: list[str]) -> Iterator[str]:
     for user in users:
-        if not _USER.fullmatch(user):
-            yield f"{key}: {user[:60]!r} is neither a user name nor a uid"
+        if not _is_client(user):
+            yield f"{key}: {user[:60]!r} is neither a user name nor a uid, nor {_KEY} and the name of a client's key"
+
+
+def _is_client(name: str) -> bool:
+    """Whether this may be a user, a uid, or the name of a client's key."""
+    if name.startswith(_KEY):
+        return authorised_keys.NAME.fullmatch(name.removeprefix(_KEY)) is not None
+    return _USER.fullmatch(name) is not None
 
 
 def key_in_toml(name: str) -> str:

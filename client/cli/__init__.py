@@ -42,6 +42,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "stop": ("operate", "stop"),
     "log-level": ("operate", "log_level"),
     "config": ("config", "config"),
+    "key": ("key", "key"),
     "doctor": ("doctor", "doctor"),
     "demo": ("demo", "demo"),
     "completion": ("completion", "completion"),

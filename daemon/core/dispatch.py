@@ -98,6 +98,12 @@ class Dispatcher:
         """Seconds that a job takes at the very least, as far as is known."""
         return self._estimator.least_s(job)
 
+    def starts_at_once(self, job: Job) -> bool:
+        """Whether there is a worker for a job that is next."""
+        if self._queue.paused or self._pool.free() is None:
+            return False
+        return job.request.priority != "batch" or self._batch_may_start()
+
     def schedule(self) -> None:
         """Give waiting jobs to free workers, and have others go on with what they had put aside."""
         if self._queue and not self._queue.paused:

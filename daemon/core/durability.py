@@ -69,12 +69,8 @@ class Durability:
 
     def on_changed(self, event: JournalChanged) -> None:
         """The journal can be used now, or can't any more; jobs of an earlier daemon go on."""
-        was, self.problem = self.problem, event.problem
+        self.problem = event.problem
         self._alerts.set("journal", event.problem)
-        if event.problem and event.problem != was:
-            self._context.log("error", "journal can't be used", reason=event.problem)
-        elif was and was != _NO_JOURNAL and not event.problem:
-            self._context.log("info", "journal can be used again")
         for row in event.rows:
             self._recover(row)
         if event.rows:
@@ -150,8 +146,8 @@ class Durability:
         if not event.problem and event.known is None:
             return job, subscribers
         # It was never accepted: nothing is kept of it.
+        subscribers = job.subscribers
         self._queue.remove(job)
-        self._context.timers.cancel(("deadline", job.id))
         self._ledger.drop(job)
         self._ledger.forget_key(job)
         self.refused += 1

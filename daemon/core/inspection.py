@@ -115,7 +115,8 @@ class Inspection:
         if request.client is not UNSET:
             wanted = request.client
             clients = [client for client in clients if client.key == wanted or is_named(client, [wanted])]
-            clients = clients or [Client(wanted if ":" in wanted else f"user:{wanted}", wanted)]
+            user = wanted.partition("/")[0]
+            clients = clients or [Client(wanted if ":" in wanted else f"user:{wanted}", user)]
         values = {
             "limits": self._admission.describe_general(),
             "clients": [self._admission.describe(client) for client in clients[-_SHOWN_CLIENTS:]],

@@ -80,6 +80,11 @@ class Lane:
     def __len__(self) -> int:
         return self._length
 
+    def first_of(self, client: str) -> Job | None:
+        """The job of a client that is started first."""
+        flow = self._flows.get(client)
+        return flow.jobs[0][2] if flow else None
+
     def push(self, job: Job) -> None:
         """Add a job."""
         flow = self._flows.get(job.client.key)

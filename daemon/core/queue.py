@@ -73,6 +73,10 @@ class WaitingQueue:
     def __contains__(self, job: Job) -> bool:
         return job.id in self._jobs or job.id in self._held
 
+    def is_held(self, job: Job) -> bool:
+        """Whether a job waits for the journal, and not for a worker."""
+        return job.id in self._held
+
     def length(self, priority: Priority) -> int:
         """How many of a class wait."""
         return self._lengths[priority]
@@ -85,6 +89,10 @@ class WaitingQueue:
         """How many jobs of a client wait in some classes."""
         waiting = self._clients.get(client)
         return sum(waiting.jobs[priority] for priority in priorities) if waiting else 0
+
+    def first_of(self, client: str, priority: Priority) -> Job | None:
+        """The job of a client that is started first of a class, if it has one there that may be."""
+        return self._lanes[priority].first_of(client)
 
     def clients(self) -> Collection[Waiting]:
         """What waits of every client that has anything waiting."""
@@ -105,10 +113,6 @@ class WaitingQueue:
         """Add a job that may not be started before it is pushed."""
         self._held[job.id] = job
         self._count(job)
-
-    def holds(self, job: Job) -> bool:
-        """Whether a job is held back."""
-        return job.id in self._held
 
     def push(self, job: Job, *, front: bool = False) -> None:
         """Add a job, or let one go that was held; ``front``: it had been started before."""

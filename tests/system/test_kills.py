@@ -65,8 +65,9 @@ class Author:
             "priority": rng.choice(("batch", "batch", "interactive")),
             "format": rng.choice(("wav", "flac", "pcm_s16le")),
             "seed": number,
-            "options": {"seconds": rng.uniform(0.2, 2.0), "segments": rng.randint(1, 5), "rtf": rng.choice((0.02, 0.3))},
         }
+        seconds, segments, rtf = rng.uniform(0.2, 2.0), rng.randint(1, 5), rng.choice((0.02, 0.3))
+        request["options"] = {"seconds": seconds, "segments": segments, "rtf": rtf}
         if rng.random() < 0.3:
             request["output"] = f"chapter-{number}.{request['format'][:3]}"
         self.wanted.append(Wanted(request))

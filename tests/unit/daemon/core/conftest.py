@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from glmtts.daemon.core import effects, inputs
 from glmtts.daemon.core.jobs import Job, Subscriber
 from glmtts.daemon.core.machine import Machine
-from glmtts.daemon.core.settings import EngineSettings, LimitsSettings, Settings, WorkersSettings
+from glmtts.daemon.core.settings import EngineSettings, LimitsSettings, Section, Settings, WorkersSettings
 from glmtts.protocol import events, requests
 from glmtts.protocol import worker as wire
 
@@ -32,7 +32,8 @@ def settings(**sections: dict[str, Any]) -> Settings:
     for section, values in sections.items():
         old = getattr(base, section)
         for key, value in values.items():
-            changed = replace(getattr(old, key), **value) if isinstance(value, dict) else value
+            within = isinstance(value, dict) and isinstance(getattr(old, key), Section)
+            changed = replace(getattr(old, key), **value) if within else value
             old = replace(old, **{key: changed})
         base = replace(base, **{section: old})
     return base

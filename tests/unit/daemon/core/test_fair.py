@@ -56,7 +56,7 @@ def test_what_is_given_before_it_is_done_and_corrected_after_is_as_fair(
     for _ in range(60):
         flow = share.next()
         assert flow is not None
-        weight, lengths = flows[flow]
+        weight, _ = flows[flow]
         seconds, expected = next(pieces[flow]), data.draw(st.floats(0.01, 100.0))
         share.serve(flow, expected, more=True)
         share.charge(flow, seconds - expected)

@@ -86,7 +86,7 @@ def test_under_a_stream_of_sentences_a_chapter_gets_the_share_of_its_class(make_
 
 
 def _like(stage: Any, text: str, priority: str) -> Any:
-    from glmtts.daemon.core.jobs import Job  # noqa: PLC0415
+    from glmtts.daemon.core.jobs import Job
 
     request = requests.Synthesize(id="x", v=1, text=text, priority=priority)  # type: ignore[arg-type]
     return Job(

@@ -8,7 +8,6 @@ import pytest
 
 from glmtts.daemon.core.rate import RateLimiter, parse_rate
 
-
 TEN_A_MINUTE = (10, 60.0)
 ONE_A_MINUTE = (1, 60.0)
 
