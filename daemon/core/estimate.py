@@ -1,16 +1,9 @@
 """How long a job will occupy a worker, from what earlier ones took.
 
-<<<<<<< HEAD
 A line is fitted to time by length of text, apart for each kind of job: how its voice is had, its options, and whether
-it is written in letters or in characters that are a syllable each. It is fitted to relative errors, since a sentence
-that takes a second too long is worse than a chapter that does; and old jobs count ever less, since a GPU that others
-share changes its pace. A kind that is new goes by the kinds that are like it."""
-=======
-A line is fitted to time by length of text, apart for each kind of job: how its voice is had, and its options. Short
-texts count for more, since a sentence that takes a second too long is worse than a chapter that does; and old jobs
-count ever less, since a GPU that others share changes its pace. A kind that is new goes by the kinds that are like
-it."""
->>>>>>> main
+it is written in letters or in characters that are a syllable each. Short texts count for more, since a sentence that
+takes a second too long is worse than a chapter that does; and old jobs count ever less, since a GPU that others share
+changes its pace. A kind that is new goes by the kinds that are like it."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from .queue import WaitingQueue
 from .workers import Worker
 
 #: The first of those who wait are gone through one by one, so that positions are exact where somebody looks.
-_WALKED = 16
+_WALKED = 64
 #: A job that takes longer than was expected has still this part of that to go: nobody knows.
 _NEVER_DONE = 0.1
 #: So many jobs are placed one by one on the workers; of more the bulk is spread evenly first.
@@ -68,13 +68,18 @@ class Forecast:
         if self._queue.is_held(job):
             return Outlook(0, None)
         position, work_s = self._queue.ahead_of(job)
-        if position <= _WALKED:
+        if position <= _WALKED and not self._is_last_of_one_row(position):
             view = self.view(job)
             for exact, other in enumerate(islice(self._queue.in_order(), 2 * _WALKED)):
                 if other is job:
                     return Outlook(exact, view.starts_in_s(job))
                 view.place(other)
         return Outlook(position, self.view(job).starts_behind_s(job, position, work_s))
+
+    def _is_last_of_one_row(self, position: int) -> bool:
+        """Whether one client alone waits for one worker, behind whose other jobs it stands: that is exact as it is."""
+        alone = len(self._queue.clients()) == 1 and len(self._pool.workers) == 1
+        return alone and position == len(self._queue) - 1
 
     def next_start_s(self, priorities: Collection[Priority], client: str = "") -> float | None:
         """Seconds until the next job of these classes, and of this client, is started, and leaves its place."""
@@ -134,23 +139,23 @@ class Forecast:
             job = live.get(id)
             if job is None:
                 continue
-            gives_way = (urgent and preempt and job.request.priority == "batch") or (
-                preempt and waiting is not None and self._gives_way_to(waiting, job)
-            )
-            if not job.suspended:
-                total_s += self.border_s(job) if gives_way else self.left_s(job)
-            elif not gives_way:
+            border_s = 0.0 if job.suspended else self.border_s(job)
+            if urgent and preempt and job.request.priority == "batch":
+                total_s += border_s
+            elif preempt and waiting is not None and (in_s := self._gives_way_in_s(job, waiting)) is not None:
+                total_s += max(in_s, border_s)
+            else:
                 total_s += self.left_s(job)
         return total_s / worker.slots
 
-    def _gives_way_to(self, waiting: Job, begun: Job) -> bool:
-        """Whether a job that was begun is put aside for one of its own class that waits (see preemption.py)."""
-        if begun.request.priority != waiting.request.priority or not begun.begun:
-            return False
-        if begun.streams and begun.request.priority != "batch":
-            return False
+    def _gives_way_in_s(self, begun: Job, waiting: Job) -> float | None:
+        """Seconds until a begun job can be put aside for one of its class that waits (preemption.py); None: never."""
+        heard = begun.streams and begun.request.priority != "batch"
+        # Without segments there are no borders.
+        if heard or not begun.begun or begun.segments == 1:
+            return None
         unspoken_s = begun.charged_s - begun.active_s(self._context.now)
-        return self._queue.goes_before(waiting, begun, self.left_s(begun), unspoken_s=unspoken_s)
+        return self._queue.goes_before_in_s(waiting, begun, self.left_s(begun), unspoken_s=unspoken_s)
 
 
 class View:
@@ -184,6 +189,8 @@ class View:
         workers = list(self._workers(job))
         if not workers:
             return None
+        if len(workers) == 1:
+            return round(workers[0] + work_s, 3)
         one_s = work_s / max(1, count)
         bulk = max(0, count - _PLACED) // len(workers)
         for _ in range(count - bulk * len(workers)):
