@@ -1,8 +1,8 @@
 """Whether the waiting time that a job is told when it is accepted is the one that comes.
 
-Real daemons, several clients who come when they like, 1 to 9 jobs waiting: eSpeak NG with texts of 20 to 3,000
-characters, and the fault engine with several kinds of jobs that each have their own pace, with one worker and two.
-``make bench`` runs it.
+Real daemons, several clients who come when they like, up to 9 jobs waiting: eSpeak NG with texts of 20 to 3,000
+characters, and the fault engine with several kinds of jobs that each have their own pace, with one worker and two; and
+once more with a queue that never empties. ``make bench`` runs it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,25 @@ _KINDS: tuple[dict[str, Any], ...] = (
     {"options": {"rtf": 0.1, "segments": 3}},
     {"options": {"rtf": 0.02}, "voice": "tone-high"},
 )
+#: Part of the workers' time that is asked for where clients come when they like.
+LOAD = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """A daemon, and how it is asked: ``full`` means that there is always as much waiting as in waves of 1 to 9."""
+
+    label: str
+    engine: str
+    workers: int = 1
+    full: bool = False
+
+
 WORLDS = {
-    "espeak": "eSpeak NG, one worker",
-    "fault": "fault engine, one worker",
-    "fault2": "fault engine, two workers",
+    "espeak": World("eSpeak NG, one worker", "espeak"),
+    "fault": World("fault engine, one worker", "fault"),
+    "fault2": World("fault engine, two workers", "fault", workers=2),
+    "full": World("fault engine, never idle", "fault", full=True),
 }
 
 
@@ -80,28 +96,50 @@ class Asker:
         """How many are to wait for the next while."""
         return self._random.randint(1, MAX_WAITING)
 
+    def pause_s(self, mean_s: float) -> float:
+        """Seconds until the next one comes, where nobody knows of the others."""
+        return self._random.expovariate(1 / mean_s)
+
 
 def world(folder: Path, key: str, seconds: float) -> dict[str, Any]:
     """Ask for so long, and compare what was told with what came."""
-    engine, workers = ("espeak", 1) if key == "espeak" else ("fault", 2 if key == "fault2" else 1)
-    asker = Asker(engine)
+    about = WORLDS[key]
+    asker = Asker(about.engine)
     with ExitStack() as stack:
-        speakers = Speakers(stack, folder, key, config(engine, workers=workers, max_share=1.0), workers)
-        together, begin = Together([speakers]), time.perf_counter()
-        # From the first that is counted on; a wave ends when as many have ended as were wanted to wait.
-        level, ended = asker.level(), 0
-        while time.perf_counter() < begin + seconds or len(speakers.done) < 2 * WARM_JOBS:
-            if time.perf_counter() > begin + 5 * seconds + 60:
-                raise NotMeasured(f"{len(speakers.done)} jobs were done in {5 * seconds + 60:.0f} s")
-            while len(speakers.outstanding) < level + workers:
+        text = config(about.engine, workers=about.workers, max_share=1.0)
+        speakers = Speakers(stack, folder, key, text, about.workers)
+        together = Together([speakers])
+        while len(speakers.done) < WARM_JOBS:
+            while len(speakers.outstanding) < about.workers + 2:
                 speakers.ask(asker.client(), asker.request())
-            ended += len(together.wait(time.perf_counter() + 1.0))
-            if ended >= level:
-                level, ended = asker.level(), 0
+            together.wait(time.perf_counter() + 1.0)
         drain(speakers, 60.0)
-        # In the order in which they were asked for: the first ones taught the estimator.
-        jobs = sorted(speakers.done, key=lambda spoken: spoken.asked_at)[WARM_JOBS:]
-        return {"refused": speakers.refused, "jobs": len(jobs), **compare(jobs)}
+        mean_s = statistics.fmean(spoken.synthesis_s for spoken in speakers.done) / about.workers
+        speakers.done.clear()
+        _ask_on(speakers, asker, about, mean_s, time.perf_counter() + seconds)
+        drain(speakers, 60.0)
+        return {"refused": speakers.refused, "jobs": len(speakers.done), **compare(speakers.done)}
+
+
+def _ask_on(speakers: Speakers, asker: Asker, about: World, mean_s: float, until: float) -> None:
+    """Ask until then: by chance for LOAD of the workers' time, or whenever fewer wait than are to."""
+    together = Together([speakers])
+    level, ended = asker.level(), 0
+    next_at = time.perf_counter()
+    while (now := time.perf_counter()) < until:
+        if about.full:
+            while len(speakers.outstanding) < level + about.workers:
+                speakers.ask(asker.client(), asker.request())
+            next_at = now + 1.0
+        elif now >= next_at:
+            next_at += asker.pause_s(mean_s / LOAD)
+            # A full queue refuses, and teaches nothing.
+            if len(speakers.outstanding) < MAX_WAITING + about.workers:
+                speakers.ask(asker.client(), asker.request())
+        ended += len(together.wait(min(next_at, until)))
+        # A wave ends when as many have ended as were to wait.
+        if ended >= level:
+            level, ended = asker.level(), 0
 
 
 def compare(jobs: list[Spoken]) -> dict[str, Any]:
@@ -134,10 +172,10 @@ def _errors(pairs: list[tuple[float, float, int]]) -> dict[str, Any]:
 def text(results: report.Results) -> str:
     """The table and the verdicts."""
     rows = [["", "compared", "within 30 %", "median error", "bias", "verdict"]]
-    for key, label in WORLDS.items():
+    for key, about in WORLDS.items():
         if key not in results:
             continue
-        found = results[key]
+        found, label = results[key], about.label
         target = report.Target(label, found["within"], AIM, "", at_least=True)
         for name, some in ((label, found), *((f"    {span}", by) for span, by in found["by_wait"].items())):
             figures = (f"{100 * some[figure]:.1f} %" for figure in ("within", "median_error"))
@@ -156,6 +194,8 @@ def plot(results: report.Results, path: Path) -> None:
     from matplotlib import pyplot
 
     keys = [key for key in WORLDS if key in results]
+    if not keys:
+        return
     figure, axes = pyplot.subplots(1, len(keys), figsize=(5.2 * len(keys), 4.8), squeeze=False)
     for place, key in zip(axes[0], keys, strict=True):
         told = [max(pair[0], 1e-2) for pair in results[key]["pairs"]]
@@ -167,7 +207,9 @@ def plot(results: report.Results, path: Path) -> None:
             ends, [end * (1 - GOOD) for end in ends], [end * (1 + GOOD) for end in ends], color="#2ca02c", alpha=0.15
         )
         share = 100 * results[key]["within"]
-        place.set(xscale="log", yscale="log", xlabel="s waited", ylabel="s told", title=f"{WORLDS[key]}: {share:.0f} %")
+        place.set(
+            xscale="log", yscale="log", xlabel="s waited", ylabel="s told", title=f"{WORLDS[key].label}: {share:.0f} %"
+        )
         place.grid(visible=True, which="both", alpha=0.2)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -179,7 +221,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="estimates.py", description="whether the waiting time that is told comes true"
     )
-    parser.add_argument("--seconds", type=float, default=45.0, help="for each of the three")
+    parser.add_argument("--seconds", type=float, default=40.0, help="for each")
     parser.add_argument("--only", default=",".join(WORLDS), help=f"with commas between: {', '.join(WORLDS)}")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for JSON and plot")
     options = parser.parse_args(argv)
@@ -187,7 +229,7 @@ def main(argv: list[str] | None = None) -> None:
     results: report.Results = {"machine": overhead.machine(), "not_measured": {}}
     with tempfile.TemporaryDirectory(prefix="glmtts-bench-") as folder:
         for key in options.only.split(","):
-            overhead.note(f"{WORLDS[key]}, {options.seconds:g} s")
+            overhead.note(f"{WORLDS[key].label}, {options.seconds:g} s")
             try:
                 results[key] = world(Path(folder), key, options.seconds)
             except NotMeasured as error:

@@ -109,12 +109,14 @@ class Dispatcher:
         if self._queue and not self._queue.paused:
             while self._queue.wants_fresh and (worker := self._pool.fresh()):
                 self._take(self._queue.pop_for_fresh(), worker)
-            while worker := self._pool.free(brief=self._brief()):
+            brief = self._brief()
+            while worker := self._pool.free(brief=brief):
                 job = self._next()
                 if job is None:
                     break
                 self._queue.take(job)
                 self._take(job, worker)
+                brief = brief and job.cost_s < BRIEF_S
         for worker in self._pool.open():
             while self._go_on(worker):
                 pass
@@ -132,9 +134,11 @@ class Dispatcher:
         return self._queue.peek(self._context.now, () if batch else _NO_BATCH)
 
     def _batch_may_start(self) -> bool:
+        if not self._queue.length("batch"):
+            return True
         serving = self._pool.serving
         kept_free = self._pool.kept_free(serving)
-        if not kept_free or not self._queue.length("batch"):
+        if not kept_free:
             return True
         workers = self._pool.workers.values()
         return sum(worker.serving and self._has_batch(worker) for worker in workers) < serving - kept_free
@@ -146,6 +150,9 @@ class Dispatcher:
 
     def _look_for_room(self) -> None:
         """No worker is free: one may put its job aside for the next, a batch job for another one of its class."""
+        # Nearly every step comes here: whose turn it is is worth asking only where somebody could yield.
+        if not self._preemption.possible:
+            return
         first = self._next(batch=True)
         self._preemption.look(first)
         if first is not None and first.request.priority == "batch":

@@ -27,6 +27,13 @@ class Preemption:
         self._pool = pool
         self._forecast = forecast
 
+    @property
+    def possible(self) -> bool:
+        """Whether there is a job that could be put aside."""
+        if not self._context.settings.queue.preempt:
+            return False
+        return any(self._could_yield(worker) is not None for worker in self._pool.workers.values())
+
     def look(self, waiting: Job | None) -> None:
         """A job waits, and no worker is free for it: have one put its job aside, if that may be."""
         if waiting is None or not self._context.settings.queue.preempt:

@@ -219,8 +219,22 @@ class WaitingQueue:
             return self._classes.tag(mine) <= had + head_start
         if job.client.key == begun.client.key or job.cost_s > _MUCH_SHORTER * left_s:
             return False
-        lane = self._lanes[mine]
-        return lane.tag(job.client.key) <= lane.had(begun.client.key) - unspoken_s
+        return self._behind_s(job, begun, unspoken_s) <= 0.0
+
+    def _behind_s(self, job: Job, begun: Job, unspoken_s: float) -> float:
+        """How much more the client of a waiting job has had than that of one of its class that was begun."""
+        lane = self._lanes[job.request.priority]
+        return lane.tag(job.client.key) - (lane.had(begun.client.key) - unspoken_s)
+
+    def goes_before_in_s(self, job: Job, begun: Job, left_s: float, *, unspoken_s: float) -> float | None:
+        """For how long one of the same class has to be spoken until a waiting job comes before its rest; None: never.
+
+        While it is spoken its client gets ahead, until the other one has had less.
+        """
+        if job.request.priority != begun.request.priority or job.client.key == begun.client.key:
+            return None
+        in_s = max(0.0, self._behind_s(job, begun, unspoken_s))
+        return None if job.cost_s > _MUCH_SHORTER * (left_s - in_s) else in_s
 
     def in_order(self) -> Iterator[Job]:
         """All jobs that may be started, in the order in which they would be if no other came."""
