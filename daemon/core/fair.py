@@ -133,7 +133,7 @@ class FairShare:
         return self._waiting[flow]
 
     def some_places(self, count: int) -> Iterator[tuple[str, float, int]]:
-        """Flows that have work waiting, and their places: all, or of many more than ``count`` a part that is like all."""
+        """Flows that have work waiting, and their places: all, or of many more than ``count`` a part of all."""
         if len(self._waiting) <= 2 * count:
             return ((flow, *place) for flow, place in self._waiting.items())
         some = self._heap[:: len(self._heap) // count]
