@@ -220,7 +220,7 @@ class Durability:
 
     def describe(self) -> dict[str, object]:
         """The journal as ``status`` shows it."""
-        unfinished = sum(job.durable for job in self._ledger.live.values())
+        unfinished = self._ledger.durable
         return {"ok": not self.problem, "problem": self.problem, "unfinished": unfinished, "recovered": self.recovered}
 
 

@@ -143,6 +143,17 @@ class FairShare:
         heapq.heapify(heap)
         return Turns(heap, self._order, self._weights, self._ranks)
 
+    def place(self, flow: str) -> tuple[float, int]:
+        """The tag of a flow that has work waiting, and its place among equal ones."""
+        return self._waiting[flow]
+
+    def some_places(self, count: int) -> Iterator[tuple[str, float, int]]:
+        """Flows that have work waiting, and their places: all, or of many more than ``count`` a part of all."""
+        if len(self._waiting) <= 2 * count:
+            return ((flow, *place) for flow, place in self._waiting.items())
+        some = self._heap[:: len(self._heap) // count]
+        return ((flow, start, order) for start, order, flow in some if self._waiting.get(flow) == (start, order))
+
     def tags(self) -> Iterator[tuple[str, float]]:
         """Every flow that has work waiting, and its tag."""
         return ((flow, place[0]) for flow, place in self._waiting.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from itertools import islice
+from operator import attrgetter
 from typing import Any
 
 from msgspec import UNSET
@@ -74,18 +75,17 @@ class Inspection:
         for job in running:
             found.setdefault(job.client.key, Waiting(job.client))
 
-        def much(waiting: Waiting) -> tuple[int, int, str]:
-            return -sum(waiting.jobs.values()), -busy[waiting.client.key], waiting.client.key
-
+        most = heapq.nlargest(_SHOWN_CLIENTS, found.values(), key=attrgetter("count"))
+        most.sort(key=lambda waiting: (-waiting.count, -busy[waiting.client.key], waiting.client.key))
         return [
             {
                 "client": waiting.client.key,
                 "user": waiting.client.user,
-                "waiting": sum(waiting.jobs.values()),
+                "waiting": waiting.count,
                 "running": busy[waiting.client.key],
                 "work_s": round(waiting.work_s, 3),
             }
-            for waiting in heapq.nsmallest(_SHOWN_CLIENTS, found.values(), key=much)
+            for waiting in most
         ]
 
     def _jobs(self, limit: int) -> list[dict[str, Any]]:

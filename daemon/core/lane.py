@@ -24,6 +24,8 @@ _STALE = 64
 #: Up to so many jobs of another client are looked at one by one when its share of what stands ahead is worked out, and
 #: up to so many of its own; more are counted as if they were alike.
 _COUNTED, _COUNTED_OWN = 8, 64
+#: Up to about so many clients are looked at for what stands ahead of a job.
+_CLIENTS = 128
 
 #: When it is due (or has to be started), order of arrival, job.
 _Entry = tuple[float, int, Job]
@@ -188,20 +190,28 @@ class Lane:
     def ahead_of(self, job: Job) -> tuple[int, float]:
         """About how many jobs of this class are started before one of it, and their seconds of work.
 
-        Takes time by the number of clients; clients with many jobs are counted as if all of theirs were alike.
+        Takes time by the number of clients up to some, and no more for more: what stands ahead of very many clients is
+        told from a part of them. Clients with many jobs are counted as if all of theirs were alike.
         """
         own = self._flows[job.client.key]
-        count = own.place(job)
-        work_s = own.work_before_s(count)
-        start = self._share.tag(job.client.key) + work_s
-        for client, tag in self._share.tags():
+        own_count = own.place(job)
+        own_s = own.work_before_s(own_count)
+        start, order = self._share.place(job.client.key)
+        start += own_s
+        count, work_s, seen = 0, 0.0, 0
+        for client, tag, place in self._share.some_places(_CLIENTS):
+            seen += 1
             room_s = start - tag
-            if room_s < 0.0 or client == job.client.key:
+            # Of two that may begin at the same time, the one that waits for longer goes first.
+            behind = room_s < 0.0 or (room_s == 0.0 and not own_count and place > order)
+            if behind or client == job.client.key:
                 continue
             more, more_s = _begun_within(self._flows[client], room_s)
             count += more
             work_s += more_s
-        return count, work_s
+        scale = len(self._share) / seen if seen else 1.0
+        others, others_s = self._length - len(own.jobs), self.work_s - own.work_s
+        return own_count + min(others, round(count * scale)), own_s + min(others_s, work_s * scale)
 
 
 def _begun_within(flow: _Flow, room_s: float) -> tuple[int, float]:
@@ -214,7 +224,6 @@ def _begun_within(flow: _Flow, room_s: float) -> tuple[int, float]:
         return count, flow.work_s * count / waiting
     count, work_s = 0, 0.0
     for _, _, job in flow.jobs:
-        # Of two that may begin at the same time, the one that waits for longer goes first.
         if work_s > room_s:
             break
         count += 1

@@ -33,6 +33,7 @@ class Waiting(Struct):
 
     client: Client
     jobs: dict[Priority, int] = field(default_factory=lambda: dict.fromkeys(PRIORITIES, 0))
+    count: int = 0
     work_s: float = 0.0
 
 
@@ -137,6 +138,7 @@ class WaitingQueue:
         if waiting is None:
             waiting = self._clients[job.client.key] = Waiting(job.client)
         waiting.jobs[job.request.priority] += 1
+        waiting.count += 1
         self._lengths[job.request.priority] += 1
 
     def _leave(self, job: Job) -> None:
@@ -145,8 +147,9 @@ class WaitingQueue:
             del self._jobs[job.id]
             waiting.work_s -= job.cost_s
         waiting.jobs[job.request.priority] -= 1
+        waiting.count -= 1
         self._lengths[job.request.priority] -= 1
-        if not any(waiting.jobs.values()):
+        if not waiting.count:
             del self._clients[job.client.key]
 
     def remove(self, job: Job) -> None:
@@ -252,7 +255,7 @@ class WaitingQueue:
     def ahead_of(self, job: Job) -> tuple[int, float]:
         """About how many jobs are started before one that waits, and their seconds of work, all classes together.
 
-        Takes time by the number of clients in its class.
+        Takes time by the number of clients in its class, up to some.
         """
         fresh = len(self._for_fresh)
         fresh_s = sum(other.cost_s for other in self._for_fresh.values())

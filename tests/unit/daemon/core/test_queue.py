@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from itertools import pairwise
@@ -221,7 +222,12 @@ def test_whatever_comes_and_goes_every_job_comes_out_once_and_nothing_is_left_be
             assert queue.work_s(priority) == pytest.approx(work_s)
         for client in queue.clients():
             mine = [job for job in everything.values() if job.client == client.client]
-            assert sum(client.jobs.values()) == len(mine) == queue.waiting_of(client.client.key, PRIORITIES)
+            assert (
+                sum(client.jobs.values())
+                == client.count
+                == len(mine)
+                == queue.waiting_of(client.client.key, PRIORITIES)
+            )
             assert client.work_s == pytest.approx(sum(job.cost_s for job in mine if job.id in waiting))
     for job in [*held.values()]:
         queue.push(job)
@@ -278,6 +284,22 @@ def test_what_stands_ahead_is_exact_where_jobs_are_alike(make_job: Make) -> None
         told, work_s = queue.ahead_of(job)
         assert abs(told - position) <= 3, "one of each client"
         assert work_s == told
+
+
+def test_of_very_many_clients_what_stands_ahead_is_told_from_a_part_of_them(make_job: Make) -> None:
+    queue, rng = WaitingQueue(ClassesSettings()), random.Random(1)
+    for number in range(3_000):
+        client = Client(f"uid:{number % 1_000}", "user")
+        queue.push(make_job(priority="batch", client=client, cost_s=rng.uniform(0.5, 5.0)))
+    popped(queue, 500)
+    jobs = list(queue.in_order())
+    before_s = 0.0
+    for position, job in enumerate(jobs):
+        if position % 100 == 0:
+            told, work_s = queue.ahead_of(job)
+            assert abs(told - position) < 300
+            assert abs(work_s - before_s) < 300 * 2.75
+        before_s += job.cost_s
 
 
 def test_heaps_stay_small_however_many_jobs_come_and_go(make_job: Make) -> None:
