@@ -15,6 +15,7 @@ from glmtts.protocol.events import Accepted, Audio
 
 from .accidents import KILLING, plan
 from .hearing import Hearing, Question
+from .processes import SEGMENT_S, segments_of
 from .rules import Rule, must
 
 if TYPE_CHECKING:
@@ -236,6 +237,8 @@ class Clients:
         hearing.durable = request.priority == "batch" if request.durable is UNSET else request.durable
         hearing.client = connection.client.key
         if request.deadline_s is not UNSET:
+            hearing.gives_up_s = world.now + request.deadline_s
+            hearing.takes_s = max(world.scene.synthesis_s, segments_of(request.text) * sum(SEGMENT_S))
             # The end of a durable job is told when it is on disk.
             hearing.deadline_at = world.now + request.deadline_s + (_DISK_S if hearing.durable else 0.0)
         self.put(connection, hearing)
