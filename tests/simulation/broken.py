@@ -351,6 +351,7 @@ def customers_take_what_their_gateway_has_not(patch: Patch) -> None:
 
 def as_many_aside_as_it_takes(patch: Patch) -> None:
     patch.setattr(preemption, "MAX_ASIDE", 100)
+    patch.setattr(Preemption, "goes_before", lambda *_: True)
 
 
 def processes_never_forgotten(patch: Patch) -> None:
@@ -470,6 +471,10 @@ def _puts_aside(scene: Scene) -> bool:
     return scene.settings.queue.preempt and scene.slots == 1
 
 
+def _crowded(scene: Scene) -> bool:
+    return scene.rush > 1 and not scene.settings.queue.interactive_workers and not scene.brief
+
+
 BROKEN = [
     BrokenCore(Rule.ONE_END, done_twice),
     BrokenCore(Rule.ONE_END, jobs_of_the_dead_forgotten),
@@ -478,13 +483,13 @@ BROKEN = [
     BrokenCore(Rule.ONE_END, a_beat_that_stands_still_counts),
     BrokenCore(Rule.ONE_END, deadlines_forgotten),
     BrokenCore(Rule.ONE_END, put_aside_and_forgotten),
-    BrokenCore(Rule.ONE_END, gone_on_with_and_still_aside),
+    BrokenCore(Rule.ORDER, gone_on_with_and_still_aside),
     BrokenCore(Rule.OUTPUT_ONCE, accepted_before_it_is_on_disk),
     BrokenCore(Rule.OUTPUT_ONCE, ended_before_that_is_on_disk),
     BrokenCore(Rule.OUTPUT_ONCE, a_recovered_job_is_forgotten, shows_in=_with_ends),
     BrokenCore(Rule.OUTPUT_ONCE, attempts_of_the_last_daemon_not_counted, shows_in=_with_ends),
     BrokenCore(Rule.OUTPUT_ONCE, ended_jobs_spoken_again),
-    BrokenCore(Rule.OUTPUT_ONCE, outputs_settled_too_early, jobs=700, shows_in=_violent),
+    BrokenCore(Rule.OUTPUT_ONCE, outputs_settled_too_early, shows_in=_violent),
     BrokenCore(Rule.OUTPUT_ONCE, output_of_another_attempt),
     BrokenCore(Rule.OWN_AUDIO, audio_of_another),
     BrokenCore(Rule.OWN_AUDIO, stream_to_whoever_waits),
@@ -496,9 +501,9 @@ BROKEN = [
     BrokenCore(Rule.ROOM, more_workers_than_may_be, shows_in=lambda scene: scene.gapless),
     BrokenCore(Rule.QUARANTINE, no_quarantine),
     BrokenCore(Rule.QUARANTINE, the_healthy_quarantined),
-    BrokenCore(Rule.QUARANTINE, those_aside_are_blamed, jobs=700, shows_in=_puts_aside),
-    BrokenCore(Rule.FAIR, batch_starves),
-    BrokenCore(Rule.FAIR, weights_ignored),
+    BrokenCore(Rule.QUARANTINE, those_aside_are_blamed, shows_in=_puts_aside),
+    BrokenCore(Rule.FAIR, batch_starves, shows_in=_crowded),
+    BrokenCore(Rule.FAIR, weights_ignored, shows_in=_crowded),
     BrokenCore(Rule.FAIR, a_book_is_served_first),
     BrokenCore(Rule.FAIR, jobs_counted_for_time),
     BrokenCore(Rule.FAIR, never_put_aside, shows_in=_puts_aside),

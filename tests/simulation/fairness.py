@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from glmtts.daemon.core.pool import AHEAD
-from glmtts.daemon.core.preemption import MAX_ASIDE
 from glmtts.daemon.core.workers import WorkerState
 
 from .rules import Rule, must
@@ -107,7 +106,7 @@ class Fairness:
             window.longest = max(window.longest, longest, *(self._longest(flow) for flow in pair))
             window.workers = max(window.workers, places)
             apart = abs((first - window.first) - (second - window.second))
-            each = window.workers + MAX_ASIDE + AHEAD
+            each = window.workers + 1 + (AHEAD if self._world.scene.brief else 0)
             bound = each * window.longest * sum(1.0 / self._weight(flow) for flow in pair) + 0.1
             must(
                 Rule.FAIR,
