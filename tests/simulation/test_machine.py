@@ -51,7 +51,7 @@ def test_the_accidents_do_happen() -> None:
         causes |= world.causes
         kills, stops, aside = kills + world.kills, stops + world.stops, aside + world.suspended
         problems |= world.journal.problems
-    assert kills > 20 and stops > 10 and aside > 100 and problems
+    assert kills > 5 and stops and aside > 50 and problems
     assert codes >= {
         "done", "queue_full", "unavailable", "cancelled", "worker_crashed", "hung", "out_of_memory", "quarantined",
         "deadline_exceeded", "slow_consumer", "synthesis_failed", "shutting_down", "job_not_found", "output_exists",
