@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 _Flow = tuple[str, str]
 
 
+#: While the same wait, they are compared every so many steps.
+_EVERY = 8
+
+
 @dataclass
 class _Window:
     """Since when two have waited without a break: what each had been served then, and the longest job since."""
@@ -49,6 +53,8 @@ class Fairness:
         self._windows: dict[tuple[_Flow, _Flow], _Window] = {}
         self._now = world.now
         self._running: list[Any] = []
+        self._longest_run = 0.0
+        self._waiting: list[_Flow] = []
 
     def started(self, job_id: str, spawn: int) -> None:
         """A job was handed to a worker."""
@@ -77,6 +83,12 @@ class Fairness:
         if weights != self._weights:
             self._weights = dict(weights)
             self._windows = {pair: window for pair, window in self._windows.items() if pair[0][1]}
+        waiting = [(priority, client) for priority, lane in lanes.items() for client in lane._flows]
+        self._longest_run = max(self._longest_run, longest)
+        if waiting == self._waiting and self._world.steps % _EVERY:
+            return
+        self._waiting = waiting
+        longest, self._longest_run = self._longest_run, 0.0
         backlogged = [(priority, "") for priority, lane in lanes.items() if len(lane)]
         pairs = [] if self._batch_is_held_back() else self._pairs(backlogged)
         for priority, lane in lanes.items():

@@ -97,7 +97,7 @@ def test_a_broken_core_is_noticed(core: BrokenCore, monkeypatch: pytest.MonkeyPa
 
 def lives_for(core: BrokenCore) -> Iterator[World]:
     """Lives in which it can show, from the first seed on."""
-    worlds = (World(seed, core.jobs) for seed in itertools.count())
+    worlds = (World(seed, core.jobs, core.without) for seed in itertools.count())
     return (world for world in worlds if core.shows_in(world.scene))
 
 
