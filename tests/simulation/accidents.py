@@ -10,8 +10,11 @@ from typing import Literal
 from msgspec.structs import replace
 
 from glmtts.daemon.core.settings import (
+    ClassesSettings,
+    ClassSettings,
     ClientLimits,
     EngineSettings,
+    InteractiveSettings,
     QueueSettings,
     RecycleSettings,
     RestartSettings,
@@ -215,6 +218,10 @@ def scene_of(rng: random.Random, without: frozenset[str]) -> Scene:
             max_waiting_batch=rng.choice([8, 40]),
             max_per_client=rng.choice([12, 1_024]),
             preempt=rng.random() < 0.8,
+            classes=ClassesSettings(
+                interactive=InteractiveSettings(weight=rng.choice([1, 4, 4])),
+                batch=ClassSettings(weight=rng.choice([1, 1, 4])),
+            ),
             interactive_workers=rng.choice([0, 1, 1, 2]),
             keep_results_s=20.0,
             keep_results_mib=1,

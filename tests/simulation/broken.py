@@ -475,11 +475,19 @@ def _puts_aside(scene: Scene) -> bool:
 
 
 #: Jobs that hang are long, and a reload changes the weights.
-_CALM = ("bad_jobs", "killers", "reloads")
+_CALM = ("bad_jobs", "crashes", "killers", "reloads")
 
 
 def _crowded(scene: Scene) -> bool:
-    return scene.rush > 1 and not scene.settings.queue.interactive_workers and not scene.brief
+    settings = scene.settings
+    alike = settings.queue.classes.interactive.weight == settings.queue.classes.batch.weight
+    unlimited = settings.queue.max_waiting >= 8 and not settings.limits.rate
+    return scene.rush > 1 and alike and unlimited and not settings.queue.interactive_workers and not scene.brief
+
+
+def _unlike(scene: Scene) -> bool:
+    classes, queue = scene.settings.queue.classes, scene.settings.queue
+    return scene.rush > 1 and classes.batch.weight > classes.interactive.weight and not queue.interactive_workers
 
 
 BROKEN = [
@@ -509,8 +517,8 @@ BROKEN = [
     BrokenCore(Rule.QUARANTINE, no_quarantine),
     BrokenCore(Rule.QUARANTINE, the_healthy_quarantined),
     BrokenCore(Rule.QUARANTINE, those_aside_are_blamed, shows_in=_puts_aside),
-    BrokenCore(Rule.FAIR, batch_starves, shows_in=_crowded, without=_CALM),
-    BrokenCore(Rule.FAIR, weights_ignored, shows_in=_crowded, without=_CALM),
+    BrokenCore(Rule.FAIR, batch_starves, jobs=1_000, shows_in=_crowded, without=_CALM),
+    BrokenCore(Rule.FAIR, weights_ignored, shows_in=_unlike, without=_CALM),
     BrokenCore(Rule.FAIR, a_book_is_served_first),
     BrokenCore(Rule.FAIR, jobs_counted_for_time),
     BrokenCore(Rule.FAIR, never_put_aside, shows_in=_puts_aside),
