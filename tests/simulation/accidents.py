@@ -10,8 +10,11 @@ from typing import Literal
 from msgspec.structs import replace
 
 from glmtts.daemon.core.settings import (
+    ClassesSettings,
+    ClassSettings,
     ClientLimits,
     EngineSettings,
+    InteractiveSettings,
     QueueSettings,
     RecycleSettings,
     RestartSettings,
@@ -47,7 +50,7 @@ KINDS = (
 
 #: What the first word of a text makes of its job, and how often in a thousand.
 PLANS = {
-    "ok": 735,
+    "ok": 720,
     "raise": 30,
     "exit": 20,
     "exit_late": 30,
@@ -66,6 +69,7 @@ PLANS = {
     "last": 25,
     "oversleep": 15,
     "unasked": 5,
+    "unsaid": 15,
 }
 #: Plans of which a worker dies and for which its job is to blame.
 KILLING = frozenset(
@@ -85,6 +89,7 @@ KILLING = frozenset(
         "stray_fatal",
         "oversleep",
         "unasked",
+        "unsaid",
     }
 )
 
@@ -100,8 +105,10 @@ class Scene:
 
     settings: Settings
     slots: int
-    #: What processes say that a job took: with the brief one, jobs lie ready in the only worker.
-    synthesis_s: float
+    #: Whether jobs are so brief that some lie ready in the only worker.
+    brief: bool
+    #: How many requests come, of what can be done.
+    rush: float
     #: Share of the usual bad jobs and bad starts.
     violence: float
     gpus: int
@@ -211,6 +218,10 @@ def scene_of(rng: random.Random, without: frozenset[str]) -> Scene:
             max_waiting_batch=rng.choice([8, 40]),
             max_per_client=rng.choice([12, 1_024]),
             preempt=rng.random() < 0.8,
+            classes=ClassesSettings(
+                interactive=InteractiveSettings(weight=rng.choice([1, 4, 4])),
+                batch=ClassSettings(weight=rng.choice([1, 1, 4])),
+            ),
             interactive_workers=rng.choice([0, 1, 1, 2]),
             keep_results_s=20.0,
             keep_results_mib=1,
@@ -228,7 +239,8 @@ def scene_of(rng: random.Random, without: frozenset[str]) -> Scene:
     scene = Scene(
         settings=settings,
         slots=rng.choice((1, 1, 2)),
-        synthesis_s=rng.choice((0.1, 0.001)),
+        brief=not calm and rng.random() < 0.15,
+        rush=rng.choice((1.0, 1.0, 3.0)),
         violence=0.0 if calm else rng.choice([1.0, 0.3, 0.1]),
         gpus=gpus,
         gpu_total=total,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from glmtts.protocol.events import Accepted, Audio
 
 from .accidents import KILLING, plan
 from .hearing import Hearing, Question
+from .processes import SEGMENT_CHARS, takes_s
 from .rules import Rule, must
 
 if TYPE_CHECKING:
@@ -58,6 +60,8 @@ class Clients:
         self.codes: dict[str, int] = {}
         #: Accepted durable jobs whose end their clients do not know.
         self._durable: dict[str, Hearing] = {}
+        #: Some of those whose end they know.
+        self._past: deque[Hearing] = deque(maxlen=5)
         self._open: list[Connection] = []
         for number in range(10):
             client = inputs.Client("uid:0", "root") if number == 9 else _client(number % 4)
@@ -102,7 +106,9 @@ class Clients:
         world = self._world
         self.codes[hearing.code] = self.codes.get(hearing.code, 0) + 1
         if hearing.code not in ("shutting_down", "slow_consumer"):
-            self._durable.pop(hearing.job, None)
+            known = self._durable.pop(hearing.job, None)
+            if known is not None:
+                self._past.append(known)
         if hearing.waits_for and hearing.code == "job_not_found" and not hearing.stranger:
             lost = hearing.durable and world.journal.answerable(hearing.waits_for)
             must(Rule.OUTPUT_ONCE, not lost, hearing, "asks in vain for a job that was accepted")
@@ -144,9 +150,11 @@ class Clients:
         world = self._world
         for place, old in enumerate(self._open):
             self._open[place] = self.connect(old.client, old.envelope)
-        for hearing in self._durable.values():
+        for hearing in (*self._durable.values(), *self._past):
             own = [c for c in self._open if c.client.key == hearing.client]
-            world.later(world.random.expovariate(1), lambda c=own[0], of=hearing: self._wait(c, of))  # type: ignore[misc]
+            # And now and then somebody asks for what is not his.
+            asks = own[0] if world.random.random() < 0.8 else world.random.choice(self._open)
+            world.later(world.random.expovariate(1), lambda c=asks, of=hearing: self._wait(c, of))  # type: ignore[misc]
 
     # --- asking
 
@@ -171,37 +179,43 @@ class Clients:
         busy = world.operators.highest * (4.0 if int(world.now / 10) % 3 else 2.0)
         if int(world.now / 30) % 7 == 6:
             busy *= 0.1
+        busy *= world.scene.rush * (8.0 if world.scene.brief else 1.0)
         world.after(rng.expovariate(max(1.0, busy)), self.arrive)
 
     def _crowd(self, place: int) -> None:
-        """Somebody brings a whole book, and somebody else another."""
+        """Somebody brings a whole book, and somebody else as many sentences."""
         world = self._world
         for number in range(world.random.randint(10, 40)):
             connection = self._open[(place + number % 2) % len(self._open)]
             if world.ending or not connection.open:
                 return
             world.jobs_left -= 1
-            self._request(connection, "batch")
+            self._request(connection, "batch", chapters=number % 2 == 0)
 
     def ask_a_last_time(self) -> None:
         """Right before the end."""
         for _ in range(5):
             self._request(self._world.random.choice(self._open))
 
-    def _request(self, connection: Connection, priority: requests.Priority | None = None) -> None:
+    def _request(
+        self, connection: Connection, priority: requests.Priority | None = None, *, chapters: bool | None = None
+    ) -> None:
         world = self._world
         rng = world.random
         root = connection.client.user == "root"
         priority = priority or ("vip" if root else rng.choices(("interactive", "batch"), (3, 1))[0])
         text = f"{plan(rng, world.scene, world.without)} {next(self._texts)} "
-        text += "x" * (20 * rng.choice((0, 1, 2, 4, 11) if priority == "batch" else (0, 0, 1, 2)))
+        lengths = (0, 1, 2, 4, 11) if priority == "batch" else (0, 0, 1, 2)
+        if chapters is not None:
+            lengths = (8, 11) if chapters else (0, 0)
+        text += "x" * (SEGMENT_CHARS * rng.choice(lengths))
         killer = rng.random() < 0.02 * min(1.0, world.scene.violence * 2) and "killers" not in world.without
         stream = not killer and rng.random() < 0.4
         deadline = None
         if not killer and rng.random() < 0.2 and "deadlines" not in world.without:
             deadline = rng.uniform(0.05, 5)
         output: str | None = None
-        if not killer and not stream and rng.random() < 0.1:
+        if not killer and not stream and (rng.random() < 0.1 or text.startswith("unsaid")):
             output = f"{next(self._texts)}.wav" if rng.random() < 0.7 else f"again{rng.randrange(50)}.wav"
         request = requests.Synthesize(
             id=world.id(),
@@ -236,6 +250,8 @@ class Clients:
         hearing.durable = request.priority == "batch" if request.durable is UNSET else request.durable
         hearing.client = connection.client.key
         if request.deadline_s is not UNSET:
+            hearing.gives_up_s = world.now + request.deadline_s
+            hearing.takes_s = takes_s(request.text, world.scene)
             # The end of a durable job is told when it is on disk.
             hearing.deadline_at = world.now + request.deadline_s + (_DISK_S if hearing.durable else 0.0)
         self.put(connection, hearing)
@@ -252,17 +268,25 @@ class Clients:
         """What clients do about a job that was accepted: theirs, and now and then somebody else's."""
         world = self._world
         rng = world.random
-        own = [c for c in self._open if c.client.key == connection.client.key] or [connection]
+        own = [n for n, c in enumerate(self._open) if c.client.key == connection.client.key]
         what = rng.random()
-        other = rng.choice(own if rng.random() < 0.8 else self._open)
+        place = rng.choice(own if rng.random() < 0.8 else range(len(self._open)))
         if what < 0.12 and "cancels" not in world.without:
-            world.after(rng.expovariate(3), lambda: self._question(other, requests.Cancel(id="", v=1, job=hearing.job)))
+            world.after(
+                rng.expovariate(3),
+                lambda: self._question(self._open[place], requests.Cancel(id="", v=1, job=hearing.job)),
+            )
         elif what < 0.3:
-            world.after(rng.expovariate(1), lambda: self._wait(other, hearing))
+            world.after(rng.choice((1, 1, 10)) * rng.expovariate(1), lambda: self._wait(self._open[place], hearing))
         elif what < 0.4:
-            world.after(rng.expovariate(1), lambda: self._question(other, requests.GetJob(id="", v=1, job=hearing.job)))
+            world.after(
+                rng.expovariate(1),
+                lambda: self._question(self._open[place], requests.GetJob(id="", v=1, job=hearing.job)),
+            )
         elif what < 0.43:
-            world.after(rng.expovariate(1), lambda: self._question(other, requests.ListJobs(id="", v=1, limit=20)))
+            world.after(
+                rng.expovariate(1), lambda: self._question(self._open[place], requests.ListJobs(id="", v=1, limit=20))
+            )
 
     def _question(self, connection: Connection, request: requests.Cancel | requests.GetJob | requests.ListJobs) -> None:
         if connection.open:

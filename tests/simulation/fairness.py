@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from glmtts.daemon.core.pool import AHEAD
-from glmtts.daemon.core.preemption import MAX_ASIDE
 from glmtts.daemon.core.workers import WorkerState
 
 from .rules import Rule, must
@@ -25,14 +24,20 @@ if TYPE_CHECKING:
 _Flow = tuple[str, str]
 
 
+#: While the same wait, they are compared every so many steps.
+_EVERY = 8
+#: So many jobs of each are remembered.
+_RECENT = 4
+
+
 @dataclass
 class _Window:
-    """Since when two have waited without a break: what each had been served then, and the longest job since."""
+    """Since when two have waited without a break: what each had been served then, and the longest job of each since."""
 
     first: float
     second: float
-    longest: float
-    workers: int
+    longest: tuple[float, float] = (0.0, 0.0)
+    workers: int = 0
 
 
 class Fairness:
@@ -50,6 +55,9 @@ class Fairness:
         self._windows: dict[tuple[_Flow, _Flow], _Window] = {}
         self._now = world.now
         self._running: list[Any] = []
+        #: How long the last jobs of each took, by their ids: it may be ahead by them.
+        self._recent: dict[_Flow, dict[str, float]] = {}
+        self._waiting: list[_Flow] = []
 
     def started(self, job_id: str, spawn: int) -> None:
         """A job was handed to a worker."""
@@ -64,12 +72,14 @@ class Fairness:
         """After every step: time has passed for those that were running until now."""
         now, served = self._world.now, self._served
         passed_s, self._now = now - self._now, now
-        longest = 0.0
         for job in self._running:
-            longest = max(longest, job.cost_s, job.active_s(now), job.charged_s)
-            if passed_s:
-                for flow in ((job.request.priority, ""), (job.request.priority, job.client.key)):
-                    served[flow] = served.get(flow, 0.0) + passed_s
+            long_s = max(job.cost_s, job.active_s(now), job.charged_s)
+            for flow in ((job.request.priority, ""), (job.request.priority, job.client.key)):
+                served[flow] = served.get(flow, 0.0) + passed_s
+                recent = self._recent.setdefault(flow, {})
+                recent[job.id] = max(recent.get(job.id, 0.0), long_s)
+                if len(recent) > _RECENT:
+                    del recent[next(iter(recent))]
         live = self._live
         at_work = (id for worker in self._pool.workers.values() for id in worker.begun)
         self._running = [job for id in at_work if (job := live.get(id)) is not None and job.ending is None]
@@ -78,13 +88,17 @@ class Fairness:
         if weights != self._weights:
             self._weights = dict(weights)
             self._windows = {pair: window for pair, window in self._windows.items() if pair[0][1]}
+        waiting = [(priority, client) for priority, lane in lanes.items() for client in lane._flows]
+        if waiting == self._waiting and self._world.steps % _EVERY:
+            return
+        self._waiting = waiting
         backlogged = [(priority, "") for priority, lane in lanes.items() if len(lane)]
         pairs = [] if self._batch_is_held_back() else self._pairs(backlogged)
         for priority, lane in lanes.items():
             if len(lane._flows) > 1:
                 pairs += self._pairs((priority, client) for client in lane._flows)
         if pairs or self._windows:
-            self._look(pairs, longest)
+            self._look(pairs)
 
     @staticmethod
     def _pairs(flows: Iterable[_Flow]) -> list[tuple[_Flow, _Flow]]:
@@ -95,20 +109,22 @@ class Fairness:
         serving = self._pool.serving
         return min(self._machine.settings.queue.interactive_workers, max(0, serving - 1)) > 0
 
-    def _look(self, pairs: list[tuple[_Flow, _Flow]], longest: float) -> None:
+    def _look(self, pairs: list[tuple[_Flow, _Flow]]) -> None:
         before, self._windows = self._windows, {}
         places = sum(worker.slots for worker in self._pool.workers.values())
         for pair in pairs:
             first, second = (self._served.get(flow, 0.0) / self._weight(flow) for flow in pair)
             window = before.get(pair)
             if window is None:
-                window = _Window(first, second, 0.0, 0)
+                window = _Window(first, second)
             self._windows[pair] = window
-            window.longest = max(window.longest, longest, *(self._longest(flow) for flow in pair))
+            lengths = zip(window.longest, pair, strict=True)
+            window.longest = tuple(max(length, self._longest(flow)) for length, flow in lengths)  # type: ignore[assignment]
             window.workers = max(window.workers, places)
             apart = abs((first - window.first) - (second - window.second))
-            each = window.workers + MAX_ASIDE + AHEAD
-            bound = each * window.longest * sum(1.0 / self._weight(flow) for flow in pair) + 0.1
+            each = window.workers + 1 + (AHEAD if self._world.scene.brief else 0)
+            by_weight = (length / self._weight(flow) for length, flow in zip(window.longest, pair, strict=True))
+            bound = each * sum(by_weight) + 0.1
             must(
                 Rule.FAIR,
                 apart <= bound,
@@ -122,4 +138,5 @@ class Fairness:
     def _longest(self, flow: _Flow) -> float:
         lane = self._queue._lanes[flow[0]]
         of = lane._flows.values() if not flow[1] else [lane._flows[flow[1]]]
-        return max((job.cost_s for f in of for job in f.waiting.values()), default=0.0)
+        waiting = max((job.cost_s for f in of for job in f.waiting.values()), default=0.0)
+        return max(waiting, *self._recent.get(flow, {"": 0.0}).values())

@@ -10,6 +10,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from glmtts.daemon.core import effects, inputs
+from glmtts.protocol.events import Error
 
 from .rules import Rule, must
 
@@ -53,6 +54,8 @@ class Journal:
         self.owed: set[tuple[int, str]] = set()
         #: Why it can't be used; None before anybody knows.
         self.problem: str | None = None
+        #: What the core was told of it in this life.
+        self.problems: set[str] = set()
         self._disk_fails = False
         self._handed_over = False
         self._uncertain: set[str] = set()
@@ -115,11 +118,7 @@ class Journal:
         if event is None:
             # Its end was told while the disk failed, and is not there yet.
             return job not in self._pending.ends
-        return (
-            bool(row.result)
-            or (event.final and getattr(event, "path", None) not in (None, UNSET))
-            or (type(event).__name__ == "Error")
-        )
+        return isinstance(event, Error) or bool(row.result) or event.path is not UNSET
 
     # --- what is asked of it
 
@@ -181,6 +180,8 @@ class Journal:
 
     def _answer(self, answers: list[inputs.Input]) -> None:
         for answer in answers:
+            if isinstance(answer, inputs.JournalChanged) and answer.problem:
+                self.problems.add(answer.problem)
             if isinstance(answer, inputs.JournalEnded):
                 self.answered.add(answer.job)
             elif isinstance(answer, inputs.JournalFound):

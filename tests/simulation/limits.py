@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import UNSET
 
 from glmtts.daemon.core import inputs
+from glmtts.daemon.core.lane import DUE_AFTER_S
 from glmtts.daemon.core.rate import parse_rate
 from glmtts.daemon.core.settings import ClientLimits
 from glmtts.protocol import requests
@@ -71,9 +72,10 @@ class Limits:
     def started(self, id: str) -> None:
         """A job is started: its client's others that are due earlier were started before it."""
         job = self._live.get(id)
-        if job is None or job.attempts or job.needs_fresh:
+        # One that has a deadline may be started early because it takes long.
+        if job is None or job.attempts > 1 or job.needs_fresh or job.deadline_at is not None:
             return
-        due = _due(job)
+        due = job.accepted_at + DUE_AFTER_S
         for other in self._queue:
             if other.client.key != job.client.key or other.request.priority != job.request.priority:
                 continue
@@ -85,4 +87,4 @@ class Limits:
 def _due(job: Any) -> float:
     if job.attempts:
         return -math.inf
-    return job.deadline_at if job.deadline_at is not None else job.accepted_at + 300.0
+    return job.deadline_at if job.deadline_at is not None else job.accepted_at + DUE_AFTER_S

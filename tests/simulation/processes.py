@@ -32,9 +32,13 @@ def ready(slots: int, memory: wire.Memory) -> wire.Ready:
     )
 
 
-#: Characters of a segment; seconds that one takes at least, and on average on top of that.
+#: Characters of a segment.
 SEGMENT_CHARS = 20
-SEGMENT_S = (0.02, 0.06)
+#: Seconds that one takes at least, and on average on top of that; how much less all takes where jobs are brief.
+_SEGMENT_S = (0.02, 0.06)
+_BRIEF = 0.02
+#: The longest that a message is under way.
+_WIRE_S = 0.005
 
 
 class Place(Protocol):
@@ -229,7 +233,7 @@ class Process:
         self._deliver(inputs.WorkerSaid(self.spawn, message, body))
 
     def _deliver(self, event: inputs.Input) -> None:
-        at = max(self._delivered_at, self.world.now + self.world.random.uniform(0, 0.005))
+        at = max(self._delivered_at, self.world.now + self.world.random.uniform(0, _WIRE_S) * pace(self.world.scene))
         self._delivered_at = at
         self.world.later(at - self.world.now, lambda: self.world.happen(event))
 
@@ -274,8 +278,8 @@ class Process:
             self.die(0)
 
     def _go_on(self, job: wire.Job, number: int, segments: int) -> None:
-        took = SEGMENT_S[0] + self.world.random.expovariate(1 / SEGMENT_S[1])
-        self.world.later(took, lambda: self._segment(job, number, segments))
+        took = _SEGMENT_S[0] + self.world.random.expovariate(1 / _SEGMENT_S[1])
+        self.world.later(took * pace(self.world.scene), lambda: self._segment(job, number, segments))
 
     def _resume(self, id: str) -> None:
         """Go on with a job that was put aside."""
@@ -374,6 +378,9 @@ class Process:
                 return
             self.world.files[job.output] = job.job
             self.world.marks.add(mark)
+            if plan == "unsaid" and self.world.attempts[job.text] == 1:
+                self.die(-11)
+                return
         no_body = job.stream or job.output is not None or plan == "nofile"
         body = None if no_body else audio(job, 0)
         result = None
@@ -388,8 +395,8 @@ class Process:
                 job=job.job,
                 sample_rate=24_000,
                 audio_s=0.1 * segments,
-                synthesis_s=self.world.scene.synthesis_s,
-                first_audio_s=0.05,
+                synthesis_s=0.02 * pace(self.world.scene) * segments,
+                first_audio_s=0.01 * pace(self.world.scene),
                 voice="v",
                 sha256="0" * 64,
                 chunks=segments if job.stream else 0,
@@ -408,6 +415,16 @@ class Process:
         self._at_work.pop(job.job, None)
         self._to_suspend.discard(job.job)
         self._next()
+
+
+def pace(scene: Scene) -> float:
+    """How long everything takes, in parts of the usual."""
+    return _BRIEF if scene.brief else 1.0
+
+
+def takes_s(text: str, scene: Scene) -> float:
+    """Seconds that a text takes, on average."""
+    return segments_of(text) * sum(_SEGMENT_S) * pace(scene)
 
 
 def segments_of(text: str) -> int:

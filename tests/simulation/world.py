@@ -25,7 +25,7 @@ from .hardware import Hardware
 from .invariants import Invariants
 from .journal import WALL, Journal
 from .operators import Operators
-from .processes import Process
+from .processes import Process, pace
 from .promises import Promises
 from .rules import Rule, must
 
@@ -67,6 +67,8 @@ class World:
         self.causes: set[str] = set()
         #: Daemons that were killed, and those that were told to stop.
         self.kills = self.stops = 0
+        #: How often a job was put aside.
+        self.suspended = 0
         #: Processes that were started.
         self.starts = 0
         self._schedule: list[tuple[float, int, Callable[[], object]]] = []
@@ -231,6 +233,7 @@ class World:
     def _heard(self, event: inputs.WorkerSaid) -> None:
         """A process is through with a job, as far as the core hears it."""
         message = event.message
+        self.suspended += isinstance(message, wire.Suspended)
         over = isinstance(message, wire.Finished) or (isinstance(message, wire.Failed) and not message.fatal)
         if over and event.spawn in self.processes and self.machine._pool.by_spawn(event.spawn) is not None:
             self.processes[event.spawn].has.pop(message.job, None)  # type: ignore[union-attr]
@@ -284,7 +287,7 @@ class World:
             if isinstance(effect.message, wire.Job):
                 process.has[effect.message.job] = effect.message.text
             # In their order, as one connection carries them.
-            process.told_at = max(process.told_at, self.now + self.random.uniform(0, 0.005))
+            process.told_at = max(process.told_at, self.now + self.random.uniform(0, 0.005) * pace(self.scene))
             self.after(process.told_at - self.now, lambda: process.told(effect.message))
 
     def _send_stored(self, effect: effects.SendStored) -> None:
