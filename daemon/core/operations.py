@@ -51,7 +51,8 @@ _NEEDS_RESTART = (
     "audio.outputs",
     "voices.folder",
     "metrics.",
-    "tcp.",
+    "tcp.listen",
+    "tcp.server_key",
 )
 
 
