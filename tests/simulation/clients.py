@@ -16,8 +16,8 @@ from glmtts.protocol.events import Accepted, Audio
 
 from .accidents import KILLING, plan
 from .hearing import Hearing, Question
-from .processes import SEGMENT_CHARS, takes_s
 from .rules import Rule, must
+from .texts import SEGMENT_CHARS, takes_s
 
 if TYPE_CHECKING:
     from .world import World
