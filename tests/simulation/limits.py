@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import UNSET
 
 from glmtts.daemon.core import inputs
+from glmtts.daemon.core.jobs import Job
 from glmtts.daemon.core.lane import DUE_AFTER_S
 from glmtts.daemon.core.rate import parse_rate
 from glmtts.daemon.core.settings import ClientLimits
@@ -86,5 +87,5 @@ class Limits:
             must(Rule.FAIR, not earlier, id, "is started before", other.id, "of the same client, which is due earlier")
 
 
-def _due(job: Any) -> float:
+def _due(job: Job) -> float:
     return job.deadline_at if job.deadline_at is not None else job.accepted_at + DUE_AFTER_S
