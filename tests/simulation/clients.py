@@ -16,8 +16,8 @@ from glmtts.protocol.events import Accepted, Audio
 
 from .accidents import KILLING, plan
 from .hearing import Hearing, Question
-from .processes import SEGMENT_CHARS, takes_s
 from .rules import Rule, must
+from .texts import SEGMENT_CHARS, takes_s
 
 if TYPE_CHECKING:
     from .world import World
@@ -205,7 +205,7 @@ class Clients:
         root = connection.client.user == "root"
         priority = priority or ("vip" if root else rng.choices(("interactive", "batch"), (3, 1))[0])
         text = f"{plan(rng, world.scene, world.without)} {next(self._texts)} "
-        lengths = (0, 1, 2, 4, 11) if priority == "batch" else (0, 0, 1, 2)
+        lengths: tuple[int, ...] = (0, 1, 2, 4, 11) if priority == "batch" else (0, 0, 1, 2)
         if chapters is not None:
             lengths = (8, 11) if chapters else (0, 0)
         text += "x" * (SEGMENT_CHARS * rng.choice(lengths))

@@ -107,7 +107,7 @@ class Fairness:
     def _batch_is_held_back(self) -> bool:
         """Some workers take no batch jobs: weights are not what decides."""
         serving = self._pool.serving
-        return min(self._machine.settings.queue.interactive_workers, max(0, serving - 1)) > 0
+        return bool(min(self._machine.settings.queue.interactive_workers, max(0, serving - 1)))
 
     def _look(self, pairs: list[tuple[_Flow, _Flow]]) -> None:
         before, self._windows = self._windows, {}
@@ -137,7 +137,7 @@ class Fairness:
         return self._queue._classes.handicap(flow[0])  # type: ignore[no-any-return]
 
     def _weight(self, flow: _Flow) -> float:
-        return 1.0 if flow[1] else getattr(self._machine.settings.queue.classes, flow[0]).weight  # type: ignore[no-any-return]
+        return 1.0 if flow[1] else float(getattr(self._machine.settings.queue.classes, flow[0]).weight)
 
     def _longest(self, flow: _Flow) -> float:
         lane = self._queue._lanes[flow[0]]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import UNSET
 
 from glmtts.daemon.core import inputs
+from glmtts.daemon.core.jobs import Job
 from glmtts.daemon.core.lane import DUE_AFTER_S
 from glmtts.daemon.core.rate import parse_rate
 from glmtts.daemon.core.settings import ClientLimits
@@ -80,11 +81,11 @@ class Limits:
             if other.client.key != job.client.key or other.request.priority != job.request.priority:
                 continue
             apart = other.id in self._queue._held or other.id in self._queue._for_fresh
-            earlier = not apart and _due(other) < due - 1e-6
+            # What came back, or came anew, in this very step was not there yet.
+            new = other.attempts > 0 or other.accepted_at >= self._world.now
+            earlier = not (apart or new) and _due(other) < due - 1e-6
             must(Rule.FAIR, not earlier, id, "is started before", other.id, "of the same client, which is due earlier")
 
 
-def _due(job: Any) -> float:
-    if job.attempts:
-        return -math.inf
+def _due(job: Job) -> float:
     return job.deadline_at if job.deadline_at is not None else job.accepted_at + DUE_AFTER_S

@@ -14,6 +14,7 @@ from .accidents import KILLING, Scene
 from .hardware import Hardware
 from .journal import Journal
 from .rules import Rule, must
+from .texts import SEGMENT_S, WIRE_S, audio, pace, segments_of
 
 
 def ready(slots: int, memory: wire.Memory) -> wire.Ready:
@@ -30,15 +31,6 @@ def ready(slots: int, memory: wire.Memory) -> wire.Ready:
         warmup_s=0.1,
         memory=memory,
     )
-
-
-#: Characters of a segment.
-SEGMENT_CHARS = 20
-#: Seconds that one takes at least, and on average on top of that; how much less all takes where jobs are brief.
-_SEGMENT_S = (0.02, 0.06)
-_BRIEF = 0.02
-#: The longest that a message is under way.
-_WIRE_S = 0.005
 
 
 class Place(Protocol):
@@ -233,7 +225,7 @@ class Process:
         self._deliver(inputs.WorkerSaid(self.spawn, message, body))
 
     def _deliver(self, event: inputs.Input) -> None:
-        at = max(self._delivered_at, self.world.now + self.world.random.uniform(0, _WIRE_S) * pace(self.world.scene))
+        at = max(self._delivered_at, self.world.now + self.world.random.uniform(0, WIRE_S) * pace(self.world.scene))
         self._delivered_at = at
         self.world.later(at - self.world.now, lambda: self.world.happen(event))
 
@@ -278,7 +270,7 @@ class Process:
             self.die(0)
 
     def _go_on(self, job: wire.Job, number: int, segments: int) -> None:
-        took = _SEGMENT_S[0] + self.world.random.expovariate(1 / _SEGMENT_S[1])
+        took = SEGMENT_S[0] + self.world.random.expovariate(1 / SEGMENT_S[1])
         self.world.later(took * pace(self.world.scene), lambda: self._segment(job, number, segments))
 
     def _resume(self, id: str) -> None:
@@ -415,26 +407,6 @@ class Process:
         self._at_work.pop(job.job, None)
         self._to_suspend.discard(job.job)
         self._next()
-
-
-def pace(scene: Scene) -> float:
-    """How long everything takes, in parts of the usual."""
-    return _BRIEF if scene.brief else 1.0
-
-
-def takes_s(text: str, scene: Scene) -> float:
-    """Seconds that a text takes, on average."""
-    return segments_of(text) * sum(_SEGMENT_S) * pace(scene)
-
-
-def segments_of(text: str) -> int:
-    """How many segments a text has: its length says so, as far as it can."""
-    return 1 + len(text) // SEGMENT_CHARS
-
-
-def audio(job: wire.Job, number: int) -> bytes:
-    """Audio that says whose it is."""
-    return f"{job.job}|{job.text}|{number}".encode().ljust(20_000 if number == 0 else 100, b".")
 
 
 #: What is said of a job that ends its process, and the process's exit status.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import TYPE_CHECKING
 
 from glmtts.daemon.core import effects, inputs
@@ -64,7 +65,7 @@ class Promises:
             must(Rule.OUTPUT_ONCE, before == code or not sure, job, "was", before, "and now is", code)
             self._told[job] = (code, on_disk or (sure and before == code))
 
-    def look(self, live: dict[str, object], *, leaving: bool) -> None:
+    def look(self, live: Container[str], *, leaving: bool) -> None:
         """What this daemon has to bring to an end is not forgotten."""
         journal = self._world.journal
         if not leaving:

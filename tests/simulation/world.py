@@ -26,9 +26,10 @@ from .hardware import Hardware
 from .invariants import Invariants
 from .journal import WALL, Journal
 from .operators import Operators
-from .processes import Process, pace
+from .processes import Process
 from .promises import Promises
 from .rules import Rule, must
+from .texts import pace
 
 # Jobs take tenths of a second here, and so does what a class may have before others.
 core_queue.HEAD_START_S = 0.1
@@ -201,7 +202,7 @@ class World:
         """The daemon is killed in the middle of a step to come, or told to stop; later it happens to the next one."""
         if self.ending:
             return
-        if self.random.random() < 0.7:
+        if self.random.random() < 0.5:
             self._kill_next = True
         else:
             self.stops += 1
