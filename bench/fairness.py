@@ -83,7 +83,7 @@ def figures(speakers: Speakers, begin: float, end: float) -> dict[str, Any]:
         served[number] += spoken.synthesis_s
         waited[number].append(spoken.waited_s)
         curve.append((round(spoken.done_at - begin, 3), number, served[number]))
-    short = sorted(sum(waited[:5], []))
+    short = [value for values in waited[:5] for value in values]
     return {
         "jain": jain(served),
         "served_s": served,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
 
 #: Tags of flows that have nothing waiting are kept as long as they say anything; they are looked through when there are
 #: this many, and then whenever there are twice as many as were kept.
@@ -128,9 +129,9 @@ class FairShare:
         """In what turns the flows will be served from now on; this stays as it is."""
         return Turns(self._heap.copy(), self._waiting, self._order, self._weights, self._ranks)
 
-    def tags(self) -> Iterator[tuple[str, float]]:
-        """Every flow that has work waiting, and its tag."""
-        return ((flow, place[0]) for flow, place in self._waiting.items())
+    def tags(self, every: int = 1) -> Iterator[tuple[str, float]]:
+        """Every flow that has work waiting, and its tag; or one of so many each."""
+        return ((flow, place[0]) for flow, place in islice(self._waiting.items(), 0, None, every))
 
     def _wait(self, flow: str, start: float) -> None:
         self._order += 1

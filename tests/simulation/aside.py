@@ -41,7 +41,12 @@ class Aside:
     def _look_at(self, worker: Any) -> None:
         must(Rule.ORDER, set(worker.aside) <= set(worker.jobs), worker.name, "has put aside what it does not have")
         suspended = [self._live[id] for id in worker.aside if id in self._live]
-        must(Rule.ORDER, all(job.suspended or job.ending for job in suspended), worker.name, "speaks what it has put aside")
+        must(
+            Rule.ORDER,
+            all(job.suspended or job.ending for job in suspended),
+            worker.name,
+            "speaks what it has put aside",
+        )
         must(Rule.ORDER, not set(worker.moved) & set(worker.aside), worker.name, "may hang in what it has put aside")
         waits = [job.id for job in suspended if job.ending is None]
         if worker.open and waits and worker.state in (WorkerState.BUSY, WorkerState.DRAINING):

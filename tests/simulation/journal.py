@@ -115,8 +115,11 @@ class Journal:
         if event is None:
             # Its end was told while the disk failed, and is not there yet.
             return job not in self._pending.ends
-        return bool(row.result) or event.final and getattr(event, "path", None) not in (None, UNSET) or (
-            type(event).__name__ == "Error"
+        return (
+            bool(row.result)
+            or event.final
+            and getattr(event, "path", None) not in (None, UNSET)
+            or (type(event).__name__ == "Error")
         )
 
     # --- what is asked of it
