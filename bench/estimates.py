@@ -14,6 +14,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ def compare(jobs: list[Spoken]) -> dict[str, Any]:
         raise NotMeasured("no job waited for as long as is worth telling")
     found: dict[str, Any] = _errors(judged) | {"pairs": [[round(t, 4), round(c, 4), p] for t, c, p in judged]}
     found["by_wait"] = {}
-    for least, most in zip(BOUNDS, BOUNDS[1:], strict=False):
+    for least, most in pairwise(BOUNDS):
         some = [pair for pair in judged if least <= max(pair[0], pair[1]) < most]
         if some:
             found["by_wait"][f"{least:g} to {most:g} s"] = _errors(some)

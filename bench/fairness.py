@@ -18,7 +18,7 @@ import overhead
 import report
 import running
 from processes import NotMeasured
-from speakers import AUDIO_S, Speakers, Together, config
+from speakers import Speakers, Together, config
 
 HERE = Path(__file__).parent
 CLIENTS = 20
@@ -35,7 +35,7 @@ LABELS = {"fair": "glmttsd", "fcfs": "first come, first served"}
 
 
 def lengths() -> list[int]:
-    """The characters of each client's jobs: each client's are longer than those of the one before by the same factor."""
+    """The characters of each client's jobs, longer by the same factor from each to the next."""
     factor = (LONGEST / SHORTEST) ** (1 / (CLIENTS - 1))
     return [round(SHORTEST * factor**number) for number in range(CLIENTS)]
 
@@ -83,7 +83,7 @@ def figures(speakers: Speakers, begin: float, end: float) -> dict[str, Any]:
         served[number] += spoken.synthesis_s
         waited[number].append(spoken.waited_s)
         curve.append((round(spoken.done_at - begin, 3), number, served[number]))
-    short = sorted(sum(waited[:5], []))
+    short = [value for values in waited[:5] for value in values]
     return {
         "jain": jain(served),
         "served_s": served,

@@ -173,8 +173,8 @@ def text(results: report.Results) -> str:
             )
         parts.append(report.table(rows))
     parts.append(
-        "cost: by how much longer the book takes than alone, without what was spoken for the visitors. Answer: from the\n"
-        "request to the audio, at the client."
+        "cost: by how much longer the book takes than alone, without what was spoken for the visitors.\n"
+        "Answer: from the request to the audio, at the client."
     )
     return "\n\n".join(parts)
 
@@ -198,7 +198,13 @@ def plot(results: report.Results, path: Path) -> None:
             share = [100 * (rank + 1) / len(waits) for rank in range(len(waits))]
             label = f"{LABELS[kind]}: p50 {results[engine][kind]['waited_p50_s']:.3f} s"
             place.step(waits, share, where="post", label=label, color=COLOURS[kind])
-        place.set(xscale="log", xlabel="s from the request to its start", ylabel="% of visitors", title=titles[engine])
+        place.set(
+            xscale="log",
+            xlabel="s from the request to its start",
+            ylabel="% of visitors",
+            title=titles[engine],
+            ylim=(0, 125),
+        )
         place.grid(visible=True, which="both", alpha=0.25)
         place.legend(fontsize=8, loc="upper left")
     figure.tight_layout()

@@ -151,8 +151,8 @@ class FairShare:
         """Flows that have work waiting, and their places: all, or of many more than ``count`` a part of all."""
         if len(self._waiting) <= 2 * count:
             return ((flow, *place) for flow, place in self._waiting.items())
-        some = self._heap[:: len(self._heap) // count]
-        return ((flow, start, order) for start, order, flow in some if self._waiting.get(flow) == (start, order))
+        places = ((turn, self._waiting.get(turn[2])) for turn in self._heap[:: len(self._heap) // count])
+        return ((turn[2], *place) for turn, place in places if place and self._turn(turn[2], place) == turn)
 
     def tags(self) -> Iterator[tuple[str, float]]:
         """Every flow that has work waiting, and its tag."""
