@@ -149,16 +149,14 @@ class Dispatcher:
         live = self._ledger.live
         aside = next((live[id] for id in reversed(worker.aside) if id in live), None)
         takes_jobs = worker.state is WorkerState.BUSY and not worker.leaving and not self._queue.paused
-        job = self._next() if takes_jobs else None
-        if aside is None:
-            # What it had put aside was cancelled, and it is about to say so.
-            if job is not None:
-                self._queue.take(job)
-                self._take(job, worker)
-        elif job is not None and self._preemption.goes_before(job, aside):
+        while takes_jobs and (job := self._next()) is not None:
+            # Where there is none to go on with, it was cancelled, and the worker is about to say so.
+            if aside is not None and not self._preemption.goes_before(job, aside):
+                break
             self._queue.take(job)
-            self._take(job, worker)
-        else:
+            if self._take(job, worker):
+                return
+        if aside is not None:
             self._resume(aside, worker)
 
     def _resume(self, job: Job, worker: Worker) -> None:
@@ -167,10 +165,12 @@ class Dispatcher:
         self._preemption.resumed(job)
         self._announcer.note("resumed", job)
 
-    def _take(self, job: Job | None, worker: Worker) -> None:
-        """Start a job, unless jobs of the same content killed workers since it was accepted."""
-        if job is not None and not self._fates.refuse_quarantined(job):
-            self._start(job, worker)
+    def _take(self, job: Job | None, worker: Worker) -> bool:
+        """Start a job, unless jobs of the same content killed workers since it was accepted; returns whether it is."""
+        if job is None or self._fates.refuse_quarantined(job):
+            return False
+        self._start(job, worker)
+        return True
 
     def _start(self, job: Job, worker: Worker) -> None:
         context, request = self._context, job.request
