@@ -445,15 +445,21 @@ class Machine:
     def _end_jobs(self, message: str) -> None:
         """No time is left: what the journal has goes on with the next daemon, the rest has ended."""
         for job in list(self._ledger.live.values()):
-            if job.durable and job.ending is None:
+            if job.durable and job.ending is None and not self._queue.holds(job):
                 self._endings.leave(job)
             else:
                 self._endings.fail(job, ErrorCode.SHUTTING_DOWN, message)
 
     def _leave_waiting(self) -> None:
-        """Durable jobs that were not begun need not be waited for: the next daemon begins them."""
+        """Durable jobs that were not begun need not be waited for: the next daemon begins them.
+
+        Those that are not on disk yet were not accepted, and now are not.
+        """
         for job in [job for job in self._queue if job.durable]:
-            self._endings.leave(job)
+            if self._queue.holds(job):
+                self._endings.fail(job, ErrorCode.SHUTTING_DOWN, self._reception.closed)
+            else:
+                self._endings.leave(job)
 
     def _answer_drains(self) -> None:
         for timer in list(self._drains):

@@ -98,6 +98,10 @@ class WaitingQueue:
         self._held[job.id] = job
         self._enter(job)
 
+    def holds(self, job: Job) -> bool:
+        """Whether a job is held back."""
+        return job.id in self._held
+
     def push(self, job: Job, *, front: bool = False) -> None:
         """Add a job, or let one go that was held; ``front``: it had been started before."""
         if self._held.pop(job.id, None) is None:
