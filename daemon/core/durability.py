@@ -188,7 +188,11 @@ class Durability:
         """Answer with what the journal has."""
         request, row = event.request, event.row
         assert isinstance(request, requests.Wait | requests.GetJob | requests.Cancel)
-        if row is None or row.event is None:
+        if row is not None and row.event is None and not event.problem:
+            # Left for the next daemon, or its end could not be written yet.
+            message = f"job {row.job} is in the journal, and has no end there yet; ask again in a moment"
+            self._context.refuse(event.to, request.id, ErrorCode.UNAVAILABLE, message, retry_after_s=_RETRY_S)
+        elif row is None or row.event is None:
             message = f"job: there is no job {request.job!r} of yours"
             if event.problem:
                 message += f" in memory, and the journal can't be asked: {event.problem}"
