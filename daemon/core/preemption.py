@@ -38,7 +38,7 @@ class Preemption:
         most = (0, 0.0)
         for worker in self._pool.workers.values():
             job = self._could_yield(worker)
-            if job is None or not self._queue.goes_before(waiting, job, self._forecast.left_s(job), charged=True):
+            if job is None or not self.goes_before(waiting, job):
                 continue
             # The lowest class first, and in it the job that has the longest way to go.
             rank = (1 if job.request.priority == "batch" else 0, self._forecast.left_s(job))
@@ -63,16 +63,16 @@ class Preemption:
         heard = job.streams and job.request.priority != "batch"
         return None if last or heard else job
 
-    def goes_before(self, waiting: Job, aside: Job) -> bool:
-        """Whether a waiting job comes before one that is put aside in the worker that is free."""
-        return self._queue.goes_before(waiting, aside, self._forecast.left_s(aside), charged=False)
+    def goes_before(self, waiting: Job, begun: Job) -> bool:
+        """Whether a waiting job comes before the rest of one that is spoken, or put aside in the worker that is free."""
+        spoken_s = begun.active_s(self._context.now)
+        return self._queue.goes_before(waiting, begun, self._forecast.left_s(begun), spoken_s=spoken_s)
 
     def put_aside(self, job: Job) -> None:
-        """A job stands still from now on: the rest of it is not charged for."""
-        left_s = self._forecast.left_s(job)
+        """A job stands still from now on: charged is what was spoken of it."""
         job.stop(self._context.now)
         job.suspended = True
-        self._queue.charge(job, -min(left_s, job.charged_s))
+        self._queue.charge(job, job.earlier_s - job.charged_s)
 
     def resumed(self, job: Job) -> None:
         """A job goes on: the rest of it is charged for."""

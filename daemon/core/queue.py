@@ -170,17 +170,17 @@ class WaitingQueue:
 
     # --- who goes before whom
 
-    def goes_before(self, job: Job, begun: Job, left_s: float, *, charged: bool) -> bool:
+    def goes_before(self, job: Job, begun: Job, left_s: float, *, spoken_s: float) -> bool:
         """Whether a waiting job comes before the rest of one that was begun, which takes ``left_s`` more seconds.
 
-        ``charged``: that rest is charged for already. A lower class never does; a higher one does as long as it has not
-        had more than its weight; of the same class, another client's job does which is much shorter, and whose client
-        has had less.
+        ``spoken_s``: how long it has taken until now, which is what counts, whatever it is charged for. A lower class
+        never does; a higher one does as long as it has not had more than its weight; of the same class, another
+        client's job does which is much shorter, and whose client has had less.
         """
         mine, other = job.request.priority, begun.request.priority
         if _RANKS[mine] > _RANKS[other]:
             return False
-        back_s = left_s if charged else 0.0
+        back_s = begun.charged_s - spoken_s
         if mine != other:
             had = self._classes.had(other) - back_s / self._classes.weight(other)
             return self._classes.tag(mine) <= had
