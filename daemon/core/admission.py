@@ -86,9 +86,10 @@ class Admission:
         batch = request.priority == "batch"
         classes = BATCH if batch else URGENT
         places, share = _places(settings, batch=batch), allowed.share_batch if batch else allowed.share
-        starts_now = not self._queue.paused and self._pool.free() is not None
+        waiting = sum(self._queue.length(priority) for priority in classes)
+        # Where others wait though a worker is free, they wait for the journal, or for a worker that takes them.
+        starts_now = not waiting and not self._queue.paused and self._pool.free() is not None
         if not starts_now:
-            waiting = sum(self._queue.length(priority) for priority in classes)
             if waiting >= places:
                 raise self._full(f"the queue is full: {waiting} jobs wait")
             own = self._queue.waiting_of(client.key, classes)
