@@ -174,7 +174,7 @@ class Machine:
             VoiceStored: self._operations.on_voice_stored,
             JournalChanged: self._on_journal_changed,
             JournalAdded: self._reception.on_journal_added,
-            JournalEnded: self._endings.on_written,
+            JournalEnded: self._on_journal_ended,
             JournalFound: self._durability.on_found,
             StoredLost: self._durability.on_lost,
             TimePassed: lambda _: None,
@@ -356,6 +356,11 @@ class Machine:
 
     def _on_journal_changed(self, event: JournalChanged) -> None:
         self._durability.on_changed(event)
+        self._dispatcher.schedule()
+
+    def _on_journal_ended(self, event: JournalEnded) -> None:
+        self._endings.on_written(event)
+        # It may have been the batch job that kept others of its class waiting.
         self._dispatcher.schedule()
 
     def _scale(self, event: Controlled, request: control.Scale) -> None:
