@@ -147,7 +147,7 @@ class Dispatcher:
     def _go_on(self, worker: Worker) -> None:
         """A worker has put a job aside: another one may come first, else it goes on."""
         live = self._ledger.live
-        aside = next((live[id] for id in reversed(worker.aside) if id in live), None)
+        aside = next((live[id] for id in reversed(worker.aside) if id in live and live[id].ending is None), None)
         takes_jobs = worker.state is WorkerState.BUSY and not worker.leaving and not self._queue.paused
         while takes_jobs and (job := self._next()) is not None:
             # Where there is none to go on with, it was cancelled, and the worker is about to say so.
