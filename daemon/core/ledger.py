@@ -170,7 +170,16 @@ class Ledger:
 
 def content_digest(request: Synthesize, recording: bytes | memoryview | None) -> str:
     """SHA-256 over everything that decides how a request sounds and where it goes: two equal ones are one job."""
-    same = msgspec.structs.replace(request, id="-", deadline_s=UNSET, events="all", priority="interactive", key=UNSET)
+    same = msgspec.structs.replace(
+        request,
+        id="-",
+        deadline_s=UNSET,
+        durable=UNSET,
+        events="all",
+        key=UNSET,
+        on_behalf_of=UNSET,
+        priority="interactive",
+    )
     digest = hashlib.sha256(encode(same))
     if recording is not None:
         digest.update(recording)
