@@ -305,6 +305,8 @@ class Machine:
                 self._context.send(subscriber.to, error)
         else:
             self._endings.fail(job, ErrorCode.SLOW_CONSUMER, TOO_SLOW)
+            # It may have been the batch job that kept others of its class waiting.
+            self._dispatcher.schedule()
 
     # --- workers
 
