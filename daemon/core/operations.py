@@ -208,6 +208,8 @@ class Operations:
             return
         chosen = [w for w in self._pool if request.worker in ("all", w.name)]
         recycled = [w.name for w in chosen if self._recycler.recycle(w, Cause.OPERATOR, "asked for by an operator")]
+        # Where fewer are left, the ones that are may take what they were kept free of.
+        self._dispatcher.schedule()
         self._answer(
             event.to, request.id, recycled=recycled, skipped=[w.name for w in chosen if w.name not in recycled]
         )
