@@ -32,6 +32,9 @@ class Endings:
         self.outcomes: dict[str, int] = {}
         #: Durable jobs that were left for the next daemon.
         self.left = 0
+        #: Outputs of jobs whose end was told and is not on disk yet, as the journal fails: an attempt of the next daemon
+        #: has to know them.
+        self._unsettled: dict[str, SettleOutput] = {}
 
     def fail(self, job: Job, code: ErrorCode, message: str, *, retry_after_s: float | None = None) -> None:
         """End a live job with an error, if it is not ending already; a worker that has it is told to leave it."""
@@ -98,9 +101,11 @@ class Endings:
         """The end of a durable job is on disk; or it can't be yet, and nobody is kept waiting for that."""
         job = self._ledger.live.get(event.job)
         if job is not None and job.ending is not None:
-            self._tell(job, job.ending)
+            self._tell(job, job.ending, settle=not event.problem)
+        elif not event.problem and (settle := self._unsettled.pop(event.job, None)) is not None:
+            self._context.effects.append(settle)
 
-    def _tell(self, job: Job, ending: Ending) -> None:
+    def _tell(self, job: Job, ending: Ending, *, settle: bool = True) -> None:
         context = self._context
         job.enter(ending.state)
         job.ended_at = context.now
@@ -111,7 +116,11 @@ class Endings:
         if context.watched:
             context.publish(f"job.{ending.state}", job=job.id, outcome=outcome, worker=job.worker)
         if job.output_path and job.attempts:
-            context.effects.append(SettleOutput(job.id, job.output_path, wanted=ending.state == "done"))
+            settled = SettleOutput(job.id, job.output_path, wanted=ending.state == "done")
+            if settle:
+                context.effects.append(settled)
+            else:
+                self._unsettled[job.id] = settled
         keep = context.settings.queue
         self._ledger.end(job, ending, context.now + keep.keep_results_s)
         if self._ledger.result_bytes > keep.keep_results_mib << 20 or ("expire", "") not in context.timers:
