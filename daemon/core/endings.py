@@ -32,7 +32,7 @@ class Endings:
         self.outcomes: dict[str, int] = {}
         #: Durable jobs that were left for the next daemon.
         self.left = 0
-        #: Outputs of jobs whose end was told and is not on disk yet, as the journal fails: an attempt of the next daemon
+        #: Outputs of jobs whose end was told, but is not on disk as the journal fails: an attempt of the next daemon
         #: has to know them.
         self._unsettled: dict[str, SettleOutput] = {}
 

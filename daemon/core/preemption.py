@@ -64,7 +64,7 @@ class Preemption:
         return None if last or heard else job
 
     def goes_before(self, waiting: Job, begun: Job) -> bool:
-        """Whether a waiting job comes before the rest of one that is spoken, or put aside in the worker that is free."""
+        """Whether a waiting job comes before the rest of one that is begun, be it spoken now or put aside."""
         spoken_s = begun.active_s(self._context.now)
         return self._queue.goes_before(waiting, begun, self._forecast.left_s(begun), spoken_s=spoken_s)
 

@@ -10,7 +10,11 @@ from typing import Literal
 from msgspec.structs import replace
 
 from glmtts.daemon.core.settings import (
+    ClassesSettings,
+    ClassSettings,
+    ClientLimits,
     EngineSettings,
+    InteractiveSettings,
     QueueSettings,
     RecycleSettings,
     RestartSettings,
@@ -39,11 +43,14 @@ KINDS = (
     "reconnects",
     "cancels",
     "deadlines",
+    "crashes",  # of the daemon, and restarts of it
+    "journal",  # times in which nothing can be written
+    "crowds",  # a client with very many jobs at once
 )
 
 #: What the first word of a text makes of its job, and how often in a thousand.
 PLANS = {
-    "ok": 755,
+    "ok": 720,
     "raise": 30,
     "exit": 20,
     "exit_late": 30,
@@ -60,6 +67,9 @@ PLANS = {
     "cuda": 10,
     "cuda_mute": 5,
     "last": 25,
+    "oversleep": 15,
+    "unasked": 5,
+    "unsaid": 15,
 }
 #: Plans of which a worker dies and for which its job is to blame.
 KILLING = frozenset(
@@ -77,6 +87,9 @@ KILLING = frozenset(
         "cuda_mute",
         "last",
         "stray_fatal",
+        "oversleep",
+        "unasked",
+        "unsaid",
     }
 )
 
@@ -92,8 +105,10 @@ class Scene:
 
     settings: Settings
     slots: int
-    #: What processes say that a job took: with the brief one, jobs lie ready in the only worker.
-    synthesis_s: float
+    #: Whether jobs are so brief that some lie ready in the only worker.
+    brief: bool
+    #: How many requests come, of what can be done.
+    rush: float
     #: Share of the usual bad jobs and bad starts.
     violence: float
     gpus: int
@@ -116,6 +131,11 @@ class Scene:
     leaks_on: Literal["", "device", "host"]
     #: Growth of the cache per job, which a trim gives back.
     hoard: int
+    #: Whether there is a journal, and whether it fails now and then.
+    journal: bool = True
+    journal_fails: bool = False
+    #: Seconds after which the daemon is killed or stopped, on average; 0: not before the end.
+    daemon_ends: float = 0.0
     #: Everything is known, nothing interferes and the leak is slow: it has to be seen in time.
     leak_must_be_seen: bool = False
     #: There is always room for a spare, and nothing goes wrong: there is always a worker that serves.
@@ -194,14 +214,33 @@ def scene_of(rng: random.Random, without: frozenset[str]) -> Scene:
             ),
         ),
         queue=QueueSettings(
-            max_waiting=rng.randint(2, 20), max_waiting_batch=40, keep_results_s=20.0, keep_results_mib=1
+            max_waiting=rng.randint(2, 20),
+            max_waiting_batch=rng.choice([8, 40]),
+            max_per_client=rng.choice([12, 1_024]),
+            preempt=rng.random() < 0.8,
+            classes=ClassesSettings(
+                interactive=InteractiveSettings(weight=rng.choice([1, 4, 4])),
+                batch=ClassSettings(weight=rng.choice([1, 1, 4])),
+            ),
+            interactive_workers=rng.choice([0, 1, 1, 2]),
+            keep_results_s=20.0,
+            keep_results_mib=1,
+            keep_durable_s=rng.choice([5.0, 86_400.0]),
+            keep_durable_mib=rng.choice([1, 10_240]),
         ),
-        limits=replace(Settings().limits, rate=rng.choice(["", "", "300/minute"])),
+        limits=replace(
+            Settings().limits,
+            rate=rng.choice(["", "", "300/minute", "20/minute"]),
+            rate_batch=rng.choice(["", "", "60/minute"]),
+            gateways=["user3"],
+            clients={"user0": ClientLimits(rate="", max_share=1.0), "uid:1003/b": ClientLimits(rate="5/minute")},
+        ),
     )
     scene = Scene(
         settings=settings,
         slots=rng.choice((1, 1, 2)),
-        synthesis_s=rng.choice((0.1, 0.001)),
+        brief=not calm and rng.random() < 0.15,
+        rush=rng.choice((1.0, 1.0, 3.0)),
         violence=0.0 if calm else rng.choice([1.0, 0.3, 0.1]),
         gpus=gpus,
         gpu_total=total,
@@ -222,6 +261,9 @@ def scene_of(rng: random.Random, without: frozenset[str]) -> Scene:
         leaks_on=leaks_on,
         hoard=load // 200 if not calm and rng.random() < 0.3 else 0,
     )
+    scene.journal = rng.random() < 0.93
+    scene.journal_fails = on("journal", 0.0 if calm else 0.4)
+    scene.daemon_ends = rng.choice([5.0, 20.0, 60.0]) if on("crashes", 0.0 if calm else 0.5) else 0.0
     scene.leak_must_be_seen = bool(calm and leaks_on)
     # There is a second place's worth of memory beside each, on the GPUs and on the host.
     scene.gapless = calm == "recycles"

@@ -45,7 +45,11 @@ class Blame:
         now = self._world.now
         had = [self._live[id] for id in worker.jobs if id in self._live]
         # What had only lain ready in it is not to blame.
-        for text in dict.fromkeys(job.request.text for job in had if job.begun and culprit in ("", job.id)):
+        for text in dict.fromkeys(
+            job.request.text
+            for job in had
+            if job.begun and not job.suspended and job.ending is None and culprit in ("", job.id)
+        ):
             count, until = self._deaths.get(text, (0, 0.0))
             holds_s = self._context.settings.workers.restart.quarantine_s
             self._deaths[text] = (count + 1 if until > now else 1, now + holds_s)

@@ -8,6 +8,7 @@ from glmtts.daemon.core import ledger as core_ledger
 from glmtts.daemon.core import quarantine as core_quarantine
 from glmtts.daemon.core.jobs import MAX_SUBSCRIBERS
 from glmtts.daemon.core.pool import AHEAD
+from glmtts.daemon.core.preemption import MAX_ASIDE
 from glmtts.daemon.core.trends import POINTS
 from glmtts.protocol.errors import ErrorCode
 
@@ -45,16 +46,26 @@ class Bounds:
         keep = settings.queue.keep_results_mib << 20
         must(Rule.BOUNDED, self._ledger.result_bytes <= keep, "results take more memory than they may")
         queue = settings.queue
-        retried = workers * self._world.scene.slots + AHEAD
-        lanes = self._queue._lanes
-        batch = len(lanes["batch"])
+        # What an earlier daemon had accepted goes on, however much that is.
+        retried = workers * (self._world.scene.slots + MAX_ASIDE) + AHEAD + self._machine._durability.recovered
+        length = self._queue.length
+        batch = length("batch")
         must(Rule.BOUNDED, batch <= queue.max_waiting_batch + retried, "the batch queue is too long:", batch)
-        waiting = len(lanes["vip"]) + len(lanes["interactive"])
+        waiting = length("vip") + length("interactive")
         must(Rule.BOUNDED, waiting <= queue.max_waiting + retried, "the queue is longer than it may be:", waiting)
+        self._look_at_heaps()
         must(Rule.BOUNDED, len(self._queue._for_fresh) <= live, "jobs that are tried again")
         must(Rule.BOUNDED, len(self._pool._by_spawn) <= workers, "processes of no worker are remembered")
         most = 2 * max(self._world.operators.highest, self._world.operators.most_ever) + 3
         must(Rule.BOUNDED, workers <= most, workers, "workers")
+
+    def _look_at_heaps(self) -> None:
+        """What has left the queue leaves no more in it than what is there, and a few."""
+        for share in (self._queue._classes, *(lane._share for lane in self._queue._lanes.values())):
+            must(Rule.BOUNDED, len(share._heap) <= 2 * len(share) + 66, "a heap of flows grows")
+            must(Rule.BOUNDED, len(share._after) <= 2 * len(share) + 66, "tags of flows are kept")
+        for lane in self._queue._lanes.values():
+            must(Rule.BOUNDED, len(lane._urgent) <= 2 * lane._with_deadline + 66, "a heap of deadlines grows")
 
     def look_closely(self) -> None:
         """What has to be counted."""
@@ -66,13 +77,13 @@ class Bounds:
         must(Rule.BOUNDED, len(ledger._with_result) <= len(ledger._ended), "results")
         must(Rule.BOUNDED, len(ledger.outputs) <= len(ledger.live), "names of outputs")
         must(Rule.BOUNDED, len(ledger.live_of_client) <= len(ledger.live), "clients")
-        held = len(machine._dispatcher.quarantine._entries)
+        held = len(machine._fates.quarantine._entries)
         must(Rule.BOUNDED, held <= core_quarantine._MAX_ENTRIES, "the quarantine")
-        must(Rule.BOUNDED, len(machine._dispatcher.outcomes) <= len(ErrorCode) + 1, "outcomes")
+        must(Rule.BOUNDED, len(machine._endings.outcomes) <= len(ErrorCode) + 1, "outcomes")
         must(Rule.BOUNDED, len(machine._reception.refused) <= len(ErrorCode), "refusals")
         gpus, workers = len(machine._gpus._gpus), self._pool.workers
         must(Rule.BOUNDED, gpus <= self._world.scene.gpus, "GPUs")
-        must(Rule.BOUNDED, len(machine._alerts._raised) <= gpus + len(workers) + 3, "alerts:", machine._alerts._raised)
+        must(Rule.BOUNDED, len(machine._alerts._raised) <= gpus + len(workers) + 4, "alerts:", machine._alerts._raised)
         for worker in workers.values():
             self._look_at(worker)
         for job in ledger.live.values():
@@ -80,7 +91,9 @@ class Bounds:
 
     @staticmethod
     def _look_at(worker: Any) -> None:
-        must(Rule.BOUNDED, len(worker.jobs) <= worker.slots + AHEAD, worker.name, "has", len(worker.jobs), "jobs")
+        at_hand = len(worker.jobs) - len(worker.aside)
+        must(Rule.BOUNDED, len(worker.aside) <= MAX_ASIDE, worker.name, "has put aside", worker.aside)
+        must(Rule.BOUNDED, at_hand <= worker.slots + AHEAD, worker.name, "has", len(worker.jobs), "jobs")
         must(Rule.BOUNDED, set(worker.moved) <= set(worker.jobs), worker.name, "follows jobs that it does not have")
         must(Rule.BOUNDED, len(worker.busy_vram) <= 3, worker.name, "keeps samples")
         for series in worker.watch._series.values():

@@ -1,29 +1,63 @@
-"""Bounded waiting: how many jobs of other classes are started while one of a class waits.
+"""Fair shares of time: what classes, and the clients of a class, are served while they wait, measured beside the core.
 
-With that, and with no worker idle while jobs wait, time is bounded too: every start is followed by an end within the
-hang timeouts, and every end by a start.
+Of two that have jobs waiting all the time, each is served by its weight, but for a few of the longest jobs: start-time
+fair queueing promises one of each (Goyal, Vin, Cheng 1996); each further worker and slot, and what is charged by an
+estimate until it is done, adds as much.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from glmtts.daemon.core.pool import AHEAD
 from glmtts.daemon.core.workers import WorkerState
-from glmtts.protocol.requests import PRIORITIES, Priority
 
 from .rules import Rule, must
 
+if TYPE_CHECKING:
+    from .world import World
+
+#: A class, or a client of a class.
+_Flow = tuple[str, str]
+
+
+#: While the same wait, they are compared every so many steps.
+_EVERY = 8
+#: So many jobs of each are remembered.
+_RECENT = 4
+
+
+@dataclass
+class _Window:
+    """Since when two have waited without a break: what each had been served then, and the longest job of each since."""
+
+    first: float
+    second: float
+    longest: tuple[float, float] = (0.0, 0.0)
+    workers: int = 0
+
 
 class Fairness:
-    """Counts starts by class."""
+    """Measures who is served for how long."""
 
-    def __init__(self, machine: Any) -> None:
+    def __init__(self, world: World, machine: Any) -> None:
+        self._world = world
+        self._machine = machine
         self._queue = machine._queue
         self._pool = machine._pool
         self._live = machine._ledger.live
-        self._weights: dict[str, int] = {}
-        #: Jobs of other classes that were started since a class has had one, or none waits.
-        self._passed: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
+        self._weights: dict[str, float] = {}
+        #: Seconds that workers have worked for each.
+        self._served: dict[_Flow, float] = {}
+        self._windows: dict[tuple[_Flow, _Flow], _Window] = {}
+        self._now = world.now
+        self._running: list[Any] = []
+        #: How long the last jobs of each took, by their ids: it may be ahead by them.
+        self._recent: dict[_Flow, dict[str, float]] = {}
+        self._waiting: list[_Flow] = []
 
     def started(self, job_id: str, spawn: int) -> None:
         """A job was handed to a worker."""
@@ -33,27 +67,76 @@ class Fairness:
         worker = self._pool._by_spawn.get(spawn)
         if worker is not None and worker.jobs_taken == 1 and worker.state is not WorkerState.FAILED:
             must(Rule.FAIR, not self._queue._for_fresh, job_id, "took a fresh worker from one that needs it more")
-        weights = self._queue._weights
-        if weights != self._weights:
-            self._weights = dict(weights)
-            self._passed = dict.fromkeys(PRIORITIES, 0)
-        total = sum(weights.values())
-        chosen = job.request.priority
-        for priority in PRIORITIES:
-            if priority == chosen or not self._queue._lanes[priority]:
-                self._passed[priority] = 0
-                continue
-            self._passed[priority] += 1
-            # Smooth weighted round robin: nobody's debt is more than all weights together, nor is his credit.
-            bound = 3 * total / weights[priority] + 3
-            must(
-                Rule.FAIR,
-                self._passed[priority] <= bound,
-                f"{priority} waits while {self._passed[priority]} jobs of other classes are started ({bound:.0f} may)",
-            )
 
     def after(self) -> None:
-        """A class in which nobody waits is passed over by nobody."""
-        for priority, lane in self._queue._lanes.items():
-            if not lane:
-                self._passed[priority] = 0
+        """After every step: time has passed for those that were running until now."""
+        now, served = self._world.now, self._served
+        passed_s, self._now = now - self._now, now
+        for job in self._running:
+            long_s = max(job.cost_s, job.active_s(now), job.charged_s)
+            for flow in ((job.request.priority, ""), (job.request.priority, job.client.key)):
+                served[flow] = served.get(flow, 0.0) + passed_s
+                recent = self._recent.setdefault(flow, {})
+                recent[job.id] = max(recent.get(job.id, 0.0), long_s)
+                if len(recent) > _RECENT:
+                    del recent[next(iter(recent))]
+        live = self._live
+        at_work = (id for worker in self._pool.workers.values() for id in worker.begun)
+        self._running = [job for id in at_work if (job := live.get(id)) is not None and job.ending is None]
+        lanes = self._queue._lanes
+        weights = self._queue._classes._weights
+        if weights != self._weights:
+            self._weights = dict(weights)
+            self._windows = {pair: window for pair, window in self._windows.items() if pair[0][1]}
+        waiting = [(priority, client) for priority, lane in lanes.items() for client in lane._flows]
+        if waiting == self._waiting and self._world.steps % _EVERY:
+            return
+        self._waiting = waiting
+        backlogged = [(priority, "") for priority, lane in lanes.items() if len(lane)]
+        pairs = [] if self._batch_is_held_back() else self._pairs(backlogged)
+        for priority, lane in lanes.items():
+            if len(lane._flows) > 1:
+                pairs += self._pairs((priority, client) for client in lane._flows)
+        if pairs or self._windows:
+            self._look(pairs)
+
+    @staticmethod
+    def _pairs(flows: Iterable[_Flow]) -> list[tuple[_Flow, _Flow]]:
+        return list(itertools.combinations(sorted(flows), 2))
+
+    def _batch_is_held_back(self) -> bool:
+        """Some workers take no batch jobs: weights are not what decides."""
+        serving = self._pool.serving
+        return bool(min(self._machine.settings.queue.interactive_workers, max(0, serving - 1)))
+
+    def _look(self, pairs: list[tuple[_Flow, _Flow]]) -> None:
+        before, self._windows = self._windows, {}
+        places = sum(worker.slots for worker in self._pool.workers.values())
+        for pair in pairs:
+            first, second = (self._served.get(flow, 0.0) / self._weight(flow) for flow in pair)
+            window = before.get(pair)
+            if window is None:
+                window = _Window(first, second)
+            self._windows[pair] = window
+            lengths = zip(window.longest, pair, strict=True)
+            window.longest = tuple(max(length, self._longest(flow)) for length, flow in lengths)  # type: ignore[assignment]
+            window.workers = max(window.workers, places)
+            apart = abs((first - window.first) - (second - window.second))
+            each = window.workers + 1 + (AHEAD if self._world.scene.brief else 0)
+            by_weight = (length / self._weight(flow) for length, flow in zip(window.longest, pair, strict=True))
+            bound = each * sum(by_weight) + 0.1
+            must(
+                Rule.FAIR,
+                apart <= bound,
+                f"{pair[0]} was served {first - window.first:.2f} s by its weight and {pair[1]} "
+                f"{second - window.second:.2f} while both waited; {bound:.2f} apart is what may be",
+            )
+
+    def _weight(self, flow: _Flow) -> float:
+        return 1.0 if flow[1] else float(getattr(self._machine.settings.queue.classes, flow[0]).weight)
+
+    def _longest(self, flow: _Flow) -> float:
+        lane = self._queue._lanes[flow[0]]
+        of = lane._flows.values() if not flow[1] else [lane._flows[flow[1]]]
+        waiting = max((job.cost_s for f in of for job in f.waiting.values()), default=0.0)
+        return max(waiting, *self._recent.get(flow, {"": 0.0}).values())

@@ -36,6 +36,7 @@ class Surroundings(Protocol):
     @property
     def ending(self) -> bool: ...
     def after(self, delay: float, action: Callable[[], object]) -> None: ...
+    def later(self, delay: float, action: Callable[[], object]) -> None: ...
     def happen(self, event: inputs.Input) -> None: ...
     def started_processes(self) -> Iterable[Holder]: ...
     def sampled(self, sampled: inputs.Sampled, truth: dict[int, dict[int, int]]) -> None: ...
@@ -163,13 +164,18 @@ class Hardware:
         """Take the first sample."""
         self.ask()
 
+    def begin_again(self) -> None:
+        """Another daemon has a sampler of its own."""
+        self._sampling = False
+        self.ask()
+
     def ask(self) -> None:
         """Take a sample soon."""
         self._asked = True
         if not self._sampling:
             self._turn += 1
             turn = self._turn
-            self._world.after(self._world.random.uniform(0.0, 0.03), lambda: self._begin(turn))
+            self._world.later(self._world.random.uniform(0.0, 0.03), lambda: self._begin(turn))
 
     def _begin(self, turn: int) -> None:
         if self._sampling or turn != self._turn:
@@ -179,12 +185,12 @@ class Hardware:
         began = world.now
         took = _BLOCKED_S if self.nvml == "blocked" else world.random.choice([0.001, 0.01, 0.2])
         # What a reading says was so at some time after it began.
-        world.after(took * world.random.random(), lambda: self._read(began, began + took))
+        world.later(took * world.random.random(), lambda: self._read(began, began + took))
 
     def _read(self, began: float, until: float) -> None:
         sampled = self._look(began)
         truth = {gpu.index: dict(gpu.held) for gpu in self.gpus}
-        self._world.after(until - self._world.now, lambda: self._deliver(sampled, truth))
+        self._world.later(until - self._world.now, lambda: self._deliver(sampled, truth))
 
     def _deliver(self, sampled: inputs.Sampled, truth: dict[int, dict[int, int]]) -> None:
         self._sampling = False
@@ -196,7 +202,7 @@ class Hardware:
         self._turn += 1
         turn = self._turn
         every = _EVERY_S if self.gpus and self.nvml != "absent" else _EVERY_WITHOUT_NVML_S
-        world.after(every, lambda: self._begin(turn))
+        world.later(every, lambda: self._begin(turn))
 
     def _look(self, began: float) -> inputs.Sampled:
         world = self._world

@@ -32,6 +32,15 @@ class Hearing:
     #: The output that it was told of.
     path: str = ""
     deadline_at: float | None = None
+    #: Its deadline as the core has it, and how long its text takes on average.
+    gives_up_s: float | None = None
+    takes_s: float = 0.0
+    #: Whose it is, and whether its job survives the daemon.
+    client: str = ""
+    durable: bool = False
+    #: Of a ``wait``: the job, and whether it is somebody else's.
+    waits_for: str = ""
+    stranger: bool = False
     heard: list[str] = field(default_factory=list)
 
     def hear(self, event: Any, body: bytes | None, now: float) -> None:
@@ -47,6 +56,8 @@ class Hearing:
             name,
         )
         self._same_job(event)
+        hidden = isinstance(event, events.Error) and event.code in ("job_not_found", "shutting_down")
+        must(Rule.OWN_AUDIO, not self.stranger or hidden, self, "hears a job of somebody else")
         match event:
             case events.Accepted():
                 must(Rule.ORDER, len(self.heard) == 1, self, "was accepted late")
@@ -65,6 +76,9 @@ class Hearing:
                 self._hear_done(event, body)
             case events.Error():
                 self.ended, self.code = True, event.code
+                if event.code == "deadline_exceeded" and self.gives_up_s is not None and not self.joined:
+                    left_s = self.gives_up_s - now
+                    must(Rule.ONE_END, left_s < 1.5 * self.takes_s, self, "is given up with", left_s, "s left")
                 if self.deadline_at is not None and event.code != "slow_consumer" and not self.joined:
                     must(Rule.ONE_END, now <= self.deadline_at + 1e-6, self, "ended after its deadline")
             case _:

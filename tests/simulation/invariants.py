@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 from glmtts.daemon.core import effects, inputs
 from glmtts.daemon.core.jobs import Job
 from glmtts.daemon.core.workers import WITH_PROCESS, WorkerState
+from glmtts.protocol import requests
 from glmtts.protocol import worker as wire
 
+from .aside import Aside
 from .blame import Blame
 from .bounds import Bounds
 from .fairness import Fairness
 from .hearing import Hearing
+from .limits import Limits
 from .rules import Rule, must
 from .starts import Starts
 
@@ -50,10 +53,13 @@ class Invariants:
         self._ledger = machine._ledger
         self._queue = machine._queue
         self._pool = machine._pool
-        self._dispatcher = machine._dispatcher
+        self._endings = machine._endings
+        self._durability = machine._durability
         self.starts = Starts(world, machine)
         self._blame = Blame(world, machine)
-        self._fairness = Fairness(machine)
+        self._fairness = Fairness(world, machine)
+        self._limits = Limits(world, machine)
+        self._aside = Aside(world, machine)
         self._bounds = Bounds(world, machine)
         self._event: inputs.Input = inputs.TimePassed()
         self._served = False
@@ -65,8 +71,8 @@ class Invariants:
 
     @property
     def accepted(self) -> int:
-        """How many jobs were accepted."""
-        return self._machine._reception.accepted  # type: ignore[no-any-return]
+        """How many jobs this daemon has taken from clients, though the journal may still refuse some."""
+        return self._machine._reception._made  # type: ignore[no-any-return]
 
     @property
     def quarantine_after(self) -> int:
@@ -97,6 +103,11 @@ class Invariants:
         """The core hands a job to a worker."""
         self._blame.started(message)
         self._fairness.started(message.job, spawn)
+        self._limits.started(message.job)
+
+    def admitted(self, client: inputs.Client, request: requests.Synthesize) -> None:
+        """The core has taken a job."""
+        self._limits.admitted(client, request)
 
     def forgiven(self, job: str | None) -> None:
         """An operator clears the quarantine."""
@@ -109,12 +120,13 @@ class Invariants:
         self._look_at_workers()
         self.starts.after(self._event)
         self._fairness.after()
+        self._aside.after(self._event)
         self._bounds.look()
         if self._world.steps % _EVERY == 0:
             self.look_at_everything()
 
     def _look_at_workers(self) -> None:
-        running = serving = 0
+        running = serving = with_batch = 0
         free = False
         timers = self._context.timers
         timeout_s = self._context.settings.workers.hang_timeout_s
@@ -134,7 +146,7 @@ class Invariants:
                 must(Rule.ORDER, state in _MAY_HAVE_JOBS, name, state, "with jobs", worker.jobs)
             if state is WorkerState.BUSY:
                 serving += 1
-                if worker.moved:
+                if worker.moved and worker.begun:
                     latest = min(at for at, _ in worker.moved.values()) + timeout_s
                     due = timers.due(("hang", name))
                     must(Rule.ONE_END, due <= latest + 1e-6, name, "may hang for longer than it may")
@@ -143,16 +155,24 @@ class Invariants:
                 free = True
             for id in worker.jobs:
                 job = live.get(id)
-                if job is not None:
+                if job is not None and job.ending is None:
                     running += 1
                     right = job.state == "running" and job.worker == name
                     must(Rule.ORDER, right, id, "is on", name, job.state)
+            if state is WorkerState.BUSY:
+                with_batch += any(id in live and live[id].request.priority == "batch" for id in worker.at_hand)
         waiting = len(self._queue)
-        if running + waiting != len(live):
-            must(Rule.ONE_END, False, f"{running} run and {waiting} wait of {len(live)} live jobs")
-        if free and waiting and not self._dispatcher.paused:
-            for_all = waiting - len(self._queue._for_fresh)
-            must(Rule.NO_IDLENESS, not for_all and not self._pool.fresh(), "a worker is idle while jobs wait")
+        ending = sum(job.ending is not None for job in live.values()) if running + waiting != len(live) else 0
+        if running + waiting + ending != len(live):
+            must(Rule.ONE_END, False, f"{running} run, {waiting} wait and {ending} end of {len(live)} live jobs")
+        if free and waiting and not self._queue.paused:
+            lanes = self._queue._lanes
+            kept = min(self._context.settings.queue.interactive_workers, serving - 1)
+            urgent = len(lanes["vip"]) + len(lanes["interactive"])
+            batch = len(lanes["batch"]) if with_batch < serving - kept else 0
+            must(Rule.NO_IDLENESS, not urgent and not batch, "a worker is idle while jobs wait")
+            fresh = self._queue.wants_fresh and self._pool.fresh()
+            must(Rule.NO_IDLENESS, not fresh, "a fresh worker is idle while a job waits for one")
         if self._served and not serving and self._world.scene.gapless:
             # Where another process has just ended, its memory may not be seen free yet.
             seen = self._world.now - self.starts.ended_at > _SEEN_FREE_S
@@ -170,24 +190,52 @@ class Invariants:
             for subscriber in job.subscribers:
                 of_connection.setdefault(subscriber.to.connection, set()).add(job.id)
                 must(Rule.OWN_AUDIO, connections[subscriber.to.connection].open, job.id, "is sent to nobody")
-            timer = self._context.timers.due(("deadline", job.id))
-            must(Rule.ONE_END, timer == job.deadline_at, job.id, "has no timer for its deadline")
+            self._look_at_deadline(job)
         ledger = self._ledger
         must(Rule.BOUNDED, dict(ledger.live_of_client) == of_client, "live_of_client", ledger.live_of_client, of_client)
         found = {connection: set(jobs) for connection, jobs in ledger._of_connection.items()}
         must(Rule.BOUNDED, found == of_connection, "_of_connection", found, of_connection)
         held = sum(len(job.recording or b"") for job in live)
         must(Rule.BOUNDED, ledger.recording_bytes == held, "recording_bytes")
-        kept = [ended for ended in ledger._ended.values() if ended.body is not None]
+        kept = [ended for ended in ledger._ended.values() if ended.ending.body is not None]
         must(Rule.BOUNDED, ledger.result_bytes == sum(ended.size for ended in kept), "result_bytes")
         must(Rule.BOUNDED, list(ledger._with_result.values()) == kept, "results that nobody can find are kept")
-        waiting = dict.fromkeys(self._queue.characters, 0)
-        for job in self._queue:
-            waiting[job.request.priority] += len(job.request.text)
-        must(Rule.ORDER, waiting == self._queue.characters, "characters", waiting, self._queue.characters)
-        ended = sum(self._dispatcher.outcomes.values())
-        must(Rule.ONE_END, ended + len(self.live) == self.accepted, "jobs are lost")
+        self._look_at_sums()
+        ended = sum(self._endings.outcomes.values()) + self._endings.left
+        taken = self.accepted - self._durability.refused + self._durability.recovered
+        must(Rule.ONE_END, ended + len(self.live) == taken, "jobs are lost")
+        stopping = self._machine.phase.value == "stopping"
+        self._world.promises.look(self.live, leaving=stopping)
         self._bounds.look_closely()
+
+    def _look_at_deadline(self, job: Job) -> None:
+        timer = self._context.timers.due(("deadline", job.id))
+        if job.deadline_at is None or job.ending is not None:
+            must(Rule.ORDER, timer is None, job.id, "has a timer for a deadline that it does not have")
+        elif job.id in self._queue._held:
+            must(Rule.ONE_END, timer is None or timer <= job.deadline_at, job.id, "may miss its deadline unnoticed")
+        else:
+            in_time = timer is not None and timer <= job.deadline_at
+            must(Rule.ONE_END, in_time, job.id, "has no timer for its deadline")
+            must(Rule.ONE_END, not job.begun or timer == job.deadline_at, job.id, "is given up too early")
+
+    def _look_at_sums(self) -> None:
+        queue = self._queue
+        for priority, lane in queue._lanes.items():
+            apart = [*queue._for_fresh.values(), *queue._held.values()]
+            jobs = [j for j in queue if j.request.priority == priority]
+            inside = [j for j in jobs if all(j is not other for other in apart)]
+            must(Rule.ORDER, queue.length(priority) == len(jobs), "length of", priority)
+            must(Rule.ORDER, len(lane) == len(inside), "length of the lane of", priority)
+            work_s = sum(job.cost_s for job in inside)
+            must(Rule.ORDER, abs(lane.work_s - work_s) < 1e-6, "work of", priority, lane.work_s, work_s)
+            of_clients = {key: (count, flow_s) for key, count, flow_s in lane.clients()}
+            for key, (count, flow_s) in of_clients.items():
+                own = [job.cost_s for job in inside if job.client.key == key]
+                right = count == len(own) and abs(flow_s - sum(own)) < 1e-6
+                must(Rule.ORDER, right, "jobs of", key)
+            must(Rule.ORDER, sum(count for count, _ in of_clients.values()) == len(inside), "clients of", priority)
+            must(Rule.ORDER, bool(inside) == (priority in queue._classes), priority, "waits, or not")
 
     def look_at_the_end(self) -> None:
         """The daemon has ended: everybody was answered, and nothing is left."""
@@ -204,4 +252,5 @@ class Invariants:
             if connection.open:
                 for heard in connection.heard.values():
                     answered = heard.ended if isinstance(heard, Hearing) else heard.answers
-                    must(Rule.ONE_END, answered, heard, "was never answered")
+                    owed = (connection.number, heard.id) in self._world.owed
+                    must(Rule.ONE_END, answered or owed, heard, "was never answered")

@@ -10,6 +10,7 @@ from glmtts.daemon.core import effects, inputs
 from glmtts.protocol import control, requests
 from glmtts.protocol.events import Result
 
+from .clients import Connection
 from .hearing import Question
 
 if TYPE_CHECKING:
@@ -21,12 +22,23 @@ class Operators:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._connection = world.clients.connect(inputs.Client("operator", "root", operator=True), number=1 << 40)
+        self._connection = self._connect()
         self._said: int | None = None
         self._most = 0
         self._last = 0
         #: When there last came to be fewer: those that are too many since then finish their jobs.
         self.lowered_at = 0.0
+
+    def _connect(self) -> Connection:
+        operator = inputs.Client("operator", "root", operator=True)
+        return self._world.clients.connect(operator, number=(1 << 40) + self._world.daemon)
+
+    def begin_again(self) -> None:
+        """Another daemon: what the last one was told is forgotten."""
+        self._connection.open = False
+        self._connection = self._connect()
+        self._said = None
+        self.note()
 
     @property
     def places(self) -> int:
@@ -95,6 +107,8 @@ class Operators:
                 self.ask(control.Status(id=id(), v=1))
                 self.ask(control.Workers(id=id(), v=1))
                 self.ask(control.Gpus(id=id(), v=1))
+                self.ask(control.Queue(id=id(), v=1))
+                self.ask(control.Limits(id=id(), v=1))
             case 5:
                 self.ask(requests.ListJobs(id=id(), v=1, limit=50))
             case 6:
@@ -107,7 +121,7 @@ class Operators:
             case 10 | 11:
                 self._quarantine()
         if resume:
-            world.after(rng.expovariate(0.5), lambda: self.ask(control.Resume(id=id(), v=1)))
+            world.later(rng.expovariate(0.5), lambda: self.ask(control.Resume(id=id(), v=1)))
 
     def _heal(self) -> None:
         self._world.sick = False
@@ -129,7 +143,7 @@ class Operators:
     def _quarantine(self) -> None:
         world = self._world
         answer = self.ask(control.Quarantine(id=world.id(), v=1))
-        held = answer.values["quarantined"]
+        held = answer.values["quarantined"] if isinstance(answer, Result) else []
         if not held:
             return
         if world.random.random() < 0.3:
@@ -144,6 +158,8 @@ class Operators:
         """The file as it is now."""
         world = self._world
         rng, old = world.random, world.machine.settings
+        if effect.to is not None:
+            world.owed.discard((effect.to.connection, effect.id))
         if "reloads" in world.without:
             world.happen(inputs.SettingsRead(old, [], effect.to, effect.id))
             return

@@ -12,6 +12,9 @@ from glmtts.protocol import worker as wire
 
 from .accidents import KILLING, Scene
 from .hardware import Hardware
+from .journal import Journal
+from .rules import Rule, must
+from .texts import SEGMENT_S, WIRE_S, audio, pace, segments_of
 
 
 def ready(slots: int, memory: wire.Memory) -> wire.Ready:
@@ -41,8 +44,11 @@ class Place(Protocol):
     sick: bool
     attempts: dict[str, int]
     files: dict[str, str]
+    marks: set[tuple[str, str]]
+    journal: Journal
 
-    def after(self, delay: float, action: Callable[[], object]) -> None: ...
+    def pid(self) -> int: ...
+    def later(self, delay: float, action: Callable[[], object]) -> None: ...
     def happen(self, event: inputs.Input) -> None: ...
     def gone(self, process: Process, returncode: int, *, oom_killed: bool) -> None: ...
 
@@ -54,7 +60,7 @@ class Process:
         self.world = world
         self.spawn = effect.spawn
         self.name = effect.name
-        self.pid = 10_000 + effect.spawn
+        self.pid = world.pid()
         self.gpu = world.hardware.gpus[effect.gpu] if effect.gpu is not None else None
         self.index = effect.gpu
         self.share = effect.vram_share
@@ -75,6 +81,10 @@ class Process:
         self._jobs: deque[wire.Job] = deque()
         #: What it works on: as many as it has slots.
         self._at_work: dict[str, wire.Job] = {}
+        #: What it has put aside: the job, and with which of how many segments it goes on.
+        self.aside: dict[str, tuple[wire.Job, int, int]] = {}
+        self._to_suspend: set[str] = set()
+        self._resumed: set[str] = set()
         self._cancelled: set[str] = set()
         self._stop = False
         self._begin()
@@ -90,20 +100,20 @@ class Process:
             plan = rng.choice(["crash", "crash", "hang", "no_process"])
         if plan == "no_process":
             self.alive = False
-            world.after(0.0, lambda: world.happen(inputs.SpawnFailed(self.spawn, "no room for a process")))
+            world.later(0.0, lambda: world.happen(inputs.SpawnFailed(self.spawn, "no room for a process")))
             return
-        world.after(0.0, lambda: world.happen(inputs.Spawned(self.spawn, self.pid)))
+        world.later(0.0, lambda: world.happen(inputs.Spawned(self.spawn, self.pid)))
         took = rng.uniform(0.05, 1.5)
         scene = world.scene
         self.rss = scene.rss // 10
-        world.after(0.3 * took, lambda: self._grow(scene.context))
-        world.after(0.6 * took, lambda: self._grow(scene.context + self._load // 2))
+        world.later(0.3 * took, lambda: self._grow(scene.context))
+        world.later(0.6 * took, lambda: self._grow(scene.context + self._load // 2))
         if plan == "hang":
             self.deaf = True
         elif plan == "crash":
-            world.after(took, lambda: self.die(3))
+            world.later(took, lambda: self.die(3))
         else:
-            world.after(took, lambda: self._loaded(plan))
+            world.later(took, lambda: self._loaded(plan))
 
     def _loaded(self, plan: str) -> None:
         if not self._grow(self.world.scene.context + self._load):
@@ -126,7 +136,13 @@ class Process:
             self.rss = 0
             delay = max(0.0, self._delivered_at - self.world.now) if self.world.random.random() < 0.9 else 0.0
             delay += self.world.random.uniform(0, 0.01)
-            self.world.after(delay, lambda: self.world.gone(self, returncode, oom_killed=oom_killed))
+            self.world.later(delay, lambda: self.world.gone(self, returncode, oom_killed=oom_killed))
+
+    def orphaned(self) -> None:
+        """The daemon has ended, and nobody hears of this process any more."""
+        if self.alive:
+            self.alive = False
+            self.world.hardware.leave(self.gpu, self.pid)
 
     def signal(self, name: str) -> None:
         """SIGTERM or SIGKILL."""
@@ -136,11 +152,11 @@ class Process:
             return
         if rng.random() < self.world.scene.stuck:
             self.uninterruptible = self.deaf = True
-            self.world.after(rng.choice([0.7, 5.0, 30.0]) * rng.random(), self._wake_up)
+            self.world.later(rng.choice([0.7, 5.0, 30.0]) * rng.random(), self._wake_up)
         elif name == "kill":
-            self.world.after(delay, lambda: self.die(-9))
+            self.world.later(delay, lambda: self.die(-9))
         elif not self.deaf:
-            self.world.after(delay, lambda: self.die(-15))
+            self.world.later(delay, lambda: self.die(-15))
 
     def _wake_up(self) -> None:
         """The driver's call returned: what was asked of the process happens now."""
@@ -209,9 +225,9 @@ class Process:
         self._deliver(inputs.WorkerSaid(self.spawn, message, body))
 
     def _deliver(self, event: inputs.Input) -> None:
-        at = max(self._delivered_at, self.world.now + self.world.random.uniform(0, 0.005))
+        at = max(self._delivered_at, self.world.now + self.world.random.uniform(0, WIRE_S) * pace(self.world.scene))
         self._delivered_at = at
-        self.world.after(at - self.world.now, lambda: self.world.happen(event))
+        self.world.later(at - self.world.now, lambda: self.world.happen(event))
 
     def told(self, message: wire.SupervisorMessage) -> None:
         """A message from the supervisor; nobody reads it in a dead process, nor before the model is loaded."""
@@ -222,8 +238,16 @@ class Process:
                 self._jobs.append(message)
                 self._next()
             case wire.CancelJob():
-                if message.job in self.has:
+                if message.job in self.aside:
+                    job, _, _ = self.aside.pop(message.job)
+                    self._ended(job, wire.Failed(job=job.job, code="cancelled", message="cancelled"))
+                elif message.job in self.has:
                     self._cancelled.add(message.job)
+            case wire.SuspendJob():
+                if message.job in self._at_work:
+                    self._to_suspend.add(message.job)
+            case wire.ResumeJob():
+                self._resume(message.job)
             case wire.Trim():
                 self.cache = 0
                 self.world.hardware.take(self.gpu, self.pid, self.holds, self.share)
@@ -240,13 +264,27 @@ class Process:
             self._at_work[job.job] = job
             self.world.attempts[job.text] = self.world.attempts.get(job.text, 0) + 1
             if self._work(job):
-                self._go_on(job, 1, self.world.random.randint(1, 3))
-        if self._stop and self.alive and not self._at_work and self.world.random.random() < 0.95:
+                self._go_on(job, 1, segments_of(job.text))
+        if self._stop and self.alive and not self._at_work and not self.aside and self.world.random.random() < 0.95:
             self.say(wire.Bye(reason="asked to"))
             self.die(0)
 
     def _go_on(self, job: wire.Job, number: int, segments: int) -> None:
-        self.world.after(self.world.random.expovariate(12), lambda: self._segment(job, number, segments))
+        took = SEGMENT_S[0] + self.world.random.expovariate(1 / SEGMENT_S[1])
+        self.world.later(took * pace(self.world.scene), lambda: self._segment(job, number, segments))
+
+    def _resume(self, id: str) -> None:
+        """Go on with a job that was put aside."""
+        if id not in self.aside:
+            # It was cancelled, and that is on its way to the supervisor.
+            return
+        must(Rule.ORDER, len(self._at_work) < self.world.scene.slots, id, "is to go on beside", list(self._at_work))
+        job, number, segments = self.aside.pop(id)
+        self._at_work[id] = job
+        if job.text.split()[0] == "oversleep":
+            self.deaf = True
+            return
+        self._go_on(job, number, segments)
 
     def _segment(self, job: wire.Job, number: int, segments: int) -> None:
         if not self.alive or self.deaf:
@@ -258,10 +296,20 @@ class Process:
             self.say(wire.SegmentDone(job=job.job, segment=number, segments=segments, audio_s=0.1 * number))
             if job.stream:
                 self.say(wire.AudioChunk(job=job.job, seq=number - 1), audio(job, number))
-            if number < segments:
+            if number < segments and self._puts_aside(job):
+                self._at_work.pop(job.job)
+                self._to_suspend.discard(job.job)
+                self.aside[job.job] = (job, number + 1, segments)
+                self.say(wire.Suspended(job=job.job, memory=self.memory()))
+                self._next()
+            elif number < segments:
                 self._go_on(job, number + 1, segments)
             else:
                 self._finish(job, segments)
+
+    def _puts_aside(self, job: wire.Job) -> bool:
+        """Whether a job is put aside at this border: asked to, and now and then without that."""
+        return job.job in self._to_suspend or job.text.split()[0] == "unasked"
 
     def _go_wrong(self, job: wire.Job, number: int, segments: int) -> bool:
         plan = job.text.split()[0]
@@ -300,37 +348,52 @@ class Process:
         """Say again and again that it is where it was."""
         if self.alive and not self.deaf:
             self.say(wire.Beat(job=job.job, done=1, expected=10))
-            self.world.after(0.3, lambda: self._stand_still(job))
+            self.world.later(0.3, lambda: self._stand_still(job))
 
     def _run_away(self, job: wire.Job, done: int) -> None:
         """Make ever more, and never come to an end."""
         if self.alive and not self.deaf:
             self.say(wire.Beat(job=job.job, done=done, expected=100))
-            self.world.after(0.3, lambda: self._run_away(job, done + 200))
+            self.world.later(0.3, lambda: self._run_away(job, done + 200))
 
     def _finish(self, job: wire.Job, segments: int) -> None:
         plan = job.text.split()[0]
         self._leak()
         if job.output is not None and plan != "nofile":
             # The name must not exist: that is how the worker writes it.
-            if job.output in self.world.files:
+            mark = (job.output, job.job)
+            own = mark in self.world.marks and self.world.files.get(job.output) == job.job
+            wrote = self.world.files.get(job.output)
+            must(Rule.OUTPUT_ONCE, own or wrote != job.job, job.job, "does not know its own output any more")
+            if wrote is not None and not own:
                 self._ended(job, wire.Failed(job=job.job, code="output_exists", message="the file is there"))
                 return
             self.world.files[job.output] = job.job
+            self.world.marks.add(mark)
+            if plan == "unsaid" and self.world.attempts[job.text] == 1:
+                self.die(-11)
+                return
         no_body = job.stream or job.output is not None or plan == "nofile"
         body = None if no_body else audio(job, 0)
+        result = None
+        # Where the file can't be written, it is sent after all.
+        if body is not None and job.result is not None and self.world.random.random() < 0.95:
+            result = job.result
+            self.world.journal.results[result] = body
+            body = None
         self._ended(
             job,
             wire.Finished(
                 job=job.job,
                 sample_rate=24_000,
                 audio_s=0.1 * segments,
-                synthesis_s=self.world.scene.synthesis_s,
-                first_audio_s=0.05,
+                synthesis_s=0.02 * pace(self.world.scene) * segments,
+                first_audio_s=0.01 * pace(self.world.scene),
                 voice="v",
                 sha256="0" * 64,
                 chunks=segments if job.stream else 0,
                 bytes=len(body or b""),
+                result=result,
                 path=None if plan == "nofile" else job.output,
                 memory=self.memory(),
             ),
@@ -342,12 +405,8 @@ class Process:
     def _ended(self, job: wire.Job, message: wire.WorkerMessage, body: bytes | None = None) -> None:
         self.say(message, body)
         self._at_work.pop(job.job, None)
+        self._to_suspend.discard(job.job)
         self._next()
-
-
-def audio(job: wire.Job, number: int) -> bytes:
-    """Audio that says whose it is."""
-    return f"{job.job}|{job.text}|{number}".encode().ljust(20_000 if number == 0 else 100, b".")
 
 
 #: What is said of a job that ends its process, and the process's exit status.

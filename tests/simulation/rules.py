@@ -12,7 +12,7 @@ class Rule(enum.IntEnum):
     ORDER = 0
     #: Every accepted job gets exactly one end, in finite time.
     ONE_END = 1
-    #: This version keeps no journal: nothing durable is accepted, and an output that is reported was written once.
+    #: A durable job gets one end over all daemons, that is told when it is on disk; its output appears once, by it.
     OUTPUT_ONCE = 2
     #: No audio of one job ever reaches another client.
     OWN_AUDIO = 3
@@ -20,9 +20,9 @@ class Rule(enum.IntEnum):
     ROOM = 4
     #: What killed workers is not run again; what is healthy is never refused for it.
     QUARANTINE = 5
-    #: Bounded waiting for every class.
+    #: Classes, and the clients of a class, are served by their weights while they wait; who is due goes first.
     FAIR = 6
-    #: Every queue and buffer is bounded.
+    #: Every queue and buffer is bounded, and what one client may have.
     BOUNDED = 7
     #: Restarts never spin, and only faults count.
     NO_SPIN = 8

@@ -1,7 +1,8 @@
-"""A world for the core: clients, worker processes, GPUs, operators and a clock, all by a seeded schedule.
+"""A world for the core: clients, worker processes, GPUs, a journal, operators and a clock, all by a seeded schedule.
 
 The core is the real one. Everything else is played here, as badly as it can go; after every step invariants.py looks
-whether what must always hold still does. The same seed makes the same schedule, effect by effect.
+whether what must always hold still does. The same seed makes the same schedule, effect by effect. A life has one daemon
+after the other: some are killed, some are stopped, and the journal is all that the next one knows of them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import random
 from collections.abc import Callable, Iterable
 
 from glmtts.daemon.core import effects, inputs
-from glmtts.daemon.core.machine import Machine
+from glmtts.daemon.core.machine import Machine, Phase
+from glmtts.daemon.core.settings import Settings
 from glmtts.protocol import control
 from glmtts.protocol import worker as wire
 
@@ -21,16 +23,19 @@ from .accidents import KILLING, scene_of
 from .clients import Clients
 from .hardware import Hardware
 from .invariants import Invariants
+from .journal import WALL, Journal
 from .operators import Operators
 from .processes import Process
+from .promises import Promises
 from .rules import Rule, must
+from .texts import pace
 
 #: Virtual seconds in which everything has to come to its end, once nothing new happens.
 PATIENCE_S = 600.0
 
 
 class World:
-    """Runs ``jobs`` requests for speech through one daemon's life, ``without`` some kinds of accidents."""
+    """Runs ``jobs`` requests for speech through daemons' lives, ``without`` some kinds of accidents."""
 
     def __init__(self, seed: int, jobs: int, without: Iterable[str] = ()) -> None:
         self.seed = seed
@@ -41,11 +46,19 @@ class World:
         #: No process gets ready.
         self.sick = False
         self.exited = False
+        #: Which daemon of this life it is, and whether it was killed.
+        self.daemon = 0
+        self.dead = False
+        self._kill_next = False
+        #: No other daemon comes after this one.
+        self.last = False
         self.jobs_left = jobs
         #: How often a text was begun, in all.
         self.attempts: dict[str, int] = {}
         #: The job that wrote each output.
         self.files: dict[str, str] = {}
+        #: Outputs that still have the mark by which another attempt at their job knows them.
+        self.marks: set[tuple[str, str]] = set()
         #: Processes whose end the core was not told yet.
         self.processes: dict[int, Process] = {}
         #: How often a text was in a process that ended through no fault of it.
@@ -53,20 +66,34 @@ class World:
         self.steps = 0
         #: What processes died of, in the core's words.
         self.causes: set[str] = set()
+        #: Questions that the shell has not answered yet: by connection and id.
+        self.owed: set[tuple[int, str]] = set()
+        #: Daemons that were killed, and those that were told to stop.
+        self.kills = self.stops = 0
+        #: How often a job was put aside.
+        self.suspended = 0
         #: Processes that were started.
         self.starts = 0
         self._schedule: list[tuple[float, int, Callable[[], object]]] = []
         self._order = itertools.count()
         self._ids = itertools.count(1)
+        self._pids = itertools.count(10_000)
         self._trace = hashlib.sha256()
         self.hardware = Hardware(self)
-        self.machine = Machine(
-            self.scene.settings, now=self.now, wall=1.7e9, seed=seed, boot="b", version="1", outputs_folder="/out"
-        )
-        self.machine.watched = seed % 4 == 0
+        self.machine = self._machine(self.scene.settings)
+        self.journal = Journal(self)
+        self.promises = Promises(self)
         self.clients = Clients(self)
         self.operators = Operators(self)
         self.invariants = Invariants(self)
+
+    def _machine(self, settings: Settings) -> Machine:
+        machine = Machine(
+            settings, now=self.now, wall=self.now + WALL, seed=self.seed + self.daemon, boot=f"{self.daemon:x}b",
+            version="1", outputs_folder="/out", results_folder="/results",
+        )  # fmt: skip
+        machine.watched = self.seed % 4 == 0
+        return machine
 
     # --- time
 
@@ -75,28 +102,50 @@ class World:
         """Nothing new comes."""
         return self.jobs_left <= 0
 
+    @property
+    def _quiet(self) -> bool:
+        """All that was asked for has come to its end, over all daemons."""
+        stopping = self.machine.phase is Phase.STOPPING
+        return not (self.dead or self.exited or stopping or self.invariants.live) and self.journal.idle
+
     def id(self) -> str:
         """A new id for a request."""
         return f"r{next(self._ids)}"
+
+    def pid(self) -> int:
+        """The number of a new process."""
+        return next(self._pids)
 
     def after(self, delay: float, action: Callable[[], object]) -> None:
         """Do this later."""
         heapq.heappush(self._schedule, (self.now + delay, next(self._order), action))
 
+    def later(self, delay: float, action: Callable[[], object]) -> None:
+        """Do this later, unless the daemon has ended by then."""
+        daemon = self.daemon
+        self.after(delay, lambda: action() if self.daemon == daemon and not self.dead else None)
+
     def run(self) -> None:
         """Live from the start to the exit. Raises Broken."""
         self._do(self.machine.open())
         self.hardware.open()
+        self.journal.open()
+        if self.scene.daemon_ends:
+            self.after(self.random.expovariate(1 / self.scene.daemon_ends), self._end_daemon)
         self.after(0.0, self.clients.arrive)
         self.after(self.random.uniform(0, 10), self.operators.act)
         self._go_on(lambda: self.jobs_left <= 0)
         self.jobs_left = -1
         self.sick = False
         self.hardware.heal()
+        self.journal.heal()
         self.operators.ask(control.Resume(id=self.id(), v=1))
-        self._go_on(lambda: not self.invariants.live, "an accepted job did not end")
+        self._kill_next = False
+        self._go_on(lambda: self._quiet, "an accepted job did not end")
         self.invariants.look_at_everything()
+        self.promises.look_at_the_end()
         self.clients.ask_a_last_time()
+        self.last = True
         self.happen(inputs.StopAsked("SIGTERM"))
         if self.random.random() < 0.3:
             self.after(self.random.uniform(0, 0.2), lambda: self.happen(inputs.StopAsked("SIGINT")))
@@ -115,26 +164,80 @@ class World:
                 self.now = max(self.now, due or 0.0)
                 self.happen(inputs.TimePassed())
             else:
-                self.now, _, action = heapq.heappop(self._schedule)
+                due, _, action = heapq.heappop(self._schedule)
+                # What should have happened while no daemon ran happens now.
+                self.now = max(self.now, due)
                 action()
+            if self.dead or (self.exited and not self.last):
+                self._start_again()
             stuck = stuck + 1 if self.now == before else 0
             must(Rule.NO_SPIN, stuck < 1_000, "time stands still: a timer is set again and again")
             must(Rule.ONE_END, not otherwise or self.now < give_up_at, otherwise)
 
     def happen(self, event: inputs.Input) -> None:
-        """One step of the core."""
+        """One step of the core; nothing happens to one that is dead."""
+        if self.dead or self.exited:
+            return
         self.steps += 1
         if isinstance(event, inputs.WorkerSaid):
             self._heard(event)
         self.invariants.before(event)
-        self._do(self.machine.step(event, self.now))
+        todo = self.machine.step(event, self.now)
+        if self._kill_next:
+            # SIGKILL: some of it is done.
+            self.dead = True
+            todo = todo[: self.random.randrange(len(todo) + 1)]
+        self._do(todo)
+        if self.dead:
+            return
         self.invariants.after()
         # Before anything else: the job's end must not overtake the news that a part of it was not sent.
         self.clients.report_overruns()
 
+    # --- daemons
+
+    def _end_daemon(self) -> None:
+        """The daemon is killed in the middle of a step to come, or told to stop; later it happens to the next one."""
+        if self.ending:
+            return
+        if self.random.random() < 0.5:
+            self._kill_next = True
+        else:
+            self.stops += 1
+            self.happen(inputs.StopAsked("SIGTERM"))
+            if self.random.random() < 0.3:
+                self.later(self.random.uniform(0, 3), lambda: self.happen(inputs.StopAsked("SIGINT")))
+        self.after(self.random.expovariate(1 / self.scene.daemon_ends), self._end_daemon)
+
+    def _start_again(self) -> None:
+        """The next daemon: processes and connections are gone, and what was under way is lost."""
+        clean = not self.dead
+        if clean:
+            self.invariants.look_at_the_end()
+        else:
+            self.kills += 1
+        for process in self.processes.values():
+            process.orphaned()
+        self.processes.clear()
+        self.innocent.clear()
+        self.clients.cut_off()
+        self.journal.close(clean=clean)
+        self.owed.clear()
+        self.now += self.random.choice((0.0, 0.5, 4.0)) * self.random.random()
+        self.daemon += 1
+        self.dead = self.exited = self._kill_next = False
+        self.machine = self._machine(self.machine.settings)
+        self.operators.begin_again()
+        self.invariants = Invariants(self)
+        self._do(self.machine.open())
+        self.hardware.begin_again()
+        self.journal.open()
+        self.clients.come_back()
+
     def _heard(self, event: inputs.WorkerSaid) -> None:
         """A process is through with a job, as far as the core hears it."""
         message = event.message
+        self.suspended += isinstance(message, wire.Suspended)
         over = isinstance(message, wire.Finished) or (isinstance(message, wire.Failed) and not message.fatal)
         if over and event.spawn in self.processes and self.machine._pool.by_spawn(event.spawn) is not None:
             self.processes[event.spawn].has.pop(message.job, None)  # type: ignore[union-attr]
@@ -152,6 +255,7 @@ class World:
                 self._trace.update(_name(effect, self.now).encode())
             match effect:
                 case effects.Send():
+                    self.promises.sent(effect)
                     self.clients.sent(effect)
                 case effects.Tell():
                     self._told(effect)
@@ -167,7 +271,16 @@ class World:
                     if process is not None:
                         process.signal(effect.signal)
                 case effects.ReadSettings():
-                    self.after(0.01, lambda e=effect: self.operators.read_settings(e))  # type: ignore[misc]
+                    if effect.to is not None:
+                        self.owed.add((effect.to.connection, effect.id))
+                    self.later(0.01, lambda e=effect: self.operators.read_settings(e))  # type: ignore[misc]
+                case effects.JournalAdd() | effects.JournalStart() | effects.JournalEnd() | effects.JournalFind():
+                    self.promises.asked(effect)
+                    self.journal.ask(effect)
+                case effects.SendStored():
+                    self._send_stored(effect)
+                case effects.SettleOutput():
+                    self.later(self.random.uniform(0, 0.02), lambda e=effect: self._settle(e))  # type: ignore[misc]
                 case effects.Exit():
                     must(Rule.ORDER, not self.exited, "exited twice")
                     self.exited = True
@@ -180,8 +293,34 @@ class World:
             if isinstance(effect.message, wire.Job):
                 process.has[effect.message.job] = effect.message.text
             # In their order, as one connection carries them.
-            process.told_at = max(process.told_at, self.now + self.random.uniform(0, 0.005))
+            process.told_at = max(process.told_at, self.now + self.random.uniform(0, 0.005) * pace(self.scene))
             self.after(process.told_at - self.now, lambda: process.told(effect.message))
+
+    def _send_stored(self, effect: effects.SendStored) -> None:
+        """Read a result, and send it; somebody may have dropped it meanwhile."""
+        owed = (effect.to.connection, effect.event.id)
+        self.owed.add(owed)
+
+        def read() -> None:
+            self.owed.discard(owed)
+            body = self.journal.results.get(effect.path)
+            if body is None:
+                job = effect.event.job
+                self.happen(inputs.StoredLost(effect.to, effect.event.id, job, "No such file or directory"))
+            else:
+                done = effects.Send(effect.to, effect.event, body)
+                self.promises.sent(done)
+                self.clients.sent(done)
+
+        self.later(self.random.uniform(0, 0.01), read)
+
+    def _settle(self, effect: effects.SettleOutput) -> None:
+        """It is known for good how a job ended: its output stays, or goes, and needs no mark any more."""
+        mark = (effect.path, effect.job)
+        if mark in self.marks:
+            self.marks.remove(mark)
+            if not effect.wanted:
+                self.files.pop(effect.path, None)
 
     # --- the machine beneath
 
@@ -192,7 +331,8 @@ class World:
                 self.innocent[text] = self.innocent.get(text, 0) + 1
         worker = self.machine._pool._by_spawn.get(process.spawn)
         self.happen(inputs.ProcessEnded(process.spawn, returncode, "its last line", oom_killed))
-        self.processes.pop(process.spawn, None)
+        if self.processes.get(process.spawn) is process:
+            del self.processes[process.spawn]
         if worker is not None and worker.last_death is not None:
             self.causes.add(worker.last_death.cause.value)
 

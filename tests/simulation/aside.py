@@ -1,0 +1,83 @@
+"""Jobs that are put aside in their worker: never too many, never forgotten, and none goes on while another should."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from glmtts.daemon.core import inputs
+from glmtts.daemon.core.workers import WorkerState
+from glmtts.protocol import worker as wire
+
+from .rules import Rule, must
+
+if TYPE_CHECKING:
+    from .world import World
+
+
+class Aside:
+    """Looks at every worker that has put a job aside."""
+
+    def __init__(self, world: World, machine: Any) -> None:
+        self._world = world
+        self._context = machine._context
+        self._live = machine._ledger.live
+        self._pool = machine._pool
+        self._queue = machine._queue
+        #: For how many borders a job that could be put aside has run on while an urgent one waited and had not had
+        #: its share.
+        self._passed: dict[str, int] = {}
+
+    def after(self, event: inputs.Input) -> None:
+        """After every step."""
+        for worker in self._pool.workers.values():
+            if worker.aside:
+                self._look_at(worker)
+        if isinstance(event, inputs.WorkerSaid):
+            if isinstance(event.message, wire.SegmentDone):
+                self._at_border(event.message)
+            elif isinstance(event.message, wire.Suspended):
+                self._passed.pop(event.message.job, None)
+
+    def _look_at(self, worker: Any) -> None:
+        must(Rule.ORDER, set(worker.aside) <= set(worker.jobs), worker.name, "has put aside what it does not have")
+        suspended = [self._live[id] for id in worker.aside if id in self._live]
+        must(
+            Rule.ORDER,
+            all(job.suspended or job.ending for job in suspended),
+            worker.name,
+            "speaks what it has put aside",
+        )
+        must(Rule.ORDER, not set(worker.moved) & set(worker.aside), worker.name, "may hang in what it has put aside")
+        waits = [job.id for job in suspended if job.ending is None]
+        if worker.open and waits and worker.state in (WorkerState.BUSY, WorkerState.DRAINING):
+            must(Rule.ONE_END, False, worker.name, "does nothing, and has put aside", waits)
+
+    def _at_border(self, message: wire.SegmentDone) -> None:
+        """A batch job has come to a border: does it run on though another should come before it?"""
+        workers = list(self._pool.workers.values())
+        job = self._live.get(message.job)
+        settings = self._context.settings.queue
+        if len(workers) != 1 or not settings.preempt or job is None or job.ending is not None or self._queue.paused:
+            self._passed.clear()
+            return
+        worker = workers[0]
+        could = worker.state is WorkerState.BUSY and worker.slots == 1 and not worker.leaving
+        alone = list(worker.at_hand) == [job.id] and len(worker.aside) < 3
+        goes_on = message.segment < message.segments - 1
+        if not (could and alone and goes_on and job.request.priority == "batch" and self._owed()):
+            self._passed.pop(message.job, None)
+            return
+        # It may be told so at this border, and hear of it at the next one.
+        passed = self._passed[job.id] = self._passed.get(job.id, 0) + 1
+        must(Rule.FAIR, passed <= 3, job.id, "runs on while an urgent one waits, which has had less than its share")
+
+    def _owed(self) -> bool:
+        """Whether an urgent class waits that has had less than its weight, whatever is still charged to batch."""
+        classes, live = self._queue._classes, self._live
+        ahead = sum(
+            max(0.0, job.charged_s - job.active_s(self._context.now))
+            for job in live.values()
+            if job.begun and job.request.priority == "batch"
+        )
+        had = classes.had("batch") - ahead / classes.weight("batch")
+        return any(p in classes and classes.tag(p) < had - 1e-6 for p in ("vip", "interactive"))
