@@ -42,14 +42,20 @@ def test_whatever_happens_every_job_ends_once_and_nobody_hears_another_s(seed: i
 def test_the_accidents_do_happen() -> None:
     codes: set[str] = set()
     causes: set[str] = set()
+    problems: set[str] = set()
+    kills = stops = aside = 0
     for seed in range(24):
         world = World(seed, 300)
         world.run()
         codes |= set(world.clients.codes)
         causes |= world.causes
+        kills, stops, aside = kills + world.kills, stops + world.stops, aside + world.suspended
+        problems |= world.journal.problems
+    assert kills > 5 and stops and aside > 50 and problems
     assert codes >= {
         "done", "queue_full", "unavailable", "cancelled", "worker_crashed", "hung", "out_of_memory", "quarantined",
         "deadline_exceeded", "slow_consumer", "synthesis_failed", "shutting_down", "job_not_found", "output_exists",
+        "rate_limited", "forbidden", "bad_request",
     }  # fmt: skip
     assert causes >= {
         "requested", "operator", "recycled", "leak", "unloaded", "crashed", "host_oom", "out_of_memory", "cuda_context",
@@ -91,7 +97,7 @@ def test_a_broken_core_is_noticed(core: BrokenCore, monkeypatch: pytest.MonkeyPa
 
 def lives_for(core: BrokenCore) -> Iterator[World]:
     """Lives in which it can show, from the first seed on."""
-    worlds = (World(seed, core.jobs) for seed in itertools.count())
+    worlds = (World(seed, core.jobs, core.without) for seed in itertools.count())
     return (world for world in worlds if core.shows_in(world.scene))
 
 

@@ -1,0 +1,188 @@
+"""Cores whose jobs end wrongly: twice or never, told before it is on disk, with another's audio, aside for ever."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from glmtts.daemon.core import dispatch
+from glmtts.daemon.core.context import Context
+from glmtts.daemon.core.dispatch import Dispatcher
+from glmtts.daemon.core.durability import Durability
+from glmtts.daemon.core.effects import SettleOutput, Tell
+from glmtts.daemon.core.endings import Endings
+from glmtts.daemon.core.fates import Fates
+from glmtts.daemon.core.jobs import Ending, Job
+from glmtts.daemon.core.pool import Pool
+from glmtts.daemon.core.workers import Worker, WorkerState
+from glmtts.protocol import events
+from glmtts.protocol.worker import AudioChunk, ResumeJob
+
+Patch = pytest.MonkeyPatch
+
+
+# --- 1: exactly one end
+
+
+def done_twice(patch: Patch) -> None:
+    end = Endings.end
+
+    def twice(self: Endings, job: Job, ending: Ending) -> None:
+        if isinstance(ending.event, events.Done):
+            for subscriber in job.subscribers:
+                self.send(subscriber.to, subscriber.id, ending)
+        end(self, job, ending)
+
+    patch.setattr(Endings, "end", twice)
+
+
+def jobs_of_the_dead_forgotten(patch: Patch) -> None:
+    patch.setattr(Fates, "decide", lambda *_, **__: None)
+
+
+def never_restarted(patch: Patch) -> None:
+    patch.setattr(Pool, "_back_off", lambda _, worker: worker.enter(WorkerState.BACKOFF))
+
+
+def hangs_go_unnoticed(patch: Patch) -> None:
+    patch.setattr(Pool, "on_hang_check", lambda *_: None)
+
+
+def a_beat_that_stands_still_counts(patch: Patch) -> None:
+    moved = Pool.moved
+    patch.setattr(Pool, "moved", lambda self, worker, job, done=None: moved(self, worker, job))  # noqa: ARG005
+
+
+def deadlines_forgotten(patch: Patch) -> None:
+    patch.setattr(Dispatcher, "on_deadline", lambda *_: None)
+
+
+def put_aside_and_forgotten(patch: Patch) -> None:
+    patch.setattr(Dispatcher, "_go_on", lambda *_: None)
+
+
+def gone_on_with_and_still_aside(patch: Patch) -> None:
+    def resume(self: Pool, worker: Worker, job: str) -> None:
+        self._context.effects.append(Tell(worker.spawn, ResumeJob(job=job)))
+
+    patch.setattr(Pool, "resume", resume)
+
+
+# --- 2: outputs, and what is durable
+
+
+def accepted_before_it_is_on_disk(patch: Patch) -> None:
+    add = Durability.add
+
+    def at_once(self: Durability, job: Job, subscriber: Any) -> None:
+        add(self, job, subscriber)
+        if subscriber.all_events:
+            event = events.Accepted(id=subscriber.id, job=job.id, position=0, queue_size=1)
+            self._context.send(subscriber.to, event)
+
+    patch.setattr(Durability, "add", at_once)
+
+
+def ended_before_that_is_on_disk(patch: Patch) -> None:
+    end = Endings.end
+
+    def at_once(self: Endings, job: Job, ending: Ending) -> None:
+        end(self, job, ending)
+        if job.durable:
+            self._tell(job, ending)
+
+    patch.setattr(Endings, "end", at_once)
+
+
+def a_recovered_job_is_forgotten(patch: Patch) -> None:
+    changed = Durability.on_changed
+
+    def but_the_first(self: Durability, event: Any) -> None:
+        changed(self, replace(event, rows=event.rows[1:]))
+
+    patch.setattr(Durability, "on_changed", but_the_first)
+
+
+def attempts_of_the_last_daemon_not_counted(patch: Patch) -> None:
+    recover = Durability._recover
+    patch.setattr(Durability, "_recover", lambda self, row: recover(self, replace(row, attempts=0)))
+
+
+def ended_jobs_spoken_again(patch: Patch) -> None:
+    on_written = Endings.on_written
+
+    def again(self: Endings, event: Any) -> None:
+        job = self._ledger.live.get(event.job)
+        if job is not None and job.ending is not None and event.job.endswith("7"):
+            end, job.ending = job.ending, None
+            self.end(job, end)
+            return
+        on_written(self, event)
+
+    patch.setattr(Endings, "on_written", again)
+
+
+def outputs_settled_too_early(patch: Patch) -> None:
+    decide = Fates.decide
+
+    def and_settled(self: Fates, death: Any, jobs: list[str], culprits: Any = None) -> None:
+        for job in filter(None, map(self._ledger.live.get, jobs)):
+            if job.output_path:
+                self._context.effects.append(SettleOutput(job.id, job.output_path, wanted=True))
+        decide(self, death, jobs, culprits)
+
+    patch.setattr(Fates, "decide", and_settled)
+
+
+def output_of_another_attempt(patch: Patch) -> None:
+    fail = Endings.fail
+
+    def taken_for_done(self: Endings, job: Job, code: Any, message: str, **keys: Any) -> None:
+        if code != "output_exists":
+            fail(self, job, code, message, **keys)
+            return
+        event = events.Done(
+            id="", job=job.id, format="wav", sample_rate=24_000, audio_s=1.0, waited_s=0.0, synthesis_s=0.1,
+            first_audio_s=0.1, rtf=0.1, attempts=1, engine="e", voice="v", sha256="0" * 64, bytes=1,
+        )  # fmt: skip
+        event.path = f"/out/{job.request.output}"
+        self.end(job, Ending("done", event))
+
+    patch.setattr(Endings, "fail", taken_for_done)
+
+
+# --- 3: one's own audio
+
+
+def audio_of_another(patch: Patch) -> None:
+    send = Context.send
+    last: list[Any] = [b""]
+
+    def mixed(self: Context, to: Any, event: Any, body: Any = None) -> None:
+        if body is not None:
+            body, last[0] = last[0] or body, body
+        send(self, to, event, body)
+
+    patch.setattr(Context, "send", mixed)
+
+
+def stream_to_whoever_waits(patch: Patch) -> None:
+    on_audio = Dispatcher.on_audio
+
+    def to_all(self: Dispatcher, worker: Worker, message: Any, body: Any) -> None:
+        job = self._ledger.live.get(message.job)
+        own = job.subscribers if job else []
+        if job is not None:
+            job.subscribers = [s for other in self._ledger.live.values() for s in other.subscribers if s.all_events]
+        on_audio(self, worker, message, body)
+        if job is not None and job.live:
+            job.subscribers = own
+
+    patch.setitem(dispatch._HANDLERS, AudioChunk, to_all)
+
+
+def results_for_everybody(patch: Patch) -> None:
+    find = Durability.find
+    patch.setattr(Durability, "find", lambda self, to, request, _: find(self, to, request, None))
