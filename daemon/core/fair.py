@@ -15,6 +15,8 @@ from collections.abc import Collection, Iterator, Mapping
 #: Tags of flows that have nothing waiting are kept as long as they say anything; they are looked through when there are
 #: this many, and then whenever there are twice as many as were kept.
 _FORGET_FROM = 64
+#: What is left of a sum of seconds by rounding.
+_NOTHING_S = 1e-9
 #: How fast the present moves on at least, as a part of what those move on who always wait.
 _PACE = 0.5
 #: Entries of flows that have been served since are cleared away when there are more of them than of others, and more
@@ -30,13 +32,15 @@ class FairShare:
     """
 
     def __init__(self, ranks: Mapping[str, int] | None = None, handicaps: Mapping[str, float] | None = None) -> None:
-        #: The present: the tag of the flow that was served last, or later.
+        #: The present, as it was when it was last looked at; it never goes back.
         self.virtual = 0.0
         self._ranks = ranks or {}
         self._handicaps = handicaps or {}
         self._weights: dict[str, float] = {}
         #: When each flow's next piece may begin, if it has any: ahead of ``virtual`` where it has had more than others.
         self._after: dict[str, float] = {}
+        #: Seconds that flows were charged for work which is not through yet.
+        self._under_way: dict[str, float] = {}
         #: Flows that have work waiting, with the tag and the place among equal ones; and the same by their turns.
         self._waiting: dict[str, tuple[float, int]] = {}
         self._heap: list[tuple[float, int, str]] = []
@@ -62,7 +66,21 @@ class FairShare:
     def wake(self, flow: str) -> None:
         """The flow has work waiting now; nothing happens if it had."""
         if flow not in self._waiting:
-            self._wait(flow, max(self.virtual, self._after.get(flow, 0.0)))
+            self._wait(flow, max(self.now(), self._after.get(flow, 0.0)))
+
+    def now(self) -> float:
+        """The present: how far that flow has been served which has had the least of all that wait or are being served.
+
+        Work under way does not count before it is through: it may take less than it was charged for, and those that
+        come anew would be behind for ever.
+        """
+        least = [self._after[flow] - seconds / self.weight(flow) for flow, seconds in self._under_way.items()]
+        if self._handicaps:
+            least += [start for start, _ in self._waiting.values()]
+        elif (first := self.next()) is not None:
+            least.append(self._waiting[first][0])
+        self.virtual = max(self.virtual, min(least, default=0.0))
+        return self.virtual
 
     def sleep(self, flow: str) -> None:
         """The flow has no work waiting any more, though it was not served."""
@@ -90,20 +108,32 @@ class FairShare:
 
     def serve(self, flow: str, seconds: float, *, more: bool) -> None:
         """A waiting flow is given so much time, in its turn or not; ``more``: it has more work waiting."""
-        first = self.next()
         start, _ = self._waiting.pop(flow)
-        # Out of its turn: those that come anew meanwhile are not to be behind those who waited.
-        self.virtual = max(self.virtual, start if first is None or first == flow else self._waiting[first][0])
         self._after[flow] = start + seconds / self.weight(flow)
+        self._under_way[flow] = self._under_way.get(flow, 0.0) + seconds
         if more:
             self._wait(flow, self._after[flow])
         if len(self._after) > self._forget_at:
-            self._after = {f: tag for f, tag in self._after.items() if tag > self.virtual or f in self._waiting}
+            self._forgotten = now = self.now()
+            kept = self._waiting.keys() | self._under_way.keys()
+            self._after = {f: tag for f, tag in self._after.items() if tag > now or f in kept}
             self._forget_at = max(_FORGET_FROM, 2 * len(self._after))
-            self._forgotten = self.virtual
 
-    def charge(self, flow: str, seconds: float) -> None:
-        """The flow has had so much more than it was charged for, or less (below 0)."""
+    def go_on(self, flow: str, seconds: float) -> None:
+        """A flow that need not wait is given so much time: for the rest of what it had begun."""
+        self._charge(flow, seconds)
+        self._under_way[flow] = self._under_way.get(flow, 0.0) + seconds
+
+    def settle(self, flow: str, charged_s: float, took_s: float) -> None:
+        """What the flow was charged ``charged_s`` for is through, or is put off, and has taken so long."""
+        left_s = self._under_way.get(flow, 0.0) - charged_s
+        if left_s > _NOTHING_S:
+            self._under_way[flow] = left_s
+        else:
+            self._under_way.pop(flow, None)
+        self._charge(flow, took_s - charged_s)
+
+    def _charge(self, flow: str, seconds: float) -> None:
         amount = seconds / self.weight(flow)
         if amount > 0.0 or flow in self._after:
             self._after[flow] = self._after.get(flow, self.virtual) + amount
@@ -123,7 +153,7 @@ class FairShare:
         """When the flow's next piece may begin, in virtual time."""
         if flow in self._waiting:
             return self._waiting[flow][0]
-        return max(self.virtual, self._after.get(flow, 0.0))
+        return max(self.now(), self._after.get(flow, 0.0))
 
     def had(self, flow: str) -> float:
         """The virtual time up to which the flow has been served: a tag that does not move on while it is put off."""
@@ -134,6 +164,7 @@ class FairShare:
         if self._after:
             self.virtual = max(self.virtual, *self._after.values())
             self._after.clear()
+            self._under_way.clear()
             self._forgotten = self.virtual
         self._heap.clear()
 

@@ -119,7 +119,7 @@ class Fates:
         job.enter("waiting")  # running -> waiting
         job.stop(self._context.now)
         self._queue.settle(job)
-        job.charged_s = job.earlier_s = job.border_s = 0.0
+        job.charged_s = job.settled_s = job.earlier_s = job.border_s = 0.0
         job.worker = None
         job.begun = job.suspended = False
         job.segment = job.segments = 0

@@ -153,13 +153,14 @@ class Lane:
         more = self._leave(job) is not None
         self._share.serve(job.client.key, job.cost_s, more=more)
 
-    def charge(self, client: str, seconds: float) -> None:
-        """A client has had so much more, or less, than it was charged for."""
-        self._share.charge(client, seconds)
+    def go_on(self, client: str, seconds: float) -> None:
+        """A client's job that was put aside goes on, and takes so long."""
+        self._share.go_on(client, seconds)
 
-    def elapse(self, seconds: float) -> None:
-        """A job of the class was spoken for so long."""
-        self._share.elapse(seconds)
+    def settle(self, client: str, charged_s: float, took_s: float) -> None:
+        """A client's job is through, or put aside: it was charged for so long, and has taken so long."""
+        self._share.settle(client, charged_s, took_s)
+        self._share.elapse(took_s)
 
     def tag(self, client: str) -> float:
         """When a client's next job may begin, in the lane's virtual time."""

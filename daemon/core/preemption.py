@@ -79,8 +79,8 @@ class Preemption:
         """A job stands still from now on: charged is what was spoken of it."""
         job.stop(self._context.now)
         job.suspended = True
-        self._queue.charge(job, job.earlier_s - job.charged_s)
+        self._queue.settle(job)
 
     def resumed(self, job: Job) -> None:
         """A job goes on: the rest of it is charged for."""
-        self._queue.charge(job, self._forecast.left_s(job))
+        self._queue.go_on(job, self._forecast.left_s(job))

@@ -185,17 +185,21 @@ class WaitingQueue:
         self._classes.serve(priority, job.cost_s, more=len(self._lanes[priority]) > 0)
         job.charged_s = job.cost_s
 
-    def charge(self, job: Job, seconds: float) -> None:
-        """A job that was started takes so much more, or less, than was thought when it was."""
-        job.charged_s += seconds
-        self._classes.charge(job.request.priority, seconds)
-        self._lanes[job.request.priority].charge(job.client.key, seconds)
+    def go_on(self, job: Job, left_s: float) -> None:
+        """A job that was put aside goes on: the rest of it is charged for."""
+        job.charged_s += left_s
+        self._classes.go_on(job.request.priority, left_s)
+        self._lanes[job.request.priority].go_on(job.client.key, left_s)
 
     def settle(self, job: Job) -> None:
-        """A job that may have been started is through, for good or for another attempt: charged is what it took."""
-        if job.charged_s or job.earlier_s:
-            self.charge(job, job.earlier_s - job.charged_s)
-            self._lanes[job.request.priority].elapse(job.earlier_s)
+        """A job that may have been started is through, for good or for another attempt, or is put aside: charged is
+        what it took.
+        """
+        charged_s, took_s = job.charged_s - job.settled_s, job.earlier_s - job.settled_s
+        if charged_s or took_s:
+            job.charged_s = job.settled_s = job.earlier_s
+            self._classes.settle(job.request.priority, charged_s, took_s)
+            self._lanes[job.request.priority].settle(job.client.key, charged_s, took_s)
 
     def rest(self) -> None:
         """Nothing is being spoken; if nothing waits either, nobody owes anybody anything any more."""

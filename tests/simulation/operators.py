@@ -158,6 +158,8 @@ class Operators:
         """The file as it is now."""
         world = self._world
         rng, old = world.random, world.machine.settings
+        if effect.to is not None:
+            world.owed.discard((effect.to.connection, effect.id))
         if "reloads" in world.without:
             world.happen(inputs.SettingsRead(old, [], effect.to, effect.id))
             return
