@@ -253,5 +253,5 @@ class Invariants:
             if connection.open:
                 for heard in connection.heard.values():
                     answered = heard.ended if isinstance(heard, Hearing) else heard.answers
-                    owed = (connection.number, heard.id) in self._world.journal.owed
+                    owed = (connection.number, heard.id) in self._world.owed
                     must(Rule.ONE_END, answered or owed, heard, "was never answered")

@@ -50,8 +50,6 @@ class Journal:
         self.answered: set[str] = set()
         #: Jobs that this daemon has to bring to an end: of an earlier one, or accepted.
         self.due: set[str] = set()
-        #: Questions that are not answered yet.
-        self.owed: set[tuple[int, str]] = set()
         #: Why it can't be used; None before anybody knows.
         self.problem: str | None = None
         #: What the core was told of it in this life.
@@ -82,7 +80,7 @@ class Journal:
         self.problem = None
         self._handed_over = self._writing = self._retries = False
         self._uncertain, self._told = set(), set()
-        self.answered, self.due, self.owed = set(), set(), set()
+        self.answered, self.due = set(), set()
 
     def heal(self) -> None:
         """The disk works again."""
@@ -98,7 +96,7 @@ class Journal:
     @property
     def idle(self) -> bool:
         """Nothing is left to do."""
-        return not self._world.scene.journal or (self.problem == "" and not self._writing and not self.owed)
+        return not self._world.scene.journal or (self.problem == "" and not self._writing and not self._world.owed)
 
     def unfinished(self) -> list[str]:
         """Jobs on disk that have not ended."""
@@ -137,7 +135,7 @@ class Journal:
                 must(Rule.OUTPUT_ONCE, not again, effect.job, "is ended twice")
                 pending.ends[effect.job] = effect
             case effects.JournalFind():
-                self.owed.add((effect.to.connection, effect.request.id))
+                self._world.owed.add((effect.to.connection, effect.request.id))
                 pending.finds.append(effect)
         self._begin()
 
@@ -185,7 +183,7 @@ class Journal:
             if isinstance(answer, inputs.JournalEnded):
                 self.answered.add(answer.job)
             elif isinstance(answer, inputs.JournalFound):
-                self.owed.discard((answer.to.connection, answer.request.id))
+                self._world.owed.discard((answer.to.connection, answer.request.id))
             elif isinstance(answer, inputs.JournalAdded) and not answer.problem and answer.known is None:
                 self.due.add(answer.job)
             self._world.happen(answer)

@@ -70,6 +70,8 @@ class World:
         self.steps = 0
         #: What processes died of, in the core's words.
         self.causes: set[str] = set()
+        #: Questions that the shell has not answered yet: by connection and id.
+        self.owed: set[tuple[int, str]] = set()
         #: Daemons that were killed, and those that were told to stop.
         self.kills = self.stops = 0
         #: How often a job was put aside.
@@ -224,6 +226,7 @@ class World:
         self.innocent.clear()
         self.clients.cut_off()
         self.journal.close(clean=clean)
+        self.owed.clear()
         self.now += self.random.choice((0.0, 0.5, 4.0)) * self.random.random()
         self.daemon += 1
         self.dead = self.exited = self._kill_next = False
@@ -272,6 +275,8 @@ class World:
                     if process is not None:
                         process.signal(effect.signal)
                 case effects.ReadSettings():
+                    if effect.to is not None:
+                        self.owed.add((effect.to.connection, effect.id))
                     self.later(0.01, lambda e=effect: self.operators.read_settings(e))  # type: ignore[misc]
                 case effects.JournalAdd() | effects.JournalStart() | effects.JournalEnd() | effects.JournalFind():
                     self.promises.asked(effect)
@@ -298,10 +303,10 @@ class World:
     def _send_stored(self, effect: effects.SendStored) -> None:
         """Read a result, and send it; somebody may have dropped it meanwhile."""
         owed = (effect.to.connection, effect.event.id)
-        self.journal.owed.add(owed)
+        self.owed.add(owed)
 
         def read() -> None:
-            self.journal.owed.discard(owed)
+            self.owed.discard(owed)
             body = self.journal.results.get(effect.path)
             if body is None:
                 job = effect.event.job
