@@ -146,8 +146,7 @@ class FairShare:
         Without that it would stand still while ever new flows come, each to be served once, and who had been served
         before would wait for ever.
         """
-        if self._waiting:
-            self.virtual += _PACE * seconds / len(self._waiting)
+        self.virtual += _PACE * seconds / max(1, len(self._waiting))
 
     def tag(self, flow: str) -> float:
         """When the flow's next piece may begin, in virtual time."""

@@ -22,6 +22,9 @@ _STEP = 8 << 20
 #: Of a worker that is never idle, the least of so many samples counts.
 _BUSY_SAMPLES = 3
 
+#: A process that has waited for memory for so long may wait for what this GPU's other workers hold.
+_PATIENCE_S = 10.0
+
 
 class Recycler:
     """Watches what workers grow to, and has them replaced."""
@@ -208,7 +211,7 @@ class Recycler:
 
     def freshen(self) -> None:
         """A job needs a process that has had none, and none is coming: have one made."""
-        if any((worker.state in COMING and not worker.stuck) or worker.leaving for worker in self._pool):
+        if any(self._is_coming(worker) or worker.leaving for worker in self._pool):
             return
         serving = [worker for worker in self._pool if worker.serving]
         if serving:
@@ -216,6 +219,12 @@ class Recycler:
             self.recycle(
                 chosen, Cause.RECYCLED, "a job that ran out of memory is tried again on a fresh process", at_once=True
             )
+
+    def _is_coming(self, worker: Worker) -> bool:
+        """Whether a process will be there soon, for whose memory nobody has to make room."""
+        if worker.state is WorkerState.WAITING and self._context.now - worker.waits_since >= _PATIENCE_S:
+            return False
+        return worker.state in COMING and not worker.stuck
 
     # --- replacing
 
