@@ -28,7 +28,7 @@ demo: install  ## speak two sentences, kill a worker in mid-job, show times, cle
 
 test: install  ## every test that takes part in each change (under 5 minutes on two cores)
 	@$(BIN)/python -m pytest -q -n logical --maxprocesses=8 tests/unit tests/simulation
-	@$(BIN)/python -m pytest -q tests/process
+	@$(BIN)/python -m pytest -q -n logical --maxprocesses=4 --dist loadfile tests/process
 
 # How many lives of a thousand requests each, or FIRST:LAST.
 SEEDS ?= 300
@@ -37,7 +37,7 @@ soak: install  ## the core through many simulated lives, SEEDS=0:1199 for more; 
 
 # For so many seconds, without GPUs and with.
 CHAOS_S ?= 300
-chaos: install  ## what takes minutes: sixteen clients, every fault and harm from outside; ten thousand healthy jobs
+chaos: install  ## what takes minutes: every fault and harm from outside, the daemon killed fifty times, ten thousand jobs
 	@GLMTTS_CHAOS_S=$(CHAOS_S) $(BIN)/python -m pytest -q -s tests/system
 
 check: install  ## formatting, lint, types, import rules
@@ -56,6 +56,11 @@ bench: install  ## measure against the limits and the peers (minutes); bench/res
 	@$(BIN)/python bench/overhead.py
 	@$(BIN)/python bench/faults.py
 	@$(BIN)/python bench/leaks.py
+	@$(BIN)/python bench/scheduling.py
+	@$(BIN)/python bench/fairness.py
+	@$(BIN)/python bench/preemption.py
+	@$(BIN)/python bench/estimates.py
+	@$(BIN)/python bench/durable.py
 
 wheel: install  ## build the distribution into dist/
 	@$(BIN)/python -m build --quiet --wheel

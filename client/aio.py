@@ -19,6 +19,7 @@ from glmtts.protocol.endpoints import requests_endpoint
 from glmtts.protocol.events import Done, InfoAnswer, JobAnswer, JobInfo, JobsAnswer, Pong, Result, Voice, VoicesAnswer
 
 from .connection import Connection, check_listening, read_recording
+from .curve import Key
 from .errors import Cancelled, GlmttsError
 from .exchange import Exchange, JobExchange
 from .speech import Chunk, Job, Speech
@@ -33,14 +34,23 @@ class AsyncClient:
 
     It connects at its first use. ``timeout`` in seconds is the default of every call (None: wait as long as it takes).
     When the daemon goes away, it has ``reconnect_s`` seconds to come back; jobs in flight are then asked for again. The
-    methods raise what those of :class:`~.sync.Client` raise. A client belongs to one event loop.
+    keys, and the methods and what they raise, are those of :class:`~.sync.Client`. A client belongs to one event loop.
 
         async with AsyncClient() as client:
             async for chunk in client.stream("今天天气不错"):
                 play(chunk.samples)
     """
 
-    def __init__(self, endpoint: str | None = None, timeout: float | None = None, *, reconnect_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        timeout: float | None = None,
+        *,
+        reconnect_s: float = 30.0,
+        server_key: Key | None = None,
+        secret_key: Key | None = None,
+    ) -> None:
+        self._keys = server_key, secret_key
         self.endpoint = endpoint or requests_endpoint()
         self._timeout = timeout
         self._reconnect_s = reconnect_s
@@ -217,7 +227,10 @@ class AsyncClient:
         if self._closed:
             raise GlmttsError("This client is closed.")
         if self._made is None:
-            self._made = Connection(self.endpoint, reconnect_s=self._reconnect_s)
+            server_key, secret_key = self._keys
+            self._made = Connection(
+                self.endpoint, reconnect_s=self._reconnect_s, server_key=server_key, secret_key=secret_key
+            )
         self._made.check()
         return self._made
 

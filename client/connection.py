@@ -6,6 +6,7 @@ ZeroMQ's own, to be spoken when the daemon comes back and nobody wants it any mo
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
@@ -19,6 +20,7 @@ import zmq
 from glmtts.protocol.endpoints import MAX_PATH_BYTES
 
 from .core import Core
+from .curve import Handshakes, Key, find_keys
 from .errors import DaemonNotRunning, Forbidden, GlmttsError
 
 #: How long a message just sent, such as a cancel, may keep a closing client, in milliseconds.
@@ -26,6 +28,14 @@ _LINGER_MS = 500
 
 #: Messages that ZeroMQ reads ahead. Beyond it the daemon feels that this client does not read.
 _RECEIVE_AHEAD = 64
+
+#: The same by TCP: fewer, so that who reads as slowly as speech is played reads from the network every few seconds, and
+#: is not taken for a host that has vanished.
+_RECEIVE_AHEAD_TCP = 16
+
+#: A host that vanished without a word is noticed after both together, in milliseconds: the pause between two signs of
+#: life, and the wait for the answer.
+_HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS = 15_000, 40_000
 
 #: Pauses between attempts to reconnect, in milliseconds: the first, and the longest.
 RECONNECT_MS = (50, 1_000)
@@ -37,12 +47,25 @@ _LONGEST_POLL_S = 3_600.0
 MONITOR_FRAME = struct.Struct("=hi")
 
 
-class Connection:
-    """A DEALER connected to ``endpoint``, and its :class:`Core`. Raises DaemonNotRunning when nothing listens there."""
+_HANDSHAKE_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
 
-    def __init__(self, endpoint: str, *, reconnect_s: float) -> None:
+
+class Connection:
+    """A DEALER connected to ``endpoint``, and its :class:`Core`.
+
+    Raises DaemonNotRunning when nothing listens there, and GlmttsError when its keys can't be used.
+    """
+
+    def __init__(
+        self, endpoint: str, *, reconnect_s: float, server_key: Key | None = None, secret_key: Key | None = None
+    ) -> None:
+        keys = find_keys(endpoint, server_key, secret_key)
         check_listening(endpoint)
         self.endpoint = endpoint
+        #: Whether ZeroMQ was told not to try any more.
+        self._refused = False
         self.core = Core(endpoint, time.monotonic(), reconnect_s=reconnect_s)
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
@@ -51,8 +74,16 @@ class Connection:
         self.socket.reconnect_ivl, self.socket.reconnect_ivl_max = RECONNECT_MS
         self.socket.tcp_keepalive = 1
         self.socket.ipv6 = True
+        if endpoint.startswith("tcp://"):
+            self.socket.rcvhwm = _RECEIVE_AHEAD_TCP
+            self.socket.heartbeat_ivl, self.socket.heartbeat_timeout = _HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS
+        if keys is not None:
+            self.socket.curve_serverkey = keys.server.encode("ascii")
+            self.socket.curve_publickey = keys.public.encode("ascii")
+            self.socket.curve_secretkey = keys.secret.encode("ascii")
+        self._handshakes = Handshakes(endpoint, keys)
         self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED
         )
         try:
             self.socket.connect(endpoint)
@@ -64,6 +95,9 @@ class Connection:
         """Before a new request: when nobody hopes for the daemon any more, look again. Raises DaemonNotRunning."""
         if self.core.gave_up:
             check_listening(self.endpoint)
+            if self._refused:
+                self.socket.connect(self.endpoint)
+                self._refused = False
             self.core.hope_again(time.monotonic())
 
     def flush(self) -> None:
@@ -101,15 +135,25 @@ class Connection:
     def _hear_news(self) -> None:
         while True:
             try:
-                event, _ = MONITOR_FRAME.unpack(self.monitor.recv_multipart(zmq.NOBLOCK)[0])
+                event, value = MONITOR_FRAME.unpack(self.monitor.recv_multipart(zmq.NOBLOCK)[0])
             except zmq.Again:
                 return
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            if event & _HANDSHAKE_FAILED:
+                if why := self._handshakes.failed(event, value):
+                    self._refuse(why)
+            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._handshakes.succeeded()
                 self.core.connection_made()
             elif event == zmq.EVENT_DISCONNECTED:
                 while self._receive():  # what the daemon said last counts: a job may have ended with it
                     pass
                 self.core.connection_broke(time.monotonic())
+
+    def _refuse(self, why: GlmttsError) -> None:
+        self._refused = True
+        with contextlib.suppress(zmq.ZMQError):  # for some reasons ZeroMQ itself tries no more
+            self.socket.disconnect(self.endpoint)
+        self.core.refused(why)
 
     def poll(self, wait_s: float) -> None:
         """Wait until there is something to do for :meth:`step`, for ``wait_s`` seconds at most."""

@@ -23,7 +23,10 @@ from .exchange import Exchange, JobExchange
 
 #: Requests of which a second copy does no harm: they are sent again when the connection broke before their answer.
 _HARMLESS_TWICE = frozenset(
-    {"ping", "info", "voices", "job", "jobs", "wait", "cancel", "status", "workers", "gpus", "metrics", "config"}
+    {
+        *("ping", "info", "voices", "job", "jobs", "wait", "cancel"),
+        *("status", "workers", "gpus", "queue", "limits", "metrics", "config"),
+    }
 )
 
 #: A daemon that goes away this often over the same unanswered request is not sent it again.
@@ -182,6 +185,16 @@ class Core:
             else:
                 reason = f"connections are not answered, for {self.reconnect_s:g} s now"
                 exchange.fail(DaemonNotRunning(self.endpoint, reason))
+            self._settle(exchange, cancel=False)
+        self.outgoing.clear()
+
+    def refused(self, why: GlmttsError) -> None:
+        """The daemon is there, but will never talk to this client as it is: nothing is left to hope for."""
+        self.connected = False
+        self.give_up_at = None
+        for exchange in self.in_flight():
+            # An error each: who raises one writes its own traceback into it.
+            exchange.fail(type(why)(str(why)))
             self._settle(exchange, cancel=False)
         self.outgoing.clear()
 

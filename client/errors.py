@@ -29,6 +29,10 @@ class DaemonNotRunning(GlmttsError):
         return type(self), (self.endpoint, self.reason)
 
 
+class HandshakeFailed(GlmttsError):
+    """Something answers at the endpoint, but the keys or the encryption of the two sides do not fit."""
+
+
 class Timeout(GlmttsError):
     """The daemon did not finish in the time that the caller gave; ``job`` is the job's id, if it had one."""
 
@@ -189,7 +193,7 @@ class SynthesisFailed(RequestFailed):
 
 
 class Unavailable(RequestFailed):
-    """No worker can be started now; the message says why."""
+    """No worker can be started now, or for a durable job the journal can't be used; the message says why."""
 
     default_code = "unavailable"
 

@@ -16,6 +16,7 @@ from glmtts.protocol.endpoints import requests_endpoint
 from glmtts.protocol.events import Done, InfoAnswer, JobAnswer, JobInfo, JobsAnswer, Pong, Result, Voice, VoicesAnswer
 
 from .connection import Connection, read_recording
+from .curve import Key
 from .errors import Cancelled, GlmttsError, Timeout
 from .exchange import Exchange, JobEvent, JobExchange
 from .speech import Chunk, Job, Speech
@@ -58,12 +59,20 @@ class SpeechOptions(TypedDict, total=False):
 class BlockingConnection:
     """A connection, and waiting on it: the part that :class:`Client` and :class:`~.control.Control` share."""
 
-    def __init__(self, endpoint: str, timeout: float | None, reconnect_s: float) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        timeout: float | None,
+        reconnect_s: float,
+        *,
+        server_key: Key | None = None,
+        secret_key: Key | None = None,
+    ) -> None:
         self._timeout = timeout
         # One user at a time, who may come back in from a callback; a second thread is told instead of being queued,
         # because it would wait for as long as somebody else's speech takes.
         self._user = threading.RLock()
-        self._connection = Connection(endpoint, reconnect_s=reconnect_s)
+        self._connection = Connection(endpoint, reconnect_s=reconnect_s, server_key=server_key, secret_key=secret_key)
         self._core = self._connection.core
         self._closed = False
 
@@ -130,6 +139,10 @@ class Client(BlockingConnection):
     ``timeout`` in seconds is the default of every call (None: wait as long as it takes). When the daemon goes away, it
     has ``reconnect_s`` seconds to come back; jobs in flight are then asked for again.
 
+    By ``tcp://`` a daemon that encrypts needs ``server_key``, its public key, and ``secret_key``, this client's own,
+    each as its 40 characters (Z85) or as the path of the file that holds it; by default ``GLMTTS_SERVER_KEY`` and
+    ``GLMTTS_SECRET_KEY``. Keys that do not fit raise Forbidden or HandshakeFailed at the first call.
+
     A client is for one thread at a time; from a second one it raises GlmttsError. It can have many jobs in flight:
     ``submit`` them, and ``wait`` in any order. Every method raises RequestFailed, by the class of the daemon's error
     code, Timeout, DaemonNotRunning and ConnectionLost, all of them a GlmttsError.
@@ -138,8 +151,17 @@ class Client(BlockingConnection):
             client.speak("今天天气不错").save("a.wav")
     """
 
-    def __init__(self, endpoint: str | None = None, timeout: float | None = None, *, reconnect_s: float = 30.0) -> None:
-        super().__init__(endpoint or requests_endpoint(), timeout, reconnect_s)
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        timeout: float | None = None,
+        *,
+        reconnect_s: float = 30.0,
+        server_key: Key | None = None,
+        secret_key: Key | None = None,
+    ) -> None:
+        endpoint = endpoint or requests_endpoint()
+        super().__init__(endpoint, timeout, reconnect_s, server_key=server_key, secret_key=secret_key)
 
     def __enter__(self) -> Client:
         return self

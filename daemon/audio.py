@@ -75,8 +75,11 @@ def pcm_f32le(samples: Samples) -> bytes:
     return samples.astype("<f4", copy=False).tobytes()
 
 
+_WAV_HEADER_BYTES = 44
+
+
 def wav_header(data_bytes: int, sample_rate: int) -> bytes:
-    """The 44 bytes before the samples of a mono 16-bit WAV file."""
+    """The bytes before the samples of a mono 16-bit WAV file."""
     # A RIFF file counts its bytes in 32 bits; more than 4 GiB is marked as "until the end", as most programs read it.
     size = min(data_bytes, 0xFFFFFFFF - 36)
     return struct.pack(
@@ -95,6 +98,19 @@ def wav_header(data_bytes: int, sample_rate: int) -> bytes:
         b"data",
         size,
     )
+
+
+def duration_s(data: bytes, audio_format: str, sample_rate: int) -> float:
+    """How long a file made here is; 0 if it is none any more."""
+    if audio_format in _LIBSNDFILE:
+        import soundfile
+
+        try:
+            return float(soundfile.info(io.BytesIO(data)).duration)
+        except soundfile.LibsndfileError:
+            return 0.0
+    header = _WAV_HEADER_BYTES if audio_format == "wav" else 0
+    return max(0, len(data) - header) / (4 if audio_format == "pcm_f32le" else 2) / sample_rate
 
 
 class Encoder(abc.ABC):

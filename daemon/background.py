@@ -10,16 +10,16 @@ from typing import Any
 
 _Task = tuple[Callable[[], Any], Callable[[Any], None]]
 
-#: Tasks that may wait. They are operators' requests: more than a few at a time are a mistake.
-_MAX_WAITING = 64
-
 
 class Background:
-    """Runs one task after the other; ``wakeup_fd`` is written to when a result is there to be collected."""
+    """Runs one task after the other; ``wakeup_fd`` is written to when a result is there to be collected.
 
-    def __init__(self, wakeup_fd: int) -> None:
+    At most ``max_waiting`` tasks wait; one more is not taken.
+    """
+
+    def __init__(self, wakeup_fd: int, max_waiting: int) -> None:
         self._wakeup_fd = wakeup_fd
-        self._tasks: queue.Queue[_Task | None] = queue.Queue(_MAX_WAITING)
+        self._tasks: queue.Queue[_Task | None] = queue.Queue(max_waiting)
         self._results: queue.SimpleQueue[tuple[Callable[[Any], None], Any]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 

@@ -1,7 +1,8 @@
 """Configuration files: found, read, and refused with every problem named by file, key and nearest right name.
 
 ``python -m glmtts.daemon.config check [FILE]`` checks one without starting anything; ``default`` prints the packaged
-one. The daemon reads its file before it accepts, so nothing heavy is imported here.
+one; ``keys [FILE]`` says as JSON where the keys for TCP are, there or not. The daemon reads its file before it accepts,
+so nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 from msgspec import Struct
 
-from .config_rules import combinations
+from glmtts.protocol.keys import KeyProblem
+
+from . import tcp_access
+from .config_rules import combinations, key_in_toml, quoted
 from .core.settings import RESERVED, Section, Settings, flat
 
 #: The file that is read where neither ``--config`` nor ``$GLMTTS_CONFIG`` names one.
@@ -33,10 +37,14 @@ _MAX_NUMBER = 10**12
 
 
 class Config(Struct, frozen=True):
-    """The settings in force, and the file that they come from; None for the built-in defaults."""
+    """The settings in force, and the file that they come from; None for the built-in defaults.
+
+    ``tcp``: who may connect by TCP, by the files that the settings name; None where nothing is to listen.
+    """
 
     settings: Settings
     file: Path | None
+    tcp: tcp_access.Access | None = None
 
 
 class ConfigError(Exception):
@@ -55,7 +63,7 @@ def find() -> Path | None:
 
 
 def load(path: Path | None) -> Config:
-    """Read and check the file at ``path``; None gives the built-in defaults.
+    """Read and check the file at ``path``, and the key files that it names; None gives the built-in defaults.
 
     Raises ConfigError with all problems at once: a start that fails once per mistake wastes an evening.
     """
@@ -63,9 +71,17 @@ def load(path: Path | None) -> Config:
         return Config(Settings(), None)
     try:
         settings = parse(_read(path))
+        access = _access(settings)
     except ConfigError as error:
         raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from None
-    return Config(settings, path)
+    return Config(settings, path, access)
+
+
+def _access(settings: Settings) -> tcp_access.Access | None:
+    try:
+        return tcp_access.load(settings.tcp, state_dir(settings))
+    except KeyProblem as problem:
+        raise ConfigError(str(problem).splitlines()) from None
 
 
 def parse(text: str) -> Settings:
@@ -160,9 +176,11 @@ def _section(table: dict[str, Any], section: type[Section], prefix: str, problem
     fields = {field.name: field for field in msgspec.structs.fields(section)}
     good: dict[str, Any] = {}
     for name, value in table.items():
-        path = f"{prefix}{_key(name)}"
+        path = f"{prefix}{key_in_toml(name)}"
         if name not in fields:
             problems.append(f"{path}: {_unknown(name, value, prefix, list(fields))}")
+        elif (named := _named_sections(fields[name].type)) and isinstance(value, dict):
+            good[name] = _sections(value, named, path, problems)
         elif isinstance(fields[name].type, type) and issubclass(fields[name].type, Section):
             if isinstance(value, dict):
                 good[name] = _section(value, fields[name].type, f"{path}.", problems)
@@ -172,6 +190,24 @@ def _section(table: dict[str, Any], section: type[Section], prefix: str, problem
             problems.append(f"{path}: {problem}")
         else:
             good[name] = value
+    return good
+
+
+def _named_sections(expected: Any) -> type[Section] | None:
+    """The type of the sections of a key that has one for each name, or None for another key."""
+    of = get_args(expected)[1] if get_origin(expected) is dict else None
+    return of if isinstance(of, type) and issubclass(of, Section) else None
+
+
+def _sections(table: dict[str, Any], section: type[Section], path: str, problems: list[str]) -> dict[str, Any]:
+    good: dict[str, Any] = {}
+    for name, value in table.items():
+        below = f"{path}.{key_in_toml(name)}"
+        if isinstance(value, dict):
+            good[name] = _section(value, section, f"{below}.", problems)
+        else:
+            keys = ", ".join(field.name for field in msgspec.structs.fields(section))
+            problems.append(f"{below}: expected a section, written [{path}.NAME], with {keys}; got {_kind(value)}")
     return good
 
 
@@ -213,6 +249,7 @@ _TYPE_NAMES = {
 def _expectation(message: str, value: Any, expected: Any, path: str) -> str:
     """msgspec's message in the file's own words."""
     message, _, place = message.partition(" - at ")
+    message = message.replace(" | null", "")  # there is no null in TOML: a key is left out
     if path in _EXPECTED:
         return f"expected {_EXPECTED[path]}, got {_shown(value)}"
     if get_origin(expected) is Literal:
@@ -227,7 +264,7 @@ def _expectation(message: str, value: Any, expected: Any, path: str) -> str:
         bound = f" {match[2]} {match[3]}" if match[2] else ""
         return f"expected {_TYPE_NAMES.get(match[1], match[1])}{bound}{within}, got {_shown(value)}"
     # It may quote a key of the file, whatever that has in it.
-    plain = message if message.isprintable() else _quoted(message)[1:-1]
+    plain = message if message.isprintable() else quoted(message)[1:-1]
     return f"{_lower(plain)}{within}, got {_shown(value)}"
 
 
@@ -267,18 +304,9 @@ _DEFAULTS: dict[str, Any] = flat(Settings())
 # --- words
 
 
-def _key(name: str) -> str:
-    """A key as TOML writes it: a strange one in quotes and cut."""
-    return name if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name) else _quoted(name[:80])
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=not text.isprintable())
-
-
 def _shown(value: Any) -> str:
     if isinstance(value, str):
-        return _quoted(value) if len(value) <= 60 else f"{_quoted(value[:57])}..."
+        return quoted(value) if len(value) <= 60 else f"{quoted(value[:57])}..."
     if isinstance(value, int) and abs(value) >= 2**64:
         # Python refuses to print integers of thousands of digits.
         return "a number beyond 64 bits"
@@ -298,8 +326,20 @@ def _lower(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
+def _print_key_files(path: Path | None) -> int:
+    """The files need not be there: this is asked by who is about to make them."""
+    try:
+        settings = Settings() if path is None else parse(_read(path))
+    except ConfigError as error:
+        print("\n".join(f"{path}: {problem}" for problem in error.problems), file=sys.stderr)
+        return 2
+    found = tcp_access.files(settings.tcp, state_dir(settings))
+    print(json.dumps({"server_key": str(found.server_key), "authorised_keys": str(found.authorised_keys)}))
+    return 0
+
+
 def main(arguments: list[str]) -> int:
-    """``check [FILE]`` or ``default``; the exit status."""
+    """``check [FILE]``, ``keys [FILE]`` or ``default``; the exit status."""
     match arguments:
         case ["default"]:
             sys.stdout.write(packaged_default())
@@ -313,7 +353,9 @@ def main(arguments: list[str]) -> int:
                 return 2
             print(f"{path or 'built-in defaults'}: good")
             return 0
-    print("usage: python -m glmtts.daemon.config check [FILE] | default", file=sys.stderr)
+        case ["keys"] | ["keys", _]:
+            return _print_key_files(Path(arguments[1]) if len(arguments) > 1 else find())
+    print("usage: python -m glmtts.daemon.config check [FILE] | keys [FILE] | default", file=sys.stderr)
     return 2
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Set
 from pathlib import Path
 
+from glmtts.protocol import authorised_keys
 from glmtts.protocol.audio_formats import ENCODER_RATES
 from glmtts.protocol.endpoints import EVENTS, MAX_PATH_BYTES
+from glmtts.protocol.requests import MAX_ON_BEHALF_OF
 
 from .core.rate import parse_rate
-from .core.settings import FaultEngineSettings, Settings
+from .core.settings import ClientLimits, FaultEngineSettings, LimitsSettings, Settings
+from .tcp_access import parse_listen
 
-#: A user name as the tools of Linux and directory services make them, or a uid.
+#: A user name as the tools of Linux and directory services make them, or a uid; or the name of a client's key.
 _USER = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@\\-]{0,254}\$?")
+_KEY = "key:"
 
 #: UTF-8 takes at most this many bytes for a character (RFC 3629).
 _BYTES_PER_CHARACTER = 4
@@ -32,6 +37,7 @@ def combinations(settings: Settings, given: Set[str]) -> list[str]:
         *_queue(settings, given),
         *_limits(settings),
         *_audio(settings),
+        *_tcp(settings),
     ]
 
 
@@ -85,18 +91,24 @@ def _queue(settings: Settings, given: Set[str]) -> Iterator[str]:
             f"queue.warn_waiting: {queue.warn_waiting} is more than queue.max_waiting = {queue.max_waiting}, "
             "so nobody would ever be warned"
         )
+    # One of one is the default, which of a single worker keeps none.
+    if queue.interactive_workers > 1 and 0 < settings.workers.max <= queue.interactive_workers:
+        yield (
+            f"queue.interactive_workers: {queue.interactive_workers}, but workers.max = {settings.workers.max}, "
+            "so that no worker is left for batch jobs; lower the one or raise the other"
+        )
     for name in ("vip", "interactive", "batch"):
         yield from _users(f"queue.classes.{name}.users", getattr(queue.classes, name).users)
 
 
 def _limits(settings: Settings) -> Iterator[str]:
     limits = settings.limits
-    for key, rate in (("rate", limits.rate), ("rate_batch", limits.rate_batch)):
-        try:
-            parse_rate(rate)
-        except ValueError as error:
-            yield f"limits.{key}: {error}"
+    yield from _rates("limits", limits)
     yield from _users("limits.gateways", limits.gateways)
+    for name, own in limits.clients.items():
+        path = f"limits.clients.{key_in_toml(name)}"
+        yield from _client_name(path, name, limits.gateways)
+        yield from _rates(path, own)
     if limits.text_chars * _BYTES_PER_CHARACTER > limits.header_kib * 1024:
         needed = -(-limits.text_chars * _BYTES_PER_CHARACTER // 1024)
         yield (
@@ -115,6 +127,27 @@ def _limits(settings: Settings) -> Iterator[str]:
         )
 
 
+def _rates(path: str, limits: LimitsSettings | ClientLimits) -> Iterator[str]:
+    for key, rate in (("rate", limits.rate), ("rate_batch", limits.rate_batch)):
+        try:
+            parse_rate(rate or "")
+        except ValueError as error:
+            yield f"{path}.{key}: {error}"
+
+
+def _client_name(path: str, name: str, gateways: list[str]) -> Iterator[str]:
+    """A client is a user, a key of TCP, or somebody for whom one of the two speaks as a gateway."""
+    owner, slash, customer = name.partition("/")
+    if name.startswith("uid:"):
+        yield f"{path}: a uid is written as its number alone, as in [limits.clients.{owner[4:84] or '1000'}]"
+    elif not _is_client(owner):
+        yield f'{path}: neither a user name, a uid, "key:NAME" for a client over TCP, nor "GATEWAY/CUSTOMER"'
+    elif slash and not 1 <= len(customer) <= MAX_ON_BEHALF_OF:
+        yield f"{path}: behind the slash stands a customer of 1 to {MAX_ON_BEHALF_OF} characters, as in on_behalf_of"
+    elif slash and not gateways:
+        yield f"{path}: a gateway's customer, but limits.gateways is empty, so that nobody speaks for others"
+
+
 def _audio(settings: Settings) -> Iterator[str]:
     audio = settings.audio
     rates = ENCODER_RATES.get(audio.default_format)
@@ -127,6 +160,17 @@ def _audio(settings: Settings) -> Iterator[str]:
     yield from _absolute("voices.folder", settings.voices.folder)
 
 
+def _tcp(settings: Settings) -> Iterator[str]:
+    tcp = settings.tcp
+    if tcp.listen:
+        try:
+            parse_listen(tcp.listen)
+        except ValueError as error:
+            yield f"tcp.listen: {error}"
+    yield from _absolute("tcp.server_key", tcp.server_key)
+    yield from _absolute("tcp.authorised_keys", tcp.authorised_keys)
+
+
 def _absolute(key: str, folder: str) -> Iterator[str]:
     if "\0" in folder:
         yield f"{key}: has a NUL character in it"
@@ -136,8 +180,25 @@ def _absolute(key: str, folder: str) -> Iterator[str]:
 
 def _users(key: str, users: list[str]) -> Iterator[str]:
     for user in users:
-        if not _USER.fullmatch(user):
-            yield f"{key}: {user[:60]!r} is neither a user name nor a uid"
+        if not _is_client(user):
+            yield f"{key}: {user[:60]!r} is neither a user name nor a uid, nor {_KEY} and the name of a client's key"
+
+
+def _is_client(name: str) -> bool:
+    """Whether this may be a user, a uid, or the name of a client's key."""
+    if name.startswith(_KEY):
+        return authorised_keys.NAME.fullmatch(name.removeprefix(_KEY)) is not None
+    return _USER.fullmatch(name) is not None
+
+
+def key_in_toml(name: str) -> str:
+    """A key as TOML writes it: a strange one in quotes and cut."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name) else quoted(name[:80])
+
+
+def quoted(text: str) -> str:
+    """A string as TOML writes it, on one line whatever it has in it."""
+    return json.dumps(text, ensure_ascii=not text.isprintable())
 
 
 def _is_executable(path: str) -> bool:

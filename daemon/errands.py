@@ -17,6 +17,7 @@ from . import config
 from .background import Background
 from .core import effects, inputs
 from .core.settings import LimitsSettings
+from .tcp_access import Access
 from .voices import RegisteredVoice, VoiceError, VoiceStore, check_recording
 
 _TOO_MANY = "too many operations wait to be carried out; try again"
@@ -33,18 +34,23 @@ class Errands:
         config_file: Path | None,
         voices: VoiceStore,
         limits: LimitsSettings,
+        admit: Callable[[Access | None], None] | None = None,
     ) -> None:
+        """``admit`` is told of who may connect by TCP whenever that was read again."""
         self._background = background
         self._step = step
         self._config_file = config_file
         self._voices = voices
         self._limits = limits
+        self._admit = admit
 
     def read_settings(self, effect: effects.ReadSettings) -> None:
         """Read the configuration again, and hand back SettingsRead."""
 
         def then(result: Any) -> None:
             if isinstance(result, config.Config):
+                if self._admit:
+                    self._admit(result.tcp)
                 event = inputs.SettingsRead(result.settings, [], effect.to, effect.id)
             else:
                 problems = result.problems if isinstance(result, config.ConfigError) else [str(result)]

@@ -1,4 +1,4 @@
-"""The worker process: loads an engine, takes jobs from the supervisor, and speaks them one after the other.
+"""The worker process: loads an engine, takes jobs from the supervisor, and speaks one at a time.
 
 ``python -m glmtts.daemon.gpu_worker``, started by the supervisor, with its configuration as JSON in ``GLMTTS_WORKER``
 (see WorkerConfig). It says hello, loads, warms up, says ready, and then sleeps until it is spoken to. The main thread
@@ -19,7 +19,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
-from glmtts.protocol.worker import Bye, Hello, Job, Ready, StopWorker, Trim, Trimmed, WorkerProtocolError
+from glmtts.protocol.worker import (
+    Bye,
+    CancelJob,
+    Hello,
+    Job,
+    Ready,
+    ResumeJob,
+    StopWorker,
+    Trim,
+    Trimmed,
+    WorkerProtocolError,
+)
 
 from . import exit_codes, lifeline
 from .engines import load
@@ -103,18 +114,25 @@ def run(config: WorkerConfig, wire: Wire) -> tuple[int, str]:
         traceback.print_exc()
         code = exit_codes.OF_FATAL_ERROR.get(judge(error), exit_codes.ENGINE_UNAVAILABLE)
         return code, f"{type(error).__name__}: {error}"
-    while (message := wire.next_message()) is not None:
+    code = 0
+    while not code and (message := wire.next_message()) is not None:
         match message:
             case Job():
-                if code := runner.run(message, wire.take_body()):
-                    # A broken engine may hang when it is asked to tidy up: leave that to the kernel.
-                    return code, ""
+                code = runner.run(message, wire.take_body())
+            case ResumeJob():
+                code = runner.resume(message.job)
+            case CancelJob():
+                runner.cancel(message.job)
             case Trim():
                 engine.trim()
                 _return_free_memory()
                 wire.send(Trimmed(memory=runner.memory()))
             case StopWorker():
                 break
+    if code:
+        # A broken engine may hang when it is asked to tidy up: leave that, and the jobs put aside, to others.
+        return code, ""
+    runner.cancel_all()
     engine.close()
     return exit_codes.STOPPED, ""
 

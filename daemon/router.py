@@ -1,8 +1,8 @@
 """A ROUTER socket with clients on it: who they are, what they sent, and sending to them without ever waiting for one.
 
-A client is known by what the kernel says of its connection. The ZeroMQ identity, which a client may choose, only
-routes; a connection ends when ZeroMQ says so, and what was meant for it is never sent to a later one that calls itself
-the same.
+A client is known by what the kernel says of its connection, or by its key. The ZeroMQ identity, which a client may
+choose, only routes; a connection ends when ZeroMQ says so, and what was meant for it is never sent to a later one that
+calls itself the same.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import zmq
@@ -21,6 +21,9 @@ from glmtts.protocol import codec, events
 from glmtts.protocol.errors import ErrorCode
 
 from .core.machine import TOO_SLOW
+from .peers import Identify, Peer
+from .sockets import LOCAL_THREAD
+from .tcp_acks import acknowledged
 
 #: Bodies from this size on are handed to ZeroMQ without a copy, and counted until it is done with them.
 _LARGE = 64 * 1024
@@ -34,11 +37,22 @@ _SKIPPED_AT_ONCE = 4_000
 #: What a queued message costs beside its bytes, about.
 _OVERHEAD = 300
 
-_MONITORED = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
+_MONITORED = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+
+
+class InFlight(NamedTuple):
+    """A body that ZeroMQ holds, with its size and that of the smaller ones before it.
+
+    ``until``: where ZeroMQ holds a copy, how much the other host has acknowledged when it holds that no more.
+    """
+
+    tracker: zmq.MessageTracker
+    size: int
+    until: int
 
 
 class Connection:
-    """One connection of one client process. ``number`` is never used again; ``uid`` and ``pid`` are the kernel's."""
+    """One connection of one client process. ``number`` is never used again; ``peer`` is who it is."""
 
     __slots__ = (
         "fd",
@@ -48,27 +62,25 @@ class Connection:
         "number",
         "outbox",
         "outbox_bytes",
-        "pid",
+        "peer",
         "routing_id",
-        "uid",
         "uncounted",
         "unread",
     )
 
-    def __init__(self, number: int, routing_id: bytes, fd: int, uid: int, pid: int) -> None:
+    def __init__(self, number: int, routing_id: bytes, fd: int, peer: Peer) -> None:
         self.number = number
         self.routing_id = routing_id
         self.fd = fd
-        self.uid = uid
-        self.pid = pid
+        self.peer = peer
         self.gone = False
         #: Whether we ended it because of what it left unread.
         self.unread = False
         #: Messages that ZeroMQ did not take yet.
         self.outbox: deque[tuple[list[bytes | memoryview], int]] = deque()
         self.outbox_bytes = 0
-        #: Bodies that ZeroMQ holds, each with its size and that of the smaller ones before it.
-        self.in_flight: deque[tuple[zmq.MessageTracker, int]] = deque()
+        #: Bodies that ZeroMQ holds.
+        self.in_flight: deque[InFlight] = deque()
         self.in_flight_bytes = 0
         #: Bytes that were sent since the last one in ``in_flight``.
         self.uncounted = 0
@@ -88,7 +100,7 @@ class Received(NamedTuple):
 
 
 class ClientRouter:
-    """The requests or the control socket. Used from the loop's thread alone."""
+    """One of the requests sockets, or the control socket. Used from the loop's thread alone."""
 
     def __init__(
         self,
@@ -96,12 +108,21 @@ class ClientRouter:
         listener: int,
         endpoint: str,
         *,
+        identify: Identify,
         first_number: int,
         body_bytes: int,
         send_buffer_bytes: int,
         max_connections: int,
+        options: Sequence[tuple[int, int | bytes]] = (),
+        encrypts: bool = False,
     ) -> None:
-        """Serve the listening descriptor ``listener``, which is closed with the router."""
+        """Serve the listening descriptor ``listener``, which is closed with the router. ``options``: more of ZeroMQ's.
+
+        ``encrypts``: ZeroMQ makes a copy of each message, which it keeps until the last byte is sent, and of which it
+        says nothing.
+
+        ``max_connections`` and ``send_buffer_bytes`` are this socket's own: those on another one can't use them up.
+        """
         self.socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         for option, value in (
             (zmq.USE_FD, listener),
@@ -114,15 +135,23 @@ class ClientRouter:
             (zmq.SNDHWM, 64),
             # A connection that does not speak ZMTP is not kept for long: descriptors are finite.
             (zmq.HANDSHAKE_IVL, 5_000),
+            # One of ZeroMQ's threads, and not any: so a connection is always known to be there before it speaks.
+            (zmq.AFFINITY, LOCAL_THREAD),
+            *options,
         ):
             self.socket.setsockopt(option, value)
         self.monitor = self.socket.get_monitor_socket(_MONITORED)
         self.socket.bind(endpoint)
-        self._next_number = first_number
+        self._identify = identify
+        self.first_number = self._next_number = first_number
         self._send_buffer_bytes = send_buffer_bytes
         #: What one client may leave unread: others are to have room beside it.
         self._share_bytes = send_buffer_bytes // 2
         self._max_connections = max_connections
+        self._encrypts = encrypts
+        #: What ZeroMQ holds, and the parts of it that are of connections which it has yet to end, by descriptor.
+        self._held_bytes = 0
+        self._leaving: dict[int, int] = {}
         self._by_routing_id: dict[bytes, Connection] = {}
         self._by_number: dict[int, Connection] = {}
         #: Descriptors of open connections, with the connection once it has spoken.
@@ -142,6 +171,8 @@ class ClientRouter:
         self.overruns: deque[tuple[int, str]] = deque()
         #: Connections that were ended because they did not read what was sent to them.
         self.unread_ended = 0
+        #: Connections whose other side spoke another protocol, another mechanism, or to another key.
+        self.handshakes_failed = 0
 
     @property
     def connections(self) -> int:
@@ -178,8 +209,9 @@ class ClientRouter:
                 # ZMTP 1.0, or other bytes that pass for it: nobody can tell whose they are, nor answer.
                 continue
             if connection is None or connection.fd != fd:
-                connection = self._new(routing_id, fd, str(first.get("Peer-Address")))
-            yield _split(connection, frames)
+                connection = self._new(routing_id, fd, first)
+            if connection is not None:
+                yield _split(connection, frames)
 
     def _skip(self, most: int) -> bool:
         """Take in what is left of a message, and leave it; whether that was all of it."""
@@ -198,13 +230,20 @@ class ClientRouter:
             _shut_down(int(frame.get(zmq.SRCFD)))
         self._close(self._by_routing_id.get(routing_id))
 
-    def _new(self, routing_id: bytes, fd: int, address: str) -> Connection:
-        """A connection speaks for the first time, or for the last time: it may be closed by now."""
+    def _new(self, routing_id: bytes, fd: int, frame: zmq.Frame) -> Connection | None:
+        """A connection speaks for the first time, or for the last time: it may be closed by now.
+
+        None for one that may not speak any more.
+        """
         # What happened to this descriptor before this connection had it has to be known first.
         self.read_monitor()
         self._close(self._by_routing_id.get(routing_id))
-        uid, pid = _credentials(address)
-        connection = Connection(self._next_number, routing_id, fd, uid, pid)
+        peer = self._identify(frame)
+        if peer is None:
+            if self._open.get(fd, self) is None:
+                _shut_down(fd)
+            return None
+        connection = Connection(self._next_number, routing_id, fd, peer)
         self._next_number += 1
         if self._open.get(fd, self) is not None:
             # Closed, or closed and the descriptor taken by another: nothing can be sent to it any more.
@@ -230,9 +269,12 @@ class ClientRouter:
                 self._open[fd] = self._silent[fd] = None
                 if len(self._open) > self._max_connections:
                     self._turn_away()
+            elif event["event"] == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+                self.handshakes_failed += 1
             else:
                 self._silent.pop(fd, None)
                 self._close(self._open.pop(fd, None))
+                self._held_bytes -= self._leaving.pop(fd, 0)
 
     def _turn_away(self) -> None:
         """Too many are connected: the one that has been silent for longest goes.
@@ -249,6 +291,10 @@ class ClientRouter:
             return
         connection.gone = True
         self._unsent_bytes -= connection.unsent_bytes
+        if connection.fd in self._open:
+            self._leaving[connection.fd] = self._leaving.get(connection.fd, 0) + connection.in_flight_bytes
+        else:
+            self._held_bytes -= connection.in_flight_bytes
         connection.outbox.clear()
         connection.in_flight.clear()
         connection.outbox_bytes = connection.in_flight_bytes = 0
@@ -259,6 +305,26 @@ class ClientRouter:
         if self._open.get(connection.fd) is connection:
             self._open[connection.fd] = None
         self._closed.append(connection)
+
+    def review(self, again: Callable[[Peer], Peer | None]) -> list[Connection]:
+        """Ask anew who everybody is, and end the connections of those who may not connect any more; returns these.
+
+        So are those that have not spoken yet: nobody knows their keys. A ZeroMQ client connects itself again, and is
+        then told.
+        """
+        ended = []
+        for connection in list(self._by_number.values()):
+            peer = again(connection.peer)
+            if peer is None:
+                _shut_down(connection.fd)
+                self._close(connection)
+                ended.append(connection)
+            else:
+                connection.peer = peer
+        for fd in self._silent:
+            _shut_down(fd)
+        self._silent.clear()
+        return ended
 
     def closed(self) -> list[Connection]:
         """Connections that have ended since the last call."""
@@ -348,14 +414,43 @@ class ClientRouter:
 
     def _settle(self, connection: Connection) -> None:
         """Forget what ZeroMQ has sent meanwhile."""
-        while connection.in_flight and connection.in_flight[0][0].done:
-            _, size = connection.in_flight.popleft()
+        if not connection.in_flight:
+            return
+        acked = acknowledged(connection.fd) if self._encrypts else 0
+        while connection.in_flight and connection.in_flight[0].tracker.done and acked >= connection.in_flight[0].until:
+            size = connection.in_flight.popleft().size
             connection.in_flight_bytes -= size
             self._unsent_bytes -= size
+            self._held_bytes -= size
+
+    def _hold(self, connection: Connection, tracker: zmq.MessageTracker) -> None:
+        """ZeroMQ has a large body from now on, and the small ones before it."""
+        size, until = connection.uncounted, 0
+        if self._encrypts:
+            before = connection.in_flight
+            until = size + (before[-1].until if before else max(0, acknowledged(connection.fd)))
+        connection.in_flight.append(InFlight(tracker, size, until))
+        connection.in_flight_bytes += size
+        self._unsent_bytes += size
+        self._held_bytes += size
+        connection.uncounted = 0
+
+    def _may_encrypt(self, size: int) -> bool:
+        """Whether there is memory for another copy; those of ended connections take theirs until ZeroMQ has ended them.
+
+        Alone, a message of any size may go.
+        """
+        if self._held_bytes and self._held_bytes + size > self._send_buffer_bytes:
+            self.read_monitor()
+        return not self._held_bytes or self._held_bytes + size <= self._send_buffer_bytes
 
     def _try(self, connection: Connection, frames: list[bytes | memoryview]) -> bool:
         """Whether ZeroMQ took the message, or nobody will ever."""
-        send = self.socket.send
+        send, last = self.socket.send, frames[-1]
+        if self._encrypts and len(last) >= _LARGE and not self._may_encrypt(len(last)):
+            return False
+        if connection.gone:
+            return True
         try:
             send(connection.routing_id, zmq.SNDMORE | zmq.NOBLOCK)
         except zmq.Again:
@@ -368,17 +463,12 @@ class ClientRouter:
         # The whole message goes to one place: once the routing id is taken, so are the rest.
         for frame in frames[:-1]:
             send(frame, zmq.SNDMORE)
-        last = frames[-1]
         connection.uncounted += len(last)
         if connection.uncounted < _GROUP and len(last) < _LARGE:
             send(last)
         else:
             self._settle(connection)
-            tracker = send(zmq.Frame(last, track=True, copy=False, copy_threshold=0), copy=False)
-            connection.in_flight.append((tracker, connection.uncounted))
-            connection.in_flight_bytes += connection.uncounted
-            self._unsent_bytes += connection.uncounted
-            connection.uncounted = 0
+            self._hold(connection, send(zmq.Frame(last, track=True, copy=False, copy_threshold=0), copy=False))
         return True
 
     @property
@@ -389,6 +479,9 @@ class ClientRouter:
     def flush(self) -> int:
         """Send what waits, as far as it can be; returns how many messages that were."""
         sent = 0
+        if self._encrypts and self._waiting:
+            for connection in self._by_number.values():
+                self._settle(connection)
         for number, connection in list(self._waiting.items()):
             while connection.outbox and self._try(connection, connection.outbox[0][0]):
                 if connection.gone:
@@ -417,15 +510,6 @@ def _split(connection: Connection, frames: list[bytes | memoryview]) -> Received
     if len(frames) > 2 and len(frames[0]) == 4 and not frames[1]:
         return Received(connection, (bytes(frames[0]), b""), frames[2:])
     return Received(connection, (), frames)
-
-
-def _credentials(address: str) -> tuple[int, int]:
-    """uid and pid of ``localhost:uid:gid:pid``, as libzmq writes what SO_PEERCRED says; -1 for an unknown peer."""
-    parts = address.split(":")
-    if len(parts) == 4:
-        with contextlib.suppress(ValueError):
-            return int(parts[1]), int(parts[3])
-    return -1, -1
 
 
 def _shut_down(fd: int) -> None:

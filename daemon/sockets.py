@@ -1,4 +1,5 @@
-"""The runtime folder and the listening sockets in it, made by us with their modes and handed to ZeroMQ as descriptors.
+"""The listening sockets: those in the runtime folder, made by us with their modes and handed to ZeroMQ as descriptors,
+and the one for TCP.
 
 ZeroMQ's own bind makes a socket that everybody may open, and takes a path over from a daemon that still listens on it.
 """
@@ -15,11 +16,18 @@ from pathlib import Path
 
 from glmtts.protocol.endpoints import CONTROL, EVENTS, MAX_PATH_BYTES, REQUESTS, WORKERS
 
+from .tcp_access import Address
+
 _BACKLOG = 4096
+
+#: ZeroMQ's threads where there is TCP; and as bits of ZMQ_AFFINITY the one for the sockets of this machine, and the one
+#: for TCP alone: strangers' handshakes, and encryption, don't keep local clients waiting.
+IO_THREADS = 2
+LOCAL_THREAD, TCP_THREAD = 0b01, 0b10
 
 
 class RuntimeDirError(Exception):
-    """The runtime folder can't be used; the message says why, and what to do."""
+    """The runtime folder, or the TCP address, can't be used; the message says why, and what to do."""
 
 
 class RuntimeDir:
@@ -96,3 +104,22 @@ class RuntimeDir:
             with contextlib.suppress(OSError):
                 path.unlink()
         os.close(self._lock)
+
+
+def listen_tcp(address: Address) -> tuple[int, Address]:
+    """Listen at the address; returns the descriptor, and the address with the port. Raises RuntimeDirError."""
+    listener = socket.socket(socket.AF_INET6 if address.is_ipv6 else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        # A daemon that starts again need not wait for the last packets of the one before.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if address.is_ipv6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.bind((address.host, address.port))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise RuntimeDirError(
+            f"{address.endpoint}: {error.strerror}. Set an address of this machine and a free port in [tcp] listen."
+        ) from None
+    port = listener.getsockname()[1]
+    return listener.detach(), Address(address.host, port)

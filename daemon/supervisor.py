@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import gc
 import os
-import pwd
 import resource
 import secrets
 import signal
@@ -18,6 +17,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +31,27 @@ from .background import Background
 from .core import effects, inputs
 from .core.machine import Machine
 from .core.places import asks_nvml
+from .deliveries import Deliveries
 from .errands import Errands, stored
 from .gpu_sampler import Sampler
+from .journal import Journal
 from .logs import Logger
 from .orphans import Records
+from .peers import LocalPeers
 from .processes import Processes, WorkerProcess
-from .router import ClientRouter, Connection, Received
-from .sockets import RuntimeDir, RuntimeDirError
+from .router import ClientRouter, Received
+from .sockets import IO_THREADS, LOCAL_THREAD, RuntimeDir, RuntimeDirError
+from .tcp_access import Access
+from .tcp_requests import TcpRequests
 from .voices import VoiceStore
 from .worker_router import WorkerRouter
 
 #: Messages that are taken from one socket before the others have their turn.
 _BATCH = 64
-#: Connections of the control socket have numbers from here on.
-_CONTROL_NUMBERS = 1 << 40
+#: Connections of the TCP and of the control socket have numbers from here on.
+_TCP_NUMBERS, _CONTROL_NUMBERS = 1 << 39, 1 << 40
+#: Operators' requests that may wait to be carried out: more than a few at a time are a mistake.
+_MAX_ERRANDS = 64
 #: How long answers may take to leave when the daemon ends.
 _LINGER_MS = 1_000
 #: Descriptors that are kept for everything but clients' connections.
@@ -69,18 +76,23 @@ class Supervisor:
             text_chars=settings.limits.text_chars,
         )
         self._runtime = RuntimeDir(endpoints.runtime_dir(settings.daemon.runtime_dir))
-        self._zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context(IO_THREADS if loaded.tcp else 1)
         self._poller = zmq.Poller()
         self._handlers: dict[Any, Callable[[], None]] = {}
         self._wakeup_read, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._watch(self._wakeup_read, self._on_wakeup)
-        self._background = Background(self._wakeup_write)
+        self._background = Background(self._wakeup_write, _MAX_ERRANDS)
         self._requests = self._router(endpoints.REQUESTS, int(settings.daemon.socket_mode, 8))
         self._control = self._router(endpoints.CONTROL, 0o660 if settings.daemon.admin_group else 0o600)
-        self._watch(self._requests.socket, self._on_requests)
-        self._watch(self._requests.monitor, self._requests.read_monitor)
+        self._tcp = self._open_tcp(loaded.tcp) if loaded.tcp else None
+        #: Those whose clients ask for speech, and all.
+        self._serving = [self._requests, self._tcp.router] if self._tcp else [self._requests]
+        self._routers = [*self._serving, self._control]
+        for router in self._serving:
+            self._watch(router.socket, partial(self._on_requests, router))
         self._watch(self._control.socket, self._on_control)
-        self._watch(self._control.monitor, self._control.read_monitor)
+        for router in self._routers:
+            self._watch(router.monitor, router.read_monitor)
         self._open_events()
         self._records = Records(self._runtime.path)
         self._processes = Processes(
@@ -106,11 +118,19 @@ class Supervisor:
         self._sampler = Sampler(self._wakeup_write, self._clock, use_nvml=asks_nvml(settings))
         self._voices = VoiceStore(config.voices_dir(settings))
         self._errands = Errands(
-            self._background, self._step, config_file=loaded.file, voices=self._voices, limits=settings.limits
+            self._background,
+            self._step,
+            config_file=loaded.file,
+            voices=self._voices,
+            limits=settings.limits,
+            admit=self._tcp.admit if self._tcp else None,
         )
+        self._journal = Journal(
+            config.state_dir(settings), self._wakeup_write, on_warning=lambda line: log.warning("journal", reason=line)
+        )
+        self._first_of_journal = self._journal.open()
+        self._deliveries = Deliveries(self._wakeup_write, self._do_send, self._step, log)
         self._machine = self._make_machine()
-        self._clients: dict[int, inputs.Client] = {}
-        self._users: dict[int, str] = {}
         self._topics: set[bytes] = set()
         self._later: deque[inputs.Input] = deque()
         self._flush_delay_s = 0.001
@@ -127,6 +147,12 @@ class Supervisor:
             effects.ChangeLogLevel: self._do_change_log_level,
             effects.ReadSettings: self._errands.read_settings,
             effects.StoreVoice: self._errands.store_voice,
+            effects.JournalAdd: self._journal.add,
+            effects.JournalStart: self._journal.start,
+            effects.JournalEnd: self._journal.end,
+            effects.JournalFind: self._journal.find,
+            effects.SendStored: self._deliveries.send_stored,
+            effects.SettleOutput: self._deliveries.settle,
             effects.Exit: self._do_exit,
         }
 
@@ -139,20 +165,36 @@ class Supervisor:
             self._zmq,
             self._runtime.listen(name, mode, daemon.admin_group if control else daemon.socket_group),
             self._runtime.endpoint(name),
+            identify=LocalPeers(),
             first_number=_CONTROL_NUMBERS if control else 1,
             body_bytes=self._limits.body_bytes,
             send_buffer_bytes=limits.send_buffer_mib << 20,
             max_connections=64 if control else self._most_connections(),
         )
 
+    def _open_tcp(self, access: Access) -> TcpRequests:
+        limits = self._settings.limits
+        return TcpRequests(
+            self._zmq,
+            access,
+            self._log,
+            self._clock,
+            watch=self._watch,
+            first_number=_TCP_NUMBERS,
+            body_bytes=self._limits.body_bytes,
+            send_buffer_bytes=limits.send_buffer_mib << 20,
+            max_connections=self._most_connections(),
+        )
+
     def _most_connections(self) -> int:
-        """``max_connections``, as far as there are descriptors for them.
+        """``max_connections`` of a requests socket, as far as there are descriptors for them.
 
         ZeroMQ accepts in a thread of its own, and ends the process when it has no descriptor left for the next: half of
         them are kept for those that come before the loop can turn them away.
         """
         wanted = self._settings.limits.max_connections
-        possible = max(16, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OWN_DESCRIPTORS) // 2)
+        sockets = 2 if self._config.tcp else 1
+        possible = max(16, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OWN_DESCRIPTORS) // (2 * sockets))
         if possible < wanted:
             self._log.warning(
                 "fewer connections than configured: raise the limit of open files (LimitNOFILE, ulimit -Hn)",
@@ -168,6 +210,7 @@ class Supervisor:
             zmq.USE_FD, self._runtime.listen(endpoints.EVENTS, mode, self._settings.daemon.admin_group)
         )
         self._events.setsockopt(zmq.LINGER, 0)
+        self._events.setsockopt(zmq.AFFINITY, LOCAL_THREAD)
         self._events.bind(self._runtime.endpoint(endpoints.EVENTS))
         self._watch(self._events, self._on_subscriptions)
 
@@ -190,7 +233,7 @@ class Supervisor:
         folder = config.outputs_dir(self._settings)
         try:
             folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-            outputs.sweep_temporaries(folder)
+            outputs.sweep(folder, keep={row.job for row in self._first_of_journal.rows})
         except OSError as error:
             self._log.warning("outputs can't be written", folder=str(folder), reason=error.strerror)
         return Machine(
@@ -202,6 +245,7 @@ class Supervisor:
             version=__version__,
             config_file=str(self._config.file or ""),
             outputs_folder=str(folder),
+            results_folder=str(config.state_dir(self._settings) / "results"),
             voices=voices,
         )
 
@@ -217,10 +261,13 @@ class Supervisor:
             version=__version__,
             pid=os.getpid(),
             requests=self._runtime.endpoint(endpoints.REQUESTS),
+            **(self._tcp.described() if self._tcp else {}),
             engine=self._settings.engine.name,
             config=str(self._config.file or "built-in defaults"),
         )
         self._do(self._machine.open())
+        self._step(self._first_of_journal)
+        self._first_of_journal.rows = []
         # What lives for as long as the daemon need not be looked at by every collection.
         gc.freeze()
         try:
@@ -241,12 +288,11 @@ class Supervisor:
             handler = self._handlers.get(source)
             if handler is not None:
                 self._guarded(handler)
-        for router in (self._requests, self._control):
+        for router in self._routers:
             for connection in router.closed():
-                self._clients.pop(connection.number, None)
                 if connection.unread:
                     reason = "it left too much unread, and the memory for that was needed ([limits] send_buffer_mib)"
-                    self._log.warning("client disconnected", uid=connection.uid, pid=connection.pid, reason=reason)
+                    self._log.warning("client disconnected", **connection.peer.log, reason=reason)
                 self._step(inputs.ConnectionClosed(connection.number))
         due = self._machine.next_due
         if due is not None and due <= self._clock():
@@ -259,17 +305,17 @@ class Supervisor:
         """How long nothing may happen: forever, unless a timer is due or something waits to be sent."""
         due = self._machine.next_due
         wait_s = None if due is None else max(0.0, due - self._clock())
-        if self._requests.waiting or self._control.waiting:
+        if any(router.waiting for router in self._routers):
             wait_s = self._flush_delay_s if wait_s is None else min(wait_s, self._flush_delay_s)
         # Rounded up: a poll that ends a moment too early would be followed by many more.
         return None if wait_s is None else int(wait_s * 1000) + 1
 
     def _flush(self) -> None:
         """Try again to send what clients would not take; ever less often, as long as they don't."""
-        if not (self._requests.waiting or self._control.waiting):
+        if not any(router.waiting for router in self._routers):
             self._flush_delay_s = 0.001
             return
-        sent = self._requests.flush() + self._control.flush()
+        sent = sum(router.flush() for router in self._routers)
         self._flush_delay_s = 0.001 if sent else min(0.1, self._flush_delay_s * 2)
 
     def _guarded(self, handler: Callable[[], None]) -> None:
@@ -288,8 +334,9 @@ class Supervisor:
             self._effects[type(effect)](effect)
         # What the effects themselves have met comes before anything else that happens: a stream that lost a chunk must
         # not be called done by the next message of its worker.
-        while self._requests.overruns:
-            self._later.append(inputs.ConnectionOverrun(*self._requests.overruns.popleft()))
+        for router in self._serving:
+            while router.overruns:
+                self._later.append(inputs.ConnectionOverrun(*router.overruns.popleft()))
         while self._later:
             self._do(self._machine.step(self._later.popleft(), self._clock()))
 
@@ -313,12 +360,13 @@ class Supervisor:
                 elif number == signal.SIGCHLD:
                     self._processes.tidy()
         self._background.collect()
-        for sampled in self._sampler.collect():
-            self._step(sampled)
+        self._deliveries.collect()
+        for event in (*self._sampler.collect(), *self._journal.collect()):
+            self._step(event)
 
-    def _on_requests(self) -> None:
-        for received in self._requests.receive(_BATCH):
-            self._receive(self._requests, received, self._request)
+    def _on_requests(self, router: ClientRouter) -> None:
+        for received in router.receive(_BATCH):
+            self._receive(router, received, self._request)
 
     def _on_control(self) -> None:
         for received in self._control.receive(_BATCH):
@@ -354,9 +402,8 @@ class Supervisor:
     def _request(self, received: Received, to: inputs.ReplyTo) -> None:
         connection, _, frames = received
         request = codec.decode_request(frames, self._limits)
-        client = self._clients.get(connection.number) or self._client(connection)
         body = frames[1] if len(frames) > 1 else None
-        self._do(self._machine.step(inputs.Requested(client, to, request, body), self._clock()))
+        self._do(self._machine.step(inputs.Requested(connection.peer.client, to, request, body), self._clock()))
 
     def _operation(self, received: Received, to: inputs.ReplyTo) -> None:
         frames = received.frames
@@ -364,31 +411,17 @@ class Supervisor:
         body = frames[1] if len(frames) > 1 else None
         self._do(self._machine.step(inputs.Controlled(to, request, body, self._facts()), self._clock()))
 
-    def _client(self, connection: Connection) -> inputs.Client:
-        """Who is at the other end, as the kernel says."""
-        uid = connection.uid
-        user = self._users.get(uid)
-        if user is None:
-            try:
-                user = pwd.getpwuid(uid).pw_name
-            except (KeyError, OverflowError):
-                user = str(uid)
-            self._users[uid] = user
-        client = inputs.Client(f"uid:{uid}", user, operator=uid in (0, os.geteuid()))
-        if not connection.gone:
-            self._clients[connection.number] = client
-        return client
-
     def _facts(self) -> dict[str, Any]:
         """What ``status`` shows of the process."""
         rss = int(Path("/proc/self/statm").read_bytes().split()[1]) * resource.getpagesize()
         return {
             "pid": os.getpid(),
             "memory": {"rss": rss},
-            "connections": self._requests.connections,
-            "connections_turned_away": self._requests.turned_away,
-            "connections_ended_unread": self._requests.unread_ended,
-            "floods_ended": self._requests.floods_ended + self._control.floods_ended,
+            "connections": sum(router.connections for router in self._serving),
+            "connections_turned_away": sum(router.turned_away for router in self._serving),
+            "connections_ended_unread": sum(router.unread_ended for router in self._serving),
+            "floods_ended": sum(router.floods_ended for router in self._routers),
+            **({"tcp": self._tcp.facts()} if self._tcp else {}),
             "internal_errors": self._internal_errors,
             "log_lines_dropped": self._log.dropped,
         }
@@ -423,7 +456,7 @@ class Supervisor:
 
     def _do_send(self, effect: effects.Send) -> None:
         to, event, body = effect.to, effect.event, effect.body
-        router = self._control if to.connection >= _CONTROL_NUMBERS else self._requests
+        router = next(router for router in reversed(self._routers) if to.connection >= router.first_number)
         # A REQ socket is sent one answer for each request: its job's last event.
         if to.envelope and not event.final:
             return
@@ -460,13 +493,16 @@ class Supervisor:
     def _close(self) -> None:
         """Send what is left to those who read, and remove the sockets."""
         deadline = self._clock() + _LINGER_MS / 1000
-        while (self._requests.waiting or self._control.waiting) and self._clock() < deadline:
-            if not self._requests.flush() + self._control.flush():
+        while any(router.waiting for router in self._routers) and self._clock() < deadline:
+            if not sum(router.flush() for router in self._routers):
                 time.sleep(0.005)
         self._sampler.close()
+        self._journal.close()
         self._runtime.close()
-        self._requests.close(_LINGER_MS)
-        self._control.close(_LINGER_MS)
+        for router in self._routers:
+            router.close(_LINGER_MS)
+        if self._tcp:
+            self._tcp.close()
         self._events.close(0)
         self._workers.socket.close(0)
         self._zmq.term()

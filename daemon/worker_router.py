@@ -16,6 +16,7 @@ from glmtts.protocol import worker as wire
 from .core import effects, inputs
 from .logs import Logger
 from .processes import Processes, WorkerProcess
+from .sockets import LOCAL_THREAD
 
 
 class WorkerRouter:
@@ -30,6 +31,7 @@ class WorkerRouter:
         self.socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         self.socket.setsockopt(zmq.USE_FD, descriptor)
         self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.AFFINITY, LOCAL_THREAD)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         # A worker that is faster than the loop waits: its audio is not piled up here.
         self.socket.setsockopt(zmq.RCVHWM, 64)

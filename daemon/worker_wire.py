@@ -1,4 +1,4 @@
-"""A worker's end of the workers socket: what comes in, what goes out, and whether the job at hand is still wanted."""
+"""A worker's end of the workers socket: what comes in, what goes out, and what is still wanted of the jobs it has."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import zmq
 from glmtts.protocol.worker import (
     CancelJob,
     Job,
+    ResumeJob,
     StopWorker,
     SupervisorMessage,
+    SuspendJob,
     Trim,
     WorkerMessage,
     decode_to_worker,
@@ -24,6 +26,9 @@ from glmtts.protocol.worker import (
 _SEND_HWM = 32
 #: How long the last messages may take to leave when the process ends.
 _LINGER_MS = 2_000
+#: What next_message hands up.
+Task = Job | ResumeJob | CancelJob | Trim | StopWorker
+
 #: Larger bodies are handed to ZeroMQ without copying them.
 _ZERO_COPY_BYTES = 256 * 1024
 
@@ -43,10 +48,13 @@ class Wire:
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._wakeup_fd, zmq.POLLIN)
-        self._inbox: deque[tuple[Job | Trim | StopWorker, bytes | None]] = deque()
+        self._inbox: deque[tuple[Task, bytes | None]] = deque()
         self._body: bytes | None = None
         self._current = ""
+        self._aside: set[str] = set()
+        #: Of the job at hand and of those that are to be spoken next: which are to end, and to be put aside.
         self._cancelled: set[str] = set()
+        self._to_suspend: set[str] = set()
         self._terminated = False
 
     def terminate(self) -> None:
@@ -57,29 +65,58 @@ class Wire:
     def terminated(self) -> bool:
         return self._terminated
 
-    def next_message(self) -> Job | Trim | StopWorker | None:
-        """The next thing to do; sleeps until there is one. None when the process was told to end by SIGTERM."""
-        self._cancelled.discard(self._current)
+    def next_message(self) -> Task | None:
+        """The next thing to do; sleeps until there is one. None when the process was told to end by SIGTERM.
+
+        Whoever asks has ended the job at hand, or has put it aside. A ResumeJob or CancelJob handed up is of a job that
+        was put aside, and is no more.
+        """
+        self._forget(self._current)
         self._current = ""
-        while not self._inbox and not self._terminated:
-            # One message at a time: what came behind it is read while it is worked on, or after it.
-            if not self._receive_one():
-                self._wait()
-        if self._terminated:
-            return None
-        message, self._body = self._inbox.popleft()
-        if type(message) is Job:
-            self._current = message.job
-        return message
+        while not self._terminated:
+            if not self._inbox:
+                # One message at a time: what came behind it is read while it is worked on, or after it.
+                if not self._receive_one():
+                    self._wait()
+                continue
+            message, self._body = self._inbox.popleft()
+            if isinstance(message, ResumeJob | CancelJob):
+                if message.job not in self._aside:
+                    self._forget(message.job)
+                    continue
+                self._aside.discard(message.job)
+            if isinstance(message, Job | ResumeJob):
+                self._current = message.job
+            return message
+        return None
+
+    def put_aside(self) -> None:
+        """The job at hand is put aside, and can be gone on with: what comes for it from now on is handed up."""
+        self._forget(self._current)
+        self._aside.add(self._current)
+        self._current = ""
 
     def take_body(self) -> bytes | None:
         """The body of the message that was last returned, once."""
         body, self._body = self._body, None
         return body
 
-    def wanted(self) -> bool:
-        """Whether the job at hand is still wanted, as far as was read."""
-        return not self._terminated and self._current not in self._cancelled
+    def wanted(self, job: str) -> bool:
+        """Whether a job that is spoken is still wanted, as far as was read."""
+        return not self._terminated and job not in self._cancelled
+
+    def to_suspend(self, job: str) -> bool:
+        """Whether a job that is spoken is to be put aside at its next border, as far as was read."""
+        return job in self._to_suspend
+
+    def take_cancelled_aside(self) -> list[str]:
+        """The jobs put aside that are cancelled, each once: what next_message would hand up of them."""
+        found = [message.job for message, _ in self._inbox if type(message) is CancelJob]
+        if found:
+            self._inbox = deque(entry for entry in self._inbox if type(entry[0]) is not CancelJob)
+            found = [job for job in dict.fromkeys(found) if job in self._aside]
+            self._aside.difference_update(found)
+        return found
 
     def poll(self) -> None:
         """Read what has come in, without waiting. Raises WorkerProtocolError."""
@@ -138,13 +175,27 @@ class Wire:
         return True
 
     def _take(self, message: SupervisorMessage, body: bytes | None) -> None:
-        if not isinstance(message, CancelJob):
-            self._inbox.append((message, body))
-        elif message.job == self._current or any(
-            type(other) is Job and other.job == message.job for other, _ in self._inbox
-        ):
-            # Of a job that is not here (any more) nothing is said.
-            self._cancelled.add(message.job)
+        # Of a job that is not here (any more) nothing is said.
+        match message:
+            case CancelJob() if self._is_spoken(message.job):
+                self._cancelled.add(message.job)
+            case CancelJob() if message.job not in self._aside:
+                pass
+            case SuspendJob():
+                if self._is_spoken(message.job):
+                    self._to_suspend.add(message.job)
+            case _:
+                self._inbox.append((message, body))
+
+    def _is_spoken(self, job: str) -> bool:
+        """Whether it is the job at hand, or will be before anything that comes in now is looked at."""
+        return job == self._current or any(
+            isinstance(other, Job | ResumeJob) and other.job == job for other, _ in self._inbox
+        )
+
+    def _forget(self, job: str) -> None:
+        self._cancelled.discard(job)
+        self._to_suspend.discard(job)
 
     def _wait(self) -> None:
         for source, _ in self._poller.poll():

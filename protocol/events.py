@@ -167,7 +167,10 @@ class VoicesAnswer(Event, tag="voices", kw_only=True):
 
 
 class JobInfo(Struct, kw_only=True):
-    """A job as ``job`` and ``jobs`` show it. ``created`` is seconds since 1970, UTC."""
+    """A job as ``job`` and ``jobs`` show it. ``created`` is seconds since 1970, UTC.
+
+    ``client`` and ``user`` are for operators alone. ``suspended``: it was begun, and put aside for a more urgent one.
+    """
 
     job: str
     state: str
@@ -178,6 +181,9 @@ class JobInfo(Struct, kw_only=True):
     position: int | UnsetType = UNSET
     estimated_wait_s: float | UnsetType = UNSET
     client: str | UnsetType = UNSET
+    user: str | UnsetType = UNSET
+    durable: bool | UnsetType = UNSET
+    suspended: bool | UnsetType = UNSET
     worker: str | UnsetType = UNSET
     segment: int | UnsetType = UNSET
     segments: int | UnsetType = UNSET

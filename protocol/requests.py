@@ -20,6 +20,9 @@ PRIORITIES: tuple[Priority, ...] = ("vip", "interactive", "batch")
 
 MAX_SEED = 2**32 - 1
 
+#: Characters of a gateway's name for a customer.
+MAX_ON_BEHALF_OF = 128
+
 
 class Request(Struct, tag_field="op", forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """What every request has."""
@@ -51,7 +54,7 @@ class Synthesize(Request, tag="synthesize", kw_only=True, omit_defaults=True):
     key: Annotated[str, Meta(min_length=1, max_length=128)] | UnsetType = UNSET
     seed: Annotated[int, Meta(ge=0, le=MAX_SEED)] = 0
     options: dict[str, Any] = {}
-    on_behalf_of: Annotated[str, Meta(min_length=1, max_length=128)] | UnsetType = UNSET
+    on_behalf_of: Annotated[str, Meta(min_length=1, max_length=MAX_ON_BEHALF_OF)] | UnsetType = UNSET
 
     @property
     def resolved_format(self) -> AudioFormat:

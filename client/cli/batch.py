@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
-import json
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +14,20 @@ from glmtts.client.batch_file import BadLine, BatchLine, OutputNames, read_lines
 from glmtts.protocol.audio_formats import FORMATS, AudioFormat
 from glmtts.protocol.requests import MAX_SEED, PRIORITIES
 
+from .batch_journal import NAME as JOURNAL
 from .batch_journal import Journal, digest_of
+from .batch_report import finish, progress
 from .batch_run import BatchRun, FailedLine, Line
-from .failures import JOB_FAILED, Failure, Finished, describe, exit_code
-from .files import write_atomically
-from .output import duration, print_json
-from .session import Session, session, shared_options
+from .failures import USAGE, Failure
+from .session import session, shared_options
+from .signals import Signalled, until_signal
 from .speak import parse_options
 
-FAILURES = "failures.jsonl"
-
-#: Failures that are listed on the terminal; the file has them all.
-_SHOWN = 20
+#: Lines that the daemon is given ahead: so many are spoken when this program is gone. It takes 1,024 jobs of one client
+#: unless told otherwise, and the same user may want to say something in between.
+_AHEAD = 800
+#: The same where they end with this program: enough to keep a few workers busy.
+_AHEAD_NOT_DURABLE = 4
 
 
 @click.command()
@@ -50,8 +48,20 @@ _SHOWN = 20
 @click.option("--seed", type=click.IntRange(0, MAX_SEED), metavar="N", help="For lines that have none.")
 @click.option("--option", "options", multiple=True, metavar="K=V", callback=parse_options, help="For the engine.")
 @click.option("--priority", type=click.Choice(PRIORITIES), default="batch", show_default=True)
-@click.option("--jobs", type=click.IntRange(1, 1_024), default=4, show_default=True, help="Lines under way at a time.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 1_024),
+    metavar="N",
+    help=f"Lines that the daemon is given ahead; {_AHEAD}, or {_AHEAD_NOT_DURABLE} with --no-durable.",
+)
 @click.option("--retries", type=click.IntRange(0, 100), default=5, show_default=True, help="For each line.")
+@click.option("--resume", is_flag=True, help="Go on with what was begun in DIR; refuse if nothing was.")
+@click.option(
+    "--durable/--no-durable",
+    default=True,
+    help="Have the daemon write lines down, and go on with them when this command ends; on unless given.",
+)
+@click.option("--cancel-on-exit", is_flag=True, help="Cancel what is under way when the command is interrupted.")
 @shared_options
 def batch(
     *,
@@ -63,8 +73,11 @@ def batch(
     seed: int | None,
     options: dict[str, Any],
     priority: str,
-    jobs: int,
+    jobs: int | None,
     retries: int,
+    resume: bool,
+    durable: bool,
+    cancel_on_exit: bool,
 ) -> None:
     """Speak every line of FILE, in the JSONL dialect of GLM-TTS or of its web interfaces.
 
@@ -74,16 +87,15 @@ def batch(
 
     The prompt may be left out, and `voice` and `seed` may be added. Paths are relative to FILE. A line that can't be
     spoken fails alone (see DIR/failures.jsonl; exit code 4); called again, the command goes on where it stopped.
+
+    The daemon writes lines down and goes on with them when this command is interrupted or its terminal is closed. The
+    same command, with --resume or without, fetches what was spoken meanwhile and goes on; no line is spoken twice.
     """
+    if resume and not (folder / JOURNAL).exists():
+        raise Failure(f"{folder}: no batch was begun there; leave --resume out to begin one", status=USAGE)
     folder.mkdir(parents=True, exist_ok=True)
     run = session()
-    common = {
-        "sample_rate": sample_rate,
-        "options": options or None,
-        "priority": priority,
-        # The batch file is the journal: what was under way when this program ends is asked for again by the next run.
-        "durable": False,
-    }
+    common = {"sample_rate": sample_rate, "options": options or None, "priority": priority}
     with file.open("rb") as lines, Journal(folder) as journal:
         todo, there, bad = _plan(
             file=file,
@@ -94,14 +106,15 @@ def batch(
             voice=voice,
             seed=seed,
         )
-        with _progress(run, len(todo)) as (moved, note):
-            work = BatchRun(folder, journal, jobs, retries, note, moved, failed=bad)
+        with progress(run, len(todo)) as (moved, note):
+            ahead = jobs or (_AHEAD if durable else _AHEAD_NOT_DURABLE)
+            work = BatchRun(folder, journal, ahead, retries, note, moved, durable, cancel_on_exit, failed=bad)
+            stopped: BaseException | None = None
             try:
-                asyncio.run(work.run(run.endpoint, todo))
-                stopped: BaseException | None = None
-            except (KeyboardInterrupt, DaemonNotRunning, ConnectionLost, RequestFailed, OSError) as error:
+                asyncio.run(until_signal(work.run(run.endpoint, todo)))
+            except (KeyboardInterrupt, Signalled, DaemonNotRunning, ConnectionLost, RequestFailed, OSError) as error:
                 stopped = error
-    _finish(run, work, there=there, todo=len(todo), stopped=stopped)
+    finish(run, work, there=there, todo=len(todo), stopped=stopped)
 
 
 def _plan(
@@ -126,11 +139,13 @@ def _plan(
         name, audio_format = names.give(line)
         request: dict[str, Any] = {**common, "format": audio_format, "seed": seed if line.seed is None else line.seed}
         identity = {"text": line.text, **request}
+        recording_bytes = 0
         try:
             if line.prompt is not None:
                 recording = file.parent / line.prompt
                 if recording not in digests:
                     digests[recording] = hashlib.sha256(recording.read_bytes()).hexdigest()
+                recording_bytes = recording.stat().st_size
                 request |= {"prompt": recording, "prompt_text": line.prompt_text}
                 identity |= {"prompt": digests[recording], "prompt_text": line.prompt_text}
             else:
@@ -139,82 +154,10 @@ def _plan(
             reason = error.strerror if isinstance(error, OSError) else str(error)
             bad.append(FailedLine(line.number, "bad_line", f"prompt recording {line.prompt}: {reason}", name))
             continue
-        # Who waits for it, and in which queue, makes no difference to the audio.
-        digest = digest_of({k: v for k, v in identity.items() if k not in ("priority", "durable")})
+        # In which queue it waits makes no difference to the audio.
+        digest = digest_of({k: v for k, v in identity.items() if k != "priority"})
         if journal.has(name, digest):
             there += 1
         else:
-            todo.append(Line(line.number, name, digest, line.text, request))
+            todo.append(Line(line.number, name, digest, line.text, request, recording_bytes))
     return todo, there, bad
-
-
-@contextlib.contextmanager
-def _progress(run: Session, total: int) -> Iterator[tuple[Callable[[], None], Callable[[str], None]]]:
-    """A bar with the time left where a person looks on; elsewhere only the remarks."""
-    if run.quiet or not sys.stderr.isatty() or not total:
-        yield (lambda: None), run.note
-        return
-
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("lines"),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True, highlight=False), expand=True) as progress:
-        task = progress.add_task("", total=total)
-        yield (
-            lambda: progress.advance(task),
-            lambda text: progress.console.print(text, markup=False),
-        )
-
-
-def _finish(run: Session, work: BatchRun, *, there: int, todo: int, stopped: BaseException | None) -> None:
-    """Say how it went, keep the failures, and end with the right exit code."""
-    work.failed.sort(key=lambda failed: failed.number)
-    folder = work.folder
-    failures = folder / FAILURES
-    if work.failed:
-        lines = (json.dumps(failed.as_map(), ensure_ascii=False) for failed in work.failed)
-        write_atomically(failures, "".join(f"{line}\n" for line in lines).encode(errors="replace"))
-    elif stopped is None:
-        failures.unlink(missing_ok=True)
-    missing = todo - work.spoken - sum(failed.code != "bad_line" for failed in work.failed)
-    if run.json and not isinstance(stopped, Exception):
-        summary: dict[str, Any] = {"spoken": work.spoken, "skipped": there, "left": missing, "audio_s": work.audio_s}
-        print_json({**summary, "failed": [failed.as_map() for failed in work.failed], "folder": str(folder)})
-    for failed in work.failed[:_SHOWN]:
-        run.note(f"line {failed.number}: {failed.reason}" + ("" if failed.code == "bad_line" else f" ({failed.code})"))
-    if len(work.failed) > _SHOWN:
-        run.note(f"... and {len(work.failed) - _SHOWN} more; all are in {failures}")
-    parts = [f"{work.spoken} spoken ({duration(work.audio_s)} of speech)"]
-    parts += [f"{there} there already"] if there else []
-    parts += [f"{len(work.failed)} failed (see {failures})"] if work.failed else []
-    parts += [f"{missing} left"] if missing else []
-    run.note(f"{folder}: {', '.join(parts)}.")
-    if isinstance(stopped, KeyboardInterrupt):
-        run.note("Interrupted. The same command goes on from here.")
-        raise Finished(130)
-    if isinstance(stopped, Exception):
-        described = describe(stopped)
-        raise Failure(
-            f"{described['message']} The same command goes on from here.",
-            code=described["code"],
-            status=exit_code(stopped) if not isinstance(stopped, RequestFailed) else 3,
-            spoken=work.spoken,
-            left=missing,
-        )
-    if work.failed:
-        raise Finished(JOB_FAILED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from glmtts.client import AsyncClient, ConnectionLost, DaemonNotRunning, GlmttsError, RequestFailed, Speech
 
+from .batch_durable import NOT_NOW, DurableJobs, needs_no_journal
 from .batch_journal import Journal
 from .files import write_atomically
 from .patience import PUT_OFF, retry_delay
@@ -26,16 +28,24 @@ _LONGEST_PAUSE_S = 30.0
 #: Put off again and again for this long, a line gives up: something is wrong with the limits.
 _LONGEST_PUT_OFF_S = 3_600.0
 
+#: What happens to every line under way is said once in so many seconds.
+_SAID_AGAIN_S = 10.0
+
+#: How long the daemon may be away, in seconds: one that has our lines in its journal is waited for.
+_RECONNECT_S = 30.0
+_RECONNECT_DURABLE_S = 120.0
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line that is to be spoken: what to ask for, and the file to write."""
+    """A line that is to be spoken: what to ask for, and the file to write. ``recording_bytes``: its prompt's size."""
 
     number: int
     name: str
     digest: str
     text: str
     request: dict[str, Any]
+    recording_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +65,10 @@ class FailedLine:
 
 @dataclass
 class BatchRun:
-    """Lines on their way to ``folder``. ``spoken`` and ``failed`` grow while it runs; ``moved`` is called with each."""
+    """Lines on their way to ``folder``. ``spoken`` and ``failed`` grow while it runs; ``moved`` is called with each.
+
+    With ``durable`` the daemon goes on with what it has when this ends early, unless ``cancel_on_exit``.
+    """
 
     folder: Path
     journal: Journal
@@ -63,22 +76,45 @@ class BatchRun:
     retries: int
     note: Callable[[str], None]
     moved: Callable[[], None]
+    durable: bool = True
+    cancel_on_exit: bool = False
     spoken: int = 0
     audio_s: float = 0.0
     failed: list[FailedLine] = field(default_factory=list)
+    _jobs: DurableJobs | None = None
+    _said: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def in_daemon(self) -> int:
+        """Lines that the daemon has and goes on with."""
+        return len(self._jobs.under_way) if self._jobs is not None else 0
 
     async def run(self, endpoint: str | None, lines: Sequence[Line]) -> None:
         """Speak ``lines``. A line that fails alone goes to ``failed``; raises what makes it useless to go on."""
-        async with AsyncClient(endpoint=endpoint) as client:
+        if self.durable:
+            self._jobs = DurableJobs(self.journal, self.retries, self._note_once)
+        reconnect_s = _RECONNECT_DURABLE_S if self.durable else _RECONNECT_S
+        async with AsyncClient(endpoint=endpoint, reconnect_s=reconnect_s) as client:
             todo = iter(lines)
             takers = [asyncio.create_task(self._take(client, todo)) for _ in range(min(self.outstanding, len(lines)))]
             try:
                 await asyncio.gather(*takers)
             finally:
                 for taker in takers:
-                    taker.cancel()
-                # Each ends its job with the daemon before the connection closes.
+                    # Cancelled with us they know it already, and a second time would cut off what they put in order.
+                    if not taker.cancelling():
+                        taker.cancel()
+                # Each ends its job with the daemon before the connection closes, unless that is to go on with it.
                 await asyncio.gather(*takers, return_exceptions=True)
+                if self._jobs is not None and self.cancel_on_exit:
+                    await self._jobs.cancel(client)
+
+    def _note_once(self, kind: str, words: str) -> None:
+        """Say what would be said of hundreds of lines at once of one of them."""
+        now = time.monotonic()
+        if now - self._said.get(kind, -_SAID_AGAIN_S) >= _SAID_AGAIN_S:
+            self._said[kind] = now
+            self.note(words)
 
     async def _take(self, client: AsyncClient, todo: Iterator[Line]) -> None:
         for line in todo:
@@ -86,7 +122,7 @@ class BatchRun:
                 speech = await self._speak(client, line)
                 write_atomically(self.folder / line.name, speech.audio)
             except RequestFailed as error:
-                if error.code in _STOPS_ALL:
+                if error.code in _STOPS_ALL or needs_no_journal(error):
                     raise
                 self._failed(line, error.code, error.message)
             except DaemonNotRunning:
@@ -101,21 +137,34 @@ class BatchRun:
                 self._failed(line, "failed", f"{error.filename or line.name}: {error.strerror or error}")
             else:
                 self.journal.add(line.name, line.digest, line=line.number, audio_s=speech.audio_s)
+                self._settle(line)
                 self.spoken += 1
                 self.audio_s += speech.audio_s
                 self.moved()
 
     def _failed(self, line: Line, code: str, reason: str) -> None:
         self.failed.append(FailedLine(line.number, code, reason, line.name))
+        self._settle(line)
         self.moved()
+
+    def _settle(self, line: Line) -> None:
+        if self._jobs is not None:
+            self._jobs.settled(line)
+
+    async def _attempt(self, client: AsyncClient, line: Line) -> Speech:
+        if self._jobs is not None:
+            return await self._jobs.speak(client, line)
+        return await client.speak(line.text, **line.request, durable=False)
 
     async def _speak(self, client: AsyncClient, line: Line) -> Speech:
         """The line's speech, tried again as often as that makes sense."""
         tries, put_off_s = 0, 0.0
         while True:
             try:
-                return await client.speak(line.text, **line.request)
+                return await self._attempt(client, line)
             except RequestFailed as error:
+                if self._jobs is not None and not error.job and error.code in NOT_NOW:
+                    raise  # it was asked again, as often as that makes sense
                 pause = retry_delay(error, otherwise=min(2.0**tries, _LONGEST_PAUSE_S))
                 if error.code in PUT_OFF:
                     put_off_s += pause
@@ -126,11 +175,11 @@ class BatchRun:
                     if not error.retryable or tries > self.retries:
                         raise
                     pause = min(pause, _LONGEST_PAUSE_S)
-                what = f"{error.message} ({error.code})"
+                self.note(f"line {line.number}: {error.message} ({error.code}); trying again in {pause:.1f} s")
             except ConnectionLost as error:
                 tries += 1
                 if tries > self.retries:
                     raise
-                pause, what = min(2.0**tries, _LONGEST_PAUSE_S), str(error)
-            self.note(f"line {line.number}: {what}; trying again in {pause:.1f} s")
+                pause = min(2.0**tries, _LONGEST_PAUSE_S)
+                self._note_once("connection", f"line {line.number}: {error}; trying again in {pause:.1f} s")
             await asyncio.sleep(pause)

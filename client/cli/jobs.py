@@ -1,4 +1,4 @@
-"""`glmttsctl jobs`, `job`, `wait` and `cancel`: what becomes of jobs that were submitted."""
+"""`glmttsctl jobs`, `job` and `wait`: what becomes of jobs that were submitted."""
 
 from __future__ import annotations
 
@@ -10,50 +10,46 @@ import click
 from glmtts.protocol.requests import JobState
 
 from .files import write_atomically
-from .output import plain, print_json, print_pairs, print_table
-from .session import session, shared_options, timeout_option
+from .job_table import print_jobs
+from .output import plain, print_json, print_pairs
+from .queue import is_of
+from .session import Session, session, shared_options, timeout_option
 
-_COLUMNS = (
-    "job",
-    "client",
-    "state",
-    "priority",
-    "position",
-    "estimated_wait_s",
-    "created",
-    "text_length",
-    "worker",
-    "attempts",
-    "segment",
-    "segments",
-    "waited_s",
-    "synthesis_s",
-    "audio_s",
-    "output",
-    "key",
-    "code",
-    "message",
-)
+#: The most that the daemon lists.
+_MOST = 1_000
+_LISTED = 100
 
 
 @click.command()
 @click.option("--state", type=click.Choice(get_args(JobState)), help="Those in this state alone.")
-@click.option("--limit", type=click.IntRange(1, 1_000), metavar="N", help="The newest N; 100 unless given.")
+@click.option("--limit", type=click.IntRange(1, _MOST), metavar="N", help=f"The newest N; {_LISTED} unless given.")
 @click.option("--all", "everyones", is_flag=True, help="Everyone's jobs, for operators.")
+@click.option("--client", metavar="CLIENT", help="Those of a user, or of a client as `uid:1000`; for operators.")
 @shared_options
-def jobs(state: str | None, limit: int | None, everyones: bool) -> None:
+def jobs(state: str | None, limit: int | None, everyones: bool, client: str | None) -> None:
     """Your jobs, the newest first."""
     run = session()
-    if everyones:
+    if client is not None:
+        found = _of_client(run, state, limit or _LISTED, client)
+    elif everyones:
         with run.control() as control:
             found = plain(control.call("jobs", state=state, limit=limit).get("jobs") or [])
     else:
-        with run.client() as client:
-            found = plain(client.jobs(state=state, limit=limit))
+        with run.client() as connection:
+            found = plain(connection.jobs(state=state, limit=limit))
     if run.json:
         print_json({"jobs": found})
     else:
-        print_table(found, _COLUMNS, none="No jobs.")
+        print_jobs(found)
+
+
+def _of_client(run: Session, state: str | None, limit: int, client: str) -> list[dict[str, Any]]:
+    with run.control() as control:
+        everyones: list[dict[str, Any]] = plain(control.call("jobs", state=state, limit=_MOST).get("jobs") or [])
+    found = [job for job in everyones if is_of(job, client)]
+    if len(everyones) >= _MOST and len(found) < limit:
+        run.note(f"Among the newest {_MOST:,} jobs of everyone; older ones are not looked at.")
+    return found[:limit]
 
 
 @click.command()
@@ -102,22 +98,3 @@ def wait(id: str, file: Path | None, timeout: float | None) -> None:
 
 def _why_no_audio(path: str | None) -> str:
     return f"the daemon keeps the speech in {path}." if path else "the speech was streamed while it was made."
-
-
-@click.command()
-@click.argument("id")
-@click.option("--any", "anyones", is_flag=True, help="Someone else's job too, for operators.")
-@shared_options
-def cancel(id: str, anyones: bool) -> None:
-    """End the job ID."""
-    run = session()
-    if anyones:
-        with run.control() as control:
-            state = control.cancel(id)
-    else:
-        with run.client() as client:
-            state = client.cancel(id)
-    if run.json:
-        print_json({"job": id, "state": state})
-    else:
-        click.echo(f"{id}: {state}")

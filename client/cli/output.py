@@ -114,6 +114,23 @@ def cells(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
+def shorten(text: str, most: int | None) -> str:
+    """``text`` in at most ``most`` cells, with an ellipsis in its middle: names differ at their ends. None: uncut."""
+    text = clean(text)
+    if most is None or cells(text) <= most:
+        return text
+    head, tail = "", ""
+    for character in text:
+        if cells(head + character) > most // 2:
+            break
+        head += character
+    for character in reversed(text):
+        if cells(head + character + tail) > most - 1:
+            break
+        tail = character + tail
+    return f"{head}…{tail}"
+
+
 #: Keys that are sizes and don't say so.
 SIZES = frozenset({"rss", "vram", "torch_allocated", "torch_reserved"})
 

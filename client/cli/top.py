@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import select
 import shutil
-import signal
 import sys
-import termios
 import time
-from collections.abc import Iterator
-from types import FrameType
 
 import click
 
 from .output import print_json
+from .screen import QUIT, Ended, ended_by_signals, keys_at_once, pressed
 from .session import session, shared_options
 from .top_feed import Feed, Snapshot
 
@@ -23,11 +17,6 @@ from .top_feed import Feed, Snapshot
 _TICK_S = 0.1
 
 _KEYS = "q quit"
-_QUIT = frozenset("qQ\x03\x04")
-
-
-class _Ended(Exception):
-    """A signal asks the command to end; the terminal is put back on the way."""
 
 
 @click.command()
@@ -73,7 +62,7 @@ def _live(feed: Feed) -> None:
     console = Console(highlight=False)
     shown: tuple[int, int, int, int] | None = None
     try:
-        with _keys_at_once(), _signals(), Live(console=console, screen=True, auto_refresh=False) as live:
+        with keys_at_once(), ended_by_signals(), Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
                 snapshot = feed.latest()
                 width, height = shutil.get_terminal_size()
@@ -83,46 +72,7 @@ def _live(feed: Feed) -> None:
                     console.size = (width, height)
                     live.update(Group(*frame(snapshot, width, height, _KEYS)), refresh=True)
                     shown = wanted
-                if _pressed(_TICK_S) & _QUIT:
+                if pressed(_TICK_S) & QUIT:
                     return
-    except (KeyboardInterrupt, _Ended):
+    except (KeyboardInterrupt, Ended):
         return
-
-
-def _pressed(wait_s: float) -> set[str]:
-    """The keys that were pressed within ``wait_s``; the end of the input counts as Ctrl-D."""
-    ready, _, _ = select.select([sys.stdin.fileno()], [], [], wait_s)
-    if not ready:
-        return set()
-    return set(os.read(sys.stdin.fileno(), 1_024).decode(errors="replace")) or {"\x04"}
-
-
-@contextlib.contextmanager
-def _keys_at_once() -> Iterator[None]:
-    """Keys arrive without Enter and without an echo; Ctrl-Z, which would leave the screen as it is, does nothing."""
-    fd = sys.stdin.fileno()
-    before = termios.tcgetattr(fd)
-    changed = termios.tcgetattr(fd)
-    changed[3] &= ~(termios.ICANON | termios.ECHO)
-    changed[6][termios.VMIN], changed[6][termios.VTIME] = 1, 0
-    changed[6][termios.VSUSP] = b"\0"
-    termios.tcsetattr(fd, termios.TCSADRAIN, changed)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(fd, termios.TCSAFLUSH, before)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """SIGTERM and a closed terminal end it by the same way as a key."""
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        raise _Ended
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -36,7 +36,6 @@ _SAME_DEATH_S = 0.4
 _WANTED_DEATHS = frozenset({"requested", "operator", "recycled", "leak", "unloaded"})
 
 _KEPT_EVENTS = 50
-_MOST_RUNNING = 1_000
 
 
 @dataclass
@@ -56,6 +55,7 @@ class Snapshot:
     workers: Sequence[Mapping[str, Any]] = field(default_factory=list)
     gpus: Mapping[str, Any] = field(default_factory=dict)
     running: Mapping[str, int] = field(default_factory=dict)
+    suspended: Mapping[str, int] = field(default_factory=dict)
     rate: float | None = None
     series: Mapping[str, list[float]] = field(default_factory=dict)
     happenings: list[Happening] = field(default_factory=list)
@@ -124,7 +124,7 @@ class Feed:
             if before.status and not before.trouble:
                 self._happenings.append(Happening(time.time(), "the daemon does not answer any more", "red"))
             self._snapshot = Snapshot(
-                before.status, before.workers, before.gpus, before.running, None, before.series,
+                before.status, before.workers, before.gpus, before.running, before.suspended, None, before.series,
                 list(self._happenings), str(error), before.number + 1,
             )  # fmt: skip
 
@@ -141,7 +141,7 @@ class Feed:
         status: dict[str, Any] = plain(control.status())
         workers = [w for w in plain(control.workers()).get("workers") or [] if isinstance(w, dict)]
         gpus = _optional(control, "gpus")
-        jobs = _optional(control, "jobs", state="running", limit=_MOST_RUNNING).get("jobs") or []
+        classes = _optional(control, "queue", limit=0).get("classes")
         now = time.monotonic()
         self._note_restart(status)
         self._hear()
@@ -149,13 +149,10 @@ class Feed:
             self._remember(worker)
             self._note_death(worker)
         self._happenings = deque(sorted(self._happenings, key=lambda h: h.at), maxlen=_KEPT_EVENTS)
-        running: dict[str, int] = {}
-        for job in jobs:
-            running[str(job.get("priority"))] = running.get(str(job.get("priority")), 0) + 1
         series = {name: history.values for name, (_, history) in self._histories.items()}
         self._snapshot = Snapshot(
-            status, workers, gpus, running, self._rate(status, now), series, list(self._happenings),
-            "", self._snapshot.number + 1,
+            status, workers, gpus, _counts(classes, "running"), _counts(classes, "suspended"),
+            self._rate(status, now), series, list(self._happenings), "", self._snapshot.number + 1,
         )  # fmt: skip
         return self._snapshot
 
@@ -238,6 +235,14 @@ def _optional(control: Control, op: str, **keys: Any) -> dict[str, Any]:
     except BadRequest:
         return {}
     return answer if isinstance(answer, dict) else {}
+
+
+def _counts(classes: Any, key: str) -> dict[str, int]:
+    """One number of each class that has it."""
+    if not isinstance(classes, Mapping):
+        return {}
+    found = {str(name): of.get(key) for name, of in classes.items() if isinstance(of, Mapping)}
+    return {name: count for name, count in found.items() if isinstance(count, int)}
 
 
 def ended_of(status: Mapping[str, Any]) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.text import Text
@@ -13,6 +13,7 @@ from .gpus import no_gpu_in_words, nvml_in_words, shares
 from .grid import Column, lay_out
 from .operate import alert_in_words
 from .output import cells, clean, duration, humanise
+from .screen import text_of
 from .top_feed import Snapshot, ended_of
 from .workers import columns_of
 
@@ -41,7 +42,7 @@ def frame(snapshot: Snapshot, width: int, height: int | None, keys: str = "") ->
         # Who listens for one moment has heard nothing.
         heard = [[], *events] if snapshot.happenings else []
         lines = [*head, [], *gpus, [], *workers, *remarks, *heard]
-        return [_text(line, width) for line in lines]
+        return [text_of(line, width) for line in lines]
     foot = [_foot(keys, legend=bool(snapshot.gpus.get("gpus")))]
     # Between the parts there is an empty line, and above the events one with their name.
     room = height - len(head) - len(foot) - 3
@@ -54,7 +55,7 @@ def frame(snapshot: Snapshot, width: int, height: int | None, keys: str = "") ->
     lines = [*head, [], *gpus, [], *workers, *remarks, [], *shown]
     body = height - len(foot)
     lines = lines[:body] + [[] for _ in range(body - len(lines))]
-    return [_text(line, width) for line in [*lines, *foot]]
+    return [text_of(line, width) for line in [*lines, *foot]]
 
 
 def _foot(keys: str, *, legend: bool) -> Line:
@@ -63,16 +64,6 @@ def _foot(keys: str, *, legend: bool) -> Line:
         line += [("    █", "cyan"), (" our workers  ", "bright_black"), ("▒", "yellow")]
         line += [(" others  · free", "bright_black")]
     return line
-
-
-def _text(line: Iterable[Piece], width: int) -> Text:
-    text = Text(no_wrap=True)
-    for piece, style in line:
-        text.append(piece, style or None)
-    text.rstrip()
-    # Cut where it must be, it ends in an ellipsis: nobody takes it for the whole.
-    text.truncate(width, overflow="ellipsis")
-    return text
 
 
 def _cut(lines: list[Line], most: int, what: str, command: str) -> list[Line]:
@@ -119,6 +110,8 @@ def _queue_line(snapshot: Snapshot) -> Line:
         waiting, running = by_class[name], snapshot.running.get(name, 0)
         line.append((f"   {name} ", "bright_black"))
         line.append((f"{humanise('', waiting)}/{running}", "yellow" if waiting else ""))
+        if aside := snapshot.suspended.get(name):
+            line.append((f" ({aside} aside)", "yellow"))
     return line
 
 

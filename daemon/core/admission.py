@@ -26,6 +26,8 @@ URGENT: tuple[Priority, ...] = ("vip", "interactive")
 BATCH: tuple[Priority, ...] = ("batch",)
 #: Where nobody knows better.
 _RETRY_S = 1.0
+#: Who comes back at the time that was named must not find the place taken still.
+_SOONEST_S, _ROUNDING_S = 0.1, 0.001
 _MAX_KNOWN = 10_000
 
 
@@ -82,32 +84,33 @@ class Admission:
         """Take a token of the client's rate; or raise RequestError, and take none."""
         settings, allowed = self._context.settings, self._remember(client)
         if self._ledger.live_of_client.get(client.key, 0) >= allowed.max_jobs:
-            raise self._full(f"{allowed.max_jobs} jobs of yours are waiting or running; no more are taken")
+            message = f"{allowed.max_jobs} jobs of yours are waiting or running; no more are taken"
+            raise self._full(message, self._forecast.next_end_s(client.key))
         batch = request.priority == "batch"
         classes = BATCH if batch else URGENT
         places, share = _places(settings, batch=batch), allowed.share_batch if batch else allowed.share
         waiting = sum(self._queue.length(priority) for priority in classes)
-        # Where others wait though a worker is free, they wait for the journal, or for a worker that takes them.
-        starts_now = not waiting and not self._queue.paused and self._pool.free() is not None
-        if not starts_now:
+        # Who comes first, and while a worker is free, needs no place.
+        if waiting or self._queue.paused or self._pool.free() is None:
             if waiting >= places:
-                raise self._full(f"the queue is full: {waiting} jobs wait")
+                raise self._full(f"the queue is full: {waiting} jobs wait", self._forecast.next_start_s(classes))
             own = self._queue.waiting_of(client.key, classes)
             if own >= share:
-                raise self._full(
-                    f"{own} jobs of yours wait, which is a client's share of the {places} places ([queue] max_share)"
-                )
+                message = f"{own} jobs of yours wait, a client's share of the {places} places ([queue] max_share)"
+                raise self._full(message, self._forecast.next_start_s(classes, client.key))
         if body is not None and self._ledger.recording_bytes + len(body) > settings.limits.recordings_mib << 20:
-            raise self._full(f"waiting jobs hold {settings.limits.recordings_mib} MiB of recordings; no more are taken")
+            message = f"waiting jobs hold {settings.limits.recordings_mib} MiB of recordings; no more are taken"
+            raise self._full(message, self._forecast.next_end_s())
         limiter, rate = (self._rate_batch, allowed.rate_batch) if batch else (self._rate, allowed.rate)
         after_s = limiter.take(client.key, rate, self._context.now)
         if after_s is not None:
             words = allowed.rate_batch_words if batch else allowed.rate_words
             raise RequestError(ErrorCode.RATE_LIMITED, f"more than {words} jobs of yours", retry_after_s=after_s)
 
-    def _full(self, message: str) -> RequestError:
-        after_s = self._forecast.next_start_s()
-        return RequestError(ErrorCode.QUEUE_FULL, message, retry_after_s=max(0.1, after_s or _RETRY_S))
+    @staticmethod
+    def _full(message: str, after_s: float | None) -> RequestError:
+        retry_after_s = _RETRY_S if after_s is None else max(_SOONEST_S, round(after_s + _ROUNDING_S, 3))
+        return RequestError(ErrorCode.QUEUE_FULL, message, retry_after_s=retry_after_s)
 
     # --- for operators
 
@@ -180,7 +183,12 @@ def _allowance(settings: Settings, client: Client) -> Allowance:
         rate_words=rate,
         rate_batch_words=rate_batch,
         max_jobs=queue.max_per_client if given.max_jobs is None else given.max_jobs,
-        share=math.ceil(share * queue.max_waiting),
-        share_batch=math.ceil(share * queue.max_waiting_batch),
+        share=_part(share, queue.max_waiting),
+        share_batch=_part(share, queue.max_waiting_batch),
         own=own is not None,
     )
+
+
+def _part(share: float, places: int) -> int:
+    """At least one place, if there are any; 55 % of 100 are 55, which floats don't know."""
+    return math.ceil(round(share * places, 6))

@@ -98,43 +98,65 @@ class Dispatcher:
         """Seconds that a job takes at the very least, as far as is known."""
         return self._estimator.least_s(job)
 
+    def starts_at_once(self, job: Job) -> bool:
+        """Whether there is a worker for a job that is next."""
+        if self._queue.paused or self._pool.free() is None:
+            return False
+        return job.request.priority != "batch" or self._batch_may_start()
+
     def schedule(self) -> None:
         """Give waiting jobs to free workers, and have others go on with what they had put aside."""
         if self._queue and not self._queue.paused:
             while self._queue.wants_fresh and (worker := self._pool.fresh()):
                 self._take(self._queue.pop_for_fresh(), worker)
-            while worker := self._pool.free(brief=self._brief()):
+            brief = self._brief()
+            while worker := self._pool.free(brief=brief):
                 job = self._next()
                 if job is None:
                     break
                 self._queue.take(job)
                 self._take(job, worker)
+                brief = brief and job.cost_s < BRIEF_S
         for worker in self._pool.open():
-            self._go_on(worker)
+            while self._go_on(worker):
+                pass
         if self._queue and not self._queue.paused:
             if self._queue.wants_fresh:
                 self._recycler.freshen()
             self._scaler.on_waiting()
-            self._preemption.look(self._next())
+            self._look_for_room()
         elif not self._ledger.live:
             self._queue.rest()
 
-    def _next(self) -> Job | None:
+    def _next(self, *, batch: bool | None = None) -> Job | None:
         """The job whose turn it is; no batch job where those workers are busy that may have one."""
-        return self._queue.peek(self._context.now, () if self._batch_may_start() else _NO_BATCH)
+        batch = self._batch_may_start() if batch is None else batch
+        return self._queue.peek(self._context.now, () if batch else _NO_BATCH)
 
     def _batch_may_start(self) -> bool:
+        if not self._queue.length("batch"):
+            return True
         serving = self._pool.serving
         kept_free = self._pool.kept_free(serving)
-        if not kept_free or not self._queue.length("batch"):
+        if not kept_free:
             return True
+        workers = self._pool.workers.values()
+        return sum(worker.serving and self._has_batch(worker) for worker in workers) < serving - kept_free
+
+    def _has_batch(self, worker: Worker) -> bool:
+        """Whether it has a batch job, if only put aside: it will go on with that."""
         live = self._ledger.live
-        busy = sum(
-            any(id in live and live[id].request.priority == "batch" for id in worker.at_hand)
-            for worker in self._pool.workers.values()
-            if worker.serving
-        )
-        return busy < serving - kept_free
+        return any(id in live and live[id].request.priority == "batch" for id in worker.jobs)
+
+    def _look_for_room(self) -> None:
+        """No worker is free: one may put its job aside for the next, a batch job for another one of its class."""
+        # Nearly every step comes here: whose turn it is is worth asking only where somebody could yield.
+        if not self._preemption.possible:
+            return
+        first = self._next(batch=True)
+        self._preemption.look(first)
+        if first is not None and first.request.priority == "batch":
+            self._preemption.look(self._next(batch=False))
 
     def _brief(self) -> bool:
         """Whether a worker would mostly wait for the next job: then some may lie ready in the only one."""
@@ -144,20 +166,20 @@ class Dispatcher:
         at_hand = [live[id] for worker in self._pool.workers.values() for id in worker.jobs if id in live]
         return all(job.cost_s < BRIEF_S for job in at_hand)
 
-    def _go_on(self, worker: Worker) -> None:
-        """A worker has put a job aside: another one may come first, else it goes on."""
+    def _go_on(self, worker: Worker) -> bool:
+        """A worker has put a job aside: another one may come first, else it goes on. Returns whether it got neither."""
         live = self._ledger.live
         aside = next((live[id] for id in reversed(worker.aside) if id in live and live[id].ending is None), None)
         takes_jobs = worker.state is WorkerState.BUSY and not worker.leaving and not self._queue.paused
-        while takes_jobs and (job := self._next()) is not None:
-            # Where there is none to go on with, it was cancelled, and the worker is about to say so.
-            if aside is not None and not self._preemption.goes_before(job, aside):
-                break
+        # Of the workers that may have batch jobs it is one already.
+        job = self._next(batch=self._has_batch(worker) or None) if takes_jobs else None
+        # Without ``aside``, what it had put aside was cancelled, and it is about to say so.
+        if job is not None and (aside is None or self._preemption.goes_before(job, aside)):
             self._queue.take(job)
-            if self._take(job, worker):
-                return
+            return not self._take(job, worker)
         if aside is not None:
             self._resume(aside, worker)
+        return False
 
     def _resume(self, job: Job, worker: Worker) -> None:
         self._pool.resume(worker, job.id)
@@ -166,7 +188,7 @@ class Dispatcher:
         self._announcer.note("resumed", job)
 
     def _take(self, job: Job | None, worker: Worker) -> bool:
-        """Start a job, unless jobs of the same content killed workers since it was accepted; returns whether it is."""
+        """Start a job, unless jobs of the same content killed workers since it was accepted; returns whether it did."""
         if job is None or self._fates.refuse_quarantined(job):
             return False
         self._start(job, worker)
@@ -327,7 +349,8 @@ class Dispatcher:
             return
         self._give_back(worker, job.id, message.memory, spoke=True)
         now = self._context.now
-        self._estimator.learn(job, max(job.active_s(now), message.synthesis_s))
+        if message.synthesis_s > 0.0:  # else an earlier attempt had done the work
+            self._estimator.learn(job, max(job.active_s(now), message.synthesis_s))
         if self._fates.quarantine:
             self._fates.quarantine.clear(self._fates.content(job))
         job.audio_s, job.synthesis_s = message.audio_s, message.synthesis_s

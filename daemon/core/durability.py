@@ -19,11 +19,12 @@ from .jobs import Ending, Job, Subscriber
 from .ledger import Ledger
 from .queue import WaitingQueue
 
-#: A job that was broken off by the end of a daemon so many times may be what ends it.
-MAX_INTERRUPTIONS = 10
+#: A job that was broken off by the end of a daemon so many times is what ends it. Mostly it is not: workers are the
+#: kernel's first choice when memory runs out, and a daemon that is killed often breaks off whatever it speaks.
+MAX_INTERRUPTIONS = 100
 #: After so long it is worth asking whether the journal works again.
 _RETRY_S = 5.0
-_NO_JOURNAL = "this daemon keeps no journal"
+_NO_JOURNAL = "this daemon keeps no journal."
 
 
 class Durability:
@@ -62,17 +63,14 @@ class Durability:
 
     @staticmethod
     def _unavailable(problem: str) -> RequestError:
-        message = f'durable: {problem}; send "durable": false to have it spoken without surviving a crash'
+        way_out = 'To have it spoken all the same, though it would not survive a crash, send "durable": false.'
+        message = f"durable: {problem} {way_out}"
         return RequestError(ErrorCode.UNAVAILABLE, message, retry_after_s=_RETRY_S)
 
     def on_changed(self, event: JournalChanged) -> None:
         """The journal can be used now, or can't any more; jobs of an earlier daemon go on."""
-        was, self.problem = self.problem, event.problem
+        self.problem = event.problem
         self._alerts.set("journal", event.problem)
-        if event.problem and event.problem != was:
-            self._context.log("error", "journal can't be used", reason=event.problem)
-        elif was and was != _NO_JOURNAL and not event.problem:
-            self._context.log("info", "journal can be used again")
         for row in event.rows:
             self._recover(row)
         if event.rows:
@@ -148,8 +146,8 @@ class Durability:
         if not event.problem and event.known is None:
             return job, subscribers
         # It was never accepted: nothing is kept of it.
+        subscribers = job.subscribers
         self._queue.remove(job)
-        self._context.timers.cancel(("deadline", job.id))
         self._ledger.drop(job)
         self._ledger.forget_key(job)
         self.refused += 1
@@ -222,7 +220,7 @@ class Durability:
 
     def describe(self) -> dict[str, object]:
         """The journal as ``status`` shows it."""
-        unfinished = sum(job.durable for job in self._ledger.live.values())
+        unfinished = self._ledger.durable
         return {"ok": not self.problem, "problem": self.problem, "unfinished": unfinished, "recovered": self.recovered}
 
 

@@ -94,8 +94,7 @@ class Endings:
     def _settle_account(self, job: Job) -> None:
         """Its client is charged for the time that it really took."""
         job.stop(self._context.now)
-        if job.charged_s or job.earlier_s:
-            self._queue.charge(job, job.earlier_s - job.charged_s)
+        self._queue.settle(job)
 
     def on_written(self, event: JournalEnded) -> None:
         """The end of a durable job is on disk; or it can't be yet, and nobody is kept waiting for that."""

@@ -12,24 +12,42 @@ from __future__ import annotations
 import heapq
 from collections.abc import Collection, Iterator, Mapping
 
-#: Tags of flows that have nothing waiting are kept as long as they say anything; they are looked through at this many.
+#: Tags of flows that have nothing waiting are kept as long as they say anything; they are looked through when there are
+#: this many, and then whenever there are twice as many as were kept.
 _FORGET_FROM = 64
+#: What is left of a sum of seconds by rounding.
+_NOTHING_S = 1e-9
+#: How fast the present moves on at least, as a part of what those move on who always wait.
+_PACE = 0.5
+#: Entries of flows that have been served since are cleared away when there are more of them than of others, and more
+#: than this.
+_STALE = 64
 
 
 class FairShare:
-    """Whose turn it is. ``ranks`` orders flows whose tags are the same; without, who waits for longer goes first."""
+    """Whose turn it is. ``ranks`` orders flows whose turns are the same; without, who waits for longer goes first.
 
-    def __init__(self, ranks: Mapping[str, int] | None = None) -> None:
-        #: The tag of the flow that was served last: the present.
+    ``handicaps``: by how much later, in virtual time, a flow's turn comes than its tag says. In the long run it gets
+    its share all the same; for a while others may have more.
+    """
+
+    def __init__(self, ranks: Mapping[str, int] | None = None, handicaps: Mapping[str, float] | None = None) -> None:
+        #: The present, as it was when it was last looked at; it never goes back.
         self.virtual = 0.0
         self._ranks = ranks or {}
+        self._handicaps = handicaps or {}
         self._weights: dict[str, float] = {}
         #: When each flow's next piece may begin, if it has any: ahead of ``virtual`` where it has had more than others.
         self._after: dict[str, float] = {}
-        #: Flows that have work waiting, with the tag and the place among equal ones.
+        #: Seconds that flows were charged for work which is not through yet.
+        self._under_way: dict[str, float] = {}
+        #: Flows that have work waiting, with the tag and the place among equal ones; and the same by their turns.
         self._waiting: dict[str, tuple[float, int]] = {}
         self._heap: list[tuple[float, int, str]] = []
         self._order = 0
+        self._forget_at = _FORGET_FROM
+        #: No flow that was forgotten had been served beyond this.
+        self._forgotten = 0.0
 
     def set_weights(self, weights: Mapping[str, float]) -> None:
         """Share out by these weights from now on; a flow without one has 1."""
@@ -48,7 +66,21 @@ class FairShare:
     def wake(self, flow: str) -> None:
         """The flow has work waiting now; nothing happens if it had."""
         if flow not in self._waiting:
-            self._wait(flow, max(self.virtual, self._after.get(flow, 0.0)))
+            self._wait(flow, max(self.now(), self._after.get(flow, 0.0)))
+
+    def now(self) -> float:
+        """The present: how far that flow has been served which has had the least of all that wait or are being served.
+
+        Work under way does not count before it is through: it may take less than it was charged for, and those that
+        come anew would be behind for ever.
+        """
+        least = [self._after[flow] - seconds / self.weight(flow) for flow, seconds in self._under_way.items()]
+        if self._handicaps:
+            least += [start for start, _ in self._waiting.values()]
+        elif (first := self.next()) is not None:
+            least.append(self._waiting[first][0])
+        self.virtual = max(self.virtual, min(least, default=0.0))
+        return self.virtual
 
     def sleep(self, flow: str) -> None:
         """The flow has no work waiting any more, though it was not served."""
@@ -57,57 +89,101 @@ class FairShare:
     def next(self, without: Collection[str] = ()) -> str | None:
         """The flow whose turn it is; None if no flow has work waiting, but for those ``without``."""
         if without:
-            rest = [(*place, flow) for flow, place in self._waiting.items() if flow not in without]
+            rest = [self._turn(flow, place) for flow, place in self._waiting.items() if flow not in without]
             return min(rest)[2] if rest else None
         while self._heap:
-            start, order, flow = self._heap[0]
-            if self._waiting.get(flow) == (start, order):
-                return flow
+            place = self._waiting.get(self._heap[0][2])
+            if place is not None and self._turn(self._heap[0][2], place) == self._heap[0]:
+                return self._heap[0][2]
             heapq.heappop(self._heap)
         return None
 
+    def handicap(self, flow: str) -> float:
+        """By how much later the flow's turn comes than its tag says."""
+        return self._handicaps.get(flow, 0.0)
+
+    def _turn(self, flow: str, place: tuple[float, int]) -> tuple[float, int, str]:
+        start, order = place
+        return start + self._handicaps.get(flow, 0.0), order, flow
+
     def serve(self, flow: str, seconds: float, *, more: bool) -> None:
         """A waiting flow is given so much time, in its turn or not; ``more``: it has more work waiting."""
-        first = self.next()
         start, _ = self._waiting.pop(flow)
-        # Out of its turn: those that come anew meanwhile are not to be behind those who waited.
-        self.virtual = max(self.virtual, start if first is None or first == flow else self._waiting[first][0])
         self._after[flow] = start + seconds / self.weight(flow)
+        self._under_way[flow] = self._under_way.get(flow, 0.0) + seconds
         if more:
             self._wait(flow, self._after[flow])
-        if len(self._after) > _FORGET_FROM + 2 * len(self._waiting):
-            self._after = {f: tag for f, tag in self._after.items() if tag > self.virtual or f in self._waiting}
+        if len(self._after) > self._forget_at:
+            self._forgotten = now = self.now()
+            kept = self._waiting.keys() | self._under_way.keys()
+            self._after = {f: tag for f, tag in self._after.items() if tag > now or f in kept}
+            self._forget_at = max(_FORGET_FROM, 2 * len(self._after))
 
-    def charge(self, flow: str, seconds: float) -> None:
-        """The flow has had so much more than it was charged for, or less (below 0)."""
+    def go_on(self, flow: str, seconds: float) -> None:
+        """A flow that need not wait is given so much time: for the rest of what it had begun."""
+        self._charge(flow, seconds)
+        self._under_way[flow] = self._under_way.get(flow, 0.0) + seconds
+
+    def settle(self, flow: str, charged_s: float, took_s: float) -> None:
+        """What the flow was charged ``charged_s`` for is through, or is put off, and has taken so long."""
+        left_s = self._under_way.get(flow, 0.0) - charged_s
+        if left_s > _NOTHING_S:
+            self._under_way[flow] = left_s
+        else:
+            self._under_way.pop(flow, None)
+        self._charge(flow, took_s - charged_s)
+
+    def _charge(self, flow: str, seconds: float) -> None:
         amount = seconds / self.weight(flow)
         if amount > 0.0 or flow in self._after:
             self._after[flow] = self._after.get(flow, self.virtual) + amount
         if flow in self._waiting:
             self._wait(flow, self._waiting[flow][0] + amount)
 
+    def elapse(self, seconds: float) -> None:
+        """One of the flows has been served for so long: the present moves on, if slower than those who always wait.
+
+        Without that it would stand still while ever new flows come, each to be served once, and who had been served
+        before would wait for ever.
+        """
+        if self._waiting:
+            self.virtual += _PACE * seconds / len(self._waiting)
+
     def tag(self, flow: str) -> float:
         """When the flow's next piece may begin, in virtual time."""
         if flow in self._waiting:
             return self._waiting[flow][0]
-        return max(self.virtual, self._after.get(flow, 0.0))
+        return max(self.now(), self._after.get(flow, 0.0))
 
     def had(self, flow: str) -> float:
         """The virtual time up to which the flow has been served: a tag that does not move on while it is put off."""
-        return self._after.get(flow, self.virtual)
+        return self._after.get(flow, self._forgotten)
 
     def rest(self) -> None:
         """Nobody waits, and nothing is being worked on: who had more than others owes them nothing any more."""
         if self._after:
             self.virtual = max(self.virtual, *self._after.values())
             self._after.clear()
+            self._under_way.clear()
+            self._forgotten = self.virtual
         self._heap.clear()
 
-    def places(self) -> list[tuple[float, int, str]]:
-        """The tags of all flows that have work waiting, as a heap that is the caller's."""
-        heap = [(*place, flow) for flow, place in self._waiting.items()]
+    def turns(self) -> Turns:
+        """In what turns the flows will be served from now on; this stays as it is."""
+        heap = [self._turn(flow, place) for flow, place in self._waiting.items()]
         heapq.heapify(heap)
-        return heap
+        return Turns(heap, self._order, self._weights, self._ranks)
+
+    def place(self, flow: str) -> tuple[float, int]:
+        """The tag of a flow that has work waiting, and its place among equal ones."""
+        return self._waiting[flow]
+
+    def some_places(self, count: int) -> Iterator[tuple[str, float, int]]:
+        """Flows that have work waiting, and their places: all, or of many more than ``count`` a part of all."""
+        if len(self._waiting) <= 2 * count:
+            return ((flow, *place) for flow, place in self._waiting.items())
+        places = ((turn, self._waiting.get(turn[2])) for turn in self._heap[:: len(self._heap) // count])
+        return ((turn[2], *place) for turn, place in places if place and self._turn(turn[2], place) == turn)
 
     def tags(self) -> Iterator[tuple[str, float]]:
         """Every flow that has work waiting, and its tag."""
@@ -117,6 +193,34 @@ class FairShare:
         self._order += 1
         place = (start, self._ranks.get(flow, self._order))
         self._waiting[flow] = place
-        heapq.heappush(self._heap, (*place, flow))
-        if len(self._heap) > _FORGET_FROM + 2 * len(self._waiting):
-            self._heap = self.places()
+        heapq.heappush(self._heap, self._turn(flow, place))
+        if len(self._heap) > _STALE + 2 * len(self._waiting):
+            self._heap = [self._turn(flow, place) for flow, place in self._waiting.items()]
+            heapq.heapify(self._heap)
+
+
+class Turns:
+    """Looks ahead: what :class:`FairShare` would do if it were served so, and nothing came or went."""
+
+    def __init__(
+        self, heap: list[tuple[float, int, str]], order: int, weights: Mapping[str, float], ranks: Mapping[str, int]
+    ) -> None:
+        self._heap = heap
+        self._order = order
+        self._weights = weights
+        self._ranks = ranks
+
+    def next(self) -> str | None:
+        """The flow whose turn it is."""
+        return self._heap[0][2] if self._heap else None
+
+    def serve(self, seconds: float) -> None:
+        """The flow whose turn it is is given so much time."""
+        turn, _, flow = self._heap[0]
+        self._order += 1
+        turn += seconds / self._weights.get(flow, 1.0)
+        heapq.heapreplace(self._heap, (turn, self._ranks.get(flow, self._order), flow))
+
+    def leave(self) -> None:
+        """The flow whose turn it is has no more."""
+        heapq.heappop(self._heap)

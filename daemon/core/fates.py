@@ -110,14 +110,16 @@ class Fates:
                 notes = "; a part of it had been sent, so it was not started again"
             elif out_of_memory and job.needs_fresh:
                 notes = ", and so did the one before; a shorter text may fit"
-            self._endings.fail(job, policy.code, f"the worker failed ({death.detail}){notes}")
+            # What the worker died of was not the job that it had put aside.
+            code = ErrorCode.WORKER_CRASHED if job.suspended else policy.code
+            self._endings.fail(job, code, f"the worker failed ({death.detail}){notes}")
 
     def _wait_again(self, job: Job) -> None:
         """Back to the front of the queue; its client is charged for the time that it has had."""
         job.enter("waiting")  # running -> waiting
         job.stop(self._context.now)
-        self._queue.charge(job, job.earlier_s - job.charged_s)
-        job.charged_s = job.earlier_s = job.border_s = 0.0
+        self._queue.settle(job)
+        job.charged_s = job.settled_s = job.earlier_s = job.border_s = 0.0
         job.worker = None
         job.begun = job.suspended = False
         job.segment = job.segments = 0

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Collection
+from itertools import islice
 from typing import NamedTuple
+
+from glmtts.protocol.requests import PRIORITIES, Priority
 
 from .context import Context
 from .estimate import Estimator
@@ -13,7 +17,7 @@ from .pool import Pool
 from .queue import WaitingQueue
 from .workers import Worker
 
-#: Up to so many waiting jobs are gone through one by one, so that positions are exact where somebody looks.
+#: The first of those who wait are gone through one by one, so that positions are exact where somebody looks.
 _WALKED = 64
 #: A job that takes longer than was expected has still this part of that to go: nobody knows.
 _NEVER_DONE = 0.1
@@ -61,57 +65,106 @@ class Forecast:
 
     def of(self, job: Job) -> Outlook:
         """Where a job stands that waits."""
-        if len(self._queue) <= _WALKED:
-            view = self.view()
-            for position, other in enumerate(self._queue.in_order()):
-                if other is job:
-                    return Outlook(position, view.starts_in_s(job))
-                view.place(other)
+        if self._queue.is_held(job):
             return Outlook(0, None)
         position, work_s = self._queue.ahead_of(job)
-        return Outlook(position, self.view().starts_behind_s(job, position, work_s))
+        if position <= _WALKED and not self._is_last_of_one_row(position):
+            view = self.view(job)
+            for exact, other in enumerate(islice(self._queue.in_order(), 2 * _WALKED)):
+                if other is job:
+                    return Outlook(exact, view.starts_in_s(job))
+                view.place(other)
+        return Outlook(position, self.view(job).starts_behind_s(job, position, work_s))
 
-    def next_start_s(self) -> float | None:
-        """Seconds until the next job is started, and leaves its place in the queue."""
+    def _is_last_of_one_row(self, position: int) -> bool:
+        """Whether one client alone waits for one worker, behind whose other jobs it stands: that is exact as it is."""
+        alone = len(self._queue.clients()) == 1 and len(self._pool.workers) == 1
+        return alone and position == len(self._queue) - 1
+
+    def next_start_s(self, priorities: Collection[Priority], client: str = "") -> float | None:
+        """Seconds until the next job of these classes, and of this client, is started, and leaves its place."""
         view = self.view()
-        first = next(self._queue.in_order(), None)
-        return view.starts_in_s(first) if first is not None else None
+        for job in islice(self._queue.in_order(), _WALKED):
+            if job.request.priority in priorities and client in ("", job.client.key):
+                return view.starts_in_s(job)
+            view.place(job)
+        # Many stand before it.
+        found = (self._queue.first_of(client, priority) for priority in priorities)
+        waits = [self.of(job).wait_s for job in found if job is not None]
+        return min((wait_s for wait_s in waits if wait_s is not None), default=None)
 
-    def view(self) -> View:
-        """What the workers have left to do, now; jobs are then placed behind it."""
+    def next_end_s(self, client: str = "") -> float | None:
+        """Seconds until the next job is done, of this client if one is named."""
+        if not self._estimator.trained:
+            return None
+        live = self._ledger.live
+        at_work = (live[id] for worker in self._pool.workers.values() for id in worker.begun if id in live)
+        ends = [self.left_s(job) for job in at_work if client in ("", job.client.key)]
+        if ends or not client:
+            return min(ends, default=None)
+        starts_in_s = self.next_start_s(PRIORITIES, client)
+        found = (self._queue.first_of(client, priority) for priority in PRIORITIES)
+        costs = [job.cost_s for job in found if job is not None]
+        return None if starts_in_s is None or not costs else starts_in_s + min(costs)
+
+    def view(self, job: Job | None = None) -> View:
+        """What the workers have left to do, now; jobs are then placed behind it.
+
+        With a ``job``, as that one finds them: jobs of its own class may give way to it as well.
+        """
         urgent: list[float] = []
-        patient: list[float] = []
+        patient: list[tuple[bool, float]] = []
         if self._estimator.trained and not self._queue.paused:
             for worker in self._pool.workers.values():
                 if worker.serving and not worker.leaving:
-                    urgent.append(self._free_in_s(worker, urgent=True))
-                    patient.append(self._free_in_s(worker, urgent=False))
-        # Of several workers some take no batch jobs: the ones that are free last, as far as batch jobs can tell.
+                    urgent.append(self._free_in_s(worker, job, urgent=True))
+                    patient.append((not self._has_batch(worker), self._free_in_s(worker, job, urgent=False)))
+        # Of several workers some take no batch jobs: those that have some already do, then those that are free first.
         batch = len(patient) - self._pool.kept_free(len(patient))
-        return View(urgent, sorted(patient)[:batch])
+        return View(
+            urgent,
+            [free_in_s for _, free_in_s in sorted(patient)[:batch]],
+            preempt=self._context.settings.queue.preempt,
+        )
 
-    def _free_in_s(self, worker: Worker, *, urgent: bool) -> float:
+    def _has_batch(self, worker: Worker) -> bool:
+        live = self._ledger.live
+        return any(id in live and live[id].request.priority == "batch" for id in worker.jobs)
+
+    def _free_in_s(self, worker: Worker, waiting: Job | None, *, urgent: bool) -> float:
         """Seconds until a worker takes an urgent job, or any: the former need not wait for batch jobs to end."""
         live, total_s = self._ledger.live, 0.0
-        preempt = urgent and self._context.settings.queue.preempt
+        preempt = self._context.settings.queue.preempt and worker.slots == 1
         for id in worker.jobs:
             job = live.get(id)
             if job is None:
                 continue
-            gives_way = preempt and job.request.priority == "batch"
-            if not job.suspended:
-                total_s += self.border_s(job) if gives_way else self.left_s(job)
-            elif not gives_way:
+            border_s = 0.0 if job.suspended else self.border_s(job)
+            if urgent and preempt and job.request.priority == "batch":
+                total_s += border_s
+            elif preempt and waiting is not None and (in_s := self._gives_way_in_s(job, waiting)) is not None:
+                total_s += max(in_s, border_s)
+            else:
                 total_s += self.left_s(job)
         return total_s / worker.slots
+
+    def _gives_way_in_s(self, begun: Job, waiting: Job) -> float | None:
+        """Seconds until a begun job can be put aside for one of its class that waits (preemption.py); None: never."""
+        heard = begun.streams and begun.request.priority != "batch"
+        # Without segments there are no borders.
+        if heard or not begun.begun or begun.segments == 1:
+            return None
+        unspoken_s = begun.charged_s - begun.active_s(self._context.now)
+        return self._queue.goes_before_in_s(waiting, begun, self.left_s(begun), unspoken_s=unspoken_s)
 
 
 class View:
     """The workers by when they are free, for jobs that may and may not interrupt batch jobs."""
 
-    def __init__(self, urgent: list[float], patient: list[float]) -> None:
+    def __init__(self, urgent: list[float], patient: list[float], *, preempt: bool) -> None:
         self._urgent = urgent
         self._patient = patient
+        self._preempt = preempt
         heapq.heapify(urgent)
         heapq.heapify(patient)
 
@@ -126,7 +179,8 @@ class View:
     def place(self, job: Job) -> None:
         """The job is the next that is started."""
         # What a batch job takes is no obstacle to those who need not wait for it to end.
-        for workers in (self._patient,) if job.request.priority == "batch" else (self._urgent, self._patient):
+        gives_way = self._preempt and job.request.priority == "batch"
+        for workers in (self._patient,) if gives_way else (self._urgent, self._patient):
             if workers:
                 heapq.heapreplace(workers, workers[0] + job.cost_s)
 
@@ -135,6 +189,8 @@ class View:
         workers = list(self._workers(job))
         if not workers:
             return None
+        if len(workers) == 1:
+            return round(workers[0] + work_s, 3)
         one_s = work_s / max(1, count)
         bulk = max(0, count - _PLACED) // len(workers)
         for _ in range(count - bulk * len(workers)):

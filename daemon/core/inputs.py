@@ -16,9 +16,10 @@ from .settings import Settings
 
 
 class Client(Struct, frozen=True):
-    """Who sent a request, as the kernel says. ``key`` is what limits and ownership go by.
+    """Who sent a request, by the kernel or its CURVE key. ``key`` is what limits and ownership go by.
 
-    ``operator``: root, or the user that the daemon runs as.
+    The ``user`` of a client by TCP has a colon in it, as no user of a machine has. ``operator``: root, or the user that
+    the daemon runs as.
     """
 
     key: str

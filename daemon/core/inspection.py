@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
+from collections import Counter
 from itertools import islice
+from operator import attrgetter
 from typing import Any
 
 from msgspec import UNSET
@@ -16,7 +19,8 @@ from .forecast import Forecast
 from .inputs import Client, Controlled
 from .jobs import Job
 from .ledger import Ledger
-from .queue import WaitingQueue
+from .pool import Pool
+from .queue import Waiting, WaitingQueue
 
 #: Clients that one answer shows at most: those with the most to do.
 _SHOWN_CLIENTS = 200
@@ -26,17 +30,26 @@ class Inspection:
     """Answers ``queue`` and ``limits``."""
 
     def __init__(
-        self, context: Context, ledger: Ledger, queue: WaitingQueue, forecast: Forecast, admission: Admission
+        self,
+        context: Context,
+        ledger: Ledger,
+        queue: WaitingQueue,
+        pool: Pool,
+        *,
+        forecast: Forecast,
+        admission: Admission,
     ) -> None:
         self._context = context
         self._ledger = ledger
         self._queue = queue
+        self._pool = pool
         self._forecast = forecast
         self._admission = admission
 
     def queue(self, event: Controlled, request: control.Queue) -> None:
         """What waits, by class and by client, and the first jobs in their order."""
-        running = [job for job in self._ledger.live.values() if job.state == "running"]
+        live = self._ledger.live
+        running = [live[id] for worker in self._pool for id in worker.jobs if id in live]
         classes = {
             priority: {
                 "waiting": self._queue.length(priority),
@@ -57,20 +70,23 @@ class Inspection:
         self._context.send(event.to, events.Result(id=request.id, values=values))
 
     def _clients(self, running: list[Job]) -> list[dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = {}
-
-        def entry(client: Client) -> dict[str, Any]:
-            empty = {"client": client.key, "user": client.user, "waiting": 0, "running": 0, "work_s": 0.0}
-            return found.setdefault(client.key, empty)
-
-        for job in self._queue:
-            who = entry(job.client)
-            who["waiting"] += 1
-            who["work_s"] = round(who["work_s"] + job.cost_s, 3)
+        busy = Counter(job.client.key for job in running)
+        found = {waiting.client.key: waiting for waiting in self._queue.clients()}
         for job in running:
-            entry(job.client)["running"] += 1
-        most = sorted(found.values(), key=lambda who: (-who["waiting"], -who["running"], who["client"]))
-        return most[:_SHOWN_CLIENTS]
+            found.setdefault(job.client.key, Waiting(job.client))
+
+        most = heapq.nlargest(_SHOWN_CLIENTS, found.values(), key=attrgetter("count"))
+        most.sort(key=lambda waiting: (-waiting.count, -busy[waiting.client.key], waiting.client.key))
+        return [
+            {
+                "client": waiting.client.key,
+                "user": waiting.client.user,
+                "waiting": waiting.count,
+                "running": busy[waiting.client.key],
+                "work_s": round(waiting.work_s, 3),
+            }
+            for waiting in most
+        ]
 
     def _jobs(self, limit: int) -> list[dict[str, Any]]:
         view, now = self._forecast.view(), self._context.now
@@ -99,7 +115,8 @@ class Inspection:
         if request.client is not UNSET:
             wanted = request.client
             clients = [client for client in clients if client.key == wanted or is_named(client, [wanted])]
-            clients = clients or [Client(wanted if ":" in wanted else f"user:{wanted}", wanted)]
+            user = wanted.partition("/")[0]
+            clients = clients or [Client(wanted if ":" in wanted else f"user:{wanted}", user)]
         values = {
             "limits": self._admission.describe_general(),
             "clients": [self._admission.describe(client) for client in clients[-_SHOWN_CLIENTS:]],

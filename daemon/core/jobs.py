@@ -87,6 +87,8 @@ class Job(Struct, kw_only=True):
     #: Seconds for which it is expected to occupy a worker, and for how many its client is charged.
     cost_s: float = 0.0
     charged_s: float = 0.0
+    #: How much of that is known to be right, because it was spoken before the job was last put aside.
+    settled_s: float = 0.0
     #: Its place in the order in which jobs came to its client's part of the queue.
     place: int = 0
     #: What its client was told of the waiting time.
@@ -168,6 +170,9 @@ class Job(Struct, kw_only=True):
             position=UNSET if position is None else position,
             estimated_wait_s=UNSET if estimated_wait_s is None else estimated_wait_s,
             client=known(self.client.key, with_client),
+            user=known(self.client.user, with_client),
+            durable=known(True, self.durable),
+            suspended=known(True, self.suspended and self.live),
             worker=self.worker if self.worker is not None else UNSET,
             segment=known(self.segment, self.segments > 0),
             segments=known(self.segments, self.segments > 0),

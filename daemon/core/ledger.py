@@ -28,6 +28,8 @@ class Ledger:
     def __init__(self) -> None:
         self.live: dict[str, Job] = {}
         self.live_of_client: defaultdict[str, int] = defaultdict(int)
+        #: How many live jobs are durable.
+        self.durable = 0
         self.outputs: set[str] = set()
         #: Bytes of recordings that live jobs hold.
         self.recording_bytes = 0
@@ -42,6 +44,7 @@ class Ledger:
         """Remember an accepted job; one with an idempotency key has its ``content``."""
         self.live[job.id] = job
         self.live_of_client[job.client.key] += 1
+        self.durable += job.durable
         if job.recording is not None:
             self.recording_bytes += len(job.recording)
         if job.request.output is not UNSET:
@@ -112,6 +115,7 @@ class Ledger:
     def drop(self, job: Job) -> None:
         """Forget a live job: it has ended, or is left to the journal."""
         del self.live[job.id]
+        self.durable -= job.durable
         self.live_of_client[job.client.key] -= 1
         if not self.live_of_client[job.client.key]:
             del self.live_of_client[job.client.key]

@@ -152,7 +152,7 @@ class Machine:
             version=version,
             config_file=config_file,
         )
-        self._inspection = Inspection(*shared, self._forecast, self._admission)
+        self._inspection = Inspection(*shared, self._pool, forecast=self._forecast, admission=self._admission)
         self.phase = Phase.RUNNING
         #: Operators who wait for the end of a drain, by the name of the timer after which they don't any more.
         self._drains: dict[str, tuple[ReplyTo, str]] = {}
@@ -452,7 +452,7 @@ class Machine:
     def _end_jobs(self, message: str) -> None:
         """No time is left: what the journal has goes on with the next daemon, the rest has ended."""
         for job in list(self._ledger.live.values()):
-            if job.durable and job.ending is None and not self._queue.holds(job):
+            if job.durable and job.ending is None and not self._queue.is_held(job):
                 self._endings.leave(job)
             else:
                 self._endings.fail(job, ErrorCode.SHUTTING_DOWN, message)
@@ -463,7 +463,7 @@ class Machine:
         Those that are not on disk yet were not accepted, and now are not.
         """
         for job in [job for job in self._queue if job.durable]:
-            if self._queue.holds(job):
+            if self._queue.is_held(job):
                 self._endings.fail(job, ErrorCode.SHUTTING_DOWN, self._reception.closed)
             else:
                 self._endings.leave(job)

@@ -10,7 +10,7 @@ from glmtts.protocol import control, events
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.requests import Cancel
 
-from .admission import Admission
+from .admission import Admission, is_named
 from .alerts import Alerts
 from .causes import Cause
 from .context import Context
@@ -51,7 +51,8 @@ _NEEDS_RESTART = (
     "audio.outputs",
     "voices.folder",
     "metrics.",
-    "tcp.",
+    "tcp.listen",
+    "tcp.server_key",
 )
 
 
@@ -191,8 +192,10 @@ class Operations:
             self._context.refuse(event.to, request.id, ErrorCode.BAD_REQUEST, message)
 
     def _cancel_client(self, to: ReplyTo, id: str, client: str) -> None:
-        """A client by its key (``uid:1000``), by its user's name, or by both as a gateway's customer has them."""
-        found = [job for job in self._ledger.live.values() if client in (job.client.key, job.client.user)]
+        """A client by any of its names; a gateway's user is all of its customers too."""
+        found = [
+            job for job in self._ledger.live.values() if client == job.client.user or is_named(job.client, [client])
+        ]
         for job in found:
             self._endings.fail(job, ErrorCode.CANCELLED, "cancelled by an operator, with all jobs of its client")
         self._dispatcher.schedule()

@@ -27,6 +27,13 @@ class Preemption:
         self._pool = pool
         self._forecast = forecast
 
+    @property
+    def possible(self) -> bool:
+        """Whether there is a job that could be put aside."""
+        if not self._context.settings.queue.preempt:
+            return False
+        return any(self._could_yield(worker) is not None for worker in self._pool.workers.values())
+
     def look(self, waiting: Job | None) -> None:
         """A job waits, and no worker is free for it: have one put its job aside, if that may be."""
         if waiting is None or not self._context.settings.queue.preempt:
@@ -64,16 +71,16 @@ class Preemption:
         return None if last or heard else job
 
     def goes_before(self, waiting: Job, begun: Job) -> bool:
-        """Whether a waiting job comes before the rest of one that is begun, be it spoken now or put aside."""
-        spoken_s = begun.active_s(self._context.now)
-        return self._queue.goes_before(waiting, begun, self._forecast.left_s(begun), spoken_s=spoken_s)
+        """Whether a waiting job comes before the rest of one that is being spoken, or is put aside."""
+        unspoken_s = begun.charged_s - begun.active_s(self._context.now)
+        return self._queue.goes_before(waiting, begun, self._forecast.left_s(begun), unspoken_s=unspoken_s)
 
     def put_aside(self, job: Job) -> None:
         """A job stands still from now on: charged is what was spoken of it."""
         job.stop(self._context.now)
         job.suspended = True
-        self._queue.charge(job, job.earlier_s - job.charged_s)
+        self._queue.settle(job)
 
     def resumed(self, job: Job) -> None:
         """A job goes on: the rest of it is charged for."""
-        self._queue.charge(job, self._forecast.left_s(job))
+        self._queue.go_on(job, self._forecast.left_s(job))

@@ -6,20 +6,35 @@ are accepted, but may not be started before the journal has them."""
 
 from __future__ import annotations
 
-import heapq
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
+from itertools import chain
+
+from msgspec import Struct, field
 
 from glmtts.protocol.requests import PRIORITIES, Priority
 
 from .fair import FairShare
+from .inputs import Client
 from .jobs import Job
 from .lane import Lane
 from .settings import ClassesSettings
 
 _RANKS: dict[str, int] = {priority: rank for rank, priority in enumerate(PRIORITIES)}
+#: A class may have so many seconds, times its weight, before the next one below it gets its share: a sentence or two
+#: that come in the wake of others are not to wait for a chapter, because the class as a whole was served before.
+HEAD_START_S = 5.0
 #: A job of the same class overtakes the rest of another only if it takes less than this part of it.
 _MUCH_SHORTER = 0.5
+
+
+class Waiting(Struct):
+    """What waits of one client: how many jobs by class, and how many seconds of work those are that may be started."""
+
+    client: Client
+    jobs: dict[Priority, int] = field(default_factory=lambda: dict.fromkeys(PRIORITIES, 0))
+    count: int = 0
+    work_s: float = 0.0
 
 
 class WaitingQueue:
@@ -27,13 +42,14 @@ class WaitingQueue:
 
     def __init__(self, classes: ClassesSettings) -> None:
         self._lanes: dict[Priority, Lane] = {priority: Lane() for priority in PRIORITIES}
-        self._classes = FairShare(_RANKS)
+        self._classes = FairShare(_RANKS, {priority: HEAD_START_S * rank for priority, rank in _RANKS.items()})
         #: Jobs that wait for a worker which has had no other; they come before all.
         self._for_fresh: OrderedDict[str, Job] = OrderedDict()
         #: Jobs that the journal does not have yet.
         self._held: dict[str, Job] = {}
-        #: All of them, and how many of each class; those that had been started before come first.
+        #: All others; those that had been started before come first.
         self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._clients: dict[str, Waiting] = {}
         self._lengths: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
         #: Whether none is to be started for now.
         self.paused = False
@@ -50,16 +66,20 @@ class WaitingQueue:
     # --- what waits
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return len(self._jobs) + len(self._held)
 
     def __bool__(self) -> bool:
-        return bool(self._jobs)
+        return bool(self._jobs or self._held)
 
     def __iter__(self) -> Iterator[Job]:
-        return iter(self._jobs.values())
+        return chain(self._jobs.values(), self._held.values())
 
     def __contains__(self, job: Job) -> bool:
-        return job.id in self._jobs
+        return job.id in self._jobs or job.id in self._held
+
+    def is_held(self, job: Job) -> bool:
+        """Whether a job waits for the journal, and not for a worker."""
+        return job.id in self._held
 
     def length(self, priority: Priority) -> int:
         """How many of a class wait."""
@@ -71,13 +91,16 @@ class WaitingQueue:
 
     def waiting_of(self, client: str, priorities: Collection[Priority]) -> int:
         """How many jobs of a client wait in some classes."""
-        others = [*self._for_fresh.values(), *self._held.values()]
-        apart = sum(job.client.key == client and job.request.priority in priorities for job in others)
-        return apart + sum(self._lanes[priority].waiting_of(client) for priority in priorities)
+        waiting = self._clients.get(client)
+        return sum(waiting.jobs[priority] for priority in priorities) if waiting else 0
 
-    def clients(self, priority: Priority) -> Iterator[tuple[str, int, float]]:
-        """Every client that has jobs of a class waiting: its key, how many, and their seconds of work."""
-        return self._lanes[priority].clients()
+    def first_of(self, client: str, priority: Priority) -> Job | None:
+        """The job of a client that is started first of a class, if it has one there that may be."""
+        return self._lanes[priority].first_of(client)
+
+    def clients(self) -> Collection[Waiting]:
+        """What waits of every client that has anything waiting."""
+        return self._clients.values()
 
     @property
     def wants_fresh(self) -> bool:
@@ -86,26 +109,21 @@ class WaitingQueue:
 
     def oldest(self) -> float | None:
         """When the job that has waited for longest was accepted, or nearly that; None if none may be started."""
-        for job in self._jobs.values():
-            if job.id not in self._held:
-                return job.accepted_at
-        return None
+        return next((job.accepted_at for job in self._jobs.values()), None)
 
     # --- in and out
 
     def hold(self, job: Job) -> None:
         """Add a job that may not be started before it is pushed."""
         self._held[job.id] = job
-        self._enter(job)
-
-    def holds(self, job: Job) -> bool:
-        """Whether a job is held back."""
-        return job.id in self._held
+        self._count(job)
 
     def push(self, job: Job, *, front: bool = False) -> None:
         """Add a job, or let one go that was held; ``front``: it had been started before."""
         if self._held.pop(job.id, None) is None:
-            self._enter(job)
+            self._count(job)
+        self._clients[job.client.key].work_s += job.cost_s
+        self._jobs[job.id] = job
         if front:
             self._jobs.move_to_end(job.id, last=False)
         if job.needs_fresh:
@@ -115,18 +133,30 @@ class WaitingQueue:
         self._lanes[priority].push(job)
         self._classes.wake(priority)
 
-    def _enter(self, job: Job) -> None:
-        self._jobs[job.id] = job
+    def _count(self, job: Job) -> None:
+        waiting = self._clients.get(job.client.key)
+        if waiting is None:
+            waiting = self._clients[job.client.key] = Waiting(job.client)
+        waiting.jobs[job.request.priority] += 1
+        waiting.count += 1
         self._lengths[job.request.priority] += 1
 
     def _leave(self, job: Job) -> None:
-        del self._jobs[job.id]
+        waiting = self._clients[job.client.key]
+        if self._held.pop(job.id, None) is None:
+            del self._jobs[job.id]
+            waiting.work_s -= job.cost_s
+        waiting.jobs[job.request.priority] -= 1
+        waiting.count -= 1
         self._lengths[job.request.priority] -= 1
+        if not waiting.count:
+            del self._clients[job.client.key]
 
     def remove(self, job: Job) -> None:
         """Take a job out of the queue. Raises KeyError if it is not in it."""
+        held = job.id in self._held
         self._leave(job)
-        if self._held.pop(job.id, None) or self._for_fresh.pop(job.id, None):
+        if held or self._for_fresh.pop(job.id, None) is not None:
             return
         priority = job.request.priority
         lane = self._lanes[priority]
@@ -155,58 +185,81 @@ class WaitingQueue:
         self._classes.serve(priority, job.cost_s, more=len(self._lanes[priority]) > 0)
         job.charged_s = job.cost_s
 
-    def charge(self, job: Job, seconds: float) -> None:
-        """A job that was started takes so much more, or less, than was thought when it was."""
-        job.charged_s += seconds
-        self._classes.charge(job.request.priority, seconds)
-        self._lanes[job.request.priority].charge(job.client.key, seconds)
+    def go_on(self, job: Job, left_s: float) -> None:
+        """A job that was put aside goes on: the rest of it is charged for."""
+        job.charged_s += left_s
+        self._classes.go_on(job.request.priority, left_s)
+        self._lanes[job.request.priority].go_on(job.client.key, left_s)
+
+    def settle(self, job: Job) -> None:
+        """A job that may have been started is through, for good or for another attempt, or is put aside: charged is
+        what it took.
+        """
+        charged_s, took_s = job.charged_s - job.settled_s, job.earlier_s - job.settled_s
+        if charged_s or took_s:
+            job.charged_s = job.settled_s = job.earlier_s
+            self._classes.settle(job.request.priority, charged_s, took_s)
+            self._lanes[job.request.priority].settle(job.client.key, charged_s, took_s)
 
     def rest(self) -> None:
         """Nothing is being spoken; if nothing waits either, nobody owes anybody anything any more."""
-        if not self._jobs:
+        if not self:
             self._classes.rest()
             for lane in self._lanes.values():
                 lane.rest()
 
     # --- who goes before whom
 
-    def goes_before(self, job: Job, begun: Job, left_s: float, *, spoken_s: float) -> bool:
+    def goes_before(self, job: Job, begun: Job, left_s: float, *, unspoken_s: float) -> bool:
         """Whether a waiting job comes before the rest of one that was begun, which takes ``left_s`` more seconds.
 
-        ``spoken_s``: how long it has taken until now, which is what counts, whatever it is charged for. A lower class
-        never does; a higher one does as long as it has not had more than its weight; of the same class, another
-        client's job does which is much shorter, and whose client has had less.
+        ``unspoken_s``: what is charged for it already and not spoken yet. A lower class never does; a higher one does
+        as long as it has not had more than its weight; of the same class, another client's job does which is much
+        shorter, and whose client has had less.
         """
         mine, other = job.request.priority, begun.request.priority
         if _RANKS[mine] > _RANKS[other]:
             return False
-        back_s = begun.charged_s - spoken_s
         if mine != other:
-            had = self._classes.had(other) - back_s / self._classes.weight(other)
-            return self._classes.tag(mine) <= had
+            head_start = self._classes.handicap(other) - self._classes.handicap(mine)
+            had = self._classes.had(other) - unspoken_s / self._classes.weight(other)
+            return self._classes.tag(mine) <= had + head_start
         if job.client.key == begun.client.key or job.cost_s > _MUCH_SHORTER * left_s:
             return False
-        lane = self._lanes[mine]
-        return lane.tag(job.client.key) <= lane.had(begun.client.key) - back_s
+        return self._behind_s(job, begun, unspoken_s) <= 0.0
+
+    def _behind_s(self, job: Job, begun: Job, unspoken_s: float) -> float:
+        """How much more the client of a waiting job has had than that of one of its class that was begun."""
+        lane = self._lanes[job.request.priority]
+        return lane.tag(job.client.key) - (lane.had(begun.client.key) - unspoken_s)
+
+    def goes_before_in_s(self, job: Job, begun: Job, left_s: float, *, unspoken_s: float) -> float | None:
+        """For how long one of the same class has to be spoken until a waiting job comes before its rest; None: never.
+
+        While it is spoken its client gets ahead, until the other one has had less.
+        """
+        if job.request.priority != begun.request.priority or job.client.key == begun.client.key:
+            return None
+        in_s = max(0.0, self._behind_s(job, begun, unspoken_s))
+        return None if job.cost_s > _MUCH_SHORTER * (left_s - in_s) else in_s
 
     def in_order(self) -> Iterator[Job]:
         """All jobs that may be started, in the order in which they would be if no other came."""
         yield from self._for_fresh.values()
-        heap = self._classes.places()
+        turns = self._classes.turns()
         lanes = {priority: lane.in_order() for priority, lane in self._lanes.items()}
-        while heap:
-            start, rank, priority = heap[0]
+        while (priority := turns.next()) is not None:
             job = next(lanes[priority], None)  # type: ignore[index]
             if job is None:
-                heapq.heappop(heap)
-                continue
-            yield job
-            heapq.heapreplace(heap, (start + job.cost_s / self._classes.weight(priority), rank, priority))
+                turns.leave()
+            else:
+                yield job
+                turns.serve(job.cost_s)
 
     def ahead_of(self, job: Job) -> tuple[int, float]:
         """About how many jobs are started before one that waits, and their seconds of work, all classes together.
 
-        Takes time by the number of clients in its class.
+        Takes time by the number of clients in its class, up to some.
         """
         fresh = len(self._for_fresh)
         fresh_s = sum(other.cost_s for other in self._for_fresh.values())
@@ -215,10 +268,11 @@ class WaitingQueue:
         priority = job.request.priority
         count, work_s = self._lanes[priority].ahead_of(job)
         start = self._classes.tag(priority) + work_s / self._classes.weight(priority)
+        start += self._classes.handicap(priority)
         total, total_s = count + fresh, work_s + fresh_s
         for other, tag in self._classes.tags():
             lane = self._lanes[other]  # type: ignore[index]
-            room_s = (start - tag) * self._classes.weight(other)
+            room_s = (start - tag - self._classes.handicap(other)) * self._classes.weight(other)
             before = room_s > 0.0 or (room_s == 0.0 and _RANKS[other] < _RANKS[priority])
             if other == priority or not before:
                 continue

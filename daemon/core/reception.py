@@ -186,7 +186,7 @@ class Reception:
 
     def _say_accepted(self, job: Job, subscribers: list[Subscriber]) -> None:
         outlook = self._forecast.of(job)
-        free = not self._queue.paused and self._pool.free() is not None
+        free = self._dispatcher.starts_at_once(job)
         wait_s = 0.0 if free and not outlook.position else outlook.wait_s
         job.estimated_wait_s = wait_s
         job.told_position = outlook.position

@@ -21,6 +21,7 @@ def describe(worker: Worker, context: Context) -> dict[str, Any]:
         "pid": worker.pid,
         "gpu": worker.gpu,
         "jobs": list(worker.jobs),
+        "suspended": list(worker.aside),
         "jobs_done": worker.jobs_done_in_all,
         "jobs_since_start": worker.jobs_done,
         "restarts": worker.restarts,

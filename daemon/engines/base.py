@@ -3,6 +3,9 @@
 An engine lives in one worker process and is used from its main thread alone. Making it loads the model;
 :meth:`Engine.synthesize` is a generator, and each ``yield`` gives the worker a place to send audio, to cancel, and,
 where the yielded piece ends a segment, to put the job aside and go on with it later.
+
+So several generators may be open at a time, each at the end of a segment but for one: that one alone is advanced, to
+its end or its own border, before another is. They may be closed in any order, but never while one of them runs.
 """
 
 from __future__ import annotations
@@ -123,6 +126,9 @@ class Engine(abc.ABC):
     def synthesize(self, utterance: Utterance) -> Iterator[Piece]:
         """Speak, piece by piece. Closing the generator early ends the work and leaves the engine ready for the next.
 
+        While one waits at the end of a segment, others may be made, advanced and closed: what belongs to a job (caches,
+        random generators, what is known of the sentences before) is the generator's own, and what is shared (weights,
+        scratch buffers) is left as any other job would have it whenever a piece that ends a segment is yielded.
         Raises EngineError for a job that can't be done, anything else for a failure.
         """
 

@@ -61,7 +61,6 @@ class FaultEngine(Engine):
         self._leaked_ram: list[bytes] = []
         self._children: list[subprocess.Popen[bytes]] = []
         self._gpu: FaultGpu | None = None
-        self._in_use: list[Block] = []
         if vram_mib := int(settings.get("vram_mib", 0)):
             try:
                 self._on_gpu().take(vram_mib * _MIB)
@@ -89,10 +88,12 @@ class FaultEngine(Engine):
         hz, phase = _pitch(utterance)
         total = round(seconds * rate)
         piece = round(_PIECE_S * rate)
+        # This job's own: another may be spoken while this one is put aside.
+        in_use: list[Block] = []
         try:
             for segment in range(segments):
                 if goes_wrong and segment == options.after_segments:
-                    self._go_wrong(utterance)
+                    self._go_wrong(utterance, in_use)
                 position = total * segment // segments
                 end = total * (segment + 1) // segments
                 while True:
@@ -106,8 +107,8 @@ class FaultEngine(Engine):
                     if position == end:
                         break
         finally:
-            while self._in_use and self._gpu:
-                self._gpu.release(self._in_use.pop())
+            while in_use and self._gpu:
+                self._gpu.release(in_use.pop())
 
     def trim(self) -> None:
         if self._gpu:
@@ -118,13 +119,13 @@ class FaultEngine(Engine):
             return MemoryFigures()
         return MemoryFigures(torch_allocated=self._gpu.allocated, torch_reserved=self._gpu.reserved)
 
-    def _go_wrong(self, utterance: Utterance) -> None:
+    def _go_wrong(self, utterance: Utterance, in_use: list[Block]) -> None:
         options: FaultOptions = utterance.options
         if options.after_segments:
             # ZeroMQ sends in a thread of its own: let the segments that were spoken leave before this process does.
             _nap(utterance, _NAP_S)
         if options.fault in _ON_GPU:
-            self._go_wrong_on_gpu(options)
+            self._go_wrong_on_gpu(options, in_use)
             return
         match options.fault:
             case "sleep":
@@ -161,7 +162,7 @@ class FaultEngine(Engine):
             self._gpu = FaultGpu(self._share)
         return self._gpu
 
-    def _go_wrong_on_gpu(self, options: FaultOptions) -> None:
+    def _go_wrong_on_gpu(self, options: FaultOptions, in_use: list[Block]) -> None:
         try:
             gpu = self._on_gpu()
             match options.fault:
@@ -172,7 +173,7 @@ class FaultEngine(Engine):
                 case "cache_vram" if options.mib:
                     gpu.grow_cache(options.mib * _MIB)
                 case "use_vram" if options.mib:
-                    self._in_use.append(gpu.take(options.mib * _MIB))
+                    in_use.append(gpu.take(options.mib * _MIB))
                 case "oom_vram":
                     gpu.exhaust()
                 case "illegal_access":

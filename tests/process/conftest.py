@@ -27,7 +27,7 @@ Event = dict[str, Any]
 QUICK: dict[str, Any] = {
     "engine": {"name": "fault", "warmup_text": "a"},
     "workers": {"gpus": "none", "max": 1, "stop_timeout_s": 1.0, "start_timeout_s": 20.0},
-    "queue": {"max_waiting": 100},
+    "queue": {"max_waiting": 100, "max_share": 1.0},
     "limits": {"rate": ""},
 }
 
@@ -181,6 +181,17 @@ class Daemon:
             if time.monotonic() > deadline:
                 raise AssertionError(f"not within {patience_s} s: {what}; the daemon's log:\n{self.log()[-4000:]}")
             time.sleep(0.01)
+
+    def control_is_open(self) -> bool:
+        """Whether the daemon answers operators."""
+        if not Path(self.control_endpoint.removeprefix("ipc://")).exists():
+            return False
+        with contextlib.closing(Peer(self.control_endpoint)) as peer:
+            id = peer.send("ping")
+            try:
+                return peer.next(id, 1.0)[0]["event"] == "pong"
+            except AssertionError:
+                return False
 
     def stop(self) -> None:
         """End it by SIGTERM, as a service manager does; nothing of it may be left."""

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
-import zmq
 
 from glmtts.daemon import exit_codes
 from glmtts.protocol.worker import (
@@ -31,136 +27,21 @@ from glmtts.protocol.worker import (
     Failed,
     Finished,
     Hello,
-    Job,
-    Message,
     Ready,
     SegmentDone,
     StopWorker,
     Trim,
     Trimmed,
     WorkerProtocolError,
-    decode_from_worker,
-    encode,
 )
 
 from ..fake_gpu.fake_gpu import FakeGpus
-
-DEADLINE_S = 20.0
-M = TypeVar("M", bound=Message)
-
-
-class WorkerUnderTest:
-    """A worker process, and the supervisor's end of its wire."""
-
-    def __init__(self, folder: Path, **config: Any) -> None:
-        self.context = zmq.Context()
-        self.router = self.context.socket(zmq.ROUTER)
-        self.router.set(zmq.LINGER, 0)
-        self.router.set(zmq.RCVHWM, 8)
-        self.router.set(zmq.ROUTER_MANDATORY, 1)
-        endpoint = f"ipc://{folder}/w.sock"
-        self.router.bind(endpoint)
-        self.identity = b""
-        self.token = secrets.token_hex(8)
-        self.lifeline, self.write_end = os.pipe2(os.O_CLOEXEC)
-        self.log = folder / "log"
-        settings = {
-            "name": "w0",
-            "endpoint": endpoint,
-            "token": self.token,
-            "daemon_pid": os.getpid(),
-            "lifeline_fd": self.lifeline,
-            "engine": "fault",
-            "engine_settings": {},
-            "warmup_text": "",
-            "recording_min_s": 1.0,
-            "recording_max_s": 30.0,
-            "default_sample_rate": 24_000,
-        } | config
-        with self.log.open("wb") as log:
-            self.begun = time.monotonic()
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "glmtts.daemon.gpu_worker"],
-                env={**os.environ, "GLMTTS_WORKER": json.dumps(settings)},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[self.lifeline],
-                start_new_session=True,
-            )
-        os.close(self.lifeline)
-        self.jobs = 0
-
-    def close(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(DEADLINE_S)
-        if self.write_end >= 0:
-            os.close(self.write_end)
-        self.router.close()
-        self.context.term()
-
-    def receive(self, deadline_s: float = DEADLINE_S) -> tuple[Message, bytes | None]:
-        if not self.router.poll(deadline_s * 1e3):
-            raise AssertionError(f"the worker said nothing in {deadline_s} s; its log:\n{self.log.read_text()}")
-        self.identity, header, *body = self.router.recv_multipart()
-        return decode_from_worker(header), body[0] if body else None
-
-    def expect(self, kind: type[M]) -> M:
-        message, _ = self.receive()
-        assert isinstance(message, kind), f"{message} instead of {kind.__name__}; log:\n{self.log.read_text()}"
-        return message
-
-    def ready(self) -> Ready:
-        self.expect(Hello)
-        return self.expect(Ready)
-
-    def send(self, message: Any, body: bytes | None = None) -> None:
-        self.router.send_multipart([self.identity, encode(message), *([] if body is None else [body])])
-
-    def start(self, text: str = "hello", body: bytes | None = None, **job: Any) -> str:
-        self.jobs += 1
-        name = f"j{self.jobs}"
-        given: dict[str, Any] = {"voice": None, "format": "wav", "sample_rate": None, "stream": False, "seed": 0}
-        self.send(Job(**(given | {"job": name, "text": text, "options": {}} | job)), body)
-        return name
-
-    def until_end(self, name: str) -> tuple[Finished | Failed, list[tuple[Message, bytes | None]]]:
-        """The job's last message (its body as the last of the others) and all before it."""
-        seen: list[tuple[Message, bytes | None]] = []
-        while True:
-            message, body = self.receive()
-            seen.append((message, body))
-            assert getattr(message, "job", None) == name, message
-            if isinstance(message, Finished | Failed):
-                return message, seen
-
-    def speak(self, text: str = "hello", body: bytes | None = None, **job: Any) -> tuple[Finished, bytes]:
-        end, seen = self.until_end(self.start(text, body, **job))
-        assert isinstance(end, Finished), end
-        streamed = b"".join(audio or b"" for message, audio in seen if isinstance(message, AudioChunk))
-        return end, streamed if job.get("stream") else seen[-1][1] or b""
-
-    def fail(self, text: str = "hello", body: bytes | None = None, **job: Any) -> Failed:
-        end, _ = self.until_end(self.start(text, body, **job))
-        assert isinstance(end, Failed), end
-        return end
-
-
-Start = Callable[..., WorkerUnderTest]
+from .worker_under_test import DEADLINE_S, Start, WorkerUnderTest, workers
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    with tempfile.TemporaryDirectory(prefix="glmtts-") as folder, contextlib.ExitStack() as stack:
-
-        def begin(**config: Any) -> WorkerUnderTest:
-            own = Path(folder) / secrets.token_hex(4)
-            own.mkdir()
-            worker = WorkerUnderTest(own, **config)
-            stack.callback(worker.close)
-            return worker
-
+    with workers() as begin:
         yield begin
 
 
@@ -405,20 +286,6 @@ def test_audio_has_the_rate_that_was_asked_for(worker: WorkerUnderTest, rate: in
     samples, file_rate = soundfile.read(io.BytesIO(data))
     assert file_rate == done.sample_rate == (rate or 24_000)
     assert len(samples) == pytest.approx(file_rate, abs=2)
-
-
-def test_a_finished_file_is_put_where_it_was_asked_for_and_never_over_another(
-    worker: WorkerUnderTest, tmp_path: Path
-) -> None:
-    path = tmp_path / "a.wav"
-    done, body = worker.speak(output=str(path), options={"seconds": 0.2})
-    assert done.path == str(path) and body == b""
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == done.sha256
-    begun = time.monotonic()
-    failed = worker.fail(output=str(path), options={"fault": "sleep", "seconds": 30})
-    assert failed.code == "output_exists" and time.monotonic() - begun < 5
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.wav"]
-    assert worker.fail(output=str(tmp_path / "no" / "a.wav")).code == "output_failed"
 
 
 def test_a_recording_changes_the_voice(worker: WorkerUnderTest, tmp_path: Path) -> None:

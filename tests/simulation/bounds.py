@@ -65,7 +65,7 @@ class Bounds:
             must(Rule.BOUNDED, len(share._heap) <= 2 * len(share) + 66, "a heap of flows grows")
             must(Rule.BOUNDED, len(share._after) <= 2 * len(share) + 66, "tags of flows are kept")
         for lane in self._queue._lanes.values():
-            must(Rule.BOUNDED, len(lane._urgent) <= 2 * lane._with_deadline + 66, "a heap of deadlines grows")
+            must(Rule.BOUNDED, len(lane._urgent) <= 2 * len(lane._with_deadline) + 66, "a heap of deadlines grows")
 
     def look_closely(self) -> None:
         """What has to be counted."""

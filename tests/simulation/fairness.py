@@ -124,7 +124,8 @@ class Fairness:
             apart = abs((first - window.first) - (second - window.second))
             each = window.workers + 1 + (AHEAD if self._world.scene.brief else 0)
             by_weight = (length / self._weight(flow) for length, flow in zip(window.longest, pair, strict=True))
-            bound = each * sum(by_weight) + 0.1
+            ahead_s = 0.0 if pair[0][1] else abs(self._handicap(pair[0]) - self._handicap(pair[1]))
+            bound = each * sum(by_weight) + ahead_s + 0.1
             must(
                 Rule.FAIR,
                 apart <= bound,
@@ -132,11 +133,14 @@ class Fairness:
                 f"{second - window.second:.2f} while both waited; {bound:.2f} apart is what may be",
             )
 
+    def _handicap(self, flow: _Flow) -> float:
+        return self._queue._classes.handicap(flow[0])  # type: ignore[no-any-return]
+
     def _weight(self, flow: _Flow) -> float:
         return 1.0 if flow[1] else float(getattr(self._machine.settings.queue.classes, flow[0]).weight)
 
     def _longest(self, flow: _Flow) -> float:
         lane = self._queue._lanes[flow[0]]
         of = lane._flows.values() if not flow[1] else [lane._flows[flow[1]]]
-        waiting = max((job.cost_s for f in of for job in f.waiting.values()), default=0.0)
+        waiting = max((job.cost_s for f in of for _, _, job in f.jobs), default=0.0)
         return max(waiting, *self._recent.get(flow, {"": 0.0}).values())

@@ -160,7 +160,8 @@ class Invariants:
                     right = job.state == "running" and job.worker == name
                     must(Rule.ORDER, right, id, "is on", name, job.state)
             if state is WorkerState.BUSY:
-                with_batch += any(id in live and live[id].request.priority == "batch" for id in worker.at_hand)
+                # One that is put aside counts too: its worker is going to go on with it.
+                with_batch += any(id in live and live[id].request.priority == "batch" for id in worker.jobs)
         waiting = len(self._queue)
         ending = sum(job.ending is not None for job in live.values()) if running + waiting != len(live) else 0
         if running + waiting + ending != len(live):
@@ -229,7 +230,7 @@ class Invariants:
             must(Rule.ORDER, len(lane) == len(inside), "length of the lane of", priority)
             work_s = sum(job.cost_s for job in inside)
             must(Rule.ORDER, abs(lane.work_s - work_s) < 1e-6, "work of", priority, lane.work_s, work_s)
-            of_clients = {key: (count, flow_s) for key, count, flow_s in lane.clients()}
+            of_clients = {key: (len(flow.jobs), flow.work_s) for key, flow in lane._flows.items()}
             for key, (count, flow_s) in of_clients.items():
                 own = [job.cost_s for job in inside if job.client.key == key]
                 right = count == len(own) and abs(flow_s - sum(own)) < 1e-6

@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable, Iterable
 
 from glmtts.daemon.core import effects, inputs
+from glmtts.daemon.core import queue as core_queue
 from glmtts.daemon.core.machine import Machine, Phase
 from glmtts.daemon.core.settings import Settings
 from glmtts.protocol import control
@@ -29,6 +30,9 @@ from .processes import Process
 from .promises import Promises
 from .rules import Rule, must
 from .texts import pace
+
+# Jobs take tenths of a second here, and so does what a class may have before others.
+core_queue.HEAD_START_S = 0.1
 
 #: Virtual seconds in which everything has to come to its end, once nothing new happens.
 PATIENCE_S = 600.0

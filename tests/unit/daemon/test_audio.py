@@ -153,3 +153,15 @@ def test_the_checksum_is_the_one_of_the_ogg_standard() -> None:
     assert audio._ogg_crc(bytes(64)) == 0
     assert audio._ogg_crc(b"\x00\x00\x00\x01") == 0x04C11DB7
     assert audio._ogg_crc(b"a") != zlib.crc32(b"a")
+
+
+@pytest.mark.parametrize("audio_format", FORMATS)
+@pytest.mark.parametrize("seconds", [0.0, 0.02, 1.3])
+def test_how_long_a_file_is_can_be_told_from_the_file(audio_format: str, seconds: float) -> None:
+    data = encode(audio_format, tone(seconds))
+    assert audio.duration_s(data, audio_format, 24_000) == pytest.approx(seconds, abs=1 / 24_000)
+
+
+@pytest.mark.parametrize("audio_format", FORMATS)
+def test_what_is_no_file_any_more_has_no_length(audio_format: str) -> None:
+    assert audio.duration_s(b"", audio_format, 24_000) == 0.0

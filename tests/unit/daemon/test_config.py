@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from glmtts.daemon import config
 from glmtts.daemon.config import ConfigError
-from glmtts.daemon.core.settings import RESERVED, Section, Settings, flat
+from glmtts.daemon.config_rules import combinations, key_in_toml
+from glmtts.daemon.core.settings import RESERVED, ClientLimits, Section, Settings, flat
 
 
 def problems(text: str) -> list[str]:
@@ -51,6 +52,8 @@ def test_the_packaged_file_has_every_key_in_order_and_one_line_of_why() -> None:
     for line in config.packaged_default().splitlines():
         if match := re.fullmatch(r"\[([\w.]+)\]", line):
             section = match[1]
+        elif match := re.fullmatch(r"# \[(limits\.clients)\.alice\]", line):
+            found.append(match[1])  # an example: in TOML "clients = {}" and a section of it exclude each other
         elif match := re.fullmatch(r"(# )?(\w+) = (.*)", line):
             path = f"{section}.{match[2]}"
             found.append(path)
@@ -59,13 +62,25 @@ def test_the_packaged_file_has_every_key_in_order_and_one_line_of_why() -> None:
                 assert re.search(r" # \(a later version\) \w", line), f"{path} does not say that it is reserved"
             elif not section.startswith("queue.classes.") or section.endswith(".vip"):
                 assert re.search(r" # \w", line), f"{path} has no line of why"
-    assert found == _in_order(Settings)
+    assert sorted(found) == sorted(_in_order(Settings))
+    assert [path for path in found if path != "limits.clients"] == [
+        path for path in _in_order(Settings) if path != "limits.clients"
+    ]
     assert reserved == RESERVED
 
 
 def test_the_reserved_keys_in_the_packaged_file_have_their_defaults() -> None:
     uncommented = re.sub(r"(?m)^# (\w+ = .*)$", r"\1", config.packaged_default())
     assert config.parse(uncommented) == Settings()
+
+
+def test_the_example_of_a_clients_own_limits_can_be_uncommented() -> None:
+    lines = config.packaged_default().splitlines()
+    start = lines.index("# [limits.clients.alice]")
+    end = next(n for n in range(start, len(lines)) if not lines[n].startswith("#"))
+    lines[start:end] = [line.removeprefix("#").strip() for line in lines[start:end]]
+    limits = config.parse("\n".join(lines)).limits
+    assert limits.clients == {"alice": ClientLimits(rate="60/minute", rate_batch="", max_jobs=4096, max_share=0.5)}
 
 
 def _in_order(section: type[Section], prefix: str = "") -> list[str]:
@@ -111,6 +126,21 @@ def test_a_shorter_queue_needs_no_other_key_changed() -> None:
     assert config.parse("[queue]\nmax_waiting = 1").queue.max_waiting == 1
 
 
+def test_clients_have_limits_of_their_own_by_every_name_that_one_can_have() -> None:
+    text = '[limits]\ngateways = ["web"]\n' + "".join(
+        f"[limits.clients.{name}]\nmax_jobs = {number}\n"
+        for number, name in enumerate(["alice", "1000", '"key:kiosk-1"', '"web/爱丽丝"', '"key:web/a"'], 1)
+    )
+    names = ["alice", "1000", "key:kiosk-1", "web/爱丽丝", "key:web/a"]
+    own = config.parse(text).limits.clients
+    assert own == {name: ClientLimits(max_jobs=number) for number, name in enumerate(names, 1)}
+    assert config.parse('[limits.clients.a]\nrate = ""').limits.clients["a"].rate == "", "none at all, not the general"
+
+
+def test_one_worker_needs_no_other_key_changed() -> None:
+    assert config.parse("[workers]\nmax = 1").queue.interactive_workers == 1
+
+
 def test_the_fault_engine_can_be_told_to_start_slowly() -> None:
     settings = config.parse('[engine]\nname = "fault"\n[engine.fault]\nstart = "slow"\nstart_s = 2')
     assert settings.engine.fault.start_s == 2.0
@@ -137,6 +167,11 @@ def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
         ("[queue]\nLIMITS = 1", "queue.LIMITS", "glmttsctl config default"),
         ("[audio]\noutput = 1", "audio.output", "audio.outputs"),
         ("[workers.restart]\nhang_timeout_s = 1", "workers.restart.hang_timeout_s", "workers.hang_timeout_s"),
+        ("[limits.clients.alice]\nrat = '5/minute'", "limits.clients.alice.rat", "limits.clients.alice.rate?"),
+        ('[limits.clients."key:a"]\nmax_job = 1', 'limits.clients."key:a".max_job', 'limits.clients."key:a".max_jobs?'),
+        ("[limits.client.alice]\nrate = '5/minute'", "limits.client", "limits.clients"),
+        ("[queue]\nmax_shares = 1", "queue.max_shares", "queue.max_share"),
+        ("[queue]\nkeep_durable = 1", "queue.keep_durable", "queue.keep_durable_"),
         ("[qqq]\nzzz = 1", "qqq", "glmttsctl config default"),
     ],
 )
@@ -170,6 +205,15 @@ def test_an_unknown_name_is_answered_with_the_nearest_right_one(text: str, key: 
         ("[limits]\ntext_chars = 100001", "limits.text_chars", "<= 100000"),
         ('[limits]\ngateways = ["a", 5]', "limits.gateways", "as item 2, got 5"),
         ('[limits]\ngateways = "anna"', "limits.gateways", "a list"),
+        ("[limits]\nclients = 5", "limits.clients", "a table, got 5"),
+        ("[limits.clients]\nrate = '5/minute'", "limits.clients.rate", "[limits.clients.NAME], with rate, rate_batch"),
+        ("[limits.clients.alice]\nrate = 5", "limits.clients.alice.rate", "a string in quotes, got 5"),
+        ("[limits.clients.alice]\nmax_jobs = 0", "limits.clients.alice.max_jobs", "a whole number >= 1, got 0"),
+        ("[limits.clients.alice]\nmax_share = 2", "limits.clients.alice.max_share", "a number <= 1, got 2"),
+        ("[queue]\nmax_share = 0", "queue.max_share", "a number > 0, got 0"),
+        ("[queue]\npreempt = 1", "queue.preempt", "true or false, got 1"),
+        ("[queue]\ninteractive_workers = -1", "queue.interactive_workers", ">= 0, got -1"),
+        ("[queue]\nkeep_durable_s = 0", "queue.keep_durable_s", "a number > 0, got 0"),
         ("daemon = 5", "daemon", "expected a section, written [daemon]"),
         ("[[daemon]]\n", "daemon", "expected a section, written [daemon]"),
         ("[queue]\nmax_waiting = " + "9" * 4_000, "queue.max_waiting", "at most 1000000000000"),
@@ -186,7 +230,6 @@ def test_a_wrong_value_is_answered_with_what_is_expected(text: str, key: str, ex
 @pytest.mark.parametrize("path", sorted(RESERVED))
 def test_a_key_that_does_nothing_yet_is_refused(path: str) -> None:
     values = {
-        "limits.clients": "{ anna = { rate = '5/minute' } }",
         "engine.glmtts.sampling": '"topk"',
         "engine.glmtts.dtype": '"bf16"',
         "engine.glmtts.use_phoneme": "true",
@@ -216,6 +259,15 @@ def test_the_engine_that_is_not_there_yet_is_refused() -> None:
         ("[limits]\nrecording_min_s = 31", "limits.recording_min_s"),
         ('[limits]\nrate = "often"', "limits.rate"),
         ('[limits]\nrate_batch = "0/minute"', "limits.rate_batch"),
+        ('[limits.clients.alice]\nrate = "often"', "limits.clients.alice.rate"),
+        ('[limits.clients."a/b"]\nrate_batch = "0/day"', 'limits.clients."a/b".rate_batch'),
+        ('[limits.clients."a b"]', 'limits.clients."a b"'),
+        ('[limits.clients."key:"]', 'limits.clients."key:"'),
+        ('[limits.clients."uid:1000"]', 'limits.clients."uid:1000"'),
+        ('[limits.clients."web/anna"]', 'limits.clients."web/anna"'),
+        ('[limits]\ngateways = ["web"]\n[limits.clients."web/"]', 'limits.clients."web/"'),
+        ('[limits.clients.""]', 'limits.clients.""'),
+        ("[workers]\nmax = 2\n[queue]\ninteractive_workers = 2", "queue.interactive_workers"),
         ("[limits]\nheader_kib = 4", "limits.text_chars"),
         ("[limits]\nrecordings_mib = 15", "limits.recordings_mib"),
         ('[limits]\ngateways = ["a b"]', "limits.gateways"),
@@ -310,6 +362,27 @@ def test_no_document_raises_anything_but_config_errors(values: dict[str, Any]) -
     found: list[str] = []
     config._section(document, Settings, "", found)
     assert all(line.isprintable() for line in found), found
+
+
+NAMES = st.text(max_size=12) | st.sampled_from(["alice", "1000", "key:a", "web/b", "uid:1", "a/b/c"])
+LIMIT_VALUES = st.sampled_from(["5/minute", "", "often", 1, 0, 0.5, 2.0, True]) | VALUES
+LIMITS_OF_CLIENTS = st.dictionaries(
+    NAMES, st.dictionaries(st.sampled_from([*ClientLimits.__struct_fields__, "rat"]), LIMIT_VALUES) | VALUES, max_size=3
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(LIMITS_OF_CLIENTS)
+def test_whatever_clients_limits_say_is_taken_or_every_client_that_is_wrong_is_named(clients: dict[str, Any]) -> None:
+    found: list[str] = []
+    good = config._section({"limits": {"gateways": ["web"], "clients": clients}}, Settings, "", found)
+    parsed = msgspec.convert(good, Settings)
+    found += combinations(parsed, set())
+    assert all(line.isprintable() and line.startswith("limits.clients.") for line in found), found
+    for name, own in clients.items():
+        path = f"limits.clients.{key_in_toml(name)}"
+        if not any(line.startswith(path) for line in found):
+            assert msgspec.convert(own, ClientLimits) == parsed.limits.clients[name]
 
 
 # --- where things are

@@ -151,7 +151,7 @@ def test_no_more_lines_are_under_way_than_was_said(ctl: Any, daemon: Any, say: A
 
     daemon.script = script
     file = write(tmp_path / "b.jsonl", *({"uttid": str(n), "syn_text": f"text {n}"} for n in range(9)))
-    assert ctl("batch", file, "--out", out, "--jobs", 3).exit_code == 0
+    assert ctl("batch", file, "--out", out, "--jobs", 3, "--no-durable").exit_code == 0
     assert len(list(out.glob("*.wav"))) == 9
 
 
@@ -190,7 +190,7 @@ def test_two_batches_do_not_write_into_one_folder(ctl: Any, tmp_path: Path, out:
     assert "another batch writes there" in result.stderr
 
 
-def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(
+def test_without_the_journal_ctrl_c_ends_the_jobs_and_the_next_run_goes_on(
     ctl: Any, daemon: Any, say: Any, tmp_path: Path, out: Path
 ) -> None:
     def script(daemon: Any, peer: bytes, request: Any, body: bytes) -> None:
@@ -202,13 +202,14 @@ def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(
     speak, daemon.script = daemon.script, script
     file = write(tmp_path / "b.jsonl", {"uttid": "a", "syn_text": "quick"}, {"uttid": "b", "syn_text": "held"})
     code = "from glmtts.client.cli import main; main()"
-    command = [sys.executable, "-c", code, "batch", str(file), "--out", str(out), "--jobs", "1"]
+    command = [sys.executable, "-c", code, "batch", str(file), "--out", str(out), "--no-durable", "--jobs", "1"]
     with subprocess.Popen([*command, "--endpoint", daemon.endpoint], stderr=subprocess.PIPE, text=True) as process:
         while daemon.next_request("synthesize")[1].text != "held":
             pass
         os.kill(process.pid, signal.SIGINT)
         _, words = process.communicate(timeout=20)
     assert process.returncode == 130
+    assert daemon.next_request("cancel")[1].job == "held"
     assert "1 spoken" in words
     assert "1 left" in words
     assert "The same command goes on from here" in words

@@ -87,6 +87,11 @@ def test_80_by_24_has_the_state_gpus_workers_and_the_last_events_whatever_there_
     assert "w49 died: crashed" in text, "the newest event"
 
 
+def test_jobs_that_were_put_aside_are_told_from_those_that_wait() -> None:
+    text = "\n".join(lines_of(snapshot(suspended={"batch": 2, "vip": 0}), 80, 24))
+    assert "batch 1/1 (2 aside)" in text and "vip 0/0 " in text
+
+
 def test_what_is_left_out_is_counted() -> None:
     text = "\n".join(lines_of(snapshot(64, 16), 80, 24))
     shown = len(re.findall(r"^w\d+ +(?:ready|busy|draining)", text, re.MULTILINE))
@@ -143,7 +148,7 @@ def daemon_answers(answers: dict[str, Any], publisher: Any) -> dict[str, Any]:
         "status": {**shot.status, "pid": 1},
         "workers": {"workers": list(shot.workers)},
         "gpus": dict(shot.gpus),
-        "jobs": {"jobs": []},
+        "queue": {"classes": {"batch": {"waiting": 1, "running": 1, "suspended": 2}}},
     }
     return answers
 

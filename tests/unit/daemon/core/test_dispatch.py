@@ -228,6 +228,42 @@ def test_the_default_deadline_holds_for_jobs_after_a_reload(world: Any, make_set
     assert world.names(before) == ["accepted", "started"]
 
 
+def test_a_job_that_can_not_be_done_in_time_is_refused_at_the_door(make_stage: Make) -> None:
+    stage = make_stage(learn=(100,) * 8)
+    error = stage.world.last(stage.world.request(text="x" * 100, deadline_s=4.9))
+    assert (error.code, error.retryable) == ("deadline_exceeded", False)
+    assert "deadline_s: 4.9 s are not enough" in error.message
+    assert "5.0 s at the least" in error.message
+    # What was measured is never that exact: half of it is believed to be possible.
+    assert stage.world.names(stage.world.request(text="x" * 100, deadline_s=5.1)) == ["accepted", "started"]
+
+
+def test_a_job_that_has_waited_too_long_to_be_done_in_time_ends_as_soon_as_that_is_known(make_stage: Make) -> None:
+    stage = make_stage(learn=(100,) * 8, queue={"preempt": False})
+    stage.world.request(text="x" * 200)
+    hopeless = stage.world.request(text="x" * 100, deadline_s=15.0)
+    accepted_at = stage.world.now
+    stage.run(9.9)
+    assert stage.world.names(hopeless)[-1] != "error"
+    stage.run(0.2)
+    error = stage.world.last(hopeless)
+    assert error.code == "deadline_exceeded"
+    assert "it takes about 10.0 s, and only 5.0 s were left" in error.message
+    assert stage.world.now - accepted_at < 15.0
+
+
+def test_a_job_that_could_still_make_it_is_never_given_up(make_stage: Make) -> None:
+    stage = make_stage(learn=(100,) * 8, queue={"preempt": False})
+    stage.world.request(text="x" * 90)
+    # Thought to take 10 s, of which there are 6 when its turn comes; and it takes 5.
+    id = stage.world.request(text="x" * 100, deadline_s=15.0)
+    stage.run(9.05)
+    assert stage.world.names(id)[-1] == "started"
+    stage._slow = 0.5
+    stage.run(6.0)
+    assert isinstance(stage.world.last(id), events.Done)
+
+
 # --- quarantine
 
 
@@ -316,12 +352,13 @@ def test_a_wait_is_estimated_from_what_is_before_the_job(world: Any) -> None:
     world.finish(world.job(world.request(text="x" * 100)), synthesis_s=10.0)
     idle = world.request(text="x" * 100)
     assert world.told(idle)[0].estimated_wait_s == 0.0
+    world.pass_time(4.0)
     second, third = world.request(text="x" * 50), world.request(text="x" * 50)
-    # Half of what is being spoken, then the text of those before.
-    assert world.told(second)[0].estimated_wait_s == 5.0
-    assert world.told(third)[0].estimated_wait_s == 10.0
+    # The rest of what is being spoken, then the text of those before.
+    assert world.told(second)[0].estimated_wait_s == 6.0
+    assert world.told(third)[0].estimated_wait_s == 11.0
     ask = world.request(requests.GetJob(id="", v=1, job=world.job(second)))
-    assert (world.last(ask).position, world.last(ask).estimated_wait_s) == (0, 5.0)
+    assert (world.last(ask).position, world.last(ask).estimated_wait_s) == (0, 6.0)
 
 
 def _brief(make_world: Make) -> Any:

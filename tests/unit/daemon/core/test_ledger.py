@@ -9,7 +9,7 @@ import pytest
 
 from glmtts.daemon.core import ledger as module
 from glmtts.daemon.core.inputs import ReplyTo
-from glmtts.daemon.core.jobs import Job, Subscriber
+from glmtts.daemon.core.jobs import Ending, Job, Subscriber
 from glmtts.daemon.core.ledger import KEY_HOLDS_S, Ledger, content_digest
 from glmtts.protocol import events
 from glmtts.protocol.errors import ErrorCode
@@ -19,7 +19,8 @@ Make = Callable[..., Job]
 
 
 def end(ledger: Ledger, job: Job, body: bytes | None = None, expires_at: float = 100.0) -> None:
-    ledger.end(job, events.Error.of("", ErrorCode.CANCELLED, "x", job=job.id), body, expires_at)
+    event = events.Error.of("", ErrorCode.CANCELLED, "x", job=job.id)
+    ledger.end(job, Ending("cancelled", event, body), expires_at)
 
 
 def test_what_live_jobs_hold_is_given_back_at_their_end(make_job: Make) -> None:
@@ -53,7 +54,7 @@ def test_a_result_is_dropped_when_its_time_is_over_or_room_is_short(make_job: Ma
     assert ledger.expire(0.0, 250) == 10.0
     first = ledger.ended(jobs[0].id)
     assert first is not None
-    assert (first.body, first.body_dropped, ledger.result_bytes) == (None, True, 200)
+    assert (first.ending.body, first.body_dropped, ledger.result_bytes) == (None, True, 200)
     assert ledger.expire(20.0, 250) == 30.0
     assert (ledger.ended(jobs[1].id), ledger.result_bytes) == (None, 100)
     assert ledger.expire(30.0, 250) is None
@@ -104,6 +105,19 @@ def test_a_key_stands_for_its_job_for_a_day_and_for_its_client_alone(make_job: M
     assert ledger.with_key("uid:1001", "k", KEY_HOLDS_S - 1) == (job.id, "c")
     assert ledger.with_key("uid:1002", "k", 0.0) is None
     assert ledger.with_key("uid:1001", "k", KEY_HOLDS_S) is None
+
+
+def test_a_key_of_a_job_that_was_not_accepted_after_all_stands_for_nothing(make_job: Make) -> None:
+    ledger = Ledger()
+    job, other = make_job(key="k", output="a.wav", recording=b"x"), make_job()
+    for each in (job, other):
+        ledger.add(each)
+    ledger.drop(job)
+    ledger.forget_key(job)
+    ledger.forget_key(other)
+    assert ledger.with_key("uid:1001", "k", 0.0) is None
+    assert (ledger.find(job.id), ledger.outputs, ledger.recording_bytes, job.subscribers) == (None, set(), 0, [])
+    assert list(ledger.live) == [other.id]
 
 
 def test_a_key_that_is_used_again_after_a_day_holds_for_another(

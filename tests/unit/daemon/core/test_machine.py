@@ -32,7 +32,7 @@ def test_a_stream_whose_client_is_gone_is_not_spoken_for_nobody(world: Any) -> N
     world.step(inputs.ConnectionClosed(2))
     world.say(wire.Failed(job=world.job(stream), code="cancelled", message="cancelled"))
     world.finish(world.job(whole))
-    assert world.machine._dispatcher.outcomes == {"cancelled": 1, "done": 1}
+    assert world.machine._endings.outcomes == {"cancelled": 1, "done": 1}
 
 
 def test_a_stream_that_somebody_else_hears_goes_on_without_the_one_who_left(world: Any) -> None:

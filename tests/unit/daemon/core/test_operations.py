@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from glmtts.daemon.core import effects, inputs
 from glmtts.daemon.core.operations import merged
 from glmtts.daemon.core.settings import Settings
@@ -54,8 +56,47 @@ def test_an_operator_sees_and_cancels_everybodys_jobs(world: Any) -> None:
     id = world.request()
     listed = world.last(world.operate(requests.ListJobs)).jobs
     assert [(job.job, job.client) for job in listed] == [(world.job(id), "uid:1001")]
-    world.operate(requests.Cancel, job=world.job(id))
+    world.operate(control.Cancel, job=world.job(id))
     assert "an operator" in world.last(id).message
+
+
+@pytest.mark.parametrize("keys", [{}, {"job": "b-1", "client": "alice"}])
+def test_an_operator_who_names_neither_a_job_nor_a_client_ends_nothing(world: Any, keys: dict[str, str]) -> None:
+    id = world.request()
+    assert world.last(world.operate(control.Cancel, **keys)).code == "bad_request"
+    assert world.names(id) == ["accepted", "started"]
+
+
+@pytest.mark.parametrize(
+    ("client", "ended"),
+    [
+        ("uid:1001", {"alice"}),
+        ("1001", {"alice"}),
+        ("alice", {"alice"}),
+        ("gate/carol", {"carol"}),
+        ("uid:7/carol", {"carol"}),
+        ("gate", {"gate", "carol", "dave"}),
+        ("uid:7", {"gate"}),
+        ("eve", set()),
+    ],
+)
+def test_an_operator_ends_all_jobs_of_a_client_by_any_name_that_it_has(
+    make_world: Make, client: str, ended: set[str]
+) -> None:
+    world = make_world(limits={"gateways": ["gate"]})
+    world.ready()
+    gate = inputs.Client("uid:7", "gate")
+    ids = {
+        "alice": world.request(priority="batch"),
+        "bob": world.request(client=inputs.Client("uid:1002", "bob")),
+        "gate": world.request(client=gate),
+        "carol": world.request(client=gate, on_behalf_of="carol"),
+        "dave": world.request(client=gate, on_behalf_of="dave", priority="batch"),
+    }
+    jobs = {name: world.job(id) for name, id in ids.items()}
+    values = world.last(world.operate(control.Cancel, client=client)).values
+    assert {name for name, id in ids.items() if world.names(id)[-1] == "error"} == ended
+    assert values == {"cancelled": len(ended), "jobs": [job for name, job in jobs.items() if name in ended]}
 
 
 def test_status_counts_what_there_is(world: Any) -> None:

@@ -114,9 +114,14 @@ def test_a_gateway_speaks_for_its_users_and_nobody_else_does(make_world: Make) -
     assert isinstance(world.last(ask), events.JobAnswer)
 
 
-def test_the_journal_that_is_not_there_is_not_promised(world: Any) -> None:
-    assert "durable" in refused(world, durable=True).message
-    assert "journal" in world.told(world.request(priority="batch"))[0].warning
+def test_the_journal_that_is_not_there_is_not_promised(make_world: Make) -> None:
+    world = make_world(journal="none")
+    world.ready()
+    for keys in ({"durable": True}, {"priority": "batch"}):
+        error = refused(world, **keys)
+        assert (error.code, error.retryable, error.retry_after_s) == ("unavailable", True, 5.0)
+        assert '"durable": false' in error.message
+    assert world.names(world.request(priority="batch", durable=False)) == ["accepted", "started"]
 
 
 # --- keys

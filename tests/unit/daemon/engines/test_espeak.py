@@ -6,7 +6,9 @@ import hashlib
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,6 +106,88 @@ def test_a_cancelled_text_ends_at_once_and_leaves_no_thread(engine: Engine) -> N
     speak(engine, "ok")
     engine.close()
     assert threading.active_count() == 1
+
+
+def test_a_job_put_aside_for_others_sounds_as_if_it_had_been_alone(engine: Engine) -> None:
+    """The library's state is static: without an instance for each job, the others would be heard in this one."""
+    text = (CHINESE + ENGLISH) * 3
+    whole, other = digest(speak(engine, text)), digest(speak(engine, ENGLISH, "de", pitch=90))
+    heard: list[np.ndarray] = []
+    for piece in engine.synthesize(utterance(text)):
+        heard.append(piece.samples)
+        if piece.ends_segment:
+            assert digest(speak(engine, ENGLISH, "de", pitch=90)) == other
+    assert digest(np.concatenate(heard)) == whole
+
+
+def test_jobs_put_aside_upon_jobs_put_aside_are_all_spoken_to_their_ends(engine: Engine) -> None:
+    texts = [ENGLISH * 2, CHINESE * 3, (CHINESE + ENGLISH) * 2, ENGLISH * 3]
+    alone = [digest(speak(engine, text)) for text in texts]
+    turns = [iter(engine.synthesize(utterance(text))) for text in texts]
+    heard: list[list[np.ndarray]] = [[] for _ in texts]
+    waiting = list(range(len(texts)))
+    while waiting:
+        for job in list(waiting):
+            for piece in turns[job]:
+                heard[job].append(piece.samples)
+                if piece.ends_segment:
+                    break
+            else:
+                waiting.remove(job)
+    assert [digest(np.concatenate(pieces)) for pieces in heard] == alone
+
+
+def test_a_job_put_aside_keeps_nobody_waiting_even_if_it_is_long(engine: Engine) -> None:
+    """Its thread is blocked, because nobody takes what it has made."""
+    aside = iter(engine.synthesize(utterance(ENGLISH * 100)))
+    while not next(aside).ends_segment:
+        pass
+    begun = time.monotonic()
+    speak(engine, "hello")
+    assert time.monotonic() - begun < 1.0
+    aside.close()  # type: ignore[attr-defined]
+    engine.close()
+    assert threading.active_count() == 1
+
+
+def test_jobs_put_aside_leave_no_descriptor_no_mapping_and_no_memory(engine: Engine) -> None:
+    def held() -> tuple[int, int, int]:
+        engine.close()
+        mappings = Path("/proc/self/maps").read_text().splitlines()
+        rss = int(Path("/proc/self/statm").read_text().split()[1]) * 4_096
+        return len(list(Path("/proc/self/fd").iterdir())), sum("espeak" in line for line in mappings), rss
+
+    def speak_with_others_aside(depth: int) -> None:
+        pieces = iter(engine.synthesize(utterance("One. Two.")))
+        for piece in pieces:
+            if piece.ends_segment and depth:
+                speak_with_others_aside(depth - 1)
+                if depth % 2:
+                    pieces.close()  # type: ignore[attr-defined]
+
+    for _ in range(10):
+        speak_with_others_aside(3)
+    before = held()
+    for _ in range(40):
+        speak_with_others_aside(3)
+    after = held()
+    assert after[:2] == before[:2]
+    assert after[2] - before[2] < 4 << 20
+
+
+def test_a_library_that_vanished_ends_the_process_instead_of_crashing_it() -> None:
+    """An upgrade of the package takes the files away under a running worker."""
+    program = (
+        "from glmtts.daemon.engines import load\n"
+        "from glmtts.daemon.engines.base import EngineError, Utterance\n"
+        "engine = load('espeak', {}, send_raw=print)\n"
+        "engine._idle[0]._path = '/nowhere/gone.so'\n"
+        "list(engine.synthesize(Utterance('ok', None, None, 22050, 0, engine.options())))\n"
+        "try: next(engine.synthesize(Utterance('ok', None, None, 22050, 0, engine.options())))\n"
+        "except EngineError as error: print(error.fatal, error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("True eSpeak NG can't be loaded again: /nowhere/gone.so")
 
 
 def test_rate_and_pitch_are_heard(engine: Engine) -> None:

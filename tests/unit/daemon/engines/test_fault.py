@@ -48,6 +48,15 @@ def test_a_long_tone_comes_in_pieces_without_a_seam(engine: Engine) -> None:
     assert np.max(np.abs(np.diff(whole))) < 0.3 * 2 * np.pi * 900 / 24_000
 
 
+def test_a_tone_put_aside_for_another_goes_on_where_it_was(engine: Engine) -> None:
+    options = FaultOptions(seconds=2.0, segments=3)
+    heard = []
+    for piece in engine.synthesize(Utterance("hello", "tone", None, 24_000, 0, options)):
+        heard.append(piece.samples)
+        samples(engine, "other", seconds=0.3, fault="leak_ram", mib=1)
+    assert np.array_equal(np.concatenate(heard), samples(engine, seconds=2.0, segments=3))
+
+
 def test_every_other_request_sounds_different(engine: Engine) -> None:
     reference = Reference(np.zeros(1, np.float32), 16_000, "text", "digest")
     variants: list[dict[str, Any]] = [

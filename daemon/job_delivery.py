@@ -1,0 +1,42 @@
+"""Where the finished file of a job goes: to its output, to the results that are kept, or to the supervisor."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+from glmtts.protocol.worker import Finished, Job
+
+from . import outputs
+
+
+def deliver(job: Job, file: bytes, finished: Finished) -> bytes | None:
+    """Put ``file`` where ``job`` wants it, and say in ``finished`` what is there; returns it if it is to be sent.
+
+    Raises OutputError for an output that can't be written; a result that can't be is sent instead.
+    """
+    if job.output is not None:
+        there = outputs.write_new(Path(job.output), file, job.job)
+        if there is not file:
+            describe(finished, there)
+        return None
+    if job.result is not None:
+        try:
+            outputs.replace(Path(job.result), file)
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            print(
+                f"job {job.job}: its result is sent, because it can't be kept in {job.result}: {reason}",
+                file=sys.stderr,
+            )
+        else:
+            finished.result = job.result
+            return None
+    return file
+
+
+def describe(finished: Finished, file: bytes) -> None:
+    """Say of the file that is there what it is."""
+    finished.bytes = len(file)
+    finished.sha256 = hashlib.sha256(file).hexdigest()

@@ -1,0 +1,221 @@
+"""What a client loses when the daemon is killed: nothing that was durable; and what it loses when the disk fails."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sqlite3
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+#: A job of a second and a half, in a piece every twentieth of it.
+SLOW: dict[str, Any] = {"seconds": 3.0, "segments": 10, "rtf": 0.5}
+
+
+def submit(client: Any, text: str, **keys: Any) -> str:
+    """A durable job that is accepted; returns its name."""
+    id = client.send("synthesize", text=text, **({"durable": True} | keys))
+    return str(client.until(id, "accepted")["job"])
+
+
+def outputs(daemon: Any) -> Path:
+    return Path(daemon.state) / "outputs"
+
+
+def test_a_job_that_waited_and_one_that_was_spoken_are_done_by_the_next_daemon(start: Any) -> None:
+    daemon = start()
+    client = daemon.client()
+    spoken = client.send("synthesize", text="begun before the kill", durable=True, options=SLOW)
+    client.until(spoken, "progress")
+    jobs = {submit(client, f"waits {n}", priority="batch") for n in range(5)}
+    lost = client.send("synthesize", text="not durable")
+    client.until(lost, "accepted")
+    begun = client.ask("jobs", state="running")["jobs"][0]["job"]
+    daemon.kill()
+    daemon.restart()
+    again = daemon.client()
+    done, audio = again.all(again.send("wait", job=begun))
+    assert done[-1]["event"] == "done" and done[-1]["attempts"] == 2, done[-1]
+    assert hashlib.sha256(audio).hexdigest() == done[-1]["sha256"]
+    _, undisturbed = again.speak("begun before the kill", options=SLOW)
+    assert audio == undisturbed
+    for job in jobs:
+        assert again.ask("wait", job=job)["event"] == "done"
+    assert daemon.status()["counts"]["done"] == len(jobs) + 2
+
+
+def test_a_result_is_fetched_after_restarts_and_looked_up_when_memory_has_forgotten_it(start: Any) -> None:
+    daemon = start(queue={"keep_results_s": 0.2})
+    client = daemon.client()
+    done, audio = client.speak("keep this", durable=True)
+    daemon.until(lambda: client.ask("jobs")["jobs"] == [], "memory has forgotten it")
+    again, same = client.all(client.send("wait", job=done["job"]))
+    assert same == audio and again[-1]["sha256"] == done["sha256"]
+    daemon.kill()
+    daemon.restart()
+    after = daemon.client()
+    events, same = after.all(after.send("wait", job=done["job"]))
+    assert same == audio and [event["event"] for event in events] == ["done"]
+    info = after.ask("job", job=done["job"])
+    assert info["state"] == "done" and info["priority"] == "interactive"
+    assert after.ask("cancel", job=done["job"])["state"] == "done"
+    assert after.refused("wait", job="0-0")["code"] == "job_not_found"
+
+
+def test_the_same_key_after_a_crash_is_the_same_job(start: Any) -> None:
+    daemon = start()
+    client = daemon.client()
+    done, audio = client.speak("once", durable=True, key="k1")
+    daemon.kill()
+    daemon.restart()
+    after = daemon.client()
+    events, same = after.all(after.send("synthesize", text="once", durable=True, key="k1"))
+    assert [event["event"] for event in events] == ["accepted", "done"]
+    assert events[-1]["job"] == done["job"] and same == audio
+    assert after.refused("synthesize", text="something else", durable=True, key="k1")["code"] == "bad_request"
+    assert daemon.status()["counts"]["done"] == 0, "nothing was spoken again"
+    # Another client's key is its own; the gateway here stands for two of them.
+    assert after.speak("two", durable=True)[0]["job"] != done["job"]
+
+
+def test_an_output_appears_once_though_the_daemon_dies_when_it_is_written(start: Any) -> None:
+    daemon = start()
+    client = daemon.client()
+    path = outputs(daemon) / "chapter.wav"
+    job = submit(client, "a chapter", output="chapter.wav", options={"seconds": 1.0})
+    # The moment between the file and the news of it.
+    while not path.exists():
+        time.sleep(0.0005)
+    daemon.kill()
+    before = path.read_bytes()
+    daemon.restart()
+    after = daemon.client()
+    done = after.ask("wait", job=job)
+    assert done["event"] == "done" and done["path"] == str(path), done
+    assert path.read_bytes() == before and hashlib.sha256(before).hexdigest() == done["sha256"]
+    daemon.until(
+        lambda: [file.name for file in outputs(daemon).iterdir()] == ["chapter.wav"], "marks of outputs are removed"
+    )
+
+
+def test_a_stop_leaves_what_waits_to_the_next_daemon_and_says_so(start: Any) -> None:
+    daemon = start()
+    client = daemon.client()
+    running = client.send("synthesize", text="is finished", options={"seconds": 1.0, "rtf": 0.5})
+    client.until(running, "started")
+    id = client.send("synthesize", text="goes on later", durable=True, priority="batch")
+    job = client.until(id, "accepted")["job"]
+    daemon.process.terminate()
+    told = client.until(id, "error")
+    assert told["code"] == "shutting_down" and told["retryable"] and "wait" in told["message"]
+    assert client.until(running, "done")["event"] == "done"
+    assert daemon.process.wait(10) == 0
+    daemon.restart()
+    assert daemon.client().ask("wait", job=job)["event"] == "done"
+
+
+def test_a_durable_stream_that_was_broken_off_is_made_whole(start: Any) -> None:
+    daemon = start()
+    client = daemon.client()
+    id = client.send("synthesize", text="streamed", stream=True, durable=True, options=SLOW)
+    job = client.until(id, "accepted")["job"]
+    client.until(id, "audio")
+    daemon.kill()
+    daemon.restart()
+    after = daemon.client()
+    events, audio = after.all(after.send("wait", job=job))
+    assert events[-1]["event"] == "done" and "chunks" not in events[-1], events[-1]
+    assert hashlib.sha256(audio).hexdigest() == events[-1]["sha256"]
+
+
+def test_a_client_that_goes_away_does_not_end_a_durable_job(start: Any) -> None:
+    daemon = start()
+    client = daemon.client()
+    id = client.send("synthesize", text="streamed for nobody", stream=True, durable=True, options=SLOW)
+    job = client.until(id, "accepted")["job"]
+    client.until(id, "audio")
+    client.close()
+    other = daemon.client()
+    assert other.ask("wait", job=job)["event"] == "done"
+
+
+def test_a_damaged_journal_stops_durable_jobs_alone_and_is_left_as_it_is(start: Any) -> None:
+    daemon = start()
+    daemon.client().speak("in the journal", durable=True)
+    daemon.stop()
+    journal = Path(daemon.state) / "journal.db"
+    data = bytearray(journal.read_bytes())
+    data[100:4000] = b"\xff" * 3900
+    journal.write_bytes(data)
+    damaged = journal.read_bytes()
+    daemon.restart()
+    client = daemon.client()
+    assert client.speak("interactive goes on")[0]["event"] == "done"
+    error = client.refused("synthesize", text="durable", durable=True)
+    assert error["code"] == "unavailable" and error["retryable"] and str(journal) in error["message"]
+    status = daemon.status()
+    assert not status["journal"]["ok"]
+    assert [alert["name"] for alert in status["alerts"]] == ["journal"]
+    assert client.speak("batch all the same", priority="batch", durable=False)[0]["event"] == "done"
+    assert journal.read_bytes() == damaged
+    # What the message says to do helps, without a restart.
+    for name in ("journal.db", "journal.db-wal", "journal.db-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            (Path(daemon.state) / name).rename(Path(daemon.state) / f"{name}.damaged")
+    daemon.until(lambda: daemon.status()["journal"]["ok"], "the journal works again")
+    assert daemon.status()["alerts"] == []
+    assert client.speak("durable again", durable=True)[0]["event"] == "done"
+
+
+def test_a_journal_that_another_process_has_locked_is_named_and_waited_for(start: Any) -> None:
+    daemon = start()
+    client = daemon.client()
+    client.speak("so that there is a journal", durable=True)
+    with contextlib.closing(sqlite3.connect(Path(daemon.state) / "journal.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        error = client.refused("synthesize", text="durable", durable=True)
+        assert error["code"] == "unavailable" and "lock" in error["message"]
+        assert client.speak("interactive goes on")[0]["event"] == "done"
+        other.rollback()
+    daemon.until(lambda: daemon.status()["journal"]["ok"], "the journal works again")
+    assert client.speak("durable again", durable=True)[0]["event"] == "done"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")
+def test_a_full_disk_refuses_durable_jobs_and_lets_interactive_ones_pass(start: Any) -> None:
+    daemon = start(wait=False)
+    daemon.kill()
+    state = Path(daemon.state)
+    state.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(state)], check=True)
+    try:
+        daemon.restart()
+        client = daemon.client()
+        kept, _ = client.speak("before it is full", durable=True)
+        filler = state / "filler"
+        with contextlib.suppress(OSError), filler.open("wb") as file:
+            while True:
+                file.write(bytes(4096))
+        # What still fits into the journal's own pages is accepted; the first that does not is refused.
+        for number in range(200):
+            event = client.ask("synthesize", text=f"{number} " + "long " * 800, durable=True, options={"seconds": 0.05})
+            if event["event"] == "error":
+                break
+        assert event["event"] == "error" and event["code"] in ("unavailable", "output_failed"), event
+        assert "full" in event["message"] or "space" in event["message"], event
+        assert client.speak("interactive goes on")[0]["event"] == "done"
+        filler.unlink()
+        daemon.until(lambda: daemon.status()["journal"]["ok"], "the journal works again")
+        assert client.speak("durable again", durable=True)[0]["event"] == "done"
+        assert client.ask("wait", job=kept["job"])["event"] == "done"
+        daemon.stop()
+    finally:
+        daemon.process.kill()
+        daemon.process.wait()
+        daemon.until_nothing_is_left()
+        subprocess.run(["umount", str(state)], check=True)

@@ -1,0 +1,165 @@
+"""`glmttsctl batch` against a real daemon: terminals close, daemons are killed, and no line is lost or spoken twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+
+PATIENCE_S = 40.0
+GLMTTSCTL = str(Path(sys.executable).with_name("glmttsctl"))
+LINES = 12
+
+
+class Batch:
+    """A book of short lines and the command that has it spoken, by one daemon."""
+
+    def __init__(self, folder: Path) -> None:
+        self.out = folder / "out"
+        self.file = folder / "book.jsonl"
+        self.file.write_text(
+            "".join(json.dumps({"uttid": f"l{n}", "syn_text": f"line {n}"}) + "\n" for n in range(LINES))
+        )
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def begin(self, daemon: Any, *more: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [GLMTTSCTL, "batch", str(self.file), "--out", str(self.out), "--option", "seconds=0.3", *more],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"GLMTTS_ENDPOINT": daemon.endpoint, "NO_COLOR": "1"},
+        )
+        self.processes.append(process)
+        return process
+
+    def run(self, daemon: Any, *more: str) -> str:
+        """Run it to its good end; returns what it said."""
+        process = self.begin(daemon, *more)
+        _, said = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, said
+        return said
+
+    def check(self) -> None:
+        """Every line is there, and sounds."""
+        assert sorted(path.name for path in self.out.glob("*.wav")) == sorted(f"l{n}.wav" for n in range(LINES))
+        for path in self.out.glob("*.wav"):
+            samples, rate = soundfile.read(path)
+            assert len(samples) == round(0.3 * rate)
+        assert not (self.out / "failures.jsonl").exists()
+
+
+@pytest.fixture
+def batch(tmp_path: Path) -> Iterator[Batch]:
+    made = Batch(tmp_path)
+    yield made
+    for process in made.processes:
+        process.kill()
+        process.communicate()
+
+
+def waiting(daemon: Any) -> int:
+    return int(daemon.status()["queue"]["waiting"])
+
+
+def accepted_and_done(daemon: Any) -> tuple[int, int]:
+    counts = daemon.status()["counts"]
+    return counts["accepted"], counts["done"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGKILL])
+def test_what_the_daemon_has_is_spoken_without_the_command_and_fetched_by_the_next(
+    start: Callable[..., Any], batch: Batch, number: int
+) -> None:
+    daemon = start()
+    daemon.control("pause")
+    process = batch.begin(daemon)
+    daemon.until(lambda: waiting(daemon) == LINES, "the daemon has every line")
+    process.send_signal(number)
+    _, said = process.communicate(timeout=PATIENCE_S)
+    if number != signal.SIGKILL:
+        assert f"{LINES} lines go on in the daemon; the same command with --resume fetches them." in said
+    daemon.control("resume")
+    daemon.until(lambda: accepted_and_done(daemon) == (LINES, LINES), "they are spoken")
+    batch.run(daemon, "--resume")
+    batch.check()
+    assert accepted_and_done(daemon) == (LINES, LINES), "nothing was spoken twice"
+
+
+def test_a_daemon_killed_under_a_batch_fails_no_line_of_it(start: Callable[..., Any], batch: Batch) -> None:
+    daemon = start()
+    process = batch.begin(daemon, "--jobs", "5", "--option", "rtf=0.3")
+    daemon.until(lambda: accepted_and_done(daemon)[1] >= 2, "the first lines are spoken")
+    daemon.kill()
+    daemon.restart()
+    _, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, said
+    batch.check()
+
+
+def test_a_daemon_killed_while_nobody_looks_still_has_the_lines(start: Callable[..., Any], batch: Batch) -> None:
+    daemon = start()
+    daemon.control("pause")
+    process = batch.begin(daemon)
+    daemon.until(lambda: waiting(daemon) == LINES, "the daemon has every line")
+    process.kill()
+    process.wait(PATIENCE_S)
+    daemon.kill()
+    daemon.restart()
+    daemon.until(lambda: waiting(daemon) + daemon.status()["queue"]["running"] == 0, "the next daemon speaks them")
+    spoken = daemon.status()["counts"]["done"]
+    batch.run(daemon)
+    batch.check()
+    assert daemon.status()["counts"]["done"] == spoken == LINES
+
+
+def test_cancel_on_exit_leaves_nothing_behind(start: Callable[..., Any], batch: Batch) -> None:
+    daemon = start()
+    daemon.control("pause")
+    process = batch.begin(daemon, "--cancel-on-exit")
+    daemon.until(lambda: waiting(daemon) == LINES, "the daemon has every line")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(PATIENCE_S) == 130
+    assert waiting(daemon) == 0
+    daemon.control("resume")
+    batch.run(daemon)
+    batch.check()
+
+
+def test_results_that_are_not_kept_any_more_are_spoken_again(start: Callable[..., Any], batch: Batch) -> None:
+    daemon = start()
+    daemon.control("pause")
+    process = batch.begin(daemon)
+    daemon.until(lambda: waiting(daemon) == LINES, "the daemon has every line")
+    process.kill()
+    process.wait(PATIENCE_S)
+    daemon.control("resume")
+    daemon.until(lambda: accepted_and_done(daemon)[1] == LINES, "they are spoken")
+    kept = sorted(path for path in (daemon.state / "results").iterdir() if path.is_file())
+    assert len(kept) == LINES
+    for path in kept[:5]:
+        path.unlink()
+    batch.run(daemon)
+    batch.check()
+    assert accepted_and_done(daemon)[1] == LINES + 5, "and those alone"
+
+
+def test_a_queue_with_few_places_is_honoured_and_takes_every_line(start: Callable[..., Any], batch: Batch) -> None:
+    daemon = start(queue={"max_waiting_batch": 3, "max_share": 1.0})
+    said = batch.run(daemon, "--option", "rtf=0.2")
+    batch.check()
+    assert accepted_and_done(daemon) == (LINES, LINES), said
+
+
+def test_without_durable_jobs_it_is_what_it_was(start: Callable[..., Any], batch: Batch) -> None:
+    daemon = start()
+    batch.run(daemon, "--no-durable")
+    batch.check()

@@ -1,0 +1,181 @@
+"""A real worker process over a real ROUTER socket, spoken to as its supervisor would."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import zmq
+
+from glmtts.protocol.worker import (
+    AudioChunk,
+    CancelJob,
+    Failed,
+    Finished,
+    Hello,
+    Job,
+    Message,
+    Ready,
+    Suspended,
+    SuspendJob,
+    decode_from_worker,
+    encode,
+)
+
+DEADLINE_S = 20.0
+M = TypeVar("M", bound=Message)
+
+
+class WorkerUnderTest:
+    """A worker process, and the supervisor's end of its wire."""
+
+    def __init__(self, folder: Path, **config: Any) -> None:
+        self.context = zmq.Context()
+        self.router = self.context.socket(zmq.ROUTER)
+        self.router.set(zmq.LINGER, 0)
+        self.router.set(zmq.RCVHWM, 8)
+        self.router.set(zmq.ROUTER_MANDATORY, 1)
+        endpoint = f"ipc://{folder}/w.sock"
+        self.router.bind(endpoint)
+        self.identity = b""
+        self.token = secrets.token_hex(8)
+        self.lifeline, self.write_end = os.pipe2(os.O_CLOEXEC)
+        self.log = folder / "log"
+        self.engine = str(config.get("engine", "fault"))
+        settings = {
+            "name": "w0",
+            "endpoint": endpoint,
+            "token": self.token,
+            "daemon_pid": os.getpid(),
+            "lifeline_fd": self.lifeline,
+            "engine": "fault",
+            "engine_settings": {},
+            "warmup_text": "",
+            "recording_min_s": 1.0,
+            "recording_max_s": 30.0,
+            "default_sample_rate": 24_000,
+        } | config
+        with self.log.open("wb") as log:
+            self.begun = time.monotonic()
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "glmtts.daemon.gpu_worker"],
+                env={**os.environ, "GLMTTS_WORKER": json.dumps(settings)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[self.lifeline],
+                start_new_session=True,
+            )
+        os.close(self.lifeline)
+        self.jobs = 0
+
+    def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(DEADLINE_S)
+        if self.write_end >= 0:
+            os.close(self.write_end)
+        self.router.close()
+        self.context.term()
+
+    def receive(self, deadline_s: float = DEADLINE_S) -> tuple[Message, bytes | None]:
+        if not self.router.poll(deadline_s * 1e3):
+            raise AssertionError(f"the worker said nothing in {deadline_s} s; its log:\n{self.log.read_text()}")
+        self.identity, header, *body = self.router.recv_multipart()
+        return decode_from_worker(header), body[0] if body else None
+
+    def expect(self, kind: type[M]) -> M:
+        message, _ = self.receive()
+        assert isinstance(message, kind), f"{message} instead of {kind.__name__}; log:\n{self.log.read_text()}"
+        return message
+
+    def ready(self) -> Ready:
+        self.expect(Hello)
+        return self.expect(Ready)
+
+    def send(self, message: Any, body: bytes | None = None) -> None:
+        self.router.send_multipart([self.identity, encode(message), *([] if body is None else [body])])
+
+    def start(self, text: str = "hello", body: bytes | None = None, **job: Any) -> str:
+        self.jobs += 1
+        name = f"0-{self.jobs}"
+        given: dict[str, Any] = {"voice": None, "format": "wav", "sample_rate": None, "stream": False, "seed": 0}
+        self.send(Job(**(given | {"job": name, "text": text, "options": {}} | job)), body)
+        return name
+
+    def until_end(self, name: str) -> tuple[Finished | Failed, list[tuple[Message, bytes | None]]]:
+        """The job's last message (its body as the last of the others) and all before it."""
+        seen = self.until((Finished, Failed), name)
+        end = seen[-1][0]
+        assert isinstance(end, Finished | Failed)
+        return end, seen
+
+    def until(self, kind: type[Message] | tuple[type[Message], ...], name: str) -> list[tuple[Message, bytes | None]]:
+        """What the job says, up to a message of that kind."""
+        seen: list[tuple[Message, bytes | None]] = []
+        while not seen or not isinstance(seen[-1][0], kind):
+            seen.append(self.receive())
+            assert getattr(seen[-1][0], "job", None) == name, f"{seen[-1]}; log:\n{self.log.read_text()}"
+        return seen
+
+    def speak(self, text: str = "hello", body: bytes | None = None, **job: Any) -> tuple[Finished, bytes]:
+        end, seen = self.until_end(self.start(text, body, **job))
+        assert isinstance(end, Finished), end
+        streamed = b"".join(audio or b"" for message, audio in seen if isinstance(message, AudioChunk))
+        return end, streamed if job.get("stream") else seen[-1][1] or b""
+
+    def fail(self, text: str = "hello", body: bytes | None = None, **job: Any) -> Failed:
+        end, _ = self.until_end(self.start(text, body, **job))
+        assert isinstance(end, Failed), end
+        return end
+
+    # --- what can't be left to chance: messages that have arrived before a job begins or goes on
+
+    def busy(self) -> str:
+        """Give the worker a stream that it can't finish, because nobody reads it; ``free`` ends that."""
+        text = "今天天气不错，" * 2_000
+        options = {"seconds": 3_600} if self.engine == "fault" else {}
+        name = self.start(text, format="pcm_s16le", stream=True, sample_rate=48_000, options=options)
+        self.expect(AudioChunk)
+        return name
+
+    def free(self, name: str) -> None:
+        self.send(CancelJob(job=name))
+        end, _ = self.until_end(name)
+        assert isinstance(end, Failed) and end.code == "cancelled"
+
+    def suspended(self, begin: Callable[[], str]) -> tuple[str, list[tuple[Message, bytes | None]]]:
+        """Begin a job, or go on with one, and have it put aside at its first border; all that it said until then."""
+        other = self.busy()
+        name = begin()
+        self.send(SuspendJob(job=name))
+        self.free(other)
+        return name, self.until(Suspended, name)
+
+
+Start = Callable[..., WorkerUnderTest]
+
+
+@contextlib.contextmanager
+def workers() -> Iterator[Start]:
+    """Starts workers, and ends them."""
+    with tempfile.TemporaryDirectory(prefix="glmtts-") as folder, contextlib.ExitStack() as stack:
+
+        def begin(**config: Any) -> WorkerUnderTest:
+            own = Path(folder) / secrets.token_hex(4)
+            own.mkdir()
+            worker = WorkerUnderTest(own, **config)
+            stack.callback(worker.close)
+            return worker
+
+        yield begin
