@@ -42,6 +42,7 @@ class _Line(Struct):
     """Sums of a weighted fit of ``seconds = a + b * length``, with ``a`` and ``b`` not below 0."""
 
     count: int = 0
+    longest: float = 0.0
     w: float = 0.0
     wx: float = 0.0
     wy: float = 0.0
@@ -50,6 +51,7 @@ class _Line(Struct):
 
     def learn(self, x: float, y: float) -> None:
         self.count += 1
+        self.longest = max(self.longest, x)
         # By the length and not by the time: what was fast once must not outweigh what is slow now.
         weight = 1.0 / (x + _SHORT) ** 2
         self.w = _KEPT * self.w + weight
@@ -125,7 +127,10 @@ class Estimator:
         """Seconds that a job takes at the very least; 0 where too little was measured to say so."""
         kinds = _kinds(job)
         line = self._kinds.get(kinds[0])
-        return _AT_LEAST * line.at(_length(job.request.text)) if line is not None and line.count >= _SURE else 0.0
+        if line is None or line.count < _SURE:
+            return 0.0
+        # What a longer text takes than any that was spoken is a guess: no less than the longest of them is sure.
+        return _AT_LEAST * line.at(min(_length(job.request.text), line.longest))
 
     @property
     def brief(self) -> bool:
