@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict, deque
 
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Struct, field
 
 from .jobs import Job
 
@@ -24,8 +24,8 @@ _NEWEST = 0.2
 _MAX_KINDS = 256
 #: So many jobs of a kind, and it goes by them alone.
 _ENOUGH = 3
-#: So many, and a job is believed to take at least this part of what is expected.
-_SURE, _AT_LEAST = 8, 0.5
+#: So many, and a job is believed to take at least this part of what it would at the pace of the fastest of the last.
+_SURE, _LAST, _AT_LEAST = 8, 20, 0.5
 #: Seconds for a letter, before anything was measured.
 _UNMEASURED_S = 0.05
 #: Characters; it takes about as long to begin with a text as to speak so many.
@@ -42,16 +42,17 @@ class _Line(Struct):
     """Sums of a weighted fit of ``seconds = a + b * length``, with ``a`` and ``b`` not below 0."""
 
     count: int = 0
-    longest: float = 0.0
     w: float = 0.0
     wx: float = 0.0
     wy: float = 0.0
     wxx: float = 0.0
     wxy: float = 0.0
+    #: Seconds for a letter of each of the last jobs.
+    paces: deque[float] = field(default_factory=lambda: deque(maxlen=_LAST))
 
     def learn(self, x: float, y: float) -> None:
         self.count += 1
-        self.longest = max(self.longest, x)
+        self.paces.append(y / max(1.0, x))
         # By the length and not by the time: what was fast once must not outweigh what is slow now.
         weight = 1.0 / (x + _SHORT) ** 2
         self.w = _KEPT * self.w + weight
@@ -125,12 +126,11 @@ class Estimator:
 
     def least_s(self, job: Job) -> float:
         """Seconds that a job takes at the very least; 0 where too little was measured to say so."""
-        kinds = _kinds(job)
-        line = self._kinds.get(kinds[0])
+        line = self._kinds.get(_kinds(job)[0])
         if line is None or line.count < _SURE:
             return 0.0
-        # What a longer text takes than any that was spoken is a guess: no less than the longest of them is sure.
-        return _AT_LEAST * line.at(min(_length(job.request.text), line.longest))
+        # Not by the line, which may be far off for a length that was never seen.
+        return _AT_LEAST * min(line.paces) * _length(job.request.text)
 
     @property
     def brief(self) -> bool:

@@ -27,6 +27,12 @@ def shared(flows: dict[str, tuple[float, list[float]]]) -> FairShare:
     return share
 
 
+def give(share: FairShare, flow: str, seconds: float, *, more: bool) -> None:
+    """Serve a flow, and be through with it."""
+    share.serve(flow, seconds, more=more)
+    share.settle(flow, seconds, seconds)
+
+
 @quick
 @given(FLOWS, st.integers(1, 200))
 def test_two_flows_that_always_have_work_never_differ_by_more_than_their_longest_pieces(
@@ -59,7 +65,7 @@ def test_what_is_given_before_it_is_done_and_corrected_after_is_as_fair(
         weight, _ = flows[flow]
         seconds, expected = next(pieces[flow]), data.draw(st.floats(0.01, 100.0))
         share.serve(flow, expected, more=True)
-        share.charge(flow, seconds - expected)
+        share.settle(flow, expected, seconds)
         served[flow] += seconds / weight
     bound = {flow: max(lengths) / weight for flow, (weight, lengths) in flows.items()}
     for a, b in itertools.combinations(flows, 2):
@@ -100,14 +106,14 @@ def test_who_asked_for_nothing_has_no_credit_for_it_and_does_not_wait_for_a_roun
     share = FairShare()
     share.wake("busy")
     for _ in range(100):
-        share.serve("busy", 10.0, more=True)
+        give(share, "busy", 10.0, more=True)
     share.wake("idle")
     order = []
     for _ in range(10):
         flow = share.next()
         assert flow is not None
         order.append(flow)
-        share.serve(flow, 10.0, more=True)
+        give(share, flow, 10.0, more=True)
     assert order[0] == "idle"
     assert order.count("idle") == 5
 
@@ -127,17 +133,35 @@ def test_who_comes_and_goes_between_his_turns_gains_nothing() -> None:
 
 
 @quick
-@given(st.lists(st.floats(-20.0, 20.0), max_size=30), st.booleans())
-def test_charges_and_refunds_add_up_to_nothing_when_they_do(amounts: list[float], waits: bool) -> None:
+@given(st.lists(st.tuples(st.floats(0.0, 20.0), st.floats(0.0, 20.0)), max_size=30), st.booleans())
+def test_what_is_charged_for_and_not_taken_is_given_back(rests: list[tuple[float, float]], waits: bool) -> None:
     share = FairShare()
     for flow in ("a", "b"):
         share.wake(flow)
-        share.serve(flow, 100.0, more=waits)
-    had = share.had("a"), share.tag("a")
-    for amount in (*amounts, *(-amount for amount in amounts)):
-        share.charge("a", amount)
-    assert (share.had("a"), share.tag("a")) == pytest.approx(had)
+    for flow in ("a", "b"):
+        give(share, flow, 100.0, more=waits)
+    for charged_s, took_s in rests:
+        share.go_on("a", charged_s)
+        share.settle("a", charged_s, took_s)
+    assert share.had("a") == pytest.approx(100.0 + sum(took_s for _, took_s in rests))
     assert (share.had("b"), share.tag("b")) == (100.0, 100.0)
+
+
+def test_who_comes_anew_is_not_behind_for_what_was_charged_and_never_taken() -> None:
+    share = FairShare()
+    share.wake("busy")
+    # Two workers begin with a hundred seconds each, and are called off after one.
+    for _ in range(2):
+        share.serve("busy", 100.0, more=True)
+    share.wake("new")
+    assert share.next() == "new"
+    for _ in range(2):
+        share.settle("busy", 100.0, 1.0)
+    share.serve("new", 3.0, more=True)
+    share.settle("new", 3.0, 3.0)
+    assert (share.tag("busy"), share.tag("new")) == (2.0, 3.0)
+    share.wake("newer")
+    assert share.tag("newer") <= 3.0
 
 
 def test_a_flow_that_may_not_be_served_now_is_passed_over_and_keeps_its_place() -> None:
@@ -187,10 +211,10 @@ def test_what_is_remembered_is_bounded_however_many_come_and_go() -> None:
     share = FairShare()
     for number in range(5_000):
         share.wake(f"{number}")
-        share.serve(f"{number}", 1.0, more=False)
+        give(share, f"{number}", 1.0, more=False)
         share.wake("steady")
         if number % 3 == 0:
-            share.serve("steady", 1.0, more=True)
+            give(share, "steady", 1.0, more=True)
         share.sleep("steady")
     assert len(share._after) < 500
     assert len(share._heap) < 500

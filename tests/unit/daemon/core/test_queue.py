@@ -120,7 +120,7 @@ def test_a_job_that_was_running_goes_to_the_front_of_its_class(make_job: Make) -
     first = pop(queue)
     assert first is not None
     first.attempts = 1
-    queue.charge(first, -first.charged_s)
+    queue.settle(first)
     queue.push(first, front=True)
     assert (pop(queue), next(iter(queue)).request.text) == (first, "interactive 1")
 
@@ -204,7 +204,7 @@ def test_whatever_comes_and_goes_every_job_comes_out_once_and_nothing_is_left_be
             job = running.pop(data.draw(st.integers(0, len(running) - 1)))
             out[job.id] -= 1
             job.attempts += 1
-            queue.charge(job, -job.charged_s)
+            queue.settle(job)
             waiting[job.id] = job
             queue.push(job, front=True)
         elif what == "remove" and (waiting or held):
