@@ -357,6 +357,9 @@ class Machine:
         self._give_up_waiting()
 
     def _on_journal_changed(self, event: JournalChanged) -> None:
+        if self.phase is Phase.STOPPING:
+            # What is only handed over now is left to the next daemon, as what waited was.
+            event = JournalChanged(event.problem)
         self._durability.on_changed(event)
         self._dispatcher.schedule()
 

@@ -95,7 +95,7 @@ BROKEN = [
     BrokenCore(Rule.FAIR, queue.batch_starves, jobs=1_000, shows_in=_crowded, without=_CALM),
     BrokenCore(Rule.FAIR, queue.weights_ignored, shows_in=_unlike, without=_CALM),
     BrokenCore(Rule.FAIR, queue.a_book_is_served_first),
-    BrokenCore(Rule.FAIR, queue.jobs_counted_for_time),
+    BrokenCore(Rule.FAIR, queue.jobs_counted_for_time, jobs=1_000, without=_CALM),
     BrokenCore(Rule.FAIR, queue.never_put_aside, shows_in=_puts_aside),
     BrokenCore(Rule.FAIR, queue.deadlines_ignored_in_the_order),
     BrokenCore(Rule.ONE_END, queue.given_up_though_there_is_time),

@@ -77,7 +77,7 @@ def a_book_is_served_first(patch: Patch) -> None:
 
 def jobs_counted_for_time(patch: Patch) -> None:
     patch.setattr(Estimator, "expect_s", lambda *_: 0.1)
-    patch.setattr(WaitingQueue, "charge", lambda *_: None)
+    patch.setattr(WaitingQueue, "settle", lambda *_: None)
 
 
 def never_put_aside(patch: Patch) -> None:

@@ -62,7 +62,7 @@ class Journal:
         self._writing = False
         self._retries = False
         if world.scene.journal_fails:
-            world.after(world.random.expovariate(0.05), self._break)
+            world.after(world.random.expovariate(0.1), self._break)
 
     # --- daemons come and go
 
@@ -91,7 +91,7 @@ class Journal:
         if not world.ending:
             self._disk_fails = True
             world.after(world.random.choice((0.3, 3.0, 15.0)) * world.random.random(), self.heal)
-            world.after(world.random.expovariate(0.05), self._break)
+            world.after(world.random.expovariate(0.1), self._break)
 
     @property
     def idle(self) -> bool:

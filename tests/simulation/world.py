@@ -223,7 +223,6 @@ class World:
         for process in self.processes.values():
             process.orphaned()
         self.processes.clear()
-        self.innocent.clear()
         self.clients.cut_off()
         self.journal.close(clean=clean)
         self.owed.clear()
