@@ -120,13 +120,14 @@ class Dispatcher:
         for worker in self._pool.open():
             while self._go_on(worker):
                 pass
-        if self._queue and not self._queue.paused:
+        if not self._queue:
+            if not self._ledger.live:
+                self._queue.rest()
+        elif not self._queue.paused:
             if self._queue.wants_fresh:
                 self._recycler.freshen()
             self._scaler.on_waiting()
             self._look_for_room()
-        elif not self._ledger.live:
-            self._queue.rest()
 
     def _next(self, *, batch: bool | None = None) -> Job | None:
         """The job whose turn it is; no batch job where those workers are busy that may have one."""

@@ -177,9 +177,13 @@ class Durability:
 
     def find(self, to: ReplyTo, request: requests.Wait | requests.GetJob | requests.Cancel, client: str | None) -> bool:
         """Look in the journal for a job that is not in memory; returns whether there is a journal to look in."""
-        if self.problem:
+        if self.problem == _NO_JOURNAL:
             return False
-        self._context.effects.append(JournalFind(to, request, client))
+        if self.problem:
+            message = f"job: {request.job} is not in memory, and the journal can't be asked: {self.problem}"
+            self._context.refuse(to, request.id, ErrorCode.UNAVAILABLE, message, retry_after_s=_RETRY_S)
+        else:
+            self._context.effects.append(JournalFind(to, request, client))
         return True
 
     def on_found(self, event: JournalFound) -> None:

@@ -104,6 +104,13 @@ class Endings:
         elif not event.problem and (settle := self._unsettled.pop(event.job, None)) is not None:
             self._context.effects.append(settle)
 
+    def wait_no_more(self) -> None:
+        """The daemon has to end, and the disk does not answer: tell the ends that are not on it."""
+        for job in list(self._ledger.live.values()):
+            if job.ending is not None:
+                self._context.log("warning", "end of a job is not on disk: it will be spoken again", job=job.id)
+                self._tell(job, job.ending, settle=False)
+
     def _tell(self, job: Job, ending: Ending, *, settle: bool = True) -> None:
         context = self._context
         job.enter(ending.state)

@@ -10,6 +10,7 @@ takes time by the logarithm of the number of flows."""
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Collection, Iterator, Mapping
 
 #: Tags of flows that have nothing waiting are kept as long as they say anything; they are looked through when there are
@@ -74,12 +75,16 @@ class FairShare:
         Work under way does not count before it is through: it may take less than it was charged for, and those that
         come anew would be behind for ever.
         """
-        least = [self._after[flow] - seconds / self.weight(flow) for flow, seconds in self._under_way.items()]
+        least = math.inf
+        for flow, seconds in self._under_way.items():
+            least = min(least, self._after[flow] - seconds / self._weights.get(flow, 1.0))
         if self._handicaps:
-            least += [start for start, _ in self._waiting.values()]
-        elif (first := self.next()) is not None:
-            least.append(self._waiting[first][0])
-        self.virtual = max(self.virtual, min(least, default=0.0))
+            for start, _ in self._waiting.values():
+                least = min(least, start)
+        elif self._waiting and (first := self.next()) is not None:
+            least = min(least, self._waiting[first][0])
+        if self.virtual < least < math.inf:
+            self.virtual = least
         return self.virtual
 
     def sleep(self, flow: str) -> None:

@@ -231,6 +231,7 @@ class Machine:
             "positions": lambda _: self._announcer.tell_positions(),
             "drain": self._on_drain_timeout,
             "stop": lambda _: self._end_jobs("the daemon stopped before the job was done"),
+            "late": lambda _: self._endings.wait_no_more(),
         }
 
     # --- for the shell
@@ -459,6 +460,7 @@ class Machine:
                 self._endings.leave(job)
             else:
                 self._endings.fail(job, ErrorCode.SHUTTING_DOWN, message)
+        self._context.timers.set(("late", ""), self._context.now + _DISK_S)
 
     def _leave_waiting(self) -> None:
         """Durable jobs that were not begun need not be waited for: the next daemon begins them.
@@ -492,12 +494,15 @@ class Machine:
         if self.phase is Phase.STOPPING:
             self._answer_drains()
             self._context.timers.cancel(("stop", ""))
+            self._context.timers.cancel(("late", ""))
             self._pool.stop_all(at_once=False)
             if self._pool.empty and not self._exited:
                 self._exited = True
                 self._context.effects.append(Exit(0))
 
 
+#: How long a daemon that has to end waits for a disk that does not answer.
+_DISK_S = 5.0
 #: What a client is told whose unread events had to be thrown away.
 TOO_SLOW = "the client does not read, and the buffer for what it leaves unread is full ([limits] send_buffer_mib)"
 _OPERATOR = Client(key="operator", user="operator", operator=True)

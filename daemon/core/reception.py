@@ -17,7 +17,7 @@ from .dispatch import Dispatcher
 from .durability import Durability, key_taken
 from .endings import Endings
 from .fates import Fates, quarantine_message
-from .forecast import Forecast
+from .forecast import Forecast, Outlook
 from .inputs import Client, JournalAdded, ReplyTo, Requested, StoredVoice
 from .jobs import MAX_SUBSCRIBERS, Job, Subscriber
 from .ledger import Ledger, content_digest, newest_first
@@ -177,16 +177,16 @@ class Reception:
 
     def _check_deadline(self, job: Job, deadline_s: float) -> None:
         """Refuse a job at once that could not be done in time if it were started now."""
-        least_s = self._dispatcher.least_s(job)
-        if deadline_s and least_s > deadline_s:
+        if deadline_s and (least_s := self._dispatcher.least_s(job)) > deadline_s:
             raise RequestError(
                 ErrorCode.DEADLINE_EXCEEDED,
                 f"deadline_s: {deadline_s:g} s are not enough; so long a text takes {least_s:.1f} s at the least",
             )
 
     def _say_accepted(self, job: Job, subscribers: list[Subscriber]) -> None:
-        outlook = self._forecast.of(job)
         free = self._dispatcher.starts_at_once(job)
+        # Mostly nobody else waits, and there is nothing to look ahead at.
+        outlook = Outlook(0, 0.0) if free and len(self._queue) == 1 else self._forecast.of(job)
         wait_s = 0.0 if free and not outlook.position else outlook.wait_s
         job.estimated_wait_s = wait_s
         job.told_position = outlook.position

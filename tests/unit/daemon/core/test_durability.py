@@ -457,7 +457,8 @@ def test_a_journal_that_fails_is_an_alert_and_takes_nothing_from_those_who_don_t
     assert world.names(other) == ["accepted", "started"]
     world.finish(world.job(other))
     unknown = world.last(world.request(requests.GetJob(id="", v=1, job="a-9")))
-    assert unknown.code == "job_not_found"
+    assert (unknown.code, unknown.retryable) == ("unavailable", True), "nobody can say that it is not there"
+    assert "the disk is full" in unknown.message
     world.step(inputs.JournalChanged(""))
     assert world.last(world.operate(control.Status)).values["alerts"] == []
     assert world.names(world.request(priority="batch", text="x")) == ["accepted", "started"]
@@ -470,3 +471,15 @@ def test_a_durable_job_goes_on_when_its_client_goes_away_even_as_a_stream(world:
     assert not world.messages(wire.CancelJob)
     world.finish(world.job(id), None, chunks=1)
     assert world.ends[world.job(id)].state == "done"
+
+
+def test_a_disk_that_never_answers_does_not_keep_the_daemon_from_ending(holding: Any) -> None:
+    id = holding.request(priority="batch")
+    holding.write()
+    holding.finish(holding.job(id), b"RIFF")
+    assert holding.names(id)[-1] == "started", "its end is not on disk"
+    holding.step(inputs.StopAsked("SIGTERM"))
+    holding.pass_time(30.0 + 5.0)
+    assert holding.names(id)[-1] == "done"
+    holding.die(0)
+    assert len(holding.effects(effects.Exit)) == 1
