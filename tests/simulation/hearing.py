@@ -56,7 +56,7 @@ class Hearing:
             name,
         )
         self._same_job(event)
-        hidden = isinstance(event, events.Error) and event.code in ("job_not_found", "shutting_down")
+        hidden = isinstance(event, events.Error) and event.code in ("job_not_found", "shutting_down", "unavailable")
         must(Rule.OWN_AUDIO, not self.stranger or hidden, self, "hears a job of somebody else")
         match event:
             case events.Accepted():
