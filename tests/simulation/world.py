@@ -14,7 +14,6 @@ import random
 from collections.abc import Callable, Iterable
 
 from glmtts.daemon.core import effects, inputs
-from glmtts.daemon.core import queue as core_queue
 from glmtts.daemon.core.machine import Machine, Phase
 from glmtts.daemon.core.settings import Settings
 from glmtts.protocol import control
@@ -31,9 +30,8 @@ from .promises import Promises
 from .rules import Rule, must
 from .texts import pace
 
-# Jobs take tenths of a second here, and so does what a class may have before others.
-core_queue.HEAD_START_S = 0.1
-
+#: Jobs take tenths of a second here, and so does what a class may have before others.
+HEAD_START_S = 0.1
 #: Virtual seconds in which everything has to come to its end, once nothing new happens.
 PATIENCE_S = 600.0
 
@@ -97,6 +95,8 @@ class World:
             version="1", outputs_folder="/out", results_folder="/results",
         )  # fmt: skip
         machine.watched = self.seed % 4 == 0
+        classes = machine._queue._classes
+        classes._handicaps = {name: HEAD_START_S * rank for name, rank in classes._ranks.items()}
         return machine
 
     # --- time
