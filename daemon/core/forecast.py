@@ -74,7 +74,7 @@ class Forecast:
                 if other is job:
                     return Outlook(exact, view.starts_in_s(job))
                 view.place(other)
-        return Outlook(position, self.view(job).starts_behind_s(job, position, work_s))
+        return Outlook(position, self.view(job, alone=True).starts_behind_s(job, position, work_s))
 
     def _is_last_of_one_row(self, position: int) -> bool:
         """Whether one client alone waits for one worker, behind whose other jobs it stands: that is exact as it is."""
@@ -107,23 +107,27 @@ class Forecast:
         costs = [job.cost_s for job in found if job is not None]
         return None if starts_in_s is None or not costs else starts_in_s + min(costs)
 
-    def view(self, job: Job | None = None) -> View:
+    def view(self, job: Job | None = None, *, alone: bool = False) -> View:
         """What the workers have left to do, now; jobs are then placed behind it.
 
-        With a ``job``, as that one finds them: jobs of its own class may give way to it as well.
+        With a ``job``, as that one finds them: jobs of its own class may give way to it as well. ``alone``: no others
+        will be placed before it.
         """
         urgent: list[float] = []
         patient: list[tuple[bool, float]] = []
+        batch = job is not None and job.request.priority == "batch"
         if self._estimator.trained and not self._queue.paused:
             for worker in self._pool.workers.values():
                 if worker.serving and not worker.leaving:
-                    urgent.append(self._free_in_s(worker, job, urgent=True))
-                    patient.append((not self._has_batch(worker), self._free_in_s(worker, job, urgent=False)))
+                    if not (alone and batch):
+                        urgent.append(self._free_in_s(worker, job, urgent=True))
+                    if not alone or batch:
+                        patient.append((not self._has_batch(worker), self._free_in_s(worker, job, urgent=False)))
         # Of several workers some take no batch jobs: those that have some already do, then those that are free first.
-        batch = len(patient) - self._pool.kept_free(len(patient))
+        may_have_batch = len(patient) - self._pool.kept_free(len(patient))
         return View(
             urgent,
-            [free_in_s for _, free_in_s in sorted(patient)[:batch]],
+            [free_in_s for _, free_in_s in sorted(patient)[:may_have_batch]],
             preempt=self._context.settings.queue.preempt,
         )
 
@@ -150,6 +154,8 @@ class Forecast:
 
     def _gives_way_in_s(self, begun: Job, waiting: Job) -> float | None:
         """Seconds until a begun job can be put aside for one of its class that waits (preemption.py); None: never."""
+        if begun.client.key == waiting.client.key:
+            return None
         heard = begun.streams and begun.request.priority != "batch"
         # Without segments there are no borders.
         if heard or not begun.begun or begun.segments == 1:
