@@ -31,8 +31,20 @@ class Batch:
         self.processes: list[subprocess.Popen[str]] = []
 
     def begin(self, daemon: Any, *more: str) -> subprocess.Popen[str]:
+        # Whoever runs the tests may have a closed terminal ignored, as under nohup, and the command would ignore it too.
         process = subprocess.Popen(
-            [GLMTTSCTL, "batch", str(self.file), "--out", str(self.out), "--option", "seconds=0.3", *more],
+            [
+                "env",
+                "--default-signal=HUP",
+                GLMTTSCTL,
+                "batch",
+                str(self.file),
+                "--out",
+                str(self.out),
+                "--option",
+                "seconds=0.3",
+                *more,
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

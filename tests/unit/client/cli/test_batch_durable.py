@@ -114,9 +114,14 @@ class Batch:
 
     def begin(self, *more: str) -> subprocess.Popen[str]:
         code = "from glmtts.client.cli import main; main()"
-        command = [sys.executable, "-c", code, "batch", str(self.file), "--out", str(self.out)]
+        # Whoever runs the tests may have a closed terminal ignored, as under nohup, and the command would ignore it too.
+        env = ["env", "--default-signal=HUP"]
+        command = [*env, sys.executable, "-c", code, "batch", str(self.file), "--out", str(self.out)]
         process = subprocess.Popen(
-            [*command, "--endpoint", self._endpoint, *more], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [*command, "--endpoint", self._endpoint, *more],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         self.processes.append(process)
         return process
