@@ -31,7 +31,7 @@ class Batch:
         self.processes: list[subprocess.Popen[str]] = []
 
     def begin(self, daemon: Any, *more: str) -> subprocess.Popen[str]:
-        # Whoever runs the tests may have a closed terminal ignored, as under nohup, and the command would ignore it too.
+        # Who runs the tests may have a closed terminal ignored, as under nohup, and the command would ignore it too.
         process = subprocess.Popen(
             [
                 "env",

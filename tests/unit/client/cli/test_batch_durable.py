@@ -114,7 +114,7 @@ class Batch:
 
     def begin(self, *more: str) -> subprocess.Popen[str]:
         code = "from glmtts.client.cli import main; main()"
-        # Whoever runs the tests may have a closed terminal ignored, as under nohup, and the command would ignore it too.
+        # Who runs the tests may have a closed terminal ignored, as under nohup, and the command would ignore it too.
         env = ["env", "--default-signal=HUP"]
         command = [*env, sys.executable, "-c", code, "batch", str(self.file), "--out", str(self.out)]
         process = subprocess.Popen(
