@@ -23,9 +23,12 @@ def deliver(job: Job, file: bytes, finished: Finished) -> bytes | None:
         return None
     if job.result is not None:
         try:
+            # Somebody may have tidied up.
+            Path(job.result).parent.mkdir(mode=0o700, exist_ok=True)
             outputs.replace(Path(job.result), file)
         except OSError as error:
             reason = error.strerror or type(error).__name__
+            finished.problem = f"{reason} ({Path(job.result).parent})"
             print(
                 f"job {job.job}: its result is sent, because it can't be kept in {job.result}: {reason}",
                 file=sys.stderr,
@@ -33,7 +36,8 @@ def deliver(job: Job, file: bytes, finished: Finished) -> bytes | None:
         else:
             finished.result = job.result
             return None
-    return file
+    # What was streamed has been sent.
+    return None if job.stream else file
 
 
 def describe(finished: Finished, file: bytes) -> None:

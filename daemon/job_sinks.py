@@ -68,13 +68,14 @@ class FileSink:
 
 
 class StreamSink:
-    """Sends the samples of a job as they come."""
+    """Sends the samples of a job as they come; and has them all in the end, where they are to be kept."""
 
     def __init__(self, job: Job, wire: Wire) -> None:
         self._job = job.job
         self._wire = wire
         self._convert = audio.pcm_f32le if job.format == "pcm_f32le" else audio.pcm_s16le
         self._hash = hashlib.sha256()
+        self._kept = bytearray() if job.result is not None else None
         self.chunks = 0
         self.samples = 0
         self._bytes = 0
@@ -84,6 +85,8 @@ class StreamSink:
         data = self._convert(samples)
         self._hash.update(data)
         self._bytes += len(data)
+        if self._kept is not None:
+            self._kept += data
         for start in range(0, len(data), _CHUNK_BYTES):
             chunk = data if len(data) <= _CHUNK_BYTES else data[start : start + _CHUNK_BYTES]
             if not self._wire.send(AudioChunk(job=self._job, seq=self.chunks), chunk, until=self._not_wanted):
@@ -91,7 +94,7 @@ class StreamSink:
             self.chunks += 1
 
     def finish(self) -> bytes | None:
-        return None
+        return None if self._kept is None else bytes(self._kept)
 
     def size(self) -> int:
         return self._bytes

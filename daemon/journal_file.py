@@ -32,6 +32,7 @@ _STEPS: tuple[tuple[str, ...], ...] = (
             key TEXT,
             request BLOB NOT NULL,
             content TEXT NOT NULL,
+            text_length INTEGER NOT NULL,
             format TEXT NOT NULL,
             sample_rate INTEGER,
             created REAL NOT NULL,

@@ -28,6 +28,9 @@ from .journal_results import Results
 
 #: How long an idempotency key holds, in seconds from the acceptance of its job (docs/protocol.md).
 KEY_HOLDS_S = 24 * 3600.0
+#: Ended jobs that are remembered at most; and bytes of a request from which on it is cut when its job has ended.
+MAX_ENDED = 100_000
+_LARGE_REQUEST, _SHORT = 1_000, 200
 #: Free pages that the file keeps for what comes next, and how many of the others go at a time.
 _FREE_PAGES_KEPT, _FREE_PAGES_GIVEN_BACK = 4_096, 512
 
@@ -35,7 +38,8 @@ _requests = msgspec.msgpack.Decoder(Synthesize)
 _events: msgspec.msgpack.Decoder[Done | Error] = msgspec.msgpack.Decoder(Done | Error)
 
 _COLUMNS = (
-    "job, client, user, request, content, format, sample_rate, created, deadline_at, attempts, state, event, result"
+    "job, client, user, request, content, text_length, format, sample_rate, created, deadline_at, attempts, state,"
+    " event, result"
 )
 
 
@@ -46,6 +50,7 @@ class _Noted(Struct, kw_only=True):
     client: str
     user: str
     content: str
+    text_length: int
     format: AudioFormat
     sample_rate: int | None
     created: float
@@ -147,13 +152,13 @@ class Store:
         if key is not None and (known := self._with_key(row, key)) is not None:
             return known
         values = (
-            *(row.job, row.client, row.user, key, encode(row.request), row.content, row.format, row.sample_rate),
-            *(row.created, row.deadline_at, row.attempts, row.state),
+            *(row.job, row.client, row.user, key, encode(row.request), row.content, row.text_length),
+            *(row.format, row.sample_rate, row.created, row.deadline_at, row.attempts, row.state),
         )
         try:
             cursor = self._sql.execute(
-                "INSERT INTO jobs (job, client, user, key, request, content, format, sample_rate, created, deadline_at,"
-                " attempts, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO jobs (job, client, user, key, request, content, text_length, format, sample_rate, created,"
+                " deadline_at, attempts, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 values,
             )
         except sqlite3.IntegrityError:
@@ -188,10 +193,21 @@ class Store:
             values,
         ).rowcount
         if found:
+            self._shorten(end.job)
             self._sql.execute("DELETE FROM recordings WHERE seq = (SELECT seq FROM jobs WHERE job = ?)", (end.job,))
             self.result_bytes += size
             return True
         return self._sql.execute("SELECT 1 FROM jobs WHERE job = ?", (end.job,)).fetchone() is not None
+
+    def _shorten(self, job: str) -> None:
+        """What an ended job was to say is not worth the room, which anybody could fill."""
+        (request,) = self._sql.execute("SELECT request FROM jobs WHERE job = ?", (job,)).fetchone()
+        if len(request) <= _LARGE_REQUEST:
+            return
+        with contextlib.suppress(msgspec.MsgspecError):
+            known = _requests.decode(request)
+            short = msgspec.structs.replace(known, text=known.text[:_SHORT], options={}, prompt=UNSET)
+            self._sql.execute("UPDATE jobs SET request = ? WHERE job = ?", (encode(short), job))
 
     def forget(self, jobs: Iterable[str]) -> None:
         """Remove jobs that live."""
@@ -224,12 +240,16 @@ class Store:
         return rows, problems
 
     def expire(self, now: float, limit: int) -> tuple[list[str], bool]:
-        """Remove the rows of at most ``limit`` jobs whose time is over, and some of the free room in the file.
+        """Remove the rows of at most ``limit`` jobs whose time is over, or of which there are too many; and give back
+        some of the free room in the file.
 
         Returns the names of result files that are of no use now, and whether there is more to do.
         """
+        (ended,) = self._sql.execute("SELECT count(*) FROM jobs WHERE expires_at IS NOT NULL").fetchone()
+        due = "expires_at <= ?" if ended <= MAX_ENDED else "(expires_at <= ? OR expires_at IS NOT NULL)"
+        limit = limit if ended <= MAX_ENDED else min(limit, ended - MAX_ENDED)
         found = self._sql.execute(
-            "SELECT seq, result, result_bytes FROM jobs WHERE expires_at <= ? ORDER BY expires_at LIMIT ?", (now, limit)
+            f"SELECT seq, result, result_bytes FROM jobs WHERE {due} ORDER BY expires_at LIMIT ?", (now, limit)
         ).fetchall()
         for seq, _, size in found:
             self._sql.execute("DELETE FROM jobs WHERE seq = ?", (seq,))

@@ -14,6 +14,8 @@ from .core import effects, inputs
 from .journal_problems import explain, keeps_connection, shown
 from .journal_store import KEY_HOLDS_S, Store, UnreadableRowError
 
+#: After so many ends it is looked whether more jobs are remembered than may be.
+_TIDY_AFTER_ENDS = 1_000
 #: Expired jobs and superfluous results that one transaction removes at most.
 _TIDY_LIMIT = 64
 #: The longest pause between two looks at the clock on the wall, which may be set.
@@ -47,6 +49,7 @@ class Writer:
         self._handed_over = False
         self._keep_bytes: int | None = None
         self._tidy_at = _NEVER
+        self._ends_since_tidy = 0
 
     def pause_s(self) -> float | None:
         """How long nothing has to be done by itself; None: for ever."""
@@ -166,7 +169,9 @@ class Writer:
                 unknown.append(job)
             self._keep_bytes = end.keep_bytes
             self._tidy_at = min(self._tidy_at, end.expires_at)
-        if self._keep_bytes is not None and self._store.result_bytes > self._keep_bytes:
+        self._ends_since_tidy += len(self._ends)
+        too_much = self._keep_bytes is not None and self._store.result_bytes > self._keep_bytes
+        if too_much or self._ends_since_tidy >= _TIDY_AFTER_ENDS:
             self._tidy_at = _NOW
         return unknown
 
@@ -185,6 +190,7 @@ class Writer:
         """Remove a bounded number of what is not kept any more; returns the names of files that are of no use now."""
         if self._tidy_at > self._wall():
             return []
+        self._ends_since_tidy = 0
         useless, more = self._store.expire(self._wall(), _TIDY_LIMIT)
         if self._keep_bytes is not None:
             dropped, still_more = self._store.shrink(self._keep_bytes, _TIDY_LIMIT)

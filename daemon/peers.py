@@ -46,7 +46,9 @@ class LocalPeers:
 
 def plain_tcp_peer(frame: zmq.Frame) -> Peer:
     """``tcp:ADDRESS``: all programs of one address are one client, and nobody knows whose they are."""
-    address = f"tcp:{frame.get('Peer-Address')}"
+    peer = str(frame.get("Peer-Address"))
+    # A local program may take any of 127.0.0.0/8 for its own.
+    address = "tcp:127.0.0.1" if peer.startswith("127.") else f"tcp:{peer}"
     return Peer(Client(address, address), {"client": address})
 
 

@@ -98,6 +98,8 @@ class Finished(Message, tag="finished", kw_only=True):
     bytes: int
     path: str | None
     result: str | None = None
+    #: Why ``result`` could not be written, where it should have been.
+    problem: str = ""
     memory: Memory
 
 

@@ -33,10 +33,12 @@ class Announcer:
         job: Job,
         event: events.Started | events.Progress | events.Audio | events.Queued,
         body: bytes | memoryview | None = None,
+        *,
+        heard: bool = False,
     ) -> None:
-        """Send an event on a job's way to everybody who hears more than its end."""
+        """Send an event on a job's way to everybody who hears more than its end; ``heard``: and all until now."""
         for subscriber in job.subscribers:
-            if subscriber.all_events:
+            if subscriber.all_events and (subscriber.heard or not heard):
                 self._context.send(subscriber.to, msgspec.structs.replace(event, id=subscriber.id), body)
 
     def begun(self, job: Job, gpu: int | None) -> None:

@@ -30,6 +30,7 @@ from glmtts.protocol.worker import (
 from .announcer import Announcer
 from .causes import CAUSE_OF_CODE, Cause
 from .context import Context
+from .durability import Durability
 from .effects import JournalStart, SettleOutput, Tell
 from .endings import Endings
 from .estimate import BRIEF_S, Estimator
@@ -63,6 +64,7 @@ class Dispatcher:
         forecast: Forecast,
         estimator: Estimator,
         announcer: Announcer,
+        durability: Durability,
         recycler: Recycler,
         scaler: Scaler,
         voices: dict[str, StoredVoice],
@@ -76,6 +78,7 @@ class Dispatcher:
         self._fates = fates
         self._estimator = estimator
         self._announcer = announcer
+        self._durability = durability
         self._recycler = recycler
         self._scaler = scaler
         self._voices = voices
@@ -226,8 +229,8 @@ class Dispatcher:
             self._begin(job, worker)
 
     def _result_path(self, job: Job) -> str | None:
-        """Where a durable job's file goes, if nobody hears it as a stream, and it goes nowhere else."""
-        if not job.durable or job.streams or job.output_path or not self._results_folder:
+        """Where a durable job's file goes, if it goes nowhere else."""
+        if not job.durable or job.output_path or not self._results_folder:
             return None
         return f"{self._results_folder}/{job.id}"
 
@@ -310,6 +313,9 @@ class Dispatcher:
         if job.first_audio_at is None:
             job.first_audio_at = self._context.now
         job.chunks += 1
+        if message.seq == 0:
+            for subscriber in job.subscribers:
+                subscriber.heard = subscriber.all_events
         event = events.Audio(
             id="",
             job=job.id,
@@ -318,7 +324,8 @@ class Dispatcher:
             sample_rate=job.sample_rate or 0,
             channels=1,
         )
-        self._announcer.tell(job, event, body)
+        # Who asks later for a durable one gets it whole when it is done, and no part of it now.
+        self._announcer.tell(job, event, body, heard=job.durable)
 
     def _give_back(self, worker: Worker, id: str, memory: Memory | None, *, spoke: bool) -> None:
         """The worker is through with a job, and with that begins the next that lies ready in it."""
@@ -389,6 +396,10 @@ class Dispatcher:
             synthesis_s=event.synthesis_s,
             total_s=round(now - job.accepted_at, 6),
         )
+        if message.problem:
+            self._durability.not_kept(job, message.problem)
+        elif message.result is not None:
+            self._durability.kept()
         self._endings.end(job, Ending("done", event, body, message.result or ""))
 
     def on_failed(self, worker: Worker, message: Failed) -> None:

@@ -24,6 +24,8 @@ from .queue import WaitingQueue
 MAX_INTERRUPTIONS = 100
 #: After so long it is worth asking whether the journal works again.
 _RETRY_S = 5.0
+#: After a result that could not be kept, so long no durable job is taken; then one may try.
+UNKEPT_S = 30.0
 _NO_JOURNAL = "this daemon keeps no journal."
 
 
@@ -51,15 +53,33 @@ class Durability:
         #: Accepted jobs that are not on disk yet, and who is told when they are.
         self._adding: dict[str, list[Subscriber]] = {}
         self.recovered = 0
+        #: Why the last result of a durable job could not be kept, and until when no more are taken for that.
+        self._unkept = ""
+        self._unkept_until = 0.0
         #: Jobs that the journal could not take, or knew already.
         self.refused = 0
 
     # --- the journal itself
 
     def check(self) -> None:
-        """Refuse a durable job where the journal can't have it."""
+        """Refuse a durable job where the journal can't have it, or its result would be lost."""
         if self.problem:
             raise self._unavailable(self.problem)
+        if self._unkept and self._context.now < self._unkept_until:
+            raise self._unavailable(self._unkept)
+
+    def not_kept(self, job: Job, problem: str) -> None:
+        """The result of a durable job could not be written: it is sent, and then it is gone."""
+        self._unkept = f"results can't be kept: {problem}."
+        self._unkept_until = self._context.now + UNKEPT_S
+        self._alerts.set("results", f"{self._unkept} Durable jobs are refused; see [daemon] state_dir.")
+        self._context.log("error", "result of a durable job can't be kept", job=job.id, reason=problem)
+
+    def kept(self) -> None:
+        """The result of a durable job was written."""
+        if self._unkept:
+            self._unkept = ""
+            self._alerts.set("results", "")
 
     @staticmethod
     def _unavailable(problem: str) -> RequestError:
@@ -127,6 +147,7 @@ class Durability:
             created=job.created,
             deadline_at=deadline_at,
             recording=job.recording,
+            text_length=len(job.request.text),
         )
         context.effects.append(JournalAdd(row))
 
@@ -176,14 +197,13 @@ class Durability:
     # --- jobs that only the journal remembers
 
     def find(self, to: ReplyTo, request: requests.Wait | requests.GetJob | requests.Cancel, client: str | None) -> bool:
-        """Look in the journal for a job that is not in memory; returns whether there is a journal to look in."""
+        """Look in the journal for a job that is not in memory; returns whether there is a journal to look in.
+
+        What is there can mostly be read though nothing can be written.
+        """
         if self.problem == _NO_JOURNAL:
             return False
-        if self.problem:
-            message = f"job: {request.job} is not in memory, and the journal can't be asked: {self.problem}"
-            self._context.refuse(to, request.id, ErrorCode.UNAVAILABLE, message, retry_after_s=_RETRY_S)
-        else:
-            self._context.effects.append(JournalFind(to, request, client))
+        self._context.effects.append(JournalFind(to, request, client))
         return True
 
     def on_found(self, event: JournalFound) -> None:
@@ -194,10 +214,11 @@ class Durability:
             # Left for the next daemon, or its end could not be written yet.
             message = f"job {row.job} is in the journal, and has no end there yet; ask again in a moment"
             self._context.refuse(event.to, request.id, ErrorCode.UNAVAILABLE, message, retry_after_s=_RETRY_S)
+        elif event.problem:
+            message = f"job: {request.job} is not in memory, and the journal can't be asked: {event.problem}"
+            self._context.refuse(event.to, request.id, ErrorCode.UNAVAILABLE, message, retry_after_s=_RETRY_S)
         elif row is None or row.event is None:
             message = f"job: there is no job {request.job!r} of yours"
-            if event.problem:
-                message += f" in memory, and the journal can't be asked: {event.problem}"
             self._context.refuse(event.to, request.id, ErrorCode.JOB_NOT_FOUND, message)
         elif isinstance(request, requests.Cancel):
             self._context.send(event.to, events.Result(id=request.id, values={"state": row.state, "job": row.job}))
@@ -248,7 +269,7 @@ def _described(row: JournalRow, *, with_client: bool) -> events.JobInfo:
         durable=True,
         state=row.state,
         attempts=row.attempts,
-        text_length=len(row.request.text),
+        text_length=row.text_length,
     )
     if isinstance(row.event, events.Error):
         job.code, job.message = row.event.code, row.event.message

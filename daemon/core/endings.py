@@ -118,7 +118,7 @@ class Endings:
         outcome = ending.event.code if isinstance(ending.event, events.Error) else "done"
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
         for subscriber in job.subscribers:
-            self.send(subscriber.to, subscriber.id, ending)
+            self.send(subscriber.to, subscriber.id, ending, heard=subscriber.heard)
         if context.watched:
             context.publish(f"job.{ending.state}", job=job.id, outcome=outcome, worker=job.worker)
         if job.output_path and job.attempts:
@@ -132,10 +132,11 @@ class Endings:
         if self._ledger.result_bytes > keep.keep_results_mib << 20 or ("expire", "") not in context.timers:
             self.expire()
 
-    def send(self, to: ReplyTo, id: str, ending: Ending) -> None:
-        """Tell somebody how a job ended, with its audio if it has any."""
+    def send(self, to: ReplyTo, id: str, ending: Ending, *, heard: bool = False) -> None:
+        """Tell somebody how a job ended, with its audio if it has any and he has not ``heard`` it as a stream."""
         event = msgspec.structs.replace(ending.event, id=id)
-        if ending.result and isinstance(event, events.Done):
+        if ending.result and isinstance(event, events.Done) and not heard:
+            event.chunks = msgspec.UNSET
             self._context.effects.append(SendStored(to, event, ending.result))
         else:
             self._context.send(to, event, ending.body)

@@ -224,6 +224,8 @@ class JournalRow(Struct, kw_only=True):
     state: JobState = "waiting"
     event: Done | Error | None = None
     result: str = ""
+    #: Characters; of an ended job the request has the beginning of its text alone.
+    text_length: int = 0
 
 
 class JournalChanged(Struct):

@@ -45,6 +45,8 @@ class Subscriber(Struct):
     to: ReplyTo
     id: str
     all_events: bool
+    #: Whether he has heard the stream from its beginning.
+    heard: bool = False
 
     def wait_for(self, job: str) -> Wait:
         """His request as one for the rest of a job's events."""

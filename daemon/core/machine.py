@@ -112,6 +112,7 @@ class Machine:
             forecast=self._forecast,
             estimator=self._estimator,
             announcer=self._announcer,
+            durability=self._durability,
             recycler=self._recycler,
             scaler=self._scaler,
             voices=self._voices,
@@ -297,9 +298,10 @@ class Machine:
 
     def _on_overrun(self, event: ConnectionOverrun) -> None:
         job = self._ledger.live.get(event.job)
-        if job is None:
+        if job is None or (job.ending is not None and isinstance(job.ending.event, events.Error)):
             return
-        if any(s.to.connection != event.connection for s in job.subscribers):
+        # A durable one goes on, and is fetched when it is done.
+        if job.durable or any(s.to.connection != event.connection for s in job.subscribers):
             # The others go on hearing it; the slow one alone is told that it has missed a part.
             for subscriber in self._ledger.unsubscribe(job, event.connection):
                 error = events.Error.of(subscriber.id, ErrorCode.SLOW_CONSUMER, TOO_SLOW, job=job.id)

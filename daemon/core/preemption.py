@@ -47,6 +47,9 @@ class Preemption:
             job = self._could_yield(worker)
             if job is None or not self.goes_before(waiting, job):
                 continue
+            # Who hears a stream wants no gap in it: at most for what is more urgent than all that he asks for.
+            if job.request.priority == waiting.request.priority and _is_heard(job):
+                continue
             # The lowest class first, and in it the job that has the longest way to go.
             rank = (1 if job.request.priority == "batch" else 0, self._forecast.left_s(job))
             if rank > most:
@@ -66,9 +69,7 @@ class Preemption:
             return None
         # In its last segment it is done as soon as it could be put aside.
         last = job.segments > 0 and job.segment >= job.segments - 1
-        # Who hears a stream now does not want a gap in it.
-        heard = job.streams and job.request.priority != "batch"
-        return None if last or heard else job
+        return None if last else job
 
     def goes_before(self, waiting: Job, begun: Job) -> bool:
         """Whether a waiting job comes before the rest of one that is being spoken, or is put aside."""
@@ -84,3 +85,7 @@ class Preemption:
     def resumed(self, job: Job) -> None:
         """A job goes on: the rest of it is charged for."""
         self._queue.go_on(job, self._forecast.left_s(job))
+
+
+def _is_heard(job: Job) -> bool:
+    return job.streams and any(subscriber.all_events for subscriber in job.subscribers)

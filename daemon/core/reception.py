@@ -352,6 +352,7 @@ class Reception:
                 "max_waiting": settings.queue.max_waiting,
                 "max_waiting_batch": settings.queue.max_waiting_batch,
                 "max_per_client": settings.queue.max_per_client,
+                "max_share": settings.queue.max_share,
                 "durable": not self._durability.problem,
             },
             options=engine_options.schema(name),

@@ -141,7 +141,25 @@ def test_a_client_that_goes_away_does_not_end_a_durable_job(start: Any) -> None:
     client.until(id, "audio")
     client.close()
     other = daemon.client()
-    assert other.ask("wait", job=job)["event"] == "done"
+    _, undisturbed = other.speak("streamed for nobody", stream=True, options=SLOW | {"rtf": 0.0})
+    # Who comes while it is spoken gets it whole when it is done, and so does everybody after that.
+    events, audio = other.all(other.send("wait", job=job))
+    assert [event["event"] for event in events if event["event"] != "progress"] == ["done"] and audio == undisturbed
+    assert "chunks" not in events[-1]
+    daemon.kill()
+    daemon.restart()
+    after = daemon.client()
+    assert after.all(after.send("wait", job=job))[1] == undisturbed
+
+
+def test_who_hears_a_durable_stream_is_not_sent_it_twice(start: Any) -> None:
+    daemon = start()
+    client = daemon.client()
+    events, audio = client.all(client.send("synthesize", text="heard", stream=True, durable=True, options=SLOW))
+    done = events[-1]
+    assert done["chunks"] == [event["event"] for event in events].count("audio") > 1
+    assert hashlib.sha256(audio).hexdigest() == done["sha256"]
+    assert client.all(client.send("wait", job=done["job"]))[1] == audio
 
 
 def test_a_damaged_journal_stops_durable_jobs_alone_and_is_left_as_it_is(start: Any) -> None:
@@ -184,6 +202,28 @@ def test_a_journal_that_another_process_has_locked_is_named_and_waited_for(start
         other.rollback()
     daemon.until(lambda: daemon.status()["journal"]["ok"], "the journal works again")
     assert client.speak("durable again", durable=True)[0]["event"] == "done"
+
+
+def test_a_result_that_can_t_be_kept_is_sent_and_said_and_no_more_are_taken(start: Any) -> None:
+    daemon = start(queue={"keep_results_mib": 0})
+    client = daemon.client()
+    kept, _ = client.speak("kept", durable=True)
+    results = Path(daemon.state) / "results"
+    results.rename(results.with_name("away"))
+    # A folder that is gone is made anew; what can't be one is said.
+    client.speak("in a new folder", durable=True)
+    assert len(list(results.iterdir())) == 1
+    results.rename(results.with_name("away too"))
+    results.write_text("in the way")
+    done, audio = client.speak("not kept", durable=True)
+    assert hashlib.sha256(audio).hexdigest() == done["sha256"], "who waits for it has it"
+    (alert,) = daemon.status()["alerts"]
+    assert alert["name"] == "results" and str(results) in alert["message"]
+    refused = client.refused("synthesize", text="one more", durable=True)
+    assert refused["code"] == "unavailable" and str(results) in refused["message"]
+    assert client.speak("interactive goes on")[0]["event"] == "done"
+    lost = client.refused("wait", job=kept["job"])
+    assert lost["code"] == "job_not_found" and "result" in lost["message"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")

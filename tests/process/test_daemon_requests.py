@@ -243,7 +243,7 @@ def test_a_folder_that_is_gone_is_named_and_nothing_stays(daemon: Any, client: A
     finally:
         moved.rename(folder)
     client.speak(output="somewhere.wav")
-    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    daemon.until(lambda: not [path for path in folder.iterdir() if path.name.startswith(".")], "no mark stays")
 
 
 # --- priorities and queues

@@ -40,7 +40,8 @@ def told(daemon: Any, *arguments: str) -> Any:
 @pytest.fixture
 def filled(start: Callable[..., Any]) -> Any:
     """A paused daemon with a sentence and five lines of a book in its queue."""
-    daemon = start(limits={"rate": "30/minute", "clients": {USER: {"rate_batch": "1000/hour", "max_jobs": 7}}})
+    own = {"rate_batch": "1000/hour", "max_jobs": 7}
+    daemon = start(limits={"rate": "30/minute", "clients": {USER: own}}, queue={"max_share": 0.8})
     daemon.control("pause")
     client = daemon.client()
     for number in range(5):

@@ -111,7 +111,21 @@ def test_a_result_is_kept_instead_of_being_sent(worker: WorkerUnderTest, tmp_pat
 
 
 def test_a_result_that_can_t_be_kept_is_sent_after_all(worker: WorkerUnderTest, tmp_path: Path) -> None:
-    path = tmp_path / "nowhere" / "0-1.wav"
+    path = tmp_path / "no folder" / "0-1.wav"
+    path.parent.touch()
     done, body = worker.speak(result=str(path))
     assert done.result is None and hashlib.sha256(body).hexdigest() == done.sha256
-    assert f"can't be kept in {path}: No such file or directory" in worker.log.read_text()
+    assert done.problem == f"File exists ({path.parent})"
+    assert f"can't be kept in {path}: File exists" in worker.log.read_text()
+
+
+def test_a_folder_of_results_that_somebody_has_removed_is_made_anew(worker: WorkerUnderTest, tmp_path: Path) -> None:
+    path = tmp_path / "gone" / "0-1.wav"
+    done, none = worker.speak(result=str(path))
+    assert done.result == str(path) and none == b"" and sha256(path) == done.sha256
+
+
+def test_a_stream_is_also_kept_where_it_is_to_be(worker: WorkerUnderTest, tmp_path: Path) -> None:
+    path = tmp_path / "0-1.pcm"
+    done, sent = worker.speak(format="pcm_s16le", stream=True, result=str(path))
+    assert (done.result, path.read_bytes()) == (str(path), sent) and done.chunks > 0

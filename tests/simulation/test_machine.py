@@ -109,6 +109,6 @@ def test_a_failure_is_reduced_to_the_few_requests_that_it_takes(monkeypatch: pyt
     monkeypatch.setattr(Dispatcher, "on_deadline", lambda *_: None)
     life = next(life for seed in range(9) if shrunk(life := Life(seed, 300)) != life)
     smallest = shrunk(life)
-    assert smallest.jobs < 100 and "leaks" in smallest.without and "deadlines" not in smallest.without
+    assert smallest.jobs < 100 and len(smallest.without) > 5 and "deadlines" not in smallest.without
     with pytest.raises(Broken, match="deadline"):
         smallest.run()

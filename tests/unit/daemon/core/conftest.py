@@ -192,6 +192,8 @@ class World:
             chunks=keys.pop("chunks", 0),
             bytes=len(body or b""),
             path=keys.pop("path", None),
+            result=keys.pop("result", None),
+            problem=keys.pop("problem", ""),
             memory=keys.pop("memory", MEMORY),
         )
         self.say(message, body, worker=worker)

@@ -45,10 +45,42 @@ def test_a_result_on_disk_is_read_for_each_who_waits_and_not_kept_in_memory(worl
     assert [s.path for s in world.effects(effects.SendStored) if s.event.id == late] == [sent.result]
 
 
-@pytest.mark.parametrize("keys", [{"stream": True}, {"output": "a.wav"}, {"durable": False}])
+@pytest.mark.parametrize("keys", [{"output": "a.wav"}, {"durable": False}])
 def test_a_result_that_goes_elsewhere_is_not_kept_on_disk(world: Any, keys: dict[str, Any]) -> None:
     world.request(priority="batch", **keys)
     assert world.messages(wire.Job)[0].result is None
+
+
+def test_a_durable_stream_is_kept_whole_for_whoever_has_not_heard_it(world: Any) -> None:
+    id = world.request(stream=True, durable=True)
+    job = world.job(id)
+    (asked,) = world.messages(wire.Job)
+    world.audio(job, 0)
+    late = world.request(requests.Wait(id="", v=1, job=job), connection=2)
+    world.audio(job, 1)
+    world.finish(job, None, chunks=2, result=asked.result)
+    assert world.names(id) == ["accepted", "started", "audio", "audio", "done"] and world.last(id).chunks == 2
+    # Who came in the middle hears no half of it, and is sent the file.
+    assert world.names(late) == ["done"]
+    (sent,) = world.effects(effects.SendStored)
+    assert (sent.event.id, sent.path, sent.event.chunks) == (late, asked.result, UNSET)
+
+
+def test_a_result_that_can_t_be_kept_is_an_alert_and_no_more_are_taken_for_a_while(world: Any) -> None:
+    id = world.request(priority="batch")
+    world.finish(world.job(id), b"RIFF", problem="No space left on device (/results)")
+    assert world.bodies(id) == [b"RIFF"]
+    (alert,) = world.last(world.operate(control.Status)).values["alerts"]
+    assert alert["name"] == "results" and "No space left" in alert["message"]
+    refused = world.last(world.request(priority="batch", text="x"))
+    assert refused.code == "unavailable" and "No space left" in refused.message
+    assert world.names(world.request(text="y"))[-1] == "started"
+    world.finish(world.machine._pool.workers["w0"].jobs[0], b"RIFF")
+    world.pass_time(30.0)
+    again = world.request(priority="batch", text="x")
+    assert world.names(again)[-1] == "started"
+    world.finish(world.job(again), None, result="/results/x")
+    assert world.last(world.operate(control.Status)).values["alerts"] == []
 
 
 def test_without_a_folder_for_results_they_are_sent(make_world: Make) -> None:
