@@ -61,6 +61,7 @@ bench: install  ## measure against the limits and the peers (minutes); bench/res
 	@$(BIN)/python bench/preemption.py
 	@$(BIN)/python bench/estimates.py
 	@$(BIN)/python bench/durable.py
+	@$(BIN)/python bench/journal.py
 
 wheel: install  ## build the distribution into dist/
 	@$(BIN)/python -m build --quiet --wheel

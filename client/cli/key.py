@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from glmtts.client import DaemonNotRunning
+
 from .failures import Failure
 from .output import print_json, print_table
 from .session import session, shared_options
@@ -260,6 +262,10 @@ def _reload_or_say(and_reload: bool) -> None:
     if not and_reload:
         run.note("A running daemon takes it into account after glmttsctl reload.")
         return
-    with run.control(timeout=30.0) as control:
-        control.call("reload")
-    run.note("The daemon has read its keys again.")
+    try:
+        with run.control(timeout=30.0) as control:
+            control.call("reload")
+    except DaemonNotRunning:
+        run.note("No daemon runs here: the next one reads its keys when it starts.")
+    else:
+        run.note("The daemon has read its keys again.")

@@ -52,6 +52,14 @@ def test_a_client_s_key_can_be_made_where_there_is_no_daemon(key: Key, tmp_path:
     assert "--force" in key("new", "alice", status=1).stderr
 
 
+def test_keys_can_be_put_in_place_before_the_daemon_runs(
+    key: Key, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLMTTS_RUNTIME_DIR", str(tmp_path / "no daemon here"))
+    made = key("new", "zoe", "--authorise", "--reload")
+    assert "No daemon runs here" in made.stderr and "zoe" in key("list").stdout
+
+
 def test_clients_are_authorised_listed_and_removed(key: Key) -> None:
     server = key("server").stdout.strip()
     alice = json.loads(key("new", "alice", "--authorise", "--json").stdout)
