@@ -256,10 +256,12 @@ def test_a_worker_that_can_not_be_killed_now_is_shown_as_such(
         here.until(lambda sampled: sampled.processes[0].state == "D")
     finally:
         process.kill()
-        # Its child waits for this.
-        with contextlib.suppress(OSError):
-            os.close(os.open(pipe, os.O_RDWR | os.O_NONBLOCK))
-        process.communicate()
+        # Its child waits for this, or is about to: it stays open until the child is gone.
+        end = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+        try:
+            process.communicate()
+        finally:
+            os.close(end)
 
 
 def test_the_host_s_memory_is_told(here: Here) -> None:
