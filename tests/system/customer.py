@@ -120,7 +120,9 @@ class Customer(threading.Thread):
 
     def ends(self, *requests: Asked) -> None:
         """Wait for the last event of each; it comes, or that is a finding."""
-        if not self.listen(lambda: all(asked.last for asked in requests), self.patience_s):
+        # Batch jobs give way to all others, and a durable one waits for better times where others are told "unavailable".
+        batch = any(asked.priority == "batch" for asked in requests)
+        if not self.listen(lambda: all(asked.last for asked in requests), self.patience_s * (3 if batch else 1)):
             for asked in requests:
                 if asked.last is None:
                     self.notes.finding(
