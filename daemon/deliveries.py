@@ -30,6 +30,8 @@ class Deliveries:
         log: Logger,
     ) -> None:
         self._background = Background(wakeup_fd, _MAX_WAITING)
+        # Its thread is there from the start, so that a daemon that has more of them than before has a leak.
+        self._background.run(lambda: None, lambda _: None)
         self._send = send
         self._step = step
         self._log = log
