@@ -116,6 +116,7 @@ class Durability:
             durable=True,
             attempts=row.attempts,
             excused=row.attempts,
+            interrupted=row.attempts,
         )
         self.recovered += 1
         self._ledger.add(job)

@@ -98,6 +98,8 @@ class Job(Struct, kw_only=True):
     attempts: int = 0
     #: How many of these ended through no fault of it: the daemon ended, or the worker died of another job.
     excused: int = 0
+    #: How many of them the end of a daemon broke off.
+    interrupted: int = 0
     #: It ran out of GPU memory once: it is tried once more, on a process that has had no other job.
     needs_fresh: bool = False
     #: Whether its worker works on it; until then it lies ready there, and its client takes it for waiting.

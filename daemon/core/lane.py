@@ -234,9 +234,9 @@ def _begun_within(flow: _Flow, room_s: float) -> tuple[int, float]:
 
 def due(job: Job) -> float:
     """When a job is due, on the core's clock; one that had been started before comes before its client's others."""
-    if job.attempts and job.excused < _OFTEN:
+    if job.attempts and job.interrupted < _OFTEN:
         return -math.inf
     if job.attempts:
         # Whatever breaks it off again and again is not to keep its client's other jobs from being done.
-        return job.accepted_at + DUE_AFTER_S * (1 + job.excused)
+        return job.accepted_at + DUE_AFTER_S * (1 + job.interrupted)
     return job.deadline_at if job.deadline_at is not None else job.accepted_at + DUE_AFTER_S

@@ -88,7 +88,7 @@ class Limits:
 
 
 def _due(job: Job) -> float:
-    if job.excused >= 3:
+    if job.interrupted >= 3:
         # What is broken off again and again lets others pass.
         return math.inf
     return job.deadline_at if job.deadline_at is not None else job.accepted_at + DUE_AFTER_S

@@ -59,7 +59,6 @@ class Asked:
     at: float
     speech: Speech | None = None
     final_only: bool = False
-    priority: str = "interactive"
     cancelled: bool = False
     job: str = ""
     names: list[str] = field(default_factory=list)
@@ -104,7 +103,6 @@ class Caller:
         """Ask for a speech, to be checked when it comes."""
         asked = self.ask("synthesize", **speech.request(), **keys)
         asked.speech, asked.final_only = speech, keys.get("events") == "final"
-        asked.priority = keys.get("priority", "interactive")
         return asked
 
     def send_nonsense(self, *frames: bytes) -> None:

@@ -120,9 +120,7 @@ class Customer(threading.Thread):
 
     def ends(self, *requests: Asked) -> None:
         """Wait for the last event of each; it comes, or that is a finding."""
-        # Batch jobs give way to others, and a durable one waits for better times where others are "unavailable".
-        batch = any(asked.priority == "batch" for asked in requests)
-        if not self.listen(lambda: all(asked.last for asked in requests), self.patience_s * (3 if batch else 1)):
+        if not self.listen(lambda: all(asked.last for asked in requests), self.patience_s):
             for asked in requests:
                 if asked.last is None:
                     self.notes.finding(
