@@ -128,6 +128,11 @@ def voices_dir(settings: Settings) -> Path:
     return Path(settings.voices.folder).absolute() if settings.voices.folder else state_dir(settings) / "voices"
 
 
+def cache_dir(settings: Settings) -> Path:
+    """The folder of what workers make once for all of them; it may be deleted while no daemon runs."""
+    return state_dir(settings) / "cache"
+
+
 def engine_python(settings: Settings) -> str:
     """The interpreter that runs the workers."""
     return settings.engine.python or sys.executable
@@ -225,8 +230,6 @@ def _value(value: Any, expected: Any, path: str) -> str:
         return f"expected at most {_MAX_NUMBER}, got {_shown(value)}"
     if path in RESERVED and converted != _DEFAULTS[path]:
         return "reserved: this version does not do this yet; leave it out"
-    if path == "engine.name" and converted == "glmtts":
-        return 'this version has no GLM-TTS engine yet; use "espeak"'
     return ""
 
 

@@ -61,6 +61,10 @@ class WorkerConfig(msgspec.Struct, kw_only=True):
     default_sample_rate: int = 24_000
     #: The share of the GPU's memory that the engine may use, 0..1; 0: no limit.
     vram_share: float = 0.0
+    #: Whether the glmtts engine may not run without a GPU.
+    needs_gpu: bool = False
+    #: The folder for what all workers may share and anybody may delete.
+    cache_dir: str = ""
 
 
 def take_config(environment: dict[str, str] | os._Environ[str]) -> WorkerConfig:
@@ -139,7 +143,14 @@ def run(config: WorkerConfig, wire: Wire) -> tuple[int, str]:
 
 def _start(config: WorkerConfig, wire: Wire) -> tuple[Engine, Any]:
     begun = time.monotonic()
-    engine = load(config.engine, config.engine_settings, send_raw=wire.send_raw, vram_share=config.vram_share)
+    engine = load(
+        config.engine,
+        config.engine_settings,
+        send_raw=wire.send_raw,
+        vram_share=config.vram_share,
+        needs_gpu=config.needs_gpu,
+        cache_dir=config.cache_dir,
+    )
     loaded = time.monotonic()
     from .job_runner import JobRunner
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from . import guardian
+from . import config, guardian
 from .core.settings import Settings
 
 #: Runs the worker in an interpreter that this package is not installed in: it sees ``glmtts`` and nothing else of ours.
@@ -50,6 +50,8 @@ def environment(settings: Settings, worker: dict[str, Any], boot: str, device: s
         "recording_min_s": settings.limits.recording_min_s,
         "recording_max_s": settings.limits.recording_max_s,
         "default_sample_rate": settings.audio.sample_rate,
+        "needs_gpu": settings.workers.gpus != "none",
+        "cache_dir": str(config.cache_dir(settings)),
     } | worker
     environment = {name: value for name, value in os.environ.items() if name not in _PRIVATE}
     environment["GLMTTS_WORKER"] = json.dumps(worker)

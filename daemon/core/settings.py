@@ -38,13 +38,18 @@ class FaultEngineSettings(Section, frozen=True):
 
 
 class GlmttsEngineSettings(Section, frozen=True):
-    """Settings of the GLM-TTS engine."""
+    """Settings of the GLM-TTS engine. Those that a request's ``options`` may name too are only their defaults."""
 
     root: str = ""
     use_phoneme: bool = False
     use_cache: bool = True
     sampling: Literal["ras", "topk"] = "ras"
+    top_k: Annotated[int, Meta(ge=1, le=1_000)] = 25
+    max_tokens: Annotated[int, Meta(ge=0, le=10_000)] = 0
+    max_segment_s: PositiveSeconds = 300.0
+    dictionary: str = ""
     dtype: Literal["fp32", "bf16"] = "fp32"
+    voice_cache_mib: Mib = 64
 
 
 class EngineSettings(Section, frozen=True):
@@ -192,11 +197,6 @@ class Settings(Section, frozen=True):
 #: Keys that stand for what a later version does. Any value but the default is refused, so that nobody believes in it.
 RESERVED: frozenset[str] = frozenset(
     {
-        "engine.glmtts.root",
-        "engine.glmtts.use_phoneme",
-        "engine.glmtts.use_cache",
-        "engine.glmtts.sampling",
-        "engine.glmtts.dtype",
         "metrics.listen",
     }
 )

@@ -8,14 +8,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .base import Engine
 
-NAMES: tuple[str, ...] = ("espeak", "fault")
+NAMES: tuple[str, ...] = ("espeak", "fault", "glmtts")
 
 
-def load(name: str, settings: dict[str, Any], *, send_raw: Callable[[bytes], None], vram_share: float = 0.0) -> Engine:
+def load(
+    name: str,
+    settings: dict[str, Any],
+    *,
+    send_raw: Callable[[bytes], None],
+    vram_share: float = 0.0,
+    needs_gpu: bool = False,
+    cache_dir: str = "",
+) -> Engine:
     """Load the engine ``name`` with its section of the configuration, ``[engine.NAME]``. May take minutes.
 
     ``send_raw`` puts bytes on the workers socket as they are: the fault engine alone gets it, to talk nonsense.
-    ``vram_share`` is the share of the GPU's memory that the engine may use, 0..1; 0: no limit.
+    ``vram_share`` is the share of the GPU's memory that the engine may use, 0..1; 0: no limit. ``needs_gpu``: without
+    a GPU the glmtts engine fails instead of being slow. ``cache_dir`` is a folder for what all workers may share and
+    anybody may delete.
     Raises ValueError for an unknown name, ModuleNotFoundError with the remedy for a missing package, and whatever
     the engine raises.
     """
@@ -29,4 +39,8 @@ def load(name: str, settings: dict[str, Any], *, send_raw: Callable[[bytes], Non
 
         FaultEngine.limit_memory(vram_share)
         return FaultEngine(settings, send_raw=send_raw)
+    if name == "glmtts":
+        from .glmtts.engine import GlmttsEngine
+
+        return GlmttsEngine(settings, vram_share=vram_share, needs_gpu=needs_gpu, cache_dir=cache_dir)
     raise ValueError(f"[engine] name = {name!r}: this version has no such engine; there are {', '.join(NAMES)}")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .options import EspeakOptions, FaultOptions
+    from .options import EspeakOptions, FaultOptions, GlmttsOptions
 
     Samples = NDArray[np.float32]
 
@@ -111,7 +111,7 @@ class Engine(abc.ABC):
     #: Native sample rates in Hz, the default first.
     sample_rates: tuple[int, ...]
     #: The type that ``options`` is converted to; see options.py.
-    options: type[EspeakOptions] | type[FaultOptions]
+    options: type[EspeakOptions] | type[FaultOptions] | type[GlmttsOptions]
     #: Whether a reference recording can be spoken with.
     clones_voices: bool = False
     #: How many jobs the engine takes at once.

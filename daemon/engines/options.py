@@ -59,7 +59,26 @@ class FaultOptions(Struct, forbid_unknown_fields=True, kw_only=True):
     after_segments: Annotated[int, Meta(ge=0, le=10_000, description="go wrong after that many segments")] = 0
 
 
-OPTIONS: dict[str, type[Struct]] = {"espeak": EspeakOptions, "fault": FaultOptions}
+class GlmttsOptions(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Options of the ``glmtts`` engine; what is left out is as ``[engine.glmtts]`` has it."""
+
+    use_phoneme: Annotated[bool, Meta(description="phonemes for rare characters; polyphones become choppy")] | None = (
+        None
+    )
+    use_cache: (
+        Annotated[bool, Meta(description="each segment is spoken with the ones before it as its prompt")] | None
+    ) = None
+    sampling: Annotated[Literal["ras", "topk"], Meta(description="ras avoids repetition, topk is simpler")] | None = (
+        None
+    )
+    top_k: Annotated[int, Meta(ge=1, le=1_000, description="candidates for each token, for topk")] | None = None
+    max_tokens: (
+        Annotated[int, Meta(ge=0, le=10_000, description="most tokens of a segment, 25 a second; 0: 20 a text token")]
+        | None
+    ) = None
+
+
+OPTIONS: dict[str, type[Struct]] = {"espeak": EspeakOptions, "fault": FaultOptions, "glmtts": GlmttsOptions}
 
 
 def check(engine: str, options: dict[str, Any]) -> str:
