@@ -240,6 +240,8 @@ def test_weights_of_another_size_than_the_configuration_are_not_filled_up_with_n
 def test_a_word_list_with_a_wrong_line_is_named_with_the_line(root: Path) -> None:
     made.write(root / "configs/custom_replace.jsonl", b'{"origin": "a", "new": "b"}\n{"origin": "a"}\n')
     assert "has no JSON object with origin and new in line 2" in problem(root)
+    made.write(root / "configs/custom_replace.jsonl", b"")
+    assert isinstance(look(root), Checkpoint), "who wants no replacements empties the list"
 
 
 def test_a_download_that_was_broken_off_is_recognised(root: Path) -> None:
