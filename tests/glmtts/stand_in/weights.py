@@ -1,4 +1,4 @@
-"""Writes what a checkout of upstream lacks into a root: ``ckpt/``, ``frontend/campplus.onnx``, ``configs/``, ``examples/``.
+"""Writes what a root needs beside modules: ``ckpt/``, ``frontend/campplus.onnx``, ``configs/``, ``examples/``.
 
 Run with the root as its argument, from a process of its own: it imports torch. The weights are random and always the
 same.

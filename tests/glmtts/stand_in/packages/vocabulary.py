@@ -18,9 +18,16 @@ FIRST_AUDIO = 2_048
 AUDIO = 32_768
 SIZE = FIRST_AUDIO + AUDIO + 64
 
-INITIALS = ["B", "C", "CH", "D", "F", "G", "H", "J", "K", "L", "M", "N", "P", "Q", "R", "S", "SH", "T", "X", "Z", "ZH"]
-FINALS = ["A", "AI", "AN", "ANG", "AO", "E", "EI", "EN", "ENG", "ER", "I", "IA", "IAN", "IANG", "IAO", "IE", "II", "IN", "ING", "IONG", "IOU", "O", "ONG", "OU", "U", "UA", "UAI", "UAN", "UANG", "UEI", "UEN", "UENG", "UO", "V", "VAN", "VE", "VN"]
-PHONEME_NAMES = INITIALS + [f"{final}{tone}" for final in FINALS for tone in range(1, 6)]
+INITIALS = tuple("b c ch d f g h j k l m n p q r s sh t x z zh".upper().split())
+FINALS = tuple(
+    (
+        "a ai an ang ao e ei en eng er i ia ian iang iao ie ii in ing iong iou o ong ou u ua uai uan uang uei uen ueng "
+        "uo v van ve vn"
+    )
+    .upper()
+    .split()
+)
+PHONEME_NAMES = [*INITIALS, *(f"{final}{tone}" for final in FINALS for tone in range(1, 6))]
 
 _PIECES = re.compile(r"<\|[^|<>]*\|>|" + "|".join(map(re.escape, NUMBERS)) + r"|\s?[A-Za-z]{1,3}|.", re.DOTALL)
 

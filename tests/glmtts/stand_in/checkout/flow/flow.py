@@ -116,7 +116,7 @@ class Flow(torch.nn.Module):
             )
             step = (1 + self.inference_cfg_rate) * wanted - self.inference_cfg_rate * free
             x = x + (steps[number] - now) * step
-        # Without the voice's own frames; what guidance has stretched, and the steps have not quite reached, is put right.
+        # Without the voice's own frames; what guidance stretches and the steps don't quite reach is put right.
         made = x[:, prompt_feat.shape[1] :].clone()
         reached = 1 - torch.prod(1 - _HASTE * steps.diff())
         made[:, :, : _PITCH + _LOUDNESS] /= (1 + self.inference_cfg_rate) * reached

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import unicodedata
+from typing import Any
 
 CHINESE_CHAR_PATTERN = re.compile(r"[\u4e00-\u9fff]+")
 PUNCTUATION_CHARS = "。？！；：、.?!;:，,"
@@ -41,12 +41,9 @@ def split_into_units(text: str) -> list[str]:
     """Chinese characters, words and marks, each with the white space behind it."""
     units: list[str] = []
     for char in text:
-        chinese = "CJK" in unicodedata.name(char, "")
-        in_word = bool(units) and units[-1][-1:].isalpha() and not contains_chinese(units[-1])
-        joins = (char.isspace() and bool(units)) or (
-            not chinese and (in_word or (units[-1:] != [] and units[-1][-1] in "'-")) and (char.isalpha() or char in "'-")
-        )
-        if joins:
+        last = units[-1] if units else ""
+        begun = last[-1:].isascii() and (last[-1:].isalpha() or last[-1:] in ("'", "-"))
+        if units and (char.isspace() or (begun and char.isascii() and (char.isalpha() or char in "'-"))):
             units[-1] += char
         else:
             units.append(char)
@@ -114,19 +111,21 @@ def markdown_norm(markdown_text: str) -> str:
     return re.sub(r"^(\d+)\. ", r"\1。", markdown_text).replace("\\n", "\n")
 
 
-def number_to_chinese(number: float | str) -> str:
+def number_to_chinese(number: Any) -> str:
+    """Of what Python prints with an exponent it raises TypeError or ValueError."""
     if isinstance(number, float | str):
-        # "1e-05" has no point, and more than 16 digits become "1e+16": TypeError and ValueError, as upstream.
         whole, *fraction = str(float(number)).split(".")
-        if not fraction:
-            return str("零" + number)  # type: ignore[operator]
-        if not fraction[0].strip("0"):
-            return number_to_chinese(int(whole))
-        return f"{number_to_chinese(int(whole)) or '零'}点{''.join(_DIGITS[int(d)] for d in fraction[0])}"
+        if fraction:
+            behind = "".join(_DIGITS[int(digit)] for digit in fraction[0]) if fraction[0].strip("0") else ""
+            return number_to_chinese(int(whole)) + ("点" + behind if behind else "")
     if number < 0:
         return "负" + number_to_chinese(-number)
-    digits = reversed(list(enumerate(reversed(str(number)))))
-    return "".join(_DIGITS[int(d)] + _UNITS[place] for place, d in digits if d != "0" and place < len(_UNITS)) or "零"
+    digits = str(number)
+    places = zip(digits, range(len(digits) - 1, -1, -1), strict=True)
+    said = "".join(
+        _DIGITS[int(digit)] + _UNITS[place] for digit, place in places if digit != "0" and place < len(_UNITS)
+    )
+    return said or "零"
 
 
 def tn_scientific_notation(case: str) -> str:
