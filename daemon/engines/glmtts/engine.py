@@ -46,9 +46,7 @@ class GlmttsEngine(Engine):
         self._upstream = upstream
         self._watch = Watch(upstream.llm, upstream.flow)
         self._texts = Texts(upstream.text_frontend)
-        self._dictionary = pronunciation.Dictionary(
-            pronunciation.load(Path(settings["dictionary"]), upstream.is_token) if settings["dictionary"] else {}
-        )
+        self._dictionary = pronunciation.Dictionary(upstream.pronunciations(settings["dictionary"]))
         self._voices = VoiceCache(upstream, settings["voice_cache_mib"] << 20)
         self._defaults = {name: settings[name] for name in Choices.__struct_fields__}
         self._max_segment_s = float(settings["max_segment_s"])

@@ -179,7 +179,8 @@ class _OneSegment:
         return [self._segment]
 
     def g2p_infer(self, text: str) -> str:
-        return self._dictionary.apply(text, self._phonemes)
+        pieces = self._dictionary.fragments(text)
+        return "".join(piece if is_reading else self._phonemes(piece) for piece, is_reading in pieces)
 
 
 def _as_it_is(text: str) -> str:

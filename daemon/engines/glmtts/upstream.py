@@ -12,6 +12,7 @@ import contextlib
 import functools
 import importlib
 import io
+import json
 import logging
 import os
 import sys
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import cuda_instead
+from . import cuda_instead, pronunciation
 from .grammar import SharedGrammar
 
 #: What upstream loads first; the other rate's vocoder is added to it.
@@ -73,9 +74,12 @@ class Upstream:
             self._mel_caches: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {rate: ({}, {}) for rate in self._mels}
             self.took["weights"] -= self.took.get("grammar", 0.0)
 
-    def is_token(self, text: str) -> bool:
-        """Whether the model's tokenizer has one token for all of ``text``."""
-        return len(self.frontend.tokenize_fn(text)) == 1
+    def pronunciations(self, file: str) -> dict[str, str]:
+        """The user's own, from ``file`` if there is one, in phonemes that the model knows. Raises ValueError, OSError."""
+        if not file:
+            return {}
+        known = json.loads((self.root / "configs/G2P_all_phonemes.json").read_bytes()).values()
+        return pronunciation.load(Path(file), lambda token: len(self.frontend.tokenize_fn(token)) == 1, list(known))
 
     def text_tokens(self, text: str) -> Any:
         """The tokens of ``text``, a tensor of shape (1, t)."""
