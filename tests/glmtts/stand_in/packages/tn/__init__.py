@@ -1,0 +1,1 @@
+"""WeTextProcessing, as far as upstream needs it."""
