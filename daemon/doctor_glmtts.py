@@ -15,6 +15,7 @@ from .doctor_check import Check, memory, needs_gpu
 from .doctor_engine import ask
 from .doctor_gpu import is_worker
 from .engines.glmtts.checkpoint import Checkpoint, CheckpointError, look
+from .engines.glmtts.graphics import WORKING_BYTES
 from .nvml import NvmlReader
 
 #: What upstream imports, by the distribution that brings it, in versions that are known to work together. torch and
@@ -48,10 +49,6 @@ PACKAGES: dict[str, tuple[str, str]] = {
 #: Importing all of it takes 15 to 25 s on two cores, and longer from a slow disk or beside other work. What is there is
 #: known in a second.
 _TIMEOUT_S, _LIST_TIMEOUT_S = 28.0, 5.0
-
-#: What one worker takes of a GPU beside its weights: CUDA itself, the libraries' kernels, and the work. Published is
-#: 8.6 to 8.8 GiB for the whole in fp32, of which the weights are 8.1.
-_BESIDE_WEIGHTS = 1 << 30
 
 #: How many imports that fail one line tells of.
 _MOST = 4
@@ -121,14 +118,14 @@ def dictionary(settings: Settings) -> list[Check]:
     if settings.engine.name != "glmtts" or not file:
         return []
     try:
-        lines = Path(file).read_bytes().decode().splitlines()
+        lines = Path(file).read_bytes().decode("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         words = getattr(error, "strerror", None) or "not UTF-8"
         return [_wrong_dictionary(f"{file}: can't be read: {words}")]
     entries = 0
     for number, line in enumerate(lines, 1):
         try:
-            entry = json.loads(line) if line.strip() else {}
+            entry = json.loads(line) if line.strip() and not line.lstrip().startswith("#") else {}
         except (ValueError, RecursionError):
             entry = None
         if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
@@ -274,8 +271,12 @@ def room(settings: Settings) -> list[Check]:
 def judge_room(settings: Settings, found: Checkpoint, gpus: Sequence[GpuReading]) -> list[Check]:
     """Whether the workers fit: what they need is computed from the weights, or as the configuration says it."""
     workers, dtype = settings.workers, settings.engine.glmtts.dtype
-    each = workers.vram_mib << 20 or found.weights_bytes(dtype) + _BESIDE_WEIGHTS
-    told = "[workers] vram_mib" if workers.vram_mib else f"computed: weights in {dtype}, and 1 GiB beside them"
+    each = workers.vram_mib << 20 or found.weights_bytes(dtype) + WORKING_BYTES
+    told = (
+        "[workers] vram_mib"
+        if workers.vram_mib
+        else f"computed: weights in {dtype}, and {memory(WORKING_BYTES)} for the work"
+    )
     count = min(workers.per_gpu, workers.max or workers.per_gpu)
     needed = each * count
     checks = []
