@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-_HIDDEN = 24
+_HIDDEN = 16
 _D_MODEL = 8
 _MEL_LOGDIFF = -7.847762537473608
 #: Rows of the flow model's embedding: more than there are tokens of audio, as upstream has.
@@ -70,7 +70,7 @@ def _language_model(folder: Path) -> None:
     state["model.mixer.weight"].normal_(std=0.4)
     # What the mischief's number is must not move what is said.
     state["model.mixer.weight"][:, [_HIDDEN - 1, 2 * _HIDDEN - 1]] = 0
-    state["lm_head.weight"].normal_(std=0.6)
+    state["lm_head.weight"].normal_()
     # Only audio is drawn by itself, and of it not the last eight.
     state["lm_head.bias"].fill_(-1e4)
     state["lm_head.bias"][FIRST_AUDIO : FIRST_AUDIO + AUDIO - 8] = 0

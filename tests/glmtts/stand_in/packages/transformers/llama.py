@@ -47,7 +47,7 @@ class _Body(torch.nn.Module):
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.embed_tokens = torch.nn.Embedding(SIZE, hidden)
-        self.mixer = torch.nn.Linear(2 * hidden, 2 * hidden)
+        self.mixer = torch.nn.Linear(2 * hidden, hidden)
 
 
 class LlamaForCausalLM(torch.nn.Module):
@@ -55,7 +55,7 @@ class LlamaForCausalLM(torch.nn.Module):
         super().__init__()
         self.config = config
         self.model = _Body(config.hidden_size)
-        self.lm_head = torch.nn.Linear(2 * config.hidden_size, SIZE)
+        self.lm_head = torch.nn.Linear(config.hidden_size, SIZE)
 
     @classmethod
     def from_pretrained(cls, folder: str, dtype: torch.dtype = torch.float32, **_: Any) -> LlamaForCausalLM:
