@@ -14,7 +14,7 @@ from glmtts.protocol.endpoints import EVENTS, MAX_PATH_BYTES
 from glmtts.protocol.requests import MAX_ON_BEHALF_OF
 
 from .core.rate import parse_rate
-from .core.settings import ClientLimits, FaultEngineSettings, LimitsSettings, Settings
+from .core.settings import ClientLimits, FaultEngineSettings, GlmttsEngineSettings, LimitsSettings, Settings
 from .tcp_access import parse_listen
 
 #: A user name as the tools of Linux and directory services make them, or a uid; or the name of a client's key.
@@ -65,6 +65,30 @@ def _engine(settings: Settings) -> Iterator[str]:
         yield f'engine.fault: settings of the fault engine, but engine.name is "{engine.name}"; leave the section out'
     if engine.fault.start == "slow" and engine.fault.start_s == 0:
         yield 'engine.fault.start_s: 0 s, but engine.fault.start is "slow"; say how slow'
+    # Unlike the fault engine's, its section may stay where another engine speaks: people switch to espeak and back.
+    yield from _absolute("engine.glmtts.root", engine.glmtts.root)
+    yield from _absolute("engine.glmtts.dictionary", engine.glmtts.dictionary)
+    if engine.name == "glmtts":
+        yield from _glmtts(engine.glmtts)
+
+
+def _glmtts(glmtts: GlmttsEngineSettings) -> Iterator[str]:
+    """What must be there for the engine to be started at all; glmtts/checkpoint.py looks closer."""
+    if not glmtts.root:
+        yield (
+            'engine.glmtts.root: not set, but engine.name is "glmtts"; name the folder of the GLM-TTS checkout with '
+            "its ckpt/ folder (docs/glmtts.md says how to install it)"
+        )
+    elif _is_absolute(glmtts.root) and not os.path.isdir(glmtts.root):  # noqa: PTH112 - says no where Path would raise
+        yield (
+            f"engine.glmtts.root: {_shown(glmtts.root)} is no folder that this user can see; name that of the GLM-TTS "
+            "checkout (docs/glmtts.md says how to install it)"
+        )
+    if _is_absolute(glmtts.dictionary) and not os.path.isfile(glmtts.dictionary):  # noqa: PTH113 - as above
+        yield (
+            f"engine.glmtts.dictionary: {_shown(glmtts.dictionary)} is no file that this user can see; write it, with "
+            'a JSON object such as {"弈": "<|I4|>"} in each line, or leave the key out'
+        )
 
 
 def _workers(settings: Settings) -> Iterator[str]:
@@ -169,6 +193,15 @@ def _tcp(settings: Settings) -> Iterator[str]:
             yield f"tcp.listen: {error}"
     yield from _absolute("tcp.server_key", tcp.server_key)
     yield from _absolute("tcp.authorised_keys", tcp.authorised_keys)
+
+
+def _is_absolute(path: str) -> bool:
+    return path.startswith("/") and "\0" not in path
+
+
+def _shown(path: str) -> str:
+    """A path on one line, whatever it has in it."""
+    return path if path.isprintable() else quoted(path)
 
 
 def _absolute(key: str, folder: str) -> Iterator[str]:

@@ -29,7 +29,8 @@ class Preparation:
     def warm_up(self, text: str) -> Utterance:
         """``text`` as a job that asks for nothing special would have it spoken."""
         native = audio.native_rate(self._default_rate, self._engine.sample_rates)
-        return Utterance(text, self.voice(None), None, native, 0, self._engine.options())
+        reference = self._engine.warm_up_reference()
+        return Utterance(text, self.voice(None), reference, native, 0, self._engine.options())
 
     def rate(self, job: Job) -> int:
         """The rate in Hz of the finished audio, which the format must be able to hold."""

@@ -270,8 +270,8 @@ class Reception:
         engine = self._context.settings.engine.name
         if problem := engine_options.check(engine, request.options):
             raise RequestError(ErrorCode.BAD_REQUEST, problem)
-        if request.voice is not UNSET and self._pool.engine and request.voice not in self._pool.own_voices:
-            self._check_registered(request.voice)
+        if request.prompt is UNSET and self._pool.engine:
+            self._check_voice(request)
         if request.output is not UNSET and request.output in self._ledger.outputs:
             raise RequestError(
                 ErrorCode.OUTPUT_EXISTS, f"output: another job is about to write {request.output}; choose another name"
@@ -286,19 +286,38 @@ class Reception:
                 f"sample_rate: {audio_format}, the default format here, holds {', '.join(map(str, rates))} Hz alone",
             )
 
-    def _check_registered(self, name: str) -> None:
-        """Refuse a voice that is not there, or not for this engine."""
+    def _check_voice(self, request: requests.Synthesize) -> None:
+        """Refuse a voice that is not there or not for this engine; and none, where the engine has none of its own."""
+        default = self._context.settings.voices.default
+        name = default if request.voice is UNSET else request.voice
+        if name in self._pool.own_voices:
+            return
+        if not name:
+            if not self._pool.own_voices:
+                raise RequestError(
+                    ErrorCode.BAD_REQUEST,
+                    f"voice: the engine {self._context.settings.engine.name} speaks with the voice of a recording: "
+                    f"name one, or send a prompt; {self._known_voices()}",
+                )
+            return
         if name not in self._voices:
-            known = self.voices()
-            more = f" and {len(known) - 12} more" if len(known) > 12 else ""
-            names = ", ".join(voice.name for voice in known[:12])
-            raise RequestError(ErrorCode.VOICE_NOT_FOUND, f"voice: {name!r} is not there; there are {names}{more}")
+            of_default = " ([voices] default)" if request.voice is UNSET else ""
+            raise RequestError(
+                ErrorCode.VOICE_NOT_FOUND, f"voice: {name!r}{of_default} is not there; {self._known_voices()}"
+            )
         if not self._clones_voices:
             raise RequestError(
                 ErrorCode.BAD_REQUEST,
                 f"voice: {name!r} is a registered recording, and the engine {self._context.settings.engine.name} does "
                 "not clone voices; name one of its own",
             )
+
+    def _known_voices(self) -> str:
+        known = self.voices()
+        if not known:
+            return "none is registered yet (glmttsctl voice add)"
+        more = f" and {len(known) - 12} more" if len(known) > 12 else ""
+        return f"there are {', '.join(voice.name for voice in known[:12])}{more}"
 
     def voices(self) -> list[events.Voice]:
         """Every voice: the engine's own, and the registered ones."""

@@ -42,5 +42,6 @@ def load(
     if name == "glmtts":
         from .glmtts.engine import GlmttsEngine
 
+        # It keeps within its share by itself, once it has found that there is a GPU.
         return GlmttsEngine(settings, vram_share=vram_share, needs_gpu=needs_gpu, cache_dir=cache_dir)
     raise ValueError(f"[engine] name = {name!r}: this version has no such engine; there are {', '.join(NAMES)}")

@@ -122,6 +122,10 @@ class Engine(abc.ABC):
     def voices(self) -> list[Voice]:
         """The engine's own voices, the default first."""
 
+    def warm_up_reference(self) -> Reference | None:
+        """What the warm-up sentence is spoken with by an engine that has no voices of its own."""
+        return None
+
     @abc.abstractmethod
     def synthesize(self, utterance: Utterance) -> Iterator[Piece]:
         """Speak, piece by piece. Closing the generator early ends the work and leaves the engine ready for the next.

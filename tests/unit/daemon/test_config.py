@@ -229,23 +229,24 @@ def test_a_wrong_value_is_answered_with_what_is_expected(text: str, key: str, ex
 
 @pytest.mark.parametrize("path", sorted(RESERVED))
 def test_a_key_that_does_nothing_yet_is_refused(path: str) -> None:
-    values = {
-        "engine.glmtts.sampling": '"topk"',
-        "engine.glmtts.dtype": '"bf16"',
-        "engine.glmtts.use_phoneme": "true",
-        "engine.glmtts.use_cache": "false",
-        "workers.recycle.max_vram_share": "0.5",
-    }
     default = flat(Settings())[path]
-    value = values.get(path) or ('"x"' if isinstance(default, str) else "5")
+    value = '"x"' if isinstance(default, str) else "5"
     section, _, key = path.rpartition(".")
     found = problem(f"[{section}]\n{key} = {value}")
     assert found.startswith(f"{path}: ")
     assert "this version does not do this yet; leave it out" in found
 
 
-def test_the_engine_that_is_not_there_yet_is_refused() -> None:
-    assert "this version has no GLM-TTS engine yet" in problem('[engine]\nname = "glmtts"')
+def test_the_glmtts_engine_is_told_where_to_look_and_who_forgets_it_where_to_read() -> None:
+    assert "docs/glmtts.md" in problem('[engine]\nname = "glmtts"')
+    assert "docs/glmtts.md" in problem('[engine]\nname = "glmtts"\n[engine.glmtts]\nroot = "/nonexistent"')
+    good = config.parse('[engine]\nname = "glmtts"\n[engine.glmtts]\nroot = "/usr"\ndictionary = "/etc/passwd"')
+    assert good.engine.glmtts.root == "/usr"
+
+
+def test_who_switches_to_another_engine_and_back_need_not_take_its_settings_out() -> None:
+    settings = config.parse('[engine]\nname = "espeak"\n[engine.glmtts]\nroot = "/not/mounted"\ndtype = "bf16"')
+    assert settings.engine.glmtts.dtype == "bf16"
 
 
 @pytest.mark.parametrize(
@@ -287,6 +288,15 @@ def test_the_engine_that_is_not_there_yet_is_refused() -> None:
         ('[engine]\npython = "/etc"', "engine.python"),
         ('[engine]\nwarmup_text = " "', "engine.warmup_text"),
         ('[engine.fault]\nstart = "crash"', "engine.fault"),
+        ('[engine.glmtts]\nroot = "GLM-TTS"', "engine.glmtts.root"),
+        ('[engine]\nname = "glmtts"\n[engine.glmtts]\nroot = "/etc/passwd"', "engine.glmtts.root"),
+        ('[engine]\nname = "glmtts"\n[engine.glmtts]\nroot = "/a\\u0000"', "engine.glmtts.root"),
+        ('[engine]\nname = "glmtts"\n[engine.glmtts]\nroot = "/a\\u001b"', "engine.glmtts.root"),
+        ('[engine.glmtts]\ndictionary = "words.jsonl"', "engine.glmtts.dictionary"),
+        (
+            '[engine]\nname = "glmtts"\n[engine.glmtts]\nroot = "/usr"\ndictionary = "/etc"',
+            "engine.glmtts.dictionary",
+        ),
         ('[engine]\nname = "fault"\n[engine.fault]\nstart = "slow"', "engine.fault.start_s"),
     ],
 )

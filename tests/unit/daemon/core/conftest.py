@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import pytest
@@ -154,15 +154,17 @@ class World:
     def say(self, message: wire.WorkerMessage, body: bytes | None = None, worker: str = "w0") -> None:
         self.step(inputs.WorkerSaid(self.spawn(worker), message, body))
 
-    def ready(self, worker: str = "w0", slots: int = 1, *, memory: wire.Memory = MEMORY) -> None:
+    def ready(
+        self, worker: str = "w0", slots: int = 1, *, memory: wire.Memory = MEMORY, voices: Sequence[str] = ("tone",)
+    ) -> None:
         self.step(inputs.Spawned(self.spawn(worker), self.pid(worker)))
         self.say(
             wire.Ready(
                 engine="fault",
                 engine_version="1",
                 sample_rates=[24_000],
-                voices=[events.Voice(name="tone")],
-                default_voice="tone",
+                voices=[events.Voice(name=name) for name in voices],
+                default_voice=voices[0] if voices else "",
                 clones_voices=True,
                 slots=slots,
                 load_s=0.1,

@@ -96,6 +96,28 @@ def test_a_voice_that_is_not_there_is_refused_with_those_that_are(world: Any) ->
     assert world.names(world.request(voice="tone"))[0] == "accepted"
 
 
+def test_an_engine_without_voices_of_its_own_says_at_once_that_it_needs_one(make_world: Make) -> None:
+    world = make_world()
+    world.ready(voices=())
+    error = refused(world)
+    assert (error.code, error.message) == (
+        "bad_request",
+        "voice: the engine fault speaks with the voice of a recording: name one, or send a prompt; "
+        "none is registered yet (glmttsctl voice add)",
+    )
+    assert world.names(world.request(prompt=requests.Prompt(text="hello"), body=b"RIFF"))[0] == "accepted"
+
+
+def test_a_default_voice_that_is_not_registered_is_named(make_world: Make) -> None:
+    world = make_world(voices={"default": "anna"})
+    world.ready()
+    error = refused(world)
+    assert (error.code, error.message) == (
+        "voice_not_found",
+        "voice: 'anna' ([voices] default) is not there; there are tone",
+    )
+
+
 def test_two_jobs_do_not_write_one_file(world: Any) -> None:
     id = world.request(output="a.wav")
     assert refused(world, output="a.wav").code == "output_exists"

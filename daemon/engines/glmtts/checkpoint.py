@@ -1,0 +1,358 @@
+"""A GLM-TTS checkout and its checkpoint, looked at before anything is loaded: is all there, is it whole, what is it?
+
+Upstream opens its files one by one over a minute and more, and ends at the first that is missing or cut off, in words
+of the library that met it. Here all that is wrong is said at once, within milliseconds. The lists of files follow
+upstream's commit c5dc7ae.
+
+The daemon's doctor reads this too: nothing but the standard library and msgspec is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from msgspec import Struct
+
+from .git_commit import commit_of
+from .misplaced import ENTRY, one_level_deeper, unfinished, wrong_place
+from .weight_files import (
+    DamagedError,
+    check_onnx,
+    digest,
+    is_missing,
+    look_inside,
+    read_json,
+    read_safetensors,
+    read_torch_zip,
+)
+
+T = TypeVar("T")
+
+#: What glmtts_inference.py imports of the checkout, and the flow model that the checkpoint's configuration names.
+_SOURCES = (
+    ENTRY,
+    "cosyvoice/cli/frontend.py",
+    "cosyvoice/hifigan_cosy2/f0_predictor.py",
+    "cosyvoice/hifigan_cosy2/generator.py",
+    "cosyvoice/transformer/activation.py",
+    "cosyvoice/utils/common.py",
+    "cosyvoice/utils/frontend_utils.py",
+    "cosyvoice/utils/mask.py",
+    "flow/dit.py",
+    "flow/flow.py",
+    "flow/modules.py",
+    "llm/glmtts.py",
+    "utils/audio.py",
+    "utils/block_mask_util.py",
+    "utils/file_utils.py",
+    "utils/glm_g2p.py",
+    "utils/hift_util.py",
+    "utils/seed_util.py",
+    "utils/tts_model_util.py",
+    "utils/vocos_util.py",
+    "utils/whisper_models/configuration_whisper.py",
+    "utils/whisper_models/modeling_whisper.py",
+    "utils/yaml_util.py",
+)
+
+#: The one model that is in the git repository, and not in the checkpoint.
+_SPEAKER = "frontend/campplus.onnx"
+
+_DEFAULT_RATE, _VOCOS_RATE = 24_000, 32_000
+
+#: How many names one line lists, and how long the words of an error may be: a worker's last line is cut at 4,096 bytes.
+_MOST_NAMES, _MOST_WORDS = 12, 3_000
+
+#: A layer of the language model, in a tensor's name; what a configuration of HyperPyYAML imports.
+_LAYER = re.compile(r"model\.layers\.\d+\.")
+_MODULE = re.compile(r"!(?:new|name|apply):([A-Za-z_][\w.]*)\.\w+")
+
+
+def _check_lines(path: Path, keys: tuple[str, ...], *, blank: bool) -> None:
+    """Whether each line is a JSON object with ``keys``: people edit these files, and a wrong line fails every text."""
+    if path.stat().st_size:  # somebody who wants no replacements empties it
+        look_inside(path)
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if blank and not line.strip():
+            continue
+        try:
+            good = isinstance(value := json.loads(line), dict) and all(isinstance(value.get(key), str) for key in keys)
+        except (ValueError, RecursionError):
+            good = False
+        if not good:
+            wanted = " with " + " and ".join(keys) if keys else ""
+            raise DamagedError(f"has no JSON object{wanted} in line {number}: correct the line, or take it out")
+
+
+def _check_custom_replacements(path: Path) -> None:
+    _check_lines(path, ("origin", "new"), blank=False)
+
+
+def _check_phoneme_replacements(path: Path) -> None:
+    _check_lines(path, (), blank=True)
+
+
+#: What it opens besides. Without custom_replace.jsonl upstream goes on in silence, and says some words differently.
+_CONFIGS: dict[str, Callable[[Path], object]] = {
+    "configs/G2P_able_1word.json": look_inside,
+    "configs/G2P_replace_dict.jsonl": _check_phoneme_replacements,
+    "configs/custom_replace.jsonl": _check_custom_replacements,
+    "configs/spk_prompt_dict.yaml": look_inside,
+}
+
+
+class CheckpointError(Exception):
+    """The checkpoint can't be loaded. ``problems`` has a line for each thing that is wrong, the words are one line."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__(_in_one_line(problems))
+        self.problems = problems
+
+
+class Checkpoint(Struct, frozen=True, kw_only=True):
+    """What is in a checkout and its checkpoint.
+
+    ``version``: the checkout's commit, and a fingerprint of all that decides how it sounds: the same version, the same
+    audio. ``sample_rates`` in Hz, the default first. ``parameters`` of each part that is loaded onto the GPU.
+    ``remarks`` has what is not wrong but should be known.
+    """
+
+    root: Path
+    version: str
+    sample_rates: tuple[int, ...]
+    parameters: dict[str, int]
+    remarks: tuple[str, ...] = ()
+
+    def weights_bytes(self, dtype: Literal["fp32", "bf16"]) -> int:
+        """GPU memory that the weights take, with the language model in ``dtype``; all else is in fp32.
+
+        Computed, not measured. The CUDA context, the libraries and the work itself come on top.
+        """
+        of_llm = 2 if dtype == "bf16" else 4
+        return sum(count * (of_llm if part == "llm" else 4) for part, count in self.parameters.items())
+
+
+def look(root: Path | str) -> Checkpoint:
+    """Look at the checkout at ``root``. Raises CheckpointError with everything that is wrong."""
+    if problem := wrong_place(str(root)):
+        raise CheckpointError([problem])
+    return _Look(Path(root)).result()
+
+
+class _Look:
+    """One look at a checkout: what is missing, what is damaged, what is there."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._ckpt = root / "ckpt"
+        self._damaged: list[str] = []
+        self._missing: list[str] = []
+        #: Relative paths of what decides how it sounds.
+        self._seen: set[str] = set()
+        self._parameters: dict[str, int] = {}
+        self._remarks: list[str] = []
+
+    def result(self) -> Checkpoint:
+        """Everything, or CheckpointError."""
+        for source in _SOURCES:
+            self._examine(source, look_inside)
+        for config, read in _CONFIGS.items():
+            self._examine(config, read)
+        self._examine(_SPEAKER, check_onnx)
+        if not is_missing(self._ckpt):
+            self._llm()
+            self._flow()
+            self._vocoders()
+            self._speech_tokenizer()
+            self._text_tokenizer()
+        if problems := [*self._not_whole(), *self._damaged]:
+            raise CheckpointError(problems)
+        has_vocos = "vocos2d" in self._parameters
+        return Checkpoint(
+            root=self._root,
+            version=self._version(),
+            sample_rates=(_DEFAULT_RATE, _VOCOS_RATE) if has_vocos else (_DEFAULT_RATE,),
+            parameters=self._parameters,
+            remarks=tuple(self._remarks),
+        )
+
+    # --- the parts
+
+    def _llm(self) -> None:
+        config = self._examine("ckpt/llm/config.json", read_json)
+        tensors = self._safetensors("ckpt/llm")
+        if config is None or not tensors:
+            return
+        if config.get("tie_word_embeddings"):
+            tensors.pop("lm_head.weight", None)  # the embedding once more
+        layers = config.get("num_hidden_layers")
+        there = {match[0] for name in tensors if (match := _LAYER.match(name))}
+        expected = [f"model.layers.{number}." for number in range(layers if isinstance(layers, int) else 0)]
+        lacking = [layer for layer in expected if layer not in there]
+        lacking += [name for name in ("model.embed_tokens.weight", "model.norm.weight") if name not in tensors]
+        if lacking:
+            # Transformers would fill them with random numbers and only warn.
+            self._damaged.append(
+                f"{self._ckpt / 'llm'}: config.json speaks of {layers} layers, but the weights have no "
+                f"{_listed(lacking)}; the two are not of one model: download both again"
+            )
+        self._parameters["llm"] = sum(tensors.values())
+
+    def _flow(self) -> None:
+        if (text := self._examine("ckpt/flow/config.yaml", _read_flow_config)) is not None:
+            for module in _MODULE.findall(text):
+                name = f"{module.replace('.', '/')}.py"
+                if (self._root / name).is_file():
+                    self._seen.add(name)
+        self._torch_zip("flow", "ckpt/flow/flow.pt")
+
+    def _vocoders(self) -> None:
+        self._torch_zip("hift", "ckpt/hift/hift.pt")
+        file = "ckpt/vocos2d/generator_jit.ckpt"
+        if not is_missing(self._root / file):
+            self._torch_zip("vocos2d", file)
+        else:
+            self._remarks.append(
+                f"{self._root / file} is not there, so that the engine makes {_DEFAULT_RATE} Hz alone, and not also "
+                f"{_VOCOS_RATE}; other rates are resampled from it"
+            )
+
+    def _speech_tokenizer(self) -> None:
+        folder = "ckpt/speech_tokenizer"
+        config = self._examine(f"{folder}/config.json", read_json) or {}
+        self._examine(f"{folder}/preprocessor_config.json", read_json)
+        last = config.get("quantize_position")
+        # What upstream loads (utils/yaml_util.py): the encoder up to the layer after which it quantises.
+        self._parameters["speech_tokenizer"] = sum(
+            count
+            for name, count in self._safetensors(folder).items()
+            if (match := re.match(r"model\.encoder\.(?!layer_norm)(?:layers\.(\d+)\.)?", name))
+            and (match[1] is None or not isinstance(last, int) or int(match[1]) < last)
+        )
+
+    def _text_tokenizer(self) -> None:
+        folder = "ckpt/vq32k-phoneme-tokenizer"
+        config = self._examine(f"{folder}/tokenizer_config.json", read_json)
+        if is_missing(self._root / folder / "tokenizer.json"):
+            self._examine(f"{folder}/tokenizer.model", look_inside)
+        code = config.get("auto_map") if config else None
+        named = code.get("AutoTokenizer") if isinstance(code, dict) else None
+        for name in named if isinstance(named, list) else [named]:
+            # As in "module.Class"; "repository--module.Class" is not in the folder.
+            if isinstance(name, str) and "--" not in name:
+                self._examine(f"{folder}/{name.rpartition('.')[0]}.py", look_inside)
+
+    # --- files
+
+    def _examine(self, name: str, read: Callable[[Path], T]) -> T | None:
+        """What ``read`` makes of a file; None where it is missing or damaged, which is noted."""
+        path = self._root / name
+        try:
+            value = read(path)
+        except FileNotFoundError:
+            self._missing.append(name)
+        except DamagedError as error:
+            self._damaged.append(f"{path} {error}")
+        except OSError as error:
+            self._damaged.append(f"{path} can't be read: {error.strerror}")
+        else:
+            self._seen.add(name)
+            return value
+        return None
+
+    def _torch_zip(self, part: str, name: str) -> None:
+        # As published they are in fp32, and they are loaded into models of fp32.
+        if (size := self._examine(name, read_torch_zip)) is not None:
+            self._parameters[part] = size // 4
+
+    def _safetensors(self, folder: str) -> dict[str, int]:
+        """The tensors of a model in one file, or in several that an index names; {} where there is something wrong."""
+        single, index = f"{folder}/model.safetensors", f"{folder}/model.safetensors.index.json"
+        names = {single}
+        if is_missing(self._root / single):
+            if is_missing(self._root / index):
+                parts = [path.name for path in (self._root / folder).glob("model-*-of-*.safetensors")]
+                self._missing.append(index if parts else single)
+                return {}
+            names = self._named_in(index)
+        tensors: dict[str, int] = {}
+        whole = bool(names)
+        for name in sorted(names):
+            found = self._examine(name, read_safetensors)
+            whole = whole and found is not None
+            tensors |= found or {}
+        return tensors if whole else {}
+
+    def _named_in(self, index: str) -> set[str]:
+        value = self._examine(index, read_json)
+        if value is None:
+            return set()
+        files = value.get("weight_map")
+        if not isinstance(files, dict) or not all(isinstance(file, str) and "/" not in file for file in files.values()):
+            self._damaged.append(f"{self._root / index} names no files of weights; download it again")
+            return set()
+        return {f"{index.rpartition('/')[0]}/{file}" for file in files.values()}
+
+    # --- words
+
+    def _not_whole(self) -> Iterable[str]:
+        """What is missing, in few lines, and why that may be."""
+        git = f"git -C {self._root}"
+        restore = f"{git} ls-files -d | xargs {git} checkout -- brings them back"
+        code = [name for name in self._missing if not name.startswith("ckpt/")]
+        if code:
+            words = f"{self._root} is not the whole of GLM-TTS's code: {_listed(code)} missing; "
+            yield words + (f"{restore}, or clone it anew" if not is_missing(self._root / ".git") else "clone it anew")
+        download = f"hf download zai-org/GLM-TTS --local-dir {self._ckpt}"
+        if is_missing(self._ckpt):
+            yield f"{self._ckpt} is not there, which has the weights: {download} (docs/glmtts.md)"
+            return
+        weights = [name.removeprefix("ckpt/") for name in self._missing if name.startswith("ckpt/")]
+        if weights and (inner := one_level_deeper(self._ckpt)):
+            yield f"{self._ckpt} has the checkpoint one level too deep, in {inner.name}: mv {inner}/* {self._ckpt}/"
+        elif weights:
+            yield f"{self._ckpt} is not complete: {_listed(weights)} missing; {download}"
+        if (weights or self._damaged) and (broken_off := unfinished(self._ckpt)):
+            yield (f"{self._ckpt} has a download that was broken off ({_listed(broken_off, 2)}): start it again")
+
+    def _version(self) -> str:
+        sources = self._hash(name for name in self._seen if name.endswith(".py") and not name.startswith("ckpt/"))
+        commit = commit_of(self._root)
+        return f"{commit[:7] if commit else f'src.{sources[:7]}'}-{self._hash(self._seen)[:10]}"
+
+    def _hash(self, names: Iterable[str]) -> str:
+        found = hashlib.sha256()
+        for name in sorted(names):
+            found.update(name.encode() + b"\0" + digest(self._root / name))
+        return found.hexdigest()
+
+
+def _read_flow_config(path: Path) -> str:
+    """The text of the flow model's configuration; HyperPyYAML itself is not here to read it."""
+    look_inside(path)
+    text = path.read_bytes().decode("utf-8", "replace")
+    if not re.search(r"(?m)^flow\s*:", text):
+        raise DamagedError("has no section flow; download it again")
+    return text
+
+
+def _listed(names: list[str], most: int = _MOST_NAMES) -> str:
+    """``a, b and 3 more``."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def _in_one_line(problems: list[str]) -> str:
+    if len(problems) == 1:
+        return problems[0]
+    words = f"{len(problems)} problems"
+    for number, problem in enumerate(problems, 1):
+        if len(words) + len(problem) > _MOST_WORDS:
+            return f"{words}; and {len(problems) - number + 1} more, which glmttsctl doctor names"
+        words += f"{'; ' if number > 1 else ': '}({number}) {problem}"
+    return words

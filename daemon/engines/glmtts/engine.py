@@ -1,0 +1,108 @@
+"""The engine: GLM-TTS speaks with the voice of a recording, segment by segment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glmtts.protocol.events import Voice
+
+from .. import torch_memory
+from ..base import Engine, EngineError, MemoryFigures, Piece, Reference, Utterance
+from ..options import GlmttsOptions
+from . import checkpoint, graphics, pronunciation
+from .decoding import Watch
+from .speech import Choices, NotWantedError, Speech, Steps
+from .text import Texts, check_speakable
+from .upstream import Upstream
+from .voices import VoiceCache
+
+_WARM_UP_TEXT = "你好。"
+
+
+class GlmttsEngine(Engine):
+    """Segments are of 30 to 60 characters, as upstream cuts a text; each is a run of upstream's ``generate_long``.
+
+    Raises CheckpointError, UpstreamError and NoGpuError, and ValueError for the dictionary.
+    """
+
+    name = "glmtts"
+    options = GlmttsOptions
+    clones_voices = True
+
+    def __init__(self, settings: dict[str, Any], *, vram_share: float, needs_gpu: bool, cache_dir: str) -> None:
+        begun = time.monotonic()
+        found = checkpoint.look(Path(settings["root"]))
+        self.version = found.version
+        self.sample_rates = found.sample_rates
+        device = graphics.choose(found.weights_bytes(settings["dtype"]), needs_gpu=needs_gpu, share=vram_share)
+        looked = time.monotonic()
+        in_half = settings["dtype"] == "bf16"
+        upstream = Upstream(found.root, rates=found.sample_rates, half_llm=in_half, cache_dir=Path(cache_dir))
+        self._upstream = upstream
+        self._watch = Watch(upstream.llm, upstream.flow)
+        self._texts = Texts(upstream.text_frontend)
+        self._dictionary = pronunciation.Dictionary(upstream.pronunciations(settings["dictionary"]))
+        self._voices = VoiceCache(upstream, settings["voice_cache_mib"] << 20)
+        self._defaults = {name: settings[name] for name in Choices.__struct_fields__}
+        self._max_segment_s = float(settings["max_segment_s"])
+        parts = {"torch": looked - begun, **upstream.took}
+        took = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in parts.items())
+        print(f"GLM-TTS {self.version} is loaded on {device} after {time.monotonic() - begun:.1f} s: {took}")
+
+    @property
+    def voices(self) -> list[Voice]:
+        """None: there is no speech without a recording."""
+        return []
+
+    def warm_up_reference(self) -> Reference:
+        """A hum. No recording comes with this project, and those that come with upstream are not for every use."""
+        rate = 24_000
+        seconds = np.arange(3 * rate, dtype=np.float64) / rate
+        hum = sum((np.sin(2 * np.pi * 140 * one * seconds) / one for one in range(1, 12)), np.zeros_like(seconds))
+        loudness = 0.1 * (1 + np.sin(2 * np.pi * 4 * seconds))
+        return Reference((hum * loudness).astype(np.float32), rate, _WARM_UP_TEXT, digest="")
+
+    def synthesize(self, utterance: Utterance) -> Iterator[Piece]:
+        reference = utterance.reference
+        if reference is None:
+            raise EngineError(
+                "bad_request",
+                "voice: GLM-TTS speaks with the voice of a recording: name a registered voice (glmttsctl voice add "
+                "registers one), send a prompt, or have [voices] default set",
+            )
+        check_speakable(utterance.text)
+        steps = Steps(utterance, self._max_segment_s)
+        try:
+            said = self._normalised(reference.text, steps)
+            voice = self._voices.features(reference, said, utterance.sample_rate, steps)
+            segments = self._texts.segments(self._normalised(utterance.text, steps))
+            steps.expect(sum(map(len, segments)))
+            choices = self._choices(utterance.options)
+            speech = Speech(self._upstream, self._watch, voice, utterance, choices=choices, dictionary=self._dictionary)
+            for number, segment in enumerate(segments):
+                yield Piece(speech.segment(segment, steps), number, len(segments), True)
+        except NotWantedError:
+            return
+
+    @classmethod
+    def limit_memory(cls, share: float) -> None:
+        torch_memory.keep_within(share)
+
+    def trim(self) -> None:
+        torch_memory.trim()
+
+    def memory(self) -> MemoryFigures:
+        return torch_memory.figures()
+
+    def _normalised(self, text: str, steps: Steps) -> str:
+        with self._upstream.quiet():
+            return self._texts.normalise(text, steps)
+
+    def _choices(self, options: GlmttsOptions) -> Choices:
+        asked = {name: getattr(options, name) for name in self._defaults}
+        return Choices(**(self._defaults | {name: one for name, one in asked.items() if one is not None}))

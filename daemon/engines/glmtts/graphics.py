@@ -1,0 +1,80 @@
+"""Whether the GPU, or the CPU in its place, can take GLM-TTS: told before anything is loaded."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+from .. import torch_memory
+
+#: What the work takes beside the weights: the CUDA context, cuBLAS and cuDNN, the longest prompt and segment.
+WORKING_BYTES = 2 << 30
+
+
+class NoGpuError(Exception):
+    """GLM-TTS can't run on what is there; the message says why and what to do."""
+
+
+def choose(weights_bytes: int, *, needs_gpu: bool, share: float) -> str:
+    """Import torch and check its device; returns the device's name.
+
+    ``share``: the part of the GPU's memory that may be used, 0..1; 0: all of it. Without ``needs_gpu`` no GPU is used,
+    whatever the machine has.
+    """
+    if not needs_gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        torch: Any = importlib.import_module("torch")
+    except ModuleNotFoundError as error:
+        raise NoGpuError(
+            f"{sys.executable} has no {error.name}; [engine] python should name the interpreter of GLM-TTS's own "
+            "environment, and docs/glmtts.md says how to make one"
+        ) from error
+    if not needs_gpu:
+        return "the CPU"
+    if not torch.cuda.is_available():
+        raise NoGpuError(_why_no_cuda(torch))
+    torch_memory.keep_within(share)
+    name = str(torch.cuda.get_device_name())
+    _check_memory(torch, name, weights_bytes, share)
+    return name
+
+
+def _why_no_cuda(torch: Any) -> str:
+    on_cpu = 'To speak on the CPU, many times slower than people talk, set [workers] gpus = "none"'
+    if torch.version.cuda is None:
+        return (
+            f"torch {torch.__version__} of {sys.executable} is built without CUDA: install one that is built with it. "
+            f"{on_cpu}"
+        )
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    seen = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
+    try:
+        torch.cuda.init()
+        why = "it sees no device"
+    except Exception as error:
+        why = str(error).split("\n")[0].rstrip(".")
+    return f"torch {torch.__version__}, built for CUDA {torch.version.cuda}, finds no GPU{seen}: {why}. {on_cpu}"
+
+
+def _check_memory(torch: Any, name: str, weights_bytes: int, share: float) -> None:
+    free, total = torch.cuda.mem_get_info()
+    needed = weights_bytes + WORKING_BYTES
+    if share and share * total < needed:
+        raise NoGpuError(
+            f"GLM-TTS needs about {_gib(needed)} of GPU memory ({_gib(weights_bytes)} of it weights), and a worker may "
+            f"take {_gib(share * total)} of {name}: raise max_vram_mib or max_vram_share in [workers.recycle], or set "
+            'dtype = "bf16" in [engine.glmtts]'
+        )
+    if free < needed:
+        raise NoGpuError(
+            f"too little GPU memory is free: GLM-TTS needs about {_gib(needed)} ({_gib(weights_bytes)} of it weights), "
+            f"and {name} has {_gib(free)} of {_gib(total)} free. Other processes hold the rest (glmttsctl gpus, "
+            'nvidia-smi): end them, lower [workers] per_gpu, or set dtype = "bf16" in [engine.glmtts]'
+        )
+
+
+def _gib(count: float) -> str:
+    return f"{count / (1 << 30):.1f} GiB"

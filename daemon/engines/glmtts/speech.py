@@ -1,0 +1,187 @@
+"""One job as GLM-TTS speaks it: what belongs to the job alone, so that others can be spoken between its segments."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from msgspec import Struct
+
+from ..base import EngineError, Utterance
+from .decoding import Watch
+from .pronunciation import Dictionary
+from .upstream import Upstream
+from .voices import VoiceFeatures
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: Upstream's own bound of its token loop, in speech tokens for each token of the text.
+_TOKENS_PER_TEXT_TOKEN = 20
+#: About how many tokens and passes of the flow model a character takes: to say how far a job is, nothing else.
+_STEPS_PER_CHARACTER = 8
+
+
+class NotWantedError(Exception):
+    """The job was cancelled while it was spoken."""
+
+
+class Choices(Struct, frozen=True, kw_only=True):
+    """How a job is to be spoken: GlmttsOptions, with nothing left open."""
+
+    use_phoneme: bool
+    use_cache: bool
+    sampling: str
+    top_k: int
+    max_tokens: int
+
+
+class Steps:
+    """Called at every step of the work: says that it moves, and ends it when it is not wanted or takes too long."""
+
+    def __init__(self, utterance: Utterance, max_segment_s: float) -> None:
+        self._utterance = utterance
+        self._max_segment_s = max_segment_s
+        self._done = 0
+        self._expected: int | None = None
+        self._ends_at = time.monotonic() + max_segment_s
+
+    def __call__(self) -> None:
+        """Raises NotWantedError, and EngineError when time is up."""
+        self._done += 1
+        self._utterance.beat(self._done, self._expected)
+        if self._utterance.cancelled():
+            raise NotWantedError
+        if time.monotonic() > self._ends_at:
+            raise EngineError(
+                "synthesis_failed",
+                f"a segment was not done within {self._max_segment_s:g} s (max_segment_s in [engine.glmtts]); shorter "
+                "sentences, another seed or a lower max_tokens may help",
+            )
+
+    def expect(self, characters: int) -> None:
+        """So long is what is to be spoken."""
+        self._expected = self._done + _STEPS_PER_CHARACTER * max(characters, 1)
+
+    def begin_segment(self) -> None:
+        """The time of the next segment begins."""
+        self._ends_at = time.monotonic() + self._max_segment_s
+
+
+class Speech:
+    """Speaks the segments of one job, each with those before it as its prompt if ``choices.use_cache``."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        watch: Watch,
+        voice: VoiceFeatures,
+        utterance: Utterance,
+        *,
+        choices: Choices,
+        dictionary: Dictionary,
+    ) -> None:
+        import torch
+
+        self._upstream = upstream
+        self._watch = watch
+        self._choices = choices
+        self._dictionary = dictionary
+        self._rate = utterance.sample_rate
+        self._seed = utterance.seed
+        device = upstream.device
+        # Copies: upstream appends to what it is given, and what was extracted is other jobs' too.
+        self._speaker = voice.speaker.to(device, copy=True)
+        self._mel = voice.mels[self._rate].to(device, copy=True)
+        self._prompt_tokens = torch.tensor([voice.speech_tokens], dtype=torch.int32, device=device)
+        self._cache = {
+            "cache_text": [voice.text],
+            "cache_text_token": [voice.text_tokens.to(device, copy=True)],
+            "cache_speech_token": [list(voice.speech_tokens)],
+            "use_cache": choices.use_cache,
+        }
+
+    def segment(self, text: str, steps: Steps) -> NDArray[np.float32]:
+        """Samples of shape (n,) of the next segment. Upstream seeds all random numbers anew for each.
+
+        Raises what ``steps`` raises, EngineError, and whatever upstream raises.
+        """
+        import torch
+
+        steps.begin_segment()
+        self._watch.step = steps
+        try:
+            with self._upstream.quiet(), torch.inference_mode():
+                speech, *_ = self._upstream.inference.generate_long(
+                    frontend=self._upstream.frontend,
+                    text_frontend=_OneSegment(text, self._upstream.text_frontend, self._dictionary, self._choices),
+                    llm=self._upstream.llm,
+                    flow=self._upstream.vocoders[self._rate],
+                    text_info=["", text],
+                    cache=self._cache,
+                    device=self._upstream.device,
+                    embedding=self._speaker,
+                    seed=self._seed,
+                    sample_method=self._choices.sampling,
+                    flow_prompt_token=self._prompt_tokens,
+                    speech_feat=self._mel,
+                    local_llm_forward=self._draw_tokens,
+                    use_phoneme=True,
+                )
+        finally:
+            self._watch.release()
+        return np.ascontiguousarray(speech.squeeze(0).float().cpu().numpy())
+
+    def _draw_tokens(
+        self, *, llm: Any, prompt_text_token: Any, tts_text_token: Any, prompt_speech_token: Any, sample_method: str
+    ) -> list[int]:
+        """Upstream's ``local_llm_forward``, with the bound and the number of candidates that the job asks for."""
+        import torch
+
+        def length(tokens: Any) -> Any:
+            return torch.tensor([tokens.shape[1]], dtype=torch.int32, device=tokens.device)
+
+        text_tokens = tts_text_token.shape[1]
+        most = _TOKENS_PER_TEXT_TOKEN * text_tokens
+        if self._choices.max_tokens:
+            most = min(most, self._choices.max_tokens)
+        tokens: list[int] = llm.inference(
+            text=tts_text_token,
+            text_len=length(tts_text_token),
+            prompt_text=prompt_text_token,
+            prompt_text_len=length(prompt_text_token),
+            prompt_speech_token=prompt_speech_token,
+            prompt_speech_token_len=length(prompt_speech_token),
+            beam_size=1,
+            sampling=self._choices.top_k,
+            sample_method=sample_method,
+            # The half is for the multiplication that makes an integer of it again.
+            max_token_text_ratio=(most + 0.5) / text_tokens,
+            spk=None,
+        )[0].tolist()
+        if len(tokens) >= most:
+            print(f"a segment had no end after its {most} tokens and is cut there", file=sys.stderr)
+        return tokens
+
+
+class _OneSegment:
+    """Upstream's text front end for a text that is cut already, with the user's own pronunciations."""
+
+    def __init__(self, segment: str, front_end: Any, dictionary: Dictionary, choices: Choices) -> None:
+        self._segment = segment
+        self._dictionary = dictionary
+        self._phonemes = front_end.g2p_infer if choices.use_phoneme else _as_it_is
+        self.text_normalize = front_end.text_normalize
+
+    def split_by_len(self, _: str) -> list[str]:
+        return [self._segment]
+
+    def g2p_infer(self, text: str) -> str:
+        pieces = self._dictionary.fragments(text)
+        return "".join(piece if is_reading else self._phonemes(piece) for piece, is_reading in pieces)
+
+
+def _as_it_is(text: str) -> str:
+    return text

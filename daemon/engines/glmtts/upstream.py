@@ -1,0 +1,229 @@
+"""Imports and loads upstream's GLM-TTS from where it is, without changing a file of it.
+
+What it expects of its process (a working directory, a folder on ``sys.path``, CUDA), and what it does to a process that
+others need too (prints, logging, a compiled grammar written into site-packages), is dealt with here and nowhere else.
+Written against zai-org/GLM-TTS at c5dc7ae.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import importlib
+import io
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from . import cuda_instead, pronunciation
+from .grammar import SharedGrammar
+
+#: What upstream loads first; the other rate's vocoder is added to it.
+FIRST_RATE = 24_000
+_PRINTED_LINES_KEPT = 40
+
+
+class UpstreamError(Exception):
+    """Upstream can't be loaded here; the message says why and what to do."""
+
+
+class Upstream:
+    """GLM-TTS as it was loaded: its own objects by its own names, and one ``Token2Wav`` and mel for each rate.
+
+    ``took`` has the seconds that each part of the loading took.
+    """
+
+    def __init__(self, root: Path, *, rates: tuple[int, ...], half_llm: bool, cache_dir: Path) -> None:
+        self.root = root
+        self.took: dict[str, float] = {}
+        self._prints = _Prints()
+        _prepare_process(root, cache_dir)
+        with self._loading(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with self._timed("imports"):
+                self.inference: Any = _import("glmtts_inference", root)
+                frontend: Any = importlib.import_module("cosyvoice.cli.frontend")
+                self._mel: Any = importlib.import_module("utils.audio")
+            grammar = SharedGrammar(cache_dir)
+            self._share_grammar(frontend, grammar)
+            self._load_once(half_llm)
+            with self._timed("weights"), cuda_instead.of_missing():
+                models = self.inference.load_models(use_phoneme=True, sample_rate=FIRST_RATE)
+            self.frontend, self.text_frontend, _, self.llm, first = models
+            self.device = self.inference.DEVICE
+            self.flow = first.flow
+            self.vocoders = {FIRST_RATE: first}
+            with self._timed("other rates"), cuda_instead.of_missing():
+                for rate in rates:
+                    if rate not in self.vocoders:
+                        self.vocoders[rate] = self.inference.tts_model_util.Token2Wav(
+                            self.flow, sample_rate=rate, device=self.device
+                        )
+            self._mels = {rate: _mel_at(rate, self.frontend.feat_extractor) for rate in self.vocoders}
+            if half_llm:
+                # In half precision the chances of 98,304 tokens would be rounded beyond recognition.
+                self.llm.llama.register_forward_hook(_in_full)
+            self._mel_caches: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {rate: ({}, {}) for rate in self._mels}
+            self.took["weights"] -= self.took.get("grammar", 0.0)
+
+    def pronunciations(self, file: str) -> dict[str, str]:
+        """The user's own, from ``file`` if there is one, in phonemes that the model knows. Raises ValueError, OSError."""
+        if not file:
+            return {}
+        known = json.loads((self.root / "configs/G2P_all_phonemes.json").read_bytes()).values()
+        return pronunciation.load(Path(file), lambda token: len(self.frontend.tokenize_fn(token)) == 1, list(known))
+
+    def text_tokens(self, text: str) -> Any:
+        """The tokens of ``text``, a tensor of shape (1, t)."""
+        return self.frontend._extract_text_token(text)
+
+    def speech_tokens(self, samples: Any) -> list[int]:
+        """The speech tokens, 25 a second, of a tensor of shape (1, n) at 16,000 Hz."""
+        with self.quiet(), cuda_instead.of_missing():
+            tokens: list[int] = self.frontend._extract_speech_token([(samples, 16_000)])[0].tolist()
+        return tokens
+
+    def speaker(self, samples: Any) -> Any:
+        """The speaker embedding, a tensor of shape (1, 192), of one of shape (1, n) at 16,000 Hz."""
+        with self.quiet(), cuda_instead.of_missing():
+            return self.frontend._extract_spk_embedding(samples.to(self.device))
+
+    def mel(self, samples: Any, rate: int) -> Any:
+        """The mel spectrogram, a tensor of shape (1, t, 80) with t 50 a second, of one of shape (1, n) at ``rate``."""
+        # Upstream keeps its filters by device and highest frequency, which the two rates have in common.
+        self._mel.mel_basis, self._mel.hann_window = self._mel_caches[rate]
+        self.frontend.feat_extractor = self._mels[rate]
+        with self.quiet():
+            return self.frontend._extract_speech_feat(samples, sample_rate=rate)
+
+    @contextlib.contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Without what upstream prints, which has people's texts in it."""
+        with contextlib.redirect_stdout(self._prints):
+            yield
+
+    @contextlib.contextmanager
+    def _loading(self) -> Iterator[None]:
+        """What it prints meanwhile is shown if it fails, and only then; what it logs, from warnings on."""
+        logging.disable(logging.INFO)
+        try:
+            with self.quiet():
+                yield
+        except UpstreamError:
+            raise
+        except Exception:
+            traceback.print_exc()
+            for line in self._prints.lines:
+                print(f"GLM-TTS printed: {line}", file=sys.stderr)
+            raise
+        finally:
+            logging.disable(logging.NOTSET)
+            self._prints.lines.clear()
+
+    @contextlib.contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.took[part] = self.took.get(part, 0.0) + time.monotonic() - begun
+
+    def _share_grammar(self, frontend: Any, grammar: SharedGrammar) -> None:
+        """One grammar for all workers, and one worker at a time where upstream and transformers write files."""
+        if hasattr(frontend, "ZhNormalizer"):
+            frontend.ZhNormalizer = grammar.shared(frontend.ZhNormalizer)
+        load_frontends = self.inference.load_frontends
+
+        @functools.wraps(load_frontends)
+        def locked(*args: Any, **kwargs: Any) -> Any:
+            with self._timed("grammar"), grammar.lock():
+                return load_frontends(*args, **kwargs)
+
+        self.inference.load_frontends = locked
+
+    def _load_once(self, half_llm: bool) -> None:
+        """The language model is loaded in the type that it will have; upstream makes another first, at random."""
+        import torch
+
+        llm_module: Any = importlib.import_module("llm.glmtts")
+        made_at_random = llm_module.LlamaForCausalLM
+
+        def empty(config: Any) -> Any:
+            with torch.device("meta"):
+                return made_at_random(config)
+
+        llm_module.LlamaForCausalLM = empty
+        if half_llm:
+            published: Any = self.inference.LlamaForCausalLM
+
+            class InHalf:
+                @staticmethod
+                def from_pretrained(*args: Any, **kwargs: Any) -> Any:
+                    return published.from_pretrained(*args, **(kwargs | {"dtype": torch.bfloat16}))
+
+            self.inference.LlamaForCausalLM = InHalf
+
+
+def _prepare_process(root: Path, cache_dir: Path) -> None:
+    """The working directory and ``sys.path`` that upstream needs, and caches that can be written."""
+    os.chdir(root)
+    sys.path.insert(0, str(root))
+    # Nothing is fetched while people wait, and nothing is written into a home that a service may not have.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_MODULES_CACHE", str(cache_dir / "huggingface"))
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_dir / "numba"))
+    # Whoever configures logging first has it: upstream does when it is imported.
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+
+
+def _import(name: str, root: Path) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise UpstreamError(
+            f"GLM-TTS imports {error.name}, which {sys.executable} does not have: "
+            f"{sys.executable} -m pip install -r {root}/requirements.txt"
+        ) from error
+    except (ImportError, OSError) as error:
+        raise UpstreamError(
+            f"GLM-TTS can't be imported by {sys.executable}: {error}. A package of its environment is broken or of a "
+            "version that does not fit the others; docs/glmtts.md names versions that work together"
+        ) from error
+
+
+def _mel_at(rate: int, extractor: Any) -> Callable[..., Any]:
+    """Upstream's mel spectrogram for ``rate``: its own one, a functools.partial, with all lengths in proportion."""
+    keywords = dict(extractor.keywords)
+    own = keywords["sampling_rate"]
+    for length in ("sampling_rate", "hop_size", "n_fft", "win_size"):
+        keywords[length] = keywords[length] * rate // own
+    return functools.partial(extractor.func, *extractor.args, **keywords)
+
+
+def _in_full(_: Any, __: Any, outputs: Any) -> Any:
+    outputs["logits"] = outputs["logits"].float()
+    return outputs
+
+
+class _Prints(io.TextIOBase):
+    """Takes what upstream prints, and keeps the last of it."""
+
+    def __init__(self) -> None:
+        self.lines: collections.deque[str] = collections.deque(maxlen=_PRINTED_LINES_KEPT)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        self.lines.extend(line for line in text.splitlines() if line.strip())
+        return len(text)
