@@ -47,7 +47,8 @@ class _Body(torch.nn.Module):
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.embed_tokens = torch.nn.Embedding(SIZE, hidden)
-        self.mixer = torch.nn.Linear(2 * hidden, hidden)
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(2 * hidden, hidden)])
+        self.norm = torch.nn.Linear(1, hidden, bias=False)
 
 
 class LlamaForCausalLM(torch.nn.Module):
@@ -74,7 +75,7 @@ class LlamaForCausalLM(torch.nn.Module):
         slow = mood[:hidden] * _SLOWLY_FADING**count + 0.2 * (heard * _SLOWLY_FADING**age).sum(0)
         fast = mood[hidden:] * _FADING**count + (heard * _FADING**age).sum(0)
         mood = torch.cat([slow, fast])
-        logits = self.lm_head(torch.tanh(self.model.mixer(mood)))
+        logits = self.lm_head(torch.tanh(self.model.layers[0](mood)) * self.model.norm.weight[:, 0])
         logits[USER] = logits.max() - 0.5
         if mischief:
             _misbehave(_WORDS[mischief], tokens, logits)
