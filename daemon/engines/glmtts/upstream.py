@@ -75,7 +75,7 @@ class Upstream:
             self.took["weights"] -= self.took.get("grammar", 0.0)
 
     def pronunciations(self, file: str) -> dict[str, str]:
-        """The user's own, from ``file`` if there is one, in phonemes that the model knows. Raises ValueError, OSError."""
+        """The user's own, in phonemes that the model knows; none for "". Raises ValueError, OSError."""
         if not file:
             return {}
         known = json.loads((self.root / "configs/G2P_all_phonemes.json").read_bytes()).values()
