@@ -98,3 +98,9 @@ def pitch(samples: Samples, rate: int) -> float:
 def floats(audio: bytes) -> Samples:
     """What came as ``pcm_f32le``."""
     return np.frombuffer(audio, "<f4")
+
+
+def asked(text: str, *, hz: float = 180.0, **job: Any) -> dict[str, Any]:
+    """A job for a worker, spoken with the voice of a recording at that pitch."""
+    given = {"text": text, "body": recording(hz), "prompt_text": PROMPT_TEXT, "format": "pcm_f32le"}
+    return given | {"sample_rate": 24_000} | job
