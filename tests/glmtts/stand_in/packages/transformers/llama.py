@@ -65,7 +65,10 @@ class LlamaForCausalLM(torch.nn.Module):
         return model.to(dtype).eval()
 
     def forward(
-        self, inputs_embeds: torch.Tensor, past_key_values: tuple[torch.Tensor, int, frozenset[int]] | None = None, **_: Any
+        self,
+        inputs_embeds: torch.Tensor,
+        past_key_values: tuple[torch.Tensor, int, frozenset[int]] | None = None,
+        **_: Any,
     ) -> Outputs:
         heard = inputs_embeds[0]
         count, hidden = heard.shape
