@@ -15,7 +15,8 @@ from .core.settings import Settings
 from .doctor_check import Check, memory, needs_gpu
 from .doctor_engine import ask
 from .doctor_gpu import is_worker
-from .engines.glmtts.checkpoint import Checkpoint, CheckpointError, look
+from .engines.glmtts import pronunciation
+from .engines.glmtts.checkpoint import PHONEMES, Checkpoint, CheckpointError, look
 from .engines.glmtts.graphics import WORKING_BYTES
 from .nvml import NvmlReader
 
@@ -119,20 +120,17 @@ def dictionary(settings: Settings) -> list[Check]:
     if settings.engine.name != "glmtts" or not file:
         return []
     try:
-        lines = Path(file).read_bytes().decode("utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        words = getattr(error, "strerror", None) or "not UTF-8"
-        return [_wrong_dictionary(f"{file}: can't be read: {words}")]
-    entries = 0
-    for number, line in enumerate(lines, 1):
-        try:
-            entry = json.loads(line) if line.strip() and not line.lstrip().startswith("#") else {}
-        except (ValueError, RecursionError):
-            entry = None
-        if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
-            return [_wrong_dictionary(f"{file}: line {number} is no JSON object of words")]
-        entries += len(entry)
-    return [Check(name="dictionary", seen=f"{file}: {entries} words")]
+        phonemes = set(json.loads((Path(settings.engine.glmtts.root) / PHONEMES).read_bytes()).values())
+    except (OSError, ValueError, AttributeError):
+        return []  # which is wrong with the checkout, and told there
+    try:
+        # The worker asks the model's tokenizer, which knows the same names.
+        words = pronunciation.load(Path(file), lambda token: token[2:-2] in phonemes, phonemes)
+    except OSError as error:
+        return [_wrong_dictionary(f"{file}: can't be read: {error.strerror}")]
+    except ValueError as error:
+        return [_wrong_dictionary(line) for line in str(error).splitlines()]
+    return [Check(name="dictionary", seen=f"{file}: {len(words)} words")]
 
 
 def _wrong_dictionary(seen: str) -> Check:
@@ -141,7 +139,7 @@ def _wrong_dictionary(seen: str) -> Check:
         state="wrong",
         seen=seen,
         means="no worker can start",
-        mend='write a JSON object such as {"弈": "<|I4|>"} in each line; see docs/glmtts.md',
+        mend="correct the line; docs/glmtts.md says how a dictionary is written",
     )
 
 

@@ -77,11 +77,14 @@ _MOST_NAMES, _MOST_WORDS = 12, 3_000
 _LAYER = re.compile(r"model\.layers\.\d+\.")
 
 
+#: The names of the phonemes that the model knows, as the values of an object.
+PHONEMES = "configs/G2P_all_phonemes.json"
+
 #: What it and the engine open besides. Without custom_replace.jsonl upstream goes on in silence, and says some words
 #: differently.
 _CONFIGS: dict[str, Callable[[Path], object]] = {
     "configs/G2P_able_1word.json": look_inside,
-    "configs/G2P_all_phonemes.json": read_json,
+    PHONEMES: read_json,
     "configs/G2P_replace_dict.jsonl": check_phoneme_replacements,
     "configs/custom_replace.jsonl": check_custom_replacements,
     "configs/spk_prompt_dict.yaml": look_inside,

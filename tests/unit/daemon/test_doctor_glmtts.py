@@ -57,10 +57,10 @@ def test_each_thing_that_is_wrong_with_the_files_is_a_finding_of_its_own(root: P
 
 def test_a_dictionary_with_a_wrong_line_is_named_with_the_line(root: Path, tmp_path: Path) -> None:
     file = tmp_path / "words.jsonl"
-    file.write_text('{"弈": "<|I4|>"}\n\n{"弦": "<|X|><|IAN2|>", "a": "b"}\n')
+    file.write_text('{"弈": "<|I4|>"}\n\n{"弦": "现", "a": "b"}\n')
     given = settings(root, glmtts=f'dictionary = "{file}"')
     assert doctor_glmtts.dictionary(given)[0].seen.endswith("3 words")
-    for text, words in (("{}\n{", "line 2"), ('{"a": 1}', "line 1"), ("\xff", "not UTF-8")):
+    for text, words in (("{}\n{", f"{file}:2: "), ('{"a": "<|I9|>"}', "no phoneme"), ("\xff", "not UTF-8")):
         file.write_bytes(text.encode("latin-1"))
         check = doctor_glmtts.dictionary(given)[0]
         assert check.state == "wrong" and words in check.seen and check.mend
