@@ -15,7 +15,7 @@ from glmtts.daemon.core.settings import Settings
 from glmtts.daemon.doctor_check import Check
 from glmtts.daemon.engines.glmtts.checkpoint import look
 
-from .engines import glmtts_root as made
+from .engines.glmtts import glmtts_root as made
 
 GIB = 1 << 30
 
