@@ -38,7 +38,7 @@ M = TypeVar("M", bound=Message)
 
 
 class WorkerUnderTest:
-    """A worker process, and the supervisor's end of its wire; ``python`` runs it, within ``patience_s`` a message."""
+    """A worker process, run by ``python``, and the supervisor's end of its wire, which waits ``patience_s``."""
 
     def __init__(
         self, folder: Path, *, python: str = sys.executable, patience_s: float = DEADLINE_S, **config: Any

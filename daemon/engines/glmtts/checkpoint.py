@@ -97,9 +97,11 @@ def _check_phoneme_replacements(path: Path) -> None:
     _check_lines(path, (), blank=True)
 
 
-#: What it opens besides. Without custom_replace.jsonl upstream goes on in silence, and says some words differently.
+#: What it and the engine open besides. Without custom_replace.jsonl upstream goes on in silence, and says some words
+#: differently.
 _CONFIGS: dict[str, Callable[[Path], object]] = {
     "configs/G2P_able_1word.json": look_inside,
+    "configs/G2P_all_phonemes.json": read_json,
     "configs/G2P_replace_dict.jsonl": _check_phoneme_replacements,
     "configs/custom_replace.jsonl": _check_custom_replacements,
     "configs/spk_prompt_dict.yaml": look_inside,

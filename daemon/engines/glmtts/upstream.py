@@ -79,7 +79,10 @@ class Upstream:
         if not file:
             return {}
         known = json.loads((self.root / "configs/G2P_all_phonemes.json").read_bytes()).values()
-        return pronunciation.load(Path(file), lambda token: len(self.frontend.tokenize_fn(token)) == 1, list(known))
+        return pronunciation.load(Path(file), self._is_token, list(known))
+
+    def _is_token(self, text: str) -> bool:
+        return len(self.frontend.tokenize_fn(text)) == 1
 
     def text_tokens(self, text: str) -> Any:
         """The tokens of ``text``, a tensor of shape (1, t)."""
