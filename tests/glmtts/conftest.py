@@ -21,6 +21,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 
+#: For one test, with all that it starts: of the stand-in, and of real upstream.
+_STAND_IN_TIMEOUT_S, _REAL_TIMEOUT_S = 180, 1_800
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Torch alone takes seconds to import, and each worker does it anew."""
+    timeout_s = _REAL_TIMEOUT_S if os.environ.get("GLMTTS_ROOT") else _STAND_IN_TIMEOUT_S
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.timeout(timeout_s))
+
+
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Root:
     """The root that GLMTTS_ROOT names, or a stand-in; of all processes of this run, one makes it."""
@@ -75,11 +87,16 @@ def _speaking(start: Callable[..., Daemon], root: Root) -> Callable[..., Daemon]
     """``start`` for daemons with this engine: ``settings`` are those of ``[engine.glmtts]``."""
 
     def begin(
-        *, settings: dict[str, Any] | None = None, workers: dict[str, Any] | None = None, wait: bool = True, **rest: Any
+        *,
+        settings: dict[str, Any] | None = None,
+        workers: dict[str, Any] | None = None,
+        python: str = root.python,
+        wait: bool = True,
+        **rest: Any,
     ) -> Daemon:
         engine = {
             "name": "glmtts",
-            "python": root.python,
+            "python": python,
             "warmup_text": "你好。",
             "glmtts": {"root": str(root.folder)} | (settings or {}),
         }

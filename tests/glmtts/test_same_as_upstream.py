@@ -64,7 +64,6 @@ def _prompt_file(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", JOBS)
 @pytest.mark.parametrize("use_phoneme", [False, True], ids=["characters", "phonemes"])
 @pytest.mark.parametrize("rate", [24_000, 32_000])

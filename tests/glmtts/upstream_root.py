@@ -42,7 +42,7 @@ class Root:
     @property
     def patience_s(self) -> float:
         """How long a worker may take to start, or to speak a segment. The real one compiles a grammar at first."""
-        return 30.0 if self.is_stand_in else 240.0
+        return 60.0 if self.is_stand_in else 240.0
 
     def settings(self, **changes: Any) -> dict[str, Any]:
         """``[engine.glmtts]`` for it, whole."""

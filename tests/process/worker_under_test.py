@@ -43,7 +43,7 @@ class WorkerUnderTest:
     def __init__(
         self, folder: Path, *, python: str = sys.executable, patience_s: float = DEADLINE_S, **config: Any
     ) -> None:
-        self._patience_s = patience_s
+        self.patience_s = patience_s
         self.context = zmq.Context()
         self.router = self.context.socket(zmq.ROUTER)
         self.router.set(zmq.LINGER, 0)
@@ -93,8 +93,8 @@ class WorkerUnderTest:
         self.context.term()
 
     def receive(self) -> tuple[Message, bytes | None]:
-        if not self.router.poll(self._patience_s * 1e3):
-            raise AssertionError(f"the worker said nothing in {self._patience_s} s; its log:\n{self.log.read_text()}")
+        if not self.router.poll(self.patience_s * 1e3):
+            raise AssertionError(f"the worker said nothing in {self.patience_s} s; its log:\n{self.log.read_text()}")
         self.identity, header, *body = self.router.recv_multipart()
         return decode_from_worker(header), body[0] if body else None
 

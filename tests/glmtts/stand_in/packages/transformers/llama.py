@@ -64,12 +64,7 @@ class LlamaForCausalLM(torch.nn.Module):
         model.load_state_dict(_read_safetensors(Path(folder) / "model.safetensors"))
         return model.to(dtype).eval()
 
-    def forward(
-        self,
-        inputs_embeds: torch.Tensor,
-        past_key_values: tuple[torch.Tensor, int, frozenset[int]] | None = None,
-        **_: Any,
-    ) -> Outputs:
+    def forward(self, inputs_embeds: torch.Tensor, past_key_values: Any = None, **_: Any) -> Outputs:
         heard = inputs_embeds[0]
         count, hidden = heard.shape
         mood, tokens, mischief = past_key_values or (heard.new_zeros(2 * hidden), 0, frozenset())
