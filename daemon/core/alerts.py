@@ -28,6 +28,11 @@ class Alerts:
             self._context.log("info", f"alert is over: {known[0]}", alert=name)
             self._context.publish(f"alert.{name}", state="cleared", message=known[0])
 
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """What those say that are raised, the longest raised first."""
+        return tuple(message for message, _ in self._raised.values())
+
     def describe(self) -> list[dict[str, Any]]:
         """All that are raised, as ``status`` shows them."""
         now = self._context.now
