@@ -60,9 +60,10 @@ GROUPS: dict[str, Group] = {
         (doctor_engine.interpreter, doctor_engine.espeak), 30.0, "the workers' Python does not come to an end"
     ),
     "GLM-TTS": Group(
-        (doctor_glmtts.checkpoint, doctor_glmtts.dictionary, doctor_glmtts.packages),
-        36.0,
-        "the disk with the checkout does not answer, or the engine's Python does not come to an end",
+        (doctor_glmtts.checkpoint, doctor_glmtts.dictionary), 10.0, "the disk with the checkout does not answer"
+    ),
+    "GLM-TTS's packages": Group(
+        (doctor_glmtts.packages,), 34.0, "importing them does not come to an end: a slow disk, or a very busy machine"
     ),
 }
 

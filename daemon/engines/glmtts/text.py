@@ -28,6 +28,8 @@ _INVISIBLE = re.compile(
 )
 #: Line ends that upstream doesn't know: it would leave them to the tokenizer.
 _LINE_END = re.compile("\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+_KANA = "Japanese kana"
+_SCRIPTS = {"HIRAGANA": _KANA, "KATAKANA": _KANA, "KATAKANA-HIRAGANA": _KANA, "HANGUL": "Korean Hangul"}
 _SCIENTIFIC = re.compile(r"([-−]?)(\d+(?:\.\d+)?)\s*[*x×]\s*(\d+(?:\.\d+)?)\^([-−]?)(\d+(?:\.\d+)?)")
 _NOT_ASCII_DIGIT = re.compile(r"(?![0-9])\d")
 
@@ -60,8 +62,8 @@ class Texts:
 
     def warm(self) -> None:
         """Have upstream load what it loads at the first text: for English, a dictionary of syllables."""
-        self.segments(self._read("a long word and two.", "text"))
-        self._read("一个。", "text")
+        self.segments(self._read("a long word and two."))
+        self._read("一个。")
 
     def normalise(self, text: str, beat: Callable[[], None]) -> str:
         """``text`` as it is spoken: numbers and signs in words, in one line, with a mark at its end.
@@ -71,7 +73,7 @@ class Texts:
         """
         visible = _LINE_END.sub("\n", _INVISIBLE.sub("", text))
         if cost_ms(visible, is_chinese(visible)) <= LIMIT_MS:
-            normalised = self._read(visible, visible)
+            normalised = self._read(visible)
         else:
             results = []
             for part in parts(visible):
@@ -96,18 +98,18 @@ class Texts:
     def normalise_segment(self, segment: str) -> str:
         """What upstream makes of a segment before it speaks it; the segment itself where it would fail or lose it."""
         try:
-            again = self._read(segment, segment)
+            again = self._read(segment)
         except EngineError:
             return segment
         return again if is_spoken(again) else segment
 
     def _read_part(self, part: Part) -> str:
-        result = self._read(part.source, part.source)
+        result = self._read(part.source)
         if result.endswith(part.tail):
             return result[: len(result) - len(part.tail)]
         return result
 
-    def _read(self, text: str, named: str) -> str:
+    def _read(self, text: str) -> str:
         try:
             return str(self._front_end.text_normalize(text))
         except Exception as error:
@@ -120,7 +122,7 @@ class Texts:
                     problem = again
             raise EngineError(
                 "synthesis_failed",
-                f"text: GLM-TTS's normaliser fails on {_excerpt(named)}: {type(problem).__name__}: {problem}; "
+                f"text: GLM-TTS's normaliser fails on {_excerpt(text)}: {type(problem).__name__}: {problem}; "
                 "write that passage in words",
             ) from problem
 
@@ -128,7 +130,7 @@ class Texts:
 def _plainer(text: str) -> str:
     """``text`` without what upstream is known to raise on."""
     text = _NOT_ASCII_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text)
-    return _SCIENTIFIC.sub(_in_words, text)
+    return _SCIENTIFIC.sub(_in_words, text) if is_chinese(text) else text
 
 
 def _in_words(match: re.Match[str]) -> str:
@@ -146,10 +148,7 @@ def _foreign_script(letter: str) -> str:
     script = next((word for word in name.split() if word not in ("HALFWIDTH", "FULLWIDTH", "MODIFIER", "LETTER")), name)
     if script in ("LATIN", "CJK", "IDEOGRAPHIC", "MICRO", "SUPERSCRIPT", "SUBSCRIPT"):
         return ""
-    return _NAMES.get(script, script.capitalize())
-
-
-_NAMES = {"HIRAGANA": "Japanese kana", "KATAKANA": "Japanese kana", "HANGUL": "Korean Hangul"}
+    return _SCRIPTS.get(script, script.capitalize())
 
 
 def _excerpt(text: str) -> str:

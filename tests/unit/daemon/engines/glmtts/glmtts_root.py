@@ -39,8 +39,8 @@ def make(root: Path) -> Path:
     )
     named = {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]}
     write_json(ckpt / "vq32k-phoneme-tokenizer/tokenizer_config.json", {"auto_map": named})
-    write(ckpt / "vq32k-phoneme-tokenizer/tokenization_own.py", b"# the tokenizer's own code\n")
-    write(ckpt / "vq32k-phoneme-tokenizer/tokenizer.model", b"IQ== 0\n")
+    write(ckpt / "vq32k-phoneme-tokenizer/tokenization_own.py", b'vocab_files_names = {"vocab_file": "own.model"}\n')
+    write(ckpt / "vq32k-phoneme-tokenizer/own.model", b"IQ== 0\n")
     return root
 
 
