@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test check format soak chaos bench wheel clean
+.PHONY: help install demo test test-glmtts check format soak chaos bench wheel clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,14 @@ demo: install  ## speak two sentences, kill a worker in mid-job, show times, cle
 test: install  ## every test that takes part in each change (under 5 minutes on two cores)
 	@$(BIN)/python -m pytest -q -n logical --maxprocesses=8 tests/unit tests/simulation
 	@$(BIN)/python -m pytest -q -n logical --maxprocesses=4 --dist loadfile tests/process
+
+# The engine against a stand-in for GLM-TTS; with ROOT against a checkout of it that has a checkpoint, and PYTHON_OF_ROOT
+# is the interpreter that has its packages.
+ROOT ?=
+PYTHON_OF_ROOT ?=
+test-glmtts: install  ## the GLM-TTS engine, with a stand-in for upstream, or ROOT=/path PYTHON_OF_ROOT=/path/bin/python
+	@GLMTTS_ROOT='$(ROOT)' GLMTTS_PYTHON='$(PYTHON_OF_ROOT)' \
+	  $(BIN)/python -m pytest -q -n logical --maxprocesses=4 --dist loadfile tests/glmtts
 
 # How many lives of a thousand requests each, or FIRST:LAST.
 SEEDS ?= 300
