@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from . import config, doctor_engine, doctor_gpu, doctor_host, doctor_places
+from . import config, doctor_engine, doctor_glmtts, doctor_gpu, doctor_host, doctor_places
 from .core.settings import Settings
 from .doctor_check import Check
 
@@ -30,7 +30,7 @@ class Group(NamedTuple):
     silence: str
 
 
-#: Groups that are looked at side by side. A driver may take seconds for each GPU, an import of torch as long.
+#: Groups that are looked at side by side. A driver may take seconds for each GPU, an import of torch much longer.
 GROUPS: dict[str, Group] = {
     "host": Group(
         (
@@ -52,12 +52,18 @@ GROUPS: dict[str, Group] = {
         (doctor_gpu.devices, doctor_gpu.xids), 10.0, "the driver or the kernel's log does not answer: see the load"
     ),
     "NVML": Group(
-        (doctor_gpu.nvml,),
+        (doctor_gpu.nvml, doctor_glmtts.room),
         15.0,
         "a call into the GPU's driver hangs: see dmesg for Xid lines; often only a reboot ends it",
     ),
     "engine": Group(
         (doctor_engine.interpreter, doctor_engine.espeak), 30.0, "the workers' Python does not come to an end"
+    ),
+    "GLM-TTS": Group(
+        (doctor_glmtts.checkpoint, doctor_glmtts.dictionary), 10.0, "the disk with the checkout does not answer"
+    ),
+    "GLM-TTS's packages": Group(
+        (doctor_glmtts.packages,), 34.0, "importing them does not come to an end: a slow disk, or a very busy machine"
     ),
 }
 

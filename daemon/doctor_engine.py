@@ -9,11 +9,9 @@ from typing import Any
 from . import config
 from .core.settings import Settings
 from .doctor_check import Check
+from .worker_command import OLDEST_PYTHON, PACKAGES
 
-_NEEDED = ("zmq", "msgpack", "msgspec", "psutil", "numpy", "soundfile", "soxr")
-_DISTRIBUTIONS = {"zmq": "pyzmq"}
-
-#: Importing torch from a slow disk takes its time.
+#: Importing from a slow disk takes its time.
 _TIMEOUT_S = 14.0
 
 #: Prints the version of each module that it is given, or the error with which its import ended.
@@ -41,9 +39,8 @@ print(json.dumps({"version": library.espeak_Info(None).decode(), "rate": rate}))
 def interpreter(settings: Settings) -> list[Check]:
     """Whether the workers' Python exists and imports what every worker needs."""
     path = config.engine_python(settings)
-    needed = (*_NEEDED, "torch") if settings.engine.name == "glmtts" else _NEEDED
     key = "[engine] python"
-    answer = _run(path, _IMPORTS, *needed)
+    answer = ask(path, _IMPORTS, *PACKAGES)
     if isinstance(answer, str):
         return [
             Check(
@@ -55,7 +52,7 @@ def interpreter(settings: Settings) -> list[Check]:
             )
         ]
     version = str(answer["python"])
-    if tuple(int(part) for part in version.split(".")[:2]) < (3, 11):
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_PYTHON:
         return [
             Check(
                 name="engine's python",
@@ -67,7 +64,7 @@ def interpreter(settings: Settings) -> list[Check]:
         ]
     failed: dict[str, str] = answer["failed"]
     if failed:
-        names = " ".join(_DISTRIBUTIONS.get(name, name) for name in failed)
+        names = " ".join(PACKAGES[name] for name in failed)
         return [
             Check(
                 name="engine's python",
@@ -84,7 +81,7 @@ def interpreter(settings: Settings) -> list[Check]:
 def espeak(settings: Settings) -> list[Check]:
     """Whether eSpeak NG loads; only where it is the engine does it matter."""
     path = config.engine_python(settings)
-    answer = _run(path, _ESPEAK)
+    answer = ask(path, _ESPEAK)
     chosen = settings.engine.name == "espeak"
     if not isinstance(answer, str) and int(answer["rate"]) > 0:
         return [Check(name="eSpeak NG", seen=f"{answer['version']}, {answer['rate']} Hz")]
@@ -100,29 +97,37 @@ def espeak(settings: Settings) -> list[Check]:
     ]
 
 
-def _run(path: str, script: str, *arguments: str) -> dict[str, Any] | str:
-    """What a script prints, or why there is nothing."""
+def ask(path: str, script: str, *arguments: str, timeout_s: float | None = None) -> dict[str, Any] | str:
+    """The JSON object that a script prints last in this interpreter, or why there is none.
+
+    Where one was printed and the script did not come to its end, ``late`` is added, which says so.
+    """
+    timeout_s = timeout_s or _TIMEOUT_S
     try:
         done = subprocess.run(
             [path, "-c", script, *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TIMEOUT_S,
+            timeout=timeout_s,
             cwd="/",
             check=False,
         )
-    except subprocess.TimeoutExpired:
-        return f"did not answer within {_TIMEOUT_S:.0f} s"
+    except subprocess.TimeoutExpired as error:
+        late = f"did not answer within {timeout_s:.0f} s"
+        answer = _last_object(error.stdout or b"")
+        return late if answer is None else answer | {"late": late}
     except OSError as error:
         return str(error.strerror)
-    lines = done.stdout.strip().splitlines()
+    if (answer := _last_object(done.stdout)) is not None:
+        return answer
+    last = done.stderr.decode(errors="replace").strip().splitlines()
+    return last[-1][:300] if last else f"ended with status {done.returncode}"
+
+
+def _last_object(output: bytes) -> dict[str, Any] | None:
+    lines = output.decode(errors="replace").strip().splitlines()
     try:
         answer = json.loads(lines[-1]) if lines else None
     except ValueError:
-        answer = None
-    if isinstance(answer, dict):
-        return answer
-    last = done.stderr.strip().splitlines()
-    return last[-1][:300] if last else f"ended with status {done.returncode}"
+        return None
+    return answer if isinstance(answer, dict) else None

@@ -148,7 +148,7 @@ def _holders(name: str, processes: dict[int, int | None], used: int | None) -> l
                 mend="start the container with --pid=host, or update the driver (560 and later tell)",
             )
         )
-    others = {pid: size for pid, size in processes.items() if not _is_worker(pid)}
+    others = {pid: size for pid, size in processes.items() if not is_worker(pid)}
     if others:
         shown = ", ".join(
             f"{_command(pid)} (pid {pid}) {memory(size) if size is not None else '?'}" for pid, size in others.items()
@@ -165,7 +165,8 @@ def _holders(name: str, processes: dict[int, int | None], used: int | None) -> l
     return checks
 
 
-def _is_worker(pid: int) -> bool:
+def is_worker(pid: int) -> bool:
+    """Whether this process is a worker of a daemon of ours."""
     with contextlib.suppress(psutil.Error):
         return any("glmtts.daemon.gpu_worker" in word for word in psutil.Process(pid).cmdline())
     return False

@@ -22,6 +22,8 @@ CUDA_CONTEXT = 72
 GPU_LOST = 73
 #: The supervisor said something that is not in protocol/worker.py: two versions of the package (EX_PROTOCOL).
 PROTOCOL = 76
+#: The Python of ``[engine] python`` is too old, or lacks a package that every worker needs (EX_CONFIG).
+INTERPRETER = 78
 #: The daemon had died before the worker could tie its life to it.
 DAEMON_GONE = 79
 
@@ -34,6 +36,7 @@ MEANING: dict[int, str] = {
     CUDA_CONTEXT: "an error of the GPU has broken its CUDA context",
     GPU_LOST: "the GPU does not answer any more",
     PROTOCOL: "the worker runs another version of this package than the daemon",
+    INTERPRETER: "its Python can't run a worker",
     DAEMON_GONE: "the daemon was gone",
 }
 

@@ -9,17 +9,48 @@ from typing import Any
 
 import msgspec
 
-from . import config, guardian
+from . import config, exit_codes, guardian
 from .core.settings import Settings
 
+#: What every worker imports, and the package that brings it.
+PACKAGES = {
+    "zmq": "pyzmq",
+    "msgpack": "msgpack",
+    "msgspec": "msgspec",
+    "psutil": "psutil",
+    "numpy": "numpy",
+    "soundfile": "soundfile",
+    "soxr": "soxr",
+}
+
+#: The oldest Python that a worker runs on.
+OLDEST_PYTHON = (3, 11)
+
 #: Runs the worker in an interpreter that this package is not installed in: it sees ``glmtts`` and nothing else of ours.
+#: What is wrong with the interpreter is the last line that it says, and thereby what the worker died of. Any Python can
+#: read this, be it from 2010.
 _BOOTSTRAP = """
-import runpy, sys, types
+import sys
+def end(words):
+    sys.stderr.write("worker ends with code %d: %s is Python %d.%d.%d, %s\\n"
+                     % ((CODE, sys.executable) + tuple(sys.version_info[:3]) + (words,)))
+    sys.exit(CODE)
+if sys.version_info < OLDEST:
+    end("and a worker needs %d.%d or later; set [engine] python to another" % OLDEST)
+import importlib.util, runpy, traceback, types
+lacking = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
+if lacking:
+    end("and lacks what a worker needs: %s -m pip install %s" % (sys.executable, " ".join(lacking)))
 glmtts = types.ModuleType("glmtts")
 glmtts.__path__ = sys.argv[1].split(":")
 sys.modules["glmtts"] = glmtts
 del sys.argv[1]
-runpy.run_module("glmtts.daemon.gpu_worker", run_name="__main__", alter_sys=True)
+try:
+    runpy.run_module("glmtts.daemon.gpu_worker", run_name="__main__", alter_sys=True)
+except ImportError as error:
+    traceback.print_exc()
+    end("and can't import what a worker needs (%s); install it anew: %s -m pip install --force-reinstall %s"
+        % (error, sys.executable, " ".join(PACKAGES.values())))
 """
 
 #: The service manager's channels are the daemon's alone.
@@ -32,7 +63,9 @@ def command(interpreter: str) -> list[str]:
         return [interpreter, "-m", "glmtts.daemon.gpu_worker"]
     import glmtts
 
-    return [interpreter, "-c", _BOOTSTRAP, ":".join(glmtts.__path__)]
+    facts = {"CODE": exit_codes.INTERPRETER, "OLDEST": OLDEST_PYTHON, "PACKAGES": PACKAGES}
+    known = "".join(f"{name} = {value!r}\n" for name, value in facts.items())
+    return [interpreter, "-c", known + _BOOTSTRAP, ":".join(glmtts.__path__)]
 
 
 def environment(settings: Settings, worker: dict[str, Any], boot: str, device: str | None) -> dict[str, str]:

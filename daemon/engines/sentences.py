@@ -36,7 +36,7 @@ def split(text: str) -> list[Sentence]:
     first one in that of the one behind it. What has nothing to speak at all is kept with its neighbour, for its pause.
     """
     parts: list[str] = []
-    for part in _cut(text):
+    for part in cut(text):
         if parts and (not _SPOKEN.search(part) or not _SPOKEN.search(parts[-1])):
             parts[-1] += part
         else:
@@ -50,7 +50,8 @@ def split(text: str) -> list[Sentence]:
     return sentences
 
 
-def _cut(text: str) -> list[str]:
+def cut(text: str) -> list[str]:
+    """``text`` cut behind each sentence, with its marks and blanks: put together, the parts are the text again."""
     parts: list[str] = []
     start = 0
     for match in _END.finditer(text):

@@ -163,7 +163,7 @@ class Daemon:
         self.process = self.launch()
         self.until_ready()
 
-    def until_ready(self, workers: int | None = None) -> None:
+    def until_ready(self, workers: int | None = None, patience_s: float = PATIENCE_S) -> None:
         """Wait until so many workers can speak; without a number all of them."""
 
         def ready() -> bool:
@@ -172,7 +172,7 @@ class Daemon:
             counts = self.status()["workers"]
             return bool(counts["ready"] + counts["busy"] >= (workers or counts["total"] or 1))
 
-        self.until(ready, "workers are ready")
+        self.until(ready, "workers are ready", patience_s)
 
     def until(self, condition: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
         """Ask until it is so: for what the daemon has no event for."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,16 @@ def test_an_interpreter_that_can_t_run_the_worker_is_unavailable(start: Any, tmp
     daemon = start(wait=False, engine={"name": "fault", "python": str(script)}, workers={"restart": restart})
     error = daemon.client().refused("synthesize", text="hello")
     assert error["code"] == "unavailable" and "no torch here" in error["message"] and "5" in error["message"]
+
+
+def test_an_interpreter_without_the_packages_is_the_cause_that_operators_see(start: Any, tmp_path: Path) -> None:
+    script = tmp_path / "python"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    script.chmod(0o755)
+    daemon = start(wait=False, engine={"name": "fault", "python": str(script)})
+    daemon.until(lambda: daemon.workers()[0]["last_death"], "the worker has failed")
+    death = daemon.workers()[0]["last_death"]
+    assert death["cause"] == "start_failed" and "-m pip install pyzmq msgpack" in death["detail"], death
 
 
 # --- the daemon itself is killed

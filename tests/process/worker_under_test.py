@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import zmq
 
+from glmtts.daemon import worker_command
 from glmtts.protocol.worker import (
     AudioChunk,
     CancelJob,
@@ -37,9 +38,12 @@ M = TypeVar("M", bound=Message)
 
 
 class WorkerUnderTest:
-    """A worker process, and the supervisor's end of its wire."""
+    """A worker process, run by ``python``, and the supervisor's end of its wire, which waits ``patience_s``."""
 
-    def __init__(self, folder: Path, **config: Any) -> None:
+    def __init__(
+        self, folder: Path, *, python: str = sys.executable, patience_s: float = DEADLINE_S, **config: Any
+    ) -> None:
+        self.patience_s = patience_s
         self.context = zmq.Context()
         self.router = self.context.socket(zmq.ROUTER)
         self.router.set(zmq.LINGER, 0)
@@ -68,7 +72,7 @@ class WorkerUnderTest:
         with self.log.open("wb") as log:
             self.begun = time.monotonic()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "glmtts.daemon.gpu_worker"],
+                worker_command.command(python),
                 env={**os.environ, "GLMTTS_WORKER": json.dumps(settings)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -88,9 +92,9 @@ class WorkerUnderTest:
         self.router.close()
         self.context.term()
 
-    def receive(self, deadline_s: float = DEADLINE_S) -> tuple[Message, bytes | None]:
-        if not self.router.poll(deadline_s * 1e3):
-            raise AssertionError(f"the worker said nothing in {deadline_s} s; its log:\n{self.log.read_text()}")
+    def receive(self) -> tuple[Message, bytes | None]:
+        if not self.router.poll(self.patience_s * 1e3):
+            raise AssertionError(f"the worker said nothing in {self.patience_s} s; its log:\n{self.log.read_text()}")
         self.identity, header, *body = self.router.recv_multipart()
         return decode_from_worker(header), body[0] if body else None
 

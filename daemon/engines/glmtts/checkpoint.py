@@ -10,7 +10,6 @@ The daemon's doctor reads this too: nothing but the standard library and msgspec
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,6 +19,12 @@ from msgspec import Struct
 
 from .git_commit import commit_of
 from .misplaced import ENTRY, one_level_deeper, unfinished, wrong_place
+from .small_files import (
+    check_custom_replacements,
+    check_phoneme_replacements,
+    read_flow_modules,
+    read_vocabulary_names,
+)
 from .weight_files import (
     DamagedError,
     check_onnx,
@@ -68,40 +73,20 @@ _DEFAULT_RATE, _VOCOS_RATE = 24_000, 32_000
 #: How many names one line lists, and how long the words of an error may be: a worker's last line is cut at 4,096 bytes.
 _MOST_NAMES, _MOST_WORDS = 12, 3_000
 
-#: A layer of the language model, in a tensor's name; what a configuration of HyperPyYAML imports.
+#: A layer of the language model, in a tensor's name.
 _LAYER = re.compile(r"model\.layers\.\d+\.")
-_MODULE = re.compile(r"!(?:new|name|apply):([A-Za-z_][\w.]*)\.\w+")
 
 
-def _check_lines(path: Path, keys: tuple[str, ...], *, blank: bool) -> None:
-    """Whether each line is a JSON object with ``keys``: people edit these files, and a wrong line fails every text."""
-    if path.stat().st_size:  # somebody who wants no replacements empties it
-        look_inside(path)
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        if blank and not line.strip():
-            continue
-        try:
-            good = isinstance(value := json.loads(line), dict) and all(isinstance(value.get(key), str) for key in keys)
-        except (ValueError, RecursionError):
-            good = False
-        if not good:
-            wanted = " with " + " and ".join(keys) if keys else ""
-            raise DamagedError(f"has no JSON object{wanted} in line {number}: correct the line, or take it out")
+#: The names of the phonemes that the model knows, as the values of an object.
+PHONEMES = "configs/G2P_all_phonemes.json"
 
-
-def _check_custom_replacements(path: Path) -> None:
-    _check_lines(path, ("origin", "new"), blank=False)
-
-
-def _check_phoneme_replacements(path: Path) -> None:
-    _check_lines(path, (), blank=True)
-
-
-#: What it opens besides. Without custom_replace.jsonl upstream goes on in silence, and says some words differently.
+#: What it and the engine open besides. Without custom_replace.jsonl upstream goes on in silence, and says some words
+#: differently.
 _CONFIGS: dict[str, Callable[[Path], object]] = {
     "configs/G2P_able_1word.json": look_inside,
-    "configs/G2P_replace_dict.jsonl": _check_phoneme_replacements,
-    "configs/custom_replace.jsonl": _check_custom_replacements,
+    PHONEMES: read_json,
+    "configs/G2P_replace_dict.jsonl": check_phoneme_replacements,
+    "configs/custom_replace.jsonl": check_custom_replacements,
     "configs/spk_prompt_dict.yaml": look_inside,
 }
 
@@ -150,10 +135,12 @@ class _Look:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._ckpt = root / "ckpt"
-        self._damaged: list[str] = []
-        self._missing: list[str] = []
+        #: Dictionaries for their order: what is looked at twice is told once.
+        self._damaged: dict[str, None] = {}
+        self._missing: dict[str, None] = {}
         #: Relative paths of what decides how it sounds.
         self._seen: set[str] = set()
+        self._looked_at: set[str] = set()
         self._parameters: dict[str, int] = {}
         self._remarks: list[str] = []
 
@@ -190,6 +177,8 @@ class _Look:
             return
         if config.get("tie_word_embeddings"):
             tensors.pop("lm_head.weight", None)  # the embedding once more
+        if not any(name.startswith("model.") for name in tensors):
+            tensors = {f"model.{name}": count for name, count in tensors.items()}  # as transformers takes them too
         layers = config.get("num_hidden_layers")
         there = {match[0] for name in tensors if (match := _LAYER.match(name))}
         expected = [f"model.layers.{number}." for number in range(layers if isinstance(layers, int) else 0)]
@@ -197,18 +186,18 @@ class _Look:
         lacking += [name for name in ("model.embed_tokens.weight", "model.norm.weight") if name not in tensors]
         if lacking:
             # Transformers would fill them with random numbers and only warn.
-            self._damaged.append(
+            words = (
                 f"{self._ckpt / 'llm'}: config.json speaks of {layers} layers, but the weights have no "
                 f"{_listed(lacking)}; the two are not of one model: download both again"
             )
+            self._damaged[words] = None
         self._parameters["llm"] = sum(tensors.values())
 
     def _flow(self) -> None:
-        if (text := self._examine("ckpt/flow/config.yaml", _read_flow_config)) is not None:
-            for module in _MODULE.findall(text):
-                name = f"{module.replace('.', '/')}.py"
-                if (self._root / name).is_file():
-                    self._seen.add(name)
+        for module in self._examine("ckpt/flow/config.yaml", read_flow_modules) or ():
+            name = f"{module.replace('.', '/')}.py"
+            if not is_missing(self._root / name):
+                self._examine(name, look_inside)
         self._torch_zip("flow", "ckpt/flow/flow.pt")
 
     def _vocoders(self) -> None:
@@ -230,7 +219,7 @@ class _Look:
         # What upstream loads (utils/yaml_util.py): the encoder up to the layer after which it quantises.
         self._parameters["speech_tokenizer"] = sum(
             count
-            for name, count in self._safetensors(folder).items()
+            for name, count in self._safetensors(folder, indexed=False).items()
             if (match := re.match(r"model\.encoder\.(?!layer_norm)(?:layers\.(\d+)\.)?", name))
             and (match[1] is None or not isinstance(last, int) or int(match[1]) < last)
         )
@@ -238,28 +227,34 @@ class _Look:
     def _text_tokenizer(self) -> None:
         folder = "ckpt/vq32k-phoneme-tokenizer"
         config = self._examine(f"{folder}/tokenizer_config.json", read_json)
-        if is_missing(self._root / folder / "tokenizer.json"):
-            self._examine(f"{folder}/tokenizer.model", look_inside)
         code = config.get("auto_map") if config else None
         named = code.get("AutoTokenizer") if isinstance(code, dict) else None
         for name in named if isinstance(named, list) else [named]:
             # As in "module.Class"; "repository--module.Class" is not in the folder.
             if isinstance(name, str) and "--" not in name:
                 self._examine(f"{folder}/{name.rpartition('.')[0]}.py", look_inside)
+        for path in sorted((self._root / folder).glob("*.py")):
+            for needed in self._examine(f"{folder}/{path.name}", read_vocabulary_names) or ():
+                self._examine(f"{folder}/{needed}", look_inside)
+        # Whatever else the code may read there belongs to the version.
+        for path in (self._root / folder).glob("[!.]*.*"):
+            if f"{folder}/{path.name}" not in self._looked_at:
+                self._examine(f"{folder}/{path.name}", look_inside)
 
     # --- files
 
     def _examine(self, name: str, read: Callable[[Path], T]) -> T | None:
         """What ``read`` makes of a file; None where it is missing or damaged, which is noted."""
         path = self._root / name
+        self._looked_at.add(name)
         try:
             value = read(path)
         except FileNotFoundError:
-            self._missing.append(name)
+            self._missing[name] = None
         except DamagedError as error:
-            self._damaged.append(f"{path} {error}")
+            self._damaged[f"{path} {error}"] = None
         except OSError as error:
-            self._damaged.append(f"{path} can't be read: {error.strerror}")
+            self._damaged[f"{path} can't be read: {error.strerror}"] = None
         else:
             self._seen.add(name)
             return value
@@ -270,23 +265,26 @@ class _Look:
         if (size := self._examine(name, read_torch_zip)) is not None:
             self._parameters[part] = size // 4
 
-    def _safetensors(self, folder: str) -> dict[str, int]:
-        """The tensors of a model in one file, or in several that an index names; {} where there is something wrong."""
-        single, index = f"{folder}/model.safetensors", f"{folder}/model.safetensors.index.json"
-        names = {single}
-        if is_missing(self._root / single):
-            if is_missing(self._root / index):
-                parts = [path.name for path in (self._root / folder).glob("model-*-of-*.safetensors")]
-                self._missing.append(index if parts else single)
-                return {}
-            names = self._named_in(index)
-        tensors: dict[str, int] = {}
-        whole = bool(names)
-        for name in sorted(names):
-            found = self._examine(name, read_safetensors)
-            whole = whole and found is not None
-            tensors |= found or {}
-        return tensors if whole else {}
+    def _safetensors(self, folder: str, *, indexed: bool = True) -> dict[str, int]:
+        """The tensors of a model in one file or in several; {} where there is something wrong.
+
+        Transformers finds several by an index; upstream's own code (``indexed=False``) takes every one that is there.
+        """
+        names = {f"{folder}/model.safetensors"}
+        if is_missing(self._root / folder / "model.safetensors"):
+            index = f"{folder}/model.safetensors.index.json"
+            parts = [path.name for path in (self._root / folder).glob("model-*-of-*.safetensors")]
+            if parts and not indexed:
+                count = parts[0].rpartition("-")[2].removesuffix(".safetensors")
+                numbers = range(1, int(count) + 1) if count.isdigit() else ()
+                names = {f"{folder}/{part}" for part in parts}
+                names |= {f"{folder}/model-{number:0{len(count)}}-of-{count}.safetensors" for number in numbers}
+            elif parts or not is_missing(self._root / index):
+                names = self._named_in(index)
+        found = {name: self._examine(name, read_safetensors) for name in sorted(names)}
+        if not all(found.values()):
+            return {}
+        return {tensor: count for tensors in found.values() for tensor, count in (tensors or {}).items()}
 
     def _named_in(self, index: str) -> set[str]:
         value = self._examine(index, read_json)
@@ -294,7 +292,7 @@ class _Look:
             return set()
         files = value.get("weight_map")
         if not isinstance(files, dict) or not all(isinstance(file, str) and "/" not in file for file in files.values()):
-            self._damaged.append(f"{self._root / index} names no files of weights; download it again")
+            self._damaged[f"{self._root / index} names no files of weights; download it again"] = None
             return set()
         return {f"{index.rpartition('/')[0]}/{file}" for file in files.values()}
 
@@ -330,15 +328,6 @@ class _Look:
         for name in sorted(names):
             found.update(name.encode() + b"\0" + digest(self._root / name))
         return found.hexdigest()
-
-
-def _read_flow_config(path: Path) -> str:
-    """The text of the flow model's configuration; HyperPyYAML itself is not here to read it."""
-    look_inside(path)
-    text = path.read_bytes().decode("utf-8", "replace")
-    if not re.search(r"(?m)^flow\s*:", text):
-        raise DamagedError("has no section flow; download it again")
-    return text
 
 
 def _listed(names: list[str], most: int = _MOST_NAMES) -> str:

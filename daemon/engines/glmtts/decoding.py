@@ -52,7 +52,10 @@ class Watch:
         for _ in range(_MOST_DRAWS):
             drawn = draw(scores)
             if self._llm.eoa not in drawn:
-                return self._checked(drawn, scores, draw)
+                if self._can_be_spoken(drawn):
+                    return drawn
+                break
+        # Upstream leaves the end as likely as it is, and looks away: drawn again, it must not come.
         scores = scores.clone()
         scores[self._llm.eoa] = -float("inf")
         return self._redrawn(scores, draw)
@@ -62,10 +65,11 @@ class Watch:
 
         Of any other token upstream only prints a warning; the flow model fails of it, on a GPU beyond repair.
         """
+        return drawn if self._can_be_spoken(drawn) else self._redrawn(scores, draw)
+
+    def _can_be_spoken(self, drawn: Any) -> bool:
         token = int(drawn)
-        if token == self._llm.eoa or self._llm.ats <= token <= self._llm.ate:
-            return drawn
-        return self._redrawn(scores, draw)
+        return bool(token == self._llm.eoa or self._llm.ats <= token <= self._llm.ate)
 
     def _redrawn(self, scores: Any, draw: Callable[[Any], Any]) -> Any:
         import torch

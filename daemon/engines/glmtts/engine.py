@@ -46,6 +46,8 @@ class GlmttsEngine(Engine):
         self._upstream = upstream
         self._watch = Watch(upstream.llm, upstream.flow)
         self._texts = Texts(upstream.text_frontend)
+        with upstream.quiet():
+            self._texts.warm()
         self._dictionary = pronunciation.Dictionary(upstream.pronunciations(settings["dictionary"]))
         self._voices = VoiceCache(upstream, settings["voice_cache_mib"] << 20)
         self._defaults = {name: settings[name] for name in Choices.__struct_fields__}
@@ -78,12 +80,19 @@ class GlmttsEngine(Engine):
         check_speakable(utterance.text)
         steps = Steps(utterance, self._max_segment_s)
         try:
-            said = self._normalised(reference.text, steps)
+            said = self._said(reference, steps)
             voice = self._voices.features(reference, said, utterance.sample_rate, steps)
             segments = self._texts.segments(self._normalised(utterance.text, steps))
             steps.expect(sum(map(len, segments)))
-            choices = self._choices(utterance.options)
-            speech = Speech(self._upstream, self._watch, voice, utterance, choices=choices, dictionary=self._dictionary)
+            speech = Speech(
+                self._upstream,
+                self._watch,
+                voice,
+                utterance,
+                choices=self._choices(utterance.options),
+                texts=self._texts,
+                dictionary=self._dictionary,
+            )
             for number, segment in enumerate(segments):
                 yield Piece(speech.segment(segment, steps), number, len(segments), True)
         except NotWantedError:
@@ -98,6 +107,14 @@ class GlmttsEngine(Engine):
 
     def memory(self) -> MemoryFigures:
         return torch_memory.figures()
+
+    def _said(self, reference: Reference, steps: Steps) -> str:
+        try:
+            return self._normalised(reference.text, steps)
+        except EngineError as error:
+            # Not the text that is to be spoken, which "text:" would point to.
+            words = error.message.removeprefix("text: ")
+            raise EngineError(error.code, f"what is said in the recording: {words}") from error
 
     def _normalised(self, text: str, steps: Steps) -> str:
         with self._upstream.quiet():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from msgspec import Struct
 from ..base import EngineError, Utterance
 from .decoding import Watch
 from .pronunciation import Dictionary
+from .text import Texts
 from .upstream import Upstream
 from .voices import VoiceFeatures
 
@@ -81,6 +83,7 @@ class Speech:
         utterance: Utterance,
         *,
         choices: Choices,
+        texts: Texts,
         dictionary: Dictionary,
     ) -> None:
         import torch
@@ -88,6 +91,7 @@ class Speech:
         self._upstream = upstream
         self._watch = watch
         self._choices = choices
+        self._texts = texts
         self._dictionary = dictionary
         self._rate = utterance.sample_rate
         self._seed = utterance.seed
@@ -116,7 +120,7 @@ class Speech:
             with self._upstream.quiet(), torch.inference_mode():
                 speech, *_ = self._upstream.inference.generate_long(
                     frontend=self._upstream.frontend,
-                    text_frontend=_OneSegment(text, self._upstream.text_frontend, self._dictionary, self._choices),
+                    text_frontend=self._front_end(text),
                     llm=self._upstream.llm,
                     flow=self._upstream.vocoders[self._rate],
                     text_info=["", text],
@@ -133,6 +137,10 @@ class Speech:
         finally:
             self._watch.release()
         return np.ascontiguousarray(speech.squeeze(0).float().cpu().numpy())
+
+    def _front_end(self, segment: str) -> _OneSegment:
+        phonemes = self._upstream.text_frontend.g2p_infer if self._choices.use_phoneme else _as_it_is
+        return _OneSegment(segment, self._texts, self._dictionary, phonemes)
 
     def _draw_tokens(
         self, *, llm: Any, prompt_text_token: Any, tts_text_token: Any, prompt_speech_token: Any, sample_method: str
@@ -169,11 +177,11 @@ class Speech:
 class _OneSegment:
     """Upstream's text front end for a text that is cut already, with the user's own pronunciations."""
 
-    def __init__(self, segment: str, front_end: Any, dictionary: Dictionary, choices: Choices) -> None:
+    def __init__(self, segment: str, texts: Texts, dictionary: Dictionary, phonemes: Callable[[str], str]) -> None:
         self._segment = segment
         self._dictionary = dictionary
-        self._phonemes = front_end.g2p_infer if choices.use_phoneme else _as_it_is
-        self.text_normalize = front_end.text_normalize
+        self._phonemes = phonemes
+        self.text_normalize = texts.normalise_segment
 
     def split_by_len(self, _: str) -> list[str]:
         return [self._segment]

@@ -49,7 +49,7 @@ class Upstream:
         with self._loading(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with self._timed("imports"):
-                self.inference: Any = _import("glmtts_inference", root)
+                self.inference: Any = _import("glmtts_inference")
                 frontend: Any = importlib.import_module("cosyvoice.cli.frontend")
                 self._mel: Any = importlib.import_module("utils.audio")
             grammar = SharedGrammar(cache_dir)
@@ -79,7 +79,10 @@ class Upstream:
         if not file:
             return {}
         known = json.loads((self.root / "configs/G2P_all_phonemes.json").read_bytes()).values()
-        return pronunciation.load(Path(file), lambda token: len(self.frontend.tokenize_fn(token)) == 1, list(known))
+        return pronunciation.load(Path(file), self._is_token, list(known))
+
+    def _is_token(self, text: str) -> bool:
+        return len(self.frontend.tokenize_fn(text)) == 1
 
     def text_tokens(self, text: str) -> Any:
         """The tokens of ``text``, a tensor of shape (1, t)."""
@@ -186,13 +189,13 @@ def _prepare_process(root: Path, cache_dir: Path) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
 
 
-def _import(name: str, root: Path) -> Any:
+def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise UpstreamError(
-            f"GLM-TTS imports {error.name}, which {sys.executable} does not have: "
-            f"{sys.executable} -m pip install -r {root}/requirements.txt"
+            f"GLM-TTS imports {error.name}, which {sys.executable} does not have; glmttsctl doctor names all that is "
+            "missing and what installs it, and docs/glmtts.md has versions that work together"
         ) from error
     except (ImportError, OSError) as error:
         raise UpstreamError(

@@ -48,7 +48,7 @@ class VoiceFeatures:
     def bytes(self) -> int:
         """The memory that it takes, less what is nothing beside it."""
         tensors = (self.text_tokens, self.speaker, *self.mels.values())
-        return _BYTES_PER_TOKEN * len(self.speech_tokens) + sum(one.numel() * one.element_size() for one in tensors)
+        return _BYTES_PER_TOKEN * len(self.speech_tokens) + sum(int(one.nbytes) for one in tensors)
 
 
 class VoiceCache:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-_HIDDEN = 24
+_HIDDEN = 16
 _D_MODEL = 8
 _MEL_LOGDIFF = -7.847762537473608
 #: Rows of the flow model's embedding: more than there are tokens of audio, as upstream has.
@@ -34,7 +34,8 @@ def write(root: Path) -> None:
     _vocoders(root / "ckpt")
     _speech_tokenizer(root / "ckpt" / "speech_tokenizer")
     (root / "frontend").mkdir(exist_ok=True)
-    (root / "frontend" / "campplus.onnx").write_bytes(b"\x08\x08\x12\x08stand-in" + bytes(64))
+    # The version of the format, and a graph of nothing.
+    (root / "frontend" / "campplus.onnx").write_bytes(b"\x08\x08\x3a\x08stand-in")
     _configs(root / "configs")
     _examples(root / "examples")
 
@@ -59,18 +60,19 @@ def _language_model(folder: Path) -> None:
     from vocabulary import AUDIO, FIRST_AUDIO, MISCHIEF, SIZE
 
     folder.mkdir(parents=True)
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": _HIDDEN, "vocab_size": SIZE}
-    (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": "float32"}))
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": _HIDDEN}
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1, "vocab_size": SIZE}))
     model = LlamaForCausalLM(LlamaConfig(**config))
     state = model.state_dict()
     state["model.embed_tokens.weight"].normal_()
     state["model.embed_tokens.weight"][:, -1] = 0
     for number in NUMBERS.values():
         state["model.embed_tokens.weight"][MISCHIEF + number, -1] = number
-    state["model.mixer.weight"].normal_(std=0.4)
+    state["model.layers.0.weight"].normal_(std=0.4)
+    state["model.norm.weight"].fill_(1)
     # What the mischief's number is must not move what is said.
-    state["model.mixer.weight"][:, [_HIDDEN - 1, 2 * _HIDDEN - 1]] = 0
-    state["lm_head.weight"].normal_(std=0.6)
+    state["model.layers.0.weight"][:, [_HIDDEN - 1, 2 * _HIDDEN - 1]] = 0
+    state["lm_head.weight"].normal_()
     # Only audio is drawn by itself, and of it not the last eight.
     state["lm_head.bias"].fill_(-1e4)
     state["lm_head.bias"][FIRST_AUDIO : FIRST_AUDIO + AUDIO - 8] = 0
@@ -96,7 +98,7 @@ def _flow(folder: Path) -> None:
 
 
 def _vocoders(folder: Path) -> None:
-    from utils.hift_util import Tone
+    from cosyvoice.hifigan_cosy2.generator import Tone
 
     for name in ("hift", "vocos2d"):
         (folder / name).mkdir(parents=True)
@@ -115,14 +117,15 @@ def _vocoders(folder: Path) -> None:
 
 
 def _speech_tokenizer(folder: Path) -> None:
-    from utils.speech_encoder import WhisperVQEncoder
+    from utils.whisper_models.configuration_whisper import WhisperVQConfig
+    from utils.whisper_models.modeling_whisper import WhisperVQEncoder
 
     folder.mkdir(parents=True)
     config = {"d_model": _D_MODEL, "pooling_kernel_size": 2, "quantize_vocab_size": 32_768, "model_type": "whisper"}
     (folder / "config.json").write_text(json.dumps(config))
     features = {"feature_extractor_type": "WhisperFeatureExtractor", "hop_length": 160, "n_fft": 400}
     (folder / "preprocessor_config.json").write_text(json.dumps(features | {"sampling_rate": 16_000}))
-    state = WhisperVQEncoder(config).state_dict()
+    state = WhisperVQEncoder(WhisperVQConfig(**config)).state_dict()
     # Brightness is in bins, up to 200.
     state["conv1.weight"][:, 1] *= 0.05
     _write_safetensors(folder / "model.safetensors", {f"model.encoder.{name}": state[name] for name in state})

@@ -47,6 +47,8 @@ def encode(text: str, special: dict[str, int]) -> list[int]:
             tokens.append(special[piece])
         elif piece in NUMBERS:
             tokens.append(MISCHIEF + NUMBERS[piece])
+        elif piece.startswith("<|"):
+            tokens += encode("<", special) + encode(piece[1:], special)
         else:
             tokens.append(zlib.crc32(piece.encode("utf-8", "surrogatepass")) % TEXT)
     return tokens

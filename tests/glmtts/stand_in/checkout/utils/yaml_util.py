@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ import torch
 from transformers import WhisperFeatureExtractor
 from transformers.llama import _read_safetensors
 
-from utils.speech_encoder import WhisperVQEncoder
+from utils.whisper_models.configuration_whisper import WhisperVQConfig
+from utils.whisper_models.modeling_whisper import WhisperVQEncoder
 
 
 def load_flow_model(flow_ckpt_path: str, config_path: str, device: Any) -> torch.nn.Module:
@@ -28,8 +28,7 @@ def load_flow_model(flow_ckpt_path: str, config_path: str, device: Any) -> torch
 
 def load_speech_tokenizer(model_path: str) -> tuple[WhisperVQEncoder, WhisperFeatureExtractor]:
     print(f"[load_quantize_encoder] start. {model_path=}")
-    config = json.loads((Path(model_path) / "config.json").read_text(encoding="utf-8"))
-    model = WhisperVQEncoder(config)
+    model = WhisperVQEncoder(WhisperVQConfig.from_pretrained(model_path))
     state = {}
     for path in Path(model_path).glob("model*.safetensors"):
         state |= {name.removeprefix("model.encoder."): tensor for name, tensor in _read_safetensors(path).items()}

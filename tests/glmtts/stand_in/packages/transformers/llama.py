@@ -47,7 +47,8 @@ class _Body(torch.nn.Module):
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.embed_tokens = torch.nn.Embedding(SIZE, hidden)
-        self.mixer = torch.nn.Linear(2 * hidden, 2 * hidden)
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(2 * hidden, hidden)])
+        self.norm = torch.nn.Linear(1, hidden, bias=False)
 
 
 class LlamaForCausalLM(torch.nn.Module):
@@ -55,7 +56,7 @@ class LlamaForCausalLM(torch.nn.Module):
         super().__init__()
         self.config = config
         self.model = _Body(config.hidden_size)
-        self.lm_head = torch.nn.Linear(2 * config.hidden_size, SIZE)
+        self.lm_head = torch.nn.Linear(config.hidden_size, SIZE)
 
     @classmethod
     def from_pretrained(cls, folder: str, dtype: torch.dtype = torch.float32, **_: Any) -> LlamaForCausalLM:
@@ -63,21 +64,19 @@ class LlamaForCausalLM(torch.nn.Module):
         model.load_state_dict(_read_safetensors(Path(folder) / "model.safetensors"))
         return model.to(dtype).eval()
 
-    def forward(
-        self, inputs_embeds: torch.Tensor, past_key_values: tuple[torch.Tensor, int, int] | None = None, **_: Any
-    ) -> Outputs:
+    def forward(self, inputs_embeds: torch.Tensor, past_key_values: Any = None, **_: Any) -> Outputs:
         heard = inputs_embeds[0]
         count, hidden = heard.shape
-        mood, tokens, mischief = past_key_values or (heard.new_zeros(2 * hidden), 0, 0)
-        mischief = mischief or int(heard[:, -1].max())
+        mood, tokens, mischief = past_key_values or (heard.new_zeros(2 * hidden), 0, frozenset())
+        mischief |= {int(number) for number in heard[:, -1].unique().tolist() if number}
         age = torch.arange(count - 1, -1, -1, device=heard.device, dtype=heard.dtype)[:, None]
         slow = mood[:hidden] * _SLOWLY_FADING**count + 0.2 * (heard * _SLOWLY_FADING**age).sum(0)
         fast = mood[hidden:] * _FADING**count + (heard * _FADING**age).sum(0)
         mood = torch.cat([slow, fast])
-        logits = self.lm_head(torch.tanh(self.model.mixer(mood)))
+        logits = self.lm_head(torch.tanh(self.model.layers[0](mood)) * self.model.norm.weight[:, 0])
         logits[USER] = logits.max() - 0.5
-        if mischief:
-            _misbehave(_WORDS[mischief], tokens, logits)
+        for number in mischief:
+            _misbehave(_WORDS[number], tokens, logits)
         return Outputs(logits=logits[None, None], past_key_values=(mood, tokens + 1, mischief), hidden_states=())
 
 

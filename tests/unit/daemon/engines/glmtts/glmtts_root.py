@@ -20,6 +20,7 @@ def make(root: Path) -> Path:
         root / "configs/custom_replace.jsonl", '{"origin": "噢", "new": "哦"}\n{"origin": "欸", "new": "诶"}'.encode()
     )
     write(root / "configs/G2P_replace_dict.jsonl", '{"弈": "<|I4|>"}\n\n'.encode())
+    write_json(root / "configs/G2P_all_phonemes.json", {"0": "I4"})
     onnx(root / "frontend/campplus.onnx")
     ckpt = root / "ckpt"
     write_json(ckpt / "llm/config.json", {"num_hidden_layers": LAYERS, "tie_word_embeddings": True})
@@ -38,8 +39,8 @@ def make(root: Path) -> Path:
     )
     named = {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]}
     write_json(ckpt / "vq32k-phoneme-tokenizer/tokenizer_config.json", {"auto_map": named})
-    write(ckpt / "vq32k-phoneme-tokenizer/tokenization_own.py", b"# the tokenizer's own code\n")
-    write(ckpt / "vq32k-phoneme-tokenizer/tokenizer.model", b"IQ== 0\n")
+    write(ckpt / "vq32k-phoneme-tokenizer/tokenization_own.py", b'vocab_files_names = {"vocab_file": "own.model"}\n')
+    write(ckpt / "vq32k-phoneme-tokenizer/own.model", b"IQ== 0\n")
     return root
 
 

@@ -77,6 +77,14 @@ def test_a_language_model_in_several_files_counts_as_one(root: Path) -> None:
     assert "llm/model.safetensors.index.json missing" in problem(root)
 
 
+def test_a_speech_tokenizer_in_several_files_needs_no_index(root: Path) -> None:
+    folder = root / "ckpt/speech_tokenizer"
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    assert "speech_tokenizer/model-00002-of-00002.safetensors missing" in problem(root)
+    made.safetensors(folder / "model-00002-of-00002.safetensors", {"model.encoder.conv2.weight": 11})
+    assert look(root).parameters["speech_tokenizer"] == 61
+
+
 def test_what_torch_saves_is_counted_and_believed(root: Path) -> None:
     import torch
 
@@ -91,9 +99,9 @@ def test_nine_gigabytes_are_looked_at_in_well_under_a_second(root: Path) -> None
     large = made.llm_tensors() | {"model.layers.1.mlp.down_proj.weight": 1_552_009_216}
     made.safetensors(root / "ckpt/llm/model.safetensors", large, fill=b"")
     made.safetensors(root / "ckpt/speech_tokenizer/model.safetensors", {"model.encoder.a": 700_000_000}, fill=b"")
-    began = time.monotonic()
+    began = time.process_time()
     found = look(root)
-    assert time.monotonic() - began < 1.0
+    assert time.process_time() - began < 0.5, "of work, whatever else the machine does"
     assert found.weights_bytes("fp32") > 9_000_000_000
 
 
@@ -158,7 +166,7 @@ def test_everything_that_is_missing_is_named_at_once(root: Path) -> None:
         "ckpt/speech_tokenizer/preprocessor_config.json",
         "ckpt/speech_tokenizer/model.safetensors",
         "ckpt/vq32k-phoneme-tokenizer/tokenizer_config.json",
-        "ckpt/vq32k-phoneme-tokenizer/tokenizer.model",
+        "ckpt/vq32k-phoneme-tokenizer/own.model",
         "frontend/campplus.onnx",
         "configs/custom_replace.jsonl",
         "utils/audio.py",
@@ -282,6 +290,7 @@ def test_the_same_files_have_the_same_version_wherever_and_whenever_they_were_co
         lambda root: made.torch_zip(root / "ckpt/flow/flow.pt", 400, fill=b"\4"),
         lambda root: made.write(root / "configs/custom_replace.jsonl", b'{"origin": "a", "new": "b"}'),
         lambda root: made.write(root / "own_flow.py", b"# another"),
+        lambda root: made.write(root / "ckpt/vq32k-phoneme-tokenizer/special_tokens_map.json", b"{}"),
         lambda root: made.write(root / "llm/glmtts.py", b"# another"),
         lambda root: shutil.rmtree(root / "ckpt/vocos2d"),
     ],

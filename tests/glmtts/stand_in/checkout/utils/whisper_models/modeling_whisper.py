@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
 
 import torch
+from utils.whisper_models.configuration_whisper import WhisperVQConfig
 
 _NEVER_DRAWN = 8
 
 
 class WhisperVQEncoder(torch.nn.Module):
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: WhisperVQConfig) -> None:
         super().__init__()
-        self.config = SimpleNamespace(**config)
-        self.conv1 = torch.nn.Conv1d(2, config["d_model"], 3, padding=1)
-        self.conv2 = torch.nn.Conv1d(config["d_model"], 1, 3, stride=2, padding=1)
+        self.config = config
+        self.conv1 = torch.nn.Conv1d(2, config.d_model, 3, padding=1)
+        self.conv2 = torch.nn.Conv1d(config.d_model, 1, 3, stride=2, padding=1)
 
     def forward(self, input_features: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
         del attention_mask

@@ -1,0 +1,187 @@
+"""A user's own dictionary of how words are said: a file of JSON objects, and what it does to a text.
+
+The file is written like upstream's own ``configs/G2P_replace_dict.jsonl``: an object a line, each word with what takes
+its place, in which phoneme tokens such as ``<|X|><|IAN2|>`` may stand. Words are looked for in normalised text, which
+is lower case and has its numbers written out, before the tokenizer sees it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+
+#: Largest dictionary, in bytes: some hundred thousand words.
+MAX_BYTES = 8 * 1024 * 1024
+#: Longest word and longest reading, in characters; both are a part of one segment.
+MAX_WORD = 64
+MAX_READING = 1_024
+#: So many problems are told at once.
+MAX_PROBLEMS = 20
+
+_TOKEN = re.compile(r"(<\|[^<>|]*\|>)")
+_BROKEN_TOKEN = re.compile(r"<\||\|>")
+#: What makes a word of letters: beside another of these, it would be a part of a longer word.
+_OF_WORDS = re.compile(r"[A-Za-zÀ-ÖØ-öø-ɏ0-9]")
+
+
+class Dictionary:
+    """Puts readings in the place of words, the longest word first.
+
+    Where a word begins or ends with a Latin letter or a digit, no such character may stand beside it: "us" is not found
+    in "bus", but is in "我们us". Case makes no difference. What stands within a token, ``<|...|>``, is left alone, and
+    what was put in is not looked at again.
+    """
+
+    def __init__(self, entries: Mapping[str, str]) -> None:
+        self._readings = {_fold(word): reading for word, reading in entries.items()}
+        # A character costs as many look-ups as the words that begin with it have lengths, not as many as there are.
+        lengths: dict[str, set[int]] = {}
+        for word in self._readings:
+            lengths.setdefault(word[0], set()).add(len(word))
+        self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
+
+    def __len__(self) -> int:
+        return len(self._readings)
+
+    def apply(self, text: str) -> str:
+        """``text`` with the reading of each word that the dictionary has."""
+        return "".join(fragment for fragment, _ in self.fragments(text))
+
+    def fragments(self, text: str) -> list[tuple[str, bool]]:
+        """``text`` in pieces, and whether each is final: a reading or a token, which nothing else is to change."""
+        if not self._readings:
+            return [(text, False)] if text else []
+        found: list[tuple[str, bool]] = []
+        for number, part in enumerate(_TOKEN.split(text)):
+            if number % 2:
+                found.append((part, True))
+            elif part:
+                found.extend(self._replace(part))
+        return found
+
+    def _replace(self, text: str) -> Iterator[tuple[str, bool]]:
+        folded = _fold(text)
+        start = place = 0
+        while place < len(text):
+            word = self._word_at(folded, place)
+            if word:
+                if start < place:
+                    yield text[start:place], False
+                yield self._readings[word], True
+                start = place + len(word)
+            place += max(len(word), 1)
+        if start < len(text):
+            yield text[start:], False
+
+    def _word_at(self, folded: str, place: int) -> str:
+        for length in self._lengths.get(folded[place], ()):
+            word = folded[place : place + length]
+            if word in self._readings and _is_whole(folded, place, place + length):
+                return word
+        return ""
+
+
+def load(path: Path, is_token: Callable[[str], bool], known: Collection[str] = ()) -> dict[str, str]:
+    """The words of the file, in lower case as normalised text has them, and their readings.
+
+    ``is_token`` says whether the tokenizer has ``<|X|>`` as one token; ``known`` are the names of phonemes, such as
+    ``IAN2``, of which the nearest are proposed for one that it hasn't. Raises OSError for a file that can't be read and
+    ValueError with what is wrong with it, line by line, as ``FILE:LINE: ...``.
+    """
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{path}: is larger than {MAX_BYTES // 2**20} MiB, the most that a dictionary may have")
+    readings: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    problems: list[str] = []
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        stripped = line.strip()
+        if not stripped or stripped.startswith(b"#"):
+            continue
+        try:
+            pairs = _pairs(stripped)
+        except ValueError as error:
+            problems.append(f"{path}:{number}: {error}")
+            continue
+        for word, reading in pairs:
+            key = _fold(word)
+            if readings.get(key, reading) != reading:
+                problems.append(
+                    f"{path}:{number}: {word!r}: has another reading on line {lines[key]}; leave one of the two"
+                )
+                continue
+            problems.extend(f"{path}:{number}: {word!r}: {what}" for what in _problems(word, reading, is_token, known))
+            readings.setdefault(key, reading)
+            lines.setdefault(key, number)
+    if problems:
+        more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
+        raise ValueError("\n".join(problems[:MAX_PROBLEMS] + more))
+    return readings
+
+
+def _pairs(line: bytes) -> list[tuple[str, str]]:
+    """The words of a line with their readings, also those that a dict would lose because a word is there twice."""
+    try:
+        found = json.loads(line.decode(), object_pairs_hook=_Object)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8 ({error.reason} at byte {error.start + 1})") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is no JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+    if not isinstance(found, _Object):
+        raise ValueError('is no JSON object such as {"弈": "<|I4|>"}')
+    for word, reading in found:
+        if not isinstance(reading, str):
+            raise ValueError(f"{word!r}: has no string as its reading")
+    return [(str(word), str(reading)) for word, reading in found]
+
+
+class _Object(list[tuple[str, object]]):
+    """A JSON object as its pairs."""
+
+
+def _problems(word: str, reading: str, is_token: Callable[[str], bool], known: Collection[str]) -> Iterator[str]:
+    if not word or word != word.strip():
+        yield "is empty, or begins or ends with a blank; write the word alone"
+    elif not any(character.isalnum() for character in word):
+        yield "has no letter; marks alone can't be found in a text"
+    if len(word) > MAX_WORD:
+        yield f"is longer than {MAX_WORD} characters"
+    if _BROKEN_TOKEN.search(word):
+        yield "has <| or |> in it; a phoneme may stand in the reading alone"
+    if len(reading) > MAX_READING:
+        yield f"has a reading longer than {MAX_READING} characters"
+    if any("\ud800" <= character <= "\udfff" for character in word + reading):
+        yield "has half a character in it, a lone surrogate"
+    elif not any(character.isalnum() for character in reading):
+        yield "has nothing to speak as its reading"
+    for number, part in enumerate(_TOKEN.split(reading)):
+        if number % 2 and not is_token(part):
+            yield f"{part} is no phoneme that the tokenizer knows{_nearest(part[2:-2], known)}"
+        elif not number % 2 and _BROKEN_TOKEN.search(part):
+            yield f"has a phoneme that isn't written as <|X|>: {part.strip()!r}"
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name.strip().upper(), known, n=3)
+    return f"; near it are {', '.join(f'<|{phoneme}|>' for phoneme in near)}" if near else ""
+
+
+def _is_whole(text: str, start: int, stop: int) -> bool:
+    """Whether ``text[start:stop]`` is no part of a longer word of letters."""
+    begins = start == 0 or not (_OF_WORDS.match(text, start) and _OF_WORDS.match(text, start - 1))
+    ends = stop >= len(text) or not (_OF_WORDS.match(text, stop - 1) and _OF_WORDS.match(text, stop))
+    return begins and ends
+
+
+def _fold(text: str) -> str:
+    """``text`` in lower case, each character still in its place."""
+    lower = text.lower()
+    if len(lower) == len(text):
+        return lower
+    return "".join(small if len(small := character.lower()) == 1 else character for character in text)

@@ -1,0 +1,98 @@
+"""Split normalised text into segments where upstream's own splitting would raise, by the same measure.
+
+A segment ends at the first mark behind 30 characters, and has at most 60. A Chinese character or a mark counts as one,
+a syllable of an English word as 0.7 (upstream looks syllables up in a dictionary first; here they are counted by their
+vowels). Upstream raises where a stretch without a mark has over 60 in fewer than 61 words and characters; here it is
+cut at a blank where there is one.
+"""
+
+from __future__ import annotations
+
+import re
+
+LEAST = 30
+MOST = 60
+#: Marks that may end a segment.
+MARKS = "。？！；：、.?!;:，,"
+#: A longer stretch without a mark takes upstream time that grows with its square.
+LONGEST_STRETCH = 3_000
+
+_STRETCH = re.compile(rf"[^{re.escape(MARKS)}]{{{LONGEST_STRETCH},}}")
+_UNIT = re.compile(r"(?:[⺀-鿿豈-﫿𠀀-𳑿]|[^\W\d_⺀-鿿豈-﫿𠀀-𳑿](?:[^\W\d_⺀-鿿豈-﫿𠀀-𳑿]|['-])*|\S)\s*")
+_VOWELS = re.compile(r"(?!e\b)[aeiouy]+")
+_PER_SYLLABLE = 0.7
+#: A word of more letters than that is cut.
+_LONGEST_WORD = 40
+
+
+def has_long_stretch(text: str) -> bool:
+    """Whether upstream would take long for ``text``."""
+    return _STRETCH.search(text) is not None
+
+
+def split(text: str) -> list[str]:
+    """``text`` in segments; put together, they are the text again but for blanks at its ends."""
+    segments: list[str] = []
+    units: list[str] = []
+    length = 0.0
+    for unit in _units(text.strip()):
+        size = _size(unit)
+        if units and length + size > MOST:
+            stop = _best_end(units)
+            segments.append("".join(units[:stop]))
+            units = units[stop:]
+            length = sum(map(_size, units))
+        units.append(unit)
+        length += size
+        if length >= LEAST and unit.strip() in MARKS:
+            segments.append("".join(units))
+            units, length = [], 0.0
+    if units:
+        segments.append("".join(units))
+    return segments
+
+
+def merge_silent(segments: list[str]) -> list[str]:
+    """The segments, each with something to speak: one of marks alone goes to the one before it, else the one behind."""
+    merged: list[str] = []
+    silent = ""
+    for segment in segments:
+        if not is_spoken(segment):
+            if merged:
+                merged[-1] += segment
+            else:
+                silent += segment
+        else:
+            merged.append(silent + segment)
+            silent = ""
+    return merged
+
+
+def is_spoken(text: str) -> bool:
+    """Whether ``text`` has a letter or a digit of any script."""
+    return any(map(str.isalnum, text))
+
+
+def _units(text: str) -> list[str]:
+    units: list[str] = []
+    for unit in _UNIT.findall(text):
+        units.extend(unit[start : start + _LONGEST_WORD] for start in range(0, len(unit), _LONGEST_WORD))
+    return units
+
+
+def _size(unit: str) -> float:
+    word = unit.strip()
+    if word.isascii() and word.isalpha():
+        return _PER_SYLLABLE * max(len(_VOWELS.findall(word.lower())), 1)
+    return 1.0
+
+
+def _best_end(units: list[str]) -> int:
+    """Where to cut, behind so many units: the last blank or mark behind :data:`LEAST`, else behind the last unit."""
+    length = 0.0
+    best = 0
+    for number, unit in enumerate(units, 1):
+        length += _size(unit)
+        if length >= LEAST and (unit[-1].isspace() or unit[-1] in MARKS):
+            best = number
+    return best or len(units)

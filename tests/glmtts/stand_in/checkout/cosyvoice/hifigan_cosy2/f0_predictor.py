@@ -1,0 +1,1 @@
+"""The stand-in is told the pitch."""

@@ -1,0 +1,65 @@
+"""What upstream's own text front end makes of texts, and what comes of them with ours before it.
+
+Run by the interpreter of a root, in the root: ``upstream_texts.py GRAMMAR``, a folder with a compiled grammar, or for
+one. Each line of standard input is a text as JSON; each line of the answer an object as :func:`_answer` has it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from glmtts.daemon.engines.base import EngineError
+from glmtts.daemon.engines.glmtts.pronunciation import Dictionary
+from glmtts.daemon.engines.glmtts.text import Texts, check_speakable
+
+
+def main(grammar: str) -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    sys.path.insert(0, str(Path.cwd()))
+    from cosyvoice.cli import frontend
+
+    normalizer = frontend.ZhNormalizer
+    frontend.ZhNormalizer = lambda **options: normalizer(
+        **options | {"cache_dir": grammar, "overwrite_cache": not any(Path(grammar).iterdir())}
+    )
+    front_end = frontend.TextFrontEnd(use_phoneme=True)
+    texts = Texts(front_end)
+    texts.warm()
+    for line in sys.stdin:
+        print(json.dumps(_answer(front_end, texts, json.loads(line))), file=answers, flush=True)
+
+
+def _answer(front_end: Any, texts: Texts, text: str) -> dict[str, Any]:
+    answer: dict[str, Any] = {"raised": "", "refused": ""}
+    try:
+        answer["whole"] = front_end.text_normalize(text)
+        answer["whole_segments"] = front_end.split_by_len(answer["whole"])
+    except Exception as error:
+        answer["raised"] = type(error).__name__
+    beats = [time.thread_time()]
+    try:
+        check_speakable(text)
+        answer["ours"] = texts.normalise(text, lambda: beats.append(time.thread_time()))
+    except EngineError as error:
+        return answer | {"refused": f"{error.code}: {error.message}"}
+    beats.append(time.thread_time())
+    answer["segments"] = texts.segments(answer["ours"])
+    answer["longest_s"] = max(after - before for before, after in itertools.pairwise(beats))
+    # As it is spoken: upstream normalises each segment again, and raises here if it does.
+    answer["spoken"] = [front_end.text_normalize(segment) for segment in answer["segments"]]
+    answer["spoken_by_ours"] = [texts.normalise_segment(segment) for segment in answer["segments"]]
+    answer["phonemes"] = front_end.g2p_infer(answer["ours"])
+    pieces = Dictionary(front_end.replace_dict).fragments(answer["ours"])
+    answer["phonemes_by_ours"] = "".join(said if final else front_end.g2p_infer(said) for said, final in pieces)
+    return answer
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
