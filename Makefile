@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test test-glmtts check format soak chaos bench wheel clean
+.PHONY: help install demo test test-glmtts test-metrics check format soak chaos bench wheel clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ PYTHON_OF_ROOT ?=
 test-glmtts: install  ## the GLM-TTS engine, with a stand-in for upstream, or ROOT=/path PYTHON_OF_ROOT=/path/bin/python
 	@GLMTTS_ROOT='$(ROOT)' GLMTTS_PYTHON='$(PYTHON_OF_ROOT)' \
 	  $(BIN)/python -m pytest -q -n logical --maxprocesses=4 --dist loadfile tests/glmtts
+
+test-metrics: install  ## the alert rules, and a real Prometheus scraping a real daemon (apt-get install prometheus)
+	@$(BIN)/python -m pytest -q -n logical --maxprocesses=4 tests/metrics
 
 # How many lives of a thousand requests each, or FIRST:LAST.
 SEEDS ?= 300
