@@ -10,7 +10,7 @@ help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 # A strict editable install is a tree of links, made once: it is made anew when a file comes or goes.
-FILES := $(shell find protocol client daemon etc -name '*.py' -o -name '*.toml' -o -name py.typed | sort)
+FILES := $(shell find protocol client daemon etc systemd -type f ! -name '*.pyc' | sort)
 STAMP := $(VENV)/.installed-$(shell echo $(FILES) | cat - pyproject.toml | cksum | cut -d' ' -f1)
 
 install: $(STAMP)  ## make .venv and install the project in it, with everything that its tests need
