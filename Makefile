@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test test-systemd check format soak chaos bench wheel clean
+.PHONY: help install demo test test-glmtts test-metrics test-systemd check format soak chaos bench wheel clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,8 +30,19 @@ test: install  ## every test that takes part in each change (under 5 minutes on 
 	@$(BIN)/python -m pytest -q -n logical --maxprocesses=8 tests/unit tests/simulation
 	@$(BIN)/python -m pytest -q -n logical --maxprocesses=4 --dist loadfile tests/process
 
+# The engine against a stand-in for GLM-TTS; with ROOT against a checkout of it that has a checkpoint, and PYTHON_OF_ROOT
+# is the interpreter that has its packages.
+ROOT ?=
+PYTHON_OF_ROOT ?=
+test-glmtts: install  ## the GLM-TTS engine, with a stand-in for upstream, or ROOT=/path PYTHON_OF_ROOT=/path/bin/python
+	@GLMTTS_ROOT='$(ROOT)' GLMTTS_PYTHON='$(PYTHON_OF_ROOT)' \
+	  $(BIN)/python -m pytest -q -n logical --maxprocesses=4 --dist loadfile tests/glmtts
+
+test-metrics: install  ## the alert rules, and a real Prometheus scraping a real daemon (apt-get install prometheus)
+	@$(BIN)/python -m pytest -q -n logical --maxprocesses=4 tests/metrics
+
 test-systemd: install  ## the service under a real systemd, in a container (root, debootstrap, systemd-container; minutes)
-	@$(BIN)/python -m pytest -q -s -rs tests/system/systemd
+	@$(BIN)/python -m pytest -q tests/system/systemd
 
 # How many lives of a thousand requests each, or FIRST:LAST.
 SEEDS ?= 300

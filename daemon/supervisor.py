@@ -37,6 +37,7 @@ from .errands import Errands, stored
 from .gpu_sampler import Sampler
 from .journal import Journal
 from .logs import Logger
+from .metrics import Metrics
 from .orphans import Records
 from .peers import LocalPeers
 from .processes import Processes, WorkerProcess
@@ -137,6 +138,16 @@ class Supervisor:
         self._first_of_journal = self._journal.open()
         self._deliveries = Deliveries(self._wakeup_write, self._do_send, self._step, log)
         self._machine = self._make_machine()
+        self._metrics = Metrics(
+            settings.metrics,
+            self._wakeup_write,
+            log,
+            background=self._background,
+            core=self._machine.measure,
+            facts=self._facts,
+            journal=self._journal.figures,
+            send=self._do_send,
+        )
         self._topics: set[bytes] = set()
         self._later: deque[inputs.Input] = deque()
         self._flush_delay_s = 0.001
@@ -153,6 +164,7 @@ class Supervisor:
             effects.ChangeLogLevel: self._do_change_log_level,
             effects.ReadSettings: self._do_read_settings,
             effects.StoreVoice: self._errands.store_voice,
+            effects.WriteMetrics: self._metrics.write,
             effects.JournalAdd: self._journal.add,
             effects.JournalStart: self._journal.start,
             effects.JournalEnd: self._journal.end,
@@ -279,6 +291,7 @@ class Supervisor:
             engine=self._settings.engine.name,
             config=str(self._config.file or "built-in defaults"),
         )
+        self._metrics.open()
         self._do(self._machine.open())
         self._step(self._first_of_journal)
         self._first_of_journal.rows = []
@@ -295,6 +308,7 @@ class Supervisor:
     def _turn(self) -> None:
         """Wait for something to happen, and deal with all that has."""
         ready = [source for source, _ in self._poller.poll(self._poll_ms())]
+        began = self._clock()
         if len(ready) > 1:
             # Descriptors first: a process that has ended is not given a job that came at the same time.
             ready.sort(key=_is_socket)
@@ -314,6 +328,7 @@ class Supervisor:
             self._guarded(self._on_workers)
             self._step(inputs.TimePassed())
         self._flush()
+        self._metrics.lag.add(self._clock() - began)
         self._guarded(self._tell_manager)
 
     def _tell_manager(self) -> None:
@@ -386,7 +401,7 @@ class Supervisor:
                     self._processes.tidy()
         self._background.collect()
         self._deliveries.collect()
-        for event in (*self._sampler.collect(), *self._journal.collect()):
+        for event in (*self._sampler.collect(), *self._journal.collect(), *self._metrics.collect()):
             self._step(event)
 
     def _on_requests(self, router: ClientRouter) -> None:
@@ -530,6 +545,7 @@ class Supervisor:
         while any(router.waiting for router in self._routers) and self._clock() < deadline:
             if not sum(router.flush() for router in self._routers):
                 time.sleep(0.005)
+        self._metrics.close()
         self._sampler.close()
         self._journal.close()
         self._runtime.close()

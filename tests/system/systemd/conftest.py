@@ -45,12 +45,13 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
         booted.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def installed(container: Container) -> Container:
-    """The container with the service in place, not started."""
-    container.run("glmttsctl", "install-service", "--yes")
-    container.run("usermod", "-aG", "glmtts", "alice")
-    container.run("systemctl", "enable", "--quiet", "glmtts.service")
+    """The container with the service in place."""
+    if container.show("LoadState") != "loaded":
+        container.run("glmttsctl", "install-service", "--yes")
+        container.run("usermod", "-aG", "glmtts", "alice")
+        container.run("systemctl", "enable", "--quiet", "glmtts.service")
     return container
 
 

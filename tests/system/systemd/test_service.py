@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -54,6 +55,20 @@ print(refused, served)
 """
 
 
+Told = Callable[[str], None]
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Told:
+    """Says what was measured, whether the test fails or not."""
+
+    def tell(line: str) -> None:
+        with capsys.disabled():
+            print(f"\n{line}")
+
+    return tell
+
+
 def until_ready(service: Container) -> None:
     """The worker can speak, and systemd knows it."""
     service.until(lambda: "1 of 1 worker ready" in service.show("StatusText"), "a worker is ready")
@@ -92,13 +107,13 @@ def test_the_group_s_members_are_served_by_their_own_name_and_nobody_else(servic
     assert refused.returncode != 0 and "may not open" in refused.stderr
 
 
-def test_the_units_are_right_and_as_closed_as_cuda_allows(service: Container) -> None:
+def test_the_units_are_right_and_as_closed_as_cuda_allows(service: Container, told: Told) -> None:
     said = service.run("systemd-analyze", "verify", "--man=no", "glmtts.service", "glmtts.socket")
     assert (said.stdout, said.stderr) == ("", "")
     exposure = service.run("systemd-analyze", "security", "--no-pager", "glmtts.service").stdout
     found = re.search(r"Overall exposure level for glmtts.service: ([\d.]+)", exposure)
     assert found and float(found[1]) <= 2.5, exposure[-2_000:]
-    print(found[0])
+    told(found[0])
 
 
 def test_nothing_that_the_daemon_needs_is_closed(service: Container) -> None:
@@ -130,7 +145,7 @@ def test_nothing_that_the_daemon_needs_is_closed(service: Container) -> None:
 
 @pytest.mark.parametrize("kind", ["durable", "new"])
 def test_a_client_that_waits_has_its_speech_within_three_seconds_of_the_daemon_s_death(
-    service: Container, kind: str
+    service: Container, kind: str, told: Told
 ) -> None:
     until_ready(service)
     took = []
@@ -142,7 +157,7 @@ def test_a_client_that_waits_has_its_speech_within_three_seconds_of_the_daemon_s
         service.until(lambda before=before: restarted(service, before), "systemd has started it again")
         until_ready(service)
         service.run("systemctl", "reset-failed", "glmtts.service")
-    print(f"from kill -9 of the daemon to the speech of {kind} jobs: {took} s")
+    told(f"from kill -9 of the daemon to the speech of {kind} jobs: {took} s")
     assert max(took) < 3.0, took
 
 
@@ -157,7 +172,7 @@ def test_a_worker_that_is_killed_costs_its_service_nothing(service: Container) -
     assert worker not in service.processes()
 
 
-def test_a_frozen_daemon_is_replaced_by_the_watchdog_and_no_durable_job_is_lost(service: Container) -> None:
+def test_a_frozen_daemon_is_replaced_by_the_watchdog_and_no_durable_job_is_lost(service: Container, told: Told) -> None:
     configure(service, FAULT)
     service.run("systemctl", "restart", "glmtts.service")
     until_ready(service)
@@ -174,7 +189,7 @@ def test_a_frozen_daemon_is_replaced_by_the_watchdog_and_no_durable_job_is_lost(
     signal_daemon(service, "STOP")
     frozen = time.monotonic()
     service.until(lambda: restarted(service, before), "the watchdog has it replaced", 60.0)
-    print(f"a frozen daemon was replaced after {time.monotonic() - frozen:.1f} s")
+    told(f"a frozen daemon was replaced after {time.monotonic() - frozen:.1f} s")
     assert "Watchdog timeout" in service.journal()
     waits = (
         "import sys\nfrom glmtts.client import Client\nwith Client(timeout=30) as client:\n"
@@ -302,8 +317,8 @@ def test_a_daemon_that_only_dies_is_given_up_loudly(service: Container) -> None:
 
     service.until(given_up, "systemd gives it up", 60.0)
     assert service.show("Result", "glmtts.socket") == "service-start-limit-hit"
-    told = service.run("glmttsctl", "say", "hello", "-o", "/tmp/a.wav", check=False)
-    assert told.returncode == 3 and "systemctl" in told.stderr
+    refused = service.run("glmttsctl", "say", "hello", "-o", "/tmp/a.wav", check=False)
+    assert refused.returncode == 3 and "systemctl" in refused.stderr
     service.run("systemctl", "reset-failed", "glmtts.service", "glmtts.socket")
     service.run("systemctl", "start", "glmtts.service")
     service.run("glmttsctl", "say", "hello", "-o", "/tmp/a.wav")
