@@ -84,7 +84,7 @@ def test_a_reload_is_told_and_a_wrong_configuration_too(start: Callable[..., Dae
         daemon.process.send_signal(signal.SIGHUP)
         systemd.wait_for("RELOADING=1")
         systemd.wait_for("READY=1")
-    assert "the old one stays" in daemon.log()
+    daemon.until(lambda: "the old one stays" in daemon.log(), "it is in the log")
 
 
 def test_the_watchdog_is_fed_while_the_daemon_answers_itself_and_not_when_it_is_frozen(
