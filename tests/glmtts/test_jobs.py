@@ -179,6 +179,16 @@ def test_the_configuration_s_defaults_and_dictionary_take_effect(
     assert speak(own, without, options={"max_tokens": 0, "sampling": "ras", "top_k": 25}) == speak(worker, without)
 
 
+def test_a_language_model_in_half_precision_speaks_with_the_same_voice(root: Root, start: Start) -> None:
+    worker = start(**root.worker(dtype="bf16"))
+    worker.ready()
+    first, other, again = (speak(worker, SHORT, seed=seed, options={"max_tokens": 40}) for seed in (1, 2, 1))
+    assert first == again != other
+    assert np.abs(floats(first)).max() > 0.01
+    if root.is_stand_in:
+        assert pitch(floats(first), 24_000) == pytest.approx(180.0, rel=0.03)
+
+
 @pytest.mark.parametrize("rate", [8_000, 16_000, 24_000, 32_000, 44_100, 48_000])
 def test_the_voice_is_that_of_the_recording_at_every_rate(root: Root, worker: WorkerUnderTest, rate: int) -> None:
     finished, audio = worker.speak(**asked(SHORT, hz=220.0, sample_rate=rate))
