@@ -99,7 +99,8 @@ def test_a_segment_says_that_it_moves_while_it_is_spoken(root: Root, worker: Wor
     end, seen = worker.until_end(name)
     assert isinstance(end, Finished)
     beats = [message.done for message, _ in seen if isinstance(message, Beat)]
-    assert len(beats) >= 4 and beats == sorted(set(beats))
+    # The last may be said twice: nothing is counted in the vocoder.
+    assert len(set(beats)) >= 4 and beats == sorted(beats)
 
 
 def test_a_cancelled_job_ends_within_its_segment(root: Root, worker: WorkerUnderTest) -> None:
