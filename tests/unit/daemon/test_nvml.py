@@ -316,13 +316,15 @@ def test_all_gpus_gone_is_nvml_failing_and_what_was_known_stays(
     assert nvml.state == "ok" and [gpu.state for gpu in devices] == ["ok", "ok"]
 
 
-def test_a_machine_without_a_driver_is_no_fault_and_is_left_alone() -> None:
+def test_a_machine_without_a_driver_is_no_fault_and_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
         pass
     else:
         pytest.skip("this machine has an NVIDIA driver")
+    # Another test's torch may have imported it.
+    monkeypatch.delitem(sys.modules, "pynvml", raising=False)
     now = 0.0
     reader = NvmlReader(lambda: now)
     nvml, devices = reader.read()
