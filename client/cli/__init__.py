@@ -32,6 +32,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "gpus": ("gpus", "gpus"),
     "top": ("top", "top"),
     "events": ("events", "events"),
+    "metrics": ("operate", "metrics"),
     "recycle": ("operate", "recycle"),
     "scale": ("operate", "scale"),
     "quarantine": ("quarantine", "quarantine"),
@@ -44,6 +45,8 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "config": ("config", "config"),
     "key": ("key", "key"),
     "doctor": ("doctor", "doctor"),
+    "install-service": ("service", "install_service"),
+    "uninstall-service": ("service", "uninstall_service"),
     "demo": ("demo", "demo"),
     "completion": ("completion", "completion"),
 }
