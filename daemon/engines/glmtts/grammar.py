@@ -73,7 +73,7 @@ class SharedGrammar:
 
 
 def _give_memory_back() -> None:
-    """The compiler has taken gigabytes, most of which the C library keeps for a process that needs them no more."""
+    """The compiler has taken gigabytes, most of which the C library would keep for this process."""
     with contextlib.suppress(AttributeError):
         # The GNU C library has it, others need none.
         ctypes.CDLL(None).malloc_trim(0)
