@@ -329,7 +329,8 @@ class Supervisor:
             self._step(inputs.TimePassed())
         self._flush()
         self._metrics.lag.add(self._clock() - began)
-        self._guarded(self._tell_manager)
+        if self._manager.wanted:
+            self._guarded(self._tell_manager)
 
     def _tell_manager(self) -> None:
         self._manager.turn(lambda: self._machine.summary, self._machine.phase is Phase.STOPPING, self._is_well)

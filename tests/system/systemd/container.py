@@ -35,6 +35,8 @@ class Container:
         nspawn = [
             "systemd-nspawn", "--quiet", "--register=no", f"--machine={name}", f"--directory={system}",
             "--volatile=overlay", "--private-network", "--console=pipe", "--boot",
+            # Without these it could not keep a service from devices, as a machine's own systemd does.
+            "--capability=CAP_BPF", "--system-call-filter=bpf",
             *(f"--bind-ro={folder}:{place}" for folder, place in read_only.items()),
         ]  # fmt: skip
         if not Path("/run/systemd/system").is_dir():
@@ -46,7 +48,13 @@ class Container:
             command = ["sh", "-c", _ENTER, "sh", str(len(self._groups)), *map(str, self._groups), *command]
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                # As systems are today, whatever this one has.
+                env=os.environ | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
             )
         self.leader = 0
         try:

@@ -140,6 +140,22 @@ def test_nothing_that_the_daemon_needs_is_closed(service: Container) -> None:
     assert not re.search(r"Operation not permitted|Read-only file system|Traceback|ERROR", service.journal())
 
 
+def test_the_gpu_s_devices_are_open_to_it_by_their_driver_s_name_and_others_are_not(service: Container) -> None:
+    # Whether it may be opened at all is asked, not whether there is something behind it.
+    service.run("sh", "-c", "test -e /dev/other || mknod -m 666 /dev/other c 10 183")
+    folder = "/run/systemd/system/glmtts.service.d"
+    service.run("mkdir", "-p", folder)
+    for allowed, closed in (("", True), ("DeviceAllow=char-misc* rw", False)):
+        # Another driver in the place of NVIDIA's, named as that one is in the unit.
+        text = f"[Service]\n{allowed}\nExecStartPre=-sh -c 'true </dev/other'\n"
+        service.run("tee", f"{folder}/device.conf", input=text)
+        service.run("systemctl", "daemon-reload")
+        service.forget()
+        service.run("systemctl", "restart", "glmtts.service")
+        assert ("/dev/other: Operation not permitted" in service.journal()) is closed, service.journal()
+        service.run("glmttsctl", "say", "hello", "-o", "/tmp/a.wav")
+
+
 # --- it comes back
 
 
