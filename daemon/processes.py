@@ -103,6 +103,10 @@ class Processes:
         self._oom = OomKills()
         adopt()
 
+    def use(self, settings: Settings, interpreter: str) -> None:
+        """Start processes by these settings from now on."""
+        self._settings, self._interpreter = settings, interpreter
+
     def find(self, spawn: int) -> WorkerProcess | None:
         """The process of a spawn, as long as it is not reaped."""
         return self._by_spawn.get(spawn)

@@ -145,6 +145,7 @@ class Supervisor:
             effects.Publish: self._do_publish,
             effects.Log: lambda e: self._log.log(e.level, e.message, **e.fields),
             effects.ChangeLogLevel: self._do_change_log_level,
+            effects.UseSettings: self._do_use_settings,
             effects.ReadSettings: self._errands.read_settings,
             effects.StoreVoice: self._errands.store_voice,
             effects.JournalAdd: self._journal.add,
@@ -484,6 +485,11 @@ class Supervisor:
 
     def _do_change_log_level(self, effect: effects.ChangeLogLevel) -> None:
         self._log.level = effect.level
+
+    def _do_use_settings(self, effect: effects.UseSettings) -> None:
+        self._log.format = effect.settings.daemon.log_format
+        self._processes.use(effect.settings, config.engine_python(effect.settings))
+        self._errands.limits = effect.settings.limits
 
     def _do_exit(self, effect: effects.Exit) -> None:
         self._status = effect.status

@@ -150,12 +150,16 @@ def reload() -> None:
     if run.json:
         print_json(answer)
         return
-    applied, restart = answer.get("applied") or [], answer.get("restart_needed") or []
-    click.echo(
-        f"Applied: {humanise('', applied)}" if applied else "Nothing to apply: no key has changed that could be."
-    )
+    applied, rolling, restart = (answer.get(key) or [] for key in ("applied", "rolling", "restart_needed"))
+    if not applied and not rolling and not restart:
+        click.echo("Nothing has changed.")
+    if applied:
+        click.echo(f"Applied: {humanise('', applied)}")
+    if rolling:
+        workers = answer.get("workers") or []
+        click.echo(f"Applied by fresh workers, one after the other: {humanise('', rolling)} ({humanise('', workers)})")
     if restart:
-        click.echo(f"After a restart: {humanise('', restart)}")
+        click.echo(f"Held back until the daemon is restarted: {humanise('', restart)}")
 
 
 @click.command()

@@ -12,6 +12,7 @@ from glmtts.protocol.requests import ClientRequest, JobState
 from glmtts.protocol.worker import SupervisorMessage
 
 from .inputs import JournalRow, ReplyTo
+from .settings import Settings
 
 
 class Send(Struct):
@@ -74,6 +75,12 @@ class ChangeLogLevel(Struct):
     """Log from this level on."""
 
     level: LogLevel
+
+
+class UseSettings(Struct):
+    """These settings hold from now on, for the processes that are started next and for what the shell does itself."""
+
+    settings: Settings
 
 
 class ReadSettings(Struct):
@@ -161,6 +168,7 @@ Effect = (
     | Publish
     | Log
     | ChangeLogLevel
+    | UseSettings
     | ReadSettings
     | StoreVoice
     | JournalAdd
