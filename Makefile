@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test check format soak chaos bench wheel clean
+.PHONY: help install demo test test-metrics check format soak chaos bench wheel clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ demo: install  ## speak two sentences, kill a worker in mid-job, show times, cle
 test: install  ## every test that takes part in each change (under 5 minutes on two cores)
 	@$(BIN)/python -m pytest -q -n logical --maxprocesses=8 tests/unit tests/simulation
 	@$(BIN)/python -m pytest -q -n logical --maxprocesses=4 --dist loadfile tests/process
+
+test-metrics: install  ## the alert rules, and a real Prometheus scraping a real daemon (apt-get install prometheus)
+	@$(BIN)/python -m pytest -q -n logical --maxprocesses=4 tests/metrics
 
 # How many lives of a thousand requests each, or FIRST:LAST.
 SEEDS ?= 300

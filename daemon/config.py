@@ -24,7 +24,7 @@ from glmtts.protocol.keys import KeyProblem
 
 from . import tcp_access
 from .config_rules import combinations, key_in_toml, quoted
-from .core.settings import RESERVED, Section, Settings, flat
+from .core.settings import Section, Settings, flat
 
 #: The file that is read where neither ``--config`` nor ``$GLMTTS_CONFIG`` names one.
 SYSTEM_FILE = Path("/etc/glmtts/glmtts.toml")
@@ -228,8 +228,6 @@ def _value(value: Any, expected: Any, path: str) -> str:
         return f"expected a number that is finite, got {_shown(value)}; 0 stands for none where there may be none"
     if isinstance(converted, int | float) and converted > _MAX_NUMBER:
         return f"expected at most {_MAX_NUMBER}, got {_shown(value)}"
-    if path in RESERVED and converted != _DEFAULTS[path]:
-        return "reserved: this version does not do this yet; leave it out"
     return ""
 
 

@@ -37,6 +37,7 @@ def combinations(settings: Settings, given: Set[str]) -> list[str]:
         *_queue(settings, given),
         *_limits(settings),
         *_audio(settings),
+        *_metrics(settings),
         *_tcp(settings),
     ]
 
@@ -182,6 +183,14 @@ def _audio(settings: Settings) -> Iterator[str]:
         )
     yield from _absolute("audio.outputs", audio.outputs)
     yield from _absolute("voices.folder", settings.voices.folder)
+
+
+def _metrics(settings: Settings) -> Iterator[str]:
+    if settings.metrics.listen:
+        try:
+            parse_listen(settings.metrics.listen)
+        except ValueError as error:
+            yield f"metrics.listen: {error}"
 
 
 def _tcp(settings: Settings) -> Iterator[str]:

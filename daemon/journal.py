@@ -13,10 +13,27 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from msgspec import Struct, structs
+
 from .core import effects, inputs
 from .journal_problems import told
 from .journal_store import Store
 from .journal_writer import Writer, found
+
+
+class JournalFigures(Struct, frozen=True):
+    """The journal for the metrics: its rows, its files' bytes, and what writing it has taken.
+
+    ``lag_s``: for how long the oldest of what is not on disk yet has waited for that.
+    """
+
+    rows: int = 0
+    bytes: int = 0
+    result_bytes: int = 0
+    writes: int = 0
+    write_s: float = 0.0
+    failures: int = 0
+    lag_s: float = 0.0
 
 
 class Journal:
@@ -61,6 +78,10 @@ class Journal:
         self._starts: dict[str, int] = {}
         self._ends: dict[str, effects.JournalEnd] = {}
         self._results: list[inputs.Input] = []
+        #: Since when the oldest waits of what the thread has not taken yet, and of what it has.
+        self._waits_since: float | None = None
+        self._taken_since: float | None = None
+        self._figures = JournalFigures()
         self._warnings: list[str] = []
 
     # --- in the loop
@@ -85,7 +106,7 @@ class Journal:
             if room and len(self._adds) < self._max_queued:
                 self._adds.append(effect)
                 self._adds_bytes += size
-                self._lock.notify_all()
+                self._has_work()
                 return
             problem = (
                 f"the disk is behind: {len(self._adds)} jobs with {self._adds_bytes >> 20} MiB wait to be written to "
@@ -97,13 +118,13 @@ class Journal:
         """Note that an attempt begins."""
         with self._lock:
             self._starts[effect.job] = effect.attempts
-            self._lock.notify_all()
+            self._has_work()
 
     def end(self, effect: effects.JournalEnd) -> None:
         """Note how a job ended; JournalEnded comes when that is on disk."""
         with self._lock:
             self._ends.setdefault(effect.job, effect)
-            self._lock.notify_all()
+            self._has_work()
 
     def find(self, effect: effects.JournalFind) -> None:
         """Look a job up; JournalFound comes."""
@@ -123,6 +144,12 @@ class Journal:
         for warning in warnings:
             self._on_warning(warning)
         return results
+
+    def figures(self) -> JournalFigures:
+        """How the journal does; without a look at the disk."""
+        with self._lock:
+            figures, since = self._figures, [at for at in (self._taken_since, self._waits_since) if at is not None]
+        return structs.replace(figures, lag_s=time.monotonic() - min(since)) if since else figures
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Write what has come, in ``timeout_s`` at most, and close. What came back can still be collected."""
@@ -144,6 +171,11 @@ class Journal:
 
     # --- in either, with the lock held
 
+    def _has_work(self) -> None:
+        if self._waits_since is None:
+            self._waits_since = time.monotonic()
+        self._lock.notify_all()
+
     def _hand_back(self, results: list[inputs.Input]) -> None:
         self._results += results
         # A full pipe wakes the loop as well; and when the daemon ends there is nobody to be woken.
@@ -159,6 +191,7 @@ class Journal:
                 adds, finds, starts, ends = self._adds, self._finds, self._starts, self._ends
                 self._adds, self._finds, self._starts, self._ends = [], [], {}, {}
                 self._adds_bytes = 0
+                self._taken_since, self._waits_since = self._taken_since or self._waits_since, None
             try:
                 writer.turn(adds, finds, starts, ends)
             except Exception as error:
@@ -183,6 +216,14 @@ class Journal:
             return True
 
     def _publish(self) -> None:
+        writer, store = self._writer, self._store
+        figures = JournalFigures(
+            store.rows, store.bytes, store.result_bytes, writer.writes, writer.write_s, writer.failures
+        )
+        with self._lock:
+            self._figures = figures
+            if not writer.behind:
+                self._taken_since = None
         answers, self._writer.answers = self._writer.answers, []
         warnings, self._writer.warnings = self._writer.warnings, []
         if answers or warnings:

@@ -78,6 +78,8 @@ class Store:
         self.results = Results(folder / "results")
         #: The sum of the sizes of all files of results.
         self.result_bytes = 0
+        #: How many jobs there are, those that have ended included.
+        self.rows = 0
         self._folder = folder
         self._busy_s = busy_s
         self._connection: sqlite3.Connection | None = None
@@ -87,6 +89,15 @@ class Store:
     @property
     def is_open(self) -> bool:
         return self._connection is not None
+
+    @property
+    def bytes(self) -> int:
+        """The size of the journal's files on disk, without results."""
+        size = 0
+        for file in (self.file, self.file.with_name(f"{self.file.name}-wal")):
+            with contextlib.suppress(OSError):
+                size += file.stat().st_size
+        return size
 
     def open(self) -> None:
         """Open the journal, or make it."""
@@ -100,6 +111,7 @@ class Store:
             (self.result_bytes,) = connection.execute(
                 "SELECT coalesce(sum(result_bytes), 0) FROM jobs WHERE result <> ''"
             ).fetchone()
+            (self.rows,) = connection.execute("SELECT count(*) FROM jobs").fetchone()
         except BaseException:
             connection.close()
             raise
@@ -129,13 +141,13 @@ class Store:
                 "Whoever did that: stop the daemon first the next time. What it had accepted lives in its memory alone."
             )
             raise JournalError(told(self.file, "the journal was moved or replaced while it was in use", do))
-        before = self.result_bytes
+        before = self.result_bytes, self.rows
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield
             connection.execute("COMMIT")
         except BaseException:
-            self.result_bytes = before
+            self.result_bytes, self.rows = before
             with contextlib.suppress(sqlite3.Error):
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
@@ -165,6 +177,7 @@ class Store:
             raise ValueError(f"there is a job {row.job} in the journal already") from None
         if row.recording is not None:
             self._sql.execute("INSERT INTO recordings VALUES (?, ?)", (cursor.lastrowid, row.recording))
+        self.rows += 1
         return None
 
     def _with_key(self, row: JournalRow, key: str) -> tuple[str, str] | None:
@@ -213,7 +226,7 @@ class Store:
         """Remove jobs that live."""
         for job in jobs:
             self._sql.execute("DELETE FROM recordings WHERE seq = (SELECT seq FROM jobs WHERE job = ?)", (job,))
-            self._sql.execute("DELETE FROM jobs WHERE job = ? AND expires_at IS NULL", (job,))
+            self.rows -= self._sql.execute("DELETE FROM jobs WHERE job = ? AND expires_at IS NULL", (job,)).rowcount
 
     def prove(self) -> None:
         """Make this transaction one that has to be written."""
@@ -254,6 +267,7 @@ class Store:
         for seq, _, size in found:
             self._sql.execute("DELETE FROM jobs WHERE seq = ?", (seq,))
             self.result_bytes -= size
+            self.rows -= 1
         given_back = self._give_back()
         return [result for _, result, _ in found if result], len(found) == limit or given_back
 

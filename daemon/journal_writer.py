@@ -34,6 +34,8 @@ class Writer:
         self.warnings: list[str] = []
         #: Why the journal can't be used; ``""`` while it can be, None before anybody has looked.
         self.problem: str | None = None
+        #: Transactions that came to the disk, the seconds that they took, and how many did not come to it.
+        self.writes, self.write_s, self.failures = 0, 0.0, 0
         self._store = store
         self._wall = wall
         self._retry_s = retry_s
@@ -50,6 +52,11 @@ class Writer:
         self._keep_bytes: int | None = None
         self._tidy_at = _NEVER
         self._ends_since_tidy = 0
+
+    @property
+    def behind(self) -> bool:
+        """Whether something that was handed over is not on disk yet."""
+        return bool(self._starts or self._ends)
 
     def pause_s(self) -> float | None:
         """How long nothing has to be done by itself; None: for ever."""
@@ -92,6 +99,7 @@ class Writer:
         self._store.close(for_good=True)
 
     def _write(self, adds: Sequence[effects.JournalAdd]) -> None:
+        began = time.monotonic()
         try:
             with self._store.transaction():
                 answers = [self._add(effect.row) for effect in adds]
@@ -102,6 +110,8 @@ class Writer:
             self._fail(error)
             self._refuse(adds)
             return
+        self.writes += 1
+        self.write_s += time.monotonic() - began
         self.answers += answers
         # An attempt may have written a file of which nothing came: the job was cancelled, or its worker died.
         useless += [job for job, end in self._ends.items() if not end.result]
@@ -139,6 +149,7 @@ class Writer:
     def _fail(self, error: Exception) -> None:
         """The journal can't be used from now on; it is tried again in a while, ever later if that fails soon."""
         now = time.monotonic()
+        self.failures += 1
         if self.problem == "" and now - self._working_since >= _STEADY_S:
             self._delay_s = self._retry_s[0]
         self._retry_at = now + self._delay_s

@@ -17,6 +17,7 @@ from .core.inputs import GpuReading, NvmlReading
 from .nvml_calls import NvmlCalls
 from .nvml_device import Device, has_host_pids
 from .nvml_errors import UNSAID, Code, NvmlError
+from .nvml_events import XidEvents
 
 _MIG_ENABLED = 1
 #: How often GPUs and MIG instances are looked for anew.
@@ -42,6 +43,9 @@ class NvmlReader:
         self._retry_s, self._retry_max_s, self._absent_retry_s = retry_s, retry_max_s, absent_retry_s
         self._host_pids = has_host_pids() if host_pids is None else host_pids
         self._calls = NvmlCalls(clock)
+        self._xids = XidEvents(self._calls)
+        #: The uuid of the GPU that each number is, or is an instance of.
+        self._gpu_of: dict[int, str] = {}
         self._started = False
         self._reading = NvmlReading(detail="not looked at yet")
         self._devices: list[Device] = []
@@ -82,6 +86,7 @@ class NvmlReader:
                 self._lay_out()
                 self._layout_due = now + _LAYOUT_S
             self._read_devices(now)
+            self._xids.take()
         except NvmlError as error:
             self._fail(error)
         return self._reading, self._known()
@@ -96,6 +101,7 @@ class NvmlReader:
         self._calls.load()
         self._calls.ask("", "nvmlInit")
         self._started = True
+        self._xids.start()
         self._layout_due = float("-inf")
         self._reading = NvmlReading(
             state="ok",
@@ -107,6 +113,7 @@ class NvmlReader:
         if self._started:
             self._started = False
             self._devices = []
+            self._xids.stop()
             # What it says to this does not matter: it is started anew, or not needed.
             with contextlib.suppress(NvmlError):
                 self._calls.ask("", "nvmlShutdown")
@@ -161,8 +168,11 @@ class NvmlReader:
         handle = ask(where, "nvmlDeviceGetHandleByIndex", place)
         uuid = str(ask(where, "nvmlDeviceGetUUID", handle))
         name = self._text(where, "nvmlDeviceGetName", handle)
+        self._xids.watch(where, handle, uuid)
         if not self._has_mig(where, handle):
-            return [Device(self._calls, self._number(uuid, place), uuid, name, handle)]
+            device = Device(self._calls, self._number(uuid, place), uuid, name, handle)
+            self._gpu_of[device.index] = uuid
+            return [device]
         found = []
         for number in range(int(ask(where, "nvmlDeviceGetMaxMigDeviceCount", handle))):
             try:
@@ -174,6 +184,7 @@ class NvmlReader:
             its_uuid = str(ask(where, "nvmlDeviceGetUUID", instance))
             its_name = self._text(where, "nvmlDeviceGetName", instance) or name
             index = self._number(its_uuid, place)
+            self._gpu_of[index] = uuid
             found.append(Device(self._calls, index, its_uuid, its_name, instance, gpu=handle))
         if not found:
             self._notes.append(
@@ -252,4 +263,7 @@ class NvmlReader:
         self._last[number] = structs.replace(known, state=error.gpu_state, detail=str(error))
 
     def _known(self) -> list[GpuReading]:
-        return [self._last[number] for number in sorted(self._last)]
+        return [
+            structs.replace(self._last[number], xids=self._xids.of(self._gpu_of.get(number, "")))
+            for number in sorted(self._last)
+        ]

@@ -36,6 +36,7 @@ from .errands import Errands, stored
 from .gpu_sampler import Sampler
 from .journal import Journal
 from .logs import Logger
+from .metrics import Metrics
 from .orphans import Records
 from .peers import LocalPeers
 from .processes import Processes, WorkerProcess
@@ -131,6 +132,16 @@ class Supervisor:
         self._first_of_journal = self._journal.open()
         self._deliveries = Deliveries(self._wakeup_write, self._do_send, self._step, log)
         self._machine = self._make_machine()
+        self._metrics = Metrics(
+            settings.metrics,
+            self._wakeup_write,
+            log,
+            background=self._background,
+            core=self._machine.measure,
+            facts=self._facts,
+            journal=self._journal.figures,
+            send=self._do_send,
+        )
         self._topics: set[bytes] = set()
         self._later: deque[inputs.Input] = deque()
         self._flush_delay_s = 0.001
@@ -148,6 +159,7 @@ class Supervisor:
             effects.UseSettings: self._do_use_settings,
             effects.ReadSettings: self._errands.read_settings,
             effects.StoreVoice: self._errands.store_voice,
+            effects.WriteMetrics: self._metrics.write,
             effects.JournalAdd: self._journal.add,
             effects.JournalStart: self._journal.start,
             effects.JournalEnd: self._journal.end,
@@ -266,6 +278,7 @@ class Supervisor:
             engine=self._settings.engine.name,
             config=str(self._config.file or "built-in defaults"),
         )
+        self._metrics.open()
         self._do(self._machine.open())
         self._step(self._first_of_journal)
         self._first_of_journal.rows = []
@@ -282,6 +295,7 @@ class Supervisor:
     def _turn(self) -> None:
         """Wait for something to happen, and deal with all that has."""
         ready = [source for source, _ in self._poller.poll(self._poll_ms())]
+        began = self._clock()
         if len(ready) > 1:
             # Descriptors first: a process that has ended is not given a job that came at the same time.
             ready.sort(key=_is_socket)
@@ -301,6 +315,7 @@ class Supervisor:
             self._guarded(self._on_workers)
             self._step(inputs.TimePassed())
         self._flush()
+        self._metrics.lag.add(self._clock() - began)
 
     def _poll_ms(self) -> int | None:
         """How long nothing may happen: forever, unless a timer is due or something waits to be sent."""
@@ -362,7 +377,7 @@ class Supervisor:
                     self._processes.tidy()
         self._background.collect()
         self._deliveries.collect()
-        for event in (*self._sampler.collect(), *self._journal.collect()):
+        for event in (*self._sampler.collect(), *self._journal.collect(), *self._metrics.collect()):
             self._step(event)
 
     def _on_requests(self, router: ClientRouter) -> None:
@@ -502,6 +517,7 @@ class Supervisor:
         while any(router.waiting for router in self._routers) and self._clock() < deadline:
             if not sum(router.flush() for router in self._routers):
                 time.sleep(0.005)
+        self._metrics.close()
         self._sampler.close()
         self._journal.close()
         self._runtime.close()

@@ -32,6 +32,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "gpus": ("gpus", "gpus"),
     "top": ("top", "top"),
     "events": ("events", "events"),
+    "metrics": ("operate", "metrics"),
     "recycle": ("operate", "recycle"),
     "scale": ("operate", "scale"),
     "quarantine": ("quarantine", "quarantine"),

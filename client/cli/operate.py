@@ -77,6 +77,19 @@ def alert_in_words(alert: Any) -> str:
 
 
 @click.command()
+@shared_options
+def metrics() -> None:
+    """The metrics, as Prometheus reads them."""
+    run = session()
+    with run.control() as control:
+        answer = plain(control.call("metrics"))
+    if run.json:
+        print_json(answer)
+    else:
+        click.echo(str(answer.get("text", "")), nl=False)
+
+
+@click.command()
 @click.argument("worker")
 @shared_options
 def recycle(worker: str) -> None:

@@ -28,6 +28,10 @@ class Alerts:
             self._context.log("info", f"alert is over: {known[0]}", alert=name)
             self._context.publish(f"alert.{name}", state="cleared", message=known[0])
 
+    def names(self) -> list[tuple[str, str]]:
+        """All that are raised: each one's name, and the GPU or worker that it is about, or ``""``."""
+        return [(name, of) for name, _, of in (raised.partition(".") for raised in self._raised)]
+
     def describe(self) -> list[dict[str, Any]]:
         """All that are raised, as ``status`` shows them."""
         now = self._context.now

@@ -12,8 +12,12 @@ from glmtts.protocol.events import ClosedEvent, Error, Result
 from .effects import Effect, Log, Publish, Send
 from .inputs import ReplyTo
 from .settings import Settings
+from .tally import Tally
 from .timers import Timers
 
+#: The timer of the next judgement by the rules of alerts (alert_watch.py), and how often there is one at most.
+JUDGE = ("judge", "")
+_JUDGE_S = 5.0
 _LEVELS: dict[LogLevel, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
@@ -26,6 +30,7 @@ class Context:
         self.started_at = now
         self._wall_offset = wall - now
         self.timers = Timers()
+        self.tally = Tally()
         self.random = random.Random(seed)
         self.effects: list[Effect] = []
         #: Whether anybody listens on the events socket: what nobody hears is not said.
@@ -36,6 +41,11 @@ class Context:
     def wall(self) -> float:
         """Seconds since 1970, UTC."""
         return self.now + self._wall_offset
+
+    def stir(self) -> None:
+        """Something goes on: have it judged whether anybody should know of it."""
+        if JUDGE not in self.timers:
+            self.timers.set(JUDGE, self.now + min(_JUDGE_S, self.settings.alerts.for_s / 4))
 
     def set_log_level(self, level: LogLevel) -> None:
         """Drop the lines below this level here, where they are cheapest to drop."""

@@ -92,6 +92,7 @@ class Dispatcher:
         """An accepted job may be started now."""
         job.cost_s = self._estimator.expect_s(job)
         self._queue.push(job)
+        self._context.stir()
         if job.deadline_at is not None:
             # While it waits it is given up as soon as it can't be done in time any more.
             due = job.deadline_at - self._estimator.least_s(job)
@@ -241,10 +242,12 @@ class Dispatcher:
         job.attempts += 1
         job.go_on(now)
         job.waited_s = now - job.accepted_at
+        self._context.tally.begun(job)
         if job.deadline_at is not None:
             self._context.timers.set(("deadline", job.id), job.deadline_at)
         if job.attempts == 1 and job.estimated_wait_s is not None:
             self._estimator.judge(job.estimated_wait_s, job.waited_s)
+            self._context.tally.estimated(job.estimated_wait_s, job.waited_s)
         if job.durable:
             self._context.effects.append(JournalStart(job.id, job.attempts))
         self._announcer.begun(job, worker.gpu)

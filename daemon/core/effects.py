@@ -11,6 +11,7 @@ from glmtts.protocol.events import Done, Error, ServerEvent
 from glmtts.protocol.requests import ClientRequest, JobState
 from glmtts.protocol.worker import SupervisorMessage
 
+from .families import Family
 from .inputs import JournalRow, ReplyTo
 from .settings import Settings
 
@@ -88,6 +89,14 @@ class ReadSettings(Struct):
 
     to: ReplyTo | None = None
     id: str = ""
+
+
+class WriteMetrics(Struct):
+    """Write metrics in Prometheus's text format, with the shell's own, and answer the operator with them."""
+
+    to: ReplyTo
+    id: str
+    families: list[Family]
 
 
 class StoreVoice(Struct):
@@ -171,6 +180,7 @@ Effect = (
     | UseSettings
     | ReadSettings
     | StoreVoice
+    | WriteMetrics
     | JournalAdd
     | JournalStart
     | JournalEnd

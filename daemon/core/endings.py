@@ -117,6 +117,9 @@ class Endings:
         job.ended_at = context.now
         outcome = ending.event.code if isinstance(ending.event, events.Error) else "done"
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+        if isinstance(ending.event, events.Done):
+            context.tally.done(job, ending.event, context.now - job.accepted_at)
+        context.stir()
         for subscriber in job.subscribers:
             self.send(subscriber.to, subscriber.id, ending, heard=subscriber.heard)
         if context.watched:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from .alerts import Alerts
 from .attribution import Holder, attribute, others
 from .context import Context
-from .inputs import GpuReading, NvmlReading, ProcessReading, Sampled
+from .inputs import GpuReading, NvmlReading, ProcessReading, Sampled, Xids
 from .workers import NOBODY_KNOWS, Worker, WorkerState
 
 #: Older readings say nothing of the present: NVML is blocked, or the sampler is late.
@@ -31,6 +31,8 @@ class Gpu(Struct):
     baseline: int | None = None
     #: When a process of ours was last seen to end here: what it held is free at a later reading at the earliest.
     ended_at: float = 0.0
+    #: When it was last seen to have reported an Xid that is no program's.
+    xid_at: float = float("-inf")
 
 
 class Gpus:
@@ -75,7 +77,8 @@ class Gpus:
     def _look_at_gpu(self, reading: GpuReading, at: float, holders: list[Worker]) -> None:
         gpu = self._gpus.get(reading.index)
         if gpu is None:
-            gpu = self._gpus[reading.index] = Gpu(reading, at)
+            gpu = self._gpus[reading.index] = Gpu(structs.replace(reading, xids=Xids()), at)
+        self._look_at_xids(gpu, reading)
         gpu.reading, gpu.at = reading, at
         lost = reading.state == "lost"
         self._alerts.set(f"gpu_lost.{reading.index}", f"GPU {reading.index} is lost: {reading.detail}" if lost else "")
@@ -100,6 +103,13 @@ class Gpus:
         for worker in holders:
             worker.share = shares.get(worker.spawn, NOBODY_KNOWS)
             worker.sampled_reserved = worker.memory.torch_reserved if worker.memory else None
+
+    def _look_at_xids(self, gpu: Gpu, reading: GpuReading) -> None:
+        if reading.xids == gpu.reading.xids:
+            return
+        if reading.xids.of_gpu > gpu.reading.xids.of_gpu:
+            gpu.xid_at = self._context.now
+        self._context.log("error", "GPU reports an error", gpu=reading.index, xid=reading.xids.last)
 
     def _learn(self, worker: Worker) -> None:
         """The least that a young process was seen to hold is what it takes to be loaded: a job may take any more."""
@@ -126,6 +136,17 @@ class Gpus:
 
     def find(self, index: int | None) -> Gpu | None:
         return None if index is None else self._gpus.get(index)
+
+    def memory(self) -> list[tuple[int, int | None, int | None]]:
+        """Of each GPU its number, and the bytes that are used and that it has; None where that is not known now."""
+        now = self._context.now
+        known = [(index, gpu.reading, now - gpu.at <= _FRESH_S) for index, gpu in self._gpus.items()]
+        return [(i, r.used if fresh and r.state == "ok" else None, r.total) for i, r, fresh in known]
+
+    def lately_xid(self, index: int, since: float) -> int:
+        """The Xid that a GPU has reported since then, if it was no program's; 0: none."""
+        gpu = self._gpus[index]
+        return gpu.reading.xids.last_of_gpu if gpu.xid_at > since else 0
 
     def is_lost(self, index: int | None) -> bool:
         """Whether nothing can be started there until somebody has mended it."""

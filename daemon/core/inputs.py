@@ -107,6 +107,18 @@ class ProcessEnded(Struct):
     oom_killed: bool = False
 
 
+class Xids(Struct, frozen=True):
+    """Errors that a GPU has reported since it was first looked at: those that programs bring about, and all others.
+
+    ``last``, ``last_of_gpu``: the number of the newest of all, and of those others; 0: none.
+    """
+
+    of_programs: int = 0
+    of_gpu: int = 0
+    last: int = 0
+    last_of_gpu: int = 0
+
+
 class GpuReading(Struct, frozen=True, kw_only=True):
     """One GPU, or one MIG instance, as NVML shows it. Sizes in bytes, None where NVML does not say.
 
@@ -131,6 +143,7 @@ class GpuReading(Struct, frozen=True, kw_only=True):
     temperature: int | None = None
     mig: bool = False
     processes: dict[int, int | None] = {}
+    xids: Xids = Xids()
 
 
 class ProcessReading(Struct, frozen=True, kw_only=True):
@@ -164,6 +177,12 @@ class Sampled(Struct, kw_only=True):
     #: Bytes; of the control group that the daemon runs in, if that has less than the machine.
     host_total: int | None = None
     host_available: int | None = None
+
+
+class MetricsServed(Struct):
+    """The metrics can be fetched over HTTP (``problem`` is ``""``), or they can't, and why."""
+
+    problem: str
 
 
 class StopAsked(Struct):
@@ -289,6 +308,7 @@ Input = (
     | WorkerGarbled
     | ProcessEnded
     | Sampled
+    | MetricsServed
     | StopAsked
     | SettingsRead
     | VoiceStored

@@ -17,14 +17,16 @@ from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.worker import Ready
 
 from .admission import Admission
+from .alert_watch import AlertWatch
 from .alerts import Alerts
 from .announcer import Announcer
-from .context import Context
+from .context import JUDGE, Context
 from .dispatch import Dispatcher
 from .durability import Durability
 from .effects import Effect, Exit, Sample
 from .endings import Endings
 from .estimate import Estimator
+from .families import Family
 from .fates import Fates
 from .forecast import Forecast
 from .gpus import Gpus
@@ -38,6 +40,7 @@ from .inputs import (
     JournalChanged,
     JournalEnded,
     JournalFound,
+    MetricsServed,
     ProcessEnded,
     ReplyTo,
     Requested,
@@ -55,6 +58,7 @@ from .inputs import (
 )
 from .inspection import Inspection
 from .ledger import Ledger
+from .measures import Measures
 from .operations import Operations
 from .pool import Pool
 from .queue import WaitingQueue
@@ -153,6 +157,29 @@ class Machine:
             version=version,
             config_file=config_file,
         )
+        self._alert_watch = AlertWatch(
+            self._context,
+            self._alerts,
+            queue=self._queue,
+            pool=self._pool,
+            scaler=self._scaler,
+            gpus=self._gpus,
+            endings=self._endings,
+            reception=self._reception,
+        )
+        self._measures = Measures(
+            *shared,
+            self._pool,
+            scaler=self._scaler,
+            gpus=self._gpus,
+            endings=self._endings,
+            reception=self._reception,
+            durability=self._durability,
+            estimator=self._estimator,
+            fates=self._fates,
+            alerts=self._alerts,
+            version=version,
+        )
         self._inspection = Inspection(*shared, self._pool, forecast=self._forecast, admission=self._admission)
         self.phase = Phase.RUNNING
         #: Operators who wait for the end of a drain, by the name of the timer after which they don't any more.
@@ -170,6 +197,7 @@ class Machine:
             WorkerGarbled: self._on_worker_garbled,
             ProcessEnded: self._on_process_ended,
             Sampled: self._on_sampled,
+            MetricsServed: lambda e: self._alerts.set("metrics", e.problem),
             StopAsked: self._on_stop_asked,
             SettingsRead: self._operations.on_settings,
             VoiceStored: self._operations.on_voice_stored,
@@ -208,6 +236,7 @@ class Machine:
             control.SetLogLevel: operations.log_level,
             control.VoiceAdd: operations.store_voice,
             control.VoiceRemove: operations.store_voice,
+            control.Metrics: lambda e, _: operations.metrics(e, self.measure()),
             control.GetConfig: lambda e, _: operations.config(e),
             requests.Ping: lambda e, r: self._reception.ping(Requested(_OPERATOR, e.to, r), r),
             control.Cancel: operations.cancel,
@@ -230,6 +259,7 @@ class Machine:
             "deadline": self._dispatcher.on_deadline,
             "expire": lambda _: self._endings.expire(),
             "positions": lambda _: self._announcer.tell_positions(),
+            "judge": lambda _: self._alert_watch.judge(),
             "drain": self._on_drain_timeout,
             "stop": lambda _: self._end_jobs("the daemon stopped before the job was done"),
             "late": lambda _: self._endings.wait_no_more(),
@@ -256,9 +286,14 @@ class Machine:
     def watched(self, watched: bool) -> None:
         self._context.watched = watched
 
+    def measure(self) -> list[Family]:
+        """Every metric, as of the last step."""
+        return self._measures.take(self._state)
+
     def open(self) -> list[Effect]:
         """Start the workers: at once, or when the GPUs have been looked at."""
         self._context.effects = [Sample()]
+        self._context.stir()
         self._scaler.open()
         return self._context.effects
 
@@ -283,11 +318,7 @@ class Machine:
         self._requests[type(event.request)](event, event.request)
 
     def _on_controlled(self, event: Controlled) -> None:
-        handler = self._controls.get(type(event.request))
-        if handler is None:
-            self._operations.not_served(event)
-        else:
-            handler(event, event.request)
+        self._controls[type(event.request)](event, event.request)
 
     def _on_connection_closed(self, event: ConnectionClosed) -> None:
         """Nobody hears a stream whose client is gone; any other job goes on, for a ``wait`` after a reconnect."""
@@ -341,6 +372,7 @@ class Machine:
         self._scaler.on_sampled()
         self._settle()
         self._pool.tell_memory()
+        self._context.stir()
 
     def _on_kill_due(self, name: str) -> None:
         self._pool.on_kill_due(name)
@@ -500,6 +532,7 @@ class Machine:
             self._pool.stop_all(at_once=False)
             if self._pool.empty and not self._exited:
                 self._exited = True
+                self._context.timers.cancel(JUDGE)
                 self._context.effects.append(Exit(0))
 
 

@@ -16,9 +16,10 @@ from .causes import Cause
 from .context import Context
 from .dispatch import Dispatcher
 from .durability import Durability
-from .effects import ChangeLogLevel, ReadSettings, StoreVoice, UseSettings
+from .effects import ChangeLogLevel, ReadSettings, StoreVoice, UseSettings, WriteMetrics
 from .endings import Endings
 from .estimate import Estimator
+from .families import Family
 from .fates import Fates
 from .gpus import Gpus
 from .inputs import Controlled, ReplyTo, SettingsRead, StoredVoice, VoiceStored
@@ -187,7 +188,8 @@ class Operations:
             )
             return
         chosen = [w for w in self._pool if request.worker in ("all", w.name)]
-        recycled = [w.name for w in chosen if self._recycler.recycle(w, Cause.OPERATOR, "asked for by an operator")]
+        asked = "asked for by an operator"
+        recycled = [w.name for w in chosen if self._recycler.recycle(w, Cause.OPERATOR, asked, kind="operator")]
         # Where fewer are left, the ones that are may take what they were kept free of.
         self._dispatcher.schedule()
         self._answer(
@@ -215,6 +217,10 @@ class Operations:
         self._answer(
             event.to, event.request.id, config=values, file=self._config_file, restart_needed=self._restart_needed
         )
+
+    def metrics(self, event: Controlled, families: list[Family]) -> None:
+        """The metrics as Prometheus reads them; answered when they are written down."""
+        self._context.effects.append(WriteMetrics(event.to, event.request.id, families))
 
     def reload(self, event: Controlled) -> None:
         """Read the configuration again; answered when that is done."""
@@ -289,10 +295,3 @@ class Operations:
                     f"the engine {self._pool.engine.engine} does not clone voices, and can't speak with it"
                 )
             self._answer(stored.to, stored.id, **values)
-
-    def not_served(self, event: Controlled) -> None:
-        """Say of an operation of the protocol that this version does not have it."""
-        op = str(event.request.__struct_config__.tag)
-        self._context.refuse(
-            event.to, event.request.id, ErrorCode.BAD_REQUEST, f"op: this version of the daemon does not serve {op} yet"
-        )

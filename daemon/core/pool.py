@@ -119,6 +119,11 @@ class Pool:
         return sum(worker.serving for worker in self.workers.values())
 
     @property
+    def starts(self) -> int:
+        """How many processes were started, or tried to be."""
+        return self._spawns
+
+    @property
     def empty(self) -> bool:
         """Whether no process is left, but for those that can't be ended."""
         return not any(worker.has_process and not worker.stuck for worker in self.workers.values())
@@ -246,6 +251,7 @@ class Pool:
         if worker.faults and self.breaker.state is BreakerState.HALF_OPEN:
             self._probe = worker.name
         self._spawns += 1
+        self._context.tally.restarts += worker.last_death is not None or worker.replaces is not None
         worker.clear_process()
         worker.spawn = self._spawns
         worker.generation = self.generation
@@ -454,6 +460,8 @@ class Pool:
         expected = worker.doom is not None and worker.state is not WorkerState.DRAINING
         death = (worker.doom if expected else None) or self._unexpected(worker, returncode, last_words, oom_killed)
         worker.last_death = death
+        self._context.tally.died(death.cause)
+        self._context.stir()
         jobs = worker.give_up_jobs()
         if not expected:
             self._context.log("warning", "worker died", worker=worker.name, cause=death.cause, detail=death.detail)

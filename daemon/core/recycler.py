@@ -36,13 +36,17 @@ class Recycler:
 
     # --- reasons
 
-    def recycle(self, worker: Worker, cause: Cause, reason: str, *, at_once: bool = False) -> bool:
-        """Have the worker's process replaced; returns whether there is one that can be."""
+    def recycle(self, worker: Worker, cause: Cause, reason: str, *, kind: str, at_once: bool = False) -> bool:
+        """Have the worker's process replaced; returns whether there is one that can be.
+
+        ``kind``: the reason as one of tally.RECYCLE_REASONS.
+        """
         if not worker.serving or worker.retiring:
             return False
         if worker.leaving is None:
             self._context.log("info", "worker is recycled", worker=worker.name, cause=cause, reason=reason)
             worker.leaving = Death(cause, reason, self._context.now)
+            self._context.tally.recycled(kind)
         worker.leaves_at_once = worker.leaves_at_once or at_once
         self.settle()
         return True
@@ -62,7 +66,7 @@ class Recycler:
                 worker.leaving = Death(Cause.OPERATOR, reason, self._context.now)
                 self._pool.drain(worker)
         for worker in old:
-            self.recycle(worker, Cause.OPERATOR, reason)
+            self.recycle(worker, Cause.OPERATOR, reason, kind="configuration")
         return [worker.name for worker in old]
 
     def on_ready(self, worker: Worker) -> None:
@@ -77,7 +81,8 @@ class Recycler:
             return
         recycle = self._context.settings.workers.recycle
         if recycle.max_jobs and worker.jobs_done >= recycle.max_jobs and worker.leaving is None:
-            self.recycle(worker, Cause.RECYCLED, f"spoke {worker.jobs_done} jobs, max_jobs is {recycle.max_jobs}")
+            reason = f"spoke {worker.jobs_done} jobs, max_jobs is {recycle.max_jobs}"
+            self.recycle(worker, Cause.RECYCLED, reason, kind="max_jobs")
         memory, now = worker.memory, self._context.now
         # What a job that is put aside holds is no floor.
         if memory is None or worker.aside:
@@ -138,7 +143,7 @@ class Recycler:
         limit = verdict.kind in ("limit", "host_limit")
         if worker.leaving is None or (verdict.urgent and not worker.leaves_at_once):
             cause = Cause.RECYCLED if limit else Cause.LEAK
-            self.recycle(worker, cause, verdict.reason, at_once=verdict.urgent)
+            self.recycle(worker, cause, verdict.reason, kind=verdict.kind, at_once=verdict.urgent)
 
     def _floor(self, worker: Worker, memory: Memory, vram: int | None) -> Floor:
         return Floor(
@@ -212,7 +217,7 @@ class Recycler:
     def on_age(self, name: str) -> None:
         """The process is as old as it may get."""
         age = self._context.settings.workers.recycle.max_age_s
-        self.recycle(self._pool.workers[name], Cause.RECYCLED, f"older than {age:g} s")
+        self.recycle(self._pool.workers[name], Cause.RECYCLED, f"older than {age:g} s", kind="max_age")
 
     def on_trim_check(self, name: str) -> None:
         """A worker that has been idle for long gives its cached memory back, once."""
@@ -234,9 +239,8 @@ class Recycler:
         serving = [worker for worker in self._pool if worker.serving]
         if serving:
             chosen = next((worker for worker in serving if worker.state is WorkerState.READY), serving[0])
-            self.recycle(
-                chosen, Cause.RECYCLED, "a job that ran out of memory is tried again on a fresh process", at_once=True
-            )
+            reason = "a job that ran out of memory is tried again on a fresh process"
+            self.recycle(chosen, Cause.RECYCLED, reason, kind="fresh", at_once=True)
 
     def _is_coming(self, worker: Worker) -> bool:
         """Whether a process will be there soon, for whose memory nobody has to make room."""

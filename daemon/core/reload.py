@@ -17,7 +17,12 @@ from .settings import Settings, flat
 #: that has the new value, a spare first where it fits. ``restart``: it is held back until the daemon is started again.
 Way = Literal["live", "workers", "restart"]
 
-_LIVE = """
+
+def _keys(text: str) -> list[str]:
+    return text.split()
+
+
+_LIVE = _keys("""
 daemon.log_level daemon.log_format daemon.drain_timeout_s
 workers.per_gpu workers.min workers.max workers.vram_mib workers.scale_up_wait_s workers.idle_unload_s
 workers.start_timeout_s workers.hang_timeout_s workers.stop_timeout_s
@@ -34,10 +39,11 @@ queue.classes.batch.weight queue.classes.batch.users
 limits.rate limits.rate_batch limits.clients limits.gateways
 audio.sample_rate audio.default_format
 voices.default
+alerts.gpu_memory_share alerts.response_s alerts.error_share alerts.rtf alerts.faults alerts.window_s alerts.for_s
 tcp.authorised_keys
-""".split()
+""")
 
-_WORKERS = """
+_WORKERS = _keys("""
 engine.python engine.warmup_text
 engine.fault.start engine.fault.start_s engine.fault.vram_mib
 engine.glmtts.root engine.glmtts.use_phoneme engine.glmtts.use_cache engine.glmtts.sampling engine.glmtts.top_k
@@ -45,9 +51,9 @@ engine.glmtts.max_tokens engine.glmtts.max_segment_s engine.glmtts.dictionary en
 engine.glmtts.voice_cache_mib
 workers.recycle.max_vram_mib workers.recycle.max_vram_share
 limits.recording_min_s limits.recording_max_s
-""".split()
+""")
 
-_RESTART = """
+_RESTART = _keys("""
 daemon.runtime_dir daemon.state_dir daemon.socket_mode daemon.socket_group daemon.admin_group
 engine.name
 workers.gpus
@@ -56,7 +62,7 @@ audio.outputs
 voices.folder
 metrics.listen
 tcp.listen tcp.server_key
-""".split()
+""")
 
 WAYS: dict[str, Way] = (
     dict.fromkeys(_LIVE, "live") | dict.fromkeys(_WORKERS, "workers") | dict.fromkeys(_RESTART, "restart")  # type: ignore[assignment]

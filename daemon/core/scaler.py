@@ -64,6 +64,11 @@ class Scaler:
         lowest = workers.min if workers.min or workers.idle_unload_s else self.max
         return min(lowest, self.max)
 
+    @property
+    def wanted(self) -> int:
+        """How many there should be now."""
+        return self._wanted
+
     def bounds(self) -> dict[str, int]:
         """What ``workers`` shows of it."""
         return {"min": self.min, "max": self.max, "wanted": self._wanted}

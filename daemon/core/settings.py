@@ -174,6 +174,18 @@ class MetricsSettings(Section, frozen=True):
     listen: str = ""
 
 
+class AlertSettings(Section, frozen=True):
+    """From when on something is trouble, and for how long it has to be."""
+
+    gpu_memory_share: Share = 0.9
+    response_s: PositiveSeconds = 60.0
+    error_share: Share = 0.1
+    rtf: Annotated[float, Meta(gt=0)] = 1.0
+    faults: Count = 3
+    window_s: PositiveSeconds = 300.0
+    for_s: PositiveSeconds = 30.0
+
+
 class TcpSettings(Section, frozen=True):
     listen: str = ""
     server_key: str = ""
@@ -191,15 +203,8 @@ class Settings(Section, frozen=True):
     audio: AudioSettings = AudioSettings()
     voices: VoicesSettings = VoicesSettings()
     metrics: MetricsSettings = MetricsSettings()
+    alerts: AlertSettings = AlertSettings()
     tcp: TcpSettings = TcpSettings()
-
-
-#: Keys that stand for what a later version does. Any value but the default is refused, so that nobody believes in it.
-RESERVED: frozenset[str] = frozenset(
-    {
-        "metrics.listen",
-    }
-)
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -84,8 +84,6 @@ def test_what_is_no_operation_is_refused_by_name(daemon: Any) -> None:
     for op in ("synthesize", "dance"):
         error = operator.refused(op, text="hello")
         assert error["code"] == "bad_request" and error["message"].startswith("op")
-    for op in ("metrics",):
-        assert "not serve" in operator.refused(op)["message"]
     assert operator.refused("recycle", worker="w9")["message"].startswith("worker")
     assert operator.refused("drain", timeout_s=0)["message"].startswith("timeout_s")
     assert operator.refused("log_level", level="loud")["message"].startswith("level")

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from glmtts.daemon.core import ledger as core_ledger
 from glmtts.daemon.core import quarantine as core_quarantine
+from glmtts.daemon.core.alert_rules import EVENTS, RULES
+from glmtts.daemon.core.alert_watch import _STEPS
 from glmtts.daemon.core.jobs import MAX_SUBSCRIBERS
 from glmtts.daemon.core.pool import AHEAD
 from glmtts.daemon.core.preemption import MAX_ASIDE
@@ -18,7 +20,10 @@ if TYPE_CHECKING:
     from .world import World
 
 #: Timers of one worker, and of the daemon as a whole (its drains aside).
-_TIMERS_OF_WORKER, _TIMERS_OF_DAEMON = 9, 7
+_TIMERS_OF_WORKER, _TIMERS_OF_DAEMON = 9, 8
+
+#: Alerts of the daemon as a whole: beside them each GPU and each worker may have some.
+_ALERTS = len(RULES) + len(EVENTS)
 
 
 class Bounds:
@@ -83,7 +88,10 @@ class Bounds:
         must(Rule.BOUNDED, len(machine._reception.refused) <= len(ErrorCode), "refusals")
         gpus, workers = len(machine._gpus._gpus), self._pool.workers
         must(Rule.BOUNDED, gpus <= self._world.scene.gpus, "GPUs")
-        must(Rule.BOUNDED, len(machine._alerts._raised) <= gpus + len(workers) + 4, "alerts:", machine._alerts._raised)
+        raised, conditions = machine._alerts._raised, machine._alert_watch._conditions
+        must(Rule.BOUNDED, len(raised) <= _ALERTS + 3 * gpus + 2 * len(workers), "alerts:", raised)
+        must(Rule.BOUNDED, len(conditions) <= len(RULES) + 2 * gpus + 2 * len(workers), "conditions:", conditions)
+        must(Rule.BOUNDED, len(machine._alert_watch._past) <= _STEPS + 2, "what was counted in the last minutes")
         for worker in workers.values():
             self._look_at(worker)
         for job in ledger.live.values():

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from glmtts.daemon import config
 from glmtts.daemon.config import ConfigError
 from glmtts.daemon.config_rules import combinations, key_in_toml
-from glmtts.daemon.core.settings import RESERVED, ClientLimits, Section, Settings, flat
+from glmtts.daemon.core.settings import ClientLimits, Section, Settings, flat
 
 
 def problems(text: str) -> list[str]:
@@ -48,30 +48,21 @@ def test_the_packaged_file_says_exactly_the_defaults() -> None:
 
 
 def test_the_packaged_file_has_every_key_in_order_and_one_line_of_why() -> None:
-    section, found, reserved = "", [], set()
+    section, found = "", []
     for line in config.packaged_default().splitlines():
         if match := re.fullmatch(r"\[([\w.]+)\]", line):
             section = match[1]
         elif match := re.fullmatch(r"# \[(limits\.clients)\.alice\]", line):
             found.append(match[1])  # an example: in TOML "clients = {}" and a section of it exclude each other
-        elif match := re.fullmatch(r"(# )?(\w+) = (.*)", line):
-            path = f"{section}.{match[2]}"
+        elif match := re.fullmatch(r"(\w+) = (.*)", line):
+            path = f"{section}.{match[1]}"
             found.append(path)
-            if match[1]:
-                reserved.add(path)
-                assert re.search(r" # \(a later version\) \w", line), f"{path} does not say that it is reserved"
-            elif not section.startswith("queue.classes.") or section.endswith(".vip"):
+            if not section.startswith("queue.classes.") or section.endswith(".vip"):
                 assert re.search(r" # \w", line), f"{path} has no line of why"
     assert sorted(found) == sorted(_in_order(Settings))
     assert [path for path in found if path != "limits.clients"] == [
         path for path in _in_order(Settings) if path != "limits.clients"
     ]
-    assert reserved == RESERVED
-
-
-def test_the_reserved_keys_in_the_packaged_file_have_their_defaults() -> None:
-    uncommented = re.sub(r"(?m)^# (\w+ = .*)$", r"\1", config.packaged_default())
-    assert config.parse(uncommented) == Settings()
 
 
 def test_the_example_of_a_clients_own_limits_can_be_uncommented() -> None:
@@ -116,10 +107,6 @@ def test_what_is_set_is_set_and_the_rest_keeps_its_default() -> None:
 
 def test_a_new_weight_does_not_open_the_vip_class_to_everyone() -> None:
     assert config.parse("[queue.classes.vip]\nweight = 20").queue.classes.vip.users == ["root"]
-
-
-def test_a_reserved_key_with_its_default_does_no_harm() -> None:
-    assert config.parse('[metrics]\nlisten = ""') == Settings()
 
 
 def test_a_shorter_queue_needs_no_other_key_changed() -> None:
@@ -225,16 +212,6 @@ def test_a_wrong_value_is_answered_with_what_is_expected(text: str, key: str, ex
     assert found.startswith(f"{key}: ")
     assert expected in found
     assert len(found) < 300
-
-
-@pytest.mark.parametrize("path", sorted(RESERVED))
-def test_a_key_that_does_nothing_yet_is_refused(path: str) -> None:
-    default = flat(Settings())[path]
-    value = '"x"' if isinstance(default, str) else "5"
-    section, _, key = path.rpartition(".")
-    found = problem(f"[{section}]\n{key} = {value}")
-    assert found.startswith(f"{path}: ")
-    assert "this version does not do this yet; leave it out" in found
 
 
 def test_the_glmtts_engine_is_told_where_to_look_and_who_forgets_it_where_to_read() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -111,5 +111,5 @@ def test_status_counts_what_there_is(world: Any) -> None:
     assert (worker["name"], worker["state"], worker["pid"]) == ("w0", "busy", 4_000)
 
 
-def test_an_operation_of_a_later_version_is_named(world: Any) -> None:
-    assert "metrics" in world.last(world.operate(control.Metrics)).message
+def test_every_operation_of_the_protocol_is_served(world: Any) -> None:
+    assert set(world.machine._controls) == set(get_args(control.ControlRequest))
