@@ -45,6 +45,7 @@ from .sockets import IO_THREADS, LOCAL_THREAD, RuntimeDir, RuntimeDirError
 from .tcp_access import Access
 from .tcp_requests import TcpRequests
 from .voices import VoiceStore
+from .worker_output import understood
 from .worker_router import WorkerRouter
 
 #: Messages that are taken from one socket before the others have their turn.
@@ -160,6 +161,7 @@ class Supervisor:
             effects.ReadSettings: self._errands.read_settings,
             effects.StoreVoice: self._errands.store_voice,
             effects.WriteMetrics: self._metrics.write,
+            effects.ReadLog: self._do_read_log,
             effects.JournalAdd: self._journal.add,
             effects.JournalStart: self._journal.start,
             effects.JournalEnd: self._journal.end,
@@ -466,7 +468,9 @@ class Supervisor:
         self._step(inputs.ProcessEnded(process.spawn, returncode, process.last_words, oom_killed))
 
     def _on_worker_line(self, process: WorkerProcess, line: str) -> None:
-        self._log.info("worker output", worker=process.name, pid=process.pid, line=line)
+        said = understood(line, by_default="debug" if process.ready else "info")
+        about = {"job": said.job} if said.job else {}
+        self._log.log(said.level, "worker output", worker=process.name, pid=process.pid, **about, line=said.words)
 
     # --- effects, into the world
 
@@ -500,6 +504,10 @@ class Supervisor:
 
     def _do_change_log_level(self, effect: effects.ChangeLogLevel) -> None:
         self._log.level = effect.level
+
+    def _do_read_log(self, effect: effects.ReadLog) -> None:
+        values = self._log.kept.describe(effect.request) | {"pid": os.getpid(), "journal": self._log.in_journal}
+        self._do_send(effects.Send(effect.to, events.Result(id=effect.request.id, values=values)))
 
     def _do_use_settings(self, effect: effects.UseSettings) -> None:
         self._log.format = effect.settings.daemon.log_format

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from glmtts.protocol.control import LogLevel, VoiceAdd, VoiceRemove
+from glmtts.protocol.control import LogLevel, Logs, VoiceAdd, VoiceRemove
 from glmtts.protocol.events import Done, Error, ServerEvent
 from glmtts.protocol.requests import ClientRequest, JobState
 from glmtts.protocol.worker import SupervisorMessage
@@ -82,6 +82,13 @@ class UseSettings(Struct):
     """These settings hold from now on, for the processes that are started next and for what the shell does itself."""
 
     settings: Settings
+
+
+class ReadLog(Struct):
+    """Answer with lines of the log that are kept."""
+
+    to: ReplyTo
+    request: Logs
 
 
 class ReadSettings(Struct):
@@ -178,6 +185,7 @@ Effect = (
     | Log
     | ChangeLogLevel
     | UseSettings
+    | ReadLog
     | ReadSettings
     | StoreVoice
     | WriteMetrics

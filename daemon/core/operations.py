@@ -12,11 +12,12 @@ from glmtts.protocol.requests import Cancel
 
 from .admission import Admission, is_named
 from .alerts import Alerts
+from .attention import Attention
 from .causes import Cause
 from .context import Context
 from .dispatch import Dispatcher
 from .durability import Durability
-from .effects import ChangeLogLevel, ReadSettings, StoreVoice, UseSettings, WriteMetrics
+from .effects import ChangeLogLevel, ReadLog, ReadSettings, StoreVoice, UseSettings, WriteMetrics
 from .endings import Endings
 from .estimate import Estimator
 from .families import Family
@@ -57,6 +58,7 @@ class Operations:
         scaler: Scaler,
         gpus: Gpus,
         alerts: Alerts,
+        attention: Attention,
         voices: dict[str, StoredVoice],
         version: str,
         config_file: str,
@@ -76,11 +78,10 @@ class Operations:
         self._scaler = scaler
         self._gpus = gpus
         self._alerts = alerts
+        self._attention = attention
         self._voices = voices
         self._version = version
         self._config_file = config_file
-        #: Keys whose new values, read from the file, are held back until the daemon is started again.
-        self._restart_needed: list[str] = []
 
     def _answer(self, to: ReplyTo, id: str, **values: Any) -> None:
         self._context.send(to, events.Result(id=id, values=values))
@@ -120,6 +121,7 @@ class Operations:
             breaker=self._pool.breaker.state.value,
             quarantined=self._fates.quarantined_count(),
             alerts=self._alerts.describe(),
+            attention=self._attention.describe(state, event.facts),
             **event.facts,
         )
 
@@ -215,12 +217,20 @@ class Operations:
         """The configuration in force."""
         values = msgspec.to_builtins(self._context.settings)
         self._answer(
-            event.to, event.request.id, config=values, file=self._config_file, restart_needed=self._restart_needed
+            event.to,
+            event.request.id,
+            config=values,
+            file=self._config_file,
+            restart_needed=self._attention.restart_needed,
         )
 
     def metrics(self, event: Controlled, families: list[Family]) -> None:
         """The metrics as Prometheus reads them; answered when they are written down."""
         self._context.effects.append(WriteMetrics(event.to, event.request.id, families))
+
+    def logs(self, event: Controlled, request: control.Logs) -> None:
+        """Lines of the log; the shell has them."""
+        self._context.effects.append(ReadLog(event.to, request))
 
     def reload(self, event: Controlled) -> None:
         """Read the configuration again; answered when that is done."""
@@ -244,7 +254,7 @@ class Operations:
         renewed = (
             self._recycler.renew(f"the configuration has changed: {', '.join(found.workers)}") if found.workers else []
         )
-        self._restart_needed = found.restart
+        self._attention.restart_needed = found.restart
         answer = {
             "applied": found.live,
             "rolling": found.workers,

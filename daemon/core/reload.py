@@ -1,6 +1,6 @@
 """What a change of each key of the configuration takes: nothing, fresh worker processes, or a restart of the daemon.
 
-A key stands here by its full path, so that a new one must be thought about: a test compares the table with the settings.
+A key stands here by its full path, so that a new one must be thought about: a test compares them with the settings.
 Keys that the configuration's rules compare with each other are of one class: applying one of them alone could make what
 would have been refused in a file.
 """
