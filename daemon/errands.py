@@ -41,7 +41,8 @@ class Errands:
         self._step = step
         self._config_file = config_file
         self._voices = voices
-        self._limits = limits
+        #: What recordings are checked by.
+        self.limits = limits
         self._admit = admit
 
     def read_settings(self, effect: effects.ReadSettings) -> None:
@@ -85,7 +86,7 @@ class Errands:
             then(RuntimeError(_TOO_MANY))
 
     def _add_voice(self, request: VoiceAdd, recording: bytes) -> inputs.StoredVoice:
-        limits = self._limits
+        limits = self.limits
         found = check_recording(recording, sys.executable, limits.recording_min_s, limits.recording_max_s)
         voice = self._voices.add(
             request.name,

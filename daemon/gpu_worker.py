@@ -22,6 +22,7 @@ import msgspec
 from glmtts.protocol.worker import (
     Bye,
     CancelJob,
+    Check,
     Hello,
     Job,
     Ready,
@@ -32,7 +33,7 @@ from glmtts.protocol.worker import (
     WorkerProtocolError,
 )
 
-from . import exit_codes, lifeline
+from . import exit_codes, lifeline, worker_words
 from .engines import load
 from .engines.cuda_errors import judge
 from .outputs import started
@@ -101,8 +102,8 @@ def main() -> NoReturn:
     except WorkerProtocolError as error:
         code, reason = exit_codes.PROTOCOL, f"the supervisor said what this version does not know: {error}"
     except Exception as error:
-        traceback.print_exc()
-        code, reason = exit_codes.ENGINE_BROKEN, f"{type(error).__name__}: {error}"
+        worker_words.report(error)
+        code, reason = exit_codes.ENGINE_BROKEN, worker_words.safe_words(error)
     wire.send(Bye(reason=reason or exit_codes.MEANING[code]))
     wire.close()
     _exit(code, reason)
@@ -127,6 +128,8 @@ def run(config: WorkerConfig, wire: Wire) -> tuple[int, str]:
                 code = runner.resume(message.job)
             case CancelJob():
                 runner.cancel(message.job)
+            case Check():
+                code = runner.check(message.check, config.warmup_text)
             case Trim():
                 engine.trim()
                 _return_free_memory()
@@ -196,7 +199,7 @@ def _exit(code: int, reason: str) -> NoReturn:
     """End at once: the interpreter's own way waits for the engine's threads and runs what libraries left to do."""
     with contextlib.suppress(OSError, ValueError):
         if reason:
-            print(f"worker ends with code {code}: {reason}", file=sys.stderr)
+            worker_words.say(worker_words.WARNING, f"worker ends with code {code}: {reason}")
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from pathlib import Path
 
 from glmtts.protocol.worker import Finished, Job
 
-from . import outputs
+from . import outputs, worker_words
 
 
 def deliver(job: Job, file: bytes, finished: Finished) -> bytes | None:
@@ -29,10 +28,8 @@ def deliver(job: Job, file: bytes, finished: Finished) -> bytes | None:
         except OSError as error:
             reason = error.strerror or type(error).__name__
             finished.problem = f"{reason} ({Path(job.result).parent})"
-            print(
-                f"job {job.job}: its result is sent, because it can't be kept in {job.result}: {reason}",
-                file=sys.stderr,
-            )
+            words = f"its result is sent, because it can't be kept in {job.result}: {reason}"
+            worker_words.say(worker_words.WARNING, words, job.job)
         else:
             finished.result = job.result
             return None

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import resource
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from glmtts.protocol.errors import ErrorCode
-from glmtts.protocol.worker import Failed, Finished, Job, Memory, Suspended, WorkerProtocolError
+from glmtts.protocol.worker import Checked, Failed, Finished, Job, Memory, Suspended, WorkerProtocolError
 
-from . import audio, exit_codes, job_delivery, outputs
+from . import audio, exit_codes, job_delivery, outputs, worker_words
 from .engines import cuda_errors
 from .engines.base import Engine, EngineError, Piece
 from .job_preparation import Preparation
@@ -58,6 +57,17 @@ class JobRunner:
             if resampler:
                 resampler.add(piece.samples)
 
+    def check(self, check: str, text: str) -> int:
+        """Speak ``text`` for nobody, and say whether that went well. Returns an exit code as :meth:`run` does."""
+        try:
+            self.warm_up(text)
+        except Exception as error:
+            failed = self._failed("", error)
+            self._wire.send(Checked(check=check, problem=failed.message))
+            return exit_codes.OF_FATAL_ERROR.get(failed.code, exit_codes.ENGINE_BROKEN) if failed.fatal else 0
+        self._wire.send(Checked(check=check))
+        return 0
+
     def memory(self) -> Memory:
         """What the process and its engine hold now."""
         figures = self._engine.memory()
@@ -83,9 +93,9 @@ class JobRunner:
         """End a job that was put aside."""
         try:
             self._aside.pop(job).close()
-        except Exception:
+        except Exception as error:
             # Nobody waits for more of it than its end.
-            traceback.print_exc()
+            worker_words.report(error, job)
         self._wire.send(self._failed(job, NotWantedError()))
 
     def cancel_all(self) -> None:
@@ -162,18 +172,22 @@ class JobRunner:
             case NotWantedError():
                 failed = Failed(job=job, code="cancelled", message="cancelled")
             case EngineError():
-                failed = Failed(job=job, code=error.code, message=error.message, fatal=error.fatal)
+                reason = f"the engine said {error.code}" if error.quotes else error.message
+                failed = Failed(job=job, code=error.code, message=error.message, reason=reason, fatal=error.fatal)
             case outputs.OutputExistsError():
                 failed = Failed(job=job, code="output_exists", message=str(error))
             case outputs.OutputError():
                 failed = Failed(job=job, code="output_failed", message=str(error))
             case _:
-                traceback.print_exception(error)
+                worker_words.report(error, job)
                 words = f"{type(error).__name__}: {error}"[:500]
-                failed = Failed(job=job, code=cuda_errors.judge(error) or "synthesis_failed", message=words)
+                code = cuda_errors.judge(error) or "synthesis_failed"
+                failed = Failed(job=job, code=code, message=words, reason=worker_words.safe_words(error))
         if failed.code in exit_codes.OF_FATAL_ERROR:
             # Whoever raised it: going on without the memory, or with a broken context, fails the next jobs too.
             failed.fatal = True
+        # Our own words, but for those that were told apart above.
+        failed.reason = failed.reason or failed.message
         failed.memory = self.memory()
         return failed
 

@@ -15,6 +15,7 @@ import threading
 import time
 from typing import Any, Literal
 
+from .kept_lines import KeptLines
 from .worker_output import WorkerOutput
 
 __all__ = ["Format", "Level", "Logger", "WorkerOutput", "escaped", "is_journal", "json_line", "text_line", "timestamp"]
@@ -41,7 +42,8 @@ class Logger:
     """Writes to the file descriptor ``fd`` until :meth:`close`; every method may be called from any thread, and from a
     signal handler.
 
-    ``journal``: put priorities in front and leave the time out, as systemd's journal likes it; None finds out.
+    ``kept`` has the last ``keep`` lines, whoever reads the descriptor. ``journal``: put priorities in front and leave
+    the time out, as systemd's journal likes it; None finds out.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Logger:
         fd: int = 2,
         journal: bool | None = None,
         capacity: int = 2_048,
+        keep: int = 2_000,
     ) -> None:
         self._rank = _RANK[level]
         self._level: Level = level
@@ -59,6 +62,7 @@ class Logger:
         self._format: Format = format
         self._journal = is_journal(fd) if journal is None else journal
         self._capacity = capacity
+        self.kept = KeptLines(keep)
         # SimpleQueue.put may be called while the same thread is inside it, which a signal handler does; Queue.put not.
         self._records: queue.SimpleQueue[_Record | None] = queue.SimpleQueue()
         self._dropped = 0
@@ -87,6 +91,11 @@ class Logger:
     @format.setter
     def format(self, format: Format) -> None:
         self._format = format
+
+    @property
+    def in_journal(self) -> bool:
+        """Whether systemd's journal has the lines."""
+        return self._journal
 
     @property
     def dropped(self) -> int:
@@ -175,6 +184,7 @@ class Logger:
                 record = self._records.get_nowait()
                 if record is None:
                     return [*lines, None]
+                self.kept.add(*record)
                 lines.append(self._line(record))
         return lines
 

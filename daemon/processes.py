@@ -27,7 +27,7 @@ from .guarding import Guardian
 from .oom import OomKills
 from .orphans import Records
 from .worker_command import command, environment
-from .worker_output import WorkerOutput
+from .worker_output import WorkerOutput, understood
 
 #: What is read of a pipe at one time: a worker that floods its stdout takes no more of the loop than that.
 _READ_BYTES = 64 * 1024
@@ -55,6 +55,8 @@ class WorkerProcess:
         self.outputs = {popen.stdout.fileno(): WorkerOutput(), popen.stderr.fileno(): WorkerOutput()}
         self.stderr_fd = popen.stderr.fileno()
         self.last_words = ""
+        #: Whether it is loaded: from then on it may be given texts, and what it prints may have them in it.
+        self.ready = False
         #: Where it is reached on the workers socket, once it has said hello.
         self.routing_id = b""
         about = guardian.stat(popen.pid)
@@ -102,6 +104,10 @@ class Processes:
         self._descendants = Descendants(records.spawn_of)
         self._oom = OomKills()
         adopt()
+
+    def use(self, settings: Settings, interpreter: str) -> None:
+        """Start processes by these settings from now on."""
+        self._settings, self._interpreter = settings, interpreter
 
     def find(self, spawn: int) -> WorkerProcess | None:
         """The process of a spawn, as long as it is not reaped."""
@@ -213,7 +219,7 @@ class Processes:
     def _tell(self, process: WorkerProcess, fd: int, lines: list[str]) -> None:
         for line in lines:
             if fd == process.stderr_fd and line.strip():
-                process.last_words = line.strip()
+                process.last_words = understood(line.strip(), by_default="info").words
             self._on_line(process, line)
 
     def _close_output(self, process: WorkerProcess, fd: int) -> None:

@@ -48,6 +48,7 @@ from .sockets import IO_THREADS, LOCAL_THREAD, RuntimeDir, RuntimeDirError
 from .tcp_access import Access
 from .tcp_requests import TcpRequests
 from .voices import VoiceStore
+from .worker_output import understood
 from .worker_router import WorkerRouter
 
 #: Messages that are taken from one socket before the others have their turn.
@@ -162,9 +163,11 @@ class Supervisor:
             effects.Publish: self._do_publish,
             effects.Log: lambda e: self._log.log(e.level, e.message, **e.fields),
             effects.ChangeLogLevel: self._do_change_log_level,
+            effects.UseSettings: self._do_use_settings,
             effects.ReadSettings: self._do_read_settings,
             effects.StoreVoice: self._errands.store_voice,
             effects.WriteMetrics: self._metrics.write,
+            effects.ReadLog: self._do_read_log,
             effects.JournalAdd: self._journal.add,
             effects.JournalStart: self._journal.start,
             effects.JournalEnd: self._journal.end,
@@ -491,7 +494,9 @@ class Supervisor:
         self._step(inputs.ProcessEnded(process.spawn, returncode, process.last_words, oom_killed))
 
     def _on_worker_line(self, process: WorkerProcess, line: str) -> None:
-        self._log.info("worker output", worker=process.name, pid=process.pid, line=line)
+        said = understood(line, by_default="debug" if process.ready else "info")
+        about = {"job": said.job} if said.job else {}
+        self._log.log(said.level, "worker output", worker=process.name, pid=process.pid, **about, line=said.words)
 
     # --- effects, into the world
 
@@ -534,6 +539,15 @@ class Supervisor:
         self._step(event)
         if isinstance(event, inputs.SettingsRead):
             self._manager.reloaded()
+
+    def _do_read_log(self, effect: effects.ReadLog) -> None:
+        values = self._log.kept.describe(effect.request) | {"pid": os.getpid(), "journal": self._log.in_journal}
+        self._do_send(effects.Send(effect.to, events.Result(id=effect.request.id, values=values)))
+
+    def _do_use_settings(self, effect: effects.UseSettings) -> None:
+        self._log.format = effect.settings.daemon.log_format
+        self._processes.use(effect.settings, config.engine_python(effect.settings))
+        self._errands.limits = effect.settings.limits
 
     def _do_exit(self, effect: effects.Exit) -> None:
         self._status = effect.status

@@ -2,6 +2,32 @@
 
 from __future__ import annotations
 
+import re
+from typing import Literal, NamedTuple
+
+_Level = Literal["debug", "info", "warning", "error"]
+
+#: What stands in front of a line of which worker_words.py says what level it is of, and about which job: priorities are
+#: those of sd-daemon(3).
+_PREFIX = re.compile(r"<([0-7])>(?:\[job ([\w-]{1,64})\] )?")
+_LEVELS: dict[str, _Level] = {**dict.fromkeys("0123", "error"), "4": "warning", "5": "info", "6": "info", "7": "debug"}
+
+
+class Understood(NamedTuple):
+    """A line that a worker has printed; ``job`` is ``""`` where the line does not say which it is about."""
+
+    level: _Level
+    job: str
+    words: str
+
+
+def understood(line: str, *, by_default: _Level) -> Understood:
+    """Take a line apart; ``by_default`` is the level of one that has none."""
+    match = _PREFIX.match(line)
+    if match is None:
+        return Understood(by_default, "", line)
+    return Understood(_LEVELS[match[1]], match[2] or "", line[match.end() :])
+
 
 class WorkerOutput:
     """Fed with chunks of a worker's stdout or stderr, gives the lines to log.

@@ -64,6 +64,8 @@ class WorkerRouter:
             spawn = self._hello(routing_id, message)
         if spawn is None:
             return None
+        if type(message) is wire.Ready and (process := self._processes.find(spawn)):
+            process.ready = True
         body: bytes | memoryview | None = None
         if len(frames) == 2:
             body = frames[1].bytes if len(frames[1]) < 64 * 1024 else frames[1].buffer

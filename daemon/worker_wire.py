@@ -11,6 +11,7 @@ import zmq
 
 from glmtts.protocol.worker import (
     CancelJob,
+    Check,
     Job,
     ResumeJob,
     StopWorker,
@@ -27,7 +28,7 @@ _SEND_HWM = 32
 #: How long the last messages may take to leave when the process ends.
 _LINGER_MS = 2_000
 #: What next_message hands up.
-Task = Job | ResumeJob | CancelJob | Trim | StopWorker
+Task = Job | ResumeJob | CancelJob | Check | Trim | StopWorker
 
 #: Larger bodies are handed to ZeroMQ without copying them.
 _ZERO_COPY_BYTES = 256 * 1024

@@ -16,6 +16,23 @@ class Status(Request, tag="status", kw_only=True):
     """The daemon in one map: state, workers, queue, counters, memory."""
 
 
+class Health(Request, tag="health", kw_only=True, omit_defaults=True):
+    """Whether a job that came now would be spoken; with ``deep`` every worker is made to speak a word first."""
+
+    deep: bool = False
+    timeout_s: Annotated[float, Meta(gt=0, le=600)] = 30.0
+
+
+class Logs(Request, tag="logs", kw_only=True, omit_defaults=True):
+    """The last ``limit`` lines of the log that are kept, or those after number ``after``, as far as they fit."""
+
+    limit: Annotated[int, Meta(ge=0, le=500)] = 100
+    after: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
+    worker: Annotated[str, Meta(min_length=1, max_length=64)] | UnsetType = UNSET
+    job: JobId | UnsetType = UNSET
+    level: LogLevel = "debug"
+
+
 class Workers(Request, tag="workers", kw_only=True):
     """Every worker: state, process, jobs, last death and its cause."""
 
@@ -116,6 +133,8 @@ class GetConfig(Request, tag="config", kw_only=True):
 
 ControlRequest = (
     Status
+    | Health
+    | Logs
     | Workers
     | Gpus
     | ListJobs

@@ -104,11 +104,15 @@ class Finished(Message, tag="finished", kw_only=True):
 
 
 class Failed(Message, tag="failed", kw_only=True):
-    """The job failed with a code of protocol.errors. ``fatal``: the process can't go on and ends by itself."""
+    """The job failed with a code of protocol.errors. ``fatal``: the process can't go on and ends by itself.
+
+    ``message`` is for the client, and may quote what he sent. ``reason`` says it for the log, without a word of that.
+    """
 
     job: str
     code: str
     message: str
+    reason: str = ""
     fatal: bool = False
     memory: Memory | None = None
 
@@ -118,6 +122,13 @@ class Suspended(Message, tag="suspended", kw_only=True):
 
     job: str
     memory: Memory | None = None
+
+
+class Checked(Message, tag="checked", kw_only=True):
+    """The answer to ``check``: the warm-up sentence was spoken, or why not."""
+
+    check: str
+    problem: str = ""
 
 
 class Trimmed(Message, tag="trimmed", kw_only=True):
@@ -132,7 +143,9 @@ class Bye(Message, tag="bye", kw_only=True):
     reason: str
 
 
-WorkerMessage = Hello | Ready | Beat | SegmentDone | AudioChunk | Finished | Failed | Suspended | Trimmed | Bye
+WorkerMessage = (
+    Hello | Ready | Beat | SegmentDone | AudioChunk | Finished | Failed | Suspended | Checked | Trimmed | Bye
+)
 
 
 # --- to the worker
@@ -179,6 +192,12 @@ class ResumeJob(Message, tag="resume", kw_only=True):
     job: str
 
 
+class Check(Message, tag="check", kw_only=True):
+    """Speak the warm-up sentence for nobody, between two jobs, and say ``checked``."""
+
+    check: str
+
+
 class Trim(Message, tag="trim", kw_only=True):
     """Collect garbage and give cached memory back."""
 
@@ -187,7 +206,7 @@ class StopWorker(Message, tag="stop", kw_only=True):
     """Finish the job at hand, and end."""
 
 
-SupervisorMessage = Job | CancelJob | SuspendJob | ResumeJob | Trim | StopWorker
+SupervisorMessage = Job | CancelJob | SuspendJob | ResumeJob | Check | Trim | StopWorker
 
 _encoder = msgspec.msgpack.Encoder()
 _from_worker: dict[str, Any] = {t.__struct_config__.tag: t for t in get_args(WorkerMessage)}

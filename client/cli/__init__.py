@@ -28,6 +28,8 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "queue": ("queue", "queue"),
     "limits": ("limits", "limits"),
     "status": ("operate", "status"),
+    "health": ("health", "health"),
+    "logs": ("logs", "logs"),
     "workers": ("workers", "workers"),
     "gpus": ("gpus", "gpus"),
     "top": ("top", "top"),

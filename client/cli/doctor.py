@@ -181,6 +181,8 @@ def _state(status: dict[str, Any]) -> list[Check]:
     checks = [_check("state", str(status.get("state", "?")))]
     if status.get("state") != "running":
         checks[0] |= {"state": "warning", "means": "jobs are not started", "mend": "glmttsctl resume"}
+    if "attention" in status:
+        return [*checks, *(_attention(problem) for problem in status["attention"])]
     for alert in status.get("alerts") or []:
         checks.append(_check("alert", alert_in_words(alert), "wrong", "the daemon itself complains", "see its log"))
     if status.get("internal_errors"):
@@ -194,6 +196,20 @@ def _state(status: dict[str, Any]) -> list[Check]:
             )
         )
     return checks
+
+
+_MEANS = {
+    "down": ("wrong", "nobody is spoken to"),
+    "bad": ("wrong", "something is broken for some; speech goes on"),
+    "slow": ("warning", "people wait for longer than they should"),
+    "note": ("warning", "nobody is harmed by it now"),
+}
+
+
+def _attention(problem: dict[str, str]) -> Check:
+    """What the daemon itself says of how it does."""
+    state, means = _MEANS.get(problem["severity"], ("warning", "the daemon itself complains"))
+    return _check(f"daemon: {problem['name']}", problem["what"], state, means, problem["do"])
 
 
 def _workers(workers: list[dict[str, Any]]) -> list[Check]:

@@ -10,6 +10,7 @@ import click
 from glmtts.protocol.control import LogLevel
 
 from .failures import FAILED, NOT_READY, TIMED_OUT, Failure, Finished
+from .health import print_problems
 from .output import duration, humanise, plain, print_json, print_pairs
 from .session import session, shared_options, timeout_option
 
@@ -24,12 +25,15 @@ def status() -> None:
     if run.json:
         print_json(answer)
     else:
-        alerts = [alert_in_words(alert) for alert in answer.get("alerts") or []]
+        # What is to be done comes first; it has all that the alerts have, and more.
+        attention = answer.pop("attention", None)
+        print_problems(attention)
+        alerts = [] if attention else [alert_in_words(alert) for alert in answer.get("alerts") or []]
         print_pairs({key: _WORDS.get(key, lambda v: v)(value) for key, value in answer.items() if key != "alerts"})
         told = any(
             isinstance(alert, Mapping) and alert.get("name") == "journal" for alert in answer.get("alerts") or []
         )
-        if (journal := answer.get("journal")) and not _is_good(journal) and not told:
+        if (journal := answer.get("journal")) and not _is_good(journal) and not told and not attention:
             alerts.append(f"journal: durable jobs, batch jobs among them, are refused: {_problem(journal)}")
         for alert in alerts:
             click.secho(f"! {alert}", fg="red")
@@ -163,12 +167,16 @@ def reload() -> None:
     if run.json:
         print_json(answer)
         return
-    applied, restart = answer.get("applied") or [], answer.get("restart_needed") or []
-    click.echo(
-        f"Applied: {humanise('', applied)}" if applied else "Nothing to apply: no key has changed that could be."
-    )
+    applied, rolling, restart = (answer.get(key) or [] for key in ("applied", "rolling", "restart_needed"))
+    if not applied and not rolling and not restart:
+        click.echo("Nothing has changed.")
+    if applied:
+        click.echo(f"Applied: {humanise('', applied)}")
+    if rolling:
+        workers = answer.get("workers") or []
+        click.echo(f"Applied by fresh workers, one after the other: {humanise('', rolling)} ({humanise('', workers)})")
     if restart:
-        click.echo(f"After a restart: {humanise('', restart)}")
+        click.echo(f"Held back until the daemon is restarted: {humanise('', restart)}")
 
 
 @click.command()

@@ -199,7 +199,17 @@ RULES: dict[str, tuple[Rule, Timing]] = {
 }
 
 #: Alerts that the core raises where they arise: each is on or off, without a figure to go by.
-EVENTS = ("breaker_open", "unavailable", "journal", "results", "nvml", "gpu_lost", "worker_stuck", "metrics")
+EVENTS = (
+    "breaker_open",
+    "unavailable",
+    "journal",
+    "results",
+    "nvml",
+    "gpu_lost",
+    "worker_stuck",
+    "metrics",
+    "configuration",
+)
 #: Those that are raised of one GPU or worker: as ``gpu_lost.0``, and in Prometheus with a label.
 OF_GPU = frozenset({"gpu_memory_high", "gpu_xid", "gpu_lost"})
 OF_WORKER = frozenset({"memory_trend", "worker_stuck"})

@@ -413,7 +413,8 @@ class Dispatcher:
                 cause = CAUSE_OF_CODE.get(message.code, Cause.CRASHED)
                 # It names the job that it can't go on from, where it has several.
                 culprits = [message.job] if message.job in worker.jobs else None
-                self._fates.decide(*self._pool.fail(worker, cause, message.message, patient=True), culprits)
+                detail = message.reason or message.code
+                self._fates.decide(*self._pool.fail(worker, cause, detail, patient=True), culprits)
             return
         if message.job in worker.jobs:
             self._give_back(worker, message.job, message.memory, spoke=False)
@@ -422,7 +423,7 @@ class Dispatcher:
                 code = ErrorCode(message.code)
             except ValueError:
                 code = ErrorCode.SYNTHESIS_FAILED
-            self._endings.fail(job, code, message.message)
+            self._endings.fail(job, code, message.message, reason=message.reason or message.code)
 
     def on_suspended(self, worker: Worker, message: Suspended) -> None:
         """A worker has put a job aside."""

@@ -6,13 +6,14 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from glmtts.protocol.control import LogLevel, VoiceAdd, VoiceRemove
+from glmtts.protocol.control import LogLevel, Logs, VoiceAdd, VoiceRemove
 from glmtts.protocol.events import Done, Error, ServerEvent
 from glmtts.protocol.requests import ClientRequest, JobState
 from glmtts.protocol.worker import SupervisorMessage
 
 from .families import Family
 from .inputs import JournalRow, ReplyTo
+from .settings import Settings
 
 
 class Send(Struct):
@@ -75,6 +76,19 @@ class ChangeLogLevel(Struct):
     """Log from this level on."""
 
     level: LogLevel
+
+
+class UseSettings(Struct):
+    """These settings hold from now on, for the processes that are started next and for what the shell does itself."""
+
+    settings: Settings
+
+
+class ReadLog(Struct):
+    """Answer with lines of the log that are kept."""
+
+    to: ReplyTo
+    request: Logs
 
 
 class ReadSettings(Struct):
@@ -170,6 +184,8 @@ Effect = (
     | Publish
     | Log
     | ChangeLogLevel
+    | UseSettings
+    | ReadLog
     | ReadSettings
     | StoreVoice
     | WriteMetrics

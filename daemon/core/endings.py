@@ -36,11 +36,22 @@ class Endings:
         #: has to know them.
         self._unsettled: dict[str, SettleOutput] = {}
 
-    def fail(self, job: Job, code: ErrorCode, message: str, *, retry_after_s: float | None = None) -> None:
-        """End a live job with an error, if it is not ending already; a worker that has it is told to leave it."""
+    def fail(
+        self,
+        job: Job,
+        code: ErrorCode,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """End a live job with an error, if it is not ending already; a worker that has it is told to leave it.
+
+        ``reason`` is for the log, where ``message`` may quote what the client sent.
+        """
         if job.ending is None:
             self._withdraw(job)
-            self.fail_withdrawn(job, code, message, retry_after_s=retry_after_s)
+            self.fail_withdrawn(job, code, message, retry_after_s=retry_after_s, reason=reason)
 
     def _withdraw(self, job: Job) -> None:
         """The job waits no more, and nobody works on it."""
@@ -49,7 +60,15 @@ class Endings:
         elif (worker := self._pool.workers.get(job.worker or "")) is not None and job.id in worker.jobs:
             self._context.effects.append(Tell(worker.spawn, CancelJob(job=job.id)))
 
-    def fail_withdrawn(self, job: Job, code: ErrorCode, message: str, *, retry_after_s: float | None = None) -> None:
+    def fail_withdrawn(
+        self,
+        job: Job,
+        code: ErrorCode,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        reason: str | None = None,
+    ) -> None:
         """End a live job that is in no queue and on no worker."""
         job.code, job.message = code.value, message
         event = events.Error.of("", code, message, job=job.id, retry_after_s=retry_after_s)
@@ -57,10 +76,13 @@ class Endings:
             "info" if code is ErrorCode.CANCELLED else "warning",
             "job ended in an error",
             job=job.id,
+            **({"worker": job.worker} if job.worker else {}),
             client=job.client.key,
             code=code.value,
-            reason=message,
+            reason=message if reason is None else reason,
         )
+        if reason is not None and reason != message:
+            self._context.log("debug", "what its client was told", job=job.id, worker=job.worker, told=message)
         self.end(job, Ending("cancelled" if code is ErrorCode.CANCELLED else "failed", event))
 
     def fail_waiting(self, code: ErrorCode, message: str, *, retry_after_s: float | None = None) -> None:

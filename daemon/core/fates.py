@@ -102,8 +102,9 @@ class Fates:
             self._endings.fail(job, ErrorCode.QUARANTINED, message)
         elif attempts_left and not (out_of_memory and job.needs_fresh):
             job.needs_fresh = job.needs_fresh or out_of_memory
+            died = job.worker
             self._wait_again(job)
-            self._context.log("info", "job waits for another attempt", job=job.id, after=death.detail)
+            self._context.log("info", "job waits for another attempt", job=job.id, worker=died, after=death.detail)
         else:
             notes = ""
             if job.audio_was_sent:

@@ -14,12 +14,13 @@ from typing import Any
 
 from glmtts.protocol import control, events, requests
 from glmtts.protocol.errors import ErrorCode
-from glmtts.protocol.worker import Ready
+from glmtts.protocol.worker import Checked, Ready
 
 from .admission import Admission
 from .alert_watch import AlertWatch
 from .alerts import Alerts
 from .announcer import Announcer
+from .attention import Attention
 from .context import JUDGE, Context
 from .dispatch import Dispatcher
 from .durability import Durability
@@ -30,6 +31,7 @@ from .families import Family
 from .fates import Fates
 from .forecast import Forecast
 from .gpus import Gpus
+from .health import Health
 from .inputs import (
     Client,
     ConnectionClosed,
@@ -141,6 +143,17 @@ class Machine:
             outputs_folder=outputs_folder,
         )
         self._durability.take_up = self._reception.recovered
+        self._attention = Attention(
+            self._context,
+            self._queue,
+            self._pool,
+            scaler=self._scaler,
+            gpus=self._gpus,
+            durability=self._durability,
+            fates=self._fates,
+            alerts=self._alerts,
+        )
+        self._health = Health(self._context, self._pool, self._attention)
         self._operations = Operations(
             *shared,
             self._pool,
@@ -155,6 +168,7 @@ class Machine:
             scaler=self._scaler,
             gpus=self._gpus,
             alerts=self._alerts,
+            attention=self._attention,
             voices=self._voices,
             version=version,
             config_file=config_file,
@@ -223,6 +237,8 @@ class Machine:
         operations = self._operations
         self._controls: dict[type, Callable[[Controlled, Any], None]] = {
             control.Status: lambda e, _: operations.status(e, self._state),
+            control.Health: lambda e, r: self._health.check(e, r, self._state),
+            control.Logs: operations.logs,
             control.Workers: lambda e, _: operations.workers(e),
             control.Gpus: lambda e, _: operations.gpus(e),
             control.Queue: self._inspection.queue,
@@ -262,6 +278,7 @@ class Machine:
             "expire": lambda _: self._endings.expire(),
             "positions": lambda _: self._announcer.tell_positions(),
             "judge": lambda _: self._alert_watch.judge(),
+            "health": self._health.on_late,
             "drain": self._on_drain_timeout,
             "stop": lambda _: self._end_jobs("the daemon stopped before the job was done"),
             "late": lambda _: self._endings.wait_no_more(),
@@ -325,6 +342,8 @@ class Machine:
             purpose, whose = timer
             self._timers[purpose](whose)
             self._dispatcher.schedule()
+        if self._health.waiting:
+            self._health.settle()
         if self.phase is not Phase.RUNNING:
             self._go_on_ending()
         return effects
@@ -348,6 +367,7 @@ class Machine:
         job = self._ledger.live.get(event.job)
         if job is None or (job.ending is not None and isinstance(job.ending.event, events.Error)):
             return
+        self._attention.does_not_read(job.client.key)
         # A durable one goes on, and is fetched when it is done.
         if job.durable or any(s.to.connection != event.connection for s in job.subscribers):
             # The others go on hearing it; the slow one alone is told that it has missed a part.
@@ -366,6 +386,8 @@ class Machine:
         if worker is not None:
             self._dispatcher.on_message(worker, event.message, event.body)
             self._dispatcher.schedule()
+            if isinstance(event.message, Checked):
+                self._health.on_checked(worker, event.message)
             if isinstance(event.message, Ready):
                 self._give_up_waiting()
 

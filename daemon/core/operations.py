@@ -12,11 +12,12 @@ from glmtts.protocol.requests import Cancel
 
 from .admission import Admission, is_named
 from .alerts import Alerts
+from .attention import Attention
 from .causes import Cause
 from .context import Context
 from .dispatch import Dispatcher
 from .durability import Durability
-from .effects import ChangeLogLevel, ReadSettings, StoreVoice, WriteMetrics
+from .effects import ChangeLogLevel, ReadLog, ReadSettings, StoreVoice, UseSettings, WriteMetrics
 from .endings import Endings
 from .estimate import Estimator
 from .families import Family
@@ -28,34 +29,9 @@ from .pool import Pool
 from .queue import WaitingQueue
 from .reception import Reception
 from .recycler import Recycler
+from .reload import plan
 from .scaler import Scaler
-from .settings import Settings, flat
-
-#: Keys, or beginnings of keys, that only a restart of the daemon applies.
-_NEEDS_RESTART = (
-    "daemon.runtime_dir",
-    "daemon.state_dir",
-    "daemon.socket_mode",
-    "daemon.socket_group",
-    "daemon.admin_group",
-    "daemon.log_format",
-    "engine.",
-    "workers.gpus",
-    "workers.per_gpu",
-    "limits.header_kib",
-    "limits.body_mib",
-    "limits.text_chars",
-    "limits.recording_min_s",
-    "limits.recording_max_s",
-    "limits.max_connections",
-    "audio.sample_rate",
-    "audio.outputs",
-    "voices.folder",
-    "metrics.",
-    "tcp.listen",
-    "tcp.server_key",
-)
-
+from .settings import Settings
 
 #: Jobs that an answer names at most.
 _NAMED = 100
@@ -82,6 +58,7 @@ class Operations:
         scaler: Scaler,
         gpus: Gpus,
         alerts: Alerts,
+        attention: Attention,
         voices: dict[str, StoredVoice],
         version: str,
         config_file: str,
@@ -101,6 +78,7 @@ class Operations:
         self._scaler = scaler
         self._gpus = gpus
         self._alerts = alerts
+        self._attention = attention
         self._voices = voices
         self._version = version
         self._config_file = config_file
@@ -143,6 +121,7 @@ class Operations:
             breaker=self._pool.breaker.state.value,
             quarantined=self._fates.quarantined_count(),
             alerts=self._alerts.describe(),
+            attention=self._attention.describe(state, event.facts),
             **event.facts,
         )
 
@@ -237,11 +216,21 @@ class Operations:
     def config(self, event: Controlled) -> None:
         """The configuration in force."""
         values = msgspec.to_builtins(self._context.settings)
-        self._answer(event.to, event.request.id, config=values, file=self._config_file)
+        self._answer(
+            event.to,
+            event.request.id,
+            config=values,
+            file=self._config_file,
+            restart_needed=self._attention.restart_needed,
+        )
 
     def metrics(self, event: Controlled, families: list[Family]) -> None:
         """The metrics as Prometheus reads them; answered when they are written down."""
         self._context.effects.append(WriteMetrics(event.to, event.request.id, families))
+
+    def logs(self, event: Controlled, request: control.Logs) -> None:
+        """Lines of the log; the shell has them."""
+        self._context.effects.append(ReadLog(event.to, request))
 
     def reload(self, event: Controlled) -> None:
         """Read the configuration again; answered when that is done."""
@@ -249,24 +238,40 @@ class Operations:
 
     def on_settings(self, read: SettingsRead) -> None:
         """Apply what can be applied; a wrong configuration changes nothing."""
+        context = self._context
         if read.settings is None:
-            self._context.log("error", "configuration is wrong, the old one stays", problems="; ".join(read.problems))
+            words = "; ".join(read.problems)
+            context.log("error", "configuration is wrong, the old one stays", problems=words)
+            self._alerts.set(
+                "configuration", f"the configuration was read again and is wrong, so the old one stays: {words}"
+            )
             if read.to is not None:
-                self._context.refuse(read.to, read.id, ErrorCode.BAD_REQUEST, "\n".join(read.problems))
+                context.refuse(read.to, read.id, ErrorCode.BAD_REQUEST, "\n".join(read.problems))
             return
-        old, new = flat(self._context.settings), flat(read.settings)
-        changed = [key for key in new if new[key] != old[key]]
-        restart_needed = [key for key in changed if key.startswith(_NEEDS_RESTART)]
-        applied = [key for key in changed if key not in restart_needed]
-        self._apply(merged(self._context.settings, read.settings, restart_needed))
-        self._context.log("info", "configuration read again", applied=applied, restart_needed=restart_needed)
+        self._alerts.set("configuration", "")
+        found = plan(context.settings, read.settings)
+        self._apply(found.settings)
+        renewed = (
+            self._recycler.renew(f"the configuration has changed: {', '.join(found.workers)}") if found.workers else []
+        )
+        self._attention.restart_needed = found.restart
+        answer = {
+            "applied": found.live,
+            "rolling": found.workers,
+            "workers": renewed,
+            "restart_needed": found.restart,
+        }
+        context.log("info", "configuration read again", **answer)
         if read.to is not None:
-            self._answer(read.to, read.id, applied=applied, restart_needed=restart_needed)
+            self._answer(read.to, read.id, **answer)
+        self._dispatcher.schedule()
 
     def _apply(self, settings: Settings) -> None:
         old = self._context.settings.workers
-        bounds_changed = (old.min, old.max) != (settings.workers.min, settings.workers.max)
+        new = settings.workers
+        bounds_changed = (old.min, old.max, old.per_gpu) != (new.min, new.max, new.per_gpu)
         self._context.settings = settings
+        self._context.effects.append(UseSettings(settings))
         self._set_log_level(settings.daemon.log_level)
         self._queue.set_weights(settings.queue.classes)
         self._admission.apply()
@@ -300,15 +305,3 @@ class Operations:
                     f"the engine {self._pool.engine.engine} does not clone voices, and can't speak with it"
                 )
             self._answer(stored.to, stored.id, **values)
-
-
-def merged(old: Settings, new: Settings, keep: list[str]) -> Settings:
-    """``new`` with the keys in ``keep`` as they are in ``old``."""
-    values, before = msgspec.to_builtins(new), msgspec.to_builtins(old)
-    for path in keep:
-        *sections, key = path.split(".")
-        target, source = values, before
-        for section in sections:
-            target, source = target[section], source[section]
-        target[key] = source[key]
-    return msgspec.convert(values, Settings)

@@ -54,6 +54,8 @@ class Pool:
         self._by_spawn: dict[int, Worker] = {}
         self._spawns = 0
         self.stopping = False
+        #: Grows when settings change that processes are started with.
+        self.generation = 0
         #: What the engine said when a process of it was ready for the last time.
         self.engine: Ready | None = None
         #: Names of the engine's own voices, as far as they are known yet.
@@ -252,6 +254,7 @@ class Pool:
         self._context.tally.restarts += worker.last_death is not None or worker.replaces is not None
         worker.clear_process()
         worker.spawn = self._spawns
+        worker.generation = self.generation
         worker.spawned_at = context.now
         self._by_spawn[worker.spawn] = worker
         context.timers.cancel(("wait", worker.name))
@@ -622,6 +625,14 @@ class Pool:
         worker = self.workers[name]
         if worker.state is WorkerState.BACKOFF and not self.stopping:
             self._go(worker)
+
+    def start_anew(self) -> None:
+        """Settings have changed that processes are started with: what failed by the old ones is tried at once."""
+        for worker in self:
+            worker.faults = 0
+            if worker.state is WorkerState.BACKOFF:
+                self._context.timers.set(("backoff", worker.name), self._context.now)
+        self.look_again()
 
     def on_breaker_pause_over(self) -> None:
         """One worker may be tried."""

@@ -51,6 +51,24 @@ class Recycler:
         self.settle()
         return True
 
+    def renew(self, reason: str) -> list[str]:
+        """Settings have changed that processes are started with: have each that was started by the old ones replaced.
+
+        Returns the workers of which that is true. One that is still loading has nothing to lose, and is ended at once.
+        """
+        self._pool.generation += 1
+        self._pool.start_anew()
+        old = [worker for worker in self._pool if worker.has_process and not worker.retiring and not worker.stuck]
+        old = [worker for worker in old if worker.generation != self._pool.generation]
+        for worker in old:
+            if worker.state is WorkerState.STARTING:
+                self._context.log("info", "worker is started again", worker=worker.name, reason=reason)
+                worker.leaving = Death(Cause.OPERATOR, reason, self._context.now)
+                self._pool.drain(worker)
+        for worker in old:
+            self.recycle(worker, Cause.OPERATOR, reason, kind="configuration")
+        return [worker.name for worker in old]
+
     def on_ready(self, worker: Worker) -> None:
         """A process is loaded: what it holds now is what growth is measured from. A spare may take over."""
         if worker.memory is not None and worker.serving:

@@ -167,9 +167,11 @@ class Scaler:
             if gpu is not None and gpu != worker.gpu:
                 self._pool.move(worker, gpu)
 
-    def _dispensable(self, worker: Worker) -> tuple[int, int, float]:
+    def _dispensable(self, worker: Worker) -> tuple[bool, int, int, float]:
         on_gpu = sum(other.gpu == worker.gpu for other in self._counted())
-        return _DISPENSABLE.index(worker.state), -on_gpu, -worker.spawned_at
+        # After a change of per_gpu there may be more on a GPU than it has places for: these go first.
+        fits = worker.gpu is None or on_gpu <= self._context.settings.workers.per_gpu
+        return fits, _DISPENSABLE.index(worker.state), -on_gpu, -worker.spawned_at
 
     def on_waiting(self) -> None:
         """A job waits: with no worker at all one is started now, else one more when it has waited for long."""

@@ -27,6 +27,7 @@ ERROR_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 #: Why processes are replaced: by whom, by which limit, or by what grew in them (floors.Kind).
 RECYCLE_REASONS = (
     "operator",
+    "configuration",
     "max_jobs",
     "max_age",
     "fresh",

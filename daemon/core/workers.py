@@ -101,6 +101,8 @@ class Worker(Struct, kw_only=True):
     renewing: bool = False
     #: It is not started again.
     retiring: bool = False
+    #: By the settings of which generation its process was started (Pool.generation).
+    generation: int = 0
     #: Its process does not end though it was killed: it can't be counted on, and another may stand in.
     stuck: bool = False
     #: Why it waits.

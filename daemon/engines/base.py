@@ -29,14 +29,16 @@ if TYPE_CHECKING:
 class EngineError(Exception):
     """The engine can't do this job; ``code`` is a code of the protocol, ``fatal`` ends the process.
 
-    Any other exception that an engine raises becomes ``synthesis_failed`` with the exception's own words.
+    ``quotes``: the message has something of the text in it, which its client may see and the log may not. Any other
+    exception that an engine raises becomes ``synthesis_failed`` with the exception's own words.
     """
 
-    def __init__(self, code: str, message: str, *, fatal: bool = False) -> None:
+    def __init__(self, code: str, message: str, *, fatal: bool = False, quotes: bool = False) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.fatal = fatal
+        self.quotes = quotes
 
 
 @dataclass(frozen=True, slots=True)

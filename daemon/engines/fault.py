@@ -134,6 +134,8 @@ class FaultEngine(Engine):
                 self._leaked_ram.append(b"\x5a" * (options.mib << 20))
             case "raise":
                 raise RuntimeError("the fault that was asked for")
+            case "quote" | "quote_fatal" as how:
+                _quote(utterance.text, fatal=how == "quote_fatal")
             case "exit":
                 os._exit(3)
             case "segv" | "abort" | "kill" as how:
@@ -264,6 +266,19 @@ def _start_children() -> list[subprocess.Popen[bytes]]:
     children = [subprocess.Popen(["sleep", "3600"], start_new_session=own_session) for own_session in (False, True)]
     print("children:", *(child.pid for child in children))
     return children
+
+
+def _quote(text: str, *, fatal: bool) -> NoReturn:
+    """Say the text wherever an engine can say anything: printed, in C as well, and in an exception within another."""
+    print(f"about to speak {text}")
+    os.write(2, f"speaking {text}\n".encode(errors="replace"))
+    try:
+        raise KeyError(text)
+    except KeyError as error:
+        if fatal:
+            words = f"text: {text!r} broke the engine"
+            raise EngineError("synthesis_failed", words, fatal=True, quotes=True) from error
+        raise ValueError(f"no words for {text!r}") from error
 
 
 def _flood(utterance: Utterance) -> None:

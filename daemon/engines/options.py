@@ -33,6 +33,8 @@ FaultName = Literal[
     "illegal_access",
     "leak_ram",
     "raise",
+    "quote",
+    "quote_fatal",
     "exit",
     "segv",
     "abort",

@@ -18,7 +18,7 @@ from glmtts.daemon.core.settings import AlertSettings, QueueSettings
 from .conftest import DEPLOY, RULES
 
 #: Raised by the daemon alone, as Prometheus can't see it; and by Prometheus alone, as the daemon can't say it.
-OF_DAEMON, OF_PROMETHEUS = {"metrics"}, {"daemon_absent"}
+OF_DAEMON, OF_PROMETHEUS = {"metrics", "configuration"}, {"daemon_absent"}
 FOLDER = DEPLOY / "prometheus"
 
 

@@ -249,14 +249,56 @@ def test_a_voice_is_there_after_a_restart(start: Any) -> None:
 def test_a_reload_applies_what_it_can_and_names_what_needs_a_restart(start: Any) -> None:
     daemon = start()
     client = daemon.client()
-    daemon.configure({"limits": {"text_chars": 10, "rate": "1/hour"}, "workers": {"per_gpu": 3, "hang_timeout_s": 7.0}})
+    daemon.configure({"limits": {"text_chars": 10, "rate": "1/hour"}, "workers": {"hang_timeout_s": 7.0}})
     answer = daemon.control("reload")
     assert sorted(answer["applied"]) == ["limits.rate", "workers.hang_timeout_s"]
-    assert sorted(answer["restart_needed"]) == ["limits.text_chars", "workers.per_gpu"]
+    assert (answer["rolling"], answer["restart_needed"]) == ([], ["limits.text_chars"])
     config = daemon.control("config")["config"]
-    assert config["workers"]["hang_timeout_s"] == 7.0 and config["workers"]["per_gpu"] == 1
+    assert config["workers"]["hang_timeout_s"] == 7.0 and config["limits"]["text_chars"] == 5_000
     client.speak("a text of more than ten characters")
     assert client.refused("synthesize", text="second")["code"] == "rate_limited"
+
+
+def test_a_reload_that_takes_fresh_workers_loses_no_job_and_leaves_no_gap(start: Any) -> None:
+    daemon = start(workers={"max": 2})
+    client = daemon.client()
+    before = {worker["pid"] for worker in daemon.workers()}
+    spoken = [client.send("synthesize", text=f"{n}", options={"segments": 4, "rtf": 0.5}) for n in range(8)]
+    client.until(spoken[1], "started")
+    daemon.configure(
+        {"workers": {"max": 2}, "engine": {"warmup_text": "b", "fault": {"start": "slow", "start_s": 0.1}}}
+    )
+    answer = daemon.control("reload")
+    assert answer["rolling"] == ["engine.warmup_text", "engine.fault.start", "engine.fault.start_s"]
+    assert answer["workers"] == ["w0", "w1"]
+    assert [client.all(id)[0][-1]["event"] for id in spoken] == ["done"] * 8
+
+    def renewed() -> bool:
+        counts = daemon.status()["workers"]
+        assert counts["ready"] + counts["busy"] >= 1, "somebody can always speak"
+        return counts["total"] == counts["ready"] == 2 and not before & {w["pid"] for w in daemon.workers()}
+
+    daemon.until(renewed, "both workers are fresh")
+
+
+def test_a_worker_that_the_new_configuration_can_t_start_does_not_replace_one_that_works(start: Any) -> None:
+    daemon = start()
+    daemon.configure({"engine": {"python": "/bin/false"}})
+    assert daemon.control("reload")["rolling"] == ["engine.python"]
+    daemon.until(lambda: any(w["last_death"] for w in daemon.workers()), "the spare has failed")
+    daemon.client().speak()
+    daemon.configure({})
+    daemon.control("reload")
+    daemon.until(lambda: [w["state"] for w in daemon.workers()] == ["ready"], "all is as before")
+    daemon.client().speak()
+
+
+def test_the_form_of_the_log_is_another_one_from_the_reload_on(start: Any) -> None:
+    daemon = start()
+    daemon.configure({"daemon": {"log_format": "json"}})
+    assert daemon.control("reload")["applied"] == ["daemon.log_format"]
+    daemon.client().speak()
+    daemon.until(lambda: '"message":"job done"' in daemon.log(), "a line in JSON")
 
 
 def test_a_reload_changes_how_many_workers_there_are(start: Any) -> None:

@@ -170,8 +170,15 @@ class Operators:
         bounds = (workers.min, workers.max)
         if bounds != (old.workers.min, old.workers.max):
             self._said = None
+        # What processes are started with is changed as well: each is then replaced while everything goes on.
+        words = (
+            rng.choice(["a", "b"])
+            if rng.random() < 0.05 and not world.scene.leak_must_be_seen
+            else old.engine.warmup_text
+        )
         new = replace(
             old,
+            engine=replace(old.engine, warmup_text=words),
             workers=workers,
             queue=replace(
                 old.queue,

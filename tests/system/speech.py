@@ -39,6 +39,8 @@ _ENDS: dict[str, frozenset[str]] = {
     "leak_vram": _ON_GPU,
     "leak_outside": _ON_GPU,
     "raise": frozenset({"synthesis_failed"}),
+    "quote": frozenset({"synthesis_failed"}),
+    "quote_fatal": _DEADLY,
     "exit": _DEADLY,
     "segv": _DEADLY,
     "abort": _DEADLY,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from msgspec import Struct
 
+from ...worker_words import WARNING, say
 from ..base import EngineError, Utterance
 from .decoding import Watch
 from .pronunciation import Dictionary
@@ -170,7 +170,7 @@ class Speech:
             spk=None,
         )[0].tolist()
         if len(tokens) >= most:
-            print(f"a segment had no end after its {most} tokens and is cut there", file=sys.stderr)
+            say(WARNING, f"a segment had no end after its {most} tokens and is cut there")
         return tokens
 
 

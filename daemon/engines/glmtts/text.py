@@ -124,6 +124,7 @@ class Texts:
                 "synthesis_failed",
                 f"text: GLM-TTS's normaliser fails on {_excerpt(text)}: {type(problem).__name__}: {problem}; "
                 "write that passage in words",
+                quotes=True,
             ) from problem
 
 
@@ -156,4 +157,4 @@ def _excerpt(text: str) -> str:
 
 
 def _refusal(problem: str) -> EngineError:
-    return EngineError("bad_request", f"text: {problem}")
+    return EngineError("bad_request", f"text: {problem}", quotes=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glmtts.daemon.worker_output import WorkerOutput
+from glmtts.daemon.worker_output import WorkerOutput, understood
 
 
 def test_lines_are_whole_whatever_the_chunks() -> None:
@@ -87,3 +88,18 @@ def test_every_line_passes_or_is_counted(chunks: list[bytes], burst: int) -> Non
     passed = sum(not line.endswith(" lines left out") for line in lines)
     full = b"".join(chunks).split(b"\n")
     assert sum(bool(line) for line in full) <= passed + counted <= len(full)
+
+
+@pytest.mark.parametrize(
+    ("line", "level", "job", "words"),
+    [
+        ("<4>[job b-1] cut there", "warning", "b-1", "cut there"),
+        ("<3>ends", "error", "", "ends"),
+        ("<7>KeyError: x", "debug", "", "KeyError: x"),
+        ("plain words", "info", "", "plain words"),
+        ("<9>no priority", "info", "", "<9>no priority"),
+        ("[job b-1] without", "info", "", "[job b-1] without"),
+    ],
+)
+def test_a_line_that_says_its_priority_and_job_is_logged_by_them(line: str, level: str, job: str, words: str) -> None:
+    assert understood(line, by_default="info") == (level, job, words)

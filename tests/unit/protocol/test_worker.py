@@ -45,6 +45,7 @@ FROM_WORKER: list[worker.WorkerMessage] = [
     ),
     worker.Failed(job="j", code="oom", message="m"),
     worker.Suspended(job="j", memory=MEMORY),
+    worker.Checked(check="c1"),
     worker.Trimmed(memory=MEMORY),
     worker.Bye(reason="asked to"),
 ]
@@ -55,6 +56,7 @@ TO_WORKER: list[worker.SupervisorMessage] = [
     worker.CancelJob(job="j"),
     worker.SuspendJob(job="j"),
     worker.ResumeJob(job="j"),
+    worker.Check(check="c1"),
     worker.Trim(),
     worker.StopWorker(),
 ]

@@ -57,7 +57,7 @@ def test_a_client_is_told_what_its_worker_died_of(
 @pytest.mark.parametrize(("code", "cause"), [("out_of_memory", "out_of_memory"), ("cuda_context", "cuda_context")])
 def test_what_a_worker_says_of_its_end_counts_more_than_how_it_ends(world: Any, code: str, cause: str) -> None:
     job = world.job(world.request())
-    world.say(wire.Failed(job=job, code=code, message="in its own words", fatal=True))
+    world.say(wire.Failed(job=job, code=code, message="of a text", reason="in its own words", fatal=True))
     assert world.states() == ["failed"]
     world.die(-9)
     assert world.worker().last_death.cause == cause

@@ -8,7 +8,6 @@ from typing import Any, get_args
 import pytest
 
 from glmtts.daemon.core import effects, inputs
-from glmtts.daemon.core.operations import merged
 from glmtts.daemon.core.settings import Settings
 from glmtts.protocol import control, requests
 
@@ -36,11 +35,13 @@ def test_recycling_all_is_answered_with_whom_it_took(make_world: Make) -> None:
 def test_a_reload_says_what_it_applied_and_what_needs_a_restart(world: Any, make_settings: Make) -> None:
     id = world.operate(control.Reload)
     (read,) = world.effects(effects.ReadSettings)
-    new = make_settings(queue={"max_waiting": 1}, engine={"warmup_text": "other"})
+    new = make_settings(queue={"max_waiting": 1}, limits={"text_chars": 10})
     world.step(inputs.SettingsRead(new, [], read.to, read.id))
-    assert world.last(id).values == {"applied": ["queue.max_waiting"], "restart_needed": ["engine.warmup_text"]}
+    values = world.last(id).values
+    assert (values["applied"], values["restart_needed"]) == (["queue.max_waiting"], ["limits.text_chars"])
+    assert (values["rolling"], values["workers"]) == ([], [])
     assert world.machine.settings.queue.max_waiting == 1
-    assert world.machine.settings.engine.warmup_text == Settings().engine.warmup_text
+    assert world.machine.settings.limits.text_chars == Settings().limits.text_chars
 
 
 def test_a_wrong_configuration_changes_nothing(world: Any) -> None:
@@ -112,10 +113,3 @@ def test_status_counts_what_there_is(world: Any) -> None:
 
 def test_every_operation_of_the_protocol_is_served(world: Any) -> None:
     assert set(world.machine._controls) == set(get_args(control.ControlRequest))
-
-
-def test_a_merged_configuration_keeps_what_needs_a_restart(make_settings: Make) -> None:
-    old = make_settings(audio={"sample_rate": 16_000})
-    new = make_settings(audio={"sample_rate": 8_000, "default_format": "flac"})
-    audio = merged(old, new, ["audio.sample_rate"]).audio
-    assert (audio.sample_rate, audio.default_format) == (16_000, "flac")
