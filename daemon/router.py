@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from glmtts.protocol import codec, events
 from glmtts.protocol.errors import ErrorCode
@@ -37,6 +37,9 @@ _SKIPPED_AT_ONCE = 4_000
 #: What a queued message costs beside its bytes, about.
 _OVERHEAD = 300
 
+#: A zmq_socket_monitor event: its number and a value (zmq_socket_monitor(3)). pyzmq's own parser would load asyncio, and
+#: everybody who waits for a daemon to start would wait for that.
+_MONITOR_FRAME = struct.Struct("=hi")
 _MONITORED = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 
 
@@ -263,13 +266,12 @@ class ClientRouter:
                 frames = self.monitor.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            event = parse_monitor_message(frames)
-            fd = event["value"]
-            if event["event"] == zmq.EVENT_ACCEPTED:
+            event, fd = _MONITOR_FRAME.unpack(frames[0])
+            if event == zmq.EVENT_ACCEPTED:
                 self._open[fd] = self._silent[fd] = None
                 if len(self._open) > self._max_connections:
                     self._turn_away()
-            elif event["event"] == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
                 self.handshakes_failed += 1
             else:
                 self._silent.pop(fd, None)
