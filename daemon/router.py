@@ -37,8 +37,8 @@ _SKIPPED_AT_ONCE = 4_000
 #: What a queued message costs beside its bytes, about.
 _OVERHEAD = 300
 
-#: A zmq_socket_monitor event: its number and a value (zmq_socket_monitor(3)). pyzmq's own parser would load asyncio, and
-#: everybody who waits for a daemon to start would wait for that.
+#: A zmq_socket_monitor event: its number and a value (zmq_socket_monitor(3)). pyzmq's own parser would load asyncio,
+#: and everybody who waits for a daemon to start would wait for that.
 _MONITOR_FRAME = struct.Struct("=hi")
 _MONITORED = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 
