@@ -239,11 +239,8 @@ class MetricsServer:
             connection.answer = connection.answer[sent:]
         if connection.answer:
             self._selector.modify(connection.socket, selectors.EVENT_WRITE, connection)
-            return
-        # The other side reads to the end: closing with unread bytes would reset the connection under its answer.
-        with contextlib.suppress(OSError):
-            connection.socket.shutdown(socket.SHUT_WR)
-        self._drop(connection)
+        else:
+            self._drop(connection)
 
     def _drop(self, connection: _Connection) -> None:
         del self._connections[connection.socket.fileno()]
