@@ -68,6 +68,7 @@ bench: install  ## measure against the limits and the peers (minutes); bench/res
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]' --config-settings editable_mode=strict \
 	  || echo "The peer or the plot can't be installed here: they will be missing."
 	@$(BIN)/python bench/overhead.py
+	@$(BIN)/python bench/metrics.py
 	@$(BIN)/python bench/faults.py
 	@$(BIN)/python bench/leaks.py
 	@$(BIN)/python bench/scheduling.py

@@ -92,6 +92,8 @@ class MetricsServer:
         try:
             while not self._closed:
                 self._turn()
+        except Exception as error:
+            self._told(f"metrics are not served any more, by an error of ours: {type(error).__name__}: {error}")
         finally:
             for connection in list(self._connections.values()):
                 self._drop(connection)
@@ -114,8 +116,12 @@ class MetricsServer:
         write, self._given = self._given, None
         if write is not None:
             self._asked = False
-            self._known = (time.monotonic(), write())
-            self._answer_waiting(self._known[1])
+            try:
+                self._known = (time.monotonic(), write())
+                self._answer_waiting("200 OK", self._known[1])
+            except Exception as error:
+                words = f"an error of the daemon's: {type(error).__name__}: {error}\n"
+                self._answer_waiting("500 Internal Server Error", words.encode())
         self._look_at_clock(time.monotonic())
 
     def _pause_s(self, now: float) -> float | None:
@@ -216,10 +222,10 @@ class MetricsServer:
                 self._asked = True
                 self._ask()
 
-    def _answer_waiting(self, text: bytes) -> None:
+    def _answer_waiting(self, status: str, body: bytes) -> None:
         for connection in list(self._connections.values()):
             if connection.waits_since is not None:
-                self._answer(connection, "200 OK", text)
+                self._answer(connection, status, body)
 
     def _answer(self, connection: _Connection, status: str, body: bytes, more: str = "") -> None:
         connection.waits_since = None
@@ -239,11 +245,8 @@ class MetricsServer:
             connection.answer = connection.answer[sent:]
         if connection.answer:
             self._selector.modify(connection.socket, selectors.EVENT_WRITE, connection)
-            return
-        # The other side reads to the end: closing with unread bytes would reset the connection under its answer.
-        with contextlib.suppress(OSError):
-            connection.socket.shutdown(socket.SHUT_WR)
-        self._drop(connection)
+        else:
+            self._drop(connection)
 
     def _drop(self, connection: _Connection) -> None:
         del self._connections[connection.socket.fileno()]

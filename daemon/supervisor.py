@@ -405,7 +405,10 @@ class Supervisor:
                     self._processes.tidy()
         self._background.collect()
         self._deliveries.collect()
-        for event in (*self._sampler.collect(), *self._journal.collect(), *self._metrics.collect()):
+        for event in (*self._sampler.collect(), *self._journal.collect()):
+            self._step(event)
+        # Last: whatever goes wrong with it, the others have been heard.
+        for event in self._metrics.collect():
             self._step(event)
 
     def _on_requests(self, router: ClientRouter) -> None:

@@ -41,7 +41,7 @@ class Fates:
     def quarantined_count(self) -> int:
         """How many contents are refused."""
         limit = self._context.settings.workers.restart.quarantine_after
-        return len(self.quarantine.describe(self._context.now, limit)) if limit else 0
+        return self.quarantine.count(self._context.now, limit) if limit else 0
 
     def refuse_quarantined(self, job: Job) -> bool:
         """End a job that was taken out of the queue if jobs of its content killed workers meanwhile."""

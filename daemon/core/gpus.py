@@ -107,9 +107,11 @@ class Gpus:
     def _look_at_xids(self, gpu: Gpu, reading: GpuReading) -> None:
         if reading.xids == gpu.reading.xids:
             return
-        if reading.xids.of_gpu > gpu.reading.xids.of_gpu:
+        its_own = reading.xids.of_gpu > gpu.reading.xids.of_gpu
+        if its_own:
             gpu.xid_at = self._context.now
-        self._context.log("error", "GPU reports an error", gpu=reading.index, xid=reading.xids.last)
+        xid = reading.xids.last_of_gpu if its_own else reading.xids.last
+        self._context.log("error" if its_own else "warning", "GPU reports an error", gpu=reading.index, xid=xid)
 
     def _learn(self, worker: Worker) -> None:
         """The least that a young process was seen to hold is what it takes to be loaded: a job may take any more."""

@@ -68,6 +68,10 @@ class Quarantine:
         self._entries.clear()
         return count
 
+    def count(self, now: float, at_least: int) -> int:
+        """How many are refused."""
+        return sum(entry.deaths >= at_least and entry.expires_at > now for entry in self._entries.values())
+
     def describe(self, now: float, at_least: int) -> list[dict[str, Any]]:
         """Everything that is refused, as operators see it, the newest first."""
         return [

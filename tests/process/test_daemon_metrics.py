@@ -197,6 +197,12 @@ def test_two_daemons_with_one_port_both_speak_and_the_second_says_that_it_has_no
     assert value(scrape(port), "glmtts_jobs_accepted_total") == 1
 
 
+def test_metrics_beyond_this_machine_are_served_and_warned_of(start: Any) -> None:
+    daemon = start(metrics={"listen": "0.0.0.0:0"})
+    assert scrape(port_of(daemon))
+    assert "metrics are served beyond this machine" in daemon.log()
+
+
 def test_what_is_no_request_for_metrics_is_answered_as_such(daemon: Any, port: int) -> None:
     with daemon.still_serves():
         assert fetch(port, "/")[0] == 404 and "/metrics" in fetch(port, "/")[2]

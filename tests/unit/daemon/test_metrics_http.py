@@ -43,14 +43,23 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     """Starts servers: ``serve()`` answers with a count of how often it was asked, ``serve(answers=False)`` never."""
     servers: list[MetricsServer] = []
 
-    def begin(address: Address = LOOPBACK, *, answers: bool = True, told: Told | None = None, **bounds: Any) -> Any:
+    def begin(
+        address: Address = LOOPBACK,
+        *,
+        answers: bool = True,
+        broken: bool = False,
+        told: Told | None = None,
+        **bounds: Any,
+    ) -> Any:
         for name, value in bounds.items():
             monkeypatch.setattr(metrics_http, f"_{name.upper()}", value)
         asked: list[float] = []
 
         def ask() -> None:
             asked.append(time.monotonic())
-            if answers:
+            if broken:
+                server.give(lambda: bytes(1 // 0))
+            elif answers:
                 server.give(lambda: f"asked {len(asked)}\n".encode() * 1_000)
 
         told = told or Told()
@@ -76,6 +85,13 @@ def test_a_loop_that_does_not_answer_is_said_to_be_stuck(serve: Open) -> None:
     server = serve(answers=False, answer_s=0.2)
     status, words = get(server)
     assert status == 503 and "stuck" in words
+
+
+def test_metrics_that_can_t_be_written_are_said_to_be_and_asked_for_again(serve: Open) -> None:
+    server = serve(broken=True)
+    for _ in range(2):
+        status, words = get(server)
+        assert status == 500 and "ZeroDivisionError" in words
 
 
 def test_who_asks_again_at_once_gets_what_was_just_written(serve: Open) -> None:

@@ -39,3 +39,13 @@ def test_the_oldest_is_forgotten_before_memory_grows() -> None:
     assert len(quarantine._entries) == 1_000
     assert quarantine.deaths("0", 1_500.0) == 0
     assert quarantine.deaths("1499", 1_500.0) == 1
+
+
+def test_as_many_are_counted_as_are_shown() -> None:
+    quarantine = Quarantine()
+    for number in range(6):
+        for _ in range(1 + number % 3):
+            quarantine.blame(f"c{number}", float(number), 10.0)
+    for now in (5.0, 12.5, 100.0):
+        assert quarantine.count(now, 2) == len(quarantine.describe(now, 2))
+    assert quarantine.count(5.0, 2) == 4
