@@ -565,6 +565,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"glmttsd {__version__}")
     options = parser.parse_args(arguments)
+    if os.getpid() == 1:
+        # The first process of a container gets no signal that it has no handler for, and would start in spite of a stop.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         loaded = config.load(options.config or config.find())
     except config.ConfigError as error:

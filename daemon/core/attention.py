@@ -139,7 +139,8 @@ class Attention:
             what = "The GPUs have not been looked at yet, so no worker is started; until then nobody is spoken to."
             return Problem("loading", "down", what, "Wait for a few seconds; then glmttsctl gpus says how NVML does.")
         last = _last_death(workers)
-        what = f"No worker can speak now; {last.name if last else workers[0].name} is started again after this: {_death(last)}."
+        name = last.name if last else workers[0].name
+        what = f"No worker can speak now; {name} is started again after this: {_death(last)}."
         return Problem("workers_crash", "down", what, LOOK_AT_WORKER)
 
     def _waits(self, worker: Worker, severity: Severity) -> Problem:
