@@ -69,7 +69,7 @@ def test_it_speaks_replaces_its_workers_and_reaps_whatever_is_left_to_it(contain
     client.speak("hello")
     client.speak("children", options={"fault": "fork_child"})
     # Whose parent ends becomes its child: a stranger's process is left to itself, and reaped when it ends.
-    daemon.inside("sleep 1 & sleep 3600 & exit 0")
+    daemon.inside("(sleep 1 & sleep 3600 &) >/dev/null 2>&1")
     names = [child.name() for child in daemon.first.children()]
     assert names.count("sleep") == 2, names
     (worker,) = (child for child in daemon.first.children() if "gpu_worker" in " ".join(child.cmdline()))
