@@ -4,13 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test test-metrics check format soak chaos bench wheel clean
+.PHONY: help install demo test test-glmtts test-metrics test-systemd check format soak chaos bench wheel clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 # A strict editable install is a tree of links, made once: it is made anew when a file comes or goes.
-FILES := $(shell find protocol client daemon etc -name '*.py' -o -name '*.toml' -o -name py.typed | sort)
+FILES := $(shell find protocol client daemon etc systemd -type f ! -name '*.pyc' | sort)
 STAMP := $(VENV)/.installed-$(shell echo $(FILES) | cat - pyproject.toml | cksum | cut -d' ' -f1)
 
 install: $(STAMP)  ## make .venv and install the project in it, with everything that its tests need
@@ -30,8 +30,19 @@ test: install  ## every test that takes part in each change (under 5 minutes on 
 	@$(BIN)/python -m pytest -q -n logical --maxprocesses=8 tests/unit tests/simulation
 	@$(BIN)/python -m pytest -q -n logical --maxprocesses=4 --dist loadfile tests/process
 
+# The engine against a stand-in for GLM-TTS; with ROOT against a checkout of it that has a checkpoint, and PYTHON_OF_ROOT
+# is the interpreter that has its packages.
+ROOT ?=
+PYTHON_OF_ROOT ?=
+test-glmtts: install  ## the GLM-TTS engine, with a stand-in for upstream, or ROOT=/path PYTHON_OF_ROOT=/path/bin/python
+	@GLMTTS_ROOT='$(ROOT)' GLMTTS_PYTHON='$(PYTHON_OF_ROOT)' \
+	  $(BIN)/python -m pytest -q -n logical --maxprocesses=4 --dist loadfile tests/glmtts
+
 test-metrics: install  ## the alert rules, and a real Prometheus scraping a real daemon (apt-get install prometheus)
 	@$(BIN)/python -m pytest -q -n logical --maxprocesses=4 tests/metrics
+
+test-systemd: install  ## the service under a real systemd, in a container (root, debootstrap, systemd-container; minutes)
+	@$(BIN)/python -m pytest -q tests/system/systemd
 
 # How many lives of a thousand requests each, or FIRST:LAST.
 SEEDS ?= 300
@@ -41,7 +52,7 @@ soak: install  ## the core through many simulated lives, SEEDS=0:1199 for more; 
 # For so many seconds, without GPUs and with.
 CHAOS_S ?= 300
 chaos: install  ## what takes minutes: every fault and harm from outside, the daemon killed fifty times, ten thousand jobs
-	@GLMTTS_CHAOS_S=$(CHAOS_S) $(BIN)/python -m pytest -q -s tests/system
+	@GLMTTS_CHAOS_S=$(CHAOS_S) $(BIN)/python -m pytest -q -s tests/system --ignore tests/system/systemd
 
 check: install  ## formatting, lint, types, import rules
 	@$(BIN)/ruff format --check .
@@ -70,4 +81,4 @@ wheel: install  ## build the distribution into dist/
 	@$(BIN)/python -m build --quiet --wheel
 
 clean:  ## remove what the targets made
-	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/results
+	@rm -rf $(VENV) .container build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/results

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glmtts.protocol import events
 from glmtts.protocol.errors import ErrorCode
@@ -16,9 +16,11 @@ from .core.families import Family, Histogram, kept, labelled, single
 from .core.settings import MetricsSettings
 from .journal import JournalFigures
 from .logs import Logger
-from .metrics_http import MetricsServer
 from .metrics_text import written
 from .tcp_access import parse_listen
+
+if TYPE_CHECKING:
+    from .metrics_http import MetricsServer
 
 #: Seconds. Nothing in the loop takes over a millisecond: what does is worth seeing.
 LAG_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
@@ -66,6 +68,8 @@ class Metrics:
                     "metrics are served beyond this machine, and not encrypted: let only your Prometheus in",
                     address=settings.listen,
                 )
+            from .metrics_http import MetricsServer  # most daemons have no use for it
+
             self._server = MetricsServer(address, self._ask, self._told)
 
     def open(self) -> None:

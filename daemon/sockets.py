@@ -12,6 +12,8 @@ import grp
 import os
 import socket
 import stat
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from glmtts.protocol.endpoints import CONTROL, EVENTS, MAX_PATH_BYTES, REQUESTS, WORKERS
@@ -19,6 +21,14 @@ from glmtts.protocol.endpoints import CONTROL, EVENTS, MAX_PATH_BYTES, REQUESTS,
 from .tcp_access import Address
 
 _BACKLOG = 4096
+
+#: What a service manager calls the sockets that it may hand over (FileDescriptorName). Only clients of the requests
+#: socket have reason to wait at it while there is no daemon.
+_HANDED_OVER = {"requests": REQUESTS}
+#: How long the sockets of a daemon that has just ended may still be there, in seconds.
+_GOING_S = 1.0
+#: Flags of a socket that listens, in /proc/net/unix: __SO_ACCEPTCON.
+_LISTENS = 1 << 16
 
 #: ZeroMQ's threads where there is TCP; and as bits of ZMQ_AFFINITY the one for the sockets of this machine, and the one
 #: for TCP alone: strangers' handshakes, and encryption, don't keep local clients waiting.
@@ -33,9 +43,18 @@ class RuntimeDirError(Exception):
 class RuntimeDir:
     """The runtime folder, held under a lock as long as the daemon lives: two daemons can't share one."""
 
-    def __init__(self, path: Path) -> None:
-        """Make the folder if it is not there, check whose it is, and lock it. Raises RuntimeDirError."""
+    def __init__(self, path: Path, inherited: Mapping[str, int] | None = None) -> None:
+        """Make the folder if it is not there, check whose it is, and lock it. Raises RuntimeDirError.
+
+        ``inherited``: listening sockets that a service manager has handed over, by the name that it gives them.
+        """
         self.path = path
+        self._inherited = {_HANDED_OVER[name]: fd for name, fd in (inherited or {}).items() if name in _HANDED_OVER}
+        if unknown := (inherited or {}).keys() - _HANDED_OVER.keys():
+            raise RuntimeDirError(
+                f"a socket was handed over under the name {min(unknown)!r}, and this daemon takes over "
+                f"{', '.join(_HANDED_OVER)} alone: see FileDescriptorName in the socket unit"
+            )
         longest = max(len(os.fsencode(path / name)) for name in (REQUESTS, CONTROL, EVENTS, WORKERS))
         if longest > MAX_PATH_BYTES:
             raise RuntimeDirError(
@@ -79,8 +98,13 @@ class RuntimeDir:
         return f"ipc://{self.path / name}"
 
     def listen(self, name: str, mode: int, group: str = "") -> int:
-        """Make a listening socket and return its descriptor. Raises RuntimeDirError."""
+        """Make a listening socket, or take over the one that is there, and return its descriptor. Raises
+        RuntimeDirError.
+        """
         path = self.path / name
+        if name in self._inherited:
+            return _taken_over(self._inherited.pop(name), path, mode, group)
+        _wait_for_silence(path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             # What lies there is of a dead daemon: we hold the lock.
@@ -104,6 +128,65 @@ class RuntimeDir:
             with contextlib.suppress(OSError):
                 path.unlink()
         os.close(self._lock)
+
+
+def _taken_over(descriptor: int, path: Path, mode: int, group: str) -> int:
+    """A listening socket that a service manager made, checked, with our mode and group; it goes on after our end."""
+    bound: object = None
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as listener:
+        listens = listener.family == socket.AF_UNIX and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if listens and listener.type == socket.SOCK_STREAM:
+            bound = listener.getsockname()
+    if not isinstance(bound, str) or os.path.realpath(bound) != os.path.realpath(path):
+        raise RuntimeDirError(
+            f"{path}: the socket that was handed over for it is {bound or 'no listening stream socket'}: clients would "
+            "look for it in vain. Set the same folder in ListenStream of the socket unit and in GLMTTS_RUNTIME_DIR."
+        )
+    try:
+        about = path.stat(follow_symlinks=False)
+        group_id = grp.getgrnam(group).gr_gid if group else about.st_gid
+        if about.st_gid != group_id:
+            os.chown(path, -1, group_id)
+        if stat.S_IMODE(about.st_mode) != mode:
+            path.chmod(mode)
+    except KeyError:
+        raise RuntimeDirError(f"there is no group {group!r}: see [daemon] socket_group") from None
+    except FileNotFoundError:
+        raise RuntimeDirError(
+            f"{path}: somebody has removed the socket that was handed over for it, and no client can find it any more. "
+            "Have the service manager make it again: systemctl restart glmtts.socket"
+        ) from None
+    except OSError as error:
+        raise RuntimeDirError(
+            f"{path}: {error.strerror}: this socket was handed over with the mode "
+            f"{stat.S_IMODE(about.st_mode):04o} and can't be given {mode:04o}. Set SocketUser, SocketGroup and "
+            "SocketMode of the socket unit as [daemon] socket_group and socket_mode say."
+        ) from None
+    return descriptor
+
+
+def _wait_for_silence(path: Path) -> None:
+    """Make sure that nobody listens at ``path``, though the folder's lock is ours. Raises RuntimeDirError."""
+    deadline = time.monotonic() + _GOING_S
+    while _is_listened_to(path):
+        if time.monotonic() > deadline:
+            raise RuntimeDirError(
+                f"{path}: something that is no daemon of ours listens there; a socket unit, if 'systemctl status "
+                "glmtts.socket' shows one. Start the daemon by its unit then ('systemctl start glmtts.service'), or "
+                "give this one a runtime folder of its own."
+            )
+        time.sleep(0.01)
+
+
+def _is_listened_to(path: Path) -> bool:
+    """Whether a process has a listening socket of this path; connecting would tell too, but be heard."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/net/unix").read_bytes().splitlines()[1:]:
+            # Num: RefCount Protocol Flags Type St Inode Path
+            fields = line.split(None, 7)
+            if len(fields) == 8 and fields[7] == os.fsencode(path) and int(fields[3], 16) & _LISTENS:
+                return True
+    return False
 
 
 def listen_tcp(address: Address) -> tuple[int, Address]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import gc
 import os
 import resource
@@ -29,7 +30,7 @@ from glmtts.protocol.errors import ErrorCode, RequestError
 from . import __version__, config, outputs
 from .background import Background
 from .core import effects, inputs
-from .core.machine import Machine
+from .core.machine import Machine, Phase
 from .core.places import asks_nvml
 from .deliveries import Deliveries
 from .errands import Errands, stored
@@ -41,6 +42,8 @@ from .orphans import Records
 from .peers import LocalPeers
 from .processes import Processes, WorkerProcess
 from .router import ClientRouter, Received
+from .self_check import SelfCheck
+from .service_manager import ServiceManager, inherited
 from .sockets import IO_THREADS, LOCAL_THREAD, RuntimeDir, RuntimeDirError
 from .tcp_access import Access
 from .tcp_requests import TcpRequests
@@ -77,7 +80,8 @@ class Supervisor:
             body_bytes=settings.limits.body_mib << 20,
             text_chars=settings.limits.text_chars,
         )
-        self._runtime = RuntimeDir(endpoints.runtime_dir(settings.daemon.runtime_dir))
+        self._manager = ServiceManager()
+        self._runtime = RuntimeDir(endpoints.runtime_dir(settings.daemon.runtime_dir), inherited())
         self._zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context(IO_THREADS if loaded.tcp else 1)
         self._poller = zmq.Poller()
         self._handlers: dict[Any, Callable[[], None]] = {}
@@ -116,12 +120,13 @@ class Supervisor:
             log,
         )
         self._watch(self._workers.socket, self._on_workers)
+        self._manager.starting("ending what a daemon before has left behind")
         self._sweep_orphans()
         self._sampler = Sampler(self._wakeup_write, self._clock, use_nvml=asks_nvml(settings))
         self._voices = VoiceStore(config.voices_dir(settings))
         self._errands = Errands(
             self._background,
-            self._step,
+            self._on_errand,
             config_file=loaded.file,
             voices=self._voices,
             limits=settings.limits,
@@ -130,6 +135,7 @@ class Supervisor:
         self._journal = Journal(
             config.state_dir(settings), self._wakeup_write, on_warning=lambda line: log.warning("journal", reason=line)
         )
+        self._manager.starting("taking up the journal")
         self._first_of_journal = self._journal.open()
         self._deliveries = Deliveries(self._wakeup_write, self._do_send, self._step, log)
         self._machine = self._make_machine()
@@ -158,7 +164,7 @@ class Supervisor:
             effects.Log: lambda e: self._log.log(e.level, e.message, **e.fields),
             effects.ChangeLogLevel: self._do_change_log_level,
             effects.UseSettings: self._do_use_settings,
-            effects.ReadSettings: self._errands.read_settings,
+            effects.ReadSettings: self._do_read_settings,
             effects.StoreVoice: self._errands.store_voice,
             effects.WriteMetrics: self._metrics.write,
             effects.ReadLog: self._do_read_log,
@@ -170,6 +176,14 @@ class Supervisor:
             effects.SettleOutput: self._deliveries.settle,
             effects.Exit: self._do_exit,
         }
+        #: Where a service manager ends a daemon that it does not hear of.
+        self._self_check = (
+            SelfCheck(self._zmq, self._runtime.endpoint(endpoints.CONTROL)) if self._manager.watches else None
+        )
+        if self._self_check:
+            self._watch(self._self_check.socket, self._self_check.receive)
+        if self._manager.problem:
+            log.warning("the service manager can't be told of the daemon", reason=self._manager.problem)
 
     # --- opening
 
@@ -318,10 +332,22 @@ class Supervisor:
             self._step(inputs.TimePassed())
         self._flush()
         self._metrics.lag.add(self._clock() - began)
+        if self._manager.wanted:
+            self._guarded(self._tell_manager)
+
+    def _tell_manager(self) -> None:
+        self._manager.turn(lambda: self._machine.summary, self._machine.phase is Phase.STOPPING, self._is_well)
+
+    def _is_well(self) -> bool:
+        """Whether the daemon does its work, as far as a new one would do it better."""
+        if self._self_check is None or self._self_check.well():
+            return True
+        self._log.error("daemon is not well, and its service manager may end it", reason=self._self_check.problem)
+        return False
 
     def _poll_ms(self) -> int | None:
         """How long nothing may happen: forever, unless a timer is due or something waits to be sent."""
-        due = self._machine.next_due
+        due = min((due for due in (self._machine.next_due, self._manager.next_due()) if due is not None), default=None)
         wait_s = None if due is None else max(0.0, due - self._clock())
         if any(router.waiting for router in self._routers):
             wait_s = self._flush_delay_s if wait_s is None else min(wait_s, self._flush_delay_s)
@@ -374,7 +400,7 @@ class Supervisor:
                 if number in (signal.SIGTERM, signal.SIGINT):
                     self._step(inputs.StopAsked(signal.Signals(number).name))
                 elif number == signal.SIGHUP:
-                    self._errands.read_settings(effects.ReadSettings())
+                    self._do_read_settings(effects.ReadSettings())
                 elif number == signal.SIGCHLD:
                     self._processes.tidy()
         self._background.collect()
@@ -505,6 +531,15 @@ class Supervisor:
     def _do_change_log_level(self, effect: effects.ChangeLogLevel) -> None:
         self._log.level = effect.level
 
+    def _do_read_settings(self, effect: effects.ReadSettings) -> None:
+        self._manager.reloading()
+        self._errands.read_settings(effect)
+
+    def _on_errand(self, event: inputs.Input) -> None:
+        self._step(event)
+        if isinstance(event, inputs.SettingsRead):
+            self._manager.reloaded()
+
     def _do_read_log(self, effect: effects.ReadLog) -> None:
         values = self._log.kept.describe(effect.request) | {"pid": os.getpid(), "journal": self._log.in_journal}
         self._do_send(effects.Send(effect.to, events.Result(id=effect.request.id, values=values)))
@@ -535,8 +570,11 @@ class Supervisor:
             self._tcp.close()
         self._events.close(0)
         self._workers.socket.close(0)
+        if self._self_check:
+            self._self_check.close()
         self._zmq.term()
         self._log.info("daemon ended", status=self._status)
+        self._manager.close()
 
 
 def _is_socket(source: object) -> bool:
@@ -582,6 +620,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(error.problems), file=sys.stderr)
         return _EX_CONFIG
     _raise_descriptor_limit()
+    # A watchdog ends a loop that hangs by SIGABRT: where it hung is then in the log.
+    faulthandler.enable()
     log = Logger(loaded.settings.daemon.log_level, loaded.settings.daemon.log_format)
     try:
         return Supervisor(loaded, log).run()

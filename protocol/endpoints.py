@@ -10,6 +10,9 @@ CONTROL = "control.sock"
 EVENTS = "events.sock"
 WORKERS = "workers.sock"
 
+#: The runtime folder of the daemon that serves the whole machine, as a service or run by root.
+MACHINE_DIR = Path("/run/glmtts")
+
 #: sun_path of sockaddr_un has 108 bytes with its closing NUL (unix(7)).
 MAX_PATH_BYTES = 107
 
@@ -27,7 +30,7 @@ def runtime_dir(configured: str = "") -> Path:
     elif env.get("RUNTIME_DIRECTORY"):
         path = Path(env["RUNTIME_DIRECTORY"].split(":")[0])
     elif os.geteuid() == 0:
-        path = Path("/run/glmtts")
+        path = MACHINE_DIR
     elif env.get("XDG_RUNTIME_DIR"):
         path = Path(env["XDG_RUNTIME_DIR"]) / "glmtts"
     # Workers have another working folder than the daemon.
@@ -35,8 +38,15 @@ def runtime_dir(configured: str = "") -> Path:
 
 
 def requests_endpoint() -> str:
-    """The endpoint of the requests socket: ``GLMTTS_ENDPOINT``, else the socket in the runtime folder."""
-    return os.environ.get("GLMTTS_ENDPOINT") or f"ipc://{runtime_dir() / REQUESTS}"
+    """The endpoint of the requests socket, for a client: ``GLMTTS_ENDPOINT``, else the socket in the runtime folder.
+
+    Who has no daemon of his own, and names no folder, is served by the machine's.
+    """
+    if named := os.environ.get("GLMTTS_ENDPOINT"):
+        return named
+    own, machine_s = runtime_dir() / REQUESTS, MACHINE_DIR / REQUESTS
+    is_named = bool(os.environ.get("GLMTTS_RUNTIME_DIR"))
+    return f"ipc://{own if is_named or own.exists() or not machine_s.exists() else machine_s}"
 
 
 def sibling_endpoint(requests: str, name: str) -> str:

@@ -47,6 +47,8 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "config": ("config", "config"),
     "key": ("key", "key"),
     "doctor": ("doctor", "doctor"),
+    "install-service": ("service", "install_service"),
+    "uninstall-service": ("service", "uninstall_service"),
     "demo": ("demo", "demo"),
     "completion": ("completion", "completion"),
 }

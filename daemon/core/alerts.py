@@ -32,6 +32,11 @@ class Alerts:
         """All that are raised: each one's name, and the GPU or worker that it is about, or ``""``."""
         return [(name, of) for name, _, of in (raised.partition(".") for raised in self._raised)]
 
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """What those say that are raised, the longest raised first."""
+        return tuple(message for message, _ in self._raised.values())
+
     def describe(self) -> list[dict[str, Any]]:
         """All that are raised, as ``status`` shows them."""
         now = self._context.now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Collection
 
 from glmtts.protocol.worker import Ready
@@ -13,6 +14,8 @@ from .workers import Worker, WorkerState
 
 #: For so long a worker may wait for memory before requests are refused for it, and until they may come again.
 _PATIENCE_S = 10.0
+#: Characters of a worker's last words that clients are told; operators see all of them (``glmttsctl workers``).
+_MOST_WORDS = 300
 #: States of a process that ends in good order, in whose place another one is started.
 _RETURNING = frozenset({WorkerState.DRAINING, WorkerState.STOPPING})
 
@@ -29,6 +32,7 @@ def unavailable(
     if breaker.state is not BreakerState.CLOSED:
         deaths = [worker.last_death for worker in workers if worker.last_death]
         last = max(deaths, key=lambda death: death.at).detail if deaths else "?"
+        last = textwrap.shorten(last, _MOST_WORDS, placeholder=" ...")
         reason = f"no worker can be kept alive ({breaker.faults} faults in a row); the last one: {last}"
         return reason, _next_attempt_s(workers, context, engine)
     waiting = [

@@ -68,6 +68,8 @@ from .reception import Reception
 from .recycler import Recycler
 from .scaler import Scaler
 from .settings import Settings
+from .summary import Summary
+from .workers import WorkerState
 
 
 class Phase(enum.StrEnum):
@@ -293,6 +295,21 @@ class Machine:
     def next_due(self) -> float | None:
         """When a step with TimePassed is due, if nothing happens before."""
         return self._context.timers.next_due()
+
+    @property
+    def summary(self) -> Summary:
+        """How the daemon is, now."""
+        counts = self._pool.counts()
+        waiting = len(self._queue)
+        return Summary(
+            state=self._state,
+            ready=counts.get(WorkerState.READY, 0) + counts.get(WorkerState.BUSY, 0),
+            starting=counts.get(WorkerState.STARTING, 0),
+            workers=counts["total"],
+            running=len(self._ledger.live) - waiting,
+            waiting=waiting,
+            alerts=self._alerts.messages,
+        )
 
     @property
     def watched(self) -> bool:

@@ -6,7 +6,7 @@ disagree. No label has a user or a job in it: there are no more series than ther
 
 from __future__ import annotations
 
-import platform
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -90,7 +90,7 @@ class Measures:
             "version": self._version,
             "protocol": str(VERSION),
             "engine": context.settings.engine.name,
-            "python": platform.python_version(),
+            "python": ".".join(map(str, sys.version_info[:3])),
         }
         raised = dict.fromkeys(self._alerts.names(), 1.0)
         alerts = {(name, ""): 0.0 for name in _ALERTS} | raised

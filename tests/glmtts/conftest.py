@@ -51,11 +51,20 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Root:
     return Root(folder, interpreter(), cache, is_stand_in=True)
 
 
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        # On another file system.
+        shutil.copy2(source, target)
+
+
 @pytest.fixture
 def own_root(root: Root, tmp_path: Path) -> Root:
     """A copy that the test may damage."""
     folder = tmp_path / "GLM-TTS"
-    shutil.copytree(root.folder, folder, symlinks=True)
+    # Damage replaces files and never writes into them: links do, and a checkpoint of gigabytes may be on the other end.
+    shutil.copytree(root.folder, folder, symlinks=True, copy_function=_link)
     return Root(folder, root.python, root.cache, root.is_stand_in)
 
 

@@ -99,7 +99,8 @@ def test_a_segment_says_that_it_moves_while_it_is_spoken(root: Root, worker: Wor
     end, seen = worker.until_end(name)
     assert isinstance(end, Finished)
     beats = [message.done for message, _ in seen if isinstance(message, Beat)]
-    assert len(beats) >= 4 and beats == sorted(set(beats))
+    # The last may be said twice: nothing is counted in the vocoder.
+    assert len(set(beats)) >= 4 and beats == sorted(beats)
 
 
 def test_a_cancelled_job_ends_within_its_segment(root: Root, worker: WorkerUnderTest) -> None:
@@ -177,6 +178,16 @@ def test_the_configuration_s_defaults_and_dictionary_take_effect(
     assert speak(own, without) == speak(worker, without, options=asked_for) != speak(worker, without)
     assert speak(own, SHORT) != speak(worker, SHORT, options=asked_for)
     assert speak(own, without, options={"max_tokens": 0, "sampling": "ras", "top_k": 25}) == speak(worker, without)
+
+
+def test_a_language_model_in_half_precision_speaks_with_the_same_voice(root: Root, start: Start) -> None:
+    worker = start(**root.worker(dtype="bf16"))
+    worker.ready()
+    first, other, again = (speak(worker, SHORT, seed=seed, options={"max_tokens": 40}) for seed in (1, 2, 1))
+    assert first == again != other
+    assert np.abs(floats(first)).max() > 0.01
+    if root.is_stand_in:
+        assert pitch(floats(first), 24_000) == pytest.approx(180.0, rel=0.03)
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 24_000, 32_000, 44_100, 48_000])

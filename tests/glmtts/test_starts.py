@@ -120,6 +120,7 @@ def test_an_interpreter_that_is_too_old_says_its_version(
     old.write_text(
         f"#!{root.python}\n"
         "import sys\n"
+        "sys.executable = sys.argv[0]\n"
         "sys.version_info = (3, 9, 18, 'final', 0)\n"
         "sys.version = '3.9.18 (main, Jan  1 2024, 00:00:00) [GCC 12.2.0]'\n"
         "assert sys.argv[1] == '-c'\n"

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ class Daemon:
         self.control_endpoint = f"ipc://{self.runtime}/control.sock"
         self.events_endpoint = f"ipc://{self.runtime}/events.sock"
         self.configure(config)
-        self._environment = environment or {}
+        self.environment = environment or {}
         self._peers: list[Peer] = []
         self.process = self.launch()
 
@@ -138,17 +138,17 @@ class Daemon:
         """Write the configuration file; a running daemon reads it at the next reload."""
         self.file.write_text(toml(merged(QUICK, config)))
 
-    def launch(self, **options: Any) -> subprocess.Popen[bytes]:
-        """Start a daemon here; another one may be running. ``options`` are Popen's."""
+    def launch(self, through: Sequence[str] = (), **options: Any) -> subprocess.Popen[bytes]:
+        """Start a daemon here, by the command ``through``; another one may be running. ``options`` are Popen's."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("GLMTTS_", "STATE_", "RUNTIME_"))}
         environment |= {
             "GLMTTS_RUNTIME_DIR": str(self.runtime),
             "STATE_DIRECTORY": str(self.state),
             "XDG_STATE_HOME": str(self.state),
-        } | self._environment
+        } | self.environment
         with self.log_file.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "glmtts.daemon.supervisor", "--config", str(self.file)],
+                [*through, sys.executable, "-m", "glmtts.daemon.supervisor", "--config", str(self.file)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

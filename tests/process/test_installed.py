@@ -58,6 +58,13 @@ def test_the_installed_daemon_finds_itself_and_its_default_configuration(install
     assert default.stdout == (ROOT / "etc/glmtts.toml").read_text()
 
 
+def test_the_units_are_in_the_wheel(installed: Path) -> None:
+    packaged = {path.name for path in (installed / "glmtts/systemd").iterdir()}
+    assert packaged >= {
+        path.name for path in (ROOT / "systemd").iterdir() if path.suffix in (".service", ".socket", ".conf")
+    }
+
+
 def test_the_installed_demo_speaks(installed: Path, tmp_path: Path) -> None:
     program = "import sys; from glmtts.client.cli import main; sys.argv = ['glmttsctl', 'demo']; main()"
     done = subprocess.run(

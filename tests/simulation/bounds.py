@@ -24,6 +24,8 @@ _TIMERS_OF_WORKER, _TIMERS_OF_DAEMON = 9, 8
 
 #: Alerts of the daemon as a whole: beside them each GPU and each worker may have some.
 _ALERTS = len(RULES) + len(EVENTS)
+#: Series of metrics that are neither a GPU's nor a worker's.
+_SERIES = 160
 
 
 class Bounds:
@@ -94,6 +96,8 @@ class Bounds:
         must(Rule.BOUNDED, len(machine._alert_watch._past) <= _STEPS + 2, "what was counted in the last minutes")
         for worker in workers.values():
             self._look_at(worker)
+        series = sum(len(family.samples) for family in machine.measure())
+        must(Rule.BOUNDED, series <= _SERIES + 13 * gpus + 5 * len(workers) + len(raised), series, "series of metrics")
         for job in ledger.live.values():
             must(Rule.BOUNDED, len(job.subscribers) <= MAX_SUBSCRIBERS, job.id, "is heard by too many")
 

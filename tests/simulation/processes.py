@@ -9,6 +9,7 @@ from typing import Protocol
 
 from glmtts.daemon.core import effects, inputs
 from glmtts.protocol import worker as wire
+from glmtts.protocol.events import Voice
 
 from .accidents import KILLING, Scene
 from .hardware import Hardware
@@ -23,8 +24,8 @@ def ready(slots: int, memory: wire.Memory) -> wire.Ready:
         engine="fault",
         engine_version="1",
         sample_rates=[24_000],
-        voices=[],
-        default_voice="",
+        voices=[Voice(name="tone")],
+        default_voice="tone",
         clones_voices=False,
         slots=slots,
         load_s=0.1,

@@ -80,7 +80,7 @@ class GlmttsEngine(Engine):
         check_speakable(utterance.text)
         steps = Steps(utterance, self._max_segment_s)
         try:
-            said = self._normalised(reference.text, steps)
+            said = self._said(reference, steps)
             voice = self._voices.features(reference, said, utterance.sample_rate, steps)
             segments = self._texts.segments(self._normalised(utterance.text, steps))
             steps.expect(sum(map(len, segments)))
@@ -107,6 +107,14 @@ class GlmttsEngine(Engine):
 
     def memory(self) -> MemoryFigures:
         return torch_memory.figures()
+
+    def _said(self, reference: Reference, steps: Steps) -> str:
+        try:
+            return self._normalised(reference.text, steps)
+        except EngineError as error:
+            # Not the text that is to be spoken, which "text:" would point to.
+            words = error.message.removeprefix("text: ")
+            raise EngineError(error.code, f"what is said in the recording: {words}") from error
 
     def _normalised(self, text: str, steps: Steps) -> str:
         with self._upstream.quiet():

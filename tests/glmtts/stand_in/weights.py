@@ -47,7 +47,8 @@ def _tokenizer(folder: Path) -> None:
     ranks = "".join(f"{base64.b64encode(bytes([byte])).decode()} {byte}\n" for byte in range(256))
     (folder / "tokenizer.model").write_text(ranks)
     (folder / "tokenization_stand_in.py").write_text(
-        '"""The stand-in\'s tokenizer is in its transformers package."""\n'
+        '"""The stand-in\'s tokenizer is in its transformers package."""\n\n'
+        'vocab_files_names = {"vocab_file": "tokenizer.model"}\n'
     )
     added = {str(id): {"content": name, "special": True} for name, id in special_tokens().items()}
     config = {"tokenizer_class": "StandInTokenizer", "added_tokens_decoder": added}

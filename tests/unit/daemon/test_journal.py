@@ -404,3 +404,27 @@ def test_a_result_that_is_gone_or_too_large_is_told_so(tmp_path: Path, bytes_: i
     os.mkfifo(path)
     with pytest.raises(ResultLostError, match="is not a file any more"):
         read_result(path)
+
+
+def test_its_rows_writes_and_size_are_known_without_a_look_at_the_disk(tmp_path: Path) -> None:
+    with Rig(tmp_path) as rig:
+        assert rig.journal.figures().rows == 0
+        for job in ("a-1", "a-2", "a-3"):
+            rig.add(row(job))
+        rig.end("a-1")
+        figures = rig.journal.figures()
+        assert figures.rows == 3 and figures.writes >= 4 and figures.write_s > 0.0
+        assert figures.bytes > 4_096 and (figures.failures, figures.lag_s) == (0, 0.0)
+    with Rig(tmp_path, now=1e9 + 2 * DAY_S) as rig:
+        # What expires is removed by the next turn, if not by the first.
+        rig.add(row("a-4", created=1e9 + 2 * DAY_S))
+        rig.add(row("a-5", created=1e9 + 2 * DAY_S))
+        assert rig.journal.figures().rows == 4
+
+
+def test_a_row_that_is_refused_is_not_counted(tmp_path: Path) -> None:
+    with Rig(tmp_path) as rig:
+        rig.add(row("a-1", key="k"))
+        assert rig.add(row("a-2", key="k")).known is not None
+        assert "already" in rig.add(row("a-1")).problem
+        assert rig.journal.figures().rows == 1

@@ -255,10 +255,13 @@ def test_a_lock_of_another_process_is_waited_for_in_bounds_and_named(
         found = rig.found("a-1")
         assert found is not None and found.state == "waiting"
         assert rig.add(row("b-2")).problem == problem
+        behind = rig.journal.figures()
+        assert behind.failures >= 1 and behind.lag_s > 0.0 and behind.rows == 3
         tell(holder, "COMMIT")
         assert rig.until(inputs.JournalChanged) == inputs.JournalChanged("")
         assert rig.until(inputs.JournalEnded) == inputs.JournalEnded("a-1")
         assert rig.add(row("b-3")).problem == "" and rig.seen == []
+        assert rig.journal.figures().lag_s == 0.0 and rig.journal.figures().rows == 4
         found = rig.found("a-1")
         assert found is not None and found.state == "done"
     with Rig(tmp_path) as rig:

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from glmtts.daemon.core.inputs import GpuReading, NvmlReading
+from glmtts.daemon.core.inputs import GpuReading, NvmlReading, Xids
 from glmtts.daemon.nvml import NvmlReader
 
 MIB = 1 << 20
@@ -316,13 +316,15 @@ def test_all_gpus_gone_is_nvml_failing_and_what_was_known_stays(
     assert nvml.state == "ok" and [gpu.state for gpu in devices] == ["ok", "ok"]
 
 
-def test_a_machine_without_a_driver_is_no_fault_and_is_left_alone() -> None:
+def test_a_machine_without_a_driver_is_no_fault_and_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
         pass
     else:
         pytest.skip("this machine has an NVIDIA driver")
+    # Another test's torch may have imported it.
+    monkeypatch.delitem(sys.modules, "pynvml", raising=False)
     now = 0.0
     reader = NvmlReader(lambda: now)
     nvml, devices = reader.read()
@@ -330,3 +332,60 @@ def test_a_machine_without_a_driver_is_no_fault_and_is_left_alone() -> None:
     assert reader.quiet_until == 60.0
     assert "pynvml" not in sys.modules, "4 MiB of bindings for nothing"
     reader.close()
+
+
+# --- errors that GPUs report
+
+
+def test_errors_of_a_gpu_are_counted_and_told_apart_from_those_of_programs(
+    make_fake_gpus: Callable[..., Fakes], open_reader: Callable[..., Reader]
+) -> None:
+    gpus = make_fake_gpus(24_576, 24_576)
+    reader = open_reader(gpus)
+    assert [gpu.xids for gpu in reader.gpus()] == [Xids(), Xids()]
+    for number in (31, 79, 13):
+        gpus.xid(1, number)
+    assert [gpu.xids for gpu in reader.gpus()] == [Xids(), Xids(2, 1, 13, 79)]
+    assert reader.gpus()[1].xids == Xids(2, 1, 13, 79), "none is counted twice"
+
+
+def test_an_error_is_told_though_the_gpu_is_lost_by_it(fake_gpus: Fakes, open_reader: Callable[..., Reader]) -> None:
+    reader = open_reader(fake_gpus)
+    reader.read()
+    fake_gpus.xid(0, 79)
+    fake_gpus.lose(0)
+    (gpu,) = reader.gpus()
+    assert (gpu.state, gpu.xids.last_of_gpu) == ("lost", 79)
+
+
+def test_an_error_of_a_gpu_is_one_of_all_its_mig_instances(
+    make_fake_gpus: Callable[..., Fakes], open_reader: Callable[..., Reader]
+) -> None:
+    gpus = make_fake_gpus()
+    gpus.add(81_920, mig=[20_480, 40_960])
+    reader = open_reader(gpus)
+    reader.read()
+    gpus.xid(0, 48)
+    assert [gpu.xids.last for gpu in reader.gpus()] == [48, 48]
+
+
+@pytest.mark.parametrize("call", ["nvmlEventSetCreate", "nvmlDeviceRegisterEvents", "nvmlEventSetWait"])
+@pytest.mark.parametrize("error", ["NOT_SUPPORTED", "UNKNOWN"])
+def test_where_there_are_no_events_everything_else_is_as_ever(
+    fake_gpus: Fakes, open_reader: Callable[..., Reader], call: str, error: str
+) -> None:
+    with fake_gpus.fail(call, error):
+        reader = open_reader(fake_gpus)
+        for _ in range(2):
+            fake_gpus.xid(0, 79)
+            nvml, (gpu,) = reader.read()
+            assert (nvml.state, gpu.state, gpu.total, gpu.xids) == ("ok", "ok", 24_576 * MIB, Xids())
+
+
+def test_a_storm_of_errors_does_not_keep_the_reader(fake_gpus: Fakes, open_reader: Callable[..., Reader]) -> None:
+    reader = open_reader(fake_gpus)
+    reader.read()
+    for _ in range(60):
+        fake_gpus.xid(0, 94)
+    counted = [reader.gpus()[0].xids.of_gpu for _ in range(2)]
+    assert counted == [60, 60]

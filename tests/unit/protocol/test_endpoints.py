@@ -43,6 +43,25 @@ def test_a_named_endpoint_overrides_the_folder(monkeypatch: pytest.MonkeyPatch) 
     assert endpoints.requests_endpoint() == "tcp://127.0.0.1:5555"
 
 
+def test_who_has_no_daemon_of_his_own_is_served_by_the_machine_s(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own, machine_s = tmp_path / "user/glmtts", tmp_path / "machine"
+    monkeypatch.setattr(endpoints, "MACHINE_DIR", machine_s)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(own.parent))
+    for folder in (own, machine_s):
+        folder.mkdir(parents=True)
+    assert endpoints.requests_endpoint() == f"ipc://{own}/glmtts.sock"
+    (machine_s / "glmtts.sock").touch()
+    assert endpoints.requests_endpoint() == f"ipc://{machine_s}/glmtts.sock"
+    (own / "glmtts.sock").touch()
+    assert endpoints.requests_endpoint() == f"ipc://{own}/glmtts.sock"
+    (own / "glmtts.sock").unlink()
+    # A folder that was named is meant.
+    monkeypatch.setenv("GLMTTS_RUNTIME_DIR", str(own))
+    assert endpoints.requests_endpoint() == f"ipc://{own}/glmtts.sock"
+
+
 def test_the_operators_sockets_lie_beside_the_requests_socket() -> None:
     control = endpoints.sibling_endpoint("ipc:///run/glmtts/glmtts.sock", endpoints.CONTROL)
     assert control == "ipc:///run/glmtts/control.sock"

@@ -170,3 +170,9 @@ def test_a_few_digits_clear_a_content_and_never_a_wrong_one(ctl: Any, quarantine
     assert ctl("quarantine", "clear", "ab", "--all").exit_code == 2
     assert ctl("quarantine", "clear", "").exit_code == 1
     assert len(quarantined) == 2
+
+
+def test_metrics_are_printed_as_prometheus_reads_them(ctl: Any, answers: dict[str, Any]) -> None:
+    answers["metrics"] = {"text": "# TYPE glmtts_x gauge\nglmtts_x 1.0\n"}
+    assert ctl("metrics").stdout == "# TYPE glmtts_x gauge\nglmtts_x 1.0\n"
+    assert json.loads(ctl("metrics", "--json").stdout)["text"].endswith("glmtts_x 1.0\n")

@@ -1,0 +1,193 @@
+"""The daemon under a service manager, without systemd: what it says of itself, and the socket that it takes over."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import Daemon, Peer
+
+
+class Systemd:
+    """The other end of NOTIFY_SOCKET."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(self.path)
+        self.heard: list[str] = []
+
+    def wait_for(self, line: str, patience_s: float = 20.0) -> None:
+        """Read on until this has been said."""
+        deadline = time.monotonic() + patience_s
+        while line not in self.heard:
+            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+            try:
+                self.heard += self._socket.recv(4096).decode().split("\n")
+            except TimeoutError:
+                raise AssertionError(f"not told within {patience_s} s: {line}; told: {self.heard}") from None
+
+    def listen(self) -> list[str]:
+        """Forget what was heard before, and hear what is there."""
+        self.heard.clear()
+        self._socket.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.heard += self._socket.recv(4096).decode().split("\n")
+        heard, self.heard = self.heard, []
+        return heard
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[Systemd]:
+    with closing(Systemd(tmp_path / "notify")) as listening:
+        yield listening
+
+
+def test_a_service_is_ready_when_it_answers_and_says_when_its_workers_are(
+    start: Callable[..., Daemon], systemd: Systemd
+) -> None:
+    slow = {"name": "fault", "fault": {"start": "slow", "start_s": 1.0}}
+    daemon = start(wait=False, engine=slow, environment={"NOTIFY_SOCKET": systemd.path})
+    systemd.wait_for("READY=1")
+    # Accepted at once, though nobody can speak yet.
+    client = daemon.client()
+    id = client.send("synthesize", text="early")
+    assert client.next(id)[0]["event"] == "accepted"
+    assert any(line.startswith("STATUS=0 of 1 worker ready") for line in systemd.heard)
+    assert client.all(id)[0][-1]["event"] == "done"
+    systemd.wait_for("STATUS=1 of 1 worker ready; 0 jobs running, 0 waiting")
+    daemon.stop()
+    systemd.wait_for("STOPPING=1")
+
+
+def test_a_reload_is_told_and_a_wrong_configuration_too(start: Callable[..., Daemon], systemd: Systemd) -> None:
+    daemon = start(environment={"NOTIFY_SOCKET": systemd.path})
+    systemd.wait_for("READY=1")
+    for config in ({"queue": {"max_waiting": 7}}, {"queue": {"max_wating": 7}}):
+        systemd.listen()
+        daemon.configure(config)
+        daemon.process.send_signal(signal.SIGHUP)
+        systemd.wait_for("RELOADING=1")
+        systemd.wait_for("READY=1")
+    assert "the old one stays" in daemon.log()
+
+
+def test_the_watchdog_is_fed_while_the_daemon_answers_itself_and_not_when_it_is_frozen(
+    start: Callable[..., Daemon], systemd: Systemd
+) -> None:
+    daemon = start(environment={"NOTIFY_SOCKET": systemd.path, "WATCHDOG_USEC": "300000"})
+    for _ in range(5):
+        systemd.listen()
+        systemd.wait_for("WATCHDOG=1", 2.0)
+    daemon.process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, daemon.process.pid, os.WSTOPPED)
+    # What it had said before it was stopped.
+    systemd.listen()
+    with pytest.raises(AssertionError, match="not told"):
+        systemd.wait_for("WATCHDOG=1", 1.0)
+    daemon.process.send_signal(signal.SIGCONT)
+    systemd.wait_for("WATCHDOG=1", 2.0)
+    assert daemon.status()["internal_errors"] == 0
+
+
+def test_a_hung_loop_that_is_aborted_says_where_it_hung(start: Callable[..., Daemon]) -> None:
+    daemon = start()
+    daemon.process.send_signal(signal.SIGABRT)
+    assert daemon.process.wait(10) == -signal.SIGABRT
+    daemon.until_nothing_is_left()
+    assert "Fatal Python error: Aborted" in daemon.log() and "supervisor.py" in daemon.log()
+
+
+# --- the socket that it takes over
+
+#: Hands the descriptor $FD over, and becomes the daemon: LISTEN_PID is the process's own.
+ACTIVATOR = """
+import os, sys
+os.dup2(int(os.environ["FD"]), 3)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def listening_at(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.listen()
+    path.chmod(0o600)
+    return listener
+
+
+def activate(daemon: Daemon, listener: socket.socket, name: str = "requests") -> None:
+    """Start it anew as systemd does, with the socket as descriptor 3."""
+    daemon.environment |= {"LISTEN_FDNAMES": name, "FD": str(listener.fileno())}
+    daemon.process = daemon.launch(through=[sys.executable, "-c", ACTIVATOR], pass_fds=(listener.fileno(),))
+
+
+def test_who_asked_while_there_was_no_daemon_is_answered_by_the_next(start: Callable[..., Daemon]) -> None:
+    daemon = start(daemon={"socket_mode": "0666"})
+    daemon.stop()
+    path = daemon.runtime / "glmtts.sock"
+    with closing(listening_at(path)) as listener:
+        inode = path.stat().st_ino
+        for _ in range(2):
+            with closing(Peer(daemon.endpoint)) as peer:
+                id = peer.send("synthesize", text="early")
+                activate(daemon, listener)
+                assert peer.all(id)[0][-1]["event"] == "done"
+            assert stat.S_IMODE(path.stat().st_mode) == 0o666
+            daemon.stop()
+            # It is not the daemon's to remove.
+            assert path.stat().st_ino == inode
+            assert sorted(p.name for p in daemon.runtime.iterdir()) == ["glmtts.sock", "lock"]
+
+
+def test_a_daemon_that_is_started_beside_the_socket_unit_does_not_steal_its_clients(
+    start: Callable[..., Daemon],
+) -> None:
+    daemon = start()
+    daemon.stop()
+    path = daemon.runtime / "glmtts.sock"
+    with closing(listening_at(path)):
+        assert daemon.launch().wait(10) == 69
+        assert "glmtts.socket" in daemon.log() and "Traceback" not in daemon.log()
+        assert path.exists()
+
+
+@pytest.mark.parametrize("what", ["elsewhere", "removed", "name", "stream"])
+def test_a_socket_that_can_t_serve_is_refused_and_named(start: Callable[..., Daemon], what: str) -> None:
+    daemon: Any = start()
+    daemon.stop()
+    path = daemon.runtime / "glmtts.sock"
+    place = daemon.folder / "other.sock" if what == "elsewhere" else path
+    if what == "stream":
+        wrong = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        wrong.bind(str(place))
+    else:
+        wrong = listening_at(place)
+    with closing(wrong):
+        if what == "removed":
+            path.unlink()
+        activate(daemon, wrong, "control" if what == "name" else "requests")
+        assert daemon.process.wait(10) == 69
+    said = {
+        "elsewhere": "ListenStream",
+        "removed": "systemctl restart glmtts.socket",
+        "name": "FileDescriptorName",
+        "stream": "no listening stream socket",
+    }
+    assert said[what] in daemon.log() and "Traceback" not in daemon.log()
