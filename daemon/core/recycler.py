@@ -277,7 +277,11 @@ class Recycler:
 
     def _under_way(self) -> bool:
         return any(
-            worker.renewing or worker.replaces is not None or (worker.leaving and worker.state is WorkerState.DRAINING)
+            worker.renewing
+            or worker.replaces is not None
+            or (worker.leaving and worker.state is WorkerState.DRAINING)
+            # It still holds a place that is not there any more: with a spare there would be two too many.
+            or (worker.retiring and worker.has_process and not worker.stuck)
             for worker in self._pool
         )
 
