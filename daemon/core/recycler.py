@@ -25,6 +25,9 @@ _BUSY_SAMPLES = 3
 #: A process that has waited for memory for so long may wait for what this GPU's other workers hold.
 _PATIENCE_S = 10.0
 
+#: A process that was told to go, and is still there.
+_GOING = frozenset({WorkerState.DRAINING, WorkerState.STOPPING})
+
 
 class Recycler:
     """Watches what workers grow to, and has them replaced."""
@@ -276,13 +279,11 @@ class Recycler:
         self._pool.drain(worker)
 
     def _under_way(self) -> bool:
+        """Whether one is being replaced: until its process is gone, the next one's spare would be one too many."""
         return any(
-            worker.renewing
-            or worker.replaces is not None
-            or (worker.leaving and worker.state is WorkerState.DRAINING)
-            # It still holds a place that is not there any more: with a spare there would be two too many.
-            or (worker.retiring and worker.has_process and not worker.stuck)
+            worker.renewing or worker.replaces is not None or (worker.leaving and worker.state in _GOING)
             for worker in self._pool
+            if not worker.stuck
         )
 
     def _begin(self, worker: Worker) -> None:
