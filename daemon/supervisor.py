@@ -595,6 +595,15 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def _be_first_process() -> None:
+    """What the first process of a container has to do for itself."""
+    # It gets no signal that it has no handler for, and would start in spite of a stop.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    # Strangers' orphans are told from what the daemon has started by their session, so it needs one of its own.
+    with contextlib.suppress(PermissionError):
+        os.setsid()
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the daemon in the foreground; returns its exit status."""
     parser = argparse.ArgumentParser(prog="glmttsd", description="Serve speech on a ZeroMQ socket.")
@@ -606,6 +615,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"glmttsd {__version__}")
     options = parser.parse_args(arguments)
+    if os.getpid() == 1:
+        _be_first_process()
     try:
         loaded = config.load(options.config or config.find())
     except config.ConfigError as error:

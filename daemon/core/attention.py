@@ -11,7 +11,7 @@ from typing import Any, Literal
 from msgspec import Struct, to_builtins
 
 from .alerts import Alerts
-from .attention_words import AFTER_ALERT, LOOK_AT_WORKER
+from .attention_words import AFTER_ALERT, LOOK_AT_WORKER, SAID_WITH, SLOW_ALERTS
 from .breaker import BreakerState
 from .causes import POLICIES, Cause
 from .context import Context
@@ -81,6 +81,8 @@ class Attention:
         """All of it, as ``status`` shows it. ``facts`` are what the shell knows."""
         found = [*self.unready(state), *self._alerted(), *self._workers(), *self._waiting(state), *self._noted(facts)]
         # What is said twice is said by the first: the graver, and the nearer to the cause.
+        said = {name for problem in found for name in SAID_WITH.get(problem.name, ())}
+        found = [problem for problem in found if problem.name not in said]
         found.sort(key=lambda problem: _ORDER.index(problem.severity))
         return list({problem.name: to_builtins(problem) for problem in reversed(found)}.values())[::-1]
 
@@ -139,7 +141,8 @@ class Attention:
             what = "The GPUs have not been looked at yet, so no worker is started; until then nobody is spoken to."
             return Problem("loading", "down", what, "Wait for a few seconds; then glmttsctl gpus says how NVML does.")
         last = _last_death(workers)
-        what = f"No worker can speak now; {last.name if last else workers[0].name} is started again after this: {_death(last)}."
+        name = last.name if last else workers[0].name
+        what = f"No worker can speak now; {name} is started again after this: {_death(last)}."
         return Problem("workers_crash", "down", what, LOOK_AT_WORKER)
 
     def _waits(self, worker: Worker, severity: Severity) -> Problem:
@@ -160,7 +163,7 @@ class Attention:
     def _alerted(self) -> Iterator[Problem]:
         for alert in self._alerts.describe():
             name, _, _ = str(alert["name"]).partition(".")
-            severity: Severity = "slow" if name in _SLOW_ALERTS else "bad"
+            severity: Severity = "slow" if name in SLOW_ALERTS else "bad"
             if name == "slower_than_real_time" and self._on_cpu:
                 yield Problem("cpu", "slow", _ON_CPU, _ON_CPU_DO)
             yield Problem(
@@ -279,8 +282,6 @@ class Attention:
             )
 
 
-#: Alerts of what makes people wait, and breaks nothing.
-_SLOW_ALERTS = frozenset({"queue_long", "responses_slow", "slower_than_real_time", "gpu_memory_high", "memory_trend"})
 _ALERTS = "docs/alerts.md says what each alert means, and what to do."
 _ON_CPU = 'The workers speak on the CPU ([workers] gpus = "none"), and take longer for speech than it lasts.'
 _ON_CPU_DO = 'Set [workers] gpus = "all" and restart; glmttsctl doctor says whether the GPU can be used.'

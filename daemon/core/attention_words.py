@@ -29,3 +29,26 @@ AFTER_ALERT: dict[str, str] = {
     "metrics": "Another port in [metrics] listen. Speech is not concerned.",
     "configuration": "Mend the file (glmttsctl config check FILE), then glmttsctl reload; the old one holds till then.",
 }
+
+#: What need not be said as well, by what says it better.
+_NOBODY = (
+    "unavailable",
+    "no_worker_ready",
+    "breaker_open",
+    "crash_loop",
+    "worker_died",
+    "too_few_workers",
+    "queue_long",
+)
+SAID_WITH: dict[str, tuple[str, ...]] = {
+    "workers_crash": _NOBODY,
+    "loading": _NOBODY[:2],
+    "gpu_full": ("unavailable", "no_worker_ready", "gpu_memory_high", "queue_long"),
+    "gpu_lost": _NOBODY[:2],
+    "worker_waits": _NOBODY[:2],
+    "cpu": ("slower_than_real_time",),
+    "one_client": ("queue_long",),
+    "too_few_workers": ("queue_long",),
+}
+#: Alerts of what makes people wait, and breaks nothing.
+SLOW_ALERTS = frozenset({"queue_long", "responses_slow", "slower_than_real_time", "gpu_memory_high", "memory_trend"})

@@ -107,6 +107,21 @@ def test_workers_are_replaced_one_after_the_other_and_the_jobs_that_they_speak_c
     assert [worker.generation for worker in world.machine._pool] == [1, 1]
 
 
+def test_fewer_workers_and_fresh_ones_at_once_are_never_more_than_one_too_many(
+    make_world: Make, make_settings: Make
+) -> None:
+    world = make_world(2)
+    world.ready("w1")
+    world.sample()
+    read_again(world, make_settings(workers={"max": 1}, engine={"warmup_text": "b"}))
+    assert world.states() == [
+        "stopping",
+        "ready",
+    ]  # the one that still loaded goes, and no spare comes before it is gone
+    world.die(-9)
+    assert world.states() == ["ready", "starting"]
+
+
 def test_one_that_still_loads_by_the_old_settings_is_started_again_at_once(
     make_world: Make, make_settings: Make
 ) -> None:
