@@ -8,7 +8,6 @@ does it all: a beat says that the work moves, not that the process exists. exit_
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import os
 import signal
@@ -34,7 +33,7 @@ from glmtts.protocol.worker import (
 )
 
 from . import exit_codes, lifeline, worker_words
-from .engines import load
+from .engines import host_heap, load
 from .engines.cuda_errors import judge
 from .outputs import started
 from .worker_wire import Wire
@@ -184,9 +183,7 @@ def _start(config: WorkerConfig, wire: Wire) -> tuple[Engine, Any]:
 
 def _return_free_memory() -> None:
     gc.collect()
-    # glibc keeps what was freed; other C libraries have no such function, nor the habit.
-    with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    host_heap.give_back()
 
 
 def _speak_line_by_line() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from glmtts.protocol.events import Voice
 
-from .. import torch_memory
+from .. import host_heap, torch_memory
 from ..base import Engine, EngineError, MemoryFigures, Piece, Reference, Utterance
 from ..options import GlmttsOptions
 from . import checkpoint, graphics, pronunciation
@@ -97,6 +97,9 @@ class GlmttsEngine(Engine):
                 yield Piece(speech.segment(segment, steps), number, len(segments), True)
         except NotWantedError:
             return
+        finally:
+            # Tensors of ever other sizes leave holes: 184 MiB after 160 jobs on a CPU, none with this.
+            host_heap.give_back()
 
     @classmethod
     def limit_memory(cls, share: float) -> None:

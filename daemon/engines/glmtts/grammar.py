@@ -6,7 +6,6 @@ Upstream has it built at every start, which takes a minute, into site-packages a
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import hashlib
 import importlib.metadata
@@ -18,6 +17,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from .. import host_heap
 
 _PACKAGES = ("WeTextProcessing", "pynini")
 
@@ -64,19 +65,13 @@ class SharedGrammar:
             shutil.rmtree(left, ignore_errors=True)
         built = Path(tempfile.mkdtemp(prefix="building-", dir=self._cache_dir))
         made = normalizer(cache_dir=str(built), overwrite_cache=True, **options)
-        _give_memory_back()
+        # The compiler has taken gigabytes.
+        host_heap.give_back()
         built.chmod(0o755)
         for file in built.iterdir():
             _flush(file)
         built.rename(folder)
         return made
-
-
-def _give_memory_back() -> None:
-    """The compiler has taken gigabytes, most of which the C library would keep for this process."""
-    with contextlib.suppress(AttributeError):
-        # The GNU C library has it, others need none.
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _flush(file: Path) -> None:
