@@ -413,7 +413,8 @@ def test_a_hanging_nvml_is_named_while_workers_are_sampled_on_and_heals(
 
 
 def test_a_return_of_nvml_is_seen_at_once(fake_gpus: Fakes, open_loop: Callable[..., Loop]) -> None:
-    loop = open_loop(fake_gpus, interval_s=60.0, slow_interval_s=60.0, nvml_bound_s=0.1)
+    # Long enough for the bindings to be loaded, which comes before the call that hangs.
+    loop = open_loop(fake_gpus, interval_s=60.0, slow_interval_s=60.0, nvml_bound_s=1.5)
     with fake_gpus.delay("nvmlInit", 60.0) as fault:
         loop.tell("now")
         fault.until_hit()
