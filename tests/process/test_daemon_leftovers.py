@@ -221,5 +221,10 @@ def test_restarts_leave_no_descriptor_thread_zombie_or_socket(start: Any) -> Non
     expected = settled()
     memory = daemon.rss_mib
     crash(15)
-    daemon.until(lambda: settled() == expected, f"as before: {expected}")
+
+    def nothing_more() -> bool:
+        # Of the connections that this test made, one may have been open still when it was counted before.
+        return all(now <= before for now, before in zip(settled(), expected, strict=True))
+
+    daemon.until(nothing_more, f"as before: {expected}")
     assert daemon.rss_mib < memory + 2
