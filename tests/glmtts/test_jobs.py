@@ -236,7 +236,7 @@ def test_a_segment_that_does_not_end_is_ended(root: Root, start: Start) -> None:
     worker = start(**root.worker(max_segment_s=1.0))
     worker.ready()
     before = speak(worker, SHORT)
-    failed = worker.fail(**asked(f"neverending sluggish {SHORT}"))
+    failed = worker.fail(**asked(f"neverending sluggish {LONG}"))
     assert failed.code == "synthesis_failed" and "max_segment_s" in failed.message and not failed.fatal
     assert is_unharmed(worker, before)
 
