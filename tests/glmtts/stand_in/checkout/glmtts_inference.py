@@ -55,7 +55,7 @@ def load_frontends(
     frontend_dir: str = "frontend",
 ) -> tuple[TTSFrontEnd, TextFrontEnd]:
     if sample_rate not in (24_000, 32_000):
-        raise ValueError(f"Unsupported sampling_rate: {sample_rate}")
+        raise ValueError(f"no front end for {sample_rate} Hz")
     window = sample_rate * 2 // 25
     feat_extractor = partial(
         mel_spectrogram,
@@ -68,7 +68,7 @@ def load_frontends(
         fmax=8_000,
         center=False,
     )
-    print(f"Configured for {sample_rate // 1_000}kHz frontend.")
+    print(f"front end for {sample_rate} Hz")
     tokenizer = AutoTokenizer.from_pretrained(str(Path("ckpt", "vq32k-phoneme-tokenizer")), trust_remote_code=True)
     frontend = TTSFrontEnd(
         tokenizer.encode,

@@ -94,12 +94,12 @@ class GLMTTS(torch.nn.Module):
                     scores.squeeze(dim=0), sampling, beam_size, ignore_eos=(number < shortest)
                 ).item()
             else:
-                raise ValueError(f"Unknown sample_method: {sample_method}")
+                raise ValueError(f"no such way to draw: {sample_method}")
             if drawn == self.eoa:
                 break
             out_tokens.append(drawn)
             embeds = self.llama_embedding(torch.LongTensor([drawn]).to(device))[None]
         for token in out_tokens:
             if not self.ats <= token <= self.ate:
-                print(f"Warning: Token {token} is out of the valid range ({self.ats}, {self.ate})")
+                print(f"{token} is no token of audio")
         return torch.tensor([out_tokens], dtype=torch.int64, device=device) - self.ats

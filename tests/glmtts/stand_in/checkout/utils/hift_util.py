@@ -30,5 +30,5 @@ class HiFTInference:
 
 def load_hift(device: Any = "cuda") -> HiFTInference:
     ckpt_path = "ckpt/hift/hift.pt"
-    print(f"Loading HiFT model from {ckpt_path} on {device}...")
+    print(f"vocoder: {ckpt_path}, {device}")
     return HiFTInference(ckpt_path, device=device)

@@ -24,7 +24,7 @@ class Token2Wav:
         elif sample_rate == 24_000:
             self.vocoder = load_hift(device)
         else:
-            raise ValueError(f"Unsupported sample_rate: {sample_rate}")
+            raise ValueError(f"no vocoder for {sample_rate} Hz")
 
     def token2wav_with_cache(
         self,

@@ -23,5 +23,5 @@ class Vocos2DInference:
 
 def load_vocos_jit(device: Any = "cuda") -> Vocos2DInference:
     ckpt_path = "ckpt/vocos2d/generator_jit.ckpt"
-    print(f"Loading Vocos JIT model from {ckpt_path} on {device}...")
+    print(f"vocoder: {ckpt_path}, {device}")
     return Vocos2DInference(ckpt_path, device=device)

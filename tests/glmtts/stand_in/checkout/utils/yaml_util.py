@@ -27,7 +27,7 @@ def load_flow_model(flow_ckpt_path: str, config_path: str, device: Any) -> torch
 
 
 def load_speech_tokenizer(model_path: str) -> tuple[WhisperVQEncoder, WhisperFeatureExtractor]:
-    print(f"[load_quantize_encoder] start. {model_path=}")
+    print(f"speech tokenizer: {model_path}")
     model = WhisperVQEncoder(WhisperVQConfig.from_pretrained(model_path))
     state = {}
     for path in Path(model_path).glob("model*.safetensors"):

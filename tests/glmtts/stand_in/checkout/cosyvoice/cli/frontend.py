@@ -37,7 +37,7 @@ try:
 
     use_ttsfrd = True
 except ImportError:
-    print("Warning: failed to import ttsfrd, use WeTextProcessing instead")
+    print("no ttsfrd here")
     from tn.chinese.normalizer import Normalizer as ZhNormalizer
     from tn.english.normalizer import Normalizer as EnNormalizer
 
