@@ -336,7 +336,7 @@ def test_a_sigkill_by_somebody_is_not_taken_for_the_kernel_s(loop: Callable[[str
 def small_group() -> Iterator[Path]:
     """A control group of 1 GiB, with this process in it: what it starts is killed when it takes more.
 
-    The kernel takes the largest process of the group, wherever its memory is counted, and this one may have torch loaded.
+    The kernel takes the largest process of the group, wherever its memory is counted: this one may have torch loaded.
     """
     groups = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
     if "memory" in groups:
