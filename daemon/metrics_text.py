@@ -54,7 +54,7 @@ def _metric(family: Family) -> Metric:
     shape: Any = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
     metric: Metric = shape(family.name, family.help, labels=family.labels)
     for labels, value in family.samples:
-        metric.add_metric(labels, value)  # type: ignore[attr-defined]
+        metric.add_metric(labels, value)  # type: ignore[attr-defined]  # both shapes have it, their base has not
     return metric
 
 

@@ -65,7 +65,7 @@ tcp.listen tcp.server_key
 """)
 
 WAYS: dict[str, Way] = (
-    dict.fromkeys(_LIVE, "live") | dict.fromkeys(_WORKERS, "workers") | dict.fromkeys(_RESTART, "restart")  # type: ignore[assignment]
+    dict.fromkeys(_LIVE, "live") | dict.fromkeys(_WORKERS, "workers") | dict.fromkeys(_RESTART, "restart")  # type: ignore[assignment]  # the words widen to str
 )
 
 

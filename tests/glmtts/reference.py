@@ -113,7 +113,7 @@ def _read(path: str, *_: Any, **__: Any) -> tuple[Any, int]:
 def _stay_on_cpu(torch: Any) -> None:
     from torch.overrides import TorchFunctionMode
 
-    class Stay(TorchFunctionMode):  # type: ignore[misc]
+    class Stay(TorchFunctionMode):  # type: ignore[misc]  # torch is Any here
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             del types
             if function is torch.Tensor.cuda:

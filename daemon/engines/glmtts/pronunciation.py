@@ -46,9 +46,9 @@ class Dictionary:
     def __len__(self) -> int:
         return len(self._readings)
 
-    def apply(self, text: str) -> str:
-        """``text`` with the reading of each word that the dictionary has."""
-        return "".join(fragment for fragment, _ in self.fragments(text))
+    def apply(self, text: str, otherwise: Callable[[str], str] = str) -> str:
+        """``text`` with the reading of each word that the dictionary has; ``otherwise`` is for what is between them."""
+        return "".join(piece if is_final else otherwise(piece) for piece, is_final in self.fragments(text))
 
     def fragments(self, text: str) -> list[tuple[str, bool]]:
         """``text`` in pieces, and whether each is final: a reading or a token, which nothing else is to change."""

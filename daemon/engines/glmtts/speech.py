@@ -139,7 +139,7 @@ class Speech:
         return np.ascontiguousarray(speech.squeeze(0).float().cpu().numpy())
 
     def _front_end(self, segment: str) -> _OneSegment:
-        phonemes = self._upstream.text_frontend.g2p_infer if self._choices.use_phoneme else _as_it_is
+        phonemes = self._upstream.text_frontend.g2p_infer if self._choices.use_phoneme else str
         return _OneSegment(segment, self._texts, self._dictionary, phonemes)
 
     def _draw_tokens(
@@ -187,9 +187,4 @@ class _OneSegment:
         return [self._segment]
 
     def g2p_infer(self, text: str) -> str:
-        pieces = self._dictionary.fragments(text)
-        return "".join(piece if is_reading else self._phonemes(piece) for piece, is_reading in pieces)
-
-
-def _as_it_is(text: str) -> str:
-    return text
+        return self._dictionary.apply(text, self._phonemes)
