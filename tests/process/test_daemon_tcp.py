@@ -301,7 +301,7 @@ def test_a_key_that_is_removed_is_out_at_the_reload_and_one_that_is_added_is_in(
         Client(endpoint, 20, **lock.of("bob")) as bob,
         peer(daemon, **lock.curve("alice")) as silent,
     ):
-        job = alice.submit("long", options=SLOW)
+        job = alice.submit("long", options={"seconds": 6.0, "rtf": 1.0})
         kept = bob.submit("after it")
         lock.admit("bob", "carol")
         assert daemon.control("reload")["event"] == "result"
