@@ -86,10 +86,19 @@ class Journal:
 
     # --- in the loop
 
-    def open(self, timeout_s: float = 30.0) -> inputs.JournalChanged:
-        """Open the journal, and hand over what an earlier daemon has left. Waits ``timeout_s`` for the disk at most."""
+    def open(
+        self, timeout_s: float = 30.0, *, on_wait: Callable[[], None] = lambda: None, on_wait_every_s: float = 5.0
+    ) -> inputs.JournalChanged:
+        """Open the journal, and hand over what an earlier daemon has left. Waits ``timeout_s`` for the disk at most.
+
+        ``on_wait`` is called at once, and again for as long as it waits, every ``on_wait_every_s``.
+        """
         self._thread.start()
-        if not self._decided.wait(timeout_s):
+        deadline = time.monotonic() + timeout_s
+        while not self._decided.is_set() and (left := deadline - time.monotonic()) > 0:
+            on_wait()
+            self._decided.wait(min(left, on_wait_every_s))
+        if not self._decided.is_set():
             what = f"the disk has not answered for {timeout_s:g} s"
             return inputs.JournalChanged(told(self._store.file, what, "Look at 'dmesg', and at who uses the disk."))
         with self._lock:

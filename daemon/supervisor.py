@@ -135,8 +135,7 @@ class Supervisor:
         self._journal = Journal(
             config.state_dir(settings), self._wakeup_write, on_warning=lambda line: log.warning("journal", reason=line)
         )
-        self._manager.starting("taking up the journal")
-        self._first_of_journal = self._journal.open()
+        self._first_of_journal = self._journal.open(on_wait=lambda: self._manager.starting("taking up the journal"))
         self._deliveries = Deliveries(self._wakeup_write, self._do_send, self._step, log)
         self._machine = self._make_machine()
         self._metrics = Metrics(

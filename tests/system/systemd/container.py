@@ -162,9 +162,19 @@ class Container:
         return {int(pid): line for pid, line in json.loads(self.run("python3", "-c", program, unit).stdout).items()}
 
     def journal(self, unit: str = "glmtts.service") -> str:
-        """What a unit has written to the log since the last `forget`."""
+        """What a unit has written to the log since the last `forget`; what the daemon says comes a moment later."""
+        self.run("journalctl", "--sync")
         after = [f"--after-cursor={self._cursor}"] if self._cursor else []
         return self.run("journalctl", "--no-pager", "--quiet", "-o", "cat", *after, "-u", unit).stdout
+
+    def until_logged(self, *words: str) -> None:
+        """Wait until all of these are in the journal."""
+
+        def logged() -> bool:
+            journal = self.journal()
+            return all(word in journal for word in words)
+
+        self.until(logged, f"the log says {words}")
 
     _cursor = ""
 

@@ -350,7 +350,9 @@ def test_a_disk_that_does_not_answer_delays_neither_start_nor_end_for_ever(tmp_p
     hanging = threading.Event()
     real = journal._store.open
     journal._store.open = lambda: (hanging.wait(20), real())[1]  # type: ignore[method-assign,func-returns-value]
-    problem = journal.open(0.05).problem
+    told: list[float] = []
+    problem = journal.open(0.05, on_wait=lambda: told.append(time.monotonic()), on_wait_every_s=0.01).problem
+    assert len(told) >= 2, "whoever waits for the start hears that it goes on"
     assert "the disk has not answered" in problem and "journal.db" in problem and "dmesg" in problem
     journal.close(0.05)
     assert len(warnings) == 1 and "closed in the middle" in warnings[0]
