@@ -132,10 +132,16 @@ class Logger:
             self._put(level, message, fields)
 
     def exception(self, message: str, error: BaseException, /, **fields: Any) -> None:
-        """A mistake of our own, with its traceback in one field."""
+        """A mistake of our own, with its traceback in one field.
+
+        The words of an exception may hold what somebody has said: they are logged at debug level alone, unless they are
+        the system's (``strerror``).
+        """
         import traceback
 
-        fields["traceback"] = "".join(traceback.format_exception(error))[-_MAX_VALUE:]
+        whole = self._rank <= _RANK["debug"]
+        told = "".join(traceback.format_exception(error)) if whole else _without_words(error)
+        fields["traceback"] = told[-_MAX_VALUE:]
         self._put("error", message, fields)
 
     def close(self, timeout_s: float = 1.0) -> bool:
@@ -215,6 +221,19 @@ class Logger:
             except OSError:
                 # Nobody is left to tell.
                 return
+
+
+def _without_words(error: BaseException | None) -> str:
+    """The traceback of an exception and of those that led to it, with their types."""
+    import traceback
+
+    told: list[str] = []
+    while error is not None:
+        words = getattr(error, "strerror", None)
+        last = f"{type(error).__qualname__}: {words}" if words else type(error).__qualname__
+        told.append("".join(traceback.format_tb(error.__traceback__)) + last)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "\n\nand then\n\n".join(reversed(told))
 
 
 def is_journal(fd: int) -> bool:

@@ -117,15 +117,22 @@ def test_a_field_that_can_not_be_printed_costs_its_line_alone(tmp_path: Path) ->
         assert "two" in two
 
 
-def test_an_exception_is_one_line_with_its_traceback(tmp_path: Path) -> None:
-    log = opened(tmp_path / "log", journal=False)
-    try:
-        raise ValueError("what")
-    except ValueError as error:
-        log.exception("mistake", error, job="j")  # noqa: PLE1205
-    assert log.close(5)
-    (line,) = lines_of(tmp_path / "log")
-    assert "ERROR mistake job=j traceback=" in line and r"\nValueError: what" in line
+def test_an_exception_is_one_line_with_its_traceback_and_its_words_at_debug_level_alone(tmp_path: Path) -> None:
+    said = "what somebody said"
+    for level in ("info", "debug"):
+        log = logs.Logger(level, fd=os.open(tmp_path / level, os.O_WRONLY | os.O_CREAT), journal=False)  # type: ignore[arg-type]
+        try:
+            try:
+                raise KeyError(said)
+            except KeyError as error:
+                raise OSError(28, os.strerror(28), said) from error
+        except OSError as error:
+            log.exception("mistake", error, job="j")  # noqa: PLE1205
+        assert log.close(5)
+        (line,) = lines_of(tmp_path / level)
+        assert "ERROR mistake job=j traceback=" in line and "in test_an_exception" in line
+        assert "KeyError" in line and "OSError: " in line and "No space left on device" in line
+        assert line.count(said) == (2 if level == "debug" else 0)
 
 
 def test_the_journal_gets_priorities_and_no_time(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
