@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test test-glmtts test-metrics test-systemd check format soak chaos bench wheel clean
+.PHONY: help install demo test test-glmtts test-metrics test-systemd test-docker check format soak chaos bench wheel clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ test-metrics: install  ## the alert rules, and a real Prometheus scraping a real
 test-systemd: install  ## the service under a real systemd, in a container (root, debootstrap, systemd-container; minutes)
 	@$(BIN)/python -m pytest -q tests/system/systemd
 
+test-docker: install  ## the image under a Docker engine of the tests' own (root, debootstrap, docker.io; a minute or two)
+	@$(BIN)/python -m pytest -q tests/system/docker
+
 # How many lives of a thousand requests each, or FIRST:LAST.
 SEEDS ?= 300
 soak: install  ## the core through many simulated lives, SEEDS=0:1199 for more; a failing one is shrunk and named
@@ -52,7 +55,7 @@ soak: install  ## the core through many simulated lives, SEEDS=0:1199 for more; 
 # For so many seconds, without GPUs and with.
 CHAOS_S ?= 300
 chaos: install  ## what takes minutes: every fault and harm from outside, the daemon killed fifty times, ten thousand jobs
-	@GLMTTS_CHAOS_S=$(CHAOS_S) $(BIN)/python -m pytest -q -s tests/system --ignore tests/system/systemd
+	@GLMTTS_CHAOS_S=$(CHAOS_S) $(BIN)/python -m pytest -q -s tests/system --ignore tests/system/systemd --ignore tests/system/docker
 
 check: install  ## formatting, lint, types, import rules
 	@$(BIN)/ruff format --check .

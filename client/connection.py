@@ -17,7 +17,7 @@ from pathlib import Path
 
 import zmq
 
-from glmtts.protocol.endpoints import MAX_PATH_BYTES
+from glmtts.protocol.endpoints import CONTROL, EVENTS, MAX_PATH_BYTES
 
 from .core import Core
 from .curve import Handshakes, Key, find_keys
@@ -190,9 +190,12 @@ def check_listening(endpoint: str) -> None:
             if port.isascii() and port.isdecimal():  # otherwise ZeroMQ says what is wrong with it
                 socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
     except PermissionError:
+        whose, key = "the group that owns the socket", "socket_group"
+        if endpoint.endswith((f"/{CONTROL}", f"/{EVENTS}")):
+            whose, key = "the operators' group, or run this as the daemon's user or as root", "admin_group"
         raise Forbidden(
-            f"This user may not open {endpoint}: ask an administrator to be added to the group that owns the socket "
-            "(`[daemon] socket_group` in the daemon's configuration)"
+            f"This user may not open {endpoint}: ask an administrator to be added to {whose} "
+            f"(`[daemon] {key}` in the daemon's configuration)"
         ) from None
     except FileNotFoundError:
         raise DaemonNotRunning(endpoint, "there is no such socket") from None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from . import image
+from .. import image
 from .container import CannotBootError, Container
 
 #: What differs from the defaults, so that nobody waits for long and nobody is limited by another test's jobs.
@@ -27,7 +27,7 @@ rate = ""
 def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
     """A booted container; commands of the wheel are in /opt/glmtts/bin."""
     try:
-        image.requirements()
+        image.requirements("systemd-nspawn", "nsenter")
         system, wheels = image.system(), image.wheels()
         booted = Container(system, Path(tmp_path_factory.mktemp("boot")) / "log", read_only={wheels: "/wheels"})
     except (image.NoImageError, CannotBootError) as error:

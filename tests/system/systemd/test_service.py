@@ -114,7 +114,9 @@ def test_the_group_s_members_are_served_by_their_own_name_and_nobody_else(servic
     alice = service.run("id", "-u", "alice").stdout.strip()
     service.until_logged(f"client=uid:{alice}")
     refused = service.run("glmttsctl", "say", "hello", "-o", "/tmp/b.wav", user="stranger", check=False)
-    assert refused.returncode != 0 and "may not open" in refused.stderr
+    assert refused.returncode != 0 and "may not open" in refused.stderr and "socket_group" in refused.stderr
+    refused = service.run("glmttsctl", "status", user="alice", check=False)
+    assert refused.returncode != 0 and "may not open" in refused.stderr and "admin_group" in refused.stderr
 
 
 def test_the_units_are_right_and_as_closed_as_cuda_allows(service: Container, told: Told) -> None:

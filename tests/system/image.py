@@ -1,4 +1,4 @@
-"""A bookworm with systemd and Python, and the wheels to install in it; kept in the checkout's .container."""
+"""A bookworm with systemd and Python, and wheels to build and install the project in it; kept in .container."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".container"
+_PROJECT = ROOT / "pyproject.toml"
 
 _SUITE, _PYTHON = "bookworm", "3.11"
 _PACKAGES = ("systemd", "systemd-sysv", "python3", "python3-venv")
+#: Where the programs are that these tests need.
+_DEBIAN = "debootstrap systemd-container util-linux docker.io"
 _DEBOOTSTRAP_S, _PIP_S = 400, 240
 
 
@@ -24,12 +28,12 @@ class NoImageError(Exception):
     """Why a container can't be made here."""
 
 
-def requirements() -> None:
-    """What is needed to make one and to boot it. Raises NoImageError."""
+def requirements(*programs: str) -> None:
+    """Raise NoImageError where one of ``programs`` is not there, or debootstrap, or root's rights."""
     if os.geteuid() != 0:
-        raise NoImageError("only root may boot a container")
-    if missing := [name for name in ("debootstrap", "systemd-nspawn", "nsenter") if not shutil.which(name)]:
-        raise NoImageError(f"{', '.join(missing)} not found: apt-get install debootstrap systemd-container util-linux")
+        raise NoImageError("only root may run a container")
+    if missing := [name for name in ("debootstrap", *programs) if not shutil.which(name)]:
+        raise NoImageError(f"{', '.join(missing)} not found: apt-get install {_DEBIAN}")
 
 
 def system() -> Path:
@@ -49,7 +53,7 @@ def system() -> Path:
 
 
 def wheels() -> Path:
-    """A folder with the wheel of this checkout and those of what it depends on. Raises NoImageError."""
+    """A folder with the wheel of this checkout and those of what it and its building need. Raises NoImageError."""
     folder = CACHE / "wheels"
     with _alone(), _source() as source:
         for old in folder.glob("glmtts_supervisor-*"):
@@ -61,7 +65,7 @@ def wheels() -> Path:
         # Of the Python in the container, whichever this one is.
         _run(
             [*pip, "download", "--only-binary=:all:", f"--python-version={_PYTHON}", f"--find-links={folder}",
-             f"--dest={folder}", f"{wheel}[espeak]"],
+             f"--dest={folder}", f"{wheel}[espeak]", *tomllib.loads(_PROJECT.read_text())["build-system"]["requires"]],
             _PIP_S,
         )  # fmt: skip
     return folder
