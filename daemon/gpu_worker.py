@@ -117,7 +117,7 @@ def run(config: WorkerConfig, wire: Wire) -> tuple[int, str]:
     except (Exception, SystemExit) as error:
         traceback.print_exc()
         code = exit_codes.OF_FATAL_ERROR.get(judge(error), exit_codes.ENGINE_UNAVAILABLE)
-        return code, f"{type(error).__name__}: {error}"
+        return code, worker_words.in_words(error)
     code = 0
     while not code and (message := wire.next_message()) is not None:
         match message:

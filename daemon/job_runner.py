@@ -180,8 +180,8 @@ class JobRunner:
                 failed = Failed(job=job, code="output_failed", message=str(error))
             case _:
                 worker_words.report(error, job)
-                words = f"{type(error).__name__}: {error}"[:500]
                 code = cuda_errors.judge(error) or "synthesis_failed"
+                words = worker_words.in_words(error)[:500]
                 failed = Failed(job=job, code=code, message=words, reason=worker_words.safe_words(error))
         if failed.code in exit_codes.OF_FATAL_ERROR:
             # Whoever raised it: going on without the memory, or with a broken context, fails the next jobs too.

@@ -44,8 +44,14 @@ def _module(file: str) -> str:
     return "/".join(file.split("/")[-3:])
 
 
+def in_words(error: BaseException) -> str:
+    """An exception's type, and what it says if it says anything."""
+    words = str(error)
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
 def safe_words(error: BaseException) -> str:
     """What a log may say of an exception that is not ours: of CUDA's errors all, of others their type."""
     if judge(error):
-        return f"{type(error).__name__}: {error}"[:_MOST]
+        return in_words(error)[:_MOST]
     return f"{type(error).__name__}; its own words may quote the text, and are logged at debug level alone"

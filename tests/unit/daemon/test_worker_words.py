@@ -37,6 +37,11 @@ def test_what_cuda_says_is_told_and_what_anything_else_says_is_not() -> None:
     assert worker_words.safe_words(RuntimeError("geheim")).startswith("RuntimeError; ")
 
 
+def test_an_exception_that_says_nothing_is_told_by_its_type_alone() -> None:
+    assert worker_words.in_words(MemoryError()) == "MemoryError"
+    assert worker_words.in_words(ValueError("so: ")) == "ValueError: so: "
+
+
 def test_causes_that_go_in_a_circle_come_to_an_end(capsys: pytest.CaptureFixture[str]) -> None:
     first, second = ValueError("a"), ValueError("b")
     first.__cause__, second.__cause__ = second, first
