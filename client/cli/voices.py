@@ -51,6 +51,8 @@ def add(*, name: str, recording: Path, text: str, language: str | None, descript
         )
     if run.json:
         print_json(plain(answer))
+    elif warning := answer.get("warning"):
+        click.echo(f'The voice {name} is there, but {warning}. [engine] name = "glmtts" is the one that does.')
     else:
         click.echo(f"The voice {name} is there: `glmttsctl say TEXT --voice {name} -o FILE` speaks with it.")
 

@@ -32,6 +32,8 @@ _ORDER: tuple[Severity, ...] = ("down", "bad", "slow", "note")
 _LATELY_S = 600.0
 #: A job that has waited for so long waits for too long where nobody has said what is too long.
 _LONG_WAIT_S = 10.0
+#: A job that has not moved for this share of the time after which it is taken for hung is worth a look.
+_STILL = 0.25
 #: What is told of one client has to be about so many jobs, and about this share of all that wait.
 _MANY, _MOST = 4, 0.8
 
@@ -131,6 +133,12 @@ class Attention:
             what = (
                 f"Worker {worker.name} loads the model{died}, for {seconds:.0f} s now; until then nobody is spoken to."
             )
+            if worker.last_death and worker.last_death.cause is Cause.START_TIMEOUT:
+                do = (
+                    "Raise [workers] start_timeout_s, and glmttsctl reload: the model takes longer than that, and is "
+                    f"never loaded else. glmttsctl logs --worker {worker.name} shows how far it came."
+                )
+                return Problem("loading", "down", what, do)
             do = (
                 "Wait: a large model takes minutes, and [workers] start_timeout_s ends what takes "
                 "longer. glmttsctl logs "
@@ -186,6 +194,8 @@ class Attention:
         for worker in self._pool:
             if worker.state is WorkerState.WAITING and self._pool.serving:
                 yield self._waits(worker, "slow")
+            if (still_s := self._pool.stands_still_s(worker)) >= _STILL * self._context.settings.workers.hang_timeout_s:
+                yield self._stands_still(worker, still_s)
             death = _death_of(worker)
             if death is None or now - death.at > _LATELY_S:
                 continue
@@ -206,6 +216,18 @@ class Attention:
             if worker.leaving is not None:
                 what = f"Worker {worker.name} is being replaced: {worker.leaving.detail}."
                 yield Problem("worker_leaves", "note", what, "Nothing: jobs go on, by the others and by its spare.")
+
+    def _stands_still(self, worker: Worker, still_s: float) -> Problem:
+        timeout_s = self._context.settings.workers.hang_timeout_s
+        what = (
+            f"Worker {worker.name} has made no progress for {still_s:.0f} s: it hangs, or somebody has stopped it "
+            f"(glmttsctl workers -v). After {timeout_s:g} s it is killed, and its job tried again or its client told."
+        )
+        do = (
+            "Nothing at once. If it comes again: glmttsctl quarantine list shows the texts that did it, dmesg whether "
+            "the GPU's driver hangs; [workers] hang_timeout_s is how long it may stand still."
+        )
+        return Problem("no_progress", "bad", what, do)
 
     # --- people wait
 

@@ -364,6 +364,10 @@ class Dispatcher:
             self._estimator.learn(job, max(job.active_s(now), message.synthesis_s))
         if self._fates.quarantine:
             self._fates.quarantine.clear(self._fates.content(job))
+        if message.problem and not self._durability.not_kept(job, message.problem):
+            self._fates.take_back(job)
+            self._durability.wait_for_disk(job)
+            return
         job.audio_s, job.synthesis_s = message.audio_s, message.synthesis_s
         engine = worker.ready.engine if worker.ready else ""
         first_audio_s = message.first_audio_s + job.waited_s
@@ -399,9 +403,7 @@ class Dispatcher:
             synthesis_s=event.synthesis_s,
             total_s=round(now - job.accepted_at, 6),
         )
-        if message.problem:
-            self._durability.not_kept(job, message.problem)
-        elif message.result is not None:
+        if message.result is not None:
             self._durability.kept()
         self._endings.end(job, Ending("done", event, body, message.result or ""))
 

@@ -46,8 +46,9 @@ class Durability:
         self._queue = queue
         self._endings = endings
         self._alerts = alerts
-        #: Puts a job of an earlier daemon into the queue.
+        #: Puts a job of an earlier daemon into the queue, and one that was held back there.
         self.take_up: Callable[[Job], None] = lambda _: None
+        self.go_on: Callable[[Job], None] = lambda _: None
         #: Why no durable job is accepted, or ``""``.
         self.problem = _NO_JOURNAL
         #: Accepted jobs that are not on disk yet, and who is told when they are.
@@ -56,6 +57,8 @@ class Durability:
         #: Why the last result of a durable job could not be kept, and until when no more are taken for that.
         self._unkept = ""
         self._unkept_until = 0.0
+        #: Jobs whose speech nobody could be given, and those whose speech nobody would be: they wait for the disk.
+        self._waits_for_disk: dict[str, Job] = {}
         #: Jobs that the journal could not take, or knew already.
         self.refused = 0
 
@@ -68,18 +71,71 @@ class Durability:
         if self._unkept and self._context.now < self._unkept_until:
             raise self._unavailable(self._unkept)
 
-    def not_kept(self, job: Job, problem: str) -> None:
-        """The result of a durable job could not be written: it is sent, and then it is gone."""
+    def is_accepted(self, job: Job) -> bool:
+        """Whether a job is on disk, if it has to be."""
+        return job.id not in self._adding
+
+    def not_kept(self, job: Job, problem: str) -> bool:
+        """The result of a durable job could not be written: returns whether somebody is there who is sent it.
+
+        Where nobody is, it would be lost: the job waits until results can be kept and is spoken once more, and so do
+        those that nobody waits for either.
+        """
         self._unkept = f"results can't be kept: {problem}."
         self._unkept_until = self._context.now + UNKEPT_S
         self._alerts.set("results", f"{self._unkept} Durable jobs are refused; see [daemon] state_dir.")
-        self._context.log("error", "result of a durable job can't be kept", job=job.id, reason=problem)
+        self._context.log(
+            "error", "result of a durable job can't be kept", job=job.id, heard=bool(job.subscribers), reason=problem
+        )
+        for waiting in [waiting for waiting in self._queue if self._would_be_lost(waiting)]:
+            self._queue.remove(waiting)
+            self._hold(waiting)
+        return not self._would_be_lost(job)
+
+    def _would_be_lost(self, job: Job) -> bool:
+        return job.durable and not job.output_path and not job.subscribers and not self._queue.is_held(job)
+
+    def wait_for_disk(self, job: Job) -> None:
+        """A job that was spoken for nobody is in no queue and on no worker: it waits until it can be spoken again."""
+        job.excused += 1
+        # Nobody hears the rest of a stream: the speech is made whole.
+        job.streams, job.chunks, job.first_audio_at = False, 0, None
+        self._hold(job)
+
+    def _hold(self, job: Job) -> None:
+        self._queue.hold(job)
+        self._waits_for_disk[job.id] = job
+        if ("disk", "") not in self._context.timers:
+            self._context.timers.set(("disk", ""), self._context.now + UNKEPT_S)
+
+    def on_try_disk(self) -> None:
+        """One of those that wait for the disk finds out whether it can be written to again."""
+        if (job := self._next_for_disk()) is not None:
+            self.go_on(job)
+        if self._waits_for_disk:
+            self._context.timers.set(("disk", ""), self._context.now + UNKEPT_S)
 
     def kept(self) -> None:
         """The result of a durable job was written."""
         if self._unkept:
             self._unkept = ""
             self._alerts.set("results", "")
+        while (job := self._next_for_disk()) is not None:
+            self.go_on(job)
+
+    def leave(self) -> None:
+        """The daemon ends: those that wait for the disk are the next one's."""
+        while (job := self._next_for_disk()) is not None:
+            self._endings.leave(job)
+
+    def _next_for_disk(self) -> Job | None:
+        """The first of them that was not cancelled meanwhile."""
+        while self._waits_for_disk:
+            job = self._waits_for_disk.pop(next(iter(self._waits_for_disk)))
+            if job.ending is None and self._queue.is_held(job):
+                return job
+        self._context.timers.cancel(("disk", ""))
+        return None
 
     @staticmethod
     def _unavailable(problem: str) -> RequestError:

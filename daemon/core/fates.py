@@ -116,7 +116,12 @@ class Fates:
             self._endings.fail(job, code, f"the worker failed ({death.detail}){notes}")
 
     def _wait_again(self, job: Job) -> None:
-        """Back to the front of the queue; its client is charged for the time that it has had."""
+        """Back to the front of the queue."""
+        self.take_back(job)
+        self._queue.push(job, front=True)
+
+    def take_back(self, job: Job) -> None:
+        """It is as if the job had not been begun, but that its client is charged for the time that it has had."""
         job.enter("waiting")  # running -> waiting
         job.stop(self._context.now)
         self._queue.settle(job)
@@ -126,7 +131,6 @@ class Fates:
         job.segment = job.segments = 0
         job.audio_s = 0.0
         job.told_position = -1
-        self._queue.push(job, front=True)
 
 
 def quarantine_message(deaths: int) -> str:

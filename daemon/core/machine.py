@@ -143,6 +143,7 @@ class Machine:
             outputs_folder=outputs_folder,
         )
         self._durability.take_up = self._reception.recovered
+        self._durability.go_on = self._dispatcher.take_up
         self._attention = Attention(
             self._context,
             self._queue,
@@ -282,6 +283,7 @@ class Machine:
             "drain": self._on_drain_timeout,
             "stop": lambda _: self._end_jobs("the daemon stopped before the job was done"),
             "late": lambda _: self._endings.wait_no_more(),
+            "disk": lambda _: self._durability.on_try_disk(),
         }
 
     # --- for the shell
@@ -529,7 +531,7 @@ class Machine:
     def _end_jobs(self, message: str) -> None:
         """No time is left: what the journal has goes on with the next daemon, the rest has ended."""
         for job in list(self._ledger.live.values()):
-            if job.durable and job.ending is None and not self._queue.is_held(job):
+            if job.durable and job.ending is None and self._durability.is_accepted(job):
                 self._endings.leave(job)
             else:
                 self._endings.fail(job, ErrorCode.SHUTTING_DOWN, message)
@@ -541,10 +543,10 @@ class Machine:
         Those that are not on disk yet were not accepted, and now are not.
         """
         for job in [job for job in self._queue if job.durable]:
-            if self._queue.is_held(job):
-                self._endings.fail(job, ErrorCode.SHUTTING_DOWN, self._reception.closed)
-            else:
+            if self._durability.is_accepted(job):
                 self._endings.leave(job)
+            else:
+                self._endings.fail(job, ErrorCode.SHUTTING_DOWN, self._reception.closed)
 
     def _answer_drains(self) -> None:
         for timer in list(self._drains):
@@ -558,6 +560,8 @@ class Machine:
 
     def _go_on_ending(self) -> None:
         """The next stage of a drain or a stop, when the one before is complete."""
+        if self.phase is Phase.STOPPING:
+            self._durability.leave()
         if self._ledger.live:
             return
         if self.phase is Phase.DRAINING:

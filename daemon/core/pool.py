@@ -584,6 +584,12 @@ class Pool:
             return None
         return self.fail(worker, Cause.HUNG, f"no progress for {timeout:g} s")
 
+    def stands_still_s(self, worker: Worker) -> float:
+        """For how long none has been heard of the job that has moved least of those that it is at."""
+        if worker.state not in (WorkerState.BUSY, WorkerState.DRAINING):
+            return 0.0
+        return max((self._context.now - at for at, _ in worker.moved.values()), default=0.0)
+
     def stalled(self, worker: Worker) -> list[str]:
         """The jobs that have not moved for long; if the process as a whole stands still, those are all of them."""
         since = self._context.now - self._context.settings.workers.hang_timeout_s / 2

@@ -78,7 +78,7 @@ class WaitingQueue:
         return job.id in self._jobs or job.id in self._held
 
     def is_held(self, job: Job) -> bool:
-        """Whether a job waits for the journal, and not for a worker."""
+        """Whether a job waits for the disk, and not for a worker."""
         return job.id in self._held
 
     def length(self, priority: Priority) -> int:

@@ -227,6 +227,42 @@ def test_a_result_that_can_t_be_kept_is_sent_and_said_and_no_more_are_taken(star
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")
+def test_speech_that_nobody_waits_for_is_not_lost_to_a_full_disk(start: Any) -> None:
+    daemon = start(wait=False)
+    daemon.kill()
+    state = Path(daemon.state)
+    state.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(state)], check=True)
+    try:
+        daemon.restart()
+        daemon.control("pause")
+        client = daemon.client()
+        # 960 kB of speech each.
+        sent = [client.send("synthesize", text=f"{n}", priority="batch", options={"seconds": 20.0}) for n in range(3)]
+        jobs = [client.until(id, "accepted")["job"] for id in sent]
+        client.close()
+        filler = state / "filler"
+        free = os.statvfs(state)
+        filler.write_bytes(bytes(free.f_bavail * free.f_bsize - 500_000))
+        daemon.control("resume")
+        daemon.until(lambda: "results" in [alert["name"] for alert in daemon.status()["alerts"]], "it is told")
+        assert daemon.status()["journal"]["unfinished"] == 3
+        filler.unlink()
+        daemon.stop()
+        daemon.restart()
+        other = daemon.client()
+        for job in jobs:
+            events, audio = other.all(other.send("wait", job=job))
+            assert events[-1]["event"] == "done" and len(audio) > 900_000
+        daemon.stop()
+    finally:
+        daemon.process.kill()
+        daemon.process.wait()
+        daemon.until_nothing_is_left()
+        subprocess.run(["umount", str(state)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")
 def test_a_full_disk_refuses_durable_jobs_and_lets_interactive_ones_pass(start: Any) -> None:
     daemon = start(wait=False)
     daemon.kill()

@@ -376,12 +376,16 @@ class Process:
                 return
         no_body = job.stream or job.output is not None or plan == "nofile"
         body = None if no_body else audio(job, 0)
-        result = None
+        result, problem = None, ""
         # Where the file can't be written, it is sent after all.
-        if body is not None and job.result is not None and self.world.random.random() < 0.95:
-            result = job.result
-            self.world.journal.results[result] = body
-            body = None
+        if body is not None and job.result is not None:
+            luck = self.world.random.random()
+            if luck < 0.95:
+                result = job.result
+                self.world.journal.results[result] = body
+                body = None
+            elif luck > 0.99:
+                problem = "No space left on device"
         self._ended(
             job,
             wire.Finished(
@@ -395,6 +399,7 @@ class Process:
                 chunks=segments if job.stream else 0,
                 bytes=len(body or b""),
                 result=result,
+                problem=problem,
                 path=None if plan == "nofile" else job.output,
                 memory=self.memory(),
             ),

@@ -116,6 +116,16 @@ def worker_died(theatre: Theatre) -> Any:
     return daemon
 
 
+@stage("a worker hangs, and is not killed yet")
+def no_progress(theatre: Theatre) -> Any:
+    daemon = theatre.start(workers={"hang_timeout_s": 20.0})
+    client = daemon.client()
+    client.until(client.send("synthesize", text="long", options=long(60.0)), "started")
+    os.kill(daemon.workers()[0]["pid"], signal.SIGSTOP)
+    daemon.until(lambda: daemon.status()["attention"], "it is seen")
+    return daemon
+
+
 @stage("a worker's memory grows, and it is replaced")
 def worker_replaced(theatre: Theatre) -> Any:
     daemon = theatre.start(workers={"recycle": {"max_rss_mib": 200}})

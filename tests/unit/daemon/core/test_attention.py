@@ -51,6 +51,28 @@ def test_a_death_is_told_for_ten_minutes(world: Any) -> None:
     assert attention(world) == []
 
 
+def test_a_model_that_is_never_loaded_in_time_is_given_more(make_world: Make) -> None:
+    world = make_world(workers={"start_timeout_s": 5.0})
+    assert attention(world)[0]["do"].startswith("Wait")
+    world.pass_time(5.0)
+    world.die(-9)
+    while world.states() != ["starting"]:
+        world.pass_time(0.5)
+    (problem, *_) = attention(world)
+    assert problem["name"] == "loading" and "start_timeout_s" in problem["do"] and "reload" in problem["do"]
+
+
+def test_a_job_that_stands_still_is_seen_long_before_its_worker_is_killed(make_world: Make) -> None:
+    world = make_world(workers={"hang_timeout_s": 60.0})
+    world.ready()
+    world.request(text="long")
+    world.pass_time(14.0)
+    assert attention(world) == []
+    world.pass_time(2.0)
+    (problem,) = attention(world)
+    assert problem["name"] == "no_progress" and "for 16 s" in problem["what"] and "After 60 s" in problem["what"]
+
+
 def test_a_queue_that_nobody_has_most_of_is_too_long_for_its_workers_and_nobodys_fault(make_world: Make) -> None:
     world = make_world(limits={"gateways": ["alice"]}, queue={"warn_waiting": 4})
     world.ready()

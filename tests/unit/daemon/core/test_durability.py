@@ -37,6 +37,84 @@ def nothing_is_left(world: Any) -> bool:
     ) and not (machine._durability._adding or ledger._keys or ledger._of_connection or ledger._ended)  # fmt: skip
 
 
+# --- results that can't be kept
+
+FULL = "No space left on device (/results)"
+
+
+def unheard(world: Any, count: int) -> list[str]:
+    """Accepted durable jobs whose client is gone."""
+    ids = [world.request(priority="batch", text=f"chapter {number}") for number in range(count)]
+    jobs = [world.job(id) for id in ids]
+    world.step(inputs.ConnectionClosed(1))
+    return jobs
+
+
+def test_speech_that_nobody_would_have_is_not_done_but_made_again_when_there_is_room(world: Any) -> None:
+    first, second, third = unheard(world, 3)
+    world.finish(first, b"RIFF", problem=FULL)
+    assert not world.effects(effects.JournalEnd)
+    # The others are not spoken for nothing, and somebody who is there is not held up.
+    here = world.request(text="here", connection=2)
+    assert world.names(here)[-1] == "started"
+    world.finish(world.job(here))
+    assert world.worker().state.value == "ready"
+    wait = world.request(requests.Wait(id="", v=1, job=first), connection=3)
+    # One tries whether there is room.
+    world.pass_time(30.0)
+    assert world.started()[-1] == "chapter 1"
+    world.finish(second, b"RIFF", problem=FULL)
+    assert world.worker().state.value == "ready"
+    world.pass_time(30.0)
+    assert world.started()[-1] == "chapter 2"
+    # There is: so the rest go on, with the attempts that they had.
+    world.finish(third, None, result="/results/third")
+    for job in (first, second):
+        world.finish(job, None, result=f"/results/{job}")
+    assert world.names(wait)[-1] == "done" and nothing_is_left_but_results(world)
+    assert [effect.event.attempts for effect in world.effects(effects.JournalEnd)] == [1, 2, 2]
+
+
+def nothing_is_left_but_results(world: Any) -> bool:
+    machine = world.machine
+    return not len(machine._queue) and not machine._ledger.live and not machine._durability._waits_for_disk
+
+
+@pytest.mark.parametrize("when", ["waits", "tried"])
+def test_the_end_of_the_daemon_leaves_what_waits_for_the_disk_to_the_next_one(world: Any, when: str) -> None:
+    first, second = unheard(world, 2)
+    world.finish(first, b"RIFF", problem=FULL)
+    if when == "tried":
+        world.pass_time(30.0)
+    world.step(inputs.StopAsked("SIGTERM"))
+    if when == "tried":
+        world.finish(second, b"RIFF", problem=FULL)
+    assert world.machine._endings.left == 2 and not world.effects(effects.JournalEnd)
+    assert nothing_is_left_but_results(world)
+
+
+def test_what_waits_for_the_disk_can_be_cancelled(world: Any) -> None:
+    first, second = unheard(world, 2)
+    world.finish(first, b"RIFF", problem=FULL)
+    for job in (first, second):
+        world.request(requests.Cancel(id="", v=1, job=job), connection=2)
+    assert [effect.state for effect in world.effects(effects.JournalEnd)] == ["cancelled", "cancelled"]
+    world.pass_time(30.0)
+    assert nothing_is_left_but_results(world)
+
+
+def test_a_stream_that_nobody_hears_any_more_is_made_whole_when_there_is_room(world: Any) -> None:
+    id = world.request(stream=True, durable=True)
+    job = world.job(id)
+    world.audio(job, 0)
+    world.step(inputs.ConnectionClosed(1))
+    world.finish(job, None, chunks=1, problem=FULL)
+    world.pass_time(30.0)
+    assert not world.messages(wire.Job)[-1].stream
+    world.finish(job, None, result="/results/whole")
+    assert nothing_is_left_but_results(world)
+
+
 # --- accepted when it is on disk
 
 
