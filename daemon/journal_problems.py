@@ -60,6 +60,9 @@ def explain(error: Exception, file: Path) -> str:
         return str(error)
     if isinstance(error, OSError):
         place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else file
+        if place in file.parent.parents and error.errno in (errno.EACCES, errno.EPERM):
+            do = "Make it and give it to the daemon's user (chown), or set another folder in [daemon] state_dir."
+            return told(file, f"the daemon's user may not make its folder (nor {place})", do)
         return _of_errno(error.errno or 0, error.strerror or str(error), place)
     code = _code(error)
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):

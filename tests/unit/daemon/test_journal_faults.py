@@ -387,6 +387,23 @@ with Rig(folder) as rig:
         shutil.rmtree(folder)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be somebody else")
+def test_nobody_is_told_to_give_away_a_folder_above_the_journal_s() -> None:
+    folder = Path(tempfile.mkdtemp(prefix="glmtts-journal-"))
+    try:
+        folder.chmod(0o755)
+        code = """
+import sys
+os.setgid(65534); os.setuid(65534)
+with Rig(Path(sys.argv[1])) as rig:
+    print(rig.opened.problem)
+"""
+        words = run(code, str(folder / "home" / "state"))
+        assert f"nor {folder / 'home'})" in words and "Make it" in words and f"Give it {folder}" not in words
+    finally:
+        shutil.rmtree(folder)
+
+
 def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("")
     with Rig(tmp_path / "state") as rig:
