@@ -32,8 +32,8 @@ from glmtts.protocol.worker import (
     WorkerProtocolError,
 )
 
-from . import exit_codes, lifeline, worker_words
-from .engines import host_heap, load
+from . import exit_codes, host_heap, lifeline, worker_words
+from .engines import load
 from .engines.cuda_errors import judge
 from .outputs import started
 from .worker_wire import Wire

@@ -27,7 +27,7 @@ import zmq
 from glmtts.protocol import codec, endpoints, events
 from glmtts.protocol.errors import ErrorCode, RequestError
 
-from . import __version__, config, outputs
+from . import __version__, config, host_heap, outputs
 from .background import Background
 from .core import effects, inputs
 from .core.machine import Machine, Phase
@@ -57,6 +57,8 @@ _BATCH = 64
 _TCP_NUMBERS, _CONTROL_NUMBERS = 1 << 39, 1 << 40
 #: Operators' requests that may wait to be carried out: more than a few at a time are a mistake.
 _MAX_ERRANDS = 64
+#: Blocks of so many bytes or more are not kept in the heap when they are freed.
+_LARGE = 1 << 20
 #: How long answers may take to leave when the daemon ends.
 _LINGER_MS = 1_000
 #: Descriptors that are kept for everything but clients' connections.
@@ -622,6 +624,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(error.problems), file=sys.stderr)
         return _EX_CONFIG
     _raise_descriptor_limit()
+    # Recordings and speech come and go: their memory is not to stay.
+    host_heap.map_from(_LARGE)
     # A watchdog ends a loop that hangs by SIGABRT: where it hung is then in the log.
     faulthandler.enable()
     log = Logger(loaded.settings.daemon.log_level, loaded.settings.daemon.log_format)

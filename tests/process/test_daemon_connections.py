@@ -112,6 +112,19 @@ def test_many_who_never_read_take_no_more_memory_than_one_may(start: Any) -> Non
         client.speak("meanwhile")
 
 
+def test_the_memory_of_large_messages_is_given_back(start: Any) -> None:
+    daemon = start()
+    client = daemon.client()
+    client.speak()
+    before = daemon.rss_mib
+    for _ in range(2):
+        recording = bytes(15 << 20)
+        ids = [client.send("synthesize", recording, text="no recording", prompt={"text": "x"}) for _ in range(60)]
+        for id in ids:
+            client.all(id)
+    daemon.until(lambda: daemon.rss_mib < before + 16, "what was sent is not kept")
+
+
 def test_one_who_asks_and_never_reads_the_answers_is_hung_up_on(start: Any) -> None:
     daemon = start(limits={"send_buffer_mib": 1})
     client = daemon.client()

@@ -11,7 +11,8 @@ import numpy as np
 
 from glmtts.protocol.events import Voice
 
-from .. import host_heap, torch_memory
+from ... import host_heap
+from .. import torch_memory
 from ..base import Engine, EngineError, MemoryFigures, Piece, Reference, Utterance
 from ..options import GlmttsOptions
 from . import checkpoint, graphics, pronunciation

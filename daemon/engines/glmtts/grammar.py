@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .. import host_heap
+from ... import host_heap
 
 _PACKAGES = ("WeTextProcessing", "pynini")
 
