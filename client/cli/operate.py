@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, get_args
 
 import click
@@ -184,15 +185,31 @@ def reload() -> None:
 @shared_options
 def stop(now: bool) -> None:
     """Finish the jobs that run and end the daemon."""
+    from glmtts.client import Timeout
+
     run = session()
-    with run.control() as control:
-        answer = plain(control.call("stop"))
+    with run.control(timeout=5.0) as control:
+        try:
+            answer = plain(control.call("stop"))
+        except Timeout:
+            raise Timeout(
+                "The daemon does not answer: it hangs, or somebody has stopped it (SIGSTOP). This ends it, with its "
+                f"workers: kill -9 {_pid(control.endpoint)}. Durable jobs go on when it is started again."
+            ) from None
         if now:
             _stop_again(control)
     if run.json:
         print_json(answer)
     else:
         click.echo("The daemon ends." if now else "The daemon finishes its jobs and ends; `stop --now` doesn't wait.")
+
+
+def _pid(endpoint: str) -> str:
+    """The daemon's pid, as its runtime folder has it; words where that can't be read."""
+    try:
+        return str(int(Path(endpoint.removeprefix("ipc://")).with_name("lock").read_text()))
+    except (OSError, ValueError):
+        return "and its pid (ps -C glmttsd)"
 
 
 def _stop_again(control: Any) -> None:

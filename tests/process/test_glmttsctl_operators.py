@@ -199,3 +199,11 @@ def test_top_shows_a_death_and_outlives_a_restart_of_the_daemon(on_gpus: Any, to
     until("waiting for the daemon...")
     daemon.restart()
     until("the daemon was started anew")
+
+
+def test_a_daemon_that_hangs_is_told_with_what_ends_it(start: Any) -> None:
+    daemon = start()
+    daemon.process.send_signal(signal.SIGSTOP)
+    said = ctl(daemon, "stop", "--now")
+    assert said.returncode == 124 and f"kill -9 {daemon.process.pid}." in said.stderr
+    daemon.kill()
