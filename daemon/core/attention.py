@@ -288,12 +288,13 @@ class Attention:
             do = "glmttsctl stop, and start it again: durable jobs go on by themselves."
             yield Problem("restart_needed", "note", what, do)
         if quarantined := self._fates.quarantined_count():
-            what = f"{quarantined} texts are refused, because workers died of them."
+            texts = "1 text is" if quarantined == 1 else f"{quarantined} texts are"
+            what = f"{texts} refused, because workers died of what was to be spoken."
             yield Problem(
                 "quarantine", "note", what, "glmttsctl quarantine list shows whose, and quarantine clear lets them in."
             )
         if errors := facts.get("internal_errors"):
-            what = f"The daemon met {errors} errors of its own, and went on."
+            what = f"The daemon met {errors} {'error' if errors == 1 else 'errors'} of its own, and went on."
             yield Problem(
                 "internal_errors", "note", what, "Please report the tracebacks: glmttsctl logs --level error."
             )
