@@ -75,6 +75,16 @@ def examine(group: str, path: Path | None) -> list[Check]:
     for check in GROUPS[group].checks:
         try:
             found += check(settings)
+        except PermissionError as error:
+            found.append(
+                Check(
+                    name=check.__name__,
+                    state="warning",
+                    seen=f"this user may not look at it: {error.filename or error.strerror}",
+                    means="only the daemon's user and root can",
+                    mend="run it as one of them: sudo glmttsctl doctor",
+                )
+            )
         except Exception as error:
             words = f"{type(error).__name__}: {error}"
             found.append(

@@ -89,6 +89,15 @@ def test_who_may_not_open_a_socket_is_told_how_to_get_there() -> None:
         folder.rmdir()
 
 
+def test_what_this_user_may_not_look_at_is_no_mistake_of_the_doctor_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(_: Settings) -> list[Any]:
+        raise PermissionError(13, "Permission denied", "/var/lib/glmtts/results")
+
+    monkeypatch.setitem(doctor.GROUPS, "places", doctor.Group((closed,), 10.0, ""))
+    (check,) = doctor.examine("places", None)
+    assert check.state == "warning" and "/var/lib/glmtts/results" in check.seen and "sudo" in check.mend
+
+
 def test_a_runtime_folder_that_clients_do_not_know_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GLMTTS_RUNTIME_DIR", raising=False)
     check = doctor_places.runtime(settings(daemon={"runtime_dir": str(tmp_path)}))[0]
