@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -93,6 +94,15 @@ class Results:
             except (OSError, ValueError) as error:
                 problems.append(shown(f"the result {self.folder / name} could not be removed: {error}"))
         return problems
+
+    def put_aside(self) -> Path | None:
+        """Give what is there another folder, if there is anything: it belongs to another journal. Raises OSError."""
+        if not any(self.folder.iterdir()):
+            return None
+        aside = self.folder.with_name(f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
+        self.folder.rename(aside)
+        self.make()
+        return aside
 
     def sweep(self, noted: Collection[str], unfinished: Collection[str]) -> int:
         """Remove what belongs to no job, once and before a worker writes there; returns how many files that were.

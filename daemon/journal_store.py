@@ -80,6 +80,8 @@ class Store:
         self.result_bytes = 0
         #: How many jobs there are, those that have ended included.
         self.rows = 0
+        #: Whether there was no journal before it was opened.
+        self.is_new = False
         self._folder = folder
         self._busy_s = busy_s
         self._connection: sqlite3.Connection | None = None
@@ -105,6 +107,7 @@ class Store:
         if self._lock is None:
             self._lock = journal_file.hold(self._folder / "journal.lock")
         self.results.make()
+        self.is_new = not self.file.exists()
         connection = journal_file.connect(self.file, self._busy_s)
         try:
             self._place = self._place_now()

@@ -212,6 +212,14 @@ class Writer:
         return useless
 
     def _sweep(self, rows: list[inputs.JournalRow]) -> None:
+        if self._store.is_new:
+            # Somebody has moved the old one away, as he was told to: what it knows of may still be wanted.
+            if aside := self._store.results.put_aside():
+                self.warnings.append(
+                    f"the journal is new: the results that were there belong to another one, and are in {shown(aside)} "
+                    "now; put them back with that journal, or remove them"
+                )
+            return
         removed = self._store.results.sweep(self._store.result_names(), {row.job for row in rows})
         if removed:
             self.warnings.append(

@@ -259,6 +259,31 @@ def test_a_start_sweeps_what_belongs_to_no_job_and_nothing_else(tmp_path: Path) 
         assert rig.warnings == [f"4 files in {results} belonged to no job and were removed"]
 
 
+def test_results_of_a_journal_that_was_moved_away_are_put_aside_and_good_when_it_is_back(tmp_path: Path) -> None:
+    results, moved = tmp_path / "results", tmp_path / "moved"
+    moved.mkdir()
+    with Rig(tmp_path) as rig:
+        (results / "done.wav").write_bytes(b"speech")
+        rig.add(row("done"))
+        rig.end("done", result=str(results / "done.wav"))
+    for file in tmp_path.glob("journal.db*"):
+        file.rename(moved / file.name)
+    with Rig(tmp_path) as rig:
+        rig.found("done")
+        (warning,) = rig.warnings
+    (aside,) = tmp_path.glob("results.*")
+    assert str(aside) in warning and (aside / "done.wav").read_bytes() == b"speech" and not any(results.iterdir())
+    for file in tmp_path.glob("journal.db*"):
+        file.unlink()
+    for file in moved.iterdir():
+        file.rename(tmp_path / file.name)
+    results.rmdir()
+    aside.rename(results)
+    with Rig(tmp_path) as rig:
+        found = rig.found("done")
+        assert found is not None and Path(found.result).read_bytes() == b"speech" and rig.warnings == []
+
+
 def test_nobody_else_reads_what_was_said(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
