@@ -37,7 +37,8 @@ def damaged(file: Path, what: str) -> JournalError:
     """The journal's content is not what it was; nobody but its owner may decide what becomes of it."""
     do = (
         f"The daemon leaves the files as they are. Move {file.name}, {file.name}-wal and {file.name}-shm away "
-        f"together: a new journal is begun at once, and results are put aside ('sqlite3 {file.name} .recover' shows what is left in the old one)."
+        "together: a new journal is begun at once, and results are put aside "
+        f"('sqlite3 {file.name} .recover' shows what is left in the old one)."
     )
     return JournalError(told(file, f"the journal is damaged: {what}", do), damaged=True)
 
