@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +11,7 @@ from .gauges import age, growth, memory, vram
 from .grid import Column, echo, lay_out
 from .output import clean, duration, humanise, plain, print_json
 from .session import session, shared_options
+from .wrapping import hung, terminal_width
 
 Worker = Mapping[str, Any]
 
@@ -27,7 +26,6 @@ STATE_STYLES = {
     "failed": "red",
     "stopped": "bright_black",
 }
-
 
 #: What a worker's reason is the reason for.
 _REASON_FOR = dict.fromkeys(("waiting", "backoff"), "waits: ") | dict.fromkeys(
@@ -55,12 +53,12 @@ def workers(verbose: bool) -> None:
         click.echo("No workers: none is configured, or all are unloaded.")
         return
     # What goes into a pipe is cut by nobody.
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    width = terminal_width()
     for line in lay_out(columns_of(found), width):
         echo(line)
     for worker in found:
         for remark in details(worker) if verbose else remarks(worker):
-            click.echo(f"{clean(str(worker.get('name', '?')))}: {remark}")
+            click.echo("\n".join(hung(f"{clean(str(worker.get('name', '?')))}: ", remark, width)))
     if bounds := bounds_in_words(answer.get("bounds")):
         click.echo(bounds)
 
