@@ -27,6 +27,9 @@ STATE_STYLES = {
     "stopped": "bright_black",
 }
 
+#: Ends that somebody has wanted, and that are no fault: what the daemon calls so (core/causes.py), by name.
+WANTED = frozenset({"requested", "operator", "recycled", "leak", "unloaded"})
+
 #: What a worker's reason is the reason for.
 _REASON_FOR = dict.fromkeys(("waiting", "backoff"), "waits: ") | dict.fromkeys(
     ("ready", "busy", "draining"), "is being replaced: "
@@ -129,7 +132,7 @@ def remarks(worker: Worker) -> list[str]:
         said.append(f"takes the place of {clean(str(worker['replaces']))}")
     death = worker.get("last_death")
     if isinstance(death, Mapping) and death.get("detail"):
-        said.append(f"last death: {death_in_words(death)}")
+        said.append(f"{'last replaced' if death.get('cause') in WANTED else 'last death'}: {death_in_words(death)}")
     return said
 
 
