@@ -7,8 +7,11 @@ import subprocess
 from collections.abc import Callable
 from typing import Any
 
+import click
 import pytest
 
+from glmtts.client import News
+from glmtts.client.cli import events as module
 from glmtts.client.cli.output import cells
 from glmtts.client.cli.wrapping import hung
 from glmtts.protocol import events
@@ -65,14 +68,21 @@ def test_no_word_of_workers_and_gpus_is_broken(on_terminal: OnTerminal, answers:
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_no_word_of_an_event_or_of_what_health_says_is_broken(
-    on_terminal: OnTerminal, answers: dict[str, Any], width: int
-) -> None:
+def test_no_word_of_what_health_says_is_broken(on_terminal: OnTerminal, answers: dict[str, Any], width: int) -> None:
     problem = {"severity": "bad", "name": "gpu_lost.1", "what": DETAIL, "do": DETAIL}
     answers["health"] = {"healthy": False, "problems": [problem]}
     shown = on_terminal("health", width=width).stdout
     assert all(cells(line) <= width for line in shown.splitlines()), shown
     assert words(shown).count("nvmlDeviceGetHandleByIndex") == 2 and " ".join(words(DETAIL)) in " ".join(words(shown))
+
+
+def test_an_event_goes_on_below_its_topic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "terminal_width", lambda: 80)
+    shown = module._line(News("worker.backoff", {"name": "w0", "state": "backoff", "reason": DETAIL}))
+    first, *others = click.unstyle(shown).splitlines()
+    assert first[14:].startswith("worker.backoff    name=w0") and others
+    assert all(cells(line) <= 80 and line.startswith(" " * 14) and line[14] != " " for line in others)
+    assert DETAIL in " ".join(words(click.unstyle(shown)))
 
 
 def test_the_doctor_fits_the_terminal_and_a_file_of_its_report_can_be_read(
