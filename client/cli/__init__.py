@@ -27,7 +27,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "cancel": ("cancel", "cancel"),
     "queue": ("queue", "queue"),
     "limits": ("limits", "limits"),
-    "status": ("operate", "status"),
+    "status": ("status", "status"),
     "health": ("health", "health"),
     "logs": ("logs", "logs"),
     "workers": ("workers", "workers"),

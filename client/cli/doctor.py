@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,10 @@ from glmtts.protocol.requests import VERSION
 
 from .failures import FAILED, Finished
 from .gpus import nvml_in_words
-from .operate import alert_in_words
 from .output import clean, duration, plain, print_json
 from .session import Session, session, shared_options
+from .status import alert_in_words
+from .wrapping import hung, terminal_width
 
 Check = dict[str, str]
 
@@ -35,6 +35,8 @@ _MANY_RESTARTS = 3
 
 _MARKS = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "wrong": ("WRONG", "red")}
 _INDENT = " " * 9
+#: What is kept in a file or sent to somebody has lines of a length that can be read.
+_WIDTH_OF_A_FILE = 100
 
 
 @click.command()
@@ -65,16 +67,17 @@ def doctor(file: Path | None) -> None:
 
 
 def _print(check: Check) -> None:
+    width = terminal_width() or _WIDTH_OF_A_FILE
     mark, style = _MARKS[check["state"]]
-    lines = textwrap.wrap(f"{check['name']}: {clean(check['seen'])}", 91, break_on_hyphens=False) or [""]
-    click.echo(click.style(f"{mark:<9}", fg=style) + lines[0])
-    for line in lines[1:]:
-        click.echo(_INDENT + line)
+    first, *others = hung(f"{mark:<9}", f"{check['name']}: {clean(check['seen'])}", width)
+    click.echo(click.style(first[:9], fg=style) + first[9:])
+    for line in others:
+        click.echo(line)
     if check["state"] == "ok":
         return
-    for label, key in (("means", "means"), ("mend", "mend")):
-        for i, line in enumerate(textwrap.wrap(clean(check[key]), 84, break_on_hyphens=False)):
-            click.echo(f"{_INDENT}{label + ':' if i == 0 else '':<7}{line}")
+    for key in ("means", "mend"):
+        if check[key]:
+            click.echo("\n".join(hung(f"{_INDENT}{key + ':':<7}", clean(check[key]), width)))
 
 
 def _check(name: str, seen: str, state: str = "ok", means: str = "", mend: str = "") -> Check:

@@ -15,6 +15,7 @@ import click
 from .failures import TIMED_OUT, Failure, Finished
 from .output import SIZES, clean, humanise
 from .session import Session, session, shared_options, timeout_option
+from .wrapping import hung, terminal_width
 
 if TYPE_CHECKING:
     from glmtts.client import News, Watch
@@ -82,8 +83,12 @@ def _line(news: News) -> str:
     _, _, state = news.topic.partition(".")
     style = _STYLES.get(str(news.values.get("state", "")), _STYLES.get(state))
     topic = clean(news.topic)
-    padding = " " * max(0, 16 - len(topic))
-    return f"{stamp}  {click.style(topic, fg=style) if style else topic}{padding}  {' '.join(_pairs(news.values))}"
+    words = f"{topic}{' ' * max(0, 16 - len(topic))}  {' '.join(_pairs(news.values))}"
+    head = f"{stamp}  "
+    lines = "\n".join(hung(head, words, terminal_width()))
+    if not style:
+        return lines
+    return head + click.style(topic, fg=style) + lines[len(head) + len(topic) :]
 
 
 def _pairs(values: Mapping[str, Any]) -> list[str]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +11,7 @@ from .gauges import age, memory, memory_bar, part_of, vram
 from .grid import echo
 from .output import clean, humanise, plain, print_json
 from .session import session, shared_options
+from .wrapping import hung, terminal_width
 
 Gpu = Mapping[str, Any]
 
@@ -34,31 +32,36 @@ def gpus() -> None:
         print_json(answer)
         return
     found = answer.get("gpus") or []
-    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 100
+    width = terminal_width()
     for gpu in found:
-        _print_gpu(gpu, min(_WIDEST_BAR, columns - _LABEL - 14))
+        _print_gpu(gpu, width)
         click.echo()
     if not found:
-        click.echo(no_gpu_in_words(answer.get("nvml")))
+        _print_words("", no_gpu_in_words(answer.get("nvml")), width)
     else:
-        click.echo(f"{'NVML':<{_LABEL}}{nvml_in_words(answer.get('nvml'))}")
+        _print_words("NVML", nvml_in_words(answer.get("nvml")), width)
     host = answer.get("host")
     if isinstance(host, Mapping) and host.get("total"):
         click.echo(f"{'host':<{_LABEL}}{part_of(host.get('available'), host['total'])} memory available")
 
 
-def _print_gpu(gpu: Gpu, width: int) -> None:
+def _print_words(label: str, words: str, width: int | None, style: str = "") -> None:
+    head = f"{label:<{_LABEL}}" if label else ""
+    for line in hung(head, words, width):
+        echo([(line, style)])
+
+
+def _print_gpu(gpu: Gpu, width: int | None) -> None:
     state = str(gpu.get("state", "?"))
     name = clean(str(gpu.get("name") or "unnamed")) + (" (MIG)" if gpu.get("mig") else "")
     echo([(f"{_title(gpu):<{_LABEL}}", "cyan"), (name, ""), ("  " + state, "green" if state == "ok" else "red")])
     if state != "ok" or gpu.get("detail"):
         # The daemon puts what NVML's words mean behind them.
-        for line in textwrap.wrap(clean(str(gpu.get("detail") or state)), 100 - _LABEL):
-            echo([(" " * _LABEL + line, "red")])
+        _print_words(" ", clean(str(gpu.get("detail") or state)), width, "red")
     ours, others = shares(gpu)
     total = gpu.get("total")
     if total:
-        bar = memory_bar(ours, others, total, width)
+        bar = memory_bar(ours, others, total, min(_WIDEST_BAR, (width or 100) - _LABEL - 14))
         echo([(f"{'  memory':<{_LABEL}}", ""), *bar, (f"  {part_of(gpu.get('used'), total)}", "")])
         legend = [("█", "cyan"), (f" our workers {memory(ours)}  ", "")]
         others_words = "unknown" if gpu.get("others") is None else memory(others)
@@ -71,7 +74,7 @@ def _print_gpu(gpu: Gpu, width: int) -> None:
     has = [
         f"{clean(str(w.get('name', '?')))} {vram(w.get('vram'), w.get('vram_trust'))}" for w in gpu.get("workers") or []
     ]
-    click.echo(f"{'  workers':<{_LABEL}}{', '.join(has) or 'none'}")
+    _print_words("  workers", ", ".join(has) or "none", width)
     if room := _room_in_words(gpu):
         click.echo(f"{'  room':<{_LABEL}}{room}")
     ago = gpu.get("sampled_ago_s")

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
 
 from .failures import NOT_READY, Finished
+from .gauges import Piece
 from .output import clean, duration, humanise, plain, print_json
 from .session import Session, session, shared_options
+from .wrapping import hung, terminal_width
 
 #: How long the daemon may take to answer; a loop that is stuck for longer is not alive.
 _TIMEOUT_S = {"live": 5.0, "ready": 5.0, "deep": 30.0}
 #: What the answer may take on its way, beyond the time that the daemon has to find out.
 _MARGIN_S = 2.0
-_STYLES = {"down": "red", "bad": "red", "slow": "yellow", "note": None}
+_STYLES = {"down": "red", "bad": "red", "slow": "yellow", "note": ""}
 
 
 @click.command()
@@ -105,9 +107,24 @@ def _print(depth: str, answer: dict[str, Any]) -> None:
 
 
 def print_problems(problems: Any) -> None:
-    """What is wrong and what to do, the gravest first, as ``status`` and ``health`` have it."""
+    """What is wrong and what to do, the gravest first."""
+    for problem in problems_in_lines(problems, terminal_width()):
+        print_lines(problem)
+
+
+def problems_in_lines(problems: Any, width: int | None) -> list[list[Piece]]:
+    """The lines of each, with their colours, as ``status`` and ``health`` show them."""
+    found = []
     for problem in problems or []:
         if isinstance(problem, dict):
-            style = _STYLES.get(str(problem.get("severity")))
-            click.secho(f"! {clean(str(problem.get('what')))}", fg=style)
-            click.echo(f"  -> {clean(str(problem.get('do')))}")
+            style = _STYLES.get(str(problem.get("severity")), "")
+            what = hung("! ", clean(str(problem.get("what"))), width)
+            do = hung("  -> ", clean(str(problem.get("do"))), width)
+            found.append([*((line, style) for line in what), *((line, "") for line in do)])
+    return found
+
+
+def print_lines(lines: Iterable[Piece]) -> None:
+    """Whole lines, each in its colour."""
+    for text, style in lines:
+        click.secho(text, fg=style or None)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
 import click
+from msgspec import UNSET
 
+from glmtts.protocol.events import JobInfo
 from glmtts.protocol.requests import JobState
 
 from .files import write_atomically
 from .job_table import print_jobs
 from .output import plain, print_json, print_pairs
 from .queue import is_of
-from .session import Session, session, shared_options, timeout_option
+from .session import QUICK_TIMEOUT_S, Session, session, shared_options, timeout_option
 
 #: The most that the daemon lists.
 _MOST = 1_000
@@ -74,26 +77,50 @@ def job(id: str, anyones: bool) -> None:
 @click.command()
 @click.argument("id")
 @click.option(
-    "-o", "file", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="Write its speech here."
+    "-o",
+    "file",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    help="Write its speech to FILE; `-` is standard output.",
 )
 @timeout_option("Give up after this many seconds; the job goes on.")
 @shared_options
-def wait(id: str, file: Path | None, timeout: float | None) -> None:
-    """Wait until the job ID is done, and fetch its speech."""
+def wait(id: str, file: str | None, timeout: float | None) -> None:
+    """Wait until the job ID is done, and fetch its speech.
+
+    Without -o the speech goes to standard output, if that is no terminal. A job whose speech the daemon keeps in a file
+    needs no -o: the file is named.
+    """
     from .speak import facts_of, summary
 
     run = session()
+    if file == "-" and run.json:
+        raise click.UsageError("--json and the speech can't both go to standard output; give -o FILE.")
     with run.client(timeout=None) as client:
+        if file is None and (run.json or sys.stdout.isatty()):
+            _refuse_speech_without_place(client.job(id, timeout=timeout or QUICK_TIMEOUT_S))
         speech = client.wait(id, timeout=timeout)
-    if file is not None and speech.audio:
-        write_atomically(file, speech.audio)
+    place = "-" if file is None else file
+    if speech.audio and place == "-":
+        sys.stdout.buffer.write(speech.audio)
+        sys.stdout.buffer.flush()
+    elif speech.audio:
+        write_atomically(Path(place), speech.audio)
     elif file is not None:
         run.note(f"Nothing was written to {file}: " + _why_no_audio(speech.path))
-    facts = facts_of(speech, str(file) if file is not None and speech.audio else speech.path)
+    facts = facts_of(speech, place if speech.audio else speech.path)
     if run.json:
         print_json(facts)
     else:
-        click.echo(summary(facts))
+        run.note(summary(facts))
+        if speech.path:
+            click.echo(speech.path)  # as `say --output` does, for whoever goes on with the file
+
+
+def _refuse_speech_without_place(job: JobInfo) -> None:
+    """Before it is waited for and fetched, a job whose speech would have nowhere to go."""
+    if job.output is UNSET and job.state not in ("failed", "cancelled"):
+        raise click.UsageError("Where should the speech go? Give -o FILE, or pipe it on.")
 
 
 def _why_no_audio(path: str | None) -> str:

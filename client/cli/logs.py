@@ -39,6 +39,8 @@ def logs(follow: bool, count: int, worker: str | None, job: str | None, level: s
     lines = answer.get("lines") or []
     for line in lines:
         _print(run, line)
+    if asked and count and not lines:
+        run.note(_nothing_in_words(run, asked))
     if not follow:
         if len(lines) < count and lines and not asked and answer.get("journal"):
             run.note(f"Older lines are in the journal: journalctl _PID={answer.get('pid')}")
@@ -53,6 +55,18 @@ def _ask(run: Session, **keys: Any) -> dict[str, Any]:
     with run.control() as control:
         answer: dict[str, Any] = plain(control.call("logs", **keys))
         return answer
+
+
+def _nothing_in_words(run: Session, asked: dict[str, str]) -> str:
+    """Why nothing is printed: a name that is wrong looks like one of which there is nothing to be said."""
+    about = " and ".join(f"{kind} {clean(asked[kind])}" for kind in ("worker", "job") if kind in asked)
+    graver = f" of level {asked['level']} or graver" if "level" in asked else ""
+    words = f"The daemon keeps no line{graver}{f' about {about}' if about else ''}."
+    if "worker" not in asked:
+        return words
+    with run.control() as control:
+        names = [clean(str(worker.get("name"))) for worker in plain(control.workers()).get("workers") or []]
+    return f"{words} There are these workers: {', '.join(names)}." if names else f"{words} There is no worker now."
 
 
 def _follow(run: Session, answer: dict[str, Any], asked: dict[str, str]) -> None:

@@ -1,8 +1,8 @@
-"""`glmttsctl status`, `recycle`, `scale`, `pause` and the like: what an operator asks of a running daemon."""
+"""`glmttsctl recycle`, `scale`, `pause` and the like: what an operator asks of a running daemon."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,75 +10,9 @@ import click
 
 from glmtts.protocol.control import LogLevel
 
-from .failures import FAILED, NOT_READY, TIMED_OUT, Failure, Finished
-from .health import print_problems
-from .output import duration, humanise, plain, print_json, print_pairs
+from .failures import FAILED, TIMED_OUT, Failure, Finished
+from .output import humanise, plain, print_json
 from .session import session, shared_options, timeout_option
-
-
-@click.command()
-@shared_options
-def status() -> None:
-    """The daemon at a glance; exits with 3 while it can't start jobs."""
-    run = session()
-    with run.control() as control:
-        answer: dict[str, Any] = plain(control.call("status"))
-    if run.json:
-        print_json(answer)
-    else:
-        # What is to be done comes first; it has all that the alerts have, and more.
-        attention = answer.pop("attention", None)
-        print_problems(attention)
-        alerts = [] if attention else [alert_in_words(alert) for alert in answer.get("alerts") or []]
-        print_pairs({key: _WORDS.get(key, lambda v: v)(value) for key, value in answer.items() if key != "alerts"})
-        told = any(
-            isinstance(alert, Mapping) and alert.get("name") == "journal" for alert in answer.get("alerts") or []
-        )
-        if (journal := answer.get("journal")) and not _is_good(journal) and not told and not attention:
-            alerts.append(f"journal: durable jobs, batch jobs among them, are refused: {_problem(journal)}")
-        for alert in alerts:
-            click.secho(f"! {alert}", fg="red")
-    if answer.get("state") in ("draining", "drained", "stopping"):
-        raise Finished(NOT_READY)
-
-
-def _is_good(journal: Any) -> bool:
-    return not isinstance(journal, Mapping) or bool(journal.get("ok", True))
-
-
-def _problem(journal: Mapping[str, Any]) -> str:
-    return humanise("", journal.get("problem") or "it can't be used now")
-
-
-def _journal_in_words(journal: Any) -> Any:
-    """Whether it can be used, and what else is said of it."""
-    if not isinstance(journal, Mapping):
-        return journal
-    state = "good" if _is_good(journal) else f"can't be used: {_problem(journal)}"
-    return {"state": state} | {key: value for key, value in journal.items() if key not in ("ok", "problem")}
-
-
-def _estimates_in_words(estimates: Any) -> Any:
-    """How good the daemon's words about waiting were."""
-    if not isinstance(estimates, Mapping):
-        return estimates
-    jobs, share = estimates.get("jobs"), estimates.get("within_30_percent")
-    if not jobs or not isinstance(share, (int, float)):
-        return "none yet that could be compared"
-    return f"{share * 100:.0f} % of {humanise('', jobs)} jobs started within 30 % of the time told"
-
-
-#: What status says in words of its own; everything else is shown as it comes.
-_WORDS: dict[str, Callable[[Any], Any]] = {"journal": _journal_in_words, "estimates": _estimates_in_words}
-
-
-def alert_in_words(alert: Any) -> str:
-    """``no_worker: every worker has failed (for 12.0 s)``."""
-    if not isinstance(alert, Mapping):
-        return humanise("", alert)
-    words = f"{humanise('', alert.get('name', 'alert'))}: {humanise('', alert.get('message', ''))}"
-    since = alert.get("for_s")
-    return f"{words} (for {duration(since)})" if isinstance(since, (int, float)) else words
 
 
 @click.command()

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 #: Control sequences of terminals (ECMA-48), such as colours.
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])")
+ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])")
 
 #: Keys of the envelope, which say nothing about what was asked.
 _ENVELOPE = frozenset({"v", "id", "event"})
@@ -40,9 +40,9 @@ def print_pairs(values: Mapping[str, Any], indent: str = "") -> None:
 
 
 def _pair_lines(values: Mapping[str, Any], indent: str) -> Iterable[str]:
-    width = max((cells(_label(key)) for key in values), default=0)
+    width = max((cells(label_of(key)) for key in values), default=0)
     for key, value in values.items():
-        label = _label(key)
+        label = label_of(key)
         if isinstance(value, Mapping) and value:
             yield f"{indent}{label}"
             yield from _pair_lines(value, indent + "  ")
@@ -62,7 +62,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, no
     others = [k for row in rows for k in row if k not in columns]
     keys = [*present, *dict.fromkeys(others)]
     cells = [[humanise(key, row.get(key)) for key in keys] for row in rows]
-    headings = [_label(key) for key in keys]
+    headings = [label_of(key) for key in keys]
     if sys.stdout.isatty():
         _print_rich(headings, cells)
     else:
@@ -106,7 +106,7 @@ def _print_aligned(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> No
 
 def clean(text: str) -> str:
     """``text`` without what would move a terminal's cursor or change its colours: a worker's last words may have it."""
-    return "".join(c if c.isprintable() else " " for c in _ESCAPES.sub("", text))
+    return "".join(c if c.isprintable() else " " for c in ESCAPES.sub("", text))
 
 
 def cells(text: str) -> int:
@@ -142,7 +142,7 @@ def humanise(key: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):
-        return ", ".join(f"{_label(k)} {humanise(k, v)}" for k, v in value.items() if v is not None) or "-"
+        return ", ".join(f"{label_of(k)} {humanise(k, v)}" for k, v in value.items() if v is not None) or "-"
     if isinstance(value, (list, tuple)):
         return ", ".join(humanise("", item) for item in value) or "-"
     if isinstance(value, (int, float)):
@@ -158,7 +158,7 @@ def humanise(key: str, value: Any) -> str:
     return clean(str(value))
 
 
-def _label(key: str) -> str:
+def label_of(key: str) -> str:
     for unit in ("_s", "_mib"):
         key = key.removesuffix(unit)
     return key.replace("_", " ")

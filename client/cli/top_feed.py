@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .gauges import History
 from .output import clean, humanise, plain
-from .workers import death_in_words
+from .workers import WANTED, death_in_words
 
 if TYPE_CHECKING:
     from glmtts.client import Control, News, Watch
@@ -31,9 +31,6 @@ _RATE_S = 15.0
 
 #: Two looks at one death differ by less than that, in seconds.
 _SAME_DEATH_S = 0.4
-
-#: Causes of death that somebody has wanted.
-_WANTED_DEATHS = frozenset({"requested", "operator", "recycled", "leak", "unloaded"})
 
 _KEPT_EVENTS = 50
 
@@ -177,8 +174,8 @@ class Feed:
         if at - self._died_at.get(name, -1e9) > _SAME_DEATH_S:
             self._died_at[name] = at
             words = death_in_words({**death, "ago_s": None})
-            style = "yellow" if death.get("cause") in _WANTED_DEATHS else "red"
-            self._happenings.append(Happening(at, f"{clean(name)} died: {words}", style))
+            verb, style = ("replaced", "yellow") if death.get("cause") in WANTED else ("died", "red")
+            self._happenings.append(Happening(at, f"{clean(name)} {verb}: {words}", style))
 
     def _remember(self, worker: Mapping[str, Any]) -> None:
         """A worker's memory now, VRAM where it is known; the two are never mixed in one line."""

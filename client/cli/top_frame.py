@@ -11,9 +11,9 @@ from rich.text import Text
 from .gauges import Piece, memory_bar, part_of, sparkline
 from .gpus import no_gpu_in_words, nvml_in_words, shares
 from .grid import Column, lay_out
-from .operate import alert_in_words
 from .output import cells, clean, duration, humanise
 from .screen import text_of
+from .status import alert_in_words
 from .top_feed import Snapshot, ended_of
 from .workers import columns_of
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +11,7 @@ from .gauges import age, growth, memory, vram
 from .grid import Column, echo, lay_out
 from .output import clean, duration, humanise, plain, print_json
 from .session import session, shared_options
+from .wrapping import hung, terminal_width
 
 Worker = Mapping[str, Any]
 
@@ -28,6 +27,8 @@ STATE_STYLES = {
     "stopped": "bright_black",
 }
 
+#: Ends that somebody has wanted, and that are no fault: what the daemon calls so (core/causes.py), by name.
+WANTED = frozenset({"requested", "operator", "recycled", "leak", "unloaded"})
 
 #: What a worker's reason is the reason for.
 _REASON_FOR = dict.fromkeys(("waiting", "backoff"), "waits: ") | dict.fromkeys(
@@ -55,12 +56,12 @@ def workers(verbose: bool) -> None:
         click.echo("No workers: none is configured, or all are unloaded.")
         return
     # What goes into a pipe is cut by nobody.
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    width = terminal_width()
     for line in lay_out(columns_of(found), width):
         echo(line)
     for worker in found:
         for remark in details(worker) if verbose else remarks(worker):
-            click.echo(f"{clean(str(worker.get('name', '?')))}: {remark}")
+            click.echo("\n".join(hung(f"{clean(str(worker.get('name', '?')))}: ", remark, width)))
     if bounds := bounds_in_words(answer.get("bounds")):
         click.echo(bounds)
 
@@ -131,7 +132,7 @@ def remarks(worker: Worker) -> list[str]:
         said.append(f"takes the place of {clean(str(worker['replaces']))}")
     death = worker.get("last_death")
     if isinstance(death, Mapping) and death.get("detail"):
-        said.append(f"last death: {death_in_words(death)}")
+        said.append(f"{'last replaced' if death.get('cause') in WANTED else 'last death'}: {death_in_words(death)}")
     return said
 
 

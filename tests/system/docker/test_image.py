@@ -88,7 +88,7 @@ def test_a_durable_job_is_finished_after_the_container_was_killed(run: Run, engi
     engine.run("kill", container.id)
     engine.run("start", container.id)
     container.until(lambda: ready(container), "it is ready again")
-    assert "2.00 s of speech" in container.run("glmttsctl", "wait", job, "-o", "/tmp/a.wav").stdout
+    assert "2.00 s of speech" in container.run("glmttsctl", "wait", job, "-o", "/tmp/a.wav").stderr
 
 
 def test_when_its_memory_runs_out_the_kernel_takes_a_worker_and_not_the_daemon(run: Run, engine: Engine) -> None:

@@ -332,7 +332,7 @@ def test_status_tells_of_a_journal_that_can_not_be_used(ctl: Any, answers: dict[
     said = ctl("status").stdout
     assert "! journal: durable jobs, batch jobs among them, are refused: the disk is full" in said
     assert "84 % of 312 jobs started within 30 % of the time told" in said
-    assert "batch        9" in said
+    assert "interactive, 9 batch)" in said
     answers["status"] |= {"journal": {"ok": True, "problem": "", "unfinished": 12}, "estimates": {"jobs": 0}}
     said = ctl("status").stdout
-    assert "good" in said and "unfinished  12" in said and "none yet" in said and "!" not in said
+    assert "good, 12 unfinished" in said and "estimates" not in said and "!" not in said

@@ -25,6 +25,8 @@ from glmtts.client import News
 from glmtts.client.cli.output import cells
 from glmtts.client.cli.top_feed import Feed, Happening, Snapshot, happening_of
 from glmtts.client.cli.top_frame import frame
+from glmtts.client.cli.workers import WANTED, remarks
+from glmtts.daemon.core.causes import POLICIES
 
 DEADLINE_S = 15.0
 GIB = 2**30
@@ -162,6 +164,13 @@ def test_without_a_terminal_it_prints_one_picture(ctl: Any) -> None:
     assert found["status"]["state"] == "running" and len(found["workers"]) == 4 and len(found["gpus"]) == 2
 
 
+def test_a_replacement_is_no_death_and_the_daemon_says_the_same_of_each_cause() -> None:
+    assert {cause.value for cause, policy in POLICIES.items() if not policy.fault} == WANTED
+    assert remarks({"last_death": {"cause": "operator", "detail": "asked for"}}) == [
+        "last replaced: operator (asked for)"
+    ]
+
+
 def test_a_death_is_told_once_and_so_is_the_next(daemon_answers: dict[str, Any], control_daemon: Any) -> None:
     worker = daemon_answers["workers"]["workers"][0]
     feed = Feed(f"ipc://{control_daemon.path.parent}/glmtts.sock", 1.0)
@@ -172,7 +181,7 @@ def test_a_death_is_told_once_and_so_is_the_next(daemon_answers: dict[str, Any],
         assert [h.words for h in feed.look().happenings] == ["w0 died: hung"]
         worker["last_death"] = {"cause": "leak", "detail": "grew", "ago_s": 0.1}
         found = feed.look().happenings
-        assert [(h.words, h.style) for h in found] == [("w0 died: hung", "red"), ("w0 died: leak (grew)", "yellow")]
+        assert [(h.words, h.style) for h in found] == [("w0 died: hung", "red"), ("w0 replaced: leak (grew)", "yellow")]
         assert 55 < found[1].at - found[0].at < 65
     finally:
         feed.stop()
