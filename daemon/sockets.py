@@ -91,7 +91,9 @@ class RuntimeDir:
             ) from None
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
-        self._listening: list[Path] = []
+        #: The sockets that were made here, with their modes and groups; and which file is each one's, handed over or not.
+        self._made: dict[str, tuple[int, str]] = {}
+        self._files: dict[str, int] = {}
 
     def endpoint(self, name: str) -> str:
         """The ZeroMQ endpoint of a socket in the folder."""
@@ -103,8 +105,13 @@ class RuntimeDir:
         """
         path = self.path / name
         if name in self._inherited:
-            return _taken_over(self._inherited.pop(name), path, mode, group)
+            descriptor = _taken_over(self._inherited.pop(name), path, mode, group)
+            self._files[name] = path.stat().st_ino
+            return descriptor
         _wait_for_silence(path)
+        return self._make(path, mode, group)
+
+    def _make(self, path: Path, mode: int, group: str) -> int:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             # What lies there is of a dead daemon: we hold the lock.
@@ -115,19 +122,42 @@ class RuntimeDir:
             # Before listen(): until then nobody can connect, whatever the mode.
             path.chmod(mode)
             listener.listen(_BACKLOG)
+            self._files[path.name] = path.stat().st_ino
         except KeyError:
             raise RuntimeDirError(f"there is no group {group!r}: see [daemon] socket_group and admin_group") from None
         except OSError as error:
             raise RuntimeDirError(f"{path}: {error.strerror}") from None
-        self._listening.append(path)
+        self._made[path.name] = mode, group
         return listener.detach()
+
+    def removed(self) -> list[str]:
+        """The sockets that clients can't find any more, because somebody has removed or replaced their files."""
+        return [name for name, inode in self._files.items() if _inode(self.path / name) != inode]
+
+    def listen_again(self, name: str) -> int:
+        """Make a socket anew whose file was removed. Raises RuntimeDirError."""
+        if name not in self._made:
+            raise RuntimeDirError(
+                f"{self.path / name}: somebody has removed this socket of the service manager's, and no client can "
+                "find it any more. systemctl restart glmtts.socket makes it again"
+            )
+        # Our own old one still listens, where nobody can find it.
+        return self._make(self.path / name, *self._made[name])
 
     def close(self) -> None:
         """Remove the sockets and give the folder free. The lock's file stays: removing it would race a new daemon."""
-        for path in self._listening:
+        for name in self._made:
             with contextlib.suppress(OSError):
-                path.unlink()
+                (self.path / name).unlink()
         os.close(self._lock)
+
+
+def _inode(path: Path) -> int:
+    """Of which file it is the name; 0 if there is none."""
+    try:
+        return path.stat(follow_symlinks=False).st_ino
+    except OSError:
+        return 0
 
 
 def _taken_over(descriptor: int, path: Path, mode: int, group: str) -> int:

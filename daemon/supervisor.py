@@ -61,6 +61,8 @@ _MAX_ERRANDS = 64
 _LARGE = 1 << 20
 #: How long answers may take to leave when the daemon ends.
 _LINGER_MS = 1_000
+#: The sockets' files are looked at so often.
+_LOOK_S = 5.0
 #: Descriptors that are kept for everything but clients' connections.
 _OWN_DESCRIPTORS = 256
 #: Exit statuses beside 0: sysexits(3).
@@ -153,6 +155,8 @@ class Supervisor:
         self._topics: set[bytes] = set()
         self._later: deque[inputs.Input] = deque()
         self._flush_delay_s = 0.001
+        self._next_look = self._clock() + _LOOK_S
+        self._told_removed: set[str] = set()
         self._internal_errors = 0
         self._status: int | None = None
         self._effects: dict[type, Callable[[Any], None]] = {
@@ -244,6 +248,27 @@ class Supervisor:
         self._events.bind(self._runtime.endpoint(endpoints.EVENTS))
         self._watch(self._events, self._on_subscriptions)
 
+    def _look_after_sockets(self) -> None:
+        """Make again what somebody has tidied away: nobody would find a daemon that is well."""
+        self._next_look = self._clock() + _LOOK_S
+        sockets = {
+            endpoints.REQUESTS: self._requests.socket,
+            endpoints.CONTROL: self._control.socket,
+            endpoints.EVENTS: self._events,
+            endpoints.WORKERS: self._workers.socket,
+        }
+        removed = self._runtime.removed()
+        for name in removed:
+            try:
+                sockets[name].setsockopt(zmq.USE_FD, self._runtime.listen_again(name))
+                sockets[name].bind(self._runtime.endpoint(name))
+            except (RuntimeDirError, zmq.ZMQError) as error:
+                if name not in self._told_removed:
+                    self._log.error("socket was removed, and can't be made again", socket=name, reason=str(error))
+            else:
+                self._log.warning("socket was removed by somebody, and made again", socket=name)
+        self._told_removed = set(removed)
+
     def _sweep_orphans(self) -> None:
         """End what a daemon that was killed has left behind, before a worker of ours needs the GPU that it holds."""
         for orphan in self._records.sweep():
@@ -331,6 +356,8 @@ class Supervisor:
             # What workers have said counts before a judgement on their silence: the loop itself may have been late.
             self._guarded(self._on_workers)
             self._step(inputs.TimePassed())
+        if self._clock() >= self._next_look:
+            self._guarded(self._look_after_sockets)
         self._flush()
         self._metrics.lag.add(self._clock() - began)
         if self._manager.wanted:
@@ -346,14 +373,14 @@ class Supervisor:
         self._log.error("daemon is not well, and its service manager may end it", reason=self._self_check.problem)
         return False
 
-    def _poll_ms(self) -> int | None:
-        """How long nothing may happen: forever, unless a timer is due or something waits to be sent."""
-        due = min((due for due in (self._machine.next_due, self._manager.next_due()) if due is not None), default=None)
-        wait_s = None if due is None else max(0.0, due - self._clock())
+    def _poll_ms(self) -> int:
+        """How long nothing may happen: until a timer is due, or sooner if something waits to be sent."""
+        dues = (self._machine.next_due, self._manager.next_due(), self._next_look)
+        wait_s = max(0.0, min(due for due in dues if due is not None) - self._clock())
         if any(router.waiting for router in self._routers):
-            wait_s = self._flush_delay_s if wait_s is None else min(wait_s, self._flush_delay_s)
+            wait_s = min(wait_s, self._flush_delay_s)
         # Rounded up: a poll that ends a moment too early would be followed by many more.
-        return None if wait_s is None else int(wait_s * 1000) + 1
+        return int(wait_s * 1000) + 1
 
     def _flush(self) -> None:
         """Try again to send what clients would not take; ever less often, as long as they don't."""

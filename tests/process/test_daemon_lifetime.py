@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import time
@@ -117,3 +118,23 @@ def test_a_folder_that_can_t_be_used_is_named(start: Any) -> None:
     daemon.runtime.write_text("a file")
     assert daemon.launch().wait(10) == 69
     assert str(daemon.runtime) in daemon.log() and "Traceback" not in daemon.log()
+
+
+def test_sockets_that_somebody_removes_are_made_again(start: Any) -> None:
+    daemon = start()
+    here = daemon.client()
+    here.speak("before")
+    names = ("glmtts.sock", "control.sock", "events.sock", "workers.sock")
+    modes = [(daemon.runtime / name).stat().st_mode for name in names]
+    for name in names:
+        (daemon.runtime / name).unlink()
+    # Who is connected notices nothing, and who comes is served within seconds.
+    here.speak("meanwhile")
+    daemon.until(lambda: all((daemon.runtime / name).exists() for name in names), "they are there again")
+    assert [(daemon.runtime / name).stat().st_mode for name in names] == modes
+    daemon.client().speak("after")
+    os.kill(daemon.workers()[0]["pid"], signal.SIGKILL)
+    daemon.client().speak("by a worker that came since")
+    assert daemon.log().count("made again") == 4 and daemon.status()["internal_errors"] == 0
+    daemon.stop()
+    assert not [name for name in names if (daemon.runtime / name).exists()]
