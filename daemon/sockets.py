@@ -91,7 +91,7 @@ class RuntimeDir:
             ) from None
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
-        #: The sockets that were made here, with their modes and groups; and which file is each one's, handed over or not.
+        #: The sockets that were made here, with their modes and groups; and the inode of each, handed over or not.
         self._made: dict[str, tuple[int, str]] = {}
         self._files: dict[str, int] = {}
 

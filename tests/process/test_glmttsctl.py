@@ -108,7 +108,7 @@ def test_a_voice_is_added_listed_spoken_with_and_removed(start: Callable[..., An
     time_s = np.arange(48_000) / 24_000
     soundfile.write(recording, 0.3 * np.sin(2 * np.pi * 200 * time_s), 24_000)
     added = ctl(daemon, "voice", "add", "me", str(recording), "--text", "what I said")
-    assert added.returncode == 0, added.stderr
+    assert added.returncode == 0 and "speaks with it" in added.stdout, added.stderr
     assert "me" in ctl(daemon, "voices").stdout
     said = ctl(daemon, "say", "hello", "--voice", "me", "-o", str(tmp_path / "a.wav"))
     assert said.returncode == 0, said.stderr
@@ -117,6 +117,13 @@ def test_a_voice_is_added_listed_spoken_with_and_removed(start: Callable[..., An
     assert refused.returncode == 1 and "WAV" in refused.stderr
     assert ctl(daemon, "voice", "remove", "me").returncode == 0
     assert ctl(daemon, "say", "hello", "--voice", "me", "-o", str(tmp_path / "b.wav")).returncode == 1
+
+
+def test_a_voice_that_the_engine_can_t_speak_with_is_not_said_to(start: Callable[..., Any], tmp_path: Path) -> None:
+    daemon = start(engine={"name": "espeak"})
+    soundfile.write(tmp_path / "me.wav", 0.3 * np.sin(np.arange(48_000) / 20), 24_000)
+    added = ctl(daemon, "voice", "add", "me", str(tmp_path / "me.wav"), "--text", "what I said")
+    assert added.returncode == 0 and "does not clone" in added.stdout and "glmtts" in added.stdout
 
 
 def test_the_demo_keeps_its_promise_and_leaves_nothing(tmp_path: Path) -> None:
