@@ -47,6 +47,7 @@ SAID_WITH: dict[str, tuple[str, ...]] = {
     "gpu_lost": _NOBODY[:2],
     "worker_waits": _NOBODY[:2],
     "cpu": ("slower_than_real_time",),
+    "no_progress": ("too_few_workers", "queue_long"),
     "one_client": ("queue_long",),
     "too_few_workers": ("queue_long",),
 }
