@@ -17,7 +17,9 @@ from glmtts.protocol.keys import KeyProblem
 
 from .core.settings import TcpSettings
 
-_LISTEN = re.compile(r"(?:tcp://)?(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:/]+)):([0-9]{1,5})")
+_LISTEN = re.compile(r"(?:tcp://)?(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:/]+)):([0-9]{1,20})")
+
+_LAST_PORT = 65_535
 
 
 class Address(Struct, frozen=True):
@@ -63,9 +65,13 @@ class Access(Struct, frozen=True):
 def parse_listen(text: str) -> Address:
     """The address that ``[tcp] listen`` names. Raises ValueError saying what is expected."""
     match = _LISTEN.fullmatch(text)
-    if match is None or int(match[3]) > 65_535:
+    if match is None:
         raise ValueError(
             f'expected an address and a port such as "127.0.0.1:5555", "0.0.0.0:5555" or "[::]:5555", got {text[:60]!r}'
+        )
+    if int(match[3]) > _LAST_PORT:
+        raise ValueError(
+            f"port {match[3]} of {text[:60]!r} is out of range: ports go from 1 to {_LAST_PORT} (0: any free one)"
         )
     host = match[1] or match[2]
     if host == "localhost":

@@ -118,3 +118,11 @@ def test_a_key_is_named_by_key_and_its_name(key: str) -> None:
     for bad in ("key:", "key:-x", "key:a b", "curve:abc", "tcp:127.0.0.1"):
         with pytest.raises(ConfigError, match="key: and the name"):
             config.parse(f'[{section}]\n{name} = ["{bad}"]\n')
+
+
+@pytest.mark.parametrize("key", ["tcp.listen", "metrics.listen"])
+@pytest.mark.parametrize("port", ["65536", "99999", "5555555"])
+def test_a_port_that_no_machine_has_is_named(key: str, port: str) -> None:
+    section, _, name = key.rpartition(".")
+    with pytest.raises(ConfigError, match=rf"{key}: port {port} .* out of range.* 65535"):
+        config.parse(f'[{section}]\n{name} = "0.0.0.0:{port}"')
