@@ -9,6 +9,11 @@ from msgspec import UNSET, Meta, UnsetType
 from .requests import GetJob, JobId, ListJobs, Ping, Request
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+
+#: Each worker is a process with a model of its own. The largest machines have 16 GPUs of seven MIG instances each: more
+#: than twice their number is a slip of the hand, and would fill the machine with processes.
+MAX_WORKERS = 256
+
 VoiceName = Annotated[str, Meta(pattern=r"\A[\w-]{1,64}\Z")]
 
 
@@ -50,8 +55,8 @@ class Recycle(Request, tag="recycle", kw_only=True):
 class Scale(Request, tag="scale", kw_only=True, omit_defaults=True):
     """Change the bounds of the number of workers."""
 
-    min: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
-    max: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
+    min: Annotated[int, Meta(ge=0, le=MAX_WORKERS)] | UnsetType = UNSET
+    max: Annotated[int, Meta(ge=1, le=MAX_WORKERS)] | UnsetType = UNSET
 
 
 class Quarantine(Request, tag="quarantine", kw_only=True, omit_defaults=True):

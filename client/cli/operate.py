@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import click
 
-from glmtts.protocol.control import LogLevel
+from glmtts.protocol.control import MAX_WORKERS, LogLevel
 
 from .failures import FAILED, TIMED_OUT, Failure, Finished
 from .output import humanise, plain, print_json
@@ -37,8 +37,8 @@ def recycle(worker: str) -> None:
 
 
 @click.command()
-@click.option("--min", "fewest", type=click.IntRange(0), metavar="N", help="No fewer workers than that.")
-@click.option("--max", "most", type=click.IntRange(1), metavar="N", help="No more workers than that.")
+@click.option("--min", "fewest", type=click.IntRange(0, MAX_WORKERS), metavar="N", help="No fewer workers than that.")
+@click.option("--max", "most", type=click.IntRange(1, MAX_WORKERS), metavar="N", help="No more workers than that.")
 @shared_options
 def scale(fewest: int | None, most: int | None) -> None:
     """How many workers there may be; with an option, change it.

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
+from glmtts.protocol.control import MAX_WORKERS
+
 Seconds = Annotated[float, Meta(ge=0)]
 PositiveSeconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
@@ -83,9 +85,9 @@ class RestartSettings(Section, frozen=True):
 
 class WorkersSettings(Section, frozen=True):
     gpus: Literal["all", "none"] | list[Annotated[int, Meta(ge=0)]] = "all"
-    per_gpu: Count = 1
-    min: CountOrZero = 0
-    max: CountOrZero = 0
+    per_gpu: Annotated[int, Meta(ge=1, le=MAX_WORKERS)] = 1
+    min: Annotated[int, Meta(ge=0, le=MAX_WORKERS)] = 0
+    max: Annotated[int, Meta(ge=0, le=MAX_WORKERS)] = 0
     vram_mib: Mib = 0
     scale_up_wait_s: Seconds = 5.0
     idle_unload_s: Seconds = 0.0

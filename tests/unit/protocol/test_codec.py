@@ -500,3 +500,11 @@ def test_what_is_no_event_is_a_value_error(header: bytes) -> None:
         codec.decode_event(header)
     except ValueError:
         pass
+
+
+@pytest.mark.parametrize("key", ["min", "max"])
+def test_no_slip_of_the_hand_makes_a_million_workers(key: str) -> None:
+    header = {"v": 1, "op": "scale", "id": "1"}
+    assert decode_control([msgpack.packb(header | {key: control.MAX_WORKERS})], Limits())
+    with pytest.raises(RequestError, match=f"{key}: .*256"):
+        decode_control([msgpack.packb(header | {key: 1_000_000})], Limits())
