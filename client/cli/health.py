@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .failures import NOT_READY, Finished
+from .failures import NOT_READY, Failure, Finished
 from .gauges import Piece
 from .output import clean, duration, humanise, plain, print_json
 from .session import Session, session, shared_options
@@ -53,8 +53,16 @@ def health(depth: str, timeout: float | None) -> None:
 
 
 def _ask(run: Session, depth: str, timeout_s: float) -> dict[str, Any]:
-    from glmtts.client import GlmttsError
+    from glmtts.client import Forbidden, GlmttsError, HandshakeFailed
+    from glmtts.protocol.endpoints import requests_endpoint
 
+    endpoint = run.endpoint or requests_endpoint()
+    if depth != "live" and not endpoint.startswith("ipc://"):
+        raise Failure(
+            f"{endpoint}: whether the daemon is {'ready' if depth == 'ready' else 'able to speak'} is not known here; "
+            "operators' questions are answered on its own machine alone (ipc://). "
+            "glmttsctl health --live asks from here too whether it answers."
+        )
     began = time.monotonic()
     questions: dict[str, Callable[[Session, float], Callable[[], dict[str, Any]]]] = {
         "live": _live,
@@ -65,6 +73,8 @@ def _ask(run: Session, depth: str, timeout_s: float) -> dict[str, Any]:
     try:
         return question() | {"checked": depth, "took_s": round(time.monotonic() - began, 3)}
     except GlmttsError as error:
+        if isinstance(error, (Forbidden, HandshakeFailed)) or type(error) is GlmttsError:
+            raise  # this client is turned away, or can't ask: that says nothing of how the daemon is
         # Whatever keeps it from answering, that is the answer.
         took_s = round(time.monotonic() - began, 3)
         return {"healthy": False, "live": False, "problem": str(error), "checked": depth, "took_s": took_s}
