@@ -1,8 +1,8 @@
 """Configuration files: found, read, and refused with every problem named by file, key and nearest right name.
 
 ``python -m glmtts.daemon.config check [FILE]`` checks one without starting anything; ``default`` prints the packaged
-one; ``keys [FILE]`` says as JSON where the keys for TCP are, there or not. The daemon reads its file before it accepts,
-so nothing heavy is imported here.
+one; ``keys [FILE]`` says as JSON where the keys for TCP are, there or not. An empty FILE means the built-in defaults.
+The daemon reads its file before it accepts, so nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -60,6 +60,24 @@ def find() -> Path | None:
     if named := os.environ.get("GLMTTS_CONFIG"):
         return Path(named)
     return SYSTEM_FILE if SYSTEM_FILE.exists() else None
+
+
+def named(file: str | None) -> Path | None:
+    """The file that a tool was given: None has it found, an empty name stands for the built-in defaults."""
+    if file is None:
+        return find()
+    return Path(file) if file else None
+
+
+def absolute(path: Path | None) -> Path | None:
+    """The same file by a name that means it in every folder: operators read it, and tools open it, somewhere else.
+
+    Links stay as they are: a reload reads what they point to by then.
+    """
+    try:
+        return path and path.absolute()
+    except FileNotFoundError:
+        return path  # this process's folder was removed, and reading the file says so
 
 
 def load(path: Path | None) -> Config:
@@ -339,6 +357,10 @@ def _print_key_files(path: Path | None) -> int:
     return 0
 
 
+def _asked(arguments: list[str]) -> Path | None:
+    return named(arguments[1] if len(arguments) > 1 else None)
+
+
 def main(arguments: list[str]) -> int:
     """``check [FILE]``, ``keys [FILE]`` or ``default``; the exit status."""
     match arguments:
@@ -346,16 +368,16 @@ def main(arguments: list[str]) -> int:
             sys.stdout.write(packaged_default())
             return 0
         case ["check"] | ["check", _]:
-            path = Path(arguments[1]) if len(arguments) > 1 else find()
+            path = _asked(arguments)
             try:
-                load(path)
+                loaded = load(path)
             except ConfigError as error:
                 print(error, file=sys.stderr)
                 return 2
             print(f"{path or 'built-in defaults'}: good")
             return 0
         case ["keys"] | ["keys", _]:
-            return _print_key_files(Path(arguments[1]) if len(arguments) > 1 else find())
+            return _print_key_files(_asked(arguments))
     print("usage: python -m glmtts.daemon.config check [FILE] | keys [FILE] | default", file=sys.stderr)
     return 2
 

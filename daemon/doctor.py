@@ -133,10 +133,10 @@ def _answer_of(group: str, process: subprocess.Popen[bytes], began: float, timeo
 def main(arguments: list[str] | None = None) -> int:
     """Print the checks as JSON; 0 unless something is wrong."""
     parser = argparse.ArgumentParser(prog="python -m glmtts.daemon.doctor", description=__doc__.splitlines()[0])
-    parser.add_argument("--config", type=Path, metavar="FILE")
+    parser.add_argument("--config", metavar="FILE", help="'': the built-in defaults; found, where none is given")
     parser.add_argument("--group", choices=list(GROUPS))
     options = parser.parse_args(arguments)
-    path = options.config or config.find()
+    path = config.named(options.config)
     found = examine(options.group, path) if options.group else examine_all(path)
     sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
     sys.stdout.flush()

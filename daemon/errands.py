@@ -34,9 +34,9 @@ class Errands:
         config_file: Path | None,
         voices: VoiceStore,
         limits: LimitsSettings,
-        admit: Callable[[Access | None], None] | None = None,
+        admit: Callable[[Access | None], str] | None = None,
     ) -> None:
-        """``admit`` is told of who may connect by TCP whenever that was read again."""
+        """``admit`` is told of who may connect by TCP whenever that was read again, and says by which file."""
         self._background = background
         self._step = step
         self._config_file = config_file
@@ -50,9 +50,8 @@ class Errands:
 
         def then(result: Any) -> None:
             if isinstance(result, config.Config):
-                if self._admit:
-                    self._admit(result.tcp)
-                event = inputs.SettingsRead(result.settings, [], effect.to, effect.id)
+                keys = self._admit(result.tcp) if self._admit else ""
+                event = inputs.SettingsRead(result.settings, [], effect.to, effect.id, authorised_keys=keys)
             else:
                 problems = result.problems if isinstance(result, config.ConfigError) else [str(result)]
                 event = inputs.SettingsRead(None, problems, effect.to, effect.id)

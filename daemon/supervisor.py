@@ -300,6 +300,7 @@ class Supervisor:
             version=__version__,
             config_file=str(self._config.file or ""),
             outputs_folder=str(folder),
+            state_folder=str(config.state_dir(self._settings)),
             results_folder=str(config.state_dir(self._settings) / "results"),
             voices=voices,
         )
@@ -646,7 +647,7 @@ def main(arguments: list[str] | None = None) -> int:
     if os.getpid() == 1:
         _be_first_process()
     try:
-        loaded = config.load(options.config or config.find())
+        loaded = config.load(config.absolute(options.config or config.find()))
     except config.ConfigError as error:
         print("\n".join(error.problems), file=sys.stderr)
         return _EX_CONFIG

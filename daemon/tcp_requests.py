@@ -73,18 +73,21 @@ class TcpRequests:
             encrypts=access.secret is not None,
         )
 
-    def admit(self, access: Access | None) -> None:
+    def admit(self, access: Access | None) -> str:
         """The files were read again: from now on these keys may connect. Those of others are disconnected at once.
 
-        The address and the daemon's own key stay as they are until a restart.
+        The address and the daemon's own key stay as they are until a restart. Returns the file of the keys that may
+        connect now, or ``""`` where none has been read: nothing is to listen any more, or nothing is encrypted.
         """
         if access is None:
-            return
+            return ""
         if access.secret != self._access.secret:
             reason = "the daemon goes on with the one that it started with; restart it"
             self._log.warning("server key changed", reason=reason)
-        if self._authenticator is None or self._peers is None or access.names == self._access.names:
-            return
+        if self._authenticator is None or self._peers is None:
+            return ""
+        if access.names == self._access.names:
+            return str(access.authorised_keys)
         removed = self._access.names.keys() - access.names.keys()
         self._authenticator.names = self._peers.names = access.names
         self._log.info("authorised keys read", keys=len(access.names), removed=len(removed))
@@ -94,6 +97,7 @@ class TcpRequests:
             for connection in self.router.review(self._peers.again):
                 reason = "its key is not in authorised_keys any more"
                 self._log.info("client disconnected", **connection.peer.log, reason=reason)
+        return str(access.authorised_keys)
 
     def described(self) -> dict[str, Any]:
         """For the log: where clients connect to, and the key that they need."""

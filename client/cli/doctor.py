@@ -20,6 +20,7 @@ from glmtts.protocol.requests import VERSION
 
 from .failures import FAILED, Finished
 from .gpus import nvml_in_words
+from .in_force import InForce, ask
 from .output import clean, duration, plain, print_json
 from .session import Session, session, shared_options
 from .status import alert_in_words
@@ -44,7 +45,7 @@ _WIDTH_OF_A_FILE = 100
     "--config",
     "file",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="The daemon's configuration, where it is not the usual one.",
+    help="The configuration to look at.  [that of the running daemon, else the one that a daemon would find]",
 )
 @shared_options
 def doctor(file: Path | None) -> None:
@@ -54,7 +55,9 @@ def doctor(file: Path | None) -> None:
     wrong, with 1 otherwise; warnings alone are 0.
     """
     run = session()
-    checks = [*_machine(run, file or _file_in_force(run)), *_daemon(run)]
+    told = None if file else _in_force(run)
+    # By its absolute path: what the doctor says is read elsewhere too.
+    checks = [*_machine(run, str(file.absolute()) if file else None, told), *_daemon(run)]
     count = {state: sum(check["state"] == state for check in checks) for state in _MARKS}
     if run.json:
         print_json({"ok": count["wrong"] == 0, "checks": checks})
@@ -87,21 +90,21 @@ def _check(name: str, seen: str, state: str = "ok", means: str = "", mend: str =
 # --- the machine
 
 
-def _file_in_force(run: Session) -> Path | None:
-    """The configuration that the running daemon has read, None where that can't be asked."""
+def _in_force(run: Session) -> InForce | None:
+    """What the running daemon has read, None where that can't be asked."""
     from glmtts.client import GlmttsError
 
     try:
-        with run.control(_DAEMON_TIMEOUT_S) as control:
-            file = str(plain(control.call("config")).get("file") or "")
+        return ask(run, _DAEMON_TIMEOUT_S)
     except GlmttsError:
         return None
-    return Path(file) if file and Path(file).is_file() else None
 
 
-def _machine(run: Session, file: Path | None) -> list[Check]:
-    command = [sys.executable, "-m", "glmtts.daemon.doctor", *(["--config", str(file)] if file else [])]
-    environment = dict(os.environ)
+def _machine(run: Session, file: str | None, told: InForce | None) -> list[Check]:
+    """``told`` is the running daemon's word on its configuration, where ``file`` names none."""
+    named = told.file if told else file
+    command = [sys.executable, "-m", "glmtts.daemon.doctor", *([] if named is None else ["--config", named])]
+    environment = os.environ | (told.environment if told else {})
     # Where none is named, the daemon's own configuration says where its sockets are.
     endpoint = run.endpoint or environment.get("GLMTTS_ENDPOINT") or ""
     if endpoint.startswith("ipc:///"):
@@ -123,10 +126,14 @@ def _machine(run: Session, file: Path | None) -> list[Check]:
                 f"run the doctor where the daemon is installed, or reinstall it ({sys.executable} -m pip)",
             )
         ]
-    return [
+    checks = [
         _check(**{key: str(check.get(key, "")) for key in ("name", "seen", "state", "means", "mend")})
         for check in found
     ]
+    for check in checks if told else []:
+        if check["name"] == "configuration":
+            check["seen"] += " (that of the running daemon)"
+    return checks
 
 
 # --- the daemon

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from glmtts.client import DaemonNotRunning
+from glmtts.client import DaemonNotRunning, Forbidden
 
 from .failures import Failure
-from .output import print_json, print_table
-from .session import session, shared_options
+from .in_force import InForce, ask
+from .output import plain, print_json, print_table
+from .session import QUICK_TIMEOUT_S, session, shared_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +40,8 @@ def _config(function: F) -> F:
         "config_file",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         metavar="FILE",
-        help="The daemon's configuration, which says where its keys are; found as the daemon finds it.",
+        help="The configuration that says where the keys are.  [that of the daemon that runs here, else the one that "
+        "a daemon would find]",
     )(function)
 
 
@@ -90,7 +93,7 @@ def new(
     _show({"name": name, "file": str(path), "public_key": public, "line": line, "authorised": authorise}, line)
     session().note(f"The secret key is in {path}: GLMTTS_SECRET_KEY={path} makes a client use it.")
     if authorised is not None:
-        _reload_or_say(and_reload)
+        _reload_or_say(and_reload, authorised)
 
 
 @key.command()
@@ -113,7 +116,7 @@ def add(name: str, publickey: str, config_file: Path | None, force: bool, and_re
     path = _files(config_file)["authorised_keys"]
     _add(Entry(publickey, name), path, replace=force)
     _show({"name": name, "public_key": publickey, "file": str(path)}, f"Added {name} to {path}.")
-    _reload_or_say(and_reload)
+    _reload_or_say(and_reload, path)
 
 
 @key.command(name="list")
@@ -152,17 +155,48 @@ def remove(name: str, config_file: Path | None, and_reload: bool) -> None:
             raise Failure(f"{path}: no key has the name {name}; glmttsctl key list shows those that there are.")
         _edit(path, gone, [])
     _show({"name": name, "public_key": gone[0].key, "file": str(path)}, f"Removed {name} from {path}.")
-    _reload_or_say(and_reload)
+    _reload_or_say(and_reload, path)
 
 
 def _files(config_file: Path | None) -> dict[str, Path]:
-    """``server_key`` and ``authorised_keys``, as the daemon's configuration has them."""
+    """``server_key`` and ``authorised_keys``, as the configuration has them: the one that is named, else that of the
+    daemon that runs here, which may not be the one that this user's environment would have a daemon find.
+    """
+    if config_file is not None:
+        return _configured(str(config_file), {})
+    told, reason = _told()
+    if told is None:
+        files = _configured(None, {})
+        session().note(
+            f"{reason}, so these are the keys in {_folders(files)}, by the configuration that it would find."
+        )
+    else:
+        files = _configured(told.file, told.environment)
+        session().note(f"The daemon that runs here has its keys in {_folders(files)}.")
+    return files
+
+
+def _told() -> tuple[InForce | None, str]:
+    """What the daemon that runs here says of its configuration, or why it says nothing."""
+    try:
+        return ask(session(), QUICK_TIMEOUT_S), ""
+    except DaemonNotRunning:
+        return None, "No daemon runs here"
+    except Forbidden:
+        return None, "The daemon that runs here is not this user's"
+
+
+def _configured(file: str | None, environment: dict[str, str]) -> dict[str, Path]:
     # The daemon's code is never imported here: a client has to work where the daemon is not installed.
-    command = [sys.executable, "-m", "glmtts.daemon.config", "keys", *([str(config_file)] if config_file else [])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "glmtts.daemon.config", "keys", *([] if file is None else [file])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
     if done.returncode:
         raise Failure(f"The configuration can't be used, so its keys can't be found:\n{done.stderr.strip()}")
     return {what: Path(path) for what, path in json.loads(done.stdout).items()}
+
+
+def _folders(files: dict[str, Path]) -> str:
+    return " and ".join(dict.fromkeys(str(path.parent) for path in files.values()))
 
 
 def _check_name(name: str) -> None:
@@ -257,15 +291,34 @@ def _show(values: dict[str, Any], words: str) -> None:
         click.echo(words)
 
 
-def _reload_or_say(and_reload: bool) -> None:
+def _reload_or_say(and_reload: bool, changed: Path) -> None:
+    """Have the daemon read its keys, if that was asked for. Raises Failure when they are not those in ``changed``."""
     run = session()
     if not and_reload:
         run.note("A running daemon takes it into account after glmttsctl reload.")
         return
     try:
         with run.control(timeout=30.0) as control:
-            control.call("reload")
+            read = plain(control.call("reload")).get("authorised_keys")
     except DaemonNotRunning:
         run.note("No daemon runs here: the next one reads its keys when it starts.")
-    else:
-        run.note("The daemon has read its keys again.")
+        return
+    if not read:
+        raise Failure(
+            f"{changed} is changed, but the daemon that runs here reads no keys: it was started without [tcp] listen "
+            "or without a key of its own (glmttsctl key server), or its configuration names none of them any more. "
+            "Set them, and restart it."
+        )
+    if not _is_same(Path(read), changed):
+        raise Failure(
+            f"{changed} is changed, but the daemon that runs here reads its keys from {read}, so nothing has changed "
+            "for it. Leave out --config to work on its own; --endpoint names another daemon."
+        )
+    run.note("The daemon has read its keys again.")
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False

@@ -192,12 +192,16 @@ class StopAsked(Struct):
 
 
 class SettingsRead(Struct):
-    """The configuration was read again: ``settings``, or None and what is wrong. ``to`` waits for the answer."""
+    """The configuration was read again: ``settings``, or None and what is wrong. ``to`` waits for the answer.
+
+    ``authorised_keys``: the file of the keys that may connect by TCP now, ``""`` where none was read.
+    """
 
     settings: Settings | None
     problems: list[str]
     to: ReplyTo | None = None
     id: str = ""
+    authorised_keys: str = ""
 
 
 class VoiceStored(Struct):

@@ -92,6 +92,7 @@ class Machine:
         boot: str,
         version: str,
         config_file: str = "",
+        state_folder: str = "",
         outputs_folder: str = "",
         results_folder: str = "",
         voices: dict[str, StoredVoice] | None = None,
@@ -173,6 +174,7 @@ class Machine:
             voices=self._voices,
             version=version,
             config_file=config_file,
+            state_folder=state_folder,
         )
         self._alert_watch = AlertWatch(
             self._context,

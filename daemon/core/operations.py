@@ -62,6 +62,7 @@ class Operations:
         voices: dict[str, StoredVoice],
         version: str,
         config_file: str,
+        state_folder: str,
     ) -> None:
         self._context = context
         self._ledger = ledger
@@ -82,6 +83,7 @@ class Operations:
         self._voices = voices
         self._version = version
         self._config_file = config_file
+        self._state_folder = state_folder
 
     def _answer(self, to: ReplyTo, id: str, **values: Any) -> None:
         self._context.send(to, events.Result(id=id, values=values))
@@ -214,13 +216,14 @@ class Operations:
         self._context.effects.append(ChangeLogLevel(level))
 
     def config(self, event: Controlled) -> None:
-        """The configuration in force."""
+        """The configuration in force, and where it and the state are: a tool's own environment may say otherwise."""
         values = msgspec.to_builtins(self._context.settings)
         self._answer(
             event.to,
             event.request.id,
             config=values,
             file=self._config_file,
+            state_dir=self._state_folder,
             restart_needed=self._attention.restart_needed,
         )
 
@@ -263,7 +266,7 @@ class Operations:
         }
         context.log("info", "configuration read again", **answer)
         if read.to is not None:
-            self._answer(read.to, read.id, **answer)
+            self._answer(read.to, read.id, **answer, authorised_keys=read.authorised_keys or None)
         self._dispatcher.schedule()
 
     def _apply(self, settings: Settings) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -326,6 +327,30 @@ def test_a_wrong_configuration_changes_nothing(start: Any) -> None:
     assert daemon.control("config")["config"] == before
     for _ in range(3):
         daemon.client().speak()
+
+
+def test_a_file_that_was_named_relatively_is_told_by_a_name_that_means_it_everywhere(start: Any) -> None:
+    daemon = start()
+    daemon.stop()
+    daemon.file = Path(os.path.relpath(daemon.file, daemon.folder))
+    daemon.process = daemon.launch(cwd=daemon.folder)
+    daemon.until_ready()
+    daemon.file = daemon.folder / daemon.file
+    answer = daemon.control("config")
+    assert (answer["file"], answer["state_dir"]) == (str(daemon.file), str(daemon.state))
+    assert f"config={daemon.file}" in daemon.log()
+    daemon.file.write_text("[queu]\n")
+    assert daemon.control("reload")["message"].startswith(f"{daemon.file}: queu")
+    (alert,) = daemon.status()["alerts"]
+    assert f"{daemon.file}: queu" in alert["message"]
+
+
+def test_names_that_nobody_has_are_warned_of_at_the_start_and_at_each_reload(start: Any) -> None:
+    daemon = start(limits={"gateways": ["nosuchuser"]})
+    daemon.until(lambda: "limits.gateways: this machine has no user 'nosuchuser'" in daemon.log(), "it is warned of")
+    daemon.configure({"limits": {"clients": {"nosuch": {"rate": ""}}}})
+    assert daemon.control("reload")["event"] == "result"
+    daemon.until(lambda: "limits.clients.nosuch: this machine has no user" in daemon.log(), "this one too")
 
 
 def test_sighup_reads_the_configuration_again(start: Any) -> None:

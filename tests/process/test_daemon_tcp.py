@@ -333,6 +333,55 @@ def test_an_operator_lets_a_client_in_and_out_by_one_command_each(start: Callabl
                 client.ping()
 
 
+def test_a_key_goes_to_the_daemon_that_runs_whatever_configuration_others_would_find(
+    start: Callable[..., Any], lock: Lock, tmp_path: Path
+) -> None:
+    state = tmp_path / "elsewhere"
+    daemon = start(daemon={"state_dir": str(state)}, tcp=lock.tcp | {"authorised_keys": ""})
+    environment = os.environ | {"GLMTTS_ENDPOINT": daemon.endpoint, "STATE_DIRECTORY": str(tmp_path / "default")}
+    secret = lock.folder / "carol.key"
+    command = [GLMTTSCTL, "key", "new", "carol", "--authorise", "--reload", "--out", str(secret)]
+    done = subprocess.run(command, env=environment, check=False, timeout=60, capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0 and str(state / "keys") in done.stderr, done.stderr
+    with Client(by_tcp(daemon), 20, server_key=lock.server_key, secret_key=secret) as client:
+        client.speak("in")
+
+
+def test_a_key_that_the_daemon_does_not_read_is_not_said_to_be_known(
+    start: Callable[..., Any], lock: Lock, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text(f'[daemon]\nstate_dir = "{tmp_path}/other"\n')
+    daemon = start(tcp=lock.tcp)
+
+    def add(*arguments: str) -> str:
+        command = [GLMTTSCTL, "key", "add", "--reload", *arguments]
+        environment = os.environ | {"GLMTTS_ENDPOINT": daemon.endpoint}
+        done = subprocess.run(command, env=environment, check=False, timeout=60, capture_output=True, text=True)
+        assert done.returncode == 1, done.stderr
+        return done.stderr
+
+    assert f"reads its keys from {lock.authorised}" in add("carol", keys.generate()[0], "--config", str(other))
+    daemon.stop()
+    daemon.configure({})
+    daemon.restart()
+    assert "reads no keys" in add("dora", keys.generate()[0])
+
+
+def test_by_tcp_health_says_what_it_can_and_nothing_else(start: Callable[..., Any], lock: Lock) -> None:
+    lock.admit("alice")
+    daemon = start(tcp=lock.tcp)
+    environment = os.environ | {"GLMTTS_ENDPOINT": by_tcp(daemon), "GLMTTS_SERVER_KEY": lock.server_key}
+    environment["GLMTTS_SECRET_KEY"] = lock.of("alice")["secret_key"]
+
+    def health(depth: str) -> subprocess.CompletedProcess[str]:
+        command = [GLMTTSCTL, "health", depth]
+        return subprocess.run(command, env=environment, check=False, timeout=60, capture_output=True, text=True)
+
+    assert health("--live").stdout == "alive: yes\n"
+    assert (health("--ready").returncode, health("--ready").stdout) == (1, "")
+
+
 def test_a_list_with_a_bad_line_changes_nothing_and_names_it(start: Callable[..., Any], lock: Lock) -> None:
     lock.admit("alice")
     daemon = start(tcp=lock.tcp)

@@ -452,3 +452,30 @@ def test_reading_a_configuration_imports_nothing_heavy() -> None:
     code = "import sys, glmtts.daemon.config; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True, cwd="/")
     assert not {"numpy", "zmq", "psutil", "soundfile", "asyncio", "subprocess"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("key", ["per_gpu", "min", "max"])
+def test_more_workers_than_a_machine_can_have_are_refused(key: str) -> None:
+    assert "256" in problem(f"[workers]\n{key} = 257\n")
+
+
+# --- by a name that means the same everywhere
+
+
+def test_a_relative_file_is_named_absolutely_and_links_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    link = tmp_path / "link.toml"
+    link.symlink_to("glmtts.toml")
+    assert config.absolute(Path("link.toml")) == link
+    assert config.absolute(None) is None
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert config.absolute(Path("my.toml")) == Path("my.toml")
+
+
+def test_an_empty_name_stands_for_the_built_in_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLMTTS_CONFIG", "/etc/other.toml")
+    assert (config.named(""), config.named(None)) == (None, Path("/etc/other.toml"))
+    assert config.named("a.toml") == Path("a.toml")

@@ -245,3 +245,34 @@ def test_values_are_shown_in_the_units_that_their_keys_name() -> None:
     assert humanise("x", None) == "-"
     assert (duration(0.5), duration(10_000), duration(400_000)) == ("500 ms", "2 h 46 min", "4 d 15 h")
     assert (size(10), size(3 * 2**20)) == ("10 bytes", "3.0 MiB")
+
+
+def test_no_more_workers_are_asked_for_than_a_machine_can_have(ctl: Any, control_daemon: Any) -> None:
+    for option in ("--min", "--max"):
+        refused = ctl("scale", option, 1_000_000)
+        assert refused.exit_code == 2 and "256" in refused.stderr, refused.output
+    assert control_daemon.requests.empty()
+
+
+@pytest.mark.parametrize("depth", ["--ready", "--deep"])
+def test_a_daemon_that_can_not_be_asked_by_tcp_is_not_said_to_be_down(depth: str) -> None:
+    refused = CliRunner().invoke(main, ["--endpoint", "tcp://127.0.0.1:5555", "health", depth])
+    assert refused.exit_code == 1
+    assert "no" not in refused.stdout and "--live" in refused.stderr
+
+
+def test_a_client_with_half_of_its_keys_says_nothing_of_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLMTTS_SERVER_KEY", "x" * 40)
+    monkeypatch.delenv("GLMTTS_SECRET_KEY", raising=False)
+    refused = CliRunner().invoke(main, ["--endpoint", "tcp://127.0.0.1:5555", "health", "--live"])
+    assert refused.exit_code == 1
+    assert not refused.stdout and "GLMTTS_SECRET_KEY" in refused.stderr
+
+
+def test_a_check_of_a_good_file_warns_of_names_that_nobody_has(tmp_path: Path) -> None:
+    file = tmp_path / "glmtts.toml"
+    file.write_text('[limits]\ngateways = ["nosuchuser"]\n')
+    shown = CliRunner().invoke(main, ["config", "check", str(file)])
+    assert shown.exit_code == 0 and "good" in shown.stdout and "'nosuchuser'" in shown.stdout
+    told = json.loads(CliRunner().invoke(main, ["config", "check", "--json", str(file)]).stdout)
+    assert told["ok"] and len(told["warnings"]) == 1 and "nosuchuser" in told["warnings"][0]

@@ -18,7 +18,7 @@ from glmtts.protocol import events
 def machine(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     """What the machine's part finds: in these tests it is the daemon's part that is looked at."""
     found: list[dict[str, str]] = []
-    monkeypatch.setattr(module, "_machine", lambda _run, _file: list(found))
+    monkeypatch.setattr(module, "_machine", lambda *_: list(found))
     return found
 
 
@@ -120,3 +120,30 @@ def test_where_the_daemon_is_not_installed_the_doctor_says_so(monkeypatch: pytes
     result = CliRunner().invoke(main, ["doctor", "--endpoint", no_daemon])
     assert result.exit_code == 0
     assert "could not be looked at" in result.stdout
+
+
+def test_from_every_folder_the_running_daemons_own_configuration_is_looked_at(
+    ctl: Any, daemon: Any, answers: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.script = pong("0.1.0")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    other, its = elsewhere / "my.toml", tmp_path / "my.toml"
+    other.write_text("[queu]\n")
+    its.write_text("[queue]\nmax_waiting = 3\n")
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("GLMTTS_CONFIG", "my.toml")
+    for file, seen in ((str(its), f"{its}: good"), ("", "built-in defaults: good")):
+        answers["config"] = {"file": file, "state_dir": str(tmp_path / "state")}
+        found = checks(ctl("doctor", "--json"))
+        assert (found["configuration"]["state"], found["configuration"]["seen"]) == (
+            "ok",
+            f"{seen} (that of the running daemon)",
+        )
+        assert str(tmp_path / "state") in found["state folder"]["seen"]
+    its.unlink()
+    answers["config"] = {"file": str(its)}
+    gone = checks(ctl("doctor", "--json"))["configuration"]
+    assert gone["state"] == "wrong" and f"{its}: can't be read" in gone["seen"]
+    named = checks(ctl("doctor", "--json", "--config", "my.toml"))["configuration"]
+    assert named["state"] == "wrong" and named["seen"].startswith(f"{other}: queu")

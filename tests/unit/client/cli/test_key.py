@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from glmtts.client import Forbidden
+from glmtts.client.cli import key as module
 from glmtts.client.cli import main
 from glmtts.protocol import keys
 
@@ -108,3 +111,73 @@ def test_mistakes_are_told_and_change_nothing(key: Key, tmp_path: Path) -> None:
     bad = tmp_path / "bad.toml"
     bad.write_text("[tcp]\nlissten = 1\n")
     assert "did you mean tcp.listen" in key("list", "--config", str(bad), status=1).stderr
+
+
+def told(answers: dict[str, Any], folder: Path, read: Path | None) -> None:
+    """A daemon with its configuration and state in ``folder``, which reads its keys from ``read``."""
+    folder.mkdir()
+    config = folder / "s9.toml"
+    config.write_text('[tcp]\nlisten = "127.0.0.1:5555"\n')
+    answers["config"] = {"file": str(config), "state_dir": str(folder / "state")}
+    answers["reload"] = {"authorised_keys": str(read) if read else None}
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the keys of a daemon would be that this user started now."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "default.toml").write_text(f'[daemon]\nstate_dir = "{tmp_path}/default"\n')
+    monkeypatch.setenv("GLMTTS_CONFIG", str(tmp_path / "default.toml"))
+    return tmp_path / "default/keys/authorised_keys"
+
+
+def test_without_config_the_keys_are_those_of_the_daemon_that_runs(
+    ctl: Any, answers: dict[str, Any], elsewhere: Path, tmp_path: Path
+) -> None:
+    its = tmp_path / "daemon/state/keys/authorised_keys"
+    told(answers, tmp_path / "daemon", its)
+    made = ctl("key", "new", "carol", "--authorise", "--reload")
+    assert made.exit_code == 0 and "has read its keys again" in made.stderr
+    assert str(its.parent) in made.stderr and "carol" in its.read_text()
+    assert not elsewhere.exists()
+    assert json.loads(ctl("key", "list", "--json").stdout)["authorised_keys"] == str(its)
+    assert ctl("key", "server").exit_code == 0 and (its.parent / "server.key").exists()
+    assert ctl("key", "remove", "carol", "--reload").exit_code == 0 and "carol" not in its.read_text()
+
+
+def test_without_a_daemon_the_folder_is_said(elsewhere: Path, no_daemon: str) -> None:
+    made = CliRunner().invoke(main, ["--endpoint", no_daemon, "key", "add", "carol", keys.generate()[0]])
+    assert made.exit_code == 0 and "No daemon runs here" in made.stderr
+    assert str(elsewhere.parent) in made.stderr and "carol" in elsewhere.read_text()
+
+
+def test_a_daemon_that_reads_its_keys_elsewhere_is_not_said_to_know_the_key(
+    ctl: Any, answers: dict[str, Any], elsewhere: Path, tmp_path: Path
+) -> None:
+    its = tmp_path / "daemon/state/keys/authorised_keys"
+    told(answers, tmp_path / "daemon", its)
+    default = str(tmp_path / "default.toml")
+    for command in (["add", "carol", keys.generate()[0]], ["remove", "carol"]):
+        refused = ctl("key", *command, "--reload", "--config", default)
+        assert refused.exit_code == 1 and "read its keys again" not in refused.stderr
+        assert str(its) in refused.stderr and str(elsewhere) in refused.stderr
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_daemon_without_keys_is_not_said_to_have_read_any(ctl: Any, answers: dict[str, Any], tmp_path: Path) -> None:
+    told(answers, tmp_path / "daemon", None)
+    refused = ctl("key", "new", "carol", "--authorise", "--reload")
+    assert refused.exit_code == 1 and "[tcp] listen" in refused.stderr
+    assert "read its keys again" not in refused.stderr
+
+
+def test_a_user_beside_another_s_daemon_works_on_his_own_keys_and_is_told(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise Forbidden("not this user's socket")
+
+    monkeypatch.setattr(module, "ask", refuse)
+    made = CliRunner().invoke(main, ["key", "add", "carol", keys.generate()[0]])
+    assert made.exit_code == 0 and "is not this user's" in made.stderr
+    assert str(elsewhere.parent) in made.stderr and "carol" in elsewhere.read_text()
