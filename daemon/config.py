@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from glmtts.protocol.keys import KeyProblem
 
-from . import tcp_access
+from . import config_names, tcp_access
 from .config_rules import combinations, key_in_toml, quoted
 from .core.settings import Section, Settings, flat
 
@@ -375,6 +375,8 @@ def main(arguments: list[str]) -> int:
                 print(error, file=sys.stderr)
                 return 2
             print(f"{path or 'built-in defaults'}: good")
+            for warning in config_names.unknown(loaded.settings, loaded.tcp):
+                print(f"{path}: warning: {warning}", file=sys.stderr)
             return 0
         case ["keys"] | ["keys", _]:
             return _print_key_files(_asked(arguments))

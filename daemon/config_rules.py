@@ -19,7 +19,8 @@ from .tcp_access import parse_listen
 
 #: A user name as the tools of Linux and directory services make them, or a uid; or the name of a client's key.
 _USER = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@\\-]{0,254}\$?")
-_KEY = "key:"
+#: What stands before the name of a client's key.
+KEY = "key:"
 
 #: UTF-8 takes at most this many bytes for a character (RFC 3629).
 _BYTES_PER_CHARACTER = 4
@@ -223,13 +224,13 @@ def _absolute(key: str, folder: str) -> Iterator[str]:
 def _users(key: str, users: list[str]) -> Iterator[str]:
     for user in users:
         if not _is_client(user):
-            yield f"{key}: {user[:60]!r} is neither a user name nor a uid, nor {_KEY} and the name of a client's key"
+            yield f"{key}: {user[:60]!r} is neither a user name nor a uid, nor {KEY} and the name of a client's key"
 
 
 def _is_client(name: str) -> bool:
     """Whether this may be a user, a uid, or the name of a client's key."""
-    if name.startswith(_KEY):
-        return authorised_keys.NAME.fullmatch(name.removeprefix(_KEY)) is not None
+    if name.startswith(KEY):
+        return authorised_keys.NAME.fullmatch(name.removeprefix(KEY)) is not None
     return _USER.fullmatch(name) is not None
 
 

@@ -101,8 +101,8 @@ def examine(group: str, path: Path | None) -> list[Check]:
 
 def examine_all(path: Path | None) -> list[Check]:
     """Every group side by side, each in a process of its own."""
-    found = doctor_places.configuration(path)[1]
-    command = [sys.executable, "-m", "glmtts.daemon.doctor", *(["--config", str(path)] if path else [])]
+    found = doctor_places.configuration(path, look_up=True)[1]
+    command = [sys.executable, "-m", "glmtts.daemon.doctor", "--config", str(path or "")]
     running = {
         group: subprocess.Popen(
             [*command, "--group", group], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -14,18 +14,29 @@ from pathlib import Path
 
 from glmtts.protocol.endpoints import CONTROL, EVENTS, MAX_PATH_BYTES, REQUESTS, WORKERS, runtime_dir
 
-from . import config
+from . import config, config_names
 from .core.settings import Settings
 from .doctor_check import Check, memory
 
 _LITTLE_DISK = 512 << 20
 
 
-def configuration(path: Path | None) -> tuple[Settings, list[Check]]:
-    """The settings, the defaults where the file is wrong, and how the file is."""
+def configuration(path: Path | None, *, look_up: bool = False) -> tuple[Settings, list[Check]]:
+    """The settings, the defaults where the file is wrong, and how the file is; ``look_up``: the names in it too."""
     try:
         loaded = config.load(path)
     except config.ConfigError as error:
+        if _is_closed(path):
+            return Settings(), [
+                Check(
+                    name="configuration",
+                    state="warning",
+                    seen="; ".join(error.problems),
+                    means="a daemon of this user does not start with it, and whether it is good can't be told; "
+                    "the built-in defaults stand in for it here",
+                    mend="run the doctor as the daemon's user, or as root",
+                )
+            ]
         return Settings(), [
             Check(
                 name="configuration",
@@ -36,7 +47,31 @@ def configuration(path: Path | None) -> tuple[Settings, list[Check]]:
                 mend=f"correct {path}; `glmttsctl config check` names every problem",
             )
         ]
-    return loaded.settings, [Check(name="configuration", seen=f"{path or 'built-in defaults'}: good")]
+    return loaded.settings, [
+        Check(name="configuration", seen=f"{path or 'built-in defaults'}: good"),
+        *(
+            Check(
+                name="names in the configuration",
+                state="warning",
+                seen=f"{path}: {problem}",
+                means="it is probably misspelt, and what is said there holds for nobody",
+                mend=f"correct {path}, or leave it if the user or the key is still to come",
+            )
+            for problem in (config_names.unknown(loaded.settings, loaded.tcp) if look_up else ())
+        ),
+    ]
+
+
+def _is_closed(path: Path | None) -> bool:
+    """Whether this user may not read the file."""
+    try:
+        if path:
+            path.open("rb").close()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def runtime(settings: Settings) -> list[Check]:

@@ -13,7 +13,7 @@ from typing import Any
 from glmtts.protocol.control import VoiceAdd, VoiceRemove
 from glmtts.protocol.errors import ErrorCode
 
-from . import config
+from . import config, config_names
 from .background import Background
 from .core import effects, inputs
 from .core.settings import LimitsSettings
@@ -35,8 +35,11 @@ class Errands:
         voices: VoiceStore,
         limits: LimitsSettings,
         admit: Callable[[Access | None], str] | None = None,
+        warn: Callable[[str], None],
     ) -> None:
-        """``admit`` is told of who may connect by TCP whenever that was read again, and says by which file."""
+        """``admit`` is told of who may connect by TCP whenever that was read again, and says by which file; ``warn`` of
+        what in a configuration is probably a mistake.
+        """
         self._background = background
         self._step = step
         self._config_file = config_file
@@ -44,6 +47,7 @@ class Errands:
         #: What recordings are checked by.
         self.limits = limits
         self._admit = admit
+        self._warn = warn
 
     def read_settings(self, effect: effects.ReadSettings) -> None:
         """Read the configuration again, and hand back SettingsRead."""
@@ -56,9 +60,21 @@ class Errands:
                 problems = result.problems if isinstance(result, config.ConfigError) else [str(result)]
                 event = inputs.SettingsRead(None, problems, effect.to, effect.id)
             self._step(event)
+            if isinstance(result, config.Config):
+                self.look_up_names(result)
 
         if not self._background.run(lambda: config.load(self._config_file), then):
             then(RuntimeError(_TOO_MANY))
+
+    def look_up_names(self, loaded: config.Config) -> None:
+        """Warn of names that nobody has: in the background, since a directory on the network may take its time."""
+
+        def then(result: Any) -> None:
+            for problem in result if isinstance(result, list) else [f"names were not looked up: {result}"]:
+                self._warn(problem)
+
+        if config_names.named(loaded.settings):
+            self._background.run(lambda: config_names.unknown(loaded.settings, loaded.tcp), then)
 
     def store_voice(self, effect: effects.StoreVoice) -> None:
         """Keep or remove a voice, and hand back VoiceStored."""

@@ -135,6 +135,7 @@ class Supervisor:
             voices=self._voices,
             limits=settings.limits,
             admit=self._tcp.admit if self._tcp else None,
+            warn=lambda problem: log.warning("the configuration is probably mistaken", reason=problem),
         )
         self._journal = Journal(
             config.state_dir(settings), self._wakeup_write, on_warning=lambda line: log.warning("journal", reason=line)
@@ -299,8 +300,8 @@ class Supervisor:
             boot=secrets.token_hex(4),
             version=__version__,
             config_file=str(self._config.file or ""),
-            outputs_folder=str(folder),
             state_folder=str(config.state_dir(self._settings)),
+            outputs_folder=str(folder),
             results_folder=str(config.state_dir(self._settings) / "results"),
             voices=voices,
         )
@@ -321,6 +322,7 @@ class Supervisor:
             engine=self._settings.engine.name,
             config=str(self._config.file or "built-in defaults"),
         )
+        self._errands.look_up_names(self._config)
         self._metrics.open()
         self._do(self._machine.open())
         self._step(self._first_of_journal)

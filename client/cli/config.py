@@ -31,7 +31,9 @@ def check(file: Path) -> None:
     good = done.returncode == 0
     words = (done.stdout + done.stderr).strip()
     if session().json:
-        print_json({"file": str(file), "ok": good, "message": words})
+        # Of a good file, what is said beside that are warnings.
+        warnings = done.stderr.splitlines() if good else []
+        print_json({"file": str(file), "ok": good, "message": words, "warnings": warnings})
     else:
         click.echo(words, err=not good)
     if not good:

@@ -203,3 +203,23 @@ def test_the_whole_of_it_answers_as_json_with_its_exit_code(tmp_path: Path) -> N
     wrong.write_text("x")
     done = subprocess.run([*command, "--config", str(wrong)], capture_output=True, timeout=60, check=False, cwd="/")
     assert done.returncode == 1
+
+
+@pytest.mark.usefixtures("runtime")
+def test_names_that_nobody_has_are_told_once(tmp_path: Path) -> None:
+    file = tmp_path / "glmtts.toml"
+    file.write_text('[limits]\ngateways = ["nosuchuser"]\n')
+    found = [check for check in doctor.examine_all(file) if check.name == "names in the configuration"]
+    assert [check.state for check in found] == ["warning"]
+    assert "nosuchuser" in found[0].seen and found[0].means and found[0].mend
+
+
+def test_a_configuration_that_this_user_may_not_read_is_not_called_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    (check,) = doctor_places.configuration(tmp_path / "glmtts.toml")[1]
+    assert check.state == "warning" and "root" in check.mend
