@@ -140,7 +140,7 @@ def _machine(run: Session, file: str | None, told: InForce | None) -> list[Check
 
 
 def _daemon(run: Session) -> list[Check]:
-    from glmtts.client import DaemonNotRunning, GlmttsError
+    from glmtts.client import DaemonNotRunning, Forbidden, GlmttsError
 
     try:
         with run.client(_DAEMON_TIMEOUT_S) as client:
@@ -148,9 +148,14 @@ def _daemon(run: Session) -> list[Check]:
     except DaemonNotRunning as error:
         mend = "start it: glmttsd, or systemctl start glmtts"
         return [_check("daemon", f"does not run ({error.reason})", "warning", "nobody can speak", mend)]
+    except Forbidden as error:
+        return [
+            _check("daemon", str(error), "warning", "this user can't speak; it says nothing of others", "as it says")
+        ]
     except GlmttsError as error:
         means = "it listens, but gives no sensible answer"
-        return [_check("daemon", str(error), "wrong", means, "see its log; glmttsctl stop --now, and start it again")]
+        mend = "see its log; glmttsctl stop, which says what ends a daemon that hangs, and start it again"
+        return [_check("daemon", str(error), "wrong", means, mend)]
     checks = [_check("daemon", f"{pong.version}, up for {duration(pong.uptime_s)}"), *_versions(pong)]
     try:
         with run.control(_DAEMON_TIMEOUT_S) as control:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from glmtts.client import Forbidden
 from glmtts.client.cli import doctor as module
 from glmtts.client.cli import main
 from glmtts.protocol import events
@@ -99,6 +100,18 @@ def test_a_daemon_that_listens_and_says_nothing_is_wrong_and_not_waited_for(
     daemon.script = lambda *_: None
     result = ctl("doctor")
     assert result.exit_code == 1 and "listens" in result.stdout
+
+
+def test_who_may_not_open_the_socket_is_not_told_to_stop_the_daemon(
+    ctl: Any, daemon: Any, machine: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(_: str) -> None:
+        raise Forbidden("This user may not open it: ask to be added to the group")
+
+    monkeypatch.setattr("glmtts.client.connection.check_listening", closed)
+    assert not machine
+    found = checks(ctl("doctor", "--json"))["daemon"]
+    assert found["state"] == "warning" and "group" in found["seen"] and "stop" not in found["mend"]
 
 
 def test_the_machine_itself_is_looked_at_by_the_daemons_code(tmp_path: Path) -> None:
