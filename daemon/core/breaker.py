@@ -9,6 +9,9 @@
 
 Open, no worker is started; half open, one is, as a probe. Each further opening lasts longer. (M. Nygard, Release It!,
 ch. 5; the states' names are his.)
+
+The window's time stands still while a process loads that is going to fail: a model that takes a minute to load would
+else never fail often enough, and those who wait would never be told.
 """
 
 from __future__ import annotations
@@ -28,7 +31,10 @@ class Breaker:
 
     def __init__(self) -> None:
         self.state = BreakerState.CLOSED
+        #: Times of the window's own clock, which does not go while processes load that fail.
         self._faults: deque[float] = deque(maxlen=1_000)
+        self._clock = 0.0
+        self._last_fault = 0.0
         #: How often it opened since it was closed.
         self.openings = 0
         #: Since when it is not closed.
@@ -39,11 +45,18 @@ class Breaker:
         """How many faults it counts at present."""
         return len(self._faults)
 
-    def fault(self, now: float, failures: int, window_s: float) -> bool:
-        """A process died of a fault; returns whether the breaker opens by that."""
-        while self._faults and self._faults[0] < now - window_s:
+    def fault(self, now: float, failures: int, window_s: float, loading: tuple[float, float] = (0.0, 0.0)) -> bool:
+        """A process died of a fault; returns whether the breaker opens by that.
+
+        ``loading``: from when until when that process loaded.
+        """
+        begun, ended = loading
+        loaded_s = max(0.0, ended - max(begun, self._last_fault))
+        self._clock += now - self._last_fault - loaded_s
+        self._last_fault = now
+        while self._faults and self._faults[0] < self._clock - window_s:
             self._faults.popleft()
-        self._faults.append(now)
+        self._faults.append(self._clock)
         if self.state is BreakerState.OPEN or (self.state is BreakerState.CLOSED and len(self._faults) < failures):
             return False
         if self.state is BreakerState.CLOSED:

@@ -524,13 +524,14 @@ class Pool:
         worker.faults = 1 if steady else worker.faults + 1
         if self._probe == worker.name:
             self._probe = ""
-        if self.breaker.fault(now, restart.breaker_failures, restart.breaker_window_s):
+        loading = worker.spawned_at, worker.ready_at if worker.ready else now
+        if self.breaker.fault(now, restart.breaker_failures, restart.breaker_window_s, loading):
             pause = self._pause(self.breaker.openings)
             self._context.timers.set(("breaker", ""), now + pause)
             self._alerts.set(
                 "breaker_open",
-                f"workers keep failing ({self.breaker.faults} faults in {restart.breaker_window_s:g} s with no job "
-                f"spoken between them); the last one: {death.detail}",
+                f"workers keep failing ({self.breaker.faults} faults in {restart.breaker_window_s:g} s, loading not "
+                f"counted, with no job spoken between them); the last one: {death.detail}",
             )
 
     def _pause(self, times: int) -> float:

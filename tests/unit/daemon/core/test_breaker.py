@@ -22,6 +22,22 @@ def test_faults_that_are_far_apart_do_not_add_up() -> None:
     assert breaker.faults == 2
 
 
+def test_a_model_that_takes_minutes_to_load_and_fails_opens_it_like_one_that_takes_none() -> None:
+    breaker = Breaker()
+    assert not breaker.fault(300.0, 3, 60.0, (0.0, 300.0))
+    assert not breaker.fault(601.0, 3, 60.0, (301.0, 601.0))
+    assert breaker.fault(903.0, 3, 60.0, (603.0, 903.0))
+
+
+def test_what_was_loaded_before_the_last_fault_is_no_reason_to_remember_that_longer() -> None:
+    breaker = Breaker()
+    breaker.fault(0.0, 2, 60.0)
+    assert not breaker.fault(100.0, 2, 60.0, (-400.0, -100.0))
+    # Of this one's loading only the last fifty seconds lie between the two.
+    assert not breaker.fault(211.0, 2, 60.0, (50.0, 150.0))
+    assert breaker.fault(321.0, 2, 60.0, (150.0, 261.0))
+
+
 def test_a_job_that_was_spoken_between_them_takes_back_earlier_faults() -> None:
     breaker = Breaker()
     breaker.fault(0.0, 2, 60.0)

@@ -238,19 +238,21 @@ def test_what_a_dead_process_says_is_not_heard(world: Any) -> None:
 # --- no worker to be had
 
 
-def broken(world: Any, times: int = 5) -> None:
+def broken(world: Any, times: int = 5, after_s: float = 0.0) -> None:
     for _ in range(times):
         while world.states()[0] != "starting":
             world.pass_time(1.0)
+        world.pass_time(after_s)
         world.die(3, last_words="ImportError: no torch")
 
 
-def test_when_no_worker_starts_those_who_wait_are_told_why_and_when(make_world: Make) -> None:
+@pytest.mark.parametrize("after_s", [0.0, 120.0])
+def test_when_no_worker_starts_those_who_wait_are_told_why_and_when(make_world: Make, after_s: float) -> None:
     world = make_world()
     waiting = world.request()
-    broken(world, 4)
+    broken(world, 4, after_s)
     assert world.names(waiting) == ["accepted"]
-    broken(world, 1)
+    broken(world, 1, after_s)
     error = world.last(waiting)
     assert (error.code, error.retryable) == ("unavailable", True)
     assert "ImportError: no torch" in error.message
