@@ -102,8 +102,9 @@ def test_a_daemon_that_listens_and_says_nothing_is_wrong_and_not_waited_for(
     assert result.exit_code == 1 and "listens" in result.stdout
 
 
+@pytest.mark.usefixtures("daemon")
 def test_who_may_not_open_the_socket_is_not_told_to_stop_the_daemon(
-    ctl: Any, daemon: Any, machine: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+    ctl: Any, machine: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def closed(_: str) -> None:
         raise Forbidden("This user may not open it: ask to be added to the group")
