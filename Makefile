@@ -82,6 +82,7 @@ bench: install  ## measure against the limits and the peers (minutes); bench/res
 	@$(BIN)/python bench/journal.py
 
 wheel: install  ## build the distribution into dist/
+	@rm -f dist/glmtts_supervisor-*.whl
 	@$(BIN)/python -m build --quiet --wheel
 
 clean:  ## remove what the targets made
