@@ -90,8 +90,13 @@ def _live(run: Session, timeout_s: float) -> Callable[[], dict[str, Any]]:
 
 def _ready(run: Session, patience_s: float, **keys: Any) -> Callable[[], dict[str, Any]]:
     def ask() -> dict[str, Any]:
+        from glmtts.client.connection import check_listening
+        from glmtts.protocol.endpoints import requests_endpoint
+
         with run.control(patience_s) as control:
             answer: dict[str, Any] = plain(control.call("health", **keys))
+            # Operators have a socket of their own: that of the clients may be gone.
+            check_listening(run.endpoint or requests_endpoint())
             return {"healthy": bool(answer.get("healthy")), "live": True} | answer
 
     return ask

@@ -276,3 +276,15 @@ def test_a_check_of_a_good_file_warns_of_names_that_nobody_has(tmp_path: Path) -
     assert shown.exit_code == 0 and "good" in shown.stdout and "'nosuchuser'" in shown.stdout
     told = json.loads(CliRunner().invoke(main, ["config", "check", "--json", str(file)]).stdout)
     assert told["ok"] and len(told["warnings"]) == 1 and "nosuchuser" in told["warnings"][0]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_daemon_whose_clients_can_t_find_it_is_not_ready(
+    ctl: Any, daemon: Any, control_daemon: Any, gone: bool
+) -> None:
+    if gone:
+        Path(daemon.endpoint.removeprefix("ipc://")).unlink()
+    well = {"healthy": True, "checked": "ready"}
+    control_daemon.script = lambda d, peer, request, _: d.send(peer, events.Result(id=request.id, values=well))
+    result = ctl("health")
+    assert result.exit_code == (3 if gone else 0) and ("no such socket" in result.stdout) is gone
