@@ -8,6 +8,7 @@ import os
 import sqlite3
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -226,21 +227,35 @@ def test_a_result_that_can_t_be_kept_is_sent_and_said_and_no_more_are_taken(star
     assert lost["code"] == "job_not_found" and "result" in lost["message"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")
-def test_speech_that_nobody_waits_for_is_not_lost_to_a_full_disk(start: Any) -> None:
+@contextlib.contextmanager
+def on_small_disk(start: Any, size: str) -> Iterator[Any]:
+    """A daemon whose state folder is a file system of that size."""
     daemon = start(wait=False)
     daemon.kill()
     state = Path(daemon.state)
     state.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(state)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(state)], check=True)
     try:
         daemon.restart()
+        yield daemon
+    finally:
+        daemon.process.kill()
+        daemon.process.wait()
+        daemon.until_nothing_is_left()
+        subprocess.run(["umount", str(state)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")
+def test_speech_that_nobody_waits_for_is_not_lost_to_a_full_disk(start: Any) -> None:
+    with on_small_disk(start, "6m") as daemon:
+        state = Path(daemon.state)
         daemon.control("pause")
         client = daemon.client()
         # 960 kB of speech each.
         sent = [client.send("synthesize", text=f"{n}", priority="batch", options={"seconds": 20.0}) for n in range(3)]
         jobs = [client.until(id, "accepted")["job"] for id in sent]
         client.close()
+        daemon.until(lambda: not daemon.status()["connections"], "nobody waits for it")
         filler = state / "filler"
         free = os.statvfs(state)
         filler.write_bytes(bytes(free.f_bavail * free.f_bsize - 500_000))
@@ -255,22 +270,12 @@ def test_speech_that_nobody_waits_for_is_not_lost_to_a_full_disk(start: Any) -> 
             events, audio = other.all(other.send("wait", job=job))
             assert events[-1]["event"] == "done" and len(audio) > 900_000
         daemon.stop()
-    finally:
-        daemon.process.kill()
-        daemon.process.wait()
-        daemon.until_nothing_is_left()
-        subprocess.run(["umount", str(state)], check=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")
 def test_a_full_disk_refuses_durable_jobs_and_lets_interactive_ones_pass(start: Any) -> None:
-    daemon = start(wait=False)
-    daemon.kill()
-    state = Path(daemon.state)
-    state.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(state)], check=True)
-    try:
-        daemon.restart()
+    with on_small_disk(start, "2m") as daemon:
+        state = Path(daemon.state)
         client = daemon.client()
         kept, _ = client.speak("before it is full", durable=True)
         filler = state / "filler"
@@ -290,8 +295,3 @@ def test_a_full_disk_refuses_durable_jobs_and_lets_interactive_ones_pass(start: 
         assert client.speak("durable again", durable=True)[0]["event"] == "done"
         assert client.ask("wait", job=kept["job"])["event"] == "done"
         daemon.stop()
-    finally:
-        daemon.process.kill()
-        daemon.process.wait()
-        daemon.until_nothing_is_left()
-        subprocess.run(["umount", str(state)], check=True)
