@@ -113,6 +113,20 @@ class Peer:
         return error
 
 
+class Log(str):
+    """A daemon's log. What is looked for in it may come a moment later: a thread writes it, some lines at a time."""
+
+    file: Path
+
+    def __contains__(self, words: object) -> bool:
+        deadline = time.monotonic() + 1.0
+        found = super().__contains__(words)  # type: ignore[operator]
+        while not found and time.monotonic() < deadline:
+            time.sleep(0.01)
+            found = str(words) in self.file.read_text(errors="replace")
+        return found
+
+
 class Daemon:
     """A daemon on a runtime folder of its own."""
 
@@ -232,8 +246,11 @@ class Daemon:
         print(self.log()[-20_000:])
         shutil.rmtree(self.folder)
 
-    def log(self) -> str:
-        return self.log_file.read_text(errors="replace")
+    def log(self) -> Log:
+        """What it has logged."""
+        log = Log(self.log_file.read_text(errors="replace"))
+        log.file = self.log_file
+        return log
 
     @property
     def rss_mib(self) -> float:
