@@ -119,7 +119,7 @@ class Log(str):
     file: Path
 
     def __contains__(self, words: object) -> bool:
-        deadline = time.monotonic() + 1.0
+        deadline = time.monotonic() + 0.3
         found = super().__contains__(words)  # type: ignore[operator]
         while not found and time.monotonic() < deadline:
             time.sleep(0.01)
