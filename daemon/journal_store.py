@@ -80,7 +80,7 @@ class Store:
         self.result_bytes = 0
         #: How many jobs there are, those that have ended included.
         self.rows = 0
-        #: Whether there was no journal before it was opened.
+        #: Whether there was no journal before it was opened for the first time, however often that was tried.
         self.is_new = False
         self._folder = folder
         self._busy_s = busy_s
@@ -107,7 +107,7 @@ class Store:
         if self._lock is None:
             self._lock = journal_file.hold(self._folder / "journal.lock")
         self.results.make()
-        self.is_new = not self.file.exists()
+        self.is_new = self.is_new or not self.file.exists()
         connection = journal_file.connect(self.file, self._busy_s)
         try:
             self._place = self._place_now()

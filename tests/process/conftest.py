@@ -120,7 +120,7 @@ class Log(str):
 
     def __contains__(self, words: object) -> bool:
         deadline = time.monotonic() + 0.3
-        found = super().__contains__(words)  # type: ignore[operator]
+        found = super().__contains__(words)  # type: ignore[operator]  # any object, as `in` may ask; str says no itself
         while not found and time.monotonic() < deadline:
             time.sleep(0.01)
             found = str(words) in self.file.read_text(errors="replace")

@@ -119,15 +119,16 @@ def test_a_field_that_can_not_be_printed_costs_its_line_alone(tmp_path: Path) ->
 
 def test_an_exception_is_one_line_with_its_traceback_and_its_words_at_debug_level_alone(tmp_path: Path) -> None:
     said = "what somebody said"
-    for level in ("info", "debug"):
-        log = logs.Logger(level, fd=os.open(tmp_path / level, os.O_WRONLY | os.O_CREAT), journal=False)  # type: ignore[arg-type]
+    levels: tuple[logs.Level, ...] = ("info", "debug")
+    for level in levels:
+        log = logs.Logger(level, fd=os.open(tmp_path / level, os.O_WRONLY | os.O_CREAT), journal=False)
         try:
             try:
                 raise KeyError(said)
             except KeyError as error:
                 raise OSError(28, os.strerror(28), said) from error
         except OSError as error:
-            log.exception("mistake", error, job="j")  # noqa: PLE1205
+            log.exception("mistake", error, job="j")  # noqa: PLE1205 (no logging.Logger)
         assert log.close(5)
         (line,) = lines_of(tmp_path / level)
         assert "ERROR mistake job=j traceback=" in line and "in test_an_exception" in line
