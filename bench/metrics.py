@@ -24,12 +24,12 @@ from processes import cpu_s, memory_mib
 
 from glmtts.daemon.core import effects, inputs
 from glmtts.daemon.core.context import Context
-from glmtts.daemon.core.families import Histogram
+from glmtts.daemon.core.counters import Tally
 from glmtts.daemon.core.machine import Machine
+from glmtts.daemon.core.metric_types import Histogram
 from glmtts.daemon.core.settings import EngineSettings, LimitsSettings, Settings, WorkersSettings
-from glmtts.daemon.core.tally import Tally
-from glmtts.daemon.metrics import LAG_S
-from glmtts.daemon.metrics_text import written
+from glmtts.daemon.metrics.exposition import written
+from glmtts.daemon.metrics.metrics import LAG_S
 from glmtts.protocol import events, requests
 from glmtts.protocol import worker as wire
 

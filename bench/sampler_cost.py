@@ -13,7 +13,7 @@ import time
 
 from processes import cpu_s
 
-from glmtts.daemon.gpu_sampler import Sampler
+from glmtts.daemon.gpu.sampler import Sampler
 
 
 def main(seconds: float, pids: list[int]) -> None:

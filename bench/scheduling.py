@@ -25,8 +25,8 @@ import running
 from core_world import CoreWorld, settings
 
 from glmtts.daemon.core.inputs import Client
-from glmtts.daemon.core.jobs import Job
-from glmtts.daemon.core.queue import WaitingQueue
+from glmtts.daemon.core.jobs.job import Job
+from glmtts.daemon.core.jobs.queue import WaitingQueue
 from glmtts.protocol.requests import Synthesize
 
 HERE = Path(__file__).parent

@@ -27,29 +27,31 @@ import zmq
 from glmtts.protocol import codec, endpoints, events
 from glmtts.protocol.errors import ErrorCode, RequestError
 
-from . import __version__, config, host_heap, outputs
+from . import __version__, malloc
 from .background import Background
+from .config import load as config
+from .config.tcp_access import Access
 from .core import effects, inputs
 from .core.machine import Machine, Phase
-from .core.places import asks_nvml
-from .deliveries import Deliveries
-from .errands import Errands, stored
-from .gpu_sampler import Sampler
-from .journal import Journal
-from .logs import Logger
-from .metrics import Metrics
-from .orphans import Records
-from .peers import LocalPeers
-from .processes import Processes, WorkerProcess
-from .router import ClientRouter, Received
-from .self_check import SelfCheck
-from .service_manager import ServiceManager, inherited
-from .sockets import IO_THREADS, LOCAL_THREAD, RuntimeDir, RuntimeDirError
-from .tcp_access import Access
-from .tcp_requests import TcpRequests
-from .voices import VoiceStore
-from .worker_output import understood
-from .worker_router import WorkerRouter
+from .core.workers.placement import asks_nvml
+from .gpu.sampler import Sampler
+from .log.logger import Logger
+from .log.worker_output import understood
+from .metrics.metrics import Metrics
+from .operator_tasks import Errands, stored
+from .processes.manager import Processes, WorkerProcess
+from .processes.orphans import Records
+from .service.systemd import ServiceManager, inherited
+from .service.watchdog import SelfCheck
+from .storage import outputs
+from .storage.deliveries import Deliveries
+from .storage.journal import Journal
+from .storage.voices import VoiceStore
+from .transport.client_router import ClientRouter, Received
+from .transport.listeners import IO_THREADS, LOCAL_THREAD, RuntimeDir, RuntimeDirError
+from .transport.peers import LocalPeers
+from .transport.tcp_listener import TcpRequests
+from .transport.worker_router import WorkerRouter
 
 #: Messages that are taken from one socket before the others have their turn.
 _BATCH = 64
@@ -655,7 +657,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _EX_CONFIG
     _raise_descriptor_limit()
     # Recordings and speech come and go: their memory is not to stay.
-    host_heap.map_from(_LARGE)
+    malloc.map_from(_LARGE)
     # A watchdog ends a loop that hangs by SIGABRT: where it hung is then in the log.
     faulthandler.enable()
     log = Logger(loaded.settings.daemon.log_level, loaded.settings.daemon.log_format)

@@ -9,10 +9,10 @@ from glmtts.protocol.control import LogLevel
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.events import ClosedEvent, Error, Result
 
+from .counters import Tally
 from .effects import Effect, Log, Publish, Send
 from .inputs import ReplyTo
 from .settings import Settings
-from .tally import Tally
 from .timers import Timers
 
 #: The timer of the next judgement by the rules of alerts (alert_watch.py), and how often there is one at most.

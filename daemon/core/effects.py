@@ -11,8 +11,8 @@ from glmtts.protocol.events import Done, Error, ServerEvent
 from glmtts.protocol.requests import ClientRequest, JobState
 from glmtts.protocol.worker import SupervisorMessage
 
-from .families import Family
 from .inputs import JournalRow, ReplyTo
+from .metric_types import Family
 from .settings import Settings
 
 

@@ -16,22 +16,13 @@ from glmtts.protocol import control, events, requests
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.worker import Checked, Ready
 
-from .admission import Admission
-from .alert_watch import AlertWatch
 from .alerts import Alerts
-from .announcer import Announcer
-from .attention import Attention
+from .api.client_requests import Reception
+from .api.health import Health
+from .api.inspection import Inspection
+from .api.operator_requests import Operations
 from .context import JUDGE, Context
-from .dispatch import Dispatcher
-from .durability import Durability
 from .effects import Effect, Exit, Sample
-from .endings import Endings
-from .estimate import Estimator
-from .families import Family
-from .fates import Fates
-from .forecast import Forecast
-from .gpus import Gpus
-from .health import Health
 from .inputs import (
     Client,
     ConnectionClosed,
@@ -58,18 +49,27 @@ from .inputs import (
     WorkerGarbled,
     WorkerSaid,
 )
-from .inspection import Inspection
-from .ledger import Ledger
-from .measures import Measures
-from .operations import Operations
-from .pool import Pool
-from .queue import WaitingQueue
-from .reception import Reception
-from .recycler import Recycler
-from .scaler import Scaler
+from .jobs.estimates import Estimator
+from .jobs.job_table import Ledger
+from .jobs.queue import WaitingQueue
+from .metric_types import Family
+from .monitoring.alert_evaluator import AlertWatch
+from .monitoring.metrics import Measures
+from .monitoring.problems import Attention
+from .scheduling.admission import Admission
+from .scheduling.completion import Endings
+from .scheduling.dispatcher import Dispatcher
+from .scheduling.durable import Durability
+from .scheduling.forecast import Forecast
+from .scheduling.notifications import Announcer
+from .scheduling.retry import Fates
 from .settings import Settings
 from .summary import Summary
-from .workers import WorkerState
+from .workers.autoscaler import Scaler
+from .workers.gpus import Gpus
+from .workers.pool import Pool
+from .workers.recycler import Recycler
+from .workers.worker import WorkerState
 
 
 class Phase(enum.StrEnum):
@@ -184,7 +184,6 @@ class Machine:
             scaler=self._scaler,
             gpus=self._gpus,
             endings=self._endings,
-            reception=self._reception,
         )
         self._measures = Measures(
             *shared,
@@ -192,7 +191,6 @@ class Machine:
             scaler=self._scaler,
             gpus=self._gpus,
             endings=self._endings,
-            reception=self._reception,
             durability=self._durability,
             estimator=self._estimator,
             fates=self._fates,

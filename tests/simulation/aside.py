@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from glmtts.daemon.core import inputs
-from glmtts.daemon.core.workers import WorkerState
+from glmtts.daemon.core.workers.worker import WorkerState
 from glmtts.protocol import worker as wire
 
 from .rules import Rule, must

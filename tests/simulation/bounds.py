@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from glmtts.daemon.core import ledger as core_ledger
-from glmtts.daemon.core import quarantine as core_quarantine
-from glmtts.daemon.core.alert_rules import EVENTS, RULES
-from glmtts.daemon.core.alert_watch import _STEPS
-from glmtts.daemon.core.jobs import MAX_SUBSCRIBERS
-from glmtts.daemon.core.pool import AHEAD
-from glmtts.daemon.core.preemption import MAX_ASIDE
-from glmtts.daemon.core.trends import POINTS
+from glmtts.daemon.core.jobs import job_table as core_ledger
+from glmtts.daemon.core.jobs.job import MAX_SUBSCRIBERS
+from glmtts.daemon.core.monitoring.alert_evaluator import _STEPS
+from glmtts.daemon.core.monitoring.alert_rules import EVENTS, RULES
+from glmtts.daemon.core.scheduling import quarantine as core_quarantine
+from glmtts.daemon.core.scheduling.preemption import MAX_ASIDE
+from glmtts.daemon.core.workers.pool import AHEAD
+from glmtts.daemon.core.workers.trend import POINTS
 from glmtts.protocol.errors import ErrorCode
 
 from .rules import Rule, must
@@ -87,7 +87,7 @@ class Bounds:
         held = len(machine._fates.quarantine._entries)
         must(Rule.BOUNDED, held <= core_quarantine._MAX_ENTRIES, "the quarantine")
         must(Rule.BOUNDED, len(machine._endings.outcomes) <= len(ErrorCode) + 1, "outcomes")
-        must(Rule.BOUNDED, len(machine._reception.refused) <= len(ErrorCode), "refusals")
+        must(Rule.BOUNDED, len(machine._context.tally.refused) <= len(ErrorCode), "refusals")
         gpus, workers = len(machine._gpus._gpus), self._pool.workers
         must(Rule.BOUNDED, gpus <= self._world.scene.gpus, "GPUs")
         raised, conditions = machine._alerts._raised, machine._alert_watch._conditions

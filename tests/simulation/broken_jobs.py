@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from glmtts.daemon.core import dispatch
 from glmtts.daemon.core.context import Context
-from glmtts.daemon.core.dispatch import Dispatcher
-from glmtts.daemon.core.durability import Durability
 from glmtts.daemon.core.effects import SettleOutput, Tell
-from glmtts.daemon.core.endings import Endings
-from glmtts.daemon.core.fates import Fates
-from glmtts.daemon.core.jobs import Ending, Job
-from glmtts.daemon.core.pool import Pool
-from glmtts.daemon.core.workers import Worker, WorkerState
+from glmtts.daemon.core.jobs.job import Ending, Job
+from glmtts.daemon.core.scheduling import dispatcher
+from glmtts.daemon.core.scheduling.completion import Endings
+from glmtts.daemon.core.scheduling.dispatcher import Dispatcher
+from glmtts.daemon.core.scheduling.durable import Durability
+from glmtts.daemon.core.scheduling.retry import Fates
+from glmtts.daemon.core.workers.pool import Pool
+from glmtts.daemon.core.workers.worker import Worker, WorkerState
 from glmtts.protocol import events
 from glmtts.protocol.worker import AudioChunk, ResumeJob
 
@@ -180,7 +180,7 @@ def stream_to_whoever_waits(patch: Patch) -> None:
         if job is not None and job.live:
             job.subscribers = own
 
-    patch.setitem(dispatch._HANDLERS, AudioChunk, to_all)
+    patch.setitem(dispatcher._HANDLERS, AudioChunk, to_all)
 
 
 def results_for_everybody(patch: Patch) -> None:

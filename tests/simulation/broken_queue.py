@@ -6,21 +6,23 @@ from typing import Any
 
 import pytest
 
-from glmtts.daemon.core import lane, preemption, reception
-from glmtts.daemon.core.admission import Admission
-from glmtts.daemon.core.estimate import Estimator
-from glmtts.daemon.core.fair import FairShare
-from glmtts.daemon.core.fates import Fates
-from glmtts.daemon.core.jobs import Job
-from glmtts.daemon.core.lane import Lane
-from glmtts.daemon.core.ledger import Ledger
-from glmtts.daemon.core.pool import Pool
-from glmtts.daemon.core.preemption import Preemption
-from glmtts.daemon.core.quarantine import Quarantine
-from glmtts.daemon.core.queue import WaitingQueue
-from glmtts.daemon.core.rate import RateLimiter
-from glmtts.daemon.core.reception import Reception
-from glmtts.daemon.core.workers import Worker, WorkerState
+from glmtts.daemon.core.api import client_requests
+from glmtts.daemon.core.api.client_requests import Reception
+from glmtts.daemon.core.jobs import class_queue
+from glmtts.daemon.core.jobs.class_queue import Lane
+from glmtts.daemon.core.jobs.estimates import Estimator
+from glmtts.daemon.core.jobs.fair_share import FairShare
+from glmtts.daemon.core.jobs.job import Job
+from glmtts.daemon.core.jobs.job_table import Ledger
+from glmtts.daemon.core.jobs.queue import WaitingQueue
+from glmtts.daemon.core.scheduling import preemption
+from glmtts.daemon.core.scheduling.admission import Admission
+from glmtts.daemon.core.scheduling.preemption import Preemption
+from glmtts.daemon.core.scheduling.quarantine import Quarantine
+from glmtts.daemon.core.scheduling.rate_limit import RateLimiter
+from glmtts.daemon.core.scheduling.retry import Fates
+from glmtts.daemon.core.workers.pool import Pool
+from glmtts.daemon.core.workers.worker import Worker, WorkerState
 
 Patch = pytest.MonkeyPatch
 
@@ -56,7 +58,9 @@ def the_healthy_quarantined(patch: Patch) -> None:
 
 def batch_starves(patch: Patch) -> None:
     def peek(self: WaitingQueue, now: float, without: Any = ()) -> Job | None:
-        waiting = (lane for priority, lane in self._lanes.items() if len(lane) and priority not in without)
+        waiting = (
+            class_queue for priority, class_queue in self._lanes.items() if len(class_queue) and priority not in without
+        )
         first = next(waiting, None)
         return None if first is None else first.next(now)
 
@@ -85,7 +89,7 @@ def never_put_aside(patch: Patch) -> None:
 
 
 def deadlines_ignored_in_the_order(patch: Patch) -> None:
-    patch.setattr(lane, "due", lambda job: job.accepted_at)
+    patch.setattr(class_queue, "due", lambda job: job.accepted_at)
 
 
 def given_up_though_there_is_time(patch: Patch) -> None:
@@ -129,7 +133,7 @@ def rates_forgotten_by_a_reload(patch: Patch) -> None:
 
 
 def customers_take_what_their_gateway_has_not(patch: Patch) -> None:
-    patch.setattr(reception, "is_named", lambda *_: True)
+    patch.setattr(client_requests, "is_named", lambda *_: True)
 
 
 def as_many_aside_as_it_takes(patch: Patch) -> None:

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from glmtts.daemon.core.breaker import Breaker
 from glmtts.daemon.core.effects import Sample
-from glmtts.daemon.core.gpus import Gpus
 from glmtts.daemon.core.machine import Machine
-from glmtts.daemon.core.pool import Pool
-from glmtts.daemon.core.recycler import Recycler
-from glmtts.daemon.core.scaler import Scaler
-from glmtts.daemon.core.workers import Worker, WorkerState
+from glmtts.daemon.core.workers.autoscaler import Scaler
+from glmtts.daemon.core.workers.circuit_breaker import Breaker
+from glmtts.daemon.core.workers.gpus import Gpus
+from glmtts.daemon.core.workers.pool import Pool
+from glmtts.daemon.core.workers.recycler import Recycler
+from glmtts.daemon.core.workers.worker import Worker, WorkerState
 
 Patch = pytest.MonkeyPatch
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from glmtts.daemon.core.pool import AHEAD
-from glmtts.daemon.core.workers import WorkerState
+from glmtts.daemon.core.workers.pool import AHEAD
+from glmtts.daemon.core.workers.worker import WorkerState
 
 from .rules import Rule, must
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from glmtts.daemon.core import effects, inputs
-from glmtts.daemon.core.jobs import Job
-from glmtts.daemon.core.workers import WITH_PROCESS, WorkerState
+from glmtts.daemon.core.jobs.job import Job
+from glmtts.daemon.core.workers.worker import WITH_PROCESS, WorkerState
 from glmtts.protocol import requests
 from glmtts.protocol import worker as wire
 
@@ -203,7 +203,7 @@ class Invariants:
         must(Rule.BOUNDED, list(ledger._with_result.values()) == kept, "results that nobody can find are kept")
         self._look_at_sums()
         ended = sum(self._endings.outcomes.values()) + self._endings.left
-        taken = self.accepted - self._durability.refused + self._durability.recovered
+        taken = self.accepted - self._context.tally.withdrawn + self._durability.recovered
         must(Rule.ONE_END, ended + len(self.live) == taken, "jobs are lost")
         stopping = self._machine.phase.value == "stopping"
         self._world.promises.look(self.live, leaving=stopping)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from msgspec import UNSET
 
 from glmtts.daemon.core import inputs
-from glmtts.daemon.core.jobs import Job
-from glmtts.daemon.core.lane import DUE_AFTER_S
-from glmtts.daemon.core.rate import parse_rate
+from glmtts.daemon.core.jobs.class_queue import DUE_AFTER_S
+from glmtts.daemon.core.jobs.job import Job
+from glmtts.daemon.core.scheduling.rate_limit import parse_rate
 from glmtts.daemon.core.settings import ClientLimits
 from glmtts.protocol import requests
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from glmtts.daemon.core import effects, inputs
-from glmtts.daemon.core.breaker import BreakerState
-from glmtts.daemon.core.workers import Worker, WorkerState
+from glmtts.daemon.core.workers.circuit_breaker import BreakerState
+from glmtts.daemon.core.workers.worker import Worker, WorkerState
 from glmtts.protocol import worker as wire
 
 from .processes import Process
