@@ -166,7 +166,7 @@ class Supervisor:
             effects.Send: self._do_send,
             effects.Tell: self._workers.tell,
             effects.Spawn: self._do_spawn,
-            effects.Signal: lambda e: self._processes.signal(e.spawn, e.signal),
+            effects.Signal: lambda e: self._processes.signal(e.incarnation, e.signal),
             effects.Sample: lambda _: self._sampler.now(),
             effects.Publish: self._do_publish,
             effects.Log: lambda e: self._log.log(e.level, e.message, **e.fields),
@@ -526,8 +526,8 @@ class Supervisor:
         # What it said before it ended comes first: an answer that is there is not lost with its sender.
         self._on_workers()
         self._workers.forget(process)
-        self._sampler.unwatch(process.spawn)
-        self._step(inputs.ProcessEnded(process.spawn, returncode, process.last_words, oom_killed))
+        self._sampler.unwatch(process.incarnation)
+        self._step(inputs.ProcessEnded(process.incarnation, returncode, process.last_words, oom_killed))
 
     def _on_worker_line(self, process: WorkerProcess, line: str) -> None:
         said = understood(line, by_default="debug" if process.ready else "info")
@@ -553,12 +553,12 @@ class Supervisor:
 
     def _do_spawn(self, effect: effects.Spawn) -> None:
         try:
-            pid = self._processes.start(effect.spawn, effect.name, effect.gpu, effect.device, effect.vram_share)
+            pid = self._processes.start(effect.incarnation, effect.name, effect.gpu, effect.device, effect.vram_share)
         except OSError as error:
-            self._later.append(inputs.SpawnFailed(effect.spawn, str(error)))
+            self._later.append(inputs.SpawnFailed(effect.incarnation, str(error)))
         else:
-            self._sampler.watch(effect.spawn, pid)
-            self._later.append(inputs.Spawned(effect.spawn, pid))
+            self._sampler.watch(effect.incarnation, pid)
+            self._later.append(inputs.Spawned(effect.incarnation, pid))
 
     def _do_publish(self, effect: effects.Publish) -> None:
         with contextlib.suppress(zmq.Again):

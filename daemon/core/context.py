@@ -9,7 +9,7 @@ from glmtts.protocol.control import LogLevel
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.events import ClosedEvent, Error, Result
 
-from .counters import Tally
+from .counters import Counters
 from .effects import Effect, Log, Publish, Send
 from .inputs import ReplyTo
 from .settings import Settings
@@ -30,7 +30,7 @@ class Context:
         self.started_at = now
         self._wall_offset = wall - now
         self.timers = Timers()
-        self.tally = Tally()
+        self.counters = Counters()
         self.random = random.Random(seed)
         self.effects: list[Effect] = []
         #: Whether anybody listens on the events socket: what nobody hears is not said.

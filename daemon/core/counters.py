@@ -40,7 +40,7 @@ RECYCLE_REASONS = (
 )
 
 
-class Tally:
+class Counters:
     """The counters. Everything in them only ever grows."""
 
     def __init__(self) -> None:

@@ -61,16 +61,16 @@ class Sampler:
 
     # --- in the loop
 
-    def watch(self, spawn: int, pid: int) -> None:
+    def watch(self, incarnation: int, pid: int) -> None:
         """Sample this process from now on."""
         with self._lock:
-            self._watched[spawn] = pid
+            self._watched[incarnation] = pid
             self._wake()
 
-    def unwatch(self, spawn: int) -> None:
+    def unwatch(self, incarnation: int) -> None:
         """The process is gone."""
         with self._lock:
-            self._watched.pop(spawn, None)
+            self._watched.pop(incarnation, None)
 
     def now(self) -> None:
         """Take a sample as soon as possible: one that begins after this call."""
@@ -265,15 +265,19 @@ class _ProcessTable:
 
     def read(self, watched: dict[int, int]) -> list[ProcessReading]:
         """All of ``watched`` (pid by spawn) that are there."""
-        for spawn in [spawn for spawn, (pid, _) in self._started.items() if watched.get(spawn) != pid]:
-            del self._started[spawn]
+        for incarnation in [
+            incarnation for incarnation, (pid, _) in self._started.items() if watched.get(incarnation) != pid
+        ]:
+            del self._started[incarnation]
         found = []
-        for spawn, pid in watched.items():
+        for incarnation, pid in watched.items():
             fields = _stat(f"/proc/{pid}/stat")
-            if fields is None or self._started.setdefault(spawn, (pid, fields[_STARTED]))[1] != fields[_STARTED]:
+            if fields is None or self._started.setdefault(incarnation, (pid, fields[_STARTED]))[1] != fields[_STARTED]:
                 continue
             state = _state_of_threads(pid) if fields[0] == b"Z" else fields[0].decode()
-            found.append(ProcessReading(spawn=spawn, pid=pid, rss=int(fields[_RSS]) * _PAGE_BYTES, state=state))
+            found.append(
+                ProcessReading(incarnation=incarnation, pid=pid, rss=int(fields[_RSS]) * _PAGE_BYTES, state=state)
+            )
         return found
 
 

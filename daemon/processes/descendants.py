@@ -45,9 +45,9 @@ def children() -> list[int]:
 class Descendants:
     """The adopted processes, apart from the daemon's own children."""
 
-    def __init__(self, spawn_of: Callable[[str], int | None]) -> None:
+    def __init__(self, incarnation_of: Callable[[str], int | None]) -> None:
         """``spawn_of``: the spawn that a boot token was made for, None if it is not one of this daemon's."""
-        self._spawn_of = spawn_of
+        self._incarnation_of = incarnation_of
         own = guardian.stat(os.getpid())
         self._session = own.session if own is not None else 0
         self._not_before = own.started if own is not None else 0
@@ -88,8 +88,10 @@ class Descendants:
         # Its worker's session says it; its environment does, but not while reading that could wait.
         if about.session in living or about.state == "D":
             return False
-        spawn = self._spawn_of(guardian.boot_of(pid))
-        return spawn is not None and (all or spawn not in {spawn for _, spawn in living.values()})
+        incarnation = self._incarnation_of(guardian.boot_of(pid))
+        return incarnation is not None and (
+            all or incarnation not in {incarnation for _, incarnation in living.values()}
+        )
 
     @staticmethod
     def _kill(pid: int, about: guardian.Stat) -> None:

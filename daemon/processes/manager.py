@@ -42,8 +42,8 @@ _END_S = 1.0
 class WorkerProcess:
     """One process of a worker."""
 
-    def __init__(self, spawn: int, name: str, popen: subprocess.Popen[bytes], token: str, lifeline: int) -> None:
-        self.spawn = spawn
+    def __init__(self, incarnation: int, name: str, popen: subprocess.Popen[bytes], token: str, lifeline: int) -> None:
+        self.incarnation = incarnation
         self.name = name
         self.popen = popen
         self.token = token
@@ -98,10 +98,10 @@ class Processes:
         self._on_ended = on_ended
         self._on_line = on_line
         self._clock = clock
-        self._by_spawn: dict[int, WorkerProcess] = {}
+        self._by_incarnation: dict[int, WorkerProcess] = {}
         self._records = records
         self._guardian = Guardian(records.boot.token)
-        self._descendants = Descendants(records.spawn_of)
+        self._descendants = Descendants(records.incarnation_of)
         self._oom = OomKills()
         adopt()
 
@@ -109,9 +109,9 @@ class Processes:
         """Start processes by these settings from now on."""
         self._settings, self._interpreter = settings, interpreter
 
-    def find(self, spawn: int) -> WorkerProcess | None:
+    def find(self, incarnation: int) -> WorkerProcess | None:
         """The process of a spawn, as long as it is not reaped."""
-        return self._by_spawn.get(spawn)
+        return self._by_incarnation.get(incarnation)
 
     @property
     def guardian_pid(self) -> int | None:
@@ -125,12 +125,12 @@ class Processes:
 
     def with_token(self, token: str) -> WorkerProcess | None:
         """The process that was started with this token."""
-        for process in self._by_spawn.values():
+        for process in self._by_incarnation.values():
             if secrets.compare_digest(process.token.encode(), token.encode("utf-8", "surrogatepass")):
                 return process
         return None
 
-    def start(self, spawn: int, name: str, gpu: int | None, device: str | None, vram_share: float) -> int:
+    def start(self, incarnation: int, name: str, gpu: int | None, device: str | None, vram_share: float) -> int:
         """Start a worker's process and return its pid. Raises OSError.
 
         ``device`` is what CUDA_VISIBLE_DEVICES is set to, ``gpu`` where there is none; without either it is left as it
@@ -154,7 +154,7 @@ class Processes:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=environment(self._settings, own, self._records.token(spawn), device),
+                env=environment(self._settings, own, self._records.token(incarnation), device),
                 pass_fds=(read_end,),
                 start_new_session=True,
                 cwd="/",
@@ -165,7 +165,7 @@ class Processes:
         finally:
             os.close(read_end)
         try:
-            process = WorkerProcess(spawn, name, popen, token, write_end)
+            process = WorkerProcess(incarnation, name, popen, token, write_end)
         except OSError:
             # No descriptor is left for it: it can't be watched, so it can't be.
             os.close(write_end)
@@ -175,7 +175,7 @@ class Processes:
                 if pipe is not None:
                     pipe.close()
             raise
-        self._by_spawn[spawn] = process
+        self._by_incarnation[incarnation] = process
         process.oom_kills = self._oom.count()
         _make_preferred_victim(process.pid)
         self._records.begun(process.pid, process.started, name)
@@ -184,9 +184,9 @@ class Processes:
             self._watch(fd, lambda fd=fd: self._read(process, fd))  # type: ignore[misc]
         return process.pid
 
-    def signal(self, spawn: int, which: str) -> None:
+    def signal(self, incarnation: int, which: str) -> None:
         """Send SIGTERM to a worker, or SIGKILL to its whole group; one that is gone does not matter."""
-        process = self._by_spawn.get(spawn)
+        process = self._by_incarnation.get(incarnation)
         if process is None:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -197,9 +197,9 @@ class Processes:
                 # Not reaped yet, so its pid, and its group's, can't be anybody else's.
                 os.killpg(process.pid, signal.SIGKILL)
 
-    def state(self, spawn: int) -> str:
+    def state(self, incarnation: int) -> str:
         """The letter of a worker's state (proc(5)); ``D``: it can't be killed now. Empty when there is no process."""
-        process = self._by_spawn.get(spawn)
+        process = self._by_incarnation.get(incarnation)
         about = guardian.stat(process.pid) if process is not None else None
         return about.state if about is not None else ""
 
@@ -252,7 +252,7 @@ class Processes:
         self._unwatch(process.pidfd)
         os.close(process.pidfd)
         os.close(process.lifeline)
-        del self._by_spawn[process.spawn]
+        del self._by_incarnation[process.incarnation]
         self._records.ended(process.pid)
         self.tidy()
 
@@ -262,7 +262,7 @@ class Processes:
         self._tidy()
 
     def _tidy(self, *, all: bool = False) -> int:
-        living = {p.pid: (p.started, p.spawn) for p in self._by_spawn.values()}
+        living = {p.pid: (p.started, p.incarnation) for p in self._by_incarnation.values()}
         own = living.keys() | {self._guardian.pid}
         return self._descendants.tidy(own, {} if all else living, all=all)
 
@@ -274,7 +274,7 @@ class Processes:
         count, before = self._oom.count(), process.oom_kills
         # A kill that is explained now explains no later death. Those that died at the same moment keep their claim.
         ready = poll()
-        others = {p.pidfd: p for p in self._by_spawn.values() if p is not process}
+        others = {p.pidfd: p for p in self._by_incarnation.values() if p is not process}
         for pidfd in others:
             ready.register(pidfd, POLLIN)
         dead = {pidfd for pidfd, _ in ready.poll(0)}
@@ -286,15 +286,15 @@ class Processes:
     def kill_all(self) -> None:
         """End every process now, for a daemon that ends: nothing of it stays, nor of what workers have started."""
         deadline = time.monotonic() + _END_S
-        for spawn in list(self._by_spawn):
-            self.signal(spawn, "kill")
-        for process in list(self._by_spawn.values()):
+        for incarnation in list(self._by_incarnation):
+            self.signal(incarnation, "kill")
+        for process in list(self._by_incarnation.values()):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.popen.wait(timeout=max(0.0, deadline - time.monotonic()))
                 self._release(process)
         while (left := self._tidy(all=True)) and time.monotonic() < deadline:
             time.sleep(0.002)
-        clean = not left and not self._by_spawn
+        clean = not left and not self._by_incarnation
         self._guardian.dismiss(clean=clean)
         self._records.close(clean=clean)
         self._oom.close()

@@ -119,14 +119,14 @@ class Records:
 
     # --- this daemon's processes
 
-    def token(self, spawn: int) -> str:
+    def token(self, incarnation: int) -> str:
         """What the process of this spawn has in its environment."""
-        return f"{self.boot.token}.{spawn}"
+        return f"{self.boot.token}.{incarnation}"
 
-    def spawn_of(self, token: str) -> int | None:
+    def incarnation_of(self, token: str) -> int | None:
         """The spawn that a token was made for; None if it is not one of this daemon's."""
-        boot, _, spawn = token.partition(".")
-        return int(spawn) if boot == self.boot.token and spawn.isdecimal() else None
+        boot, _, incarnation = token.partition(".")
+        return int(incarnation) if boot == self.boot.token and incarnation.isdecimal() else None
 
     def begun(self, pid: int, started: int, name: str) -> None:
         """A worker's process runs."""

@@ -27,7 +27,7 @@ class WorkerRouter:
     ) -> None:
         self._processes = processes
         self._log = log
-        self._spawn_of: dict[bytes, int] = {}
+        self._incarnation_of: dict[bytes, int] = {}
         self.socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         self.socket.setsockopt(zmq.USE_FD, descriptor)
         self.socket.setsockopt(zmq.LINGER, 0)
@@ -53,23 +53,23 @@ class WorkerRouter:
                 yield event
 
     def _event(self, routing_id: bytes, frames: list[zmq.Frame]) -> inputs.WorkerSaid | inputs.WorkerGarbled | None:
-        spawn = self._spawn_of.get(routing_id)
+        incarnation = self._incarnation_of.get(routing_id)
         try:
             if not 1 <= len(frames) <= 2:
                 raise wire.WorkerProtocolError(f"a message of {len(frames)} frames")
             message = wire.decode_from_worker(frames[0].buffer)
         except wire.WorkerProtocolError as error:
-            return None if spawn is None else inputs.WorkerGarbled(spawn, str(error))
+            return None if incarnation is None else inputs.WorkerGarbled(incarnation, str(error))
         if type(message) is wire.Hello:
-            spawn = self._hello(routing_id, message)
-        if spawn is None:
+            incarnation = self._hello(routing_id, message)
+        if incarnation is None:
             return None
-        if type(message) is wire.Ready and (process := self._processes.find(spawn)):
+        if type(message) is wire.Ready and (process := self._processes.find(incarnation)):
             process.ready = True
         body: bytes | memoryview | None = None
         if len(frames) == 2:
             body = frames[1].bytes if len(frames[1]) < 64 * 1024 else frames[1].buffer
-        return inputs.WorkerSaid(spawn, message, body)
+        return inputs.WorkerSaid(incarnation, message, body)
 
     def _hello(self, routing_id: bytes, hello: wire.Hello) -> int | None:
         """A process says that it is a worker: it is one if it has the token of one that has not said so yet."""
@@ -78,16 +78,16 @@ class WorkerRouter:
             self._log.warning("a stranger on the workers' socket", pid=hello.pid)
             return None
         process.routing_id = routing_id
-        self._spawn_of[routing_id] = process.spawn
-        return process.spawn
+        self._incarnation_of[routing_id] = process.incarnation
+        return process.incarnation
 
     def forget(self, process: WorkerProcess) -> None:
         """The process is gone."""
-        self._spawn_of.pop(process.routing_id, None)
+        self._incarnation_of.pop(process.routing_id, None)
 
     def tell(self, effect: effects.Tell) -> None:
         """Send a message to a process, if it can still be reached."""
-        process = self._processes.find(effect.spawn)
+        process = self._processes.find(effect.incarnation)
         if process is None or not process.routing_id:
             return
         frames: list[bytes | memoryview] = [process.routing_id, wire.encode(effect.message)]

@@ -153,12 +153,12 @@ class World:
     # --- workers
 
     def say(self, message: wire.WorkerMessage, body: bytes | None = None, worker: str = "w0") -> None:
-        self.step(inputs.WorkerSaid(self.spawn(worker), message, body))
+        self.step(inputs.WorkerSaid(self.incarnation(worker), message, body))
 
     def ready(
         self, worker: str = "w0", slots: int = 1, *, memory: wire.Memory = MEMORY, voices: Sequence[str] = ("tone",)
     ) -> None:
-        self.step(inputs.Spawned(self.spawn(worker), self.pid(worker)))
+        self.step(inputs.Spawned(self.incarnation(worker), self.pid(worker)))
         self.say(
             wire.Ready(
                 engine="fault",
@@ -205,7 +205,7 @@ class World:
         self.say(wire.AudioChunk(job=job, seq=seq), f"{job}#{seq}".encode(), worker=worker)
 
     def die(self, returncode: int = -11, worker: str = "w0", last_words: str = "") -> None:
-        self.step(inputs.ProcessEnded(self.spawn(worker), returncode, last_words))
+        self.step(inputs.ProcessEnded(self.incarnation(worker), returncode, last_words))
 
     def sample(self, *gpus: inputs.GpuReading, nvml: str = "ok", host_mib: int | None = 64_000, **keys: Any) -> None:
         """GPUs and processes were looked at, a moment ago."""
@@ -230,10 +230,10 @@ class World:
     # --- what is there
 
     def pid(self, worker: str = "w0") -> int:
-        return 3_999 + self.spawn(worker)
+        return 3_999 + self.incarnation(worker)
 
-    def spawn(self, worker: str = "w0") -> int:
-        return self.worker(worker).spawn
+    def incarnation(self, worker: str = "w0") -> int:
+        return self.worker(worker).incarnation
 
     def worker(self, name: str = "w0") -> Any:
         return self.machine._pool.workers[name]
@@ -314,7 +314,7 @@ class Stage:
         until = world.now + seconds
         while True:
             self._listen()
-            borders = [at for spawn, at in self._border.items() if self._job.get(spawn) is not None]
+            borders = [at for incarnation, at in self._border.items() if self._job.get(incarnation) is not None]
             at = min(borders, default=until)
             due = world.machine.next_due
             if due is not None and due <= min(at, until):
@@ -348,61 +348,61 @@ class Stage:
             effect = self.world.done[self._seen]
             self._seen += 1
             if isinstance(effect, effects.Tell):
-                self._told(effect.spawn, effect.message)
+                self._told(effect.incarnation, effect.message)
 
-    def _told(self, spawn: int, message: wire.SupervisorMessage) -> None:
+    def _told(self, incarnation: int, message: wire.SupervisorMessage) -> None:
         if isinstance(message, wire.Job):
-            assert self._job.get(spawn) is None, "one at a time"
+            assert self._job.get(incarnation) is None, "one at a time"
             self.jobs[message.job] = message
             self._segment[message.job] = 0
-            self._begin(spawn, message, "begins")
+            self._begin(incarnation, message, "begins")
         elif isinstance(message, wire.ResumeJob):
-            assert self._job.get(spawn) is None, "one at a time"
-            job = next(job for job in self._aside[spawn] if job.job == message.job)
-            self._aside[spawn].remove(job)
-            self._begin(spawn, job, "resumes")
+            assert self._job.get(incarnation) is None, "one at a time"
+            job = next(job for job in self._aside[incarnation] if job.job == message.job)
+            self._aside[incarnation].remove(job)
+            self._begin(incarnation, job, "resumes")
         elif isinstance(message, wire.SuspendJob):
-            self._suspend[spawn] = message.job
+            self._suspend[incarnation] = message.job
         elif isinstance(message, wire.CancelJob):
-            aside = [job for job in self._aside.get(spawn, []) if job.job == message.job]
+            aside = [job for job in self._aside.get(incarnation, []) if job.job == message.job]
             if aside:
-                self._aside[spawn].remove(aside[0])
-                self._say(spawn, wire.Failed(job=message.job, code="cancelled", message="cancelled"))
+                self._aside[incarnation].remove(aside[0])
+                self._say(incarnation, wire.Failed(job=message.job, code="cancelled", message="cancelled"))
             else:
                 self._cancelled.add(message.job)
 
-    def _begin(self, spawn: int, job: wire.Job, what: str) -> None:
-        self._job[spawn] = job
-        self._border[spawn] = self.world.now + self._segments(job)[1]
+    def _begin(self, incarnation: int, job: wire.Job, what: str) -> None:
+        self._job[incarnation] = job
+        self._border[incarnation] = self.world.now + self._segments(job)[1]
         self._note(what, job)
 
-    def _say(self, spawn: int, message: wire.WorkerMessage, body: bytes | None = None) -> None:
-        self.world.step(inputs.WorkerSaid(spawn, message, body))
+    def _say(self, incarnation: int, message: wire.WorkerMessage, body: bytes | None = None) -> None:
+        self.world.step(inputs.WorkerSaid(incarnation, message, body))
 
-    def _reach(self, spawn: int) -> None:
+    def _reach(self, incarnation: int) -> None:
         """A worker has spoken a segment."""
-        job = self._job[spawn]
+        job = self._job[incarnation]
         assert job is not None
         count, segment_s = self._segments(job)
-        suspend = self._suspend.get(spawn) == job.job
+        suspend = self._suspend.get(incarnation) == job.job
         self.spoken[job.text] = self.spoken.get(job.text, 0.0) + segment_s
         self._segment[job.job] += 1
         number = self._segment[job.job]
-        self._border[spawn] = self.world.now + segment_s
+        self._border[incarnation] = self.world.now + segment_s
         if job.job in self._cancelled:
-            self._job[spawn] = None
-            self._say(spawn, wire.Failed(job=job.job, code="cancelled", message="cancelled"))
+            self._job[incarnation] = None
+            self._say(incarnation, wire.Failed(job=job.job, code="cancelled", message="cancelled"))
             return
         if job.stream:
-            self._say(spawn, wire.AudioChunk(job=job.job, seq=number - 1), b"pcm")
-        self._say(spawn, wire.SegmentDone(job=job.job, segment=number, segments=count, audio_s=float(number)))
+            self._say(incarnation, wire.AudioChunk(job=job.job, seq=number - 1), b"pcm")
+        self._say(incarnation, wire.SegmentDone(job=job.job, segment=number, segments=count, audio_s=float(number)))
         if number == count:
-            self._job[spawn] = None
-            self._suspend.pop(spawn, None)
+            self._job[incarnation] = None
+            self._suspend.pop(incarnation, None)
             self._note("ends", job)
             file = None if job.stream or job.result else b"RIFF"
             self._say(
-                spawn,
+                incarnation,
                 wire.Finished(
                     job=job.job,
                     sample_rate=24_000,
@@ -420,11 +420,11 @@ class Stage:
                 file,
             )
         elif suspend:
-            del self._suspend[spawn]
-            self._job[spawn] = None
-            self._aside.setdefault(spawn, []).append(job)
+            del self._suspend[incarnation]
+            self._job[incarnation] = None
+            self._aside.setdefault(incarnation, []).append(job)
             self._note("suspended", job)
-            self._say(spawn, wire.Suspended(job=job.job, memory=MEMORY))
+            self._say(incarnation, wire.Suspended(job=job.job, memory=MEMORY))
 
 
 @pytest.fixture

@@ -125,7 +125,7 @@ def test_crash_loop_though_each_crash_is_mended_and_jobs_are_spoken_between(worl
 def test_workers_that_operators_replace_are_no_crash_loop(world: Any) -> None:
     for _ in range(5):
         world.operate(control.Recycle, worker="w0")
-        world.step(inputs.ProcessEnded(world.spawn(), 0))
+        world.step(inputs.ProcessEnded(world.incarnation(), 0))
         world.ready()
     world.pass_time(6.0)
     assert alerts(world) == {}

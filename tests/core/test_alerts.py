@@ -54,9 +54,9 @@ def test_an_open_breaker_and_nobody_to_speak_are_trouble(make_world: Any) -> Non
 
 def test_a_process_that_nothing_ends_is_trouble_until_it_is_gone(world: Any) -> None:
     world.operate(control.Recycle, worker="w0")
-    spawn, pid = world.spawn(), world.pid()
+    incarnation, pid = world.incarnation(), world.pid()
     world.pass_time(60.0)
     raised = alerts(world)
     assert set(raised) == {"worker_stuck.w0"} and str(pid) in raised["worker_stuck.w0"]
-    world.step(inputs.ProcessEnded(spawn, -9))
+    world.step(inputs.ProcessEnded(incarnation, -9))
     assert alerts(world) == {}

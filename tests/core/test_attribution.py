@@ -115,9 +115,9 @@ def test_no_share_is_more_than_what_is_used_and_each_worker_has_one(
 ) -> None:
     reading = gpu(used, processes, state=state)
     shares = attribute(reading, holders, baseline)
-    assert set(shares) == {holder.spawn for holder in holders}
+    assert set(shares) == {holder.incarnation for holder in holders}
     for holder in holders:
-        share = shares[holder.spawn]
+        share = shares[holder.incarnation]
         assert (share.vram is None) == (share.trust == "none")
         assert share.vram is None or share.vram >= 0
         if share.trust in ("process", "device"):
@@ -138,4 +138,4 @@ def test_equal_contexts_are_attributed_to_the_byte(reserved: list[int], context:
     holders = [Holder(number, number, size) for number, size in enumerate(reserved, 1)]
     reading = gpu(more + sum(reserved) + context * len(reserved))
     shares = attribute(reading, holders, more)
-    assert shares == {holder.spawn: Share((holder.torch_reserved or 0) + context, "device") for holder in holders}
+    assert shares == {holder.incarnation: Share((holder.torch_reserved or 0) + context, "device") for holder in holders}

@@ -49,7 +49,7 @@ def test_a_client_is_told_what_its_worker_died_of(
     world = make_world(workers={"restart": {"max_attempts": 1}})
     world.ready()
     id = world.request()
-    world.step(inputs.ProcessEnded(world.spawn(), **ended))
+    world.step(inputs.ProcessEnded(world.incarnation(), **ended))
     assert world.worker().last_death.cause == cause
     assert world.last(id).code == code
 

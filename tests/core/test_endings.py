@@ -40,7 +40,7 @@ def test_a_result_on_disk_is_read_for_each_who_waits_and_not_kept_in_memory(worl
         (first, sent.result, 1),
         (again, sent.result, 2),
     ]
-    assert world.machine._ledger.result_bytes == 0
+    assert world.machine._job_table.result_bytes == 0
     late = world.request(requests.Wait(id="", v=1, job=sent.job), connection=3)
     assert [s.path for s in world.effects(effects.SendStored) if s.event.id == late] == [sent.result]
 
@@ -108,7 +108,7 @@ def test_a_job_ends_once_however_many_reasons_there_are(world: Any) -> None:
     world.step(inputs.JournalEnded(job))
     assert [event.code for event in world.told(id) if event.final] == ["cancelled"]
     assert len(world.effects(effects.JournalEnd)) == 1
-    assert world.machine._endings.outcomes == {"cancelled": 1}
+    assert world.machine._completion.outcomes == {"cancelled": 1}
 
 
 @pytest.mark.parametrize(("end", "wanted"), [("done", True), ("failed", False), ("cancelled", False)])
@@ -147,7 +147,7 @@ def test_a_class_is_charged_for_the_time_that_its_jobs_really_took(make_stage: M
     options = {"seconds": 1.0}
     job = world.request(text="b" * 10, priority="batch", options=options, durable=False)
     for _ in range(8):
-        world.machine._estimator.learn(world.machine._ledger.live[world.job(job)], thought)
+        world.machine._estimator.learn(world.machine._job_table.live[world.job(job)], thought)
     for number in range(120):
         world.request(text=f"b{number:9}", priority="batch", options=options, durable=False)
         world.request(text=f"i{number:9}")

@@ -24,7 +24,7 @@ def test_a_client_is_not_charged_twice_for_a_job_that_is_tried_again(make_stage:
     world = stage.world
     stage.world.request(text="x" * 100)
     stage.run(1.0)
-    share = world.machine._queue._lanes["interactive"]._share
+    share = world.machine._queue._class_queues["interactive"]._share
     virtual = share.virtual
     world.die()
     world.come_back()

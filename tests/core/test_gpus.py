@@ -11,7 +11,7 @@ from glmtts.protocol import control
 
 
 def spawned(world: Any) -> list[tuple[str, int | None]]:
-    return [(spawn.name, spawn.gpu) for spawn in world.effects(effects.Spawn)]
+    return [(incarnation.name, incarnation.gpu) for incarnation in world.effects(effects.Spawn)]
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_the_first_worker_waits_for_the_first_look_at_the_gpus(make_world: Any) 
     assert world.effects(effects.Sample) and not spawned(world)
     world.sample(world.gpu(0), world.gpu(1))
     assert spawned(world) == [("w0", 0), ("w1", 1)]
-    assert [spawn.device for spawn in world.effects(effects.Spawn)] == ["GPU-0", "GPU-1"]
+    assert [incarnation.device for incarnation in world.effects(effects.Spawn)] == ["GPU-0", "GPU-1"]
 
 
 def test_named_gpus_are_used_unseen_when_nvml_does_not_answer(make_world: Any) -> None:

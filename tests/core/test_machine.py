@@ -32,7 +32,7 @@ def test_a_stream_whose_client_is_gone_is_not_spoken_for_nobody(world: Any) -> N
     world.step(inputs.ConnectionClosed(2))
     world.say(wire.Failed(job=world.job(stream), code="cancelled", message="cancelled"))
     world.finish(world.job(whole))
-    assert world.machine._endings.outcomes == {"cancelled": 1, "done": 1}
+    assert world.machine._completion.outcomes == {"cancelled": 1, "done": 1}
 
 
 def test_a_stream_that_somebody_else_hears_goes_on_without_the_one_who_left(world: Any) -> None:
@@ -61,7 +61,7 @@ def test_a_client_that_does_not_read_ends_nobody_elses_stream(world: Any) -> Non
     world.finish(world.job(id), None, chunks=1)
     assert world.last(id).code == "slow_consumer"
     assert world.names(wait) == ["audio", "done"]
-    assert world.machine._ledger._of_connection == {}
+    assert world.machine._job_table._of_connection == {}
 
 
 # --- drain
@@ -158,7 +158,7 @@ def test_a_stop_ends_a_worker_in_any_state_and_leaves_no_timer(make_world: Make,
     if state in ("draining", "stopping"):
         world.operate(control.Recycle, worker="w0")
     if state == "failed":
-        world.step(inputs.WorkerGarbled(world.spawn(), "noise"))
+        world.step(inputs.WorkerGarbled(world.incarnation(), "noise"))
     if state == "backoff":
         world.die(3)
         world.die(3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from glmtts.daemon.core.counters import RECYCLE_REASONS, Tally
+from glmtts.daemon.core.counters import RECYCLE_REASONS, Counters
 from glmtts.daemon.core.metric_types import Family, Histogram
 from glmtts.protocol import control
 from glmtts.protocol.errors import ErrorCode
@@ -89,7 +89,7 @@ def test_every_reason_for_a_recycle_is_one_that_is_counted_from_the_start(world:
     world.operate(control.Recycle, worker="w0")
     counted = values(world, "glmtts_worker_recycles_total")
     assert counted[("operator",)] == 1 and {of for (of,) in counted} == set(RECYCLE_REASONS)
-    assert set(Tally().recycles) == set(RECYCLE_REASONS)
+    assert set(Counters().recycles) == set(RECYCLE_REASONS)
 
 
 def test_names_are_as_prometheus_has_them(world: Any) -> None:

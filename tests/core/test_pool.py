@@ -16,7 +16,7 @@ from glmtts.protocol import worker as wire
 Make = Callable[..., Any]
 
 
-def spawns(world: Any) -> int:
+def incarnations(world: Any) -> int:
     return len(world.effects(effects.Spawn))
 
 
@@ -35,7 +35,7 @@ def test_the_first_crash_after_work_is_mended_at_once(world: Any) -> None:
     world.finish(world.job(world.request()))
     world.forget()
     world.die()
-    assert spawns(world) == 1
+    assert incarnations(world) == 1
     assert world.states() == ["starting"]
 
 
@@ -62,14 +62,14 @@ def test_an_hour_of_false_starts_costs_few_processes(make_world: Make, failure: 
             if failure == "exit":
                 world.die(3)
             elif failure == "no process":
-                world.step(inputs.SpawnFailed(world.spawn(), "no room"))
+                world.step(inputs.SpawnFailed(world.incarnation(), "no room"))
             elif failure == "nonsense":
-                world.step(inputs.WorkerGarbled(world.spawn(), "noise"))
+                world.step(inputs.WorkerGarbled(world.incarnation(), "noise"))
         elif world.states() == ["failed"]:
             world.die(-15)
         due = world.machine.next_due
         world.pass_time(max(0.0, due - world.now))
-    assert 80 < spawns(world) < 3_600 / (0.75 * 30) + 10
+    assert 80 < incarnations(world) < 3_600 / (0.75 * 30) + 10
 
 
 def test_a_process_that_dies_idle_right_after_its_start_is_not_restarted_without_pause(make_world: Make) -> None:
@@ -225,7 +225,7 @@ def test_the_trim_comes_the_full_time_after_the_last_job_and_not_later(world: An
 
 def test_what_a_dead_process_says_is_not_heard(world: Any) -> None:
     id = world.request(stream=True)
-    job, old = world.job(id), world.spawn()
+    job, old = world.job(id), world.incarnation()
     world.die()
     world.step(inputs.WorkerSaid(old, wire.AudioChunk(job=job, seq=0), b"late"))
     world.step(inputs.WorkerGarbled(old, "noise"))
@@ -258,9 +258,9 @@ def test_when_no_worker_starts_those_who_wait_are_told_why_and_when(make_world: 
     assert "ImportError: no torch" in error.message
     world.forget()
     world.pass_time(error.retry_after_s - 0.01)
-    assert spawns(world) == 0
+    assert incarnations(world) == 0
     world.pass_time(0.02)
-    assert spawns(world) == 1
+    assert incarnations(world) == 1
     assert world.last(world.request()).code == "unavailable"
 
 
@@ -270,7 +270,7 @@ def test_those_who_wait_are_told_too_when_there_is_not_even_a_process(make_world
     for _ in range(5):
         while world.states() != ["starting"]:
             world.pass_time(1.0)
-        world.step(inputs.SpawnFailed(world.spawn(), "no such interpreter"))
+        world.step(inputs.SpawnFailed(world.incarnation(), "no such interpreter"))
     assert world.last(waiting).code == "unavailable"
     assert "no such interpreter" in world.last(waiting).message
 

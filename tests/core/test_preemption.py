@@ -261,9 +261,9 @@ def test_a_job_put_aside_is_not_to_blame_for_the_death_of_its_worker_and_loses_n
         stage.world.come_back()
         stage.run(0.1)
     assert stage.world.last(short).code in ("worker_crashed", "quarantined")
-    live = stage.world.machine._ledger.live[stage.of(CHAPTER)]
+    live = stage.world.machine._job_table.live[stage.of(CHAPTER)]
     assert live.attempts - live.excused <= 1
-    assert not stage.world.machine._fates.quarantine.deaths(live.content, stage.world.now)
+    assert not stage.world.machine._retries.quarantine.deaths(live.content, stage.world.now)
     assert "error" not in stage.world.names(long)
 
 
@@ -320,7 +320,7 @@ def test_a_job_put_aside_can_be_ended_and_what_overtook_it_goes_on(make_stage: M
     assert isinstance(world.last(short), events.Done)
     assert (world.states(), world.worker().jobs, world.worker().aside) == (["ready"], [], [])
     assert not stage.when("resumes", CHAPTER)
-    assert world.machine._ledger.live == {}
+    assert world.machine._job_table.live == {}
 
 
 def test_a_job_that_is_cancelled_while_its_worker_chooses_is_not_told_to_go_on(make_stage: Make) -> None:
@@ -330,7 +330,7 @@ def test_a_job_that_is_cancelled_while_its_worker_chooses_is_not_told_to_go_on(m
     stage.world.journal = "holds"
     job = stage.of(CHAPTER)
     stage.world.request(requests.Cancel(id="", v=1, job=job))
-    assert job in stage.world.machine._ledger.live, "its end is not on disk yet"
+    assert job in stage.world.machine._job_table.live, "its end is not on disk yet"
     stage.world.forget()
     # The worker is through with the other before it has read that.
     stage.world.say(_finished(stage.world.worker().at_hand[0]), b"RIFF")
@@ -352,8 +352,8 @@ def test_a_job_goes_on_where_the_one_that_was_to_overtake_it_is_not_run_any_more
     chapter(stage)
     stage.run(2.5)
     killers = [world.request(text="killer", client=client) for client in (BOB, CAROL, DAVE)]
-    world.machine._fates.quarantine.blame(
-        world.machine._fates.content(world.machine._ledger.live[world.job(killers[0])]), world.now, 3_600.0
+    world.machine._retries.quarantine.blame(
+        world.machine._retries.content(world.machine._job_table.live[world.job(killers[0])]), world.now, 3_600.0
     )
     stage.run(1.0)
     assert {world.last(id).code for id in killers} == {"quarantined"}
@@ -476,7 +476,7 @@ def test_a_batch_job_aside_counts_for_the_worker_that_has_it(make_stage: Make) -
     chapter(stage, CHAPTER + "1", client=CAROL, durable=False)
     for _ in range(250):
         stage.run(0.1)
-        live = stage.world.machine._ledger.live
+        live = stage.world.machine._job_table.live
         holding = [
             w.name for w in stage.world.machine._pool if any(live[id].request.priority == "batch" for id in w.jobs)
         ]

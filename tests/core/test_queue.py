@@ -310,10 +310,10 @@ def test_heaps_stay_small_however_many_jobs_come_and_go(make_job: Make) -> None:
         job = make_job(priority="batch", client=CLIENTS[number % 3], cost_s=1.0, deadline_at=1e8 + number)
         queue.push(job)
         queue.remove(job)
-    lane = queue._lanes["batch"]
-    assert len(lane._urgent) < 200
-    assert len(lane._share._heap) < 200
-    assert sum(len(flow.jobs) for flow in lane._flows.values()) == 1
+    class_queue = queue._class_queues["batch"]
+    assert len(class_queue._urgent) < 200
+    assert len(class_queue._share._heap) < 200
+    assert sum(len(flow.jobs) for flow in class_queue._flows.values()) == 1
     assert len(queue._classes._heap) < 200
     assert pop(queue) is stays
 

@@ -118,7 +118,7 @@ def test_a_worker_that_dies_while_its_spare_is_loaded_is_replaced_by_it(roomy: A
     roomy.operate(control.Recycle, worker="w0")
     roomy.die(-11)
     assert roomy.states() == ["starting"]
-    assert [spawn.name for spawn in roomy.effects(effects.Spawn)] == ["w1"]
+    assert [incarnation.name for incarnation in roomy.effects(effects.Spawn)] == ["w1"]
     roomy.ready("w1")
     assert roomy.worker("w1").replaces is None
 

@@ -126,11 +126,11 @@ def test_one_that_still_loads_by_the_old_settings_is_started_again_at_once(
     make_world: Make, make_settings: Make
 ) -> None:
     world = make_world()
-    spawn = world.spawn()
+    incarnation = world.incarnation()
     assert read_again(world, make_settings(engine={"warmup_text": "b"}))["workers"] == ["w0"]
-    assert effects.Signal(spawn, "kill") in world.effects(effects.Signal)
+    assert effects.Signal(incarnation, "kill") in world.effects(effects.Signal)
     world.die(-9)
-    assert (world.states(), world.spawn()) == (["starting"], spawn + 1)
+    assert (world.states(), world.incarnation()) == (["starting"], incarnation + 1)
 
 
 def test_what_can_t_be_started_by_the_old_settings_is_tried_at_once_by_the_new_ones(
@@ -139,7 +139,7 @@ def test_what_can_t_be_started_by_the_old_settings_is_tried_at_once_by_the_new_o
     world = make_world(workers={"restart": {"breaker_failures": 2, "backoff_initial_s": 20.0, "backoff_max_s": 30.0}})
     for _ in range(3):
         world.die(1)
-        while world.states() == ["backoff"] and world.machine._pool.breaker.state.value == "closed":
+        while world.states() == ["backoff"] and world.machine._pool.circuit_breaker.state.value == "closed":
             world.pass_time(1.0)
     assert world.states() != ["starting"]
     id = world.request()

@@ -195,7 +195,7 @@ def test_a_worker_s_memory_and_state_are_shown_until_it_is_gone(here: Here, chil
     here.sampler.watch(7, child.pid)
     here.sampler.now()
     (process,) = here.sample().processes
-    assert (process.spawn, process.pid) == (7, child.pid) and (process.rss or 0) > 100_000
+    assert (process.incarnation, process.pid) == (7, child.pid) and (process.rss or 0) > 100_000
     child.send_signal(signal.SIGSTOP)
     here.until(lambda sampled: sampled.processes[0].state == "T")
     child.kill()

@@ -37,7 +37,7 @@ class Loop:
         self.poll = select.poll()
         self.ended: list[Ended] = []
         self.lines: list[tuple[str, str]] = []
-        self.spawns = 0
+        self.incarnations = 0
         interpreter = folder / "interpreter"
         interpreter.write_text(f"#!/bin/sh\n{script}\n")
         interpreter.chmod(0o700)
@@ -48,7 +48,7 @@ class Loop:
             self.records,
             watch=self.watch,
             unwatch=self.unwatch,
-            on_ended=lambda process, code, oom: self.ended.append((process.spawn, code, oom)),
+            on_ended=lambda process, code, oom: self.ended.append((process.incarnation, code, oom)),
             on_line=lambda process, line: self.lines.append((process.name, line)),
             clock=time.monotonic,
         )
@@ -72,10 +72,10 @@ class Loop:
         self.processes.tidy()
 
     def start(self, **keys: Any) -> WorkerProcess:
-        self.spawns += 1
+        self.incarnations += 1
         keys = {"gpu": None, "device": None, "vram_share": 0.0} | keys
-        self.processes.start(self.spawns, keys.pop("name", f"worker{self.spawns}"), **keys)
-        process = self.processes.find(self.spawns)
+        self.processes.start(self.incarnations, keys.pop("name", f"worker{self.incarnations}"), **keys)
+        process = self.processes.find(self.incarnations)
         assert process is not None
         return process
 
@@ -98,7 +98,7 @@ class Loop:
 
     def until_ended(self, process: WorkerProcess) -> tuple[int, bool]:
         def end() -> Ended | None:
-            return next((ended for ended in self.ended if ended[0] == process.spawn), None)
+            return next((ended for ended in self.ended if ended[0] == process.incarnation), None)
 
         self.until(end, "the worker has ended")
         found = end()
@@ -162,7 +162,7 @@ def test_a_worker_has_its_gpu_and_its_share_of_the_memory(loop: Callable[[str], 
     devices, worker, boot = made.said(process, 3)
     assert devices == "PCI_BUS_ID MIG-1234"
     assert json.loads(worker)["vram_share"] == 0.4 and json.loads(worker)["name"] == "gpu3/0"
-    assert made.records.spawn_of(boot) == process.spawn
+    assert made.records.incarnation_of(boot) == process.incarnation
     assert made.said(made.start(gpu=3))[0] == "PCI_BUS_ID 3"
 
 
@@ -196,9 +196,9 @@ def test_the_state_of_a_worker_can_be_asked(loop: Callable[[str], Loop]) -> None
     made = loop("echo here; exec sleep 1000")
     process = made.start()
     made.said(process)
-    made.until(lambda: made.processes.state(process.spawn) == "S", "it sleeps")
+    made.until(lambda: made.processes.state(process.incarnation) == "S", "it sleeps")
     os.kill(process.pid, signal.SIGSTOP)
-    made.until(lambda: made.processes.state(process.spawn) == "T", "it is stopped")
+    made.until(lambda: made.processes.state(process.incarnation) == "T", "it is stopped")
     assert made.processes.state(99) == ""
 
 
@@ -211,7 +211,7 @@ def test_nothing_that_a_worker_has_started_outlives_it(loop: Callable[[str], Loo
     process = made.start()
     children = children_said(made, process).values()
     if end == "kill":
-        made.processes.signal(process.spawn, "kill")
+        made.processes.signal(process.incarnation, "kill")
     elif end == "crash":
         os.kill(process.pid, signal.SIGSEGV)
     code, _ = made.until_ended(process)
@@ -227,13 +227,13 @@ def test_a_worker_s_end_does_not_touch_what_another_worker_has_started(loop: Cal
     of_first, of_second = children_said(made, first), children_said(made, second)
     orphans = {of_first["orphan"], of_second["orphan"]}
     made.until(lambda: orphans <= set(descendants.children()), "the daemon is the parent of orphans")
-    made.processes.signal(second.spawn, "kill")
+    made.processes.signal(second.incarnation, "kill")
     made.until_ended(second)
     # One that shows no token may come of any worker that was there before it.
     certain = [pid for kind, pid in of_second.items() if kind != "bare"]
     made.until(lambda: not any(alive(pid) for pid in certain), "the second's are gone")
     assert all(alive(pid) for pid in of_first.values())
-    made.processes.signal(first.spawn, "kill")
+    made.processes.signal(first.incarnation, "kill")
     made.until_ended(first)
     made.until(lambda: not any(alive(pid) for pid in [*of_first.values(), *of_second.values()]), "all are gone")
 
@@ -277,7 +277,7 @@ ours, stranger = (orphan(token, "(exec >&-; exec sleep 1000)") for token in (rec
 zombie = orphan("", "(exec >&-; sleep 0.2; exit 3)")
 while not guardian.stat(zombie).gone:
     time.sleep(0.01)
-descendants = Descendants(records.spawn_of)
+descendants = Descendants(records.incarnation_of)
 assert {ours, stranger, zombie} <= set(children())
 while ours in children():
     descendants.tidy([], {})
@@ -405,7 +405,7 @@ def test_a_thousand_restarts_leak_nothing(loop: Callable[[str], Loop]) -> None:
             if n % 4:
                 made.said(process)
             if n % 2:
-                made.processes.signal(process.spawn, "kill")
+                made.processes.signal(process.incarnation, "kill")
             else:
                 os.kill(process.pid, signal.SIGSEGV)
             made.until_ended(process)

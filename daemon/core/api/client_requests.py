@@ -13,34 +13,34 @@ from ...engines import options as engine_options
 from ..context import Context
 from ..inputs import Client, JournalAdded, ReplyTo, Requested, StoredVoice
 from ..jobs.job import MAX_SUBSCRIBERS, Job, Subscriber
-from ..jobs.job_table import Ledger, content_digest, newest_first
+from ..jobs.job_table import JobTable, content_digest, newest_first
 from ..jobs.queue import WaitingQueue
 from ..scheduling.admission import Admission, is_named
-from ..scheduling.completion import Endings
+from ..scheduling.completion import Completion
 from ..scheduling.dispatcher import Dispatcher
-from ..scheduling.durable import Durability, key_taken
+from ..scheduling.durable import DurableJobs, key_taken
 from ..scheduling.forecast import Forecast, Outlook
-from ..scheduling.notifications import Announcer
-from ..scheduling.retry import Fates, quarantine_message
+from ..scheduling.notifications import Notifications
+from ..scheduling.retry import Retries, quarantine_message
 from ..workers.pool import Pool
 
 
-class Reception:
+class ClientRequests:
     """Admits jobs, and answers what clients ask of the daemon and of their own jobs."""
 
     def __init__(
         self,
         context: Context,
-        ledger: Ledger,
+        job_table: JobTable,
         queue: WaitingQueue,
         pool: Pool,
         dispatcher: Dispatcher,
         *,
         admission: Admission,
-        announcer: Announcer,
-        durability: Durability,
-        endings: Endings,
-        fates: Fates,
+        notifications: Notifications,
+        durable_jobs: DurableJobs,
+        completion: Completion,
+        retries: Retries,
         forecast: Forecast,
         voices: dict[str, StoredVoice],
         version: str,
@@ -48,15 +48,15 @@ class Reception:
         outputs_folder: str,
     ) -> None:
         self._context = context
-        self._ledger = ledger
+        self._job_table = job_table
         self._queue = queue
         self._pool = pool
         self._dispatcher = dispatcher
         self._admission = admission
-        self._announcer = announcer
-        self._durability = durability
-        self._endings = endings
-        self._fates = fates
+        self._notifications = notifications
+        self._durable_jobs = durable_jobs
+        self._completion = completion
+        self._retries = retries
         self._forecast = forecast
         self._voices = voices
         self._version = version
@@ -72,7 +72,7 @@ class Reception:
         try:
             self._admit(event, request)
         except RequestError as error:
-            self._context.tally.refuse(error.code)
+            self._context.counters.refuse(error.code)
             self._context.log(
                 "debug", "request refused", client=event.client.key, code=error.code.value, reason=error.message
             )
@@ -87,7 +87,7 @@ class Reception:
         content = ""
         if request.key is not UNSET:
             content = content_digest(request, event.body)
-            if known := self._ledger.with_key(client.key, request.key, context.now):
+            if known := self._job_table.with_key(client.key, request.key, context.now):
                 self._join(request, known, content, subscriber, client.key)
                 return
         self._check_open()
@@ -95,10 +95,10 @@ class Reception:
         self._check_speakable(request)
         durable = request.priority == "batch" if request.durable is UNSET else request.durable
         if durable:
-            self._durability.check()
-        if self._fates.quarantine or durable:
+            self._durable_jobs.check()
+        if self._retries.quarantine or durable:
             content = content or content_digest(request, event.body)
-            if deaths := self._fates.deaths_of(content):
+            if deaths := self._retries.deaths_of(content):
                 raise RequestError(ErrorCode.QUARANTINED, quarantine_message(deaths))
         audio_format: AudioFormat = request.resolved_format
         if request.format is UNSET and not request.stream:
@@ -109,7 +109,7 @@ class Reception:
             sample_rate = settings.audio.sample_rate
         deadline_s = settings.queue.default_deadline_s if request.deadline_s is UNSET else request.deadline_s
         job = Job(
-            id=f"{self._boot}-{self._context.tally.created + 1}",
+            id=f"{self._boot}-{self._context.counters.created + 1}",
             client=client,
             request=request,
             recording=event.body,
@@ -128,10 +128,10 @@ class Reception:
         self._check_deadline(job, deadline_s)
         # Last, because it takes a token of the client's rate.
         self._admission.check(client, request, event.body)
-        self._context.tally.created += 1
-        self._ledger.add(job)
+        self._context.counters.created += 1
+        self._job_table.add(job)
         if durable:
-            self._durability.add(job, subscriber)
+            self._durable_jobs.add(job, subscriber)
         else:
             self._accept(job, [subscriber])
 
@@ -147,7 +147,7 @@ class Reception:
             context.publish("job.waiting", job=job.id, client=job.client.key, priority=job.request.priority)
         self._dispatcher.schedule()
         if job.state == "waiting":
-            self._announcer.waits()
+            self._notifications.waits()
 
     def recovered(self, job: Job) -> None:
         """A job of an earlier daemon goes on."""
@@ -157,7 +157,7 @@ class Reception:
 
     def on_journal_added(self, event: JournalAdded) -> None:
         """A durable job is on disk, or can't be."""
-        added = self._durability.on_added(event)
+        added = self._durable_jobs.on_added(event)
         if added is not None:
             self._accept(*added)
 
@@ -213,17 +213,17 @@ class Reception:
         id, first_content = known
         if content != first_content:
             raise RequestError(ErrorCode.BAD_REQUEST, key_taken(id))
-        if job := self._ledger.live.get(id):
+        if job := self._job_table.live.get(id):
             self._check_audience(job)
-            if subscriber.all_events and not self._durability.hears_when_written(job, subscriber):
+            if subscriber.all_events and not self._durable_jobs.hears_when_written(job, subscriber):
                 position = self._forecast.of(job).position if job in self._queue else 0
                 self._context.send(
                     subscriber.to,
                     events.Accepted(id=request.id, job=id, position=position, queue_size=len(self._queue)),
                 )
-            self._ledger.subscribe(job, subscriber)
+            self._job_table.subscribe(job, subscriber)
             return
-        if subscriber.all_events and self._ledger.ended(id):
+        if subscriber.all_events and self._job_table.ended(id):
             self._context.send(
                 subscriber.to, events.Accepted(id=request.id, job=id, position=0, queue_size=len(self._queue))
             )
@@ -265,7 +265,7 @@ class Reception:
             raise RequestError(ErrorCode.BAD_REQUEST, problem)
         if request.prompt is UNSET and self._pool.engine:
             self._check_voice(request)
-        if request.output is not UNSET and request.output in self._ledger.outputs:
+        if request.output is not UNSET and request.output in self._job_table.outputs:
             raise RequestError(
                 ErrorCode.OUTPUT_EXISTS, f"output: another job is about to write {request.output}; choose another name"
             )
@@ -365,7 +365,7 @@ class Reception:
                 "max_waiting_batch": settings.queue.max_waiting_batch,
                 "max_per_client": settings.queue.max_per_client,
                 "max_share": settings.queue.max_share,
-                "durable": not self._durability.problem,
+                "durable": not self._durable_jobs.problem,
             },
             options=engine_options.schema(name),
             ready=self._pool.serving > 0 and not self.closed and not self._queue.paused,
@@ -383,7 +383,7 @@ class Reception:
             return
         if job.live:
             who = "an operator" if client is None else "its client"
-            self._endings.fail(job, ErrorCode.CANCELLED, f"cancelled by {who}")
+            self._completion.fail(job, ErrorCode.CANCELLED, f"cancelled by {who}")
             self._dispatcher.schedule()
         state = job.ending.state if job.ending is not None else job.state
         self._context.send(to, events.Result(id=request.id, values={"state": state, "job": job.id}))
@@ -398,7 +398,7 @@ class Reception:
     def jobs(self, to: ReplyTo, request: requests.ListJobs, client: Client | None) -> None:
         """List a client's jobs, or for an operator everybody's."""
         found = []
-        for job in self._ledger.newest():
+        for job in self._job_table.newest():
             if client is not None and job.client.key.split("/")[0] != client.key:
                 continue
             if request.state is not UNSET and job.state != request.state:
@@ -432,15 +432,15 @@ class Reception:
         except RequestError as error:
             self._context.refuse(event.to, request.id, error.code, error.message, retry_after_s=error.retry_after_s)
         else:
-            self._ledger.subscribe(job, subscriber)
+            self._job_table.subscribe(job, subscriber)
 
     def _replay(self, id: str, subscriber: Subscriber, owner: str) -> None:
         """The last event of a job that has ended, with its result as long as that is kept."""
-        ended = self._ledger.ended(id)
+        ended = self._job_table.ended(id)
         if ended is not None and not ended.body_dropped:
-            self._endings.send(subscriber.to, subscriber.id, ended.ending)
+            self._completion.send(subscriber.to, subscriber.id, ended.ending)
             return
-        if ended is None and self._durability.find(subscriber.to, subscriber.wait_for(id), owner):
+        if ended is None and self._durable_jobs.find(subscriber.to, subscriber.wait_for(id), owner):
             return
         keep = self._context.settings.queue
         self._context.refuse(
@@ -458,10 +458,10 @@ class Reception:
 
         One that is not in memory is looked up in the journal, and answered from there.
         """
-        job = self._ledger.find(request.job)
+        job = self._job_table.find(request.job)
         if job is not None and (client is None or job.client.key.split("/")[0] == client.key):
             return job
-        if job is not None or not self._durability.find(to, request, client.key if client else None):
+        if job is not None or not self._durable_jobs.find(to, request, client.key if client else None):
             message = f"job: there is no job {request.job!r} of yours"
             self._context.refuse(to, request.id, ErrorCode.JOB_NOT_FOUND, message)
         return None

@@ -17,7 +17,7 @@ from glmtts.protocol.worker import Check, Checked
 from ..context import Context
 from ..effects import Tell
 from ..inputs import Controlled, ReplyTo
-from ..monitoring.problems import Attention
+from ..monitoring.problems import Problems
 from ..workers.pool import Pool
 from ..workers.worker import Worker, WorkerState
 
@@ -39,17 +39,17 @@ class _Asked(Struct):
     id: str
     state: str
     begun_at: float
-    spawns: dict[str, int] = {}
+    incarnations: dict[str, int] = {}
     found: dict[str, dict[str, Any]] = {}
 
 
 class Health:
     """Answers ``health``."""
 
-    def __init__(self, context: Context, pool: Pool, attention: Attention) -> None:
+    def __init__(self, context: Context, pool: Pool, problems: Problems) -> None:
         self._context = context
         self._pool = pool
-        self._attention = attention
+        self._problems = problems
         self._asked: dict[str, _Asked] = {}
         self._checks = 0
 
@@ -71,8 +71,8 @@ class Health:
             elif self._moves(worker):
                 self._note(asked, worker.name, "speaking")
             else:
-                asked.spawns[worker.name] = worker.spawn
-                self._context.effects.append(Tell(worker.spawn, Check(check=name)))
+                asked.incarnations[worker.name] = worker.incarnation
+                self._context.effects.append(Tell(worker.incarnation, Check(check=name)))
         self._context.timers.set(("health", name), self._context.now + request.timeout_s)
         self.settle()
 
@@ -94,7 +94,7 @@ class Health:
     def on_checked(self, worker: Worker, message: Checked) -> None:
         """A worker has spoken its word, or could not."""
         asked = self._asked.get(message.check)
-        if asked is None or asked.spawns.get(worker.name) != worker.spawn:
+        if asked is None or asked.incarnations.get(worker.name) != worker.incarnation:
             return
         took_s = round(self._context.now - asked.begun_at, 3)
         self._note(asked, worker.name, "failed" if message.problem else "spoke", message.problem, took_s)
@@ -103,12 +103,12 @@ class Health:
     def settle(self) -> None:
         """Answer the checks of which everything is known; what has died meanwhile does not speak any more."""
         for name, asked in list(self._asked.items()):
-            for worker, spawn in asked.spawns.items():
-                if worker not in asked.found and self._pool.by_spawn(spawn) is None:
+            for worker, incarnation in asked.incarnations.items():
+                if worker not in asked.found and self._pool.by_incarnation(incarnation) is None:
                     there = self._pool.workers.get(worker)
                     death = there and (there.doom or there.last_death)
                     self._note(asked, worker, "failed", death.detail if death else "its process is gone")
-            if asked.spawns.keys() <= asked.found.keys():
+            if asked.incarnations.keys() <= asked.found.keys():
                 self._finish(name)
 
     @property
@@ -119,10 +119,10 @@ class Health:
     def on_late(self, name: str) -> None:
         """Time is up."""
         asked = self._asked[name]
-        for worker, spawn in asked.spawns.items():
+        for worker, incarnation in asked.incarnations.items():
             if worker in asked.found:
                 continue
-            there = self._pool.by_spawn(spawn)
+            there = self._pool.by_incarnation(incarnation)
             if there is not None and there.jobs and self._moves(there):
                 self._note(asked, worker, "busy")
             else:
@@ -135,13 +135,13 @@ class Health:
         self._answer(asked.to, asked.id, asked.state, [{"name": w} | asked.found[w] for w in sorted(asked.found)])
 
     def _answer(self, to: ReplyTo, id: str, state: str, workers: list[dict[str, Any]] | None) -> None:
-        unready = self._attention.unready(state)
-        problems = [problem for problem in self._attention.describe(state, {}) if problem["severity"] != "note"]
+        unready = self._problems.unready(state)
+        problems = [problem for problem in self._problems.describe(state, {}) if problem["severity"] != "note"]
         values: dict[str, Any] = {
             "state": state,
             "ready": not unready,
             "healthy": not unready,
-            "asleep": self._attention.asleep,
+            "asleep": self._problems.asleep,
             "problems": problems,
         }
         if workers is not None:

@@ -16,7 +16,7 @@ from glmtts.protocol.requests import PRIORITIES
 from ..context import Context
 from ..inputs import Client, Controlled
 from ..jobs.job import Job
-from ..jobs.job_table import Ledger
+from ..jobs.job_table import JobTable
 from ..jobs.queue import Waiting, WaitingQueue
 from ..scheduling.admission import Admission, is_named
 from ..scheduling.forecast import Forecast
@@ -32,7 +32,7 @@ class Inspection:
     def __init__(
         self,
         context: Context,
-        ledger: Ledger,
+        job_table: JobTable,
         queue: WaitingQueue,
         pool: Pool,
         *,
@@ -40,7 +40,7 @@ class Inspection:
         admission: Admission,
     ) -> None:
         self._context = context
-        self._ledger = ledger
+        self._job_table = job_table
         self._queue = queue
         self._pool = pool
         self._forecast = forecast
@@ -48,7 +48,7 @@ class Inspection:
 
     def queue(self, event: Controlled, request: control.Queue) -> None:
         """What waits, by class and by client, and the first jobs in their order."""
-        live = self._ledger.live
+        live = self._job_table.live
         running = [live[id] for worker in self._pool for id in worker.jobs if id in live]
         classes = {
             priority: {

@@ -16,70 +16,70 @@ from ..effects import ChangeLogLevel, ReadLog, ReadSettings, StoreVoice, UseSett
 from ..exit_causes import Cause
 from ..inputs import Controlled, ReplyTo, SettingsRead, StoredVoice, VoiceStored
 from ..jobs.estimates import Estimator
-from ..jobs.job_table import Ledger
+from ..jobs.job_table import JobTable
 from ..jobs.queue import WaitingQueue
 from ..metric_types import Family
-from ..monitoring.problems import Attention
+from ..monitoring.problems import Problems
 from ..reload import plan
 from ..scheduling.admission import Admission, is_named
-from ..scheduling.completion import Endings
+from ..scheduling.completion import Completion
 from ..scheduling.dispatcher import Dispatcher
-from ..scheduling.durable import Durability
-from ..scheduling.retry import Fates
+from ..scheduling.durable import DurableJobs
+from ..scheduling.retry import Retries
 from ..settings import Settings
-from ..workers.autoscaler import Scaler
+from ..workers.autoscaler import Autoscaler
 from ..workers.gpus import Gpus
 from ..workers.pool import Pool
 from ..workers.recycler import Recycler
-from .client_requests import Reception
+from .client_requests import ClientRequests
 
 #: Jobs that an answer names at most.
 _NAMED = 100
 
 
-class Operations:
+class OperatorRequests:
     """Answers operators, and changes what they may change while the daemon runs."""
 
     def __init__(
         self,
         context: Context,
-        ledger: Ledger,
+        job_table: JobTable,
         queue: WaitingQueue,
         pool: Pool,
         dispatcher: Dispatcher,
         *,
-        reception: Reception,
+        client_requests: ClientRequests,
         admission: Admission,
-        durability: Durability,
-        endings: Endings,
+        durable_jobs: DurableJobs,
+        completion: Completion,
         estimator: Estimator,
-        fates: Fates,
+        retries: Retries,
         recycler: Recycler,
-        scaler: Scaler,
+        autoscaler: Autoscaler,
         gpus: Gpus,
         alerts: Alerts,
-        attention: Attention,
+        problems: Problems,
         voices: dict[str, StoredVoice],
         version: str,
         config_file: str,
         state_folder: str,
     ) -> None:
         self._context = context
-        self._ledger = ledger
+        self._job_table = job_table
         self._queue = queue
         self._pool = pool
         self._dispatcher = dispatcher
-        self._reception = reception
+        self._client_requests = client_requests
         self._admission = admission
-        self._durability = durability
-        self._endings = endings
+        self._durable_jobs = durable_jobs
+        self._completion = completion
         self._estimator = estimator
-        self._fates = fates
+        self._retries = retries
         self._recycler = recycler
-        self._scaler = scaler
+        self._autoscaler = autoscaler
         self._gpus = gpus
         self._alerts = alerts
-        self._attention = attention
+        self._problems = problems
         self._voices = voices
         self._version = version
         self._config_file = config_file
@@ -103,33 +103,33 @@ class Operations:
             workers=workers,
             queue={
                 "waiting": waiting,
-                "running": len(self._ledger.live) - waiting,
+                "running": len(self._job_table.live) - waiting,
                 "suspended": sum(len(worker.aside) for worker in self._pool),
                 "by_class": by_class,
                 "paused": self._queue.paused,
             },
             counts={
-                "accepted": self._context.tally.accepted,
-                "done": self._endings.outcomes.get("done", 0),
-                "ended": dict(sorted(self._endings.outcomes.items())),
-                "refused": dict(sorted(self._context.tally.refused.items())),
+                "accepted": self._context.counters.accepted,
+                "done": self._completion.outcomes.get("done", 0),
+                "ended": dict(sorted(self._completion.outcomes.items())),
+                "refused": dict(sorted(self._context.counters.refused.items())),
             },
             kept={
-                "recordings_bytes": self._ledger.recording_bytes,
-                "results_bytes": self._ledger.result_bytes,
+                "recordings_bytes": self._job_table.recording_bytes,
+                "results_bytes": self._job_table.result_bytes,
             },
-            journal=self._durability.describe(),
+            journal=self._durable_jobs.describe(),
             estimates={"jobs": self._estimator.compared, "within_30_percent": self._estimator.within},
-            breaker=self._pool.breaker.state.value,
-            quarantined=self._fates.quarantined_count(),
+            circuit_breaker=self._pool.circuit_breaker.state.value,
+            quarantined=self._retries.quarantined_count(),
             alerts=self._alerts.describe(),
-            attention=self._attention.describe(state, event.facts),
+            attention=self._problems.describe(state, event.facts),
             **event.facts,
         )
 
     def workers(self, event: Controlled) -> None:
         """Every worker, and how many there are to be."""
-        self._answer(event.to, event.request.id, workers=self._pool.describe(), bounds=self._scaler.bounds())
+        self._answer(event.to, event.request.id, workers=self._pool.describe(), bounds=self._autoscaler.bounds())
 
     def gpus(self, event: Controlled) -> None:
         """Every GPU and who uses its memory."""
@@ -139,14 +139,14 @@ class Operations:
         """Change how many workers there are."""
         lowest = None if request.min is msgspec.UNSET else request.min
         highest = None if request.max is msgspec.UNSET else request.max
-        if problem := self._scaler.scale(lowest, highest):
+        if problem := self._autoscaler.scale(lowest, highest):
             self._context.refuse(event.to, request.id, ErrorCode.BAD_REQUEST, problem)
         else:
-            self._answer(event.to, request.id, **self._scaler.describe())
+            self._answer(event.to, request.id, **self._autoscaler.describe())
 
     def quarantine(self, event: Controlled, request: control.Quarantine) -> None:
         """What is not run any more; and let one of it, or all, run again."""
-        quarantine = self._fates.quarantine
+        quarantine = self._retries.quarantine
         cleared = 0
         if request.clear == "all":
             cleared = quarantine.clear_all()
@@ -168,7 +168,7 @@ class Operations:
         if request.client is not msgspec.UNSET and request.job is msgspec.UNSET:
             self._cancel_client(event.to, request.id, request.client)
         elif request.job is not msgspec.UNSET and request.client is msgspec.UNSET:
-            self._reception.cancel(event.to, Cancel(id=request.id, v=request.v, job=request.job), None)
+            self._client_requests.cancel(event.to, Cancel(id=request.id, v=request.v, job=request.job), None)
         else:
             message = "job: name either a job or a client"
             self._context.refuse(event.to, request.id, ErrorCode.BAD_REQUEST, message)
@@ -176,10 +176,10 @@ class Operations:
     def _cancel_client(self, to: ReplyTo, id: str, client: str) -> None:
         """A client by any of its names; a gateway's user is all of its customers too."""
         found = [
-            job for job in self._ledger.live.values() if client == job.client.user or is_named(job.client, [client])
+            job for job in self._job_table.live.values() if client == job.client.user or is_named(job.client, [client])
         ]
         for job in found:
-            self._endings.fail(job, ErrorCode.CANCELLED, "cancelled by an operator, with all jobs of its client")
+            self._completion.fail(job, ErrorCode.CANCELLED, "cancelled by an operator, with all jobs of its client")
         self._dispatcher.schedule()
         self._answer(to, id, cancelled=len(found), jobs=[job.id for job in found[:_NAMED]])
 
@@ -224,7 +224,7 @@ class Operations:
             config=values,
             file=self._config_file,
             state_dir=self._state_folder,
-            restart_needed=self._attention.restart_needed,
+            restart_needed=self._problems.restart_needed,
         )
 
     def metrics(self, event: Controlled, families: list[Family]) -> None:
@@ -257,7 +257,7 @@ class Operations:
         renewed = (
             self._recycler.renew(f"the configuration has changed: {', '.join(found.workers)}") if found.workers else []
         )
-        self._attention.restart_needed = found.restart
+        self._problems.restart_needed = found.restart
         answer = {
             "applied": found.live,
             "rolling": found.workers,
@@ -279,8 +279,8 @@ class Operations:
         self._queue.set_weights(settings.queue.classes)
         self._admission.apply()
         self._pool.apply()
-        self._scaler.apply(bounds_changed=bounds_changed)
-        self._endings.expire()
+        self._autoscaler.apply(bounds_changed=bounds_changed)
+        self._completion.expire()
 
     def store_voice(self, event: Controlled, request: control.VoiceAdd | control.VoiceRemove) -> None:
         """Keep or remove a voice; answered when that is done."""

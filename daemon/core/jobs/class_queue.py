@@ -64,7 +64,7 @@ class _Flow:
         return sum(job.cost_s for _, _, job in islice(self.jobs, place))
 
 
-class Lane:
+class ClassQueue:
     """The waiting jobs of one class."""
 
     def __init__(self) -> None:

@@ -22,7 +22,7 @@ _SHORT = 200
 KEY_HOLDS_S = 24 * 3600.0
 
 
-class Ledger:
+class JobTable:
     """Jobs by id, by connection, by client and by idempotency key, with the bytes that they hold."""
 
     def __init__(self) -> None:

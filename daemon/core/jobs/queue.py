@@ -16,7 +16,7 @@ from glmtts.protocol.requests import PRIORITIES, Priority
 
 from ..inputs import Client
 from ..settings import ClassesSettings
-from .class_queue import Lane
+from .class_queue import ClassQueue
 from .fair_share import FairShare
 from .job import Job
 
@@ -41,7 +41,7 @@ class WaitingQueue:
     """Takes jobs in, and gives the next one out, in time by the logarithm of its length."""
 
     def __init__(self, classes: ClassesSettings) -> None:
-        self._lanes: dict[Priority, Lane] = {priority: Lane() for priority in PRIORITIES}
+        self._class_queues: dict[Priority, ClassQueue] = {priority: ClassQueue() for priority in PRIORITIES}
         self._classes = FairShare(_RANKS, {priority: HEAD_START_S * rank for priority, rank in _RANKS.items()})
         #: Jobs that wait for a worker which has had no other; they come before all.
         self._for_fresh: OrderedDict[str, Job] = OrderedDict()
@@ -87,7 +87,7 @@ class WaitingQueue:
 
     def work_s(self, priority: Priority) -> float:
         """Seconds that the waiting jobs of a class are expected to take."""
-        return self._lanes[priority].work_s
+        return self._class_queues[priority].work_s
 
     def waiting_of(self, client: str, priorities: Collection[Priority]) -> int:
         """How many jobs of a client wait in some classes."""
@@ -96,7 +96,7 @@ class WaitingQueue:
 
     def first_of(self, client: str, priority: Priority) -> Job | None:
         """The job of a client that is started first of a class, if it has one there that may be."""
-        return self._lanes[priority].first_of(client)
+        return self._class_queues[priority].first_of(client)
 
     def clients(self) -> Collection[Waiting]:
         """What waits of every client that has anything waiting."""
@@ -130,7 +130,7 @@ class WaitingQueue:
             self._for_fresh[job.id] = job
             return
         priority = job.request.priority
-        self._lanes[priority].push(job)
+        self._class_queues[priority].push(job)
         self._classes.wake(priority)
 
     def _count(self, job: Job) -> None:
@@ -159,9 +159,9 @@ class WaitingQueue:
         if held or self._for_fresh.pop(job.id, None) is not None:
             return
         priority = job.request.priority
-        lane = self._lanes[priority]
-        lane.remove(job)
-        if not len(lane):
+        class_queue = self._class_queues[priority]
+        class_queue.remove(job)
+        if not len(class_queue):
             self._classes.sleep(priority)
 
     def pop_for_fresh(self) -> Job | None:
@@ -175,21 +175,21 @@ class WaitingQueue:
     def peek(self, now: float, without: Collection[Priority] = ()) -> Job | None:
         """The job whose turn it is, but for the classes ``without``; None if there is none."""
         priority = self._classes.next(without)
-        return None if priority is None else self._lanes[priority].next(now)  # type: ignore[index]
+        return None if priority is None else self._class_queues[priority].next(now)  # type: ignore[index]
 
     def take(self, job: Job) -> None:
         """Take out a job, which is started: its class and its client have had the time that it is expected to take."""
         priority = job.request.priority
         self._leave(job)
-        self._lanes[priority].take(job)
-        self._classes.serve(priority, job.cost_s, more=len(self._lanes[priority]) > 0)
+        self._class_queues[priority].take(job)
+        self._classes.serve(priority, job.cost_s, more=len(self._class_queues[priority]) > 0)
         job.charged_s = job.cost_s
 
     def go_on(self, job: Job, left_s: float) -> None:
         """A job that was put aside goes on: the rest of it is charged for."""
         job.charged_s += left_s
         self._classes.go_on(job.request.priority, left_s)
-        self._lanes[job.request.priority].go_on(job.client.key, left_s)
+        self._class_queues[job.request.priority].go_on(job.client.key, left_s)
 
     def settle(self, job: Job) -> None:
         """A job that may have been started is through, for good or for another attempt, or is put aside: charged is
@@ -199,14 +199,14 @@ class WaitingQueue:
         if charged_s or took_s:
             job.charged_s = job.settled_s = job.earlier_s
             self._classes.settle(job.request.priority, charged_s, took_s)
-            self._lanes[job.request.priority].settle(job.client.key, charged_s, took_s)
+            self._class_queues[job.request.priority].settle(job.client.key, charged_s, took_s)
 
     def rest(self) -> None:
         """Nothing is being spoken; if nothing waits either, nobody owes anybody anything any more."""
         if not self:
             self._classes.rest()
-            for lane in self._lanes.values():
-                lane.rest()
+            for class_queue in self._class_queues.values():
+                class_queue.rest()
 
     # --- who goes before whom
 
@@ -230,8 +230,8 @@ class WaitingQueue:
 
     def _behind_s(self, job: Job, begun: Job, unspoken_s: float) -> float:
         """How much more the client of a waiting job has had than that of one of its class that was begun."""
-        lane = self._lanes[job.request.priority]
-        return lane.tag(job.client.key) - (lane.had(begun.client.key) - unspoken_s)
+        class_queue = self._class_queues[job.request.priority]
+        return class_queue.tag(job.client.key) - (class_queue.had(begun.client.key) - unspoken_s)
 
     def goes_before_in_s(self, job: Job, begun: Job, left_s: float, *, unspoken_s: float) -> float | None:
         """For how long one of the same class has to be spoken until a waiting job comes before its rest; None: never.
@@ -247,9 +247,9 @@ class WaitingQueue:
         """All jobs that may be started, in the order in which they would be if no other came."""
         yield from self._for_fresh.values()
         turns = self._classes.turns()
-        lanes = {priority: lane.in_order() for priority, lane in self._lanes.items()}
+        class_queues = {priority: class_queue.in_order() for priority, class_queue in self._class_queues.items()}
         while (priority := turns.next()) is not None:
-            job = next(lanes[priority], None)  # type: ignore[index]
+            job = next(class_queues[priority], None)  # type: ignore[index]
             if job is None:
                 turns.leave()
             else:
@@ -266,20 +266,20 @@ class WaitingQueue:
         if job.id in self._for_fresh:
             return 0, 0.0
         priority = job.request.priority
-        count, work_s = self._lanes[priority].ahead_of(job)
+        count, work_s = self._class_queues[priority].ahead_of(job)
         start = self._classes.tag(priority) + work_s / self._classes.weight(priority)
         start += self._classes.handicap(priority)
         total, total_s = count + fresh, work_s + fresh_s
         for other, tag in self._classes.tags():
-            lane = self._lanes[other]  # type: ignore[index]
+            class_queue = self._class_queues[other]  # type: ignore[index]
             room_s = (start - tag - self._classes.handicap(other)) * self._classes.weight(other)
             before = room_s > 0.0 or (room_s == 0.0 and _RANKS[other] < _RANKS[priority])
             if other == priority or not before:
                 continue
-            if lane.work_s <= room_s:
-                total, total_s = total + len(lane), total_s + lane.work_s
+            if class_queue.work_s <= room_s:
+                total, total_s = total + len(class_queue), total_s + class_queue.work_s
             else:
                 # One that may begin now, and those that fit behind it.
-                some = min(len(lane), int(len(lane) * room_s / lane.work_s) + 1)
-                total, total_s = total + some, total_s + lane.work_s * some / len(lane)
+                some = min(len(class_queue), int(len(class_queue) * room_s / class_queue.work_s) + 1)
+                total, total_s = total + some, total_s + class_queue.work_s * some / len(class_queue)
         return total, total_s

@@ -8,8 +8,8 @@ from ..alerts import Alerts
 from ..context import Context
 from ..exit_causes import POLICIES
 from ..jobs.queue import WaitingQueue
-from ..scheduling.completion import Endings
-from ..workers.autoscaler import Scaler
+from ..scheduling.completion import Completion
+from ..workers.autoscaler import Autoscaler
 from ..workers.gpus import Gpus
 from ..workers.pool import Pool
 from .alert_rules import FAILURES, RULES, Condition, Figures, Finding, GpuFigures, Totals
@@ -20,7 +20,7 @@ FAULTS = tuple(cause.value for cause, policy in POLICIES.items() if policy.fault
 _STEPS = 60
 
 
-class AlertWatch:
+class AlertEvaluator:
     """Keeps what was counted over the last minutes, and for how long each thing has been bad or good."""
 
     def __init__(
@@ -30,17 +30,17 @@ class AlertWatch:
         *,
         queue: WaitingQueue,
         pool: Pool,
-        scaler: Scaler,
+        autoscaler: Autoscaler,
         gpus: Gpus,
-        endings: Endings,
+        completion: Completion,
     ) -> None:
         self._context = context
         self._alerts = alerts
         self._queue = queue
         self._pool = pool
-        self._scaler = scaler
+        self._autoscaler = autoscaler
         self._gpus = gpus
-        self._endings = endings
+        self._completion = completion
         self._conditions: dict[tuple[str, str], Condition] = {}
         #: The counters as they were, the oldest first: one from before the window, and those in it.
         self._past: deque[tuple[float, Totals]] = deque([(context.now, Totals())])
@@ -87,7 +87,7 @@ class AlertWatch:
             waiting=self._queue.length("vip") + self._queue.length("interactive"),
             warn_waiting=settings.queue.warn_waiting,
             serving=self._pool.serving,
-            wanted=0 if self._pool.stopping else self._scaler.wanted,
+            wanted=0 if self._pool.stopping else self._autoscaler.wanted,
             gpus={
                 index: GpuFigures(used, total, self._gpus.lately_xid(index, now - window_s))
                 for index, used, total in self._gpus.memory()
@@ -100,17 +100,17 @@ class AlertWatch:
         )
 
     def _totals(self) -> Totals:
-        tally, outcomes = self._context.tally, self._endings.outcomes
-        refused = tally.refused
-        heard = (tally.duration["vip"], tally.duration["interactive"])
+        counters, outcomes = self._context.counters, self._completion.outcomes
+        refused = counters.refused
+        heard = (counters.duration["vip"], counters.duration["interactive"])
         turned_away = refused.get("unavailable", 0)
         return Totals(
             responses=sum(histogram.count for histogram in heard),
             response_s=sum(histogram.total for histogram in heard),
             ended=sum(outcomes.values()) + turned_away,
             failed=sum(outcomes.get(code, 0) for code in FAILURES) + turned_away,
-            spoken=tally.real_time_factor.count,
-            synthesis_s=tally.synthesis_s,
-            audio_s=tally.spoken_s,
-            faults=sum(tally.deaths[cause] for cause in FAULTS),
+            spoken=counters.real_time_factor.count,
+            synthesis_s=counters.synthesis_s,
+            audio_s=counters.spoken_s,
+            faults=sum(counters.deaths[cause] for cause in FAULTS),
         )

@@ -17,13 +17,13 @@ from glmtts.protocol.requests import PRIORITIES
 from ..alerts import Alerts
 from ..context import Context
 from ..jobs.estimates import Estimator
-from ..jobs.job_table import Ledger
+from ..jobs.job_table import JobTable
 from ..jobs.queue import WaitingQueue
 from ..metric_types import Family, Kind, Value, kept, labelled, one_of, single
-from ..scheduling.completion import Endings
-from ..scheduling.durable import Durability
-from ..scheduling.retry import Fates
-from ..workers.autoscaler import Scaler
+from ..scheduling.completion import Completion
+from ..scheduling.durable import DurableJobs
+from ..scheduling.retry import Retries
+from ..workers.autoscaler import Autoscaler
 from ..workers.circuit_breaker import BreakerState
 from ..workers.gpu_attribution import others
 from ..workers.gpus import Gpus
@@ -38,35 +38,35 @@ _ALERTS = tuple(name for name in (*RULES, *EVENTS) if name not in OF_GPU | OF_WO
 _NVML_STATES = ("ok", "absent", "failing", "blocked")
 
 
-class Measures:
+class CoreMetrics:
     """Reads all of it at once, and changes nothing."""
 
     def __init__(
         self,
         context: Context,
-        ledger: Ledger,
+        job_table: JobTable,
         queue: WaitingQueue,
         pool: Pool,
         *,
-        scaler: Scaler,
+        autoscaler: Autoscaler,
         gpus: Gpus,
-        endings: Endings,
-        durability: Durability,
+        completion: Completion,
+        durable_jobs: DurableJobs,
         estimator: Estimator,
-        fates: Fates,
+        retries: Retries,
         alerts: Alerts,
         version: str,
     ) -> None:
         self._context = context
-        self._ledger = ledger
+        self._job_table = job_table
         self._queue = queue
         self._pool = pool
-        self._scaler = scaler
+        self._autoscaler = autoscaler
         self._gpus = gpus
-        self._endings = endings
-        self._durability = durability
+        self._completion = completion
+        self._durable_jobs = durable_jobs
         self._estimator = estimator
-        self._fates = fates
+        self._retries = retries
         self._alerts = alerts
         self._version = version
 
@@ -104,8 +104,8 @@ class Measures:
         ]
 
     def _jobs(self) -> list[Family]:
-        outcomes, refused = self._endings.outcomes, self._context.tally.refused
-        live = self._ledger.live
+        outcomes, refused = self._completion.outcomes, self._context.counters.refused
+        live = self._job_table.live
         at_hand = [live[id] for worker in self._pool.workers.values() for id in worker.jobs if id in live]
         running = dict.fromkeys(PRIORITIES, 0.0)
         suspended = dict.fromkeys(PRIORITIES, 0.0)
@@ -115,7 +115,9 @@ class Measures:
         ended = ((outcome, float(outcomes.get(outcome, 0))) for outcome in OUTCOMES)
         turned_away = ((code.value, float(refused.get(code.value, 0))) for code in ErrorCode)
         return [
-            single("glmtts_jobs_accepted_total", "counter", "Jobs that were accepted.", self._context.tally.accepted),
+            single(
+                "glmtts_jobs_accepted_total", "counter", "Jobs that were accepted.", self._context.counters.accepted
+            ),
             labelled("glmtts_jobs_ended_total", "counter", "Jobs by how they ended.", "outcome", ended),
             labelled(
                 "glmtts_jobs_refused_total", "counter", "Requests for speech that were refused.", "code", turned_away
@@ -124,7 +126,7 @@ class Measures:
                 "glmtts_job_retries_total",
                 "counter",
                 "Attempts at jobs whose worker had died of an earlier one.",
-                self._context.tally.retries,
+                self._context.counters.retries,
             ),
             labelled("glmtts_jobs_waiting", "gauge", "Jobs that wait for a worker.", "class", waiting),
             labelled("glmtts_jobs_running", "gauge", "Jobs that workers have.", "class", running.items()),
@@ -132,46 +134,48 @@ class Measures:
                 "glmtts_jobs_suspended", "gauge", "Jobs put aside for more urgent ones.", "class", suspended.items()
             ),
             single("glmtts_queue_paused", "gauge", "Whether an operator has paused the queue.", self._queue.paused),
-            single("glmtts_kept_results_bytes", "gauge", "Memory of results that are kept.", self._ledger.result_bytes),
+            single(
+                "glmtts_kept_results_bytes", "gauge", "Memory of results that are kept.", self._job_table.result_bytes
+            ),
             single(
                 "glmtts_kept_recordings_bytes",
                 "gauge",
                 "Memory of recordings of live jobs.",
-                self._ledger.recording_bytes,
+                self._job_table.recording_bytes,
             ),
             single(
                 "glmtts_quarantined_contents",
                 "gauge",
                 "Contents that are refused since workers died of them.",
-                self._fates.quarantined_count(),
+                self._retries.quarantined_count(),
             ),
-            *self._durable_jobs(),
+            *self._journal(),
         ]
 
-    def _durable_jobs(self) -> list[Family]:
-        durability = self._durability
+    def _journal(self) -> list[Family]:
+        durable_jobs = self._durable_jobs
         return [
-            single("glmtts_journal_up", "gauge", "Whether durable jobs are accepted.", not durability.problem),
+            single("glmtts_journal_up", "gauge", "Whether durable jobs are accepted.", not durable_jobs.problem),
             single(
-                "glmtts_journal_unfinished_jobs", "gauge", "Durable jobs that have not ended.", self._ledger.durable
+                "glmtts_journal_unfinished_jobs", "gauge", "Durable jobs that have not ended.", self._job_table.durable
             ),
             single(
                 "glmtts_journal_recovered_total",
                 "counter",
                 "Durable jobs taken over from earlier daemons.",
-                durability.recovered,
+                durable_jobs.recovered,
             ),
         ]
 
     def _speech(self) -> list[Family]:
-        tally = self._context.tally
+        counters = self._context.counters
         by_class = (
-            ("glmtts_job_wait_seconds", "From a job's acceptance until a worker began it.", tally.wait),
-            ("glmtts_job_first_audio_seconds", "From a job's acceptance until its first audio.", tally.first_audio),
+            ("glmtts_job_wait_seconds", "From a job's acceptance until a worker began it.", counters.wait),
+            ("glmtts_job_first_audio_seconds", "From a job's acceptance until its first audio.", counters.first_audio),
             (
                 "glmtts_job_duration_seconds",
                 "From a job's acceptance until its client was told of its end.",
-                tally.duration,
+                counters.duration,
             ),
         )
         return [
@@ -183,16 +187,18 @@ class Measures:
                 "glmtts_job_real_time_factor",
                 "histogram",
                 "Seconds of synthesis for a second of speech, by job.",
-                kept(tally.real_time_factor),
+                kept(counters.real_time_factor),
             ),
-            single("glmtts_job_audio_seconds", "histogram", "Length of the speech of each job.", kept(tally.audio)),
-            single("glmtts_synthesis_seconds_total", "counter", "Time that workers spent speaking.", tally.synthesis_s),
-            single("glmtts_speech_seconds_total", "counter", "Speech that came of it.", tally.spoken_s),
+            single("glmtts_job_audio_seconds", "histogram", "Length of the speech of each job.", kept(counters.audio)),
+            single(
+                "glmtts_synthesis_seconds_total", "counter", "Time that workers spent speaking.", counters.synthesis_s
+            ),
+            single("glmtts_speech_seconds_total", "counter", "Speech that came of it.", counters.spoken_s),
             single(
                 "glmtts_wait_estimate_error_seconds",
                 "histogram",
                 "How far the wait that a client was told was from the one that came.",
-                kept(tally.estimate_error),
+                kept(counters.estimate_error),
             ),
             single(
                 "glmtts_wait_estimates_good_ratio",
@@ -203,33 +209,37 @@ class Measures:
         ]
 
     def _workers(self) -> list[Family]:
-        tally, bounds = self._context.tally, self._scaler.bounds()
+        counters, bounds = self._context.counters, self._autoscaler.bounds()
         counts = self._pool.counts()
         states = ((state.value, float(counts.get(state.value, 0))) for state in WorkerState)
-        breaker = self._pool.breaker.state.value
+        circuit_breaker = self._pool.circuit_breaker.state.value
         return [
             labelled("glmtts_workers", "gauge", "Workers by state.", "state", states),
             labelled(
                 "glmtts_workers_bound", "gauge", "How many workers there are to be.", "bound", _floats(bounds.items())
             ),
             single("glmtts_worker_starts_total", "counter", "Processes of workers started.", self._pool.starts),
-            single("glmtts_worker_restarts_total", "counter", "Those that came after another one.", tally.restarts),
+            single("glmtts_worker_restarts_total", "counter", "Those that came after another one.", counters.restarts),
             labelled(
-                "glmtts_worker_deaths_total", "counter", "Processes that ended.", "cause", _floats(tally.deaths.items())
+                "glmtts_worker_deaths_total",
+                "counter",
+                "Processes that ended.",
+                "cause",
+                _floats(counters.deaths.items()),
             ),
             labelled(
                 "glmtts_worker_recycles_total",
                 "counter",
                 "Replacements of processes by why.",
                 "reason",
-                _floats(tally.recycles.items()),
+                _floats(counters.recycles.items()),
             ),
             one_of(
                 "glmtts_breaker_state",
                 "Whether workers are started at will.",
                 "state",
                 (state.value for state in BreakerState),
-                breaker,
+                circuit_breaker,
             ),
         ]
 

@@ -14,9 +14,9 @@ from ..alerts import Alerts
 from ..context import Context
 from ..exit_causes import POLICIES, Cause
 from ..jobs.queue import WaitingQueue
-from ..scheduling.durable import Durability
-from ..scheduling.retry import Fates
-from ..workers.autoscaler import Scaler
+from ..scheduling.durable import DurableJobs
+from ..scheduling.retry import Retries
+from ..workers.autoscaler import Autoscaler
 from ..workers.circuit_breaker import BreakerState
 from ..workers.gpus import Gpus
 from ..workers.placement import GPU_ENGINES
@@ -47,7 +47,7 @@ class Problem(Struct, frozen=True):
     do: str
 
 
-class Attention:
+class Problems:
     """Looks at everything when it is asked, and remembers only what leaves no other trace."""
 
     def __init__(
@@ -56,19 +56,19 @@ class Attention:
         queue: WaitingQueue,
         pool: Pool,
         *,
-        scaler: Scaler,
+        autoscaler: Autoscaler,
         gpus: Gpus,
-        durability: Durability,
-        fates: Fates,
+        durable_jobs: DurableJobs,
+        retries: Retries,
         alerts: Alerts,
     ) -> None:
         self._context = context
         self._queue = queue
         self._pool = pool
-        self._scaler = scaler
+        self._autoscaler = autoscaler
         self._gpus = gpus
-        self._durability = durability
-        self._fates = fates
+        self._durable_jobs = durable_jobs
+        self._retries = retries
         self._alerts = alerts
         #: Keys whose new values, read from the file, are held back until the daemon is started again.
         self.restart_needed: list[str] = []
@@ -110,11 +110,11 @@ class Attention:
     @property
     def asleep(self) -> bool:
         """Whether no worker is loaded because nobody has needed one for long: the next job loads one."""
-        return self._scaler.opened and not self._scaler.bounds()["wanted"]
+        return self._autoscaler.opened and not self._autoscaler.bounds()["wanted"]
 
     def _no_worker(self) -> Problem:
         workers = list(self._pool)
-        if self._pool.breaker.state is not BreakerState.CLOSED:
+        if self._pool.circuit_breaker.state is not BreakerState.CLOSED:
             last = _last_death(workers)
             what = (
                 "No worker can be kept alive, so nobody is spoken to. "
@@ -177,7 +177,7 @@ class Attention:
             yield Problem(
                 str(alert["name"]), severity, _sentence(str(alert["message"])), AFTER_ALERT.get(name, _ALERTS)
             )
-        journal = self._durability.describe()
+        journal = self._durable_jobs.describe()
         if not journal.get("ok", True):
             what = (
                 f"Durable jobs, batch jobs among them, are refused: {journal.get('problem') or 'the journal is opened'}"
@@ -250,7 +250,7 @@ class Attention:
                 "[limits.clients] or [queue] max_share bounds them."
             )
             yield Problem("one_client", "slow", what, do)
-        serving, most = self._pool.serving, self._scaler.max
+        serving, most = self._pool.serving, self._autoscaler.max
         for_people = self._queue.length("vip") + self._queue.length("interactive")
         many = self._context.settings.queue.warn_waiting or _MANY
         if serving and (waits_s >= _LONG_WAIT_S or for_people >= many):
@@ -287,7 +287,7 @@ class Attention:
             what = f"These keys of the configuration have new values that wait for a restart: {keys}."
             do = "glmttsctl stop, and start it again: durable jobs go on by themselves."
             yield Problem("restart_needed", "note", what, do)
-        if quarantined := self._fates.quarantined_count():
+        if quarantined := self._retries.quarantined_count():
             texts = "1 text is" if quarantined == 1 else f"{quarantined} texts are"
             what = f"{texts} refused, because workers died of what was to be spoken."
             yield Problem(

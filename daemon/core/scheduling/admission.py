@@ -15,7 +15,7 @@ from glmtts.protocol.requests import Priority
 
 from ..context import Context
 from ..inputs import Client
-from ..jobs.job_table import Ledger
+from ..jobs.job_table import JobTable
 from ..jobs.queue import WaitingQueue
 from ..settings import ClientLimits, Settings
 from ..workers.pool import Pool
@@ -47,9 +47,11 @@ class Allowance(Struct, frozen=True):
 class Admission:
     """Counts against limits, and refuses with the time at which it is worth coming back."""
 
-    def __init__(self, context: Context, ledger: Ledger, queue: WaitingQueue, pool: Pool, forecast: Forecast) -> None:
+    def __init__(
+        self, context: Context, job_table: JobTable, queue: WaitingQueue, pool: Pool, forecast: Forecast
+    ) -> None:
         self._context = context
-        self._ledger = ledger
+        self._job_table = job_table
         self._queue = queue
         self._pool = pool
         self._forecast = forecast
@@ -83,7 +85,7 @@ class Admission:
     def check(self, client: Client, request: requests.Synthesize, body: bytes | memoryview | None) -> None:
         """Take a token of the client's rate; or raise RequestError, and take none."""
         settings, allowed = self._context.settings, self._remember(client)
-        if self._ledger.live_of_client.get(client.key, 0) >= allowed.max_jobs:
+        if self._job_table.live_of_client.get(client.key, 0) >= allowed.max_jobs:
             message = f"{allowed.max_jobs} jobs of yours are waiting or running; no more are taken"
             raise self._full(message, self._forecast.next_end_s(client.key))
         batch = request.priority == "batch"
@@ -98,7 +100,7 @@ class Admission:
             if own >= share:
                 message = f"{own} jobs of yours wait, a client's share of the {places} places ([queue] max_share)"
                 raise self._full(message, self._forecast.next_start_s(classes, client.key))
-        if body is not None and self._ledger.recording_bytes + len(body) > settings.limits.recordings_mib << 20:
+        if body is not None and self._job_table.recording_bytes + len(body) > settings.limits.recordings_mib << 20:
             message = f"waiting jobs hold {settings.limits.recordings_mib} MiB of recordings; no more are taken"
             raise self._full(message, self._forecast.next_end_s())
         limiter, rate = (self._rate_batch, allowed.rate_batch) if batch else (self._rate, allowed.rate)
@@ -140,7 +142,7 @@ class Admission:
             "tokens_batch": tokens_batch,
             "next_token_in_s": next_s,
             "next_batch_token_in_s": next_batch_s,
-            "jobs": self._ledger.live_of_client.get(client.key, 0),
+            "jobs": self._job_table.live_of_client.get(client.key, 0),
             "max_jobs": allowed.max_jobs,
             "waiting": self._queue.waiting_of(client.key, URGENT),
             "share": allowed.share,

@@ -12,7 +12,7 @@ from ..context import Context
 from ..effects import JournalEnd, SendStored, SettleOutput, Tell
 from ..inputs import JournalEnded, ReplyTo
 from ..jobs.job import Ending, Job
-from ..jobs.job_table import KEY_HOLDS_S, Ledger
+from ..jobs.job_table import KEY_HOLDS_S, JobTable
 from ..jobs.queue import WaitingQueue
 from ..workers.pool import Pool
 
@@ -20,12 +20,12 @@ from ..workers.pool import Pool
 _GOES_ON = "the daemon stops; the job is durable and goes on when it is started again: ask for it with 'wait'"
 
 
-class Endings:
+class Completion:
     """Ends jobs, and keeps their ends for a while for whoever asks again."""
 
-    def __init__(self, context: Context, ledger: Ledger, queue: WaitingQueue, pool: Pool) -> None:
+    def __init__(self, context: Context, job_table: JobTable, queue: WaitingQueue, pool: Pool) -> None:
         self._context = context
-        self._ledger = ledger
+        self._job_table = job_table
         self._queue = queue
         self._pool = pool
         #: Ended jobs by how they ended: ``done``, or the code of their error.
@@ -58,7 +58,7 @@ class Endings:
         if job in self._queue:
             self._queue.remove(job)
         elif (worker := self._pool.workers.get(job.worker or "")) is not None and job.id in worker.jobs:
-            self._context.effects.append(Tell(worker.spawn, CancelJob(job=job.id)))
+            self._context.effects.append(Tell(worker.incarnation, CancelJob(job=job.id)))
 
     def fail_withdrawn(
         self,
@@ -120,7 +120,7 @@ class Endings:
 
     def on_written(self, event: JournalEnded) -> None:
         """The end of a durable job is on disk; or it can't be yet, and nobody is kept waiting for that."""
-        job = self._ledger.live.get(event.job)
+        job = self._job_table.live.get(event.job)
         if job is not None and job.ending is not None:
             self._tell(job, job.ending, settle=not event.problem)
         elif not event.problem and (settle := self._unsettled.pop(event.job, None)) is not None:
@@ -128,7 +128,7 @@ class Endings:
 
     def wait_no_more(self) -> None:
         """The daemon has to end, and the disk does not answer: tell the ends that are not on it."""
-        for job in list(self._ledger.live.values()):
+        for job in list(self._job_table.live.values()):
             if job.ending is not None:
                 self._context.log("warning", "end of a job is not on disk: it will be spoken again", job=job.id)
                 self._tell(job, job.ending, settle=False)
@@ -140,7 +140,7 @@ class Endings:
         outcome = ending.event.code if isinstance(ending.event, events.Error) else "done"
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
         if isinstance(ending.event, events.Done):
-            context.tally.done(job, ending.event, context.now - job.accepted_at)
+            context.counters.done(job, ending.event, context.now - job.accepted_at)
         context.stir()
         for subscriber in job.subscribers:
             self.send(subscriber.to, subscriber.id, ending, heard=subscriber.heard)
@@ -153,8 +153,8 @@ class Endings:
             else:
                 self._unsettled[job.id] = settled
         keep = context.settings.queue
-        self._ledger.end(job, ending, context.now + keep.keep_results_s)
-        if self._ledger.result_bytes > keep.keep_results_mib << 20 or ("expire", "") not in context.timers:
+        self._job_table.end(job, ending, context.now + keep.keep_results_s)
+        if self._job_table.result_bytes > keep.keep_results_mib << 20 or ("expire", "") not in context.timers:
             self.expire()
 
     def send(self, to: ReplyTo, id: str, ending: Ending, *, heard: bool = False) -> None:
@@ -175,11 +175,11 @@ class Endings:
             error = events.Error.of(subscriber.id, ErrorCode.SHUTTING_DOWN, _GOES_ON, job=job.id)
             self._context.send(subscriber.to, error)
         self.left += 1
-        self._ledger.drop(job)
+        self._job_table.drop(job)
 
     def expire(self) -> None:
         """Forget what was kept for long enough."""
-        again = self._ledger.expire(self._context.now, self._context.settings.queue.keep_results_mib << 20)
+        again = self._job_table.expire(self._context.now, self._context.settings.queue.keep_results_mib << 20)
         if again is not None:
             # Not at every expiry by itself: a busy daemon would do nothing else.
             self._context.timers.set(("expire", ""), max(again, self._context.now + 1.0))

@@ -31,18 +31,18 @@ from ..exit_causes import CAUSE_OF_CODE, Cause
 from ..inputs import ProcessEnded, StoredVoice
 from ..jobs.estimates import BRIEF_S, Estimator
 from ..jobs.job import Ending, Job
-from ..jobs.job_table import Ledger
+from ..jobs.job_table import JobTable
 from ..jobs.queue import WaitingQueue
-from ..workers.autoscaler import Scaler
+from ..workers.autoscaler import Autoscaler
 from ..workers.pool import Pool
 from ..workers.recycler import Recycler
 from ..workers.worker import Worker, WorkerState
-from .completion import Endings
-from .durable import Durability
+from .completion import Completion
+from .durable import DurableJobs
 from .forecast import Forecast
-from .notifications import Announcer
+from .notifications import Notifications
 from .preemption import Preemption
-from .retry import Fates
+from .retry import Retries
 
 _NO_BATCH: tuple[Priority, ...] = ("batch",)
 
@@ -53,34 +53,34 @@ class Dispatcher:
     def __init__(
         self,
         context: Context,
-        ledger: Ledger,
+        job_table: JobTable,
         queue: WaitingQueue,
         pool: Pool,
         *,
-        endings: Endings,
-        fates: Fates,
+        completion: Completion,
+        retries: Retries,
         forecast: Forecast,
         estimator: Estimator,
-        announcer: Announcer,
-        durability: Durability,
+        notifications: Notifications,
+        durable_jobs: DurableJobs,
         recycler: Recycler,
-        scaler: Scaler,
+        autoscaler: Autoscaler,
         voices: dict[str, StoredVoice],
         results_folder: str,
     ) -> None:
         self._context = context
-        self._ledger = ledger
+        self._job_table = job_table
         self._queue = queue
         self._pool = pool
-        self._endings = endings
-        self._fates = fates
+        self._completion = completion
+        self._retries = retries
         self._estimator = estimator
-        self._announcer = announcer
-        self._durability = durability
+        self._notifications = notifications
+        self._durable_jobs = durable_jobs
         self._recycler = recycler
-        self._scaler = scaler
+        self._autoscaler = autoscaler
         self._voices = voices
-        self._preemption = Preemption(context, ledger, queue, pool, forecast)
+        self._preemption = Preemption(context, job_table, queue, pool, forecast)
         #: Where results of durable jobs are kept until somebody fetches them.
         self._results_folder = results_folder
 
@@ -123,12 +123,12 @@ class Dispatcher:
             while self._go_on(worker):
                 pass
         if not self._queue:
-            if not self._ledger.live:
+            if not self._job_table.live:
                 self._queue.rest()
         elif not self._queue.paused:
             if self._queue.wants_fresh:
                 self._recycler.freshen()
-            self._scaler.on_waiting()
+            self._autoscaler.on_waiting()
             self._look_for_room()
 
     def _next(self, *, batch: bool | None = None) -> Job | None:
@@ -148,7 +148,7 @@ class Dispatcher:
 
     def _has_batch(self, worker: Worker) -> bool:
         """Whether it has a batch job, if only put aside: it will go on with that."""
-        live = self._ledger.live
+        live = self._job_table.live
         return any(id in live and live[id].request.priority == "batch" for id in worker.jobs)
 
     def _look_for_room(self) -> None:
@@ -165,13 +165,13 @@ class Dispatcher:
         """Whether a worker would mostly wait for the next job: then some may lie ready in the only one."""
         if not self._estimator.brief:
             return False
-        live = self._ledger.live
+        live = self._job_table.live
         at_hand = [live[id] for worker in self._pool.workers.values() for id in worker.jobs if id in live]
         return all(job.cost_s < BRIEF_S for job in at_hand)
 
     def _go_on(self, worker: Worker) -> bool:
         """A worker has put a job aside: another one may come first, else it goes on. Returns whether it got neither."""
-        live = self._ledger.live
+        live = self._job_table.live
         aside = next((live[id] for id in reversed(worker.aside) if id in live and live[id].ending is None), None)
         takes_jobs = worker.state is WorkerState.BUSY and not worker.leaving and not self._queue.paused
         # Of the workers that may have batch jobs it is one already.
@@ -188,11 +188,11 @@ class Dispatcher:
         self._pool.resume(worker, job.id)
         job.go_on(self._context.now)
         self._preemption.resumed(job)
-        self._announcer.note("resumed", job)
+        self._notifications.note("resumed", job)
 
     def _take(self, job: Job | None, worker: Worker) -> bool:
         """Start a job, unless jobs of the same content killed workers since it was accepted; returns whether it did."""
-        if job is None or self._fates.refuse_quarantined(job):
+        if job is None or self._retries.refuse_quarantined(job):
             return False
         self._start(job, worker)
         return True
@@ -223,7 +223,7 @@ class Dispatcher:
             output=job.output_path or None,
             result=self._result_path(job),
         )
-        context.effects.append(Tell(worker.spawn, message, job.recording))
+        context.effects.append(Tell(worker.incarnation, message, job.recording))
         if begins:
             self._begin(job, worker)
 
@@ -240,15 +240,15 @@ class Dispatcher:
         job.attempts += 1
         job.go_on(now)
         job.waited_s = now - job.accepted_at
-        self._context.tally.begun(job)
+        self._context.counters.begun(job)
         if job.deadline_at is not None:
             self._context.timers.set(("deadline", job.id), job.deadline_at)
         if job.attempts == 1 and job.estimated_wait_s is not None:
             self._estimator.judge(job.estimated_wait_s, job.waited_s)
-            self._context.tally.estimated(job.estimated_wait_s, job.waited_s)
+            self._context.counters.estimated(job.estimated_wait_s, job.waited_s)
         if job.durable:
             self._context.effects.append(JournalStart(job.id, job.attempts))
-        self._announcer.begun(job, worker.gpu)
+        self._notifications.begun(job, worker.gpu)
 
     # --- what workers say
 
@@ -265,14 +265,14 @@ class Dispatcher:
     def violation(self, worker: Worker, what: str) -> None:
         """A worker that talks nonsense may have damaged its memory: it is not trusted with a job any more."""
         if worker.state is not WorkerState.STOPPING:
-            self._fates.decide(*self._pool.fail(worker, Cause.PROTOCOL, f"protocol violation: {what}"))
+            self._retries.decide(*self._pool.fail(worker, Cause.PROTOCOL, f"protocol violation: {what}"))
 
     def _job_of(self, worker: Worker, id: str) -> Job | None:
         """The live job that a worker speaks of; None if it has ended meanwhile, or is not that worker's."""
         if id not in worker.jobs:
             self.violation(worker, f"speaks of job {id[:64]!r}, which it was not given")
             return None
-        job = self._ledger.live.get(id)
+        job = self._job_table.live.get(id)
         if job is None or job.state != "running" or job.worker != worker.name or job.ending is not None:
             return None
         if not job.begun:
@@ -283,7 +283,7 @@ class Dispatcher:
         if message.job in worker.jobs:
             self._pool.moved(worker, message.job, message.done)
             if failed := self._pool.runs_away(worker, message.done, message.expected):
-                self._fates.decide(*failed, [message.job])
+                self._retries.decide(*failed, [message.job])
                 return
         self._job_of(worker, message.job)
 
@@ -301,7 +301,7 @@ class Dispatcher:
             segments=message.segments,
             audio_s=round(message.audio_s, 6),
         )
-        self._announcer.tell(job, event)
+        self._notifications.tell(job, event)
 
     def on_audio(self, worker: Worker, message: AudioChunk, body: bytes | memoryview | None) -> None:
         job = self._job_of(worker, message.job)
@@ -326,7 +326,7 @@ class Dispatcher:
             channels=1,
         )
         # Who asks later for a durable one gets it whole when it is done, and no part of it now.
-        self._announcer.tell(job, event, body, heard=job.durable)
+        self._notifications.tell(job, event, body, heard=job.durable)
 
     def _give_back(self, worker: Worker, id: str, memory: Memory | None, *, spoke: bool) -> None:
         """The worker is through with a job, and with that begins the next that lies ready in it."""
@@ -336,7 +336,7 @@ class Dispatcher:
     def _begin_ready(self, jobs: list[str], worker: Worker) -> None:
         """The worker works on these now; some may have lain ready in it."""
         for id in jobs:
-            job = self._ledger.live.get(id)
+            job = self._job_table.live.get(id)
             if job is not None and not job.begun:
                 self._begin(job, worker)
 
@@ -360,11 +360,11 @@ class Dispatcher:
         now = self._context.now
         if message.synthesis_s > 0.0:  # else an earlier attempt had done the work
             self._estimator.learn(job, max(job.active_s(now), message.synthesis_s))
-        if self._fates.quarantine:
-            self._fates.quarantine.clear(self._fates.content(job))
-        if message.problem and not self._durability.not_kept(job, message.problem):
-            self._fates.take_back(job)
-            self._durability.wait_for_disk(job)
+        if self._retries.quarantine:
+            self._retries.quarantine.clear(self._retries.content(job))
+        if message.problem and not self._durable_jobs.not_kept(job, message.problem):
+            self._retries.take_back(job)
+            self._durable_jobs.wait_for_disk(job)
             return
         job.audio_s, job.synthesis_s = message.audio_s, message.synthesis_s
         engine = worker.ready.engine if worker.ready else ""
@@ -402,8 +402,8 @@ class Dispatcher:
             total_s=round(now - job.accepted_at, 6),
         )
         if message.result is not None:
-            self._durability.kept()
-        self._endings.end(job, Ending("done", event, body, message.result or ""))
+            self._durable_jobs.kept()
+        self._completion.end(job, Ending("done", event, body, message.result or ""))
 
     def on_failed(self, worker: Worker, message: Failed) -> None:
         job = self._job_of(worker, message.job)
@@ -414,7 +414,7 @@ class Dispatcher:
                 # It names the job that it can't go on from, where it has several.
                 culprits = [message.job] if message.job in worker.jobs else None
                 detail = message.reason or message.code
-                self._fates.decide(*self._pool.fail(worker, cause, detail, patient=True), culprits)
+                self._retries.decide(*self._pool.fail(worker, cause, detail, patient=True), culprits)
             return
         if message.job in worker.jobs:
             self._give_back(worker, message.job, message.memory, spoke=False)
@@ -423,7 +423,7 @@ class Dispatcher:
                 code = ErrorCode(message.code)
             except ValueError:
                 code = ErrorCode.SYNTHESIS_FAILED
-            self._endings.fail(job, code, message.message, reason=message.reason or message.code)
+            self._completion.fail(job, code, message.message, reason=message.reason or message.code)
 
     def on_suspended(self, worker: Worker, message: Suspended) -> None:
         """A worker has put a job aside."""
@@ -435,7 +435,7 @@ class Dispatcher:
             return
         if job is not None:
             self._preemption.put_aside(job)
-            self._announcer.note("suspended", job)
+            self._notifications.note("suspended", job)
         self._begin_ready(self._pool.suspended(worker, message.job, message.memory), worker)
 
     def on_trimmed(self, worker: Worker, message: Trimmed) -> None:
@@ -452,24 +452,24 @@ class Dispatcher:
 
     def on_ended(self, event: ProcessEnded) -> None:
         """A worker's process is gone."""
-        ended = self._pool.on_ended(event.spawn, event.returncode, event.last_words, oom_killed=event.oom_killed)
+        ended = self._pool.on_ended(event.incarnation, event.returncode, event.last_words, oom_killed=event.oom_killed)
         if ended is not None:
             _, death, jobs = ended
-            self._fates.decide(death, jobs)
+            self._retries.decide(death, jobs)
 
     def on_start_timeout(self, name: str) -> None:
-        self._fates.decide(*self._pool.on_start_timeout(name))
+        self._retries.decide(*self._pool.on_start_timeout(name))
 
     def on_hang_check(self, name: str) -> None:
         stalled = self._pool.stalled(self._pool.workers[name])
         if failed := self._pool.on_hang_check(name):
-            self._fates.decide(*failed, stalled)
+            self._retries.decide(*failed, stalled)
 
     # --- deadlines
 
     def on_deadline(self, id: str) -> None:
         """A job is not finished in the time that its client gave it, or can't be any more."""
-        job = self._ledger.live.get(id)
+        job = self._job_table.live.get(id)
         if job is None or job.ending is not None or job.deadline_at is None:
             return
         left_s = job.deadline_at - self._context.now
@@ -477,11 +477,11 @@ class Dispatcher:
             self._context.timers.set(("deadline", job.id), job.deadline_at)
         elif left_s > 0.0:
             message = f"it takes about {job.cost_s:.1f} s, and only {left_s:.1f} s were left until its deadline"
-            self._endings.fail(job, ErrorCode.DEADLINE_EXCEEDED, f"not started in time: {message}")
+            self._completion.fail(job, ErrorCode.DEADLINE_EXCEEDED, f"not started in time: {message}")
         else:
             where = "while it was spoken" if job.begun else "while it waited"
             message = f"not finished within its deadline, which passed {where}"
-            self._endings.fail(job, ErrorCode.DEADLINE_EXCEEDED, message)
+            self._completion.fail(job, ErrorCode.DEADLINE_EXCEEDED, message)
 
 
 _HANDLERS: dict[type, Callable[..., None]] = {

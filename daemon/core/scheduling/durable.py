@@ -15,9 +15,9 @@ from ..context import Context
 from ..effects import JournalAdd, JournalFind
 from ..inputs import Client, JournalAdded, JournalChanged, JournalFound, JournalRow, ReplyTo, StoredLost
 from ..jobs.job import Ending, Job, Subscriber
-from ..jobs.job_table import Ledger
+from ..jobs.job_table import JobTable
 from ..jobs.queue import WaitingQueue
-from .completion import Endings
+from .completion import Completion
 
 #: A job that was broken off by the end of a daemon so many times is what ends it. Mostly it is not: workers are the
 #: kernel's first choice when memory runs out, and a daemon that is killed often breaks off whatever it speaks.
@@ -29,22 +29,22 @@ UNKEPT_S = 30.0
 _NO_JOURNAL = "this daemon keeps no journal."
 
 
-class Durability:
+class DurableJobs:
     """Between the core and the journal."""
 
     def __init__(
         self,
         context: Context,
-        ledger: Ledger,
+        job_table: JobTable,
         queue: WaitingQueue,
         *,
-        endings: Endings,
+        completion: Completion,
         alerts: Alerts,
     ) -> None:
         self._context = context
-        self._ledger = ledger
+        self._job_table = job_table
         self._queue = queue
-        self._endings = endings
+        self._completion = completion
         self._alerts = alerts
         #: Puts a job of an earlier daemon into the queue, and one that was held back there.
         self.take_up: Callable[[Job], None] = lambda _: None
@@ -125,7 +125,7 @@ class Durability:
     def leave(self) -> None:
         """The daemon ends: those that wait for the disk are the next one's."""
         while (job := self._next_for_disk()) is not None:
-            self._endings.leave(job)
+            self._completion.leave(job)
 
     def _next_for_disk(self) -> Job | None:
         """The first of them that was not cancelled meanwhile."""
@@ -153,7 +153,7 @@ class Durability:
 
     def _recover(self, row: JournalRow) -> None:
         context = self._context
-        if self._ledger.find(row.job) is not None:
+        if self._job_table.find(row.job) is not None:
             return
         job = Job(
             id=row.job,
@@ -174,13 +174,13 @@ class Durability:
             interrupted=row.attempts,
         )
         self.recovered += 1
-        self._ledger.add(job)
+        self._job_table.add(job)
         if row.attempts >= MAX_INTERRUPTIONS:
             message = f"the daemon ended {row.attempts} times while it was spoken; it is not tried again"
-            self._endings.fail_withdrawn(job, ErrorCode.WORKER_CRASHED, message)
+            self._completion.fail_withdrawn(job, ErrorCode.WORKER_CRASHED, message)
         elif job.deadline_at is not None and job.deadline_at <= context.now:
             message = "not finished within its deadline, which passed while no daemon ran"
-            self._endings.fail_withdrawn(job, ErrorCode.DEADLINE_EXCEEDED, message)
+            self._completion.fail_withdrawn(job, ErrorCode.DEADLINE_EXCEEDED, message)
         else:
             self.take_up(job)
 
@@ -217,7 +217,7 @@ class Durability:
     def on_added(self, event: JournalAdded) -> tuple[Job, list[Subscriber]] | None:
         """It is on disk: returns the job and who asked for it, if it is still wanted. Else they are told here."""
         subscribers = self._adding.pop(event.job, None)
-        job = self._ledger.live.get(event.job)
+        job = self._job_table.live.get(event.job)
         if subscribers is None or job is None or job.ending is not None:
             return None
         if not event.problem and event.known is None:
@@ -225,9 +225,9 @@ class Durability:
         # It was never accepted: nothing is kept of it.
         subscribers = job.subscribers
         self._queue.remove(job)
-        self._ledger.drop(job)
-        self._ledger.forget_key(job)
-        self._context.tally.withdrawn += 1
+        self._job_table.drop(job)
+        self._job_table.forget_key(job)
+        self._context.counters.withdrawn += 1
         error = self._unavailable(event.problem)
         for subscriber in subscribers:
             if event.known is not None:
@@ -284,7 +284,7 @@ class Durability:
         elif isinstance(row.event, events.Done) and not row.result and row.event.path is UNSET:
             self._context.refuse(event.to, request.id, ErrorCode.JOB_NOT_FOUND, self._not_kept(row.job))
         else:
-            self._endings.send(event.to, request.id, Ending(row.state, row.event, result=row.result))
+            self._completion.send(event.to, request.id, Ending(row.state, row.event, result=row.result))
 
     def on_lost(self, event: StoredLost) -> None:
         """A result that should be on disk is not, or can't be read."""
@@ -301,7 +301,7 @@ class Durability:
 
     def describe(self) -> dict[str, object]:
         """The journal as ``status`` shows it."""
-        unfinished = self._ledger.durable
+        unfinished = self._job_table.durable
         return {"ok": not self.problem, "problem": self.problem, "unfinished": unfinished, "recovered": self.recovered}
 
 

@@ -12,7 +12,7 @@ from glmtts.protocol.requests import PRIORITIES, Priority
 from ..context import Context
 from ..jobs.estimates import Estimator
 from ..jobs.job import Job
-from ..jobs.job_table import Ledger
+from ..jobs.job_table import JobTable
 from ..jobs.queue import WaitingQueue
 from ..workers.pool import Pool
 from ..workers.worker import Worker
@@ -35,9 +35,11 @@ class Outlook(NamedTuple):
 class Forecast:
     """Looks ahead."""
 
-    def __init__(self, context: Context, ledger: Ledger, queue: WaitingQueue, pool: Pool, estimator: Estimator) -> None:
+    def __init__(
+        self, context: Context, job_table: JobTable, queue: WaitingQueue, pool: Pool, estimator: Estimator
+    ) -> None:
         self._context = context
-        self._ledger = ledger
+        self._job_table = job_table
         self._queue = queue
         self._pool = pool
         self._estimator = estimator
@@ -97,7 +99,7 @@ class Forecast:
         """Seconds until the next job is done, of this client if one is named."""
         if not self._estimator.trained:
             return None
-        live = self._ledger.live
+        live = self._job_table.live
         at_work = (live[id] for worker in self._pool.workers.values() for id in worker.begun if id in live)
         ends = [self.left_s(job) for job in at_work if client in ("", job.client.key)]
         if ends or not client:
@@ -132,12 +134,12 @@ class Forecast:
         )
 
     def _has_batch(self, worker: Worker) -> bool:
-        live = self._ledger.live
+        live = self._job_table.live
         return any(id in live and live[id].request.priority == "batch" for id in worker.jobs)
 
     def _free_in_s(self, worker: Worker, waiting: Job | None, *, urgent: bool) -> float:
         """Seconds until a worker takes an urgent job, or any: the former need not wait for batch jobs to end."""
-        live, total_s = self._ledger.live, 0.0
+        live, total_s = self._job_table.live, 0.0
         preempt = self._context.settings.queue.preempt and worker.slots == 1
         for id in worker.jobs:
             job = live.get(id)

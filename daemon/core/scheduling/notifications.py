@@ -9,7 +9,7 @@ from glmtts.protocol import events
 
 from ..context import Context
 from ..jobs.job import Job
-from ..jobs.job_table import Ledger
+from ..jobs.job_table import JobTable
 from ..jobs.queue import WaitingQueue
 from .forecast import Forecast
 
@@ -19,12 +19,12 @@ TOLD_POSITIONS = 256
 POSITIONS_EVERY_S = 1.0
 
 
-class Announcer:
+class Notifications:
     """Tells subscribers; the end of a job is told by endings.py."""
 
-    def __init__(self, context: Context, ledger: Ledger, queue: WaitingQueue, forecast: Forecast) -> None:
+    def __init__(self, context: Context, job_table: JobTable, queue: WaitingQueue, forecast: Forecast) -> None:
         self._context = context
-        self._ledger = ledger
+        self._job_table = job_table
         self._queue = queue
         self._forecast = forecast
 
@@ -86,4 +86,4 @@ class Announcer:
             view.place(job)
         if size:
             self._context.timers.set(("positions", ""), self._context.now + POSITIONS_EVERY_S)
-            self._context.publish("queue", waiting=size, running=len(self._ledger.live) - size)
+            self._context.publish("queue", waiting=size, running=len(self._job_table.live) - size)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ..context import Context
 from ..jobs.job import Job
-from ..jobs.job_table import Ledger
+from ..jobs.job_table import JobTable
 from ..jobs.queue import WaitingQueue
 from ..workers.pool import Pool
 from ..workers.worker import Worker, WorkerState
@@ -20,9 +20,11 @@ MAX_ASIDE = 3
 class Preemption:
     """Decides it."""
 
-    def __init__(self, context: Context, ledger: Ledger, queue: WaitingQueue, pool: Pool, forecast: Forecast) -> None:
+    def __init__(
+        self, context: Context, job_table: JobTable, queue: WaitingQueue, pool: Pool, forecast: Forecast
+    ) -> None:
         self._context = context
-        self._ledger = ledger
+        self._job_table = job_table
         self._queue = queue
         self._pool = pool
         self._forecast = forecast
@@ -64,7 +66,7 @@ class Preemption:
             return None
         if len(worker.aside) >= MAX_ASIDE or len(worker.at_hand) != 1:
             return None
-        job = self._ledger.live.get(worker.at_hand[0])
+        job = self._job_table.live.get(worker.at_hand[0])
         if job is None or job.ending is not None or not job.begun:
             return None
         # In its last segment it is done as soon as it could be put aside.

@@ -9,21 +9,21 @@ from glmtts.protocol.errors import ErrorCode
 from ..context import Context
 from ..exit_causes import POLICIES, Cause
 from ..jobs.job import Job
-from ..jobs.job_table import Ledger, content_digest
+from ..jobs.job_table import JobTable, content_digest
 from ..jobs.queue import WaitingQueue
 from ..workers.worker import Death
-from .completion import Endings
+from .completion import Completion
 from .quarantine import Quarantine
 
 
-class Fates:
+class Retries:
     """Decides them, and remembers of which contents workers died."""
 
-    def __init__(self, context: Context, ledger: Ledger, queue: WaitingQueue, endings: Endings) -> None:
+    def __init__(self, context: Context, job_table: JobTable, queue: WaitingQueue, completion: Completion) -> None:
         self._context = context
-        self._ledger = ledger
+        self._job_table = job_table
         self._queue = queue
-        self._endings = endings
+        self._completion = completion
         self.quarantine = Quarantine()
 
     @staticmethod
@@ -47,7 +47,7 @@ class Fates:
         """End a job that was taken out of the queue if jobs of its content killed workers meanwhile."""
         if not self.quarantine or not (deaths := self.deaths_of(self.content(job))):
             return False
-        self._endings.fail_withdrawn(job, ErrorCode.QUARANTINED, quarantine_message(deaths))
+        self._completion.fail_withdrawn(job, ErrorCode.QUARANTINED, quarantine_message(deaths))
         return True
 
     def decide(self, death: Death, jobs: list[str], culprits: Collection[str] | None = None) -> None:
@@ -55,7 +55,7 @@ class Fates:
 
         ``culprits``: those that may be to blame, where it is known; else each that it was working on may be.
         """
-        had = [self._ledger.live.get(id) for id in jobs]
+        had = [self._job_table.live.get(id) for id in jobs]
         affected: list[Job] = []
         for job in had:
             if job is None or job.state != "running" or job.ending is not None:
@@ -99,7 +99,7 @@ class Fates:
         out_of_memory = death.cause is Cause.OUT_OF_MEMORY and not job.suspended
         if attempts_left and deaths:
             message = f"{quarantine_message(deaths)}; the last: {death.detail}"
-            self._endings.fail(job, ErrorCode.QUARANTINED, message)
+            self._completion.fail(job, ErrorCode.QUARANTINED, message)
         elif attempts_left and not (out_of_memory and job.needs_fresh):
             job.needs_fresh = job.needs_fresh or out_of_memory
             died = job.worker
@@ -113,7 +113,7 @@ class Fates:
                 notes = ", and so did the one before; a shorter text may fit"
             # What the worker died of was not the job that it had put aside.
             code = ErrorCode.WORKER_CRASHED if job.suspended else policy.code
-            self._endings.fail(job, code, f"the worker failed ({death.detail}){notes}")
+            self._completion.fail(job, code, f"the worker failed ({death.detail}){notes}")
 
     def _wait_again(self, job: Job) -> None:
         """Back to the front of the queue."""

@@ -31,7 +31,7 @@ _DISPENSABLE = (
 )
 
 
-class Scaler:
+class Autoscaler:
     """Adds workers and lets them go. ``min`` and ``max`` are the configuration's, until an operator says others."""
 
     def __init__(self, context: Context, pool: Pool, gpus: Gpus, queue: WaitingQueue) -> None:

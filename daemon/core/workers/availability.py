@@ -8,7 +8,7 @@ from collections.abc import Collection
 from glmtts.protocol.worker import Ready
 
 from ..context import Context
-from .circuit_breaker import Breaker, BreakerState
+from .circuit_breaker import BreakerState, CircuitBreaker
 from .gpus import Gpus
 from .worker import Worker, WorkerState
 
@@ -21,7 +21,7 @@ _RETURNING = frozenset({WorkerState.DRAINING, WorkerState.STOPPING})
 
 
 def unavailable(
-    workers: Collection[Worker], *, context: Context, breaker: Breaker, gpus: Gpus, engine: Ready | None
+    workers: Collection[Worker], *, context: Context, circuit_breaker: CircuitBreaker, gpus: Gpus, engine: Ready | None
 ) -> tuple[str, float] | None:
     """Why no worker can be had, and in how many seconds it is worth asking again; None if one can.
 
@@ -29,11 +29,11 @@ def unavailable(
     """
     if any(worker.serving or _is_coming(worker) for worker in workers):
         return None
-    if breaker.state is not BreakerState.CLOSED:
+    if circuit_breaker.state is not BreakerState.CLOSED:
         deaths = [worker.last_death for worker in workers if worker.last_death]
         last = max(deaths, key=lambda death: death.at).detail if deaths else "?"
         last = textwrap.shorten(last, _MOST_WORDS, placeholder=" ...")
-        reason = f"no worker can be kept alive ({breaker.faults} faults in a row); the last one: {last}"
+        reason = f"no worker can be kept alive ({circuit_breaker.faults} faults in a row); the last one: {last}"
         return reason, _next_attempt_s(workers, context, engine)
     waiting = [
         worker

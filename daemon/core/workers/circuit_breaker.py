@@ -26,7 +26,7 @@ class BreakerState(enum.StrEnum):
     HALF_OPEN = "half_open"
 
 
-class Breaker:
+class CircuitBreaker:
     """Counts faults; times are the core's clock, in seconds."""
 
     def __init__(self) -> None:

@@ -23,7 +23,7 @@ class Holder(Struct, frozen=True):
     ``ready``: its model is loaded. Until then its torch figure, if there is one, is behind by gigabytes.
     """
 
-    spawn: int
+    incarnation: int
     pid: int
     torch_reserved: int | None = None
     ready: bool = True
@@ -56,8 +56,8 @@ def attribute(gpu: GpuReading | None, holders: Sequence[Holder], baseline: int |
         vram = listed.get(holder.pid)
         if vram is not None:
             # The list and the total are read one after the other; a share never exceeds the whole.
-            shares[holder.spawn] = Share(vram if used is None else min(vram, used), "process")
-    rest = [holder for holder in holders if holder.spawn not in shares]
+            shares[holder.incarnation] = Share(vram if used is None else min(vram, used), "process")
+    rest = [holder for holder in holders if holder.incarnation not in shares]
     if rest:
         theirs = None
         if used is not None and baseline is not None:
@@ -76,18 +76,18 @@ def _split(theirs: int | None, holders: Sequence[Holder]) -> dict[int, Share]:
         if len(holders) == 1:
             # Less than torch itself says it has would be a baseline that has shrunk since, or an old figure of torch.
             if own[0] is None or own[0] <= theirs:
-                return {holders[0].spawn: Share(theirs, "device")}
+                return {holders[0].incarnation: Share(theirs, "device")}
         else:
             known = [reserved for reserved in own if reserved is not None]
             if len(known) == len(holders) and sum(known) <= theirs:
                 # What torch does not count is a context and libraries: the same for each.
                 each = (theirs - sum(known)) // len(holders)
                 return {
-                    holder.spawn: Share(reserved + each, "device")
+                    holder.incarnation: Share(reserved + each, "device")
                     for holder, reserved in zip(holders, known, strict=True)
                 }
     return {
-        holder.spawn: _UNKNOWN if reserved is None else Share(reserved, "torch")
+        holder.incarnation: _UNKNOWN if reserved is None else Share(reserved, "torch")
         for holder, reserved in zip(holders, own, strict=True)
     }
 

@@ -58,10 +58,10 @@ class Gpus:
         troubled = self.nvml.state in ("failing", "blocked")
         self._alerts.set("nvml", f"NVML is {self.nvml.state}: {self.nvml.detail}" if troubled else "")
         self.host_total, self.host_available = sampled.host_total, sampled.host_available
-        processes = {reading.spawn: reading for reading in sampled.processes}
+        processes = {reading.incarnation: reading for reading in sampled.processes}
         running = [worker for worker in workers if worker.pid is not None]
         for worker in running:
-            self._look_at_process(worker, processes.get(worker.spawn))
+            self._look_at_process(worker, processes.get(worker.incarnation))
         for reading in sampled.gpus:
             self._look_at_gpu(reading, sampled.at, [w for w in running if w.gpu == reading.index])
         for worker in running:
@@ -91,7 +91,7 @@ class Gpus:
             reading,
             [
                 Holder(
-                    spawn=worker.spawn,
+                    incarnation=worker.incarnation,
                     pid=worker.pid or 0,
                     torch_reserved=worker.memory.torch_reserved if worker.memory else None,
                     ready=worker.ready is not None,
@@ -101,7 +101,7 @@ class Gpus:
             gpu.baseline,
         )
         for worker in holders:
-            worker.share = shares.get(worker.spawn, NOBODY_KNOWS)
+            worker.share = shares.get(worker.incarnation, NOBODY_KNOWS)
             worker.sampled_reserved = worker.memory.torch_reserved if worker.memory else None
 
     def _look_at_xids(self, gpu: Gpu, reading: GpuReading) -> None:
@@ -118,8 +118,8 @@ class Gpus:
         if not worker.serving or worker.jobs_done > _YOUNG_JOBS or worker.share.trust not in ("process", "device"):
             return
         if worker.share.vram:
-            before = self._loaded.get(worker.spawn, worker.share.vram)
-            self._loaded[worker.spawn] = min(before, worker.share.vram)
+            before = self._loaded.get(worker.incarnation, worker.share.vram)
+            self._loaded[worker.incarnation] = min(before, worker.share.vram)
             while len(self._loaded) > _REMEMBERED:
                 del self._loaded[next(iter(self._loaded))]
 

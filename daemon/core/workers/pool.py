@@ -18,7 +18,7 @@ from ..context import Context
 from ..effects import Sample, Signal, Spawn, Tell
 from ..exit_causes import CAUSE_OF_STATUS, POLICIES, Cause
 from .availability import unavailable
-from .circuit_breaker import Breaker, BreakerState
+from .circuit_breaker import BreakerState, CircuitBreaker
 from .gpus import Gpus
 from .report import describe, memory_of
 from .worker import NOBODY_KNOWS, Death, Worker, WorkerState, describe_exit
@@ -48,10 +48,10 @@ class Pool:
         self._gpus = gpus
         self._alerts = alerts
         self.workers: dict[str, Worker] = {}
-        self.breaker = Breaker()
+        self.circuit_breaker = CircuitBreaker()
         #: While the breaker is half open: the worker that is tried.
         self._probe = ""
-        self._by_spawn: dict[int, Worker] = {}
+        self._by_incarnation: dict[int, Worker] = {}
         self._spawns = 0
         self.stopping = False
         #: Grows when settings change that processes are started with.
@@ -66,9 +66,9 @@ class Pool:
     def __iter__(self) -> Iterator[Worker]:
         return iter(list(self.workers.values()))
 
-    def by_spawn(self, spawn: int) -> Worker | None:
+    def by_incarnation(self, incarnation: int) -> Worker | None:
         """The worker whose present process this is; None for one that is not heard any more."""
-        worker = self._by_spawn.get(spawn)
+        worker = self._by_incarnation.get(incarnation)
         return worker if worker is not None and worker.state is not WorkerState.FAILED else None
 
     def free(self, *, brief: bool = False) -> Worker | None:
@@ -140,7 +140,11 @@ class Pool:
     def unavailable(self) -> tuple[str, float] | None:
         """Why no worker can be had in the near future, and when it is worth asking again; None if one can."""
         return unavailable(
-            self.workers.values(), context=self._context, breaker=self.breaker, gpus=self._gpus, engine=self.engine
+            self.workers.values(),
+            context=self._context,
+            circuit_breaker=self.circuit_breaker,
+            gpus=self._gpus,
+            engine=self.engine,
         )
 
     def counts(self) -> dict[str, int]:
@@ -225,9 +229,13 @@ class Pool:
 
     def _obstacle(self, worker: Worker) -> str:
         # What was replaced in good order, or never tried, is not held up by the faults of others.
-        if worker.faults and self.breaker.state is BreakerState.OPEN:
+        if worker.faults and self.circuit_breaker.state is BreakerState.OPEN:
             return "too many workers failed; one of them is tried again after a pause"
-        if worker.faults and self.breaker.state is BreakerState.HALF_OPEN and self._probe not in ("", worker.name):
+        if (
+            worker.faults
+            and self.circuit_breaker.state is BreakerState.HALF_OPEN
+            and self._probe not in ("", worker.name)
+        ):
             return f"too many workers failed; {self._probe} is tried first"
         return self._gpus.obstacle(worker.gpu, worker, self.workers.values())
 
@@ -248,19 +256,19 @@ class Pool:
     def _start(self, worker: Worker) -> None:
         context = self._context
         worker.enter(WorkerState.STARTING)  # STOPPED, STOPPING, BACKOFF or WAITING -> STARTING
-        if worker.faults and self.breaker.state is BreakerState.HALF_OPEN:
+        if worker.faults and self.circuit_breaker.state is BreakerState.HALF_OPEN:
             self._probe = worker.name
         self._spawns += 1
-        self._context.tally.restarts += worker.last_death is not None or worker.replaces is not None
+        self._context.counters.restarts += worker.last_death is not None or worker.replaces is not None
         worker.clear_process()
-        worker.spawn = self._spawns
+        worker.incarnation = self._spawns
         worker.generation = self.generation
         worker.spawned_at = context.now
-        self._by_spawn[worker.spawn] = worker
+        self._by_incarnation[worker.incarnation] = worker
         context.timers.cancel(("wait", worker.name))
         context.timers.set(("start", worker.name), context.now + context.settings.workers.start_timeout_s)
         device, share = self._gpus.device(worker.gpu), self._vram_share(worker.gpu)
-        context.effects.append(Spawn(worker.spawn, worker.name, worker.gpu, device, share))
+        context.effects.append(Spawn(worker.incarnation, worker.name, worker.gpu, device, share))
         self._tell_state(worker)
 
     def _vram_share(self, gpu: int | None) -> float:
@@ -274,9 +282,9 @@ class Pool:
             share = min(share, (recycle.max_vram_mib << 20) / known.reading.total)
         return round(share, 4) if share < 1.0 else 0.0
 
-    def on_spawned(self, spawn: int, pid: int) -> None:
+    def on_spawned(self, incarnation: int, pid: int) -> None:
         """The process runs; it still has to load its model."""
-        if worker := self._by_spawn.get(spawn):
+        if worker := self._by_incarnation.get(incarnation):
             worker.pid = pid
             self._context.log("info", "worker started", worker=worker.name, pid=pid, gpu=worker.gpu)
 
@@ -295,7 +303,7 @@ class Pool:
         context.timers.cancel(("start", worker.name))
         if workers.recycle.max_age_s:
             context.timers.set(("age", worker.name), context.now + workers.recycle.max_age_s)
-        if self.breaker.state is not BreakerState.CLOSED:
+        if self.circuit_breaker.state is not BreakerState.CLOSED:
             context.timers.set(("steady", worker.name), context.now + workers.restart.backoff_max_s)
         if workers.idle_unload_s:
             context.timers.set(("unload", worker.name), context.now + workers.idle_unload_s)
@@ -343,7 +351,7 @@ class Pool:
     def suspend(self, worker: Worker, job: str) -> None:
         """Have the worker put a job aside at its next border."""
         worker.to_suspend = job
-        self._context.effects.append(Tell(worker.spawn, SuspendJob(job=job)))
+        self._context.effects.append(Tell(worker.incarnation, SuspendJob(job=job)))
 
     def suspended(self, worker: Worker, job: str, memory: Memory | None) -> list[str]:
         """The worker has put a job aside; returns those that it works on now."""
@@ -357,7 +365,7 @@ class Pool:
         """Have the worker go on with a job that it had put aside."""
         worker.aside.remove(job)
         self._begin(worker, job)
-        self._context.effects.append(Tell(worker.spawn, ResumeJob(job=job)))
+        self._context.effects.append(Tell(worker.incarnation, ResumeJob(job=job)))
 
     def moved(self, worker: Worker, job: str, done: int | None = None) -> None:
         """A job has moved, to so many units done; a beat that says the same number again is no progress."""
@@ -377,7 +385,7 @@ class Pool:
         if spoke:
             worker.jobs_done += 1
             worker.jobs_done_in_all += 1
-            if self.breaker.faults or self.breaker.state is not BreakerState.CLOSED:
+            if self.circuit_breaker.faults or self.circuit_breaker.state is not BreakerState.CLOSED:
                 self._proved()
         if memory is not None:
             worker.memory = memory
@@ -404,9 +412,9 @@ class Pool:
             self._context.timers.cancel((purpose, worker.name))
         if loading:
             # It would not read a message before its model is loaded, and there is nothing in it to lose.
-            self._context.effects.append(Signal(worker.spawn, "kill"))
+            self._context.effects.append(Signal(worker.incarnation, "kill"))
         else:
-            self._context.effects.append(Tell(worker.spawn, StopWorker()))
+            self._context.effects.append(Tell(worker.incarnation, StopWorker()))
         self._arm_kill(worker)
         self._tell_state(worker)
 
@@ -422,7 +430,7 @@ class Pool:
             elif worker.has_process:
                 if at_once:
                     worker.doom = worker.doom or Death(Cause.REQUESTED, "the daemon stops at once", self._context.now)
-                    self._context.effects.append(Signal(worker.spawn, "kill"))
+                    self._context.effects.append(Signal(worker.incarnation, "kill"))
                 elif worker.state not in (WorkerState.STOPPING, WorkerState.FAILED):
                     self._stop(worker)
 
@@ -440,17 +448,17 @@ class Pool:
             self._arm_kill(worker)
         else:
             # It is not waited for as for one that has work to finish: its place is needed.
-            self._context.effects.append(Signal(worker.spawn, "term"))
+            self._context.effects.append(Signal(worker.incarnation, "term"))
             self._arm_kill(worker, at_most_s=_GRACE_S)
         self._context.log("warning", "worker failed", worker=worker.name, pid=worker.pid, cause=cause, detail=detail)
         self._tell_state(worker)
         return worker.doom, jobs
 
     def on_ended(
-        self, spawn: int, returncode: int, last_words: str, *, oom_killed: bool = False
+        self, incarnation: int, returncode: int, last_words: str, *, oom_killed: bool = False
     ) -> tuple[Worker, Death, list[str]] | None:
         """A process is gone. Returns its worker, its death, and the jobs that it still had."""
-        worker = self._by_spawn.pop(spawn, None)
+        worker = self._by_incarnation.pop(incarnation, None)
         if worker is None:
             return None
         for purpose in _OF_PROCESS:
@@ -460,7 +468,7 @@ class Pool:
         expected = worker.doom is not None and worker.state is not WorkerState.DRAINING
         death = (worker.doom if expected else None) or self._unexpected(worker, returncode, last_words, oom_killed)
         worker.last_death = death
-        self._context.tally.died(death.cause)
+        self._context.counters.died(death.cause)
         self._context.stir()
         jobs = worker.give_up_jobs()
         if not expected:
@@ -495,14 +503,14 @@ class Pool:
         else:
             self._back_off(worker)
 
-    def on_spawn_failed(self, spawn: int, reason: str) -> tuple[Worker, Death, list[str]] | None:
+    def on_spawn_failed(self, incarnation: int, reason: str) -> tuple[Worker, Death, list[str]] | None:
         """There is no process: the interpreter is missing, or the system has no room for one more."""
-        worker = self._by_spawn.get(spawn)
+        worker = self._by_incarnation.get(incarnation)
         if worker is None:
             return None
         worker.doom = Death(Cause.START_FAILED, reason, self._context.now)
         self._context.log("error", "worker can't be started", worker=worker.name, detail=reason)
-        return self.on_ended(spawn, 127, "")
+        return self.on_ended(incarnation, 127, "")
 
     def _unexpected(self, worker: Worker, returncode: int, last_words: str, oom_killed: bool) -> Death:
         detail = describe_exit(returncode)
@@ -525,12 +533,13 @@ class Pool:
         if self._probe == worker.name:
             self._probe = ""
         loading = worker.spawned_at, worker.ready_at if worker.ready else now
-        if self.breaker.fault(now, restart.breaker_failures, restart.breaker_window_s, loading):
-            pause = self._pause(self.breaker.openings)
+        if self.circuit_breaker.fault(now, restart.breaker_failures, restart.breaker_window_s, loading):
+            pause = self._pause(self.circuit_breaker.openings)
             self._context.timers.set(("breaker", ""), now + pause)
             self._alerts.set(
                 "breaker_open",
-                f"workers keep failing ({self.breaker.faults} faults in {restart.breaker_window_s:g} s, loading not "
+                f"workers keep failing ({self.circuit_breaker.faults} faults in "
+                f"{restart.breaker_window_s:g} s, loading not "
                 f"counted, with no job spoken between them); the last one: {death.detail}",
             )
 
@@ -560,7 +569,7 @@ class Pool:
 
     def _proved(self) -> None:
         """A worker has shown that it works."""
-        if self.breaker.proof():
+        if self.circuit_breaker.proof():
             self._probe = ""
             self._context.timers.cancel(("breaker", ""))
             self._alerts.set("breaker_open", "")
@@ -624,7 +633,7 @@ class Pool:
                 f"worker {name}, process {worker.pid}, was {worker.reason}; it holds what it has",
             )
             self._tell_state(worker)
-        self._context.effects.append(Signal(worker.spawn, "kill"))
+        self._context.effects.append(Signal(worker.incarnation, "kill"))
         self._arm_kill(worker)
 
     def on_backoff_over(self, name: str) -> None:
@@ -643,7 +652,7 @@ class Pool:
 
     def on_breaker_pause_over(self) -> None:
         """One worker may be tried."""
-        self.breaker.pause_over()
+        self.circuit_breaker.pause_over()
         self.look_again()
 
     def on_steady(self, name: str) -> None:

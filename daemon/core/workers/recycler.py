@@ -49,7 +49,7 @@ class Recycler:
         if worker.leaving is None:
             self._context.log("info", "worker is recycled", worker=worker.name, cause=cause, reason=reason)
             worker.leaving = Death(cause, reason, self._context.now)
-            self._context.tally.recycled(kind)
+            self._context.counters.recycled(kind)
         worker.leaves_at_once = worker.leaves_at_once or at_once
         self.settle()
         return True
@@ -141,7 +141,7 @@ class Recycler:
         if verdict.action == "trim":
             if worker.leaving is None:
                 self._context.log("info", "worker is trimmed", worker=worker.name, reason=verdict.reason)
-                self._context.effects.append(Tell(worker.spawn, Trim()))
+                self._context.effects.append(Tell(worker.incarnation, Trim()))
             return
         limit = verdict.kind in ("limit", "host_limit")
         if worker.leaving is None or (verdict.urgent and not worker.leaves_at_once):
@@ -230,7 +230,7 @@ class Recycler:
             return
         if worker.state is WorkerState.READY and self._context.now >= worker.idle_since + after:
             worker.trimmed = True
-            self._context.effects.append(Tell(worker.spawn, Trim()))
+            self._context.effects.append(Tell(worker.incarnation, Trim()))
         else:
             since = worker.idle_since if worker.state is WorkerState.READY else self._context.now
             self._context.timers.set(("trim", name), since + after)

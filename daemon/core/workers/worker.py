@@ -78,7 +78,7 @@ class Worker(Struct, kw_only=True):
     name: str
     gpu: int | None
     state: WorkerState = WorkerState.STOPPED
-    spawn: int = 0
+    incarnation: int = 0
     pid: int | None = None
     ready: Ready | None = None
     #: Ids of the jobs that the process has, in the order in which it takes them on; those included that were cancelled
