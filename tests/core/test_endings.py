@@ -12,10 +12,12 @@ from glmtts.daemon.core import effects, inputs
 from glmtts.protocol import control, events, requests
 from glmtts.protocol import worker as wire
 
+from ..support.core_world import World
+
 Make = Callable[..., Any]
 
 
-def test_each_who_waits_hears_the_end_once_under_his_own_id(world: Any) -> None:
+def test_each_who_waits_hears_the_end_once_under_his_own_id(world: World) -> None:
     first = world.request(key="k")
     others = [world.request(key="k", events="final", connection=2), world.request(key="k", connection=-1)]
     wait = world.request(requests.Wait(id="", v=1, job=world.job(first)), connection=4)
@@ -25,7 +27,7 @@ def test_each_who_waits_hears_the_end_once_under_his_own_id(world: Any) -> None:
         assert world.bodies(id) == [b"RIFF"]
 
 
-def test_a_result_on_disk_is_read_for_each_who_waits_and_not_kept_in_memory(world: Any) -> None:
+def test_a_result_on_disk_is_read_for_each_who_waits_and_not_kept_in_memory(world: World) -> None:
     first = world.request(priority="batch", key="k")
     again = world.request(priority="batch", key="k", connection=2)
     (sent,) = world.messages(wire.Job)
@@ -46,12 +48,12 @@ def test_a_result_on_disk_is_read_for_each_who_waits_and_not_kept_in_memory(worl
 
 
 @pytest.mark.parametrize("keys", [{"output": "a.wav"}, {"durable": False}])
-def test_a_result_that_goes_elsewhere_is_not_kept_on_disk(world: Any, keys: dict[str, Any]) -> None:
+def test_a_result_that_goes_elsewhere_is_not_kept_on_disk(world: World, keys: dict[str, Any]) -> None:
     world.request(priority="batch", **keys)
     assert world.messages(wire.Job)[0].result is None
 
 
-def test_a_durable_stream_is_kept_whole_for_whoever_has_not_heard_it(world: Any) -> None:
+def test_a_durable_stream_is_kept_whole_for_whoever_has_not_heard_it(world: World) -> None:
     id = world.request(stream=True, durable=True)
     job = world.job(id)
     (asked,) = world.messages(wire.Job)
@@ -66,7 +68,7 @@ def test_a_durable_stream_is_kept_whole_for_whoever_has_not_heard_it(world: Any)
     assert (sent.event.id, sent.path, sent.event.chunks) == (late, asked.result, UNSET)
 
 
-def test_a_result_that_can_t_be_kept_is_an_alert_and_no_more_are_taken_for_a_while(world: Any) -> None:
+def test_a_result_that_can_t_be_kept_is_an_alert_and_no_more_are_taken_for_a_while(world: World) -> None:
     id = world.request(priority="batch")
     world.finish(world.job(id), b"RIFF", problem="No space left on device (/results)")
     assert world.bodies(id) == [b"RIFF"]
@@ -93,7 +95,7 @@ def test_without_a_folder_for_results_they_are_sent(make_world: Make) -> None:
     assert world.bodies(id) == [b"RIFF"]
 
 
-def test_a_job_ends_once_however_many_reasons_there_are(world: Any) -> None:
+def test_a_job_ends_once_however_many_reasons_there_are(world: World) -> None:
     id = world.request(priority="batch", deadline_s=5.0)
     job = world.job(id)
     world.journal = "holds"
@@ -112,7 +114,7 @@ def test_a_job_ends_once_however_many_reasons_there_are(world: Any) -> None:
 
 
 @pytest.mark.parametrize(("end", "wanted"), [("done", True), ("failed", False), ("cancelled", False)])
-def test_a_file_of_a_job_that_did_not_end_well_is_not_left_behind(world: Any, end: str, wanted: bool) -> None:
+def test_a_file_of_a_job_that_did_not_end_well_is_not_left_behind(world: World, end: str, wanted: bool) -> None:
     id = world.request(output="a.wav")
     if end == "done":
         world.finish(world.job(id), None, path="/out/a.wav")
@@ -123,14 +125,14 @@ def test_a_file_of_a_job_that_did_not_end_well_is_not_left_behind(world: Any, en
     assert [(s.path, s.wanted) for s in world.effects(effects.SettleOutput)] == [("/out/a.wav", wanted)]
 
 
-def test_a_file_that_was_never_begun_is_nobody_s_business(world: Any) -> None:
+def test_a_file_that_was_never_begun_is_nobody_s_business(world: World) -> None:
     world.request()
     id = world.request(output="a.wav")
     world.request(requests.Cancel(id="", v=1, job=world.job(id)))
     assert not world.effects(effects.SettleOutput)
 
 
-def test_a_job_that_failed_shows_its_error_to_who_asks_later(world: Any) -> None:
+def test_a_job_that_failed_shows_its_error_to_who_asks_later(world: World) -> None:
     id = world.request(priority="batch")
     world.say(wire.Failed(job=world.job(id), code="synthesis_failed", message="its words"))
     answer = world.last(world.request(requests.GetJob(id="", v=1, job=world.job(id))))

@@ -185,16 +185,16 @@ def test_weights_hold_from_when_they_are_set() -> None:
     for flow in ("a", "b"):
         share.wake(flow)
     for _ in range(2):
-        flow = share.next()
-        assert flow is not None
-        share.serve(flow, 1.0, more=True)
+        turn = share.next()
+        assert turn is not None
+        share.serve(turn, 1.0, more=True)
     share.set_weights({"a": 1.0})
     order = []
     for _ in range(10):
-        flow = share.next()
-        assert flow is not None
-        order.append(flow)
-        share.serve(flow, 1.0, more=True)
+        turn = share.next()
+        assert turn is not None
+        order.append(turn)
+        share.serve(turn, 1.0, more=True)
     assert sorted(order) == ["a"] * 5 + ["b"] * 5
 
 

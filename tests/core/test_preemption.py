@@ -13,17 +13,19 @@ from glmtts.daemon.core.settings import ClassesSettings, VipSettings
 from glmtts.protocol import control, events, requests
 from glmtts.protocol import worker as wire
 
+from ..support.core_world import Stage, World
+
 Make = Callable[..., Any]
 BOB, CAROL, DAVE = (inputs.Client(f"uid:{1_002 + n}", name) for n, name in enumerate(("bob", "carol", "dave")))
 #: Ten seconds of speech, in ten segments.
 CHAPTER, SENTENCE = "c" * 100, "s" * 10
 
 
-def chapter(stage: Any, text: str = CHAPTER, **keys: Any) -> str:
+def chapter(stage: Stage, text: str = CHAPTER, **keys: Any) -> str:
     return str(stage.world.request(text=text, **({"priority": "batch"} | keys)))
 
 
-def aside(stage: Any, **keys: Any) -> tuple[str, str]:
+def aside(stage: Stage, **keys: Any) -> tuple[str, str]:
     """A batch job that is put aside for an interactive one, which is at work; their requests."""
     long = chapter(stage, **keys)
     stage.run(2.5)
@@ -87,7 +89,7 @@ def test_under_a_stream_of_sentences_a_chapter_gets_the_share_of_its_class(make_
     assert stage.spoken[long] == pytest.approx(20.0, abs=1.5)
 
 
-def _like(stage: Any, text: str, priority: str) -> Any:
+def _like(stage: Stage, text: str, priority: str) -> Any:
     from glmtts.daemon.core.jobs.job import Job
 
     request = requests.Synthesize(id="x", v=1, text=text, priority=priority)  # type: ignore[arg-type]
@@ -423,11 +425,13 @@ def test_a_job_put_aside_for_long_is_not_taken_for_hung_and_one_that_goes_on_is_
     assert stage.world.states() == ["failed"]
 
 
-def test_a_worker_that_puts_a_job_aside_unasked_is_not_trusted_any_more(world: Any) -> None:
+def test_a_worker_that_puts_a_job_aside_unasked_is_not_trusted_any_more(world: World) -> None:
     id = world.request()
     world.say(wire.Suspended(job=world.job(id)))
     assert world.states() == ["failed"]
-    assert "nobody had asked" in world.worker().doom.detail
+    assert "nobody had asked" in next(
+        e.fields["detail"] for e in world.effects(effects.Log) if e.message == "worker failed"
+    )
 
 
 def test_a_worker_puts_a_job_aside_once(make_stage: Make) -> None:

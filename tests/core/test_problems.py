@@ -10,10 +10,12 @@ from glmtts.daemon.core.monitoring.alert_rules import EVENTS, RULES
 from glmtts.daemon.core.monitoring.attention_words import AFTER_ALERT
 from glmtts.protocol import control
 
+from ..support.core_world import World
+
 Make = Callable[..., Any]
 
 
-def problems(world: Any, **facts: Any) -> list[dict[str, str]]:
+def problems(world: World, **facts: Any) -> list[dict[str, str]]:
     world._ids += 1
     id = f"r{world._ids}"
     world.step(inputs.Controlled(inputs.ReplyTo(1 << 40), control.Status(id=id, v=1), None, facts))
@@ -21,7 +23,7 @@ def problems(world: Any, **facts: Any) -> list[dict[str, str]]:
     return found
 
 
-def test_of_a_daemon_that_is_well_there_is_nothing_to_say(world: Any) -> None:
+def test_of_a_daemon_that_is_well_there_is_nothing_to_say(world: World) -> None:
     assert problems(world) == []
 
 
@@ -43,7 +45,7 @@ def test_the_gravest_comes_first_and_nothing_comes_twice(make_world: Make) -> No
     assert all(problem["what"].endswith(".") and problem["do"] for problem in found)
 
 
-def test_a_death_is_told_for_ten_minutes(world: Any) -> None:
+def test_a_death_is_told_for_ten_minutes(world: World) -> None:
     world.die()
     world.ready()
     assert [problem["name"] for problem in problems(world)] == ["worker_died"]

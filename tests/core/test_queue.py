@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from glmtts.daemon.core.inputs import Client
 from glmtts.daemon.core.jobs.job import Job
 from glmtts.daemon.core.jobs.queue import HEAD_START_S, WaitingQueue
+from glmtts.daemon.core.scheduling.admission import BATCH
 from glmtts.daemon.core.settings import ClassesSettings, InteractiveSettings
 from glmtts.protocol.requests import PRIORITIES
 
@@ -130,7 +131,7 @@ def test_a_job_that_is_not_written_down_yet_waits_and_is_not_started(make_job: M
     held, gone = make_job(priority="batch", cost_s=0.0), make_job(priority="batch")
     queue.hold(held)
     queue.hold(gone)
-    assert (len(queue), queue.length("batch"), queue.waiting_of("uid:1001", ("batch",))) == (3, 3, 3)
+    assert (len(queue), queue.length("batch"), queue.waiting_of("uid:1001", BATCH)) == (3, 3, 3)
     assert held in queue
     assert len(list(queue)) == 3
     assert popped(queue, 3) and queue.peek(0.0) is None
@@ -220,15 +221,10 @@ def test_whatever_comes_and_goes_every_job_comes_out_once_and_nothing_is_left_be
             assert queue.length(priority) == len(of_class)
             work_s = sum(job.cost_s for job in of_class if job.id in waiting)
             assert queue.work_s(priority) == pytest.approx(work_s)
-        for client in queue.clients():
-            mine = [job for job in everything.values() if job.client == client.client]
-            assert (
-                sum(client.jobs.values())
-                == client.count
-                == len(mine)
-                == queue.waiting_of(client.client.key, PRIORITIES)
-            )
-            assert client.work_s == pytest.approx(sum(job.cost_s for job in mine if job.id in waiting))
+        for of in queue.clients():
+            mine = [job for job in everything.values() if job.client == of.client]
+            assert sum(of.jobs.values()) == of.count == len(mine) == queue.waiting_of(of.client.key, PRIORITIES)
+            assert of.work_s == pytest.approx(sum(job.cost_s for job in mine if job.id in waiting))
     for job in [*held.values()]:
         queue.push(job)
     while (last := pop(queue, now=1_000.0)) is not None:

@@ -14,10 +14,12 @@ from glmtts.daemon.core.reload import WAYS, merged, plan
 from glmtts.daemon.core.settings import ClientLimits, Settings, flat
 from glmtts.protocol import control
 
+from ..support.core_world import World
+
 Make = Callable[..., Any]
 
 
-def read_again(world: Any, new: Settings) -> dict[str, Any]:
+def read_again(world: World, new: Settings) -> dict[str, Any]:
     """What an operator is told who asks for this configuration."""
     id = world.operate(control.Reload)
     read = world.effects(effects.ReadSettings)[-1]
@@ -156,7 +158,7 @@ def test_what_can_t_be_started_by_the_old_settings_is_tried_at_once_by_the_new_o
     assert world.names(world.request())[-1] == "started"
 
 
-def test_new_processes_are_started_by_the_new_settings(world: Any, make_settings: Make) -> None:
+def test_new_processes_are_started_by_the_new_settings(world: World, make_settings: Make) -> None:
     world.sample()
     read_again(world, make_settings(engine={"warmup_text": "b"}))
     used = world.effects(effects.UseSettings)[-1].settings
@@ -165,7 +167,7 @@ def test_new_processes_are_started_by_the_new_settings(world: Any, make_settings
     assert order.index(effects.UseSettings) < order.index(effects.Spawn)
 
 
-def test_a_process_that_ends_by_the_new_settings_leaves_the_old_one_at_work(world: Any, make_settings: Make) -> None:
+def test_a_process_that_ends_by_the_new_settings_leaves_the_old_one_at_work(world: World, make_settings: Make) -> None:
     world.sample()
     read_again(world, make_settings(engine={"python": "/usr/bin/false"}))
     world.die(1, "w1")
@@ -187,11 +189,11 @@ def test_fewer_workers_on_each_gpu_leave_one_on_each(make_world: Make, make_sett
     assert sorted(left) == [0, 1]
 
 
-def world_gpu(world: Any, index: int) -> Any:
+def world_gpu(world: World, index: int) -> Any:
     return world.gpu(index)
 
 
-def test_a_configuration_that_is_wrong_is_an_alert_until_one_is_right(world: Any, make_settings: Make) -> None:
+def test_a_configuration_that_is_wrong_is_an_alert_until_one_is_right(world: World, make_settings: Make) -> None:
     world.operate(control.Reload)
     read = world.effects(effects.ReadSettings)[-1]
     world.step(inputs.SettingsRead(None, ["queue.max_waiting: expected a number"], read.to, read.id))
@@ -201,7 +203,7 @@ def test_a_configuration_that_is_wrong_is_an_alert_until_one_is_right(world: Any
     assert world.last(world.operate(control.Status)).values["alerts"] == []
 
 
-def test_what_is_held_back_is_remembered_until_the_file_says_otherwise(world: Any, make_settings: Make) -> None:
+def test_what_is_held_back_is_remembered_until_the_file_says_otherwise(world: World, make_settings: Make) -> None:
     assert read_again(world, make_settings(limits={"text_chars": 10}))["restart_needed"] == ["limits.text_chars"]
     assert world.last(world.operate(control.GetConfig)).values["restart_needed"] == ["limits.text_chars"]
     assert read_again(world, make_settings())["restart_needed"] == []
