@@ -565,4 +565,4 @@ _OF_JOBS = frozenset(
 _DISK_S = 5.0
 #: What a client is told whose unread events had to be thrown away.
 TOO_SLOW = "the client does not read, and the buffer for what it leaves unread is full ([limits] send_buffer_mib)"
-_OPERATOR = Client(key="operator", user="operator", operator=True)
+_OPERATOR = Client("operator", "operator", operator=True)

@@ -38,7 +38,7 @@ def accepted(world: World, **keys: Any) -> bool:
     [
         (ALICE, {"uid:1001", "1001", "alice"}),
         (inputs.Client("key:laptop", "laptop"), {"key:laptop", "laptop"}),
-        (inputs.Client("uid:7/carol", "gate"), {"uid:7/carol", "7/carol", "gate/carol"}),
+        (inputs.Client("uid:7", "gate", on_behalf_of="carol"), {"uid:7/carol", "7/carol", "gate/carol"}),
     ],
 )
 def test_a_client_has_these_names_in_the_configuration(client: inputs.Client, names: set[str]) -> None:

@@ -48,7 +48,7 @@ class Blame:
         for text in dict.fromkeys(
             job.request.text
             for job in had
-            if job.begun and not job.suspended and job.ending is None and culprit in ("", job.id)
+            if job.attempt.begun and not job.attempt.suspended and job.ending is None and culprit in ("", job.id)
         ):
             count, until = self._deaths.get(text, (0, 0.0))
             holds_s = self._context.settings.workers.restart.quarantine_s

@@ -38,7 +38,7 @@ def those_aside_are_blamed(patch: Patch) -> None:
     blame = Retries._blame
 
     def all_of_them(self: Retries, jobs: list[Job], death: Any) -> None:
-        aside = [job for job in self._job_table.live.values() if job.suspended]
+        aside = [job for job in self._job_table.live.values() if job.attempt.suspended]
         blame(self, jobs + aside, death)
 
     patch.setattr(Retries, "_blame", all_of_them)

@@ -162,7 +162,7 @@ class Invariants:
                 job = live.get(id)
                 if job is not None and job.ending is None:
                     running += 1
-                    right = job.state == "running" and job.worker == name
+                    right = job.state == "running" and job.attempt.worker == name
                     must(Rule.ORDER, right, id, "is on", name, job.state)
             if state is WorkerState.BUSY:
                 # One that is put aside counts too: its worker is going to go on with it.
@@ -229,7 +229,7 @@ class Invariants:
         else:
             in_time = timer is not None and timer <= job.deadline_at
             must(Rule.ONE_END, in_time, job.id, "has no timer for its deadline")
-            must(Rule.ONE_END, not job.begun or timer == job.deadline_at, job.id, "is given up too early")
+            must(Rule.ONE_END, not job.attempt.begun or timer == job.deadline_at, job.id, "is given up too early")
 
     def _look_at_sums(self) -> None:
         queue = self._queue
@@ -239,11 +239,11 @@ class Invariants:
             inside = [j for j in jobs if all(j is not other for other in apart)]
             must(Rule.ORDER, queue.length(priority) == len(jobs), "length of", priority)
             must(Rule.ORDER, len(class_queue) == len(inside), "length of the lane of", priority)
-            work_s = sum(job.cost_s for job in inside)
+            work_s = sum(job.account.cost_s for job in inside)
             must(Rule.ORDER, abs(class_queue.work_s - work_s) < 1e-6, "work of", priority, class_queue.work_s, work_s)
             of_clients = {key: (len(flow.jobs), flow.work_s) for key, flow in class_queue._flows.items()}
             for key, (count, flow_s) in of_clients.items():
-                own = [job.cost_s for job in inside if job.client.key == key]
+                own = [job.account.cost_s for job in inside if job.client.key == key]
                 right = count == len(own) and abs(flow_s - sum(own)) < 1e-6
                 must(Rule.ORDER, right, "jobs of", key)
             must(Rule.ORDER, sum(count for count, _ in of_clients.values()) == len(inside), "clients of", priority)

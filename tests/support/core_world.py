@@ -10,7 +10,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from glmtts.daemon.core import effects, inputs
-from glmtts.daemon.core.jobs.job import Job, Subscriber
+from glmtts.daemon.core.jobs.job import Account, Job, Subscriber
 from glmtts.daemon.core.machine import Machine
 from glmtts.daemon.core.settings import EngineSettings, LimitsSettings, Section, Settings, WorkersSettings
 from glmtts.daemon.core.workers.worker import Death, Worker
@@ -103,7 +103,7 @@ class World:
         asked = find.request
         assert isinstance(asked, requests.Wait | requests.Cancel | requests.GetJob)
         row, end = self.rows.get(asked.job), self.ends.get(asked.job)
-        if row is not None and find.client not in (None, row.client, row.client.split("/")[0]):
+        if row is not None and find.client not in (None, row.client, row.client.partition("/")[0]):
             row = None
         if row is not None and end is not None:
             row = replace(row, state=end.state, event=end.event, result=end.result)
@@ -455,9 +455,8 @@ def waiting_job(**keys: Any) -> Job:
     connection = keys.pop("connection", 1)
     client = keys.pop("client", ALICE)
     recording = keys.pop("recording", None)
-    own: dict[str, Any] = {
-        name: keys.pop(name) for name in ("cost_s", "deadline_at", "accepted_at", "attempts") if name in keys
-    }
+    account = Account(cost_s=keys.pop("cost_s", 0.0))
+    own: dict[str, Any] = {name: keys.pop(name) for name in ("deadline_at", "accepted_at", "attempts") if name in keys}
     keys.setdefault("text", "hello")
     request = requests.Synthesize(id="r", v=1, **keys)
     return Job(
@@ -469,6 +468,7 @@ def waiting_job(**keys: Any) -> Job:
         sample_rate=None,
         streams=request.stream,
         created=0.0,
+        account=account,
         **({"accepted_at": 0.0} | own),
         content="c" if request.key is not UNSET else "",
         subscribers=[Subscriber(inputs.ReplyTo(connection), "r", True)],

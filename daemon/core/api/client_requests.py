@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import msgspec
 from msgspec import UNSET
 
@@ -13,8 +15,8 @@ from ...engines import options as engine_options
 from ..context import Context
 from ..inputs import Client, JournalAdded, JournalChanged, ReplyTo, Requested, StoredVoice
 from ..jobs.estimates import Estimator
-from ..jobs.job import MAX_SUBSCRIBERS, Job, Subscriber
-from ..jobs.job_table import JobTable, content_digest, newest_first
+from ..jobs.job import MAX_SUBSCRIBERS, Ended, Job, Subscriber
+from ..jobs.job_table import JobTable, content_digest
 from ..jobs.queue import WaitingQueue
 from ..scheduling.admission import Admission, is_named
 from ..scheduling.completion import Completion
@@ -242,7 +244,7 @@ class ClientRequests:
             return client
         if not is_named(client, self._context.settings.limits.gateways):
             raise RequestError(ErrorCode.FORBIDDEN, f"on_behalf_of: user {client.user} is not one of [limits] gateways")
-        return Client(key=f"{client.key}/{request.on_behalf_of}", user=client.user)
+        return Client(client.owner, client.user, on_behalf_of=request.on_behalf_of)
 
     def _check_open(self) -> None:
         if self.closed:
@@ -380,11 +382,11 @@ class ClientRequests:
         job = self._own(to, request, client)
         if job is None:
             return
-        if job.live:
+        if isinstance(job, Job):
             who = "an operator" if client is None else "its client"
             self._completion.fail(job, ErrorCode.CANCELLED, f"cancelled by {who}")
         state = job.ending.state if job.ending is not None else job.state
-        self._context.send(to, events.Result(id=request.id, values={"state": state, "job": job.id}))
+        self._context.send(to, events.Result(id=request.id, values={"state": state, "job": request.job}))
 
     def job(self, to: ReplyTo, request: requests.GetJob, client: Client | None) -> None:
         """Say how a job stands."""
@@ -395,19 +397,18 @@ class ClientRequests:
 
     def jobs(self, to: ReplyTo, request: requests.ListJobs, client: Client | None) -> None:
         """List a client's jobs, or for an operator everybody's."""
-        found = []
-        for job in self._job_table.newest():
-            if client is not None and job.client.key.split("/")[0] != client.key:
-                continue
-            if request.state is not UNSET and job.state != request.state:
-                continue
-            found.append(job)
-            if len(found) >= request.limit:
-                break
-        infos = [self._describe(job, with_client=client is None, exact=False) for job in newest_first(found)]
+        found = (
+            job
+            for job in self._job_table.newest()
+            if (client is None or job.client.owner == client.owner) and request.state in (UNSET, job.state)
+        )
+        infos = [self._describe(job, with_client=client is None, exact=False) for job in islice(found, request.limit)]
+        infos.sort(key=lambda info: info.created, reverse=True)
         self._context.send(to, events.JobsAnswer(id=request.id, jobs=infos))
 
-    def _describe(self, job: Job, *, with_client: bool, exact: bool = True) -> events.JobInfo:
+    def _describe(self, job: Job | Ended, *, with_client: bool, exact: bool = True) -> events.JobInfo:
+        if isinstance(job, Ended):
+            return job.describe(with_client=with_client)
         position = wait = None
         if job.state == "waiting":
             # Counting is worth it for one job; in a list the position last told is near enough.
@@ -422,8 +423,8 @@ class ClientRequests:
         if job is None:
             return
         subscriber = Subscriber(event.to, request.id, request.events == "all" and not event.to.envelope)
-        if not job.live:
-            self._replay(job.id, subscriber, event.client.key)
+        if isinstance(job, Ended):
+            self._replay(request.job, subscriber, event.client.owner)
             return
         try:
             self._check_audience(job)
@@ -451,13 +452,13 @@ class ClientRequests:
 
     def _own(
         self, to: ReplyTo, request: requests.Cancel | requests.GetJob | requests.Wait, client: Client | None
-    ) -> Job | None:
+    ) -> Job | Ended | None:
         """The job, if this client may know of it; the answer is the same for no job and for somebody else's.
 
         One that is not in memory is looked up in the journal, and answered from there.
         """
         job = self._job_table.find(request.job)
-        if job is not None and (client is None or job.client.key.split("/")[0] == client.key):
+        if job is not None and (client is None or job.client.owner == client.owner):
             return job
         if job is not None or not self._durable_jobs.find(to, request, client.key if client else None):
             message = f"job: there is no job {request.job!r} of yours"

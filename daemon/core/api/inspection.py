@@ -53,8 +53,8 @@ class Inspection:
         classes = {
             priority: {
                 "waiting": self._queue.length(priority),
-                "running": sum(job.request.priority == priority and not job.suspended for job in running),
-                "suspended": sum(job.request.priority == priority and job.suspended for job in running),
+                "running": sum(job.request.priority == priority and not job.attempt.suspended for job in running),
+                "suspended": sum(job.request.priority == priority and job.attempt.suspended for job in running),
                 "work_s": round(self._queue.work_s(priority), 3),
                 "weight": int(self._queue.weight(priority)),
             }
@@ -115,8 +115,8 @@ class Inspection:
         if request.client is not UNSET:
             wanted = request.client
             clients = [client for client in clients if client.key == wanted or is_named(client, [wanted])]
-            user = wanted.partition("/")[0]
-            clients = clients or [Client(wanted if ":" in wanted else f"user:{wanted}", user)]
+            key = wanted if ":" in wanted else f"user:{wanted}"
+            clients = clients or [Client.of(key, wanted.partition("/")[0])]
         values = {
             "limits": self._admission.describe_general(),
             "clients": [self._admission.describe(client) for client in clients[-_SHOWN_CLIENTS:]],

@@ -110,7 +110,7 @@ class CoreMetrics:
         running = dict.fromkeys(PRIORITIES, 0.0)
         suspended = dict.fromkeys(PRIORITIES, 0.0)
         for job in at_hand:
-            (suspended if job.suspended else running)[job.request.priority] += 1
+            (suspended if job.attempt.suspended else running)[job.request.priority] += 1
         waiting = ((priority, float(self._queue.length(priority))) for priority in PRIORITIES)
         ended = ((outcome, float(outcomes.get(outcome, 0))) for outcome in OUTCOMES)
         turned_away = ((code.value, float(refused.get(code.value, 0))) for code in ErrorCode)

@@ -161,10 +161,8 @@ def names_of(client: Client) -> Sequence[str]:
     """What a client may be called in the configuration: ``1000``, ``uid:1000``, ``alice``; ``alice/bob`` for whom a
     gateway speaks for.
     """
-    _, slash, customer = client.key.partition("/")
-    if slash:
-        return (client.key, client.key.removeprefix("uid:"), f"{client.user}/{customer}")
-    return (client.key, client.key.removeprefix("uid:"), client.user)
+    name = f"{client.user}/{client.on_behalf_of}" if client.on_behalf_of else client.user
+    return (client.key, client.key.removeprefix("uid:"), name)
 
 
 def is_named(client: Client, names: Sequence[str]) -> bool:

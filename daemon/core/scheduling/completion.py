@@ -57,7 +57,7 @@ class Completion:
         """The job waits no more, and nobody works on it."""
         if job in self._queue:
             self._queue.remove(job)
-        elif (worker := self._pool.workers.get(job.worker or "")) is not None and job.id in worker.jobs:
+        elif (worker := self._pool.workers.get(job.attempt.worker or "")) is not None and job.id in worker.jobs:
             self._context.effects.append(Tell(worker.incarnation, CancelJob(job=job.id)))
 
     def fail_withdrawn(
@@ -70,19 +70,18 @@ class Completion:
         reason: str | None = None,
     ) -> None:
         """End a live job that is in no queue and on no worker."""
-        job.code, job.message = code.value, message
         event = events.Error.of("", code, message, job=job.id, retry_after_s=retry_after_s)
         self._context.log(
             "info" if code is ErrorCode.CANCELLED else "warning",
             "job ended in an error",
             job=job.id,
-            **({"worker": job.worker} if job.worker else {}),
+            **({"worker": job.attempt.worker} if job.attempt.worker else {}),
             client=job.client.key,
             code=code.value,
             reason=message if reason is None else reason,
         )
         if reason is not None and reason != message:
-            self._context.log("debug", "what its client was told", job=job.id, worker=job.worker, told=message)
+            self._context.log("debug", "what its client was told", job=job.id, worker=job.attempt.worker, told=message)
         self.end(job, Ending("cancelled" if code is ErrorCode.CANCELLED else "failed", event))
 
     def fail_waiting(self, code: ErrorCode, message: str, *, retry_after_s: float | None = None) -> None:
@@ -115,7 +114,7 @@ class Completion:
 
     def _settle_account(self, job: Job) -> None:
         """Its client is charged for the time that it really took."""
-        job.stop(self._context.now)
+        job.attempt.stop(self._context.now)
         self._queue.settle(job)
 
     def on_written(self, event: JournalEnded) -> None:
@@ -136,7 +135,6 @@ class Completion:
     def _tell(self, job: Job, ending: Ending, *, settle: bool = True) -> None:
         context = self._context
         job.enter(ending.state)
-        job.ended_at = context.now
         outcome = ending.event.code if isinstance(ending.event, events.Error) else "done"
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
         if isinstance(ending.event, events.Done):
@@ -145,7 +143,7 @@ class Completion:
         for subscriber in job.subscribers:
             self.send(subscriber.to, subscriber.id, ending, heard=subscriber.heard)
         if context.watched:
-            context.publish(f"job.{ending.state}", job=job.id, outcome=outcome, worker=job.worker)
+            context.publish(f"job.{ending.state}", job=job.id, outcome=outcome, worker=job.attempt.worker or None)
         if job.output_path and job.attempts:
             settled = SettleOutput(job.id, job.output_path, wanted=ending.state == "done")
             if settle:

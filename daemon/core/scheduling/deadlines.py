@@ -10,7 +10,7 @@ from ..jobs.queue import WaitingQueue
 
 def enqueue(context: Context, queue: WaitingQueue, estimator: Estimator, job: Job) -> None:
     """Put an accepted job into the queue; it may be started from now on."""
-    job.cost_s = estimator.expect_s(job)
+    job.account.cost_s = estimator.expect_s(job)
     queue.push(job)
     context.stir()
     if job.deadline_at is not None:

@@ -101,7 +101,7 @@ class Dispatcher:
                     break
                 self._queue.take(job)
                 self._take(job, worker)
-                brief = brief and job.cost_s < BRIEF_S
+                brief = brief and job.account.cost_s < BRIEF_S
         for worker in self._pool.open():
             while self._go_on(worker):
                 pass
@@ -148,7 +148,7 @@ class Dispatcher:
             return False
         live = self._job_table.live
         at_hand = [live[id] for worker in self._pool.workers.values() for id in worker.jobs if id in live]
-        return all(job.cost_s < BRIEF_S for job in at_hand)
+        return all(job.account.cost_s < BRIEF_S for job in at_hand)
 
     def _go_on(self, worker: Worker) -> bool:
         """A worker has put a job aside: another one may come first, else it goes on. Returns whether it got neither."""
@@ -167,7 +167,7 @@ class Dispatcher:
 
     def _resume(self, job: Job, worker: Worker) -> None:
         self._pool.resume(worker, job.id)
-        job.go_on(self._context.now)
+        job.attempt.resume(self._context.now)
         self._preemption.resumed(job)
         self._notifications.note("resumed", job)
 
@@ -181,7 +181,7 @@ class Dispatcher:
     def _start(self, job: Job, worker: Worker) -> None:
         context, request = self._context, job.request
         job.enter("running")  # waiting -> running
-        job.worker = worker.name
+        job.attempt.worker = worker.name
         begins = self._pool.take(worker, job.id)
         voice = request.voice if request.voice is not UNSET else None
         if voice is None and request.prompt is UNSET:
@@ -218,9 +218,9 @@ class Dispatcher:
         """The worker works on the job from now on."""
         now = self._context.now
         self._context.jobs_dirty = True
-        job.begun = True
+        job.attempt.begun = True
         job.attempts += 1
-        job.go_on(now)
+        job.attempt.resume(now)
         job.waited_s = now - job.accepted_at
         self._context.counters.begun(job)
         if job.deadline_at is not None:
@@ -255,9 +255,9 @@ class Dispatcher:
             self.violation(worker, f"speaks of job {id[:64]!r}, which it was not given")
             return None
         job = self._job_table.live.get(id)
-        if job is None or job.state != "running" or job.worker != worker.name or job.ending is not None:
+        if job is None or job.state != "running" or job.attempt.worker != worker.name or job.ending is not None:
             return None
-        if not job.begun:
+        if not job.attempt.begun:
             self._begin(job, worker)
         return job
 
@@ -274,8 +274,9 @@ class Dispatcher:
         job = self._job_of(worker, message.job)
         if job is None:
             return
-        job.segment, job.segments, job.audio_s = message.segment, message.segments, message.audio_s
-        job.border_s = job.active_s(self._context.now)
+        attempt = job.attempt
+        attempt.segment, attempt.segments, attempt.audio_s = message.segment, message.segments, message.audio_s
+        attempt.boundary_s = attempt.active_s(self._context.now)
         event = events.Progress(
             id="",
             job=job.id,
@@ -289,13 +290,13 @@ class Dispatcher:
         job = self._job_of(worker, message.job)
         if job is None:
             return
-        if body is None or not job.streams or message.seq != job.chunks:
-            self.violation(worker, f"audio chunk {message.seq} where {job.chunks} was expected")
+        if body is None or not job.streams or message.seq != job.attempt.chunks:
+            self.violation(worker, f"audio chunk {message.seq} where {job.attempt.chunks} was expected")
             return
         self._pool.moved(worker, message.job)
-        if job.first_audio_at is None:
-            job.first_audio_at = self._context.now
-        job.chunks += 1
+        if job.attempt.first_audio_at is None:
+            job.attempt.first_audio_at = self._context.now
+        job.attempt.chunks += 1
         if message.seq == 0:
             for subscriber in job.subscribers:
                 subscriber.heard = subscriber.all_events
@@ -319,7 +320,7 @@ class Dispatcher:
         """The worker works on these now; some may have lain ready in it."""
         for id in jobs:
             job = self._job_table.live.get(id)
-            if job is not None and not job.begun:
+            if job is not None and not job.attempt.begun:
                 self._begin(job, worker)
 
     def on_finished(self, worker: Worker, message: Finished, body: bytes | memoryview | None) -> None:
@@ -335,24 +336,23 @@ class Dispatcher:
         if (body is None) == (not job.streams and not elsewhere):
             self.violation(worker, "a file is missing, or sent where none is wanted")
             return
-        if job.streams and message.chunks != job.chunks:
-            self.violation(worker, f"a stream of {message.chunks} chunks, of which {job.chunks} came")
+        if job.streams and message.chunks != job.attempt.chunks:
+            self.violation(worker, f"a stream of {message.chunks} chunks, of which {job.attempt.chunks} came")
             return
         self._give_back(worker, job.id, message.memory, spoke=True)
         now = self._context.now
         if message.synthesis_s > 0.0:  # else an earlier attempt had done the work
-            self._estimator.learn(job, max(job.active_s(now), message.synthesis_s))
+            self._estimator.learn(job, max(job.attempt.active_s(now), message.synthesis_s))
         if self._retries.quarantine:
             self._retries.quarantine.clear(self._retries.content(job))
         if message.problem and not self._durable_jobs.not_kept(job, message.problem):
             self._retries.take_back(job)
             self._durable_jobs.wait_for_disk(job)
             return
-        job.audio_s, job.synthesis_s = message.audio_s, message.synthesis_s
         engine = worker.ready.engine if worker.ready else ""
         first_audio_s = message.first_audio_s + job.waited_s
-        if job.first_audio_at is not None:
-            first_audio_s = job.first_audio_at - job.accepted_at
+        if job.attempt.first_audio_at is not None:
+            first_audio_s = job.attempt.first_audio_at - job.accepted_at
         event = events.Done(
             id="",
             job=job.id,
@@ -455,13 +455,13 @@ class Dispatcher:
         if job is None or job.ending is not None or job.deadline_at is None:
             return
         left_s = job.deadline_at - self._context.now
-        if left_s > 0.0 and job.begun:
+        if left_s > 0.0 and job.attempt.begun:
             self._context.timers.set(("deadline", job.id), job.deadline_at)
         elif left_s > 0.0:
-            message = f"it takes about {job.cost_s:.1f} s, and only {left_s:.1f} s were left until its deadline"
+            message = f"it takes about {job.account.cost_s:.1f} s, and only {left_s:.1f} s were left until its deadline"
             self._completion.fail(job, ErrorCode.DEADLINE_EXCEEDED, f"not started in time: {message}")
         else:
-            where = "while it was spoken" if job.begun else "while it waited"
+            where = "while it was spoken" if job.attempt.begun else "while it waited"
             message = f"not finished within its deadline, which passed {where}"
             self._completion.fail(job, ErrorCode.DEADLINE_EXCEEDED, message)
 

@@ -96,7 +96,7 @@ class DurableJobs:
         """A job that was spoken for nobody is in no queue and on no worker: it waits until it can be spoken again."""
         job.excused += 1
         # Nobody hears the rest of a stream: the speech is made whole.
-        job.streams, job.chunks, job.first_audio_at = False, 0, None
+        job.streams = False
         self._hold(job)
 
     def _hold(self, job: Job) -> None:
@@ -154,7 +154,7 @@ class DurableJobs:
             return None
         job = Job(
             id=row.job,
-            client=Client(row.client, row.user),
+            client=Client.of(row.client, row.user),
             request=row.request,
             recording=row.recording,
             content=row.content,
@@ -310,23 +310,22 @@ def key_taken(id: str) -> str:
 
 def _described(row: JournalRow, *, with_client: bool) -> events.JobInfo:
     """A job of the journal as clients and operators see it."""
-    job = Job(
-        id=row.job,
-        client=Client(row.client, row.user),
-        request=row.request,
-        recording=None,
-        format=row.format,
-        sample_rate=row.sample_rate,
-        streams=False,
-        accepted_at=0.0,
-        created=row.created,
-        durable=True,
+    info = events.JobInfo(
+        job=row.job,
         state=row.state,
+        priority=row.request.priority,
+        created=row.created,
         attempts=row.attempts,
         text_length=row.text_length,
+        durable=True,
+        output=row.request.output,
+        key=row.request.key,
     )
+    if with_client:
+        info.client, info.user = row.client, row.user
     if isinstance(row.event, events.Error):
-        job.code, job.message = row.event.code, row.event.message
+        info.code, info.message = row.event.code, row.event.message
     elif row.event is not None:
-        job.audio_s, job.synthesis_s, job.waited_s = row.event.audio_s, row.event.synthesis_s, row.event.waited_s
-    return job.describe(None, None, with_client=with_client)
+        done = row.event
+        info.audio_s, info.synthesis_s, info.waited_s = round(done.audio_s, 3), done.synthesis_s, done.waited_s
+    return info

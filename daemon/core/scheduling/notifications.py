@@ -46,19 +46,19 @@ class Notifications:
         event = events.Started(
             id="",
             job=job.id,
-            worker=job.worker or "",
+            worker=job.attempt.worker or "",
             gpu=gpu,
             attempt=job.attempts,
             waited_s=round(job.waited_s, 6),
         )
         self.tell(job, event)
         self.note("running", job)
-        self._context.log("debug", "job started", job=job.id, worker=job.worker, attempt=job.attempts)
+        self._context.log("debug", "job started", job=job.id, worker=job.attempt.worker, attempt=job.attempts)
 
     def note(self, what: str, job: Job) -> None:
         """Tell whoever watches what has become of a job that has a worker."""
         if self._context.watched:
-            self._context.publish(f"job.{what}", job=job.id, worker=job.worker, attempt=job.attempts)
+            self._context.publish(f"job.{what}", job=job.id, worker=job.attempt.worker, attempt=job.attempts)
 
     def waits(self) -> None:
         """A job waits that may hear of its position later."""

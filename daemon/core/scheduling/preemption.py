@@ -67,21 +67,21 @@ class Preemption:
         if len(worker.aside) >= MAX_ASIDE or len(worker.at_hand) != 1:
             return None
         job = self._job_table.live.get(worker.at_hand[0])
-        if job is None or job.ending is not None or not job.begun:
+        if job is None or job.ending is not None or not job.attempt.begun:
             return None
         # In its last segment it is done as soon as it could be put aside.
-        last = job.segments > 0 and job.segment >= job.segments - 1
+        last = job.attempt.segments > 0 and job.attempt.segment >= job.attempt.segments - 1
         return None if last else job
 
     def goes_before(self, waiting: Job, begun: Job) -> bool:
         """Whether a waiting job comes before the rest of one that is being spoken, or is put aside."""
-        unspoken_s = begun.charged_s - begun.active_s(self._context.now)
+        unspoken_s = begun.account.charged_s - begun.attempt.active_s(self._context.now)
         return self._queue.goes_before(waiting, begun, self._forecast.left_s(begun), unspoken_s=unspoken_s)
 
     def put_aside(self, job: Job) -> None:
         """A job stands still from now on: charged is what was spoken of it."""
-        job.stop(self._context.now)
-        job.suspended = True
+        job.attempt.stop(self._context.now)
+        job.attempt.suspended = True
         self._queue.settle(job)
 
     def resumed(self, job: Job) -> None:

@@ -8,7 +8,7 @@ from glmtts.protocol.errors import ErrorCode
 
 from ..context import Context
 from ..exit_causes import POLICIES, Cause
-from ..jobs.job import Job
+from ..jobs.job import Attempt, Job
 from ..jobs.job_table import JobTable, content_digest
 from ..jobs.queue import WaitingQueue
 from ..workers.worker import Death
@@ -60,7 +60,7 @@ class Retries:
         for job in had:
             if job is None or job.state != "running" or job.ending is not None:
                 continue
-            if job.begun:
+            if job.attempt.begun:
                 affected.append(job)
             else:
                 # It had lain ready in the worker: neither is it to blame, nor was that an attempt.
@@ -68,10 +68,11 @@ class Retries:
         policy = POLICIES[death.cause]
         if policy.blames_job:
             self._blame(
-                [job for job in affected if not job.suspended and (culprits is None or job.id in culprits)], death
+                [job for job in affected if not job.attempt.suspended and (culprits is None or job.id in culprits)],
+                death,
             )
         for job in affected:
-            if job.suspended:
+            if job.attempt.suspended:
                 # The worker died of another one.
                 job.excused += 1
             self._after_death(job, death)
@@ -94,25 +95,25 @@ class Retries:
         """Another attempt for a job whose worker died, or its end."""
         policy = POLICIES[death.cause]
         tried = job.attempts - job.excused
-        attempts_left = tried < self._context.settings.workers.restart.max_attempts and not job.audio_was_sent
+        attempts_left = tried < self._context.settings.workers.restart.max_attempts and not job.attempt.chunks > 0
         deaths = self.deaths_of(self.content(job)) if policy.blames_job else 0
-        out_of_memory = death.cause is Cause.OUT_OF_MEMORY and not job.suspended
+        out_of_memory = death.cause is Cause.OUT_OF_MEMORY and not job.attempt.suspended
         if attempts_left and deaths:
             message = f"{quarantine_message(deaths)}; the last: {death.detail}"
             self._completion.fail(job, ErrorCode.QUARANTINED, message)
         elif attempts_left and not (out_of_memory and job.needs_fresh):
             job.needs_fresh = job.needs_fresh or out_of_memory
-            died = job.worker
+            died = job.attempt.worker
             self._wait_again(job)
             self._context.log("info", "job waits for another attempt", job=job.id, worker=died, after=death.detail)
         else:
             notes = ""
-            if job.audio_was_sent:
+            if job.attempt.chunks > 0:
                 notes = "; a part of it had been sent, so it was not started again"
             elif out_of_memory and job.needs_fresh:
                 notes = ", and so did the one before; a shorter text may fit"
             # What the worker died of was not the job that it had put aside.
-            code = ErrorCode.WORKER_CRASHED if job.suspended else policy.code
+            code = ErrorCode.WORKER_CRASHED if job.attempt.suspended else policy.code
             self._completion.fail(job, code, f"the worker failed ({death.detail}){notes}")
 
     def _wait_again(self, job: Job) -> None:
@@ -123,13 +124,10 @@ class Retries:
     def take_back(self, job: Job) -> None:
         """It is as if the job had not been begun, but that its client is charged for the time that it has had."""
         job.enter("waiting")  # running -> waiting
-        job.stop(self._context.now)
+        job.attempt.stop(self._context.now)
         self._queue.settle(job)
-        job.charged_s = job.settled_s = job.earlier_s = job.border_s = 0.0
-        job.worker = None
-        job.begun = job.suspended = False
-        job.segment = job.segments = 0
-        job.audio_s = 0.0
+        job.account.charged_s = job.account.settled_s = 0.0
+        job.attempt = Attempt()
         job.told_position = -1
 
 
