@@ -175,7 +175,7 @@ def steps(load: Load, waiting: int, times: int) -> dict[str, dict[str, float]]:
         if number % 20 == 0:
             begin = clock()
             # Not by its timer, which is one of many that a step may find due.
-            world.machine._notifications.tell_positions()
+            world.machine.scheduler.notifications.tell_positions()
             told.append(clock() - begin)
     return {"accept": figures(accepted), "finish": figures(ended), "positions": figures(told)}
 

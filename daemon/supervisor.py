@@ -32,7 +32,8 @@ from .background import Background
 from .config import load as config
 from .config.tcp_access import Access
 from .core import effects, inputs
-from .core.machine import Machine, Phase
+from .core.machine import Machine
+from .core.state import Installation
 from .core.workers.placement import asks_nvml
 from .gpu.sampler import Sampler
 from .log.logger import Logger
@@ -296,15 +297,17 @@ class Supervisor:
             self._log.warning("outputs can't be written", folder=str(folder), reason=error.strerror)
         return Machine(
             self._settings,
+            Installation(
+                boot=secrets.token_hex(4),
+                version=__version__,
+                config_file=str(self._config.file or ""),
+                state_folder=str(config.state_dir(self._settings)),
+                outputs_folder=str(folder),
+                results_folder=str(config.state_dir(self._settings) / "results"),
+            ),
             now=self._clock(),
             wall=time.time(),
             seed=secrets.randbits(64),
-            boot=secrets.token_hex(4),
-            version=__version__,
-            config_file=str(self._config.file or ""),
-            state_folder=str(config.state_dir(self._settings)),
-            outputs_folder=str(folder),
-            results_folder=str(config.state_dir(self._settings) / "results"),
             voices=voices,
         )
 
@@ -369,7 +372,7 @@ class Supervisor:
             self._guarded(self._tell_manager)
 
     def _tell_manager(self) -> None:
-        self._manager.turn(lambda: self._machine.summary, self._machine.phase is Phase.STOPPING, self._is_well)
+        self._manager.turn(lambda: self._machine.summary, self._machine.stopping, self._is_well)
 
     def _is_well(self) -> bool:
         """Whether the daemon does its work, as far as a new one would do it better."""

@@ -200,7 +200,7 @@ def test_an_idle_daemon_in_good_health_is_left_asleep(world: World) -> None:
     speak(world)
     world.pass_time(2 * WINDOW_S)
     world.forget()
-    assert ("judge", "") not in world.machine._context.timers
+    assert ("judge", "") not in world.machine.state.context.timers
 
 
 def test_new_thresholds_hold_after_a_reload(world: World, make_settings: MakeSettings) -> None:

@@ -103,7 +103,7 @@ def test_one_that_still_finishes_its_job_holds_its_place(make_world: MakeWorld) 
         world.request()
     world.operate(control.Scale, max=1)
     assert sorted(world.states()) == ["busy", "draining"]
-    retiring = next(w.name for w in world.machine._pool if w.retiring)
+    retiring = next(w.name for w in world.pool if w.retiring)
     world.operate(control.Scale, min=2, max=2)
     world.forget()
     # Two processes are there, and two may be: the third comes when the one that goes is gone.

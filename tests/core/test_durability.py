@@ -31,13 +31,13 @@ def holding(make_world: Make) -> Any:
 
 def nothing_is_left(world: World) -> bool:
     machine = world.machine
-    job_table, queue, timers = machine._job_table, machine._queue, machine._context.timers
+    job_table, queue, timers = machine.state.job_table, machine.state.queue, machine.state.context.timers
     deadlines = [key for key in timers._due if key[0] == "deadline"]
     counts = dict(job_table.live_of_client)
     return (len(queue), job_table.live, counts, job_table.outputs, job_table.recording_bytes, deadlines) == (
         0, {}, {}, set(), 0, [],
     ) and not any(
-        (machine._durable_jobs._adding, job_table._keys, job_table._of_connection, job_table._ended)
+        (machine.scheduler.durable_jobs._adding, job_table._keys, job_table._of_connection, job_table._ended)
     )  # fmt: skip
 
 
@@ -81,8 +81,8 @@ def test_speech_that_nobody_would_have_is_not_done_but_made_again_when_there_is_
 
 
 def nothing_is_left_but_results(world: World) -> bool:
-    machine = world.machine
-    return not len(machine._queue) and not machine._job_table.live and not machine._durable_jobs._waits_for_disk
+    waits_for_disk = world.machine.scheduler.durable_jobs._waits_for_disk
+    return not world.machine.state.queue and not world.live and not waits_for_disk
 
 
 @pytest.mark.parametrize("when", ["waits", "tried"])
@@ -94,7 +94,7 @@ def test_the_end_of_the_daemon_leaves_what_waits_for_the_disk_to_the_next_one(wo
     world.step(inputs.StopAsked("SIGTERM"))
     if when == "tried":
         world.finish(second, b"RIFF", problem=FULL)
-    assert world.machine._completion.left == 2 and not world.effects(effects.JournalEnd)
+    assert world.machine.scheduler.completion.left == 2 and not world.effects(effects.JournalEnd)
     assert nothing_is_left_but_results(world)
 
 
@@ -182,7 +182,7 @@ def test_everybody_who_waits_for_a_job_that_could_not_be_written_is_told(make_wo
         world.request(priority="batch", key="k", events="final"),
         world.request(priority="batch", key="k", connection=-1),
     ]
-    (job,) = world.machine._job_table.live
+    (job,) = world.live
     ids.append(world.request(requests.Wait(id="", v=1, job=job)))
     world.journal = "fails"
     world.write()
@@ -288,22 +288,22 @@ def test_a_job_is_kept_as_long_as_its_key_holds(make_world: Make) -> None:
     for key in (UNSET, "k"):
         world.finish(world.job(world.request(priority="batch", key=key)), b"RIFF")
     without, with_key = world.effects(effects.JournalEnd)
-    wall = world.machine._context.wall
+    wall = world.machine.state.context.wall
     assert (without.expires_at, without.keep_bytes) == (pytest.approx(wall + 100.0), 3 << 20)
     assert with_key.expires_at == pytest.approx(wall + 86_400.0)
 
 
 def test_a_job_that_is_cancelled_while_it_is_written_is_never_started(holding: Any) -> None:
     id = holding.request(priority="batch")
-    (job,) = holding.machine._job_table.live
+    (job,) = holding.machine.state.job_table.live
     cancel = holding.request(requests.Cancel(id="", v=1, job=job))
     assert holding.last(cancel).values == {"state": "cancelled", "job": job}
     holding.write()
     assert [event.code for event in holding.told(id)] == ["cancelled"]
     assert not holding.messages(wire.Job)
     assert holding.ends[job].state == "cancelled"
-    assert holding.machine._job_table.live == {}
-    assert not holding.machine._durable_jobs._adding
+    assert holding.machine.state.job_table.live == {}
+    assert not holding.machine.scheduler.durable_jobs._adding
 
 
 # --- what only the journal remembers
@@ -389,8 +389,8 @@ def test_a_job_of_an_earlier_daemon_can_be_joined_waited_for_and_cancelled(make_
     wait = world.request(requests.Wait(id="", v=1, job="a-1"))
     world.finish("a-1", b"RIFF")
     assert world.names(wait) == ["done"]
-    content = world.machine._job_table.live["a-2"].content
-    assert world.machine._job_table.with_key("uid:1001", "k", world.now) == ("a-2", content)
+    content = world.live["a-2"].content
+    assert world.machine.state.job_table.with_key("uid:1001", "k", world.now) == ("a-2", content)
     world.request(requests.Cancel(id="", v=1, job="a-2"))
     assert world.ends["a-2"].state == "cancelled"
 
@@ -427,13 +427,13 @@ def test_a_recovered_stream_is_made_whole_and_kept(make_world: Make) -> None:
 def test_a_job_is_taken_up_once_however_often_the_journal_names_it(make_world: Make) -> None:
     world = recovered(make_world, row(1))
     world.step(inputs.JournalChanged("", [row(1)]))
-    assert world.machine._durable_jobs.recovered == 1
+    assert world.machine.scheduler.durable_jobs.recovered == 1
     assert len(world.messages(wire.Job)) == 1
 
 
 def test_jobs_of_an_earlier_daemon_find_room_however_full_the_queue_may_be(make_world: Make) -> None:
     world = recovered(make_world, *(row(n) for n in range(1, 6)), queue={"max_waiting_batch": 1})
-    assert len(world.machine._job_table.live) == 5
+    assert len(world.live) == 5
     assert world.last(world.request(priority="batch")).code == "queue_full"
 
 

@@ -42,7 +42,7 @@ def test_a_result_on_disk_is_read_for_each_who_waits_and_not_kept_in_memory(worl
         (first, sent.result, 1),
         (again, sent.result, 2),
     ]
-    assert world.machine._job_table.result_bytes == 0
+    assert world.machine.state.job_table.result_bytes == 0
     late = world.request(requests.Wait(id="", v=1, job=sent.job), connection=3)
     assert [s.path for s in world.effects(effects.SendStored) if s.event.id == late] == [sent.result]
 
@@ -77,7 +77,7 @@ def test_a_result_that_can_t_be_kept_is_an_alert_and_no_more_are_taken_for_a_whi
     refused = world.last(world.request(priority="batch", text="x"))
     assert refused.code == "unavailable" and "No space left" in refused.message
     assert world.names(world.request(text="y"))[-1] == "started"
-    world.finish(world.machine._pool.workers["w0"].jobs[0], b"RIFF")
+    world.finish(world.pool.workers["w0"].jobs[0], b"RIFF")
     world.pass_time(30.0)
     again = world.request(priority="batch", text="x")
     assert world.names(again)[-1] == "started"
@@ -86,8 +86,7 @@ def test_a_result_that_can_t_be_kept_is_an_alert_and_no_more_are_taken_for_a_whi
 
 
 def test_without_a_folder_for_results_they_are_sent(make_world: Make) -> None:
-    world = make_world()
-    world.machine._dispatcher._results_folder = ""
+    world = make_world(results_folder="")
     world.ready()
     id = world.request(priority="batch")
     assert world.messages(wire.Job)[0].result is None
@@ -110,7 +109,7 @@ def test_a_job_ends_once_however_many_reasons_there_are(world: World) -> None:
     world.step(inputs.JournalEnded(job))
     assert [event.code for event in world.told(id) if event.final] == ["cancelled"]
     assert len(world.effects(effects.JournalEnd)) == 1
-    assert world.machine._completion.outcomes == {"cancelled": 1}
+    assert world.machine.scheduler.completion.outcomes == {"cancelled": 1}
 
 
 @pytest.mark.parametrize(("end", "wanted"), [("done", True), ("failed", False), ("cancelled", False)])
@@ -149,7 +148,7 @@ def test_a_class_is_charged_for_the_time_that_its_jobs_really_took(make_stage: M
     options = {"seconds": 1.0}
     job = world.request(text="b" * 10, priority="batch", options=options, durable=False)
     for _ in range(8):
-        world.machine._estimator.learn(world.machine._job_table.live[world.job(job)], thought)
+        world.machine.state.estimator.learn(world.live[world.job(job)], thought)
     for number in range(120):
         world.request(text=f"b{number:9}", priority="batch", options=options, durable=False)
         world.request(text=f"i{number:9}")

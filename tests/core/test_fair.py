@@ -143,7 +143,7 @@ def test_what_is_charged_for_and_not_taken_is_given_back(rests: list[tuple[float
     for flow in ("a", "b"):
         give(share, flow, 100.0, more=waits)
     for charged_s, took_s in rests:
-        share.go_on("a", charged_s)
+        share.resume("a", charged_s)
         share.settle("a", charged_s, took_s)
     assert share.had("a") == pytest.approx(100.0 + sum(took_s for _, took_s in rests))
     assert (share.had("b"), share.tag("b")) == (100.0, 100.0)

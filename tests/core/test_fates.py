@@ -26,7 +26,7 @@ def test_a_client_is_not_charged_twice_for_a_job_that_is_tried_again(make_stage:
     world = stage.world
     stage.world.request(text="x" * 100)
     stage.run(1.0)
-    share = world.machine._queue._class_queues["interactive"]._share
+    share = world.machine.state.queue._class_queues["interactive"]._share
     virtual = share.virtual
     world.die()
     world.come_back()
@@ -59,7 +59,7 @@ def test_what_ran_out_of_memory_is_tried_once_more_on_a_process_that_had_no_othe
     name = world.last(id).worker
     world.say(_out_of_memory(world.job(id)), worker=name)
     world.die(-15, worker=name)
-    for worker in world.machine._pool:
+    for worker in world.pool:
         if worker.state == "starting":
             world.ready(worker.name)
     assert attempts(world, id) == [1, 2]

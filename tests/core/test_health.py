@@ -63,7 +63,7 @@ def test_with_the_breaker_open_it_is_down_and_says_of_what(make_world: Make) -> 
     world = make_world(workers={"restart": {"breaker_failures": 2, "backoff_initial_s": 20.0, "backoff_max_s": 30.0}})
     for _ in range(3):
         world.die(1, last_words="no module named torch")
-        while world.states() == ["backoff"] and world.machine._pool.circuit_breaker.state.value == "closed":
+        while world.states() == ["backoff"] and world.pool.circuit_breaker.state.value == "closed":
             world.pass_time(1.0)
     answer = health(world)
     assert (answer["ready"], names(answer)[0]) == (False, "workers_crash")

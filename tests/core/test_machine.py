@@ -34,7 +34,7 @@ def test_a_stream_whose_client_is_gone_is_not_spoken_for_nobody(world: World) ->
     world.step(inputs.ConnectionClosed(2))
     world.say(wire.Failed(job=world.job(stream), code="cancelled", message="cancelled"))
     world.finish(world.job(whole))
-    assert world.machine._completion.outcomes == {"cancelled": 1, "done": 1}
+    assert world.machine.scheduler.completion.outcomes == {"cancelled": 1, "done": 1}
 
 
 def test_a_stream_that_somebody_else_hears_goes_on_without_the_one_who_left(world: World) -> None:
@@ -63,7 +63,7 @@ def test_a_client_that_does_not_read_ends_nobody_elses_stream(world: World) -> N
     world.finish(world.job(id), None, chunks=1)
     assert world.last(id).code == "slow_consumer"
     assert world.names(wait) == ["audio", "done"]
-    assert world.machine._job_table._of_connection == {}
+    assert world.machine.state.job_table._of_connection == {}
 
 
 # --- drain
@@ -77,7 +77,7 @@ def test_a_drain_finishes_what_was_accepted_and_takes_no_more(world: World) -> N
     assert not world.told(drain)
     world.finish(world.job(second))
     assert world.last(drain).values == {"drained": True, "left": 0}
-    assert world.machine.phase == "drained"
+    assert world.machine.lifecycle.phase == "drained"
 
 
 def test_each_operator_waits_for_a_drain_as_long_as_they_said(world: World) -> None:
@@ -107,7 +107,7 @@ def test_a_drain_that_is_taken_back_is_answered_and_leaves_nothing_behind(world:
     assert world.names(world.request()) == ["accepted"]
     world.pass_time(10.0)
     assert len(world.told(drain)) == 1
-    assert world.machine.phase == "running"
+    assert world.machine.lifecycle.phase == "running"
 
 
 # --- stop
@@ -174,7 +174,7 @@ def test_a_stop_ends_a_worker_in_any_state_and_leaves_no_timer(make_world: Make,
         world.die(0)
     assert world.states() == ["stopped"]
     assert exited(world)
-    assert {purpose for purpose, _ in world.machine._context.timers._due} <= {"expire"}
+    assert {purpose for purpose, _ in world.machine.state.context.timers._due} <= {"expire"}
     world.pass_time(1_000.0)
     assert not world.effects(effects.Spawn)
 
@@ -193,7 +193,7 @@ def test_a_stopping_daemon_can_not_be_resumed_and_still_drains(world: World) -> 
 def test_drain_then_resume_then_drain_then_stop(world: World) -> None:
     for operation in (control.Drain, control.Resume, control.Drain):
         world.operate(operation)
-    assert world.machine.phase == "drained"
+    assert world.machine.lifecycle.phase == "drained"
     assert world.names(world.request()) == ["error"]
     stop(world)
     world.die(0)
@@ -210,7 +210,7 @@ def test_time_never_goes_back(world: World) -> None:
     world.now -= 50.0
     world.step(inputs.TimePassed())
     assert world.names(id) == ["accepted", "started"]
-    assert world.machine._context.now >= 100.0
+    assert world.machine.state.context.now >= 100.0
 
 
 def test_without_an_audience_nothing_is_published(world: World) -> None:

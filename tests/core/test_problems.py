@@ -36,7 +36,7 @@ def test_the_gravest_comes_first_and_nothing_comes_twice(make_world: Make) -> No
     world.step(inputs.JournalChanged("/state/journal.db: the disk is full"))
     for _ in range(3):
         world.die(1, last_words="no module named torch")
-        while world.states() == ["backoff"] and world.machine._pool.circuit_breaker.state.value == "closed":
+        while world.states() == ["backoff"] and world.pool.circuit_breaker.state.value == "closed":
             world.pass_time(1.0)
     found = problems(world, internal_errors=1)
     # Of the workers there are three alerts besides, which say no more.

@@ -106,7 +106,7 @@ def test_workers_are_replaced_one_after_the_other_and_the_jobs_that_they_speak_c
     world.finish(world.job(waiting), worker="w2")
     assert [world.names(id)[-1] for id in (first, second, waiting)] == ["done"] * 3
     assert world.states() == ["ready", "ready"]
-    assert [worker.generation for worker in world.machine._pool] == [1, 1]
+    assert [worker.generation for worker in world.pool] == [1, 1]
 
 
 def test_fewer_workers_and_fresh_ones_at_once_are_never_more_than_one_too_many(
@@ -141,7 +141,7 @@ def test_what_can_t_be_started_by_the_old_settings_is_tried_at_once_by_the_new_o
     world = make_world(workers={"restart": {"breaker_failures": 2, "backoff_initial_s": 20.0, "backoff_max_s": 30.0}})
     for _ in range(3):
         world.die(1)
-        while world.states() == ["backoff"] and world.machine._pool.circuit_breaker.state.value == "closed":
+        while world.states() == ["backoff"] and world.pool.circuit_breaker.state.value == "closed":
             world.pass_time(1.0)
     assert world.states() != ["starting"]
     id = world.request()
@@ -185,7 +185,7 @@ def test_fewer_workers_on_each_gpu_leave_one_on_each(make_world: Make, make_sett
     on = {name: world.worker(name).gpu for name in ("w0", "w1", "w2", "w3")}
     assert sorted(on.values()) == [0, 0, 1, 1]
     assert read_again(world, make_settings(workers=two | {"per_gpu": 1}))["applied"] == ["workers.per_gpu"]
-    left = [worker.gpu for worker in world.machine._pool if not worker.retiring]
+    left = [worker.gpu for worker in world.pool if not worker.retiring]
     assert sorted(left) == [0, 1]
 
 

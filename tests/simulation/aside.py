@@ -19,10 +19,10 @@ class Aside:
 
     def __init__(self, world: World, machine: Any) -> None:
         self._world = world
-        self._context = machine._context
-        self._live = machine._job_table.live
-        self._pool = machine._pool
-        self._queue = machine._queue
+        self._context = machine.state.context
+        self._live = machine.state.job_table.live
+        self._pool = machine.state.pool
+        self._queue = machine.state.queue
         #: For how many borders a job that could be put aside has run on while an urgent one waited and had not had
         #: its share.
         self._passed: dict[str, int] = {}

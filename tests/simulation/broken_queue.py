@@ -18,9 +18,8 @@ from glmtts.daemon.core.jobs.queue import WaitingQueue
 from glmtts.daemon.core.scheduling import preemption
 from glmtts.daemon.core.scheduling.admission import Admission
 from glmtts.daemon.core.scheduling.preemption import Preemption
-from glmtts.daemon.core.scheduling.quarantine import Quarantine
 from glmtts.daemon.core.scheduling.rate_limit import RateLimiter
-from glmtts.daemon.core.scheduling.retry import Retries
+from glmtts.daemon.core.scheduling.retry import Quarantine, Retries
 from glmtts.daemon.core.workers.pool import Pool
 from glmtts.daemon.core.workers.worker import Worker, WorkerState
 
@@ -139,7 +138,7 @@ def customers_take_what_their_gateway_has_not(patch: Patch) -> None:
 
 
 def as_many_aside_as_it_takes(patch: Patch) -> None:
-    patch.setattr(preemption, "MAX_ASIDE", 100)
+    patch.setattr(preemption, "MAX_SUSPENDED", 100)
     patch.setattr(Preemption, "goes_before", lambda *_: True)
 
 

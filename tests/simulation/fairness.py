@@ -46,9 +46,9 @@ class Fairness:
     def __init__(self, world: World, machine: Any) -> None:
         self._world = world
         self._machine = machine
-        self._queue = machine._queue
-        self._pool = machine._pool
-        self._live = machine._job_table.live
+        self._queue = machine.state.queue
+        self._pool = machine.state.pool
+        self._live = machine.state.job_table.live
         self._weights: dict[str, float] = {}
         #: Seconds that workers have worked for each.
         self._served: dict[_Flow, float] = {}

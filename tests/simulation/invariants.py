@@ -49,12 +49,12 @@ class Invariants:
         machine: Any = world.machine
         self._world = world
         self._machine = machine
-        self._context = machine._context
-        self._job_table = machine._job_table
-        self._queue = machine._queue
-        self._pool = machine._pool
-        self._completion = machine._completion
-        self._durable_jobs = machine._durable_jobs
+        self._context = machine.state.context
+        self._job_table = machine.state.job_table
+        self._queue = machine.state.queue
+        self._pool = machine.state.pool
+        self._completion = machine.scheduler.completion
+        self._durable_jobs = machine.scheduler.durable_jobs
         self.starts = Starts(world, machine)
         self._blame = Blame(world, machine)
         self._fairness = Fairness(world, machine)
@@ -72,7 +72,7 @@ class Invariants:
     @property
     def accepted(self) -> int:
         """How many jobs this daemon has taken from clients, though the journal may still refuse some."""
-        return self._machine._context.counters.created  # type: ignore[no-any-return]
+        return self._machine.state.context.counters.created  # type: ignore[no-any-return]
 
     @property
     def quarantine_after(self) -> int:
@@ -216,7 +216,7 @@ class Invariants:
         ended = sum(self._completion.outcomes.values()) + self._completion.left
         taken = self.accepted - self._context.counters.withdrawn + self._durable_jobs.recovered
         must(Rule.ONE_END, ended + len(self.live) == taken, "jobs are lost")
-        stopping = self._machine.phase.value == "stopping"
+        stopping = self._machine.stopping
         self._world.promises.look(self.live, leaving=stopping)
         self._bounds.look_closely()
 

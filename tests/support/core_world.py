@@ -13,6 +13,8 @@ from glmtts.daemon.core import effects, inputs
 from glmtts.daemon.core.jobs.job import Account, Job, Subscriber
 from glmtts.daemon.core.machine import Machine
 from glmtts.daemon.core.settings import EngineSettings, LimitsSettings, Section, Settings, WorkersSettings
+from glmtts.daemon.core.state import Installation
+from glmtts.daemon.core.workers.pool import Pool
 from glmtts.daemon.core.workers.worker import Death, Worker
 from glmtts.protocol import events, requests
 from glmtts.protocol import worker as wire
@@ -48,19 +50,21 @@ class World:
     """
 
     def __init__(
-        self, count: int = 1, *, journal: Literal["works", "holds", "fails", "none"] = "works", **sections: Any
+        self,
+        count: int = 1,
+        *,
+        journal: Literal["works", "holds", "fails", "none"] = "works",
+        results_folder: str = "/results",
+        **sections: Any,
     ) -> None:
         self.now = 100.0
         sections["workers"] = {"max": count} | sections.get("workers", {})
         self.machine = Machine(
             settings(**sections),
+            Installation(boot="b", version="1", outputs_folder="/out", results_folder=results_folder),
             now=self.now,
             wall=1.7e9,
             seed=1,
-            boot="b",
-            version="1",
-            outputs_folder="/out",
-            results_folder="/results",
         )
         self.done: list[effects.Effect] = self.machine.open()
         self.journal = journal
@@ -231,6 +235,15 @@ class World:
 
     # --- what is there
 
+    @property
+    def live(self) -> dict[str, Job]:
+        """The jobs that have not ended."""
+        return self.machine.state.job_table.live
+
+    @property
+    def pool(self) -> Pool:
+        return self.machine.state.pool
+
     def pid(self, worker: str = "w0") -> int:
         return 3_999 + self.incarnation(worker)
 
@@ -238,7 +251,7 @@ class World:
         return self.worker(worker).incarnation
 
     def worker(self, name: str = "w0") -> Worker:
-        return self.machine._pool.workers[name]
+        return self.pool.workers[name]
 
     def death(self, name: str = "w0") -> Death:
         """How the worker's last process ended."""
@@ -280,7 +293,7 @@ class World:
         return next(event.job for event in self.told(id) if isinstance(event, events.Accepted))
 
     def states(self) -> list[str]:
-        return [worker.state.value for worker in self.machine._pool.workers.values()]
+        return [worker.state.value for worker in self.pool.workers.values()]
 
 
 class Stage:

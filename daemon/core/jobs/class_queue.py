@@ -153,9 +153,9 @@ class ClassQueue:
         more = self._leave(job) is not None
         self._share.serve(job.client.key, job.account.cost_s, more=more)
 
-    def go_on(self, client: str, seconds: float) -> None:
+    def resume(self, client: str, seconds: float) -> None:
         """A client's job that was put aside goes on, and takes so long."""
-        self._share.go_on(client, seconds)
+        self._share.resume(client, seconds)
 
     def settle(self, client: str, charged_s: float, took_s: float) -> None:
         """A client's job is through, or put aside: it was charged for so long, and has taken so long."""

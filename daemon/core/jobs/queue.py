@@ -185,11 +185,11 @@ class WaitingQueue:
         self._classes.serve(priority, job.account.cost_s, more=len(self._class_queues[priority]) > 0)
         job.account.charged_s = job.account.cost_s
 
-    def go_on(self, job: Job, left_s: float) -> None:
+    def resume(self, job: Job, left_s: float) -> None:
         """A job that was put aside goes on: the rest of it is charged for."""
         job.account.charged_s += left_s
-        self._classes.go_on(job.request.priority, left_s)
-        self._class_queues[job.request.priority].go_on(job.client.key, left_s)
+        self._classes.resume(job.request.priority, left_s)
+        self._class_queues[job.request.priority].resume(job.client.key, left_s)
 
     def settle(self, job: Job) -> None:
         """A job that may have been started is through, for good or for another attempt, or is put aside: charged is

@@ -8,13 +8,11 @@ from glmtts.protocol import events
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.worker import CancelJob
 
-from ..context import Context
 from ..effects import JournalEnd, SendStored, SettleOutput, Tell
 from ..inputs import JournalEnded, ReplyTo
 from ..jobs.job import Ending, Job
-from ..jobs.job_table import KEY_HOLDS_S, JobTable
-from ..jobs.queue import WaitingQueue
-from ..workers.pool import Pool
+from ..jobs.job_table import KEY_HOLDS_S
+from ..state import State
 
 #: What those are told who wait for a durable job when the daemon ends.
 _GOES_ON = "the daemon stops; the job is durable and goes on when it is started again: ask for it with 'wait'"
@@ -23,11 +21,9 @@ _GOES_ON = "the daemon stops; the job is durable and goes on when it is started 
 class Completion:
     """Ends jobs, and keeps their ends for a while for whoever asks again."""
 
-    def __init__(self, context: Context, job_table: JobTable, queue: WaitingQueue, pool: Pool) -> None:
-        self._context = context
-        self._job_table = job_table
-        self._queue = queue
-        self._pool = pool
+    def __init__(self, state: State) -> None:
+        self._context, self._job_table = state.context, state.job_table
+        self._queue, self._pool, self._alerts = state.queue, state.pool, state.alerts
         #: Ended jobs by how they ended: ``done``, or the code of their error.
         self.outcomes: dict[str, int] = {}
         #: Durable jobs that were left for the next daemon.
@@ -89,6 +85,14 @@ class Completion:
         for job in list(self._queue):
             if not job.durable:
                 self.fail(job, code, message, retry_after_s=retry_after_s)
+
+    def refuse_if_unavailable(self) -> None:
+        """Keep no client waiting for a worker that can't be had."""
+        unavailable = self._pool.unavailable()
+        self._alerts.set("unavailable", unavailable[0] if unavailable else "")
+        if unavailable:
+            reason, retry_after_s = unavailable
+            self.fail_waiting(ErrorCode.UNAVAILABLE, reason, retry_after_s=retry_after_s)
 
     def end(self, job: Job, ending: Ending) -> None:
         """A job has ended, and is in no queue and on no worker any more."""

@@ -8,14 +8,10 @@ from msgspec import UNSET
 from glmtts.protocol import events, requests
 from glmtts.protocol.errors import ErrorCode, RequestError
 
-from ..alerts import Alerts
-from ..context import Context
 from ..effects import JournalAdd, JournalFind
 from ..inputs import Client, JournalAdded, JournalChanged, JournalFound, JournalRow, ReplyTo, StoredLost
-from ..jobs.estimates import Estimator
 from ..jobs.job import Ending, Job, Subscriber
-from ..jobs.job_table import JobTable
-from ..jobs.queue import WaitingQueue
+from ..state import State
 from .completion import Completion
 from .deadlines import enqueue
 
@@ -32,22 +28,11 @@ _NO_JOURNAL = "this daemon keeps no journal."
 class DurableJobs:
     """Between the core and the journal."""
 
-    def __init__(
-        self,
-        context: Context,
-        job_table: JobTable,
-        queue: WaitingQueue,
-        *,
-        estimator: Estimator,
-        completion: Completion,
-        alerts: Alerts,
-    ) -> None:
-        self._context = context
-        self._job_table = job_table
-        self._queue = queue
-        self._estimator = estimator
+    def __init__(self, state: State, completion: Completion) -> None:
+        self._state = state
+        self._context, self._job_table, self._queue = state.context, state.job_table, state.queue
+        self._alerts = state.alerts
         self._completion = completion
-        self._alerts = alerts
         #: Why no durable job is accepted, or ``""``.
         self.problem = _NO_JOURNAL
         #: Accepted jobs that are not on disk yet, and who is told when they are.
@@ -108,7 +93,7 @@ class DurableJobs:
     def on_try_disk(self) -> None:
         """One of those that wait for the disk finds out whether it can be written to again."""
         if (job := self._next_for_disk()) is not None:
-            enqueue(self._context, self._queue, self._estimator, job)
+            enqueue(self._state, job)
         if self._waits_for_disk:
             self._context.timers.set(("disk", ""), self._context.now + UNKEPT_S)
 
@@ -118,7 +103,7 @@ class DurableJobs:
             self._unkept = ""
             self._alerts.set("results", "")
         while (job := self._next_for_disk()) is not None:
-            enqueue(self._context, self._queue, self._estimator, job)
+            enqueue(self._state, job)
 
     def leave(self) -> None:
         """The daemon ends: those that wait for the disk are the next one's."""

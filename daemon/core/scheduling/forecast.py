@@ -9,12 +9,8 @@ from typing import NamedTuple
 
 from glmtts.protocol.requests import PRIORITIES, Priority
 
-from ..context import Context
-from ..jobs.estimates import Estimator
 from ..jobs.job import Job
-from ..jobs.job_table import JobTable
-from ..jobs.queue import WaitingQueue
-from ..workers.pool import Pool
+from ..state import State
 from ..workers.worker import Worker
 
 #: The first of those who wait are gone through one by one, so that positions are exact where somebody looks.
@@ -35,14 +31,9 @@ class Outlook(NamedTuple):
 class Forecast:
     """Looks ahead."""
 
-    def __init__(
-        self, context: Context, job_table: JobTable, queue: WaitingQueue, pool: Pool, estimator: Estimator
-    ) -> None:
-        self._context = context
-        self._job_table = job_table
-        self._queue = queue
-        self._pool = pool
-        self._estimator = estimator
+    def __init__(self, state: State) -> None:
+        self._context, self._job_table = state.context, state.job_table
+        self._queue, self._pool, self._estimator = state.queue, state.pool, state.estimator
 
     # --- one job
 

@@ -7,10 +7,8 @@ from msgspec import UNSET
 
 from glmtts.protocol import events
 
-from ..context import Context
 from ..jobs.job import Job
-from ..jobs.job_table import JobTable
-from ..jobs.queue import WaitingQueue
+from ..state import State
 from .forecast import Forecast
 
 #: How many of the waiting hear of a change of their position: the others would wait for very long anyhow.
@@ -22,10 +20,8 @@ POSITIONS_EVERY_S = 1.0
 class Notifications:
     """Tells subscribers; the end of a job is told by endings.py."""
 
-    def __init__(self, context: Context, job_table: JobTable, queue: WaitingQueue, forecast: Forecast) -> None:
-        self._context = context
-        self._job_table = job_table
-        self._queue = queue
+    def __init__(self, state: State, forecast: Forecast) -> None:
+        self._context, self._job_table, self._queue = state.context, state.job_table, state.queue
         self._forecast = forecast
 
     def tell(
