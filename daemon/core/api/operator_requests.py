@@ -74,7 +74,7 @@ class OperatorRequests:
             },
             journal=self._scheduler.durable_jobs.describe(),
             estimates={"jobs": self._state.estimator.compared, "within_30_percent": self._state.estimator.within},
-            circuit_breaker=self._pool.circuit_breaker.state.value,
+            breaker=self._pool.circuit_breaker.state.value,
             quarantined=self._retries.quarantined_count(),
             alerts=self._state.alerts.describe(),
             attention=self._problems.describe(state, event.facts),
