@@ -162,10 +162,10 @@ def audio_of_another(patch: Patch) -> None:
     send = Context.send
     last: list[Any] = [b""]
 
-    def mixed(self: Context, to: Any, event: Any, body: Any = None) -> None:
+    def mixed(self: Context, to: Any, event: Any, body: Any = None, *, id: str = "") -> None:
         if body is not None:
             body, last[0] = last[0] or body, body
-        send(self, to, event, body)
+        send(self, to, event, body, id=id)
 
     patch.setattr(Context, "send", mixed)
 

@@ -13,6 +13,8 @@ import itertools
 import random
 from collections.abc import Callable, Iterable
 
+from msgspec.structs import replace
+
 from glmtts.daemon.core import effects, inputs
 from glmtts.daemon.core.machine import Machine
 from glmtts.daemon.core.settings import Settings
@@ -265,6 +267,8 @@ class World:
                 self._trace.update(_name(effect, self.now).encode())
             match effect:
                 case effects.Send():
+                    if effect.id:
+                        effect.event = replace(effect.event, id=effect.id)
                     self.promises.sent(effect)
                     self.clients.sent(effect)
                 case effects.Tell():

@@ -42,6 +42,11 @@ def settings(**sections: dict[str, Any]) -> Settings:
     return base
 
 
+def answered(effect: effects.Send | effects.SendStored) -> str:
+    """The id of the request that an event answers."""
+    return (effect.id if isinstance(effect, effects.Send) else "") or effect.event.id
+
+
 class World:
     """Drives a machine step by step; ``done`` has every effect since the last :meth:`forget`.
 
@@ -265,7 +270,7 @@ class World:
     def told(self, id: str) -> list[Any]:
         """The events for a request since the last forget()."""
         sent = (effects.Send, effects.SendStored)
-        return [e.event for e in self.done if isinstance(e, sent) and e.event.id == id]
+        return [e.event for e in self.done if isinstance(e, sent) and answered(e) == id]
 
     def names(self, id: str) -> list[str]:
         return [type(event).__name__.lower() for event in self.told(id)]
@@ -274,7 +279,7 @@ class World:
         return self.told(id)[-1]
 
     def bodies(self, id: str) -> list[Any]:
-        return [e.body for e in self.effects(effects.Send) if e.event.id == id and e.body is not None]
+        return [e.body for e in self.effects(effects.Send) if answered(e) == id and e.body is not None]
 
     def messages(self, kind: type[T]) -> list[T]:
         """What workers were told."""

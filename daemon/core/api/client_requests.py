@@ -175,7 +175,7 @@ class ClientRequests:
         if warnings:
             event.warning = "; ".join(warnings)
         for subscriber in subscribers:
-            self._context.send(subscriber.to, msgspec.structs.replace(event, id=subscriber.id))
+            self._context.send(subscriber.to, event, id=subscriber.id)
 
     def _join(
         self,

@@ -161,12 +161,11 @@ class Completion:
 
     def send(self, to: ReplyTo, id: str, ending: Ending, *, heard: bool = False) -> None:
         """Tell somebody how a job ended, with its audio if it has any and he has not ``heard`` it as a stream."""
-        event = msgspec.structs.replace(ending.event, id=id)
-        if ending.result and isinstance(event, events.Done) and not heard:
-            event.chunks = msgspec.UNSET
+        if ending.result and isinstance(ending.event, events.Done) and not heard:
+            event = msgspec.structs.replace(ending.event, id=id, chunks=msgspec.UNSET)
             self._context.effects.append(SendStored(to, event, ending.result))
         else:
-            self._context.send(to, event, ending.body)
+            self._context.send(to, ending.event, ending.body, id=id)
 
     def leave(self, job: Job) -> None:
         """A durable job is left to the next daemon; who waits for it is told so."""

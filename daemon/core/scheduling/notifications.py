@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
 from msgspec import UNSET
 
 from glmtts.protocol import events
@@ -35,7 +34,7 @@ class Notifications:
         """Send an event on a job's way to everybody who hears more than its end; ``heard``: and all until now."""
         for subscriber in job.subscribers:
             if subscriber.all_events and (subscriber.heard or not heard):
-                self._context.send(subscriber.to, msgspec.structs.replace(event, id=subscriber.id), body)
+                self._context.send(subscriber.to, event, body, id=subscriber.id)
 
     def begun(self, job: Job, gpu: int | None) -> None:
         """A worker works on the job from now on."""
