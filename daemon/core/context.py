@@ -15,7 +15,7 @@ from .inputs import ReplyTo
 from .settings import Settings
 from .timers import Timers
 
-#: The timer of the next judgement by the rules of alerts (alert_watch.py), and how often there is one at most.
+#: The timer of the next judgement by the rules of alerts (alert_evaluator.py), and how often there is one at most.
 JUDGE = ("judge", "")
 _JUDGE_S = 5.0
 _LEVELS: dict[LogLevel, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
@@ -36,7 +36,7 @@ class Context:
         #: Whether the step has changed what jobs may do, and what workers may: it then ends with a reconcile of these.
         self.jobs_dirty = False
         self.workers_dirty = False
-        #: Whether anybody listens on the events socket: what nobody hears is not said.
+        #: Whether the events socket has a subscriber; without one nothing is published.
         self.watched = False
         self.level: int = _LEVELS[settings.daemon.log_level]
 
@@ -46,7 +46,7 @@ class Context:
         return self.now + self._wall_offset
 
     def stir(self) -> None:
-        """Something goes on: have it judged whether anybody should know of it."""
+        """Have the rules of alerts judged soon: something has changed that they look at."""
         if JUDGE not in self.timers:
             self.timers.set(JUDGE, self.now + min(_JUDGE_S, self.settings.alerts.for_s / 4))
 
@@ -60,7 +60,7 @@ class Context:
             self.effects.append(Log(level, message, fields))
 
     def publish(self, topic: str, **values: Any) -> None:
-        """Tell whoever watches."""
+        """Send an event to the subscribers of the events socket."""
         if self.watched:
             self.effects.append(Publish(topic, values))
 

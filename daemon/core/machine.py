@@ -303,7 +303,15 @@ class Machine:
         return self._context.effects
 
     def step(self, event: Input, now: float) -> list[Effect]:
-        """Something happened: decide, and return what is to be done, in order."""
+        """Handle an input.
+
+        Args:
+            event: What happened.
+            now: Seconds on a clock that never goes back; a smaller value than before counts as the one before.
+
+        Returns:
+            The effects, to be carried out in their order.
+        """
         context = self._context
         context.now = max(now, context.now)
         effects: list[Effect] = []

@@ -22,17 +22,17 @@ BRIEF_S = 0.005
 _NEWEST = 0.2
 #: Kinds that are remembered at most.
 _MAX_KINDS = 256
-#: So many jobs of a kind, and it goes by them alone.
+#: With this many jobs of a kind, estimates go by them alone.
 _ENOUGH = 3
-#: So many, and a job is believed to take at least this part of what it would at the pace of the fastest of the last.
+#: With ``_SURE`` jobs of a kind, the next takes at least ``_AT_LEAST`` of what the fastest of the last would take.
 _SURE, _LAST, _AT_LEAST = 8, 20, 0.5
 #: Seconds for a letter, before anything was measured.
 _UNMEASURED_S = 0.05
-#: Characters; it takes about as long to begin with a text as to speak so many.
+#: Characters; to begin with a text takes about as long as to speak these.
 _SHORT = 20
 #: No time is measured more exactly than this.
 _SHORTEST_S = 1e-4
-#: Errors are counted over so many estimates, and only where there was something to wait for.
+#: Estimates over which errors are counted, and the shortest wait that counts.
 _JUDGED = 1_000
 _WORTH_JUDGING_S = 0.05
 _GOOD = 0.3
@@ -87,7 +87,7 @@ class Estimator:
         self.compared = 0
 
     def learn(self, job: Job, seconds: float) -> None:
-        """A job occupied a worker for so long."""
+        """A job occupied a worker for ``seconds``."""
         if not 0.0 <= seconds < math.inf:
             return
         length = _length(job.request.text)
@@ -138,7 +138,7 @@ class Estimator:
         return self._average_s is not None and self._average_s < BRIEF_S
 
     def judge(self, estimated_s: float, waited_s: float) -> None:
-        """A job that was told to wait ``estimated_s`` has waited for so long."""
+        """A job whose estimate was ``estimated_s`` has waited ``waited_s``."""
         if max(estimated_s, waited_s) >= _WORTH_JUDGING_S:
             self.compared += 1
             self._judged.append(abs(estimated_s - waited_s) <= _GOOD * waited_s)

@@ -136,7 +136,7 @@ class Job(Struct, kw_only=True):
     account: Account = field(default_factory=Account)
     attempt: Attempt = field(default_factory=Attempt)
     attempts: int = 0
-    #: How many of these ended through no fault of it: the daemon ended, or the worker died of another job.
+    #: How many of these were not its fault: the daemon ended, or the worker died of another job.
     excused: int = 0
     #: How many of them the end of a daemon broke off.
     interrupted: int = 0
@@ -197,7 +197,7 @@ class Job(Struct, kw_only=True):
 
 
 class Ended(Struct):
-    """What is kept of a job after its end, for a while: what ``job`` shows of it, and its last event with the audio."""
+    """An ended job as the table keeps it for a while: the answer to ``job``, and the last event with its audio."""
 
     info: JobInfo
     client: Client

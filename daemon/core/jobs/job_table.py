@@ -95,7 +95,7 @@ class JobTable:
             self._keys.pop((job.client.key, job.request.key), None)
 
     def end(self, job: Job, ending: Ending, expires_at: float) -> None:
-        """Move a job that has ended out of the live ones; what is kept of it is small, as thousands are."""
+        """Keep the end of a job in place of the job itself: thousands are kept, so each is small."""
         self.drop(job)
         ended = Ended(info=job.describe(), client=job.client, ending=ending, expires_at=expires_at)
         self._ended[job.id] = ended

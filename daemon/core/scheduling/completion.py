@@ -1,4 +1,4 @@
-"""The end of a job: told to everybody who waits for it, once, and of a durable one not before the end is on disk."""
+"""The end of a job: sent once to every request that waits for it; of a durable job when the end is on disk."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..jobs.job import Ending, Job
 from ..jobs.job_table import KEY_HOLDS_S
 from ..state import State
 
-#: What those are told who wait for a durable job when the daemon ends.
-_GOES_ON = "the daemon stops; the job is durable and goes on when it is started again: ask for it with 'wait'"
+#: The error for requests that wait for a durable job when the daemon ends.
+_LEFT = "the daemon stops; the job is durable and resumes when the daemon is started again: ask for it with 'wait'"
 
 
 class Completion:
-    """Ends jobs, and keeps their ends for a while for whoever asks again."""
+    """Ends every job exactly once, and counts how jobs ended."""
 
     def __init__(self, state: State) -> None:
         self._context, self._job_table = state.context, state.job_table
@@ -28,7 +28,7 @@ class Completion:
         self.outcomes: dict[str, int] = {}
         #: Durable jobs that were left for the next daemon.
         self.left = 0
-        #: Outputs of jobs whose end was told, but is not on disk as the journal fails: an attempt of the next daemon
+        #: Outputs of jobs whose end was sent, but is not on disk as the journal fails: an attempt of the next daemon
         #: has to know them.
         self._unsettled: dict[str, SettleOutput] = {}
 
@@ -41,7 +41,7 @@ class Completion:
         retry_after_s: float | None = None,
         reason: str | None = None,
     ) -> None:
-        """End a live job with an error, if it is not ending already; a worker that has it is told to leave it.
+        """End a live job with an error, if it is not ending already; a worker that has it gets a cancel.
 
         ``reason`` is for the log, where ``message`` may quote what the client sent.
         """
@@ -50,7 +50,7 @@ class Completion:
             self.fail_withdrawn(job, code, message, retry_after_s=retry_after_s, reason=reason)
 
     def _withdraw(self, job: Job) -> None:
-        """The job waits no more, and nobody works on it."""
+        """Take a job out of the queue, or away from its worker."""
         if job in self._queue:
             self._queue.remove(job)
         elif (worker := self._pool.workers.get(job.attempt.worker or "")) is not None and job.id in worker.jobs:
@@ -77,11 +77,13 @@ class Completion:
             reason=message if reason is None else reason,
         )
         if reason is not None and reason != message:
-            self._context.log("debug", "what its client was told", job=job.id, worker=job.attempt.worker, told=message)
+            self._context.log(
+                "debug", "error sent to the client", job=job.id, worker=job.attempt.worker, message_sent=message
+            )
         self.end(job, Ending("cancelled" if code is ErrorCode.CANCELLED else "failed", event))
 
     def fail_waiting(self, code: ErrorCode, message: str, *, retry_after_s: float | None = None) -> None:
-        """End all that wait, but for durable ones: these can wait for better times."""
+        """End every waiting job that is not durable: durable ones can wait for better times."""
         for job in list(self._queue):
             if not job.durable:
                 self.fail(job, code, message, retry_after_s=retry_after_s)
@@ -117,12 +119,12 @@ class Completion:
         )
 
     def _settle_account(self, job: Job) -> None:
-        """Its client is charged for the time that it really took."""
+        """Charge its client for the time that it really took."""
         job.attempt.stop(self._context.now)
         self._queue.settle(job)
 
     def on_written(self, event: JournalEnded) -> None:
-        """The end of a durable job is on disk; or it can't be yet, and nobody is kept waiting for that."""
+        """The end of a durable job is on disk; or it can't be yet, and its clients don't wait for that."""
         job = self._job_table.live.get(event.job)
         if job is not None and job.ending is not None:
             self._tell(job, job.ending, settle=not event.problem)
@@ -130,7 +132,7 @@ class Completion:
             self._context.effects.append(settle)
 
     def wait_no_more(self) -> None:
-        """The daemon has to end, and the disk does not answer: tell the ends that are not on it."""
+        """The daemon has to end, and the disk does not answer: send the ends that are not on it."""
         for job in list(self._job_table.live.values()):
             if job.ending is not None:
                 self._context.log("warning", "end of a job is not on disk: it will be spoken again", job=job.id)
@@ -160,7 +162,7 @@ class Completion:
             self.expire()
 
     def send(self, to: ReplyTo, id: str, ending: Ending, *, heard: bool = False) -> None:
-        """Tell somebody how a job ended, with its audio if it has any and he has not ``heard`` it as a stream."""
+        """Answer a request with the end of a job, and with its audio unless it ``heard`` that as a stream."""
         if ending.result and isinstance(ending.event, events.Done) and not heard:
             event = msgspec.structs.replace(ending.event, id=id, chunks=msgspec.UNSET)
             self._context.effects.append(SendStored(to, event, ending.result))
@@ -168,12 +170,12 @@ class Completion:
             self._context.send(to, ending.event, ending.body, id=id)
 
     def leave(self, job: Job) -> None:
-        """A durable job is left to the next daemon; who waits for it is told so."""
+        """Leave a durable job to the next daemon; requests that wait for it get an error that says so."""
         self._withdraw(job)
         self._settle_account(job)
         self._context.timers.cancel(("deadline", job.id))
         for subscriber in job.subscribers:
-            error = events.Error.of(subscriber.id, ErrorCode.SHUTTING_DOWN, _GOES_ON, job=job.id)
+            error = events.Error.of(subscriber.id, ErrorCode.SHUTTING_DOWN, _LEFT, job=job.id)
             self._context.send(subscriber.to, error)
         self.left += 1
         self._job_table.drop(job)

@@ -32,7 +32,7 @@ class Dispatcher:
         self.preemption = Preemption(state, forecast)
 
     def starts_at_once(self, job: Job) -> bool:
-        """Whether there is a worker for a job that is next."""
+        """Whether there is a free worker for the next job."""
         if self._queue.paused or self._pool.free() is None:
             return False
         return job.request.priority != "batch" or self._batch_may_start()
@@ -61,7 +61,7 @@ class Dispatcher:
             self._notifications.waits()
 
     def _next(self, *, batch: bool | None = None) -> Job | None:
-        """The job whose turn it is; no batch job where those workers are busy that may have one."""
+        """The job whose turn it is; no batch job while the workers that may have one are busy."""
         batch = self._batch_may_start() if batch is None else batch
         return self._queue.peek(self._context.now, () if batch else _NO_BATCH)
 
@@ -91,7 +91,7 @@ class Dispatcher:
             self.preemption.look(self._next(batch=False))
 
     def _brief(self) -> bool:
-        """Whether a worker would mostly wait for the next job: then some may lie ready in the only one."""
+        """Whether a worker mostly waits for the next job: then some may lie ready in the only worker."""
         if not self._estimator.brief:
             return False
         live = self._job_table.live

@@ -1,4 +1,4 @@
-"""What workers say, and what becomes of it: audio and progress go to clients, the end of a job to its completion."""
+"""Messages of workers: audio and progress go to clients, the end of a job to its completion."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from .retry import Retries
 
 
 class WorkerMessages:
-    """Takes what workers say about their jobs. A message that is not possible at that point ends the process."""
+    """Handles what workers say about their jobs. A message that is not possible at that point ends the process."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class WorkerMessages:
         self._notifications = notifications
 
     def on_message(self, worker: Worker, message: WorkerMessage, body: bytes | memoryview | None) -> None:
-        """A worker said something; what it may not say at this point is a violation, and its end."""
+        """Handle a message; one that is not allowed at this point is a violation, and ends the process."""
         handler = _HANDLERS.get(type(message))
         if handler is None:
             return
@@ -66,14 +66,14 @@ class WorkerMessages:
         handler(self, worker, message, body)
 
     def violation(self, worker: Worker, what: str) -> None:
-        """A worker that talks nonsense may have damaged its memory: it is not trusted with a job any more."""
+        """End a process that breaks the protocol: its memory may be damaged."""
         if worker.state is not WorkerState.STOPPING:
             self._retries.decide(*self._pool.fail(worker, Cause.PROTOCOL, f"protocol violation: {what}"))
 
     def _job_of(self, worker: Worker, id: str) -> Job | None:
-        """The live job that a worker speaks of; None if it has ended meanwhile, or is not that worker's."""
+        """The live job that a worker names; None if it has ended meanwhile, or is not that worker's."""
         if id not in worker.jobs:
-            self.violation(worker, f"speaks of job {id[:64]!r}, which it was not given")
+            self.violation(worker, f"names job {id[:64]!r}, which it was not given")
             return None
         job = self._job_table.live.get(id)
         if job is None or job.state != "running" or job.attempt.worker != worker.name or job.ending is not None:
@@ -129,11 +129,11 @@ class WorkerMessages:
             sample_rate=job.sample_rate or 0,
             channels=1,
         )
-        # Who asks later for a durable one gets it whole when it is done, and no part of it now.
+        # A later request for a durable job gets it whole when it is done, and no part of it now.
         self._notifications.tell(job, event, body, heard=job.durable)
 
     def _give_back(self, worker: Worker, id: str, memory: Memory | None, *, spoke: bool) -> None:
-        """The worker is through with a job, and with that begins the next that lies ready in it."""
+        """The worker is done with a job, and with that begins the next that lies ready in it."""
         self._begin_ready(self._pool.give_back(worker, id, memory, spoke=spoke), worker)
         self._recycler.after_job(worker)
 
@@ -150,7 +150,7 @@ class WorkerMessages:
             if message.job in worker.jobs:
                 self._give_back(worker, message.job, message.memory, spoke=True)
                 if message.path is not None:
-                    # It was cancelled a moment too late: nobody knows of the file, nor wants it.
+                    # It was cancelled a moment too late: its file is unknown to its client.
                     self._context.effects.append(SettleOutput(message.job, message.path, wanted=False))
             return
         elsewhere = message.path is not None or message.result is not None
@@ -211,10 +211,10 @@ class WorkerMessages:
     def on_failed(self, worker: Worker, message: Failed) -> None:
         job = self._job_of(worker, message.job)
         if message.fatal:
-            # FAILED: what it said of the job was nonsense, and its end is decided already.
+            # FAILED: it broke the protocol, and its end is decided already.
             if worker.state not in (WorkerState.STOPPING, WorkerState.FAILED):
                 cause = CAUSE_OF_CODE.get(message.code, Cause.CRASHED)
-                # It names the job that it can't go on from, where it has several.
+                # It names the culprit, where it has several jobs.
                 culprits = [message.job] if message.job in worker.jobs else None
                 detail = message.reason or message.code
                 self._retries.decide(*self._pool.fail(worker, cause, detail, patient=True), culprits)
@@ -229,12 +229,12 @@ class WorkerMessages:
             self._completion.fail(job, code, message.message, reason=message.reason or message.code)
 
     def on_suspended(self, worker: Worker, message: Suspended) -> None:
-        """A worker has put a job aside."""
+        """A worker has suspended a job."""
         job = self._job_of(worker, message.job)
         if message.job not in worker.jobs:
             return
         if worker.to_suspend != message.job:
-            self.violation(worker, f"put aside {message.job!r}, which nobody had asked for")
+            self.violation(worker, f"suspended {message.job!r} without being asked to")
             return
         if job is not None:
             self._dispatcher.preemption.suspended(job)
