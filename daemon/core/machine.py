@@ -324,7 +324,8 @@ class Machine:
             purpose, whose = timer
             self._timers[purpose](whose)
             context.jobs_dirty = context.workers_dirty = True
-        self._reconcile()
+        if context.jobs_dirty or context.workers_dirty:
+            self._reconcile()
         return effects
 
     def _reconcile(self) -> None:
@@ -344,8 +345,7 @@ class Machine:
                     state.recycler.freshen()
                 state.autoscaler.on_waiting()
             self.lifecycle.reconcile()
-        if self._health.waiting:
-            self._health.reconcile()
+        self._health.reconcile()
 
     # --- workers
 

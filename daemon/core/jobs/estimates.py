@@ -90,8 +90,8 @@ class Estimator:
         """A job occupied a worker for ``seconds``."""
         if not 0.0 <= seconds < math.inf:
             return
-        length = _length(job.request.text)
-        for line in (self._all, *(self._line(kind) for kind in _kinds(job))):
+        length, *kinds = _profile(job)
+        for line in (self._all, *(self._line(kind) for kind in kinds)):
             line.learn(length, seconds)
         average_s = seconds if self._average_s is None else self._average_s
         self._average_s = average_s + _NEWEST * (seconds - average_s)
@@ -106,8 +106,8 @@ class Estimator:
             self._kinds.move_to_end(kind)
         return line
 
-    def _best(self, job: Job) -> _Line:
-        for kind in _kinds(job):
+    def _best(self, kinds: list[tuple[str, ...]]) -> _Line:
+        for kind in kinds:
             line = self._kinds.get(kind)
             if line is not None and line.count >= _ENOUGH:
                 return line
@@ -120,17 +120,18 @@ class Estimator:
 
     def expect_s(self, job: Job) -> float:
         """Seconds that a job will occupy a worker."""
-        length = _length(job.request.text)
-        line = self._best(job)
+        length, *kinds = _profile(job)
+        line = self._best(kinds)
         return max(_SHORTEST_S, line.at(length) if line.count else length * _UNMEASURED_S)
 
     def least_s(self, job: Job) -> float:
         """Seconds that a job takes at the very least; 0 where too little was measured to say so."""
-        line = self._kinds.get(_kinds(job)[0])
+        length, kind, _ = _profile(job)
+        line = self._kinds.get(kind)
         if line is None or line.count < _SURE:
             return 0.0
         # Not by the line, which may be far off for a length that was never seen.
-        return _AT_LEAST * min(line.paces) * _length(job.request.text)
+        return _AT_LEAST * min(line.paces) * length
 
     @property
     def brief(self) -> bool:
@@ -154,12 +155,14 @@ def _length(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
-def _kinds(job: Job) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What a job is like, the narrowest first: its voice's kind with its options, and its voice's kind."""
-    request = job.request
-    voice = "prompt" if request.prompt is not UNSET else "registered" if job.cloned else "own"
-    script = "syllables" if _length(request.text) > 2 * len(request.text) else "letters"
-    if not request.options:
-        return ((voice, script, ""), (voice, script))
-    options = ",".join(f"{key}={value!r:.40}" for key, value in sorted(request.options.items()))
-    return ((voice, script, options[:400]), (voice, script))
+def _profile(job: Job) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
+    """A job's length, and its kind: by its voice and options, and by its voice alone."""
+    if job.account.profile is None:
+        request, length = job.request, _length(job.request.text)
+        voice = "prompt" if request.prompt is not UNSET else "registered" if job.cloned else "own"
+        script = "syllables" if length > 2 * len(request.text) else "letters"
+        options = ""
+        if request.options:
+            options = ",".join(f"{key}={value!r:.40}" for key, value in sorted(request.options.items()))
+        job.account.profile = length, (voice, script, options[:400]), (voice, script)
+    return job.account.profile

@@ -169,7 +169,6 @@ class Dispatcher:
     def begin(self, job: Job, worker: Worker) -> None:
         """The worker works on the job from now on."""
         now = self._context.now
-        self._context.jobs_dirty = True
         job.attempt.begun = True
         job.attempts += 1
         job.attempt.resume(now)

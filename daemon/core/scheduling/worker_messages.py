@@ -80,6 +80,7 @@ class WorkerMessages:
             return None
         if not job.attempt.begun:
             self._dispatcher.begin(job, worker)
+            self._context.jobs_dirty = True
         return job
 
     def on_beat(self, worker: Worker, message: Beat) -> None:
