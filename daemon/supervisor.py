@@ -30,6 +30,7 @@ from glmtts.protocol.errors import ErrorCode, RequestError
 from . import __version__, config, host_heap, outputs
 from .background import Background
 from .core import effects, inputs
+from .core.context import INTERNAL_ERROR
 from .core.machine import Machine, Phase
 from .core.places import asks_nvml
 from .deliveries import Deliveries
@@ -141,7 +142,7 @@ class Supervisor:
             config.state_dir(settings), self._wakeup_write, on_warning=lambda line: log.warning("journal", reason=line)
         )
         self._first_of_journal = self._journal.open(on_wait=lambda: self._manager.starting("taking up the journal"))
-        self._deliveries = Deliveries(self._wakeup_write, self._do_send, self._step, log)
+        self._deliveries = Deliveries(self._wakeup_write, lambda effect: self._do([effect]), self._step, log)
         self._machine = self._make_machine()
         self._metrics = Metrics(
             settings.metrics,
@@ -151,7 +152,7 @@ class Supervisor:
             core=self._machine.measure,
             facts=self._facts,
             journal=self._journal.figures,
-            send=self._do_send,
+            send=lambda effect: self._do([effect]),
         )
         self._topics: set[bytes] = set()
         self._later: deque[inputs.Input] = deque()
@@ -180,6 +181,7 @@ class Supervisor:
             effects.JournalFind: self._journal.find,
             effects.SendStored: self._deliveries.send_stored,
             effects.SettleOutput: self._deliveries.settle,
+            effects.InternalError: lambda e: self._report(e.error),
             effects.Exit: self._do_exit,
         }
         #: Where a service manager ends a daemon that it does not hear of.
@@ -398,22 +400,30 @@ class Supervisor:
         try:
             handler()
         except Exception as error:
-            self._internal_errors += 1
-            self._log.exception("internal error", error)
+            self._report(error)
+
+    def _report(self, error: Exception) -> None:
+        self._internal_errors += 1
+        self._log.exception("internal error", error)
 
     def _step(self, event: inputs.Input) -> None:
-        self._guarded(lambda: self._do(self._machine.step(event, self._clock())))
+        self._do(self._machine.step(event, self._clock()))
 
     def _do(self, todo: list[effects.Effect]) -> None:
+        """Carry out effects in their order. One that meets a bug costs no other, and the core hears of it."""
         for effect in todo:
-            self._effects[type(effect)](effect)
+            try:
+                self._effects[type(effect)](effect)
+            except Exception as error:
+                self._report(error)
+                self._later.append(inputs.EffectFailed(effect, f"{type(error).__name__}: {error}"))
         # What the effects themselves have met comes before anything else that happens: a stream that lost a chunk must
         # not be called done by the next message of its worker.
         for router in self._serving:
             while router.overruns:
                 self._later.append(inputs.ConnectionOverrun(*router.overruns.popleft()))
         while self._later:
-            self._do(self._machine.step(self._later.popleft(), self._clock()))
+            self._step(self._later.popleft())
 
     def _watch(self, source: Any, handler: Callable[[], None]) -> None:
         self._handlers[source] = handler
@@ -434,8 +444,8 @@ class Supervisor:
                     self._do_read_settings(effects.ReadSettings())
                 elif number == signal.SIGCHLD:
                     self._processes.tidy()
-        self._background.collect()
-        self._deliveries.collect()
+        self._guarded(self._background.collect)
+        self._guarded(self._deliveries.collect)
         for event in (*self._sampler.collect(), *self._journal.collect()):
             self._step(event)
         # Last: whatever goes wrong with it, the others have been heard.
@@ -460,10 +470,9 @@ class Supervisor:
         except RequestError as error:
             self._answer(router, to, error)
         except Exception as error:
-            self._internal_errors += 1
-            self._log.exception("internal error", error)
-            message = "an internal error of the daemon, which is in its log; the request was not carried out"
-            self._answer(router, to, RequestError(ErrorCode.UNAVAILABLE, message, id=self._id_of(received)))
+            # The core has not heard of the request: it answers those itself.
+            self._report(error)
+            self._answer(router, to, RequestError(ErrorCode.UNAVAILABLE, INTERNAL_ERROR, id=self._id_of(received)))
 
     def _id_of(self, received: Received) -> str:
         """The id of a request that got past the codec, for an answer that its sender can place."""
@@ -481,13 +490,13 @@ class Supervisor:
         connection, _, frames = received
         request = codec.decode_request(frames, self._limits)
         body = frames[1] if len(frames) > 1 else None
-        self._do(self._machine.step(inputs.Requested(connection.peer.client, to, request, body), self._clock()))
+        self._step(inputs.Requested(connection.peer.client, to, request, body))
 
     def _operation(self, received: Received, to: inputs.ReplyTo) -> None:
         frames = received.frames
         request = codec.decode_control(frames, self._limits)
         body = frames[1] if len(frames) > 1 else None
-        self._do(self._machine.step(inputs.Controlled(to, request, body, self._facts()), self._clock()))
+        self._step(inputs.Controlled(to, request, body, self._facts()))
 
     def _facts(self) -> dict[str, Any]:
         """What ``status`` shows of the process."""
@@ -518,7 +527,7 @@ class Supervisor:
 
     def _on_workers(self) -> None:
         for event in self._workers.receive(_BATCH):
-            self._do(self._machine.step(event, self._clock()))
+            self._step(event)
 
     def _on_process_ended(self, process: WorkerProcess, returncode: int, oom_killed: bool) -> None:
         # What it said before it ended comes first: an answer that is there is not lost with its sender.

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 from glmtts.protocol.control import LogLevel
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.events import ClosedEvent, Error, Result
 
-from .effects import Effect, Log, Publish, Send
+from .effects import (
+    Effect,
+    InternalError,
+    JournalFind,
+    Log,
+    Publish,
+    ReadLog,
+    ReadSettings,
+    Send,
+    SendStored,
+    StoreVoice,
+    WriteMetrics,
+)
 from .inputs import ReplyTo
 from .settings import Settings
 from .tally import Tally
@@ -18,6 +31,8 @@ from .timers import Timers
 #: The timer of the next judgement by the rules of alerts (alert_watch.py), and how often there is one at most.
 JUDGE = ("judge", "")
 _JUDGE_S = 5.0
+#: What a client is told whose request or job met a bug.
+INTERNAL_ERROR = "an internal error of the daemon, which is in its log; the request was not carried out"
 _LEVELS: dict[LogLevel, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
@@ -33,6 +48,8 @@ class Context:
         self.tally = Tally()
         self.random = random.Random(seed)
         self.effects: list[Effect] = []
+        #: Whether a part of this step has met a bug.
+        self.failed = False
         #: Whether anybody listens on the events socket: what nobody hears is not said.
         self.watched = False
         self.level: int = _LEVELS[settings.daemon.log_level]
@@ -41,6 +58,28 @@ class Context:
     def wall(self) -> float:
         """Seconds since 1970, UTC."""
         return self.now + self._wall_offset
+
+    def guarded(self, act: Callable[..., object], *arguments: Any) -> bool:
+        """Do a part of a step; returns whether it raised nothing.
+
+        An exception is a bug. It is reported, and neither what was decided before it nor what comes after it is lost.
+        """
+        try:
+            act(*arguments)
+        except Exception as error:
+            self.failed = True
+            self.effects.append(InternalError(error))
+            return False
+        return True
+
+    def answer(self, to: ReplyTo, id: str, act: Callable[..., object], *arguments: Any) -> None:
+        """Do what answers a request; if it raises before it has, the request is answered with an error."""
+        if not self.guarded(act, *arguments) and not self.answers(to, id):
+            self.refuse(to, id, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
+
+    def answers(self, to: ReplyTo, id: str) -> bool:
+        """Whether this step has decided on the last event for a request, or on what brings it."""
+        return any(_answered(effect) == (to, id) for effect in self.effects)
 
     def stir(self) -> None:
         """Something goes on: have it judged whether anybody should know of it."""
@@ -70,3 +109,17 @@ class Context:
     ) -> None:
         """Answer a request that makes no job, or none any more, with an error."""
         self.send(to, Error.of(id, code, message, retry_after_s=retry_after_s))
+
+
+def _answered(effect: Effect) -> tuple[ReplyTo | None, str] | None:
+    """The request whose last event this is, or brings."""
+    match effect:
+        case Send(to=to, event=event) if event.final:
+            return to, event.id
+        case SendStored(to=to, event=done):
+            return to, done.id
+        case JournalFind(to=to, request=request) | ReadLog(to=to, request=request) | StoreVoice(to=to, request=request):
+            return to, request.id
+        case ReadSettings(to=to, id=id) | WriteMetrics(to=to, id=id):
+            return to, id
+    return None

@@ -31,7 +31,7 @@ from .announcer import Announcer
 from .causes import CAUSE_OF_CODE, Cause
 from .context import Context
 from .durability import Durability
-from .effects import JournalStart, SettleOutput, Tell
+from .effects import SettleOutput, Tell
 from .endings import Endings
 from .estimate import BRIEF_S, Estimator
 from .fates import Fates
@@ -110,6 +110,9 @@ class Dispatcher:
 
     def schedule(self) -> None:
         """Give waiting jobs to free workers, and have others go on with what they had put aside."""
+        self._context.guarded(self._schedule)
+
+    def _schedule(self) -> None:
         if self._queue and not self._queue.paused:
             while self._queue.wants_fresh and (worker := self._pool.fresh()):
                 self._take(self._queue.pop_for_fresh(), worker)
@@ -183,35 +186,49 @@ class Dispatcher:
             self._queue.take(job)
             return not self._take(job, worker)
         if aside is not None:
-            self._resume(aside, worker)
+            self._endings.guarded(aside, self._resume, aside, worker)
         return False
 
     def _resume(self, job: Job, worker: Worker) -> None:
-        self._pool.resume(worker, job.id)
-        job.go_on(self._context.now)
         self._preemption.resumed(job)
+        job.go_on(self._context.now)
+        self._pool.resume(worker, job.id)
         self._announcer.note("resumed", job)
 
     def _take(self, job: Job | None, worker: Worker) -> bool:
         """Start a job, unless jobs of the same content killed workers since it was accepted; returns whether it did."""
-        if job is None or self._fates.refuse_quarantined(job):
+        if job is None:
             return False
-        self._start(job, worker)
-        return True
+        self._endings.guarded(job, self._start, job, worker)
+        return job.id in worker.jobs
 
     def _start(self, job: Job, worker: Worker) -> None:
-        context, request = self._context, job.request
+        if self._fates.refuse_quarantined(job):
+            return
+        # A job runs from when it is sent: nothing that can fail stands between.
+        tell = Tell(worker.spawn, self._message(job), job.recording)
         job.enter("running")  # waiting -> running
         job.worker = worker.name
         begins = self._pool.take(worker, job.id)
+        self._context.effects.append(tell)
+        if begins:
+            self._begin(job, worker)
+
+    def not_told(self, worker: Worker, id: str) -> None:
+        """A worker could not be sent a job, and does not have it."""
+        if id in worker.jobs:
+            self._give_back(worker, id, None, spoke=False)
+
+    def _message(self, job: Job) -> JobMessage:
+        request = job.request
         voice = request.voice if request.voice is not UNSET else None
         if voice is None and request.prompt is UNSET:
-            voice = context.settings.voices.default or None
+            voice = self._context.settings.voices.default or None
         stored = self._voices.get(voice) if voice is not None and voice not in self._pool.own_voices else None
         prompt_text = stored.text if stored else None
         if request.prompt is not UNSET:
             prompt_text = request.prompt.text
-        message = JobMessage(
+        return JobMessage(
             job=job.id,
             text=request.text,
             voice=voice,
@@ -225,9 +242,6 @@ class Dispatcher:
             output=job.output_path or None,
             result=self._result_path(job),
         )
-        context.effects.append(Tell(worker.spawn, message, job.recording))
-        if begins:
-            self._begin(job, worker)
 
     def _result_path(self, job: Job) -> str | None:
         """Where a durable job's file goes, if it goes nowhere else."""
@@ -242,15 +256,13 @@ class Dispatcher:
         job.attempts += 1
         job.go_on(now)
         job.waited_s = now - job.accepted_at
-        self._context.tally.begun(job)
         if job.deadline_at is not None:
             self._context.timers.set(("deadline", job.id), job.deadline_at)
+        self._announcer.begun(job, worker.gpu)
+        self._context.tally.begun(job)
         if job.attempts == 1 and job.estimated_wait_s is not None:
             self._estimator.judge(job.estimated_wait_s, job.waited_s)
             self._context.tally.estimated(job.estimated_wait_s, job.waited_s)
-        if job.durable:
-            self._context.effects.append(JournalStart(job.id, job.attempts))
-        self._announcer.begun(job, worker.gpu)
 
     # --- what workers say
 
@@ -333,14 +345,14 @@ class Dispatcher:
     def _give_back(self, worker: Worker, id: str, memory: Memory | None, *, spoke: bool) -> None:
         """The worker is through with a job, and with that begins the next that lies ready in it."""
         self._begin_ready(self._pool.give_back(worker, id, memory, spoke=spoke), worker)
-        self._recycler.after_job(worker)
+        self._context.guarded(self._recycler.after_job, worker)
 
     def _begin_ready(self, jobs: list[str], worker: Worker) -> None:
         """The worker works on these now; some may have lain ready in it."""
         for id in jobs:
             job = self._ledger.live.get(id)
             if job is not None and not job.begun:
-                self._begin(job, worker)
+                self._endings.guarded(job, self._begin, job, worker)
 
     def on_finished(self, worker: Worker, message: Finished, body: bytes | memoryview | None) -> None:
         job = self._job_of(worker, message.job)
@@ -392,6 +404,7 @@ class Dispatcher:
             event.path, event.bytes = message.path, message.bytes
         if job.streams:
             event.chunks = message.chunks
+        self._endings.end(job, Ending("done", event, body, message.result or ""))
         self._context.log(
             "info",
             "job done",
@@ -405,7 +418,6 @@ class Dispatcher:
         )
         if message.result is not None:
             self._durability.kept()
-        self._endings.end(job, Ending("done", event, body, message.result or ""))
 
     def on_failed(self, worker: Worker, message: Failed) -> None:
         job = self._job_of(worker, message.job)
@@ -437,8 +449,9 @@ class Dispatcher:
             return
         if job is not None:
             self._preemption.put_aside(job)
-            self._announcer.note("suspended", job)
         self._begin_ready(self._pool.suspended(worker, message.job, message.memory), worker)
+        if job is not None:
+            self._announcer.note("suspended", job)
 
     def on_trimmed(self, worker: Worker, message: Trimmed) -> None:
         self._recycler.on_trimmed(worker, message.memory)
@@ -460,7 +473,8 @@ class Dispatcher:
             self._fates.decide(death, jobs)
 
     def on_start_timeout(self, name: str) -> None:
-        self._fates.decide(*self._pool.on_start_timeout(name))
+        if failed := self._pool.on_start_timeout(name):
+            self._fates.decide(*failed)
 
     def on_hang_check(self, name: str) -> None:
         stalled = self._pool.stalled(self._pool.workers[name])

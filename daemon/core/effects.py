@@ -169,6 +169,12 @@ class SettleOutput(Struct):
     wanted: bool
 
 
+class InternalError(Struct):
+    """Log an exception that the core met, which is a bug, and count it. What the step decided beside it holds."""
+
+    error: Exception
+
+
 class Exit(Struct):
     """End the daemon with this status."""
 
@@ -195,5 +201,6 @@ Effect = (
     | JournalFind
     | SendStored
     | SettleOutput
+    | InternalError
     | Exit
 )

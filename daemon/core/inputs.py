@@ -297,6 +297,13 @@ class StoredLost(Struct):
     problem: str
 
 
+class EffectFailed(Struct):
+    """The shell met a bug while it carried out ``effect`` (an effects.Effect), and did not carry it out."""
+
+    effect: object
+    problem: str
+
+
 class TimePassed(Struct):
     """A timer may be due."""
 
@@ -321,5 +328,6 @@ Input = (
     | JournalEnded
     | JournalFound
     | StoredLost
+    | EffectFailed
     | TimePassed
 )

@@ -13,18 +13,34 @@ from collections.abc import Callable
 from typing import Any
 
 from glmtts.protocol import control, events, requests
+from glmtts.protocol import worker as wire
 from glmtts.protocol.errors import ErrorCode
-from glmtts.protocol.worker import Checked, Ready
 
 from .admission import Admission
 from .alert_watch import AlertWatch
 from .alerts import Alerts
 from .announcer import Announcer
 from .attention import Attention
-from .context import JUDGE, Context
+from .context import INTERNAL_ERROR, JUDGE, Context
 from .dispatch import Dispatcher
 from .durability import Durability
-from .effects import Effect, Exit, Sample
+from .effects import (
+    Effect,
+    Exit,
+    JournalAdd,
+    JournalEnd,
+    JournalFind,
+    ReadLog,
+    ReadSettings,
+    Sample,
+    Send,
+    SendStored,
+    Signal,
+    Spawn,
+    StoreVoice,
+    Tell,
+    WriteMetrics,
+)
 from .endings import Endings
 from .estimate import Estimator
 from .families import Family
@@ -37,6 +53,7 @@ from .inputs import (
     ConnectionClosed,
     ConnectionOverrun,
     Controlled,
+    EffectFailed,
     Input,
     JournalAdded,
     JournalChanged,
@@ -59,6 +76,7 @@ from .inputs import (
     WorkerSaid,
 )
 from .inspection import Inspection
+from .jobs import Job
 from .ledger import Ledger
 from .measures import Measures
 from .operations import Operations
@@ -69,6 +87,7 @@ from .recycler import Recycler
 from .scaler import Scaler
 from .settings import Settings
 from .summary import Summary
+from .timers import TimerKey
 from .workers import WorkerState
 
 
@@ -225,6 +244,7 @@ class Machine:
             JournalEnded: self._on_journal_ended,
             JournalFound: self._durability.on_found,
             StoredLost: self._durability.on_lost,
+            EffectFailed: self._on_effect_failed,
             TimePassed: lambda _: None,
         }
         self._requests: dict[type, Callable[[Requested, Any], None]] = {
@@ -339,18 +359,100 @@ class Machine:
         """Something happened: decide, and return what is to be done, in order."""
         context = self._context
         context.now = max(now, context.now)
-        effects: list[Effect] = []
-        context.effects = effects
-        self._inputs[type(event)](event)
+        context.effects, context.failed = [], False
+        if not context.guarded(self._on_input, event):
+            context.guarded(self._give_up, event)
         while (timer := context.timers.pop_due(context.now)) is not None:
-            purpose, whose = timer
-            self._timers[purpose](whose)
+            self._on_timer(timer)
             self._dispatcher.schedule()
+        self._reconcile()
+        if context.failed:
+            self._recover()
+        return context.effects
+
+    # --- bugs
+
+    def _on_input(self, event: Input) -> None:
+        self._inputs[type(event)](event)
+
+    def _give_up(self, event: Input) -> None:
+        """The handler of an input has met a bug: its request is answered, and the job that it was about has ended."""
+        match event:
+            case Requested(to=to, request=request) | Controlled(to=to, request=request):
+                self._answer_at_last(to, request.id)
+            case JournalFound(to=to, request=request):
+                self._answer_at_last(to, request.id)
+            case StoredLost(to=to, id=id) | VoiceStored(to=to, id=id) | SettingsRead(to=ReplyTo() as to, id=id):
+                self._answer_at_last(to, id)
+            case WorkerSaid(message=message):
+                self._end_by_bug(getattr(message, "job", ""))
+            case JournalAdded(job=job):
+                self._end_by_bug(job)
+
+    def _answer_at_last(self, to: ReplyTo, id: str) -> None:
+        awaited = self._ledger.awaits(to, id) or self._health.awaits(to, id) or (to, id) in self._drains.values()
+        if not awaited and not self._context.answers(to, id):
+            self._context.refuse(to, id, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
+
+    def _end_by_bug(self, id: str) -> None:
+        if (job := self._ledger.live.get(id)) is not None:
+            self._endings.fail(job, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
+
+    def _on_timer(self, timer: TimerKey) -> None:
+        """A timer is due. Its handler looks at what there is: after a bug it is called again, at once and later."""
+        purpose, whose = timer
+        timers, handler = self._context.timers, self._timers[purpose]
+        done = self._context.guarded(handler, whose) or self._context.guarded(handler, whose)
+        if not done and timer not in timers:
+            timers.set(timer, self._context.now + _AGAIN_S)
+
+    def _reconcile(self) -> None:
         if self._health.waiting:
-            self._health.settle()
+            self._context.guarded(self._health.settle)
         if self.phase is not Phase.RUNNING:
-            self._go_on_ending()
-        return effects
+            self._context.guarded(self._go_on_ending)
+
+    def _recover(self) -> None:
+        """A part of the step has met a bug: what it has left half done is brought to an end."""
+        self._context.guarded(self._endings.end_lost)
+        self._context.guarded(self._pool.recover)
+        self._settle()
+        self._reconcile()
+
+    def _on_effect_failed(self, event: EffectFailed) -> None:
+        """An effect was not carried out: what waits for it does not wait for ever."""
+        match event.effect:
+            case Spawn(spawn=spawn):
+                # It may have come into being all the same.
+                self._context.effects.append(Signal(spawn, "kill"))
+                self._on_spawn_failed(SpawnFailed(spawn, event.problem))
+            case Tell(spawn=spawn, message=wire.Job(job=job) | wire.ResumeJob(job=job) as message):
+                worker = self._pool.by_spawn(spawn)
+                if worker is not None and isinstance(message, wire.Job):
+                    self._dispatcher.not_told(worker, job)
+                self._end_by_bug(job)
+            case Send(to=to, event=events.Error()):
+                pass  # an error can't be told either
+            case Send(to=to, event=said) | SendStored(to=to, event=said) if said.final:
+                self._context.refuse(to, said.id, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
+            case Send(to=to, event=said):
+                if (missed := self._ledger.live.get(getattr(said, "job", ""))) is not None:
+                    self._cut_off(to.connection, missed, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
+            case JournalAdd(row=row):
+                self._reception.on_journal_added(JournalAdded(row.job, event.problem))
+            case JournalEnd(job=id):
+                self._on_journal_ended(JournalEnded(id, event.problem))
+            case JournalFind(to=to, request=request, client=client):
+                self._durability.on_found(JournalFound(to, request, client, problem=event.problem))
+            case StoreVoice(to=to, request=request):
+                error = (ErrorCode.UNAVAILABLE.value, INTERNAL_ERROR)
+                self._operations.on_voice_stored(VoiceStored(to, request.id, request.name, error=error))
+            case ReadSettings(to=asked_by, id=id):
+                self._operations.on_settings(SettingsRead(None, [event.problem], asked_by, id))
+            case ReadLog(to=to, request=request):
+                self._context.refuse(to, request.id, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
+            case WriteMetrics(to=to, id=id):
+                self._context.refuse(to, id, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
 
     # --- clients and operators
 
@@ -364,22 +466,26 @@ class Machine:
         """Nobody hears a stream whose client is gone; any other job goes on, for a ``wait`` after a reconnect."""
         for job in self._ledger.drop_connection(event.connection):
             if job.request.stream and not job.durable and not job.subscribers:
-                self._endings.fail(job, ErrorCode.CANCELLED, "its client went away")
+                self._endings.guarded(job, self._endings.fail, job, ErrorCode.CANCELLED, "its client went away")
         self._dispatcher.schedule()
 
     def _on_overrun(self, event: ConnectionOverrun) -> None:
-        job = self._ledger.live.get(event.job)
-        if job is None or (job.ending is not None and isinstance(job.ending.event, events.Error)):
+        if (job := self._ledger.live.get(event.job)) is not None:
+            self._cut_off(event.connection, job, ErrorCode.SLOW_CONSUMER, TOO_SLOW)
+            self._attention.does_not_read(job.client.key)
+
+    def _cut_off(self, connection: int, job: Job, code: ErrorCode, message: str) -> None:
+        """A connection has missed a part of a job's events: an error is the last that it hears of the job."""
+        if job.ending is not None and isinstance(job.ending.event, events.Error):
             return
-        self._attention.does_not_read(job.client.key)
         # A durable one goes on, and is fetched when it is done.
-        if job.durable or any(s.to.connection != event.connection for s in job.subscribers):
-            # The others go on hearing it; the slow one alone is told that it has missed a part.
-            for subscriber in self._ledger.unsubscribe(job, event.connection):
-                error = events.Error.of(subscriber.id, ErrorCode.SLOW_CONSUMER, TOO_SLOW, job=job.id)
-                self._context.send(subscriber.to, error)
+        if job.durable or any(s.to.connection != connection for s in job.subscribers):
+            # The others go on hearing it; this one alone is told that it has missed a part.
+            gone = self._ledger.unsubscribe(job, connection)
+            told = [Send(s.to, events.Error.of(s.id, code, message, job=job.id)) for s in gone]
+            self._context.effects.extend(told)
         else:
-            self._endings.fail(job, ErrorCode.SLOW_CONSUMER, TOO_SLOW)
+            self._endings.fail(job, code, message)
             # It may have been the batch job that kept others of its class waiting.
             self._dispatcher.schedule()
 
@@ -390,9 +496,9 @@ class Machine:
         if worker is not None:
             self._dispatcher.on_message(worker, event.message, event.body)
             self._dispatcher.schedule()
-            if isinstance(event.message, Checked):
+            if isinstance(event.message, wire.Checked):
                 self._health.on_checked(worker, event.message)
-            if isinstance(event.message, Ready):
+            if isinstance(event.message, wire.Ready):
                 self._give_up_waiting()
 
     def _on_worker_garbled(self, event: WorkerGarbled) -> None:
@@ -427,12 +533,13 @@ class Machine:
 
     def _settle(self) -> None:
         """After a process has gone, or could not come: others may take its place, and those who wait are told."""
-        self._recycler.settle()
-        self._scaler.settle()
+        guarded = self._context.guarded
+        guarded(self._recycler.settle)
+        guarded(self._scaler.settle)
         # What it held may be what another one waits for.
-        self._pool.look_again()
+        guarded(self._pool.look_again)
         self._dispatcher.schedule()
-        self._give_up_waiting()
+        guarded(self._give_up_waiting)
 
     def _on_journal_changed(self, event: JournalChanged) -> None:
         if self.phase is Phase.STOPPING:
@@ -453,10 +560,10 @@ class Machine:
     def _give_up_waiting(self) -> None:
         """Nobody is kept waiting for a worker that is not to be had."""
         unavailable = self._pool.unavailable()
-        self._alerts.set("unavailable", unavailable[0] if unavailable else "")
         if unavailable:
             reason, retry_after_s = unavailable
             self._endings.fail_waiting(ErrorCode.UNAVAILABLE, reason, retry_after_s=retry_after_s)
+        self._alerts.set("unavailable", unavailable[0] if unavailable else "")
 
     # --- the end
 
@@ -471,17 +578,16 @@ class Machine:
         self._context.publish(f"daemon.{phase}")
 
     def _drain(self, event: Controlled, request: control.Drain) -> None:
+        if self.phase is Phase.RUNNING:
+            self._reception.closed = "the daemon is draining: it finishes what it has accepted and takes no more"
+            self._queue.paused = False
+            self._enter(Phase.DRAINING)
+            self._dispatcher.schedule()
         self._drains_asked += 1
         timer = str(self._drains_asked)
         self._drains[timer] = (event.to, request.id)
         if isinstance(request.timeout_s, float | int):
             self._context.timers.set(("drain", timer), self._context.now + request.timeout_s)
-        if self.phase is not Phase.RUNNING:
-            return
-        self._reception.closed = "the daemon is draining: it finishes what it has accepted and takes no more"
-        self._queue.paused = False
-        self._enter(Phase.DRAINING)
-        self._dispatcher.schedule()
 
     def _pause(self, event: Controlled) -> None:
         if self.phase is Phase.RUNNING:
@@ -518,11 +624,12 @@ class Machine:
             self._pool.stop_all(at_once=True)
             return
         timeout_s = context.settings.daemon.drain_timeout_s
-        context.log("info", "daemon stops", asked_by=by, jobs=len(self._ledger.live), drain_timeout_s=timeout_s)
+        jobs = len(self._ledger.live)
         self._reception.closed = "the daemon is stopping; try again when it has been started again"
         self._queue.paused = False
-        self._enter(Phase.STOPPING)
         context.timers.set(("stop", ""), context.now + timeout_s)
+        self._enter(Phase.STOPPING)
+        context.log("info", "daemon stops", asked_by=by, jobs=jobs, drain_timeout_s=timeout_s)
         self._leave_waiting()
         self._dispatcher.schedule()
 
@@ -532,12 +639,9 @@ class Machine:
 
     def _end_jobs(self, message: str) -> None:
         """No time is left: what the journal has goes on with the next daemon, the rest has ended."""
-        for job in list(self._ledger.live.values()):
-            if job.durable and job.ending is None and self._durability.is_accepted(job):
-                self._endings.leave(job)
-            else:
-                self._endings.fail(job, ErrorCode.SHUTTING_DOWN, message)
         self._context.timers.set(("late", ""), self._context.now + _DISK_S)
+        for job in list(self._ledger.live.values()):
+            self._endings.guarded(job, self._leave_or_fail, job, message)
 
     def _leave_waiting(self) -> None:
         """Durable jobs that were not begun need not be waited for: the next daemon begins them.
@@ -545,20 +649,24 @@ class Machine:
         Those that are not on disk yet were not accepted, and now are not.
         """
         for job in [job for job in self._queue if job.durable]:
-            if self._durability.is_accepted(job):
-                self._endings.leave(job)
-            else:
-                self._endings.fail(job, ErrorCode.SHUTTING_DOWN, self._reception.closed)
+            self._endings.guarded(job, self._leave_or_fail, job, self._reception.closed)
+
+    def _leave_or_fail(self, job: Job, message: str) -> None:
+        if job.durable and job.ending is None and self._durability.is_accepted(job):
+            self._endings.leave(job)
+        else:
+            self._endings.fail(job, ErrorCode.SHUTTING_DOWN, message)
 
     def _answer_drains(self) -> None:
         for timer in list(self._drains):
             self._answer_drain(timer)
 
     def _answer_drain(self, timer: str) -> None:
-        to, id = self._drains.pop(timer)
-        self._context.timers.cancel(("drain", timer))
         left = len(self._ledger.live)
-        self._context.send(to, events.Result(id=id, values={"drained": not left, "left": left}))
+        if timer in self._drains:
+            to, id = self._drains.pop(timer)
+            self._context.timers.cancel(("drain", timer))
+            self._context.send(to, events.Result(id=id, values={"drained": not left, "left": left}))
 
     def _go_on_ending(self) -> None:
         """The next stage of a drain or a stop, when the one before is complete."""
@@ -581,6 +689,8 @@ class Machine:
                 self._context.effects.append(Exit(0))
 
 
+#: A timer whose handler has met a bug is due again after so long.
+_AGAIN_S = 1.0
 #: How long a daemon that has to end waits for a disk that does not answer.
 _DISK_S = 5.0
 #: What a client is told whose unread events had to be thrown away.

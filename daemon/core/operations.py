@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -179,7 +180,8 @@ class Operations:
             job for job in self._ledger.live.values() if client == job.client.user or is_named(job.client, [client])
         ]
         for job in found:
-            self._endings.fail(job, ErrorCode.CANCELLED, "cancelled by an operator, with all jobs of its client")
+            message = "cancelled by an operator, with all jobs of its client"
+            self._endings.guarded(job, self._endings.fail, job, ErrorCode.CANCELLED, message)
         self._dispatcher.schedule()
         self._answer(to, id, cancelled=len(found), jobs=[job.id for job in found[:_NAMED]])
 
@@ -275,12 +277,14 @@ class Operations:
         bounds_changed = (old.min, old.max, old.per_gpu) != (new.min, new.max, new.per_gpu)
         self._context.settings = settings
         self._context.effects.append(UseSettings(settings))
-        self._set_log_level(settings.daemon.log_level)
-        self._queue.set_weights(settings.queue.classes)
-        self._admission.apply()
-        self._pool.apply()
-        self._scaler.apply(bounds_changed=bounds_changed)
-        self._endings.expire()
+        # What holds here and what holds in the shell are not to differ, whatever one of these meets.
+        guarded = self._context.guarded
+        guarded(self._set_log_level, settings.daemon.log_level)
+        guarded(self._queue.set_weights, settings.queue.classes)
+        guarded(self._admission.apply)
+        guarded(self._pool.apply)
+        guarded(partial(self._scaler.apply, bounds_changed=bounds_changed))
+        guarded(self._endings.expire)
 
     def store_voice(self, event: Controlled, request: control.VoiceAdd | control.VoiceRemove) -> None:
         """Keep or remove a voice; answered when that is done."""

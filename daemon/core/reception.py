@@ -15,6 +15,7 @@ from .announcer import Announcer
 from .context import Context
 from .dispatch import Dispatcher
 from .durability import Durability, key_taken
+from .effects import Send
 from .endings import Endings
 from .fates import Fates, quarantine_message
 from .forecast import Forecast, Outlook
@@ -137,10 +138,11 @@ class Reception:
         self._admission.check(client, request, event.body)
         self._made += 1
         self._ledger.add(job)
+        # From here on the job answers for the request, whatever becomes of it.
         if durable:
-            self._durability.add(job, subscriber)
+            self._endings.guarded(job, self._durability.add, job, subscriber)
         else:
-            self._accept(job, [subscriber])
+            self._endings.guarded(job, self._accept, job, [subscriber])
 
     def _accept(self, job: Job, subscribers: list[Subscriber]) -> None:
         """The job is in the queue from now on."""
@@ -166,7 +168,7 @@ class Reception:
         """A durable job is on disk, or can't be."""
         added = self._durability.on_added(event)
         if added is not None:
-            self._accept(*added)
+            self._endings.guarded(added[0], self._accept, *added)
 
     def _output_path(self, request: requests.Synthesize) -> str:
         return "" if request.output is UNSET else f"{self._outputs_folder}/{request.output}"
@@ -205,8 +207,7 @@ class Reception:
             warnings.append("the queue is paused by an operator: the job waits until it is resumed")
         if warnings:
             event.warning = "; ".join(warnings)
-        for subscriber in subscribers:
-            self._context.send(subscriber.to, msgspec.structs.replace(event, id=subscriber.id))
+        self._context.effects.extend(Send(s.to, msgspec.structs.replace(event, id=s.id)) for s in subscribers)
 
     def _join(
         self,

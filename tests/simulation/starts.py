@@ -53,6 +53,7 @@ class Starts:
         self._recent: deque[float] = deque(maxlen=100)
         self._breaker = BreakerState.CLOSED
         self._half_open_at = 0.0
+        self._generation = self._pool.generation
         self._samples_in_a_row = 0
         #: When a process last ended: for a while its memory may still be seen in use.
         self.ended_at = 0.0
@@ -228,6 +229,10 @@ class Starts:
 
     def _look_at_pause(self, effect: effects.Spawn) -> None:
         worker = self._pool.workers[effect.name]
+        if self._generation != self._pool.generation:
+            # Settings have changed that processes are started with: what failed by the old ones is forgiven.
+            self._generation = self._pool.generation
+            self._faults.clear()
         if worker.restarts == 0:
             # Another place by an old name.
             self._faults.pop(effect.name, None)
