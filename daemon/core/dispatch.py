@@ -214,8 +214,8 @@ class Dispatcher:
         if begins:
             self._begin(job, worker)
 
-    def not_told(self, worker: Worker, id: str) -> None:
-        """A worker could not be sent a job, and does not have it."""
+    def is_through(self, worker: Worker, id: str) -> None:
+        """After a bug: a worker does not have this job, or not any more."""
         if id in worker.jobs:
             self._give_back(worker, id, None, spoke=False)
 

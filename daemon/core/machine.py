@@ -384,10 +384,27 @@ class Machine:
                 self._answer_at_last(to, request.id)
             case StoredLost(to=to, id=id) | VoiceStored(to=to, id=id) | SettingsRead(to=ReplyTo() as to, id=id):
                 self._answer_at_last(to, id)
-            case WorkerSaid(message=message):
+            case WorkerSaid(spawn=spawn, message=message):
+                worker = self._pool.by_spawn(spawn)
+                if worker is not None and isinstance(message, wire.Finished | wire.Failed):
+                    self._dispatcher.is_through(worker, message.job)
                 self._end_by_bug(getattr(message, "job", ""))
             case JournalAdded(job=job):
                 self._end_by_bug(job)
+            case StopAsked() if self.phase is not Phase.STOPPING:
+                self._on_input(event)
+            case (
+                ConnectionClosed()
+                | ConnectionOverrun()
+                | SpawnFailed()
+                | ProcessEnded()
+                | JournalChanged()
+                | JournalEnded()
+            ):
+                # Nothing else will bring this, and what of it is done already is not done twice.
+                self._on_input(event)
+            case _:
+                pass
 
     def _answer_at_last(self, to: ReplyTo, id: str) -> None:
         awaited = self._ledger.awaits(to, id) or self._health.awaits(to, id) or (to, id) in self._drains.values()
@@ -429,15 +446,15 @@ class Machine:
             case Tell(spawn=spawn, message=wire.Job(job=job) | wire.ResumeJob(job=job) as message):
                 worker = self._pool.by_spawn(spawn)
                 if worker is not None and isinstance(message, wire.Job):
-                    self._dispatcher.not_told(worker, job)
+                    self._dispatcher.is_through(worker, job)
                 self._end_by_bug(job)
-            case Send(to=to, event=events.Error()):
-                pass  # an error can't be told either
+            case Send(event=events.Error(message=message)) if message == INTERNAL_ERROR:
+                pass  # not even that can be sent
             case Send(to=to, event=said) | SendStored(to=to, event=said) if said.final:
                 self._context.refuse(to, said.id, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
             case Send(to=to, event=said):
                 if (missed := self._ledger.live.get(getattr(said, "job", ""))) is not None:
-                    self._cut_off(to.connection, missed, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
+                    self._cut_off(to.connection, missed, ErrorCode.UNAVAILABLE, _EVENT_LOST)
             case JournalAdd(row=row):
                 self._reception.on_journal_added(JournalAdded(row.job, event.problem))
             case JournalEnd(job=id):
@@ -453,6 +470,9 @@ class Machine:
                 self._context.refuse(to, request.id, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
             case WriteMetrics(to=to, id=id):
                 self._context.refuse(to, id, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
+            case _:
+                pass  # nobody waits for it, or a timer does
+        self._settle()
 
     # --- clients and operators
 
@@ -695,4 +715,6 @@ _AGAIN_S = 1.0
 _DISK_S = 5.0
 #: What a client is told whose unread events had to be thrown away.
 TOO_SLOW = "the client does not read, and the buffer for what it leaves unread is full ([limits] send_buffer_mib)"
+#: What a client is told that was not sent an event because of a bug.
+_EVENT_LOST = "an internal error of the daemon, which is in its log: an event was not sent; a durable job goes on"
 _OPERATOR = Client(key="operator", user="operator", operator=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from glmtts.daemon.core import effects
-from glmtts.daemon.core.context import Context
+from glmtts.daemon.core.context import INTERNAL_ERROR, Context
 from glmtts.daemon.core.machine import Machine
 
 from .accidents import Scene
@@ -50,7 +50,8 @@ class Bugs:
 
     def breaks(self, effect: effects.Effect) -> bool:
         """Whether the shell meets a bug with this effect."""
-        if not self._chance or isinstance(effect, _SAFE) or self._random.random() >= self._chance / 4:
+        hopeless = isinstance(effect, effects.Send) and getattr(effect.event, "message", "") == INTERNAL_ERROR
+        if not self._chance or hopeless or isinstance(effect, _SAFE) or self._random.random() >= self._chance / 4:
             return False
         self.effects_met += 1
         return True

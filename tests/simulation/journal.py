@@ -82,7 +82,7 @@ class Journal:
         self.problem = None
         self._handed_over = self._writing = self._retries = False
         self._uncertain, self._told = set(), set()
-        self.answered, self.due = set(), set()
+        self.answered, self.due, self.lost = set(), set(), set()
 
     def heal(self) -> None:
         """The disk works again."""
@@ -107,6 +107,7 @@ class Journal:
     def never_ends(self, job: str) -> None:
         """The shell has lost the end of a job: the next daemon speaks it again."""
         self.lost.add(job)
+        self.answered.add(job)
 
     def ends(self, job: str) -> bool:
         """Whether the end of a job is known here, on disk or not yet."""

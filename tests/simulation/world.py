@@ -201,8 +201,10 @@ class World:
         self.steps += 1
         if isinstance(event, inputs.WorkerSaid):
             self._heard(event)
-        self.invariants.before(event)
-        self.bugs.draw()
+        failed = event.effect if isinstance(event, inputs.EffectFailed) else None
+        self.invariants.before(inputs.SpawnFailed(failed.spawn, "") if isinstance(failed, effects.Spawn) else event)
+        if not isinstance(event, inputs.EffectFailed):
+            self.bugs.draw()
         todo = self.machine.step(event, self.now)
         self.bugs.quiet()
         if self._kill_next:
@@ -311,6 +313,10 @@ class World:
     def _not_done(self, effect: effects.Effect) -> None:
         """An effect has met a bug: what that means for what is counted here."""
         match effect:
+            case effects.Send():
+                self.clients.missed(effect)
+            case effects.Spawn():
+                self.invariants.spawned(effect)
             case effects.JournalStart():
                 self.promises.asked(effect)
             case effects.JournalEnd():
