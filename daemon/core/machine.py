@@ -471,8 +471,12 @@ class Machine:
             case WriteMetrics(to=to, id=id):
                 self._context.refuse(to, id, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
             case _:
-                pass  # nobody waits for it, or a timer does
+                pass  # nothing waits for it, or a timer does
         self._settle()
+        match event.effect:
+            case Tell(spawn=spawn, message=wire.SuspendJob()) if worker := self._pool.by_spawn(spawn):
+                # Asked again by a later step: by this one it could go on like that for ever.
+                worker.to_suspend = ""
 
     # --- clients and operators
 

@@ -487,11 +487,15 @@ class Pool:
 
     def recover(self) -> None:
         """After a bug: decide on the places that it has left without a process and without what brings one."""
+        timers = self._context.timers
+        if self.breaker.state is BreakerState.OPEN and ("breaker", "") not in timers and not self.stopping:
+            timers.set(("breaker", ""), self._context.now + self._context.settings.workers.restart.backoff_max_s)
         for worker in self:
-            gone = self._by_spawn.get(worker.spawn) is not worker
-            if gone and worker.state in (WorkerState.STOPPING, WorkerState.FAILED):
+            if self._by_spawn.get(worker.spawn) is worker:
+                continue
+            if worker.state in (WorkerState.STOPPING, WorkerState.FAILED):
                 self._context.guarded(self._place_is_empty, worker)
-            elif gone and worker.state is WorkerState.STOPPED and not self.stopping:
+            elif not self.stopping and not any((purpose, worker.name) in timers for purpose in ("backoff", "wait")):
                 self._context.guarded(self._go, worker)
 
     def _place_is_empty(self, worker: Worker) -> None:

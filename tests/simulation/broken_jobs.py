@@ -15,6 +15,7 @@ from glmtts.daemon.core.effects import SettleOutput, Tell
 from glmtts.daemon.core.endings import Endings
 from glmtts.daemon.core.fates import Fates
 from glmtts.daemon.core.jobs import Ending, Job
+from glmtts.daemon.core.machine import Machine
 from glmtts.daemon.core.pool import Pool
 from glmtts.daemon.core.workers import Worker, WorkerState
 from glmtts.protocol import events
@@ -53,6 +54,32 @@ def hangs_go_unnoticed(patch: Patch) -> None:
 def a_beat_that_stands_still_counts(patch: Patch) -> None:
     moved = Pool.moved
     patch.setattr(Pool, "moved", lambda self, worker, job, done=None: moved(self, worker, job))  # noqa: ARG005
+
+
+def effects_lost_with_an_error(patch: Patch) -> None:
+    on_input = Machine._on_input
+
+    def and_nothing_else(self: Machine, event: Any) -> None:
+        try:
+            on_input(self, event)
+        except Exception:
+            self._context.effects.clear()
+            raise
+
+    patch.setattr(Machine, "_on_input", and_nothing_else)
+
+
+def lost_by_a_bug_and_forgotten(patch: Patch) -> None:
+    patch.setattr(Endings, "guarded", lambda self, _, act, *arguments: self._context.guarded(act, *arguments))
+    patch.setattr(Endings, "end_lost", lambda _: None)
+
+
+def the_rest_of_a_step_lost_with_an_error(patch: Patch) -> None:
+    patch.setattr(Machine, "_recover", lambda _: None)
+
+
+def failed_effects_ignored(patch: Patch) -> None:
+    patch.setattr(Machine, "_on_effect_failed", lambda *_: None)
 
 
 def deadlines_forgotten(patch: Patch) -> None:

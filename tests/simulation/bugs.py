@@ -14,6 +14,19 @@ from .accidents import Scene
 
 #: A step meets its bug at one of its first points: before and after each handler, and after each effect.
 _POINTS = 12
+#: What reckons and judges in the middle of a handler, and so may meet a bug there: by the parts of the core.
+_FALLIBLE = {
+    "_admission": ("check",),
+    "_announcer": ("tell", "begun"),
+    "_dispatcher": ("_message", "_begin", "_next", "least_s"),
+    "_estimator": ("expect_s", "least_s", "judge", "learn"),
+    "_fates": ("content", "deaths_of", "_after_death", "_blame"),
+    "_forecast": ("of", "left_s", "view"),
+    "_gpus": ("obstacle", "device", "on_sampled"),
+    "_pool": ("unavailable", "_place_is_empty", "_pause", "look_again"),
+    "_recycler": ("after_job", "_judge", "settle"),
+    "_scaler": ("settle", "on_waiting"),
+}
 #: Effects that meet no bug: without the first the daemon does not end, and the others do nothing here.
 _SAFE = (effects.Exit, effects.UseSettings, effects.InternalError, effects.Log, effects.Publish)
 
@@ -28,7 +41,7 @@ class Bugs:
     def __init__(self, seed: int, scene: Scene, without: Iterable[str]) -> None:
         self._random = random.Random(f"bugs of {seed}")
         if self._random.random() < 0.4 and "bugs" not in without and not (scene.gapless or scene.leak_must_be_seen):
-            scene.bugs = self._random.choice((0.002, 0.02))
+            scene.bugs = self._random.choice((0.005, 0.05))
         self._chance = scene.bugs
         self._points = 0
         self.met = 0
@@ -51,7 +64,7 @@ class Bugs:
     def breaks(self, effect: effects.Effect) -> bool:
         """Whether the shell meets a bug with this effect."""
         hopeless = isinstance(effect, effects.Send) and getattr(effect.event, "message", "") == INTERNAL_ERROR
-        if not self._chance or hopeless or isinstance(effect, _SAFE) or self._random.random() >= self._chance / 4:
+        if not self._chance or hopeless or isinstance(effect, _SAFE) or self._random.random() >= self._chance / 2:
             return False
         self.effects_met += 1
         return True
@@ -70,10 +83,20 @@ class Bugs:
             return
         context: Any = machine._context
         context.__class__ = type("BesetContext", (Context,), {"effects": _effects(self)})
+        for part, names in _FALLIBLE.items():
+            for name in names:
+                setattr(getattr(machine, part), name, self._before(getattr(getattr(machine, part), name)))
         handlers: dict[Any, Callable[..., None]]
         for handlers in (machine._inputs, machine._timers):  # type: ignore[assignment]
             for key, handler in handlers.items():
                 handlers[key] = self._around(handler)
+
+    def _before(self, part: Callable[..., Any]) -> Callable[..., Any]:
+        def beset(*arguments: Any, **keys: Any) -> Any:
+            self.point()
+            return part(*arguments, **keys)
+
+        return beset
 
     def _around(self, handler: Callable[..., None]) -> Callable[..., None]:
         def beset(*arguments: Any) -> None:
