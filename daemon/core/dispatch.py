@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from msgspec import UNSET
 
@@ -276,10 +276,10 @@ class Dispatcher:
             return
         handler(self, worker, message, body)
 
-    def violation(self, worker: Worker, what: str) -> None:
+    def violation(self, worker: Worker, what: str, culprits: Collection[str] | None = None) -> None:
         """A worker that talks nonsense may have damaged its memory: it is not trusted with a job any more."""
         if worker.state is not WorkerState.STOPPING:
-            self._fates.decide(*self._pool.fail(worker, Cause.PROTOCOL, f"protocol violation: {what}"))
+            self._fates.decide(*self._pool.fail(worker, Cause.PROTOCOL, f"protocol violation: {what}"), culprits)
 
     def _job_of(self, worker: Worker, id: str) -> Job | None:
         """The live job that a worker speaks of; None if it has ended meanwhile, or is not that worker's."""
@@ -351,7 +351,7 @@ class Dispatcher:
         """The worker works on these now; some may have lain ready in it."""
         for id in jobs:
             job = self._ledger.live.get(id)
-            if job is not None and not job.begun:
+            if job is not None and job.ending is None and not job.begun:
                 self._endings.guarded(job, self._begin, job, worker)
 
     def on_finished(self, worker: Worker, message: Finished, body: bytes | memoryview | None) -> None:

@@ -448,6 +448,11 @@ class Machine:
                 if worker is not None and isinstance(message, wire.Job):
                     self._dispatcher.is_through(worker, job)
                 self._end_by_bug(job)
+            case Tell(spawn=spawn, message=wire.CancelJob(job=job)):
+                worker = self._pool.by_spawn(spawn)
+                if worker is not None and job in (*worker.aside, worker.to_suspend):
+                    # It would keep that for ever. Any other job comes to its end by itself.
+                    self._dispatcher.violation(worker, "it was not told to leave a suspended job", culprits=())
             case Send(event=events.Error(message=message)) if message == INTERNAL_ERROR:
                 pass  # not even that can be sent
             case Send(to=to, event=said) | SendStored(to=to, event=said) if said.final:

@@ -276,9 +276,9 @@ class Operations:
         new = settings.workers
         bounds_changed = (old.min, old.max, old.per_gpu) != (new.min, new.max, new.per_gpu)
         self._context.settings = settings
-        self._context.effects.append(UseSettings(settings))
-        # What holds here and what holds in the shell are not to differ, whatever one of these meets.
+        # A bug that one of these meets is not to leave the others by the old settings.
         guarded = self._context.guarded
+        guarded(self._context.effects.append, UseSettings(settings))
         guarded(self._set_log_level, settings.daemon.log_level)
         guarded(self._queue.set_weights, settings.queue.classes)
         guarded(self._admission.apply)

@@ -279,6 +279,7 @@ class World:
                 case effects.InternalError():
                     if not isinstance(effect.error, Injected):
                         raise effect.error
+                    self.invariants.unsure()
                 case effects.Send():
                     self.promises.sent(effect)
                     self.clients.sent(effect)
