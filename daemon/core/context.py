@@ -79,7 +79,7 @@ class Context:
 
     def answers(self, to: ReplyTo, id: str) -> bool:
         """Whether this step has decided on the last event for a request, or on what brings it."""
-        return any(_answered(effect) == (to, id) for effect in self.effects)
+        return any(request_of(effect) == (to, id) for effect in self.effects)
 
     def stir(self) -> None:
         """Something goes on: have it judged whether anybody should know of it."""
@@ -111,8 +111,8 @@ class Context:
         self.send(to, Error.of(id, code, message, retry_after_s=retry_after_s))
 
 
-def _answered(effect: Effect) -> tuple[ReplyTo | None, str] | None:
-    """The request whose last event this is, or brings."""
+def request_of(effect: object) -> tuple[ReplyTo, str] | None:
+    """The request whose last event this effect sends, or brings; None if it does neither."""
     match effect:
         case Send(to=to, event=event) if event.final:
             return to, event.id
@@ -120,6 +120,6 @@ def _answered(effect: Effect) -> tuple[ReplyTo | None, str] | None:
             return to, done.id
         case JournalFind(to=to, request=request) | ReadLog(to=to, request=request) | StoreVoice(to=to, request=request):
             return to, request.id
-        case ReadSettings(to=to, id=id) | WriteMetrics(to=to, id=id):
+        case ReadSettings(to=ReplyTo() as to, id=id) | WriteMetrics(to=to, id=id):
             return to, id
     return None

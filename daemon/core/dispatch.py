@@ -13,13 +13,17 @@ from glmtts.protocol.worker import (
     AudioChunk,
     Beat,
     Bye,
+    CancelJob,
     Failed,
     Finished,
     Hello,
     Memory,
     Ready,
+    ResumeJob,
     SegmentDone,
+    SupervisorMessage,
     Suspended,
+    SuspendJob,
     Trimmed,
     WorkerMessage,
 )
@@ -29,7 +33,7 @@ from glmtts.protocol.worker import (
 
 from .announcer import Announcer
 from .causes import CAUSE_OF_CODE, Cause
-from .context import Context
+from .context import INTERNAL_ERROR, Context
 from .durability import Durability
 from .effects import SettleOutput, Tell
 from .endings import Endings
@@ -213,6 +217,22 @@ class Dispatcher:
         self._context.effects.append(tell)
         if begins:
             self._begin(job, worker)
+
+    def on_not_told(self, worker: Worker, message: SupervisorMessage) -> None:
+        """After a bug: a message was not sent to a worker."""
+        match message:
+            case JobMessage(job=id) | ResumeJob(job=id):
+                if isinstance(message, JobMessage):
+                    self.is_through(worker, id)
+                if (job := self._ledger.live.get(id)) is not None:
+                    self._endings.fail(job, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
+            case SuspendJob():
+                worker.to_suspend = ""
+            case CancelJob(job=id) if id in (*worker.aside, worker.to_suspend):
+                # It would keep that for ever. Any other job comes to its end by itself.
+                self.violation(worker, "it was not told to leave a suspended job", culprits=())
+            case _:
+                pass
 
     def is_through(self, worker: Worker, id: str) -> None:
         """After a bug: a worker does not have this job, or not any more."""

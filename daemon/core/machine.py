@@ -21,7 +21,7 @@ from .alert_watch import AlertWatch
 from .alerts import Alerts
 from .announcer import Announcer
 from .attention import Attention
-from .context import INTERNAL_ERROR, JUDGE, Context
+from .context import INTERNAL_ERROR, JUDGE, Context, request_of
 from .dispatch import Dispatcher
 from .durability import Durability
 from .effects import (
@@ -29,17 +29,11 @@ from .effects import (
     Exit,
     JournalAdd,
     JournalEnd,
-    JournalFind,
-    ReadLog,
-    ReadSettings,
     Sample,
     Send,
-    SendStored,
     Signal,
     Spawn,
-    StoreVoice,
     Tell,
-    WriteMetrics,
 )
 from .endings import Endings
 from .estimate import Estimator
@@ -437,51 +431,33 @@ class Machine:
         self._reconcile()
 
     def _on_effect_failed(self, event: EffectFailed) -> None:
-        """An effect was not carried out: what waits for it does not wait for ever."""
-        match event.effect:
-            case Spawn(spawn=spawn):
-                # It may have come into being all the same.
-                self._context.effects.append(Signal(spawn, "kill"))
-                self._on_spawn_failed(SpawnFailed(spawn, event.problem))
-            case Tell(spawn=spawn, message=wire.Job(job=job) | wire.ResumeJob(job=job) as message):
-                worker = self._pool.by_spawn(spawn)
-                if worker is not None and isinstance(message, wire.Job):
-                    self._dispatcher.is_through(worker, job)
-                self._end_by_bug(job)
-            case Tell(spawn=spawn, message=wire.CancelJob(job=job)):
-                worker = self._pool.by_spawn(spawn)
-                if worker is not None and job in (*worker.aside, worker.to_suspend):
-                    # It would keep that for ever. Any other job comes to its end by itself.
-                    self._dispatcher.violation(worker, "it was not told to leave a suspended job", culprits=())
-            case Send(event=events.Error(message=message)) if message == INTERNAL_ERROR:
-                pass  # not even that can be sent
-            case Send(to=to, event=said) | SendStored(to=to, event=said) if said.final:
-                self._context.refuse(to, said.id, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
-            case Send(to=to, event=said):
+        """An effect was not carried out: whatever waits for it does not wait for ever."""
+        effect = event.effect
+        # A client that can't be sent even this error is not answered.
+        hopeless = isinstance(effect, Send) and getattr(effect.event, "message", "") == INTERNAL_ERROR
+        if not hopeless and (request := request_of(effect)) is not None:
+            self._context.refuse(*request, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
+        match effect:
+            case Send(to=to, event=said) if not said.final:
                 if (missed := self._ledger.live.get(getattr(said, "job", ""))) is not None:
                     self._cut_off(to.connection, missed, ErrorCode.UNAVAILABLE, _EVENT_LOST)
+            case Spawn(spawn=spawn):
+                # There may be a process all the same.
+                self._context.effects.append(Signal(spawn, "kill"))
+                self._pool.on_spawn_failed(spawn, event.problem)
+            case Tell(spawn=spawn, message=message):
+                if (worker := self._pool.by_spawn(spawn)) is not None:
+                    self._dispatcher.on_not_told(worker, message)
+                if isinstance(message, wire.SuspendJob):
+                    # Asked again by a later step: by this one it could go on like that for ever.
+                    return
             case JournalAdd(row=row):
                 self._reception.on_journal_added(JournalAdded(row.job, event.problem))
             case JournalEnd(job=id):
-                self._on_journal_ended(JournalEnded(id, event.problem))
-            case JournalFind(to=to, request=request, client=client):
-                self._durability.on_found(JournalFound(to, request, client, problem=event.problem))
-            case StoreVoice(to=to, request=request):
-                error = (ErrorCode.UNAVAILABLE.value, INTERNAL_ERROR)
-                self._operations.on_voice_stored(VoiceStored(to, request.id, request.name, error=error))
-            case ReadSettings(to=asked_by, id=id):
-                self._operations.on_settings(SettingsRead(None, [event.problem], asked_by, id))
-            case ReadLog(to=to, request=request):
-                self._context.refuse(to, request.id, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
-            case WriteMetrics(to=to, id=id):
-                self._context.refuse(to, id, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
+                self._endings.on_written(JournalEnded(id, event.problem))
             case _:
                 pass  # nothing waits for it, or a timer does
         self._settle()
-        match event.effect:
-            case Tell(spawn=spawn, message=wire.SuspendJob()) if worker := self._pool.by_spawn(spawn):
-                # Asked again by a later step: by this one it could go on like that for ever.
-                worker.to_suspend = ""
 
     # --- clients and operators
 

@@ -205,6 +205,7 @@ class Starts:
             if (worker := self._pool.workers.get(name)) is not None
             and worker.gpu == index
             and worker.state is WorkerState.STARTING
+            and spawn in self._world.processes
             and self._world.processes[spawn].alive
         ]
         need = self._gpus.need
@@ -269,14 +270,17 @@ class Starts:
 
     # --- what is
 
+    def between(self, event: inputs.Input) -> None:
+        """After a step, or before the next one where an effect of it has failed."""
+        if not isinstance(event, inputs.ProcessEnded | inputs.SpawnFailed) and not self._pool.breaker.faults:
+            # What a process did, or time, may have shown that workers work; the end of one can't.
+            self._recent.clear()
+
     def after(self, event: inputs.Input) -> None:
         """After a step."""
         self._look_at_breaker()
-        if not isinstance(event, inputs.ProcessEnded | inputs.SpawnFailed):
-            # What a process did, or time, may have shown that workers work; the end of one can't.
-            if not self._pool.breaker.faults:
-                self._recent.clear()
-        else:
+        self.between(event)
+        if isinstance(event, inputs.ProcessEnded | inputs.SpawnFailed):
             restart = self._context.settings.workers.restart
             since = self._world.now - restart.breaker_window_s
             faults = sum(at >= since for at in self._recent)

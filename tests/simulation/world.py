@@ -190,6 +190,7 @@ class World:
         self._step(event)
         # At once, as the shell does it: what failed is not seen as it was left.
         while self._failed and not self.dead:
+            self.invariants.between()
             self._step(self._failed.popleft())
         if self.dead:
             return
