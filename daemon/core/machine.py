@@ -629,12 +629,11 @@ class Machine:
             self._pool.stop_all(at_once=True)
             return
         timeout_s = context.settings.daemon.drain_timeout_s
-        jobs = len(self._ledger.live)
+        context.log("info", "daemon stops", asked_by=by, jobs=len(self._ledger.live), drain_timeout_s=timeout_s)
         self._reception.closed = "the daemon is stopping; try again when it has been started again"
         self._queue.paused = False
         context.timers.set(("stop", ""), context.now + timeout_s)
         self._enter(Phase.STOPPING)
-        context.log("info", "daemon stops", asked_by=by, jobs=jobs, drain_timeout_s=timeout_s)
         self._leave_waiting()
         self._dispatcher.schedule()
 
