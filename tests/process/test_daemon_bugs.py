@@ -45,5 +45,7 @@ def test_a_request_that_meets_a_bug_is_answered_once_and_the_same_worker_speaks_
         assert not client._waiting.get(met)
     (after,) = daemon.workers()
     assert (after["pid"], after["restarts"]) == (before["pid"], before["restarts"])
+    # Nor does it count as being at a job that was never sent to it.
+    assert (after["state"], after["jobs"]) == ("ready", [])
     assert daemon.status()["internal_errors"] == errors + 1
     assert "internal error" in daemon.log() and "daemon_with_bugs.py" in daemon.log()
