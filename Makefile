@@ -27,7 +27,7 @@ demo: install  ## speak two sentences, kill a worker in mid-job, show times, cle
 	@$(BIN)/glmttsctl demo
 
 test: install  ## every test that takes part in each change (under 5 minutes on two cores)
-	@$(BIN)/python -m pytest -q -n logical --maxprocesses=8 tests/unit tests/simulation
+	@$(BIN)/python -m pytest -q -n logical --maxprocesses=8 tests/core tests/daemon tests/client tests/protocol tests/engines tests/fake_gpu tests/simulation
 	@$(BIN)/python -m pytest -q -n logical --maxprocesses=4 --dist loadfile tests/process
 
 # The engine against a stand-in for GLM-TTS; with ROOT against a checkout of it that has a checkpoint, and PYTHON_OF_ROOT

@@ -10,6 +10,7 @@ from glmtts.protocol.control import LogLevel
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.events import ClosedEvent, Error, Result
 
+from .counters import Counters
 from .effects import (
     Effect,
     InternalError,
@@ -25,7 +26,6 @@ from .effects import (
 )
 from .inputs import ReplyTo
 from .settings import Settings
-from .tally import Tally
 from .timers import Timers
 
 #: The timer of the next judgement by the rules of alerts (alert_watch.py), and how often there is one at most.
@@ -45,7 +45,7 @@ class Context:
         self.started_at = now
         self._wall_offset = wall - now
         self.timers = Timers()
-        self.tally = Tally()
+        self.counters = Counters()
         self.random = random.Random(seed)
         self.effects: list[Effect] = []
         #: Whether a part of this step has met a bug.

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from glmtts.daemon import supervisor
-from glmtts.daemon.core.announcer import Announcer
-from glmtts.daemon.core.dispatch import Dispatcher
-from glmtts.daemon.core.reception import Reception
-from glmtts.daemon.worker_router import WorkerRouter
+from glmtts.daemon.core.api.client_requests import ClientRequests
+from glmtts.daemon.core.scheduling.dispatcher import Dispatcher
+from glmtts.daemon.core.scheduling.notifications import Notifications
+from glmtts.daemon.transport.worker_router import WorkerRouter
 from glmtts.protocol import worker as wire
 
 
@@ -35,8 +35,8 @@ def told(_: WorkerRouter, effect: Any) -> str:
 
 
 Dispatcher._message = raising(Dispatcher._message, "not made", lambda _, job: job.request.text)  # type: ignore[method-assign]
-Reception._admit = raising(Reception._admit, "not admitted", lambda _, __, request: request.text)  # type: ignore[method-assign]
-Announcer.note = raising(Announcer.note, "not noted", lambda _, __, job: job.request.text)  # type: ignore[method-assign]
+ClientRequests._admit = raising(ClientRequests._admit, "not admitted", lambda _, __, request: request.text)  # type: ignore[method-assign]
+Notifications.note = raising(Notifications.note, "not noted", lambda _, __, job: job.request.text)  # type: ignore[method-assign]
 WorkerRouter.tell = raising(WorkerRouter.tell, "not told", told)  # type: ignore[method-assign]
 
 if __name__ == "__main__":

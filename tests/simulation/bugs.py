@@ -17,15 +17,15 @@ _POINTS = 12
 #: What reckons and judges in the middle of a handler, and so may meet a bug there: by the parts of the core.
 _FALLIBLE = {
     "_admission": ("check",),
-    "_announcer": ("tell", "begun"),
+    "_notifications": ("tell", "begun"),
     "_dispatcher": ("_message", "_begin", "_next", "least_s"),
     "_estimator": ("expect_s", "least_s", "judge", "learn"),
-    "_fates": ("content", "deaths_of", "_after_death", "_blame"),
+    "_retries": ("content", "deaths_of", "_after_death", "_blame"),
     "_forecast": ("of", "left_s", "view"),
     "_gpus": ("obstacle", "device", "on_sampled"),
     "_pool": ("unavailable", "_place_is_empty", "_pause", "look_again"),
     "_recycler": ("after_job", "_judge", "settle"),
-    "_scaler": ("settle", "on_waiting"),
+    "_autoscaler": ("settle", "on_waiting"),
 }
 #: Effects that meet no bug: without the first the daemon does not end, and the others do nothing here.
 _SAFE = (effects.Exit, effects.UseSettings, effects.InternalError, effects.Log, effects.Publish)
