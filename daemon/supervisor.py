@@ -264,7 +264,7 @@ class Supervisor:
         self._do(self._machine.step(event, self._loop.clock()))
 
     def _do(self, todo: list[effects.Effect]) -> None:
-        """Carry out effects in their order. One that raises costs no other, and the core is told of it."""
+        """Carry out effects in their order. An exception in one loses no other, and the core hears of it."""
         for effect in todo:
             try:
                 self._effects[type(effect)](effect)

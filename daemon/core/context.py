@@ -31,7 +31,7 @@ from .timers import Timers
 #: The timer of the next judgement by the rules of alerts (alert_watch.py), and how often there is one at most.
 JUDGE = ("judge", "")
 _JUDGE_S = 5.0
-#: What a client is told whose request or job met a bug.
+#: The message to a client whose request or job met an internal error.
 INTERNAL_ERROR = "an internal error of the daemon, which is in its log; the request was not carried out"
 _LEVELS: dict[LogLevel, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
@@ -48,7 +48,7 @@ class Context:
         self.counters = Counters()
         self.random = random.Random(seed)
         self.effects: list[Effect] = []
-        #: Whether a part of this step has met a bug.
+        #: Whether a part of this step has raised an exception.
         self.failed = False
         #: Whether anybody listens on the events socket: what nobody hears is not said.
         self.watched = False
@@ -60,9 +60,9 @@ class Context:
         return self.now + self._wall_offset
 
     def guarded(self, act: Callable[..., object], *arguments: Any) -> bool:
-        """Do a part of a step; returns whether it raised nothing.
+        """Call a part of a step; returns False if it raised an exception, which is reported as an internal error.
 
-        An exception is a bug. It is reported, and neither what was decided before it nor what comes after it is lost.
+        Effects that were decided before the exception stay, and the rest of the step goes on.
         """
         try:
             act(*arguments)
@@ -73,12 +73,12 @@ class Context:
         return True
 
     def answer(self, to: ReplyTo, id: str, act: Callable[..., object], *arguments: Any) -> None:
-        """Do what answers a request; if it raises before it has, the request is answered with an error."""
+        """Call a part of a step that answers a request; if it raises before the answer, an error is the answer."""
         if not self.guarded(act, *arguments) and not self.answers(to, id):
             self.refuse(to, id, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
 
     def answers(self, to: ReplyTo, id: str) -> bool:
-        """Whether this step has decided on the last event for a request, or on what brings it."""
+        """Whether this step has sent the last event of a request, or an effect that leads to it."""
         return any(request_of(effect) == (to, id) for effect in self.effects)
 
     def stir(self) -> None:
@@ -112,7 +112,7 @@ class Context:
 
 
 def request_of(effect: object) -> tuple[ReplyTo, str] | None:
-    """The request whose last event this effect sends, or brings; None if it does neither."""
+    """The request whose last event this effect sends, or leads to; None if it does neither."""
     match effect:
         case Send(to=to, event=event) if event.final:
             return to, event.id

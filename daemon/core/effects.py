@@ -170,7 +170,7 @@ class SettleOutput(Struct):
 
 
 class InternalError(Struct):
-    """Log an exception that the core met, which is a bug, and count it. What the step decided beside it holds."""
+    """Log and count an exception in the core, which is a bug. The other effects of its step are not affected."""
 
     error: Exception
 

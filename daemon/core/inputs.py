@@ -298,7 +298,7 @@ class StoredLost(Struct):
 
 
 class EffectFailed(Struct):
-    """The shell met a bug while it carried out ``effect`` (an effects.Effect), and did not carry it out."""
+    """``effect`` (one of effects.Effect) raised an exception in the shell, and was not carried out."""
 
     effect: object
     problem: str

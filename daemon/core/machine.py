@@ -352,13 +352,13 @@ class Machine:
             self._recover()
         return context.effects
 
-    # --- bugs
+    # --- internal errors
 
     def _on_input(self, event: Input) -> None:
         self._inputs[type(event)](event)
 
     def _give_up(self, event: Input) -> None:
-        """The handler of an input has met a bug: its request is answered, and the job that it was about has ended."""
+        """The handler of an input raised an exception: answer its request, end its job, or call the handler again."""
         match event:
             case Requested(to=to, request=request) | Controlled(to=to, request=request):
                 self._answer_at_last(to, request.id)
@@ -370,9 +370,9 @@ class Machine:
                 worker = self._pool.by_incarnation(incarnation)
                 if worker is not None and isinstance(message, wire.Finished | wire.Failed):
                     self._dispatcher.is_through(worker, message.job)
-                self._end_by_bug(getattr(message, "job", ""))
+                self._end_in_internal_error(getattr(message, "job", ""))
             case JournalAdded(job=job):
-                self._end_by_bug(job)
+                self._end_in_internal_error(job)
             case StopAsked() if self.phase is not Phase.STOPPING:
                 self._on_input(event)
             case (
@@ -383,7 +383,7 @@ class Machine:
                 | JournalChanged()
                 | JournalEnded()
             ):
-                # Nothing else will bring this, and what of it is done already is not done twice.
+                # This input does not come again. Its handler can be repeated: steps that are done are not done twice.
                 self._on_input(event)
             case _:
                 pass
@@ -393,12 +393,12 @@ class Machine:
         if not awaited and not self._context.answers(to, id):
             self._context.refuse(to, id, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
 
-    def _end_by_bug(self, id: str) -> None:
+    def _end_in_internal_error(self, id: str) -> None:
         if (job := self._job_table.live.get(id)) is not None:
             self._completion.fail(job, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
 
     def _on_timer(self, timer: TimerKey) -> None:
-        """A timer is due. Its handler looks at what there is: after a bug it is called again, at once and later."""
+        """Run the handler of a timer. It can be repeated: after an exception it runs again, at once and then later."""
         purpose, whose = timer
         timers, handler = self._context.timers, self._timers[purpose]
         done = self._context.guarded(handler, whose) or self._context.guarded(handler, whose)
@@ -412,16 +412,16 @@ class Machine:
             self._context.guarded(self._go_on_ending)
 
     def _recover(self) -> None:
-        """A part of the step has met a bug: what it has left half done is brought to an end."""
+        """Finish what an exception in this step has left half done, for jobs and for workers."""
         self._context.guarded(self._completion.end_lost)
         self._context.guarded(self._pool.recover)
         self._settle()
         self._reconcile()
 
     def _on_effect_failed(self, event: EffectFailed) -> None:
-        """An effect was not carried out: whatever waits for it does not wait for ever."""
+        """An effect was not carried out: answer the request, job or worker that waits for it."""
         effect = event.effect
-        # A client that can't be sent even this error is not answered.
+        # If even this error can't be sent, there is nothing left to send.
         hopeless = isinstance(effect, Send) and getattr(effect.event, "message", "") == INTERNAL_ERROR
         if not hopeless and (request := request_of(effect)) is not None:
             self._context.refuse(*request, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
@@ -430,14 +430,14 @@ class Machine:
                 if (missed := self._job_table.live.get(getattr(said, "job", ""))) is not None:
                     self._cut_off(to.connection, missed, ErrorCode.UNAVAILABLE, _EVENT_LOST)
             case Spawn(incarnation=incarnation):
-                # There may be a process all the same.
+                # The process may exist all the same.
                 self._context.effects.append(Signal(incarnation, "kill"))
                 self._pool.on_spawn_failed(incarnation, event.problem)
             case Tell(incarnation=incarnation, message=message):
                 if (worker := self._pool.by_incarnation(incarnation)) is not None:
                     self._dispatcher.on_not_told(worker, message)
                 if isinstance(message, wire.SuspendJob):
-                    # Asked again by a later step: by this one it could go on like that for ever.
+                    # A later step asks again. This step would repeat the same failure without end.
                     return
             case JournalAdd(row=row):
                 self._client_requests.on_journal_added(JournalAdded(row.job, event.problem))
@@ -468,12 +468,12 @@ class Machine:
             self._problems.does_not_read(job.client.key)
 
     def _cut_off(self, connection: int, job: Job, code: ErrorCode, message: str) -> None:
-        """A connection has missed a part of a job's events: an error is the last that it hears of the job."""
+        """A connection missed some of a job's events: end its subscription with an error."""
         if job.ending is not None and isinstance(job.ending.event, events.Error):
             return
         # A durable one goes on, and is fetched when it is done.
         if job.durable or any(s.to.connection != connection for s in job.subscribers):
-            # The others go on hearing it; this one alone is told that it has missed a part.
+            # Other subscribers keep theirs.
             gone = self._job_table.unsubscribe(job, connection)
             told = [Send(s.to, events.Error.of(s.id, code, message, job=job.id)) for s in gone]
             self._context.effects.extend(told)
@@ -681,12 +681,12 @@ class Machine:
                 self._context.effects.append(Exit(0))
 
 
-#: A timer whose handler has met a bug is due again after so long.
+#: Seconds until a timer is due again whose handler raised an exception.
 _AGAIN_S = 1.0
 #: How long a daemon that has to end waits for a disk that does not answer.
 _DISK_S = 5.0
 #: What a client is told whose unread events had to be thrown away.
 TOO_SLOW = "the client does not read, and the buffer for what it leaves unread is full ([limits] send_buffer_mib)"
-#: What a client is told that was not sent an event because of a bug.
+#: The message to a client that was not sent an event because of an internal error.
 _EVENT_LOST = "an internal error of the daemon, which is in its log: an event was not sent; a durable job goes on"
 _OPERATOR = Client(key="operator", user="operator", operator=True)

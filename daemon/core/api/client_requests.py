@@ -131,7 +131,7 @@ class ClientRequests:
         self._admission.check(client, request, event.body)
         self._context.counters.created += 1
         self._job_table.add(job)
-        # From here on the job answers for the request, whatever becomes of it.
+        # From here on the end of the job is the answer to the request.
         if durable:
             self._completion.guarded(job, self._durable_jobs.add, job, subscriber)
         else:

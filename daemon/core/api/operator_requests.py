@@ -276,7 +276,7 @@ class OperatorRequests:
         new = settings.workers
         bounds_changed = (old.min, old.max, old.per_gpu) != (new.min, new.max, new.per_gpu)
         self._context.settings = settings
-        # A bug that one of these meets is not to leave the others by the old settings.
+        # An exception in one of these must not leave the others with the old settings.
         guarded = self._context.guarded
         guarded(self._context.effects.append, UseSettings(settings))
         guarded(self._set_log_level, settings.daemon.log_level)

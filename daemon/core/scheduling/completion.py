@@ -61,7 +61,7 @@ class Completion:
             self._log_error(job, code, message, reason)
 
     def _withdraw(self, job: Job) -> list[Effect]:
-        """Take the job out of the queue; returns what tells the worker that has it to leave it."""
+        """Take the job out of the queue; returns the effect that cancels it in a worker."""
         if job in self._queue:
             self._queue.remove(job)
         elif (worker := self._worker_of(job)) is not None:
@@ -73,12 +73,12 @@ class Completion:
         return worker if worker is not None and job.id in worker.jobs else None
 
     def guarded(self, job: Job, act: Callable[..., object], *arguments: Any) -> None:
-        """Do something for one job: a bug that it meets is the end of this job, and of no other."""
+        """Call a part of a step that concerns one job. An exception in it ends this job, and no other."""
         if not self._context.guarded(act, *arguments):
             self.fail(job, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
 
     def end_lost(self) -> None:
-        """After a bug: end the jobs that it has left in no queue and on no worker."""
+        """End the jobs that an exception has left in no queue and on no worker."""
         for job in list(self._job_table.live.values()):
             placed = job in self._queue if job.state == "waiting" else self._worker_of(job) is not None
             if not placed:
@@ -164,7 +164,7 @@ class Completion:
 
     def _tell(self, job: Job, ending: Ending, *, settle: bool = True) -> None:
         context = self._context
-        # All that can fail comes before the job ends, or after all have been told.
+        # Code that can raise comes before the job ends, or after every subscriber has its last event.
         told: list[Effect] = [_last_event(s.to, s.id, ending, heard=s.heard) for s in job.subscribers]
         if job.output_path and job.attempts:
             settled = SettleOutput(job.id, job.output_path, wanted=ending.state == "done")
@@ -175,7 +175,7 @@ class Completion:
         keep = context.settings.queue
         outcome = ending.event.code if isinstance(ending.event, events.Error) else "done"
         job.enter(ending.state)
-        job.ended_at = context.now
+        job.ending, job.ended_at = ending, context.now
         context.timers.cancel(("deadline", job.id))
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
         self._job_table.end(job, ending, context.now + keep.keep_results_s)

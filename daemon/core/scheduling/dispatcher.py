@@ -207,7 +207,7 @@ class Dispatcher:
     def _start(self, job: Job, worker: Worker) -> None:
         if self._retries.refuse_quarantined(job):
             return
-        # A job runs from when it is sent: nothing that can fail stands between.
+        # No code that can raise stands between a job's state and the message that sends it.
         tell = Tell(worker.incarnation, self._message(job), job.recording)
         job.enter("running")  # waiting -> running
         job.worker = worker.name
@@ -217,7 +217,7 @@ class Dispatcher:
             self._begin(job, worker)
 
     def on_not_told(self, worker: Worker, message: SupervisorMessage) -> None:
-        """After a bug: a message was not sent to a worker."""
+        """A message was not sent to a worker, because of an internal error."""
         match message:
             case JobMessage(job=id) | ResumeJob(job=id):
                 if isinstance(message, JobMessage):
@@ -227,13 +227,13 @@ class Dispatcher:
             case SuspendJob():
                 worker.to_suspend = ""
             case CancelJob(job=id) if id in (*worker.aside, worker.to_suspend):
-                # It would keep that for ever. Any other job comes to its end by itself.
+                # The worker would keep a suspended job for ever. Any other job ends by itself.
                 self.violation(worker, "it was not told to leave a suspended job", culprits=())
             case _:
                 pass
 
     def is_through(self, worker: Worker, id: str) -> None:
-        """After a bug: a worker does not have this job, or not any more."""
+        """After an internal error: the worker does not have this job, or no longer."""
         if id in worker.jobs:
             self._give_back(worker, id, None, spoke=False)
 

@@ -147,7 +147,7 @@ class DurableJobs:
         self.problem = event.problem
         self._context.guarded(self._alerts.set, "journal", event.problem)
         for row in event.rows:
-            # One that meets a bug is left in the journal, to the next daemon.
+            # After an exception the row stays in the journal, for the next daemon.
             self._context.guarded(self._recover, row)
         if event.rows:
             self._context.log("info", "durable jobs of an earlier daemon go on", jobs=len(event.rows))

@@ -444,9 +444,9 @@ class Pool:
         jobs = worker.give_up_jobs()
         for purpose in _OF_PROCESS[1:]:
             self._context.timers.cancel((purpose, worker.name))
-        # Unless it said so itself, it is not waited for as for one that has work to finish: its place is needed.
+        # A worker without work to finish gets less time, unless it announced its end: its place is needed.
         self._arm_kill(worker, at_most_s=math.inf if patient else _GRACE_S)
-        # Its jobs are not lost by what goes wrong here.
+        # An exception here does not lose its jobs.
         self._context.guarded(partial(self._tell_failed, worker, cause, detail, patient=patient))
         return worker.doom, jobs
 
@@ -475,7 +475,7 @@ class Pool:
         if fails:
             worker.enter(WorkerState.FAILED)  # STARTING, READY, BUSY or DRAINING -> FAILED
             worker.doom = death
-        # Neither its jobs nor its place are lost by what goes wrong in between.
+        # An exception in one of these loses neither the jobs nor the worker's place.
         guarded = self._context.guarded
         guarded(partial(self._tell_ended, worker, death, expected=expected, fails=fails))
         faulty = worker.state is WorkerState.FAILED and POLICIES[death.cause].fault
@@ -494,7 +494,7 @@ class Pool:
             self._tell_state(worker)
 
     def recover(self) -> None:
-        """After a bug: decide on the places that it has left without a process and without what brings one."""
+        """Start the workers that an exception has left with neither a process nor a timer that brings one."""
         timers = self._context.timers
         if self.circuit_breaker.state is BreakerState.OPEN and ("breaker", "") not in timers and not self.stopping:
             timers.set(("breaker", ""), self._context.now + self._context.settings.workers.restart.backoff_max_s)
