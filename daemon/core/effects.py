@@ -173,6 +173,12 @@ class SettleOutput(Struct):
     wanted: bool
 
 
+class InternalError(Struct):
+    """Log and count an exception in the core, which is a bug. The other effects of its step are not affected."""
+
+    error: Exception
+
+
 class Exit(Struct):
     """End the daemon with this status."""
 
@@ -199,5 +205,6 @@ Effect = (
     | JournalFind
     | SendStored
     | SettleOutput
+    | InternalError
     | Exit
 )

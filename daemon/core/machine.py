@@ -15,12 +15,14 @@ from .api.health import Health
 from .api.lifecycle import Lifecycle, Phase
 from .api.operator_requests import OperatorRequests
 from .api.queue_report import QueueReport
+from .api.recovery import Recovery
 from .effects import Effect, Sample
 from .inputs import (
     Client,
     ConnectionClosed,
     ConnectionOverrun,
     Controlled,
+    EffectFailed,
     Input,
     JournalAdded,
     JournalChanged,
@@ -49,6 +51,7 @@ from .scheduling.deadlines import on_deadline
 from .scheduling.scheduler import Scheduler
 from .settings import Settings
 from .state import Installation, State
+from .timers import TimerKey
 from .workers.worker import WorkerState
 
 #: Inputs and messages of workers that change nothing of what jobs and workers may do, and those that concern jobs
@@ -59,6 +62,10 @@ _OF_JOBS = frozenset(
     | {JournalFound, StoredLost, ConnectionClosed, ConnectionOverrun}
 )
 _OPERATOR = Client("operator", "operator", operator=True)
+#: Passes of one reconcile; two are common, and a bug must not make it endless.
+_MOST_PASSES = 10
+#: Seconds until a timer is due again whose handler raised an exception.
+_AGAIN_S = 1.0
 #: Characters of an alert's message that one line has room for.
 _MAX_ALERT = 160
 
@@ -146,6 +153,14 @@ class Machine:
         self._client_requests = ClientRequests(state, scheduler, self._problems)
         self._operator_requests = OperatorRequests(state, scheduler, self._client_requests, self._problems)
         self.lifecycle = Lifecycle(state, scheduler, self._client_requests)
+        self._recovery = Recovery(
+            state,
+            scheduler,
+            client_requests=self._client_requests,
+            health=self._health,
+            lifecycle=self.lifecycle,
+            handle=self._on_input,
+        )
         self._inputs = self._input_handlers()
         self._requests = self._request_handlers()
         self._controls = self._control_handlers()
@@ -175,6 +190,7 @@ class Machine:
             JournalEnded: self.scheduler.completion.on_written,
             JournalFound: durable_jobs.on_found,
             StoredLost: durable_jobs.on_lost,
+            EffectFailed: self._recovery.on_effect_failed,
             TimePassed: lambda _: None,
         }
 
@@ -310,42 +326,68 @@ class Machine:
             now: Seconds on a clock that never goes back; a smaller value than before counts as the one before.
 
         Returns:
-            The effects, to be carried out in their order.
+            The effects, to be carried out in their order. An exception is one of them, and loses no other.
         """
         context = self._context
         context.now = max(now, context.now)
-        effects: list[Effect] = []
-        context.effects = effects
+        context.effects, context.failed = [], False
         kind = type(event.message) if isinstance(event, WorkerSaid) else type(event)
         context.jobs_dirty = kind not in _QUIET
         context.workers_dirty = context.jobs_dirty and kind not in _OF_JOBS
-        self._inputs[type(event)](event)
+        if not context.guarded(self._on_input, event):
+            context.guarded(self._recovery.on_input_failed, event)
         while (timer := context.timers.pop_due(context.now)) is not None:
-            purpose, whose = timer
-            self._timers[purpose](whose)
+            self._on_timer(timer)
             context.jobs_dirty = context.workers_dirty = True
         if context.jobs_dirty or context.workers_dirty:
             self._reconcile()
-        return effects
+        if context.failed:
+            self._recover()
+        return context.effects
+
+    def _on_input(self, event: Input) -> None:
+        self._inputs[type(event)](event)
+
+    def _on_timer(self, timer: TimerKey) -> None:
+        """Run the handler of a timer. It can be repeated: after an exception it runs again, at once and then later."""
+        purpose, whose = timer
+        timers, handler = self._context.timers, self._timers[purpose]
+        done = self._context.guarded(handler, whose) or self._context.guarded(handler, whose)
+        if not done and timer not in timers:
+            timers.set(timer, self._context.now + _AGAIN_S)
 
     def _reconcile(self) -> None:
         """Bring workers and waiting jobs in line with what the step has changed; every step ends with it, once."""
-        context, state = self._context, self.state
-        while context.jobs_dirty or context.workers_dirty:
-            context.jobs_dirty = False
+        context, state, guarded = self._context, self.state, self._context.guarded
+        for _ in range(_MOST_PASSES):
             if context.workers_dirty:
                 context.workers_dirty = False
-                state.recycler.reconcile()
-                state.autoscaler.reconcile()
-                state.pool.reconcile()
-                self.scheduler.completion.refuse_if_unavailable()
-            self.scheduler.dispatcher.reconcile()
-            if state.queue and not state.queue.paused:
-                if state.queue.wants_fresh:
-                    state.recycler.freshen()
-                state.autoscaler.on_waiting()
-            self.lifecycle.reconcile()
-        self._health.reconcile()
+                guarded(state.recycler.reconcile)
+                guarded(state.autoscaler.reconcile)
+                guarded(state.pool.reconcile)
+                guarded(self.scheduler.completion.refuse_if_unavailable)
+            context.jobs_dirty = False
+            guarded(self._dispatch)
+            guarded(self.lifecycle.reconcile)
+            if not (context.jobs_dirty or context.workers_dirty):
+                break
+        guarded(self._health.reconcile)
+
+    def _dispatch(self) -> None:
+        queue = self.state.queue
+        self.scheduler.dispatcher.reconcile()
+        if queue and not queue.paused:
+            if queue.wants_fresh:
+                self.state.recycler.freshen()
+            self.state.autoscaler.on_waiting()
+
+    def _recover(self) -> None:
+        """Finish what an exception in this step has left half done, for jobs and for workers."""
+        context = self._context
+        context.guarded(self.scheduler.completion.end_lost)
+        context.guarded(self.state.pool.recover)
+        context.jobs_dirty = context.workers_dirty = True
+        self._reconcile()
 
     # --- workers
 

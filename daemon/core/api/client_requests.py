@@ -12,6 +12,7 @@ from glmtts.protocol.audio_formats import ENCODER_RATES, FORMATS, STREAM_FORMATS
 from glmtts.protocol.errors import ErrorCode, RequestError
 
 from ...engines import options as engine_options
+from ..effects import Send
 from ..inputs import Client, ConnectionClosed, ConnectionOverrun, JournalAdded, JournalChanged, ReplyTo, Requested
 from ..jobs.job import MAX_SUBSCRIBERS, Ended, Job, Subscriber
 from ..jobs.job_table import content_digest
@@ -108,10 +109,11 @@ class ClientRequests:
         self._admission.check(client, request, event.body)
         self._context.counters.created += 1
         self._job_table.add(job)
+        # From here on the end of the job is the answer to the request.
         if durable:
-            self._durable_jobs.add(job, subscriber)
+            self._completion.guarded(job, self._durable_jobs.add, job, subscriber)
         else:
-            self._accept(job, [subscriber])
+            self._completion.guarded(job, self._accept, job, [subscriber])
 
     def _accept(self, job: Job, subscribers: list[Subscriber]) -> None:
         """The job is in the queue from now on."""
@@ -127,15 +129,18 @@ class ClientRequests:
     def on_journal_changed(self, event: JournalChanged) -> None:
         """The journal can be used now, or can't any more; jobs of an earlier daemon are queued again."""
         for job in self._durable_jobs.on_changed(event):
-            job.cloned = self._names_a_recording(job.request)
-            job.output_path = self._output_path(job.request)
-            self._accept(job, [])
+            self._completion.guarded(job, self._recovered, job)
+
+    def _recovered(self, job: Job) -> None:
+        job.cloned = self._names_a_recording(job.request)
+        job.output_path = self._output_path(job.request)
+        self._accept(job, [])
 
     def on_journal_added(self, event: JournalAdded) -> None:
         """A durable job is on disk, or can't be."""
         added = self._durable_jobs.on_added(event)
         if added is not None:
-            self._accept(*added)
+            self._completion.guarded(added[0], self._accept, *added)
 
     def _output_path(self, request: requests.Synthesize) -> str:
         return "" if request.output is UNSET else f"{self._installation.outputs_folder}/{request.output}"
@@ -174,8 +179,7 @@ class ClientRequests:
             warnings.append("the queue is paused by an operator: the job waits until it is resumed")
         if warnings:
             event.warning = "; ".join(warnings)
-        for subscriber in subscribers:
-            self._context.send(subscriber.to, event, id=subscriber.id)
+        self._context.effects.extend(Send(s.to, event, None, s.id) for s in subscribers)
 
     def _join(
         self,
@@ -430,21 +434,25 @@ class ClientRequests:
         """End streams that lose their listener; any other job stays, for a ``wait`` after a reconnect."""
         for job in self._job_table.drop_connection(event.connection):
             if job.request.stream and not job.durable and not job.subscribers:
-                self._completion.fail(job, ErrorCode.CANCELLED, "its client went away")
+                self._completion.guarded(job, self._completion.fail, job, ErrorCode.CANCELLED, "its client went away")
 
     def on_overrun(self, event: ConnectionOverrun) -> None:
         """A client does not read the audio of a job: it gets no more of that."""
-        job = self._job_table.live.get(event.job)
-        if job is None or (job.ending is not None and isinstance(job.ending.event, events.Error)):
+        if (job := self._job_table.live.get(event.job)) is not None:
+            self.cut_off(event.connection, job, ErrorCode.SLOW_CONSUMER, TOO_SLOW)
+            self._problems.does_not_read(job.client.key)
+
+    def cut_off(self, connection: int, job: Job, code: ErrorCode, message: str) -> None:
+        """A connection missed some of a job's events: end its subscription with an error."""
+        if job.ending is not None and isinstance(job.ending.event, events.Error):
             return
-        self._problems.does_not_read(job.client.key)
         # A durable job stays, to be fetched when it is done; so does one that other connections hear.
-        if job.durable or any(s.to.connection != event.connection for s in job.subscribers):
-            for subscriber in self._job_table.unsubscribe(job, event.connection):
-                error = events.Error.of(subscriber.id, ErrorCode.SLOW_CONSUMER, TOO_SLOW, job=job.id)
-                self._context.send(subscriber.to, error)
+        if job.durable or any(s.to.connection != connection for s in job.subscribers):
+            error = events.Error.of("", code, message, job=job.id)
+            gone = self._job_table.unsubscribe(job, connection)
+            self._context.effects.extend(Send(s.to, error, None, s.id) for s in gone)
         else:
-            self._completion.fail(job, ErrorCode.SLOW_CONSUMER, TOO_SLOW)
+            self._completion.fail(job, code, message)
 
     # --- whose job it is
 

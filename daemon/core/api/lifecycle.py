@@ -16,6 +16,7 @@ from glmtts.protocol.errors import ErrorCode
 from ..context import JUDGE
 from ..effects import Exit
 from ..inputs import Controlled, JournalChanged, ReplyTo, StopAsked
+from ..jobs.job import Job
 from ..scheduling.scheduler import Scheduler
 from ..state import State
 from .client_requests import ClientRequests
@@ -51,6 +52,10 @@ class Lifecycle:
         paused = self.phase is Phase.RUNNING and self._queue.paused
         return "paused" if paused else self.phase.value
 
+    def awaits(self, to: ReplyTo, id: str) -> bool:
+        """Whether the end of a drain is going to answer this request."""
+        return (to, id) in self._drains.values()
+
     @property
     def drains(self) -> int:
         """Operators who wait for the end of a drain."""
@@ -76,15 +81,15 @@ class Lifecycle:
 
     def drain(self, event: Controlled, request: control.Drain) -> None:
         """Take no more jobs, and answer when the accepted ones are done."""
+        if self.phase is Phase.RUNNING:
+            self._client_requests.closed = "the daemon is draining: it finishes what it has accepted and takes no more"
+            self._queue.paused = False
+            self._enter(Phase.DRAINING)
         self._drains_asked += 1
         timer = str(self._drains_asked)
         self._drains[timer] = (event.to, request.id)
         if isinstance(request.timeout_s, float | int):
             self._context.timers.set(("drain", timer), self._context.now + request.timeout_s)
-        if self.phase is Phase.RUNNING:
-            self._client_requests.closed = "the daemon is draining: it finishes what it has accepted and takes no more"
-            self._queue.paused = False
-            self._enter(Phase.DRAINING)
 
     def resume(self, event: Controlled) -> None:
         """Take and start jobs again."""
@@ -99,10 +104,11 @@ class Lifecycle:
 
     def answer_drain(self, timer: str) -> None:
         """Answer an operator now; a drain that is not over goes on."""
-        to, id = self._drains.pop(timer)
-        self._context.timers.cancel(("drain", timer))
         left = len(self._job_table.live)
-        self._context.send(to, events.Result(id=id, values={"drained": not left, "left": left}))
+        if timer in self._drains:
+            to, id = self._drains.pop(timer)
+            self._context.timers.cancel(("drain", timer))
+            self._context.send(to, events.Result(id=id, values={"drained": not left, "left": left}))
 
     def _answer_drains(self) -> None:
         for timer in list(self._drains):
@@ -132,15 +138,18 @@ class Lifecycle:
         context.log("info", "daemon stops", asked_by=by, jobs=len(self._job_table.live), drain_timeout_s=timeout_s)
         self._client_requests.closed = "the daemon is stopping; try again when it has been started again"
         self._queue.paused = False
-        self._enter(Phase.STOPPING)
         context.timers.set(("stop", ""), context.now + timeout_s)
+        self._enter(Phase.STOPPING)
         # Durable jobs that were not begun need not be waited for: the next daemon begins them. Those that are not on
         # disk yet were not accepted, and now are not.
         for job in [job for job in self._queue if job.durable]:
-            if self._durable_jobs.is_accepted(job):
-                self._completion.leave(job)
-            else:
-                self._completion.fail(job, ErrorCode.SHUTTING_DOWN, self._client_requests.closed)
+            self._completion.guarded(job, self._leave_or_fail, job, self._client_requests.closed)
+
+    def _leave_or_fail(self, job: Job, message: str) -> None:
+        if job.durable and job.ending is None and self._durable_jobs.is_accepted(job):
+            self._completion.leave(job)
+        else:
+            self._completion.fail(job, ErrorCode.SHUTTING_DOWN, message)
 
     def on_stop_timeout(self) -> None:
         """drain_timeout_s is over."""
@@ -148,12 +157,9 @@ class Lifecycle:
 
     def _end_jobs(self, message: str) -> None:
         """No time is left: the next daemon takes up the accepted durable jobs, the others end here."""
-        for job in list(self._job_table.live.values()):
-            if job.durable and job.ending is None and self._durable_jobs.is_accepted(job):
-                self._completion.leave(job)
-            else:
-                self._completion.fail(job, ErrorCode.SHUTTING_DOWN, message)
         self._context.timers.set(("late", ""), self._context.now + _DISK_S)
+        for job in list(self._job_table.live.values()):
+            self._completion.guarded(job, self._leave_or_fail, job, message)
 
     def on_journal_changed(self, event: JournalChanged) -> None:
         """The journal can be used now, or can't any more. A daemon that stops leaves its jobs to the next one."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from msgspec import UNSET
 
 from glmtts.protocol import events
 
+from ..effects import Effect, JournalStart, Send
 from ..jobs.job import Job
 from ..state import State
 from .forecast import Forecast
 
+_OnTheWay: TypeAlias = events.Started | events.Progress | events.Audio | events.Queued
 #: Waiting jobs that get their position when it changes: those behind wait for very long anyway.
 TOLD_POSITIONS = 256
 #: Seconds between two of them (docs/protocol.md).
@@ -26,18 +30,16 @@ class Notifications:
     def tell(
         self,
         job: Job,
-        event: events.Started | events.Progress | events.Audio | events.Queued,
+        event: _OnTheWay,
         body: bytes | memoryview | None = None,
         *,
         heard: bool = False,
     ) -> None:
         """Send an event to the requests that want all of them; ``heard``: and got the stream from its beginning."""
-        for subscriber in job.subscribers:
-            if subscriber.all_events and (subscriber.heard or not heard):
-                self._context.send(subscriber.to, event, body, id=subscriber.id)
+        self._context.effects.extend(_told(job, event, body, heard=heard))
 
     def begun(self, job: Job, gpu: int | None) -> None:
-        """A worker works on the job from now on."""
+        """A worker works on the job from now on, which the journal has to know of a durable one."""
         event = events.Started(
             id="",
             job=job.id,
@@ -46,7 +48,8 @@ class Notifications:
             attempt=job.attempts,
             waited_s=round(job.waited_s, 6),
         )
-        self.tell(job, event)
+        noted: list[Effect] = [JournalStart(job.id, job.attempts)] if job.durable else []
+        self._context.effects.extend([*noted, *_told(job, event)])
         self.note("running", job)
         self._context.log("debug", "job started", job=job.id, worker=job.attempt.worker, attempt=job.attempts)
 
@@ -82,3 +85,11 @@ class Notifications:
         if size:
             self._context.timers.set(("positions", ""), self._context.now + POSITIONS_EVERY_S)
             self._context.publish("queue", waiting=size, running=len(self._job_table.live) - size)
+
+
+def _told(job: Job, event: _OnTheWay, body: bytes | memoryview | None = None, *, heard: bool = False) -> list[Effect]:
+    return [
+        Send(subscriber.to, event, body, subscriber.id)
+        for subscriber in job.subscribers
+        if subscriber.all_events and (subscriber.heard or not heard)
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from glmtts.protocol import events
 from glmtts.protocol.errors import ErrorCode
@@ -10,17 +10,23 @@ from glmtts.protocol.worker import (
     AudioChunk,
     Beat,
     Bye,
+    CancelJob,
     Failed,
     Finished,
     Hello,
     Memory,
     Ready,
+    ResumeJob,
     SegmentDone,
+    SupervisorMessage,
     Suspended,
+    SuspendJob,
     Trimmed,
     WorkerMessage,
 )
+from glmtts.protocol.worker import Job as JobMessage
 
+from ..context import INTERNAL_ERROR
 from ..effects import SettleOutput
 from ..exit_causes import CAUSE_OF_CODE, Cause
 from ..inputs import ProcessEnded
@@ -65,10 +71,10 @@ class WorkerMessages:
             return
         handler(self, worker, message, body)
 
-    def violation(self, worker: Worker, what: str) -> None:
+    def violation(self, worker: Worker, what: str, culprits: Collection[str] | None = None) -> None:
         """End a process that breaks the protocol: its memory may be damaged."""
         if worker.state is not WorkerState.STOPPING:
-            self._retries.decide(*self._pool.fail(worker, Cause.PROTOCOL, f"protocol violation: {what}"))
+            self._retries.decide(*self._pool.fail(worker, Cause.PROTOCOL, f"protocol violation: {what}"), culprits)
 
     def _job_of(self, worker: Worker, id: str) -> Job | None:
         """The live job that a worker names; None if it has ended meanwhile, or is not that worker's."""
@@ -136,14 +142,14 @@ class WorkerMessages:
     def _give_back(self, worker: Worker, id: str, memory: Memory | None, *, spoke: bool) -> None:
         """The worker is done with a job, and with that begins the next that lies ready in it."""
         self._begin_ready(self._pool.give_back(worker, id, memory, spoke=spoke), worker)
-        self._recycler.after_job(worker)
+        self._context.guarded(self._recycler.after_job, worker)
 
     def _begin_ready(self, jobs: list[str], worker: Worker) -> None:
         """The worker works on these now; some may have lain ready in it."""
         for id in jobs:
             job = self._job_table.live.get(id)
-            if job is not None and not job.attempt.begun:
-                self._dispatcher.begin(job, worker)
+            if job is not None and job.ending is None and not job.attempt.begun:
+                self._completion.guarded(job, self._dispatcher.begin, job, worker)
 
     def on_finished(self, worker: Worker, message: Finished, body: bytes | memoryview | None) -> None:
         job = self._job_of(worker, message.job)
@@ -194,6 +200,7 @@ class WorkerMessages:
             event.path, event.bytes = message.path, message.bytes
         if job.streams:
             event.chunks = message.chunks
+        self._completion.end(job, Ending("done", event, body, message.result or ""))
         self._context.log(
             "info",
             "job done",
@@ -207,7 +214,6 @@ class WorkerMessages:
         )
         if message.result is not None:
             self._durable_jobs.kept()
-        self._completion.end(job, Ending("done", event, body, message.result or ""))
 
     def on_failed(self, worker: Worker, message: Failed) -> None:
         job = self._job_of(worker, message.job)
@@ -239,8 +245,9 @@ class WorkerMessages:
             return
         if job is not None:
             self._dispatcher.preemption.suspended(job)
-            self._notifications.note("suspended", job)
         self._begin_ready(self._pool.suspended(worker, message.job, message.memory), worker)
+        if job is not None:
+            self._notifications.note("suspended", job)
 
     def on_trimmed(self, worker: Worker, message: Trimmed) -> None:
         self._recycler.on_trimmed(worker, message.memory)
@@ -252,6 +259,29 @@ class WorkerMessages:
         self._pool.on_ready(worker, message)
         self._recycler.on_ready(worker)
 
+    # --- internal errors
+
+    def is_through(self, worker: Worker, id: str) -> None:
+        """The worker does not have this job, or no longer."""
+        if id in worker.jobs:
+            self._give_back(worker, id, None, spoke=False)
+
+    def on_not_told(self, worker: Worker, message: SupervisorMessage) -> None:
+        """A message was not sent to a worker."""
+        match message:
+            case JobMessage(job=id) | ResumeJob(job=id):
+                if isinstance(message, JobMessage):
+                    self.is_through(worker, id)
+                if (job := self._job_table.live.get(id)) is not None:
+                    self._completion.fail(job, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
+            case SuspendJob():
+                worker.to_suspend = ""
+            case CancelJob(job=id) if id in (*worker.aside, worker.to_suspend):
+                # The worker would keep a suspended job for ever. Any other job ends by itself.
+                self.violation(worker, "it was not told to leave a suspended job", culprits=())
+            case _:
+                pass
+
     # --- deaths
 
     def on_ended(self, event: ProcessEnded) -> None:
@@ -262,7 +292,8 @@ class WorkerMessages:
             self._retries.decide(death, jobs)
 
     def on_start_timeout(self, name: str) -> None:
-        self._retries.decide(*self._pool.on_start_timeout(name))
+        if failed := self._pool.on_start_timeout(name):
+            self._retries.decide(*failed)
 
     def on_hang_check(self, name: str) -> None:
         stalled = self._pool.stalled(self._pool.workers[name])
