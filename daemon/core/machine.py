@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from msgspec import Struct
-
 from glmtts.protocol import control, requests
 from glmtts.protocol.worker import AudioChunk, Beat, Checked, Failed, Finished, SegmentDone, Suspended
 
 from .api.client_requests import ClientRequests
 from .api.health import Health
-from .api.lifecycle import Lifecycle, Phase
+from .api.lifecycle import Lifecycle, Summary
 from .api.operator_requests import OperatorRequests
 from .api.queue_report import QueueReport
 from .api.recovery import Recovery
@@ -52,7 +50,6 @@ from .scheduling.scheduler import Scheduler
 from .settings import Settings
 from .state import Installation, State
 from .timers import TimerKey
-from .workers.worker import WorkerState
 
 #: Inputs and messages of workers that change nothing of what jobs and workers may do, and those that concern jobs
 #: alone; whatever a handler changes beyond that, it marks.
@@ -66,38 +63,6 @@ _OPERATOR = Client("operator", "operator", operator=True)
 _MOST_PASSES = 10
 #: Seconds until a timer is due again whose handler raised an exception.
 _AGAIN_S = 1.0
-#: Characters of an alert's message that one line has room for.
-_MAX_ALERT = 160
-
-
-class Summary(Struct, frozen=True):
-    """``state`` as ``status`` says it; ``ready`` and ``starting`` of ``workers``; what raised alerts say."""
-
-    state: str
-    ready: int
-    starting: int
-    workers: int
-    running: int
-    waiting: int
-    alerts: tuple[str, ...] = ()
-
-    def in_words(self) -> str:
-        """One line, such as ``1 of 2 workers ready; 1 job running, 3 waiting``."""
-        state = [] if self.state == "running" else [self.state]
-        jobs = f"{self.running} job{'' if self.running == 1 else 's'} running, {self.waiting} waiting"
-        return "; ".join([*state, self._workers(), jobs, *self._alerts()])
-
-    def _workers(self) -> str:
-        if not self.workers:
-            return "no worker, as none is needed now"
-        words = f"{self.ready} of {self.workers} worker{'s' if self.workers > 1 else ''} ready"
-        return f"{words}, {self.starting} loading" if self.starting else words
-
-    def _alerts(self) -> list[str]:
-        if not self.alerts:
-            return []
-        first = self.alerts[0] if len(self.alerts[0]) <= _MAX_ALERT else f"{self.alerts[0][:_MAX_ALERT]}..."
-        return [f"alert: {first}" if len(self.alerts) == 1 else f"{len(self.alerts)} alerts: {first}"]
 
 
 class Machine:
@@ -274,7 +239,7 @@ class Machine:
     @property
     def stopping(self) -> bool:
         """Whether the daemon is about to end."""
-        return self.lifecycle.phase is Phase.STOPPING
+        return self.lifecycle.stopping
 
     @property
     def next_due(self) -> float | None:
@@ -284,17 +249,7 @@ class Machine:
     @property
     def summary(self) -> Summary:
         """How the daemon is, now."""
-        counts = self.state.pool.counts()
-        waiting = len(self.state.queue)
-        return Summary(
-            state=self.lifecycle.name,
-            ready=counts.get(WorkerState.READY, 0) + counts.get(WorkerState.BUSY, 0),
-            starting=counts.get(WorkerState.STARTING, 0),
-            workers=counts["total"],
-            running=len(self.state.job_table.live) - waiting,
-            waiting=waiting,
-            alerts=self.state.alerts.messages,
-        )
+        return self.lifecycle.summary
 
     @property
     def watched(self) -> bool:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import enum
 
+from msgspec import Struct
+
 from glmtts.protocol import control, events
 from glmtts.protocol.errors import ErrorCode
 
@@ -19,10 +21,14 @@ from ..inputs import Controlled, JournalChanged, ReplyTo, StopAsked
 from ..jobs.job import Job
 from ..scheduling.scheduler import Scheduler
 from ..state import State
+from ..workers.worker import WorkerState
 from .client_requests import ClientRequests
 
 #: How long a daemon that has to end waits for a disk that does not answer.
 _DISK_S = 5.0
+
+#: Characters of an alert's message that one line has room for.
+_MAX_ALERT = 160
 
 
 class Phase(enum.StrEnum):
@@ -32,12 +38,42 @@ class Phase(enum.StrEnum):
     STOPPING = "stopping"
 
 
+class Summary(Struct, frozen=True):
+    """``state`` as ``status`` says it; ``ready`` and ``starting`` of ``workers``; what raised alerts say."""
+
+    state: str
+    ready: int
+    starting: int
+    workers: int
+    running: int
+    waiting: int
+    alerts: tuple[str, ...] = ()
+
+    def in_words(self) -> str:
+        """One line, such as ``1 of 2 workers ready; 1 job running, 3 waiting``."""
+        state = [] if self.state == "running" else [self.state]
+        jobs = f"{self.running} job{'' if self.running == 1 else 's'} running, {self.waiting} waiting"
+        return "; ".join([*state, self._workers(), jobs, *self._alerts()])
+
+    def _workers(self) -> str:
+        if not self.workers:
+            return "no worker, as none is needed now"
+        words = f"{self.ready} of {self.workers} worker{'s' if self.workers > 1 else ''} ready"
+        return f"{words}, {self.starting} loading" if self.starting else words
+
+    def _alerts(self) -> list[str]:
+        if not self.alerts:
+            return []
+        first = self.alerts[0] if len(self.alerts[0]) <= _MAX_ALERT else f"{self.alerts[0][:_MAX_ALERT]}..."
+        return [f"alert: {first}" if len(self.alerts) == 1 else f"{len(self.alerts)} alerts: {first}"]
+
+
 class Lifecycle:
     """Owns the phase of the daemon, and the operators who wait for the end of a drain. It exits once."""
 
     def __init__(self, state: State, scheduler: Scheduler, client_requests: ClientRequests) -> None:
         self._context, self._job_table = state.context, state.job_table
-        self._queue, self._pool = state.queue, state.pool
+        self._queue, self._pool, self._alerts = state.queue, state.pool, state.alerts
         self._completion, self._durable_jobs = scheduler.completion, scheduler.durable_jobs
         self._client_requests = client_requests
         self.phase = Phase.RUNNING
@@ -51,6 +87,25 @@ class Lifecycle:
         """The state of the daemon as operators see it."""
         paused = self.phase is Phase.RUNNING and self._queue.paused
         return "paused" if paused else self.phase.value
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the daemon is about to end."""
+        return self.phase is Phase.STOPPING
+
+    @property
+    def summary(self) -> Summary:
+        """How the daemon is, now."""
+        counts, waiting = self._pool.counts(), len(self._queue)
+        return Summary(
+            state=self.name,
+            ready=counts.get(WorkerState.READY, 0) + counts.get(WorkerState.BUSY, 0),
+            starting=counts.get(WorkerState.STARTING, 0),
+            workers=counts["total"],
+            running=len(self._job_table.live) - waiting,
+            waiting=waiting,
+            alerts=self._alerts.messages,
+        )
 
     def awaits(self, to: ReplyTo, id: str) -> bool:
         """Whether the end of a drain is going to answer this request."""
