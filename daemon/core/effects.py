@@ -186,25 +186,7 @@ class Exit(Struct):
 
 
 Effect = (
-    Send
-    | Tell
-    | Spawn
-    | Signal
-    | Sample
-    | Publish
-    | Log
-    | ChangeLogLevel
-    | UseSettings
-    | ReadLog
-    | ReadSettings
-    | StoreVoice
-    | WriteMetrics
-    | JournalAdd
-    | JournalStart
-    | JournalEnd
-    | JournalFind
-    | SendStored
-    | SettleOutput
-    | InternalError
-    | Exit
-)
+    Send | Tell | Spawn | Signal | Sample | Publish | Log | ChangeLogLevel | UseSettings | ReadLog | ReadSettings
+    | StoreVoice | WriteMetrics | JournalAdd | JournalStart | JournalEnd | JournalFind | SendStored | SettleOutput
+    | InternalError | Exit
+)  # fmt: skip

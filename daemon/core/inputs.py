@@ -323,25 +323,7 @@ class TimePassed(Struct):
 
 
 Input = (
-    Requested
-    | Controlled
-    | ConnectionClosed
-    | ConnectionOverrun
-    | Spawned
-    | SpawnFailed
-    | WorkerSaid
-    | WorkerGarbled
-    | ProcessEnded
-    | Sampled
-    | MetricsServed
-    | StopAsked
-    | SettingsRead
-    | VoiceStored
-    | JournalChanged
-    | JournalAdded
-    | JournalEnded
-    | JournalFound
-    | StoredLost
-    | EffectFailed
-    | TimePassed
-)
+    Requested | Controlled | ConnectionClosed | ConnectionOverrun | Spawned | SpawnFailed | WorkerSaid
+    | WorkerGarbled | ProcessEnded | Sampled | MetricsServed | StopAsked | SettingsRead | VoiceStored
+    | JournalChanged | JournalAdded | JournalEnded | JournalFound | StoredLost | EffectFailed | TimePassed
+)  # fmt: skip

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from glmtts.protocol import control, requests
-from glmtts.protocol.worker import AudioChunk, Beat, Checked, Failed, Finished, SegmentDone, Suspended
+from glmtts.protocol import worker as wire
 
+from . import inputs
 from .api.client_requests import ClientRequests
 from .api.health import Health
 from .api.lifecycle import Lifecycle, Summary
@@ -15,32 +16,6 @@ from .api.operator_requests import OperatorRequests
 from .api.queue_report import QueueReport
 from .api.recovery import Recovery
 from .effects import Effect, Sample
-from .inputs import (
-    Client,
-    ConnectionClosed,
-    ConnectionOverrun,
-    Controlled,
-    EffectFailed,
-    Input,
-    JournalAdded,
-    JournalChanged,
-    JournalEnded,
-    JournalFound,
-    MetricsServed,
-    ProcessEnded,
-    Requested,
-    Sampled,
-    SettingsRead,
-    Spawned,
-    SpawnFailed,
-    StopAsked,
-    StoredLost,
-    StoredVoice,
-    TimePassed,
-    VoiceStored,
-    WorkerGarbled,
-    WorkerSaid,
-)
 from .metric_types import Family
 from .monitoring.alert_evaluator import AlertEvaluator
 from .monitoring.metrics import CoreMetrics
@@ -53,12 +28,11 @@ from .timers import TimerKey
 
 #: Inputs and messages of workers that change nothing of what jobs and workers may do, and those that concern jobs
 #: alone; whatever a handler changes beyond that, it marks.
-_QUIET = frozenset({AudioChunk, Beat, TimePassed})
-_OF_JOBS = frozenset(
-    {Requested, SegmentDone, Finished, Failed, Suspended, JournalChanged, JournalAdded, JournalEnded}
-    | {JournalFound, StoredLost, ConnectionClosed, ConnectionOverrun}
-)
-_OPERATOR = Client("operator", "operator", operator=True)
+_QUIET = frozenset({wire.AudioChunk, wire.Beat, inputs.TimePassed})
+_OF_JOBS = frozenset({inputs.Requested, inputs.ConnectionClosed, inputs.ConnectionOverrun, inputs.StoredLost})
+_OF_JOBS |= {inputs.JournalChanged, inputs.JournalAdded, inputs.JournalEnded, inputs.JournalFound}
+_OF_JOBS |= {wire.SegmentDone, wire.Finished, wire.Failed, wire.Suspended}
+_OPERATOR = inputs.Client("operator", "operator", operator=True)
 #: Passes of one reconcile; two are common, and a bug must not make it endless.
 _MOST_PASSES = 10
 #: Seconds until a timer is due again whose handler raised an exception.
@@ -76,7 +50,7 @@ class Machine:
         now: float,
         wall: float,
         seed: int,
-        voices: dict[str, StoredVoice] | None = None,
+        voices: dict[str, inputs.StoredVoice] | None = None,
     ) -> None:
         self.state = state = State(settings, installation, dict(voices or {}), now=now, wall=wall, seed=seed)
         self.scheduler = scheduler = Scheduler(state)
@@ -136,30 +110,30 @@ class Machine:
     def _input_handlers(self) -> dict[type, Callable[[Any], object]]:
         pool, durable_jobs, messages = self.state.pool, self.scheduler.durable_jobs, self.scheduler.worker_messages
         return {
-            Requested: lambda e: self._requests[type(e.request)](e, e.request),
-            Controlled: lambda e: self._controls[type(e.request)](e, e.request),
-            ConnectionClosed: self._client_requests.on_connection_closed,
-            ConnectionOverrun: self._client_requests.on_overrun,
-            Spawned: lambda e: pool.on_spawned(e.incarnation, e.pid),
-            SpawnFailed: lambda e: pool.on_spawn_failed(e.incarnation, e.reason),
-            WorkerSaid: self._on_worker_said,
-            WorkerGarbled: self._on_worker_garbled,
-            ProcessEnded: messages.on_ended,
-            Sampled: self._on_sampled,
-            MetricsServed: lambda e: self.state.alerts.set("metrics", e.problem),
-            StopAsked: self.lifecycle.on_stop_asked,
-            SettingsRead: self._operator_requests.on_settings,
-            VoiceStored: self._operator_requests.on_voice_stored,
-            JournalChanged: self.lifecycle.on_journal_changed,
-            JournalAdded: self._client_requests.on_journal_added,
-            JournalEnded: self.scheduler.completion.on_written,
-            JournalFound: durable_jobs.on_found,
-            StoredLost: durable_jobs.on_lost,
-            EffectFailed: self._recovery.on_effect_failed,
-            TimePassed: lambda _: None,
+            inputs.Requested: lambda e: self._requests[type(e.request)](e, e.request),
+            inputs.Controlled: lambda e: self._controls[type(e.request)](e, e.request),
+            inputs.ConnectionClosed: self._client_requests.on_connection_closed,
+            inputs.ConnectionOverrun: self._client_requests.on_overrun,
+            inputs.Spawned: lambda e: pool.on_spawned(e.incarnation, e.pid),
+            inputs.SpawnFailed: lambda e: pool.on_spawn_failed(e.incarnation, e.reason),
+            inputs.WorkerSaid: self._on_worker_said,
+            inputs.WorkerGarbled: self._on_worker_garbled,
+            inputs.ProcessEnded: messages.on_ended,
+            inputs.Sampled: self._on_sampled,
+            inputs.MetricsServed: lambda e: self.state.alerts.set("metrics", e.problem),
+            inputs.StopAsked: self.lifecycle.on_stop_asked,
+            inputs.SettingsRead: self._operator_requests.on_settings,
+            inputs.VoiceStored: self._operator_requests.on_voice_stored,
+            inputs.JournalChanged: self.lifecycle.on_journal_changed,
+            inputs.JournalAdded: self._client_requests.on_journal_added,
+            inputs.JournalEnded: self.scheduler.completion.on_written,
+            inputs.JournalFound: durable_jobs.on_found,
+            inputs.StoredLost: durable_jobs.on_lost,
+            inputs.EffectFailed: self._recovery.on_effect_failed,
+            inputs.TimePassed: lambda _: None,
         }
 
-    def _request_handlers(self) -> dict[type, Callable[[Requested, Any], None]]:
+    def _request_handlers(self) -> dict[type, Callable[[inputs.Requested, Any], None]]:
         client = self._client_requests
         return {
             requests.Synthesize: client.synthesize,
@@ -172,7 +146,7 @@ class Machine:
             requests.Wait: client.wait,
         }
 
-    def _control_handlers(self) -> dict[type, Callable[[Controlled, Any], None]]:
+    def _control_handlers(self) -> dict[type, Callable[[inputs.Controlled, Any], None]]:
         client, operator, lifecycle = self._client_requests, self._operator_requests, self.lifecycle
         report = QueueReport(self.state, self.scheduler)
         return {
@@ -196,7 +170,7 @@ class Machine:
             control.VoiceRemove: operator.store_voice,
             control.Metrics: lambda e, _: operator.metrics(e, self.measure()),
             control.GetConfig: lambda e, _: operator.config(e),
-            requests.Ping: lambda e, r: client.ping(Requested(_OPERATOR, e.to, r), r),
+            requests.Ping: lambda e, r: client.ping(inputs.Requested(_OPERATOR, e.to, r), r),
             control.Cancel: operator.cancel,
             requests.GetJob: lambda e, r: client.job(e.to, r, None),
             requests.ListJobs: lambda e, r: client.jobs(e.to, r, None),
@@ -243,7 +217,7 @@ class Machine:
 
     @property
     def next_due(self) -> float | None:
-        """When a step with TimePassed is due, if nothing happens before."""
+        """When a step with inputs.TimePassed is due, if nothing happens before."""
         return self._context.timers.next_due()
 
     @property
@@ -273,7 +247,7 @@ class Machine:
         self._reconcile()
         return self._context.effects
 
-    def step(self, event: Input, now: float) -> list[Effect]:
+    def step(self, event: inputs.Input, now: float) -> list[Effect]:
         """Handle an input.
 
         Args:
@@ -286,7 +260,7 @@ class Machine:
         context = self._context
         context.now = max(now, context.now)
         context.effects, context.failed = [], False
-        kind = type(event.message) if isinstance(event, WorkerSaid) else type(event)
+        kind = type(event.message) if isinstance(event, inputs.WorkerSaid) else type(event)
         context.jobs_dirty = kind not in _QUIET
         context.workers_dirty = context.jobs_dirty and kind not in _OF_JOBS
         if not context.guarded(self._on_input, event):
@@ -300,7 +274,7 @@ class Machine:
             self._recover()
         return context.effects
 
-    def _on_input(self, event: Input) -> None:
+    def _on_input(self, event: inputs.Input) -> None:
         self._inputs[type(event)](event)
 
     def _on_timer(self, timer: TimerKey) -> None:
@@ -346,19 +320,19 @@ class Machine:
 
     # --- workers
 
-    def _on_worker_said(self, event: WorkerSaid) -> None:
+    def _on_worker_said(self, event: inputs.WorkerSaid) -> None:
         worker = self.state.pool.by_incarnation(event.incarnation)
         if worker is not None:
             self.scheduler.worker_messages.on_message(worker, event.message, event.body)
-            if isinstance(event.message, Checked):
+            if isinstance(event.message, wire.Checked):
                 self._health.on_checked(worker, event.message)
 
-    def _on_worker_garbled(self, event: WorkerGarbled) -> None:
+    def _on_worker_garbled(self, event: inputs.WorkerGarbled) -> None:
         worker = self.state.pool.by_incarnation(event.incarnation)
         if worker is not None:
             self.scheduler.worker_messages.violation(worker, event.what)
 
-    def _on_sampled(self, event: Sampled) -> None:
+    def _on_sampled(self, event: inputs.Sampled) -> None:
         self.state.gpus.on_sampled(event, self.state.pool)
         self.state.recycler.on_sampled()
         self.state.autoscaler.on_sampled()

@@ -7,28 +7,9 @@ from collections.abc import Callable
 from glmtts.protocol import worker as wire
 from glmtts.protocol.errors import ErrorCode
 
+from .. import inputs
 from ..context import INTERNAL_ERROR, request_of
 from ..effects import JournalAdd, JournalEnd, Send, Signal, Spawn, Tell
-from ..inputs import (
-    ConnectionClosed,
-    ConnectionOverrun,
-    Controlled,
-    EffectFailed,
-    Input,
-    JournalAdded,
-    JournalChanged,
-    JournalEnded,
-    JournalFound,
-    ProcessEnded,
-    ReplyTo,
-    Requested,
-    SettingsRead,
-    SpawnFailed,
-    StopAsked,
-    StoredLost,
-    VoiceStored,
-    WorkerSaid,
-)
 from ..scheduling.scheduler import Scheduler
 from ..state import State
 from .client_requests import ClientRequests
@@ -50,7 +31,7 @@ class Recovery:
         client_requests: ClientRequests,
         health: Health,
         lifecycle: Lifecycle,
-        handle: Callable[[Input], None],
+        handle: Callable[[inputs.Input], None],
     ) -> None:
         self._context, self._job_table, self._pool = state.context, state.job_table, state.pool
         self._completion, self._worker_messages = scheduler.completion, scheduler.worker_messages
@@ -59,38 +40,42 @@ class Recovery:
         self._lifecycle = lifecycle
         self._handle = handle
 
-    def on_input_failed(self, event: Input) -> None:
+    def on_input_failed(self, event: inputs.Input) -> None:
         """The handler of an input raised an exception: answer its request, end its job, or call the handler again."""
         match event:
-            case Requested(to=to, request=request) | Controlled(to=to, request=request):
+            case inputs.Requested(to=to, request=request) | inputs.Controlled(to=to, request=request):
                 self._answer(to, request.id)
-            case JournalFound(to=to, request=request):
+            case inputs.JournalFound(to=to, request=request):
                 self._answer(to, request.id)
-            case StoredLost(to=to, id=id) | VoiceStored(to=to, id=id) | SettingsRead(to=ReplyTo() as to, id=id):
+            case (
+                inputs.StoredLost(to=to, id=id)
+                | inputs.VoiceStored(to=to, id=id)
+                | inputs.SettingsRead(to=inputs.ReplyTo() as to, id=id)
+            ):
                 self._answer(to, id)
-            case WorkerSaid(incarnation=incarnation, message=message):
+            case inputs.WorkerSaid(incarnation=incarnation, message=message):
                 worker = self._pool.by_incarnation(incarnation)
                 if worker is not None and isinstance(message, wire.Finished | wire.Failed):
                     self._worker_messages.is_through(worker, message.job)
                 self._end_job(getattr(message, "job", ""))
-            case JournalAdded(job=job):
+            case inputs.JournalAdded(job=job):
                 self._end_job(job)
-            case StopAsked() if self._lifecycle.phase is not Phase.STOPPING:
+            case inputs.StopAsked() if self._lifecycle.phase is not Phase.STOPPING:
                 self._handle(event)
             case (
-                ConnectionClosed()
-                | ConnectionOverrun()
-                | SpawnFailed()
-                | ProcessEnded()
-                | JournalChanged()
-                | JournalEnded()
+                inputs.ConnectionClosed()
+                | inputs.ConnectionOverrun()
+                | inputs.SpawnFailed()
+                | inputs.ProcessEnded()
+                | inputs.JournalChanged()
+                | inputs.JournalEnded()
             ):
                 # This input does not come again. Its handler can be repeated: steps that are done are not done twice.
                 self._handle(event)
             case _:
                 pass
 
-    def _answer(self, to: ReplyTo, id: str) -> None:
+    def _answer(self, to: inputs.ReplyTo, id: str) -> None:
         awaited = any(part.awaits(to, id) for part in (self._job_table, self._health, self._lifecycle))
         if not awaited and not self._context.answers(to, id):
             self._context.refuse(to, id, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
@@ -99,7 +84,7 @@ class Recovery:
         if (job := self._job_table.live.get(id)) is not None:
             self._completion.fail(job, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
 
-    def on_effect_failed(self, event: EffectFailed) -> None:
+    def on_effect_failed(self, event: inputs.EffectFailed) -> None:
         """An effect was not carried out: answer the request, job or worker that waits for it."""
         effect = event.effect
         # If even this error can't be sent, there is nothing left to send.
@@ -121,8 +106,8 @@ class Recovery:
                     # A later step asks again. This step would repeat the same failure without end.
                     self._context.jobs_dirty = self._context.workers_dirty = False
             case JournalAdd(row=row):
-                self._client_requests.on_journal_added(JournalAdded(row.job, event.problem))
+                self._client_requests.on_journal_added(inputs.JournalAdded(row.job, event.problem))
             case JournalEnd(job=id):
-                self._completion.on_written(JournalEnded(id, event.problem))
+                self._completion.on_written(inputs.JournalEnded(id, event.problem))
             case _:
                 pass  # nothing waits for it, or a timer does

@@ -5,26 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from glmtts.protocol import events
+from glmtts.protocol import worker as wire
 from glmtts.protocol.errors import ErrorCode
-from glmtts.protocol.worker import (
-    AudioChunk,
-    Beat,
-    Bye,
-    CancelJob,
-    Failed,
-    Finished,
-    Hello,
-    Memory,
-    Ready,
-    ResumeJob,
-    SegmentDone,
-    SupervisorMessage,
-    Suspended,
-    SuspendJob,
-    Trimmed,
-    WorkerMessage,
-)
-from glmtts.protocol.worker import Job as JobMessage
 
 from ..context import INTERNAL_ERROR
 from ..effects import SettleOutput
@@ -61,12 +43,12 @@ class WorkerMessages:
         self._durable_jobs = durable_jobs
         self._notifications = notifications
 
-    def on_message(self, worker: Worker, message: WorkerMessage, body: bytes | memoryview | None) -> None:
+    def on_message(self, worker: Worker, message: wire.WorkerMessage, body: bytes | memoryview | None) -> None:
         """Handle a message; one that is not allowed at this point is a violation, and ends the process."""
         handler = _HANDLERS.get(type(message))
         if handler is None:
             return
-        if worker.ready is None and not isinstance(message, Hello | Ready | Bye):
+        if worker.ready is None and not isinstance(message, wire.Hello | wire.Ready | wire.Bye):
             self.violation(worker, f"{message.__struct_config__.tag} before ready")
             return
         handler(self, worker, message, body)
@@ -89,7 +71,7 @@ class WorkerMessages:
             self._context.jobs_dirty = True
         return job
 
-    def on_beat(self, worker: Worker, message: Beat) -> None:
+    def on_beat(self, worker: Worker, message: wire.Beat) -> None:
         if message.job in worker.jobs:
             self._pool.moved(worker, message.job, message.done)
             if failed := self._pool.runs_away(worker, message.done, message.expected):
@@ -97,7 +79,7 @@ class WorkerMessages:
                 return
         self._job_of(worker, message.job)
 
-    def on_segment(self, worker: Worker, message: SegmentDone) -> None:
+    def on_segment(self, worker: Worker, message: wire.SegmentDone) -> None:
         self._pool.moved(worker, message.job)
         job = self._job_of(worker, message.job)
         if job is None:
@@ -114,7 +96,7 @@ class WorkerMessages:
         )
         self._notifications.tell(job, event)
 
-    def on_audio(self, worker: Worker, message: AudioChunk, body: bytes | memoryview | None) -> None:
+    def on_audio(self, worker: Worker, message: wire.AudioChunk, body: bytes | memoryview | None) -> None:
         job = self._job_of(worker, message.job)
         if job is None:
             return
@@ -139,7 +121,7 @@ class WorkerMessages:
         # A later request for a durable job gets it whole when it is done, and no part of it now.
         self._notifications.tell(job, event, body, heard=job.durable)
 
-    def _give_back(self, worker: Worker, id: str, memory: Memory | None, *, spoke: bool) -> None:
+    def _give_back(self, worker: Worker, id: str, memory: wire.Memory | None, *, spoke: bool) -> None:
         """The worker is done with a job, and with that begins the next that lies ready in it."""
         self._begin_ready(self._pool.give_back(worker, id, memory, spoke=spoke), worker)
         self._context.guarded(self._recycler.after_job, worker)
@@ -151,7 +133,7 @@ class WorkerMessages:
             if job is not None and job.ending is None and not job.attempt.begun:
                 self._completion.guarded(job, self._dispatcher.begin, job, worker)
 
-    def on_finished(self, worker: Worker, message: Finished, body: bytes | memoryview | None) -> None:
+    def on_finished(self, worker: Worker, message: wire.Finished, body: bytes | memoryview | None) -> None:
         job = self._job_of(worker, message.job)
         if job is None:
             if message.job in worker.jobs:
@@ -215,7 +197,7 @@ class WorkerMessages:
         if message.result is not None:
             self._durable_jobs.kept()
 
-    def on_failed(self, worker: Worker, message: Failed) -> None:
+    def on_failed(self, worker: Worker, message: wire.Failed) -> None:
         job = self._job_of(worker, message.job)
         if message.fatal:
             # FAILED: it broke the protocol, and its end is decided already.
@@ -235,7 +217,7 @@ class WorkerMessages:
                 code = ErrorCode.SYNTHESIS_FAILED
             self._completion.fail(job, code, message.message, reason=message.reason or message.code)
 
-    def on_suspended(self, worker: Worker, message: Suspended) -> None:
+    def on_suspended(self, worker: Worker, message: wire.Suspended) -> None:
         """A worker has suspended a job."""
         job = self._job_of(worker, message.job)
         if message.job not in worker.jobs:
@@ -249,13 +231,13 @@ class WorkerMessages:
         if job is not None:
             self._notifications.note("suspended", job)
 
-    def on_trimmed(self, worker: Worker, message: Trimmed) -> None:
+    def on_trimmed(self, worker: Worker, message: wire.Trimmed) -> None:
         self._recycler.on_trimmed(worker, message.memory)
 
-    def on_bye(self, worker: Worker, message: Bye) -> None:
+    def on_bye(self, worker: Worker, message: wire.Bye) -> None:
         self._context.log("debug", "worker says goodbye", worker=worker.name, reason=message.reason)
 
-    def on_ready(self, worker: Worker, message: Ready) -> None:
+    def on_ready(self, worker: Worker, message: wire.Ready) -> None:
         self._pool.on_ready(worker, message)
         self._recycler.on_ready(worker)
 
@@ -266,17 +248,17 @@ class WorkerMessages:
         if id in worker.jobs:
             self._give_back(worker, id, None, spoke=False)
 
-    def on_not_told(self, worker: Worker, message: SupervisorMessage) -> None:
+    def on_not_told(self, worker: Worker, message: wire.SupervisorMessage) -> None:
         """A message was not sent to a worker."""
         match message:
-            case JobMessage(job=id) | ResumeJob(job=id):
-                if isinstance(message, JobMessage):
+            case wire.Job(job=id) | wire.ResumeJob(job=id):
+                if isinstance(message, wire.Job):
                     self.is_through(worker, id)
                 if (job := self._job_table.live.get(id)) is not None:
                     self._completion.fail(job, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
-            case SuspendJob():
+            case wire.SuspendJob():
                 worker.to_suspend = ""
-            case CancelJob(job=id) if id in (*worker.aside, worker.to_suspend):
+            case wire.CancelJob(job=id) if id in (*worker.aside, worker.to_suspend):
                 # The worker would keep a suspended job for ever. Any other job ends by itself.
                 self.violation(worker, "it was not told to leave a suspended job", culprits=())
             case _:
@@ -302,14 +284,14 @@ class WorkerMessages:
 
 
 _HANDLERS: dict[type, Callable[..., None]] = {
-    Ready: lambda self, worker, message, _: self.on_ready(worker, message),
-    Hello: lambda *_: None,
-    Beat: lambda self, worker, message, _: self.on_beat(worker, message),
-    SegmentDone: lambda self, worker, message, _: self.on_segment(worker, message),
-    AudioChunk: WorkerMessages.on_audio,
-    Finished: WorkerMessages.on_finished,
-    Failed: lambda self, worker, message, _: self.on_failed(worker, message),
-    Suspended: lambda self, worker, message, _: self.on_suspended(worker, message),
-    Trimmed: lambda self, worker, message, _: self.on_trimmed(worker, message),
-    Bye: lambda self, worker, message, _: self.on_bye(worker, message),
+    wire.Ready: lambda self, worker, message, _: self.on_ready(worker, message),
+    wire.Hello: lambda *_: None,
+    wire.Beat: lambda self, worker, message, _: self.on_beat(worker, message),
+    wire.SegmentDone: lambda self, worker, message, _: self.on_segment(worker, message),
+    wire.AudioChunk: WorkerMessages.on_audio,
+    wire.Finished: WorkerMessages.on_finished,
+    wire.Failed: lambda self, worker, message, _: self.on_failed(worker, message),
+    wire.Suspended: lambda self, worker, message, _: self.on_suspended(worker, message),
+    wire.Trimmed: lambda self, worker, message, _: self.on_trimmed(worker, message),
+    wire.Bye: lambda self, worker, message, _: self.on_bye(worker, message),
 }
