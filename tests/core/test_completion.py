@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,9 +11,7 @@ from glmtts.daemon.core import effects, inputs
 from glmtts.protocol import control, events, requests
 from glmtts.protocol import worker as wire
 
-from ..support.core_world import World
-
-Make = Callable[..., Any]
+from ..support.core_world import MakeStage, MakeWorld, World
 
 
 def test_each_who_waits_hears_the_end_once_under_his_own_id(world: World) -> None:
@@ -85,7 +82,7 @@ def test_a_result_that_can_t_be_kept_is_an_alert_and_no_more_are_taken_for_a_whi
     assert world.last(world.operate(control.Status)).values["alerts"] == []
 
 
-def test_without_a_folder_for_results_they_are_sent(make_world: Make) -> None:
+def test_without_a_folder_for_results_they_are_sent(make_world: MakeWorld) -> None:
     world = make_world(results_folder="")
     world.ready()
     id = world.request(priority="batch")
@@ -141,7 +138,7 @@ def test_a_job_that_failed_shows_its_error_to_who_asks_later(world: World) -> No
 
 @pytest.mark.parametrize("thought", [0.1, 10.0])
 @pytest.mark.usefixtures("no_head_start")
-def test_a_class_is_charged_for_the_time_that_its_jobs_really_took(make_stage: Make, thought: float) -> None:
+def test_a_class_is_charged_for_the_time_that_its_jobs_really_took(make_stage: MakeStage, thought: float) -> None:
     stage = make_stage(segment_s=1_000.0, queue={"max_waiting": 1_000, "max_share": 1.0, "preempt": False})
     world = stage.world
     # Batch jobs have an option by which they are told apart, and are thought to take another time than they do.
