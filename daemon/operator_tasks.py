@@ -13,9 +13,8 @@ from typing import Any
 from glmtts.protocol.control import VoiceAdd, VoiceRemove
 from glmtts.protocol.errors import ErrorCode
 
+from . import config
 from .background import Background
-from .config import load as config
-from .config import names as config_names
 from .config.tcp_access import Access
 from .core import effects, inputs
 from .core.settings import LimitsSettings
@@ -64,7 +63,7 @@ class Errands:
             if isinstance(result, config.Config):
                 self.look_up_names(result)
 
-        if not self._background.run(lambda: config.load(self._config_file), then):
+        if not self._background.run(lambda: config.read(self._config_file), then):
             then(RuntimeError(_TOO_MANY))
 
     def look_up_names(self, loaded: config.Config) -> None:
@@ -74,8 +73,8 @@ class Errands:
             for problem in result if isinstance(result, list) else [f"names were not looked up: {result}"]:
                 self._warn(problem)
 
-        if config_names.named(loaded.settings):
-            self._background.run(lambda: config_names.unknown(loaded.settings, loaded.tcp), then)
+        if config.names_in(loaded.settings):
+            self._background.run(lambda: config.unknown_names(loaded.settings, loaded.tcp), then)
 
     def store_voice(self, effect: effects.StoreVoice) -> None:
         """Keep or remove a voice, and hand back VoiceStored."""

@@ -27,9 +27,8 @@ import zmq
 from glmtts.protocol import codec, endpoints, events
 from glmtts.protocol.errors import ErrorCode, RequestError
 
-from . import __version__, malloc
+from . import __version__, config, malloc
 from .background import Background
-from .config import load as config
 from .config.tcp_access import Access
 from .core import effects, inputs
 from .core.machine import Machine, Phase
@@ -651,7 +650,7 @@ def main(arguments: list[str] | None = None) -> int:
     if os.getpid() == 1:
         _be_first_process()
     try:
-        loaded = config.load(config.absolute(options.config or config.find()))
+        loaded = config.read(config.find(options.config))
     except config.ConfigError as error:
         print("\n".join(error.problems), file=sys.stderr)
         return _EX_CONFIG

@@ -55,32 +55,24 @@ class ConfigError(Exception):
         self.problems = problems
 
 
-def find() -> Path | None:
-    """The file to read where none is named: ``$GLMTTS_CONFIG``, /etc/glmtts/glmtts.toml if it exists, else None."""
-    if named := os.environ.get("GLMTTS_CONFIG"):
-        return Path(named)
-    return SYSTEM_FILE if SYSTEM_FILE.exists() else None
+def find(file: str | Path | None = None) -> Path | None:
+    """The absolute path of the configuration to read; None for the built-in defaults.
 
-
-def named(file: str | None) -> Path | None:
-    """The file that a tool was given: None has it found, an empty name stands for the built-in defaults."""
-    if file is None:
-        return find()
-    return Path(file) if file else None
-
-
-def absolute(path: Path | None) -> Path | None:
-    """The same file by a name that means it in every folder: operators read it, and tools open it, somewhere else.
-
-    Links stay as they are: a reload reads what they point to by then.
+    Args:
+        file: as a command line names it. None looks for ``$GLMTTS_CONFIG``, then for :data:`SYSTEM_FILE`; ``""`` is
+            the built-in defaults. Links are kept, so that a reload follows them anew.
     """
+    if file is None:
+        file = os.environ.get("GLMTTS_CONFIG") or (SYSTEM_FILE if SYSTEM_FILE.exists() else "")
+    if not file:
+        return None
     try:
-        return path and path.absolute()
+        return Path(file).absolute()
     except FileNotFoundError:
-        return path  # this process's folder was removed, and reading the file says so
+        return Path(file)  # the working directory was removed; reading the file reports it
 
 
-def load(path: Path | None) -> Config:
+def read(path: Path | None) -> Config:
     """Read and check the file at ``path``, and the key files that it names; None gives the built-in defaults.
 
     Raises ConfigError with all problems at once: a start that fails once per mistake wastes an evening.
@@ -88,7 +80,7 @@ def load(path: Path | None) -> Config:
     if path is None:
         return Config(Settings(), None)
     try:
-        settings = parse(read_file(path))
+        settings = parse(read_text(path))
         access = _access(settings)
     except ConfigError as error:
         raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from None
@@ -165,7 +157,7 @@ def packaged_default() -> str:
     return next(path for folder in folders if (path := folder / "glmtts.toml").is_file()).read_text(encoding="utf-8")
 
 
-def read_file(path: Path) -> str:
+def read_text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)

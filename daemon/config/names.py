@@ -19,7 +19,7 @@ from .tcp_access import Access
 _PATIENCE_S = 5.0
 
 
-def named(settings: Settings) -> list[tuple[str, str]]:
+def names_in(settings: Settings) -> list[tuple[str, str]]:
     """Every key that names clients with each user or key of TCP that it names, but for uids and root, who need no entry
     anywhere; for a gateway's customer it is the gateway.
     """
@@ -31,7 +31,7 @@ def named(settings: Settings) -> list[tuple[str, str]]:
     return [(key, name) for key, name in found if name != "root" and not name.isdigit()]
 
 
-def unknown(settings: Settings, access: Access | None) -> list[str]:
+def unknown_names(settings: Settings, access: Access | None) -> list[str]:
     """A line for each name that no user of this machine and no authorised key has, beginning with the key of the
     configuration; ``access`` is who may connect by TCP, None where nothing listens.
     """
@@ -41,7 +41,7 @@ def unknown(settings: Settings, access: Access | None) -> list[str]:
 def _unknown(settings: Settings, access: Access | None, deadline: float) -> Iterator[str]:
     keys = set(access.names.values()) if access else set()
     known: dict[str, bool] = {}
-    for key, name in named(settings):
+    for key, name in names_in(settings):
         if name.startswith(KEY):
             if problem := _no_key(name.removeprefix(KEY), keys, access):
                 yield f"{key}: {problem}"

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from ..config import load as config
+from .. import config
 from ..core.settings import Settings
 from . import engine as doctor_engine
 from . import files as doctor_places
@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", metavar="FILE", help="'': the built-in defaults; found, where none is given")
     parser.add_argument("--group", choices=list(GROUPS))
     options = parser.parse_args(arguments)
-    path = config.named(options.config)
+    path = config.find(options.config)
     found = examine(options.group, path) if options.group else examine_all(path)
     sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
     sys.stdout.flush()

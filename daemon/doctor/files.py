@@ -14,8 +14,7 @@ from pathlib import Path
 
 from glmtts.protocol.endpoints import CONTROL, EVENTS, MAX_PATH_BYTES, REQUESTS, WORKERS, runtime_dir
 
-from ..config import load as config
-from ..config import names as config_names
+from .. import config
 from ..core.settings import Settings
 from .check import Check, memory
 
@@ -25,7 +24,7 @@ _LITTLE_DISK = 512 << 20
 def configuration(path: Path | None, *, look_up: bool = False) -> tuple[Settings, list[Check]]:
     """The settings, the defaults where the file is wrong, and how the file is; ``look_up``: the names in it too."""
     try:
-        loaded = config.load(path)
+        loaded = config.read(path)
     except config.ConfigError as error:
         if _is_closed(path):
             return Settings(), [
@@ -58,7 +57,7 @@ def configuration(path: Path | None, *, look_up: bool = False) -> tuple[Settings
                 means="it is probably misspelt, and what is said there holds for nobody",
                 mend=f"correct {path}, or leave it if the user or the key is still to come",
             )
-            for problem in (config_names.unknown(loaded.settings, loaded.tcp) if look_up else ())
+            for problem in (config.unknown_names(loaded.settings, loaded.tcp) if look_up else ())
         ),
     ]
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.inputs import GpuReading
-from .calls import NvmlCalls
-from .nvml_errors import GRAVE, UNSAID, Code, NvmlError
+from .calls import GRAVE, UNSAID, Code, NvmlCalls, NvmlError
 
 _TEMPERATURE_GPU = 0
 #: /proc/self/ns/pid of the machine's own namespace (PROC_PID_INIT_INO of the kernel).

@@ -14,9 +14,8 @@ from typing import Any
 from msgspec import structs
 
 from ..core.inputs import GpuReading, NvmlReading
-from .calls import NvmlCalls
+from .calls import UNSAID, Code, NvmlCalls, NvmlError
 from .device import Device, has_host_pids
-from .nvml_errors import UNSAID, Code, NvmlError
 from .xid import XidEvents
 
 _MIG_ENABLED = 1

@@ -7,8 +7,7 @@ from typing import Any
 
 from ..core.inputs import Xids
 from ..core.monitoring.alert_rules import APPLICATION_XIDS
-from .calls import NvmlCalls
-from .nvml_errors import UNSAID, NvmlError
+from .calls import UNSAID, NvmlCalls, NvmlError
 
 _XID = 8  # nvmlEventTypeXidCriticalError
 #: A GPU in trouble may report without end: so many are taken at a time.

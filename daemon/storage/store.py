@@ -22,7 +22,7 @@ from glmtts.protocol.requests import JobState, Synthesize
 
 from ..core.effects import JournalEnd
 from ..core.inputs import JournalRow
-from . import schema as journal_file
+from . import schema
 from .problems import JournalError, is_damage, shown, told
 from .results import Results
 
@@ -105,10 +105,10 @@ class Store:
         """Open the journal, or make it."""
         self._folder.mkdir(mode=0o750, parents=True, exist_ok=True)
         if self._lock is None:
-            self._lock = journal_file.hold(self._folder / "journal.lock")
+            self._lock = schema.hold(self._folder / "journal.lock")
         self.results.make()
         self.is_new = self.is_new or not self.file.exists()
-        connection = journal_file.connect(self.file, self._busy_s)
+        connection = schema.connect(self.file, self._busy_s)
         try:
             self._place = self._place_now()
             (self.result_bytes,) = connection.execute(
@@ -128,7 +128,7 @@ class Store:
         connection, self._connection = self._connection, None
         if connection is not None:
             if error is not None and is_damage(error):
-                journal_file.close_untouched(connection, self.file)
+                schema.close_untouched(connection, self.file)
             with contextlib.suppress(sqlite3.Error):
                 connection.close()
         if for_good and self._lock is not None:
@@ -233,7 +233,7 @@ class Store:
 
     def prove(self) -> None:
         """Make this transaction one that has to be written."""
-        self._sql.execute(f"PRAGMA user_version = {journal_file.VERSION}")
+        self._sql.execute(f"PRAGMA user_version = {schema.VERSION}")
 
     def unfinished(self, expires_at: float) -> tuple[list[JournalRow], list[str]]:
         """The jobs that have not ended, the oldest first; those that can't be read are ended, and why is said."""

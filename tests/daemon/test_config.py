@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glmtts.daemon.config import load as config
-from glmtts.daemon.config.load import ConfigError
+from glmtts.daemon import config
+from glmtts.daemon.config import ConfigError, load
 from glmtts.daemon.config.rules import combinations, key_in_toml
 from glmtts.daemon.core.settings import ClientLimits, Section, Settings, flat
 
@@ -136,7 +136,7 @@ def test_the_fault_engine_can_be_told_to_start_slowly() -> None:
 def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     file = tmp_path / "a.toml"
     file.write_bytes(b"\xef\xbb\xbf[queue]\nmax_waiting = 3\n")
-    assert config.load(file) == config.Config(config.parse("[queue]\nmax_waiting = 3"), file)
+    assert config.read(file) == config.Config(config.parse("[queue]\nmax_waiting = 3"), file)
 
 
 # --- what is wrong
@@ -291,7 +291,7 @@ def test_all_problems_are_told_at_once_each_with_the_file(tmp_path: Path) -> Non
     file = tmp_path / "bad.toml"
     file.write_text('[limits]\nmax_waiting = 3\nrate = "often"\n[workers]\nper_gpu = 0\nmin = 5\nmax = 2\n')
     with pytest.raises(ConfigError) as caught:
-        config.load(file)
+        config.read(file)
     assert [line.removeprefix(f"{file}: ").split(":")[0] for line in caught.value.problems] == [
         "limits.max_waiting",
         "workers.per_gpu",
@@ -327,7 +327,7 @@ def test_a_file_that_can_not_be_read_is_named_with_the_reason(tmp_path: Path) ->
         (large, "larger than 1 MiB"),
     ):
         with pytest.raises(ConfigError) as caught:
-            config.load(path)
+            config.read(path)
         assert caught.value.problems[0].startswith(f"{path}: ")
         assert words in caught.value.problems[0]
 
@@ -352,7 +352,7 @@ def test_no_document_raises_anything_but_config_errors(values: dict[str, Any]) -
                 return
         table[key] = value
     found: list[str] = []
-    config._section(document, Settings, "", found)
+    load._section(document, Settings, "", found)
     assert all(line.isprintable() for line in found), found
 
 
@@ -367,7 +367,7 @@ LIMITS_OF_CLIENTS = st.dictionaries(
 @given(LIMITS_OF_CLIENTS)
 def test_whatever_clients_limits_say_is_taken_or_every_client_that_is_wrong_is_named(clients: dict[str, Any]) -> None:
     found: list[str] = []
-    good = config._section({"limits": {"gateways": ["web"], "clients": clients}}, Settings, "", found)
+    good = load._section({"limits": {"gateways": ["web"], "clients": clients}}, Settings, "", found)
     parsed = msgspec.convert(good, Settings)
     found += combinations(parsed, set())
     assert all(line.isprintable() and line.startswith("limits.clients.") for line in found), found
@@ -382,9 +382,9 @@ def test_whatever_clients_limits_say_is_taken_or_every_client_that_is_wrong_is_n
 
 @pytest.mark.usefixtures("bare_environment")
 def test_the_file_is_the_first_that_is_named_or_exists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(config, "SYSTEM_FILE", tmp_path / "glmtts.toml")
+    monkeypatch.setattr(load, "SYSTEM_FILE", tmp_path / "glmtts.toml")
     assert config.find() is None
-    assert config.load(config.find()) == config.Config(Settings(), None)
+    assert config.read(config.find()) == config.Config(Settings(), None)
     (tmp_path / "glmtts.toml").touch()
     assert config.find() == tmp_path / "glmtts.toml"
     monkeypatch.setenv("GLMTTS_CONFIG", "/srv/other.toml")
@@ -466,16 +466,14 @@ def test_a_relative_file_is_named_absolutely_and_links_stay(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     link = tmp_path / "link.toml"
     link.symlink_to("glmtts.toml")
-    assert config.absolute(Path("link.toml")) == link
-    assert config.absolute(None) is None
+    assert config.find("link.toml") == link
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    assert config.absolute(Path("my.toml")) == Path("my.toml")
+    assert config.find("my.toml") == Path("my.toml")
 
 
 def test_an_empty_name_stands_for_the_built_in_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLMTTS_CONFIG", "/etc/other.toml")
-    assert (config.named(""), config.named(None)) == (None, Path("/etc/other.toml"))
-    assert config.named("a.toml") == Path("a.toml")
+    assert (config.find(""), config.find()) == (None, Path("/etc/other.toml"))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from glmtts.daemon.config import load as config
-from glmtts.daemon.config import names as config_names
+from glmtts.daemon import config
+from glmtts.daemon.config import names
 from glmtts.daemon.config.tcp_access import Access, Address
 from glmtts.daemon.core.settings import Settings
 
@@ -20,7 +20,7 @@ ME = pwd.getpwuid(os.geteuid()).pw_name
 
 def unknown(text: str, *keys: str) -> list[str]:
     access = Access(Address("127.0.0.1", 1), "x", {str(n): name for n, name in enumerate(keys)}, Path("/k/authorised"))
-    return config_names.unknown(config.parse(text), access if keys else None)
+    return config.unknown_names(config.parse(text), access if keys else None)
 
 
 def test_users_uids_keys_and_customers_that_there_are_are_known() -> None:
@@ -35,7 +35,7 @@ def test_users_uids_keys_and_customers_that_there_are_are_known() -> None:
         users = ["root", "{ME}"]
     """
     assert unknown(text, "web") == []
-    assert config_names.named(Settings()) == [], "nothing is looked up where nobody is named"
+    assert config.names_in(Settings()) == [], "nothing is looked up where nobody is named"
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_key_of_a_daemon_that_does_not_listen_is_nobody_s() -> None:
 
 
 def test_a_directory_that_does_not_answer_is_not_waited_for_name_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config_names, "_PATIENCE_S", -1.0)
+    monkeypatch.setattr(names, "_PATIENCE_S", -1.0)
     found = unknown('[limits]\ngateways = ["a1", "a2", "a3"]')
     assert len(found) == 1 and "not looked up" in found[0]
 

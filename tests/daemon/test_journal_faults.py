@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from glmtts.daemon.core import effects, inputs
-from glmtts.daemon.storage import schema as journal_file
+from glmtts.daemon.storage import schema
 
 from .journal_rig import Rig, end, python, row, run
 
@@ -169,15 +169,15 @@ def test_a_log_that_was_cut_by_the_power_is_no_damage(crashed: Path) -> None:
     log = crashed / "journal.db-wal"
     whole = log.read_bytes()
     page_bytes = struct.unpack_from(">I", whole, 8)[0]
-    assert journal_file.log_problem(log) == ""
+    assert schema.log_problem(log) == ""
     for cut in (0, 10, 32, 32 + 24 + page_bytes // 2, len(whole) - page_bytes - 24, len(whole) - 100):
         log.write_bytes(whole[:cut])
-        assert journal_file.log_problem(log) == ""
+        assert schema.log_problem(log) == ""
     # The last page never came, though the end of its transaction did.
     log.write_bytes(whole[:-page_bytes] + bytes(page_bytes))
-    assert journal_file.log_problem(log) == ""
+    assert schema.log_problem(log) == ""
     log.write_bytes(bytes(len(whole)))
-    assert journal_file.log_problem(log) == ""
+    assert schema.log_problem(log) == ""
 
 
 def test_a_journal_of_a_later_version_is_refused_and_left(tmp_path: Path) -> None:

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from glmtts.daemon.config import load as config
-from glmtts.daemon.config import tcp_access
-from glmtts.daemon.config.load import ConfigError
+from glmtts.daemon import config
+from glmtts.daemon.config import ConfigError, tcp_access
 from glmtts.daemon.config.tcp_access import Address
 from glmtts.daemon.core.settings import TcpSettings
 from glmtts.protocol import keys
@@ -101,14 +100,14 @@ def test_a_check_of_the_configuration_reads_the_keys_as_the_daemon_does(tmp_path
     file = tmp_path / "glmtts.toml"
     file.write_text(f'[daemon]\nstate_dir = "{tmp_path}"\n[tcp]\nlisten = "0.0.0.0:5555"\n')
     with pytest.raises(ConfigError, match=f"{file}: tcp.server_key"):
-        config.load(file)
+        config.read(file)
     made(tmp_path / "keys" / "server.key")
     (tmp_path / "keys" / "authorised_keys").write_text("nonsense\n")
     with pytest.raises(ConfigError, match=f"{file}: tcp.authorised_keys: {tmp_path}/keys/authorised_keys:1: "):
-        config.load(file)
+        config.read(file)
     public, _ = keys.generate()
     (tmp_path / "keys" / "authorised_keys").write_text(f"{public} alice\n")
-    access = config.load(file).tcp
+    access = config.read(file).tcp
     assert access and access.names == {public: "alice"}
 
 
