@@ -139,7 +139,7 @@ def test_a_port_that_is_taken_is_told_and_taken_over_when_it_is_free(serve: Open
         port = other.getsockname()[1]
         told = Told()
         server = serve(Address("127.0.0.1", port), told=told, retry_s=0.05)
-        assert f"127.0.0.1:{port}" in told.problems[0] and "speech is not concerned" in told.problems[0]
+        assert f"127.0.0.1:{port}" in told.problems[0] and "speech is served" in told.problems[0]
     assert told.until(2)[1] == ""
     assert get(server)[0] == 200
 
