@@ -576,7 +576,7 @@ class Supervisor:
             self._manager.reloaded()
 
     def _do_read_log(self, effect: effects.ReadLog) -> None:
-        values = self._log.kept.describe(effect.request) | {"pid": os.getpid(), "journal": self._log.in_journal}
+        values = self._log.recent.describe(effect.request) | {"pid": os.getpid(), "journal": self._log.in_journal}
         self._do_send(effects.Send(effect.to, events.Result(id=effect.request.id, values=values)))
 
     def _do_use_settings(self, effect: effects.UseSettings) -> None:
