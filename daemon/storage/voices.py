@@ -1,7 +1,7 @@
-"""Registered voices: a folder each, with the recording as it was given and what is said in it.
+"""Registered voices: a folder each, with the recording as it was sent and its text.
 
-Every method may wait for the disk, so the daemon calls them from a thread, never from its loop. A voice changes at one
-point alone, the renaming of its ``voice.json``: whatever ends the process, the old voice or the new one is there.
+Every method may wait for the disk, so the daemon calls them from a thread. A voice changes in one step, the renaming of
+its ``voice.json``: whatever ends the process, the old voice or the new one is there.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from msgspec import Struct
 
 from glmtts.protocol.errors import ErrorCode
 
-from .outputs import sync_folder
+from .outputs import put, sync_folder
 
 _NAME = re.compile(r"[\w-]{1,64}")
 _DESCRIPTION = "voice.json"
 _MAX_DESCRIPTION_BYTES = 64 * 1024
+_MODE = 0o640
 
 
 class VoiceError(Exception):
-    """A voice that can't be registered, found or removed; ``code`` is what the sender is told."""
+    """A voice that can't be registered, found or removed; ``code`` is for the client."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
@@ -34,48 +35,45 @@ class VoiceError(Exception):
         self.message = message
 
 
-class _Stored(Struct, kw_only=True):
-    """What voice.json holds. ``added`` is seconds since 1970, UTC; ``bytes`` tells a damaged recording."""
-
-    recording: str
+class _About(Struct, frozen=True, kw_only=True):
     text: str
     language: str
     description: str
     sha256: str
-    bytes: int
     seconds: float
     sample_rate: int
+    #: Seconds since 1970, UTC.
     added: float
 
 
-class RegisteredVoice(Struct, frozen=True, kw_only=True):
-    """A voice that jobs can name; ``recording`` is the path of the file, ``text`` what is said in it."""
+class _Stored(_About, frozen=True, kw_only=True):
+    """The content of voice.json. ``bytes``, the recording's size, reveals a damaged one."""
+
+    recording: str
+    bytes: int
+
+
+class RegisteredVoice(_About, frozen=True, kw_only=True):
+    """A voice that jobs can name; ``recording`` is the path of the file, and ``text`` is spoken in it."""
 
     name: str
     recording: Path
-    text: str
-    language: str
-    description: str
-    sha256: str
-    seconds: float
-    sample_rate: int
-    added: float
 
 
 class VoiceStore:
-    """The voices in ``folder``, which is made when the first one is added."""
+    """Owns the folder of the voices, which is made when the first one is added."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        #: What :meth:`load_all` skipped, and why.
+        #: The voices that :meth:`load_all` skipped, and why.
         self.damaged: dict[str, str] = {}
         self._tidied = False
 
     def load_all(self) -> dict[str, RegisteredVoice]:
-        """Every voice that can be used, by name; the others are in ``damaged``.
+        """Every usable voice, by name; the others are in ``damaged``.
 
-        The first call also removes what crashes and replacements left behind; a later one may run beside :meth:`add`
-        and beside jobs that read a replaced recording.
+        The first call also removes what crashes and replacements have left. A later one does not, since it may run
+        beside :meth:`add` and beside jobs that read a replaced recording.
         """
         self.damaged = {}
         voices: dict[str, RegisteredVoice] = {}
@@ -112,17 +110,17 @@ class VoiceStore:
         description: str = "",
         replace: bool = False,
     ) -> RegisteredVoice:
-        """Register a voice whose recording :func:`check_recording` found good; when this returns it is on disk.
+        """Register a voice whose recording has passed :func:`check_recording`, and sync it.
 
-        Raises VoiceError: ``bad_request`` for a name that is none or is taken, ``bad_audio``, ``output_failed``.
+        Raises VoiceError: ``bad_request`` for a name that is invalid or taken, ``bad_audio``, ``output_failed``.
         """
         _check_name(name)
         ending = recording_ending(recording)
         if not ending:
-            raise VoiceError(ErrorCode.BAD_AUDIO, "the recording is no WAV, FLAC, OGG or MP3 file")
+            raise VoiceError(ErrorCode.BAD_AUDIO, "the recording is not a WAV, FLAC, OGG or MP3 file")
         digest = hashlib.sha256(recording).hexdigest()
         stored = _Stored(
-            # The content in the name: a replaced recording stays readable for the jobs that were given its path.
+            # The name depends on the content, so a replaced recording stays readable for the jobs that use it.
             recording=f"recording-{digest[:12]}{ending}",
             text=text,
             language=language,
@@ -152,9 +150,9 @@ class VoiceStore:
         return _registered(target, stored)
 
     def remove(self, name: str) -> None:
-        """Forget a voice. Raises VoiceError: ``voice_not_found``, ``output_failed``."""
+        """Remove a voice. Raises VoiceError: ``voice_not_found``, ``output_failed``."""
         _check_name(name)
-        # Renamed first: a crash in the middle leaves no half of a voice.
+        # Renamed first, so that a crash leaves no partial voice.
         gone = self.folder / f".removed-{os.urandom(6).hex()}"
         try:
             (self.folder / name).rename(gone)
@@ -191,8 +189,8 @@ class VoiceStore:
         adding.mkdir(mode=0o750)
         try:
             adding.chmod(0o750)
-            _write(adding / stored.recording, recording)
-            _write(adding / _DESCRIPTION, msgspec.json.encode(stored))
+            put(adding / stored.recording, recording, _MODE)
+            put(adding / _DESCRIPTION, msgspec.json.encode(stored), _MODE)
             sync_folder(adding)
             adding.rename(target)
         except OSError:
@@ -203,15 +201,13 @@ class VoiceStore:
     def _replace(self, target: Path, recording: bytes, stored: _Stored) -> None:
         before = {path.name for path in target.iterdir()} - {_DESCRIPTION}
         fresh = stored.recording not in before or (target / stored.recording).stat().st_size != stored.bytes
-        temporary = target / f".{_DESCRIPTION}-{os.urandom(6).hex()}"
         try:
             if fresh:
-                _write(target / stored.recording, recording)
-            _write(temporary, msgspec.json.encode(stored))
-            temporary.replace(target / _DESCRIPTION)
+                put(target / stored.recording, recording, _MODE)
+            put(target / _DESCRIPTION, msgspec.json.encode(stored), _MODE)
         except OSError:
-            for path in (temporary, target / stored.recording if fresh else temporary):
-                path.unlink(missing_ok=True)
+            if fresh:
+                (target / stored.recording).unlink(missing_ok=True)
             raise
         sync_folder(target)
 
@@ -232,18 +228,18 @@ def recording_ending(recording: bytes) -> str:
 def check_recording(
     data: bytes, python: str, min_s: float, max_s: float, timeout_s: float = 20.0
 ) -> dict[str, float | int]:
-    """Decode ``data`` in a process of its own; ``{"seconds", "sample_rate", "channels"}``.
+    """Decode ``data`` in a process of its own, because decoders are written in C and recordings are untrusted.
 
-    A process of its own, because decoders are written in C and recordings come from strangers. Raises VoiceError:
-    ``bad_audio`` for a recording that can't be used, ``unavailable`` when the check itself can't be made.
+    Returns ``seconds``, ``sample_rate`` and ``channels``. Raises VoiceError: ``bad_audio`` for an unusable recording,
+    ``unavailable`` when the check itself fails.
     """
     import subprocess
 
     if not recording_ending(data):
-        raise VoiceError(ErrorCode.BAD_AUDIO, "the recording is no WAV, FLAC, OGG or MP3 file")
+        raise VoiceError(ErrorCode.BAD_AUDIO, "the recording is not a WAV, FLAC, OGG or MP3 file")
     command = [python, "-m", "glmtts.daemon.storage.recordings", str(min_s), str(max_s)]
     try:
-        # Not the daemon's own folder: `python -m` puts the current one first in the path.
+        # `python -m` puts the current folder first in the path, so it must not be the daemon's.
         process = subprocess.run(command, input=data, capture_output=True, timeout=timeout_s, check=False, cwd="/")
     except subprocess.TimeoutExpired:
         raise VoiceError(ErrorCode.BAD_AUDIO, f"the recording could not be decoded within {timeout_s:g} s") from None
@@ -265,37 +261,20 @@ def check_recording(
 
 
 def _check_name(name: str) -> None:
-    # 64 characters of four bytes are longer than the 255 bytes that file systems take.
+    # 64 characters of four bytes are more than the 255 bytes that file systems take.
     if not _NAME.fullmatch(name) or len(name.encode()) > 200:
         raise VoiceError(
-            ErrorCode.BAD_REQUEST, f"name: {name[:70]!r} is none; use 1..64 letters, digits, hyphens and underscores"
+            ErrorCode.BAD_REQUEST, f"name: {name[:70]!r} is invalid; use 1..64 letters, digits, hyphens and underscores"
         )
 
 
 def _registered(folder: Path, stored: _Stored) -> RegisteredVoice:
-    return RegisteredVoice(
-        name=folder.name,
-        recording=folder / stored.recording,
-        text=stored.text,
-        language=stored.language,
-        description=stored.description,
-        sha256=stored.sha256,
-        seconds=stored.seconds,
-        sample_rate=stored.sample_rate,
-        added=stored.added,
-    )
-
-
-def _write(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    about = {field: getattr(stored, field) for field in _About.__struct_fields__}
+    return RegisteredVoice(name=folder.name, recording=folder / stored.recording, **about)
 
 
 def _tidy(recording: Path) -> None:
-    """Remove everything but the recording in force and its description."""
+    """Remove everything but the current recording and its description."""
     with contextlib.suppress(OSError):
         for path in recording.parent.iterdir():
             if path.name not in (_DESCRIPTION, recording.name):

@@ -259,7 +259,7 @@ def test_a_start_sweeps_what_belongs_to_no_job_and_nothing_else(tmp_path: Path) 
         assert rig.warnings == [f"4 files in {results} belonged to no job and were removed"]
 
 
-def test_results_of_a_journal_that_was_moved_away_are_put_aside_and_good_when_it_is_back(tmp_path: Path) -> None:
+def test_results_of_a_journal_that_was_moved_away_are_kept_and_good_when_it_is_back(tmp_path: Path) -> None:
     results, moved = tmp_path / "results", tmp_path / "moved"
     moved.mkdir()
     with Rig(tmp_path) as rig:
@@ -380,7 +380,7 @@ def test_a_disk_that_does_not_answer_delays_neither_start_nor_end_for_ever(tmp_p
     assert len(told) >= 2, "whoever waits for the start hears that it goes on"
     assert "the disk has not answered" in problem and "journal.db" in problem and "dmesg" in problem
     journal.close(0.05)
-    assert len(warnings) == 1 and "closed in the middle" in warnings[0]
+    assert len(warnings) == 1 and "closed before all was written" in warnings[0]
     hanging.set()
     journal._thread.join(20)
     assert not journal._thread.is_alive()

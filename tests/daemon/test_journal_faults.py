@@ -19,7 +19,7 @@ from glmtts.daemon.storage import schema
 
 from .journal_rig import Rig, end, python, row, run
 
-MEANS = "Durable jobs are refused meanwhile; other speech goes on."
+MEANS = "Durable jobs are refused meanwhile; other requests are served."
 
 
 def can_mount() -> bool:
@@ -287,7 +287,7 @@ def test_ends_that_can_t_be_written_before_the_end_are_said(tmp_path: Path, hold
         assert rig.end("a-1").problem != ""
         rig.journal.close()
         rig.journal.collect()
-        assert rig.warnings == ["the ends of 1 durable jobs were not written: the next daemon speaks them again"]
+        assert rig.warnings == ["the ends of 1 durable jobs were not written: the next daemon runs them again"]
         tell(holder, "COMMIT")
 
 
@@ -415,7 +415,7 @@ def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
 def test_a_file_in_the_place_of_the_results_is_named(tmp_path: Path) -> None:
     (tmp_path / "results").write_text("")
     with Rig(tmp_path) as rig:
-        assert rig.opened.problem.startswith(f"{tmp_path / 'results'}: this, or what it should lie in, is not a folder")
+        assert rig.opened.problem.startswith(f"{tmp_path / 'results'}: this, or a part of its path, is not a folder")
         (tmp_path / "results").unlink()
         assert rig.until(inputs.JournalChanged).problem == ""
 

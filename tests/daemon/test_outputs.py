@@ -229,7 +229,7 @@ def test_an_id_that_is_none_is_never_a_part_of_a_path(tmp_path: Path, job: str) 
         lambda: delivered(tmp_path / "a.wav", job),
         lambda: settle(tmp_path / "a.wav", job),
     ):
-        with pytest.raises(ValueError, match="no id of a job"):
+        with pytest.raises(ValueError, match="not a job's id"):
             attempt()
     assert names(tmp_path) == []
 

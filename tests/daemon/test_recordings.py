@@ -75,8 +75,8 @@ BAD = {
     "too long": (file(tone(30.2)), "longer than 30 s"),
     "silent": (file(np.zeros(32_000, np.float32)), "silent"),
     "cancelling channels": (file(np.stack([tone(), -tone()], axis=1)), "silent"),
-    "not a number": (file(np.full(32_000, np.nan, np.float32), subtype="FLOAT"), "no numbers"),
-    "infinite": (file(np.full(32_000, np.inf, np.float32), subtype="FLOAT"), "no numbers"),
+    "not a number": (file(np.full(32_000, np.nan, np.float32), subtype="FLOAT"), "not numbers"),
+    "infinite": (file(np.full(32_000, np.inf, np.float32), subtype="FLOAT"), "not numbers"),
     "telephone of 1920": (file(tone(), 4_000), "4000 samples a second"),
     "too many channels": (file(np.zeros((32_000, 12), np.float32)), "12 channels"),
 }

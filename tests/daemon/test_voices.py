@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from glmtts.daemon.storage import voices
+from glmtts.daemon.storage.outputs import put
 from glmtts.daemon.storage.voices import VoiceError, VoiceStore, check_recording, recording_ending
 from glmtts.protocol.errors import ErrorCode
 
@@ -122,15 +123,13 @@ def test_a_full_disk_leaves_the_old_voice_and_no_half_of_the_new_one(
 ) -> None:
     store = VoiceStore(tmp_path)
     old = add(store)
-    write = voices._write
 
-    def full(path: Path, data: bytes) -> None:
+    def full(path: Path, data: bytes, mode: int) -> None:
         if failing in path.name:
-            write(path, data[: len(data) // 2])
             raise OSError(28, "No space left on device", str(path))
-        write(path, data)
+        put(path, data, mode)
 
-    monkeypatch.setattr(voices, "_write", full)
+    monkeypatch.setattr(voices, "put", full)
     for name, replace in (("anna", True), ("bob", False)):
         error = refused(store, name, OTHER, replace)
         assert error.code is ErrorCode.OUTPUT_FAILED
