@@ -1,6 +1,6 @@
-"""What operators ask for that takes its time: reading the configuration, checking and keeping voices.
+"""Slow requests of operators, run in the background thread: reading the configuration, storing voices.
 
-It is done in the background thread, and comes back to the core as an input.
+Each outcome goes to the core as an input.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from .core import effects, inputs
 from .core.settings import LimitsSettings
 from .storage.voices import RegisteredVoice, VoiceError, VoiceStore, check_recording
 
-_TOO_MANY = "too many operations wait to be carried out; try again"
+_TOO_MANY = "too many operations are waiting; try again"
 
 
-class Errands:
-    """``step`` takes the outcome into the core; it is called in the loop."""
+class OperatorTasks:
+    """Runs operators' slow requests, one at a time; ``limits`` are those for recordings."""
 
     def __init__(
         self,
@@ -37,20 +37,22 @@ class Errands:
         admit: Callable[[Access | None], str] | None = None,
         warn: Callable[[str], None],
     ) -> None:
-        """``admit`` is told of who may connect by TCP whenever that was read again, and says by which file; ``warn`` of
-        what in a configuration is probably a mistake.
+        """
+        Args:
+            step: takes the outcome to the core; called in the loop.
+            admit: takes the clients that may connect by TCP after a reload; returns the file that names them.
+            warn: takes a probable mistake in the configuration.
         """
         self._background = background
         self._step = step
         self._config_file = config_file
         self._voices = voices
-        #: What recordings are checked by.
         self.limits = limits
         self._admit = admit
         self._warn = warn
 
     def read_settings(self, effect: effects.ReadSettings) -> None:
-        """Read the configuration again, and hand back SettingsRead."""
+        """Read the configuration again; SettingsRead follows."""
 
         def then(result: Any) -> None:
             if isinstance(result, config.Config):
@@ -67,7 +69,7 @@ class Errands:
             then(RuntimeError(_TOO_MANY))
 
     def look_up_names(self, loaded: config.Config) -> None:
-        """Warn of names that nobody has: in the background, since a directory on the network may take its time."""
+        """Warn of unknown names: in the background, since a directory on the network may be slow."""
 
         def then(result: Any) -> None:
             for problem in result if isinstance(result, list) else [f"names were not looked up: {result}"]:
@@ -77,7 +79,7 @@ class Errands:
             self._background.run(lambda: config.unknown_names(loaded.settings, loaded.tcp), then)
 
     def store_voice(self, effect: effects.StoreVoice) -> None:
-        """Keep or remove a voice, and hand back VoiceStored."""
+        """Store or remove a voice; VoiceStored follows."""
         request = effect.request
         recording = bytes(effect.recording or b"")
 
@@ -117,7 +119,7 @@ class Errands:
 
 
 def stored(voice: RegisteredVoice) -> inputs.StoredVoice:
-    """A voice of the store, as the core knows it."""
+    """A voice of the store as the core's input."""
     return inputs.StoredVoice(
         name=voice.name,
         path=str(voice.recording),

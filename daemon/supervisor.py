@@ -37,7 +37,7 @@ from .gpu.sampler import Sampler
 from .log.logger import Logger
 from .log.worker_output import understood
 from .metrics.metrics import Metrics
-from .operator_tasks import Errands, stored
+from .operator_tasks import OperatorTasks, stored
 from .processes.manager import Processes, WorkerProcess
 from .processes.orphans import Records
 from .service.systemd import ServiceManager, inherited
@@ -129,7 +129,7 @@ class Supervisor:
         self._sweep_orphans()
         self._sampler = Sampler(self._wakeup_write, self._clock, use_nvml=asks_nvml(settings))
         self._voices = VoiceStore(config.voices_dir(settings))
-        self._errands = Errands(
+        self._errands = OperatorTasks(
             self._background,
             self._on_errand,
             config_file=loaded.file,

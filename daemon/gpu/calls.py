@@ -1,4 +1,4 @@
-"""Calling NVML through nvidia-ml-py: another thread can see which call runs, and errors say what to do about them."""
+"""Calls of NVML through nvidia-ml-py. Another thread can see which one runs, and errors say what to do about them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LIBRARY = "libnvidia-ml.so.1"
 
 
 class Code(IntEnum):
-    """Return codes of NVML that are worth telling apart (nvml.h; their numbers never change)."""
+    """Return codes of NVML that are treated differently (nvml.h; their numbers never change)."""
 
     INVALID_ARGUMENT = 2
     NOT_SUPPORTED = 3
@@ -31,9 +31,7 @@ class Code(IntEnum):
     UNKNOWN = 999
 
 
-#: There is no driver here, which is no fault: looked for again now and then.
-ABSENT = frozenset({Code.LIBRARY_NOT_FOUND, Code.DRIVER_NOT_LOADED})
-#: The GPU does not say this figure, or not to us; the others are as good as ever.
+#: The GPU does not report this figure, or not to this user; its other figures are good.
 UNSAID = frozenset(
     {
         Code.NOT_SUPPORTED,
@@ -44,12 +42,12 @@ UNSAID = frozenset(
         Code.DEPRECATED,
     }
 )
-#: The GPU itself is in trouble, whichever figure was asked for.
+#: The GPU itself has a fault, whichever figure was asked for.
 GRAVE = frozenset({Code.GPU_IS_LOST, Code.RESET_REQUIRED, Code.TIMEOUT})
 
 _MEANINGS: dict[int, str] = {
     Code.NO_PERMISSION: (
-        "this user may not ask that: let the daemon's user read and write /dev/nvidiactl and /dev/nvidia*, and, for "
+        "this user may not call it: let the daemon's user read and write /dev/nvidiactl and /dev/nvidia*, and, for "
         "MIG, /dev/nvidia-caps/*"
     ),
     Code.NOT_FOUND: "NVML does not know this device any more: was it removed, or its MIG instance destroyed?",
@@ -81,7 +79,7 @@ _MEANINGS: dict[int, str] = {
 
 
 class NvmlError(Exception):
-    """A call of NVML failed. ``call`` is the function and what it asked about, ``words`` NVML's own."""
+    """A call of NVML failed. ``call`` is the function and its device, ``words`` NVML's own message."""
 
     def __init__(self, code: int, words: str, call: str = "") -> None:
         super().__init__(code, words, call)
@@ -94,14 +92,14 @@ class NvmlError(Exception):
 
     @property
     def gpu_state(self) -> Literal["failing", "lost"]:
-        """What a GPU is in that answers so. One that is lost is not healed by starting new workers on it."""
+        """The state of a GPU that answers so. New workers do not help one that is lost."""
         gone = (Code.GPU_IS_LOST, Code.RESET_REQUIRED, Code.NOT_FOUND, Code.GPU_NOT_FOUND, Code.UNKNOWN)
         return "lost" if self.code in gone else "failing"
 
     @property
     def absent(self) -> bool:
-        """There is no driver here."""
-        return self.code in ABSENT
+        """Whether there is no driver, which is not a fault."""
+        return self.code in (Code.LIBRARY_NOT_FOUND, Code.DRIVER_NOT_LOADED)
 
 
 class NvmlCalls:
@@ -110,15 +108,15 @@ class NvmlCalls:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._pynvml: Any = None
-        #: The call that runs and since when, None between calls.
+        #: The call that runs and when it began, None between calls.
         self.running: tuple[str, float] | None = None
 
     def load(self) -> None:
-        """Find the driver's library, and import its bindings only then. Raises NvmlError."""
+        """Find the driver's library, and then import its bindings. Raises NvmlError."""
         if self._pynvml is not None:
             return
         try:
-            # Asked of the loader first: most machines without a GPU need not carry the bindings (4 MiB) in memory.
+            # First, so that a machine without a GPU does not hold the bindings (4 MiB) in memory.
             ctypes.CDLL(_LIBRARY)
         except OSError as error:
             raise NvmlError(Code.LIBRARY_NOT_FOUND, f"no NVIDIA driver here ({error})") from None
@@ -130,7 +128,7 @@ class NvmlCalls:
         self._pynvml = pynvml
 
     def ask(self, where: str, call: str, *arguments: Any) -> Any:
-        """Call a function of pynvml; ``where`` is the device that it is about. Raises NvmlError and nothing else."""
+        """Call a function of pynvml; ``where`` names the device in errors. Raises NvmlError and nothing else."""
         named = f"{call} ({where})" if where else call
         pynvml = self._pynvml
         self.running = (named, self._clock())

@@ -1,4 +1,4 @@
-"""One GPU, or one MIG instance: its figures, asked for no more often than they are worth."""
+"""One GPU, or one MIG instance: its memory, its processes, and slower figures that are read less often."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from .calls import GRAVE, UNSAID, Code, NvmlCalls, NvmlError
 _TEMPERATURE_GPU = 0
 #: /proc/self/ns/pid of the machine's own namespace (PROC_PID_INIT_INO of the kernel).
 _HOST_PIDS = "pid:[4026531836]"
-#: Lists of processes, each with the name that drivers older than pynvml's newest version know.
+#: Lists of processes, each with its name in drivers older than pynvml's newest version.
 _COMPUTE = ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetComputeRunningProcesses_v2")
-#: Lists that are nearly always empty: then they are looked at every few seconds alone.
+#: Lists that are nearly always empty, and then read every few seconds only.
 _RARE = (
     ("nvmlDeviceGetGraphicsRunningProcesses", "nvmlDeviceGetGraphicsRunningProcesses_v2"),
     ("nvmlDeviceGetMPSComputeRunningProcesses", "nvmlDeviceGetMPSComputeRunningProcesses_v2"),
 )
 _RARE_S = 10.0
-#: How old utilization and temperature may be when memory is asked for many times a second.
+#: How old utilization and temperature may be when memory is read many times a second.
 _VITALS_S = 0.9
 _OTHER_PIDS = (
     "memory of single processes is not known: the driver lists them with pids from outside of this container (share "
@@ -28,26 +28,26 @@ _OTHER_PIDS = (
 
 
 class Device:
-    """A device that NVML has given a handle for. Of a MIG instance, ``gpu`` is the handle of its GPU."""
+    """A device by its handle; ``gpu`` is the handle of a MIG instance's GPU. Owns what the device does not report."""
 
     def __init__(self, calls: NvmlCalls, index: int, uuid: str, name: str, handle: Any, *, gpu: Any = None) -> None:
         self.index = index
         self.uuid = uuid
         self.name = name
-        #: What is worth knowing though the device is well.
+        #: Remarks on a device that works.
         self.notes: dict[str, None] = {}
         self._calls = calls
         self._handle = handle
         self._gpu = gpu
         self._where = f"GPU {index}"
-        #: Calls that this device does not answer; not asked again.
+        #: Calls that this device does not support, and that are not made again.
         self._unsaid: set[str] = set()
         self._rare_due: dict[str, float] = {}
         self._vitals: tuple[int | None, int | None] = (None, None)
         self._vitals_due = float("-inf")
 
     def read(self, now: float, *, host_pids: bool) -> GpuReading:
-        """Raises NvmlError where the device is in trouble. ``host_pids``: our pids are the machine's."""
+        """Read the device. Raises NvmlError if it has a fault. ``host_pids``: this process sees the machine's pids."""
         processes = self._processes(now, host_pids)
         memory = self._figure("nvmlDeviceGetMemoryInfo", self._handle, essential=True)
         if now >= self._vitals_due:
@@ -67,7 +67,7 @@ class Device:
         )
 
     def _utilization(self) -> int | None:
-        # Of a MIG instance NVML knows none.
+        # NVML has none for a MIG instance.
         rates = None if self._gpu is not None else self._figure("nvmlDeviceGetUtilizationRates", self._handle)
         return None if rates is None else int(rates.gpu)
 
@@ -80,7 +80,7 @@ class Device:
         return None if degrees is None else int(degrees)
 
     def _processes(self, now: float, host_pids: bool) -> dict[int, int | None]:
-        """The memory of each process, by pid as we see it."""
+        """Bytes by pid, None where they are not known."""
         processes: dict[int, int | None] = {}
         self._list(_COMPUTE, processes)
         for names in _RARE:
@@ -89,33 +89,33 @@ class Device:
                 self._rare_due[names[0]] = now if some else now + _RARE_S
         self.notes.pop(_OTHER_PIDS, None)
         if not host_pids and not all(Path(f"/proc/{pid}").exists() for pid in processes):
-            # A driver that knows of pid namespaces lists none but ours: these are the machine's pids, and one of them
-            # may by chance be the number of a worker.
+            # A driver that knows pid namespaces lists this one's processes only. These are the machine's pids, one of
+            # which may by chance be the number of a worker.
             self.notes[_OTHER_PIDS] = None
             return {}
         return processes
 
     def _list(self, names: tuple[str, str], into: dict[int, int | None]) -> bool:
-        """Add what one kind of list has; returns whether there was anything."""
+        """Add the processes of a list; returns whether there were any."""
         for name in names:
             listed = self._figure(name, self._handle)
             if listed is None:
                 continue
             for process in listed:
-                # Containers on some drivers are told zero instead of nothing. In two lists, it is the same memory.
+                # Some drivers report zero to containers. A process in two lists has the same memory in both.
                 memory = process.usedGpuMemory or 0
                 into[process.pid] = max(memory, into.get(process.pid) or 0) or None
             return bool(listed)
         return False
 
     def _figure(self, call: str, *arguments: Any, essential: bool = False) -> Any:
-        """What a call says, None where this device does not say it; NvmlError where the device is in trouble."""
+        """The result of a call, None if the device does not support it. Raises NvmlError if the device has a fault."""
         if call in self._unsaid:
             return None
         try:
             return self._calls.ask(self._where, call, *arguments)
         except NvmlError as error:
-            # An instance that was destroyed is an invalid argument.
+            # The handle of a destroyed instance is an invalid argument.
             if error.code in UNSAID and not (essential and error.code == Code.INVALID_ARGUMENT):
                 self._unsaid.add(call)
                 if error.code == Code.NO_PERMISSION:
@@ -127,7 +127,7 @@ class Device:
 
 
 def has_host_pids() -> bool:
-    """Whether this process sees the machine's pids, which is not so in most containers."""
+    """Whether this process sees the machine's pids, which is false in most containers."""
     try:
         return str(Path("/proc/self/ns/pid").readlink()) == _HOST_PIDS
     except OSError:

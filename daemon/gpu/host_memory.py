@@ -1,7 +1,7 @@
-"""How much memory the machine has left, or the control group that the daemon runs in where that has less.
+"""Available host memory: that of the machine, or of the daemon's control group where that has less.
 
-The kernel ends processes when a control group is full, however much the machine has. Version 2 of control groups is
-read (``memory.max``), and version 1 (``memory.limit_in_bytes``), with the limits of all groups above as well.
+The kernel kills processes when a control group is full, whatever the machine has left. Versions 1 and 2 of control
+groups are read (``memory.limit_in_bytes``, ``memory.max``), with the limits of all parent groups.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-#: Version 1 says "no limit" as the largest number of pages.
+#: Version 1 writes "no limit" as the largest number of pages.
 _NO_LIMIT = 1 << 60
-#: How often it is looked whether a group has got a limit.
+#: How often the groups with a limit are looked up.
 _LOOK_S = 30.0
 
 
 class _Files(NamedTuple):
-    """Names of what is read, per version."""
+    """The files of a version of control groups."""
 
     limit: str
     usage: str
-    #: Page cache that the kernel drops before it ends a process; it counts as usage, and is as good as free.
+    #: Page cache counts as usage, though the kernel drops it before it kills a process.
     cache: bytes
 
 
@@ -31,7 +31,7 @@ _V1 = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", b"total_inactive_
 
 
 class HostMemory:
-    """Reads it again and again."""
+    """Owns the list of control groups with a limit, which is renewed now and then."""
 
     def __init__(self, clock: Callable[[], float], *, proc: Path = Path("/proc/self")) -> None:
         self._clock = clock
@@ -56,7 +56,7 @@ class HostMemory:
 
 
 def _machine() -> tuple[int, int]:
-    """Total and available bytes, from the first lines of /proc/meminfo: a third of what psutil takes for all of it."""
+    """Total and available bytes from the first lines of /proc/meminfo, in a third of the time of psutil."""
     fd = os.open("/proc/meminfo", os.O_RDONLY | os.O_CLOEXEC)
     try:
         lines = os.read(fd, 256).split(b"\n")
@@ -88,7 +88,7 @@ def _available(folder: Path, files: _Files, limit: int) -> int | None:
 
 
 def _groups(proc: Path) -> list[tuple[Path, _Files]]:
-    """Folders of the process's own control group and of those above it, as far as they are to be seen from here."""
+    """The folders of the process's control group and of its parents, as far as they are visible."""
     try:
         lines = (proc / "cgroup").read_text(errors="surrogateescape").splitlines()
         mounts = (proc / "mountinfo").read_text(errors="surrogateescape").splitlines()
@@ -105,7 +105,7 @@ def _groups(proc: Path) -> list[tuple[Path, _Files]]:
             continue
         for root, mount in _mounts(mounts, kind, controller):
             if not Path(path).is_relative_to(root):
-                # A container that sees only its own part, with the machine's path in /proc: the mount is its group.
+                # In a container, /proc has the machine's path, and the mount is the container's group.
                 path = root
             folder = mount / Path(path).relative_to(root)
             while True:
@@ -118,7 +118,7 @@ def _groups(proc: Path) -> list[tuple[Path, _Files]]:
 
 
 def _mounts(lines: list[str], kind: str, controller: str) -> list[tuple[str, Path]]:
-    """Where control groups of a kind are mounted: the group that is the root of the mount, and the folder."""
+    """The mounts of a kind of control groups: the group at the root of the mount, and the folder."""
     found = []
     for line in lines:
         left, _, right = line.partition(" - ")

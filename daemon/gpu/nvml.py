@@ -1,7 +1,7 @@
-"""What NVML says of the GPUs: one reader, for one thread. It may block for ever, so never in the loop.
+"""Readings of all GPUs through NVML, for one thread. Calls may block for ever, so never in the loop.
 
 GPUs are numbered once, in NVML's order, and keep their numbers: one that falls off the bus is shown as lost, and the
-others don't move up. Where MIG is on, each instance takes its GPU's place.
+others don't move up. With MIG, each instance takes the place of its GPU.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from .device import Device, has_host_pids
 from .xid import XidEvents
 
 _MIG_ENABLED = 1
-#: How often GPUs and MIG instances are looked for anew.
+#: How often the list of GPUs and MIG instances is renewed.
 _LAYOUT_S = 60.0
-#: A GPU that fails is asked again after this long, and then ever less often: each try may take the driver seconds.
+#: The first and the longest pause before a failing GPU is read again: each try may take the driver seconds.
 _ASK_AGAIN_S, _ASK_AGAIN_MAX_S = 1.0, 8.0
 
 
 class NvmlReader:
-    """Reads all GPUs. After failures it starts NVML anew, with growing pauses."""
+    """Owns NVML, the numbers of the GPUs and their last readings. After failures it restarts NVML, ever later."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class NvmlReader:
         absent_retry_s: float = 60.0,
         host_pids: bool | None = None,
     ) -> None:
-        """``host_pids``: our pids are the machine's (None: look)."""
+        """``host_pids``: whether this process sees the machine's pids; None finds out."""
         self._clock = clock
         self._retry_s, self._retry_max_s, self._absent_retry_s = retry_s, retry_max_s, absent_retry_s
         self._host_pids = has_host_pids() if host_pids is None else host_pids
@@ -46,32 +46,32 @@ class NvmlReader:
         #: The uuid of the GPU that each number is, or is an instance of.
         self._gpu_of: dict[int, str] = {}
         self._started = False
-        self._reading = NvmlReading(detail="not looked at yet")
+        self._reading = NvmlReading(detail="not sampled yet")
         self._devices: list[Device] = []
-        #: The number of each device by its uuid, or by its place while it has never been looked at.
+        #: The number of each device by its uuid, or by its place until it was read once.
         self._numbers: dict[str, int] = {}
-        #: What was found at each place of NVML's order.
+        #: The keys of ``_numbers`` at each place of NVML's order.
         self._keys_at: dict[int, list[str]] = {}
         self._last: dict[int, GpuReading] = {}
-        #: Devices that there is no handle for, by number.
+        #: Devices without a handle, by number.
         self._without_handle: dict[int, NvmlError] = {}
-        #: Devices that fail, by uuid: the next pause, how they fail, and when they are asked again.
+        #: Failing devices by uuid: the next pause, the error, and when they are read again.
         self._failing: dict[str, tuple[float, NvmlError, float]] = {}
         self._layout_due = float("-inf")
         self._notes: list[str] = []
         self._pause_s = retry_s
-        #: When NVML is started anew because something fails; None while nothing does.
+        #: When NVML is restarted because of an error; None while there is none.
         self._restart_at: float | None = None
-        #: Before then a reading makes no call and brings nothing new.
+        #: Until then a reading makes no call and repeats the last one.
         self.quiet_until = float("-inf")
 
     @property
     def call(self) -> tuple[str, float] | None:
-        """The call that runs and since when; for who waits for it in another thread."""
+        """The call that runs and when it began, for another thread."""
         return self._calls.running
 
     def read(self) -> tuple[NvmlReading, list[GpuReading]]:
-        """How NVML does, and every GPU that was ever seen. Raises nothing of NVML; blocks for as long as it does."""
+        """The state of NVML, and of every GPU ever seen. Raises no NvmlError; blocks as long as NVML does."""
         now = self._clock()
         if now < self.quiet_until:
             return self._reading, self._known()
@@ -91,7 +91,7 @@ class NvmlReader:
         return self._reading, self._known()
 
     def close(self) -> None:
-        """Let go of NVML. May block."""
+        """Shut NVML down. May block."""
         self._stop()
 
     # --- NVML as a whole
@@ -113,12 +113,12 @@ class NvmlReader:
             self._started = False
             self._devices = []
             self._xids.stop()
-            # What it says to this does not matter: it is started anew, or not needed.
+            # An error does not matter: NVML is restarted, or not needed any more.
             with contextlib.suppress(NvmlError):
                 self._calls.ask("", "nvmlShutdown")
 
     def _fail(self, error: NvmlError) -> None:
-        """NVML answers nothing: leave it alone for a while."""
+        """Stop NVML after an error of the whole, and make no call for a while."""
         self._stop()
         pause_s = self._absent_retry_s if error.absent else self._next_pause_s()
         self._restart_at = None
@@ -135,7 +135,7 @@ class NvmlReader:
     # --- which GPUs there are
 
     def _lay_out(self) -> None:
-        """Find the devices. One that can't be looked at keeps the number that it had, and its error."""
+        """List the devices. One without a handle keeps its number, and has an error."""
         self._notes, self._without_handle = [], {}
         devices: list[Device] = []
         keys_at: dict[int, list[str]] = {}
@@ -202,18 +202,18 @@ class NvmlReader:
     def _number(self, key: str, place: int) -> int:
         unseen = f"#{place}"
         if key not in self._numbers and unseen in self._numbers:
-            # Nobody could look at it until now, but it has had its number since.
+            # It was numbered by its place while it could not be read.
             self._numbers[key] = self._numbers.pop(unseen)
         return self._numbers.setdefault(key, len(self._numbers))
 
     def _text(self, where: str, call: str, *arguments: Any) -> str:
-        """A text that is nice to have."""
+        """A text, or ``""`` where NVML has none."""
         try:
             return str(self._calls.ask(where, call, *arguments))
         except NvmlError:
             return ""
 
-    # --- what they show
+    # --- readings
 
     def _read_devices(self, now: float) -> None:
         notes = dict.fromkeys(self._notes)
@@ -238,7 +238,7 @@ class NvmlReader:
             self._reading = structs.replace(self._reading, state="ok", detail="; ".join(notes))
 
     def _read(self, device: Device, now: float) -> GpuReading:
-        """Read a device; one that fails is not asked each time."""
+        """Read a device, unless it failed a moment ago."""
         pause_s = _ASK_AGAIN_S
         if device.uuid in self._failing:
             pause_s, known, again_at = self._failing[device.uuid]
@@ -252,10 +252,8 @@ class NvmlReader:
         self._failing.pop(device.uuid, None)
         return reading
 
-    # --- what was known
-
     def _keep(self, number: int, error: NvmlError, device: Device | None = None) -> None:
-        """Show a device as failing, with what was known of it."""
+        """Show a device as failing, with its last figures."""
         known = self._last.get(number)
         if known is None:
             known = GpuReading(index=number, uuid=device.uuid if device else "", name=device.name if device else "")

@@ -192,7 +192,7 @@ def test_a_reload_is_told_with_its_time_and_its_end(
 def test_a_manager_that_does_not_read_holds_nobody_up_and_hears_the_rest_later(systemd: Systemd) -> None:
     notifications = Notifications(systemd.address)
     for number in range(40):
-        notifications.tell(f"STATUS={number}")
+        notifications.send(f"STATUS={number}")
     heard = systemd.heard()
     assert len(heard) < 40, "its queue is longer than this test assumes"
     while len(heard) < 40:
