@@ -1,8 +1,6 @@
-"""Configuration files: found, read, and refused with every problem named by file, key and nearest right name.
+"""Configuration files: found, read, and refused with every problem named by file, key and nearest valid name.
 
-``python -m glmtts.daemon.config check [FILE]`` checks one without starting anything; ``default`` prints the packaged
-one; ``keys [FILE]`` says as JSON where the keys for TCP are, there or not. An empty FILE means the built-in defaults.
-The daemon reads its file before it accepts, so nothing heavy is imported here.
+The daemon reads its file before it accepts connections, so nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -26,21 +24,18 @@ from ..core.settings import Section, Settings, flat
 from . import tcp_access
 from .rules import combinations, key_in_toml, quoted
 
-#: The file that is read where neither ``--config`` nor ``$GLMTTS_CONFIG`` names one.
+#: The file that is read if neither ``--config`` nor ``$GLMTTS_CONFIG`` names one.
 SYSTEM_FILE = Path("/etc/glmtts/glmtts.toml")
 
-#: No configuration is larger; a mistaken path to a recording or a device is.
+#: A larger file is not a configuration, but perhaps a recording.
 _MAX_FILE_BYTES = 1024 * 1024
 
-#: No setting means anything beyond it, and what the system calls with 64 bits can't overflow below it.
+#: The largest number of any setting: system calls with 64 bits can't overflow below it.
 _MAX_NUMBER = 10**12
 
 
 class Config(Struct, frozen=True):
-    """The settings in force, and the file that they come from; None for the built-in defaults.
-
-    ``tcp``: who may connect by TCP, by the files that the settings name; None where nothing is to listen.
-    """
+    """Settings, their file (None: the built-in defaults), and the clients that may connect by TCP (None: none)."""
 
     settings: Settings
     file: Path | None
@@ -48,7 +43,7 @@ class Config(Struct, frozen=True):
 
 
 class ConfigError(Exception):
-    """The configuration can't be used; ``problems`` has a line for each thing that is wrong with it."""
+    """The configuration can't be used; ``problems`` has a line for each mistake in it."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -73,29 +68,24 @@ def find(file: str | Path | None = None) -> Path | None:
 
 
 def read(path: Path | None) -> Config:
-    """Read and check the file at ``path``, and the key files that it names; None gives the built-in defaults.
+    """Read and check a configuration, and the key files that it names; None gives the built-in defaults.
 
-    Raises ConfigError with all problems at once: a start that fails once per mistake wastes an evening.
+    Raises ConfigError with all problems at once.
     """
     if path is None:
         return Config(Settings(), None)
     try:
         settings = parse(read_text(path))
-        access = _access(settings)
+        return Config(settings, path, tcp_access.load(settings.tcp, state_dir(settings)))
     except ConfigError as error:
-        raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from None
-    return Config(settings, path, access)
-
-
-def _access(settings: Settings) -> tcp_access.Access | None:
-    try:
-        return tcp_access.load(settings.tcp, state_dir(settings))
-    except KeyProblem as problem:
-        raise ConfigError(str(problem).splitlines()) from None
+        problems = error.problems
+    except KeyProblem as error:
+        problems = str(error).splitlines()
+    raise ConfigError([f"{path}: {problem}" for problem in problems])
 
 
 def parse(text: str) -> Settings:
-    """The settings in a TOML text. Raises ConfigError, whose problems begin with the key."""
+    """The settings in a TOML text. Raises ConfigError, with problems that begin with the key."""
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -104,7 +94,7 @@ def parse(text: str) -> Settings:
         raise ConfigError(["not TOML: nested too deeply"]) from None
     problems: list[str] = []
     good = _section(document, Settings, "", problems)
-    # Sections that did parse are checked for their combinations too: the reader sees everything at once.
+    # Combinations are checked in the valid sections too, so that all problems are reported at once.
     settings = msgspec.convert(good, Settings)
     problems += combinations(settings, {key for key, _ in _leaves(good)})
     if problems:
@@ -113,8 +103,10 @@ def parse(text: str) -> Settings:
 
 
 def state_dir(settings: Settings) -> Path:
-    """Where what outlives the daemon is kept, the first that is set: ``[daemon] state_dir``, ``$STATE_DIRECTORY``
-    (systemd), /var/lib/glmtts for root, ``$XDG_STATE_HOME/glmtts``, ~/.local/state/glmtts.
+    """The folder of all that outlives the daemon.
+
+    The first that is set: ``[daemon] state_dir``, ``$STATE_DIRECTORY`` (systemd), /var/lib/glmtts for root,
+    ``$XDG_STATE_HOME/glmtts``, ~/.local/state/glmtts.
     """
     if settings.daemon.state_dir:
         return Path(settings.daemon.state_dir).absolute()
@@ -139,7 +131,7 @@ def voices_dir(settings: Settings) -> Path:
 
 
 def cache_dir(settings: Settings) -> Path:
-    """The folder of what workers make once for all of them; it may be deleted while no daemon runs."""
+    """The folder of files that workers share; it may be deleted while no daemon runs."""
     return state_dir(settings) / "cache"
 
 
@@ -152,7 +144,7 @@ def packaged_default() -> str:
     """The text of the packaged etc/glmtts.toml."""
     import glmtts.etc
 
-    # importlib.resources would do, but costs more than the whole check and can't read every editable install.
+    # importlib.resources takes longer than the whole check, and can't read every editable install.
     folders = [Path(folder) for folder in glmtts.etc.__path__]
     return next(path for folder in folders if (path := folder / "glmtts.toml").is_file()).read_text(encoding="utf-8")
 
@@ -187,7 +179,7 @@ def _syntax(message: str) -> str:
 
 
 def _section(table: dict[str, Any], section: type[Section], prefix: str, problems: list[str]) -> dict[str, Any]:
-    """What is right in ``table``, with a line in ``problems`` for everything that is not."""
+    """The valid part of ``table``; adds a line to ``problems`` for each mistake."""
     fields = {field.name: field for field in msgspec.structs.fields(section)}
     good: dict[str, Any] = {}
     for name, value in table.items():
@@ -209,7 +201,7 @@ def _section(table: dict[str, Any], section: type[Section], prefix: str, problem
 
 
 def _named_sections(expected: Any) -> type[Section] | None:
-    """The type of the sections of a key that has one for each name, or None for another key."""
+    """The type of the sections under a key that has one for each name; None for another key."""
     of = get_args(expected)[1] if get_origin(expected) is dict else None
     return of if isinstance(of, type) and issubclass(of, Section) else None
 
@@ -227,7 +219,7 @@ def _sections(table: dict[str, Any], section: type[Section], path: str, problems
 
 
 def _value(value: Any, expected: Any, path: str) -> str:
-    """What is wrong with a key's value, or ``""``."""
+    """The problem of a key's value, or ``""``."""
     try:
         converted = msgspec.convert(value, expected)
     except msgspec.ValidationError as error:
@@ -235,13 +227,13 @@ def _value(value: Any, expected: Any, path: str) -> str:
     except RecursionError:
         return "nested too deeply"
     if isinstance(converted, float) and not math.isfinite(converted):
-        return f"expected a number that is finite, got {_shown(value)}; 0 stands for none where there may be none"
+        return f"expected a finite number, got {_shown(value)}; 0 means no limit where that is allowed"
     if isinstance(converted, int | float) and converted > _MAX_NUMBER:
         return f"expected at most {_MAX_NUMBER}, got {_shown(value)}"
     return ""
 
 
-#: Where a type can't say what is expected.
+#: What is expected, for keys whose type does not tell.
 _EXPECTED = {
     "workers.gpus": '"all", "none" or a list of GPU numbers such as [0, 1]',
     "daemon.socket_mode": 'an octal mode in quotes such as "0660"',
@@ -258,9 +250,9 @@ _TYPE_NAMES = {
 
 
 def _expectation(message: str, value: Any, expected: Any, path: str) -> str:
-    """msgspec's message in the file's own words."""
+    """msgspec's message in the words of TOML."""
     message, _, place = message.partition(" - at ")
-    message = message.replace(" | null", "")  # there is no null in TOML: a key is left out
+    message = message.replace(" | null", "")  # TOML has no null
     if path in _EXPECTED:
         return f"expected {_EXPECTED[path]}, got {_shown(value)}"
     if get_origin(expected) is Literal:
@@ -274,7 +266,7 @@ def _expectation(message: str, value: Any, expected: Any, path: str) -> str:
     if match := re.fullmatch(r"Expected `(\w+)`(?: ([<>]=?) (\S+?)(?:\.0)?)?(?:, got `\w+`)?", message):
         bound = f" {match[2]} {match[3]}" if match[2] else ""
         return f"expected {_TYPE_NAMES.get(match[1], match[1])}{bound}{within}, got {_shown(value)}"
-    # It may quote a key of the file, whatever that has in it.
+    # The message may quote a key of the file, with any characters.
     plain = message if message.isprintable() else quoted(message)[1:-1]
     return f"{_lower(plain)}{within}, got {_shown(value)}"
 

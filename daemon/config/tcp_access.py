@@ -1,7 +1,7 @@
-"""Who may connect by TCP: the address, the daemon's key and the clients' keys, read from the configuration's files.
+"""Access by TCP: the address, the daemon's key and the clients' keys, read from the files that the configuration names.
 
-What is not encrypted never listens beyond this machine, and never by accident: where the key's file is named or there,
-every connection is encrypted, or the daemon does not start.
+Without encryption the daemon never listens beyond this machine. If the key's file is named or exists, every connection
+is encrypted, or the daemon does not start.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _LAST_PORT = 65_535
 
 
 class Address(Struct, frozen=True):
-    """Where to listen: a numeric address, and a port (0: any free one)."""
+    """A numeric address, and a port (0: any free one)."""
 
     host: str
     port: int
 
     @property
     def is_ipv6(self) -> bool:
-        """Whether it is one of IPv6; ``::`` takes connections of both."""
+        """Whether it is an IPv6 address; ``::`` takes connections of IPv4 too."""
         return ":" in self.host
 
     @property
@@ -45,7 +45,7 @@ class Address(Struct, frozen=True):
 
 
 class Files(Struct, frozen=True):
-    """The files of the keys; those that the configuration does not name need not be there."""
+    """The files of the keys; only those that the configuration names must exist."""
 
     server_key: Path
     authorised_keys: Path
@@ -54,7 +54,7 @@ class Files(Struct, frozen=True):
 
 
 class Access(Struct, frozen=True):
-    """``secret``: the daemon's key, None where nothing is encrypted. ``names``: each client's name by its key."""
+    """``secret`` is the daemon's key, None without encryption; ``names`` has each client's name by its key."""
 
     address: Address
     secret: str | None
@@ -80,14 +80,14 @@ def parse_listen(text: str) -> Address:
         address = ipaddress.ip_address(host)
     except ValueError:
         raise ValueError(
-            f"{host[:60]!r} is no IP address; a name may come to mean another one, so write the address itself "
+            f"{host[:60]!r} is not an IP address; the address of a name can change, so write the address itself "
             '("0.0.0.0" for all of IPv4, "[::]" for all)'
         ) from None
     return Address(str(address), int(match[3]))
 
 
 def files(tcp: TcpSettings, state_dir: Path) -> Files:
-    """Where the keys are."""
+    """The paths of the key files."""
     folder = state_dir / "keys"
     return Files(
         server_key=Path(tcp.server_key) if tcp.server_key else folder / "server.key",
@@ -98,7 +98,7 @@ def files(tcp: TcpSettings, state_dir: Path) -> Files:
 
 
 def load(tcp: TcpSettings, state_dir: Path) -> Access | None:
-    """Read the files; None where nothing is to listen. Raises KeyProblem with a line for each problem."""
+    """Read the key files; None where nothing listens. Raises KeyProblem with a line for each problem."""
     if not tcp.listen:
         return None
     address, where = parse_listen(tcp.listen), files(tcp, state_dir)
@@ -113,7 +113,7 @@ def load(tcp: TcpSettings, state_dir: Path) -> Access | None:
         try:
             names = {entry.key: entry.name for entry in authorised_keys.read(where.authorised_keys)}
         except FileNotFoundError:
-            # Nobody may connect then, which is safe; a file that was named is meant to be there.
+            # Without the file no client may connect, which is safe; a file that is named is meant to exist.
             if where.authorised_keys_named:
                 hint = "make it with glmttsctl key add NAME PUBLICKEY"
                 problems.append(f"tcp.authorised_keys: {where.authorised_keys}: there is no such file; {hint}")

@@ -199,7 +199,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_right_one(text: str, key: 
         ("[limits.clients.alice]\nmax_share = 2", "limits.clients.alice.max_share", "a number <= 1, got 2"),
         ("[queue]\nmax_share = 0", "queue.max_share", "a number > 0, got 0"),
         ('[metrics]\nlisten = "9464"', "metrics.listen", "an address and a port"),
-        ('[metrics]\nlisten = "speech.example:9464"', "metrics.listen", "no IP address"),
+        ('[metrics]\nlisten = "speech.example:9464"', "metrics.listen", "not an IP address"),
         ("[metrics]\nlisten = 9464", "metrics.listen", "a string in quotes, got 9464"),
         ("[alerts]\nerror_share = 10", "alerts.error_share", "a number <= 1, got 10"),
         ("[alerts]\nfor_s = 0", "alerts.for_s", "a number > 0, got 0"),

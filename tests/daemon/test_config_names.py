@@ -63,7 +63,7 @@ def test_a_key_of_a_daemon_that_does_not_listen_is_nobody_s() -> None:
 
 
 def test_a_directory_that_does_not_answer_is_not_waited_for_name_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(names, "_PATIENCE_S", -1.0)
+    monkeypatch.setattr(names, "_LIMIT_S", -1.0)
     found = unknown('[limits]\ngateways = ["a1", "a2", "a3"]')
     assert len(found) == 1 and "not looked up" in found[0]
 
