@@ -93,7 +93,7 @@ def parse(text: str) -> Settings:
     except RecursionError:
         raise ConfigError(["not TOML: nested too deeply"]) from None
     problems: list[str] = []
-    good = _section(document, Settings, "", problems)
+    good = check_section(document, Settings, "", problems)
     # Combinations are checked in the valid sections too, so that all problems are reported at once.
     settings = msgspec.convert(good, Settings)
     problems += combinations(settings, {key for key, _ in _leaves(good)})
@@ -178,7 +178,7 @@ def _syntax(message: str) -> str:
 # --- tables and keys
 
 
-def _section(table: dict[str, Any], section: type[Section], prefix: str, problems: list[str]) -> dict[str, Any]:
+def check_section(table: dict[str, Any], section: type[Section], prefix: str, problems: list[str]) -> dict[str, Any]:
     """The valid part of ``table``; adds a line to ``problems`` for each mistake."""
     fields = {field.name: field for field in msgspec.structs.fields(section)}
     good: dict[str, Any] = {}
@@ -190,7 +190,7 @@ def _section(table: dict[str, Any], section: type[Section], prefix: str, problem
             good[name] = _sections(value, named, path, problems)
         elif isinstance(fields[name].type, type) and issubclass(fields[name].type, Section):
             if isinstance(value, dict):
-                good[name] = _section(value, fields[name].type, f"{path}.", problems)
+                good[name] = check_section(value, fields[name].type, f"{path}.", problems)
             else:
                 problems.append(f"{path}: expected a section, written [{path}], got {_kind(value)}")
         elif problem := _value(value, fields[name].type, path):
@@ -211,7 +211,7 @@ def _sections(table: dict[str, Any], section: type[Section], path: str, problems
     for name, value in table.items():
         below = f"{path}.{key_in_toml(name)}"
         if isinstance(value, dict):
-            good[name] = _section(value, section, f"{below}.", problems)
+            good[name] = check_section(value, section, f"{below}.", problems)
         else:
             keys = ", ".join(field.name for field in msgspec.structs.fields(section))
             problems.append(f"{below}: expected a section, written [{path}.NAME], with {keys}; got {_kind(value)}")

@@ -20,6 +20,8 @@ import msgpack
 import pytest
 import zmq
 
+from ..fake_gpu.fake_gpu import FakeGpus
+
 PATIENCE_S = 20.0
 Event = dict[str, Any]
 
@@ -298,6 +300,11 @@ class Daemon:
             assert audio[:4] == b"RIFF"
         assert self.rss_mib < before + grows_mib
         assert self.status()["internal_errors"] == 0, self.log()[-4000:]
+
+
+#: Starts daemons that end with the test: ``start(queue={...})``.
+Start = Callable[..., Daemon]
+MakeGpus = Callable[..., FakeGpus]
 
 
 def toml(config: dict[str, Any], path: str = "") -> str:

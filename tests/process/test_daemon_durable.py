@@ -7,16 +7,15 @@ import hashlib
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from .conftest import Daemon, Peer
+    from .conftest import Daemon, Peer, Start
 
-    Start = Callable[..., Daemon]
 #: A job of a second and a half, in a piece every twentieth of it.
 SLOW: dict[str, Any] = {"seconds": 3.0, "segments": 10, "rtf": 0.5}
 
