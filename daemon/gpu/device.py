@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from msgspec import structs
 
 from ..core.inputs import GpuReading
 from .calls import GRAVE, UNSAID, Code, NvmlCalls, NvmlError
@@ -21,6 +24,8 @@ _RARE = (
 _RARE_S = 10.0
 #: How old utilization and temperature may be when memory is read many times a second.
 _VITALS_S = 0.9
+#: The first and the longest pause before a failing device is read again: each try may take the driver seconds.
+_ASK_AGAIN_S, _ASK_AGAIN_MAX_S = 1.0, 8.0
 _OTHER_PIDS = (
     "memory of single processes is not known: the driver lists them with pids from outside of this container (share "
     "the machine's pid namespace with it, or use a newer driver)"
@@ -28,41 +33,80 @@ _OTHER_PIDS = (
 
 
 class Device:
-    """A device by its handle; ``gpu`` is the handle of a MIG instance's GPU. Owns what the device does not report."""
+    """A GPU or a MIG instance. Owns its number, its last reading, and the error of a device that can't be read."""
 
-    def __init__(self, calls: NvmlCalls, index: int, uuid: str, name: str, handle: Any, *, gpu: Any = None) -> None:
-        self.index = index
-        self.uuid = uuid
-        self.name = name
+    def __init__(self, calls: NvmlCalls, clock: Callable[[], float], index: int, place: int) -> None:
+        """``place`` is that of the GPU in NVML's order, when it was last listed."""
+        self.place = place
+        self.gpu_uuid = ""
+        self.reading = GpuReading(index=index, uuid="")
         #: Remarks on a device that works.
         self.notes: dict[str, None] = {}
         self._calls = calls
-        self._handle = handle
-        self._gpu = gpu
+        self._clock = clock
+        self._handle: Any = None
+        self._gpu: Any = None
         self._where = f"GPU {index}"
-        #: Calls that this device does not support, and that are not made again.
+        self._missing: NvmlError | None = None
+        self._failure: NvmlError | None = None
+        self._pause_s, self._again_at = _ASK_AGAIN_S, float("-inf")
+        #: Calls that this device does not support, and that are not made again until it is listed anew.
         self._unsaid: set[str] = set()
         self._rare_due: dict[str, float] = {}
         self._vitals: tuple[int | None, int | None] = (None, None)
         self._vitals_due = float("-inf")
 
-    def read(self, now: float, *, host_pids: bool) -> GpuReading:
-        """Read the device. Raises NvmlError if it has a fault. ``host_pids``: this process sees the machine's pids."""
+    def found(self, uuid: str, name: str, handle: Any, gpu_uuid: str, gpu: Any = None) -> None:
+        """NVML lists the device. ``gpu`` is the handle of a MIG instance's GPU, ``gpu_uuid`` that of either kind."""
+        self.reading = structs.replace(self.reading, uuid=uuid, name=name, mig=gpu is not None)
+        self.gpu_uuid = gpu_uuid
+        self._handle, self._gpu, self._missing = handle, gpu, None
+        self.notes, self._unsaid, self._rare_due = {}, set(), {}
+        self._vitals_due = float("-inf")
+
+    def missing(self, error: NvmlError | None = None) -> None:
+        """There is no handle for the device, by default because NVML does not list it."""
+        self.notes = {}
+        self._missing = error or NvmlError(Code.NOT_FOUND, "no longer listed", self._where)
+
+    def update(self, now: float, *, host_pids: bool) -> NvmlError | None:
+        """Renew the reading, unless it failed a moment ago; returns the error of a device that can't be read.
+
+        Args:
+            host_pids: whether this process sees the machine's pids.
+        """
+        if self._missing is None and now >= self._again_at:
+            try:
+                self.reading = self._read(now, host_pids)
+                self._failure, self._pause_s = None, _ASK_AGAIN_S
+            except NvmlError as failure:
+                self._failure = failure
+                self._again_at = self._clock() + self._pause_s
+                self._pause_s = min(_ASK_AGAIN_MAX_S, self._pause_s * 2)
+        error = self._missing or self._failure
+        if error is not None:
+            self.fail(error)
+        return error
+
+    def fail(self, error: NvmlError) -> None:
+        """Show the device as failing, with its last figures."""
+        self.reading = structs.replace(self.reading, state=error.gpu_state, detail=str(error))
+
+    def _read(self, now: float, host_pids: bool) -> GpuReading:
         processes = self._processes(now, host_pids)
         memory = self._figure("nvmlDeviceGetMemoryInfo", self._handle, essential=True)
         if now >= self._vitals_due:
             self._vitals_due = now + _VITALS_S
             self._vitals = self._utilization(), self._temperature()
-        return GpuReading(
-            index=self.index,
-            uuid=self.uuid,
-            name=self.name,
+        return structs.replace(
+            self.reading,
+            state="ok",
+            detail="",
             total=None if memory is None else int(memory.total),
             used=None if memory is None else int(memory.used),
             free=None if memory is None else int(memory.free),
             utilization=self._vitals[0],
             temperature=self._vitals[1],
-            mig=self._gpu is not None,
             processes=processes,
         )
 

@@ -21,8 +21,6 @@ from .xid import XidEvents
 _MIG_ENABLED = 1
 #: How often the list of GPUs and MIG instances is renewed.
 _LAYOUT_S = 60.0
-#: The first and the longest pause before a failing GPU is read again: each try may take the driver seconds.
-_ASK_AGAIN_S, _ASK_AGAIN_MAX_S = 1.0, 8.0
 
 
 class NvmlReader:
@@ -43,20 +41,10 @@ class NvmlReader:
         self._host_pids = has_host_pids() if host_pids is None else host_pids
         self._calls = NvmlCalls(clock)
         self._xids = XidEvents(self._calls)
-        #: The uuid of the GPU that each number is, or is an instance of.
-        self._gpu_of: dict[int, str] = {}
         self._started = False
         self._reading = NvmlReading(detail="not sampled yet")
-        self._devices: list[Device] = []
-        #: The number of each device by its uuid, or by its place until it was read once.
-        self._numbers: dict[str, int] = {}
-        #: The keys of ``_numbers`` at each place of NVML's order.
-        self._keys_at: dict[int, list[str]] = {}
-        self._last: dict[int, GpuReading] = {}
-        #: Devices without a handle, by number.
-        self._without_handle: dict[int, NvmlError] = {}
-        #: Failing devices by uuid: the next pause, the error, and when they are read again.
-        self._failing: dict[str, tuple[float, NvmlError, float]] = {}
+        #: Every device that was ever seen by its uuid, or by its place (``#0``) until it was read once.
+        self._devices: dict[str, Device] = {}
         self._layout_due = float("-inf")
         self._notes: list[str] = []
         self._pause_s = retry_s
@@ -111,7 +99,6 @@ class NvmlReader:
     def _stop(self) -> None:
         if self._started:
             self._started = False
-            self._devices = []
             self._xids.stop()
             # An error does not matter: NVML is restarted, or not needed any more.
             with contextlib.suppress(NvmlError):
@@ -125,8 +112,8 @@ class NvmlReader:
         self.quiet_until = self._clock() + pause_s
         detail = f"{error}; tried again after {pause_s:.0f} s"
         self._reading = structs.replace(self._reading, state="absent" if error.absent else "failing", detail=detail)
-        for number in self._last:
-            self._keep(number, error)
+        for device in self._devices.values():
+            device.fail(error)
 
     def _next_pause_s(self) -> float:
         pause_s, self._pause_s = self._pause_s, min(self._retry_max_s, self._pause_s * 2)
@@ -136,22 +123,19 @@ class NvmlReader:
 
     def _lay_out(self) -> None:
         """List the devices. One without a handle keeps its number, and has an error."""
-        self._notes, self._without_handle = [], {}
-        devices: list[Device] = []
-        keys_at: dict[int, list[str]] = {}
         count = self._count()
+        self._notes = []
+        for device in self._devices.values():
+            device.missing()
         for place in range(count):
             try:
-                found = self._find(place)
-                keys_at[place] = [device.uuid for device in found]
-                devices += found
+                self._find(place)
             except NvmlError as error:
-                keys_at[place] = self._keys_at.get(place) or [f"#{place}"]
-                for key in keys_at[place]:
-                    self._without_handle[self._number(key, place)] = error
+                there = [device for device in self._devices.values() if device.place == place]
+                for device in there or [self._device(f"#{place}", place)]:
+                    device.missing(error)
         if not count:
             self._notes.append("the driver runs but lists no GPU: see 'lspci'; a container has to be given its GPUs")
-        self._devices, self._keys_at = devices, keys_at
 
     def _count(self) -> int:
         try:
@@ -161,18 +145,17 @@ class NvmlReader:
                 return 0
             raise
 
-    def _find(self, place: int) -> list[Device]:
-        """The GPU, or its MIG instances, at a place of NVML's order."""
+    def _find(self, place: int) -> None:
+        """Find the GPU, or its MIG instances, at a place of NVML's order."""
         ask, where = self._calls.ask, f"GPU {place}"
         handle = ask(where, "nvmlDeviceGetHandleByIndex", place)
         uuid = str(ask(where, "nvmlDeviceGetUUID", handle))
         name = self._text(where, "nvmlDeviceGetName", handle)
         self._xids.watch(where, handle, uuid)
         if not self._has_mig(where, handle):
-            device = Device(self._calls, self._number(uuid, place), uuid, name, handle)
-            self._gpu_of[device.index] = uuid
-            return [device]
-        found = []
+            self._device(uuid, place).found(uuid, name, handle, uuid)
+            return
+        has_instances = False
         for number in range(int(ask(where, "nvmlDeviceGetMaxMigDeviceCount", handle))):
             try:
                 instance = ask(where, "nvmlDeviceGetMigDeviceHandleByIndex", handle, number)
@@ -182,14 +165,12 @@ class NvmlReader:
                 raise
             its_uuid = str(ask(where, "nvmlDeviceGetUUID", instance))
             its_name = self._text(where, "nvmlDeviceGetName", instance) or name
-            index = self._number(its_uuid, place)
-            self._gpu_of[index] = uuid
-            found.append(Device(self._calls, index, its_uuid, its_name, instance, gpu=handle))
-        if not found:
+            self._device(its_uuid, place).found(its_uuid, its_name, instance, uuid, handle)
+            has_instances = True
+        if not has_instances:
             self._notes.append(
                 f"{where} ({uuid}) is in MIG mode without instances: 'nvidia-smi mig -cgi ... -C' makes some"
             )
-        return found
 
     def _has_mig(self, where: str, handle: Any) -> bool:
         try:
@@ -199,12 +180,14 @@ class NvmlReader:
                 return False
             raise
 
-    def _number(self, key: str, place: int) -> int:
-        unseen = f"#{place}"
-        if key not in self._numbers and unseen in self._numbers:
-            # It was numbered by its place while it could not be read.
-            self._numbers[key] = self._numbers.pop(unseen)
-        return self._numbers.setdefault(key, len(self._numbers))
+    def _device(self, key: str, place: int) -> Device:
+        """The device with this key, numbered when it is seen first, if only by its place."""
+        device = self._devices.get(key) or self._devices.pop(f"#{place}", None)
+        if device is None:
+            device = Device(self._calls, self._clock, len(self._devices), place)
+        self._devices[key] = device
+        device.place = place
+        return device
 
     def _text(self, where: str, call: str, *arguments: Any) -> str:
         """A text, or ``""`` where NVML has none."""
@@ -216,51 +199,20 @@ class NvmlReader:
     # --- readings
 
     def _read_devices(self, now: float) -> None:
-        notes = dict.fromkeys(self._notes)
-        errors = dict(self._without_handle)
-        for device in self._devices:
-            try:
-                self._last[device.index] = self._read(device, now)
-            except NvmlError as error:
-                errors[device.index] = error
-                self._keep(device.index, error, device)
+        notes, errors = dict.fromkeys(self._notes), []
+        for device in self._devices.values():
+            if (error := device.update(now, host_pids=self._host_pids)) is not None:
+                errors.append(error)
             notes |= device.notes
-        for number in set(self._numbers.values()) - {device.index for device in self._devices}:
-            gone = NvmlError(Code.NOT_FOUND, "no longer listed", f"GPU {number}")
-            self._keep(number, errors.setdefault(number, gone))
         if not errors:
             self._pause_s, self._restart_at = self._retry_s, None
         elif self._restart_at is None:
             self._restart_at = self._clock() + self._next_pause_s()
-        if errors and len(errors) == len(self._last):
-            self._reading = structs.replace(self._reading, state="failing", detail=str(next(iter(errors.values()))))
+        if errors and len(errors) == len(self._devices):
+            self._reading = structs.replace(self._reading, state="failing", detail=str(errors[0]))
         else:
             self._reading = structs.replace(self._reading, state="ok", detail="; ".join(notes))
 
-    def _read(self, device: Device, now: float) -> GpuReading:
-        """Read a device, unless it failed a moment ago."""
-        pause_s = _ASK_AGAIN_S
-        if device.uuid in self._failing:
-            pause_s, known, again_at = self._failing[device.uuid]
-            if now < again_at:
-                raise known
-        try:
-            reading = device.read(now, host_pids=self._host_pids)
-        except NvmlError as error:
-            self._failing[device.uuid] = (min(_ASK_AGAIN_MAX_S, pause_s * 2), error, self._clock() + pause_s)
-            raise
-        self._failing.pop(device.uuid, None)
-        return reading
-
-    def _keep(self, number: int, error: NvmlError, device: Device | None = None) -> None:
-        """Show a device as failing, with its last figures."""
-        known = self._last.get(number)
-        if known is None:
-            known = GpuReading(index=number, uuid=device.uuid if device else "", name=device.name if device else "")
-        self._last[number] = structs.replace(known, state=error.gpu_state, detail=str(error))
-
     def _known(self) -> list[GpuReading]:
-        return [
-            structs.replace(self._last[number], xids=self._xids.of(self._gpu_of.get(number, "")))
-            for number in sorted(self._last)
-        ]
+        readings = [structs.replace(d.reading, xids=self._xids.of(d.gpu_uuid)) for d in self._devices.values()]
+        return sorted(readings, key=lambda reading: reading.index)
