@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from ..core.settings import Settings
-from . import tcp_access
 from .load import ConfigError, find, packaged_default, parse, read, read_text, state_dir
 from .names import unknown_names
+from .tcp_access import key_files
 
 
 def _check(path: Path | None) -> int:
@@ -31,8 +31,8 @@ def _print_key_files(path: Path | None) -> int:
     except ConfigError as error:
         print("\n".join(f"{path}: {problem}" for problem in error.problems), file=sys.stderr)
         return 2
-    found = tcp_access.files(settings.tcp, state_dir(settings))
-    print(json.dumps({"server_key": str(found.server_key), "authorised_keys": str(found.authorised_keys)}))
+    server, clients = key_files(settings.tcp, state_dir(settings))
+    print(json.dumps({"server_key": str(server), "authorised_keys": str(clients)}))
     return 0
 
 

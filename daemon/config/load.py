@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -96,7 +97,7 @@ def parse(text: str) -> Settings:
     good = check_section(document, Settings, "", problems)
     # Combinations are checked in the valid sections too, so that all problems are reported at once.
     settings = msgspec.convert(good, Settings)
-    problems += combinations(settings, {key for key, _ in _leaves(good)})
+    problems += combinations(settings, set(_keys(good)))
     if problems:
         raise ConfigError(problems)
     return settings
@@ -271,37 +272,27 @@ def _expectation(message: str, value: Any, expected: Any, path: str) -> str:
     return f"{_lower(plain)}{within}, got {_shown(value)}"
 
 
+_DEFAULTS: dict[str, Any] = flat(Settings())
+_SECTIONS = sorted({path[: match.start()] for path in _DEFAULTS for match in re.finditer(r"\.", path)})
+
+
 def _unknown(name: str, value: Any, prefix: str, siblings: list[str]) -> str:
-    what = "unknown section" if isinstance(value, dict) else "unknown key"
-    sections, keys = _known()
-    candidates = sections if isinstance(value, dict) else keys
+    what, candidates = ("section", _SECTIONS) if isinstance(value, dict) else ("key", list(_DEFAULTS))
     plain = name.lower().replace("-", "_")
+    leaves = {path.rpartition(".")[2]: path for path in candidates}
     near = [f"{prefix}{s}" for s in difflib.get_close_matches(plain, siblings, 1, 0.85)]
     near = near or [path for path in candidates if path.rpartition(".")[2] == plain][:2]
     near = near or [f"{prefix}{s}" for s in difflib.get_close_matches(plain, siblings, 1, 0.6)]
-    if not near:
-        leaves = {path.rpartition(".")[2]: path for path in candidates}
-        near = [leaves[leaf] for leaf in difflib.get_close_matches(plain, leaves, 1, 0.75)]
-    return f"{what}; did you mean {' or '.join(near)}?" if near else f"{what}; glmttsctl config default lists them all"
+    near = near or [leaves[leaf] for leaf in difflib.get_close_matches(plain, leaves, 1, 0.75)]
+    hint = f"did you mean {' or '.join(near)}?" if near else "glmttsctl config default lists them all"
+    return f"unknown {what}; {hint}"
 
 
-def _known() -> tuple[list[str], list[str]]:
-    """The paths of all sections and of all keys."""
-    keys = list(_DEFAULTS)
-    sections = {path.rpartition(".")[0] for path in keys}
-    sections |= {path.rpartition(".")[0] for path in sections} - {""}
-    return sorted(sections), keys
-
-
-def _leaves(table: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
+def _keys(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The keys that a valid table sets."""
     for name, value in table.items():
         path = f"{prefix}{name}"
-        found += [(path, value)] if path in _DEFAULTS else _leaves(value, f"{path}.")
-    return found
-
-
-_DEFAULTS: dict[str, Any] = flat(Settings())
+        yield from [path] if path in _DEFAULTS else _keys(value, f"{path}.")
 
 
 # --- words

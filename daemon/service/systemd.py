@@ -29,60 +29,28 @@ _EXTENSION = f"EXTEND_TIMEOUT_USEC={_EXTENSION_S * 1e6:.0f}"
 _MAX_WAITING = 64
 
 
-class Notifications:
-    """Owns the socket that ``NOTIFY_SOCKET`` names, and the datagrams that it could not take yet. Never blocks."""
-
-    def __init__(self, address: str) -> None:
-        self._waiting: deque[bytes] = deque(maxlen=_MAX_WAITING)
-        self._socket: socket.socket | None = None
-        #: Why nothing can be sent, for the log.
-        self.problem = ""
-        if not address:
-            return
-        if address[0] not in "/@":
-            self.problem = f"NOTIFY_SOCKET={address!r} is neither a path nor an abstract socket: nothing is sent"
-            return
-        # A leading @ stands for the zero byte of an abstract socket's name.
-        self._address = f"\0{address[1:]}" if address[0] == "@" else address
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-
-    @property
-    def wanted(self) -> bool:
-        """Whether there is a service manager."""
-        return self._socket is not None
-
-    def send(self, *lines: str) -> None:
-        """Send these assignments in one datagram."""
-        if self._socket is not None:
-            self._waiting.append("\n".join(lines).encode())
-            self.flush()
-
-    def flush(self) -> None:
-        """Send the datagrams that wait."""
-        while self._waiting and self._socket is not None:
-            try:
-                self._socket.sendto(self._waiting[0], self._address)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                # The manager is being replaced, or does not listen; the daemon works without it.
-                self.problem = f"NOTIFY_SOCKET: {error.strerror}"
-            self._waiting.popleft()
-
-    def close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
-
 class ServiceManager:
-    """Owns what the service manager was sent last. ``turn`` belongs into every turn of the loop."""
+    """Owns the socket that ``NOTIFY_SOCKET`` names, and what was sent there last. Never blocks.
+
+    ``turn`` belongs into every turn of the loop.
+    """
 
     def __init__(
         self, environment: Mapping[str, str] = os.environ, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._clock = clock
-        self._notifications = Notifications(environment.get("NOTIFY_SOCKET", ""))
+        #: Why nothing can be sent, for the log; ``""`` where it can, or where there is no service manager.
+        self.problem = ""
+        self._address = environment.get("NOTIFY_SOCKET", "")
+        self._socket: socket.socket | None = None
+        self._waiting: deque[bytes] = deque(maxlen=_MAX_WAITING)
+        if self._address and self._address[0] not in "/@":
+            self.problem = f"NOTIFY_SOCKET={self._address!r} is neither a path nor an abstract socket: nothing is sent"
+        elif self._address:
+            kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+            self._socket = socket.socket(socket.AF_UNIX, kind)
+            if self._address[0] == "@":  # stands for the zero byte of an abstract socket's name
+                self._address = f"\0{self._address[1:]}"
         self._watchdog_s = _watchdog_s(environment)
         self._status = ""
         #: Whether the loop has turned since STATUS was sent.
@@ -95,34 +63,29 @@ class ServiceManager:
     @property
     def wanted(self) -> bool:
         """Whether there is a service manager."""
-        return self._notifications.wanted
+        return self._socket is not None
 
     @property
     def watches(self) -> bool:
         """Whether it restarts a daemon that does not feed its watchdog."""
         return self.wanted and self._watchdog_s is not None
 
-    @property
-    def problem(self) -> str:
-        """Why it can't be reached, for the log; ``""`` where it can, or where there is none."""
-        return self._notifications.problem
-
     def starting(self, what: str) -> None:
         """Report progress of the start, and ask for more time."""
-        self._notifications.send(f"STATUS=Starting: {what}", _EXTENSION)
+        self._send(f"STATUS=Starting: {what}", _EXTENSION)
 
     def reloading(self) -> None:
         """Report that the configuration is being read again."""
         self._reloads += 1
         if self._ready:
             # The time lets the manager tell this reload from a later one (Type=notify-reload).
-            self._notifications.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1_000}")
+            self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1_000}")
 
     def reloaded(self) -> None:
         """Report that the configuration was applied or refused."""
         self._reloads -= 1
         if self._ready and not self._reloads and not self._stopping:
-            self._notifications.send("READY=1")
+            self._send("READY=1")
 
     def next_due(self) -> float | None:
         """When ``turn`` has work to do, unless something happens before."""
@@ -141,7 +104,7 @@ class ServiceManager:
         """
         if not self.wanted:
             return
-        self._notifications.flush()
+        self._flush()
         now = self._clock()
         if not self._ready:
             self._ready = True
@@ -152,19 +115,38 @@ class ServiceManager:
             self._next_extension = now + _EXTEND_S
         if self._stopping and now >= self._next_extension:
             # As long as the loop turns: the daemon itself limits how long accepted jobs may take.
-            self._notifications.send(_EXTENSION)
+            self._send(_EXTENSION)
             self._next_extension = now + _EXTEND_S
         if self._watchdog_s is not None and now >= self._next_feed:
             self._next_feed = now + self._watchdog_s / _FEEDS
             if well():
-                self._notifications.send("WATCHDOG=1")
+                self._send("WATCHDOG=1")
         if now >= self._next_status:
             self._send_status(summary(), now)
         else:
             self._status_is_old = True
 
     def close(self) -> None:
-        self._notifications.close()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _send(self, *lines: str) -> None:
+        """Send these assignments in one datagram."""
+        if self._socket is not None:
+            self._waiting.append("\n".join(lines).encode())
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._waiting and self._socket is not None:
+            try:
+                self._socket.sendto(self._waiting[0], self._address)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # The manager is being replaced, or does not listen; the daemon works without it.
+                self.problem = f"NOTIFY_SOCKET: {error.strerror}"
+            self._waiting.popleft()
 
     def _send_status(self, summary: Summary, now: float, *lines: str) -> None:
         words = summary.in_words()
@@ -173,7 +155,7 @@ class ServiceManager:
             self._status = words
             lines += (f"STATUS={words}",)
         if lines:
-            self._notifications.send(*lines)
+            self._send(*lines)
         self._next_status = now + _STATUS_S
         self._status_is_old = False
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from glmtts.daemon.core.summary import Summary
-from glmtts.daemon.service.systemd import Notifications, ServiceManager, inherited
+from glmtts.daemon.service.systemd import ServiceManager, inherited
 
 from ..support.systemd import Systemd
 
@@ -157,19 +157,20 @@ def test_a_reload_is_notified_with_its_time_and_its_end(systemd: Systemd, manage
     assert systemd.heard() == [["READY=1"]]
 
 
-def test_a_slow_manager_does_not_block_the_daemon_and_receives_the_rest_later(systemd: Systemd) -> None:
-    notifications = Notifications(systemd.address)
+def test_a_slow_manager_does_not_block_the_daemon_and_receives_the_rest_later(
+    systemd: Systemd, manager_of: Make
+) -> None:
+    manager = manager_of()
     for number in range(40):
-        notifications.send(f"STATUS={number}")
+        manager.starting(str(number))
     heard = systemd.heard()
     assert len(heard) < 40, "its queue is longer than this test assumes"
     while len(heard) < 40:
-        notifications.flush()
+        turn(manager)
         more = systemd.heard()
         assert more
         heard += more
-    assert heard == [[f"STATUS={number}"] for number in range(40)]
-    notifications.close()
+    assert [lines[0] for lines in heard[:40]] == [f"STATUS=Starting: {number}" for number in range(40)]
 
 
 def test_a_manager_that_is_gone_is_logged_and_survived(systemd: Systemd, manager_of: Make) -> None:
