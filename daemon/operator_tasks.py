@@ -18,7 +18,7 @@ from .background import Background
 from .config.tcp_access import Access
 from .core import effects, inputs
 from .core.settings import LimitsSettings
-from .storage.voices import RegisteredVoice, VoiceError, VoiceStore, check_recording
+from .storage.voices import VoiceError, VoiceStore, check_recording
 
 _TOO_MANY = "too many operations are waiting; try again"
 
@@ -105,26 +105,6 @@ class OperatorTasks:
     def _add_voice(self, request: VoiceAdd, recording: bytes) -> inputs.StoredVoice:
         limits = self.limits
         found = check_recording(recording, sys.executable, limits.recording_min_s, limits.recording_max_s)
-        voice = self._voices.add(
-            request.name,
-            recording,
-            request.text,
-            seconds=float(found["seconds"]),
-            sample_rate=int(found["sample_rate"]),
-            language=request.language,
-            description=request.description,
-            replace=request.replace,
+        return self._voices.add(
+            request, recording, seconds=float(found["seconds"]), sample_rate=int(found["sample_rate"])
         )
-        return stored(voice)
-
-
-def stored(voice: RegisteredVoice) -> inputs.StoredVoice:
-    """A voice of the store as the core's input."""
-    return inputs.StoredVoice(
-        name=voice.name,
-        path=str(voice.recording),
-        text=voice.text,
-        language=voice.language,
-        description=voice.description,
-        seconds=voice.seconds,
-    )

@@ -37,7 +37,7 @@ from .gpu.sampler import Sampler
 from .log.logger import Logger
 from .log.worker_output import understood
 from .metrics.metrics import Metrics
-from .operator_tasks import OperatorTasks, stored
+from .operator_tasks import OperatorTasks
 from .processes.manager import Processes, WorkerProcess
 from .processes.orphans import Records
 from .service.systemd import ServiceManager, inherited
@@ -284,7 +284,7 @@ class Supervisor:
             self._log.warning("record of processes", reason=self._records.problem)
 
     def _make_machine(self) -> Machine:
-        voices = {name: stored(voice) for name, voice in self._voices.load_all().items()}
+        voices = self._voices.load_all()
         for name, problem in self._voices.damaged.items():
             self._log.warning("voice can't be used", voice=name, reason=problem)
         folder = config.outputs_dir(self._settings)

@@ -16,13 +16,15 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from glmtts.protocol.control import VoiceAdd
 from glmtts.protocol.errors import ErrorCode
 
+from ..core.inputs import StoredVoice
 from .outputs import put, sync_folder
 
 _NAME = re.compile(r"[\w-]{1,64}")
-_DESCRIPTION = "voice.json"
-_MAX_DESCRIPTION_BYTES = 64 * 1024
+_FILE = "voice.json"
+_MAX_FILE_BYTES = 64 * 1024
 _MODE = 0o640
 
 
@@ -35,29 +37,20 @@ class VoiceError(Exception):
         self.message = message
 
 
-class _About(Struct, frozen=True, kw_only=True):
+class _Description(Struct, frozen=True, kw_only=True):
+    """The content of voice.json."""
+
+    recording: str
     text: str
     language: str
     description: str
     sha256: str
+    #: The size of the recording, which reveals a damaged one.
+    bytes: int
     seconds: float
     sample_rate: int
     #: Seconds since 1970, UTC.
     added: float
-
-
-class _Stored(_About, frozen=True, kw_only=True):
-    """The content of voice.json. ``bytes``, the recording's size, reveals a damaged one."""
-
-    recording: str
-    bytes: int
-
-
-class RegisteredVoice(_About, frozen=True, kw_only=True):
-    """A voice that jobs can name; ``recording`` is the path of the file, and ``text`` is spoken in it."""
-
-    name: str
-    recording: Path
 
 
 class VoiceStore:
@@ -69,14 +62,14 @@ class VoiceStore:
         self.damaged: dict[str, str] = {}
         self._tidied = False
 
-    def load_all(self) -> dict[str, RegisteredVoice]:
+    def load_all(self) -> dict[str, StoredVoice]:
         """Every usable voice, by name; the others are in ``damaged``.
 
         The first call also removes what crashes and replacements have left. A later one does not, since it may run
         beside :meth:`add` and beside jobs that read a replaced recording.
         """
         self.damaged = {}
-        voices: dict[str, RegisteredVoice] = {}
+        voices: dict[str, StoredVoice] = {}
         try:
             entries = sorted(self.folder.iterdir())
         except FileNotFoundError:
@@ -94,37 +87,27 @@ class VoiceStore:
                     self.damaged[entry.name] = error.message
         if not self._tidied:
             for voice in voices.values():
-                _tidy(voice.recording)
+                _tidy(Path(voice.path))
         self._tidied = True
         return voices
 
-    def add(
-        self,
-        name: str,
-        recording: bytes,
-        text: str,
-        *,
-        seconds: float,
-        sample_rate: int,
-        language: str = "",
-        description: str = "",
-        replace: bool = False,
-    ) -> RegisteredVoice:
+    def add(self, request: VoiceAdd, recording: bytes, *, seconds: float, sample_rate: int) -> StoredVoice:
         """Register a voice whose recording has passed :func:`check_recording`, and sync it.
 
         Raises VoiceError: ``bad_request`` for a name that is invalid or taken, ``bad_audio``, ``output_failed``.
         """
+        name = request.name
         _check_name(name)
         ending = recording_ending(recording)
         if not ending:
             raise VoiceError(ErrorCode.BAD_AUDIO, "the recording is not a WAV, FLAC, OGG or MP3 file")
         digest = hashlib.sha256(recording).hexdigest()
-        stored = _Stored(
+        about = _Description(
             # The name depends on the content, so a replaced recording stays readable for the jobs that use it.
             recording=f"recording-{digest[:12]}{ending}",
-            text=text,
-            language=language,
-            description=description,
+            text=request.text,
+            language=request.language,
+            description=request.description,
             sha256=digest,
             bytes=len(recording),
             seconds=seconds,
@@ -135,19 +118,19 @@ class VoiceStore:
         try:
             self.folder.mkdir(mode=0o750, parents=True, exist_ok=True)
             if target.exists():
-                if not replace:
+                if not request.replace:
                     raise VoiceError(
                         ErrorCode.BAD_REQUEST,
                         f"name: there is a voice {name!r} already; send replace to put this one in its place",
                     )
-                self._replace(target, recording, stored)
+                self._replace(target, recording, about)
             else:
-                self._make(target, recording, stored)
+                self._make(target, recording, about)
         except OSError as error:
             raise VoiceError(
                 ErrorCode.OUTPUT_FAILED, f"the voice can't be written to {target}: {error.strerror or error}"
             ) from error
-        return _registered(target, stored)
+        return _stored(target, about)
 
     def remove(self, name: str) -> None:
         """Remove a voice. Raises VoiceError: ``voice_not_found``, ``output_failed``."""
@@ -164,33 +147,33 @@ class VoiceStore:
             ) from error
         _remove_tree(gone)
 
-    def _load(self, name: str) -> RegisteredVoice:
+    def _load(self, name: str) -> StoredVoice:
         folder = self.folder / name
         try:
             _check_name(name)
-            with (folder / _DESCRIPTION).open("rb") as file:
-                stored = msgspec.json.decode(file.read(_MAX_DESCRIPTION_BYTES), type=_Stored)
-            recording = folder / stored.recording
-            if "/" in stored.recording or not recording.is_file():
-                raise VoiceError(ErrorCode.BAD_AUDIO, f"its recording {stored.recording!r} is missing")
+            with (folder / _FILE).open("rb") as file:
+                about = msgspec.json.decode(file.read(_MAX_FILE_BYTES), type=_Description)
+            recording = folder / about.recording
+            if "/" in about.recording or not recording.is_file():
+                raise VoiceError(ErrorCode.BAD_AUDIO, f"its recording {about.recording!r} is missing")
             size = recording.stat().st_size
         except msgspec.MsgspecError as error:
-            raise VoiceError(ErrorCode.BAD_AUDIO, f"its {_DESCRIPTION} is damaged: {error}") from None
+            raise VoiceError(ErrorCode.BAD_AUDIO, f"its {_FILE} is damaged: {error}") from None
         except OSError as error:
             raise VoiceError(ErrorCode.BAD_AUDIO, f"{error.filename} can't be read: {error.strerror}") from None
-        if size != stored.bytes:
+        if size != about.bytes:
             raise VoiceError(
-                ErrorCode.BAD_AUDIO, f"its recording has {size} bytes, where {stored.bytes} were registered"
+                ErrorCode.BAD_AUDIO, f"its recording has {size} bytes, where {about.bytes} were registered"
             )
-        return _registered(folder, stored)
+        return _stored(folder, about)
 
-    def _make(self, target: Path, recording: bytes, stored: _Stored) -> None:
+    def _make(self, target: Path, recording: bytes, about: _Description) -> None:
         adding = self.folder / f".adding-{os.urandom(6).hex()}"
         adding.mkdir(mode=0o750)
         try:
             adding.chmod(0o750)
-            put(adding / stored.recording, recording, _MODE)
-            put(adding / _DESCRIPTION, msgspec.json.encode(stored), _MODE)
+            put(adding / about.recording, recording, _MODE)
+            put(adding / _FILE, msgspec.json.encode(about), _MODE)
             sync_folder(adding)
             adding.rename(target)
         except OSError:
@@ -198,16 +181,16 @@ class VoiceStore:
             raise
         sync_folder(self.folder)
 
-    def _replace(self, target: Path, recording: bytes, stored: _Stored) -> None:
-        before = {path.name for path in target.iterdir()} - {_DESCRIPTION}
-        fresh = stored.recording not in before or (target / stored.recording).stat().st_size != stored.bytes
+    def _replace(self, target: Path, recording: bytes, about: _Description) -> None:
+        before = {path.name for path in target.iterdir()} - {_FILE}
+        fresh = about.recording not in before or (target / about.recording).stat().st_size != about.bytes
         try:
             if fresh:
-                put(target / stored.recording, recording, _MODE)
-            put(target / _DESCRIPTION, msgspec.json.encode(stored), _MODE)
+                put(target / about.recording, recording, _MODE)
+            put(target / _FILE, msgspec.json.encode(about), _MODE)
         except OSError:
             if fresh:
-                (target / stored.recording).unlink(missing_ok=True)
+                (target / about.recording).unlink(missing_ok=True)
             raise
         sync_folder(target)
 
@@ -268,16 +251,16 @@ def _check_name(name: str) -> None:
         )
 
 
-def _registered(folder: Path, stored: _Stored) -> RegisteredVoice:
-    about = {field: getattr(stored, field) for field in _About.__struct_fields__}
-    return RegisteredVoice(name=folder.name, recording=folder / stored.recording, **about)
+def _stored(folder: Path, about: _Description) -> StoredVoice:
+    path = str(folder / about.recording)
+    return StoredVoice(folder.name, path, about.text, about.language, about.description, about.seconds)
 
 
 def _tidy(recording: Path) -> None:
     """Remove everything but the current recording and its description."""
     with contextlib.suppress(OSError):
         for path in recording.parent.iterdir():
-            if path.name not in (_DESCRIPTION, recording.name):
+            if path.name not in (_FILE, recording.name):
                 path.unlink()
 
 

@@ -13,18 +13,20 @@ import tracemalloc
 import numpy as np
 import pytest
 import soundfile
+from numpy.typing import NDArray
 
 from glmtts.daemon.storage.recordings import BadRecordingError, decode
 
 
-def file(samples: np.ndarray, rate: int = 16_000, container: str = "WAV", subtype: str = "PCM_16") -> bytes:
+def file(samples: NDArray[np.float32], rate: int = 16_000, container: str = "WAV", subtype: str = "PCM_16") -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, rate, format=container, subtype=subtype)
     return buffer.getvalue()
 
 
-def tone(seconds: float = 2.0, rate: int = 16_000, level: float = 0.3) -> np.ndarray:
-    return (level * np.sin(0.1 * np.arange(int(seconds * rate)))).astype(np.float32)
+def tone(seconds: float = 2.0, rate: int = 16_000, level: float = 0.3) -> NDArray[np.float32]:
+    samples: NDArray[np.float32] = (level * np.sin(0.1 * np.arange(int(seconds * rate)))).astype(np.float32)
+    return samples
 
 
 GOOD = file(tone())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -14,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from glmtts.daemon.core.inputs import StoredVoice
 from glmtts.daemon.storage import voices
 from glmtts.daemon.storage.outputs import put
 from glmtts.daemon.storage.voices import VoiceError, VoiceStore, check_recording, recording_ending
+from glmtts.protocol.control import VoiceAdd
 from glmtts.protocol.errors import ErrorCode
 
 
@@ -30,13 +33,13 @@ def recording(seconds: float = 1.5, frequency: float = 220.0) -> bytes:
 
 
 WAV = recording(0.1)
+SHA = hashlib.sha256(WAV).hexdigest()[:12]
 OTHER = recording(0.1, 330.0)
 
 
-def add(store: VoiceStore, name: str = "anna", data: bytes = WAV, replace: bool = False) -> voices.RegisteredVoice:
-    return store.add(
-        name, data, "你好。", seconds=1.5, sample_rate=16_000, language="zh", description="a voice", replace=replace
-    )
+def add(store: VoiceStore, name: str = "anna", data: bytes = WAV, replace: bool = False) -> StoredVoice:
+    request = VoiceAdd(id="r", v=1, name=name, text="你好。", language="zh", description="a voice", replace=replace)
+    return store.add(request, data, seconds=1.5, sample_rate=16_000)
 
 
 def refused(store: VoiceStore, name: str = "anna", data: bytes = WAV, replace: bool = False) -> VoiceError:
@@ -51,9 +54,9 @@ def test_a_voice_is_there_after_a_restart_until_it_is_removed(tmp_path: Path) ->
     store = VoiceStore(tmp_path / "state" / "voices")
     assert store.load_all() == {"anna": added}
     assert store.damaged == {}
-    assert added.recording.read_bytes() == WAV
+    assert Path(added.path).read_bytes() == WAV
     assert (added.text, added.language, added.description) == ("你好。", "zh", "a voice")
-    described = json.loads((added.recording.parent / "voice.json").read_text())
+    described = json.loads((Path(added.path).parent / "voice.json").read_text())
     assert {"text", "language", "description", "sha256", "seconds", "sample_rate", "added"} <= described.keys()
     store.remove("anna")
     assert list(store.folder.iterdir()) == []
@@ -69,7 +72,7 @@ def test_a_voice_is_read_by_its_owner_and_group_alone(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     modes = [
-        stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "voices", added.recording.parent, added.recording)
+        stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "voices", Path(added.path).parent, Path(added.path))
     ]
     assert modes == [0o750, 0o750, 0o640]
 
@@ -96,9 +99,9 @@ def test_a_replaced_recording_stays_readable_for_the_jobs_that_have_its_path(tmp
     assert store.load_all() == {"anna": old}
     new = add(store, data=OTHER, replace=True)
     assert store.load_all() == {"anna": new}
-    assert (old.recording.read_bytes(), new.recording.read_bytes()) == (WAV, OTHER)
+    assert (Path(old.path).read_bytes(), Path(new.path).read_bytes()) == (WAV, OTHER)
     assert VoiceStore(tmp_path).load_all() == {"anna": new}
-    assert sorted(path.name for path in new.recording.parent.iterdir()) == [new.recording.name, "voice.json"]
+    assert sorted(path.name for path in Path(new.path).parent.iterdir()) == [Path(new.path).name, "voice.json"]
 
 
 @pytest.mark.parametrize("failing", ["voice.json", "recording-"])
@@ -119,7 +122,7 @@ def test_a_full_disk_leaves_the_old_voice_and_no_part_of_the_new_one(
         assert error.code is ErrorCode.OUTPUT_FAILED
         assert "No space left" in error.message
     assert [path.name for path in tmp_path.iterdir()] == ["anna"]
-    assert sorted(path.name for path in old.recording.parent.iterdir()) == [old.recording.name, "voice.json"]
+    assert sorted(path.name for path in Path(old.path).parent.iterdir()) == [Path(old.path).name, "voice.json"]
     assert VoiceStore(tmp_path).load_all() == {"anna": old}
 
 
@@ -142,8 +145,8 @@ def test_damaged_voices_are_reported_and_can_be_replaced_and_the_others_work(tmp
     good = add(store)
     for name in ("short", "gone", "json", "empty", "escape"):
         add(store, name)
-    (tmp_path / "short" / f"recording-{good.sha256[:12]}.wav").write_bytes(WAV[:-1])
-    (tmp_path / "gone" / f"recording-{good.sha256[:12]}.wav").unlink()
+    (tmp_path / "short" / f"recording-{SHA}.wav").write_bytes(WAV[:-1])
+    (tmp_path / "gone" / f"recording-{SHA}.wav").unlink()
     (tmp_path / "json" / "voice.json").write_text("{")
     (tmp_path / "empty" / "voice.json").unlink()
     escape = tmp_path / "escape" / "voice.json"
