@@ -234,7 +234,7 @@ def _value(value: Any, expected: Any, path: str) -> str:
     return ""
 
 
-#: What is expected, for keys whose type does not tell.
+#: The expected value of keys whose type does not tell.
 _EXPECTED = {
     "workers.gpus": '"all", "none" or a list of GPU numbers such as [0, 1]',
     "daemon.socket_mode": 'an octal mode in quotes such as "0660"',

@@ -128,7 +128,7 @@ def _workers(settings: Settings) -> Iterator[str]:
             yield 'workers.gpus: an empty list; write "none" to use no GPU'
         if len(set(workers.gpus)) < len(workers.gpus):
             yield "workers.gpus: a GPU is named twice; workers.per_gpu puts several workers on each"
-    # The default, one, keeps no worker back where there is only one.
+    # The default, 1, has no effect with a single worker.
     if queue.interactive_workers > 1 and 0 < workers.max <= queue.interactive_workers:
         yield (
             f"queue.interactive_workers: {queue.interactive_workers}, but workers.max = {workers.max}, "

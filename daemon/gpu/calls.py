@@ -92,7 +92,7 @@ class NvmlError(Exception):
 
     @property
     def gpu_state(self) -> Literal["failing", "lost"]:
-        """The state of a GPU that answers so. New workers do not help one that is lost."""
+        """The state of a GPU with this error. New workers do not help a lost one."""
         gone = (Code.GPU_IS_LOST, Code.RESET_REQUIRED, Code.NOT_FOUND, Code.GPU_NOT_FOUND, Code.UNKNOWN)
         return "lost" if self.code in gone else "failing"
 

@@ -7,7 +7,7 @@ groups are read (``memory.limit_in_bytes``, ``memory.max``), with the limits of 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,9 +33,13 @@ _V1 = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", b"total_inactive_
 class HostMemory:
     """Owns the list of control groups with a limit, which is renewed now and then."""
 
-    def __init__(self, clock: Callable[[], float], *, proc: Path = Path("/proc/self")) -> None:
+    def __init__(
+        self, clock: Callable[[], float], *, proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")
+    ) -> None:
+        """``proc`` is the folder of the process in /proc, ``cgroups`` where control groups are mounted."""
         self._clock = clock
         self._proc = proc
+        self._cgroups = cgroups
         self._limited: list[tuple[Path, _Files]] = []
         self._look_at = float("-inf")
 
@@ -45,7 +49,7 @@ class HostMemory:
         now = self._clock()
         if now >= self._look_at:
             self._look_at = now + _LOOK_S
-            self._limited = [(folder, files) for folder, files in _groups(self._proc) if _limit(folder, files)]
+            self._limited = [group for group in _groups(self._proc, self._cgroups) if _limit(*group)]
         for folder, files in self._limited:
             limit = _limit(folder, files)
             if limit is not None:
@@ -87,48 +91,24 @@ def _available(folder: Path, files: _Files, limit: int) -> int | None:
     return min(limit, max(0, limit - usage))
 
 
-def _groups(proc: Path) -> list[tuple[Path, _Files]]:
+def _groups(proc: Path, cgroups: Path) -> Iterator[tuple[Path, _Files]]:
     """The folders of the process's control group and of its parents, as far as they are visible."""
     try:
         lines = (proc / "cgroup").read_text(errors="surrogateescape").splitlines()
-        mounts = (proc / "mountinfo").read_text(errors="surrogateescape").splitlines()
     except OSError:
-        return []
-    found = []
+        return
     for line in lines:
         number, controllers, path = line.split(":", 2)
         if number == "0":
-            files, kind, controller = _V2, "cgroup2", ""
+            root, files = cgroups, _V2
         elif "memory" in controllers.split(","):
-            files, kind, controller = _V1, "cgroup", "memory"
+            root, files = cgroups / "memory", _V1
         else:
             continue
-        for root, mount in _mounts(mounts, kind, controller):
-            if not Path(path).is_relative_to(root):
-                # In a container, /proc has the machine's path, and the mount is the container's group.
-                path = root
-            folder = mount / Path(path).relative_to(root)
-            while True:
-                found.append((folder, files))
-                if folder in (mount, folder.parent):
-                    break
-                folder = folder.parent
-            break
-    return found
-
-
-def _mounts(lines: list[str], kind: str, controller: str) -> list[tuple[str, Path]]:
-    """The mounts of a kind of control groups: the group at the root of the mount, and the folder."""
-    found = []
-    for line in lines:
-        left, _, right = line.partition(" - ")
-        fields, (type_, _, options) = left.split(" "), [*right.split(" "), "", "", ""][:3]
-        if type_ == kind and len(fields) > 4 and (not controller or controller in options.split(",")):
-            found.append((_unescaped(fields[3]), Path(_unescaped(fields[4]))))
-    return found
-
-
-def _unescaped(path: str) -> str:
-    for escape, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        path = path.replace(escape, character)
-    return path
+        folder = root / path.lstrip("/")
+        if ".." in folder.parts or not folder.is_dir():
+            folder = root  # a container sees its own group there, and the machine's path in /proc
+        yield folder, files
+        while folder != root:
+            folder = folder.parent
+            yield folder, files

@@ -12,7 +12,7 @@ from glmtts.protocol.control import LogLevel
 #: Levels in their order.
 RANK: dict[LogLevel, int] = {level: rank for rank, level in enumerate(get_args(LogLevel))}
 
-#: A longer text is cut, and a longer list: no peer can send what makes a line without an end.
+#: Longer texts and lists are cut, which bounds a line whatever a peer sends.
 MAX_CHARS, MAX_ITEMS = 8_192, 100
 _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 

@@ -81,7 +81,7 @@ class Logger:
         self._put(level, message, fields)
 
     def debug(self, message: str, /, **fields: Any) -> None:
-        """Log what helps to follow a single job."""
+        """Log a detail that helps to follow a single job."""
         self._put("debug", message, fields)
 
     def info(self, message: str, /, **fields: Any) -> None:

@@ -13,7 +13,7 @@ from glmtts.protocol.control import LogLevel, Logs
 
 from .format import RANK, plain
 
-#: What is kept of longer texts and lists.
+#: Longer texts and lists are cut.
 _MAX_CHARS, _MAX_ITEMS = 2_000, 50
 #: About the longest answer, in characters; the next question brings the lines that follow.
 _MAX_ANSWER = 200_000

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from glmtts.protocol.control import LogLevel
 
-#: What worker/log.py puts in front of a line: its priority, as in sd-daemon(3), and the job that it is about.
+#: The prefix that worker/log.py gives a line: its priority, as in sd-daemon(3), and the job that it is about.
 _PREFIX = re.compile(r"<([0-7])>(?:\[job ([\w-]{1,64})\] )?")
 _LEVELS: dict[str, LogLevel] = {
     **dict.fromkeys("0123", "error"),
@@ -61,7 +61,7 @@ class WorkerOutput:
             self._complete(lines)
             start = end + 1
             if self._tokens < 1:
-                # A flood: count what can't pass anyway, without touching every line.
+                # A flood: count the lines that can't pass, without touching each.
                 last = chunk.rfind(b"\n", start)
                 if last >= 0:
                     self._left_out += chunk.count(b"\n", start, last + 1)

@@ -64,7 +64,7 @@ class MetricsServer:
         self._thread.start()
 
     def give(self, write: Callable[[], bytes]) -> None:
-        """Answer what :meth:`ask` was called for; ``write`` makes the text, in the server's thread."""
+        """Answer the call of ``ask``; ``write`` makes the text, in the server's thread."""
         self._call(lambda: self._take(write))
 
     def close(self) -> None:

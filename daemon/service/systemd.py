@@ -30,7 +30,7 @@ _MAX_WAITING = 64
 
 
 class ServiceManager:
-    """Owns the socket that ``NOTIFY_SOCKET`` names, and what was sent there last. Never blocks.
+    """Owns the socket that ``NOTIFY_SOCKET`` names, and the last status sent there. Never blocks.
 
     ``turn`` belongs into every turn of the loop.
     """
@@ -97,7 +97,7 @@ class ServiceManager:
         return min(due, default=None)
 
     def turn(self, summary: Callable[[], Summary], stopping: bool, well: Callable[[], bool]) -> None:
-        """Send what is due.
+        """Send the notifications that are due.
 
         Args:
             well: whether the daemon works; called when the watchdog is to be fed.

@@ -163,7 +163,7 @@ class Journal:
         return structs.replace(figures, lag_s=time.monotonic() - min(since)) if since else figures
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Write what has arrived, for at most ``timeout_s``, and close. The last answers can still be collected."""
+        """Write the waiting records, for at most ``timeout_s``, and close. The last answers can still be collected."""
         with self._lock:
             self._closed = True
             self._lock.notify_all()

@@ -76,7 +76,7 @@ class Writer:
         starts: dict[str, int] | None = None,
         ends: dict[str, effects.JournalEnd] | None = None,
     ) -> None:
-        """Write what has arrived, and what is due. Every add and every look-up is answered, whatever fails."""
+        """Write the records that have arrived or are due. Every add and look-up is answered, whatever fails."""
         self._starts |= starts or {}
         self._ends = (ends or {}) | self._ends
         if self.problem != "" and time.monotonic() >= self._retry_at:
