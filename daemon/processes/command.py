@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from ..config import load as config
+from .. import config
 from ..core.settings import Settings
 from ..worker import exit_codes
 from . import guardian
