@@ -389,6 +389,7 @@ def test_the_file_gives_room_back_after_a_rush_of_recordings(tmp_path: Path, mon
     now = [1e9]
     writer = Writer(Store(tmp_path), lambda: now[0], (0.02, 0.1))
     adds = [effects.JournalAdd(row(f"a-{number}", recording=bytes(200_000))) for number in range(20)]
+    writer.turn()
     writer.turn(adds, ends={add.row.job: end(add.row.job, expires_at=1e9 + 10) for add in adds})
     now[0] += 10
     while (pause_s := writer.pause_s()) is not None and pause_s <= 0:
