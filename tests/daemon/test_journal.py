@@ -62,6 +62,18 @@ def test_a_client_finds_its_own_jobs_and_its_customers_only(tmp_path: Path) -> N
         assert "names no job" in rig.until(inputs.JournalFound).problem
 
 
+def test_the_same_key_is_the_same_job_for_24_hours(tmp_path: Path) -> None:
+    with Rig(tmp_path) as rig:
+        assert rig.add(row("a-1", key="k")).known is None
+        assert rig.add(row("a-3", key="k", client="uid:2")).known is None
+        assert rig.end("a-1", expires_at=1e9 + 9 * DAY_S).problem == ""
+    with Rig(tmp_path) as rig:
+        assert rig.add(row("b-1", key="k", created=1e9 + DAY_S - 1)).known == ("a-1", "content of a-1")
+        assert rig.add(row("b-2", key="k", created=1e9 + DAY_S)).known is None
+        assert rig.add(row("b-3", key="k", created=1e9 + DAY_S + 1)).known == ("b-2", "content of b-2")
+        assert rig.found("a-1") is not None and rig.found("b-1") is None
+
+
 def test_two_adds_with_one_key_in_one_transaction_are_one_job(tmp_path: Path) -> None:
     with Rig(tmp_path) as rig:
         for number in range(20):
@@ -377,6 +389,7 @@ def test_the_file_gives_room_back_after_a_rush_of_recordings(tmp_path: Path, mon
     now = [1e9]
     writer = Writer(Store(tmp_path), lambda: now[0], (0.02, 0.1))
     adds = [effects.JournalAdd(row(f"a-{number}", recording=bytes(200_000))) for number in range(20)]
+    writer.turn()
     writer.turn(adds, ends={add.row.job: end(add.row.job, expires_at=1e9 + 10) for add in adds})
     now[0] += 10
     while (pause_s := writer.pause_s()) is not None and pause_s <= 0:

@@ -22,7 +22,7 @@ Serve = Callable[..., MetricsServer]
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    """Starts servers that answer with a count of the requests to the loop, never, or with an error."""
+    """Starts servers whose loop answers with a count of its requests, from the second on, or with an error."""
     servers: list[MetricsServer] = []
 
     def begin(answer: str = "count", address: Address = LOOPBACK, **bounds: float) -> MetricsServer:
@@ -35,7 +35,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
             number = next(asked)
             if answer == "error":
                 server.give(lambda: bytes(1 // 0))
-            elif answer == "count":
+            elif answer == "count" or (answer == "second" and number == 2):
                 server.give(lambda: f"asked {number}\n".encode() * 1_000)
 
         server = MetricsServer(address, ask, lambda problem: open.set() if not problem else None)
@@ -57,9 +57,10 @@ def get(server: MetricsServer, patience_s: float = 20.0) -> tuple[int, str]:
 
 
 def test_a_loop_that_does_not_answer_is_reported_as_stuck(serve: Serve) -> None:
-    server = serve("never", answer_s=0.2)
+    server = serve("second", answer_s=0.2)
     status, words = get(server)
     assert status == 503 and "stuck" in words
+    assert get(server) == (200, "asked 2\n" * 1_000), "it is asked again"
 
 
 def test_metrics_that_can_t_be_written_are_an_error_and_asked_for_again(serve: Serve) -> None:
