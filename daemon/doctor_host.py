@@ -11,15 +11,13 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
-
 from .core.settings import Settings
 from .doctor_check import Check, memory, needs_gpu
 from .host_memory import HostMemory
 from .nvml_device import has_host_pids
 
 #: What the daemon imports beside the standard library.
-_PACKAGES = ("pyzmq", "msgpack", "msgspec", "psutil", "nvidia-ml-py", "click", "rich")
+_PACKAGES = ("pyzmq", "msgpack", "msgspec", "nvidia-ml-py", "prometheus-client")
 
 #: Below that, starting a model that is first loaded into host memory is a gamble.
 _LITTLE_MEMORY = 1 << 30
@@ -48,7 +46,7 @@ def python(_settings: Settings) -> list[Check]:
                 name="packages",
                 state="wrong",
                 seen=f"missing: {', '.join(missing)}",
-                means="the daemon or its GPU sampling can't work here",
+                means="glmttsd does not start; a client alone works without them",
                 mend=f"{sys.executable} -m pip install {' '.join(missing)}",
             )
         )
@@ -59,29 +57,33 @@ def python(_settings: Settings) -> list[Check]:
 
 def memory_limits(_settings: Settings) -> list[Check]:
     """Host memory, the control group's limit, swap and /dev/shm."""
-    machine, swap = psutil.virtual_memory(), psutil.swap_memory()
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    machine = {name: int(size.split()[0]) << 10 for name, _, size in (line.partition(":") for line in lines)}
     total, available = HostMemory(time.monotonic).read()
-    limited = total < machine.total
+    limited = total < machine["MemTotal"]
     seen = f"{memory(available)} of {memory(total)} available"
     if limited:
-        seen += f" (a control group's limit; the machine has {memory(machine.total)})"
+        seen += f" (a control group's limit; the machine has {memory(machine['MemTotal'])})"
     checks = [Check(name="memory", seen=seen)]
     if available < _LITTLE_MEMORY:
         checks[0].state = "warning"
         checks[0].means = "the kernel ends processes when none is left: workers die with cause host_oom"
         checks[0].mend = "raise the control group's limit (MemoryMax=)" if limited else "free memory, or add some"
-    if swap.total and swap.used > swap.total // 2:
+    swap = machine.get("SwapTotal", 0)
+    swapped = swap - machine.get("SwapFree", 0)
+    swap_seen = f"{memory(swapped)} of {memory(swap)} in use"
+    if swap and swapped > swap // 2:
         checks.append(
             Check(
                 name="swap",
                 state="warning",
-                seen=f"{memory(swap.used)} of {memory(swap.total)} in use",
+                seen=swap_seen,
                 means="what was swapped out answers slowly; speech stutters and beats come late",
                 mend="see what uses the memory (ps --sort -rss), or add some",
             )
         )
     else:
-        checks.append(Check(name="swap", seen=f"{memory(swap.used)} of {memory(swap.total)} in use"))
+        checks.append(Check(name="swap", seen=swap_seen))
     try:
         status = os.statvfs("/dev/shm")
         shm = status.f_blocks * status.f_frsize

@@ -48,6 +48,7 @@ from .sockets import IO_THREADS, LOCAL_THREAD, RuntimeDir, RuntimeDirError
 from .tcp_access import Access
 from .tcp_requests import TcpRequests
 from .voices import VoiceStore
+from .worker_command import missing_packages
 from .worker_output import understood
 from .worker_router import WorkerRouter
 
@@ -652,6 +653,14 @@ def main(arguments: list[str] | None = None) -> int:
         loaded = config.load(config.absolute(options.config or config.find()))
     except config.ConfigError as error:
         print("\n".join(error.problems), file=sys.stderr)
+        return _EX_CONFIG
+    if missing := missing_packages(loaded.settings):
+        # With this status a service manager does not start it again: only an installation helps.
+        print(
+            f"glmttsd can't start: {sys.executable} has only what a client needs. Install the daemon's packages: "
+            f"{sys.executable} -m pip install {' '.join(missing)}",
+            file=sys.stderr,
+        )
         return _EX_CONFIG
     _raise_descriptor_limit()
     # Recordings and speech come and go: their memory is not to stay.

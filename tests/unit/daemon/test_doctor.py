@@ -132,7 +132,7 @@ def test_an_interpreter_without_what_a_worker_needs_is_wrong_and_says_what_to_in
     bare.chmod(0o755)
     check = doctor_engine.interpreter(settings(engine={"python": str(bare)}))[0]
     assert check.state == "wrong"
-    assert "pip install pyzmq msgpack msgspec psutil numpy soundfile soxr" in check.mend
+    assert "pip install pyzmq msgpack msgspec numpy soundfile soxr" in check.mend
     assert doctor_engine.interpreter(Settings())[0].state == "ok"
 
 
