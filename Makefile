@@ -35,9 +35,11 @@ $(VENV)/.has-%-$(SUM): | $(BIN)/python
 demo: $(call has,espeak)  ## speak two sentences, kill a worker in mid-job, show times, clean up
 	@$(BIN)/glmttsctl demo
 
+# Tests of processes wait more than they compute: one more of them than processors, at most 4.
+BESIDE := $(shell n=$$(($$(nproc) + 1)); echo $$((n < 4 ? n : 4)))
 test: $(call has,test)  ## every test that takes part in each change (under 5 minutes on two cores)
 	@$(BIN)/python -m pytest -q -n logical --maxprocesses=8 tests/unit tests/simulation
-	@$(BIN)/python -m pytest -q -n logical --maxprocesses=4 --dist loadfile tests/process
+	@$(BIN)/python -m pytest -q -n $(BESIDE) --dist worksteal tests/process
 
 # The engine against a stand-in for GLM-TTS; with ROOT against a checkout of it that has a checkpoint, and PYTHON_OF_ROOT
 # is the interpreter that has its packages.
