@@ -657,8 +657,8 @@ def main(arguments: list[str] | None = None) -> int:
     if missing := missing_packages(loaded.settings):
         # With this status a service manager does not start it again: only an installation helps.
         print(
-            f"glmttsd can't start: {sys.executable} has only what a client needs. Install the daemon's packages: "
-            f"{sys.executable} -m pip install {' '.join(missing)}",
+            "glmttsd can't start: packages of the daemon are missing, as in an installation for clients. "
+            f"Install them: {sys.executable} -m pip install {' '.join(missing)}",
             file=sys.stderr,
         )
         return _EX_CONFIG
