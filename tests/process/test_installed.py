@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,13 @@ def test_the_installed_demo_speaks(installed: Path, tmp_path: Path) -> None:
     done = run(installed, "-c", DEMO, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "demo-zh.wav").stat().st_size > 24_000
+
+
+def test_a_client_brings_five_packages_and_only_glmtts_brings_torch(installed: Path) -> None:
+    (metadata,) = installed.glob("glmtts_supervisor-*.dist-info/METADATA")
+    required = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*(.*)$", metadata.read_text(), re.MULTILINE)
+    assert {name for name, extra in required if not extra} == {"click", "msgpack", "msgspec", "pyzmq", "rich"}
+    assert {extra for name, extra in required if name.startswith("torch")} == {'; extra == "glmtts"'}
 
 
 def test_clients_need_none_of_the_daemon_s_packages(installed: Path, clients_alone: str) -> None:
