@@ -27,6 +27,7 @@ $(BIN)/python:
 
 # pip says what it downloads; a renewal, which downloads nothing, is quiet.
 $(VENV)/.has-%-$(SUM): | $(BIN)/python
+	@rm -rf build
 	@echo "Installing the project and what '$*' needs into $(VENV) ..."
 	@$(BIN)/python -m pip install $(if $(wildcard $(VENV)/.has-$*-*),--quiet) --disable-pip-version-check --editable '.[$*]' --config-settings editable_mode=strict
 	@find $(VENV) -maxdepth 1 -name '.has-*' ! -name '*-$(SUM)' -delete
@@ -38,7 +39,7 @@ demo: $(call has,espeak)  ## speak two sentences, kill a worker in mid-job, show
 # Tests of processes wait more than they compute: one more of them than processors, at most 4.
 BESIDE := $(shell n=$$(($$(nproc) + 1)); echo $$((n < 4 ? n : 4)))
 test: $(call has,test)  ## every test that takes part in each change (under 5 minutes on two cores)
-	@$(BIN)/python -m pytest -q -n logical --maxprocesses=8 tests/unit tests/simulation
+	@$(BIN)/python -m pytest -q -n logical --maxprocesses=8 tests/core tests/daemon tests/client tests/protocol tests/engines tests/fake_gpu tests/simulation
 	@$(BIN)/python -m pytest -q -n $(BESIDE) --dist worksteal tests/process
 
 # The engine against a stand-in for GLM-TTS; with ROOT against a checkout of it that has a checkpoint, and PYTHON_OF_ROOT

@@ -24,8 +24,8 @@ import report
 from processes import memory_mib
 
 from glmtts.daemon.core import effects, inputs
-from glmtts.daemon.journal import Journal
-from glmtts.daemon.journal_store import Store
+from glmtts.daemon.storage.journal import Journal
+from glmtts.daemon.storage.store import Store
 from glmtts.protocol.requests import Synthesize
 
 HERE = Path(__file__).parent

@@ -24,8 +24,8 @@ from typing import Any, Protocol
 import memory_worlds as worlds
 import report
 
-from glmtts.daemon.core.floors import MIB, Floor, Limits
-from glmtts.daemon.core.memory import MemoryWatch, Verdict
+from glmtts.daemon.core.workers.floors import MIB, Floor, Limits
+from glmtts.daemon.core.workers.memory_watch import MemoryWatch, Verdict
 
 TRACES = Path(__file__).parent / "traces"
 THRESHOLD = 0.8

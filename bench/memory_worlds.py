@@ -9,7 +9,7 @@ import math
 import random
 from dataclasses import dataclass, field
 
-from glmtts.daemon.core.floors import MIB, Floor, Limits
+from glmtts.daemon.core.workers.floors import MIB, Floor, Limits
 
 GIB = 1024 * MIB
 

@@ -24,12 +24,12 @@ from processes import cpu_s, memory_mib
 
 from glmtts.daemon.core import effects, inputs
 from glmtts.daemon.core.context import Context
-from glmtts.daemon.core.families import Histogram
+from glmtts.daemon.core.counters import Counters
 from glmtts.daemon.core.machine import Machine
+from glmtts.daemon.core.metric_types import Histogram
 from glmtts.daemon.core.settings import EngineSettings, LimitsSettings, Settings, WorkersSettings
-from glmtts.daemon.core.tally import Tally
-from glmtts.daemon.metrics import LAG_S
-from glmtts.daemon.metrics_text import written
+from glmtts.daemon.metrics.exposition import written
+from glmtts.daemon.metrics.metrics import LAG_S
 from glmtts.protocol import events, requests
 from glmtts.protocol import worker as wire
 
@@ -80,14 +80,14 @@ def core() -> dict[str, Any]:
         machine.step(event, 100.0)
     job_us = min(_jobs(machine, 300) for _ in range(60))
     families = machine.measure()
-    tally, context, lag = Tally(), Context(Settings(), 0.0, 0.0, 1), Histogram(LAG_S)
+    counters, context, lag = Counters(), Context(Settings(), 0.0, 0.0, 1), Histogram(LAG_S)
     context.stir()
     job, done = _some_job(machine)
 
     def counted() -> None:
-        tally.begun(job)
-        tally.estimated(0.1, 0.2)
-        tally.done(job, done, 0.5)
+        counters.begun(job)
+        counters.estimated(0.1, 0.2)
+        counters.done(job, done, 0.5)
         context.stir()
         context.stir()
 
@@ -95,7 +95,7 @@ def core() -> dict[str, Any]:
         "job_us": job_us,
         "counted_us": _least_us(counted, 10_000),
         "turn_us": _least_us(lambda: lag.add(0.0003), 10_000),
-        "judge_us": _least_us(machine._alert_watch.judge, 50),
+        "judge_us": _least_us(machine._alert_evaluator.judge, 50),
         "snapshot_us": _least_us(machine.measure, 50),
         "text_ms": _least_us(lambda: written(families), 5) / 1e3,
     }
@@ -125,7 +125,7 @@ def _one(machine: Machine, now: float) -> list[effects.Effect]:
 def _some_job(machine: Machine) -> tuple[Any, events.Done]:
     ended = _one(machine, machine._context.now + 1.0)
     done = next(e.event for e in ended if isinstance(e, effects.Send) and isinstance(e.event, events.Done))
-    return machine._ledger.find(done.job), done
+    return machine._job_table.find(done.job), done
 
 
 def _least_us(run: Callable[[], object], times: int) -> float:

@@ -13,15 +13,15 @@ import time
 
 from processes import cpu_s
 
-from glmtts.daemon.gpu_sampler import Sampler
+from glmtts.daemon.gpu.sampler import Sampler
 
 
 def main(seconds: float, pids: list[int]) -> None:
     """Sample for that long at the daemon's own pace."""
     wakeup, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     sampler = Sampler(write_end, time.monotonic, use_nvml=True)
-    for spawn, pid in enumerate(pids):
-        sampler.watch(spawn, pid)
+    for incarnation, pid in enumerate(pids):
+        sampler.watch(incarnation, pid)
 
     def samples(until: float) -> list[dict[str, int | str]]:
         found = []

@@ -25,8 +25,8 @@ import running
 from core_world import CoreWorld, settings
 
 from glmtts.daemon.core.inputs import Client
-from glmtts.daemon.core.jobs import Job
-from glmtts.daemon.core.queue import WaitingQueue
+from glmtts.daemon.core.jobs.job import Job
+from glmtts.daemon.core.jobs.queue import WaitingQueue
 from glmtts.protocol.requests import Synthesize
 
 HERE = Path(__file__).parent
@@ -174,7 +174,7 @@ def steps(load: Load, waiting: int, times: int) -> dict[str, dict[str, float]]:
         if number % 20 == 0:
             begin = clock()
             # Not by its timer, which is one of many that a step may find due.
-            world.machine._announcer.tell_positions()
+            world.machine._notifications.tell_positions()
             told.append(clock() - begin)
     return {"accept": figures(accepted), "finish": figures(ended), "positions": figures(told)}
 

@@ -19,9 +19,9 @@ import zmq
 
 from glmtts.protocol.endpoints import CONTROL, EVENTS, MAX_PATH_BYTES
 
-from .core import Core
 from .curve import Handshakes, Key, find_keys
 from .errors import DaemonNotRunning, Forbidden, GlmttsError
+from .protocol import Core
 
 #: How long a message just sent, such as a cancel, may keep a closing client, in milliseconds.
 _LINGER_MS = 500

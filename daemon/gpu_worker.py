@@ -32,11 +32,12 @@ from glmtts.protocol.worker import (
     WorkerProtocolError,
 )
 
-from . import exit_codes, host_heap, lifeline, worker_words
+from . import malloc
 from .engines import load
 from .engines.cuda_errors import judge
-from .outputs import started
-from .worker_wire import Wire
+from .storage.outputs import started
+from .worker import exit_codes, lifeline, log
+from .worker.connection import Wire
 
 if TYPE_CHECKING:
     from .engines.base import Engine
@@ -101,8 +102,8 @@ def main() -> NoReturn:
     except WorkerProtocolError as error:
         code, reason = exit_codes.PROTOCOL, f"the supervisor said what this version does not know: {error}"
     except Exception as error:
-        worker_words.report(error)
-        code, reason = exit_codes.ENGINE_BROKEN, worker_words.safe_words(error)
+        log.report(error)
+        code, reason = exit_codes.ENGINE_BROKEN, log.safe_words(error)
     wire.send(Bye(reason=reason or exit_codes.MEANING[code]))
     wire.close()
     _exit(code, reason)
@@ -117,7 +118,7 @@ def run(config: WorkerConfig, wire: Wire) -> tuple[int, str]:
     except (Exception, SystemExit) as error:
         traceback.print_exc()
         code = exit_codes.OF_FATAL_ERROR.get(judge(error), exit_codes.ENGINE_UNAVAILABLE)
-        return code, worker_words.in_words(error)
+        return code, log.in_words(error)
     code = 0
     while not code and (message := wire.next_message()) is not None:
         match message:
@@ -154,7 +155,7 @@ def _start(config: WorkerConfig, wire: Wire) -> tuple[Engine, Any]:
         cache_dir=config.cache_dir,
     )
     loaded = time.monotonic()
-    from .job_runner import JobRunner
+    from .worker.runner import JobRunner
 
     runner = JobRunner(
         engine,
@@ -183,7 +184,7 @@ def _start(config: WorkerConfig, wire: Wire) -> tuple[Engine, Any]:
 
 def _return_free_memory() -> None:
     gc.collect()
-    host_heap.give_back()
+    malloc.give_back()
 
 
 def _speak_line_by_line() -> None:
@@ -196,7 +197,7 @@ def _exit(code: int, reason: str) -> NoReturn:
     """End at once: the interpreter's own way waits for the engine's threads and runs what libraries left to do."""
     with contextlib.suppress(OSError, ValueError):
         if reason:
-            worker_words.say(worker_words.WARNING, f"worker ends with code {code}: {reason}")
+            log.say(log.WARNING, f"worker ends with code {code}: {reason}")
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)

@@ -27,30 +27,32 @@ import zmq
 from glmtts.protocol import codec, endpoints, events
 from glmtts.protocol.errors import ErrorCode, RequestError
 
-from . import __version__, config, host_heap, outputs
+from . import __version__, malloc
 from .background import Background
+from .config import load as config
+from .config.tcp_access import Access
 from .core import effects, inputs
 from .core.machine import Machine, Phase
-from .core.places import asks_nvml
-from .deliveries import Deliveries
-from .errands import Errands, stored
-from .gpu_sampler import Sampler
-from .journal import Journal
-from .logs import Logger
-from .metrics import Metrics
-from .orphans import Records
-from .peers import LocalPeers
-from .processes import Processes, WorkerProcess
-from .router import ClientRouter, Received
-from .self_check import SelfCheck
-from .service_manager import ServiceManager, inherited
-from .sockets import IO_THREADS, LOCAL_THREAD, RuntimeDir, RuntimeDirError
-from .tcp_access import Access
-from .tcp_requests import TcpRequests
-from .voices import VoiceStore
-from .worker_command import missing_packages
-from .worker_output import understood
-from .worker_router import WorkerRouter
+from .core.workers.placement import asks_nvml
+from .gpu.sampler import Sampler
+from .log.logger import Logger
+from .log.worker_output import understood
+from .metrics.metrics import Metrics
+from .operator_tasks import Errands, stored
+from .processes.command import missing_packages
+from .processes.manager import Processes, WorkerProcess
+from .processes.orphans import Records
+from .service.systemd import ServiceManager, inherited
+from .service.watchdog import SelfCheck
+from .storage import outputs
+from .storage.deliveries import Deliveries
+from .storage.journal import Journal
+from .storage.voices import VoiceStore
+from .transport.client_router import ClientRouter, Received
+from .transport.listeners import IO_THREADS, LOCAL_THREAD, RuntimeDir, RuntimeDirError
+from .transport.peers import LocalPeers
+from .transport.tcp_listener import TcpRequests
+from .transport.worker_router import WorkerRouter
 
 #: Messages that are taken from one socket before the others have their turn.
 _BATCH = 64
@@ -165,7 +167,7 @@ class Supervisor:
             effects.Send: self._do_send,
             effects.Tell: self._workers.tell,
             effects.Spawn: self._do_spawn,
-            effects.Signal: lambda e: self._processes.signal(e.spawn, e.signal),
+            effects.Signal: lambda e: self._processes.signal(e.incarnation, e.signal),
             effects.Sample: lambda _: self._sampler.now(),
             effects.Publish: self._do_publish,
             effects.Log: lambda e: self._log.log(e.level, e.message, **e.fields),
@@ -525,8 +527,8 @@ class Supervisor:
         # What it said before it ended comes first: an answer that is there is not lost with its sender.
         self._on_workers()
         self._workers.forget(process)
-        self._sampler.unwatch(process.spawn)
-        self._step(inputs.ProcessEnded(process.spawn, returncode, process.last_words, oom_killed))
+        self._sampler.unwatch(process.incarnation)
+        self._step(inputs.ProcessEnded(process.incarnation, returncode, process.last_words, oom_killed))
 
     def _on_worker_line(self, process: WorkerProcess, line: str) -> None:
         said = understood(line, by_default="debug" if process.ready else "info")
@@ -552,12 +554,12 @@ class Supervisor:
 
     def _do_spawn(self, effect: effects.Spawn) -> None:
         try:
-            pid = self._processes.start(effect.spawn, effect.name, effect.gpu, effect.device, effect.vram_share)
+            pid = self._processes.start(effect.incarnation, effect.name, effect.gpu, effect.device, effect.vram_share)
         except OSError as error:
-            self._later.append(inputs.SpawnFailed(effect.spawn, str(error)))
+            self._later.append(inputs.SpawnFailed(effect.incarnation, str(error)))
         else:
-            self._sampler.watch(effect.spawn, pid)
-            self._later.append(inputs.Spawned(effect.spawn, pid))
+            self._sampler.watch(effect.incarnation, pid)
+            self._later.append(inputs.Spawned(effect.incarnation, pid))
 
     def _do_publish(self, effect: effects.Publish) -> None:
         with contextlib.suppress(zmq.Again):
@@ -664,7 +666,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _EX_CONFIG
     _raise_descriptor_limit()
     # Recordings and speech come and go: their memory is not to stay.
-    host_heap.map_from(_LARGE)
+    malloc.map_from(_LARGE)
     # A watchdog ends a loop that hangs by SIGABRT: where it hung is then in the log.
     faulthandler.enable()
     log = Logger(loaded.settings.daemon.log_level, loaded.settings.daemon.log_format)

@@ -15,8 +15,8 @@ from .session import shared_options
 
 #: Where each command stands: its module in this package, and what it is called there.
 _COMMANDS: dict[str, tuple[str, str]] = {
-    "say": ("speak", "say"),
-    "batch": ("batch", "batch"),
+    "say": ("say", "say"),
+    "batch": ("batch.command", "batch"),
     "ping": ("about", "ping"),
     "info": ("about", "info"),
     "voices": ("voices", "voices"),
@@ -32,7 +32,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "logs": ("logs", "logs"),
     "workers": ("workers", "workers"),
     "gpus": ("gpus", "gpus"),
-    "top": ("top", "top"),
+    "top": ("top.command", "top"),
     "events": ("events", "events"),
     "metrics": ("operate", "metrics"),
     "recycle": ("operate", "recycle"),
@@ -49,7 +49,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "doctor"),
     "install-service": ("service", "install_service"),
     "uninstall-service": ("service", "uninstall_service"),
-    "demo": ("demo", "demo"),
+    "demo": ("demo.command", "demo"),
     "completion": ("completion", "completion"),
 }
 

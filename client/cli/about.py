@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from .output import duration, plain, print_json, print_pairs
 from .session import QUICK_TIMEOUT_S, session, shared_options, timeout_option
+from .ui.output import duration, plain, print_json, print_pairs
 
 #: Some engines have a hundred voices.
 _VOICES_SHOWN = 10

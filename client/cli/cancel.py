@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .failures import USAGE, Failure, Finished, exit_code, report
-from .output import clean, plain, print_json
 from .queue import is_of
 from .session import session, shared_options
+from .ui.output import clean, plain, print_json
 
 if TYPE_CHECKING:
     from glmtts.client import Control

@@ -13,8 +13,8 @@ from typing import Any
 import click
 
 from .failures import FAILED, Finished
-from .output import plain, print_json
 from .session import session, shared_options
+from .ui.output import plain, print_json
 
 
 @click.group()

@@ -20,11 +20,11 @@ from glmtts.protocol.requests import VERSION
 
 from .failures import FAILED, Finished
 from .gpus import nvml_in_words
-from .in_force import InForce, ask
-from .output import clean, duration, plain, print_json
+from .live_config import InForce, ask
 from .session import Session, session, shared_options
 from .status import alert_in_words
-from .wrapping import hung, terminal_width
+from .ui.output import clean, duration, plain, print_json
+from .ui.wrap import hung, terminal_width
 
 Check = dict[str, str]
 

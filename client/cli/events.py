@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .failures import TIMED_OUT, Failure, Finished
-from .output import SIZES, clean, humanise
 from .session import Session, session, shared_options, timeout_option
-from .wrapping import hung, terminal_width
+from .ui.output import SIZES, clean, humanise
+from .ui.wrap import hung, terminal_width
 
 if TYPE_CHECKING:
     from glmtts.client import News, Watch

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from .gauges import age, memory, memory_bar, part_of, vram
-from .grid import echo
-from .output import clean, humanise, plain, print_json
 from .session import session, shared_options
-from .wrapping import hung, terminal_width
+from .ui.humanize import age, memory, memory_bar, part_of, vram
+from .ui.output import clean, humanise, plain, print_json
+from .ui.table import echo
+from .ui.wrap import hung, terminal_width
 
 Gpu = Mapping[str, Any]
 

@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from .failures import NOT_READY, Failure, Finished
-from .gauges import Piece
-from .output import clean, duration, humanise, plain, print_json
 from .session import Session, session, shared_options
-from .wrapping import hung, terminal_width
+from .ui.humanize import Piece
+from .ui.output import clean, duration, humanise, plain, print_json
+from .ui.wrap import hung, terminal_width
 
 #: How long the daemon may take to answer; a loop that is stuck for longer is not alive.
 _TIMEOUT_S = {"live": 5.0, "ready": 5.0, "deep": 30.0}

@@ -12,11 +12,11 @@ from msgspec import UNSET
 from glmtts.protocol.events import JobInfo
 from glmtts.protocol.requests import JobState
 
-from .files import write_atomically
-from .job_table import print_jobs
-from .output import plain, print_json, print_pairs
 from .queue import is_of
 from .session import QUICK_TIMEOUT_S, Session, session, shared_options, timeout_option
+from .ui.files import write_atomically
+from .ui.job_table import print_jobs
+from .ui.output import plain, print_json, print_pairs
 
 #: The most that the daemon lists.
 _MOST = 1_000
@@ -91,7 +91,7 @@ def wait(id: str, file: str | None, timeout: float | None) -> None:
     Without -o the speech goes to standard output, if that is no terminal. A job whose speech the daemon keeps in a file
     needs no -o: the file is named.
     """
-    from .speak import facts_of, summary
+    from .say import facts_of, summary
 
     run = session()
     if file == "-" and run.json:

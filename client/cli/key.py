@@ -16,9 +16,9 @@ import click
 from glmtts.client import DaemonNotRunning, Forbidden
 
 from .failures import Failure
-from .in_force import InForce, ask
-from .output import plain, print_json, print_table
+from .live_config import InForce, ask
 from .session import QUICK_TIMEOUT_S, session, shared_options
+from .ui.output import plain, print_json, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

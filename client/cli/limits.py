@@ -10,11 +10,11 @@ from typing import Any
 
 import click
 
-from .gauges import age
-from .grid import Column, echo, lay_out
-from .output import clean, plain, print_json
 from .queue import who
 from .session import session, shared_options
+from .ui.humanize import age
+from .ui.output import clean, plain, print_json
+from .ui.table import Column, echo, lay_out
 
 Row = Mapping[str, Any]
 

@@ -10,8 +10,8 @@ import click
 
 from glmtts.protocol.control import LogLevel
 
-from .output import clean, plain
 from .session import Session, session, shared_options
+from .ui.output import clean, plain
 
 #: How often a follower asks. Lines are kept in between: none is missed by that.
 _EVERY_S = 0.3

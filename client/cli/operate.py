@@ -11,8 +11,8 @@ import click
 from glmtts.protocol.control import MAX_WORKERS, LogLevel
 
 from .failures import FAILED, TIMED_OUT, Failure, Finished
-from .output import humanise, plain, print_json
 from .session import session, shared_options, timeout_option
+from .ui.output import humanise, plain, print_json
 
 
 @click.command()

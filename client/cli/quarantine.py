@@ -10,10 +10,10 @@ from typing import Any
 import click
 
 from .failures import USAGE, Failure
-from .gauges import age
-from .grid import Column, echo, lay_out
-from .output import clean, humanise, plain, print_json
 from .session import session, shared_options
+from .ui.humanize import age
+from .ui.output import clean, humanise, plain, print_json
+from .ui.table import Column, echo, lay_out
 
 #: Digits of a content that are shown; more where that many are not unique.
 _SHORT = 12

@@ -11,11 +11,11 @@ from typing import Any
 
 import click
 
-from .gauges import Piece, age
-from .grid import Column, echo, lay_out
-from .output import duration, humanise, plain, print_json, shorten
-from .screen import QUIT, Ended, ended_by_signals, keys_at_once, pressed, text_of
 from .session import Session, session, shared_options
+from .ui.humanize import Piece, age
+from .ui.output import duration, humanise, plain, print_json, shorten
+from .ui.screen import QUIT, Ended, ended_by_signals, keys_at_once, pressed, text_of
+from .ui.table import Column, echo, lay_out
 
 Line = list[Piece]
 Row = Mapping[str, Any]

@@ -13,8 +13,8 @@ from typing import Any
 import click
 
 from .failures import FAILED, Failure
-from .output import print_json
 from .session import session, shared_options
+from .ui.output import print_json
 
 _INSTANCE = click.option(
     "--instance", metavar="NAME", help="One of several daemons on this machine: glmtts@NAME.service, with NAME.toml."
@@ -57,7 +57,7 @@ def install_service(instance: str | None, dry_run: bool, yes: bool, root: Path, 
     It is neither enabled nor started. A file that somebody has changed is never overwritten, the configuration never
     at all; `uninstall-service` takes away what was put there.
     """
-    from glmtts.client import service_files
+    from glmtts.client.cli import service_files
 
     installation, service = _installation(instance, root, prefix)
     commands = _known(service_files.commands_folder)
@@ -102,7 +102,7 @@ def uninstall_service(instance: str | None, dry_run: bool, yes: bool, root: Path
         _run(before)
         _known(lambda: installation.remove(service))
         if before:
-            from glmtts.client.service_files import folder_name
+            from glmtts.client.cli.service_files import folder_name
 
             folder = folder_name(service)
             shutil.rmtree(Path("/run") / folder, ignore_errors=True)
@@ -111,7 +111,7 @@ def uninstall_service(instance: str | None, dry_run: bool, yes: bool, root: Path
 
 
 def _installation(instance: str | None, root: Path, prefix: Path) -> tuple[Any, str]:
-    from glmtts.client import service_files
+    from glmtts.client.cli import service_files
 
     if not prefix.is_absolute():
         raise click.UsageError(f"--prefix {prefix}: name an absolute path.")
@@ -121,7 +121,7 @@ def _installation(instance: str | None, root: Path, prefix: Path) -> tuple[Any, 
 
 def _known(call: Callable[[], Any]) -> Any:
     """What ``call`` returns, with its errors as a command's."""
-    from glmtts.client.service_files import ServiceFilesError
+    from glmtts.client.cli.service_files import ServiceFilesError
 
     try:
         return call()

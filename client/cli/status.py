@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from .failures import NOT_READY, Finished
-from .gauges import Piece
 from .health import print_lines, problems_in_lines
-from .output import clean, duration, humanise, label_of, plain, print_json
 from .session import session, shared_options
-from .wrapping import hung, terminal_height, terminal_width
+from .ui.humanize import Piece
+from .ui.output import clean, duration, humanise, label_of, plain, print_json
+from .ui.wrap import hung, terminal_height, terminal_width
 
 Status = Mapping[str, Any]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from .output import plain, print_json, print_table
 from .session import session, shared_options
+from .ui.output import plain, print_json, print_table
 
 
 @click.command()

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from .gauges import age, growth, memory, vram
-from .grid import Column, echo, lay_out
-from .output import clean, duration, humanise, plain, print_json
 from .session import session, shared_options
-from .wrapping import hung, terminal_width
+from .ui.humanize import age, growth, memory, vram
+from .ui.output import clean, duration, humanise, plain, print_json
+from .ui.table import Column, echo, lay_out
+from .ui.wrap import hung, terminal_width
 
 Worker = Mapping[str, Any]
 

@@ -9,10 +9,10 @@ from glmtts.protocol.control import LogLevel
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.events import ClosedEvent, Error, Result
 
+from .counters import Counters
 from .effects import Effect, Log, Publish, Send
 from .inputs import ReplyTo
 from .settings import Settings
-from .tally import Tally
 from .timers import Timers
 
 #: The timer of the next judgement by the rules of alerts (alert_watch.py), and how often there is one at most.
@@ -30,7 +30,7 @@ class Context:
         self.started_at = now
         self._wall_offset = wall - now
         self.timers = Timers()
-        self.tally = Tally()
+        self.counters = Counters()
         self.random = random.Random(seed)
         self.effects: list[Effect] = []
         #: Whether anybody listens on the events socket: what nobody hears is not said.

@@ -11,8 +11,8 @@ from glmtts.protocol.events import Done, Error, ServerEvent
 from glmtts.protocol.requests import ClientRequest, JobState
 from glmtts.protocol.worker import SupervisorMessage
 
-from .families import Family
 from .inputs import JournalRow, ReplyTo
+from .metric_types import Family
 from .settings import Settings
 
 
@@ -27,7 +27,7 @@ class Send(Struct):
 class Tell(Struct):
     """Send a message to a worker process."""
 
-    spawn: int
+    incarnation: int
     message: SupervisorMessage
     body: bytes | memoryview | None = None
 
@@ -39,7 +39,7 @@ class Spawn(Struct):
     GPU. ``vram_share`` is the share of the GPU's memory that the process may use, 0..1; 0 for no limit.
     """
 
-    spawn: int
+    incarnation: int
     name: str
     gpu: int | None
     device: str | None = None
@@ -49,7 +49,7 @@ class Spawn(Struct):
 class Signal(Struct):
     """Signal a worker process: ``term`` to it alone, ``kill`` to its whole group."""
 
-    spawn: int
+    incarnation: int
     signal: Literal["term", "kill"]
 
 

@@ -68,21 +68,21 @@ class ConnectionOverrun(Struct):
 class Spawned(Struct):
     """The process that a Spawn asked for runs."""
 
-    spawn: int
+    incarnation: int
     pid: int
 
 
 class SpawnFailed(Struct):
     """The process that a Spawn asked for could not be started."""
 
-    spawn: int
+    incarnation: int
     reason: str
 
 
 class WorkerSaid(Struct):
     """A worker process sent a message."""
 
-    spawn: int
+    incarnation: int
     message: WorkerMessage
     body: bytes | memoryview | None = None
 
@@ -90,7 +90,7 @@ class WorkerSaid(Struct):
 class WorkerGarbled(Struct):
     """A worker process sent something that is no message."""
 
-    spawn: int
+    incarnation: int
     what: str
 
 
@@ -101,7 +101,7 @@ class ProcessEnded(Struct):
     ``oom_killed``: the kernel killed it because the machine, or its control group, had no memory left.
     """
 
-    spawn: int
+    incarnation: int
     returncode: int
     last_words: str = ""
     oom_killed: bool = False
@@ -149,7 +149,7 @@ class GpuReading(Struct, frozen=True, kw_only=True):
 class ProcessReading(Struct, frozen=True, kw_only=True):
     """A worker's process as /proc shows it: ``rss`` in bytes, ``state`` the letter (``D``: can't be killed now)."""
 
-    spawn: int
+    incarnation: int
     pid: int
     rss: int | None = None
     state: str = ""

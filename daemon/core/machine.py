@@ -16,22 +16,13 @@ from glmtts.protocol import control, events, requests
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.worker import Checked, Ready
 
-from .admission import Admission
-from .alert_watch import AlertWatch
 from .alerts import Alerts
-from .announcer import Announcer
-from .attention import Attention
+from .api.client_requests import ClientRequests
+from .api.health import Health
+from .api.inspection import Inspection
+from .api.operator_requests import OperatorRequests
 from .context import JUDGE, Context
-from .dispatch import Dispatcher
-from .durability import Durability
 from .effects import Effect, Exit, Sample
-from .endings import Endings
-from .estimate import Estimator
-from .families import Family
-from .fates import Fates
-from .forecast import Forecast
-from .gpus import Gpus
-from .health import Health
 from .inputs import (
     Client,
     ConnectionClosed,
@@ -58,18 +49,27 @@ from .inputs import (
     WorkerGarbled,
     WorkerSaid,
 )
-from .inspection import Inspection
-from .ledger import Ledger
-from .measures import Measures
-from .operations import Operations
-from .pool import Pool
-from .queue import WaitingQueue
-from .reception import Reception
-from .recycler import Recycler
-from .scaler import Scaler
+from .jobs.estimates import Estimator
+from .jobs.job_table import JobTable
+from .jobs.queue import WaitingQueue
+from .metric_types import Family
+from .monitoring.alert_evaluator import AlertEvaluator
+from .monitoring.metrics import CoreMetrics
+from .monitoring.problems import Problems
+from .scheduling.admission import Admission
+from .scheduling.completion import Completion
+from .scheduling.dispatcher import Dispatcher
+from .scheduling.durable import DurableJobs
+from .scheduling.forecast import Forecast
+from .scheduling.notifications import Notifications
+from .scheduling.retry import Retries
 from .settings import Settings
 from .summary import Summary
-from .workers import WorkerState
+from .workers.autoscaler import Autoscaler
+from .workers.gpus import Gpus
+from .workers.pool import Pool
+from .workers.recycler import Recycler
+from .workers.worker import WorkerState
 
 
 class Phase(enum.StrEnum):
@@ -99,103 +99,101 @@ class Machine:
     ) -> None:
         self._context = Context(settings, now, wall, seed)
         self._voices: dict[str, StoredVoice] = dict(voices or {})
-        self._ledger = Ledger()
+        self._job_table = JobTable()
         self._queue = WaitingQueue(settings.queue.classes)
         self._alerts = Alerts(self._context)
         self._gpus = Gpus(self._context, self._alerts)
         self._pool = Pool(self._context, self._gpus, self._alerts)
         self._recycler = Recycler(self._context, self._pool, self._gpus)
-        self._scaler = Scaler(self._context, self._pool, self._gpus, self._queue)
-        shared = (self._context, self._ledger, self._queue)
+        self._autoscaler = Autoscaler(self._context, self._pool, self._gpus, self._queue)
+        shared = (self._context, self._job_table, self._queue)
         self._estimator = Estimator()
         self._forecast = Forecast(*shared, self._pool, self._estimator)
-        self._announcer = Announcer(*shared, self._forecast)
-        self._endings = Endings(*shared, self._pool)
-        self._fates = Fates(*shared, self._endings)
-        self._durability = Durability(*shared, endings=self._endings, alerts=self._alerts)
+        self._notifications = Notifications(*shared, self._forecast)
+        self._completion = Completion(*shared, self._pool)
+        self._retries = Retries(*shared, self._completion)
+        self._durable_jobs = DurableJobs(*shared, completion=self._completion, alerts=self._alerts)
         self._dispatcher = Dispatcher(
             *shared,
             self._pool,
-            endings=self._endings,
-            fates=self._fates,
+            completion=self._completion,
+            retries=self._retries,
             forecast=self._forecast,
             estimator=self._estimator,
-            announcer=self._announcer,
-            durability=self._durability,
+            notifications=self._notifications,
+            durable_jobs=self._durable_jobs,
             recycler=self._recycler,
-            scaler=self._scaler,
+            autoscaler=self._autoscaler,
             voices=self._voices,
             results_folder=results_folder,
         )
         self._admission = Admission(*shared, self._pool, self._forecast)
-        self._reception = Reception(
+        self._client_requests = ClientRequests(
             *shared,
             self._pool,
             self._dispatcher,
             admission=self._admission,
-            announcer=self._announcer,
-            durability=self._durability,
-            endings=self._endings,
-            fates=self._fates,
+            notifications=self._notifications,
+            durable_jobs=self._durable_jobs,
+            completion=self._completion,
+            retries=self._retries,
             forecast=self._forecast,
             voices=self._voices,
             version=version,
             boot=boot,
             outputs_folder=outputs_folder,
         )
-        self._durability.take_up = self._reception.recovered
-        self._durability.go_on = self._dispatcher.take_up
-        self._attention = Attention(
+        self._durable_jobs.take_up = self._client_requests.recovered
+        self._durable_jobs.go_on = self._dispatcher.take_up
+        self._problems = Problems(
             self._context,
             self._queue,
             self._pool,
-            scaler=self._scaler,
+            autoscaler=self._autoscaler,
             gpus=self._gpus,
-            durability=self._durability,
-            fates=self._fates,
+            durable_jobs=self._durable_jobs,
+            retries=self._retries,
             alerts=self._alerts,
         )
-        self._health = Health(self._context, self._pool, self._attention)
-        self._operations = Operations(
+        self._health = Health(self._context, self._pool, self._problems)
+        self._operator_requests = OperatorRequests(
             *shared,
             self._pool,
             self._dispatcher,
-            reception=self._reception,
+            client_requests=self._client_requests,
             admission=self._admission,
-            durability=self._durability,
-            endings=self._endings,
+            durable_jobs=self._durable_jobs,
+            completion=self._completion,
             estimator=self._estimator,
-            fates=self._fates,
+            retries=self._retries,
             recycler=self._recycler,
-            scaler=self._scaler,
+            autoscaler=self._autoscaler,
             gpus=self._gpus,
             alerts=self._alerts,
-            attention=self._attention,
+            problems=self._problems,
             voices=self._voices,
             version=version,
             config_file=config_file,
             state_folder=state_folder,
         )
-        self._alert_watch = AlertWatch(
+        self._alert_evaluator = AlertEvaluator(
             self._context,
             self._alerts,
             queue=self._queue,
             pool=self._pool,
-            scaler=self._scaler,
+            autoscaler=self._autoscaler,
             gpus=self._gpus,
-            endings=self._endings,
-            reception=self._reception,
+            completion=self._completion,
         )
-        self._measures = Measures(
+        self._core_metrics = CoreMetrics(
             *shared,
             self._pool,
-            scaler=self._scaler,
+            autoscaler=self._autoscaler,
             gpus=self._gpus,
-            endings=self._endings,
-            reception=self._reception,
-            durability=self._durability,
+            completion=self._completion,
+            durable_jobs=self._durable_jobs,
             estimator=self._estimator,
-            fates=self._fates,
+            retries=self._retries,
             alerts=self._alerts,
             version=version,
         )
@@ -210,7 +208,7 @@ class Machine:
             Controlled: self._on_controlled,
             ConnectionClosed: self._on_connection_closed,
             ConnectionOverrun: self._on_overrun,
-            Spawned: lambda e: self._pool.on_spawned(e.spawn, e.pid),
+            Spawned: lambda e: self._pool.on_spawned(e.incarnation, e.pid),
             SpawnFailed: self._on_spawn_failed,
             WorkerSaid: self._on_worker_said,
             WorkerGarbled: self._on_worker_garbled,
@@ -218,26 +216,26 @@ class Machine:
             Sampled: self._on_sampled,
             MetricsServed: lambda e: self._alerts.set("metrics", e.problem),
             StopAsked: self._on_stop_asked,
-            SettingsRead: self._operations.on_settings,
-            VoiceStored: self._operations.on_voice_stored,
+            SettingsRead: self._operator_requests.on_settings,
+            VoiceStored: self._operator_requests.on_voice_stored,
             JournalChanged: self._on_journal_changed,
-            JournalAdded: self._reception.on_journal_added,
+            JournalAdded: self._client_requests.on_journal_added,
             JournalEnded: self._on_journal_ended,
-            JournalFound: self._durability.on_found,
-            StoredLost: self._durability.on_lost,
+            JournalFound: self._durable_jobs.on_found,
+            StoredLost: self._durable_jobs.on_lost,
             TimePassed: lambda _: None,
         }
         self._requests: dict[type, Callable[[Requested, Any], None]] = {
-            requests.Synthesize: self._reception.synthesize,
-            requests.Ping: self._reception.ping,
-            requests.Info: self._reception.info,
-            requests.Voices: self._reception.list_voices,
-            requests.Cancel: lambda e, r: self._reception.cancel(e.to, r, e.client),
-            requests.GetJob: lambda e, r: self._reception.job(e.to, r, e.client),
-            requests.ListJobs: lambda e, r: self._reception.jobs(e.to, r, e.client),
-            requests.Wait: self._reception.wait,
+            requests.Synthesize: self._client_requests.synthesize,
+            requests.Ping: self._client_requests.ping,
+            requests.Info: self._client_requests.info,
+            requests.Voices: self._client_requests.list_voices,
+            requests.Cancel: lambda e, r: self._client_requests.cancel(e.to, r, e.client),
+            requests.GetJob: lambda e, r: self._client_requests.job(e.to, r, e.client),
+            requests.ListJobs: lambda e, r: self._client_requests.jobs(e.to, r, e.client),
+            requests.Wait: self._client_requests.wait,
         }
-        operations = self._operations
+        operations = self._operator_requests
         self._controls: dict[type, Callable[[Controlled, Any], None]] = {
             control.Status: lambda e, _: operations.status(e, self._state),
             control.Health: lambda e, r: self._health.check(e, r, self._state),
@@ -259,10 +257,10 @@ class Machine:
             control.VoiceRemove: operations.store_voice,
             control.Metrics: lambda e, _: operations.metrics(e, self.measure()),
             control.GetConfig: lambda e, _: operations.config(e),
-            requests.Ping: lambda e, r: self._reception.ping(Requested(_OPERATOR, e.to, r), r),
+            requests.Ping: lambda e, r: self._client_requests.ping(Requested(_OPERATOR, e.to, r), r),
             control.Cancel: operations.cancel,
-            requests.GetJob: lambda e, r: self._reception.job(e.to, r, None),
-            requests.ListJobs: lambda e, r: self._reception.jobs(e.to, r, None),
+            requests.GetJob: lambda e, r: self._client_requests.job(e.to, r, None),
+            requests.ListJobs: lambda e, r: self._client_requests.jobs(e.to, r, None),
         }
         self._timers: dict[str, Callable[[str], None]] = {
             "start": self._dispatcher.on_start_timeout,
@@ -274,18 +272,18 @@ class Machine:
             "steady": self._pool.on_steady,
             "age": self._recycler.on_age,
             "trim": self._recycler.on_trim_check,
-            "unload": self._scaler.on_unload_check,
-            "grow": lambda _: self._scaler.on_grow_due(),
-            "look": lambda _: self._scaler.on_first_look_late(),
+            "unload": self._autoscaler.on_unload_check,
+            "grow": lambda _: self._autoscaler.on_grow_due(),
+            "look": lambda _: self._autoscaler.on_first_look_late(),
             "deadline": self._dispatcher.on_deadline,
-            "expire": lambda _: self._endings.expire(),
-            "positions": lambda _: self._announcer.tell_positions(),
-            "judge": lambda _: self._alert_watch.judge(),
+            "expire": lambda _: self._completion.expire(),
+            "positions": lambda _: self._notifications.tell_positions(),
+            "judge": lambda _: self._alert_evaluator.judge(),
             "health": self._health.on_late,
             "drain": self._on_drain_timeout,
             "stop": lambda _: self._end_jobs("the daemon stopped before the job was done"),
-            "late": lambda _: self._endings.wait_no_more(),
-            "disk": lambda _: self._durability.on_try_disk(),
+            "late": lambda _: self._completion.wait_no_more(),
+            "disk": lambda _: self._durable_jobs.on_try_disk(),
         }
 
     # --- for the shell
@@ -310,7 +308,7 @@ class Machine:
             ready=counts.get(WorkerState.READY, 0) + counts.get(WorkerState.BUSY, 0),
             starting=counts.get(WorkerState.STARTING, 0),
             workers=counts["total"],
-            running=len(self._ledger.live) - waiting,
+            running=len(self._job_table.live) - waiting,
             waiting=waiting,
             alerts=self._alerts.messages,
         )
@@ -326,13 +324,13 @@ class Machine:
 
     def measure(self) -> list[Family]:
         """Every metric, as of the last step."""
-        return self._measures.take(self._state)
+        return self._core_metrics.take(self._state)
 
     def open(self) -> list[Effect]:
         """Start the workers: at once, or when the GPUs have been looked at."""
         self._context.effects = [Sample()]
         self._context.stir()
-        self._scaler.open()
+        self._autoscaler.open()
         return self._context.effects
 
     def step(self, event: Input, now: float) -> list[Effect]:
@@ -362,31 +360,31 @@ class Machine:
 
     def _on_connection_closed(self, event: ConnectionClosed) -> None:
         """Nobody hears a stream whose client is gone; any other job goes on, for a ``wait`` after a reconnect."""
-        for job in self._ledger.drop_connection(event.connection):
+        for job in self._job_table.drop_connection(event.connection):
             if job.request.stream and not job.durable and not job.subscribers:
-                self._endings.fail(job, ErrorCode.CANCELLED, "its client went away")
+                self._completion.fail(job, ErrorCode.CANCELLED, "its client went away")
         self._dispatcher.schedule()
 
     def _on_overrun(self, event: ConnectionOverrun) -> None:
-        job = self._ledger.live.get(event.job)
+        job = self._job_table.live.get(event.job)
         if job is None or (job.ending is not None and isinstance(job.ending.event, events.Error)):
             return
-        self._attention.does_not_read(job.client.key)
+        self._problems.does_not_read(job.client.key)
         # A durable one goes on, and is fetched when it is done.
         if job.durable or any(s.to.connection != event.connection for s in job.subscribers):
             # The others go on hearing it; the slow one alone is told that it has missed a part.
-            for subscriber in self._ledger.unsubscribe(job, event.connection):
+            for subscriber in self._job_table.unsubscribe(job, event.connection):
                 error = events.Error.of(subscriber.id, ErrorCode.SLOW_CONSUMER, TOO_SLOW, job=job.id)
                 self._context.send(subscriber.to, error)
         else:
-            self._endings.fail(job, ErrorCode.SLOW_CONSUMER, TOO_SLOW)
+            self._completion.fail(job, ErrorCode.SLOW_CONSUMER, TOO_SLOW)
             # It may have been the batch job that kept others of its class waiting.
             self._dispatcher.schedule()
 
     # --- workers
 
     def _on_worker_said(self, event: WorkerSaid) -> None:
-        worker = self._pool.by_spawn(event.spawn)
+        worker = self._pool.by_incarnation(event.incarnation)
         if worker is not None:
             self._dispatcher.on_message(worker, event.message, event.body)
             self._dispatcher.schedule()
@@ -396,7 +394,7 @@ class Machine:
                 self._give_up_waiting()
 
     def _on_worker_garbled(self, event: WorkerGarbled) -> None:
-        worker = self._pool.by_spawn(event.spawn)
+        worker = self._pool.by_incarnation(event.incarnation)
         if worker is not None:
             self._dispatcher.violation(worker, event.what)
             self._dispatcher.schedule()
@@ -406,20 +404,20 @@ class Machine:
         self._settle()
 
     def _on_spawn_failed(self, event: SpawnFailed) -> None:
-        self._pool.on_spawn_failed(event.spawn, event.reason)
+        self._pool.on_spawn_failed(event.incarnation, event.reason)
         self._settle()
 
     def _on_sampled(self, event: Sampled) -> None:
         self._gpus.on_sampled(event, self._pool)
         self._recycler.on_sampled()
-        self._scaler.on_sampled()
+        self._autoscaler.on_sampled()
         self._settle()
         self._pool.tell_memory()
         self._context.stir()
 
     def _on_kill_due(self, name: str) -> None:
         self._pool.on_kill_due(name)
-        self._scaler.settle()
+        self._autoscaler.settle()
 
     def _on_wait_due(self, name: str) -> None:
         self._pool.look_again(name)
@@ -428,7 +426,7 @@ class Machine:
     def _settle(self) -> None:
         """After a process has gone, or could not come: others may take its place, and those who wait are told."""
         self._recycler.settle()
-        self._scaler.settle()
+        self._autoscaler.settle()
         # What it held may be what another one waits for.
         self._pool.look_again()
         self._dispatcher.schedule()
@@ -438,16 +436,16 @@ class Machine:
         if self.phase is Phase.STOPPING:
             # What is only handed over now is left to the next daemon, as what waited was.
             event = JournalChanged(event.problem)
-        self._durability.on_changed(event)
+        self._durable_jobs.on_changed(event)
         self._dispatcher.schedule()
 
     def _on_journal_ended(self, event: JournalEnded) -> None:
-        self._endings.on_written(event)
+        self._completion.on_written(event)
         # It may have been the batch job that kept others of its class waiting.
         self._dispatcher.schedule()
 
     def _scale(self, event: Controlled, request: control.Scale) -> None:
-        self._operations.scale(event, request)
+        self._operator_requests.scale(event, request)
         self._dispatcher.schedule()
 
     def _give_up_waiting(self) -> None:
@@ -456,7 +454,7 @@ class Machine:
         self._alerts.set("unavailable", unavailable[0] if unavailable else "")
         if unavailable:
             reason, retry_after_s = unavailable
-            self._endings.fail_waiting(ErrorCode.UNAVAILABLE, reason, retry_after_s=retry_after_s)
+            self._completion.fail_waiting(ErrorCode.UNAVAILABLE, reason, retry_after_s=retry_after_s)
 
     # --- the end
 
@@ -478,14 +476,14 @@ class Machine:
             self._context.timers.set(("drain", timer), self._context.now + request.timeout_s)
         if self.phase is not Phase.RUNNING:
             return
-        self._reception.closed = "the daemon is draining: it finishes what it has accepted and takes no more"
+        self._client_requests.closed = "the daemon is draining: it finishes what it has accepted and takes no more"
         self._queue.paused = False
         self._enter(Phase.DRAINING)
         self._dispatcher.schedule()
 
     def _pause(self, event: Controlled) -> None:
         if self.phase is Phase.RUNNING:
-            self._operations.pause(event)
+            self._operator_requests.pause(event)
         else:
             message = f"the daemon is {self.phase}: what it has accepted has to be started, or it would never be done"
             self._context.refuse(event.to, event.request.id, ErrorCode.SHUTTING_DOWN, message)
@@ -495,7 +493,7 @@ class Machine:
             self._context.refuse(event.to, event.request.id, ErrorCode.SHUTTING_DOWN, "the daemon is stopping")
             return
         self._queue.paused = False
-        self._reception.closed = ""
+        self._client_requests.closed = ""
         self._answer_drains()
         self._enter(Phase.RUNNING)
         self._context.send(event.to, events.Result(id=event.request.id, values={"state": self._state}))
@@ -503,7 +501,7 @@ class Machine:
 
     def _stop_by_operator(self, event: Controlled) -> None:
         self._stop("an operator")
-        left = len(self._ledger.live)
+        left = len(self._job_table.live)
         self._context.send(event.to, events.Result(id=event.request.id, values={"state": self._state, "left": left}))
 
     def _on_stop_asked(self, event: StopAsked) -> None:
@@ -518,8 +516,8 @@ class Machine:
             self._pool.stop_all(at_once=True)
             return
         timeout_s = context.settings.daemon.drain_timeout_s
-        context.log("info", "daemon stops", asked_by=by, jobs=len(self._ledger.live), drain_timeout_s=timeout_s)
-        self._reception.closed = "the daemon is stopping; try again when it has been started again"
+        context.log("info", "daemon stops", asked_by=by, jobs=len(self._job_table.live), drain_timeout_s=timeout_s)
+        self._client_requests.closed = "the daemon is stopping; try again when it has been started again"
         self._queue.paused = False
         self._enter(Phase.STOPPING)
         context.timers.set(("stop", ""), context.now + timeout_s)
@@ -532,11 +530,11 @@ class Machine:
 
     def _end_jobs(self, message: str) -> None:
         """No time is left: what the journal has goes on with the next daemon, the rest has ended."""
-        for job in list(self._ledger.live.values()):
-            if job.durable and job.ending is None and self._durability.is_accepted(job):
-                self._endings.leave(job)
+        for job in list(self._job_table.live.values()):
+            if job.durable and job.ending is None and self._durable_jobs.is_accepted(job):
+                self._completion.leave(job)
             else:
-                self._endings.fail(job, ErrorCode.SHUTTING_DOWN, message)
+                self._completion.fail(job, ErrorCode.SHUTTING_DOWN, message)
         self._context.timers.set(("late", ""), self._context.now + _DISK_S)
 
     def _leave_waiting(self) -> None:
@@ -545,10 +543,10 @@ class Machine:
         Those that are not on disk yet were not accepted, and now are not.
         """
         for job in [job for job in self._queue if job.durable]:
-            if self._durability.is_accepted(job):
-                self._endings.leave(job)
+            if self._durable_jobs.is_accepted(job):
+                self._completion.leave(job)
             else:
-                self._endings.fail(job, ErrorCode.SHUTTING_DOWN, self._reception.closed)
+                self._completion.fail(job, ErrorCode.SHUTTING_DOWN, self._client_requests.closed)
 
     def _answer_drains(self) -> None:
         for timer in list(self._drains):
@@ -557,14 +555,14 @@ class Machine:
     def _answer_drain(self, timer: str) -> None:
         to, id = self._drains.pop(timer)
         self._context.timers.cancel(("drain", timer))
-        left = len(self._ledger.live)
+        left = len(self._job_table.live)
         self._context.send(to, events.Result(id=id, values={"drained": not left, "left": left}))
 
     def _go_on_ending(self) -> None:
         """The next stage of a drain or a stop, when the one before is complete."""
         if self.phase is Phase.STOPPING:
-            self._durability.leave()
-        if self._ledger.live:
+            self._durable_jobs.leave()
+        if self._job_table.live:
             return
         if self.phase is Phase.DRAINING:
             self._enter(Phase.DRAINED)

@@ -30,12 +30,12 @@ def load(
     the engine raises.
     """
     if name == "espeak":
-        from .espeak import EspeakEngine
+        from .espeak.engine import EspeakEngine
 
         EspeakEngine.limit_memory(vram_share)
         return EspeakEngine()
     if name == "fault":
-        from .fault import FaultEngine
+        from .fault.engine import FaultEngine
 
         FaultEngine.limit_memory(vram_share)
         return FaultEngine(settings, send_raw=send_raw)

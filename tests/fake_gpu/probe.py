@@ -85,7 +85,7 @@ def _serve() -> None:
 
     from glmtts.daemon.engines import load
     from glmtts.daemon.engines.base import Engine, Utterance
-    from glmtts.daemon.engines.fault_gpu import FaultGpu
+    from glmtts.daemon.engines.fault.gpu import FaultGpu
     from glmtts.daemon.engines.options import FaultOptions
 
     def speak(engine: Engine, **options: Any) -> int:

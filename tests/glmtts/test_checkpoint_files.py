@@ -8,7 +8,7 @@ import torch
 
 from glmtts.daemon.engines.glmtts.checkpoint import look
 
-from ..unit.daemon.engines.glmtts import glmtts_root as made
+from ..engines.glmtts import glmtts_root as made
 
 
 def test_what_torch_saves_is_counted_and_believed(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from glmtts.daemon.core.trends import Series
+from glmtts.daemon.core.workers.trend import Series
 from glmtts.protocol.worker import CancelJob, Failed, Finished, SuspendJob
 
 from ..process.worker_under_test import Start, WorkerUnderTest, workers

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from glmtts.daemon.core import alert_rules
-from glmtts.daemon.core.alert_watch import FAULTS
+from glmtts.daemon.core.monitoring import alert_rules
+from glmtts.daemon.core.monitoring.alert_evaluator import FAULTS
 from glmtts.daemon.core.settings import AlertSettings, QueueSettings
 
 from .conftest import DEPLOY, RULES

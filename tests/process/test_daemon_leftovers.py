@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from glmtts.daemon import guardian
+from glmtts.daemon.processes import guardian
 
 PATIENCE_S = 20.0
 

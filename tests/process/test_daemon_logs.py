@@ -98,7 +98,9 @@ def test_what_was_spoken_is_nowhere_in_the_log_in_whatever_way_it_failed(daemon:
         json.dumps([daemon.status(), daemon.workers(), daemon.control("health", deep=True)]),
     ]
     # What was hidden has left its trace: where it was raised, of which job.
-    assert "KeyError, raised at daemon/engines/fault.py:" in daemon.log() and "own words may quote" in daemon.log()
+    assert (
+        "KeyError, raised at daemon/engines/fault/engine.py:" in daemon.log() and "own words may quote" in daemon.log()
+    )
     assert not [line for text in (daemon.log(), *shown) for line in text.splitlines() if MARKED in line]
 
 
@@ -122,7 +124,7 @@ def test_each_line_says_of_which_job_and_worker_it_is(daemon: Any) -> None:
     daemon.until(lambda: len(daemon.control("logs", job=failed)["lines"]) == 2, "where it was raised, and its end")
     (done,) = daemon.control("logs", job=job)["lines"]
     raised, error = daemon.control("logs", job=failed)["lines"]
-    assert "RuntimeError, raised at daemon/engines/fault.py:" in raised["fields"]["line"]
+    assert "RuntimeError, raised at daemon/engines/fault/engine.py:" in raised["fields"]["line"]
     worker = daemon.workers()[0]["name"]
     assert (done["message"], done["fields"]["worker"], done["level"]) == ("job done", worker, "info")
     assert (error["message"], error["fields"]["worker"], error["level"]) == ("job ended in an error", worker, "warning")

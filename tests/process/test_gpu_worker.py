@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from glmtts.daemon import exit_codes
+from glmtts.daemon.worker import exit_codes
 from glmtts.protocol.worker import (
     AudioChunk,
     Beat,
@@ -192,7 +192,7 @@ import os, subprocess, sys, time
 read, write = os.pipe2(os.O_CLOEXEC)
 code = '''
 import os, subprocess, sys, time
-from glmtts.daemon import lifeline
+from glmtts.daemon.worker import lifeline
 fd = int(sys.argv[1])
 lifeline.tie(None if fd < 0 else fd, int(sys.argv[2]))
 child = subprocess.Popen(["sleep", "60"])

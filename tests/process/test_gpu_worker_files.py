@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from glmtts.daemon import outputs
+from glmtts.daemon.storage import outputs
 from glmtts.protocol.worker import Finished
 
 from .worker_under_test import DEADLINE_S, Start, WorkerUnderTest, workers

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from glmtts.daemon.core import inputs
-from glmtts.daemon.core.workers import WorkerState
+from glmtts.daemon.core.workers.worker import WorkerState
 from glmtts.protocol import worker as wire
 
 from .rules import Rule, must
@@ -20,7 +20,7 @@ class Aside:
     def __init__(self, world: World, machine: Any) -> None:
         self._world = world
         self._context = machine._context
-        self._live = machine._ledger.live
+        self._live = machine._job_table.live
         self._pool = machine._pool
         self._queue = machine._queue
         #: For how many borders a job that could be put aside has run on while an urgent one waited and had not had

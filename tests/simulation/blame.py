@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from glmtts.daemon.core import inputs
-from glmtts.daemon.core.workers import WorkerState
+from glmtts.daemon.core.workers.worker import WorkerState
 from glmtts.protocol import worker as wire
 
 from .rules import Rule, must
@@ -20,7 +20,7 @@ class Blame:
     def __init__(self, world: World, machine: Any) -> None:
         self._world = world
         self._context = machine._context
-        self._live = machine._ledger.live
+        self._live = machine._job_table.live
         self._pool = machine._pool
         #: By text: how many workers died of it, and until when that is held against it.
         self._deaths: dict[str, tuple[int, float]] = {}
@@ -34,12 +34,12 @@ class Blame:
                 if message.job in self._live:
                     self._deaths.pop(self._live[message.job].request.text, None)
             elif isinstance(message, wire.Failed) and message.fatal and message.code == "cuda_context":
-                self._died(event.spawn, message.job)
+                self._died(event.incarnation, message.job)
         elif isinstance(event, inputs.WorkerGarbled) or _by_itself(event):
-            self._died(event.spawn)
+            self._died(event.incarnation)
 
-    def _died(self, spawn: int, culprit: str = "") -> None:
-        worker = self._pool._by_spawn.get(spawn)
+    def _died(self, incarnation: int, culprit: str = "") -> None:
+        worker = self._pool._by_incarnation.get(incarnation)
         if worker is None or worker.state not in (WorkerState.BUSY, WorkerState.DRAINING):
             return
         now = self._world.now

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from glmtts.daemon.core import ledger as core_ledger
-from glmtts.daemon.core import quarantine as core_quarantine
-from glmtts.daemon.core.alert_rules import EVENTS, RULES
-from glmtts.daemon.core.alert_watch import _STEPS
-from glmtts.daemon.core.jobs import MAX_SUBSCRIBERS
-from glmtts.daemon.core.pool import AHEAD
-from glmtts.daemon.core.preemption import MAX_ASIDE
-from glmtts.daemon.core.trends import POINTS
+from glmtts.daemon.core.jobs import job_table as core_ledger
+from glmtts.daemon.core.jobs.job import MAX_SUBSCRIBERS
+from glmtts.daemon.core.monitoring.alert_evaluator import _STEPS
+from glmtts.daemon.core.monitoring.alert_rules import EVENTS, RULES
+from glmtts.daemon.core.scheduling import quarantine as core_quarantine
+from glmtts.daemon.core.scheduling.preemption import MAX_ASIDE
+from glmtts.daemon.core.workers.pool import AHEAD
+from glmtts.daemon.core.workers.trend import POINTS
 from glmtts.protocol.errors import ErrorCode
 
 from .rules import Rule, must
@@ -35,7 +35,7 @@ class Bounds:
         self._world = world
         self._machine = machine
         self._timers = machine._context.timers
-        self._ledger = machine._ledger
+        self._job_table = machine._job_table
         self._queue = machine._queue
         self._pool = machine._pool
         self._most_timers = 0
@@ -45,16 +45,16 @@ class Bounds:
         settings = self._machine.settings
         timers = len(self._timers)
         self._most_timers = max(self._most_timers, timers)
-        live = len(self._ledger.live)
+        live = len(self._job_table.live)
         workers = len(self._pool.workers)
         of_all = _TIMERS_OF_WORKER * workers + live + _TIMERS_OF_DAEMON + len(self._machine._drains)
         must(Rule.BOUNDED, timers <= of_all, "timers:", timers, "of", workers, "workers and", live, "jobs")
         must(Rule.BOUNDED, len(self._timers._heap) <= 2 * self._most_timers + 66, "the heap of timers grows")
         keep = settings.queue.keep_results_mib << 20
-        must(Rule.BOUNDED, self._ledger.result_bytes <= keep, "results take more memory than they may")
+        must(Rule.BOUNDED, self._job_table.result_bytes <= keep, "results take more memory than they may")
         queue = settings.queue
         # What an earlier daemon had accepted goes on, however much that is.
-        retried = workers * (self._world.scene.slots + MAX_ASIDE) + AHEAD + self._machine._durability.recovered
+        retried = workers * (self._world.scene.slots + MAX_ASIDE) + AHEAD + self._machine._durable_jobs.recovered
         length = self._queue.length
         batch = length("batch")
         must(Rule.BOUNDED, batch <= queue.max_waiting_batch + retried, "the batch queue is too long:", batch)
@@ -62,43 +62,50 @@ class Bounds:
         must(Rule.BOUNDED, waiting <= queue.max_waiting + retried, "the queue is longer than it may be:", waiting)
         self._look_at_heaps()
         must(Rule.BOUNDED, len(self._queue._for_fresh) <= live, "jobs that are tried again")
-        must(Rule.BOUNDED, len(self._pool._by_spawn) <= workers, "processes of no worker are remembered")
+        must(Rule.BOUNDED, len(self._pool._by_incarnation) <= workers, "processes of no worker are remembered")
         most = 2 * max(self._world.operators.highest, self._world.operators.most_ever) + 3
         must(Rule.BOUNDED, workers <= most, workers, "workers")
 
     def _look_at_heaps(self) -> None:
         """What has left the queue leaves no more in it than what is there, and a few."""
-        for share in (self._queue._classes, *(lane._share for lane in self._queue._lanes.values())):
+        for share in (
+            self._queue._classes,
+            *(class_queue._share for class_queue in self._queue._class_queues.values()),
+        ):
             must(Rule.BOUNDED, len(share._heap) <= 2 * len(share) + 66, "a heap of flows grows")
             must(Rule.BOUNDED, len(share._after) <= 2 * len(share) + 66, "tags of flows are kept")
-        for lane in self._queue._lanes.values():
-            must(Rule.BOUNDED, len(lane._urgent) <= 2 * len(lane._with_deadline) + 66, "a heap of deadlines grows")
+        for class_queue in self._queue._class_queues.values():
+            must(
+                Rule.BOUNDED,
+                len(class_queue._urgent) <= 2 * len(class_queue._with_deadline) + 66,
+                "a heap of deadlines grows",
+            )
 
     def look_closely(self) -> None:
         """What has to be counted."""
-        machine, ledger = self._machine, self._ledger
+        machine, job_table = self._machine, self._job_table
         limits = machine.settings.limits
-        must(Rule.BOUNDED, ledger.recording_bytes <= limits.recordings_mib << 20, "recordings")
-        must(Rule.BOUNDED, len(ledger._ended) <= core_ledger.MAX_ENDED, "ended jobs")
-        must(Rule.BOUNDED, len(ledger._keys) <= core_ledger.MAX_ENDED, "idempotency keys")
-        must(Rule.BOUNDED, len(ledger._with_result) <= len(ledger._ended), "results")
-        must(Rule.BOUNDED, len(ledger.outputs) <= len(ledger.live), "names of outputs")
-        must(Rule.BOUNDED, len(ledger.live_of_client) <= len(ledger.live), "clients")
-        held = len(machine._fates.quarantine._entries)
+        must(Rule.BOUNDED, job_table.recording_bytes <= limits.recordings_mib << 20, "recordings")
+        must(Rule.BOUNDED, len(job_table._ended) <= core_ledger.MAX_ENDED, "ended jobs")
+        must(Rule.BOUNDED, len(job_table._keys) <= core_ledger.MAX_ENDED, "idempotency keys")
+        must(Rule.BOUNDED, len(job_table._with_result) <= len(job_table._ended), "results")
+        must(Rule.BOUNDED, len(job_table.outputs) <= len(job_table.live), "names of outputs")
+        must(Rule.BOUNDED, len(job_table.live_of_client) <= len(job_table.live), "clients")
+        held = len(machine._retries.quarantine._entries)
         must(Rule.BOUNDED, held <= core_quarantine._MAX_ENTRIES, "the quarantine")
-        must(Rule.BOUNDED, len(machine._endings.outcomes) <= len(ErrorCode) + 1, "outcomes")
-        must(Rule.BOUNDED, len(machine._reception.refused) <= len(ErrorCode), "refusals")
+        must(Rule.BOUNDED, len(machine._completion.outcomes) <= len(ErrorCode) + 1, "outcomes")
+        must(Rule.BOUNDED, len(machine._context.counters.refused) <= len(ErrorCode), "refusals")
         gpus, workers = len(machine._gpus._gpus), self._pool.workers
         must(Rule.BOUNDED, gpus <= self._world.scene.gpus, "GPUs")
-        raised, conditions = machine._alerts._raised, machine._alert_watch._conditions
+        raised, conditions = machine._alerts._raised, machine._alert_evaluator._conditions
         must(Rule.BOUNDED, len(raised) <= _ALERTS + 3 * gpus + 2 * len(workers), "alerts:", raised)
         must(Rule.BOUNDED, len(conditions) <= len(RULES) + 2 * gpus + 2 * len(workers), "conditions:", conditions)
-        must(Rule.BOUNDED, len(machine._alert_watch._past) <= _STEPS + 2, "what was counted in the last minutes")
+        must(Rule.BOUNDED, len(machine._alert_evaluator._past) <= _STEPS + 2, "what was counted in the last minutes")
         for worker in workers.values():
             self._look_at(worker)
         series = sum(len(family.samples) for family in machine.measure())
         must(Rule.BOUNDED, series <= _SERIES + 13 * gpus + 5 * len(workers) + len(raised), series, "series of metrics")
-        for job in ledger.live.values():
+        for job in job_table.live.values():
             must(Rule.BOUNDED, len(job.subscribers) <= MAX_SUBSCRIBERS, job.id, "is heard by too many")
 
     @staticmethod

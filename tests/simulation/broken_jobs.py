@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from glmtts.daemon.core import dispatch
 from glmtts.daemon.core.context import Context
-from glmtts.daemon.core.dispatch import Dispatcher
-from glmtts.daemon.core.durability import Durability
 from glmtts.daemon.core.effects import SettleOutput, Tell
-from glmtts.daemon.core.endings import Endings
-from glmtts.daemon.core.fates import Fates
-from glmtts.daemon.core.jobs import Ending, Job
-from glmtts.daemon.core.pool import Pool
-from glmtts.daemon.core.workers import Worker, WorkerState
+from glmtts.daemon.core.jobs.job import Ending, Job
+from glmtts.daemon.core.scheduling import dispatcher
+from glmtts.daemon.core.scheduling.completion import Completion
+from glmtts.daemon.core.scheduling.dispatcher import Dispatcher
+from glmtts.daemon.core.scheduling.durable import DurableJobs
+from glmtts.daemon.core.scheduling.retry import Retries
+from glmtts.daemon.core.workers.pool import Pool
+from glmtts.daemon.core.workers.worker import Worker, WorkerState
 from glmtts.protocol import events
 from glmtts.protocol.worker import AudioChunk, ResumeJob
 
@@ -27,19 +27,19 @@ Patch = pytest.MonkeyPatch
 
 
 def done_twice(patch: Patch) -> None:
-    end = Endings.end
+    end = Completion.end
 
-    def twice(self: Endings, job: Job, ending: Ending) -> None:
+    def twice(self: Completion, job: Job, ending: Ending) -> None:
         if isinstance(ending.event, events.Done):
             for subscriber in job.subscribers:
                 self.send(subscriber.to, subscriber.id, ending)
         end(self, job, ending)
 
-    patch.setattr(Endings, "end", twice)
+    patch.setattr(Completion, "end", twice)
 
 
 def jobs_of_the_dead_forgotten(patch: Patch) -> None:
-    patch.setattr(Fates, "decide", lambda *_, **__: None)
+    patch.setattr(Retries, "decide", lambda *_, **__: None)
 
 
 def never_restarted(patch: Patch) -> None:
@@ -65,7 +65,7 @@ def put_aside_and_forgotten(patch: Patch) -> None:
 
 def gone_on_with_and_still_aside(patch: Patch) -> None:
     def resume(self: Pool, worker: Worker, job: str) -> None:
-        self._context.effects.append(Tell(worker.spawn, ResumeJob(job=job)))
+        self._context.effects.append(Tell(worker.incarnation, ResumeJob(job=job)))
 
     patch.setattr(Pool, "resume", resume)
 
@@ -74,72 +74,72 @@ def gone_on_with_and_still_aside(patch: Patch) -> None:
 
 
 def accepted_before_it_is_on_disk(patch: Patch) -> None:
-    add = Durability.add
+    add = DurableJobs.add
 
-    def at_once(self: Durability, job: Job, subscriber: Any) -> None:
+    def at_once(self: DurableJobs, job: Job, subscriber: Any) -> None:
         add(self, job, subscriber)
         if subscriber.all_events:
             event = events.Accepted(id=subscriber.id, job=job.id, position=0, queue_size=1)
             self._context.send(subscriber.to, event)
 
-    patch.setattr(Durability, "add", at_once)
+    patch.setattr(DurableJobs, "add", at_once)
 
 
 def ended_before_that_is_on_disk(patch: Patch) -> None:
-    end = Endings.end
+    end = Completion.end
 
-    def at_once(self: Endings, job: Job, ending: Ending) -> None:
+    def at_once(self: Completion, job: Job, ending: Ending) -> None:
         end(self, job, ending)
         if job.durable:
             self._tell(job, ending)
 
-    patch.setattr(Endings, "end", at_once)
+    patch.setattr(Completion, "end", at_once)
 
 
 def a_recovered_job_is_forgotten(patch: Patch) -> None:
-    changed = Durability.on_changed
+    changed = DurableJobs.on_changed
 
-    def but_the_first(self: Durability, event: Any) -> None:
+    def but_the_first(self: DurableJobs, event: Any) -> None:
         changed(self, replace(event, rows=event.rows[1:]))
 
-    patch.setattr(Durability, "on_changed", but_the_first)
+    patch.setattr(DurableJobs, "on_changed", but_the_first)
 
 
 def attempts_of_the_last_daemon_not_counted(patch: Patch) -> None:
-    recover = Durability._recover
-    patch.setattr(Durability, "_recover", lambda self, row: recover(self, replace(row, attempts=0)))
+    recover = DurableJobs._recover
+    patch.setattr(DurableJobs, "_recover", lambda self, row: recover(self, replace(row, attempts=0)))
 
 
 def ended_jobs_spoken_again(patch: Patch) -> None:
-    on_written = Endings.on_written
+    on_written = Completion.on_written
 
-    def again(self: Endings, event: Any) -> None:
-        job = self._ledger.live.get(event.job)
+    def again(self: Completion, event: Any) -> None:
+        job = self._job_table.live.get(event.job)
         if job is not None and job.ending is not None and event.job.endswith("7"):
             end, job.ending = job.ending, None
             self.end(job, end)
             return
         on_written(self, event)
 
-    patch.setattr(Endings, "on_written", again)
+    patch.setattr(Completion, "on_written", again)
 
 
 def outputs_settled_too_early(patch: Patch) -> None:
-    decide = Fates.decide
+    decide = Retries.decide
 
-    def and_settled(self: Fates, death: Any, jobs: list[str], culprits: Any = None) -> None:
-        for job in filter(None, map(self._ledger.live.get, jobs)):
+    def and_settled(self: Retries, death: Any, jobs: list[str], culprits: Any = None) -> None:
+        for job in filter(None, map(self._job_table.live.get, jobs)):
             if job.output_path:
                 self._context.effects.append(SettleOutput(job.id, job.output_path, wanted=True))
         decide(self, death, jobs, culprits)
 
-    patch.setattr(Fates, "decide", and_settled)
+    patch.setattr(Retries, "decide", and_settled)
 
 
 def output_of_another_attempt(patch: Patch) -> None:
-    fail = Endings.fail
+    fail = Completion.fail
 
-    def taken_for_done(self: Endings, job: Job, code: Any, message: str, **keys: Any) -> None:
+    def taken_for_done(self: Completion, job: Job, code: Any, message: str, **keys: Any) -> None:
         if code != "output_exists":
             fail(self, job, code, message, **keys)
             return
@@ -150,7 +150,7 @@ def output_of_another_attempt(patch: Patch) -> None:
         event.path = f"/out/{job.request.output}"
         self.end(job, Ending("done", event))
 
-    patch.setattr(Endings, "fail", taken_for_done)
+    patch.setattr(Completion, "fail", taken_for_done)
 
 
 # --- 3: one's own audio
@@ -172,17 +172,17 @@ def stream_to_whoever_waits(patch: Patch) -> None:
     on_audio = Dispatcher.on_audio
 
     def to_all(self: Dispatcher, worker: Worker, message: Any, body: Any) -> None:
-        job = self._ledger.live.get(message.job)
+        job = self._job_table.live.get(message.job)
         own = job.subscribers if job else []
         if job is not None:
-            job.subscribers = [s for other in self._ledger.live.values() for s in other.subscribers if s.all_events]
+            job.subscribers = [s for other in self._job_table.live.values() for s in other.subscribers if s.all_events]
         on_audio(self, worker, message, body)
         if job is not None and job.live:
             job.subscribers = own
 
-    patch.setitem(dispatch._HANDLERS, AudioChunk, to_all)
+    patch.setitem(dispatcher._HANDLERS, AudioChunk, to_all)
 
 
 def results_for_everybody(patch: Patch) -> None:
-    find = Durability.find
-    patch.setattr(Durability, "find", lambda self, to, request, _: find(self, to, request, None))
+    find = DurableJobs.find
+    patch.setattr(DurableJobs, "find", lambda self, to, request, _: find(self, to, request, None))

@@ -6,21 +6,23 @@ from typing import Any
 
 import pytest
 
-from glmtts.daemon.core import lane, preemption, reception
-from glmtts.daemon.core.admission import Admission
-from glmtts.daemon.core.estimate import Estimator
-from glmtts.daemon.core.fair import FairShare
-from glmtts.daemon.core.fates import Fates
-from glmtts.daemon.core.jobs import Job
-from glmtts.daemon.core.lane import Lane
-from glmtts.daemon.core.ledger import Ledger
-from glmtts.daemon.core.pool import Pool
-from glmtts.daemon.core.preemption import Preemption
-from glmtts.daemon.core.quarantine import Quarantine
-from glmtts.daemon.core.queue import WaitingQueue
-from glmtts.daemon.core.rate import RateLimiter
-from glmtts.daemon.core.reception import Reception
-from glmtts.daemon.core.workers import Worker, WorkerState
+from glmtts.daemon.core.api import client_requests
+from glmtts.daemon.core.api.client_requests import ClientRequests
+from glmtts.daemon.core.jobs import class_queue
+from glmtts.daemon.core.jobs.class_queue import ClassQueue
+from glmtts.daemon.core.jobs.estimates import Estimator
+from glmtts.daemon.core.jobs.fair_share import FairShare
+from glmtts.daemon.core.jobs.job import Job
+from glmtts.daemon.core.jobs.job_table import JobTable
+from glmtts.daemon.core.jobs.queue import WaitingQueue
+from glmtts.daemon.core.scheduling import preemption
+from glmtts.daemon.core.scheduling.admission import Admission
+from glmtts.daemon.core.scheduling.preemption import Preemption
+from glmtts.daemon.core.scheduling.quarantine import Quarantine
+from glmtts.daemon.core.scheduling.rate_limit import RateLimiter
+from glmtts.daemon.core.scheduling.retry import Retries
+from glmtts.daemon.core.workers.pool import Pool
+from glmtts.daemon.core.workers.worker import Worker, WorkerState
 
 Patch = pytest.MonkeyPatch
 
@@ -29,17 +31,17 @@ Patch = pytest.MonkeyPatch
 
 
 def no_quarantine(patch: Patch) -> None:
-    patch.setattr(Fates, "deaths_of", lambda *_: 0)
+    patch.setattr(Retries, "deaths_of", lambda *_: 0)
 
 
 def those_aside_are_blamed(patch: Patch) -> None:
-    blame = Fates._blame
+    blame = Retries._blame
 
-    def all_of_them(self: Fates, jobs: list[Job], death: Any) -> None:
-        aside = [job for job in self._ledger.live.values() if job.suspended]
+    def all_of_them(self: Retries, jobs: list[Job], death: Any) -> None:
+        aside = [job for job in self._job_table.live.values() if job.suspended]
         blame(self, jobs + aside, death)
 
-    patch.setattr(Fates, "_blame", all_of_them)
+    patch.setattr(Retries, "_blame", all_of_them)
 
 
 def the_healthy_quarantined(patch: Patch) -> None:
@@ -56,7 +58,11 @@ def the_healthy_quarantined(patch: Patch) -> None:
 
 def batch_starves(patch: Patch) -> None:
     def peek(self: WaitingQueue, now: float, without: Any = ()) -> Job | None:
-        waiting = (lane for priority, lane in self._lanes.items() if len(lane) and priority not in without)
+        waiting = (
+            class_queue
+            for priority, class_queue in self._class_queues.items()
+            if len(class_queue) and priority not in without
+        )
         first = next(waiting, None)
         return None if first is None else first.next(now)
 
@@ -68,11 +74,11 @@ def weights_ignored(patch: Patch) -> None:
 
 
 def a_book_is_served_first(patch: Patch) -> None:
-    def first(self: Lane, now: float) -> Job | None:  # noqa: ARG001
+    def first(self: ClassQueue, now: float) -> Job | None:  # noqa: ARG001
         flow = next(iter(self._flows.values()), None)
         return flow.jobs[0][2] if flow is not None else None
 
-    patch.setattr(Lane, "next", first)
+    patch.setattr(ClassQueue, "next", first)
 
 
 def jobs_counted_for_time(patch: Patch) -> None:
@@ -85,7 +91,7 @@ def never_put_aside(patch: Patch) -> None:
 
 
 def deadlines_ignored_in_the_order(patch: Patch) -> None:
-    patch.setattr(lane, "due", lambda job: job.accepted_at)
+    patch.setattr(class_queue, "due", lambda job: job.accepted_at)
 
 
 def given_up_though_there_is_time(patch: Patch) -> None:
@@ -96,7 +102,7 @@ def given_up_though_there_is_time(patch: Patch) -> None:
 
 
 def results_never_dropped(patch: Patch) -> None:
-    patch.setattr(Ledger, "expire", lambda _, now, __: now + 60.0)
+    patch.setattr(JobTable, "expire", lambda _, now, __: now + 60.0)
 
 
 def queue_without_an_end(patch: Patch) -> None:
@@ -104,14 +110,14 @@ def queue_without_an_end(patch: Patch) -> None:
 
 
 def rates_of_connections(patch: Patch) -> None:
-    synthesize = Reception.synthesize
+    synthesize = ClientRequests.synthesize
     connection = [0]
 
-    def remembered(self: Reception, event: Any, request: Any) -> None:
+    def remembered(self: ClientRequests, event: Any, request: Any) -> None:
         connection[0] = event.to.connection
         synthesize(self, event, request)
 
-    patch.setattr(Reception, "synthesize", remembered)
+    patch.setattr(ClientRequests, "synthesize", remembered)
     take = RateLimiter.take
     patch.setattr(
         RateLimiter, "take", lambda self, client, rate, now: take(self, f"{client} {connection[0]}", rate, now)
@@ -129,7 +135,7 @@ def rates_forgotten_by_a_reload(patch: Patch) -> None:
 
 
 def customers_take_what_their_gateway_has_not(patch: Patch) -> None:
-    patch.setattr(reception, "is_named", lambda *_: True)
+    patch.setattr(client_requests, "is_named", lambda *_: True)
 
 
 def as_many_aside_as_it_takes(patch: Patch) -> None:
@@ -138,14 +144,14 @@ def as_many_aside_as_it_takes(patch: Patch) -> None:
 
 
 def work_not_counted_back(patch: Patch) -> None:
-    remove = Lane.remove
+    remove = ClassQueue.remove
 
-    def without_work(self: Lane, job: Job) -> None:
+    def without_work(self: ClassQueue, job: Job) -> None:
         work_s = self.work_s
         remove(self, job)
         self.work_s = work_s
 
-    patch.setattr(Lane, "remove", without_work)
+    patch.setattr(ClassQueue, "remove", without_work)
 
 
 def idle_while_jobs_wait(patch: Patch) -> None:

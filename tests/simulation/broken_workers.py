@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from glmtts.daemon.core.breaker import Breaker
 from glmtts.daemon.core.effects import Sample
-from glmtts.daemon.core.gpus import Gpus
 from glmtts.daemon.core.machine import Machine
-from glmtts.daemon.core.pool import Pool
-from glmtts.daemon.core.recycler import Recycler
-from glmtts.daemon.core.scaler import Scaler
-from glmtts.daemon.core.workers import Worker, WorkerState
+from glmtts.daemon.core.workers.autoscaler import Autoscaler
+from glmtts.daemon.core.workers.circuit_breaker import CircuitBreaker
+from glmtts.daemon.core.workers.gpus import Gpus
+from glmtts.daemon.core.workers.pool import Pool
+from glmtts.daemon.core.workers.recycler import Recycler
+from glmtts.daemon.core.workers.worker import Worker, WorkerState
 
 Patch = pytest.MonkeyPatch
 
@@ -50,7 +50,7 @@ def those_that_load_not_counted(patch: Patch) -> None:
 
 
 def more_workers_than_may_be(patch: Patch) -> None:
-    patch.setattr(Scaler, "_counted", lambda self: [w for w in self._pool if not w.retiring and w.replaces is None])
+    patch.setattr(Autoscaler, "_counted", lambda self: [w for w in self._pool if not w.retiring and w.replaces is None])
 
 
 # --- 8: restarts
@@ -65,7 +65,7 @@ def restarted_without_a_pause(patch: Patch) -> None:
 
 
 def breaker_never_opens(patch: Patch) -> None:
-    patch.setattr(Breaker, "fault", lambda *_: False)
+    patch.setattr(CircuitBreaker, "fault", lambda *_: False)
 
 
 def breaker_is_not_asked(patch: Patch) -> None:
@@ -108,11 +108,11 @@ def recycled_without_a_spare(patch: Patch) -> None:
 def processes_never_forgotten(patch: Patch) -> None:
     on_ended = Pool.on_ended
 
-    def remembered(self: Pool, spawn: int, *rest: Any, **keys: Any) -> Any:
-        worker = self._by_spawn.get(spawn)
-        ended = on_ended(self, spawn, *rest, **keys)
+    def remembered(self: Pool, incarnation: int, *rest: Any, **keys: Any) -> Any:
+        worker = self._by_incarnation.get(incarnation)
+        ended = on_ended(self, incarnation, *rest, **keys)
         if worker is not None:
-            self._by_spawn[-spawn] = worker
+            self._by_incarnation[-incarnation] = worker
         return ended
 
     patch.setattr(Pool, "on_ended", remembered)

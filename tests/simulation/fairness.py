@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from glmtts.daemon.core.pool import AHEAD
-from glmtts.daemon.core.workers import WorkerState
+from glmtts.daemon.core.workers.pool import AHEAD
+from glmtts.daemon.core.workers.worker import WorkerState
 
 from .rules import Rule, must
 
@@ -48,7 +48,7 @@ class Fairness:
         self._machine = machine
         self._queue = machine._queue
         self._pool = machine._pool
-        self._live = machine._ledger.live
+        self._live = machine._job_table.live
         self._weights: dict[str, float] = {}
         #: Seconds that workers have worked for each.
         self._served: dict[_Flow, float] = {}
@@ -59,12 +59,12 @@ class Fairness:
         self._recent: dict[_Flow, dict[str, float]] = {}
         self._waiting: list[_Flow] = []
 
-    def started(self, job_id: str, spawn: int) -> None:
+    def started(self, job_id: str, incarnation: int) -> None:
         """A job was handed to a worker."""
         job = self._live.get(job_id)
         if job is None or job.needs_fresh:
             return
-        worker = self._pool._by_spawn.get(spawn)
+        worker = self._pool._by_incarnation.get(incarnation)
         if worker is not None and worker.jobs_taken == 1 and worker.state is not WorkerState.FAILED:
             must(Rule.FAIR, not self._queue._for_fresh, job_id, "took a fresh worker from one that needs it more")
 
@@ -83,20 +83,22 @@ class Fairness:
         live = self._live
         at_work = (id for worker in self._pool.workers.values() for id in worker.begun)
         self._running = [job for id in at_work if (job := live.get(id)) is not None and job.ending is None]
-        lanes = self._queue._lanes
+        class_queues = self._queue._class_queues
         weights = self._queue._classes._weights
         if weights != self._weights:
             self._weights = dict(weights)
             self._windows = {pair: window for pair, window in self._windows.items() if pair[0][1]}
-        waiting = [(priority, client) for priority, lane in lanes.items() for client in lane._flows]
+        waiting = [
+            (priority, client) for priority, class_queue in class_queues.items() for client in class_queue._flows
+        ]
         if waiting == self._waiting and self._world.steps % _EVERY:
             return
         self._waiting = waiting
-        backlogged = [(priority, "") for priority, lane in lanes.items() if len(lane)]
+        backlogged = [(priority, "") for priority, class_queue in class_queues.items() if len(class_queue)]
         pairs = [] if self._batch_is_held_back() else self._pairs(backlogged)
-        for priority, lane in lanes.items():
-            if len(lane._flows) > 1:
-                pairs += self._pairs((priority, client) for client in lane._flows)
+        for priority, class_queue in class_queues.items():
+            if len(class_queue._flows) > 1:
+                pairs += self._pairs((priority, client) for client in class_queue._flows)
         if pairs or self._windows:
             self._look(pairs)
 
@@ -140,7 +142,7 @@ class Fairness:
         return 1.0 if flow[1] else float(getattr(self._machine.settings.queue.classes, flow[0]).weight)
 
     def _longest(self, flow: _Flow) -> float:
-        lane = self._queue._lanes[flow[0]]
-        of = lane._flows.values() if not flow[1] else [lane._flows[flow[1]]]
+        class_queue = self._queue._class_queues[flow[0]]
+        of = class_queue._flows.values() if not flow[1] else [class_queue._flows[flow[1]]]
         waiting = max((job.cost_s for f in of for _, _, job in f.jobs), default=0.0)
         return max(waiting, *self._recent.get(flow, {"": 0.0}).values())

@@ -18,7 +18,7 @@ _BLOCKED_S = 2.0
 class Holder(Protocol):
     """A process, as the hardware sees it."""
 
-    spawn: int
+    incarnation: int
     pid: int
     rss: int
     alive: bool
@@ -220,7 +220,10 @@ class Hardware:
             ]  # fmt: skip
         processes = [
             inputs.ProcessReading(
-                spawn=process.spawn, pid=process.pid, rss=process.rss, state="D" if process.uninterruptible else "S"
+                incarnation=process.incarnation,
+                pid=process.pid,
+                rss=process.rss,
+                state="D" if process.uninterruptible else "S",
             )
             for process in world.started_processes()
             if process.alive

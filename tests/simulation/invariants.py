@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from glmtts.daemon.core import effects, inputs
-from glmtts.daemon.core.jobs import Job
-from glmtts.daemon.core.workers import WITH_PROCESS, WorkerState
+from glmtts.daemon.core.jobs.job import Job
+from glmtts.daemon.core.workers.worker import WITH_PROCESS, WorkerState
 from glmtts.protocol import requests
 from glmtts.protocol import worker as wire
 
@@ -50,11 +50,11 @@ class Invariants:
         self._world = world
         self._machine = machine
         self._context = machine._context
-        self._ledger = machine._ledger
+        self._job_table = machine._job_table
         self._queue = machine._queue
         self._pool = machine._pool
-        self._endings = machine._endings
-        self._durability = machine._durability
+        self._completion = machine._completion
+        self._durable_jobs = machine._durable_jobs
         self.starts = Starts(world, machine)
         self._blame = Blame(world, machine)
         self._fairness = Fairness(world, machine)
@@ -67,12 +67,12 @@ class Invariants:
     @property
     def live(self) -> dict[str, Job]:
         """The jobs that have not ended."""
-        return self._ledger.live  # type: ignore[no-any-return]
+        return self._job_table.live  # type: ignore[no-any-return]
 
     @property
     def accepted(self) -> int:
         """How many jobs this daemon has taken from clients, though the journal may still refuse some."""
-        return self._machine._reception._made  # type: ignore[no-any-return]
+        return self._machine._context.counters.created  # type: ignore[no-any-return]
 
     @property
     def quarantine_after(self) -> int:
@@ -99,10 +99,10 @@ class Invariants:
         """The core has a process started."""
         self.starts.spawned(effect)
 
-    def started(self, message: wire.Job, spawn: int) -> None:
+    def started(self, message: wire.Job, incarnation: int) -> None:
         """The core hands a job to a worker."""
         self._blame.started(message)
-        self._fairness.started(message.job, spawn)
+        self._fairness.started(message.job, incarnation)
         self._limits.started(message.job)
 
     def admitted(self, client: inputs.Client, request: requests.Synthesize) -> None:
@@ -131,11 +131,11 @@ class Invariants:
         timers = self._context.timers
         timeout_s = self._context.settings.workers.hang_timeout_s
         processes = self.starts.processes
-        live = self._ledger.live
+        live = self._job_table.live
         for name, worker in self._pool.workers.items():
             state = worker.state
             has = name in processes
-            if has != (state in WITH_PROCESS) or (has and processes[name] != worker.spawn):
+            if has != (state in WITH_PROCESS) or (has and processes[name] != worker.incarnation):
                 must(Rule.ROOM, False, name, state, "has a process:", has)
             needed = _TIMER.get(state)
             if state is WorkerState.DRAINING and not worker.jobs:
@@ -167,10 +167,10 @@ class Invariants:
         if running + waiting + ending != len(live):
             must(Rule.ONE_END, False, f"{running} run, {waiting} wait and {ending} end of {len(live)} live jobs")
         if free and waiting and not self._queue.paused:
-            lanes = self._queue._lanes
+            class_queues = self._queue._class_queues
             kept = min(self._context.settings.queue.interactive_workers, serving - 1)
-            urgent = len(lanes["vip"]) + len(lanes["interactive"])
-            batch = len(lanes["batch"]) if with_batch < serving - kept else 0
+            urgent = len(class_queues["vip"]) + len(class_queues["interactive"])
+            batch = len(class_queues["batch"]) if with_batch < serving - kept else 0
             must(Rule.NO_IDLENESS, not urgent and not batch, "a worker is idle while jobs wait")
             fresh = self._queue.wants_fresh and self._pool.fresh()
             must(Rule.NO_IDLENESS, not fresh, "a fresh worker is idle while a job waits for one")
@@ -192,18 +192,24 @@ class Invariants:
                 of_connection.setdefault(subscriber.to.connection, set()).add(job.id)
                 must(Rule.OWN_AUDIO, connections[subscriber.to.connection].open, job.id, "is sent to nobody")
             self._look_at_deadline(job)
-        ledger = self._ledger
-        must(Rule.BOUNDED, dict(ledger.live_of_client) == of_client, "live_of_client", ledger.live_of_client, of_client)
-        found = {connection: set(jobs) for connection, jobs in ledger._of_connection.items()}
+        job_table = self._job_table
+        must(
+            Rule.BOUNDED,
+            dict(job_table.live_of_client) == of_client,
+            "live_of_client",
+            job_table.live_of_client,
+            of_client,
+        )
+        found = {connection: set(jobs) for connection, jobs in job_table._of_connection.items()}
         must(Rule.BOUNDED, found == of_connection, "_of_connection", found, of_connection)
         held = sum(len(job.recording or b"") for job in live)
-        must(Rule.BOUNDED, ledger.recording_bytes == held, "recording_bytes")
-        kept = [ended for ended in ledger._ended.values() if ended.ending.body is not None]
-        must(Rule.BOUNDED, ledger.result_bytes == sum(ended.size for ended in kept), "result_bytes")
-        must(Rule.BOUNDED, list(ledger._with_result.values()) == kept, "results that nobody can find are kept")
+        must(Rule.BOUNDED, job_table.recording_bytes == held, "recording_bytes")
+        kept = [ended for ended in job_table._ended.values() if ended.ending.body is not None]
+        must(Rule.BOUNDED, job_table.result_bytes == sum(ended.size for ended in kept), "result_bytes")
+        must(Rule.BOUNDED, list(job_table._with_result.values()) == kept, "results that nobody can find are kept")
         self._look_at_sums()
-        ended = sum(self._endings.outcomes.values()) + self._endings.left
-        taken = self.accepted - self._durability.refused + self._durability.recovered
+        ended = sum(self._completion.outcomes.values()) + self._completion.left
+        taken = self.accepted - self._context.counters.withdrawn + self._durable_jobs.recovered
         must(Rule.ONE_END, ended + len(self.live) == taken, "jobs are lost")
         stopping = self._machine.phase.value == "stopping"
         self._world.promises.look(self.live, leaving=stopping)
@@ -222,15 +228,15 @@ class Invariants:
 
     def _look_at_sums(self) -> None:
         queue = self._queue
-        for priority, lane in queue._lanes.items():
+        for priority, class_queue in queue._class_queues.items():
             apart = [*queue._for_fresh.values(), *queue._held.values()]
             jobs = [j for j in queue if j.request.priority == priority]
             inside = [j for j in jobs if all(j is not other for other in apart)]
             must(Rule.ORDER, queue.length(priority) == len(jobs), "length of", priority)
-            must(Rule.ORDER, len(lane) == len(inside), "length of the lane of", priority)
+            must(Rule.ORDER, len(class_queue) == len(inside), "length of the lane of", priority)
             work_s = sum(job.cost_s for job in inside)
-            must(Rule.ORDER, abs(lane.work_s - work_s) < 1e-6, "work of", priority, lane.work_s, work_s)
-            of_clients = {key: (len(flow.jobs), flow.work_s) for key, flow in lane._flows.items()}
+            must(Rule.ORDER, abs(class_queue.work_s - work_s) < 1e-6, "work of", priority, class_queue.work_s, work_s)
+            of_clients = {key: (len(flow.jobs), flow.work_s) for key, flow in class_queue._flows.items()}
             for key, (count, flow_s) in of_clients.items():
                 own = [job.cost_s for job in inside if job.client.key == key]
                 right = count == len(own) and abs(flow_s - sum(own)) < 1e-6

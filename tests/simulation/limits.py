@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from msgspec import UNSET
 
 from glmtts.daemon.core import inputs
-from glmtts.daemon.core.jobs import Job
-from glmtts.daemon.core.lane import DUE_AFTER_S
-from glmtts.daemon.core.rate import parse_rate
+from glmtts.daemon.core.jobs.class_queue import DUE_AFTER_S
+from glmtts.daemon.core.jobs.job import Job
+from glmtts.daemon.core.scheduling.rate_limit import parse_rate
 from glmtts.daemon.core.settings import ClientLimits
 from glmtts.protocol import requests
 
@@ -30,7 +30,7 @@ class Limits:
         self._world = world
         self._machine = machine
         self._queue = machine._queue
-        self._live = machine._ledger.live
+        self._live = machine._job_table.live
         #: By client, and whether it is batch: tokens that are left, and when that was so.
         self._tokens: dict[tuple[str, bool], tuple[float, float]] = {}
 
@@ -50,7 +50,7 @@ class Limits:
         self._take(key, batch, parse_rate(general if given is None else given))
         jobs = [job for job in self._live.values() if job.client.key == key]
         most = settings.queue.max_per_client
-        recovered = self._machine._durability.recovered
+        recovered = self._machine._durable_jobs.recovered
         must(Rule.BOUNDED, len(jobs) <= most + recovered, key, "has", len(jobs), "jobs, and may have", most)
         places = settings.queue.max_waiting_batch if batch else settings.queue.max_waiting
         share = math.ceil((settings.queue.max_share if own.max_share is None else own.max_share) * places)

@@ -59,7 +59,7 @@ class Process:
 
     def __init__(self, world: Place, effect: effects.Spawn) -> None:
         self.world = world
-        self.spawn = effect.spawn
+        self.incarnation = effect.incarnation
         self.name = effect.name
         self.pid = world.pid()
         self.gpu = world.hardware.gpus[effect.gpu] if effect.gpu is not None else None
@@ -101,9 +101,9 @@ class Process:
             plan = rng.choice(["crash", "crash", "hang", "no_process"])
         if plan == "no_process":
             self.alive = False
-            world.later(0.0, lambda: world.happen(inputs.SpawnFailed(self.spawn, "no room for a process")))
+            world.later(0.0, lambda: world.happen(inputs.SpawnFailed(self.incarnation, "no room for a process")))
             return
-        world.later(0.0, lambda: world.happen(inputs.Spawned(self.spawn, self.pid)))
+        world.later(0.0, lambda: world.happen(inputs.Spawned(self.incarnation, self.pid)))
         took = rng.uniform(0.05, 1.5)
         scene = world.scene
         self.rss = scene.rss // 10
@@ -122,7 +122,7 @@ class Process:
         self.rss = self.world.scene.rss
         self.say(wire.Hello(token="t", pid=1, started=1, python="3"))
         if plan == "garbage":
-            self._deliver(inputs.WorkerGarbled(self.spawn, "bytes that mean nothing"))
+            self._deliver(inputs.WorkerGarbled(self.incarnation, "bytes that mean nothing"))
         elif plan == "early":
             self.say(wire.Trimmed(memory=self.memory()))
         else:
@@ -223,7 +223,7 @@ class Process:
     # --- messages
 
     def say(self, message: wire.WorkerMessage, body: bytes | None = None) -> None:
-        self._deliver(inputs.WorkerSaid(self.spawn, message, body))
+        self._deliver(inputs.WorkerSaid(self.incarnation, message, body))
 
     def _deliver(self, event: inputs.Input) -> None:
         at = max(self._delivered_at, self.world.now + self.world.random.uniform(0, WIRE_S) * pace(self.world.scene))
@@ -336,7 +336,7 @@ class Process:
             case "runaway":
                 self._run_away(job, 0)
             case "garbage":
-                self._deliver(inputs.WorkerGarbled(self.spawn, "a frame of noise"))
+                self._deliver(inputs.WorkerGarbled(self.incarnation, "a frame of noise"))
             case "stray":
                 self.say(wire.Beat(job="nobody-1", done=1))
             case "stray_fatal":

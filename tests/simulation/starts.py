@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from glmtts.daemon.core import effects, inputs
-from glmtts.daemon.core.breaker import BreakerState
-from glmtts.daemon.core.workers import Worker, WorkerState
+from glmtts.daemon.core.workers.circuit_breaker import BreakerState
+from glmtts.daemon.core.workers.worker import Worker, WorkerState
 from glmtts.protocol import worker as wire
 
 from .processes import Process
@@ -51,7 +51,7 @@ class Starts:
         self._spoke: set[int] = set()
         #: When faults were, since a worker has last shown that it works.
         self._recent: deque[float] = deque(maxlen=100)
-        self._breaker = BreakerState.CLOSED
+        self._circuit_breaker = BreakerState.CLOSED
         self._half_open_at = 0.0
         self._samples_in_a_row = 0
         #: When a process last ended: for a while its memory may still be seen in use.
@@ -86,29 +86,29 @@ class Starts:
             self._samples_in_a_row = 0
         if isinstance(event, inputs.WorkerSaid):
             if isinstance(event.message, wire.Finished):
-                self._finished(event.spawn)
+                self._finished(event.incarnation)
             elif isinstance(event.message, wire.Ready):
-                worker = self._pool.by_spawn(event.spawn)
+                worker = self._pool.by_incarnation(event.incarnation)
                 if worker is not None and worker.state is WorkerState.STARTING:
-                    self._ready_at[event.spawn] = self._world.now
+                    self._ready_at[event.incarnation] = self._world.now
         elif isinstance(event, inputs.ProcessEnded | inputs.SpawnFailed):
-            worker = self._pool._by_spawn.get(event.spawn)
+            worker = self._pool._by_incarnation.get(event.incarnation)
             if worker is not None:
                 self._ended(worker, event)
 
-    def _finished(self, spawn: int) -> None:
-        worker = self._pool.by_spawn(spawn)
+    def _finished(self, incarnation: int) -> None:
+        worker = self._pool.by_incarnation(incarnation)
         if worker is not None and worker.state is not WorkerState.STOPPING:
-            self._spoke.add(spawn)
+            self._spoke.add(incarnation)
             # The core clears its count only for what it accepts: that is looked at after the step.
 
     def _ended(self, worker: Worker, event: inputs.ProcessEnded | inputs.SpawnFailed) -> None:
         now, restart = self._world.now, self._context.settings.workers.restart
-        must(Rule.ROOM, self.processes.pop(worker.name, None) == event.spawn, worker, "had another process")
+        must(Rule.ROOM, self.processes.pop(worker.name, None) == event.incarnation, worker, "had another process")
         self.ended_at = now
         if worker.gpu is not None:
             self._ended_at[worker.gpu] = now
-        process = self._world.processes.get(event.spawn)
+        process = self._world.processes.get(event.incarnation)
         if process is not None and process.ran_out and process.leaked:
             self._leaked_away(process)
         count = self._faults.get(worker.name, (0, 0.0))[0]
@@ -118,13 +118,13 @@ class Starts:
         if asked_to and worker.state is not WorkerState.DRAINING:
             now = -math.inf  # no fault: no pause is due
         else:
-            ready_at = self._ready_at.get(event.spawn)
+            ready_at = self._ready_at.get(event.incarnation)
             lasted = ready_at is not None and (worker.jobs_done > 0 or now - ready_at >= restart.backoff_max_s)
             count = 1 if lasted else count + 1
             self._recent.append(now)
         self._faults[worker.name] = (count, now)
-        self._ready_at.pop(event.spawn, None)
-        self._spoke.discard(event.spawn)
+        self._ready_at.pop(event.incarnation, None)
+        self._spoke.discard(event.incarnation)
 
     def _leaked_away(self, process: Process) -> None:
         self.leak_deaths += 1
@@ -147,7 +147,7 @@ class Starts:
         if effect.gpu is not None:
             self._look_at_memory(effect, effect.gpu)
         self._look_at_pause(effect)
-        self.processes[effect.name] = effect.spawn
+        self.processes[effect.name] = effect.incarnation
 
     def _look_at_places(self, effect: effects.Spawn) -> None:
         workers = self._pool.workers
@@ -199,12 +199,12 @@ class Starts:
             "before anybody looked whether its last process gave its memory back",
         )
         loading = [
-            self._world.processes[spawn]
-            for name, spawn in self.processes.items()
+            self._world.processes[incarnation]
+            for name, incarnation in self.processes.items()
             if (worker := self._pool.workers.get(name)) is not None
             and worker.gpu == index
             and worker.state is WorkerState.STARTING
-            and self._world.processes[spawn].alive
+            and self._world.processes[incarnation].alive
         ]
         need = self._gpus.need
         if need is None:
@@ -243,9 +243,14 @@ class Starts:
                 waited >= pause - 1e-6,
                 f"{effect.name} is started again {waited:.3f} s after {count} faults in a row, {pause:.3f} s at least",
             )
-        breaker = self._pool.breaker
-        must(Rule.NO_SPIN, breaker.state is not BreakerState.OPEN, effect.name, "is started while the breaker is open")
-        if breaker.state is BreakerState.HALF_OPEN:
+        circuit_breaker = self._pool.circuit_breaker
+        must(
+            Rule.NO_SPIN,
+            circuit_breaker.state is not BreakerState.OPEN,
+            effect.name,
+            "is started while the breaker is open",
+        )
+        if circuit_breaker.state is BreakerState.HALF_OPEN:
             others = [
                 other.name
                 for other in self._pool.workers.values()
@@ -258,8 +263,8 @@ class Starts:
             must(Rule.NO_SPIN, not others, "probes beside", effect.name, ":", others)
 
     def _look_at_breaker(self) -> None:
-        if self._pool.breaker.state is not self._breaker:
-            self._breaker = self._pool.breaker.state
+        if self._pool.circuit_breaker.state is not self._circuit_breaker:
+            self._circuit_breaker = self._pool.circuit_breaker.state
             self._half_open_at = self._world.now
 
     # --- what is
@@ -269,14 +274,14 @@ class Starts:
         self._look_at_breaker()
         if not isinstance(event, inputs.ProcessEnded | inputs.SpawnFailed):
             # What a process did, or time, may have shown that workers work; the end of one can't.
-            if not self._pool.breaker.faults:
+            if not self._pool.circuit_breaker.faults:
                 self._recent.clear()
         else:
             restart = self._context.settings.workers.restart
             since = self._world.now - restart.breaker_window_s
             faults = sum(at >= since for at in self._recent)
-            state = self._pool.breaker.state
-            counted = self._pool.breaker.faults
+            state = self._pool.circuit_breaker.state
+            counted = self._pool.circuit_breaker.faults
             must(Rule.NO_SPIN, counted <= len(self._recent), "more faults are counted than there were:", counted)
             must(
                 Rule.NO_SPIN,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from glmtts.daemon.core.dispatch import Dispatcher
+from glmtts.daemon.core.scheduling.dispatcher import Dispatcher
 
 from .broken import BROKEN, BrokenCore
 from .rules import Broken, Rule

@@ -242,8 +242,12 @@ class World:
         message = event.message
         self.suspended += isinstance(message, wire.Suspended)
         over = isinstance(message, wire.Finished) or (isinstance(message, wire.Failed) and not message.fatal)
-        if over and event.spawn in self.processes and self.machine._pool.by_spawn(event.spawn) is not None:
-            self.processes[event.spawn].has.pop(message.job, None)  # type: ignore[union-attr]
+        if (
+            over
+            and event.incarnation in self.processes
+            and self.machine._pool.by_incarnation(event.incarnation) is not None
+        ):
+            self.processes[event.incarnation].has.pop(message.job, None)  # type: ignore[union-attr]
 
     @property
     def digest(self) -> str:
@@ -268,9 +272,9 @@ class World:
                 case effects.Spawn():
                     self.starts += 1
                     self.invariants.spawned(effect)
-                    self.processes[effect.spawn] = Process(self, effect)
+                    self.processes[effect.incarnation] = Process(self, effect)
                 case effects.Signal():
-                    process = self.processes.get(effect.spawn)
+                    process = self.processes.get(effect.incarnation)
                     if process is not None:
                         process.signal(effect.signal)
                 case effects.ReadSettings():
@@ -290,8 +294,8 @@ class World:
 
     def _told(self, effect: effects.Tell) -> None:
         if isinstance(effect.message, wire.Job):
-            self.invariants.started(effect.message, effect.spawn)
-        process = self.processes.get(effect.spawn)
+            self.invariants.started(effect.message, effect.incarnation)
+        process = self.processes.get(effect.incarnation)
         if process is not None:
             if isinstance(effect.message, wire.Job):
                 process.has[effect.message.job] = effect.message.text
@@ -332,17 +336,17 @@ class World:
         for text in process.has.values():
             if text.split()[0] not in KILLING:
                 self.innocent[text] = self.innocent.get(text, 0) + 1
-        worker = self.machine._pool._by_spawn.get(process.spawn)
-        self.happen(inputs.ProcessEnded(process.spawn, returncode, "its last line", oom_killed))
-        if self.processes.get(process.spawn) is process:
-            del self.processes[process.spawn]
+        worker = self.machine._pool._by_incarnation.get(process.incarnation)
+        self.happen(inputs.ProcessEnded(process.incarnation, returncode, "its last line", oom_killed))
+        if self.processes.get(process.incarnation) is process:
+            del self.processes[process.incarnation]
         if worker is not None and worker.last_death is not None:
             self.causes.add(worker.last_death.cause.value)
 
     def bad_luck(self, text: str) -> int:
         """How many processes ended, or are about to, while they had this, though it is healthy."""
-        heard = self.machine._pool.by_spawn
-        ending = [p for p in self.processes.values() if not p.healthy or heard(p.spawn) is None]
+        heard = self.machine._pool.by_incarnation
+        ending = [p for p in self.processes.values() if not p.healthy or heard(p.incarnation) is None]
         return self.innocent.get(text, 0) + sum(text in process.has.values() for process in ending)
 
     def started_processes(self) -> list[Process]:
@@ -373,6 +377,6 @@ def _name(effect: effects.Effect, now: float) -> str:
             event = effect.event
             return f"{now} {type(event).__name__} {event.id} {effect.to.connection} {len(effect.body or b'')}"
         case effects.Tell():
-            return f"{now} {type(effect.message).__name__} {effect.spawn} {getattr(effect.message, 'job', '')}"
+            return f"{now} {type(effect.message).__name__} {effect.incarnation} {getattr(effect.message, 'job', '')}"
         case _:
             return f"{now} {effect!r}"

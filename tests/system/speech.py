@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, get_args
 
-from glmtts.daemon import audio
 from glmtts.daemon.engines import load
 from glmtts.daemon.engines.base import Utterance
 from glmtts.daemon.engines.options import FaultName, FaultOptions
+from glmtts.daemon.worker import audio
 
 if TYPE_CHECKING:
     from glmtts.daemon.engines.base import Engine

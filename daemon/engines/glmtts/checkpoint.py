@@ -17,15 +17,7 @@ from typing import Literal, TypeVar
 
 from msgspec import Struct
 
-from .git_commit import commit_of
-from .misplaced import ENTRY, one_level_deeper, unfinished, wrong_place
-from .small_files import (
-    check_custom_replacements,
-    check_phoneme_replacements,
-    read_flow_modules,
-    read_vocabulary_names,
-)
-from .weight_files import (
+from .checkpoint_files import (
     DamagedError,
     check_onnx,
     digest,
@@ -35,6 +27,9 @@ from .weight_files import (
     read_safetensors,
     read_torch_zip,
 )
+from .git_commit import commit_of
+from .misplaced import ENTRY, one_level_deeper, unfinished, wrong_place
+from .small_files import check_custom_replacements, check_phoneme_replacements, read_flow_modules, read_vocabulary_names
 
 T = TypeVar("T")
 

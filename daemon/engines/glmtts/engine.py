@@ -11,14 +11,15 @@ import numpy as np
 
 from glmtts.protocol.events import Voice
 
-from ... import host_heap
+from ... import malloc
 from .. import torch_memory
 from ..base import Engine, EngineError, MemoryFigures, Piece, Reference, Utterance
 from ..options import GlmttsOptions
-from . import checkpoint, graphics, pronunciation
-from .decoding import Watch
+from . import checkpoint, pronunciation
+from . import device as graphics
 from .speech import Choices, NotWantedError, Speech, Steps
 from .text import Texts, check_speakable
+from .token_watch import Watch
 from .upstream import Upstream
 from .voices import VoiceCache
 
@@ -100,7 +101,7 @@ class GlmttsEngine(Engine):
             return
         finally:
             # Tensors of ever other sizes leave holes: 184 MiB after 160 jobs on a CPU, with this 2 after 100.
-            host_heap.give_back()
+            malloc.give_back()
 
     @classmethod
     def limit_memory(cls, share: float) -> None:

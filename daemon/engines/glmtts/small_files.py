@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from .weight_files import DamagedError, look_inside
+from .checkpoint_files import DamagedError, look_inside
 
 #: The files of a tokenizer, in its code; what a configuration of HyperPyYAML imports.
 _VOCABULARY = re.compile(r"vocab_files_names\s*(?::[^=]*)?=\s*\{([^}]*)\}")

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from msgspec import Struct
 
-from ...worker_words import WARNING, say
+from ...worker.log import WARNING, say
 from ..base import EngineError, Utterance
-from .decoding import Watch
 from .pronunciation import Dictionary
 from .text import Texts
+from .token_watch import Watch
 from .upstream import Upstream
 from .voices import VoiceFeatures
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ..base import EngineError
-from . import text_segments
-from .text_parts import LIMIT_MS, Part, cost_ms, is_chinese, join, parts
-from .text_segments import is_spoken
+from . import split
+from .normalise_parts import LIMIT_MS, Part, cost_ms, is_chinese, join, parts
+from .split import is_spoken
 
 #: Of the letters, this share may be of scripts that GLM-TTS doesn't speak: a name, a word that is asked about.
 _FOREIGN_SHARE = 0.75
@@ -87,13 +87,13 @@ class Texts:
     def segments(self, normalised: str) -> list[str]:
         """What is spoken in one go each, 30 to 60 characters; each has something to speak."""
         segments: list[str] | None = None
-        if not text_segments.has_long_stretch(normalised):
+        if not split.has_long_stretch(normalised):
             try:
                 segments = list(self._front_end.split_by_len(normalised))
             except Exception:
                 # AssertionError for a blank at its beginning, IndexError for a long stretch of long words.
                 segments = None
-        return text_segments.merge_silent(text_segments.split(normalised) if segments is None else segments)
+        return split.merge_silent(split.split(normalised) if segments is None else segments)
 
     def normalise_segment(self, segment: str) -> str:
         """What upstream makes of a segment before it speaks it; the segment itself where it would fail or lose it."""

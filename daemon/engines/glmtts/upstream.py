@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import cuda_instead, pronunciation
-from .grammar import SharedGrammar
+from . import cpu_fallback, pronunciation
+from .grammar_cache import SharedGrammar
 
 #: What upstream loads first; the other rate's vocoder is added to it.
 FIRST_RATE = 24_000
@@ -55,13 +55,13 @@ class Upstream:
             grammar = SharedGrammar(cache_dir)
             self._share_grammar(frontend, grammar)
             self._load_once(half_llm)
-            with self._timed("weights"), cuda_instead.of_missing():
+            with self._timed("weights"), cpu_fallback.of_missing():
                 models = self.inference.load_models(use_phoneme=True, sample_rate=FIRST_RATE)
             self.frontend, self.text_frontend, _, self.llm, first = models
             self.device = self.inference.DEVICE
             self.flow = first.flow
             self.vocoders = {FIRST_RATE: first}
-            with self._timed("other rates"), cuda_instead.of_missing():
+            with self._timed("other rates"), cpu_fallback.of_missing():
                 for rate in rates:
                     if rate not in self.vocoders:
                         self.vocoders[rate] = self.inference.tts_model_util.Token2Wav(
@@ -90,13 +90,13 @@ class Upstream:
 
     def speech_tokens(self, samples: Any) -> list[int]:
         """The speech tokens, 25 a second, of a tensor of shape (1, n) at 16,000 Hz."""
-        with self.quiet(), cuda_instead.of_missing():
+        with self.quiet(), cpu_fallback.of_missing():
             tokens: list[int] = self.frontend._extract_speech_token([(samples, 16_000)])[0].tolist()
         return tokens
 
     def speaker(self, samples: Any) -> Any:
         """The speaker embedding, a tensor of shape (1, 192), of one of shape (1, n) at 16,000 Hz."""
-        with self.quiet(), cuda_instead.of_missing():
+        with self.quiet(), cpu_fallback.of_missing():
             return self.frontend._extract_spk_embedding(samples.to(self.device))
 
     def mel(self, samples: Any, rate: int) -> Any:

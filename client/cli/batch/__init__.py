@@ -1,0 +1,1 @@
+"""``glmttsctl batch``: jobs from the lines of a file."""

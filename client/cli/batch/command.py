@@ -1,0 +1,163 @@
+"""`glmttsctl batch`: every line of a JSONL file becomes an audio file; a bad one fails alone, a second run goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import click
+
+from glmtts.client import ConnectionLost, DaemonNotRunning, RequestFailed
+from glmtts.client.cli.batch.file import BadLine, BatchLine, OutputNames, read_lines
+from glmtts.protocol.audio_formats import FORMATS, AudioFormat
+from glmtts.protocol.requests import MAX_SEED, PRIORITIES
+
+from ..failures import USAGE, Failure
+from ..say import parse_options
+from ..session import session, shared_options
+from ..ui.signals import Signalled, until_signal
+from .progress_file import NAME as JOURNAL
+from .progress_file import Journal, digest_of
+from .report import finish, progress
+from .runner import BatchRun, FailedLine, Line
+
+#: Lines that the daemon is given ahead: so many are spoken when this program is gone. It takes 1,024 jobs of one client
+#: unless told otherwise, and the same user may want to say something in between.
+_AHEAD = 800
+#: The same where they end with this program: enough to keep a few workers busy.
+_AHEAD_NOT_DURABLE = 4
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--out",
+    "folder",
+    required=True,
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the speech goes; made if it isn't there.",
+)
+@click.option(
+    "--format", "format", type=click.Choice(FORMATS), help="By default what a line's output name says, or wav."
+)
+@click.option("--sample-rate", type=click.IntRange(8_000, 48_000), metavar="HZ")
+@click.option("--voice", metavar="NAME", help="For lines that name none and have no prompt.")
+@click.option("--seed", type=click.IntRange(0, MAX_SEED), metavar="N", help="For lines that have none.")
+@click.option("--option", "options", multiple=True, metavar="K=V", callback=parse_options, help="For the engine.")
+@click.option("--priority", type=click.Choice(PRIORITIES), default="batch", show_default=True)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 1_024),
+    metavar="N",
+    help=f"Lines that the daemon is given ahead; {_AHEAD}, or {_AHEAD_NOT_DURABLE} with --no-durable.",
+)
+@click.option("--retries", type=click.IntRange(0, 100), default=5, show_default=True, help="For each line.")
+@click.option("--resume", is_flag=True, help="Go on with what was begun in DIR; refuse if nothing was.")
+@click.option(
+    "--durable/--no-durable",
+    default=True,
+    help="Have the daemon write lines down, and go on with them when this command ends; on unless given.",
+)
+@click.option("--cancel-on-exit", is_flag=True, help="Cancel what is under way when the command is interrupted.")
+@shared_options
+def batch(
+    *,
+    file: Path,
+    folder: Path,
+    format: AudioFormat | None,
+    sample_rate: int | None,
+    voice: str | None,
+    seed: int | None,
+    options: dict[str, Any],
+    priority: str,
+    jobs: int | None,
+    retries: int,
+    resume: bool,
+    durable: bool,
+    cancel_on_exit: bool,
+) -> None:
+    """Speak every line of FILE, in the JSONL dialect of GLM-TTS or of its web interfaces.
+
+    \b
+    {"uttid": "a1", "prompt_text": "...", "prompt_speech": "a.wav", "syn_text": "..."}
+    {"output_name": "a1", "prompt_text": "...", "prompt_audio": "a.wav", "input_text": "..."}
+
+    The prompt may be left out, and `voice` and `seed` may be added. Paths are relative to FILE. A line that can't be
+    spoken fails alone (see DIR/failures.jsonl; exit code 4); called again, the command goes on where it stopped.
+
+    The daemon writes lines down and goes on with them when this command is interrupted or its terminal is closed. The
+    same command, with --resume or without, fetches what was spoken meanwhile and goes on; no line is spoken twice.
+    """
+    if resume and not (folder / JOURNAL).exists():
+        raise Failure(f"{folder}: no batch was begun there; leave --resume out to begin one", status=USAGE)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = session()
+    common = {"sample_rate": sample_rate, "options": options or None, "priority": priority}
+    with file.open("rb") as lines, Journal(folder) as journal:
+        todo, there, bad = _plan(
+            file=file,
+            found=read_lines(lines),
+            names=OutputNames(format),
+            journal=journal,
+            common=common,
+            voice=voice,
+            seed=seed,
+        )
+        with progress(run, len(todo)) as (moved, note):
+            ahead = jobs or (_AHEAD if durable else _AHEAD_NOT_DURABLE)
+            work = BatchRun(folder, journal, ahead, retries, note, moved, durable, cancel_on_exit, failed=bad)
+            stopped: BaseException | None = None
+            try:
+                asyncio.run(until_signal(work.run(run.endpoint, todo)))
+            except (KeyboardInterrupt, Signalled, DaemonNotRunning, ConnectionLost, RequestFailed, OSError) as error:
+                stopped = error
+    finish(run, work, there=there, todo=len(todo), stopped=stopped)
+
+
+def _plan(
+    *,
+    file: Path,
+    found: list[BatchLine | BadLine],
+    names: OutputNames,
+    journal: Journal,
+    common: dict[str, Any],
+    voice: str | None,
+    seed: int | None,
+) -> tuple[list[Line], int, list[FailedLine]]:
+    """The lines to speak, how many are there already, and those that can't be spoken."""
+    todo: list[Line] = []
+    bad: list[FailedLine] = []
+    digests: dict[Path, str] = {}
+    there = 0
+    for line in found:
+        if isinstance(line, BadLine):
+            bad.append(FailedLine(line.number, "bad_line", line.reason))
+            continue
+        name, audio_format = names.give(line)
+        request: dict[str, Any] = {**common, "format": audio_format, "seed": seed if line.seed is None else line.seed}
+        identity = {"text": line.text, **request}
+        recording_bytes = 0
+        try:
+            if line.prompt is not None:
+                recording = file.parent / line.prompt
+                if recording not in digests:
+                    digests[recording] = hashlib.sha256(recording.read_bytes()).hexdigest()
+                recording_bytes = recording.stat().st_size
+                request |= {"prompt": recording, "prompt_text": line.prompt_text}
+                identity |= {"prompt": digests[recording], "prompt_text": line.prompt_text}
+            else:
+                request["voice"] = identity["voice"] = line.voice or voice
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            bad.append(FailedLine(line.number, "bad_line", f"prompt recording {line.prompt}: {reason}", name))
+            continue
+        # In which queue it waits makes no difference to the audio.
+        digest = digest_of({k: v for k, v in identity.items() if k != "priority"})
+        if journal.has(name, digest):
+            there += 1
+        else:
+            todo.append(Line(line.number, name, digest, line.text, request, recording_bytes))
+    return todo, there, bad

@@ -1,0 +1,119 @@
+"""What a batch says while it goes on and when it ends: a bar, the failures, and what becomes of the lines left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from glmtts.client import RequestFailed
+
+from ..failures import JOB_FAILED, Failure, Finished, describe, exit_code
+from ..session import Session
+from ..ui.files import write_atomically
+from ..ui.output import duration, print_json
+from ..ui.signals import Signalled
+from .durable import needs_no_journal
+from .runner import BatchRun
+
+FAILURES = "failures.jsonl"
+
+#: Failures that are listed on the terminal; the file has them all.
+_SHOWN = 20
+
+
+@contextlib.contextmanager
+def progress(run: Session, total: int) -> Iterator[tuple[Callable[[], None], Callable[[str], None]]]:
+    """A bar with the time left where a person looks on; elsewhere only the remarks."""
+    if run.quiet or not sys.stderr.isatty() or not total:
+        yield (lambda: None), run.note
+        return
+
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("lines"),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True, highlight=False), expand=True) as progress:
+        task = progress.add_task("", total=total)
+        yield (
+            lambda: progress.advance(task),
+            lambda text: progress.console.print(text, markup=False),
+        )
+
+
+def finish(run: Session, work: BatchRun, *, there: int, todo: int, stopped: BaseException | None) -> None:
+    """Say how it went, keep the failures, and end with the right exit code."""
+    work.failed.sort(key=lambda failed: failed.number)
+    folder = work.folder
+    failures = folder / FAILURES
+    if work.failed:
+        lines = (json.dumps(failed.as_map(), ensure_ascii=False) for failed in work.failed)
+        write_atomically(failures, "".join(f"{line}\n" for line in lines).encode(errors="replace"))
+    elif stopped is None:
+        failures.unlink(missing_ok=True)
+    missing = todo - work.spoken - sum(failed.code != "bad_line" for failed in work.failed)
+    if run.json and (not isinstance(stopped, Exception) or isinstance(stopped, Signalled)):
+        summary: dict[str, Any] = {"spoken": work.spoken, "skipped": there, "left": missing, "audio_s": work.audio_s}
+        summary |= {"in_daemon": work.in_daemon, "failed": [failed.as_map() for failed in work.failed]}
+        print_json({**summary, "folder": str(folder)})
+    for failed in work.failed[:_SHOWN]:
+        run.note(f"line {failed.number}: {failed.reason}" + ("" if failed.code == "bad_line" else f" ({failed.code})"))
+    if len(work.failed) > _SHOWN:
+        run.note(f"... and {len(work.failed) - _SHOWN} more; all are in {failures}")
+    parts = [f"{work.spoken} spoken ({duration(work.audio_s)} of speech)"]
+    parts += [f"{there} there already"] if there else []
+    parts += [f"{len(work.failed)} failed (see {failures})"] if work.failed else []
+    parts += [f"{missing} left"] if missing else []
+    run.note(f"{folder}: {', '.join(parts)}.")
+    if isinstance(stopped, (KeyboardInterrupt, Signalled)):
+        run.note(f"Interrupted. {_what_next(work, missing)}")
+        raise Finished(128 + (stopped.number if isinstance(stopped, Signalled) else signal.SIGINT))
+    if isinstance(stopped, Exception):
+        described = describe(stopped)
+        raise Failure(
+            f"{described['message'].removesuffix('.')}. {_advice(stopped)}{_what_next(work, missing)}",
+            code=described["code"],
+            status=exit_code(stopped) if not isinstance(stopped, RequestFailed) else 3,
+            spoken=work.spoken,
+            left=missing,
+            in_daemon=work.in_daemon,
+        )
+    if work.failed:
+        raise Finished(JOB_FAILED)
+
+
+def _what_next(work: BatchRun, missing: int) -> str:
+    """What becomes of the lines that are left, and how to have them."""
+    if not (there := work.in_daemon):
+        return "The same command goes on from here."
+    lines = "1 line goes" if there == 1 else f"{there} lines go"
+    rest = missing - there
+    others = f", and goes on with the {'other' if rest == 1 else f'{rest} others'}" if rest > 0 else ""
+    fetches = "it" if there == 1 else "them"
+    return f"{lines} on in the daemon; the same command with --resume fetches {fetches}{others}."
+
+
+def _advice(stopped: Exception) -> str:
+    if not needs_no_journal(stopped):
+        return ""
+    return (
+        "`glmttsctl status` says how its journal is; --no-durable has the lines spoken without one: those under way "
+        "then end with this command or the daemon, and the next run asks for them again. "
+    )

@@ -1,0 +1,188 @@
+"""A daemon for a demonstration: of its own folder and configuration, started, watched and cleared away."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from glmtts.client import Client, Control, DaemonNotRunning, GlmttsError, Timeout
+from glmtts.protocol.endpoints import MAX_PATH_BYTES, REQUESTS, WORKERS
+
+from ..failures import Failure
+
+_CONFIG = """\
+[daemon]
+runtime_dir = "{folder}"
+state_dir = "{folder}/state"
+
+[engine]
+name = "espeak"
+
+[workers]
+gpus = "none"
+max = 2
+
+[limits]
+rate = ""
+"""
+
+_PATIENCE_S = 60.0
+_LOOK_AGAIN_S = 0.005
+
+
+class DemoDaemon:
+    """The daemon of a demonstration, from its start to the last trace of it."""
+
+    def __init__(self) -> None:
+        self.folder = _make_folder()
+        self.endpoint = f"ipc://{self.folder / REQUESTS}"
+        self.started = 0.0
+        self._log = self.folder / "daemon.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it, on a configuration written for it."""
+        config = self.folder / "glmtts.toml"
+        config.write_text(_CONFIG.format(folder=self.folder))
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("GLMTTS_")}
+        environment["GLMTTS_RUNTIME_DIR"] = str(self.folder)
+        with self._log.open("wb") as log:
+            self.started = time.perf_counter()
+            # Of its own session: Ctrl-C is for this program, which then ends the daemon in good order.
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "glmtts.daemon.supervisor", "--config", str(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
+
+    def until_accepting(self) -> float:
+        """Wait for its first answer; seconds since the start."""
+
+        def answers() -> bool:
+            try:
+                with Client(self.endpoint, timeout=1.0, reconnect_s=1.0) as client:
+                    client.ping()
+            except (DaemonNotRunning, Timeout):
+                return False
+            return True
+
+        self._wait("accept requests", answers)
+        return time.perf_counter() - self.started
+
+    def until_ready(self, count: int = 1, without: int = 0) -> dict[str, int]:
+        """Wait until ``count`` workers are up, none of them the process ``without``; their pids by name."""
+        found: dict[str, int] = {}
+        with Control(self.endpoint) as control:
+
+            def ready() -> bool:
+                found.clear()
+                found.update({w["name"]: w["pid"] for w in _workers(control) if _can_work(w) and w["pid"] != without})
+                return len(found) >= count
+
+            self._wait(f"have {count} ready workers", ready)
+        return found
+
+    def worker_count(self) -> int:
+        """How many workers there are, ready or not."""
+        with Control(self.endpoint) as control:
+            return len(_workers(control))
+
+    def stop(self) -> float:
+        """Ask it to end, and wait for that; the seconds that it took."""
+        assert self._process is not None
+        began = time.perf_counter()
+        with Control(self.endpoint) as control:
+            control.call("stop")
+        try:
+            self._process.wait(timeout=20.0)
+        except subprocess.TimeoutExpired:
+            raise Failure("the daemon did not end within 20 s of being asked to") from None
+        if self._process.returncode:
+            raise Failure(f"the daemon ended with status {self._process.returncode}")
+        return time.perf_counter() - began
+
+    def processes(self) -> list[int]:
+        """Every process that lives in this demonstration: the daemon, its workers, and whatever those started."""
+        mark = f"GLMTTS_RUNTIME_DIR={self.folder}".encode()
+        alive = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    alive.append(int(entry.name))
+        return alive
+
+    def last_words(self, lines: int = 15) -> str:
+        """The end of its log."""
+        try:
+            return "\n".join(self._log.read_text(errors="replace").splitlines()[-lines:])
+        except OSError:
+            return ""
+
+    def clear_away(self) -> None:
+        """End whatever is left, without asking, and remove the folder."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _wait(self, what: str, ready: Callable[[], bool]) -> None:
+        ends = time.monotonic() + _PATIENCE_S
+        assert self._process is not None
+        while not ready():
+            if self._process.poll() is not None:
+                raise Failure(f"the daemon ended with status {self._process.returncode} before it could {what}")
+            if time.monotonic() > ends:
+                raise Failure(f"the daemon did not {what} within {_PATIENCE_S:.0f} s")
+            time.sleep(_LOOK_AGAIN_S)
+
+
+@contextlib.contextmanager
+def demo_daemon() -> Iterator[DemoDaemon]:
+    """A daemon that is gone after the block, however the block ends."""
+    daemon = DemoDaemon()
+    try:
+        daemon.start()
+        yield daemon
+    except (GlmttsError, Failure) as error:
+        words = daemon.last_words()
+        said = f"\nThe daemon's last words:\n{words}" if words else ""
+        raise Failure(f"{error}{said}") from error
+    finally:
+        daemon.clear_away()
+
+
+def _make_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="glmtts-demo-"))
+    # A socket's path is short by nature (unix(7)), and a TMPDIR may be long.
+    if len(str(folder / WORKERS)) > MAX_PATH_BYTES:
+        folder.rmdir()
+        folder = Path(tempfile.mkdtemp(prefix="glmtts-demo-", dir="/tmp"))
+    return folder
+
+
+def _workers(control: Control) -> list[dict[str, Any]]:
+    found = control.workers().get("workers") or []
+    return [worker for worker in found if isinstance(worker, dict)]
+
+
+def _can_work(worker: dict[str, Any]) -> bool:
+    return worker.get("state") in ("ready", "busy") and isinstance(worker.get("pid"), int)

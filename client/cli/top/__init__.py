@@ -1,0 +1,1 @@
+"""``glmttsctl top``: a live view of the daemon."""

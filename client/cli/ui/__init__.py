@@ -1,0 +1,1 @@
+"""Parts that the commands share: tables, wrapped text, files, players, the terminal."""

@@ -1,0 +1,345 @@
+"""Configuration files: found, read, and refused with every problem named by file, key and nearest right name.
+
+``python -m glmtts.daemon.config check [FILE]`` checks one without starting anything; ``default`` prints the packaged
+one; ``keys [FILE]`` says as JSON where the keys for TCP are, there or not. An empty FILE means the built-in defaults.
+The daemon reads its file before it accepts, so nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import re
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import msgspec
+from msgspec import Struct
+
+from glmtts.protocol.keys import KeyProblem
+
+from ..core.settings import Section, Settings, flat
+from . import tcp_access
+from .rules import combinations, key_in_toml, quoted
+
+#: The file that is read where neither ``--config`` nor ``$GLMTTS_CONFIG`` names one.
+SYSTEM_FILE = Path("/etc/glmtts/glmtts.toml")
+
+#: No configuration is larger; a mistaken path to a recording or a device is.
+_MAX_FILE_BYTES = 1024 * 1024
+
+#: No setting means anything beyond it, and what the system calls with 64 bits can't overflow below it.
+_MAX_NUMBER = 10**12
+
+
+class Config(Struct, frozen=True):
+    """The settings in force, and the file that they come from; None for the built-in defaults.
+
+    ``tcp``: who may connect by TCP, by the files that the settings name; None where nothing is to listen.
+    """
+
+    settings: Settings
+    file: Path | None
+    tcp: tcp_access.Access | None = None
+
+
+class ConfigError(Exception):
+    """The configuration can't be used; ``problems`` has a line for each thing that is wrong with it."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def find() -> Path | None:
+    """The file to read where none is named: ``$GLMTTS_CONFIG``, /etc/glmtts/glmtts.toml if it exists, else None."""
+    if named := os.environ.get("GLMTTS_CONFIG"):
+        return Path(named)
+    return SYSTEM_FILE if SYSTEM_FILE.exists() else None
+
+
+def named(file: str | None) -> Path | None:
+    """The file that a tool was given: None has it found, an empty name stands for the built-in defaults."""
+    if file is None:
+        return find()
+    return Path(file) if file else None
+
+
+def absolute(path: Path | None) -> Path | None:
+    """The same file by a name that means it in every folder: operators read it, and tools open it, somewhere else.
+
+    Links stay as they are: a reload reads what they point to by then.
+    """
+    try:
+        return path and path.absolute()
+    except FileNotFoundError:
+        return path  # this process's folder was removed, and reading the file says so
+
+
+def load(path: Path | None) -> Config:
+    """Read and check the file at ``path``, and the key files that it names; None gives the built-in defaults.
+
+    Raises ConfigError with all problems at once: a start that fails once per mistake wastes an evening.
+    """
+    if path is None:
+        return Config(Settings(), None)
+    try:
+        settings = parse(read_file(path))
+        access = _access(settings)
+    except ConfigError as error:
+        raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from None
+    return Config(settings, path, access)
+
+
+def _access(settings: Settings) -> tcp_access.Access | None:
+    try:
+        return tcp_access.load(settings.tcp, state_dir(settings))
+    except KeyProblem as problem:
+        raise ConfigError(str(problem).splitlines()) from None
+
+
+def parse(text: str) -> Settings:
+    """The settings in a TOML text. Raises ConfigError, whose problems begin with the key."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([_syntax(str(error))]) from None
+    except RecursionError:
+        raise ConfigError(["not TOML: nested too deeply"]) from None
+    problems: list[str] = []
+    good = _section(document, Settings, "", problems)
+    # Sections that did parse are checked for their combinations too: the reader sees everything at once.
+    settings = msgspec.convert(good, Settings)
+    problems += combinations(settings, {key for key, _ in _leaves(good)})
+    if problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def state_dir(settings: Settings) -> Path:
+    """Where what outlives the daemon is kept, the first that is set: ``[daemon] state_dir``, ``$STATE_DIRECTORY``
+    (systemd), /var/lib/glmtts for root, ``$XDG_STATE_HOME/glmtts``, ~/.local/state/glmtts.
+    """
+    if settings.daemon.state_dir:
+        return Path(settings.daemon.state_dir).absolute()
+    if from_systemd := os.environ.get("STATE_DIRECTORY"):
+        return Path(from_systemd.split(":")[0]).absolute()
+    if os.geteuid() == 0:
+        return Path("/var/lib/glmtts")
+    xdg = os.environ.get("XDG_STATE_HOME", "")
+    # The XDG base directory specification has relative paths ignored.
+    base = Path(xdg) if xdg.startswith("/") else Path("~/.local/state").expanduser()
+    return base / "glmtts"
+
+
+def outputs_dir(settings: Settings) -> Path:
+    """The folder in which ``output`` writes files."""
+    return Path(settings.audio.outputs).absolute() if settings.audio.outputs else state_dir(settings) / "outputs"
+
+
+def voices_dir(settings: Settings) -> Path:
+    """The folder of the registered voices."""
+    return Path(settings.voices.folder).absolute() if settings.voices.folder else state_dir(settings) / "voices"
+
+
+def cache_dir(settings: Settings) -> Path:
+    """The folder of what workers make once for all of them; it may be deleted while no daemon runs."""
+    return state_dir(settings) / "cache"
+
+
+def engine_python(settings: Settings) -> str:
+    """The interpreter that runs the workers."""
+    return settings.engine.python or sys.executable
+
+
+def packaged_default() -> str:
+    """The text of the packaged etc/glmtts.toml."""
+    import glmtts.etc
+
+    # importlib.resources would do, but costs more than the whole check and can't read every editable install.
+    folders = [Path(folder) for folder in glmtts.etc.__path__]
+    return next(path for folder in folders if (path := folder / "glmtts.toml").is_file()).read_text(encoding="utf-8")
+
+
+def read_file(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        hint = "; glmttsctl config default prints one to begin with" if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError([f"can't be read: {reason}{hint}"]) from None
+    if len(data) > _MAX_FILE_BYTES:
+        raise ConfigError(["larger than 1 MiB: not a configuration file"])
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError([f"line {line}: not UTF-8, which TOML files are written in"]) from None
+
+
+def _syntax(message: str) -> str:
+    """tomllib's message with the place in front."""
+    if match := re.fullmatch(r"(?s)(.*) \(at line (\d+), column (\d+)\)", message):
+        return f"line {match[2]}, column {match[3]}: not TOML: {_lower(match[1])}"
+    if message.endswith(" (at end of document)"):
+        return f"at its end: not TOML: {_lower(message.removesuffix(' (at end of document)'))}"
+    return f"not TOML: {_lower(message)}"
+
+
+# --- tables and keys
+
+
+def _section(table: dict[str, Any], section: type[Section], prefix: str, problems: list[str]) -> dict[str, Any]:
+    """What is right in ``table``, with a line in ``problems`` for everything that is not."""
+    fields = {field.name: field for field in msgspec.structs.fields(section)}
+    good: dict[str, Any] = {}
+    for name, value in table.items():
+        path = f"{prefix}{key_in_toml(name)}"
+        if name not in fields:
+            problems.append(f"{path}: {_unknown(name, value, prefix, list(fields))}")
+        elif (named := _named_sections(fields[name].type)) and isinstance(value, dict):
+            good[name] = _sections(value, named, path, problems)
+        elif isinstance(fields[name].type, type) and issubclass(fields[name].type, Section):
+            if isinstance(value, dict):
+                good[name] = _section(value, fields[name].type, f"{path}.", problems)
+            else:
+                problems.append(f"{path}: expected a section, written [{path}], got {_kind(value)}")
+        elif problem := _value(value, fields[name].type, path):
+            problems.append(f"{path}: {problem}")
+        else:
+            good[name] = value
+    return good
+
+
+def _named_sections(expected: Any) -> type[Section] | None:
+    """The type of the sections of a key that has one for each name, or None for another key."""
+    of = get_args(expected)[1] if get_origin(expected) is dict else None
+    return of if isinstance(of, type) and issubclass(of, Section) else None
+
+
+def _sections(table: dict[str, Any], section: type[Section], path: str, problems: list[str]) -> dict[str, Any]:
+    good: dict[str, Any] = {}
+    for name, value in table.items():
+        below = f"{path}.{key_in_toml(name)}"
+        if isinstance(value, dict):
+            good[name] = _section(value, section, f"{below}.", problems)
+        else:
+            keys = ", ".join(field.name for field in msgspec.structs.fields(section))
+            problems.append(f"{below}: expected a section, written [{path}.NAME], with {keys}; got {_kind(value)}")
+    return good
+
+
+def _value(value: Any, expected: Any, path: str) -> str:
+    """What is wrong with a key's value, or ``""``."""
+    try:
+        converted = msgspec.convert(value, expected)
+    except msgspec.ValidationError as error:
+        return _expectation(str(error), value, expected, path)
+    except RecursionError:
+        return "nested too deeply"
+    if isinstance(converted, float) and not math.isfinite(converted):
+        return f"expected a number that is finite, got {_shown(value)}; 0 stands for none where there may be none"
+    if isinstance(converted, int | float) and converted > _MAX_NUMBER:
+        return f"expected at most {_MAX_NUMBER}, got {_shown(value)}"
+    return ""
+
+
+#: Where a type can't say what is expected.
+_EXPECTED = {
+    "workers.gpus": '"all", "none" or a list of GPU numbers such as [0, 1]',
+    "daemon.socket_mode": 'an octal mode in quotes such as "0660"',
+}
+
+_TYPE_NAMES = {
+    "str": "a string in quotes",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+}
+
+
+def _expectation(message: str, value: Any, expected: Any, path: str) -> str:
+    """msgspec's message in the file's own words."""
+    message, _, place = message.partition(" - at ")
+    message = message.replace(" | null", "")  # there is no null in TOML: a key is left out
+    if path in _EXPECTED:
+        return f"expected {_EXPECTED[path]}, got {_shown(value)}"
+    if get_origin(expected) is Literal:
+        allowed = [str(choice) for choice in get_args(expected)]
+        nearest = difflib.get_close_matches(value.lower(), allowed, 1, 0.5) if isinstance(value, str) else []
+        hint = f'; did you mean "{nearest[0]}"?' if nearest else ""
+        return f"expected one of {', '.join(json.dumps(a) for a in allowed)}, got {_shown(value)}{hint}"
+    within = ""
+    if (match := re.search(r"\[(\d+)\]", place)) and isinstance(value, list):
+        within, value = f" as item {int(match[1]) + 1}", value[int(match[1])]
+    if match := re.fullmatch(r"Expected `(\w+)`(?: ([<>]=?) (\S+?)(?:\.0)?)?(?:, got `\w+`)?", message):
+        bound = f" {match[2]} {match[3]}" if match[2] else ""
+        return f"expected {_TYPE_NAMES.get(match[1], match[1])}{bound}{within}, got {_shown(value)}"
+    # It may quote a key of the file, whatever that has in it.
+    plain = message if message.isprintable() else quoted(message)[1:-1]
+    return f"{_lower(plain)}{within}, got {_shown(value)}"
+
+
+def _unknown(name: str, value: Any, prefix: str, siblings: list[str]) -> str:
+    what = "unknown section" if isinstance(value, dict) else "unknown key"
+    sections, keys = _known()
+    candidates = sections if isinstance(value, dict) else keys
+    plain = name.lower().replace("-", "_")
+    near = [f"{prefix}{s}" for s in difflib.get_close_matches(plain, siblings, 1, 0.85)]
+    near = near or [path for path in candidates if path.rpartition(".")[2] == plain][:2]
+    near = near or [f"{prefix}{s}" for s in difflib.get_close_matches(plain, siblings, 1, 0.6)]
+    if not near:
+        leaves = {path.rpartition(".")[2]: path for path in candidates}
+        near = [leaves[leaf] for leaf in difflib.get_close_matches(plain, leaves, 1, 0.75)]
+    return f"{what}; did you mean {' or '.join(near)}?" if near else f"{what}; glmttsctl config default lists them all"
+
+
+def _known() -> tuple[list[str], list[str]]:
+    """The paths of all sections and of all keys."""
+    keys = list(_DEFAULTS)
+    sections = {path.rpartition(".")[0] for path in keys}
+    sections |= {path.rpartition(".")[0] for path in sections} - {""}
+    return sorted(sections), keys
+
+
+def _leaves(table: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for name, value in table.items():
+        path = f"{prefix}{name}"
+        found += [(path, value)] if path in _DEFAULTS else _leaves(value, f"{path}.")
+    return found
+
+
+_DEFAULTS: dict[str, Any] = flat(Settings())
+
+
+# --- words
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        return quoted(value) if len(value) <= 60 else f"{quoted(value[:57])}..."
+    if isinstance(value, int) and abs(value) >= 2**64:
+        # Python refuses to print integers of thousands of digits.
+        return "a number beyond 64 bits"
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    return _kind(value)
+
+
+def _kind(value: Any) -> str:
+    for kind, words in ((dict, "a table"), (list, "a list"), (str, "a string"), (bool, "true or false")):
+        if isinstance(value, kind):
+            return words
+    return "a number" if isinstance(value, int | float) else "a date or time"
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]

@@ -1,0 +1,1 @@
+"""Requests of clients and operators, health, and the daemon's own drain and stop."""

@@ -1,0 +1,467 @@
+"""Requests of clients: who may have what, what is accepted and what refused, and what everybody may ask."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import UNSET
+
+from glmtts.protocol import VERSION, events, requests
+from glmtts.protocol.audio_formats import ENCODER_RATES, FORMATS, STREAM_FORMATS, AudioFormat
+from glmtts.protocol.errors import ErrorCode, RequestError
+
+from ...engines import options as engine_options
+from ..context import Context
+from ..inputs import Client, JournalAdded, ReplyTo, Requested, StoredVoice
+from ..jobs.job import MAX_SUBSCRIBERS, Job, Subscriber
+from ..jobs.job_table import JobTable, content_digest, newest_first
+from ..jobs.queue import WaitingQueue
+from ..scheduling.admission import Admission, is_named
+from ..scheduling.completion import Completion
+from ..scheduling.dispatcher import Dispatcher
+from ..scheduling.durable import DurableJobs, key_taken
+from ..scheduling.forecast import Forecast, Outlook
+from ..scheduling.notifications import Notifications
+from ..scheduling.retry import Retries, quarantine_message
+from ..workers.pool import Pool
+
+
+class ClientRequests:
+    """Admits jobs, and answers what clients ask of the daemon and of their own jobs."""
+
+    def __init__(
+        self,
+        context: Context,
+        job_table: JobTable,
+        queue: WaitingQueue,
+        pool: Pool,
+        dispatcher: Dispatcher,
+        *,
+        admission: Admission,
+        notifications: Notifications,
+        durable_jobs: DurableJobs,
+        completion: Completion,
+        retries: Retries,
+        forecast: Forecast,
+        voices: dict[str, StoredVoice],
+        version: str,
+        boot: str,
+        outputs_folder: str,
+    ) -> None:
+        self._context = context
+        self._job_table = job_table
+        self._queue = queue
+        self._pool = pool
+        self._dispatcher = dispatcher
+        self._admission = admission
+        self._notifications = notifications
+        self._durable_jobs = durable_jobs
+        self._completion = completion
+        self._retries = retries
+        self._forecast = forecast
+        self._voices = voices
+        self._version = version
+        self._boot = boot
+        self._outputs_folder = outputs_folder
+        #: Why no job is accepted at all, or ``""``.
+        self.closed = ""
+
+    # --- synthesize
+
+    def synthesize(self, event: Requested, request: requests.Synthesize) -> None:
+        """Accept the job, or refuse it with what its client can do about it."""
+        try:
+            self._admit(event, request)
+        except RequestError as error:
+            self._context.counters.refuse(error.code)
+            self._context.log(
+                "debug", "request refused", client=event.client.key, code=error.code.value, reason=error.message
+            )
+            self._context.refuse(event.to, request.id, error.code, error.message, retry_after_s=error.retry_after_s)
+
+    def _admit(self, event: Requested, request: requests.Synthesize) -> None:
+        context, settings = self._context, self._context.settings
+        client = self._acting_for(event.client, request)
+        # REQ clients, and those who want the last event alone, have nothing to hear a stream with: they get it whole.
+        hears_all = request.events == "all" and not event.to.envelope
+        subscriber = Subscriber(event.to, request.id, hears_all)
+        content = ""
+        if request.key is not UNSET:
+            content = content_digest(request, event.body)
+            if known := self._job_table.with_key(client.key, request.key, context.now):
+                self._join(request, known, content, subscriber, client.key)
+                return
+        self._check_open()
+        self._check_allowed(event.client, request)
+        self._check_speakable(request)
+        durable = request.priority == "batch" if request.durable is UNSET else request.durable
+        if durable:
+            self._durable_jobs.check()
+        if self._retries.quarantine or durable:
+            content = content or content_digest(request, event.body)
+            if deaths := self._retries.deaths_of(content):
+                raise RequestError(ErrorCode.QUARANTINED, quarantine_message(deaths))
+        audio_format: AudioFormat = request.resolved_format
+        if request.format is UNSET and not request.stream:
+            audio_format = settings.audio.default_format
+            self._check_rate_of_default(request, audio_format)
+        sample_rate = None if request.sample_rate is UNSET else request.sample_rate
+        if sample_rate is None and audio_format in STREAM_FORMATS:
+            sample_rate = settings.audio.sample_rate
+        deadline_s = settings.queue.default_deadline_s if request.deadline_s is UNSET else request.deadline_s
+        job = Job(
+            id=f"{self._boot}-{self._context.counters.created + 1}",
+            client=client,
+            request=request,
+            recording=event.body,
+            content=content,
+            format=audio_format,
+            sample_rate=sample_rate,
+            streams=request.stream and hears_all,
+            durable=durable,
+            output_path=self._output_path(request),
+            cloned=self._names_a_recording(request),
+            accepted_at=context.now,
+            created=round(context.wall, 3),
+            deadline_at=context.now + deadline_s if deadline_s else None,
+            subscribers=[subscriber],
+        )
+        self._check_deadline(job, deadline_s)
+        # Last, because it takes a token of the client's rate.
+        self._admission.check(client, request, event.body)
+        self._context.counters.created += 1
+        self._job_table.add(job)
+        if durable:
+            self._durable_jobs.add(job, subscriber)
+        else:
+            self._accept(job, [subscriber])
+
+    def _accept(self, job: Job, subscribers: list[Subscriber]) -> None:
+        """The job is in the queue from now on."""
+        context = self._context
+        self._dispatcher.take_up(job)
+        hearing = [subscriber for subscriber in subscribers if subscriber.all_events]
+        if hearing:
+            self._say_accepted(job, hearing)
+        context.log("debug", "job accepted", job=job.id, client=job.client.key, priority=job.request.priority)
+        if context.watched:
+            context.publish("job.waiting", job=job.id, client=job.client.key, priority=job.request.priority)
+        self._dispatcher.schedule()
+        if job.state == "waiting":
+            self._notifications.waits()
+
+    def recovered(self, job: Job) -> None:
+        """A job of an earlier daemon goes on."""
+        job.cloned = self._names_a_recording(job.request)
+        job.output_path = self._output_path(job.request)
+        self._accept(job, [])
+
+    def on_journal_added(self, event: JournalAdded) -> None:
+        """A durable job is on disk, or can't be."""
+        added = self._durable_jobs.on_added(event)
+        if added is not None:
+            self._accept(*added)
+
+    def _output_path(self, request: requests.Synthesize) -> str:
+        return "" if request.output is UNSET else f"{self._outputs_folder}/{request.output}"
+
+    def _names_a_recording(self, request: requests.Synthesize) -> bool:
+        voice = self._context.settings.voices.default if request.voice is UNSET else request.voice
+        return request.prompt is UNSET and voice in self._voices and voice not in self._pool.own_voices
+
+    def _check_deadline(self, job: Job, deadline_s: float) -> None:
+        """Refuse a job at once that could not be done in time if it were started now."""
+        if deadline_s and (least_s := self._dispatcher.least_s(job)) > deadline_s:
+            raise RequestError(
+                ErrorCode.DEADLINE_EXCEEDED,
+                f"deadline_s: {deadline_s:g} s are not enough; so long a text takes {least_s:.1f} s at the least",
+            )
+
+    def _say_accepted(self, job: Job, subscribers: list[Subscriber]) -> None:
+        free = self._dispatcher.starts_at_once(job)
+        # Mostly nobody else waits, and there is nothing to look ahead at.
+        outlook = Outlook(0, 0.0) if free and len(self._queue) == 1 else self._forecast.of(job)
+        wait_s = 0.0 if free and not outlook.position else outlook.wait_s
+        job.estimated_wait_s = wait_s
+        job.told_position = outlook.position
+        event = events.Accepted(
+            id="",
+            job=job.id,
+            position=outlook.position,
+            queue_size=len(self._queue),
+            estimated_wait_s=UNSET if wait_s is None else wait_s,
+        )
+        warnings = []
+        waiting = outlook.position + (0 if free else 1)
+        if waiting > self._context.settings.queue.warn_waiting:
+            warnings.append(f"the queue is long: {outlook.position} wait before this job")
+        if self._queue.paused:
+            warnings.append("the queue is paused by an operator: the job waits until it is resumed")
+        if warnings:
+            event.warning = "; ".join(warnings)
+        for subscriber in subscribers:
+            self._context.send(subscriber.to, msgspec.structs.replace(event, id=subscriber.id))
+
+    def _join(
+        self,
+        request: requests.Synthesize,
+        known: tuple[str, str],
+        content: str,
+        subscriber: Subscriber,
+        owner: str,
+    ) -> None:
+        """The same key again: the same job, never a second synthesis."""
+        id, first_content = known
+        if content != first_content:
+            raise RequestError(ErrorCode.BAD_REQUEST, key_taken(id))
+        if job := self._job_table.live.get(id):
+            self._check_audience(job)
+            if subscriber.all_events and not self._durable_jobs.hears_when_written(job, subscriber):
+                position = self._forecast.of(job).position if job in self._queue else 0
+                self._context.send(
+                    subscriber.to,
+                    events.Accepted(id=request.id, job=id, position=position, queue_size=len(self._queue)),
+                )
+            self._job_table.subscribe(job, subscriber)
+            return
+        if subscriber.all_events and self._job_table.ended(id):
+            self._context.send(
+                subscriber.to, events.Accepted(id=request.id, job=id, position=0, queue_size=len(self._queue))
+            )
+        self._replay(id, subscriber, owner)
+
+    @staticmethod
+    def _check_audience(job: Job) -> None:
+        if len(job.subscribers) >= MAX_SUBSCRIBERS:
+            raise RequestError(
+                ErrorCode.QUEUE_FULL,
+                f"job: {MAX_SUBSCRIBERS} requests wait for the events of {job.id} already; no more are taken",
+                retry_after_s=1.0,
+            )
+
+    def _acting_for(self, client: Client, request: requests.Synthesize) -> Client:
+        if request.on_behalf_of is UNSET:
+            return client
+        if not is_named(client, self._context.settings.limits.gateways):
+            raise RequestError(ErrorCode.FORBIDDEN, f"on_behalf_of: user {client.user} is not one of [limits] gateways")
+        return Client(key=f"{client.key}/{request.on_behalf_of}", user=client.user)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise RequestError(ErrorCode.SHUTTING_DOWN, self.closed)
+        if unavailable := self._pool.unavailable():
+            reason, retry_after_s = unavailable
+            raise RequestError(ErrorCode.UNAVAILABLE, reason, retry_after_s=retry_after_s)
+
+    def _check_allowed(self, client: Client, request: requests.Synthesize) -> None:
+        users = getattr(self._context.settings.queue.classes, request.priority).users
+        if users and not client.operator and not is_named(client, users):
+            raise RequestError(
+                ErrorCode.FORBIDDEN, f"priority: user {client.user} may not use {request.priority} on this daemon"
+            )
+
+    def _check_speakable(self, request: requests.Synthesize) -> None:
+        engine = self._context.settings.engine.name
+        if problem := engine_options.check(engine, request.options):
+            raise RequestError(ErrorCode.BAD_REQUEST, problem)
+        if request.prompt is UNSET and self._pool.engine:
+            self._check_voice(request)
+        if request.output is not UNSET and request.output in self._job_table.outputs:
+            raise RequestError(
+                ErrorCode.OUTPUT_EXISTS, f"output: another job is about to write {request.output}; choose another name"
+            )
+
+    @staticmethod
+    def _check_rate_of_default(request: requests.Synthesize, audio_format: AudioFormat) -> None:
+        rates = ENCODER_RATES.get(audio_format)
+        if rates and request.sample_rate is not UNSET and request.sample_rate not in rates:
+            raise RequestError(
+                ErrorCode.BAD_REQUEST,
+                f"sample_rate: {audio_format}, the default format here, holds {', '.join(map(str, rates))} Hz alone",
+            )
+
+    def _check_voice(self, request: requests.Synthesize) -> None:
+        """Refuse a voice that is not there or not for this engine; and none, where the engine has none of its own."""
+        default = self._context.settings.voices.default
+        name = default if request.voice is UNSET else request.voice
+        if name in self._pool.own_voices:
+            return
+        if not name:
+            if not self._pool.own_voices:
+                raise RequestError(
+                    ErrorCode.BAD_REQUEST,
+                    f"voice: the engine {self._context.settings.engine.name} speaks with the voice of a recording: "
+                    f"name one, or send a prompt; {self._known_voices()}",
+                )
+            return
+        if name not in self._voices:
+            of_default = " ([voices] default)" if request.voice is UNSET else ""
+            raise RequestError(
+                ErrorCode.VOICE_NOT_FOUND, f"voice: {name!r}{of_default} is not there; {self._known_voices()}"
+            )
+        if not self._clones_voices:
+            raise RequestError(
+                ErrorCode.BAD_REQUEST,
+                f"voice: {name!r} is a registered recording, and the engine {self._context.settings.engine.name} does "
+                "not clone voices; name one of its own",
+            )
+
+    def _known_voices(self) -> str:
+        known = self.voices()
+        if not known:
+            return "none is registered yet (glmttsctl voice add)"
+        more = f" and {len(known) - 12} more" if len(known) > 12 else ""
+        return f"there are {', '.join(voice.name for voice in known[:12])}{more}"
+
+    def voices(self) -> list[events.Voice]:
+        """Every voice: the engine's own, and the registered ones."""
+        own = self._pool.own_voices
+        registered = [
+            events.Voice(name=voice.name, language=voice.language, description=voice.description)
+            for voice in self._voices.values()
+            if voice.name not in own
+        ]
+        return self._pool.voices + registered
+
+    @property
+    def _clones_voices(self) -> bool:
+        return self._pool.engine.clones_voices if self._pool.engine else False
+
+    # --- the other requests
+
+    def ping(self, event: Requested, request: requests.Ping) -> None:
+        """Say that the daemon is there."""
+        uptime_s = round(self._context.now - self._context.started_at, 3)
+        self._context.send(
+            event.to, events.Pong(id=request.id, version=self._version, protocol=VERSION, uptime_s=uptime_s)
+        )
+
+    def info(self, event: Requested, request: requests.Info) -> None:
+        """Say what this daemon can do."""
+        settings, engine = self._context.settings, self._pool.engine
+        limits = settings.limits
+        name = settings.engine.name
+        default_voice = settings.voices.default or (engine.default_voice if engine else "")
+        answer = events.InfoAnswer(
+            id=request.id,
+            version=self._version,
+            protocol=VERSION,
+            engine=name,
+            sample_rate=settings.audio.sample_rate,
+            sample_rates=engine.sample_rates if engine else [],
+            formats=list(FORMATS),
+            voices=self.voices(),
+            default_voice=default_voice,
+            clones_voices=self._clones_voices,
+            limits={
+                "text_chars": limits.text_chars,
+                "header_bytes": limits.header_kib << 10,
+                "body_bytes": limits.body_mib << 20,
+                "body_frames": 1,
+                "recording_min_s": limits.recording_min_s,
+                "recording_max_s": limits.recording_max_s,
+                "rate": limits.rate,
+                "rate_batch": limits.rate_batch,
+                "max_waiting": settings.queue.max_waiting,
+                "max_waiting_batch": settings.queue.max_waiting_batch,
+                "max_per_client": settings.queue.max_per_client,
+                "max_share": settings.queue.max_share,
+                "durable": not self._durable_jobs.problem,
+            },
+            options=engine_options.schema(name),
+            ready=self._pool.serving > 0 and not self.closed and not self._queue.paused,
+        )
+        self._context.send(event.to, answer)
+
+    def list_voices(self, event: Requested, request: requests.Voices) -> None:
+        """Say which voices can be named."""
+        self._context.send(event.to, events.VoicesAnswer(id=request.id, voices=self.voices()))
+
+    def cancel(self, to: ReplyTo, request: requests.Cancel, client: Client | None) -> None:
+        """End a job; ``client`` is None for an operator, who may end anybody's."""
+        job = self._own(to, request, client)
+        if job is None:
+            return
+        if job.live:
+            who = "an operator" if client is None else "its client"
+            self._completion.fail(job, ErrorCode.CANCELLED, f"cancelled by {who}")
+            self._dispatcher.schedule()
+        state = job.ending.state if job.ending is not None else job.state
+        self._context.send(to, events.Result(id=request.id, values={"state": state, "job": job.id}))
+
+    def job(self, to: ReplyTo, request: requests.GetJob, client: Client | None) -> None:
+        """Say how a job stands."""
+        job = self._own(to, request, client)
+        if job is not None:
+            info = self._describe(job, with_client=client is None)
+            self._context.send(to, events.JobAnswer(id=request.id, **msgspec.structs.asdict(info)))
+
+    def jobs(self, to: ReplyTo, request: requests.ListJobs, client: Client | None) -> None:
+        """List a client's jobs, or for an operator everybody's."""
+        found = []
+        for job in self._job_table.newest():
+            if client is not None and job.client.key.split("/")[0] != client.key:
+                continue
+            if request.state is not UNSET and job.state != request.state:
+                continue
+            found.append(job)
+            if len(found) >= request.limit:
+                break
+        infos = [self._describe(job, with_client=client is None, exact=False) for job in newest_first(found)]
+        self._context.send(to, events.JobsAnswer(id=request.id, jobs=infos))
+
+    def _describe(self, job: Job, *, with_client: bool, exact: bool = True) -> events.JobInfo:
+        position = wait = None
+        if job.state == "waiting":
+            # Counting is worth it for one job; in a list the position last told is near enough.
+            position = max(0, job.told_position)
+            if exact and job in self._queue:
+                position, wait = self._forecast.of(job)
+        return job.describe(position, wait, with_client=with_client)
+
+    def wait(self, event: Requested, request: requests.Wait) -> None:
+        """Tell the rest of a job's events under the id of this request."""
+        job = self._own(event.to, request, event.client)
+        if job is None:
+            return
+        subscriber = Subscriber(event.to, request.id, request.events == "all" and not event.to.envelope)
+        if not job.live:
+            self._replay(job.id, subscriber, event.client.key)
+            return
+        try:
+            self._check_audience(job)
+        except RequestError as error:
+            self._context.refuse(event.to, request.id, error.code, error.message, retry_after_s=error.retry_after_s)
+        else:
+            self._job_table.subscribe(job, subscriber)
+
+    def _replay(self, id: str, subscriber: Subscriber, owner: str) -> None:
+        """The last event of a job that has ended, with its result as long as that is kept."""
+        ended = self._job_table.ended(id)
+        if ended is not None and not ended.body_dropped:
+            self._completion.send(subscriber.to, subscriber.id, ended.ending)
+            return
+        if ended is None and self._durable_jobs.find(subscriber.to, subscriber.wait_for(id), owner):
+            return
+        keep = self._context.settings.queue
+        self._context.refuse(
+            subscriber.to,
+            subscriber.id,
+            ErrorCode.JOB_NOT_FOUND,
+            f"job {id} has ended, and its result is not kept any more: results are kept for "
+            f"{keep.keep_results_s:g} s, {keep.keep_results_mib} MiB of them in all",
+        )
+
+    def _own(
+        self, to: ReplyTo, request: requests.Cancel | requests.GetJob | requests.Wait, client: Client | None
+    ) -> Job | None:
+        """The job, if this client may know of it; the answer is the same for no job and for somebody else's.
+
+        One that is not in memory is looked up in the journal, and answered from there.
+        """
+        job = self._job_table.find(request.job)
+        if job is not None and (client is None or job.client.key.split("/")[0] == client.key):
+            return job
+        if job is not None or not self._durable_jobs.find(to, request, client.key if client else None):
+            message = f"job: there is no job {request.job!r} of yours"
+            self._context.refuse(to, request.id, ErrorCode.JOB_NOT_FOUND, message)
+        return None

@@ -1,0 +1,150 @@
+"""Whether the daemon does what it is there for: that jobs would be spoken, and that every worker can speak a word.
+
+Nothing is started for the question, and no answer takes longer than was asked for: it is asked by machines, again and
+again.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from glmtts.protocol import control, events
+from glmtts.protocol.errors import ErrorCode
+from glmtts.protocol.worker import Check, Checked
+
+from ..context import Context
+from ..effects import Tell
+from ..inputs import Controlled, ReplyTo
+from ..monitoring.problems import Problems
+from ..workers.pool import Pool
+from ..workers.worker import Worker, WorkerState
+
+#: Checks that go on at the same time: more are a mistake of whoever asks.
+_MOST_CHECKS = 8
+#: A job that has moved so lately is speech enough: the worker is not asked for a word as well.
+_MOVES_S = 5.0
+
+#: ``spoke`` a word; ``speaking``: at a job, which moves; ``busy``: it had no time for a word; ``failed``: it tried, or
+#: has died; ``silent``: no answer; ``absent``: it has no process that could speak.
+Verdict = Literal["spoke", "speaking", "busy", "failed", "silent", "absent"]
+_WELL: frozenset[Verdict] = frozenset({"spoke", "speaking", "busy"})
+
+
+class _Asked(Struct):
+    """A check that waits for what workers say; by worker its process, and what was found of it."""
+
+    to: ReplyTo
+    id: str
+    state: str
+    begun_at: float
+    incarnations: dict[str, int] = {}
+    found: dict[str, dict[str, Any]] = {}
+
+
+class Health:
+    """Answers ``health``."""
+
+    def __init__(self, context: Context, pool: Pool, problems: Problems) -> None:
+        self._context = context
+        self._pool = pool
+        self._problems = problems
+        self._asked: dict[str, _Asked] = {}
+        self._checks = 0
+
+    def check(self, event: Controlled, request: control.Health, state: str) -> None:
+        """Say how it is, or with ``deep`` find out first."""
+        if not request.deep:
+            self._answer(event.to, request.id, state, None)
+            return
+        if len(self._asked) >= _MOST_CHECKS:
+            message = f"{_MOST_CHECKS} checks go on already; ask again when they are through"
+            self._context.refuse(event.to, request.id, ErrorCode.UNAVAILABLE, message, retry_after_s=1.0)
+            return
+        self._checks += 1
+        name = f"c{self._checks}"
+        asked = self._asked[name] = _Asked(event.to, request.id, state, self._context.now)
+        for worker in self._pool:
+            if worker.state not in (WorkerState.READY, WorkerState.BUSY):
+                self._note(asked, worker.name, "absent", self._why_absent(worker))
+            elif self._moves(worker):
+                self._note(asked, worker.name, "speaking")
+            else:
+                asked.incarnations[worker.name] = worker.incarnation
+                self._context.effects.append(Tell(worker.incarnation, Check(check=name)))
+        self._context.timers.set(("health", name), self._context.now + request.timeout_s)
+        self.settle()
+
+    def _moves(self, worker: Worker) -> bool:
+        return any(done >= 0 and at >= self._context.now - _MOVES_S for at, done in worker.moved.values())
+
+    @staticmethod
+    def _why_absent(worker: Worker) -> str:
+        death = worker.doom or worker.last_death
+        reason = worker.reason or (death.detail if death else "")
+        return f"{worker.state}: {reason}" if reason else worker.state.value
+
+    @staticmethod
+    def _note(asked: _Asked, name: str, verdict: Verdict, problem: str = "", took_s: float | None = None) -> None:
+        asked.found[name] = {"verdict": verdict, "problem": problem, "took_s": took_s}
+
+    # --- what workers say
+
+    def on_checked(self, worker: Worker, message: Checked) -> None:
+        """A worker has spoken its word, or could not."""
+        asked = self._asked.get(message.check)
+        if asked is None or asked.incarnations.get(worker.name) != worker.incarnation:
+            return
+        took_s = round(self._context.now - asked.begun_at, 3)
+        self._note(asked, worker.name, "failed" if message.problem else "spoke", message.problem, took_s)
+        self.settle()
+
+    def settle(self) -> None:
+        """Answer the checks of which everything is known; what has died meanwhile does not speak any more."""
+        for name, asked in list(self._asked.items()):
+            for worker, incarnation in asked.incarnations.items():
+                if worker not in asked.found and self._pool.by_incarnation(incarnation) is None:
+                    there = self._pool.workers.get(worker)
+                    death = there and (there.doom or there.last_death)
+                    self._note(asked, worker, "failed", death.detail if death else "its process is gone")
+            if asked.incarnations.keys() <= asked.found.keys():
+                self._finish(name)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a check waits for workers."""
+        return bool(self._asked)
+
+    def on_late(self, name: str) -> None:
+        """Time is up."""
+        asked = self._asked[name]
+        for worker, incarnation in asked.incarnations.items():
+            if worker in asked.found:
+                continue
+            there = self._pool.by_incarnation(incarnation)
+            if there is not None and there.jobs and self._moves(there):
+                self._note(asked, worker, "busy")
+            else:
+                self._note(asked, worker, "silent", "it has not spoken a word within the time")
+        self._finish(name)
+
+    def _finish(self, name: str) -> None:
+        asked = self._asked.pop(name)
+        self._context.timers.cancel(("health", name))
+        self._answer(asked.to, asked.id, asked.state, [{"name": w} | asked.found[w] for w in sorted(asked.found)])
+
+    def _answer(self, to: ReplyTo, id: str, state: str, workers: list[dict[str, Any]] | None) -> None:
+        unready = self._problems.unready(state)
+        problems = [problem for problem in self._problems.describe(state, {}) if problem["severity"] != "note"]
+        values: dict[str, Any] = {
+            "state": state,
+            "ready": not unready,
+            "healthy": not unready,
+            "asleep": self._problems.asleep,
+            "problems": problems,
+        }
+        if workers is not None:
+            values["workers"] = workers
+            values["healthy"] = not unready and all(worker["verdict"] in _WELL for worker in workers)
+        self._context.send(to, events.Result(id=id, values=values))

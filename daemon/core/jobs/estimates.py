@@ -1,0 +1,165 @@
+"""How long a job will occupy a worker, from what earlier ones took.
+
+A line is fitted to time by length of text, apart for each kind of job: how its voice is had, its options, and whether
+it is written in letters or in characters that are a syllable each. Short texts count for more, since a sentence that
+takes a second too long is worse than a chapter that does; and old jobs count ever less, since a GPU that others share
+changes its pace. A kind that is new goes by the kinds that are like it."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict, deque
+
+from msgspec import UNSET, Struct, field
+
+from .job import Job
+
+#: How much less a job counts with each one after it: about the last twenty count.
+_KEPT = 0.95
+#: A job that takes longer hides the time between two jobs, some tenths of a millisecond, well enough.
+BRIEF_S = 0.005
+#: Weight of the newest job in the moving average of all.
+_NEWEST = 0.2
+#: Kinds that are remembered at most.
+_MAX_KINDS = 256
+#: So many jobs of a kind, and it goes by them alone.
+_ENOUGH = 3
+#: So many, and a job is believed to take at least this part of what it would at the pace of the fastest of the last.
+_SURE, _LAST, _AT_LEAST = 8, 20, 0.5
+#: Seconds for a letter, before anything was measured.
+_UNMEASURED_S = 0.05
+#: Characters; it takes about as long to begin with a text as to speak so many.
+_SHORT = 20
+#: No time is measured more exactly than this.
+_SHORTEST_S = 1e-4
+#: Errors are counted over so many estimates, and only where there was something to wait for.
+_JUDGED = 1_000
+_WORTH_JUDGING_S = 0.05
+_GOOD = 0.3
+
+
+class _Line(Struct):
+    """Sums of a weighted fit of ``seconds = a + b * length``, with ``a`` and ``b`` not below 0."""
+
+    count: int = 0
+    w: float = 0.0
+    wx: float = 0.0
+    wy: float = 0.0
+    wxx: float = 0.0
+    wxy: float = 0.0
+    #: Seconds for a letter of each of the last jobs.
+    paces: deque[float] = field(default_factory=lambda: deque(maxlen=_LAST))
+
+    def learn(self, x: float, y: float) -> None:
+        self.count += 1
+        self.paces.append(y / max(1.0, x))
+        # By the length and not by the time: what was fast once must not outweigh what is slow now.
+        weight = 1.0 / (x + _SHORT) ** 2
+        self.w = _KEPT * self.w + weight
+        self.wx = _KEPT * self.wx + weight * x
+        self.wy = _KEPT * self.wy + weight * y
+        self.wxx = _KEPT * self.wxx + weight * x * x
+        self.wxy = _KEPT * self.wxy + weight * x * y
+
+    def at(self, x: float) -> float:
+        determinant = self.w * self.wxx - self.wx * self.wx
+        # Texts of one length alone say nothing of others: time is taken to be proportional to length then.
+        if determinant <= 1e-6 * self.w * self.wxx:
+            return x * self.wxy / self.wxx
+        slope = (self.w * self.wxy - self.wx * self.wy) / determinant
+        start = (self.wy - slope * self.wx) / self.w
+        if slope < 0.0:
+            return self.wy / self.w
+        if start < 0.0:
+            return x * self.wxy / self.wxx
+        return start + slope * x
+
+
+class Estimator:
+    """Learns from jobs that are done, and says what to expect of others."""
+
+    def __init__(self) -> None:
+        self._all = _Line()
+        self._kinds: OrderedDict[tuple[str, ...], _Line] = OrderedDict()
+        self._average_s: float | None = None
+        self._judged: deque[bool] = deque(maxlen=_JUDGED)
+        #: How many estimates of waiting time could be compared with what came.
+        self.compared = 0
+
+    def learn(self, job: Job, seconds: float) -> None:
+        """A job occupied a worker for so long."""
+        if not 0.0 <= seconds < math.inf:
+            return
+        length = _length(job.request.text)
+        for line in (self._all, *(self._line(kind) for kind in _kinds(job))):
+            line.learn(length, seconds)
+        average_s = seconds if self._average_s is None else self._average_s
+        self._average_s = average_s + _NEWEST * (seconds - average_s)
+
+    def _line(self, kind: tuple[str, ...]) -> _Line:
+        line = self._kinds.get(kind)
+        if line is None:
+            line = self._kinds[kind] = _Line()
+            if len(self._kinds) > _MAX_KINDS:
+                self._kinds.popitem(last=False)
+        else:
+            self._kinds.move_to_end(kind)
+        return line
+
+    def _best(self, job: Job) -> _Line:
+        for kind in _kinds(job):
+            line = self._kinds.get(kind)
+            if line is not None and line.count >= _ENOUGH:
+                return line
+        return self._all
+
+    @property
+    def trained(self) -> bool:
+        """Whether anything was measured yet."""
+        return self._all.count > 0
+
+    def expect_s(self, job: Job) -> float:
+        """Seconds that a job will occupy a worker."""
+        length = _length(job.request.text)
+        line = self._best(job)
+        return max(_SHORTEST_S, line.at(length) if line.count else length * _UNMEASURED_S)
+
+    def least_s(self, job: Job) -> float:
+        """Seconds that a job takes at the very least; 0 where too little was measured to say so."""
+        line = self._kinds.get(_kinds(job)[0])
+        if line is None or line.count < _SURE:
+            return 0.0
+        # Not by the line, which may be far off for a length that was never seen.
+        return _AT_LEAST * min(line.paces) * _length(job.request.text)
+
+    @property
+    def brief(self) -> bool:
+        """Whether jobs take about as long as handing one over does, so that a worker would mostly wait for the next."""
+        return self._average_s is not None and self._average_s < BRIEF_S
+
+    def judge(self, estimated_s: float, waited_s: float) -> None:
+        """A job that was told to wait ``estimated_s`` has waited for so long."""
+        if max(estimated_s, waited_s) >= _WORTH_JUDGING_S:
+            self.compared += 1
+            self._judged.append(abs(estimated_s - waited_s) <= _GOOD * waited_s)
+
+    @property
+    def within(self) -> float | None:
+        """The share of the last estimates that were within 30 % of what came; None before there were any."""
+        return round(sum(self._judged) / len(self._judged), 4) if self._judged else None
+
+
+def _length(text: str) -> int:
+    """Length as time goes: in bytes of UTF-8, of which a Chinese character, a whole syllable, has three."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def _kinds(job: Job) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What a job is like, the narrowest first: its voice's kind with its options, and its voice's kind."""
+    request = job.request
+    voice = "prompt" if request.prompt is not UNSET else "registered" if job.cloned else "own"
+    script = "syllables" if _length(request.text) > 2 * len(request.text) else "letters"
+    if not request.options:
+        return ((voice, script, ""), (voice, script))
+    options = ",".join(f"{key}={value!r:.40}" for key, value in sorted(request.options.items()))
+    return ((voice, script, options[:400]), (voice, script))

@@ -1,0 +1,285 @@
+"""The waiting jobs: three classes that share the workers' time by weight, and in each its clients in equal parts.
+
+Time is what is shared, not jobs: a chapter counts for as many sentences as it takes. Before all others come the few
+that ran out of GPU memory and are tried once more, on a process that has had no other job. Beside them are those that
+are accepted, but may not be started before the journal has them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterator
+from itertools import chain
+
+from msgspec import Struct, field
+
+from glmtts.protocol.requests import PRIORITIES, Priority
+
+from ..inputs import Client
+from ..settings import ClassesSettings
+from .class_queue import ClassQueue
+from .fair_share import FairShare
+from .job import Job
+
+_RANKS: dict[str, int] = {priority: rank for rank, priority in enumerate(PRIORITIES)}
+#: A class may have so many seconds, times its weight, before the next one below it gets its share: a sentence or two
+#: that come in the wake of others are not to wait for a chapter, because the class as a whole was served before.
+HEAD_START_S = 5.0
+#: A job of the same class overtakes the rest of another only if it takes less than this part of it.
+_MUCH_SHORTER = 0.5
+
+
+class Waiting(Struct):
+    """What waits of one client: how many jobs by class, and how many seconds of work those are that may be started."""
+
+    client: Client
+    jobs: dict[Priority, int] = field(default_factory=lambda: dict.fromkeys(PRIORITIES, 0))
+    count: int = 0
+    work_s: float = 0.0
+
+
+class WaitingQueue:
+    """Takes jobs in, and gives the next one out, in time by the logarithm of its length."""
+
+    def __init__(self, classes: ClassesSettings) -> None:
+        self._class_queues: dict[Priority, ClassQueue] = {priority: ClassQueue() for priority in PRIORITIES}
+        self._classes = FairShare(_RANKS, {priority: HEAD_START_S * rank for priority, rank in _RANKS.items()})
+        #: Jobs that wait for a worker which has had no other; they come before all.
+        self._for_fresh: OrderedDict[str, Job] = OrderedDict()
+        #: Jobs that the journal does not have yet.
+        self._held: dict[str, Job] = {}
+        #: All others; those that had been started before come first.
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._clients: dict[str, Waiting] = {}
+        self._lengths: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
+        #: Whether none is to be started for now.
+        self.paused = False
+        self.set_weights(classes)
+
+    def set_weights(self, classes: ClassesSettings) -> None:
+        """Share out by these weights from now on."""
+        self._classes.set_weights({priority: getattr(classes, priority).weight for priority in PRIORITIES})
+
+    def weight(self, priority: Priority) -> float:
+        """The weight of a class."""
+        return self._classes.weight(priority)
+
+    # --- what waits
+
+    def __len__(self) -> int:
+        return len(self._jobs) + len(self._held)
+
+    def __bool__(self) -> bool:
+        return bool(self._jobs or self._held)
+
+    def __iter__(self) -> Iterator[Job]:
+        return chain(self._jobs.values(), self._held.values())
+
+    def __contains__(self, job: Job) -> bool:
+        return job.id in self._jobs or job.id in self._held
+
+    def is_held(self, job: Job) -> bool:
+        """Whether a job waits for the disk, and not for a worker."""
+        return job.id in self._held
+
+    def length(self, priority: Priority) -> int:
+        """How many of a class wait."""
+        return self._lengths[priority]
+
+    def work_s(self, priority: Priority) -> float:
+        """Seconds that the waiting jobs of a class are expected to take."""
+        return self._class_queues[priority].work_s
+
+    def waiting_of(self, client: str, priorities: Collection[Priority]) -> int:
+        """How many jobs of a client wait in some classes."""
+        waiting = self._clients.get(client)
+        return sum(waiting.jobs[priority] for priority in priorities) if waiting else 0
+
+    def first_of(self, client: str, priority: Priority) -> Job | None:
+        """The job of a client that is started first of a class, if it has one there that may be."""
+        return self._class_queues[priority].first_of(client)
+
+    def clients(self) -> Collection[Waiting]:
+        """What waits of every client that has anything waiting."""
+        return self._clients.values()
+
+    @property
+    def wants_fresh(self) -> bool:
+        """Whether a job waits for a worker that has had no other."""
+        return bool(self._for_fresh)
+
+    def oldest(self) -> float | None:
+        """When the job that has waited for longest was accepted, or nearly that; None if none may be started."""
+        return next((job.accepted_at for job in self._jobs.values()), None)
+
+    # --- in and out
+
+    def hold(self, job: Job) -> None:
+        """Add a job that may not be started before it is pushed."""
+        self._held[job.id] = job
+        self._count(job)
+
+    def push(self, job: Job, *, front: bool = False) -> None:
+        """Add a job, or let one go that was held; ``front``: it had been started before."""
+        if self._held.pop(job.id, None) is None:
+            self._count(job)
+        self._clients[job.client.key].work_s += job.cost_s
+        self._jobs[job.id] = job
+        if front:
+            self._jobs.move_to_end(job.id, last=False)
+        if job.needs_fresh:
+            self._for_fresh[job.id] = job
+            return
+        priority = job.request.priority
+        self._class_queues[priority].push(job)
+        self._classes.wake(priority)
+
+    def _count(self, job: Job) -> None:
+        waiting = self._clients.get(job.client.key)
+        if waiting is None:
+            waiting = self._clients[job.client.key] = Waiting(job.client)
+        waiting.jobs[job.request.priority] += 1
+        waiting.count += 1
+        self._lengths[job.request.priority] += 1
+
+    def _leave(self, job: Job) -> None:
+        waiting = self._clients[job.client.key]
+        if self._held.pop(job.id, None) is None:
+            del self._jobs[job.id]
+            waiting.work_s -= job.cost_s
+        waiting.jobs[job.request.priority] -= 1
+        waiting.count -= 1
+        self._lengths[job.request.priority] -= 1
+        if not waiting.count:
+            del self._clients[job.client.key]
+
+    def remove(self, job: Job) -> None:
+        """Take a job out of the queue. Raises KeyError if it is not in it."""
+        held = job.id in self._held
+        self._leave(job)
+        if held or self._for_fresh.pop(job.id, None) is not None:
+            return
+        priority = job.request.priority
+        class_queue = self._class_queues[priority]
+        class_queue.remove(job)
+        if not len(class_queue):
+            self._classes.sleep(priority)
+
+    def pop_for_fresh(self) -> Job | None:
+        """Take the next job that waits for a worker which has had no other."""
+        if not self._for_fresh:
+            return None
+        _, job = self._for_fresh.popitem(last=False)
+        self._leave(job)
+        return job
+
+    def peek(self, now: float, without: Collection[Priority] = ()) -> Job | None:
+        """The job whose turn it is, but for the classes ``without``; None if there is none."""
+        priority = self._classes.next(without)
+        return None if priority is None else self._class_queues[priority].next(now)  # type: ignore[index]
+
+    def take(self, job: Job) -> None:
+        """Take out a job, which is started: its class and its client have had the time that it is expected to take."""
+        priority = job.request.priority
+        self._leave(job)
+        self._class_queues[priority].take(job)
+        self._classes.serve(priority, job.cost_s, more=len(self._class_queues[priority]) > 0)
+        job.charged_s = job.cost_s
+
+    def go_on(self, job: Job, left_s: float) -> None:
+        """A job that was put aside goes on: the rest of it is charged for."""
+        job.charged_s += left_s
+        self._classes.go_on(job.request.priority, left_s)
+        self._class_queues[job.request.priority].go_on(job.client.key, left_s)
+
+    def settle(self, job: Job) -> None:
+        """A job that may have been started is through, for good or for another attempt, or is put aside: charged is
+        what it took.
+        """
+        charged_s, took_s = job.charged_s - job.settled_s, job.earlier_s - job.settled_s
+        if charged_s or took_s:
+            job.charged_s = job.settled_s = job.earlier_s
+            self._classes.settle(job.request.priority, charged_s, took_s)
+            self._class_queues[job.request.priority].settle(job.client.key, charged_s, took_s)
+
+    def rest(self) -> None:
+        """Nothing is being spoken; if nothing waits either, nobody owes anybody anything any more."""
+        if not self:
+            self._classes.rest()
+            for class_queue in self._class_queues.values():
+                class_queue.rest()
+
+    # --- who goes before whom
+
+    def goes_before(self, job: Job, begun: Job, left_s: float, *, unspoken_s: float) -> bool:
+        """Whether a waiting job comes before the rest of one that was begun, which takes ``left_s`` more seconds.
+
+        ``unspoken_s``: what is charged for it already and not spoken yet. A lower class never does; a higher one does
+        as long as it has not had more than its weight; of the same class, another client's job does which is much
+        shorter, and whose client has had less.
+        """
+        mine, other = job.request.priority, begun.request.priority
+        if _RANKS[mine] > _RANKS[other]:
+            return False
+        if mine != other:
+            head_start = self._classes.handicap(other) - self._classes.handicap(mine)
+            had = self._classes.had(other) - unspoken_s / self._classes.weight(other)
+            return self._classes.tag(mine) <= had + head_start
+        if job.client.key == begun.client.key or job.cost_s > _MUCH_SHORTER * left_s:
+            return False
+        return self._behind_s(job, begun, unspoken_s) <= 0.0
+
+    def _behind_s(self, job: Job, begun: Job, unspoken_s: float) -> float:
+        """How much more the client of a waiting job has had than that of one of its class that was begun."""
+        class_queue = self._class_queues[job.request.priority]
+        return class_queue.tag(job.client.key) - (class_queue.had(begun.client.key) - unspoken_s)
+
+    def goes_before_in_s(self, job: Job, begun: Job, left_s: float, *, unspoken_s: float) -> float | None:
+        """For how long one of the same class has to be spoken until a waiting job comes before its rest; None: never.
+
+        While it is spoken its client gets ahead, until the other one has had less.
+        """
+        if job.request.priority != begun.request.priority or job.client.key == begun.client.key:
+            return None
+        in_s = max(0.0, self._behind_s(job, begun, unspoken_s))
+        return None if job.cost_s > _MUCH_SHORTER * (left_s - in_s) else in_s
+
+    def in_order(self) -> Iterator[Job]:
+        """All jobs that may be started, in the order in which they would be if no other came."""
+        yield from self._for_fresh.values()
+        turns = self._classes.turns()
+        class_queues = {priority: class_queue.in_order() for priority, class_queue in self._class_queues.items()}
+        while (priority := turns.next()) is not None:
+            job = next(class_queues[priority], None)  # type: ignore[index]
+            if job is None:
+                turns.leave()
+            else:
+                yield job
+                turns.serve(job.cost_s)
+
+    def ahead_of(self, job: Job) -> tuple[int, float]:
+        """About how many jobs are started before one that waits, and their seconds of work, all classes together.
+
+        Takes time by the number of clients in its class, up to some.
+        """
+        fresh = len(self._for_fresh)
+        fresh_s = sum(other.cost_s for other in self._for_fresh.values())
+        if job.id in self._for_fresh:
+            return 0, 0.0
+        priority = job.request.priority
+        count, work_s = self._class_queues[priority].ahead_of(job)
+        start = self._classes.tag(priority) + work_s / self._classes.weight(priority)
+        start += self._classes.handicap(priority)
+        total, total_s = count + fresh, work_s + fresh_s
+        for other, tag in self._classes.tags():
+            class_queue = self._class_queues[other]  # type: ignore[index]
+            room_s = (start - tag - self._classes.handicap(other)) * self._classes.weight(other)
+            before = room_s > 0.0 or (room_s == 0.0 and _RANKS[other] < _RANKS[priority])
+            if other == priority or not before:
+                continue
+            if class_queue.work_s <= room_s:
+                total, total_s = total + len(class_queue), total_s + class_queue.work_s
+            else:
+                # One that may begin now, and those that fit behind it.
+                some = min(len(class_queue), int(len(class_queue) * room_s / class_queue.work_s) + 1)
+                total, total_s = total + some, total_s + class_queue.work_s * some / len(class_queue)
+        return total, total_s

@@ -1,0 +1,116 @@
+"""Judges the daemon by the rules of alert_rules.py, every few seconds while anything goes on."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from ..alerts import Alerts
+from ..context import Context
+from ..exit_causes import POLICIES
+from ..jobs.queue import WaitingQueue
+from ..scheduling.completion import Completion
+from ..workers.autoscaler import Autoscaler
+from ..workers.gpus import Gpus
+from ..workers.pool import Pool
+from .alert_rules import FAILURES, RULES, Condition, Figures, Finding, GpuFigures, Totals
+
+#: Causes of death that are faults.
+FAULTS = tuple(cause.value for cause, policy in POLICIES.items() if policy.fault)
+#: The window is as exact as this part of it.
+_STEPS = 60
+
+
+class AlertEvaluator:
+    """Keeps what was counted over the last minutes, and for how long each thing has been bad or good."""
+
+    def __init__(
+        self,
+        context: Context,
+        alerts: Alerts,
+        *,
+        queue: WaitingQueue,
+        pool: Pool,
+        autoscaler: Autoscaler,
+        gpus: Gpus,
+        completion: Completion,
+    ) -> None:
+        self._context = context
+        self._alerts = alerts
+        self._queue = queue
+        self._pool = pool
+        self._autoscaler = autoscaler
+        self._gpus = gpus
+        self._completion = completion
+        self._conditions: dict[tuple[str, str], Condition] = {}
+        #: The counters as they were, the oldest first: one from before the window, and those in it.
+        self._past: deque[tuple[float, Totals]] = deque([(context.now, Totals())])
+
+    def judge(self) -> None:
+        """Raise and clear what is to be; and come again, unless all is well and nothing goes on."""
+        settings, now = self._context.settings.alerts, self._context.now
+        figures = self.figures()
+        quiet = figures.lately == Totals() and not figures.waiting
+        for name, (rule, timing) in RULES.items():
+            raise_s = timing.raise_for * settings.for_s + timing.raise_windows * settings.window_s
+            clear_s = timing.clear_for * settings.for_s + timing.clear_windows * settings.window_s
+            # What was there and is not any more (a worker, a GPU) is well.
+            gone = [Finding(of, False) for known, of in self._conditions if known == name]
+            findings = {finding.of: finding for finding in (*gone, *rule(figures, settings))}
+            for of, finding in findings.items():
+                key = (name, of)
+                condition = self._conditions.get(key)
+                if condition is None:
+                    if finding.bad is not True:
+                        continue
+                    condition = self._conditions[key] = Condition()
+                raised = condition.judge(finding, now, raise_s, clear_s)
+                if finding.bad is True or not raised:
+                    self._alerts.set(f"{name}.{of}" if of else name, finding.message if raised else "")
+                if not raised and finding.bad is not True:
+                    del self._conditions[key]
+        if not quiet or self._conditions:
+            self._context.stir()
+
+    def figures(self) -> Figures:
+        """What the rules look at, as it is now."""
+        settings = self._context.settings
+        now = self._context.now
+        totals = self._totals()
+        window_s = settings.alerts.window_s
+        past = self._past
+        if now - past[-1][0] >= window_s / _STEPS:
+            past.append((now, totals))
+        while len(past) > 1 and past[1][0] <= now - window_s:
+            past.popleft()
+        return Figures(
+            lately=totals.since(past[0][1]),
+            waiting=self._queue.length("vip") + self._queue.length("interactive"),
+            warn_waiting=settings.queue.warn_waiting,
+            serving=self._pool.serving,
+            wanted=0 if self._pool.stopping else self._autoscaler.wanted,
+            gpus={
+                index: GpuFigures(used, total, self._gpus.lately_xid(index, now - window_s))
+                for index, used, total in self._gpus.memory()
+            },
+            trends={
+                worker.name: trend
+                for worker in self._pool.workers.values()
+                if worker.serving and (trend := worker.watch.trend) is not None
+            },
+        )
+
+    def _totals(self) -> Totals:
+        counters, outcomes = self._context.counters, self._completion.outcomes
+        refused = counters.refused
+        heard = (counters.duration["vip"], counters.duration["interactive"])
+        turned_away = refused.get("unavailable", 0)
+        return Totals(
+            responses=sum(histogram.count for histogram in heard),
+            response_s=sum(histogram.total for histogram in heard),
+            ended=sum(outcomes.values()) + turned_away,
+            failed=sum(outcomes.get(code, 0) for code in FAILURES) + turned_away,
+            spoken=counters.real_time_factor.count,
+            synthesis_s=counters.synthesis_s,
+            audio_s=counters.spoken_s,
+            faults=sum(counters.deaths[cause] for cause in FAULTS),
+        )

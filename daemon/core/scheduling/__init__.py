@@ -1,0 +1,1 @@
+"""What joins jobs and workers: admission, dispatch, preemption, completion, retries."""

@@ -1,0 +1,334 @@
+"""Durable jobs: written down before they are accepted, taken up again by the next daemon, looked up when long ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+from msgspec import UNSET
+
+from glmtts.protocol import events, requests
+from glmtts.protocol.errors import ErrorCode, RequestError
+
+from ..alerts import Alerts
+from ..context import Context
+from ..effects import JournalAdd, JournalFind
+from ..inputs import Client, JournalAdded, JournalChanged, JournalFound, JournalRow, ReplyTo, StoredLost
+from ..jobs.job import Ending, Job, Subscriber
+from ..jobs.job_table import JobTable
+from ..jobs.queue import WaitingQueue
+from .completion import Completion
+
+#: A job that was broken off by the end of a daemon so many times is what ends it. Mostly it is not: workers are the
+#: kernel's first choice when memory runs out, and a daemon that is killed often breaks off whatever it speaks.
+MAX_INTERRUPTIONS = 100
+#: After so long it is worth asking whether the journal works again.
+_RETRY_S = 5.0
+#: After a result that could not be kept, so long no durable job is taken; then one may try.
+UNKEPT_S = 30.0
+_NO_JOURNAL = "this daemon keeps no journal."
+
+
+class DurableJobs:
+    """Between the core and the journal."""
+
+    def __init__(
+        self,
+        context: Context,
+        job_table: JobTable,
+        queue: WaitingQueue,
+        *,
+        completion: Completion,
+        alerts: Alerts,
+    ) -> None:
+        self._context = context
+        self._job_table = job_table
+        self._queue = queue
+        self._completion = completion
+        self._alerts = alerts
+        #: Puts a job of an earlier daemon into the queue, and one that was held back there.
+        self.take_up: Callable[[Job], None] = lambda _: None
+        self.go_on: Callable[[Job], None] = lambda _: None
+        #: Why no durable job is accepted, or ``""``.
+        self.problem = _NO_JOURNAL
+        #: Accepted jobs that are not on disk yet, and who is told when they are.
+        self._adding: dict[str, list[Subscriber]] = {}
+        self.recovered = 0
+        #: Why the last result of a durable job could not be kept, and until when no more are taken for that.
+        self._unkept = ""
+        self._unkept_until = 0.0
+        #: Jobs whose speech nobody could be given, and those whose speech nobody would be: they wait for the disk.
+        self._waits_for_disk: dict[str, Job] = {}
+        #: Jobs that the journal could not take, or knew already.
+
+    # --- the journal itself
+
+    def check(self) -> None:
+        """Refuse a durable job where the journal can't have it, or its result would be lost."""
+        if self.problem:
+            raise self._unavailable(self.problem)
+        if self._unkept and self._context.now < self._unkept_until:
+            raise self._unavailable(self._unkept)
+
+    def is_accepted(self, job: Job) -> bool:
+        """Whether a job is on disk, if it has to be."""
+        return job.id not in self._adding
+
+    def not_kept(self, job: Job, problem: str) -> bool:
+        """The result of a durable job could not be written: returns whether somebody is there who is sent it.
+
+        Where nobody is, it would be lost: the job waits until results can be kept and is spoken once more, and so do
+        those that nobody waits for either.
+        """
+        self._unkept = f"results can't be kept: {problem}."
+        self._unkept_until = self._context.now + UNKEPT_S
+        self._alerts.set("results", f"{self._unkept} Durable jobs are refused; see [daemon] state_dir.")
+        self._context.log(
+            "error", "result of a durable job can't be kept", job=job.id, heard=bool(job.subscribers), reason=problem
+        )
+        for waiting in [waiting for waiting in self._queue if self._would_be_lost(waiting)]:
+            self._queue.remove(waiting)
+            self._hold(waiting)
+        return not self._would_be_lost(job)
+
+    def _would_be_lost(self, job: Job) -> bool:
+        return job.durable and not job.output_path and not job.subscribers and not self._queue.is_held(job)
+
+    def wait_for_disk(self, job: Job) -> None:
+        """A job that was spoken for nobody is in no queue and on no worker: it waits until it can be spoken again."""
+        job.excused += 1
+        # Nobody hears the rest of a stream: the speech is made whole.
+        job.streams, job.chunks, job.first_audio_at = False, 0, None
+        self._hold(job)
+
+    def _hold(self, job: Job) -> None:
+        self._queue.hold(job)
+        self._waits_for_disk[job.id] = job
+        if ("disk", "") not in self._context.timers:
+            self._context.timers.set(("disk", ""), self._context.now + UNKEPT_S)
+
+    def on_try_disk(self) -> None:
+        """One of those that wait for the disk finds out whether it can be written to again."""
+        if (job := self._next_for_disk()) is not None:
+            self.go_on(job)
+        if self._waits_for_disk:
+            self._context.timers.set(("disk", ""), self._context.now + UNKEPT_S)
+
+    def kept(self) -> None:
+        """The result of a durable job was written."""
+        if self._unkept:
+            self._unkept = ""
+            self._alerts.set("results", "")
+        while (job := self._next_for_disk()) is not None:
+            self.go_on(job)
+
+    def leave(self) -> None:
+        """The daemon ends: those that wait for the disk are the next one's."""
+        while (job := self._next_for_disk()) is not None:
+            self._completion.leave(job)
+
+    def _next_for_disk(self) -> Job | None:
+        """The first of them that was not cancelled meanwhile."""
+        while self._waits_for_disk:
+            job = self._waits_for_disk.pop(next(iter(self._waits_for_disk)))
+            if job.ending is None and self._queue.is_held(job):
+                return job
+        self._context.timers.cancel(("disk", ""))
+        return None
+
+    @staticmethod
+    def _unavailable(problem: str) -> RequestError:
+        way_out = 'To have it spoken all the same, though it would not survive a crash, send "durable": false.'
+        message = f"durable: {problem} {way_out}"
+        return RequestError(ErrorCode.UNAVAILABLE, message, retry_after_s=_RETRY_S)
+
+    def on_changed(self, event: JournalChanged) -> None:
+        """The journal can be used now, or can't any more; jobs of an earlier daemon go on."""
+        self.problem = event.problem
+        self._alerts.set("journal", event.problem)
+        for row in event.rows:
+            self._recover(row)
+        if event.rows:
+            self._context.log("info", "durable jobs of an earlier daemon go on", jobs=len(event.rows))
+
+    def _recover(self, row: JournalRow) -> None:
+        context = self._context
+        if self._job_table.find(row.job) is not None:
+            return
+        job = Job(
+            id=row.job,
+            client=Client(row.client, row.user),
+            request=row.request,
+            recording=row.recording,
+            content=row.content,
+            format=row.format,
+            sample_rate=row.sample_rate,
+            # Nobody hears a stream that was broken off: the speech is made whole, and kept for a ``wait``.
+            streams=False,
+            accepted_at=context.now - (context.wall - row.created),
+            created=row.created,
+            deadline_at=None if row.deadline_at is None else context.now + row.deadline_at - context.wall,
+            durable=True,
+            attempts=row.attempts,
+            excused=row.attempts,
+            interrupted=row.attempts,
+        )
+        self.recovered += 1
+        self._job_table.add(job)
+        if row.attempts >= MAX_INTERRUPTIONS:
+            message = f"the daemon ended {row.attempts} times while it was spoken; it is not tried again"
+            self._completion.fail_withdrawn(job, ErrorCode.WORKER_CRASHED, message)
+        elif job.deadline_at is not None and job.deadline_at <= context.now:
+            message = "not finished within its deadline, which passed while no daemon ran"
+            self._completion.fail_withdrawn(job, ErrorCode.DEADLINE_EXCEEDED, message)
+        else:
+            self.take_up(job)
+
+    # --- new jobs
+
+    def add(self, job: Job, subscriber: Subscriber) -> None:
+        """Write a job down; until that is done it is neither accepted nor started."""
+        self._queue.hold(job)
+        self._adding[job.id] = [subscriber]
+        context = self._context
+        deadline_at = None if job.deadline_at is None else context.wall + job.deadline_at - context.now
+        row = JournalRow(
+            job=job.id,
+            client=job.client.key,
+            user=job.client.user,
+            request=job.request,
+            content=job.content,
+            format=job.format,
+            sample_rate=job.sample_rate,
+            created=job.created,
+            deadline_at=deadline_at,
+            recording=job.recording,
+            text_length=len(job.request.text),
+        )
+        context.effects.append(JournalAdd(row))
+
+    def hears_when_written(self, job: Job, subscriber: Subscriber) -> bool:
+        """Whether a job is not accepted yet: one more is told when it is."""
+        if job.id not in self._adding:
+            return False
+        self._adding[job.id].append(subscriber)
+        return True
+
+    def on_added(self, event: JournalAdded) -> tuple[Job, list[Subscriber]] | None:
+        """It is on disk: returns the job and who asked for it, if it is still wanted. Else they are told here."""
+        subscribers = self._adding.pop(event.job, None)
+        job = self._job_table.live.get(event.job)
+        if subscribers is None or job is None or job.ending is not None:
+            return None
+        if not event.problem and event.known is None:
+            return job, subscribers
+        # It was never accepted: nothing is kept of it.
+        subscribers = job.subscribers
+        self._queue.remove(job)
+        self._job_table.drop(job)
+        self._job_table.forget_key(job)
+        self._context.counters.withdrawn += 1
+        error = self._unavailable(event.problem)
+        for subscriber in subscribers:
+            if event.known is not None:
+                self._join(subscriber, job, event.known)
+            else:
+                self._context.refuse(
+                    subscriber.to, subscriber.id, error.code, error.message, retry_after_s=error.retry_after_s
+                )
+        return None
+
+    def _join(self, subscriber: Subscriber, job: Job, known: tuple[str, str]) -> None:
+        """The same key again, of a job that only the journal remembers."""
+        id, content = known
+        if content != job.content:
+            self._context.refuse(subscriber.to, subscriber.id, ErrorCode.BAD_REQUEST, key_taken(id))
+            return
+        if subscriber.all_events:
+            self._context.send(
+                subscriber.to, events.Accepted(id=subscriber.id, job=id, position=0, queue_size=len(self._queue))
+            )
+        self._context.effects.append(JournalFind(subscriber.to, subscriber.wait_for(id), job.client.key))
+
+    # --- jobs that only the journal remembers
+
+    def find(self, to: ReplyTo, request: requests.Wait | requests.GetJob | requests.Cancel, client: str | None) -> bool:
+        """Look in the journal for a job that is not in memory; returns whether there is a journal to look in.
+
+        What is there can mostly be read though nothing can be written.
+        """
+        if self.problem == _NO_JOURNAL:
+            return False
+        self._context.effects.append(JournalFind(to, request, client))
+        return True
+
+    def on_found(self, event: JournalFound) -> None:
+        """Answer with what the journal has."""
+        request, row = event.request, event.row
+        assert isinstance(request, requests.Wait | requests.GetJob | requests.Cancel)
+        if row is not None and row.event is None and not event.problem:
+            # Left for the next daemon, or its end could not be written yet.
+            message = f"job {row.job} is in the journal, and has no end there yet; ask again in a moment"
+            self._context.refuse(event.to, request.id, ErrorCode.UNAVAILABLE, message, retry_after_s=_RETRY_S)
+        elif event.problem:
+            message = f"job: {request.job} is not in memory, and the journal can't be asked: {event.problem}"
+            self._context.refuse(event.to, request.id, ErrorCode.UNAVAILABLE, message, retry_after_s=_RETRY_S)
+        elif row is None or row.event is None:
+            message = f"job: there is no job {request.job!r} of yours"
+            self._context.refuse(event.to, request.id, ErrorCode.JOB_NOT_FOUND, message)
+        elif isinstance(request, requests.Cancel):
+            self._context.send(event.to, events.Result(id=request.id, values={"state": row.state, "job": row.job}))
+        elif isinstance(request, requests.GetJob):
+            info = _described(row, with_client=event.client is None)
+            self._context.send(event.to, events.JobAnswer(id=request.id, **msgspec.structs.asdict(info)))
+        elif isinstance(row.event, events.Done) and not row.result and row.event.path is UNSET:
+            self._context.refuse(event.to, request.id, ErrorCode.JOB_NOT_FOUND, self._not_kept(row.job))
+        else:
+            self._completion.send(event.to, request.id, Ending(row.state, row.event, result=row.result))
+
+    def on_lost(self, event: StoredLost) -> None:
+        """A result that should be on disk is not, or can't be read."""
+        message = f"job {event.job} is done, but its result can't be read: {event.problem}"
+        self._context.log("error", "result can't be read", job=event.job, reason=event.problem)
+        self._context.refuse(event.to, event.id, ErrorCode.JOB_NOT_FOUND, message)
+
+    def _not_kept(self, id: str) -> str:
+        keep = self._context.settings.queue
+        return (
+            f"job {id} has ended, and its result is not kept any more: results of durable jobs are kept for "
+            f"{keep.keep_durable_s:g} s, {keep.keep_durable_mib} MiB of them in all"
+        )
+
+    def describe(self) -> dict[str, object]:
+        """The journal as ``status`` shows it."""
+        unfinished = self._job_table.durable
+        return {"ok": not self.problem, "problem": self.problem, "unfinished": unfinished, "recovered": self.recovered}
+
+
+def key_taken(id: str) -> str:
+    """What a client is told who uses an idempotency key for two different jobs."""
+    return f"key: it stands for job {id}, whose request was another; use a new key"
+
+
+def _described(row: JournalRow, *, with_client: bool) -> events.JobInfo:
+    """A job of the journal as clients and operators see it."""
+    job = Job(
+        id=row.job,
+        client=Client(row.client, row.user),
+        request=row.request,
+        recording=None,
+        format=row.format,
+        sample_rate=row.sample_rate,
+        streams=False,
+        accepted_at=0.0,
+        created=row.created,
+        durable=True,
+        state=row.state,
+        attempts=row.attempts,
+        text_length=row.text_length,
+    )
+    if isinstance(row.event, events.Error):
+        job.code, job.message = row.event.code, row.event.message
+    elif row.event is not None:
+        job.audio_s, job.synthesis_s, job.waited_s = row.event.audio_s, row.event.synthesis_s, row.event.waited_s
+    return job.describe(None, None, with_client=with_client)

@@ -1,0 +1,206 @@
+"""When a waiting job will be started: from what the workers have left to do, and what goes before it."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection
+from itertools import islice
+from typing import NamedTuple
+
+from glmtts.protocol.requests import PRIORITIES, Priority
+
+from ..context import Context
+from ..jobs.estimates import Estimator
+from ..jobs.job import Job
+from ..jobs.job_table import JobTable
+from ..jobs.queue import WaitingQueue
+from ..workers.pool import Pool
+from ..workers.worker import Worker
+
+#: The first of those who wait are gone through one by one, so that positions are exact where somebody looks.
+_WALKED = 64
+#: A job that takes longer than was expected has still this part of that to go: nobody knows.
+_NEVER_DONE = 0.1
+#: So many jobs are placed one by one on the workers; of more the bulk is spread evenly first.
+_PLACED = 64
+
+
+class Outlook(NamedTuple):
+    """How many jobs go before one, and in how many seconds it will be started; None if nobody can say."""
+
+    position: int
+    wait_s: float | None
+
+
+class Forecast:
+    """Looks ahead."""
+
+    def __init__(
+        self, context: Context, job_table: JobTable, queue: WaitingQueue, pool: Pool, estimator: Estimator
+    ) -> None:
+        self._context = context
+        self._job_table = job_table
+        self._queue = queue
+        self._pool = pool
+        self._estimator = estimator
+
+    # --- one job
+
+    def left_s(self, job: Job) -> float:
+        """Seconds of work that are left of a job that was begun."""
+        done_s = job.active_s(self._context.now)
+        expected_s = job.cost_s
+        if job.segment > 1 and job.segments > job.segment:
+            # Two segments tell more than what others took.
+            expected_s = job.border_s / job.segment * job.segments
+        return max(expected_s - done_s, _NEVER_DONE * expected_s)
+
+    def border_s(self, job: Job) -> float:
+        """Seconds until a job that was begun reaches the next place at which it can be put aside."""
+        done_s = job.active_s(self._context.now)
+        if job.segments > 1:
+            segment_s = job.border_s / job.segment if job.segment else job.cost_s / job.segments
+            return min(max(segment_s - (done_s - job.border_s), _NEVER_DONE * segment_s), self.left_s(job))
+        return self.left_s(job)
+
+    # --- those who wait
+
+    def of(self, job: Job) -> Outlook:
+        """Where a job stands that waits."""
+        if self._queue.is_held(job):
+            return Outlook(0, None)
+        position, work_s = self._queue.ahead_of(job)
+        if position <= _WALKED and not self._is_last_of_one_row(position):
+            view = self.view(job)
+            for exact, other in enumerate(islice(self._queue.in_order(), 2 * _WALKED)):
+                if other is job:
+                    return Outlook(exact, view.starts_in_s(job))
+                view.place(other)
+        return Outlook(position, self.view(job, alone=True).starts_behind_s(job, position, work_s))
+
+    def _is_last_of_one_row(self, position: int) -> bool:
+        """Whether one client alone waits for one worker, behind whose other jobs it stands: that is exact as it is."""
+        alone = len(self._queue.clients()) == 1 and len(self._pool.workers) == 1
+        return alone and position == len(self._queue) - 1
+
+    def next_start_s(self, priorities: Collection[Priority], client: str = "") -> float | None:
+        """Seconds until the next job of these classes, and of this client, is started, and leaves its place."""
+        view = self.view()
+        for job in islice(self._queue.in_order(), _WALKED):
+            if job.request.priority in priorities and client in ("", job.client.key):
+                return view.starts_in_s(job)
+            view.place(job)
+        # Many stand before it.
+        found = (self._queue.first_of(client, priority) for priority in priorities)
+        waits = [self.of(job).wait_s for job in found if job is not None]
+        return min((wait_s for wait_s in waits if wait_s is not None), default=None)
+
+    def next_end_s(self, client: str = "") -> float | None:
+        """Seconds until the next job is done, of this client if one is named."""
+        if not self._estimator.trained:
+            return None
+        live = self._job_table.live
+        at_work = (live[id] for worker in self._pool.workers.values() for id in worker.begun if id in live)
+        ends = [self.left_s(job) for job in at_work if client in ("", job.client.key)]
+        if ends or not client:
+            return min(ends, default=None)
+        starts_in_s = self.next_start_s(PRIORITIES, client)
+        found = (self._queue.first_of(client, priority) for priority in PRIORITIES)
+        costs = [job.cost_s for job in found if job is not None]
+        return None if starts_in_s is None or not costs else starts_in_s + min(costs)
+
+    def view(self, job: Job | None = None, *, alone: bool = False) -> View:
+        """What the workers have left to do, now; jobs are then placed behind it.
+
+        With a ``job``, as that one finds them: jobs of its own class may give way to it as well. ``alone``: no others
+        will be placed before it.
+        """
+        urgent: list[float] = []
+        patient: list[tuple[bool, float]] = []
+        batch = job is not None and job.request.priority == "batch"
+        if self._estimator.trained and not self._queue.paused:
+            for worker in self._pool.workers.values():
+                if worker.serving and not worker.leaving:
+                    if not (alone and batch):
+                        urgent.append(self._free_in_s(worker, job, urgent=True))
+                    if not alone or batch:
+                        patient.append((not self._has_batch(worker), self._free_in_s(worker, job, urgent=False)))
+        # Of several workers some take no batch jobs: those that have some already do, then those that are free first.
+        may_have_batch = len(patient) - self._pool.kept_free(len(patient))
+        return View(
+            urgent,
+            [free_in_s for _, free_in_s in sorted(patient)[:may_have_batch]],
+            preempt=self._context.settings.queue.preempt,
+        )
+
+    def _has_batch(self, worker: Worker) -> bool:
+        live = self._job_table.live
+        return any(id in live and live[id].request.priority == "batch" for id in worker.jobs)
+
+    def _free_in_s(self, worker: Worker, waiting: Job | None, *, urgent: bool) -> float:
+        """Seconds until a worker takes an urgent job, or any: the former need not wait for batch jobs to end."""
+        live, total_s = self._job_table.live, 0.0
+        preempt = self._context.settings.queue.preempt and worker.slots == 1
+        for id in worker.jobs:
+            job = live.get(id)
+            if job is None:
+                continue
+            border_s = 0.0 if job.suspended else self.border_s(job)
+            if urgent and preempt and job.request.priority == "batch":
+                total_s += border_s
+            elif preempt and waiting is not None and (in_s := self._gives_way_in_s(job, waiting)) is not None:
+                total_s += max(in_s, border_s)
+            else:
+                total_s += self.left_s(job)
+        return total_s / worker.slots
+
+    def _gives_way_in_s(self, begun: Job, waiting: Job) -> float | None:
+        """Seconds until a begun job can be put aside for one of its class that waits (preemption.py); None: never."""
+        if begun.client.key == waiting.client.key:
+            return None
+        heard = begun.streams and begun.request.priority != "batch"
+        # Without segments there are no borders.
+        if heard or not begun.begun or begun.segments == 1:
+            return None
+        unspoken_s = begun.charged_s - begun.active_s(self._context.now)
+        return self._queue.goes_before_in_s(waiting, begun, self.left_s(begun), unspoken_s=unspoken_s)
+
+
+class View:
+    """The workers by when they are free, for jobs that may and may not interrupt batch jobs."""
+
+    def __init__(self, urgent: list[float], patient: list[float], *, preempt: bool) -> None:
+        self._urgent = urgent
+        self._patient = patient
+        self._preempt = preempt
+        heapq.heapify(urgent)
+        heapq.heapify(patient)
+
+    def _workers(self, job: Job) -> list[float]:
+        return self._patient if job.request.priority == "batch" else self._urgent
+
+    def starts_in_s(self, job: Job) -> float | None:
+        """Seconds until a job is started that comes behind all that were placed."""
+        workers = self._workers(job)
+        return round(workers[0], 3) if workers else None
+
+    def place(self, job: Job) -> None:
+        """The job is the next that is started."""
+        # What a batch job takes is no obstacle to those who need not wait for it to end.
+        gives_way = self._preempt and job.request.priority == "batch"
+        for workers in (self._patient,) if gives_way else (self._urgent, self._patient):
+            if workers:
+                heapq.heapreplace(workers, workers[0] + job.cost_s)
+
+    def starts_behind_s(self, job: Job, count: int, work_s: float) -> float | None:
+        """Seconds until a job is started before which ``count`` others come, with so much work in all."""
+        workers = list(self._workers(job))
+        if not workers:
+            return None
+        if len(workers) == 1:
+            return round(workers[0] + work_s, 3)
+        one_s = work_s / max(1, count)
+        bulk = max(0, count - _PLACED) // len(workers)
+        for _ in range(count - bulk * len(workers)):
+            heapq.heapreplace(workers, workers[0] + one_s)
+        return round(workers[0] + bulk * one_s, 3)

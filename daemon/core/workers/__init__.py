@@ -1,0 +1,1 @@
+"""Workers: states, processes, placement on GPUs, memory, restarts and replacement."""

@@ -1,0 +1,42 @@
+"""Where workers can be: how many at most, and on which GPU the next one is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ..settings import Settings
+
+#: Engines that use a GPU where there is one.
+GPU_ENGINES = frozenset({"glmtts", "fault"})
+
+
+def asks_nvml(settings: Settings) -> bool:
+    """Whether it takes NVML to know where workers can be."""
+    return settings.workers.gpus != "none" and settings.engine.name in GPU_ENGINES
+
+
+def gpus_of(settings: Settings, found: Sequence[int]) -> list[int]:
+    """The GPUs to use: those that the configuration names, or for ``"all"`` those that were found."""
+    if not asks_nvml(settings):
+        return []
+    gpus = settings.workers.gpus
+    return list(found) if isinstance(gpus, str) else list(gpus)
+
+
+def most(settings: Settings, gpus: Sequence[int]) -> int:
+    """How many workers there may be. Without GPUs the machine counts as one, and ``max`` alone decides if it is set."""
+    workers = settings.workers
+    if not gpus:
+        return workers.max or max(workers.per_gpu, workers.min)
+    places = workers.per_gpu * len(gpus)
+    return min(workers.max, places) if workers.max else places
+
+
+def next_gpu(gpus: Sequence[int], taken: Iterable[int | None], per_gpu: int) -> int | None:
+    """The GPU with the fewest workers, the first of several; None if there is none, or all have ``per_gpu``."""
+    count = dict.fromkeys(gpus, 0)
+    for gpu in taken:
+        if gpu in count:
+            count[gpu] += 1
+    free = [gpu for gpu in gpus if count[gpu] < per_gpu]
+    return min(free, key=count.__getitem__, default=None)

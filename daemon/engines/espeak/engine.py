@@ -1,0 +1,122 @@
+"""eSpeak NG: real speech in a few milliseconds, without a GPU or a system package; Mandarin and English by the text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from glmtts.protocol.events import Voice
+
+from ..base import Engine, EngineError, Piece, Utterance
+from ..options import EspeakOptions
+from ..sentences import Sentence, split
+from .library import SAMPLE_RATE, EspeakLibrary, Passage
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_AUTO = "auto"
+_MANDARIN = "cmn"
+_ENGLISH = "en-us"
+#: Instances of the library that are kept for the jobs to come: one, and one for whoever comes while a job is put aside.
+_KEPT = 2
+
+
+class EspeakEngine(Engine):
+    """Sentences are its segments. The seed is without effect: the same text always sounds the same.
+
+    Each job under way has an instance of the library to itself. Only when a job begins while another is put aside is
+    there a second one.
+    """
+
+    name = "espeak"
+    sample_rates = (SAMPLE_RATE,)
+    options = EspeakOptions
+
+    def __init__(self) -> None:
+        try:
+            import espeakng_loader
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "the espeak engine needs the package espeakng-loader; pip install 'glmtts-supervisor[espeak]'"
+            ) from error
+        self._path: str = espeakng_loader.get_library_path()
+        self._data: str = espeakng_loader.get_data_path()
+        library = EspeakLibrary(self._path, self._data)
+        self.version = library.version()
+        self._names = _named(library)
+        self._idle = [library]
+
+    @property
+    def voices(self) -> list[Voice]:
+        automatic = Voice(name=_AUTO, language="zh,en", description="Mandarin or English, as each sentence is written")
+        return [automatic, *(voice for voice, _ in self._names.values())]
+
+    def synthesize(self, utterance: Utterance) -> Iterator[Piece]:
+        sentences = split(utterance.text)
+        passages = [Passage(self._voice_for(sentence, utterance.voice), sentence.text) for sentence in sentences]
+        library = self._take_library()
+        spoke = False
+        try:
+            library.start(passages, utterance.options)
+            for segment in range(len(sentences)):
+                # One piece is held back, because only the next one tells whether it was the sentence's last.
+                held: NDArray[np.float32] | None = None
+                while (chunk := library.chunk()) is not None:
+                    utterance.beat(segment, len(sentences))
+                    if utterance.cancelled():
+                        return
+                    if held is not None:
+                        yield Piece(held, segment, len(sentences), False)
+                    held = chunk
+                spoke = spoke or held is not None
+                yield Piece(np.zeros(0, np.float32) if held is None else held, segment, len(sentences), True)
+            if not spoke:
+                raise EngineError("synthesis_failed", "eSpeak NG has no sound for anything in this text")
+        finally:
+            library.stop()
+            self._put_back(library)
+
+    def close(self) -> None:
+        for library in self._idle:
+            library.join()
+
+    def _voice_for(self, sentence: Sentence, voice: str | None) -> str:
+        name = voice if voice not in (None, _AUTO) else _MANDARIN if sentence.has_han else _ENGLISH
+        return self._names[str(name)][1]
+
+    def _take_library(self) -> EspeakLibrary:
+        if self._idle:
+            library = next((library for library in self._idle if library.is_ready), self._idle[0])
+            self._idle.remove(library)
+            return library
+        try:
+            return EspeakLibrary(self._path, self._data, copy=True)
+        except (OSError, RuntimeError) as error:
+            raise EngineError(
+                "synthesis_failed", f"eSpeak NG can't be loaded once more for a job beside one put aside: {error}"
+            ) from error
+
+    def _put_back(self, library: EspeakLibrary) -> None:
+        self._idle.append(library)
+        if len(self._idle) > _KEPT:
+            # The one that is no copy shares its code with the other workers.
+            surplus = next(library for library in self._idle if library.is_copy)
+            self._idle.remove(surplus)
+            surplus.close()
+
+
+def _named(library: EspeakLibrary) -> dict[str, tuple[Voice, str]]:
+    """The library's voices by our name: the language tag, with the rest of its path where that is not unique."""
+    names: dict[str, tuple[Voice, str]] = {}
+    for voice in library.voices():
+        tag = voice.language
+        name = tag if tag not in names else voice.identifier.rpartition("/")[2].lower()
+        description = f"eSpeak NG: {voice.name}"
+        names[name] = (
+            Voice(name=name, language=tag, description=description),
+            tag if name == tag else voice.identifier,
+        )
+    return names

@@ -1,0 +1,238 @@
+"""The library eSpeak NG: one instance of it speaks one text at a time, in a thread of its own.
+
+The library keeps its state in static variables. Two texts at a time take two instances, and the dynamic linker gives
+another instance only for another file: the copies are files in memory, which it maps as it maps any other.
+"""
+
+from __future__ import annotations
+
+import _ctypes
+import contextlib
+import ctypes
+import errno
+import os
+import queue
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ..base import EngineError
+from ..options import EspeakOptions
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SAMPLE_RATE = 22_050
+
+# Constants of espeak-ng's speak_lib.h.
+_SYNCHRONOUS = 2
+_DONT_EXIT = 0x8000
+_RATE, _PITCH = 1, 3
+_UTF8 = 1
+#: How much of the speech the library hands over at a time.
+_CHUNK_MS = 40
+#: The library is a thousand times faster than speech; this many chunks it may be ahead of who takes them.
+_CHUNKS_AHEAD = 256
+#: MFD_NOEXEC_SEAL (Linux 6.3): nobody executes the copy as a program, and hardened kernels allow no other files.
+_NOT_A_PROGRAM = 0x8
+
+
+class _LibraryVoice(ctypes.Structure):
+    """``espeak_VOICE``; ``languages`` begins with a byte that is a priority."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("languages", ctypes.c_char_p),
+        ("identifier", ctypes.c_char_p),
+        ("gender", ctypes.c_ubyte),
+        ("age", ctypes.c_ubyte),
+        ("variant", ctypes.c_ubyte),
+        ("reserved", ctypes.c_ubyte),
+        ("score", ctypes.c_int),
+        ("spare", ctypes.c_void_p),
+    )
+
+
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+
+
+class ListedVoice(NamedTuple):
+    """A voice that the library has; ``language`` is its language tag, ``identifier`` names it to the library."""
+
+    name: str
+    language: str
+    identifier: str
+
+
+class Passage(NamedTuple):
+    """What is spoken with one voice."""
+
+    voice: str
+    text: str
+
+
+class EspeakLibrary:
+    """An instance of the library. It is used from one thread; the one that speaks is its own.
+
+    What it remembers from one text to the next (the flutter of the voice among it) is reset neither by a seed nor by
+    its own initialisation. So each text gets the library freshly loaded: about 6 ms, spent after the text before it, by
+    the thread that spoke.
+    """
+
+    def __init__(self, path: str, data: str, *, copy: bool = False) -> None:
+        """Load ``path`` itself, which a process can do once, or a copy of it. Raises OSError or RuntimeError."""
+        self.is_copy = copy
+        self._data = data
+        # Open while it is loaded: the linker knows the copy by this name, and a number that is free is given again.
+        self._fd = _copy_to_memory(path) if copy else -1
+        self._path = f"/proc/self/fd/{self._fd}" if copy else path
+        # The library calls it from the speaking thread; it has to outlive every call.
+        self._callback = _Callback(self._take)
+        self._chunks: queue.Queue[NDArray[np.float32] | Exception | None] = queue.Queue()
+        self._stopping = False
+        self._closing = False
+        self._speaker: threading.Thread | None = None
+        self._problem = ""
+        try:
+            self._library = self._load()
+        except BaseException:
+            self._forget_copy()
+            raise
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a text could be started without waiting for the library to be loaded afresh."""
+        return self._speaker is None or not self._speaker.is_alive()
+
+    def version(self) -> str:
+        self._library.espeak_Info.restype = ctypes.c_char_p
+        return str(self._library.espeak_Info(None).decode().split()[0])
+
+    def voices(self) -> list[ListedVoice]:
+        """All voices, in the library's own order."""
+        voices: list[ListedVoice] = []
+        listed = self._library.espeak_ListVoices(None)
+        while entry := listed[len(voices)]:
+            voice = entry.contents
+            language = voice.languages[1:].decode().lower()
+            voices.append(ListedVoice(voice.name.decode().strip(), language, voice.identifier.decode()))
+        return voices
+
+    def start(self, passages: list[Passage], options: EspeakOptions) -> None:
+        """Begin to speak; :meth:`chunk` gives what comes. Raises EngineError if the library is gone."""
+        # Only one thread may be in the library: wait until the one of the last text has made it ready again.
+        self.join()
+        if self._problem:
+            raise EngineError("synthesis_failed", f"eSpeak NG can't be loaded again: {self._problem}", fatal=True)
+        self._stopping = False
+        self._chunks = queue.Queue(_CHUNKS_AHEAD)
+        self._speaker = threading.Thread(target=self._speak, args=(passages, options), daemon=True)
+        self._speaker.start()
+
+    def chunk(self) -> NDArray[np.float32] | None:
+        """Wait for the next chunk; None at the end of each passage. Raises EngineError."""
+        chunk = self._chunks.get()
+        if isinstance(chunk, Exception):
+            raise chunk
+        return chunk
+
+    def stop(self) -> None:
+        """Speak no further, wherever the text is; the library becomes ready for the next one by itself."""
+        self._stopping = True
+        # Make room, in case the thread waits for it: it looks at _stopping after each chunk.
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._chunks.get_nowait()
+
+    def join(self) -> None:
+        """Wait for the end of the thread of the last text."""
+        if self._speaker is not None:
+            self._speaker.join()
+            self._speaker = None
+
+    def close(self) -> None:
+        """Unload the library for good."""
+        self._closing = True
+        self.stop()
+        self.join()
+        if self._library is not None:
+            self._unload()
+        self._forget_copy()
+        # It refers to this object, and this object to it.
+        del self._callback
+
+    def _speak(self, passages: list[Passage], options: EspeakOptions) -> None:
+        """The speaking thread: every passage's chunks, then None; then a library that is ready for the next text."""
+        try:
+            for voice, passage in passages:
+                self._library.espeak_SetVoiceByName(voice.encode())
+                self._library.espeak_SetParameter(_RATE, options.rate, 0)
+                self._library.espeak_SetParameter(_PITCH, options.pitch, 0)
+                # Plain text: neither SSML nor phonemes in brackets are interpreted.
+                text = passage.replace("\0", " ").encode(errors="replace")
+                size = ctypes.c_size_t(len(text) + 1)
+                if status := self._library.espeak_Synth(text, size, 0, 0, 0, _UTF8, None, None):
+                    raise EngineError("synthesis_failed", f"eSpeak NG failed with status {status}")
+                if self._stopping:
+                    break
+                self._chunks.put(None)
+        except Exception as error:
+            self._chunks.put(error)
+        self._unload()
+        if not self._closing:
+            try:
+                self._library = self._load()
+            except (OSError, RuntimeError) as error:
+                self._problem = str(error)
+
+    def _take(self, samples: Any, count: int, _events: Any) -> int:
+        """The library's callback, in the speaking thread. 1 tells it to stop."""
+        if self._stopping:
+            return 1
+        if samples and count > 0:
+            pcm = np.frombuffer(ctypes.string_at(samples, count * 2), np.int16)
+            self._chunks.put(pcm.astype(np.float32) / 32_768.0)
+        return 0
+
+    def _load(self) -> Any:
+        library = ctypes.CDLL(self._path)
+        rate = library.espeak_Initialize(_SYNCHRONOUS, _CHUNK_MS, self._data.encode(), _DONT_EXIT)
+        if rate != SAMPLE_RATE:
+            raise RuntimeError(f"eSpeak NG could not be started with its data in {self._data} (status {rate})")
+        library.espeak_SetSynthCallback(self._callback)
+        library.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(_LibraryVoice))
+        # Reads the index of voices, for which the first text would wait otherwise.
+        library.espeak_ListVoices(None)
+        return library
+
+    def _unload(self) -> None:
+        """Let the library go, with all that it remembers."""
+        self._library.espeak_Terminate()
+        _ctypes.dlclose(self._library._handle)
+        self._library = None
+
+    def _forget_copy(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _copy_to_memory(path: str) -> int:
+    """The descriptor of a file in memory with the content of ``path``. Raises OSError."""
+    name = Path(path).name
+    try:
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | _NOT_A_PROGRAM)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # A kernel from before that flag.
+        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    try:
+        with open(fd, "wb", closefd=False) as copy:
+            copy.write(Path(path).read_bytes())
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

@@ -1,0 +1,1 @@
+"""The engine that fails on request, for tests."""

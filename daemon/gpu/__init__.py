@@ -1,0 +1,1 @@
+"""GPU memory and health, sampled through NVML in a thread of its own."""

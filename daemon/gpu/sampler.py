@@ -1,0 +1,303 @@
+"""The sampler: looks at GPUs, worker processes and the host's memory, in threads of its own.
+
+One thread takes the samples. NVML has another, because any call of it may block for ever: then samples go on without
+it, and say so. The loop only ever takes a lock that nobody holds for longer than a few assignments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from msgspec import structs
+
+from ..core.inputs import GpuReading, NvmlReading, ProcessReading, Sampled
+from .host_memory import HostMemory
+from .nvml import NvmlReader
+
+#: Samples that are asked for are at least this far apart.
+_APART_S = 0.02
+#: How long the end waits for a sample that is being taken; without NVML that is a millisecond.
+_CLOSE_S = 1.0
+#: Places behind the name in /proc/PID/stat (proc(5) counts from 3 there).
+_STARTED, _RSS = 22 - 3, 24 - 3
+_PAGE_BYTES = resource.getpagesize()
+
+
+class Sampler:
+    """Samples at its own pace and when asked to. ``wakeup_fd`` is written to when there is one to collect."""
+
+    def __init__(
+        self,
+        wakeup_fd: int,
+        clock: Callable[[], float],
+        *,
+        use_nvml: bool,
+        interval_s: float = 1.0,
+        slow_interval_s: float = 10.0,
+        nvml_bound_s: float = 2.0,
+        reader: Callable[[], NvmlReader] = NvmlReader,
+    ) -> None:
+        """``interval_s`` applies while NVML is there and workers are, ``slow_interval_s`` otherwise.
+
+        NVML may take ``nvml_bound_s`` before samples go on without it. ``clock`` must be monotonic, in seconds.
+        """
+        self._wakeup_fd = wakeup_fd
+        self._clock = clock
+        self._interval_s, self._slow_interval_s = interval_s, slow_interval_s
+        self._lock = threading.Condition(threading.Lock())
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self._watched: dict[int, int] = {}
+        self._asked = False
+        self._latest: Sampled | None = None
+        self._processes = _ProcessTable()
+        self._host = HostMemory(clock)
+        self._nvml = _NvmlThread(self._lock, clock, reader, nvml_bound_s, self._ask) if use_nvml else None
+
+    # --- in the loop
+
+    def watch(self, incarnation: int, pid: int) -> None:
+        """Sample this process from now on."""
+        with self._lock:
+            self._watched[incarnation] = pid
+            self._wake()
+
+    def unwatch(self, incarnation: int) -> None:
+        """The process is gone."""
+        with self._lock:
+            self._watched.pop(incarnation, None)
+
+    def now(self) -> None:
+        """Take a sample as soon as possible: one that begins after this call."""
+        with self._lock:
+            self._ask()
+
+    def collect(self) -> list[Sampled]:
+        """The newest sample, if there is one since the last call; those that nobody collected in time are dropped."""
+        with self._lock:
+            latest, self._latest = self._latest, None
+        return [] if latest is None else [latest]
+
+    def close(self) -> None:
+        """End. A call of NVML that blocks is left to itself."""
+        with self._lock:
+            self._closed = True
+            self._lock.notify_all()
+        if self._nvml is not None:
+            self._nvml.close()
+        if self._thread is not None:
+            self._thread.join(_CLOSE_S)
+
+    # --- in either, with the lock held
+
+    def _ask(self) -> None:
+        self._asked = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._thread is None and not self._closed:
+            self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
+            self._thread.start()
+        self._lock.notify_all()
+
+    # --- in the thread
+
+    def _run(self) -> None:
+        began = float("-inf")
+        gpus: list[GpuReading] = []
+        while (watched := self._wait(began)) is not None:
+            began = self._clock()
+            try:
+                sampled = self._sample(began, watched)
+            except Exception as error:
+                # Said where somebody looks; the next one may be well.
+                detail = f"the sampler met an error: {type(error).__name__}: {error}"
+                nvml = NvmlReading(state="failing", detail=detail)
+                sampled = Sampled(at=began, nvml=nvml, gpus=_failing(gpus, detail))
+            gpus = sampled.gpus
+            with self._lock:
+                if self._closed:
+                    return
+                self._latest = sampled
+                # A full pipe wakes the loop as well.
+                with contextlib.suppress(BlockingIOError):
+                    os.write(self._wakeup_fd, b"\0")
+
+    def _wait(self, began: float) -> dict[int, int] | None:
+        """Until a sample is due or asked for; returns what to look at, None at the end."""
+        with self._lock:
+            while not self._closed:
+                due = began + (_APART_S if self._asked else self._pause_s())
+                left_s = due - self._clock()
+                if left_s <= 0:
+                    self._asked = False
+                    return dict(self._watched)
+                self._lock.wait(left_s if left_s < threading.TIMEOUT_MAX else None)
+            return None
+
+    def _pause_s(self) -> float:
+        if self._nvml is None:
+            # Nothing changes by itself but workers' memory.
+            return self._slow_interval_s if self._watched else float("inf")
+        return self._interval_s if self._watched and not self._nvml.absent else self._slow_interval_s
+
+    def _sample(self, began: float, watched: dict[int, int]) -> Sampled:
+        nvml, gpus = NvmlReading(detail="not used"), list[GpuReading]()
+        if self._nvml is not None:
+            # First, as it may take a while: what /proc shows is fresh even then.
+            nvml, gpus = self._nvml.read(began)
+        processes = self._processes.read(watched)
+        total: int | None = None
+        available: int | None = None
+        # No descriptor may be left.
+        with contextlib.suppress(OSError):
+            total, available = self._host.read()
+        return Sampled(at=began, gpus=gpus, processes=processes, nvml=nvml, host_total=total, host_available=available)
+
+
+class _NvmlThread:
+    """Reads NVML in a thread of its own; one, however long it is blocked. Shares the sampler's lock."""
+
+    def __init__(
+        self,
+        lock: threading.Condition,
+        clock: Callable[[], float],
+        reader: Callable[[], NvmlReader],
+        bound_s: float,
+        on_late: Callable[[], None],
+    ) -> None:
+        self._lock = lock
+        self._clock = clock
+        self._reader = reader()
+        self._bound_s = bound_s
+        #: Called, with the lock held, when a reading has ended that nobody waited for any more.
+        self._on_late = on_late
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._began: float | None = None
+        self._late = False
+        self._known: tuple[NvmlReading, list[GpuReading]] = (NvmlReading(detail="not looked at yet"), [])
+
+    @property
+    def absent(self) -> bool:
+        return self._known[0].state == "absent"
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._lock.notify_all()
+
+    def read(self, now: float) -> tuple[NvmlReading, list[GpuReading]]:
+        """A reading that began at ``now`` or later; after the bound, what was known before and that NVML is blocked."""
+        with self._lock:
+            if self._began is None:
+                if now < self._reader.quiet_until:
+                    return self._known
+                self._began, self._late = now, False
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="nvml", daemon=True)
+                    self._thread.start()
+                self._lock.notify_all()
+                while self._began is not None and not self._closed:
+                    left_s = now + self._bound_s - self._clock()
+                    if left_s <= 0:
+                        break
+                    self._lock.wait(left_s)
+            if self._began is None:
+                return self._known
+            self._late = True
+            return self._blocked(self._began)
+
+    def _blocked(self, began: float) -> tuple[NvmlReading, list[GpuReading]]:
+        nvml, gpus = self._known
+        now = self._clock()
+        call, since = self._reader.call or ("NVML", began)
+        if now - since >= self._bound_s:
+            detail = f"{call} has not returned for {now - since:.0f} s"
+        else:
+            detail = f"NVML is slow: it is at {call}, {now - began:.0f} s after the first call of this reading"
+        detail += (
+            ": a GPU or its driver hangs (see 'dmesg' for Xid messages), or starts slowly without persistence mode"
+        )
+        return structs.replace(nvml, state="blocked", detail=detail), _failing(gpus, f"not known now: {detail}")
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                while self._began is None and not self._closed:
+                    self._lock.wait()
+                if self._closed:
+                    break
+            try:
+                known = self._reader.read()
+            except Exception as error:
+                detail = f"reading NVML met an error: {type(error).__name__}: {error}"
+                nvml, gpus = self._known
+                known = structs.replace(nvml, state="failing", detail=detail), _failing(gpus, detail)
+            with self._lock:
+                self._known = known
+                self._began = None
+                if self._late and not self._closed:
+                    self._on_late()
+                self._lock.notify_all()
+        self._reader.close()
+
+
+def _failing(gpus: list[GpuReading], detail: str) -> list[GpuReading]:
+    """What was known of GPUs, as no longer certain."""
+    return [structs.replace(gpu, state="failing", detail=detail) if gpu.state == "ok" else gpu for gpu in gpus]
+
+
+class _ProcessTable:
+    """Worker processes as /proc shows them.
+
+    Read without psutil, which takes three times as long for these two figures: an idle daemon does little else.
+    """
+
+    def __init__(self) -> None:
+        #: When the process of each spawn started: tells it from a later one with its pid.
+        self._started: dict[int, tuple[int, bytes]] = {}
+
+    def read(self, watched: dict[int, int]) -> list[ProcessReading]:
+        """All of ``watched`` (pid by spawn) that are there."""
+        for incarnation in [
+            incarnation for incarnation, (pid, _) in self._started.items() if watched.get(incarnation) != pid
+        ]:
+            del self._started[incarnation]
+        found = []
+        for incarnation, pid in watched.items():
+            fields = _stat(f"/proc/{pid}/stat")
+            if fields is None or self._started.setdefault(incarnation, (pid, fields[_STARTED]))[1] != fields[_STARTED]:
+                continue
+            state = _state_of_threads(pid) if fields[0] == b"Z" else fields[0].decode()
+            found.append(
+                ProcessReading(incarnation=incarnation, pid=pid, rss=int(fields[_RSS]) * _PAGE_BYTES, state=state)
+            )
+        return found
+
+
+def _stat(path: str) -> list[bytes] | None:
+    """What stands behind the name in a ``stat`` of /proc, the state first; None for one that is gone."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(fd, 4096).rpartition(b") ")[2].split()
+        finally:
+            os.close(fd)
+    except OSError:
+        return None
+
+
+def _state_of_threads(pid: int) -> str:
+    """The state of a process whose first thread has ended: ``D`` if another can't end, as in a driver's call."""
+    with contextlib.suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            fields = _stat(f"{thread}/stat")
+            if fields is not None and fields[0] == b"D":
+                return "D"
+    return "Z"

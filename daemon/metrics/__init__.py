@@ -1,0 +1,1 @@
+"""Metrics for Prometheus: collected, formatted, served over HTTP."""

@@ -1,0 +1,1 @@
+"""Worker processes: started, watched, signalled, and removed with their descendants."""

@@ -1,0 +1,114 @@
+"""How a worker is started: its command line, and the environment that its configuration travels in."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from importlib.util import find_spec
+from typing import Any
+
+import msgspec
+
+from ..config import load as config
+from ..core.settings import Settings
+from ..worker import exit_codes
+from . import guardian
+
+#: What every worker imports, and the package that brings it.
+PACKAGES = {
+    "zmq": "pyzmq",
+    "msgpack": "msgpack",
+    "msgspec": "msgspec",
+    "numpy": "numpy",
+    "soundfile": "soundfile",
+    "soxr": "soxr",
+}
+
+#: What the daemon itself imports beside these, and only when it has a GPU or is asked for metrics.
+_DAEMON_PACKAGES = {"pynvml": "nvidia-ml-py", "prometheus_client": "prometheus-client"}
+
+#: The oldest Python that a worker runs on.
+OLDEST_PYTHON = (3, 11)
+
+#: Runs the worker in an interpreter that this package is not installed in: it sees ``glmtts`` and nothing else of ours.
+#: What is wrong with the interpreter is the last line that it says, and thereby what the worker died of. Any Python can
+#: read this, be it from 2010.
+_BOOTSTRAP = """
+import sys
+def end(words):
+    sys.stderr.write("worker ends with code %d: %s is Python %d.%d.%d, %s\\n"
+                     % ((CODE, sys.executable) + tuple(sys.version_info[:3]) + (words,)))
+    sys.exit(CODE)
+if sys.version_info < OLDEST:
+    end("and a worker needs %d.%d or later; set [engine] python to another" % OLDEST)
+import importlib.util, runpy, traceback, types
+lacking = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
+if lacking:
+    end("and lacks what a worker needs: %s -m pip install %s" % (sys.executable, " ".join(lacking)))
+glmtts = types.ModuleType("glmtts")
+glmtts.__path__ = sys.argv[1].split(":")
+sys.modules["glmtts"] = glmtts
+del sys.argv[1]
+try:
+    runpy.run_module("glmtts.daemon.gpu_worker", run_name="__main__", alter_sys=True)
+except ImportError as error:
+    traceback.print_exc()
+    end("and can't import what a worker needs (%s); install it anew: %s -m pip install --force-reinstall %s"
+        % (error, sys.executable, " ".join(PACKAGES.values())))
+"""
+
+#: The service manager's channels are the daemon's alone.
+_PRIVATE = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID")
+
+
+def command(interpreter: str) -> list[str]:
+    """What runs a worker with this interpreter."""
+    if interpreter == sys.executable:
+        return [interpreter, "-m", "glmtts.daemon.gpu_worker"]
+    import glmtts
+
+    facts = {"CODE": exit_codes.INTERPRETER, "OLDEST": OLDEST_PYTHON, "PACKAGES": PACKAGES}
+    known = "".join(f"{name} = {value!r}\n" for name, value in facts.items())
+    return [interpreter, "-c", known + _BOOTSTRAP, ":".join(glmtts.__path__)]
+
+
+def missing_packages(settings: Settings) -> list[str]:
+    """The packages that the daemon needs with these settings and that its own interpreter lacks.
+
+    A client's installation has the daemon's code, but not its packages: those come with the extra ``daemon``.
+    """
+    needed = dict(_DAEMON_PACKAGES)
+    if config.engine_python(settings) == sys.executable:
+        needed |= PACKAGES
+        if settings.engine.name == "espeak":
+            needed["espeakng_loader"] = "espeakng-loader"
+    return [package for module, package in needed.items() if find_spec(module) is None]
+
+
+def environment(settings: Settings, worker: dict[str, Any], boot: str, device: str | None) -> dict[str, str]:
+    """The daemon's own environment, with what makes the process a worker.
+
+    ``worker`` has the keys of WorkerConfig that are this process's own; ``boot`` is its token (guardian.py), ``device``
+    what CUDA_VISIBLE_DEVICES is set to, None to leave it as it is.
+    """
+    engine = settings.engine
+    worker = {
+        "daemon_pid": os.getpid(),
+        "engine": engine.name,
+        "engine_settings": msgspec.to_builtins(getattr(engine, engine.name, None)) or {},
+        "warmup_text": engine.warmup_text,
+        "recording_min_s": settings.limits.recording_min_s,
+        "recording_max_s": settings.limits.recording_max_s,
+        "default_sample_rate": settings.audio.sample_rate,
+        "needs_gpu": settings.workers.gpus != "none",
+        "cache_dir": str(config.cache_dir(settings)),
+    } | worker
+    environment = {name: value for name, value in os.environ.items() if name not in _PRIVATE}
+    environment["GLMTTS_WORKER"] = json.dumps(worker)
+    environment[guardian.VARIABLE] = boot
+    environment["PYTHONUNBUFFERED"] = "1"
+    if device is not None:
+        environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        environment["CUDA_VISIBLE_DEVICES"] = device
+    return environment

@@ -1,0 +1,313 @@
+"""Worker processes: starting them, hearing what they print, learning of their end at once, and signalling them.
+
+A worker is a fresh interpreter in a session of its own. Its end is noticed through a pidfd; its stdout and stderr are
+pipes that are read as far as the loop has time for; a third pipe ties its life to the daemon's (lifeline.py).
+
+Nothing that a worker has started outlives it: at its end its group is killed, and then what had left the group
+(descendants.py). Nothing outlives the daemon: see lifeline.py for its workers, guardian.py for what they have started,
+and orphans.py for what the next daemon does, should those two have been killed as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from select import POLLIN, poll
+
+from ..core.settings import Settings
+from ..log.worker_output import WorkerOutput, understood
+from . import guardian
+from .command import command, environment
+from .descendants import Descendants, adopt
+from .guardian_client import Guardian
+from .oom import OomKills
+from .orphans import Records
+
+#: What is read of a pipe at one time: a worker that floods its stdout takes no more of the loop than that.
+_READ_BYTES = 64 * 1024
+
+#: Where memory runs out, the kernel takes a worker before the daemon, which can replace it: oom_score_adj, -1000..1000.
+_OOM_SCORE_ADJ = 500
+
+#: How long the daemon's end waits for its processes; what can't be killed is left to the guardian.
+_END_S = 1.0
+
+
+class WorkerProcess:
+    """One process of a worker."""
+
+    def __init__(self, incarnation: int, name: str, popen: subprocess.Popen[bytes], token: str, lifeline: int) -> None:
+        self.incarnation = incarnation
+        self.name = name
+        self.popen = popen
+        self.token = token
+        self.pid = popen.pid
+        self.pidfd = os.pidfd_open(popen.pid)
+        #: Closing it kills the process group.
+        self.lifeline = lifeline
+        assert popen.stdout is not None and popen.stderr is not None
+        self.outputs = {popen.stdout.fileno(): WorkerOutput(), popen.stderr.fileno(): WorkerOutput()}
+        self.stderr_fd = popen.stderr.fileno()
+        self.last_words = ""
+        #: Whether it is loaded: from then on it may be given texts, and what it prints may have them in it.
+        self.ready = False
+        #: Where it is reached on the workers socket, once it has said hello.
+        self.routing_id = b""
+        about = guardian.stat(popen.pid)
+        #: In clock ticks since the machine's start; never None, because it is not reaped yet.
+        self.started = about.started if about is not None else 0
+        #: Whether it was us who sent SIGKILL.
+        self.killed = False
+        #: The kernel's count of out-of-memory kills when the process was last known to live.
+        self.oom_kills: int | None = None
+        for fd in self.outputs:
+            os.set_blocking(fd, False)
+
+
+class Processes:
+    """All worker processes. ``watch`` and ``unwatch`` register descriptors with the loop's poller."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        endpoint: str,
+        interpreter: str,
+        records: Records,
+        *,
+        watch: Callable[[int, Callable[[], None]], None],
+        unwatch: Callable[[int], None],
+        on_ended: Callable[[WorkerProcess, int, bool], None],
+        on_line: Callable[[WorkerProcess, str], None],
+        clock: Callable[[], float],
+    ) -> None:
+        """``on_ended`` is told the process, its return code, and whether the kernel killed it for want of memory.
+
+        Makes this process the one that adopts what workers leave behind: ``tidy`` must be called at each SIGCHLD.
+        """
+        self._settings = settings
+        self._endpoint = endpoint
+        self._interpreter = interpreter
+        self._watch = watch
+        self._unwatch = unwatch
+        self._on_ended = on_ended
+        self._on_line = on_line
+        self._clock = clock
+        self._by_incarnation: dict[int, WorkerProcess] = {}
+        self._records = records
+        self._guardian = Guardian(records.boot.token)
+        self._descendants = Descendants(records.incarnation_of)
+        self._oom = OomKills()
+        adopt()
+
+    def use(self, settings: Settings, interpreter: str) -> None:
+        """Start processes by these settings from now on."""
+        self._settings, self._interpreter = settings, interpreter
+
+    def find(self, incarnation: int) -> WorkerProcess | None:
+        """The process of a spawn, as long as it is not reaped."""
+        return self._by_incarnation.get(incarnation)
+
+    @property
+    def guardian_pid(self) -> int | None:
+        """The process that ends what is left when this one was killed; None when there is none now."""
+        return self._guardian.pid
+
+    @property
+    def oom_source(self) -> Path | None:
+        """Where the kernel's out-of-memory kills are counted; None where nobody counts."""
+        return self._oom.source
+
+    def with_token(self, token: str) -> WorkerProcess | None:
+        """The process that was started with this token."""
+        for process in self._by_incarnation.values():
+            if secrets.compare_digest(process.token.encode(), token.encode("utf-8", "surrogatepass")):
+                return process
+        return None
+
+    def start(self, incarnation: int, name: str, gpu: int | None, device: str | None, vram_share: float) -> int:
+        """Start a worker's process and return its pid. Raises OSError.
+
+        ``device`` is what CUDA_VISIBLE_DEVICES is set to, ``gpu`` where there is none; without either it is left as it
+        is. ``vram_share``: the share of the GPU's memory that it may use, 0..1; 0 for no limit.
+        """
+        self._guardian.ensure()
+        token = secrets.token_hex(16)
+        read_end, write_end = os.pipe()
+        own = {
+            "name": name,
+            "endpoint": self._endpoint,
+            "token": token,
+            "lifeline_fd": read_end,
+            "vram_share": vram_share,
+        }
+        if device is None and gpu is not None:
+            device = str(gpu)
+        try:
+            popen = subprocess.Popen(
+                command(self._interpreter),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment(self._settings, own, self._records.token(incarnation), device),
+                pass_fds=(read_end,),
+                start_new_session=True,
+                cwd="/",
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            os.close(write_end)
+            raise OSError(f"{self._interpreter}: {error}") from None
+        finally:
+            os.close(read_end)
+        try:
+            process = WorkerProcess(incarnation, name, popen, token, write_end)
+        except OSError:
+            # No descriptor is left for it: it can't be watched, so it can't be.
+            os.close(write_end)
+            popen.kill()
+            popen.wait()
+            for pipe in (popen.stdout, popen.stderr):
+                if pipe is not None:
+                    pipe.close()
+            raise
+        self._by_incarnation[incarnation] = process
+        process.oom_kills = self._oom.count()
+        _make_preferred_victim(process.pid)
+        self._records.begun(process.pid, process.started, name)
+        self._watch(process.pidfd, lambda: self._reap(process))
+        for fd in process.outputs:
+            self._watch(fd, lambda fd=fd: self._read(process, fd))  # type: ignore[misc]
+        return process.pid
+
+    def signal(self, incarnation: int, which: str) -> None:
+        """Send SIGTERM to a worker, or SIGKILL to its whole group; one that is gone does not matter."""
+        process = self._by_incarnation.get(incarnation)
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            if which == "term":
+                signal.pidfd_send_signal(process.pidfd, signal.SIGTERM)
+            else:
+                process.killed = True
+                # Not reaped yet, so its pid, and its group's, can't be anybody else's.
+                os.killpg(process.pid, signal.SIGKILL)
+
+    def state(self, incarnation: int) -> str:
+        """The letter of a worker's state (proc(5)); ``D``: it can't be killed now. Empty when there is no process."""
+        process = self._by_incarnation.get(incarnation)
+        about = guardian.stat(process.pid) if process is not None else None
+        return about.state if about is not None else ""
+
+    def _read(self, process: WorkerProcess, fd: int) -> None:
+        """Read some of what a worker has printed."""
+        try:
+            chunk = os.read(fd, _READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            chunk = b""
+        if not chunk:
+            self._close_output(process, fd)
+            return
+        self._tell(process, fd, process.outputs[fd].feed(chunk, self._clock()))
+
+    def _tell(self, process: WorkerProcess, fd: int, lines: list[str]) -> None:
+        for line in lines:
+            if fd == process.stderr_fd and line.strip():
+                process.last_words = understood(line.strip(), by_default="info").words
+            self._on_line(process, line)
+
+    def _close_output(self, process: WorkerProcess, fd: int) -> None:
+        output = process.outputs.pop(fd, None)
+        if output is not None:
+            self._unwatch(fd)
+            self._tell(process, fd, output.end(self._clock()))
+
+    def _reap(self, process: WorkerProcess) -> None:
+        """The process is gone: learn how, end what is left of its group, and give its descriptors back."""
+        if not _has_ended(process.pid):
+            return
+        # Not reaped yet: the group is its own.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        returncode = process.popen.wait()
+        oom_killed = self._was_oom_killed(process, returncode)
+        self._release(process)
+        self._on_ended(process, returncode, oom_killed)
+
+    def _release(self, process: WorkerProcess) -> None:
+        """Forget a process that is reaped, and end what it has left behind."""
+        for fd in list(process.outputs):
+            # Its last words; what a child of it goes on to print is not waited for.
+            self._read(process, fd)
+            self._close_output(process, fd)
+        for pipe in (process.popen.stdout, process.popen.stderr):
+            if pipe is not None:
+                pipe.close()
+        self._unwatch(process.pidfd)
+        os.close(process.pidfd)
+        os.close(process.lifeline)
+        del self._by_incarnation[process.incarnation]
+        self._records.ended(process.pid)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Reap what ended workers have left behind, and end what of it still lives. To be called at each SIGCHLD."""
+        self._guardian.reap()
+        self._tidy()
+
+    def _tidy(self, *, all: bool = False) -> int:
+        living = {p.pid: (p.started, p.incarnation) for p in self._by_incarnation.values()}
+        own = living.keys() | {self._guardian.pid}
+        return self._descendants.tidy(own, {} if all else living, all=all)
+
+    def _was_oom_killed(self, process: WorkerProcess, returncode: int) -> bool:
+        """Whether it died by a SIGKILL that is none of ours while the kernel has counted a kill of its own."""
+        # A shell that wraps the interpreter says 137.
+        if process.killed or returncode not in (-signal.SIGKILL, 128 + signal.SIGKILL):
+            return False
+        count, before = self._oom.count(), process.oom_kills
+        # A kill that is explained now explains no later death. Those that died at the same moment keep their claim.
+        ready = poll()
+        others = {p.pidfd: p for p in self._by_incarnation.values() if p is not process}
+        for pidfd in others:
+            ready.register(pidfd, POLLIN)
+        dead = {pidfd for pidfd, _ in ready.poll(0)}
+        for pidfd, other in others.items():
+            if pidfd not in dead:
+                other.oom_kills = count
+        return count is not None and before is not None and count > before
+
+    def kill_all(self) -> None:
+        """End every process now, for a daemon that ends: nothing of it stays, nor of what workers have started."""
+        deadline = time.monotonic() + _END_S
+        for incarnation in list(self._by_incarnation):
+            self.signal(incarnation, "kill")
+        for process in list(self._by_incarnation.values()):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.popen.wait(timeout=max(0.0, deadline - time.monotonic()))
+                self._release(process)
+        while (left := self._tidy(all=True)) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        clean = not left and not self._by_incarnation
+        self._guardian.dismiss(clean=clean)
+        self._records.close(clean=clean)
+        self._oom.close()
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether our child has ended; it is left to be reaped."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _make_preferred_victim(pid: int) -> None:
+    """Raising the score needs no privilege, and what the worker starts inherits it."""
+    file = Path(f"/proc/{pid}/oom_score_adj")
+    with contextlib.suppress(OSError, ValueError):
+        if int(file.read_bytes()) < _OOM_SCORE_ADJ:
+            file.write_bytes(str(_OOM_SCORE_ADJ).encode())

@@ -1,0 +1,1 @@
+"""The service manager: readiness, watchdog, socket activation."""

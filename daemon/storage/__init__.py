@@ -1,0 +1,1 @@
+"""Files: the journal, results, outputs, recordings, voices."""

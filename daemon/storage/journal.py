@@ -1,0 +1,241 @@
+"""The journal of durable jobs: what was accepted is on disk, whatever becomes of the daemon.
+
+One thread writes, and writes all that has come while it was at the disk in one transaction: the disk is waited for once
+for many jobs. journal_writer.py says what it does, journal_store.py what is in the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from msgspec import Struct, structs
+
+from ..core import effects, inputs
+from .problems import told
+from .store import Store
+from .writer import Writer, found
+
+
+class JournalFigures(Struct, frozen=True):
+    """The journal for the metrics: its rows, its files' bytes, and what writing it has taken.
+
+    ``lag_s``: for how long the oldest of what is not on disk yet has waited for that.
+    """
+
+    rows: int = 0
+    bytes: int = 0
+    result_bytes: int = 0
+    writes: int = 0
+    write_s: float = 0.0
+    failures: int = 0
+    lag_s: float = 0.0
+
+
+class Journal:
+    """The journal in ``folder``. ``wakeup_fd`` is written to when there is something to collect.
+
+    Adds and look-ups wait in queues with limits. Starts and ends do not need one: a job has one of each at most, and
+    while nothing can be written no durable job is accepted, so there are never more than jobs that live.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        wakeup_fd: int,
+        *,
+        on_warning: Callable[[str], None],
+        wall: Callable[[], float] = time.time,
+        max_queued: int = 4_096,
+        max_queued_bytes: int = 64 << 20,
+        busy_s: float = 2.0,
+        retry_s: tuple[float, float] = (0.25, 5.0),
+    ) -> None:
+        """``on_warning`` takes a line for the log, in the loop. ``wall`` is the time in seconds since 1970.
+
+        At most ``max_queued`` adds with ``max_queued_bytes``, and as many look-ups, wait for the disk. Another's
+        lock is waited for ``busy_s``; what has failed is tried again after the first of ``retry_s``, and ever later up
+        to the second.
+        """
+        self._wakeup_fd = wakeup_fd
+        self._on_warning = on_warning
+        self._max_queued, self._max_queued_bytes = max_queued, max_queued_bytes
+        self._store = Store(folder, busy_s)
+        self._writer = Writer(self._store, wall, retry_s)
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        #: Set when it is known whether the journal can be used.
+        self._decided = threading.Event()
+        # All that follows is shared, under the lock, which nobody holds for longer than a few assignments.
+        self._lock = threading.Condition(threading.Lock())
+        self._closed = False
+        self._adds: list[effects.JournalAdd] = []
+        self._adds_bytes = 0
+        self._finds: list[effects.JournalFind] = []
+        self._starts: dict[str, int] = {}
+        self._ends: dict[str, effects.JournalEnd] = {}
+        self._results: list[inputs.Input] = []
+        #: Since when the oldest waits of what the thread has not taken yet, and of what it has.
+        self._waits_since: float | None = None
+        self._taken_since: float | None = None
+        self._figures = JournalFigures()
+        self._warnings: list[str] = []
+
+    # --- in the loop
+
+    def open(
+        self, timeout_s: float = 30.0, *, on_wait: Callable[[], None] = lambda: None, on_wait_every_s: float = 5.0
+    ) -> inputs.JournalChanged:
+        """Open the journal, and hand over what an earlier daemon has left. Waits ``timeout_s`` for the disk at most.
+
+        ``on_wait`` is called at once, and again for as long as it waits, every ``on_wait_every_s``.
+        """
+        self._thread.start()
+        deadline = time.monotonic() + timeout_s
+        while not self._decided.is_set() and (left := deadline - time.monotonic()) > 0:
+            on_wait()
+            self._decided.wait(min(left, on_wait_every_s))
+        if not self._decided.is_set():
+            what = f"the disk has not answered for {timeout_s:g} s"
+            return inputs.JournalChanged(told(self._store.file, what, "Look at 'dmesg', and at who uses the disk."))
+        with self._lock:
+            first = next(result for result in self._results if isinstance(result, inputs.JournalChanged))
+            self._results.remove(first)
+        return first
+
+    def add(self, effect: effects.JournalAdd) -> None:
+        """Write a job down; JournalAdded comes when it is on disk."""
+        row = effect.row
+        size = len(row.request.text) + (0 if row.recording is None else len(row.recording))
+        with self._lock:
+            room = self._adds_bytes + size <= self._max_queued_bytes or not self._adds
+            if room and len(self._adds) < self._max_queued:
+                self._adds.append(effect)
+                self._adds_bytes += size
+                self._has_work()
+                return
+            problem = (
+                f"the disk is behind: {len(self._adds)} jobs with {self._adds_bytes >> 20} MiB wait to be written to "
+                f"{self._store.shown}; send the job again in a moment"
+            )
+            self._hand_back([inputs.JournalAdded(row.job, problem)])
+
+    def start(self, effect: effects.JournalStart) -> None:
+        """Note that an attempt begins."""
+        with self._lock:
+            self._starts[effect.job] = effect.attempts
+            self._has_work()
+
+    def end(self, effect: effects.JournalEnd) -> None:
+        """Note how a job ended; JournalEnded comes when that is on disk."""
+        with self._lock:
+            self._ends.setdefault(effect.job, effect)
+            self._has_work()
+
+    def find(self, effect: effects.JournalFind) -> None:
+        """Look a job up; JournalFound comes."""
+        with self._lock:
+            if len(self._finds) < self._max_queued:
+                self._finds.append(effect)
+                self._lock.notify_all()
+                return
+            problem = f"{len(self._finds)} look-ups wait for the disk of {self._store.shown} already; ask again later"
+            self._hand_back([found(effect, problem=problem)])
+
+    def collect(self) -> list[inputs.Input]:
+        """What has come back since the last call, in its order."""
+        with self._lock:
+            results, self._results = self._results, []
+            warnings, self._warnings = self._warnings, []
+        for warning in warnings:
+            self._on_warning(warning)
+        return results
+
+    def figures(self) -> JournalFigures:
+        """How the journal does; without a look at the disk."""
+        with self._lock:
+            figures, since = self._figures, [at for at in (self._taken_since, self._waits_since) if at is not None]
+        return structs.replace(figures, lag_s=time.monotonic() - min(since)) if since else figures
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Write what has come, in ``timeout_s`` at most, and close. What came back can still be collected."""
+        with self._lock:
+            self._closed = True
+            self._lock.notify_all()
+        if self._thread.ident is None:
+            return
+        self._thread.join(timeout_s)
+        with self._lock:
+            warnings, self._warnings = self._warnings, []
+        if self._thread.is_alive():
+            warnings.append(
+                f"the journal is closed in the middle: the disk has not answered for {timeout_s:g} s; durable jobs "
+                "whose end is not on disk are spoken again by the next daemon"
+            )
+        for warning in warnings:
+            self._on_warning(warning)
+
+    # --- in either, with the lock held
+
+    def _has_work(self) -> None:
+        if self._waits_since is None:
+            self._waits_since = time.monotonic()
+        self._lock.notify_all()
+
+    def _hand_back(self, results: list[inputs.Input]) -> None:
+        self._results += results
+        # A full pipe wakes the loop as well; and when the daemon ends there is nobody to be woken.
+        with contextlib.suppress(OSError):
+            os.write(self._wakeup_fd, b"\0")
+
+    # --- in the thread
+
+    def _run(self) -> None:
+        writer = self._writer
+        while self._wait():
+            with self._lock:
+                adds, finds, starts, ends = self._adds, self._finds, self._starts, self._ends
+                self._adds, self._finds, self._starts, self._ends = [], [], {}, {}
+                self._adds_bytes = 0
+                self._taken_since, self._waits_since = self._taken_since or self._waits_since, None
+            try:
+                writer.turn(adds, finds, starts, ends)
+            except Exception as error:
+                # It answers whatever fails, so this is a bug in that; the next turn may be well.
+                writer.warnings.append(f"the journal met an error: {type(error).__name__}: {error}")
+            self._publish()
+            if writer.problem is not None:
+                self._decided.set()
+        writer.close()
+        self._publish()
+
+    def _wait(self) -> bool:
+        """Wait until there is something to do; returns False at the end, when all that has come is done."""
+        with self._lock:
+            while not (self._adds or self._finds or self._starts or self._ends):
+                if self._closed:
+                    return False
+                pause_s = self._writer.pause_s()
+                if pause_s is not None and pause_s <= 0:
+                    return True
+                self._lock.wait(pause_s)
+            return True
+
+    def _publish(self) -> None:
+        writer, store = self._writer, self._store
+        figures = JournalFigures(
+            store.rows, store.bytes, store.result_bytes, writer.writes, writer.write_s, writer.failures
+        )
+        with self._lock:
+            self._figures = figures
+            if not writer.behind:
+                self._taken_since = None
+        answers, self._writer.answers = self._writer.answers, []
+        warnings, self._writer.warnings = self._writer.warnings, []
+        if answers or warnings:
+            with self._lock:
+                self._warnings += warnings
+                self._hand_back(answers)

@@ -1,0 +1,128 @@
+"""Reference recordings: decode what a client sent, and say plainly what is wrong with it.
+
+``python -m glmtts.daemon.storage.recordings`` checks the recording on its standard input and prints JSON. The daemon
+runs it so: a decoder that crashes on a hostile file takes a short-lived process with it, and nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: libsndfile's names of the formats that PROTOCOL promises. It knows many more, each with a parser to attack.
+_FORMATS = frozenset({"WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3"})
+_MIN_RATE = 8_000
+_MAX_RATE = 192_000
+_MAX_CHANNELS = 8
+#: About -60 dB: below it there is no voice, only the noise of a microphone that was off.
+_SILENCE_RMS = 1e-3
+
+
+class BadRecordingError(Exception):
+    """The recording can't be used; the message says why and what would do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A decoded recording: mono float32 samples of shape (n,) in -1..1. ``channels`` is how many the file has."""
+
+    samples: NDArray[np.float32]
+    sample_rate: int
+    channels: int
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / self.sample_rate
+
+
+def decode(data: bytes, *, min_s: float = 1.0, max_s: float = 30.0) -> Recording:
+    """Decode a WAV, FLAC, OGG or MP3 file. Raises BadRecordingError.
+
+    No more than ``max_s`` is ever decoded, whatever the file says of itself or unpacks to.
+    """
+    import soundfile
+
+    if not data:
+        raise BadRecordingError("the recording is empty; send a WAV, FLAC, OGG or MP3 file")
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            _check_header(file)
+            samples = _read_mono(file, max_s)
+            rate, channels = int(file.samplerate), int(file.channels)
+    except (soundfile.SoundFileError, ValueError, TypeError, OSError, MemoryError) as error:
+        words = str(getattr(error, "error_string", "") or error).strip().rstrip(".")
+        raise BadRecordingError(
+            f"the recording can't be decoded ({words[:150]}); send a WAV, FLAC, OGG or MP3 file"
+        ) from None
+    seconds = len(samples) / rate
+    if seconds < min_s:
+        raise BadRecordingError(f"the recording has {seconds:.2f} s; at least {min_s:g} s are needed")
+    if not np.isfinite(samples).all():
+        raise BadRecordingError("the recording holds samples that are no numbers; export it again as 16-bit WAV")
+    peak = float(np.max(np.abs(samples)))
+    if peak > 1.0:
+        samples /= peak
+    rms = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
+    if rms < _SILENCE_RMS:
+        raise BadRecordingError(
+            "the recording is silent; record it louder, or check that its channels don't cancel out"
+        )
+    return Recording(samples, rate, channels)
+
+
+def _check_header(file: Any) -> None:
+    if file.format not in _FORMATS:
+        raise BadRecordingError(f"the recording is a {file.format} file; send a WAV, FLAC, OGG or MP3 file")
+    if not _MIN_RATE <= file.samplerate <= _MAX_RATE:
+        raise BadRecordingError(
+            f"the recording has {file.samplerate} samples a second; {_MIN_RATE} to {_MAX_RATE} Hz are accepted"
+        )
+    if file.channels > _MAX_CHANNELS:
+        raise BadRecordingError(f"the recording has {file.channels} channels; send it in mono or stereo")
+
+
+def _read_mono(file: Any, max_s: float) -> NDArray[np.float32]:
+    """Read in blocks, because a small file can say that it is long, and a small FLAC file of silence can be."""
+    limit = int(max_s * file.samplerate)
+    parts: list[NDArray[np.float32]] = []
+    count = 0
+    while True:
+        block = file.read(file.samplerate, dtype="float32", always_2d=True)
+        if not len(block):
+            break
+        count += len(block)
+        if count > limit:
+            raise BadRecordingError(f"the recording is longer than {max_s:g} s; cut it, ten seconds are plenty")
+        with np.errstate(all="ignore"):
+            parts.append(block.mean(axis=1, dtype=np.float32))
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``[MIN_S MAX_S]``: check standard input; print {"seconds", "sample_rate", "channels"} or {"error"}."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        min_s, max_s = map(float, arguments) if arguments else (1.0, 30.0)
+    except ValueError:
+        print("usage: python -m glmtts.daemon.storage.recordings [MIN_S MAX_S] < RECORDING", file=sys.stderr)
+        return 2
+    try:
+        recording = decode(sys.stdin.buffer.read(), min_s=min_s, max_s=max_s)
+    except BadRecordingError as error:
+        print(json.dumps({"error": str(error)}))
+        return 1
+    seconds = round(recording.seconds, 3)
+    print(json.dumps({"seconds": seconds, "sample_rate": recording.sample_rate, "channels": recording.channels}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,234 @@
+"""The file of the journal: held by one daemon, looked at before it is written to, and brought to today's schema.
+
+What is damaged is found before anything writes there, because SQLite itself would overwrite part of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import sqlite3
+import struct
+from pathlib import Path
+from urllib.parse import quote
+
+from .outputs import sync_folder
+from .problems import JournalError, damaged, told
+
+#: "GTTS": tells the file from the databases of other programs (and so does file(1)).
+APPLICATION_ID = 0x47545453
+
+#: What brings a file of version N to version N + 1 stands at place N: a change of the schema is one more entry here,
+#: and never a change of an earlier one. The first makes an empty file.
+_STEPS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE jobs (
+            seq INTEGER PRIMARY KEY,
+            job TEXT NOT NULL UNIQUE,
+            client TEXT NOT NULL,
+            user TEXT NOT NULL,
+            key TEXT,
+            request BLOB NOT NULL,
+            content TEXT NOT NULL,
+            text_length INTEGER NOT NULL,
+            format TEXT NOT NULL,
+            sample_rate INTEGER,
+            created REAL NOT NULL,
+            deadline_at REAL,
+            attempts INTEGER NOT NULL,
+            state TEXT NOT NULL,
+            event BLOB,
+            result TEXT NOT NULL DEFAULT '',
+            result_bytes INTEGER NOT NULL DEFAULT 0,
+            expires_at REAL
+        )""",
+        "CREATE UNIQUE INDEX jobs_key ON jobs (client, key) WHERE key IS NOT NULL",
+        # A job has ended when it can expire.
+        "CREATE INDEX jobs_unfinished ON jobs (seq) WHERE expires_at IS NULL",
+        "CREATE INDEX jobs_expiring ON jobs (expires_at) WHERE expires_at IS NOT NULL",
+        "CREATE INDEX jobs_results ON jobs (expires_at, seq, result_bytes) WHERE result <> ''",
+        # By themselves, because they have up to 16 MiB: who looks through the jobs must not read them.
+        "CREATE TABLE recordings (seq INTEGER PRIMARY KEY, data BLOB NOT NULL)",
+    ),
+)
+VERSION = len(_STEPS)
+
+#: Bytes that the write-ahead log keeps after a large transaction.
+_WAL_KEPT_BYTES = 16 << 20
+_SQLITE_MAGIC = b"SQLite format 3\0"
+
+
+def hold(lock: Path) -> int:
+    """Lock the journal for this daemon; returns the descriptor that holds it. Raises JournalError, OSError."""
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+        os.close(fd)
+        do = "Stop it, or give this one a folder of its own in [daemon] state_dir: two would speak every job twice."
+        raise JournalError(told(lock, f"another daemon (pid {holder}) keeps its journal here", do)) from None
+    except OSError:
+        os.close(fd)
+        raise
+    # A help for whoever finds it locked: on a full disk it goes without.
+    with contextlib.suppress(OSError):
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def connect(file: Path, busy_s: float) -> sqlite3.Connection:
+    """Open the journal, make it if there is none, and bring it to this version's schema.
+
+    A lock of another process is waited for ``busy_s`` at most. Raises JournalError, sqlite3.Error, OSError. There must
+    be no other connection to the file in this process: closing any descriptor of a file gives up SQLite's locks on it.
+    """
+    if not _prepare(file):
+        with contextlib.closing(_connect(file, "ro", busy_s)) as reader:
+            _check(reader, file)
+    connection = _connect(file, "rw", busy_s)
+    try:
+        _set_up(connection, file)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def close_untouched(connection: sqlite3.Connection, file: Path) -> None:
+    """Close a connection to a damaged file.
+
+    The last to close would write the log into it. A reader that leaves after it can't.
+    """
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(_connect(file, "ro", 0.0)) as reader:
+        with contextlib.suppress(sqlite3.Error):
+            reader.execute("SELECT 1 FROM jobs LIMIT 1").fetchone()
+        connection.close()
+    with contextlib.suppress(sqlite3.Error):
+        connection.close()
+
+
+def _prepare(file: Path) -> bool:
+    """Look at the bytes, as far as SQLite would not; returns whether the file is new. Raises JournalError, OSError."""
+    log = Path(f"{file}-wal")
+    log_bytes = log.stat().st_size if log.exists() else 0
+    if log_bytes and (not file.exists() or not file.stat().st_size):
+        raise damaged(file, f"it is empty or gone, but {log.name} beside it is not")
+    # Made by us, with its mode; and opened by us, because SQLite does not tell why it can't.
+    fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        status = os.fstat(fd)
+        if status.st_mode & 0o077:
+            os.fchmod(fd, 0o600)
+        if status.st_size and os.pread(fd, 16, 0) != _SQLITE_MAGIC:
+            raise damaged(file, "it does not begin like a database")
+    finally:
+        os.close(fd)
+    if log_bytes and (problem := log_problem(log)):
+        raise damaged(file, problem)
+    if not status.st_size:
+        sync_folder(file.parent)
+    return not status.st_size
+
+
+def _connect(file: Path, mode: str, busy_s: float) -> sqlite3.Connection:
+    uri = f"file:{quote(os.fsencode(file.absolute()))}?mode={mode}"
+    # Transactions are begun and ended by name; python's own are in the way.
+    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=busy_s)
+
+
+def _check(reader: sqlite3.Connection, file: Path) -> None:
+    """Whose file it is, of which version, and whether the table of jobs is whole."""
+    (tables,) = reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    (application,) = reader.execute("PRAGMA application_id").fetchone()
+    (version,) = reader.execute("PRAGMA user_version").fetchone()
+    if not tables and not version:
+        return  # its daemon was killed before it had made the tables
+    if application != APPLICATION_ID:
+        do = "Move it away, or set another folder in [daemon] state_dir."
+        raise JournalError(told(file, "this is a database of another program, no journal", do))
+    if version > VERSION:
+        do = f"Run that version again, or move {file.name} away with what is in it."
+        what = f"a later version of the daemon wrote it (schema {version}, this one knows {VERSION})"
+        raise JournalError(told(file, what, do))
+    words = [str(word) for (word,) in reader.execute("PRAGMA quick_check('jobs')")]
+    if words != ["ok"]:
+        raise damaged(file, "; ".join(words[:3])[:300])
+
+
+def _set_up(connection: sqlite3.Connection, file: Path) -> None:
+    # Before the first table: pages that become free can be given back to the disk later.
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        do = "Set a folder on a local disk in [daemon] state_dir."
+        raise JournalError(told(file, f"its file system has no write-ahead log for it (mode {mode})", do))
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA cell_size_check = ON")
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute(f"PRAGMA journal_size_limit = {_WAL_KEPT_BYTES}")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    for number in range(version, VERSION):
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in _STEPS[number]:
+            connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {number + 1}")
+        connection.execute("COMMIT")
+
+
+_LOG_HEADER = struct.Struct(">8I")
+_FRAME_HEADER = struct.Struct(">6I")
+_LOG_MAGIC = {0x377F0682: "<", 0x377F0683: ">"}
+_LOG_VERSION = 3_007_000
+
+
+def log_problem(log: Path) -> str:
+    """Whether transactions that were on disk are lost to damage in the write-ahead log: what is seen of it, or ``""``.
+
+    SQLite takes a log for as long as its checksums are right (https://www.sqlite.org/fileformat2.html, section 4), and
+    silently drops what follows. After a crash that is one transaction that nobody was told of. Where the ends of two or
+    more follow, they were on disk before.
+    """
+    if log.stat().st_size < _LOG_HEADER.size:
+        return ""
+    with log.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        header = _LOG_HEADER.unpack_from(data)
+        if not any(header):
+            return ""  # its size was on disk before its content: nothing was committed yet
+        magic, version, page_bytes, _, *salts = header[:6]
+        order = _LOG_MAGIC.get(magic)
+        sums = (0, 0)
+        if order is not None:
+            sums = _checksum(data[:24], order, sums)
+        if order is None or version != _LOG_VERSION or sums != header[6:]:
+            return f"{log.name} does not begin like a write-ahead log"
+        frame_bytes = _FRAME_HEADER.size + page_bytes
+        frames = []
+        for at in range(_LOG_HEADER.size, len(data) - frame_bytes + 1, frame_bytes):
+            _, commits, *rest = _FRAME_HEADER.unpack_from(data, at)
+            if rest[:2] != salts:
+                break  # from here on it is what an earlier use of the log has left
+            frames.append((at, bool(commits), tuple(rest[2:])))
+        ahead = sum(commits for _, commits, _ in frames)
+        for at, commits, expected in frames:
+            if ahead < 2:
+                break  # whatever is wrong from here on, nobody was told that it is on disk
+            body = at + _FRAME_HEADER.size
+            sums = _checksum(data[at : at + 8] + data[body : body + page_bytes], order, sums)
+            if sums != expected:
+                return f"{log.name} is wrong in the middle, and {ahead} transactions come there and behind"
+            ahead -= commits
+        return ""
+
+
+def _checksum(data: bytes, order: str, sums: tuple[int, int]) -> tuple[int, int]:
+    first, second = sums
+    words = iter(struct.unpack(f"{order}{len(data) // 4}I", data))
+    for word, following in zip(words, words, strict=True):
+        first = (first + word + second) & 0xFFFFFFFF
+        second = (second + following + first) & 0xFFFFFFFF
+    return first, second

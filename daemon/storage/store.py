@@ -1,0 +1,363 @@
+"""The journal's rows: what is written and read for each job. One thread uses a store, and nothing here waits for more
+than the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Struct
+
+from glmtts.protocol.audio_formats import AudioFormat
+from glmtts.protocol.codec import encode
+from glmtts.protocol.errors import ErrorCode
+from glmtts.protocol.events import Done, Error
+from glmtts.protocol.requests import JobState, Synthesize
+
+from ..core.effects import JournalEnd
+from ..core.inputs import JournalRow
+from . import schema as journal_file
+from .problems import JournalError, is_damage, shown, told
+from .results import Results
+
+#: How long an idempotency key holds, in seconds from the acceptance of its job (docs/protocol.md).
+KEY_HOLDS_S = 24 * 3600.0
+#: Ended jobs that are remembered at most; and bytes of a request from which on it is cut when its job has ended.
+MAX_ENDED = 100_000
+_LARGE_REQUEST, _SHORT = 1_000, 200
+#: Free pages that the file keeps for what comes next, and how many of the others go at a time.
+_FREE_PAGES_KEPT, _FREE_PAGES_GIVEN_BACK = 4_096, 512
+
+_requests = msgspec.msgpack.Decoder(Synthesize)
+_events: msgspec.msgpack.Decoder[Done | Error] = msgspec.msgpack.Decoder(Done | Error)
+
+_COLUMNS = (
+    "job, client, user, request, content, text_length, format, sample_rate, created, deadline_at, attempts, state,"
+    " event, result"
+)
+
+
+class _Noted(Struct, kw_only=True):
+    """The columns of a row that are plain values, with the types that SQLite itself does not insist on."""
+
+    job: str
+    client: str
+    user: str
+    content: str
+    text_length: int
+    format: AudioFormat
+    sample_rate: int | None
+    created: float
+    deadline_at: float | None
+    attempts: int
+    state: JobState
+    result: str
+
+
+class UnreadableRowError(Exception):
+    """A row that this version can't make sense of; the others are not concerned."""
+
+
+class Store:
+    """The file ``journal.db`` in ``folder``, and the files of the results beside it.
+
+    Every method may raise sqlite3.Error, OSError or JournalError (see journal_problems.py), and changes nothing then.
+    All but :meth:`open`, :meth:`close` and :meth:`find` belong into a :meth:`transaction`.
+    """
+
+    def __init__(self, folder: Path, busy_s: float = 2.0) -> None:
+        self.file = folder / "journal.db"
+        #: The file, for messages.
+        self.shown = shown(self.file)
+        self.results = Results(folder / "results")
+        #: The sum of the sizes of all files of results.
+        self.result_bytes = 0
+        #: How many jobs there are, those that have ended included.
+        self.rows = 0
+        #: Whether there was no journal before it was opened for the first time, however often that was tried.
+        self.is_new = False
+        self._folder = folder
+        self._busy_s = busy_s
+        self._connection: sqlite3.Connection | None = None
+        self._lock: int | None = None
+        self._place = (0, 0)
+
+    @property
+    def is_open(self) -> bool:
+        return self._connection is not None
+
+    @property
+    def bytes(self) -> int:
+        """The size of the journal's files on disk, without results."""
+        size = 0
+        for file in (self.file, self.file.with_name(f"{self.file.name}-wal")):
+            with contextlib.suppress(OSError):
+                size += file.stat().st_size
+        return size
+
+    def open(self) -> None:
+        """Open the journal, or make it."""
+        self._folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        if self._lock is None:
+            self._lock = journal_file.hold(self._folder / "journal.lock")
+        self.results.make()
+        self.is_new = self.is_new or not self.file.exists()
+        connection = journal_file.connect(self.file, self._busy_s)
+        try:
+            self._place = self._place_now()
+            (self.result_bytes,) = connection.execute(
+                "SELECT coalesce(sum(result_bytes), 0) FROM jobs WHERE result <> ''"
+            ).fetchone()
+            (self.rows,) = connection.execute("SELECT count(*) FROM jobs").fetchone()
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+
+    def close(self, error: Exception | None = None, *, for_good: bool = False) -> None:
+        """Close the file, after ``error`` if there was one: a damaged file stays as it is.
+
+        The lock that keeps other daemons out is held until it is ``for_good``.
+        """
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            if error is not None and is_damage(error):
+                journal_file.close_untouched(connection, self.file)
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
+        if for_good and self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All that is done inside is on disk when it ends, or nothing of it was done."""
+        connection = self._sql
+        if self._place_now() != self._place:
+            do = (
+                "Whoever did that: stop the daemon first the next time. What it had accepted lives in its memory alone."
+            )
+            raise JournalError(told(self.file, "the journal was moved or replaced while it was in use", do))
+        before = self.result_bytes, self.rows
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            connection.execute("COMMIT")
+        except BaseException:
+            self.result_bytes, self.rows = before
+            with contextlib.suppress(sqlite3.Error):
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+            raise
+
+    # --- in a transaction
+
+    def add(self, row: JournalRow) -> tuple[str, str] | None:
+        """Note a job; or return (id, content) of the job that has its idempotency key, and note nothing.
+
+        Raises ValueError for a row that can't be noted, whatever the state of the file.
+        """
+        key = None if row.request.key is UNSET else row.request.key
+        if key is not None and (known := self._with_key(row, key)) is not None:
+            return known
+        values = (
+            *(row.job, row.client, row.user, key, encode(row.request), row.content, row.text_length),
+            *(row.format, row.sample_rate, row.created, row.deadline_at, row.attempts, row.state),
+        )
+        try:
+            cursor = self._sql.execute(
+                "INSERT INTO jobs (job, client, user, key, request, content, text_length, format, sample_rate, created,"
+                " deadline_at, attempts, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                values,
+            )
+        except sqlite3.IntegrityError:
+            raise ValueError(f"there is a job {row.job} in the journal already") from None
+        if row.recording is not None:
+            self._sql.execute("INSERT INTO recordings VALUES (?, ?)", (cursor.lastrowid, row.recording))
+        self.rows += 1
+        return None
+
+    def _with_key(self, row: JournalRow, key: str) -> tuple[str, str] | None:
+        found = self._sql.execute(
+            "SELECT seq, job, content, created FROM jobs WHERE client = ? AND key = ?", (row.client, key)
+        ).fetchone()
+        if found is None:
+            return None
+        seq, job, content, created = found
+        if row.created - created < KEY_HOLDS_S:
+            return job, content
+        self._sql.execute("UPDATE jobs SET key = NULL WHERE seq = ?", (seq,))
+        return None
+
+    def start(self, job: str, attempts: int) -> None:
+        """Note that so many attempts at a job were begun."""
+        self._sql.execute("UPDATE jobs SET attempts = ? WHERE job = ? AND expires_at IS NULL", (attempts, job))
+
+    def end(self, end: JournalEnd) -> bool:
+        """Note how a job ended; the first end counts. Returns False if there is no such job."""
+        result, size = self.results.measured(end.result)
+        values = (end.state, _encoded(end), result, size, end.expires_at, end.job)
+        found = self._sql.execute(
+            "UPDATE jobs SET state = ?, event = ?, result = ?, result_bytes = ?, expires_at = ?"
+            " WHERE job = ? AND expires_at IS NULL",
+            values,
+        ).rowcount
+        if found:
+            self._shorten(end.job)
+            self._sql.execute("DELETE FROM recordings WHERE seq = (SELECT seq FROM jobs WHERE job = ?)", (end.job,))
+            self.result_bytes += size
+            return True
+        return self._sql.execute("SELECT 1 FROM jobs WHERE job = ?", (end.job,)).fetchone() is not None
+
+    def _shorten(self, job: str) -> None:
+        """What an ended job was to say is not worth the room, which anybody could fill."""
+        (request,) = self._sql.execute("SELECT request FROM jobs WHERE job = ?", (job,)).fetchone()
+        if len(request) <= _LARGE_REQUEST:
+            return
+        with contextlib.suppress(msgspec.MsgspecError):
+            known = _requests.decode(request)
+            short = msgspec.structs.replace(known, text=known.text[:_SHORT], options={}, prompt=UNSET)
+            self._sql.execute("UPDATE jobs SET request = ? WHERE job = ?", (encode(short), job))
+
+    def forget(self, jobs: Iterable[str]) -> None:
+        """Remove jobs that live."""
+        for job in jobs:
+            self._sql.execute("DELETE FROM recordings WHERE seq = (SELECT seq FROM jobs WHERE job = ?)", (job,))
+            self.rows -= self._sql.execute("DELETE FROM jobs WHERE job = ? AND expires_at IS NULL", (job,)).rowcount
+
+    def prove(self) -> None:
+        """Make this transaction one that has to be written."""
+        self._sql.execute(f"PRAGMA user_version = {journal_file.VERSION}")
+
+    def unfinished(self, expires_at: float) -> tuple[list[JournalRow], list[str]]:
+        """The jobs that have not ended, the oldest first; those that can't be read are ended, and why is said."""
+        rows, problems = [], []
+        query = f"SELECT seq, data, {_COLUMNS} FROM jobs LEFT JOIN recordings USING (seq) WHERE expires_at IS NULL"
+        for seq, recording, *columns in self._sql.execute(f"{query} ORDER BY seq").fetchall():
+            try:
+                row = self._row(columns)
+                row.recording = recording
+                rows.append(row)
+            except UnreadableRowError as error:
+                problems.append(str(error))
+                message = "the daemon was replaced by one of another version, which can't read this job; send it again"
+                event = Error.of("", ErrorCode.UNAVAILABLE, message, job=_text(columns[0]))
+                self._sql.execute(
+                    "UPDATE jobs SET state = 'failed', event = ?, expires_at = ? WHERE seq = ?",
+                    (encode(event), expires_at, seq),
+                )
+                self._sql.execute("DELETE FROM recordings WHERE seq = ?", (seq,))
+        return rows, problems
+
+    def expire(self, now: float, limit: int) -> tuple[list[str], bool]:
+        """Remove the rows of at most ``limit`` jobs whose time is over, or of which there are too many; and give back
+        some of the free room in the file.
+
+        Returns the names of result files that are of no use now, and whether there is more to do.
+        """
+        (ended,) = self._sql.execute("SELECT count(*) FROM jobs WHERE expires_at IS NOT NULL").fetchone()
+        due = "expires_at <= ?" if ended <= MAX_ENDED else "(expires_at <= ? OR expires_at IS NOT NULL)"
+        limit = limit if ended <= MAX_ENDED else min(limit, ended - MAX_ENDED)
+        found = self._sql.execute(
+            f"SELECT seq, result, result_bytes FROM jobs WHERE {due} ORDER BY expires_at LIMIT ?", (now, limit)
+        ).fetchall()
+        for seq, _, size in found:
+            self._sql.execute("DELETE FROM jobs WHERE seq = ?", (seq,))
+            self.result_bytes -= size
+            self.rows -= 1
+        given_back = self._give_back()
+        return [result for _, result, _ in found if result], len(found) == limit or given_back
+
+    def _give_back(self) -> bool:
+        """Give some of the file's free pages back to the disk; returns whether there may be more."""
+        (free,) = self._sql.execute("PRAGMA freelist_count").fetchone()
+        if free <= _FREE_PAGES_KEPT:
+            return False
+        self._sql.execute(f"PRAGMA incremental_vacuum({_FREE_PAGES_GIVEN_BACK})").fetchall()
+        (left,) = self._sql.execute("PRAGMA freelist_count").fetchone()
+        # A file that somebody has rebuilt may be one that can't.
+        return bool(left < free)
+
+    def shrink(self, keep_bytes: int, limit: int) -> tuple[list[str], bool]:
+        """Let go of at most ``limit`` of the oldest results, as long as all have more than ``keep_bytes`` together.
+
+        The newest stays in any case: somebody is about to be sent it. Returns as :meth:`expire` does.
+        """
+        if self.result_bytes <= keep_bytes:
+            return [], False
+        found = self._sql.execute(
+            "SELECT seq, result, result_bytes FROM jobs WHERE result <> '' ORDER BY expires_at, seq LIMIT ?",
+            (limit + 1,),
+        ).fetchall()
+        dropped = []
+        for seq, result, size in found[:-1]:
+            if self.result_bytes <= keep_bytes:
+                break
+            self._sql.execute("UPDATE jobs SET result = '', result_bytes = 0 WHERE seq = ?", (seq,))
+            self.result_bytes -= size
+            dropped.append(result)
+        return dropped, len(dropped) == limit
+
+    # --- reading
+
+    def next_expiry(self) -> float | None:
+        """When the next row expires."""
+        (found,) = self._sql.execute("SELECT min(expires_at) FROM jobs WHERE expires_at IS NOT NULL").fetchone()
+        return None if found is None else float(found)
+
+    def result_names(self) -> set[str]:
+        """Every name of a file that a row notes."""
+        return {name for (name,) in self._sql.execute("SELECT result FROM jobs WHERE result <> ''")}
+
+    def find(self, job: str) -> JournalRow | None:
+        """A job, without its recording. Raises UnreadableRowError beside the others."""
+        found = self._sql.execute(f"SELECT {_COLUMNS} FROM jobs WHERE job = ?", (job,)).fetchone()
+        return None if found is None else self._row(found)
+
+    @property
+    def _sql(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise JournalError(told(self.file, "the journal is not open", "Please report it."))
+        return self._connection
+
+    def _place_now(self) -> tuple[int, int]:
+        try:
+            status = self.file.stat()
+        except OSError:
+            return (0, 0)
+        return status.st_dev, status.st_ino
+
+    def _row(self, columns: list[Any]) -> JournalRow:
+        try:
+            values = dict(zip(_COLUMNS.split(", "), columns, strict=True))
+            request, event = values.pop("request"), values.pop("event")
+            noted = msgspec.convert(values, _Noted)
+            noted.result = self.results.path(noted.result)
+            return JournalRow(
+                request=_requests.decode(request),
+                event=None if event is None else _events.decode(event),
+                **msgspec.structs.asdict(noted),
+            )
+        except (msgspec.MsgspecError, ValueError, TypeError) as error:
+            raise UnreadableRowError(f"the journal's row of job {_text(columns[0])} can't be read: {error}") from None
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else repr(value)[:64]
+
+
+def _encoded(end: JournalEnd) -> bytes:
+    try:
+        return encode(end.event)
+    except UnicodeEncodeError:
+        # An engine's own words may be no Unicode: that must not keep the end from being noted.
+        fields = msgspec.structs.asdict(end.event)
+        words = {key: value for key, value in fields.items() if isinstance(value, str)}
+        clean = {key: word.encode("utf-8", "backslashreplace").decode() for key, word in words.items()}
+        return encode(msgspec.structs.replace(end.event, **clean))

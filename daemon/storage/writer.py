@@ -1,0 +1,252 @@
+"""What the journal's thread does: one transaction for all that has come, and what follows when that fails.
+
+While the journal can't be written to, adds are refused at once, and ends are kept until they can be written.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from glmtts.protocol.requests import Cancel, GetJob, Wait
+
+from ..core import effects, inputs
+from .problems import explain, keeps_connection, shown
+from .store import KEY_HOLDS_S, Store, UnreadableRowError
+
+#: After so many ends it is looked whether more jobs are remembered than may be.
+_TIDY_AFTER_ENDS = 1_000
+#: Expired jobs and superfluous results that one transaction removes at most.
+_TIDY_LIMIT = 64
+#: The longest pause between two looks at the clock on the wall, which may be set.
+_TIDY_PAUSE_S = 60.0
+#: A journal that has worked for so long is tried again soon when it fails.
+_STEADY_S = 30.0
+_NOW, _NEVER = float("-inf"), float("inf")
+
+
+class Writer:
+    """Used by one thread. What is to be handed to the core is in ``answers``, what is to be logged in ``warnings``."""
+
+    def __init__(self, store: Store, wall: Callable[[], float], retry_s: tuple[float, float]) -> None:
+        """``wall`` is the time in seconds since 1970; see :class:`.journal.Journal` for ``retry_s``."""
+        self.answers: list[inputs.Input] = []
+        self.warnings: list[str] = []
+        #: Why the journal can't be used; ``""`` while it can be, None before anybody has looked.
+        self.problem: str | None = None
+        #: Transactions that came to the disk, the seconds that they took, and how many did not come to it.
+        self.writes, self.write_s, self.failures = 0, 0.0, 0
+        self._store = store
+        self._wall = wall
+        self._retry_s = retry_s
+        self._retry_at = _NOW
+        self._delay_s = retry_s[0]
+        self._working_since = _NOW
+        self._starts: dict[str, int] = {}
+        self._ends: dict[str, effects.JournalEnd] = {}
+        #: Jobs of those ends of which it was said that they can't be written yet.
+        self._told: set[str] = set()
+        #: Jobs whose add was refused though their row may be on disk: the flush alone may have failed.
+        self._uncertain: set[str] = set()
+        self._handed_over = False
+        self._keep_bytes: int | None = None
+        self._tidy_at = _NEVER
+        self._ends_since_tidy = 0
+
+    @property
+    def behind(self) -> bool:
+        """Whether something that was handed over is not on disk yet."""
+        return bool(self._starts or self._ends)
+
+    def pause_s(self) -> float | None:
+        """How long nothing has to be done by itself; None: for ever."""
+        if self.problem != "":
+            return self._retry_at - time.monotonic()
+        if self._tidy_at == _NEVER:
+            return None
+        return min(self._tidy_at - self._wall(), _TIDY_PAUSE_S)
+
+    def turn(
+        self,
+        adds: Sequence[effects.JournalAdd] = (),
+        finds: Sequence[effects.JournalFind] = (),
+        starts: dict[str, int] | None = None,
+        ends: dict[str, effects.JournalEnd] | None = None,
+    ) -> None:
+        """Do what has come, and what is due. Whatever happens, every add and every look-up is answered."""
+        self._starts |= starts or {}
+        self._ends = (ends or {}) | self._ends
+        if self.problem != "" and time.monotonic() >= self._retry_at:
+            self._recover()
+        if self.problem == "" and (adds or self._starts or self._ends or self._tidy_at <= self._wall()):
+            self._write(adds)
+        else:
+            self._refuse(adds)
+        if self.problem:
+            untold = [job for job in self._ends if job not in self._told]
+            self.answers += [inputs.JournalEnded(job, self.problem) for job in untold]
+            self._told.update(untold)
+        self.answers += [self._find(effect) for effect in finds]
+
+    def close(self) -> None:
+        """Try once more to write what could not be written, and close the file."""
+        if self.problem != "" and (self._starts or self._ends):
+            self._recover()
+        if self._ends:
+            self.warnings.append(
+                f"the ends of {len(self._ends)} durable jobs were not written: the next daemon speaks them again"
+            )
+        self._store.close(for_good=True)
+
+    def _write(self, adds: Sequence[effects.JournalAdd]) -> None:
+        began = time.monotonic()
+        try:
+            with self._store.transaction():
+                answers = [self._add(effect.row) for effect in adds]
+                unknown = self._write_pending()
+                useless = self._tidy()
+        except Exception as error:
+            self._uncertain.update(effect.row.job for effect in adds)
+            self._fail(error)
+            self._refuse(adds)
+            return
+        self.writes += 1
+        self.write_s += time.monotonic() - began
+        self.answers += answers
+        # An attempt may have written a file of which nothing came: the job was cancelled, or its worker died.
+        useless += [job for job, end in self._ends.items() if not end.result]
+        self._written(unknown)
+        # After the rows: a crash between the two leaves files that the next daemon removes.
+        self.warnings += self._store.results.remove(useless)
+
+    def _recover(self) -> None:
+        """Try whether the journal can be used, now or again."""
+        rows: list[inputs.JournalRow] = []
+        damaged: list[str] = []
+        try:
+            if not self._store.is_open:
+                self._store.open()
+            with self._store.transaction():
+                self._store.prove()
+                self._store.forget(self._uncertain)
+                if not self._handed_over:
+                    rows, damaged = self._store.unfinished(self._wall() + KEY_HOLDS_S)
+                unknown = self._write_pending()
+            if not self._handed_over:
+                self._sweep(rows)
+        except Exception as error:
+            self._fail(error)
+            return
+        self._handed_over = True
+        self._uncertain.clear()
+        self.problem = ""
+        self._working_since = time.monotonic()
+        self._tidy_at = _NOW
+        self.warnings += damaged
+        self.answers.append(inputs.JournalChanged("", rows))
+        self._written(unknown)
+
+    def _fail(self, error: Exception) -> None:
+        """The journal can't be used from now on; it is tried again in a while, ever later if that fails soon."""
+        now = time.monotonic()
+        self.failures += 1
+        if self.problem == "" and now - self._working_since >= _STEADY_S:
+            self._delay_s = self._retry_s[0]
+        self._retry_at = now + self._delay_s
+        self._delay_s = min(self._retry_s[1], self._delay_s * 2)
+        problem = explain(error, self._store.file)
+        if not keeps_connection(error):
+            self._store.close(error)
+        if problem != self.problem:
+            self.problem = problem
+            self.answers.append(inputs.JournalChanged(problem))
+
+    def _refuse(self, adds: Sequence[effects.JournalAdd]) -> None:
+        self.answers += [inputs.JournalAdded(effect.row.job, self.problem or "") for effect in adds]
+
+    def _add(self, row: inputs.JournalRow) -> inputs.JournalAdded:
+        try:
+            return inputs.JournalAdded(row.job, known=self._store.add(row))
+        except (ValueError, TypeError, OverflowError) as error:
+            return inputs.JournalAdded(row.job, f"the job can't be written to {self._store.shown}: {error}")
+
+    def _write_pending(self) -> list[str]:
+        """Write the starts and ends; returns the jobs that are not in the journal."""
+        for job, attempts in self._starts.items():
+            self._store.start(job, attempts)
+        unknown = []
+        for job, end in self._ends.items():
+            if not self._store.end(end):
+                unknown.append(job)
+            self._keep_bytes = end.keep_bytes
+            self._tidy_at = min(self._tidy_at, end.expires_at)
+        self._ends_since_tidy += len(self._ends)
+        too_much = self._keep_bytes is not None and self._store.result_bytes > self._keep_bytes
+        if too_much or self._ends_since_tidy >= _TIDY_AFTER_ENDS:
+            self._tidy_at = _NOW
+        return unknown
+
+    def _written(self, unknown: list[str]) -> None:
+        """What was pending is on disk."""
+        self.warnings += [
+            f"job {job} has ended, and is not in {self._store.shown}: nobody can ask for its result after a restart"
+            for job in unknown
+        ]
+        self.answers += [inputs.JournalEnded(job) for job in self._ends]
+        self._starts.clear()
+        self._ends.clear()
+        self._told.clear()
+
+    def _tidy(self) -> list[str]:
+        """Remove a bounded number of what is not kept any more; returns the names of files that are of no use now."""
+        if self._tidy_at > self._wall():
+            return []
+        self._ends_since_tidy = 0
+        useless, more = self._store.expire(self._wall(), _TIDY_LIMIT)
+        if self._keep_bytes is not None:
+            dropped, still_more = self._store.shrink(self._keep_bytes, _TIDY_LIMIT)
+            useless += dropped
+            more = more or still_more
+        following = self._store.next_expiry()
+        self._tidy_at = _NOW if more else _NEVER if following is None else following
+        return useless
+
+    def _sweep(self, rows: list[inputs.JournalRow]) -> None:
+        if self._store.is_new:
+            # Somebody has moved the old one away, as he was told to: what it knows of may still be wanted.
+            if aside := self._store.results.put_aside():
+                self.warnings.append(
+                    f"the journal is new: the results that were there belong to another one, and are in {shown(aside)} "
+                    "now; put them back with that journal, or remove them"
+                )
+            return
+        removed = self._store.results.sweep(self._store.result_names(), {row.job for row in rows})
+        if removed:
+            self.warnings.append(
+                f"{removed} files in {shown(self._store.results.folder)} belonged to no job and were removed"
+            )
+
+    def _find(self, effect: effects.JournalFind) -> inputs.JournalFound:
+        request = effect.request
+        if not isinstance(request, Wait | GetJob | Cancel):
+            return found(effect, problem=f"{type(request).__name__} names no job to look up")
+        # What is there can be read even if nothing can be written, as on a full disk.
+        if not self._store.is_open:
+            return found(effect, problem=self.problem or "the journal is closed")
+        try:
+            row = self._store.find(request.job)
+        except UnreadableRowError as error:
+            return found(effect, problem=str(error))
+        except Exception as error:
+            self._fail(error)
+            return found(effect, problem=self.problem or "")
+        if row is None or (effect.client is not None and effect.client not in (row.client, row.client.split("/")[0])):
+            return found(effect)
+        return found(effect, row)
+
+
+def found(
+    effect: effects.JournalFind, row: inputs.JournalRow | None = None, *, problem: str = ""
+) -> inputs.JournalFound:
+    """The answer to a look-up."""
+    return inputs.JournalFound(effect.to, effect.request, effect.client, row, problem)

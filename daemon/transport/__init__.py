@@ -1,0 +1,1 @@
+"""Sockets and the peers behind them: client routers, the workers' router, TCP with CURVE."""

@@ -1,0 +1,95 @@
+"""Who is at the other end of a connection, by what cannot be made up: the kernel's word, or the key of the handshake.
+
+Every key and user that stands for a client from elsewhere has a colon in it, which no user of a machine has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import zmq
+from zmq.utils import z85
+
+from ..core.inputs import Client
+
+
+class Peer(NamedTuple):
+    """A client, and what the log says of its connection."""
+
+    client: Client
+    log: dict[str, Any]
+
+
+#: Tells who sent a frame; None: one that may not connect any more.
+Identify = Callable[[zmq.Frame], Peer | None]
+
+
+class LocalPeers:
+    """Users of this machine, as the kernel names them (SO_PEERCRED)."""
+
+    def __init__(self) -> None:
+        self._users: dict[int, str] = {}
+
+    def __call__(self, frame: zmq.Frame) -> Peer:
+        """``uid:1000``, with the user's name."""
+        uid, pid = credentials(str(frame.get("Peer-Address")))
+        user = self._users.get(uid)
+        if user is None:
+            user = self._users[uid] = _user_name(uid)
+        client = Client(f"uid:{uid}", user, operator=uid in (0, os.geteuid()))
+        return Peer(client, {"uid": uid, "pid": pid})
+
+
+def plain_tcp_peer(frame: zmq.Frame) -> Peer:
+    """``tcp:ADDRESS``: all programs of one address are one client, and nobody knows whose they are."""
+    peer = str(frame.get("Peer-Address"))
+    # A local program may take any of 127.0.0.0/8 for its own.
+    address = "tcp:127.0.0.1" if peer.startswith("127.") else f"tcp:{peer}"
+    return Peer(Client(address, address), {"client": address})
+
+
+class CurvePeers:
+    """Clients by the public key that they have proved to hold the secret of; ``names`` may be set anew."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self.names = names
+
+    def __call__(self, frame: zmq.Frame) -> Peer | None:
+        """``curve:`` and the key in hexadecimal digits (Z85 has a slash, which sets a gateway's customers apart), with
+        the user ``key:NAME``. None for a key that has been removed.
+        """
+        # It was set by the authenticator: of a connection with CURVE a peer can't set it.
+        return self._named(str(frame.get("User-Id")), str(frame.get("Peer-Address")))
+
+    def again(self, peer: Peer) -> Peer | None:
+        """The same client by the names of now; None when its key has been removed."""
+        return self._named(peer.log["public_key"], peer.log["address"])
+
+    def _named(self, key: str, address: str) -> Peer | None:
+        name = self.names.get(key)
+        if name is None:
+            return None
+        client = Client(f"curve:{z85.decode(key.encode('ascii')).hex()}", f"key:{name}")
+        return Peer(client, {"client": client.user, "address": address, "public_key": key})
+
+
+def credentials(address: str) -> tuple[int, int]:
+    """uid and pid of ``localhost:uid:gid:pid``, as libzmq writes what SO_PEERCRED says; -1 for an unknown peer."""
+    parts = address.split(":")
+    if len(parts) == 4:
+        with contextlib.suppress(ValueError):
+            return int(parts[1]), int(parts[3])
+    return -1, -1
+
+
+def _user_name(uid: int) -> str:
+    with contextlib.suppress(KeyError, OverflowError):
+        name = pwd.getpwuid(uid).pw_name
+        # Whatever a directory service says: names with a colon are those of keys.
+        if ":" not in name:
+            return name
+    return str(uid)

@@ -1,0 +1,97 @@
+"""From the supervisor's Job to what the engine is asked for: all that can be refused before any work is done."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from glmtts.protocol.audio_formats import FORMATS, STREAM_FORMATS
+from glmtts.protocol.worker import Job
+
+from ..engines import options as engine_options
+from ..engines.base import Engine, EngineError, Reference, Utterance
+from ..storage import recordings
+from . import audio
+from .progress import Progress
+
+
+class Preparation:
+    """Checks jobs against one engine. All its methods raise EngineError for a job that can't end well."""
+
+    def __init__(self, engine: Engine, *, default_rate: int, recording_min_s: float, recording_max_s: float) -> None:
+        self._engine = engine
+        self._default_rate = default_rate
+        self._recording_s = (recording_min_s, recording_max_s)
+        self._voices = [voice.name for voice in engine.voices]
+
+    def warm_up(self, text: str) -> Utterance:
+        """``text`` as a job that asks for nothing special would have it spoken."""
+        native = audio.native_rate(self._default_rate, self._engine.sample_rates)
+        reference = self._engine.warm_up_reference()
+        return Utterance(text, self.voice(None), reference, native, 0, self._engine.options())
+
+    def rate(self, job: Job) -> int:
+        """The rate in Hz of the finished audio, which the format must be able to hold."""
+        if job.format not in (STREAM_FORMATS if job.stream else FORMATS):
+            raise EngineError("bad_request", f"format: {job.format} can't be {'streamed' if job.stream else 'made'}")
+        try:
+            return audio.output_rate(job.sample_rate, self._default_rate, job.format)
+        except ValueError as error:
+            raise EngineError("bad_request", f"sample_rate: {error}") from None
+
+    def utterance(self, job: Job, body: bytes | None, rate: int, progress: Progress) -> Utterance:
+        """What the engine is asked for, at the native rate that suits ``rate`` best."""
+        reference = self._reference(job, body)
+        return Utterance(
+            text=job.text,
+            voice=None if reference else self.voice(job.voice),
+            reference=reference,
+            sample_rate=audio.native_rate(rate, self._engine.sample_rates),
+            seed=job.seed,
+            options=self._options(job.options),
+            beat=progress.beat,
+            cancelled=progress.cancelled,
+        )
+
+    def voice(self, name: str | None) -> str | None:
+        """One of the engine's own voices; its default one for None, if it has any."""
+        if name is not None and name not in self._voices:
+            known = ", ".join(self._voices[:8])
+            raise EngineError(
+                "voice_not_found", f"voice: the engine {self._engine.name} has no {name!r}; it has {known}"
+            )
+        return name or (self._voices[0] if self._voices else None)
+
+    def _options(self, options: dict[str, Any]) -> Any:
+        if problem := engine_options.check(self._engine.name, options):
+            raise EngineError("bad_request", problem)
+        return msgspec.convert(options, self._engine.options)
+
+    def _reference(self, job: Job, body: bytes | None) -> Reference | None:
+        """The recording to speak with: the prompt's in the body, or a registered voice's in a file."""
+        data = body
+        if job.recording is not None:
+            try:
+                data = Path(job.recording).read_bytes()
+            except OSError as error:
+                raise EngineError(
+                    "voice_not_found", f"voice: the recording of {job.voice!r} can't be read: {error.strerror}"
+                ) from None
+        if data is None:
+            return None
+        min_s, max_s = self._recording_s
+        try:
+            recording = recordings.decode(data, min_s=min_s, max_s=max_s)
+        except recordings.BadRecordingError as error:
+            raise EngineError("bad_audio", f"{'prompt' if job.recording is None else 'voice'}: {error}") from None
+        if not self._engine.clones_voices:
+            key = "prompt" if job.recording is None else "voice"
+            raise EngineError(
+                "bad_request",
+                f"{key}: the engine {self._engine.name} does not clone voices; name one of its own voices instead",
+            )
+        digest = hashlib.sha256(data).hexdigest()
+        return Reference(recording.samples, recording.sample_rate, job.prompt_text or "", digest)

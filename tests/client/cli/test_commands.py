@@ -1,0 +1,290 @@
+"""What every command promises: exit codes, JSON, words that help, and options in any place."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from msgspec import UNSET
+
+from glmtts.client.cli import main
+from glmtts.client.cli.config import toml_lines
+from glmtts.client.cli.ui.output import duration, humanise, size
+from glmtts.protocol import events
+from glmtts.protocol.errors import ErrorCode
+
+COMMANDS = sorted(main.list_commands(None))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str) -> None:
+    result = CliRunner().invoke(main, [name, "--help"])
+    assert result.exit_code == 0
+    assert "Usage:" in result.stdout
+
+
+@pytest.mark.parametrize("place", [["--json", "ping"], ["ping", "--json"]])
+def test_json_is_understood_before_and_after_the_command(ctl: Any, place: list[str]) -> None:
+    result = ctl(*place)
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["protocol"] == 1
+
+
+def test_the_endpoint_after_the_command_wins(daemon: Any, no_daemon: str) -> None:
+    result = CliRunner().invoke(main, ["--endpoint", no_daemon, "ping", "--endpoint", daemon.endpoint])
+    assert result.exit_code == 0
+
+
+@pytest.mark.parametrize("command", [["ping"], ["say", "hi", "-o", "x.wav"], ["status"], ["jobs"], ["voices"]])
+def test_without_a_daemon_a_command_says_so_and_how_to_start_it(no_daemon: str, command: list[str]) -> None:
+    result = CliRunner().invoke(main, [*command, "--endpoint", no_daemon])
+    assert result.exit_code == 3
+    assert "glmttsd" in result.stderr
+    assert "systemctl start glmtts" in result.stderr
+    assert str(Path(no_daemon.removeprefix("ipc://")).parent) in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_program_gets_the_failure_as_json_with_the_same_exit_code(no_daemon: str) -> None:
+    result = CliRunner().invoke(main, ["info", "--json", "--endpoint", no_daemon])
+    assert result.exit_code == 3
+    assert json.loads(result.stdout)["error"]["code"] == "not_running"
+
+
+def test_wrong_usage_is_2_and_json_as_well() -> None:
+    result = CliRunner().invoke(main, ["recycle", "--json"])
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["error"]["code"] == "usage"
+    assert CliRunner().invoke(main, ["nonsense"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "job", "expected"),
+    [
+        (ErrorCode.SYNTHESIS_FAILED, "j1", 4),
+        (ErrorCode.DEADLINE_EXCEEDED, "j1", 4),
+        (ErrorCode.WORKER_CRASHED, "j1", 4),
+        (ErrorCode.UNAVAILABLE, "j1", 3),
+        (ErrorCode.SHUTTING_DOWN, None, 3),
+        (ErrorCode.FORBIDDEN, None, 1),
+        (ErrorCode.JOB_NOT_FOUND, "j1", 1),
+    ],
+)
+def test_the_exit_code_tells_a_failed_job_from_a_refusal_and_from_a_daemon_that_is_not_ready(
+    ctl: Any, daemon: Any, code: ErrorCode, job: str | None, expected: int
+) -> None:
+    def script(daemon: Any, peer: bytes, request: Any, _body: bytes) -> None:
+        extra = {} if job is None else {"job": job}
+        daemon.send(peer, events.Error.of(request.id, code, "it says why", **extra))
+
+    daemon.script = script
+    result = ctl("wait", "j1")
+    assert result.exit_code == expected
+    assert f"it says why ({code})" in result.stderr
+
+
+def test_a_job_that_does_not_end_is_124(ctl: Any, daemon: Any, accept_only: Any) -> None:
+    daemon.script = accept_only
+    assert ctl("wait", "j1", "--timeout", "0.1").exit_code == 124
+
+
+def test_status_shows_keys_that_it_has_never_heard_of(ctl: Any, control_daemon: Any) -> None:
+    values = {
+        "state": "running",
+        "uptime_s": 200.0,
+        "queue": {"waiting": 3, "by_class": {"vip": 0}},
+        "memory": {"rss": 41 * 2**20},
+        "brand_new": [1, 2],
+        "alerts": ["the GPU is lost"],
+    }
+    control_daemon.script = lambda d, peer, request, _: d.send(peer, events.Result(id=request.id, values=values))
+    result = ctl("status")
+    assert result.exit_code == 0
+    for words in ("running", "3 min 20 s", "41.0 MiB", "brand new", "! the GPU is lost"):
+        assert words in result.stdout
+    assert json.loads(ctl("status", "--json").stdout) == values
+
+
+def test_status_of_a_daemon_that_starts_nothing_any_more_is_3(ctl: Any, control_daemon: Any) -> None:
+    values = {"state": "drained"}
+    control_daemon.script = lambda d, peer, request, _: d.send(peer, events.Result(id=request.id, values=values))
+    assert ctl("status").exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("command", "op", "keys"),
+    [
+        (["recycle", "all"], "recycle", {"worker": "all"}),
+        (["scale", "--min", "1", "--max", "3"], "scale", {"min": 1, "max": 3}),
+        (["scale", "--max", "3"], "scale", {"min": UNSET, "max": 3}),
+        (["pause"], "pause", {}),
+        (["resume"], "resume", {}),
+        (["drain", "--timeout", "5"], "drain", {"timeout_s": 5.0}),
+        (["reload"], "reload", {}),
+        (["stop"], "stop", {}),
+        (["log-level", "debug"], "log_level", {"level": "debug"}),
+        (["voice", "remove", "amy"], "voice_remove", {"name": "amy"}),
+        (["cancel", "j1", "--any"], "cancel", {"job": "j1"}),
+        (["job", "j1", "--any"], "job", {"job": "j1"}),
+        (["jobs", "--all", "--state", "running"], "jobs", {"state": "running"}),
+        (["config", "show"], "config", {}),
+    ],
+)
+def test_an_operation_reaches_the_control_socket(
+    ctl: Any, control_daemon: Any, command: list[str], op: str, keys: dict[str, Any]
+) -> None:
+    result = ctl(*command)
+    assert result.exit_code == 0, result.output
+    _, request, _ = control_daemon.next_request()
+    assert request.__struct_config__.tag == op
+    for key, value in keys.items():
+        assert getattr(request, key) == value
+
+
+def test_a_voice_is_added_with_its_recording(ctl: Any, control_daemon: Any, tmp_path: Path) -> None:
+    recording = tmp_path / "amy.wav"
+    recording.write_bytes(b"RIFF...")
+    result = ctl("voice", "add", "amy", recording, "--text", "hello", "--language", "en", "--replace")
+    assert result.exit_code == 0, result.output
+    _, request, body = control_daemon.next_request()
+    assert (request.name, request.text, request.language, request.replace) == ("amy", "hello", "en", True)
+    assert body == b"RIFF..."
+
+
+def test_a_drain_that_ran_out_of_time_is_124(ctl: Any, control_daemon: Any) -> None:
+    left = {"drained": False, "left": 2}
+    control_daemon.script = lambda d, peer, request, _: d.send(peer, events.Result(id=request.id, values=left))
+    result = ctl("drain", "--timeout", "1")
+    assert result.exit_code == 124
+    assert "2 jobs are left" in result.stdout
+
+
+def test_jobs_are_a_table_that_a_pipe_gets_whole(ctl: Any, daemon: Any) -> None:
+    jobs = [
+        events.JobInfo(
+            job="j" * 40, state="failed", priority="batch", created=0.0, attempts=2, text_length=5, message="很长" * 60
+        )
+    ]
+    daemon.script = lambda d, peer, request, _: d.send(peer, events.JobsAnswer(id=request.id, jobs=jobs))
+    result = ctl("jobs")
+    assert "j" * 40 in result.stdout
+    assert "很长" * 60 in result.stdout
+    assert result.stdout.startswith("JOB ")
+    assert json.loads(ctl("jobs", "--json").stdout)["jobs"][0]["attempts"] == 2
+
+
+def test_wait_writes_the_speech_of_a_job(ctl: Any, daemon: Any, say: Any, tmp_path: Path) -> None:
+    daemon.script = lambda d, peer, request, _: d.send(peer, say.done("j1", request.id, b"RIFF"), b"RIFF")
+    result = ctl("wait", "j1", "-o", tmp_path / "a.wav")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "a.wav").read_bytes() == b"RIFF"
+
+
+def test_info_explains_the_options_of_the_engine(ctl: Any, daemon: Any) -> None:
+    properties = {"speed": {"type": "number", "minimum": 0.5, "maximum": 2, "default": 1}}
+    schema = {"$ref": "#/$defs/Options", "$defs": {"Options": {"properties": properties}}}
+    info = events.InfoAnswer(
+        id="", version="1", protocol=1, engine="espeak", sample_rate=24_000, sample_rates=[24_000], formats=["wav"],
+        voices=[events.Voice(name="zh")], default_voice="zh", clones_voices=False, limits={"text_chars": 5_000},
+        options=schema, ready=True,
+    )  # fmt: skip
+
+    def script(daemon: Any, peer: bytes, request: Any, _body: bytes) -> None:
+        info.id = request.id
+        daemon.send(peer, info)
+
+    daemon.script = script
+    result = ctl("info")
+    assert "number >= 0.5 and <= 2, 1 unless given" in result.stdout
+    assert json.loads(ctl("info", "--json").stdout)["options"] == schema
+
+
+def test_a_configuration_that_the_daemon_would_refuse_is_told_without_starting_it(tmp_path: Path) -> None:
+    wrong = tmp_path / "glmtts.toml"
+    wrong.write_text("[deamon]\n")
+    result = CliRunner().invoke(main, ["config", "check", str(wrong)])
+    assert result.exit_code == 1
+    assert "deamon" in result.stderr
+    good = tmp_path / "good.toml"
+    good.write_text(CliRunner().invoke(main, ["config", "default"]).stdout)
+    assert CliRunner().invoke(main, ["config", "check", str(good)]).exit_code == 0
+
+
+def test_the_configuration_is_shown_as_toml_that_can_be_used_again() -> None:
+    values = {"daemon": {"log_level": "info", "a b": 1}, "workers": {"gpus": [0, 1], "recycle": {"max_jobs": 0}}}
+    assert tomllib.loads("\n".join(toml_lines(values))) == values
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_gets_its_completion(shell: str) -> None:
+    result = CliRunner().invoke(main, ["completion", shell])
+    assert result.exit_code == 0
+    assert "_GLMTTSCTL_COMPLETE" in result.stdout
+
+
+def test_a_quick_command_loads_neither_rich_nor_asyncio_nor_the_daemon() -> None:
+    code = (
+        "import sys\nfrom glmtts.client.cli import main\n"
+        "try: main(['ping', '--endpoint', 'ipc:///nowhere'])\nexcept SystemExit: pass\n"
+        "print(sorted(m for m in sys.modules if m in ('rich', 'asyncio', 'glmtts.daemon', 'numpy', 'psutil')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_values_are_shown_in_the_units_that_their_keys_name() -> None:
+    assert humanise("age_s", 4_000.0) == "66 min 40 s"
+    assert humanise("rss", 1_536) == "1.5 KiB"
+    assert humanise("ready", True) == "yes"
+    assert humanise("x", None) == "-"
+    assert (duration(0.5), duration(10_000), duration(400_000)) == ("500 ms", "2 h 46 min", "4 d 15 h")
+    assert (size(10), size(3 * 2**20)) == ("10 bytes", "3.0 MiB")
+
+
+def test_no_more_workers_are_asked_for_than_a_machine_can_have(ctl: Any, control_daemon: Any) -> None:
+    for option in ("--min", "--max"):
+        refused = ctl("scale", option, 1_000_000)
+        assert refused.exit_code == 2 and "256" in refused.stderr, refused.output
+    assert control_daemon.requests.empty()
+
+
+@pytest.mark.parametrize("depth", ["--ready", "--deep"])
+def test_a_daemon_that_can_not_be_asked_by_tcp_is_not_said_to_be_down(depth: str) -> None:
+    refused = CliRunner().invoke(main, ["--endpoint", "tcp://127.0.0.1:5555", "health", depth])
+    assert refused.exit_code == 1
+    assert "no" not in refused.stdout and "--live" in refused.stderr
+
+
+def test_a_client_with_half_of_its_keys_says_nothing_of_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLMTTS_SERVER_KEY", "x" * 40)
+    monkeypatch.delenv("GLMTTS_SECRET_KEY", raising=False)
+    refused = CliRunner().invoke(main, ["--endpoint", "tcp://127.0.0.1:5555", "health", "--live"])
+    assert refused.exit_code == 1
+    assert not refused.stdout and "GLMTTS_SECRET_KEY" in refused.stderr
+
+
+def test_a_check_of_a_good_file_warns_of_names_that_nobody_has(tmp_path: Path) -> None:
+    file = tmp_path / "glmtts.toml"
+    file.write_text('[limits]\ngateways = ["nosuchuser"]\n')
+    shown = CliRunner().invoke(main, ["config", "check", str(file)])
+    assert shown.exit_code == 0 and "good" in shown.stdout and "'nosuchuser'" in shown.stdout
+    told = json.loads(CliRunner().invoke(main, ["config", "check", "--json", str(file)]).stdout)
+    assert told["ok"] and len(told["warnings"]) == 1 and "nosuchuser" in told["warnings"][0]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_daemon_whose_clients_can_t_find_it_is_not_ready(
+    ctl: Any, daemon: Any, control_daemon: Any, gone: bool
+) -> None:
+    if gone:
+        Path(daemon.endpoint.removeprefix("ipc://")).unlink()
+    well = {"healthy": True, "checked": "ready"}
+    control_daemon.script = lambda d, peer, request, _: d.send(peer, events.Result(id=request.id, values=well))
+    result = ctl("health")
+    assert result.exit_code == (3 if gone else 0) and ("no such socket" in result.stdout) is gone

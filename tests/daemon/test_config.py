@@ -1,0 +1,481 @@
+"""Configuration files: every mistake is named at once, by file, key and the nearest right name."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glmtts.daemon.config import load as config
+from glmtts.daemon.config.load import ConfigError
+from glmtts.daemon.config.rules import combinations, key_in_toml
+from glmtts.daemon.core.settings import ClientLimits, Section, Settings, flat
+
+
+def problems(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        config.parse(text)
+    return caught.value.problems
+
+
+def problem(text: str) -> str:
+    found = problems(text)
+    assert len(found) == 1, found
+    return found[0]
+
+
+@pytest.fixture
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GLMTTS_CONFIG", "STATE_DIRECTORY", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 1234)
+    monkeypatch.setenv("HOME", "/home/anna")
+
+
+# --- the packaged file
+
+
+def test_the_packaged_file_says_exactly_the_defaults() -> None:
+    assert config.parse(config.packaged_default()) == Settings()
+
+
+def test_the_packaged_file_has_every_key_in_order_and_one_line_of_why() -> None:
+    section, found = "", []
+    for line in config.packaged_default().splitlines():
+        if match := re.fullmatch(r"\[([\w.]+)\]", line):
+            section = match[1]
+        elif match := re.fullmatch(r"# \[(limits\.clients)\.alice\]", line):
+            found.append(match[1])  # an example: in TOML "clients = {}" and a section of it exclude each other
+        elif match := re.fullmatch(r"(\w+) = (.*)", line):
+            path = f"{section}.{match[1]}"
+            found.append(path)
+            if not section.startswith("queue.classes.") or section.endswith(".vip"):
+                assert re.search(r" # \w", line), f"{path} has no line of why"
+    assert sorted(found) == sorted(_in_order(Settings))
+    assert [path for path in found if path != "limits.clients"] == [
+        path for path in _in_order(Settings) if path != "limits.clients"
+    ]
+
+
+def test_the_example_of_a_clients_own_limits_can_be_uncommented() -> None:
+    lines = config.packaged_default().splitlines()
+    start = lines.index("# [limits.clients.alice]")
+    end = next(n for n in range(start, len(lines)) if not lines[n].startswith("#"))
+    lines[start:end] = [line.removeprefix("#").strip() for line in lines[start:end]]
+    limits = config.parse("\n".join(lines)).limits
+    assert limits.clients == {"alice": ClientLimits(rate="60/minute", rate_batch="", max_jobs=4096, max_share=0.5)}
+
+
+def _in_order(section: type[Section], prefix: str = "") -> list[str]:
+    """The keys as a file has them: a section's own before those of its subsections."""
+    own: list[str] = []
+    below: list[str] = []
+    for field in msgspec.structs.fields(section):
+        if isinstance(field.type, type) and issubclass(field.type, Section):
+            below += _in_order(field.type, f"{prefix}{field.name}.")
+        else:
+            own.append(f"{prefix}{field.name}")
+    return own + below
+
+
+# --- what is right
+
+
+def test_an_empty_file_gives_the_defaults() -> None:
+    assert config.parse("") == Settings()
+
+
+def test_what_is_set_is_set_and_the_rest_keeps_its_default() -> None:
+    settings = config.parse(
+        '[workers]\ngpus = [0, 2]\nhang_timeout_s = 5\n[queue.classes.vip]\nusers = ["anna", "1000"]'
+    )
+    assert settings.workers.gpus == [0, 2]
+    assert settings.workers.hang_timeout_s == 5.0
+    assert settings.queue.classes.vip.users == ["anna", "1000"]
+    assert settings.queue.classes.vip.weight == 16
+    changed = {key for key, value in flat(settings).items() if value != flat(Settings())[key]}
+    assert changed == {"workers.gpus", "workers.hang_timeout_s", "queue.classes.vip.users"}
+
+
+def test_a_new_weight_does_not_open_the_vip_class_to_everyone() -> None:
+    assert config.parse("[queue.classes.vip]\nweight = 20").queue.classes.vip.users == ["root"]
+
+
+def test_a_shorter_queue_needs_no_other_key_changed() -> None:
+    assert config.parse("[queue]\nmax_waiting = 1").queue.max_waiting == 1
+
+
+def test_clients_have_limits_of_their_own_by_every_name_that_one_can_have() -> None:
+    text = '[limits]\ngateways = ["web"]\n' + "".join(
+        f"[limits.clients.{name}]\nmax_jobs = {number}\n"
+        for number, name in enumerate(["alice", "1000", '"key:kiosk-1"', '"web/爱丽丝"', '"key:web/a"'], 1)
+    )
+    names = ["alice", "1000", "key:kiosk-1", "web/爱丽丝", "key:web/a"]
+    own = config.parse(text).limits.clients
+    assert own == {name: ClientLimits(max_jobs=number) for number, name in enumerate(names, 1)}
+    assert config.parse('[limits.clients.a]\nrate = ""').limits.clients["a"].rate == "", "none at all, not the general"
+
+
+def test_one_worker_needs_no_other_key_changed() -> None:
+    assert config.parse("[workers]\nmax = 1").queue.interactive_workers == 1
+
+
+def test_the_fault_engine_can_be_told_to_start_slowly() -> None:
+    settings = config.parse('[engine]\nname = "fault"\n[engine.fault]\nstart = "slow"\nstart_s = 2')
+    assert settings.engine.fault.start_s == 2.0
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_bytes(b"\xef\xbb\xbf[queue]\nmax_waiting = 3\n")
+    assert config.load(file) == config.Config(config.parse("[queue]\nmax_waiting = 3"), file)
+
+
+# --- what is wrong
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "hint"),
+    [
+        ("[limits]\nmax_waiting = 3", "limits.max_waiting", "queue.max_waiting"),
+        ("[queue]\nmax_wating = 3", "queue.max_wating", "queue.max_waiting"),
+        ("[workers.recycle]\nmax-jobs = 3", "workers.recycle.max-jobs", "workers.recycle.max_jobs"),
+        ('log_level = "debug"', "log_level", "daemon.log_level"),
+        ("[worker]\nper_gpu = 1", "worker", "workers"),
+        ("[recycle]\nmax_jobs = 1", "recycle", "workers.recycle"),
+        ("[queue]\nLIMITS = 1", "queue.LIMITS", "glmttsctl config default"),
+        ("[audio]\noutput = 1", "audio.output", "audio.outputs"),
+        ("[workers.restart]\nhang_timeout_s = 1", "workers.restart.hang_timeout_s", "workers.hang_timeout_s"),
+        ("[limits.clients.alice]\nrat = '5/minute'", "limits.clients.alice.rat", "limits.clients.alice.rate?"),
+        ('[limits.clients."key:a"]\nmax_job = 1', 'limits.clients."key:a".max_job', 'limits.clients."key:a".max_jobs?'),
+        ("[limits.client.alice]\nrate = '5/minute'", "limits.client", "limits.clients"),
+        ("[queue]\nmax_shares = 1", "queue.max_shares", "queue.max_share"),
+        ("[queue]\nkeep_durable = 1", "queue.keep_durable", "queue.keep_durable_"),
+        ("[qqq]\nzzz = 1", "qqq", "glmttsctl config default"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest_right_one(text: str, key: str, hint: str) -> None:
+    found = problem(text)
+    assert found.startswith(f"{key}: unknown ")
+    assert hint in found
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "expected"),
+    [
+        ('[queue]\nmax_waiting = "3"', "queue.max_waiting", 'a whole number, got "3"'),
+        ("[queue]\nmax_waiting = 3.5", "queue.max_waiting", "a whole number, got 3.5"),
+        ("[queue]\nmax_waiting = true", "queue.max_waiting", "a whole number, got true"),
+        ("[queue]\nmax_waiting = -1", "queue.max_waiting", ">= 0, got -1"),
+        ("[queue]\nmax_waiting = [1]", "queue.max_waiting", "got a list"),
+        ("[queue]\nmax_waiting = 2026-01-01", "queue.max_waiting", "got a date or time"),
+        ("[workers]\nper_gpu = 0", "workers.per_gpu", ">= 1, got 0"),
+        ("[workers]\nhang_timeout_s = nan", "workers.hang_timeout_s", "a number"),
+        ("[workers]\nhang_timeout_s = inf", "workers.hang_timeout_s", "finite"),
+        ("[workers]\nhang_timeout_s = 0", "workers.hang_timeout_s", "a number > 0, got 0"),
+        ('[workers]\ngpus = "some"', "workers.gpus", '"all", "none" or a list'),
+        ("[workers]\ngpus = [-1]", "workers.gpus", '"all", "none" or a list'),
+        ("[workers]\ngpus = 1", "workers.gpus", '"all", "none" or a list'),
+        ("[daemon]\nsocket_mode = 660", "daemon.socket_mode", 'such as "0660"'),
+        ('[daemon]\nsocket_mode = "rw"', "daemon.socket_mode", 'such as "0660"'),
+        ('[daemon]\nsocket_mode = "0660\\n"', "daemon.socket_mode", 'such as "0660"'),
+        ('[daemon]\nlog_level = "warn"', "daemon.log_level", 'did you mean "warning"?'),
+        ('[audio]\ndefault_format = "Wave"', "audio.default_format", "pcm_f32le"),
+        ("[limits]\ntext_chars = 100001", "limits.text_chars", "<= 100000"),
+        ('[limits]\ngateways = ["a", 5]', "limits.gateways", "as item 2, got 5"),
+        ('[limits]\ngateways = "anna"', "limits.gateways", "a list"),
+        ("[limits]\nclients = 5", "limits.clients", "a table, got 5"),
+        ("[limits.clients]\nrate = '5/minute'", "limits.clients.rate", "[limits.clients.NAME], with rate, rate_batch"),
+        ("[limits.clients.alice]\nrate = 5", "limits.clients.alice.rate", "a string in quotes, got 5"),
+        ("[limits.clients.alice]\nmax_jobs = 0", "limits.clients.alice.max_jobs", "a whole number >= 1, got 0"),
+        ("[limits.clients.alice]\nmax_share = 2", "limits.clients.alice.max_share", "a number <= 1, got 2"),
+        ("[queue]\nmax_share = 0", "queue.max_share", "a number > 0, got 0"),
+        ('[metrics]\nlisten = "9464"', "metrics.listen", "an address and a port"),
+        ('[metrics]\nlisten = "speech.example:9464"', "metrics.listen", "no IP address"),
+        ("[metrics]\nlisten = 9464", "metrics.listen", "a string in quotes, got 9464"),
+        ("[alerts]\nerror_share = 10", "alerts.error_share", "a number <= 1, got 10"),
+        ("[alerts]\nfor_s = 0", "alerts.for_s", "a number > 0, got 0"),
+        ("[queue]\npreempt = 1", "queue.preempt", "true or false, got 1"),
+        ("[queue]\ninteractive_workers = -1", "queue.interactive_workers", ">= 0, got -1"),
+        ("[queue]\nkeep_durable_s = 0", "queue.keep_durable_s", "a number > 0, got 0"),
+        ("daemon = 5", "daemon", "expected a section, written [daemon]"),
+        ("[[daemon]]\n", "daemon", "expected a section, written [daemon]"),
+        ("[queue]\nmax_waiting = " + "9" * 4_000, "queue.max_waiting", "at most 1000000000000"),
+        ("[workers]\nhang_timeout_s = 1e300", "workers.hang_timeout_s", "at most"),
+    ],
+)
+def test_a_wrong_value_is_answered_with_what_is_expected(text: str, key: str, expected: str) -> None:
+    found = problem(text)
+    assert found.startswith(f"{key}: ")
+    assert expected in found
+    assert len(found) < 300
+
+
+def test_the_glmtts_engine_is_told_where_to_look_and_who_forgets_it_where_to_read() -> None:
+    assert "docs/glmtts.md" in problem('[engine]\nname = "glmtts"')
+    assert "docs/glmtts.md" in problem('[engine]\nname = "glmtts"\n[engine.glmtts]\nroot = "/nonexistent"')
+    good = config.parse('[engine]\nname = "glmtts"\n[engine.glmtts]\nroot = "/usr"\ndictionary = "/etc/passwd"')
+    assert good.engine.glmtts.root == "/usr"
+
+
+def test_who_switches_to_another_engine_and_back_need_not_take_its_settings_out() -> None:
+    settings = config.parse('[engine]\nname = "espeak"\n[engine.glmtts]\nroot = "/not/mounted"\ndtype = "bf16"')
+    assert settings.engine.glmtts.dtype == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("[workers]\nmin = 3\nmax = 2", "workers.min"),
+        ("[workers]\ngpus = []", "workers.gpus"),
+        ("[workers]\ngpus = [1, 1]", "workers.gpus"),
+        ("[workers.restart]\nbackoff_initial_s = 60", "workers.restart.backoff_initial_s"),
+        ("[queue]\nwarn_waiting = 11", "queue.warn_waiting"),
+        ("[limits]\nrecording_min_s = 31", "limits.recording_min_s"),
+        ('[limits]\nrate = "often"', "limits.rate"),
+        ('[limits]\nrate_batch = "0/minute"', "limits.rate_batch"),
+        ('[limits.clients.alice]\nrate = "often"', "limits.clients.alice.rate"),
+        ('[limits.clients."a/b"]\nrate_batch = "0/day"', 'limits.clients."a/b".rate_batch'),
+        ('[limits.clients."a b"]', 'limits.clients."a b"'),
+        ('[limits.clients."key:"]', 'limits.clients."key:"'),
+        ('[limits.clients."uid:1000"]', 'limits.clients."uid:1000"'),
+        ('[limits.clients."web/anna"]', 'limits.clients."web/anna"'),
+        ('[limits]\ngateways = ["web"]\n[limits.clients."web/"]', 'limits.clients."web/"'),
+        ('[limits.clients.""]', 'limits.clients.""'),
+        ("[workers]\nmax = 2\n[queue]\ninteractive_workers = 2", "queue.interactive_workers"),
+        ("[limits]\nheader_kib = 4", "limits.text_chars"),
+        ("[limits]\nrecordings_mib = 15", "limits.recordings_mib"),
+        ('[limits]\ngateways = ["a b"]', "limits.gateways"),
+        ('[queue.classes.vip]\nusers = [""]', "queue.classes.vip.users"),
+        ('[queue.classes.batch]\nusers = ["anna:x"]', "queue.classes.batch.users"),
+        ('[audio]\ndefault_format = "ogg"\nsample_rate = 22050', "audio.sample_rate"),
+        ('[audio]\noutputs = "out"', "audio.outputs"),
+        ('[voices]\nfolder = "./voices"', "voices.folder"),
+        ('[daemon]\nruntime_dir = "run"', "daemon.runtime_dir"),
+        (f'[daemon]\nruntime_dir = "/{"x" * 100}"', "daemon.runtime_dir"),
+        ('[daemon]\nstate_dir = "a\\u0000"', "daemon.state_dir"),
+        ('[daemon]\nsocket_mode = "0060"', "daemon.socket_mode"),
+        ('[daemon]\nsocket_group = "no-such-group-here"', "daemon.socket_group"),
+        ('[daemon]\nadmin_group = "no-such-group-here"', "daemon.admin_group"),
+        ('[engine]\npython = "/nonexistent/python"', "engine.python"),
+        ('[engine]\npython = "python3"', "engine.python"),
+        ('[engine]\npython = "/etc"', "engine.python"),
+        ('[engine]\nwarmup_text = " "', "engine.warmup_text"),
+        ('[engine.fault]\nstart = "crash"', "engine.fault"),
+        ('[engine.glmtts]\nroot = "GLM-TTS"', "engine.glmtts.root"),
+        ('[engine]\nname = "glmtts"\n[engine.glmtts]\nroot = "/etc/passwd"', "engine.glmtts.root"),
+        ('[engine]\nname = "glmtts"\n[engine.glmtts]\nroot = "/a\\u0000"', "engine.glmtts.root"),
+        ('[engine]\nname = "glmtts"\n[engine.glmtts]\nroot = "/a\\u001b"', "engine.glmtts.root"),
+        ('[engine.glmtts]\ndictionary = "words.jsonl"', "engine.glmtts.dictionary"),
+        (
+            '[engine]\nname = "glmtts"\n[engine.glmtts]\nroot = "/usr"\ndictionary = "/etc"',
+            "engine.glmtts.dictionary",
+        ),
+        ('[engine]\nname = "fault"\n[engine.fault]\nstart = "slow"', "engine.fault.start_s"),
+    ],
+)
+def test_settings_that_contradict_each_other_or_the_machine_are_refused(text: str, key: str) -> None:
+    found = problems(text)
+    assert any(line.startswith(f"{key}: ") for line in found), found
+
+
+def test_all_problems_are_told_at_once_each_with_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text('[limits]\nmax_waiting = 3\nrate = "often"\n[workers]\nper_gpu = 0\nmin = 5\nmax = 2\n')
+    with pytest.raises(ConfigError) as caught:
+        config.load(file)
+    assert [line.removeprefix(f"{file}: ").split(":")[0] for line in caught.value.problems] == [
+        "limits.max_waiting",
+        "workers.per_gpu",
+        "workers.min",
+        "limits.rate",
+    ]
+    assert str(caught.value).splitlines() == caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("a = ", "at its end"),
+        ("a = ?\n", "line 1, column 5"),
+        ("[queue]\n\nmax_waiting == 3", "line 3, column 14"),
+        ("[queue]\n[queue]", "line 2"),
+        ("a = '\x00'", "line 1"),
+        ("x = " + "[" * 100_000, "nested"),
+    ],
+)
+def test_what_is_no_toml_is_refused_with_its_place(text: str, place: str) -> None:
+    assert place in problem(text)
+
+
+def test_a_file_that_can_not_be_read_is_named_with_the_reason(tmp_path: Path) -> None:
+    binary, large = tmp_path / "binary.toml", tmp_path / "large.toml"
+    binary.write_bytes(b"[queue]\n# \xff\n")
+    large.write_bytes(b"#" * (1024 * 1024 + 1))
+    for path, words in (
+        (tmp_path / "none.toml", "no such file"),
+        (tmp_path, "is a directory"),
+        (binary, "line 2: not UTF-8"),
+        (large, "larger than 1 MiB"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            config.load(path)
+        assert caught.value.problems[0].startswith(f"{path}: ")
+        assert words in caught.value.problems[0]
+
+
+VALUES = st.recursive(
+    st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.dictionaries(st.sampled_from(sorted(flat(Settings()))) | st.text(max_size=10), VALUES, max_size=4))
+def test_no_document_raises_anything_but_config_errors(values: dict[str, Any]) -> None:
+    document: dict[str, Any] = {}
+    for path, value in values.items():
+        *sections, key = path.split(".")
+        table = document
+        for section in sections:
+            table = table.setdefault(section, {})
+            if not isinstance(table, dict):
+                return
+        table[key] = value
+    found: list[str] = []
+    config._section(document, Settings, "", found)
+    assert all(line.isprintable() for line in found), found
+
+
+NAMES = st.text(max_size=12) | st.sampled_from(["alice", "1000", "key:a", "web/b", "uid:1", "a/b/c"])
+LIMIT_VALUES = st.sampled_from(["5/minute", "", "often", 1, 0, 0.5, 2.0, True]) | VALUES
+LIMITS_OF_CLIENTS = st.dictionaries(
+    NAMES, st.dictionaries(st.sampled_from([*ClientLimits.__struct_fields__, "rat"]), LIMIT_VALUES) | VALUES, max_size=3
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(LIMITS_OF_CLIENTS)
+def test_whatever_clients_limits_say_is_taken_or_every_client_that_is_wrong_is_named(clients: dict[str, Any]) -> None:
+    found: list[str] = []
+    good = config._section({"limits": {"gateways": ["web"], "clients": clients}}, Settings, "", found)
+    parsed = msgspec.convert(good, Settings)
+    found += combinations(parsed, set())
+    assert all(line.isprintable() and line.startswith("limits.clients.") for line in found), found
+    for name, own in clients.items():
+        path = f"limits.clients.{key_in_toml(name)}"
+        if not any(line.startswith(path) for line in found):
+            assert msgspec.convert(own, ClientLimits) == parsed.limits.clients[name]
+
+
+# --- where things are
+
+
+@pytest.mark.usefixtures("bare_environment")
+def test_the_file_is_the_first_that_is_named_or_exists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(config, "SYSTEM_FILE", tmp_path / "glmtts.toml")
+    assert config.find() is None
+    assert config.load(config.find()) == config.Config(Settings(), None)
+    (tmp_path / "glmtts.toml").touch()
+    assert config.find() == tmp_path / "glmtts.toml"
+    monkeypatch.setenv("GLMTTS_CONFIG", "/srv/other.toml")
+    assert config.find() == Path("/srv/other.toml")
+
+
+@pytest.mark.usefixtures("bare_environment")
+def test_state_outputs_and_voices_have_a_place_for_every_kind_of_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = Settings()
+    assert config.state_dir(defaults) == Path("/home/anna/.local/state/glmtts")
+    monkeypatch.setenv("XDG_STATE_HOME", "relative")
+    assert config.state_dir(defaults) == Path("/home/anna/.local/state/glmtts")
+    monkeypatch.setenv("XDG_STATE_HOME", "/srv/state")
+    assert config.state_dir(defaults) == Path("/srv/state/glmtts")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert config.state_dir(defaults) == Path("/var/lib/glmtts")
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/a:/var/lib/b")
+    assert config.state_dir(defaults) == Path("/var/lib/a")
+    assert config.outputs_dir(defaults) == Path("/var/lib/a/outputs")
+    assert config.voices_dir(defaults) == Path("/var/lib/a/voices")
+    named = config.parse('[daemon]\nstate_dir = "/s"\n[audio]\noutputs = "/o"\n[voices]\nfolder = "/v"')
+    assert (config.state_dir(named), config.outputs_dir(named), config.voices_dir(named)) == tuple(
+        map(Path, ("/s", "/o", "/v"))
+    )
+
+
+def test_the_workers_run_in_the_daemons_interpreter_unless_another_is_named() -> None:
+    assert config.engine_python(Settings()) == sys.executable
+    assert config.engine_python(config.parse('[engine]\npython = "/bin/sh"')) == "/bin/sh"
+
+
+# --- the command
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "glmtts.daemon.config", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd="/")
+
+
+def test_the_command_prints_every_problem_and_fails(tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text("[limits]\nmax_waiting = 3\n[queue]\nmax_per_client = 0\n")
+    done = run("check", str(file))
+    assert done.returncode == 2
+    assert not done.stdout
+    assert [line.split(": ")[:2] for line in done.stderr.splitlines()] == [
+        [str(file), "limits.max_waiting"],
+        [str(file), "queue.max_per_client"],
+    ]
+
+
+def test_the_command_prints_the_packaged_file_and_finds_it_good(tmp_path: Path) -> None:
+    file = tmp_path / "good.toml"
+    file.write_text(run("default").stdout)
+    done = run("check", str(file))
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{file}: good\n", "")
+
+
+def test_the_command_says_how_it_is_used() -> None:
+    assert run("sing").returncode == 2
+    assert "usage: " in run().stderr
+
+
+def test_reading_a_configuration_imports_nothing_heavy() -> None:
+    code = "import sys, glmtts.daemon.config; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True, cwd="/")
+    assert not {"numpy", "zmq", "psutil", "soundfile", "asyncio", "subprocess"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("key", ["per_gpu", "min", "max"])
+def test_more_workers_than_a_machine_can_have_are_refused(key: str) -> None:
+    assert "256" in problem(f"[workers]\n{key} = 257\n")
+
+
+# --- by a name that means the same everywhere
+
+
+def test_a_relative_file_is_named_absolutely_and_links_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    link = tmp_path / "link.toml"
+    link.symlink_to("glmtts.toml")
+    assert config.absolute(Path("link.toml")) == link
+    assert config.absolute(None) is None
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert config.absolute(Path("my.toml")) == Path("my.toml")
+
+
+def test_an_empty_name_stands_for_the_built_in_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLMTTS_CONFIG", "/etc/other.toml")
+    assert (config.named(""), config.named(None)) == (None, Path("/etc/other.toml"))
+    assert config.named("a.toml") == Path("a.toml")

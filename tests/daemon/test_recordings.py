@@ -1,0 +1,131 @@
+"""daemon/storage/recordings.py: what happens to the recording that somebody sends."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import subprocess
+import sys
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+import soundfile
+
+from glmtts.daemon.storage.recordings import BadRecordingError, decode
+
+
+def file(samples: np.ndarray, rate: int = 16_000, container: str = "WAV", subtype: str = "PCM_16") -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format=container, subtype=subtype)
+    return buffer.getvalue()
+
+
+def tone(seconds: float = 2.0, rate: int = 16_000, level: float = 0.3) -> np.ndarray:
+    return (level * np.sin(0.1 * np.arange(int(seconds * rate)))).astype(np.float32)
+
+
+GOOD = file(tone())
+
+
+@pytest.mark.parametrize(
+    ("container", "subtype"),
+    [
+        ("WAV", "PCM_16"),
+        ("WAV", "FLOAT"),
+        ("FLAC", "PCM_24"),
+        ("OGG", "OPUS"),
+        ("OGG", "VORBIS"),
+        ("MP3", "MPEG_LAYER_III"),
+    ],
+)
+def test_every_promised_format_is_understood(container: str, subtype: str) -> None:
+    recording = decode(file(tone(), 16_000, container, subtype))
+    assert recording.sample_rate == 16_000 and recording.seconds == pytest.approx(2.0, abs=0.1)
+    assert recording.samples.dtype == np.float32 and recording.samples.ndim == 1
+    assert np.sqrt(np.mean(recording.samples**2)) == pytest.approx(0.212, rel=0.1)
+
+
+def test_stereo_becomes_the_mean_of_its_channels() -> None:
+    recording = decode(file(np.stack([tone(), np.zeros_like(tone())], axis=1)))
+    assert recording.channels == 2 and np.max(recording.samples) == pytest.approx(0.15, abs=0.01)
+
+
+def test_float_samples_beyond_full_scale_are_brought_back_into_range() -> None:
+    recording = decode(file(tone(level=4.0), subtype="FLOAT"))
+    assert np.max(np.abs(recording.samples)) == pytest.approx(1.0)
+
+
+def lying_wav() -> bytes:
+    """The header of a WAV that claims an hour, with two seconds of samples."""
+    data = bytearray(GOOD)
+    struct.pack_into("<I", data, 40, 3_600 * 32_000)
+    return bytes(data)
+
+
+BAD = {
+    "empty": (b"", "empty"),
+    "text": (b"RIFF of something else entirely" * 40, "can't be decoded"),
+    "header only": (GOOD[:44], "at least"),
+    "half a header": (GOOD[:20], "can't be decoded"),
+    "aiff": (file(tone(), container="AIFF"), "AIFF"),
+    "too short": (file(tone(0.9)), "at least 1 s"),
+    "too long": (file(tone(30.2)), "longer than 30 s"),
+    "silent": (file(np.zeros(32_000, np.float32)), "silent"),
+    "cancelling channels": (file(np.stack([tone(), -tone()], axis=1)), "silent"),
+    "not a number": (file(np.full(32_000, np.nan, np.float32), subtype="FLOAT"), "no numbers"),
+    "infinite": (file(np.full(32_000, np.inf, np.float32), subtype="FLOAT"), "no numbers"),
+    "telephone of 1920": (file(tone(), 4_000), "4000 samples a second"),
+    "too many channels": (file(np.zeros((32_000, 12), np.float32)), "12 channels"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_recording_is_refused_in_words_that_help(name: str) -> None:
+    data, words = BAD[name]
+    with pytest.raises(BadRecordingError, match=words):
+        decode(data)
+
+
+def test_a_header_that_lies_about_the_length_is_not_believed() -> None:
+    assert decode(lying_wav()).seconds == pytest.approx(2.0)
+
+
+def test_a_small_file_that_unpacks_to_hours_costs_neither_time_nor_memory() -> None:
+    bomb = file(np.zeros(3_600 * 16_000, np.int16), container="FLAC")
+    assert len(bomb) < 1 << 20
+    tracemalloc.start()
+    begun = time.monotonic()
+    with pytest.raises(BadRecordingError, match="longer than"):
+        decode(bomb)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert time.monotonic() - begun < 2 and peak < 16 << 20
+
+
+def test_no_damage_to_a_file_gets_past_the_check_as_another_exception() -> None:
+    random = np.random.default_rng(7)
+    for container, subtype in (("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III")):
+        original = file(tone(), 16_000, container, subtype)
+        for _ in range(25):
+            damaged = bytearray(original)
+            for _ in range(8):
+                damaged[random.integers(len(damaged))] = random.integers(256)
+            try:
+                decode(bytes(damaged[: random.integers(1, len(damaged) + 1)]))
+            except BadRecordingError as error:
+                assert str(error)
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "answer"),
+    [(GOOD, 0, {"seconds": 2.0, "sample_rate": 16_000, "channels": 1}), (b"noise", 1, None)],
+)
+def test_the_daemon_can_have_a_recording_checked_in_another_process(data: bytes, code: int, answer: object) -> None:
+    command = [sys.executable, "-m", "glmtts.daemon.storage.recordings", "1", "30"]
+    done = subprocess.run(command, input=data, capture_output=True, check=False)
+    assert done.returncode == code
+    said = json.loads(done.stdout)
+    assert said == answer if answer else "can't be decoded" in said["error"]
