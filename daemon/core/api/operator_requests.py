@@ -120,7 +120,7 @@ class OperatorRequests:
             },
             journal=self._durable_jobs.describe(),
             estimates={"jobs": self._estimator.compared, "within_30_percent": self._estimator.within},
-            circuit_breaker=self._pool.circuit_breaker.state.value,
+            breaker=self._pool.circuit_breaker.state.value,
             quarantined=self._retries.quarantined_count(),
             alerts=self._alerts.describe(),
             attention=self._problems.describe(state, event.facts),
