@@ -76,14 +76,16 @@ check: install  ## formatting, lint, types, import rules
 	@$(BIN)/mypy tests/daemon tests/process/test_daemon_{durable,gpu,logs,metrics,service_manager}.py
 	@$(BIN)/lint-imports
 
-format: install  ## format, and mend what the linter can mend
+format: install  ## format, and fix what the linter can fix
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: $(call has,test)  ## measure against the limits and the peers (minutes); bench/results/ has the numbers and a plot
+# An interpreter that has another version of this package, to measure both in one run.
+BESIDE ?=
+bench: $(call has,test)  ## measure against the limits and the peers (minutes), and BESIDE=/path/bin/python of another version
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]' --config-settings editable_mode=strict \
 	  || echo "The peer or the plot can't be installed here: they will be missing."
-	@$(BIN)/python bench/overhead.py
+	@$(BIN)/python bench/overhead.py $(if $(BESIDE),--beside '$(BESIDE)')
 	@$(BIN)/python bench/metrics.py
 	@$(BIN)/python bench/faults.py
 	@$(BIN)/python bench/leaks.py
