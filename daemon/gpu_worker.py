@@ -153,6 +153,7 @@ def _start(config: WorkerConfig, wire: Wire) -> tuple[Engine, Any]:
         vram_share=config.vram_share,
         needs_gpu=config.needs_gpu,
         cache_dir=config.cache_dir,
+        warn=lambda line: log.say(log.WARNING, line),
     )
     loaded = time.monotonic()
     from .worker.runner import JobRunner

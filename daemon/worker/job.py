@@ -10,10 +10,10 @@ from typing import cast
 from glmtts.protocol.worker import Finished, Job, Memory
 
 from ..engines.base import Engine, EngineError, Piece, Utterance
-from . import audio, job_delivery
+from . import audio
 from .connection import Wire
 from .progress import NotWantedError, Progress
-from .sinks import FileSink, Sink, StreamSink
+from .sinks import FileSink, Sink, StreamSink, deliver
 
 
 class JobSpeech:
@@ -92,7 +92,7 @@ class JobSpeech:
             path=self._job.output,
             memory=memory(),
         )
-        return finished, None if file is None else job_delivery.deliver(self._job, file, finished)
+        return finished, None if file is None else deliver(self._job, file, finished)
 
     def _step(self) -> Piece | None:
         if not self._wire.wanted(self._job.job):

@@ -14,11 +14,12 @@ from glmtts.protocol.worker import Checked, Failed, Finished, Job, Memory, Suspe
 from ..engines import cuda_errors
 from ..engines.base import Engine, EngineError, Piece
 from ..storage import outputs
-from . import audio, exit_codes, job_delivery, log
+from . import audio, exit_codes, log
 from .connection import Wire
 from .job import JobSpeech
 from .preparation import Preparation
 from .progress import NotWantedError, Progress
+from .sinks import describe
 
 _PAGE_BYTES = resource.getpagesize()
 
@@ -163,7 +164,7 @@ class JobRunner:
             path=job.output,
             memory=self.memory(),
         )
-        job_delivery.describe(finished, file)
+        describe(finished, file)
         return finished
 
     def _failed(self, job: str, error: Exception) -> Failed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,16 @@ class GlmttsEngine(Engine):
     options = GlmttsOptions
     clones_voices = True
 
-    def __init__(self, settings: dict[str, Any], *, vram_share: float, needs_gpu: bool, cache_dir: str) -> None:
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        *,
+        vram_share: float,
+        needs_gpu: bool,
+        cache_dir: str,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._warn = warn
         begun = time.monotonic()
         found = checkpoint.look(Path(settings["root"]))
         self.version = found.version
@@ -94,6 +103,7 @@ class GlmttsEngine(Engine):
                 choices=self._choices(utterance.options),
                 texts=self._texts,
                 dictionary=self._dictionary,
+                warn=self._warn,
             )
             for number, segment in enumerate(segments):
                 yield Piece(speech.segment(segment, steps), number, len(segments), True)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from msgspec import Struct
 
-from ...worker.log import WARNING, say
 from ..base import EngineError, Utterance
 from .pronunciation import Dictionary
 from .text import Texts
@@ -85,6 +84,7 @@ class Speech:
         choices: Choices,
         texts: Texts,
         dictionary: Dictionary,
+        warn: Callable[[str], None],
     ) -> None:
         import torch
 
@@ -93,6 +93,7 @@ class Speech:
         self._choices = choices
         self._texts = texts
         self._dictionary = dictionary
+        self._warn = warn
         self._rate = utterance.sample_rate
         self._seed = utterance.seed
         device = upstream.device
@@ -170,7 +171,7 @@ class Speech:
             spk=None,
         )[0].tolist()
         if len(tokens) >= most:
-            say(WARNING, f"a segment had no end after its {most} tokens and is cut there")
+            self._warn(f"a segment was cut off after {most} tokens; the model had not ended it")
         return tokens
 
 
