@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
+from glmtts.protocol import exit_codes
 from glmtts.protocol.worker import (
     Bye,
     CancelJob,
@@ -36,7 +37,7 @@ from . import malloc
 from .engines import load
 from .engines.cuda_errors import judge
 from .storage.outputs import started
-from .worker import exit_codes, lifeline, log
+from .worker import lifeline, log
 from .worker.connection import Wire
 
 if TYPE_CHECKING:

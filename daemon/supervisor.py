@@ -81,7 +81,7 @@ class Supervisor:
         settings = loaded.settings
         self._settings = settings
         self._clock = time.monotonic
-        self._limits = codec.Limits(
+        self._limits = codec.CodecLimits(
             header_bytes=settings.limits.header_kib << 10,
             body_bytes=settings.limits.body_mib << 20,
             text_chars=settings.limits.text_chars,

@@ -9,9 +9,10 @@ from typing import Any
 
 import msgspec
 
+from glmtts.protocol import exit_codes
+
 from ..config import load as config
 from ..core.settings import Settings
-from ..worker import exit_codes
 from . import guardian
 
 #: What every worker imports, and the package that brings it.

@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from glmtts.protocol import exit_codes
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.worker import Checked, Failed, Finished, Job, Memory, Suspended, WorkerProtocolError
 
 from ..engines import cuda_errors
 from ..engines.base import Engine, EngineError, Piece
 from ..storage import outputs
-from . import audio, exit_codes, log
+from . import audio, log
 from .connection import Wire
 from .job import JobSpeech
 from .preparation import Preparation

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glmtts.daemon.worker import exit_codes
+from glmtts.protocol import exit_codes
 from glmtts.protocol.worker import Beat, Bye, CancelJob, Failed, Finished, Message, ResumeJob, Suspended, SuspendJob
 
 from ..process.worker_under_test import Start, WorkerUnderTest

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from glmtts.daemon.worker import exit_codes
+from glmtts.protocol import exit_codes
 from glmtts.protocol.worker import (
     AudioChunk,
     Beat,

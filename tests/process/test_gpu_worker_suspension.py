@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glmtts.daemon.worker import exit_codes
+from glmtts.protocol import exit_codes
 from glmtts.protocol.worker import (
     AudioChunk,
     Beat,

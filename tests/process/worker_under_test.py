@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import zmq
 
-from glmtts.daemon.processes.manager import command as worker_command
+from glmtts.daemon.processes.command import command as worker_command
 from glmtts.protocol.worker import (
     AudioChunk,
     CancelJob,
@@ -72,7 +72,7 @@ class WorkerUnderTest:
         with self.log.open("wb") as log:
             self.begun = time.monotonic()
             self.process = subprocess.Popen(
-                worker_command.command(python),
+                worker_command(python),
                 env={**os.environ, "GLMTTS_WORKER": json.dumps(settings)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
