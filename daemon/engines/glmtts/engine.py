@@ -17,7 +17,7 @@ from ..base import Engine, EngineError, MemoryFigures, Piece, Reference, Utteran
 from ..options import GlmttsOptions
 from . import checkpoint, pronunciation
 from . import device as graphics
-from .speech import Choices, NotWantedError, Speech, Steps
+from .speech import Choices, Speech, SpeechCancelledError, Steps
 from .text import Texts, check_speakable
 from .token_watch import Watch
 from .upstream import Upstream
@@ -107,11 +107,11 @@ class GlmttsEngine(Engine):
             )
             for number, segment in enumerate(segments):
                 yield Piece(speech.segment(segment, steps), number, len(segments), True)
-        except NotWantedError:
+        except SpeechCancelledError:
             return
         finally:
             # Tensors of ever other sizes leave holes: 184 MiB after 160 jobs on a CPU, with this 2 after 100.
-            malloc.give_back()
+            malloc.trim()
 
     @classmethod
     def limit_memory(cls, share: float) -> None:

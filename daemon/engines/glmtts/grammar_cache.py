@@ -66,7 +66,7 @@ class SharedGrammar:
         built = Path(tempfile.mkdtemp(prefix="building-", dir=self._cache_dir))
         made = normalizer(cache_dir=str(built), overwrite_cache=True, **options)
         # The compiler has taken gigabytes.
-        malloc.give_back()
+        malloc.trim()
         built.chmod(0o755)
         for file in built.iterdir():
             _flush(file)

@@ -25,7 +25,7 @@ _TOKENS_PER_TEXT_TOKEN = 20
 _STEPS_PER_CHARACTER = 8
 
 
-class NotWantedError(Exception):
+class SpeechCancelledError(Exception):
     """The job was cancelled while it was spoken."""
 
 
@@ -50,11 +50,11 @@ class Steps:
         self._ends_at = time.monotonic() + max_segment_s
 
     def __call__(self) -> None:
-        """Raises NotWantedError, and EngineError when time is up."""
+        """Raises SpeechCancelledError, and EngineError when time is up."""
         self._done += 1
         self._utterance.beat(self._done, self._expected)
         if self._utterance.cancelled():
-            raise NotWantedError
+            raise SpeechCancelledError
         if time.monotonic() > self._ends_at:
             raise EngineError(
                 "synthesis_failed",
