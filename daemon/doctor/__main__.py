@@ -21,7 +21,6 @@ from ..config import load as config
 from ..core.settings import Settings
 from . import engine as doctor_engine
 from . import files as doctor_places
-from . import glmtts as doctor_glmtts
 from . import gpu as doctor_gpu
 from . import host as doctor_host
 from .check import Check
@@ -57,18 +56,14 @@ GROUPS: dict[str, Group] = {
         (doctor_gpu.devices, doctor_gpu.xids), 10.0, "the driver or the kernel's log does not answer: see the load"
     ),
     "NVML": Group(
-        (doctor_gpu.nvml, doctor_glmtts.room),
+        (doctor_gpu.nvml, doctor_engine.room),
         15.0,
         "a call into the GPU's driver hangs: see dmesg for Xid lines; often only a reboot ends it",
     ),
-    "engine": Group(
-        (doctor_engine.interpreter, doctor_engine.espeak), 30.0, "the workers' Python does not come to an end"
-    ),
-    "GLM-TTS": Group(
-        (doctor_glmtts.checkpoint, doctor_glmtts.dictionary), 10.0, "the disk with the checkout does not answer"
-    ),
-    "GLM-TTS's packages": Group(
-        (doctor_glmtts.packages,), 34.0, "importing them does not come to an end: a slow disk, or a very busy machine"
+    "engine": Group((doctor_engine.interpreter,), 30.0, "the workers' Python does not end"),
+    "engine's files": Group((doctor_engine.files,), 10.0, "the disk with the engine's files does not answer"),
+    "engine's packages": Group(
+        (doctor_engine.packages,), 34.0, "importing them does not end: a slow disk, or a very busy machine"
     ),
 }
 

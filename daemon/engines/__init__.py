@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .base import Engine
+    from .checks import EngineChecks
 
 NAMES: tuple[str, ...] = ("espeak", "fault", "glmtts")
 
@@ -51,3 +52,18 @@ def load(
         # It limits its memory itself, after it has found a GPU.
         return GlmttsEngine(settings, vram_share=vram_share, needs_gpu=needs_gpu, cache_dir=cache_dir, warn=warn)
     raise ValueError(f"[engine] name = {name!r}: this version has no such engine; there are {', '.join(NAMES)}")
+
+
+def checks_of(name: str) -> EngineChecks:
+    """The checks of the engine ``name``; those of an engine without any find nothing."""
+    if name == "espeak":
+        from .espeak.checks import EspeakChecks
+
+        return EspeakChecks()
+    if name == "glmtts":
+        from .glmtts.checks import GlmttsChecks
+
+        return GlmttsChecks()
+    from .checks import EngineChecks
+
+    return EngineChecks()

@@ -150,12 +150,12 @@ def test_an_interpreter_that_is_none_or_hangs_is_wrong(tmp_path: Path, monkeypat
         assert check.state == "wrong" and ("status 3" in check.seen or "did not answer" in check.seen)
 
 
-def test_espeak_is_missed_only_where_it_is_to_speak(tmp_path: Path) -> None:
+def test_espeak_is_missed_only_where_it_is_the_engine(tmp_path: Path) -> None:
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
     bare.chmod(0o755)
-    assert doctor_engine.espeak(settings(engine={"python": str(bare)}))[0].state == "wrong"
-    assert doctor_engine.espeak(settings(engine={"python": str(bare), "name": "fault"}))[0].state == "ok"
+    assert doctor_engine.packages(settings(engine={"python": str(bare)}))[0].state == "wrong"
+    assert doctor_engine.packages(settings(engine={"python": str(bare), "name": "fault"})) == []
 
 
 def test_a_group_that_hangs_costs_itself_alone() -> None:

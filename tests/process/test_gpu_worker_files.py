@@ -116,7 +116,7 @@ def test_a_result_that_can_t_be_kept_is_sent_after_all(worker: WorkerUnderTest, 
     done, body = worker.speak(result=str(path))
     assert done.result is None and hashlib.sha256(body).hexdigest() == done.sha256
     assert done.problem == f"File exists ({path.parent})"
-    assert f"can't be kept in {path}: File exists" in worker.log.read_text()
+    assert f"can't be written to {path} and is sent instead: File exists" in worker.log.read_text()
 
 
 def test_a_folder_of_results_that_somebody_has_removed_is_made_anew(worker: WorkerUnderTest, tmp_path: Path) -> None:
