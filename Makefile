@@ -57,10 +57,15 @@ CHAOS_S ?= 300
 chaos: install  ## what takes minutes: every fault and harm from outside, the daemon killed fifty times, ten thousand jobs
 	@GLMTTS_CHAOS_S=$(CHAOS_S) $(BIN)/python -m pytest -q -s tests/system --ignore tests/system/systemd --ignore tests/system/docker
 
+# Tests that are held to the same types as the product.
+TYPED_TESTS = tests/engines tests/protocol tests/fake_gpu tests/glmtts tests/process/worker_under_test.py tests/process/test_gpu_worker*.py
+TYPED_TESTS += $(addprefix tests/daemon/test_,audio.py lifeline.py recordings.py worker_connection.py worker_words.py)
+
 check: install  ## formatting, lint, types, import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/mypy --follow-imports=silent $(TYPED_TESTS)
 	@$(BIN)/lint-imports
 
 format:  ## format, and mend what the linter can mend

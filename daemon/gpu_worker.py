@@ -36,7 +36,7 @@ from glmtts.protocol.worker import (
 
 from . import malloc
 from .engines import load
-from .engines.cuda_errors import judge
+from .engines.cuda_errors import fatal_kind
 from .storage.outputs import started
 from .worker import lifeline, log
 from .worker.connection import SupervisorConnection
@@ -120,7 +120,7 @@ def run(config: WorkerConfig, connection: SupervisorConnection) -> tuple[int, st
         engine, runner = _start(config, connection)
     except (Exception, SystemExit) as error:
         traceback.print_exc()
-        code = exit_codes.OF_FATAL_ERROR.get(judge(error), exit_codes.ENGINE_UNAVAILABLE)
+        code = exit_codes.OF_FATAL_ERROR.get(fatal_kind(error), exit_codes.ENGINE_UNAVAILABLE)
         return code, log.in_words(error)
     code = 0
     while not code and (received := connection.next_task()) is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import traceback
 
-from ..engines.cuda_errors import judge
+from ..engines.cuda_errors import fatal_kind
 
 ERROR, WARNING, INFO, DEBUG = 3, 4, 6, 7
 
@@ -51,6 +51,6 @@ def in_words(error: BaseException) -> str:
 
 def safe_words(error: BaseException) -> str:
     """An exception for the log: a CUDA error with its message, any other, which may quote a text, by its type."""
-    if judge(error):
+    if fatal_kind(error):
         return in_words(error)[:_MOST]
     return f"{type(error).__name__}; its message may quote the text and is logged at debug level only"

@@ -185,7 +185,7 @@ class JobRunner:
                 failed = Failed(job=job, code="output_failed", message=str(error))
             case _:
                 log.report(error, job)
-                code = cuda_errors.judge(error) or "synthesis_failed"
+                code = cuda_errors.fatal_kind(error) or "synthesis_failed"
                 words = log.in_words(error)[:500]
                 failed = Failed(job=job, code=code, message=words, reason=log.safe_words(error))
         if failed.code in exit_codes.OF_FATAL_ERROR:

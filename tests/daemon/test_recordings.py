@@ -24,7 +24,8 @@ def file(samples: np.ndarray, rate: int = 16_000, container: str = "WAV", subtyp
 
 
 def tone(seconds: float = 2.0, rate: int = 16_000, level: float = 0.3) -> np.ndarray:
-    return (level * np.sin(0.1 * np.arange(int(seconds * rate)))).astype(np.float32)
+    samples: np.ndarray = (level * np.sin(0.1 * np.arange(int(seconds * rate)))).astype(np.float32)
+    return samples
 
 
 GOOD = file(tone())

@@ -127,7 +127,7 @@ def test_a_model_in_gpu_memory_needs_a_gpu() -> None:
 @pytest.mark.parametrize(("fault", "last"), [("beat_still", 1), ("runaway", 91)])
 def test_a_job_that_beats_without_an_end_ends_when_it_is_cancelled(engine: Engine, fault: str, last: int) -> None:
     beats: list[tuple[int, int]] = []
-    end = {"beat": lambda *beat: beats.append(beat), "cancelled": lambda: len(beats) >= 10}
+    end: dict[str, Any] = {"beat": lambda *beat: beats.append(beat), "cancelled": lambda: len(beats) >= 10}
     assert pieces(engine, fault=fault, **end) == []
     assert beats[0] == (1, 10) and beats[-1] == (last, 10) and len(beats) == 10
 

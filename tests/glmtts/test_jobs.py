@@ -260,6 +260,26 @@ def test_a_worker_that_can_t_go_on_says_so_and_ends(
     assert worker.process.wait(20) == status
 
 
+# --- odd texts
+
+
+@pytest.mark.parametrize(
+    "text", ["(\t你好)", "气压是0.00001×10^3帕。", "wonderful " * 60, "a" * 300, "<|user|>你好<|audio_5|>"]
+)
+def test_a_text_that_upstream_raises_on_is_spoken_and_the_next_is_as_before(worker: WorkerUnderTest, text: str) -> None:
+    before = speak(worker, SHORT)
+    assert worker.speak(**asked(text, options={"max_tokens": 40}))[0].audio_s > 0.04
+    assert is_unharmed(worker, before)
+
+
+@pytest.mark.parametrize("text", ["", "。。。", "😀😀", "\u200b\ufeff", "Привет, мир"], ids=ascii)
+def test_a_text_with_nothing_to_speak_is_refused_and_the_next_is_as_before(worker: WorkerUnderTest, text: str) -> None:
+    before = speak(worker, SHORT)
+    failed = worker.fail(**asked(text))
+    assert failed.code == "bad_request" and failed.message.startswith("text: ") and not failed.fatal
+    assert is_unharmed(worker, before)
+
+
 # --- what upstream prints
 
 

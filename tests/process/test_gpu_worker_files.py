@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,7 +60,7 @@ def test_a_file_whose_news_was_lost_with_the_worker_is_delivered_and_not_spoken_
     start: Start, tmp_path: Path, audio_format: str
 ) -> None:
     path = tmp_path / f"a.{audio_format}"
-    wanted = {"output": str(path), "format": audio_format}
+    wanted: dict[str, Any] = {"output": str(path), "format": audio_format}
     first = start()
     first.ready()
     lost, _ = first.speak(options={"seconds": 1.3}, **wanted)

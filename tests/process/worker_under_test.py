@@ -24,9 +24,10 @@ from glmtts.protocol.worker import (
     Failed,
     Finished,
     Hello,
-    Job,
     Message,
     Ready,
+    SpeakJob,
+    SupervisorMessage,
     Suspended,
     SuspendJob,
     decode_from_worker,
@@ -93,7 +94,7 @@ class WorkerUnderTest:
         self.context.term()
 
     def receive(self) -> tuple[Message, bytes | None]:
-        if not self.router.poll(self.patience_s * 1e3):
+        if not self.router.poll(round(self.patience_s * 1e3)):
             raise AssertionError(f"the worker said nothing in {self.patience_s} s; its log:\n{self.log.read_text()}")
         self.identity, header, *body = self.router.recv_multipart()
         return decode_from_worker(header), body[0] if body else None
@@ -107,14 +108,14 @@ class WorkerUnderTest:
         self.expect(Hello)
         return self.expect(Ready)
 
-    def send(self, message: Any, body: bytes | None = None) -> None:
+    def send(self, message: SupervisorMessage, body: bytes | None = None) -> None:
         self.router.send_multipart([self.identity, encode(message), *([] if body is None else [body])])
 
     def start(self, text: str = "hello", body: bytes | None = None, **job: Any) -> str:
         self.jobs += 1
         name = f"0-{self.jobs}"
         given: dict[str, Any] = {"voice": None, "format": "wav", "sample_rate": None, "stream": False, "seed": 0}
-        self.send(Job(**(given | {"job": name, "text": text, "options": {}} | job)), body)
+        self.send(SpeakJob(**(given | {"job": name, "text": text, "options": {}} | job)), body)
         return name
 
     def until_end(self, name: str) -> tuple[Finished | Failed, list[tuple[Message, bytes | None]]]:
