@@ -67,9 +67,11 @@ class Utterance:
     """One job, as the engine sees it.
 
     ``voice``: one of the engine's own voices, unless ``reference`` is given. ``sample_rate``: a native rate of
-    the engine, in Hz. ``options``: of the engine's own type. The engine calls ``beat(done, expected)`` at least every few
-    hundred milliseconds as it progresses (tokens, chunks); a job without beats for ``hang_timeout_s`` counts as hung,
-    and its process is killed. The engine returns when ``cancelled()`` is true.
+    the engine, in Hz. ``options``: of the engine's own type.
+
+    The engine calls ``beat(done, expected)`` at least every few hundred milliseconds as it progresses (tokens, chunks);
+    a job without beats for ``hang_timeout_s`` counts as hung, and its process is killed. The engine returns when
+    ``cancelled()`` is true.
     """
 
     text: str
