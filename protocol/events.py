@@ -1,7 +1,6 @@
 """Events that the daemon sends to clients, one type each.
 
-A key that is not set is not sent (``UNSET``). Clients ignore keys and events that they don't know: within version 1
-both may be added.
+A key that is ``UNSET`` is not sent. Clients ignore unknown keys and events, because version 1 may add both.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from .requests import VERSION
 
 
 class Event(Struct, tag_field="event", kw_only=True):
-    """What every event has: ``id`` is the id of the request that it answers."""
+    """The keys of every event; ``id`` is that of the request that it answers."""
 
     #: Whether nothing follows for this request.
     final: ClassVar[bool] = True
@@ -25,7 +24,7 @@ class Event(Struct, tag_field="event", kw_only=True):
 
 
 class Accepted(Event, tag="accepted", kw_only=True):
-    """The job is in the queue; ``position`` 0 is the next to be started."""
+    """The job is in the queue; ``position`` 0 starts next."""
 
     final: ClassVar[bool] = False
 
@@ -49,7 +48,7 @@ class Queued(Event, tag="queued", kw_only=True):
 
 
 class Started(Event, tag="started", kw_only=True):
-    """A worker has the job; ``attempt`` is 1 for the first, ``gpu`` is null where the worker uses none."""
+    """A worker has the job; ``attempt`` counts from 1, ``gpu`` is null for a worker without one."""
 
     final: ClassVar[bool] = False
 
@@ -72,7 +71,7 @@ class Progress(Event, tag="progress", kw_only=True):
 
 
 class Audio(Event, tag="audio", kw_only=True):
-    """A chunk of a stream; the body holds its samples, interleaved if there were channels."""
+    """A chunk of a stream; the body has its samples, interleaved."""
 
     final: ClassVar[bool] = False
 
@@ -104,7 +103,7 @@ class Done(Event, tag="done", kw_only=True):
 
 
 class Error(Event, tag="error", kw_only=True):
-    """The request, or the job, failed. ``code`` is open: a client meets codes that it does not know."""
+    """The request or the job failed. Version 1 may add codes, so a client must accept unknown ones."""
 
     code: str
     message: str
@@ -122,13 +121,13 @@ class Error(Event, tag="error", kw_only=True):
         job: str | UnsetType = UNSET,
         retry_after_s: float | None = None,
     ) -> Error:
-        """An error of one of our own codes, which know whether a retry helps."""
+        """An error with a code of this version, and its ``retryable``."""
         after = UNSET if retry_after_s is None else round(retry_after_s, 3)
         return cls(id=id, code=code.value, message=message, retryable=code.retryable, job=job, retry_after_s=after)
 
 
 class Pong(Event, tag="pong", kw_only=True):
-    """The daemon is there."""
+    """The daemon is running."""
 
     version: str
     protocol: int
@@ -144,7 +143,7 @@ class Voice(Struct, kw_only=True):
 
 
 class InfoAnswer(Event, tag="info", kw_only=True):
-    """What this daemon can do. ``options`` is the JSON Schema of the engine's options."""
+    """The daemon's capabilities. ``options`` is the JSON Schema of the engine's options."""
 
     version: str
     protocol: int
@@ -161,7 +160,7 @@ class InfoAnswer(Event, tag="info", kw_only=True):
 
 
 class VoicesAnswer(Event, tag="voices", kw_only=True):
-    """The voices that can be named."""
+    """The voices for the key ``voice``."""
 
     voices: list[Voice]
 
@@ -169,7 +168,7 @@ class VoicesAnswer(Event, tag="voices", kw_only=True):
 class JobInfo(Struct, kw_only=True):
     """A job as ``job`` and ``jobs`` show it. ``created`` is seconds since 1970, UTC.
 
-    ``client`` and ``user`` are for operators alone. ``suspended``: it was begun, and put aside for a more urgent one.
+    ``client`` and ``user`` are sent to operators only. ``suspended``: it began, and now waits for a more urgent job.
     """
 
     job: str
@@ -197,7 +196,7 @@ class JobInfo(Struct, kw_only=True):
 
 
 class JobAnswer(JobInfo, tag_field="event", tag="job", kw_only=True):
-    """How one job stands: the keys of :class:`JobInfo`, flat in the event."""
+    """The state of one job: the keys of :class:`JobInfo`, flat in the event."""
 
     final: ClassVar[bool] = True
 
@@ -214,7 +213,7 @@ class JobsAnswer(Event, tag="jobs", kw_only=True):
 class Result(Struct, kw_only=True):
     """The answer to ``cancel`` and to every operation of the control socket.
 
-    The keys of ``values`` stand in the event beside ``v``, ``id`` and ``event``, which none of them may be called.
+    The event has the keys of ``values`` beside ``v``, ``id`` and ``event``; these three must not be among them.
     """
 
     final: ClassVar[bool] = True
@@ -224,7 +223,7 @@ class Result(Struct, kw_only=True):
     v: int = VERSION
 
 
-#: Events that are one struct on the wire; :class:`Result` is open, and the codec makes it.
+#: Events with a fixed set of keys; the codec encodes :class:`Result`, which has any.
 ClosedEvent = (
     Accepted
     | Queued

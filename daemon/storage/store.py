@@ -18,7 +18,7 @@ from glmtts.protocol.audio_formats import AudioFormat
 from glmtts.protocol.codec import encode
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.events import Done, Error
-from glmtts.protocol.requests import JobState, Synthesize
+from glmtts.protocol.requests import KEY_HOLDS_S, JobState, Synthesize
 
 from ..core.effects import JournalEnd
 from ..core.inputs import JournalRow
@@ -26,8 +26,6 @@ from . import schema as journal_file
 from .problems import JournalError, is_damage, shown, told
 from .results import Results
 
-#: How long an idempotency key holds, in seconds from the acceptance of its job (docs/protocol.md).
-KEY_HOLDS_S = 24 * 3600.0
 #: Ended jobs that are remembered at most; and bytes of a request from which on it is cut when its job has ended.
 MAX_ENDED = 100_000
 _LARGE_REQUEST, _SHORT = 1_000, 200

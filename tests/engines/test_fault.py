@@ -48,7 +48,7 @@ def test_a_long_tone_comes_in_pieces_without_a_seam(engine: Engine) -> None:
     assert np.max(np.abs(np.diff(whole))) < 0.3 * 2 * np.pi * 900 / 24_000
 
 
-def test_a_tone_put_aside_for_another_goes_on_where_it_was(engine: Engine) -> None:
+def test_a_tone_suspended_for_another_resumes_where_it_was(engine: Engine) -> None:
     options = FaultOptions(seconds=2.0, segments=3)
     heard = []
     for piece in engine.synthesize(Utterance("hello", "tone", None, 24_000, 0, options)):

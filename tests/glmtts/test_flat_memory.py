@@ -81,7 +81,7 @@ def test_three_hundred_jobs_with_faults_between_them_leave_no_memory_behind(
 
 
 def _faults(root: Root, worker: WorkerUnderTest) -> Iterator[None]:
-    """Jobs that fail, are refused, are cancelled or were put aside before that."""
+    """Jobs that fail, are refused, are cancelled or were suspended before that."""
     words = ["notanumber", "raises", "overrange", "underrange"] if root.is_stand_in else []
     while True:
         for text in [*(f"{word} 你好。" for word in words), "。。。", "Привет", "(\t你好)", "0.00001×10^3米"]:

@@ -98,7 +98,7 @@ def test_sigterm_ends_an_idle_worker(worker: WorkerUnderTest) -> None:
     assert worker.process.wait(DEADLINE_S) == exit_codes.STOPPED
 
 
-def test_sigterm_ends_a_job_at_its_next_border(worker: WorkerUnderTest) -> None:
+def test_sigterm_ends_a_job_at_its_next_boundary(worker: WorkerUnderTest) -> None:
     name = worker.start(options={"fault": "sleep", "seconds": 60})
     worker.expect(Beat)
     worker.process.send_signal(signal.SIGTERM)
@@ -205,9 +205,9 @@ def test_a_stream_comes_in_pieces_and_adds_up_to_the_file(worker: WorkerUnderTes
     streamed = b"".join(audio or b"" for _, audio in chunks)
     assert streamed == whole and seen[-1][1] is None
     assert end.sha256 == hashlib.sha256(whole).hexdigest() and end.bytes == len(whole)
-    borders = [message for message, _ in seen if isinstance(message, SegmentDone)]
-    assert [(border.segment, border.segments) for border in borders] == [(1, 3), (2, 3), (3, 3)]
-    assert [border.audio_s for border in borders] == pytest.approx([1.0, 2.0, 3.0])
+    boundaries = [message for message, _ in seen if isinstance(message, SegmentDone)]
+    assert [(boundary.segment, boundary.segments) for boundary in boundaries] == [(1, 3), (2, 3), (3, 3)]
+    assert [boundary.audio_s for boundary in boundaries] == pytest.approx([1.0, 2.0, 3.0])
 
 
 def test_chunks_stay_small_enough_for_every_buffer_on_the_way(worker: WorkerUnderTest) -> None:
@@ -339,12 +339,12 @@ def test_every_way_to_die_is_a_real_death_after_the_segments_before_it(
     options = {"fault": fault, "after_segments": 2, "seconds": 0.3}
     worker.start(format="pcm_s16le", stream=True, options=options)
     assert worker.process.wait(DEADLINE_S) == code
-    borders = 0
+    boundaries = 0
     while worker.router.poll(200):
         message, _ = worker.receive()
         assert not isinstance(message, Finished | Failed | Bye)
-        borders += isinstance(message, SegmentDone)
-    assert borders == 2
+        boundaries += isinstance(message, SegmentDone)
+    assert boundaries == 2
 
 
 def test_out_of_memory_is_told_and_ends_the_process(worker: WorkerUnderTest) -> None:

@@ -144,7 +144,7 @@ class WorkerUnderTest:
         assert isinstance(end, Failed), end
         return end
 
-    # --- what can't be left to chance: messages that have arrived before a job begins or goes on
+    # --- messages that must arrive before a job begins or resumes
 
     def busy(self) -> str:
         """Give the worker a stream that it can't finish, because nobody reads it; ``free`` ends that."""
@@ -160,7 +160,7 @@ class WorkerUnderTest:
         assert isinstance(end, Failed) and end.code == "cancelled"
 
     def suspended(self, begin: Callable[[], str]) -> tuple[str, list[tuple[Message, bytes | None]]]:
-        """Begin a job, or go on with one, and have it put aside at its first border; all that it said until then."""
+        """Begin or resume a job, and suspend it at its first boundary; returns all its messages until then."""
         other = self.busy()
         name = begin()
         self.send(SuspendJob(job=name))
