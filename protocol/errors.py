@@ -48,7 +48,7 @@ _RETRYABLE = frozenset(
 
 
 class RequestError(Exception):
-    """A refused request, with the contents of its ``error`` event. ``id``: the request's, if it could be read, else ``""``."""
+    """A refused request, with the contents of its ``error`` event. ``id``: ``""`` if it can't be read."""
 
     def __init__(self, code: ErrorCode, message: str, *, id: str = "", retry_after_s: float | None = None) -> None:
         super().__init__(message)

@@ -81,9 +81,7 @@ def read(path: Path, kind: Literal["secret", "public"]) -> str:
         raise KeyProblem(f"{path}: other users may read this secret key; chmod 600 it, or make a new one")
     lines = [line.strip() for line in data.decode("utf-8", "replace").splitlines() if not is_comment(line)]
     if len(data) > _MAX_FILE_BYTES or len(lines) != 1 or not is_key(lines[0]):
-        raise KeyProblem(
-            f"{path}: not a key file, which has one line with a key of 40 characters, and comments after #"
-        )
+        raise KeyProblem(f"{path}: not a key file: that has one line with a key of 40 characters, and comments after #")
     return lines[0]
 
 

@@ -39,8 +39,9 @@ def report(error: BaseException, job: str = "") -> None:
 
 
 def _module(file: str) -> str:
-    """The last three parts of a path."""
-    return "/".join(file.split("/")[-3:])
+    """The path below this package, or the last three parts of another path."""
+    _, package, path = file.rpartition("/glmtts/")
+    return path if package else "/".join(file.split("/")[-3:])
 
 
 def in_words(error: BaseException) -> str:
