@@ -211,9 +211,6 @@ class StopWorker(Message, tag="stop", kw_only=True):
 
 SupervisorMessage = SpeakJob | CancelJob | SuspendJob | ResumeJob | Check | Trim | StopWorker
 
-#: Until every caller has the new name.
-Job = SpeakJob
-
 _encoder = msgspec.msgpack.Encoder()
 # A length in a header reserves no memory: msgspec reads what is there, and an unknown key's value is skipped.
 _from_worker: msgspec.msgpack.Decoder[WorkerMessage] = msgspec.msgpack.Decoder(WorkerMessage)
