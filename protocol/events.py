@@ -23,59 +23,52 @@ class Event(Struct, tag_field="event", kw_only=True):
     v: int = VERSION
 
 
-class Accepted(Event, tag="accepted", kw_only=True):
+class JobEvent(Event, kw_only=True):
+    """An event of a job that has not ended."""
+
+    final: ClassVar[bool] = False
+
+    job: str
+
+
+class Accepted(JobEvent, tag="accepted", kw_only=True):
     """The job is in the queue; ``position`` 0 starts next."""
 
-    final: ClassVar[bool] = False
-
-    job: str
     position: int
     queue_size: int
     estimated_wait_s: float | UnsetType = UNSET
     warning: str | UnsetType = UNSET
 
 
-class Queued(Event, tag="queued", kw_only=True):
+class Queued(JobEvent, tag="queued", kw_only=True):
     """The job's position has changed."""
 
-    final: ClassVar[bool] = False
-
-    job: str
     position: int
     queue_size: int
     estimated_wait_s: float | UnsetType = UNSET
     warning: str | UnsetType = UNSET
 
 
-class Started(Event, tag="started", kw_only=True):
+class Started(JobEvent, tag="started", kw_only=True):
     """A worker has the job; ``attempt`` counts from 1, ``gpu`` is null for a worker without one."""
 
-    final: ClassVar[bool] = False
-
-    job: str
     worker: str
     gpu: int | None
     attempt: int
     waited_s: float
 
 
-class Progress(Event, tag="progress", kw_only=True):
+class Progress(JobEvent, tag="progress", kw_only=True):
     """``segment`` of ``segments`` is spoken, ``audio_s`` seconds of audio in all."""
 
-    final: ClassVar[bool] = False
-
-    job: str
     segment: int
     segments: int
     audio_s: float
 
 
-class Audio(Event, tag="audio", kw_only=True):
+class Audio(JobEvent, tag="audio", kw_only=True):
     """A chunk of a stream; the body has its samples, interleaved."""
 
-    final: ClassVar[bool] = False
-
-    job: str
     seq: int
     format: str
     sample_rate: int

@@ -13,7 +13,7 @@ from ..engines.base import Engine, EngineError, Piece, Utterance
 from . import audio
 from .connection import SupervisorConnection
 from .progress import Heartbeat, JobCancelledError
-from .sinks import FileSink, Sink, StreamSink, deliver
+from .sinks import FileSink, StreamSink, deliver
 
 
 class RunningJob:
@@ -40,7 +40,7 @@ class RunningJob:
         self._heartbeat = heartbeat
         self._connection = connection
         native = utterance.sample_rate
-        self._sink: Sink = StreamSink(job, connection) if job.stream else FileSink(job.format, rate)
+        self._sink = StreamSink(job, connection) if job.stream else FileSink(job.format, rate)
         self._resampler = audio.Resampler(native, rate) if native != rate else None
         self._pieces = cast("Generator[Piece, None, None]", engine.synthesize(utterance))
         self._samples_in = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from glmtts.protocol.worker import AudioChunk, Finished, SpeakJob
 
@@ -22,24 +22,8 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 64 * 1024
 
 
-class Sink(Protocol):
-    """Takes a job's samples at its output rate. ``size`` (bytes) and ``sha256`` (hex) are set by :meth:`finish`."""
-
-    samples: int
-    #: Messages sent so far.
-    chunks: int
-    size: int
-    sha256: str
-
-    def add(self, samples: Samples) -> None:
-        """Take the next samples, of shape (n,). Raises JobCancelledError."""
-
-    def finish(self) -> bytes | None:
-        """The whole file, or None if all of it was sent."""
-
-
 class FileSink:
-    """Encodes a file that is delivered whole."""
+    """Encodes a file that is delivered whole. ``size`` (bytes) and ``sha256`` (hex) are set by :meth:`finish`."""
 
     chunks = 0
 
@@ -49,17 +33,19 @@ class FileSink:
         self.sha256 = ""
 
     def add(self, samples: Samples) -> None:
+        """Take the next samples, of shape (n,)."""
         self.samples += len(samples)
         self._encoder.add(samples)
 
-    def finish(self) -> bytes | None:
+    def finish(self) -> bytes:
+        """The whole file."""
         data = self._encoder.finish()
         self.size, self.sha256 = len(data), hashlib.sha256(data).hexdigest()
         return data
 
 
 class StreamSink:
-    """Sends the samples as they come; keeps them too if the job has a ``result`` to write."""
+    """Sends the samples as they come, ``chunks`` messages so far; keeps them too if the job has a ``result``."""
 
     def __init__(self, job: SpeakJob, connection: SupervisorConnection) -> None:
         self._job = job.job
@@ -71,6 +57,7 @@ class StreamSink:
         self.sha256 = ""
 
     def add(self, samples: Samples) -> None:
+        """Send the next samples, of shape (n,). Raises JobCancelledError."""
         self.samples += len(samples)
         data = self._convert(samples)
         self._hash.update(data)
@@ -86,6 +73,7 @@ class StreamSink:
             self.chunks += 1
 
     def finish(self) -> bytes | None:
+        """All that was sent, if the job has a ``result``."""
         self.sha256 = self._hash.hexdigest()
         return None if self._kept is None else bytes(self._kept)
 

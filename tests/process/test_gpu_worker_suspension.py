@@ -184,18 +184,6 @@ def test_a_job_without_a_boundary_before_its_end_just_ends(worker: WorkerUnderTe
     worker.speak(**job(worker))
 
 
-def test_a_job_that_is_not_there_any_more_is_not_resumed(worker: WorkerUnderTest) -> None:
-    name, _ = worker.suspended(lambda: worker.start(**job(worker)))
-    for _ in range(2):
-        worker.send(CancelJob(job=name))
-    for _ in range(2):
-        worker.send(ResumeJob(job=name))
-    end, _ = worker.until_end(name)
-    assert isinstance(end, Failed) and end.code == "cancelled" and not end.fatal
-    worker.send(ResumeJob(job="0-999"))
-    worker.speak(**job(worker))
-
-
 def test_a_job_suspended_can_be_cancelled_while_another_is_spoken(worker: WorkerUnderTest) -> None:
     name, _ = worker.suspended(lambda: worker.start(**job(worker)))
     other = worker.start(options={"seconds": 60, "rtf": 0.1})
@@ -205,19 +193,6 @@ def test_a_job_suspended_can_be_cancelled_while_another_is_spoken(worker: Worker
         assert message.job == other
     assert isinstance(message, Failed) and (message.job, message.code) == (name, "cancelled")
     worker.free(other)
-    worker.speak(**job(worker))
-
-
-@pytest.mark.parametrize("state", ["begun", "resumed"])
-def test_a_job_that_is_to_be_suspended_and_then_cancelled_ends(worker: WorkerUnderTest, state: str) -> None:
-    name = "" if state == "begun" else worker.suspended(lambda: worker.start(**job(worker)))[0]
-    other = worker.busy()
-    name = resume(worker, name) if name else worker.start(**job(worker))
-    worker.send(SuspendJob(job=name))
-    worker.send(CancelJob(job=name))
-    worker.free(other)
-    end, seen = worker.until_end(name)
-    assert isinstance(end, Failed) and end.code == "cancelled" and len(seen) == 1
     worker.speak(**job(worker))
 
 
@@ -249,13 +224,3 @@ def test_jobs_suspended_hear_of_the_end_of_their_worker(worker: WorkerUnderTest,
         assert (failed.job, failed.code, failed.fatal) == (name, "cancelled", how == "sigterm")
     worker.expect(Bye)
     assert worker.process.wait(DEADLINE_S) == exit_codes.STOPPED
-
-
-def test_the_job_at_hand_hears_of_the_end_before_those_suspend(worker: WorkerUnderTest) -> None:
-    name, _ = worker.suspended(lambda: worker.start(**job(worker)))
-    other = worker.start(options={"fault": "sleep", "seconds": 60})
-    worker.expect(Beat)
-    worker.process.send_signal(signal.SIGTERM)
-    assert isinstance(worker.until_end(other)[0], Failed)
-    assert worker.expect(Failed).job == name
-    worker.expect(Bye)

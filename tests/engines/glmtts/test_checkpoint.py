@@ -190,8 +190,8 @@ WEIGHTS = [
     "ckpt/hift/hift.pt",
     "ckpt/vocos2d/generator_jit.ckpt",
     "ckpt/speech_tokenizer/model.safetensors",
-    "frontend/campplus.onnx",
 ]
+ONNX = "frontend/campplus.onnx"
 JSON = [
     "ckpt/llm/config.json",
     "ckpt/speech_tokenizer/config.json",
@@ -209,7 +209,7 @@ def _cut_early(path: Path) -> None:
     os.truncate(path, 20)
 
 
-@pytest.mark.parametrize("name", [*WEIGHTS, *JSON])
+@pytest.mark.parametrize("name", [*WEIGHTS, ONNX, *JSON])
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -264,7 +264,7 @@ def test_a_download_that_was_broken_off_is_recognised(root: Path) -> None:
 
 def test_many_problems_fit_a_workers_last_words(tmp_path: Path) -> None:
     root = made.make(tmp_path / ("d" * 200) / "GLM-TTS")
-    for name in [*WEIGHTS, *JSON]:
+    for name in [*WEIGHTS, ONNX, *JSON]:
         (root / name).write_bytes(POINTER)
     with pytest.raises(CheckpointError) as caught:
         look(root)
