@@ -204,7 +204,7 @@ def test_a_job_that_fails_after_it_was_suspended_says_why_and_harms_no_other(wor
     assert isinstance(worker.until_end(resume(worker, spared))[0], Finished)
 
 
-def test_a_worker_that_can_t_go_on_ends_at_once_whoever_was_suspend(worker: WorkerUnderTest) -> None:
+def test_a_worker_that_can_t_go_on_ends_at_once_with_its_suspended_jobs(worker: WorkerUnderTest) -> None:
     worker.suspended(lambda: worker.start(**job(worker)))
     failed = worker.fail(options={"fault": "oom"})
     assert failed.code == "out_of_memory" and failed.fatal
