@@ -1,13 +1,13 @@
-"""What all checks of the doctor share."""
+"""A finding of the doctor."""
 
 from __future__ import annotations
 
 from ..core.settings import Settings
-from ..engines.checks import Check, memory
+from ..engines.checks import Check, State, finding, memory, ok, warning, wrong
 
-__all__ = ["Check", "memory", "needs_gpu"]
+__all__ = ["Check", "State", "finding", "memory", "needs_gpu", "ok", "warning", "wrong"]
 
 
 def needs_gpu(settings: Settings) -> bool:
-    """Whether workers can do nothing without a GPU."""
+    """Whether no worker can start without a GPU."""
     return settings.engine.name == "glmtts" and settings.workers.gpus != "none"

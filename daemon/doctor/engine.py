@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 import msgspec
 
-from .. import engines
-from ..config import load as config
+from .. import config, engines
 from ..core.inputs import GpuReading
 from ..core.settings import Settings
 from ..engines.checks import GpuNeed, Workplace, ask
 from ..gpu.nvml import NvmlReader
 from ..processes.command import OLDEST_PYTHON, PACKAGES
-from .check import Check, memory, needs_gpu
+from .check import Check, memory, needs_gpu, ok, warning, wrong
 from .gpu import is_worker
 
 #: Imports from a slow disk take seconds.
@@ -38,21 +37,21 @@ def interpreter(settings: Settings) -> list[Check]:
     path = config.engine_python(settings)
     key = "[engine] python"
 
-    def wrong(seen: str, mend: str, means: str = "no worker can start") -> list[Check]:
-        return [Check(name="engine's python", state="wrong", seen=f"{path}: {seen}", means=means, mend=mend)]
+    def bad(seen: str, remedy: str, means: str = "no worker can start") -> list[Check]:
+        return [wrong("engine's python", f"{path}: {seen}", means, remedy)]
 
     answer = ask(path, _IMPORTS, *PACKAGES, timeout_s=_TIMEOUT_S)
     if isinstance(answer, str):
-        return wrong(answer, f"set {key} to an interpreter that exists and that this user may run")
+        return bad(answer, f"set {key} to an interpreter that exists and that this user may run")
     version = str(answer["python"])
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_PYTHON:
-        return wrong(f"Python {version}", f"set {key} to a Python 3.11 or later", "too old for a worker")
+        return bad(f"Python {version}", f"set {key} to a Python 3.11 or later", "too old for a worker")
     failed: dict[str, str] = answer["failed"]
     if failed:
         reasons = "; ".join(f"import {name}: {why[:200]}" for name, why in failed.items())
-        return wrong(reasons, f"{path} -m pip install {' '.join(PACKAGES[name] for name in failed)}")
+        return bad(reasons, f"{path} -m pip install {' '.join(PACKAGES[name] for name in failed)}")
     versions = ", ".join(f"{name} {version}".rstrip() for name, version in answer["found"].items())
-    return [Check(name="engine's python", seen=f"{path}: Python {version}, {versions}")]
+    return [ok("engine's python", f"{path}: Python {version}, {versions}")]
 
 
 def files(settings: Settings) -> list[Check]:
@@ -88,16 +87,17 @@ def judge_room(settings: Settings, need: GpuNeed, gpus: Sequence[GpuReading]) ->
         ours = sum(size or 0 for pid, size in gpu.processes.items() if is_worker(pid))
         free = min(gpu.total, (gpu.free or 0) + ours)
         seen = f"{count} of {memory(each)} ({source}), {memory(free)} of {memory(gpu.total)} free or ours"
-        check = Check(name=f"GPU {gpu.index} room", seen=seen)
+        name = f"GPU {gpu.index} room"
         if each * count > gpu.total:
-            check.state = "wrong"
-            check.means = f"{count} {'worker does' if count == 1 else 'workers do'} not fit this GPU"
-            check.mend = f"fewer in [workers] per_gpu{smaller}, or another GPU in [workers] gpus"
+            means = f"{count} {'worker does' if count == 1 else 'workers do'} not fit this GPU"
+            remedy = f"fewer in [workers] per_gpu{smaller}, or another GPU in [workers] gpus"
+            checks.append(wrong(name, seen, means, remedy))
         elif each * count > free:
-            check.state = "warning"
-            check.means = "other processes hold the memory that the workers need: they wait until it is free"
-            check.mend = f"end the other processes on this GPU, or fewer in [workers] per_gpu{smaller}"
-        checks.append(check)
+            means = "other processes hold the memory that the workers need: they wait until it is free"
+            remedy = f"end the other processes on this GPU, or fewer in [workers] per_gpu{smaller}"
+            checks.append(warning(name, seen, means, remedy))
+        else:
+            checks.append(ok(name, seen))
     return checks
 
 

@@ -12,15 +12,37 @@ from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct
 
+State = Literal["ok", "warning", "wrong"]
+
 
 class Check(Struct, kw_only=True):
-    """One finding of the doctor. Unless it is ok, ``means`` has the consequence and ``mend`` the remedy."""
+    """One finding of the doctor. Unless it is ok, ``means`` has the consequence and ``mend`` the remedy.
+
+    The names of the fields are those of ``glmttsctl doctor --json``.
+    """
 
     name: str
-    state: Literal["ok", "warning", "wrong"] = "ok"
+    state: State = "ok"
     seen: str
     means: str = ""
     mend: str = ""
+
+
+def ok(name: str, seen: str) -> Check:
+    return Check(name=name, seen=seen)
+
+
+def finding(state: State, name: str, seen: str, means: str, remedy: str = "") -> Check:
+    """A finding that a person has to act on; an ``ok`` one carries neither consequence nor remedy."""
+    return ok(name, seen) if state == "ok" else Check(name=name, state=state, seen=seen, means=means, mend=remedy)
+
+
+def warning(name: str, seen: str, means: str, remedy: str) -> Check:
+    return finding("warning", name, seen, means, remedy)
+
+
+def wrong(name: str, seen: str, means: str, remedy: str = "") -> Check:
+    return finding("wrong", name, seen, means, remedy)
 
 
 class Workplace(NamedTuple):
@@ -56,7 +78,7 @@ class EngineChecks:
 
 
 def memory(count: float) -> str:
-    """Bytes for a person."""
+    """Bytes in MiB or GiB."""
     return f"{count / 2**20:.0f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..checks import Check, EngineChecks, Workplace, ask
+from ..checks import Check, EngineChecks, Workplace, ask, ok, wrong
 
 _TIMEOUT_S = 14.0
 
@@ -21,13 +21,7 @@ class EspeakChecks(EngineChecks):
     def packages(self, place: Workplace) -> list[Check]:
         answer = ask(place.python, _LOAD, timeout_s=_TIMEOUT_S)
         if not isinstance(answer, str) and int(answer["rate"]) > 0:
-            return [Check(name="eSpeak NG", seen=f"{answer['version']}, {answer['rate']} Hz")]
-        return [
-            Check(
-                name="eSpeak NG",
-                state="wrong",
-                seen=answer if isinstance(answer, str) else "its library or its data can't be loaded",
-                means="the engine 'espeak' can't speak",
-                mend=f"{place.python} -m pip install espeakng-loader",
-            )
-        ]
+            return [ok("eSpeak NG", f"{answer['version']}, {answer['rate']} Hz")]
+        seen = answer if isinstance(answer, str) else "its library or its data can't be loaded"
+        remedy = f"{place.python} -m pip install espeakng-loader"
+        return [wrong("eSpeak NG", seen, "the engine 'espeak' can't speak", remedy)]

@@ -6,9 +6,9 @@ import json
 import re
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ..checks import Check, EngineChecks, GpuNeed, Workplace, ask, memory
+from ..checks import Check, EngineChecks, GpuNeed, State, Workplace, ask, finding, memory, ok, warning, wrong
 from . import pronunciation
 from .checkpoint import PHONEMES, CheckpointError, look
 from .device import WORKING_BYTES
@@ -45,6 +45,7 @@ PACKAGES: dict[str, tuple[str, str]] = {
 #: distributions takes a second or two. Both together are less than the time of the doctor's group.
 _TIMEOUT_S = 26.0
 
+_PACKAGES = "GLM-TTS's packages"
 #: Most failed imports in one line.
 _MOST = 4
 
@@ -92,10 +93,7 @@ class GlmttsChecks(EngineChecks):
         try:
             found = look(settings["root"])
         except CheckpointError as error:
-            return [
-                Check(name="GLM-TTS", state="wrong", seen=problem, means="no worker can start")
-                for problem in error.problems
-            ]
+            return [wrong("GLM-TTS", problem, "no worker can start") for problem in error.problems]
         dtype = settings["dtype"]
         parts = ", ".join(f"{part} {count / 1e6:.1f} M" for part, count in found.parameters.items())
         rates = " and ".join(map(str, found.sample_rates))
@@ -103,8 +101,8 @@ class GlmttsChecks(EngineChecks):
             f"{found.root}: version {found.version}, {rates} Hz; parameters: {parts}; with the language model in "
             f"{dtype} the weights take {memory(found.weights_bytes(dtype))} (computed)"
         )
-        remarks = [Check(name="GLM-TTS", seen=remark) for remark in found.remarks]
-        return [Check(name="GLM-TTS", seen=seen), *remarks, *_dictionary(found.root, settings["dictionary"])]
+        remarks = [ok("GLM-TTS", remark) for remark in found.remarks]
+        return [ok("GLM-TTS", seen), *remarks, *_dictionary(found.root, settings["dictionary"])]
 
     def packages(self, place: Workplace) -> list[Check]:
         """Upstream's packages, listed and then imported, and CUDA as torch sees it."""
@@ -151,24 +149,17 @@ def _dictionary(root: Path, file: str) -> list[Check]:
     except ValueError as error:
         problems = str(error).splitlines()
     else:
-        return [Check(name="dictionary", seen=f"{file}: {len(words)} words")]
-    mend = "correct the line; docs/glmtts.md describes the format of a dictionary"
-    return [
-        Check(name="dictionary", state="wrong", seen=line, means="no worker can start", mend=mend) for line in problems
-    ]
+        return [ok("dictionary", f"{file}: {len(words)} words")]
+    remedy = "correct the line; docs/glmtts.md describes the format of a dictionary"
+    return [wrong("dictionary", line, "no worker can start", remedy) for line in problems]
 
 
 def _silent(python: str, words: str) -> Check:
-    late = "did not answer" in words
-    return Check(
-        name="GLM-TTS's packages",
-        state="warning" if late else "wrong",
-        seen=f"{python}: {words}",
-        means="a worker's start takes as long" if late else "no worker can start",
-        mend="try again when the machine is idle; for a slow disk, raise [workers] start_timeout_s"
-        if late
-        else "fix the error above; docs/glmtts.md has the versions that work together",
-    )
+    if "did not answer" in words:
+        remedy = "try again when the machine is idle; for a slow disk, raise [workers] start_timeout_s"
+        return warning(_PACKAGES, f"{python}: {words}", "a worker's start takes as long", remedy)
+    remedy = "fix the error above; docs/glmtts.md has the versions that work together"
+    return wrong(_PACKAGES, f"{python}: {words}", "no worker can start", remedy)
 
 
 def judge_packages(python: str, versions: dict[str, str], failed: dict[str, str], took_s: float = 0.0) -> list[Check]:
@@ -180,19 +171,10 @@ def judge_packages(python: str, versions: dict[str, str], failed: dict[str, str]
         wanted += [f"{name}=={version}" for module, (name, version) in PACKAGES.items() if module in failed]
         shown = "; ".join(f"import {name}: {why[:150]}" for name, why in list(failed.items())[:_MOST])
         more = f"; and {len(failed) - _MOST} more" if len(failed) > _MOST else ""
-        return [
-            Check(
-                name="GLM-TTS's packages",
-                state="wrong",
-                seen=f"{python}: {shown}{more}",
-                means="no worker can start",
-                mend=f"{pip} {' '.join(wanted)}",
-            ),
-            *bad,
-        ]
+        return [wrong(_PACKAGES, f"{python}: {shown}{more}", "no worker can start", f"{pip} {' '.join(wanted)}"), *bad]
     shown = ", ".join(f"{name} {version}" for name, version in versions.items())
     took = f"; imported in {took_s:.0f} s" if took_s else ""
-    return [Check(name="GLM-TTS's packages", seen=f"{python}: {shown}{took}"), *bad]
+    return [ok(_PACKAGES, f"{python}: {shown}{took}"), *bad]
 
 
 def _bad_combinations(pip: str, versions: dict[str, str]) -> list[Check]:
@@ -201,7 +183,7 @@ def _bad_combinations(pip: str, versions: dict[str, str]) -> list[Check]:
     def at_least(name: str, *least: int) -> bool:
         return name in versions and tuple(map(int, re.findall(r"\d+", versions[name])[: len(least)])) >= least
 
-    found: list[tuple[Literal["warning", "wrong"], str, str]] = []
+    found: list[tuple[State, str, str]] = []
     if at_least("ruamel.yaml", 0, 19) and not at_least("HyperPyYAML", 1, 2, 3):
         means = "HyperPyYAML 1.2.2 can't read the flow model's configuration with it, and no worker can start"
         found.append(("wrong", "ruamel.yaml", means))
@@ -213,13 +195,7 @@ def _bad_combinations(pip: str, versions: dict[str, str]) -> list[Check]:
         found.append(("warning", "WeTextProcessing", "numbers are read in another way than GLM-TTS was made for"))
     known = dict(PACKAGES.values())
     return [
-        Check(
-            name="GLM-TTS's packages",
-            state=state,
-            seen=f"{name} {versions[name]}",
-            means=means,
-            mend=f"{pip} {name}=={known[name]}",
-        )
+        finding(state, _PACKAGES, f"{name} {versions[name]}", means, f"{pip} {name}=={known[name]}")
         for state, name, means in found
     ]
 
@@ -230,18 +206,15 @@ def _cuda(uses_gpu: bool, python: str, cuda: dict[str, Any]) -> list[Check]:
         return []
     seen = f"torch {cuda['torch']}, built " + (f"for CUDA {cuda['built']}" if cuda["built"] else "without CUDA")
     if not uses_gpu:
-        return [Check(name="torch", seen=f'{seen}; no GPU is to be used ([workers] gpus = "none")')]
+        return [ok("torch", f'{seen}; no GPU is to be used ([workers] gpus = "none")')]
     if cuda["there"]:
-        return [Check(name="torch", seen=f"{seen}; it finds a GPU")]
-    return [
-        Check(
-            name="torch",
-            state="wrong",
-            seen=f"{seen}; it finds no GPU",
-            means="no worker can start: without a GPU it would be too slow, and is refused",
-            mend="see the driver above: a GPU must be there, and its driver new enough for this CUDA"
-            if cuda["built"]
-            else f"{python} -m pip install --force-reinstall torch torchaudio, in a build for CUDA (pytorch.org); or, "
-            'to try it without a GPU, [workers] gpus = "none"',
+        return [ok("torch", f"{seen}; it finds a GPU")]
+    if cuda["built"]:
+        remedy = "see the driver above: a GPU must be there, and its driver new enough for this CUDA"
+    else:
+        remedy = (
+            f"{python} -m pip install --force-reinstall torch torchaudio, in a build for CUDA (pytorch.org); or, to "
+            'try it without a GPU, [workers] gpus = "none"'
         )
-    ]
+    means = "no worker can start: without a GPU it would be too slow, and is refused"
+    return [wrong("torch", f"{seen}; it finds no GPU", means, remedy)]
