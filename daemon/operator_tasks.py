@@ -14,10 +14,10 @@ from glmtts.protocol.control import VoiceAdd, VoiceRemove
 from glmtts.protocol.errors import ErrorCode
 
 from . import config
-from .background import Background
 from .config.tcp_access import Access
 from .core import effects, inputs
 from .core.settings import LimitsSettings
+from .loop import Background
 from .storage.voices import VoiceError, VoiceStore, check_recording
 
 _TOO_MANY = "too many operations are waiting; try again"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ..background import Background
 from ..core import effects, inputs
 from ..log.logger import Logger
+from ..loop import Background
 from . import outputs
 from .results import ResultLostError, read_result
 

@@ -101,7 +101,7 @@ def test_no_client_s_text_is_in_the_log_however_its_job_failed(daemon: Daemon) -
         json.dumps([daemon.status(), daemon.workers(), daemon.control("health", deep=True)]),
     ]
     # The place of each error is in the log, though its message is not.
-    assert "KeyError, raised at engines/fault/engine.py:" in daemon.log() and "own words may quote" in daemon.log()
+    assert "KeyError, raised at daemon/engines/fault/engine.py:" in daemon.log() and "own words may quote" in daemon.log()
     assert not [line for text in (daemon.log(), *shown) for line in text.splitlines() if MARKED in line]
 
 
@@ -125,7 +125,7 @@ def test_each_line_names_its_job_and_worker(daemon: Daemon) -> None:
     daemon.until(lambda: len(daemon.control("logs", job=failed)["lines"]) == 2, "where it was raised, and its end")
     (done,) = daemon.control("logs", job=job)["lines"]
     raised, error = daemon.control("logs", job=failed)["lines"]
-    assert "RuntimeError, raised at engines/fault/engine.py:" in raised["fields"]["line"]
+    assert "RuntimeError, raised at daemon/engines/fault/engine.py:" in raised["fields"]["line"]
     worker = daemon.workers()[0]["name"]
     assert (done["message"], done["fields"]["worker"], done["level"]) == ("job done", worker, "info")
     assert (error["message"], error["fields"]["worker"], error["level"]) == ("job ended in an error", worker, "warning")
