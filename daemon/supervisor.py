@@ -34,6 +34,7 @@ from .log.worker_output import understood
 from .loop import Background, Loop
 from .metrics.metrics import Metrics
 from .operator_tasks import OperatorTasks
+from .processes.command import missing_packages
 from .processes.manager import Processes, WorkerProcess
 from .processes.orphans import Records
 from .service.systemd import ServiceManager, inherited
@@ -437,6 +438,14 @@ def main(arguments: list[str] | None = None) -> int:
         loaded = config.read(config.find(options.config))
     except config.ConfigError as error:
         print("\n".join(error.problems), file=sys.stderr)
+        return _EX_CONFIG
+    if missing := missing_packages(loaded.settings):
+        # With this status a service manager does not start it again: only an installation helps.
+        print(
+            "glmttsd can't start: packages of the daemon are missing, as in an installation for clients. "
+            f"Install them: {sys.executable} -m pip install {' '.join(missing)}",
+            file=sys.stderr,
+        )
         return _EX_CONFIG
     _raise_descriptor_limit()
     # The memory of large recordings and results is given back when they are gone.

@@ -8,8 +8,6 @@ import re
 import time
 from pathlib import Path
 
-import psutil
-
 from ..core.monitoring.alert_rules import APPLICATION_XIDS
 from ..core.settings import Settings
 from ..gpu.nvml import NvmlReader
@@ -126,14 +124,14 @@ def holders(name: str, processes: dict[int, int | None], used: int) -> list[Chec
 
 def is_worker(pid: int) -> bool:
     """Whether this process is a worker of any glmttsd."""
-    with contextlib.suppress(psutil.Error):
-        return any("glmtts.daemon.gpu_worker" in word for word in psutil.Process(pid).cmdline())
+    with contextlib.suppress(OSError):
+        return b"glmtts.daemon.gpu_worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     return False
 
 
 def _command(pid: int) -> str:
-    with contextlib.suppress(psutil.Error):
-        return psutil.Process(pid).name()
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
     return "?"
 
 

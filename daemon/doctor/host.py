@@ -11,15 +11,13 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
-
 from ..core.settings import Settings
 from ..gpu.device import has_host_pids
 from ..gpu.host_memory import HostMemory
 from .check import Check, finding, memory, needs_gpu, ok, warning, wrong
 
 #: What the daemon imports beside the standard library.
-_PACKAGES = ("pyzmq", "msgpack", "msgspec", "psutil", "nvidia-ml-py", "click", "rich")
+_PACKAGES = ("pyzmq", "msgpack", "msgspec", "nvidia-ml-py", "prometheus-client")
 
 #: With less, a model that is first loaded into host memory may not start.
 _LITTLE_MEMORY = 1 << 30
@@ -46,7 +44,7 @@ def python(_settings: Settings) -> list[Check]:
         wrong(
             "packages",
             f"missing: {', '.join(missing)}",
-            "the daemon or its GPU sampling can't work here",
+            "glmttsd does not start; a client alone works without them",
             f"{sys.executable} -m pip install {names}",
         )
         if missing
@@ -56,13 +54,15 @@ def python(_settings: Settings) -> list[Check]:
 
 def memory_limits(_settings: Settings) -> list[Check]:
     """Host memory, the control group's limit, swap and /dev/shm."""
-    machine, swap = psutil.virtual_memory(), psutil.swap_memory()
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    machine = {name: int(size.split()[0]) << 10 for name, _, size in (line.partition(":") for line in lines)}
     total, available = HostMemory(time.monotonic).read()
-    limited = total < machine.total
+    limited = total < machine["MemTotal"]
     seen = f"{memory(available)} of {memory(total)} available"
     if limited:
-        seen += f" (a control group's limit; the machine has {memory(machine.total)})"
-    swapped = f"{memory(swap.used)} of {memory(swap.total)} in use"
+        seen += f" (a control group's limit; the machine has {memory(machine['MemTotal'])})"
+    swap = machine.get("SwapTotal", 0)
+    used = swap - machine.get("SwapFree", 0)
     return [
         finding(
             "warning" if available < _LITTLE_MEMORY else "ok",
@@ -72,9 +72,9 @@ def memory_limits(_settings: Settings) -> list[Check]:
             "raise the control group's limit (MemoryMax=)" if limited else "free memory, or add some",
         ),
         finding(
-            "warning" if swap.total and swap.used > swap.total // 2 else "ok",
+            "warning" if used > swap // 2 else "ok",
             "swap",
-            swapped,
+            f"{memory(used)} of {memory(swap)} in use",
             "swapped-out memory answers slowly: speech stutters and workers' beats come late",
             "find the processes that use the memory (ps --sort -rss), or add some",
         ),

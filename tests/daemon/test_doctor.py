@@ -148,7 +148,7 @@ def bare_python(tmp_path: Path) -> str:
 def test_an_interpreter_without_what_a_worker_needs_is_wrong_and_says_what_to_install(bare_python: str) -> None:
     check = engine.interpreter(settings(engine={"python": bare_python}))[0]
     assert check.state == "wrong"
-    assert "pip install pyzmq msgpack msgspec psutil numpy soundfile soxr" in check.mend
+    assert "pip install pyzmq msgpack msgspec numpy soundfile soxr" in check.mend
     assert engine.interpreter(Settings())[0].state == "ok"
 
 

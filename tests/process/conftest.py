@@ -342,7 +342,8 @@ def daemons() -> Iterator[Callable[..., Daemon]]:
         for daemon in started:
             if daemon.process.poll() is None:
                 daemon.stop()
-            assert "internal error" not in daemon.log(), daemon.log()[-8000:]
+            # As a plain string: after the daemon's end no line comes later.
+            assert "internal error" not in str(daemon.log()), daemon.log()[-8000:]
     finally:
         for daemon in started:
             daemon.clear_away()
