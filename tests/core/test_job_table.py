@@ -9,11 +9,11 @@ import pytest
 from glmtts.daemon.core.inputs import ReplyTo
 from glmtts.daemon.core.jobs import job_table as module
 from glmtts.daemon.core.jobs.job import Ended, Ending, Job, Subscriber
-from glmtts.daemon.core.jobs.job_table import KEY_HOLDS_S, JobTable, content_digest
+from glmtts.daemon.core.jobs.job_table import JobTable, content_digest
 from glmtts.protocol import events
 from glmtts.protocol.codec import encode
 from glmtts.protocol.errors import ErrorCode
-from glmtts.protocol.requests import Synthesize
+from glmtts.protocol.requests import KEY_HOLDS_S, Synthesize
 
 from ..support.core_world import MakeJob
 
