@@ -234,6 +234,11 @@ class Machine:
     def watched(self, watched: bool) -> None:
         self._context.watched = watched
 
+    def describe(self) -> dict[str, int]:
+        """How many entries everything has that grows with use."""
+        waiting = {"waiting": len(self.state.queue), "disk": self.scheduler.durable_jobs.waiting}
+        return self.state.job_table.describe() | waiting | {"drains": self.lifecycle.drains}
+
     def measure(self) -> list[Family]:
         """Every metric, as of the last step."""
         return self._core_metrics.take(self.lifecycle.name)
