@@ -61,6 +61,7 @@ check: install  ## formatting, lint, types, import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/mypy tests/client
 	@$(BIN)/lint-imports
 
 format:  ## format, and mend what the linter can mend

@@ -41,9 +41,9 @@ from .errors import (
     VoiceNotFound,
     WorkerCrashed,
 )
-from .exchange import JobEvent
-from .speech import Chunk, Job, Speech
-from .sync import Client, SpeechOptions, Stream
+from .exchange import Job, JobEvent
+from .speech import Chunk, Speech, SpeechOptions
+from .sync import Client, Stream
 
 if TYPE_CHECKING:
     from .aio import AsyncClient, AsyncStream

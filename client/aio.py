@@ -21,9 +21,8 @@ from glmtts.protocol.events import Done, InfoAnswer, JobAnswer, JobInfo, JobsAns
 from .connection import Connection, check_listening, read_recording
 from .curve import Key
 from .errors import Cancelled, GlmttsError
-from .exchange import Exchange, JobExchange
-from .speech import Chunk, Job, Speech
-from .sync import OnEvent, SpeechOptions, collected, job_id, show, timed_out
+from .exchange import Exchange, Job, JobExchange, OnEvent, collected, job_id, show, timed_out
+from .speech import Chunk, Speech, SpeechOptions
 
 #: Messages taken in before others get their turn in the event loop.
 _MESSAGES_A_STEP = 32

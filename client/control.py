@@ -11,8 +11,8 @@ from glmtts.protocol.endpoints import CONTROL, requests_endpoint, sibling_endpoi
 from glmtts.protocol.events import JobInfo, Result
 
 from .errors import GlmttsError, ProtocolError
-from .speech import Job
-from .sync import BlockingConnection, job_id
+from .exchange import Job, job_id
+from .sync import BlockingConnection
 
 _DEFAULT_TIMEOUT_S = 10.0
 

@@ -11,7 +11,7 @@ from msgspec import UNSET
 from glmtts.protocol import events
 from glmtts.protocol.events import Accepted, Audio, Done, Error, ServerEvent
 
-from .errors import ConnectionLost, GlmttsError, ProtocolError, SlowConsumer, failure_of
+from .errors import ConnectionLost, GlmttsError, ProtocolError, SlowConsumer, Timeout, failure_of
 from .speech import Chunk, Speech
 
 #: Bytes of a stream that wait here while its caller waits for something else; then the stream is given up.
@@ -22,6 +22,8 @@ _MAX_UNREAD_EVENTS = 256
 
 #: What a progress display is told: every event of a job but its audio and its end.
 JobEvent = events.Accepted | events.Queued | events.Started | events.Progress
+
+OnEvent = Callable[[JobEvent], object]
 
 _JOB_EVENTS = (events.Accepted, events.Queued, events.Started, events.Progress, Audio, Done)
 
@@ -214,3 +216,52 @@ class JobExchange(Exchange):
             self.fail(self.lost(what))
         else:
             self.fail(ProtocolError(f"Job {self.job}: {what}."))
+
+
+class Job:
+    """A job that the daemon has accepted. ``Client.wait`` takes it, or its ``id``, which can be stored.
+
+    ``position`` in the queue (0 is the next) of ``queue_size`` waiting, ``estimated_wait_s`` in seconds or None, and
+    ``warning`` (None, or words about a long queue) are of the moment when it was accepted.
+    """
+
+    def __init__(self, exchange: JobExchange) -> None:
+        accepted = exchange.accepted
+        self._exchange = exchange
+        self.id: str = exchange.job or ""
+        self.position: int = accepted.position if accepted else 0
+        self.queue_size: int = accepted.queue_size if accepted else 0
+        self.estimated_wait_s: float | None = None
+        self.warning: str | None = None
+        if accepted:
+            self.estimated_wait_s = None if accepted.estimated_wait_s is UNSET else accepted.estimated_wait_s
+            self.warning = None if accepted.warning is UNSET else accepted.warning
+
+    def __repr__(self) -> str:
+        return f"Job({self.id!r}, position={self.position})"
+
+
+def job_id(job: Job | str) -> str:
+    """The id of a job, or of what stands for one."""
+    return job.id if isinstance(job, Job) else job
+
+
+def collected(job: Job | str) -> JobExchange | None:
+    """The exchange of a job that has ended, if its handle has it."""
+    return job._exchange if isinstance(job, Job) and job._exchange.finished else None
+
+
+def timed_out(exchange: Exchange) -> Timeout:
+    """The error for a request that did not end in time."""
+    if isinstance(exchange, JobExchange):
+        job = exchange.job
+        return Timeout(f"The daemon did not finish {f'job {job}' if job else 'the request'} in time.", job=job)
+    return Timeout(f"The daemon did not answer {exchange.op!r} in time.")
+
+
+def show(exchange: JobExchange, on_event: OnEvent | None) -> None:
+    """Call ``on_event`` with what has come since the last time."""
+    while exchange.events:
+        event = exchange.events.popleft()
+        if on_event is not None:
+            on_event(event)

@@ -1,11 +1,11 @@
-"""What a client hands to its caller: finished speech, the chunks of a stream, and the handle of a job."""
+"""What a caller gives and gets: the options of a job, its finished speech, and the chunks of a stream."""
 
 from __future__ import annotations
 
 import builtins
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from msgspec import UNSET, Struct
 
@@ -14,9 +14,35 @@ from .errors import GlmttsError
 if TYPE_CHECKING:
     from glmtts.protocol.events import Done
 
-    from .exchange import JobExchange
-
 _SAMPLE_BYTES = {"pcm_s16le": 2, "pcm_f32le": 4}
+
+
+class SpeechOptions(TypedDict, total=False):
+    """What ``speak``, ``stream`` and ``submit`` take by name beside the text; what is None is the daemon's default.
+
+    ``voice``: a registered voice. ``prompt``: a reference recording to clone instead (a path, or the bytes of a WAV,
+    FLAC, OGG or MP3 file, 1 to 30 s), with ``prompt_text``, what is said in it. ``format``: ``wav``, ``flac``, ``ogg``,
+    ``mp3``, ``pcm_s16le`` or ``pcm_f32le``. ``sample_rate`` in Hz. ``output``: the name of a file that the daemon
+    writes in its output folder, instead of sending the audio. ``priority``: ``vip``, ``interactive`` or ``batch``.
+    ``deadline_s``: seconds after acceptance at which the daemon gives up. ``durable``: the job survives a crash of the
+    daemon. ``key``: the same key is the same job within 24 h, never a second synthesis. ``seed``: the same seed gives
+    the same audio. ``options``: the engine's own, as ``Client.info`` lists them. ``on_behalf_of``: for gateways, whose
+    job it is.
+    """
+
+    voice: str | None
+    prompt: str | os.PathLike[str] | bytes | None
+    prompt_text: str | None
+    format: str | None
+    sample_rate: int | None
+    output: str | None
+    priority: str | None
+    deadline_s: float | None
+    durable: bool | None
+    key: str | None
+    seed: int | None
+    options: dict[str, Any] | None
+    on_behalf_of: str | None
 
 
 class Speech(Struct, frozen=True, kw_only=True):
@@ -110,29 +136,6 @@ class Chunk(Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         return f"Chunk({self.seq}, {len(self.samples)} bytes of {self.format}, {self.sample_rate} Hz)"
-
-
-class Job:
-    """A job that the daemon has accepted. ``Client.wait`` takes it, or its ``id``, which can be stored.
-
-    ``position`` in the queue (0 is the next) of ``queue_size`` waiting, ``estimated_wait_s`` in seconds or None, and
-    ``warning`` (None, or words about a long queue) are of the moment when it was accepted.
-    """
-
-    def __init__(self, exchange: JobExchange) -> None:
-        accepted = exchange.accepted
-        self._exchange = exchange
-        self.id: str = exchange.job or ""
-        self.position: int = accepted.position if accepted else 0
-        self.queue_size: int = accepted.queue_size if accepted else 0
-        self.estimated_wait_s: float | None = None
-        self.warning: str | None = None
-        if accepted:
-            self.estimated_wait_s = None if accepted.estimated_wait_s is UNSET else accepted.estimated_wait_s
-            self.warning = None if accepted.warning is UNSET else accepted.warning
-
-    def __repr__(self) -> str:
-        return f"Job({self.id!r}, position={self.position})"
 
 
 def write_whole(path: Path, data: bytes) -> None:

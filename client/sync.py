@@ -3,57 +3,26 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 from glmtts.protocol.endpoints import requests_endpoint
 from glmtts.protocol.events import Done, InfoAnswer, JobAnswer, JobInfo, JobsAnswer, Pong, Result, Voice, VoicesAnswer
 
 from .connection import Connection, read_recording
 from .curve import Key
-from .errors import Cancelled, GlmttsError, Timeout
-from .exchange import Exchange, JobEvent, JobExchange
-from .speech import Chunk, Job, Speech
-
-OnEvent = Callable[[JobEvent], object]
+from .errors import Cancelled, GlmttsError
+from .exchange import Exchange, Job, JobExchange, OnEvent, collected, job_id, show, timed_out
+from .speech import Chunk, Speech, SpeechOptions
 
 #: Messages taken in between two looks at whether the caller has what it waits for. A stream that nobody reads stays
 #: with the daemon, but for these.
 _MESSAGES_A_STEP = 32
-
-
-class SpeechOptions(TypedDict, total=False):
-    """What ``speak``, ``stream`` and ``submit`` take by name beside the text; what is None is the daemon's default.
-
-    ``voice``: a registered voice. ``prompt``: a reference recording to clone instead (a path, or the bytes of a WAV,
-    FLAC, OGG or MP3 file, 1 to 30 s), with ``prompt_text``, what is said in it. ``format``: ``wav``, ``flac``, ``ogg``,
-    ``mp3``, ``pcm_s16le`` or ``pcm_f32le``. ``sample_rate`` in Hz. ``output``: the name of a file that the daemon
-    writes in its output folder, instead of sending the audio. ``priority``: ``vip``, ``interactive`` or ``batch``.
-    ``deadline_s``: seconds after acceptance at which the daemon gives up. ``durable``: the job survives a crash of the
-    daemon. ``key``: the same key is the same job within 24 h, never a second synthesis. ``seed``: the same seed gives
-    the same audio. ``options``: the engine's own, as ``Client.info`` lists them. ``on_behalf_of``: for gateways, whose
-    job it is.
-    """
-
-    voice: str | None
-    prompt: str | os.PathLike[str] | bytes | None
-    prompt_text: str | None
-    format: str | None
-    sample_rate: int | None
-    output: str | None
-    priority: str | None
-    deadline_s: float | None
-    durable: bool | None
-    key: str | None
-    seed: int | None
-    options: dict[str, Any] | None
-    on_behalf_of: str | None
 
 
 class BlockingConnection:
@@ -377,29 +346,3 @@ def _uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def job_id(job: Job | str) -> str:
-    """The id of a job, or of what stands for one."""
-    return job.id if isinstance(job, Job) else job
-
-
-def collected(job: Job | str) -> JobExchange | None:
-    """The exchange of a job that has ended, if its handle has it."""
-    return job._exchange if isinstance(job, Job) and job._exchange.finished else None
-
-
-def timed_out(exchange: Exchange) -> Timeout:
-    """The error for a request that did not end in time."""
-    if isinstance(exchange, JobExchange):
-        job = exchange.job
-        return Timeout(f"The daemon did not finish {f'job {job}' if job else 'the request'} in time.", job=job)
-    return Timeout(f"The daemon did not answer {exchange.op!r} in time.")
-
-
-def show(exchange: JobExchange, on_event: OnEvent | None) -> None:
-    """Call ``on_event`` with what has come since the last time."""
-    while exchange.events:
-        event = exchange.events.popleft()
-        if on_event is not None:
-            on_event(event)

@@ -50,7 +50,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "install-service": ("service", "install_service"),
     "uninstall-service": ("service", "uninstall_service"),
     "demo": ("demo.command", "demo"),
-    "completion": ("completion", "completion"),
+    "completion": ("about", "completion"),
 }
 
 

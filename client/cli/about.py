@@ -1,4 +1,4 @@
-"""`glmttsctl ping` and `info`: whether the daemon is there, and what it can do."""
+"""`glmttsctl ping` and `info`, about the daemon, and `completion`, about glmttsctl itself."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import click
+from click.shell_completion import get_completion_class
 
 from .session import QUICK_TIMEOUT_S, session, shared_options, timeout_option
 from .ui.output import duration, plain, print_json, print_pairs
@@ -52,6 +53,22 @@ def info() -> None:
     if described:
         click.echo("options (--option KEY=VALUE)")
         print_pairs(described, indent="  ")
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script for SHELL.
+
+    \b
+    bash:  glmttsctl completion bash > ~/.local/share/bash-completion/completions/glmttsctl
+    zsh:   glmttsctl completion zsh > "${fpath[1]}/_glmttsctl"
+    fish:  glmttsctl completion fish > ~/.config/fish/completions/glmttsctl.fish
+    """
+    script = get_completion_class(shell)
+    assert script is not None
+    root = click.get_current_context().find_root().command
+    click.echo(script(root, {}, "glmttsctl", "_GLMTTSCTL_COMPLETE").source())
 
 
 def _options(schema: dict[str, Any]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from glmtts.protocol.audio_formats import FORMAT_OF_SUFFIX, FORMATS, STREAM_FORM
 from glmtts.protocol.events import Accepted, Done, Started
 from glmtts.protocol.requests import MAX_SEED, PRIORITIES
 
-from .retry import patiently
+from .retry import with_retries
 from .session import Session, session, shared_options, timeout_option
 from .ui.files import write_atomically
 from .ui.output import duration, print_json
@@ -207,7 +207,7 @@ class Speaking:
         """Speak, deliver, and say how it went."""
         once = self._stream if self._target.streamed else self._fetch
         with self._run.client(timeout=None) as client:
-            facts = patiently(
+            facts = with_retries(
                 lambda left: once(client, left), timeout=self._timeout, wait=self._wait, note=self._run.note
             )
         if self._run.json:

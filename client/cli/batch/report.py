@@ -1,4 +1,4 @@
-"""What a batch says while it goes on and when it ends: a bar, the failures, and what becomes of the lines left."""
+"""The words of a batch: a progress bar, the failures, and at the end what becomes of the lines that are left."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from ..session import Session
 from ..ui.files import write_atomically
 from ..ui.output import duration, print_json
 from ..ui.signals import Signalled
-from .durable import needs_no_journal
-from .runner import BatchRun
+from .runner import BatchRun, has_no_journal
 
 FAILURES = "failures.jsonl"
 
@@ -27,7 +26,7 @@ _SHOWN = 20
 
 @contextlib.contextmanager
 def progress(run: Session, total: int) -> Iterator[tuple[Callable[[], None], Callable[[str], None]]]:
-    """A bar with the time left where a person looks on; elsewhere only the remarks."""
+    """A bar with the time left on a terminal, elsewhere only the remarks: yields the functions for both."""
     if run.quiet or not sys.stderr.isatty() or not total:
         yield (lambda: None), run.note
         return
@@ -59,7 +58,7 @@ def progress(run: Session, total: int) -> Iterator[tuple[Callable[[], None], Cal
 
 
 def finish(run: Session, work: BatchRun, *, there: int, todo: int, stopped: BaseException | None) -> None:
-    """Say how it went, keep the failures, and end with the right exit code."""
+    """Print the summary, write the failures, and end with the right exit code."""
     work.failed.sort(key=lambda failed: failed.number)
     folder = work.folder
     failures = folder / FAILURES
@@ -78,7 +77,7 @@ def finish(run: Session, work: BatchRun, *, there: int, todo: int, stopped: Base
     if len(work.failed) > _SHOWN:
         run.note(f"... and {len(work.failed) - _SHOWN} more; all are in {failures}")
     parts = [f"{work.spoken} spoken ({duration(work.audio_s)} of speech)"]
-    parts += [f"{there} there already"] if there else []
+    parts += [f"{there} done before"] if there else []
     parts += [f"{len(work.failed)} failed (see {failures})"] if work.failed else []
     parts += [f"{missing} left"] if missing else []
     run.note(f"{folder}: {', '.join(parts)}.")
@@ -100,20 +99,19 @@ def finish(run: Session, work: BatchRun, *, there: int, todo: int, stopped: Base
 
 
 def _what_next(work: BatchRun, missing: int) -> str:
-    """What becomes of the lines that are left, and how to have them."""
+    """What becomes of the lines that are left, and how to get their speech."""
     if not (there := work.in_daemon):
-        return "The same command goes on from here."
-    lines = "1 line goes" if there == 1 else f"{there} lines go"
+        return "Run the same command again to continue."
+    lines, them = ("1 line", "it") if there == 1 else (f"{there} lines", "them")
     rest = missing - there
-    others = f", and goes on with the {'other' if rest == 1 else f'{rest} others'}" if rest > 0 else ""
-    fetches = "it" if there == 1 else "them"
-    return f"{lines} on in the daemon; the same command with --resume fetches {fetches}{others}."
+    others = f" and continue with the {'other' if rest == 1 else f'{rest} others'}" if rest > 0 else ""
+    return f"The daemon finishes {lines}; run the same command with --resume to fetch {them}{others}."
 
 
 def _advice(stopped: Exception) -> str:
-    if not needs_no_journal(stopped):
+    if not has_no_journal(stopped):
         return ""
     return (
-        "`glmttsctl status` says how its journal is; --no-durable has the lines spoken without one: those under way "
-        "then end with this command or the daemon, and the next run asks for them again. "
+        "`glmttsctl status` shows the state of the journal. With --no-durable lines are spoken without it; jobs then "
+        "end with this command or the daemon, and the next run submits them again. "
     )

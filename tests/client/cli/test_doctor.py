@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from glmtts.client import Forbidden
 from glmtts.client.cli import doctor as module
 from glmtts.client.cli import main
 from glmtts.protocol import events
+from glmtts.protocol.requests import Request
+
+from ..scripted_daemon import Answers, ScriptedDaemon
+from .conftest import Ctl
 
 
 @pytest.fixture
@@ -23,7 +27,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     return found
 
 
-def checks(result: Any) -> dict[str, Any]:
+def checks(result: Result) -> dict[str, Any]:
     return {check["name"]: check for check in json.loads(result.stdout)["checks"]}
 
 
@@ -47,14 +51,14 @@ def test_one_wrong_thing_ends_it_with_1_and_is_said_with_its_mending(
 
 
 def pong(version: str, protocol: int = 1) -> Any:
-    def script(daemon: Any, peer: bytes, request: Any, _body: bytes) -> None:
+    def script(daemon: ScriptedDaemon, peer: bytes, request: Request, _body: bytes) -> None:
         daemon.send(peer, events.Pong(id=request.id, version=version, protocol=protocol, uptime_s=5.0))
 
     return script
 
 
 @pytest.mark.usefixtures("machine")
-def test_the_daemon_s_own_troubles_are_found(ctl: Any, daemon: Any, answers: dict[str, Any]) -> None:
+def test_the_daemon_s_own_troubles_are_found(ctl: Ctl, daemon: ScriptedDaemon, answers: Answers) -> None:
     daemon.script = pong("0.0.1")
     answers["status"] = {
         "state": "paused",
@@ -86,7 +90,7 @@ def test_the_daemon_s_own_troubles_are_found(ctl: Any, daemon: Any, answers: dic
 
 
 @pytest.mark.usefixtures("machine")
-def test_two_protocols_are_wrong(ctl: Any, daemon: Any, answers: dict[str, Any]) -> None:
+def test_two_protocols_are_wrong(ctl: Ctl, daemon: ScriptedDaemon, answers: Answers) -> None:
     daemon.script = pong("9.0.0", protocol=2)
     answers["status"] = {"state": "running"}
     assert checks(ctl("doctor", "--json"))["protocol"]["state"] == "wrong"
@@ -94,7 +98,7 @@ def test_two_protocols_are_wrong(ctl: Any, daemon: Any, answers: dict[str, Any])
 
 @pytest.mark.usefixtures("machine")
 def test_a_daemon_that_listens_and_says_nothing_is_wrong_and_not_waited_for(
-    ctl: Any, daemon: Any, monkeypatch: pytest.MonkeyPatch
+    ctl: Ctl, daemon: ScriptedDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_DAEMON_TIMEOUT_S", 0.2)
     daemon.script = lambda *_: None
@@ -104,7 +108,7 @@ def test_a_daemon_that_listens_and_says_nothing_is_wrong_and_not_waited_for(
 
 @pytest.mark.usefixtures("daemon")
 def test_who_may_not_open_the_socket_is_not_told_to_stop_the_daemon(
-    ctl: Any, machine: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+    ctl: Ctl, machine: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def closed(_: str) -> None:
         raise Forbidden("This user may not open it: ask to be added to the group")
@@ -137,7 +141,7 @@ def test_where_the_daemon_is_not_installed_the_doctor_says_so(monkeypatch: pytes
 
 
 def test_from_every_folder_the_running_daemons_own_configuration_is_looked_at(
-    ctl: Any, daemon: Any, answers: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ctl: Ctl, daemon: ScriptedDaemon, answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     daemon.script = pong("0.1.0")
     elsewhere = tmp_path / "elsewhere"

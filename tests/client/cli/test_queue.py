@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -19,8 +18,12 @@ from glmtts.client.cli.limits import _columns as limits_columns
 from glmtts.client.cli.queue import lines_of
 from glmtts.client.cli.ui.job_table import columns_of, state_of
 from glmtts.client.cli.ui.output import cells, shorten
-from glmtts.protocol import events
+from glmtts.protocol import control, events
 from glmtts.protocol.errors import ErrorCode
+from glmtts.protocol.requests import Cancel, ListJobs, Request
+
+from ..scripted_daemon import Answers, ScriptedDaemon
+from .conftest import GLMTTSCTL, Ctl
 
 CUSTOMER = "uid:33/语音客服中心第七分部的客户张三丰先生与他的全家"
 
@@ -71,7 +74,7 @@ def words(lines: list[Any]) -> list[str]:
 
 
 def test_the_queue_says_at_a_glance_who_fills_it_and_when_a_sentence_is_spoken(
-    ctl: Any, answers: dict[str, Any], queue: dict[str, Any]
+    ctl: Ctl, answers: Answers, queue: dict[str, Any]
 ) -> None:
     answers["queue"] = queue
     lines = ctl("queue").stdout.splitlines()
@@ -120,7 +123,7 @@ def test_two_customers_of_one_gateway_are_told_apart_on_any_terminal(queue: dict
 
 
 def test_one_client_alone_is_shown_by_its_user_or_its_key(
-    ctl: Any, answers: dict[str, Any], queue: dict[str, Any], control_daemon: Any
+    ctl: Ctl, answers: Answers, queue: dict[str, Any], control_daemon: ScriptedDaemon
 ) -> None:
     answers["queue"] = queue
     for name in ("bookreader", "uid:1002"):
@@ -128,10 +131,10 @@ def test_one_client_alone_is_shown_by_its_user_or_its_key(
         assert [row["user"] for row in found["clients"]] == ["bookreader"]
         assert [row["job"] for row in found["jobs"]] == ["j3", "j4"]
         assert found["more"] == 7_810
-        assert control_daemon.next_request("queue")[1].limit == 1_000
+        assert control_daemon.next_of(control.Queue).limit == 1_000
 
 
-def test_the_queue_of_an_older_daemon_or_an_empty_one_is_shown_too(ctl: Any, answers: dict[str, Any]) -> None:
+def test_the_queue_of_an_older_daemon_or_an_empty_one_is_shown_too(ctl: Ctl, answers: Answers) -> None:
     for answer in ({}, {"classes": {"batch": {}}, "clients": [{}], "jobs": [{}]}):
         answers["queue"] = answer
         result = ctl("queue")
@@ -139,10 +142,11 @@ def test_the_queue_of_an_older_daemon_or_an_empty_one_is_shown_too(ctl: Any, ans
         assert result.stdout.startswith("0 jobs wait, 0 run.")
 
 
-def test_watching_the_queue_in_a_pipe_is_a_line_each_time(daemon: Any, answers: dict[str, Any], queue: Any) -> None:
+def test_watching_the_queue_in_a_pipe_is_a_line_each_time(
+    daemon: ScriptedDaemon, answers: Answers, queue: dict[str, Any]
+) -> None:
     answers["queue"] = queue
-    code = "from glmtts.client.cli import main; main()"
-    command = [sys.executable, "-c", code, "queue", "--watch", "--json", "--endpoint", daemon.endpoint]
+    command = [*GLMTTSCTL, "queue", "--watch", "--json", "--endpoint", daemon.endpoint]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert [json.loads(process.stdout.readline()) for _ in range(2)] == [queue, queue]
@@ -190,7 +194,7 @@ GENERAL = {
 }  # fmt: skip
 
 
-def test_limits_say_what_each_may_still_do_and_when_the_next_job_is_taken(ctl: Any, answers: dict[str, Any]) -> None:
+def test_limits_say_what_each_may_still_do_and_when_the_next_job_is_taken(ctl: Ctl, answers: Answers) -> None:
     rows = [
         limit_row(own=True, rate="60/minute"),
         limit_row(client="uid:1002", user="bookreader", tokens=0.3, next_token_in_s=4.3, jobs=1_024),
@@ -207,14 +211,14 @@ def test_limits_say_what_each_may_still_do_and_when_the_next_job_is_taken(ctl: A
     assert json.loads(ctl("limits", "--json").stdout) == answers["limits"]
 
 
-def test_limits_of_one_client_are_asked_for_by_name(ctl: Any, answers: dict[str, Any], control_daemon: Any) -> None:
+def test_limits_of_one_client_are_asked_for_by_name(ctl: Ctl, answers: Answers, control_daemon: ScriptedDaemon) -> None:
     answers["limits"] = lambda _: {"limits": GENERAL, "clients": []}
     assert "Nothing is known of nobody." in ctl("limits", "nobody").stdout
-    assert control_daemon.next_request("limits")[1].client == "nobody"
+    assert control_daemon.next_of(control.Limits).client == "nobody"
     assert "No client has asked for anything yet." in ctl("limits").stdout
 
 
-def test_limits_of_an_older_daemon_are_shown_too(ctl: Any, answers: dict[str, Any]) -> None:
+def test_limits_of_an_older_daemon_are_shown_too(ctl: Ctl, answers: Answers) -> None:
     answers["limits"] = {"clients": [{}]}
     assert ctl("limits").exit_code == 0
     assert limits_columns([{}], 80)
@@ -224,12 +228,12 @@ def test_limits_of_an_older_daemon_are_shown_too(ctl: Any, answers: dict[str, An
 
 
 @pytest.fixture
-def of_alice(answers: dict[str, Any]) -> dict[str, int]:
+def of_alice(answers: Answers) -> dict[str, int]:
     """What alice has, and what is left of it after a cancel."""
     has = {"jobs": 3}
 
-    def end(request: Any) -> dict[str, Any]:
-        assert request.client == "alice"
+    def end(request: Request) -> dict[str, Any]:
+        assert isinstance(request, control.Cancel) and request.client == "alice"
         count, has["jobs"] = has["jobs"], 0
         return {"cancelled": count, "jobs": [f"j{n}" for n in range(count)]}
 
@@ -238,7 +242,7 @@ def of_alice(answers: dict[str, Any]) -> dict[str, int]:
     return has
 
 
-def test_many_jobs_are_not_cancelled_without_a_yes(ctl: Any, of_alice: dict[str, int]) -> None:
+def test_many_jobs_are_not_cancelled_without_a_yes(ctl: Ctl, of_alice: dict[str, int]) -> None:
     refused: Result = ctl("cancel", "--client", "alice")
     assert refused.exit_code == 2
     assert "3 jobs of alice would be cancelled" in refused.stderr and "--yes" in refused.stderr
@@ -248,18 +252,17 @@ def test_many_jobs_are_not_cancelled_without_a_yes(ctl: Any, of_alice: dict[str,
     assert "has no job that waits or runs" in ctl("cancel", "--client", "alice").stdout
 
 
-def test_a_single_job_needs_no_yes(ctl: Any, of_alice: dict[str, int]) -> None:
+def test_a_single_job_needs_no_yes(ctl: Ctl, of_alice: dict[str, int]) -> None:
     of_alice["jobs"] = 1
     assert ctl("cancel", "--client", "alice").stdout == "1 job of alice cancelled.\n"
 
 
 @pytest.mark.parametrize(("typed", "status", "left"), [("y\n", 0, 0), ("n\n", 130, 3)])
 def test_on_a_terminal_the_person_is_asked(
-    daemon: Any, of_alice: dict[str, int], typed: str, status: int, left: int
+    daemon: ScriptedDaemon, of_alice: dict[str, int], typed: str, status: int, left: int
 ) -> None:
     outer, inner = os.openpty()
-    code = "from glmtts.client.cli import main; main()"
-    command = [sys.executable, "-c", code, "cancel", "--client", "alice", "--endpoint", daemon.endpoint]
+    command = [*GLMTTSCTL, "cancel", "--client", "alice", "--endpoint", daemon.endpoint]
     os.write(outer, typed.encode())
     done = subprocess.run(command, stdin=inner, capture_output=True, text=True, timeout=30, check=False)
     os.close(inner)
@@ -268,9 +271,9 @@ def test_on_a_terminal_the_person_is_asked(
     assert (done.returncode, of_alice["jobs"]) == (status, left)
 
 
-def test_one_job_that_is_not_there_keeps_no_other_from_being_cancelled(ctl: Any, daemon: Any) -> None:
-    def script(daemon: Any, peer: bytes, request: Any, _body: bytes) -> None:
-        if request.job == "j2":
+def test_one_job_that_is_not_there_keeps_no_other_from_being_cancelled(ctl: Ctl, daemon: ScriptedDaemon) -> None:
+    def script(daemon: ScriptedDaemon, peer: bytes, request: Request, _body: bytes) -> None:
+        if isinstance(request, Cancel) and request.job == "j2":
             daemon.send(
                 peer, events.Error.of(request.id, ErrorCode.JOB_NOT_FOUND, "job: there is no job 'j2' of yours")
             )
@@ -294,7 +297,7 @@ def test_cancel_wants_jobs_or_a_client() -> None:
 # --- jobs
 
 
-def test_jobs_of_a_client_are_found_by_its_user_or_its_key(ctl: Any, control_daemon: Any) -> None:
+def test_jobs_of_a_client_are_found_by_its_user_or_its_key(ctl: Ctl, control_daemon: ScriptedDaemon) -> None:
     jobs = [
         events.JobInfo(
             job=f"j{n}", state="waiting", priority="batch", created=1e9, attempts=0, text_length=1,
@@ -307,7 +310,7 @@ def test_jobs_of_a_client_are_found_by_its_user_or_its_key(ctl: Any, control_dae
         found = json.loads(ctl("jobs", "--client", name, "--state", "waiting", "--limit", "2", "--json").stdout)["jobs"]
         assert [job["job"] for job in found] == ["j1", "j3"]
         assert found[0]["durable"] is True
-        assert control_daemon.next_request("jobs")[1].state == "waiting"
+        assert control_daemon.next_of(ListJobs).state == "waiting"
     table = ctl("jobs", "--all").stdout
     assert "USER" in table and "DURABLE" in table and "bela" in table
 
@@ -322,7 +325,7 @@ def test_a_job_that_was_put_aside_and_one_that_failed_are_told_from_others() -> 
 # --- status
 
 
-def test_status_tells_of_a_journal_that_can_not_be_used(ctl: Any, answers: dict[str, Any]) -> None:
+def test_status_tells_of_a_journal_that_can_not_be_used(ctl: Ctl, answers: Answers) -> None:
     answers["status"] = {
         "state": "running",
         "queue": {"by_class": {"vip": 0, "interactive": 3, "batch": 9}},

@@ -11,6 +11,8 @@ import pytest
 from glmtts.client.cli.status import lines_of
 from glmtts.client.cli.ui.output import cells
 
+from ..scripted_daemon import Answers
+
 LOST = {
     "severity": "bad", "name": "gpu_lost.1",
     "what": "GPU 1 is lost: nvmlDeviceGetHandleByIndex (GPU 1): GPU is lost: the GPU fell off the bus or can't be "
@@ -112,7 +114,7 @@ def test_an_older_or_a_newer_daemon_is_shown_as_it_comes() -> None:
 
 
 def test_the_command_looks_at_the_terminal_s_size(
-    on_terminal: Callable[..., subprocess.CompletedProcess[str]], answers: dict[str, Any]
+    on_terminal: Callable[..., subprocess.CompletedProcess[str]], answers: Answers
 ) -> None:
     answers["status"] = STATUS
     assert on_terminal("status", height=30).stdout.splitlines() == shown(80, 30)

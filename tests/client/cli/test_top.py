@@ -28,6 +28,9 @@ from glmtts.client.cli.ui.output import cells
 from glmtts.client.cli.workers import WANTED, remarks
 from glmtts.daemon.core.exit_causes import POLICIES
 
+from ..scripted_daemon import Answers, Publisher, ScriptedDaemon
+from .conftest import Ctl
+
 DEADLINE_S = 15.0
 GIB = 2**30
 
@@ -142,7 +145,7 @@ def test_what_happens_is_told_in_a_line(topic: str, values: dict[str, Any], word
 
 
 @pytest.fixture
-def daemon_answers(answers: dict[str, Any], publisher: Any) -> dict[str, Any]:
+def daemon_answers(answers: Answers, publisher: Publisher) -> dict[str, Any]:
     """Both operators' sockets, with what there is to see."""
     del publisher  # only its socket has to be there
     shot = snapshot()
@@ -156,7 +159,7 @@ def daemon_answers(answers: dict[str, Any], publisher: Any) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("daemon_answers")
-def test_without_a_terminal_it_prints_one_picture(ctl: Any) -> None:
+def test_without_a_terminal_it_prints_one_picture(ctl: Ctl) -> None:
     result = ctl("top")
     assert result.exit_code == 0, result.output
     assert "GPU 0" in result.stdout and "w3 " in result.stdout and "\x1b" not in result.stdout
@@ -171,7 +174,9 @@ def test_a_replacement_is_no_death_and_the_daemon_says_the_same_of_each_cause() 
     ]
 
 
-def test_a_death_is_told_once_and_so_is_the_next(daemon_answers: dict[str, Any], control_daemon: Any) -> None:
+def test_a_death_is_told_once_and_so_is_the_next(
+    daemon_answers: dict[str, Any], control_daemon: ScriptedDaemon
+) -> None:
     worker = daemon_answers["workers"]["workers"][0]
     feed = Feed(f"ipc://{control_daemon.path.parent}/glmtts.sock", 1.0)
     try:
@@ -187,11 +192,11 @@ def test_a_death_is_told_once_and_so_is_the_next(daemon_answers: dict[str, Any],
         feed.stop()
 
 
-def test_without_a_daemon_it_says_so(ctl: Any) -> None:
+def test_without_a_daemon_it_says_so(ctl: Ctl) -> None:
     assert ctl("top", "--once").exit_code == 3
 
 
-def test_an_older_daemon_without_gpus_is_shown_too(ctl: Any, daemon_answers: dict[str, Any]) -> None:
+def test_an_older_daemon_without_gpus_is_shown_too(ctl: Ctl, daemon_answers: dict[str, Any]) -> None:
     daemon_answers["gpus"] = {}
     assert ctl("top", "--once").exit_code == 0
 
@@ -242,7 +247,7 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(daemon_answers: dict[str, Any], control_daemon: Any) -> Iterator[Terminal]:
+def terminal(daemon_answers: dict[str, Any], control_daemon: ScriptedDaemon) -> Iterator[Terminal]:
     del daemon_answers
     with contextlib.closing(Terminal(f"ipc://{control_daemon.path.parent}/glmtts.sock")) as made:
         made.until("\x1b[?1049h")
@@ -266,7 +271,7 @@ def test_however_it_ends_the_terminal_is_as_it_was(terminal: Terminal, end: Call
 
 
 def test_it_outlives_the_daemon_and_shows_the_next_one(
-    terminal: Terminal, control_daemon: Any, answers: dict[str, Any]
+    terminal: Terminal, control_daemon: ScriptedDaemon, answers: Answers
 ) -> None:
     control_daemon.stop()
     terminal.until("waiting for the daemon...")

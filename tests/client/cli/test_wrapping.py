@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Callable
-from typing import Any
 
 import click
 import pytest
@@ -15,8 +12,10 @@ from glmtts.client.cli import events as module
 from glmtts.client.cli.ui.output import cells
 from glmtts.client.cli.ui.wrap import hung
 from glmtts.protocol import events
+from glmtts.protocol.requests import Request
 
-OnTerminal = Callable[..., subprocess.CompletedProcess[str]]
+from ..scripted_daemon import Answers, ScriptedDaemon
+from .conftest import Ctl, OnTerminal
 
 DETAIL = (
     "nvmlDeviceGetHandleByIndex (GPU 1): GPU is lost: the GPU fell off the bus or can't be reached: see 'dmesg' for "
@@ -54,7 +53,7 @@ def test_chinese_which_has_no_blanks_ends_at_the_edge_as_well() -> None:
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_no_word_of_workers_and_gpus_is_broken(on_terminal: OnTerminal, answers: dict[str, Any], width: int) -> None:
+def test_no_word_of_workers_and_gpus_is_broken(on_terminal: OnTerminal, answers: Answers, width: int) -> None:
     answers["workers"] = {"workers": [WORKER]}
     answers["gpus"] = {
         "nvml": {"state": "blocked", "detail": DETAIL},
@@ -68,7 +67,7 @@ def test_no_word_of_workers_and_gpus_is_broken(on_terminal: OnTerminal, answers:
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_no_word_of_what_health_says_is_broken(on_terminal: OnTerminal, answers: dict[str, Any], width: int) -> None:
+def test_no_word_of_what_health_says_is_broken(on_terminal: OnTerminal, answers: Answers, width: int) -> None:
     problem = {"severity": "bad", "name": "gpu_lost.1", "what": DETAIL, "do": DETAIL}
     answers["health"] = {"healthy": False, "problems": [problem]}
     shown = on_terminal("health", width=width).stdout
@@ -86,9 +85,9 @@ def test_an_event_goes_on_below_its_topic(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_doctor_fits_the_terminal_and_a_file_of_its_report_can_be_read(
-    on_terminal: OnTerminal, ctl: Any, daemon: Any, answers: dict[str, Any]
+    on_terminal: OnTerminal, ctl: Ctl, daemon: ScriptedDaemon, answers: Answers
 ) -> None:
-    def script(daemon: Any, peer: bytes, request: Any, _body: bytes) -> None:
+    def script(daemon: ScriptedDaemon, peer: bytes, request: Request, _body: bytes) -> None:
         daemon.send(peer, events.Pong(id=request.id, version="0", protocol=1, uptime_s=5.0))
 
     daemon.script = script
