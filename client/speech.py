@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from msgspec import UNSET, Struct
 
 from .errors import GlmttsError
+from .files import write_whole
 
 if TYPE_CHECKING:
     from glmtts.protocol.events import Done
@@ -136,19 +137,3 @@ class Chunk(Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         return f"Chunk({self.seq}, {len(self.samples)} bytes of {self.format}, {self.sample_rate} Hz)"
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` by way of a new file beside it, so that nobody sees half of it. Raises OSError."""
-    path = path.resolve()  # through a link to what it names: the link itself stays
-    if path.exists() and not path.is_file():
-        path.write_bytes(data)  # a device or a pipe: never to be replaced by a file
-        return
-    draft = path.with_name(f".glmtts-{os.urandom(8).hex()}.tmp")
-    try:
-        with draft.open("xb") as file:
-            file.write(data)
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise

@@ -1,4 +1,4 @@
-"""What a failure means for the person at the terminal and for the script that called: words and exit codes."""
+"""The failures of commands: their words for people, their JSON for programs, and their exit codes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ NOT_READY = 3
 JOB_FAILED = 4
 TIMED_OUT = 124
 
-#: Codes that say that the daemon can't work now, whatever the job is.
+#: The daemon can't work now, whatever the request.
 _NOT_READY_CODES = frozenset({"unavailable", "shutting_down"})
 
-#: Codes with which a request about a job is refused; the job itself has not ended in them.
+#: A request about a job is refused; the job itself has not ended.
 _REFUSALS = frozenset({"bad_request", "forbidden", "job_not_found", "too_large"})
 
 
 class Failure(click.ClickException):
-    """A command has failed for a reason of its own; ``details`` go into the JSON answer."""
+    """A command fails for a reason of its own; ``details`` go into the JSON answer."""
 
     def __init__(self, message: str, *, code: str = "failed", status: int = FAILED, **details: Any) -> None:
         super().__init__(message)
@@ -34,11 +34,11 @@ class Failure(click.ClickException):
 
 
 class Finished(click.exceptions.Exit):
-    """The command has said all there is to say and ends with ``status``."""
+    """The command has printed everything and ends with ``status``."""
 
 
 def exit_code(error: Exception) -> int:
-    """The exit code for whatever a command raised."""
+    """The exit code for an error that a command raised."""
     if isinstance(error, Failure):
         return error.status
     if isinstance(error, click.ClickException):
@@ -97,10 +97,9 @@ def describe(error: Exception) -> dict[str, Any]:
 
 
 def report(error: Exception, *, as_json: bool) -> None:
-    """Tell the failure: on stdout as JSON for a program, on stderr in words for a person.
+    """Print the failure: on stdout as JSON for a program, on stderr in words for a person.
 
-    Raises ``error`` itself when it is none that a command is expected to end with: that is a bug, and its traceback
-    is what helps.
+    Raises ``error`` itself where it is unexpected: that is a bug, and its traceback is needed.
     """
     if as_json:
         click.echo(json.dumps({"error": describe(error)}, ensure_ascii=False))
@@ -119,11 +118,11 @@ def report(error: Exception, *, as_json: bool) -> None:
         click.echo(f"Try again in {described['retry_after_s']:.1f} s.", err=True)
 
 
-#: Codes of this program, which tell a person nothing that the message doesn't.
+#: Codes of this program, which add nothing to the message.
 _PLAIN_CODES = frozenset({"failed", "usage", "interrupted", "not_running", "connection_lost", "timeout"})
 
 
 def _words(error: OSError) -> str:
-    """``FILE: what is wrong with it``, as other tools say it."""
+    """``FILE: No such file or directory``, as other tools say it."""
     what = (error.strerror or str(error)) or type(error).__name__
     return f"{error.filename}: {what}" if error.filename else what

@@ -1,4 +1,4 @@
-"""What every command shares: the daemon's endpoint, --json, --quiet, and the connections made from them."""
+"""Shared by all commands: the options --endpoint, --json and --quiet, and the connections and output by them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .ui.output import print_json
+
 if TYPE_CHECKING:
     from glmtts.client import Client, Control
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: How long a question is waited for that the daemon answers at once.
+#: For questions that the daemon answers at once.
 QUICK_TIMEOUT_S = 10.0
 
 
@@ -26,7 +28,7 @@ class Session:
     quiet: bool = False
 
     def client(self, timeout: float | None = QUICK_TIMEOUT_S) -> Client:
-        """A connection to the requests socket; ``timeout`` in seconds holds for every answer, None waits for ever."""
+        """A connection to the requests socket; ``timeout`` in seconds is for each answer, None waits for ever."""
         from glmtts.client import Client
 
         return Client(endpoint=self.endpoint, timeout=timeout)
@@ -37,26 +39,38 @@ class Session:
 
         return Control(endpoint=self.endpoint, timeout=timeout)
 
+    def ask(self, op: str, *, timeout: float | None = QUICK_TIMEOUT_S, **keys: Any) -> dict[str, Any]:
+        """The answer to one operation of the control socket."""
+        with self.control(timeout) as control:
+            return control.call(op, **keys)
+
+    def show(self, answer: Any, in_words: Callable[[Any], object]) -> None:
+        """Print an answer: as JSON, or by ``in_words``."""
+        if self.json:
+            print_json(answer)
+        else:
+            in_words(answer)
+
     def note(self, text: str) -> None:
-        """Say something to the person at the terminal, beside the data."""
+        """Print a remark on stderr, beside the data."""
         if not self.quiet:
             click.echo(text, err=True)
 
 
 def session() -> Session:
-    """The session of the command that runs."""
+    """The session of the running command."""
     return click.get_current_context().find_root().ensure_object(Session)
 
 
 def shared_options(function: F) -> F:
-    """``--endpoint``, ``--json`` and ``--quiet``, which are understood before and after the command's name."""
+    """``--endpoint``, ``--json`` and ``--quiet``, which may stand before or after the command's name."""
     for option in (_QUIET, _JSON, _ENDPOINT):
         function = option(function)
     return function
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-    # Given twice, the one after the command's name wins; not given there, the earlier one stays.
+    # The option after the command's name wins over the one before it.
     if value not in (None, False):
         assert param.name is not None
         setattr(ctx.find_root().ensure_object(Session), param.name, value)

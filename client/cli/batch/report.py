@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from glmtts.client import RequestFailed
+from glmtts.client.files import write_whole
 
 from ..failures import JOB_FAILED, Failure, Finished, describe, exit_code
 from ..session import Session
-from ..ui.files import write_atomically
-from ..ui.output import duration, print_json
+from ..ui.humanize import duration
+from ..ui.output import print_json
 from ..ui.signals import Signalled
 from .runner import BatchRun, has_no_journal
 
@@ -64,7 +65,7 @@ def finish(run: Session, work: BatchRun, *, there: int, todo: int, stopped: Base
     failures = folder / FAILURES
     if work.failed:
         lines = (json.dumps(failed.as_map(), ensure_ascii=False) for failed in work.failed)
-        write_atomically(failures, "".join(f"{line}\n" for line in lines).encode(errors="replace"))
+        write_whole(failures, "".join(f"{line}\n" for line in lines).encode(errors="replace"))
     elif stopped is None:
         failures.unlink(missing_ok=True)
     missing = todo - work.spoken - sum(failed.code != "bad_line" for failed in work.failed)

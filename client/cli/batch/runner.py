@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from glmtts.client import AsyncClient, ConnectionLost, DaemonNotRunning, GlmttsError, Job, RequestFailed, Speech
+from glmtts.client.files import write_whole
 
 from ..retry import TRY_LATER, retry_delay
-from ..ui.files import write_atomically
 from .file import Line
 from .progress_file import ProgressFile
 
@@ -129,7 +129,7 @@ class BatchRun:
         for line in todo:
             try:
                 speech = await self._speak(client, line)
-                write_atomically(self.folder / line.name, speech.audio)
+                write_whole(self.folder / line.name, speech.audio)
             except RequestFailed as error:
                 if error.code in _STOPS_ALL or has_no_journal(error):
                     raise

@@ -1,4 +1,4 @@
-"""Playing speech as it arrives, through whichever player of the desktop is there."""
+"""Playing speech as it arrives, with a player of the desktop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Literal
 
 from ..failures import Failure
-from .files import wav_header
+from .wav import wav_header
 
 #: Players in the order of preference, and how each one reads 16-bit samples from its standard input. pw-play has no
 #: raw mode in older versions, and AU is what libsndfile, which reads for it, takes from a pipe; ffplay's option for the
@@ -32,14 +32,14 @@ def find_player() -> str:
         if shutil.which(name):
             return name
     raise Failure(
-        "nothing here plays sound: none of pw-play, paplay, aplay and ffplay is installed. Install one (Debian and"
-        " Ubuntu: pipewire-bin, pulseaudio-utils, alsa-utils or ffmpeg), or write a file with -o FILE.",
+        "no player is installed: none of pw-play, paplay, aplay and ffplay. Install one (Debian and Ubuntu: "
+        "pipewire-bin, pulseaudio-utils, alsa-utils or ffmpeg), or write a file with -o FILE.",
         code="no_player",
     )
 
 
 class Player:
-    """A running player, fed with 16-bit samples; leaving the block waits until the last one was heard."""
+    """A running player of 16-bit samples; leaving the block waits for the end of the sound."""
 
     def __init__(self, name: str, sample_rate: int, channels: int) -> None:
         _, container, arguments = next(player for player in _PLAYERS if player[0] == name)

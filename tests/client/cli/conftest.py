@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from glmtts.client.cli import main
-from glmtts.client.cli.ui.output import ESCAPES
+from glmtts.client.cli.ui.wrap import ESCAPES
 
 from ..scripted_daemon import ScriptedDaemon
 

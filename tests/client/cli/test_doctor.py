@@ -13,9 +13,8 @@ from glmtts.client import Forbidden
 from glmtts.client.cli import doctor as module
 from glmtts.client.cli import main
 from glmtts.protocol import events
-from glmtts.protocol.requests import Request
 
-from ..scripted_daemon import Answers, ScriptedDaemon
+from ..scripted_daemon import Answers, Script, ScriptedDaemon, always
 from .conftest import Ctl
 
 
@@ -35,7 +34,7 @@ def test_no_daemon_is_no_fault_of_the_machine(machine: list[dict[str, str]], no_
     assert not machine
     result = CliRunner().invoke(main, ["doctor", "--endpoint", no_daemon])
     assert result.exit_code == 0
-    assert "does not run" in result.stdout and "mend:  start it: glmttsd" in result.stdout
+    assert "does not run" in result.stdout and "fix:   start it: glmttsd" in result.stdout
 
 
 def test_one_wrong_thing_ends_it_with_1_and_is_said_with_its_mending(
@@ -45,16 +44,13 @@ def test_one_wrong_thing_ends_it_with_1_and_is_said_with_its_mending(
     result = CliRunner().invoke(main, ["doctor", "--endpoint", no_daemon])
     assert result.exit_code == 1
     assert (
-        "WRONG    driver" in result.stdout and "means: no GPU" in result.stdout and "mend:  modprobe" in result.stdout
+        "WRONG    driver" in result.stdout and "means: no GPU" in result.stdout and "fix:   modprobe" in result.stdout
     )
     assert all(len(line) <= 100 for line in result.stdout.splitlines())
 
 
-def pong(version: str, protocol: int = 1) -> Any:
-    def script(daemon: ScriptedDaemon, peer: bytes, request: Request, _body: bytes) -> None:
-        daemon.send(peer, events.Pong(id=request.id, version=version, protocol=protocol, uptime_s=5.0))
-
-    return script
+def pong(version: str, protocol: int = 1) -> Script:
+    return always(lambda id: events.Pong(id=id, version=version, protocol=protocol, uptime_s=5.0))
 
 
 @pytest.mark.usefixtures("machine")
@@ -62,8 +58,7 @@ def test_the_daemon_s_own_troubles_are_found(ctl: Ctl, daemon: ScriptedDaemon, a
     daemon.script = pong("0.0.1")
     answers["status"] = {
         "state": "paused",
-        "internal_errors": 2,
-        "alerts": [{"name": "gpu_lost", "message": "GPU 1 is lost", "for_s": 5.0}],
+        "attention": [{"severity": "bad", "name": "gpu_lost.1", "what": "GPU 1 is lost", "do": "See dmesg."}],
     }
     answers["workers"] = {
         "workers": [
@@ -79,8 +74,7 @@ def test_the_daemon_s_own_troubles_are_found(ctl: Ctl, daemon: ScriptedDaemon, a
         "daemon": "ok",
         "version": "warning",
         "state": "warning",
-        "alert": "wrong",
-        "internal errors": "warning",
+        "daemon: gpu_lost.1": "wrong",
         "workers": "warning",
         "worker w1": "wrong",
         "worker w2": "warning",
@@ -137,7 +131,7 @@ def test_where_the_daemon_is_not_installed_the_doctor_says_so(monkeypatch: pytes
     monkeypatch.setattr(module.sys, "executable", "/bin/false")  # type: ignore[attr-defined]
     result = CliRunner().invoke(main, ["doctor", "--endpoint", no_daemon])
     assert result.exit_code == 0
-    assert "could not be looked at" in result.stdout
+    assert "can't be checked" in result.stdout
 
 
 def test_from_every_folder_the_running_daemons_own_configuration_is_looked_at(

@@ -180,7 +180,7 @@ def test_a_user_beside_another_s_daemon_works_on_his_own_keys_and_is_told(
     def refuse(*_: object) -> None:
         raise Forbidden("not this user's socket")
 
-    monkeypatch.setattr(module, "ask", refuse)
+    monkeypatch.setattr(module, "live_config", refuse)
     made = CliRunner().invoke(main, ["key", "add", "carol", keys.generate()[0]])
-    assert made.exit_code == 0 and "is not this user's" in made.stderr
+    assert made.exit_code == 0 and "This user may not ask" in made.stderr
     assert str(elsewhere.parent) in made.stderr and "carol" in elsewhere.read_text()

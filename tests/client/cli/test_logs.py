@@ -22,7 +22,7 @@ def test_a_job_or_a_level_of_which_nothing_is_kept_is_told(ctl: Ctl, answers: An
     answers["logs"] = {"lines": [], "newest": 0, "pid": 1}
     assert ctl("logs", "--job", "nope").stderr == "The daemon keeps no line about job nope.\n"
     said = ctl("logs", "--job", "nope", "--level", "error", "--json")
-    assert (said.stdout, said.stderr) == ("", "The daemon keeps no line of level error or graver about job nope.\n")
+    assert (said.stdout, said.stderr) == ("", "The daemon keeps no line of level error or above about job nope.\n")
     assert ctl("logs", "--job", "nope", "-q").stderr == ""
 
 

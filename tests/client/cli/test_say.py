@@ -117,7 +117,7 @@ def test_a_streamed_pipe_gets_the_samples_as_they_are_made(daemon: ScriptedDaemo
     ("arguments", "words"),
     [
         (["-o", "a.flac", "--stream"], "can't be streamed"),
-        (["-o", "a.xyz"], "no format is called .xyz"),
+        (["-o", "a.xyz"], ".xyz is none of the known formats"),
         (["-o", "a.wav", "--output", "b.wav"], "--output"),
         (["-o", "-", "--json"], "standard output"),
         (["--prompt-text", "hi", "-o", "a.wav"], "belong together"),
@@ -232,7 +232,7 @@ def test_a_person_hears_that_the_queue_is_long_and_that_a_worker_died(
     daemon.script = script
     result = ctl("say", TEXT, "-o", tmp_path / "a.wav")
     assert "the queue is long" in result.stderr
-    assert "w1 speaks the text instead (attempt 2)" in result.stderr
+    assert "w1 retries the job (attempt 2)" in result.stderr
 
 
 def test_a_folder_that_is_not_there_is_said_by_name(ctl: Ctl, tmp_path: Path) -> None:
