@@ -1,4 +1,4 @@
-"""One request and all that comes back for it, until its one end. Without I/O: the core feeds it events."""
+"""Requests and their answers, without I/O: the core feeds the events. Also the caller's handle of a job."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from glmtts.protocol.events import Accepted, Audio, Done, Error, ServerEvent
 from .errors import ConnectionLost, GlmttsError, ProtocolError, SlowConsumer, Timeout, failure_of
 from .speech import Chunk, Speech
 
-#: Bytes of a stream that wait here while its caller waits for something else; then the stream is given up.
+#: A stream with more unread bytes is given up: its caller is busy with something else.
 MAX_UNREAD_BYTES = 32 * 1024 * 1024
 
-#: Progress that nobody has looked at yet; the oldest is dropped.
+#: The newest unread events of a job that are kept.
 _MAX_UNREAD_EVENTS = 256
 
-#: What a progress display is told: every event of a job but its audio and its end.
+#: The events for a progress display: all but audio and the end.
 JobEvent = events.Accepted | events.Queued | events.Started | events.Progress
 
 OnEvent = Callable[[JobEvent], object]
@@ -29,10 +29,10 @@ _JOB_EVENTS = (events.Accepted, events.Queued, events.Started, events.Progress, 
 
 
 class Exchange:
-    """A request with one answer.
+    """A request with one answer. It ends exactly once, with an answer or a failure.
 
-    ``frames`` is what was sent, ``sent`` whether it left; ``may_resend`` says whether sending it twice does no harm.
-    ``watchers`` are called when there is something new to look at.
+    ``frames`` is its message until then; ``may_resend`` says whether it may be sent twice. ``watchers`` are called
+    after every change.
     """
 
     def __init__(self, id: str, op: str, frames: list[bytes], *, may_resend: bool) -> None:
@@ -50,11 +50,11 @@ class Exchange:
 
     @property
     def unanswered(self) -> bool:
-        """Whether the daemon has shown no sign of having read the request."""
+        """Whether there is no sign yet that the daemon has read the request."""
         return not self.finished
 
     def feed(self, event: ServerEvent, body: bytes) -> None:
-        """Take an event. Anything but the answer is of no use here."""
+        """Take an event; only the last one matters here."""
         if self.finished or not event.final:
             return
         if isinstance(event, Error):
@@ -75,7 +75,7 @@ class Exchange:
             self._end()
 
     def changed(self) -> None:
-        """Tell those who wait to look again."""
+        """Call the watchers."""
         for watcher in self.watchers:
             watcher()
 
@@ -85,7 +85,7 @@ class Exchange:
         self.changed()
 
     def result(self, *expected: type[Any]) -> Any:
-        """The answer, of one of the types ``expected`` if any are given. Raises the error that it ended with."""
+        """The answer, checked to be one of ``expected`` if given. Raises the failure."""
         if self.failure is not None:
             raise self.failure.with_traceback(None)
         if expected and not isinstance(self.answer, expected):
@@ -94,9 +94,9 @@ class Exchange:
 
 
 class JobExchange(Exchange):
-    """A job that is spoken, or waited for: many events, and one ``done`` or ``error``.
+    """The events of a job, up to its one ``done`` or ``error``.
 
-    ``events`` holds what has not been shown to the caller yet, ``chunks`` the audio that has not been taken.
+    ``events`` and ``chunks`` have the events and the audio that the caller has not taken yet.
     """
 
     def __init__(
@@ -122,11 +122,11 @@ class JobExchange(Exchange):
 
     @property
     def unanswered(self) -> bool:
-        """Whether the daemon has shown no sign of having read the request."""
+        """Whether there is no sign yet that the daemon has read the request."""
         return not self.finished and (self.job is None or self.asked_job is not None)
 
     def feed(self, event: ServerEvent, body: bytes) -> None:
-        """Take an event of the job, and fail on one that no daemon in its senses would send."""
+        """Take an event of the job; an impossible one ends it with a ProtocolError."""
         if self.finished:
             return
         if isinstance(event, Error):
@@ -156,12 +156,12 @@ class JobExchange(Exchange):
         return chunk
 
     def speech(self) -> Speech:
-        """The finished speech. Raises the error that the job ended with."""
+        """The finished speech. Raises the failure of the job."""
         done: Done = self.result(Done)
         return Speech.of(done, self.body)
 
     def lost(self, why: str) -> ConnectionLost:
-        """The error for this job when the daemon, or its knowledge of the job, is gone."""
+        """The error for a job whose daemon is gone, or does not know it any more."""
         what = f"job {self.job}" if self.job else "a request that it had not accepted yet"
         return ConnectionLost(f"The connection to the daemon was lost over {what}: {why}.", job=self.job)
 
@@ -193,7 +193,7 @@ class JobExchange(Exchange):
         if self.unread_bytes > MAX_UNREAD_BYTES:
             self.fail(
                 SlowConsumer(
-                    f"{self.unread_bytes} bytes of the stream were waiting to be read; it was given up. "
+                    f"The stream was given up with {self.unread_bytes} unread bytes. "
                     "Read a stream before waiting for other jobs, or use a client of its own for it.",
                     job=self.job,
                 )
@@ -221,8 +221,12 @@ class JobExchange(Exchange):
 class Job:
     """A job that the daemon has accepted. ``Client.wait`` takes it, or its ``id``, which can be stored.
 
-    ``position`` in the queue (0 is the next) of ``queue_size`` waiting, ``estimated_wait_s`` in seconds or None, and
-    ``warning`` (None, or words about a long queue) are of the moment when it was accepted.
+    Attributes:
+        id: the job's id.
+        position: its place in the queue at its acceptance; 0 is the next.
+        queue_size: the waiting jobs at that time.
+        estimated_wait_s: seconds until its start, None if unknown.
+        warning: words about a long or paused queue, or None.
     """
 
     def __init__(self, exchange: JobExchange) -> None:
@@ -242,12 +246,12 @@ class Job:
 
 
 def job_id(job: Job | str) -> str:
-    """The id of a job, or of what stands for one."""
+    """The id of a job, given as a handle or as the id itself."""
     return job.id if isinstance(job, Job) else job
 
 
 def collected(job: Job | str) -> JobExchange | None:
-    """The exchange of a job that has ended, if its handle has it."""
+    """The exchange of a job that has ended, if the handle has it."""
     return job._exchange if isinstance(job, Job) and job._exchange.finished else None
 
 
@@ -260,7 +264,7 @@ def timed_out(exchange: Exchange) -> Timeout:
 
 
 def show(exchange: JobExchange, on_event: OnEvent | None) -> None:
-    """Call ``on_event`` with what has come since the last time."""
+    """Call ``on_event`` with the unread events."""
     while exchange.events:
         event = exchange.events.popleft()
         if on_event is not None:

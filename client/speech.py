@@ -19,16 +19,22 @@ _SAMPLE_BYTES = {"pcm_s16le": 2, "pcm_f32le": 4}
 
 
 class SpeechOptions(TypedDict, total=False):
-    """What ``speak``, ``stream`` and ``submit`` take by name beside the text; what is None is the daemon's default.
+    """The options of ``speak``, ``stream`` and ``submit``; None is the daemon's default.
 
-    ``voice``: a registered voice. ``prompt``: a reference recording to clone instead (a path, or the bytes of a WAV,
-    FLAC, OGG or MP3 file, 1 to 30 s), with ``prompt_text``, what is said in it. ``format``: ``wav``, ``flac``, ``ogg``,
-    ``mp3``, ``pcm_s16le`` or ``pcm_f32le``. ``sample_rate`` in Hz. ``output``: the name of a file that the daemon
-    writes in its output folder, instead of sending the audio. ``priority``: ``vip``, ``interactive`` or ``batch``.
-    ``deadline_s``: seconds after acceptance at which the daemon gives up. ``durable``: the job survives a crash of the
-    daemon. ``key``: the same key is the same job within 24 h, never a second synthesis. ``seed``: the same seed gives
-    the same audio. ``options``: the engine's own, as ``Client.info`` lists them. ``on_behalf_of``: for gateways, whose
-    job it is.
+    Attributes:
+        voice: a registered voice.
+        prompt: a recording to clone instead: a path, or the bytes of a WAV, FLAC, OGG or MP3 file, 1 to 30 s.
+        prompt_text: what is said in the recording.
+        format: ``wav``, ``flac``, ``ogg``, ``mp3``, ``pcm_s16le`` or ``pcm_f32le``.
+        sample_rate: in Hz.
+        output: the name of a file in the daemon's output folder, written instead of sending the audio.
+        priority: ``vip``, ``interactive`` or ``batch``.
+        deadline_s: the daemon gives up this many seconds after the acceptance.
+        durable: whether the job survives a crash of the daemon.
+        key: the same key is the same job within 24 h, never a second synthesis.
+        seed: the same seed gives the same audio.
+        options: the engine's own, as ``Client.info`` lists them.
+        on_behalf_of: for gateways: the user whose job it is.
     """
 
     voice: str | None
@@ -49,12 +55,19 @@ class SpeechOptions(TypedDict, total=False):
 class Speech(Struct, frozen=True, kw_only=True):
     """A finished job.
 
-    ``audio`` is the whole file in ``format``; it is empty when the daemon wrote it to ``path`` (a path of its own
-    machine) and when the job was streamed. ``bytes`` is the file's size and ``sha256`` its digest in hexadecimal.
-
-    Times are in seconds: ``audio_s`` of speech, ``waited_s`` in the queue, ``synthesis_s`` of work, ``first_audio_s``
-    from the start of the work to the first audio. ``rtf`` is ``synthesis_s / audio_s``: under 1 is faster than it
-    plays. ``sample_rate`` is in Hz; ``attempts`` is 1 unless a worker died over the job.
+    Attributes:
+        job: the job's id.
+        audio: the whole file in ``format``; empty for a stream, and when the daemon wrote it to ``path``.
+        sample_rate: in Hz.
+        audio_s: seconds of speech.
+        waited_s: seconds in the queue.
+        synthesis_s: seconds of work.
+        first_audio_s: seconds from the start of the work to the first audio.
+        rtf: ``synthesis_s / audio_s``; under 1 is faster than real time.
+        attempts: 1 unless a worker died during the job.
+        sha256: the digest of the file in hexadecimal.
+        bytes: the size of the file.
+        path: the file on the daemon's machine, None if there is none.
     """
 
     job: str
@@ -79,9 +92,14 @@ class Speech(Struct, frozen=True, kw_only=True):
         return self.audio_s
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the audio to ``path``, whole or not at all, in place of what is there. Returns the path.
+        """Write the audio to ``path``, whole or not at all, over an existing file.
 
-        Raises OSError when it can't be written, GlmttsError when there is no audio here to write.
+        Returns:
+            The path.
+
+        Raises:
+            OSError: the file can't be written.
+            GlmttsError: there is no audio here, because it was streamed or written by the daemon.
         """
         if not self.audio:
             where = f"the daemon wrote it to {self.path}" if self.path else "it was sent as a stream"
@@ -97,7 +115,7 @@ class Speech(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, done: Done, audio: builtins.bytes) -> Speech:
-        """The speech that a ``done`` event and its body tell of."""
+        """The speech of a ``done`` event and its body."""
         return cls(
             job=done.job,
             audio=audio,

@@ -395,6 +395,6 @@ def test_whatever_arrives_in_whatever_order_every_request_ends_at_most_once_and_
                 assert ends.setdefault(id(exchange), end) == end
                 assert exchange.failure is None or isinstance(exchange.failure, GlmttsError)
     core.connection_broke(now)
-    core.hope_again(now)
+    core.try_again(now)
     core.tick(now + GRACE_S)
     assert all(exchange.finished for exchange in asked)

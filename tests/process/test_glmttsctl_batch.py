@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,9 +12,9 @@ import pytest
 import soundfile
 
 from .conftest import Daemon
+from .glmttsctl import GLMTTSCTL, environment
 
 PATIENCE_S = 40.0
-GLMTTSCTL = str(Path(sys.executable).with_name("glmttsctl"))
 LINES = 12
 OPTION = ["--option", "seconds=0.3"]
 
@@ -39,7 +37,7 @@ class Batch:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"GLMTTS_ENDPOINT": daemon.endpoint, "NO_COLOR": "1"},
+            env=environment(daemon),
         )
         self.processes.append(process)
         return process
