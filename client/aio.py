@@ -11,8 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 from glmtts.protocol.endpoints import requests_endpoint
 from glmtts.protocol.events import Done, InfoAnswer, JobAnswer, JobInfo, JobsAnswer, Pong, Result, Voice, VoicesAnswer
@@ -22,6 +21,8 @@ from .curve import Key
 from .errors import Cancelled, GlmttsError
 from .exchange import Exchange, Job, JobExchange, OnEvent, collected, job_id, show, timed_out
 from .speech import Chunk, Speech, SpeechOptions
+
+T = TypeVar("T")
 
 #: Messages received before other tasks of the event loop run.
 _MESSAGES_A_STEP = 32
@@ -59,9 +60,7 @@ class AsyncClient:
         await self._connection()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -125,7 +124,7 @@ class AsyncClient:
             self._give_up(exchange, cancel=options.get("key") is None)
             raise
         if exchange.job is None:
-            exchange.result()
+            exchange.check()
         if self._made is not None:
             self._made.core.track(exchange)
         show(exchange, on_event)
@@ -143,37 +142,31 @@ class AsyncClient:
 
     async def cancel(self, job: Job | str, *, timeout: float | None = None) -> str:
         """Cancel a job, and return its state. A call that waits for it raises Cancelled."""
-        answer: Result = await self._ask("cancel", timeout, Result, job=job_id(job))
-        return str(answer.values.get("state", ""))
+        return str((await self._ask("cancel", timeout, Result, job=job_id(job))).values.get("state", ""))
 
     async def job(self, job: Job | str, *, timeout: float | None = None) -> JobAnswer:
         """The state of a job."""
-        answer: JobAnswer = await self._ask("job", timeout, JobAnswer, job=job_id(job))
-        return answer
+        return await self._ask("job", timeout, JobAnswer, job=job_id(job))
 
     async def jobs(
         self, state: str | None = None, limit: int | None = None, *, timeout: float | None = None
     ) -> list[JobInfo]:
         """The newest ``limit`` jobs of this client; ``state`` is waiting, running, done, failed or cancelled."""
-        answer: JobsAnswer = await self._ask("jobs", timeout, JobsAnswer, state=state, limit=limit)
-        return answer.jobs
+        return (await self._ask("jobs", timeout, JobsAnswer, state=state, limit=limit)).jobs
 
     async def info(self, *, timeout: float | None = None) -> InfoAnswer:
         """The daemon's engine, formats, sample rates, voices, limits and options."""
-        answer: InfoAnswer = await self._ask("info", timeout, InfoAnswer)
-        return answer
+        return await self._ask("info", timeout, InfoAnswer)
 
     async def voices(self, *, timeout: float | None = None) -> list[Voice]:
         """The registered voices."""
-        answer: VoicesAnswer = await self._ask("voices", timeout, VoicesAnswer)
-        return answer.voices
+        return (await self._ask("voices", timeout, VoicesAnswer)).voices
 
     async def ping(self, *, timeout: float | None = None) -> Pong:
         """The daemon's version, and for how many seconds it has run."""
-        answer: Pong = await self._ask("ping", timeout, Pong)
-        return answer
+        return await self._ask("ping", timeout, Pong)
 
-    async def _ask(self, op: str, timeout: float | None, *expected: type[Any], **keys: Any) -> Any:
+    async def _ask(self, op: str, timeout: float | None, kind: type[T], **keys: Any) -> T:
         deadline = self._deadline(timeout)
         exchange = (await self._connection()).core.call(op, **keys)
         try:
@@ -181,7 +174,7 @@ class AsyncClient:
         except BaseException:
             self._give_up(exchange)
             raise
-        return exchange.result(*expected)
+        return exchange.result(kind)
 
     async def _synthesize(self, text: str, options: SpeechOptions, *, stream: bool = False) -> JobExchange:
         keys: dict[str, Any] = dict(options)
@@ -337,7 +330,7 @@ class AsyncStream:
                 self._client._give_up(exchange)
                 raise
             if exchange.job is None:
-                exchange.result()
+                exchange.check()
             self.job = Job(exchange)
         return exchange
 
@@ -355,9 +348,7 @@ class AsyncStream:
         await self._begin()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     def __del__(self) -> None:

@@ -113,7 +113,7 @@ class Connection:
             core.message_sent()
 
     def step(self, most: int) -> bool:
-        """Receive up to ``most`` messages and changes of the connection, and send. Returns whether there may be more."""
+        """Receive up to ``most`` messages and all changes of the connection, and send. True if there may be more."""
         for _ in range(most):
             if not self._receive():
                 break

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -33,11 +32,7 @@ class Control(BlockingConnection):
     """
 
     def __init__(
-        self,
-        endpoint: str | None = None,
-        timeout: float | None = _DEFAULT_TIMEOUT_S,
-        *,
-        reconnect_s: float = 30.0,
+        self, endpoint: str | None = None, timeout: float | None = _DEFAULT_TIMEOUT_S, *, reconnect_s: float = 30.0
     ) -> None:
         try:
             control = sibling_endpoint(endpoint or requests_endpoint(), CONTROL)
@@ -45,17 +40,9 @@ class Control(BlockingConnection):
             raise GlmttsError(f"{error}.") from None
         super().__init__(control, timeout, reconnect_s)
 
-    def __enter__(self) -> Control:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def call(self, op: str, body: bytes | None = None, *, timeout: float | None = None, **keys: Any) -> dict[str, Any]:
         """Call any operation of the control socket with its keys. Returns the keys of its answer."""
-        answer = self._ask(op, timeout, body=body, **keys)
+        answer = self._ask(op, timeout, object, body=body, **keys)
         if isinstance(answer, Result):
             return answer.values
         values: dict[str, Any] = msgspec.to_builtins(answer)

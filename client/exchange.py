@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 from msgspec import UNSET
 
@@ -13,6 +13,8 @@ from glmtts.protocol.events import Accepted, Audio, Done, Error, ServerEvent
 
 from .errors import ConnectionLost, GlmttsError, ProtocolError, SlowConsumer, Timeout, failure_of
 from .speech import Chunk, Speech
+
+T = TypeVar("T")
 
 #: A stream with more unread bytes is given up: its caller is busy with something else.
 MAX_UNREAD_BYTES = 32 * 1024 * 1024
@@ -84,11 +86,15 @@ class Exchange:
         self.frames = []
         self.changed()
 
-    def result(self, *expected: type[Any]) -> Any:
-        """The answer, checked to be one of ``expected`` if given. Raises the failure."""
+    def check(self) -> None:
+        """Raise the failure, if there is one."""
         if self.failure is not None:
             raise self.failure.with_traceback(None)
-        if expected and not isinstance(self.answer, expected):
+
+    def result(self, kind: type[T]) -> T:
+        """The answer, which has to be of this kind. Raises the failure."""
+        self.check()
+        if not isinstance(self.answer, kind):
             raise ProtocolError(f"The answer to {self.op!r} was of the wrong kind: {type(self.answer).__name__}.")
         return self.answer
 
@@ -157,8 +163,7 @@ class JobExchange(Exchange):
 
     def speech(self) -> Speech:
         """The finished speech. Raises the failure of the job."""
-        done: Done = self.result(Done)
-        return Speech.of(done, self.body)
+        return Speech.of(self.result(Done), self.body)
 
     def lost(self, why: str) -> ConnectionLost:
         """The error for a job whose daemon is gone, or does not know it any more."""
@@ -183,11 +188,7 @@ class JobExchange(Exchange):
         self.unread_bytes += len(body)
         self.chunks.append(
             Chunk(
-                seq=event.seq,
-                samples=body,
-                format=event.format,
-                sample_rate=event.sample_rate,
-                channels=event.channels,
+                seq=event.seq, samples=body, format=event.format, sample_rate=event.sample_rate, channels=event.channels
             )
         )
         if self.unread_bytes > MAX_UNREAD_BYTES:

@@ -19,6 +19,7 @@ from glmtts.protocol.requests import VERSION
 
 from .errors import BadRequest, ConnectionLost, DaemonNotRunning, GlmttsError, ProtocolError, failure_of
 from .exchange import Exchange, JobExchange
+from .speech import SpeechOptions
 
 #: Requests that may be executed twice: they are sent again when the connection broke before their answer.
 _IDEMPOTENT = frozenset(
@@ -62,47 +63,22 @@ class Core:
         self._next_id = 0
 
     def synthesize(
-        self,
-        text: str,
-        *,
-        stream: bool = False,
-        recording: bytes | None = None,
-        prompt_text: str | None = None,
-        voice: str | None = None,
-        format: str | None = None,
-        sample_rate: int | None = None,
-        output: str | None = None,
-        priority: str | None = None,
-        deadline_s: float | None = None,
-        durable: bool | None = None,
-        key: str | None = None,
-        seed: int | None = None,
-        options: dict[str, Any] | None = None,
-        on_behalf_of: str | None = None,
+        self, text: str, *, stream: bool = False, recording: bytes | None = None, **options: Any
     ) -> JobExchange:
-        """Request speech. Raises BadRequest for values that MessagePack can't carry; the daemon checks the rest."""
-        prompt = None
+        """Request speech. ``options`` are those of SpeechOptions but ``prompt``, whose bytes are ``recording``.
+
+        Raises:
+            TypeError: there is no such option.
+            BadRequest: MessagePack can't carry a value; the daemon checks the rest.
+        """
+        if unknown := options.keys() - SpeechOptions.__annotations__.keys():
+            raise TypeError(f"unexpected keyword argument {unknown.pop()!r}")
+        prompt_text = options.pop("prompt_text", None)
         if recording is not None or prompt_text is not None:
-            prompt = {} if prompt_text is None else {"text": prompt_text}
-        values = {
-            "text": text,
-            "voice": voice,
-            "prompt": prompt,
-            "format": format,
-            "sample_rate": sample_rate,
-            "stream": stream or None,
-            "output": output,
-            "priority": priority,
-            "deadline_s": deadline_s,
-            "durable": durable,
-            "key": key,
-            "seed": seed,
-            "options": options,
-            "on_behalf_of": on_behalf_of,
-        }
-        id, frames = self._request("synthesize", values, recording)
-        exchange = JobExchange(id, "synthesize", frames, may_resend=key is not None, streaming=stream)
-        return self._launch(exchange)
+            options["prompt"] = {} if prompt_text is None else {"text": prompt_text}
+        id, frames = self._request("synthesize", {"text": text, "stream": stream or None, **options}, recording)
+        may_resend = options.get("key") is not None
+        return self._launch(JobExchange(id, "synthesize", frames, may_resend=may_resend, streaming=stream))
 
     def wait(self, job: str) -> JobExchange:
         """Request the remaining events of a job."""

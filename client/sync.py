@@ -8,8 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 from glmtts.protocol.endpoints import requests_endpoint
 from glmtts.protocol.events import Done, InfoAnswer, JobAnswer, JobInfo, JobsAnswer, Pong, Result, Voice, VoicesAnswer
@@ -19,6 +18,8 @@ from .curve import Key
 from .errors import Cancelled, GlmttsError
 from .exchange import Exchange, Job, JobExchange, OnEvent, collected, job_id, show, timed_out
 from .speech import Chunk, Speech, SpeechOptions
+
+T = TypeVar("T")
 
 #: Messages received at a time. All others of an unread stream stay with the daemon.
 _MESSAGES_A_STEP = 32
@@ -43,6 +44,12 @@ class BlockingConnection:
         self._connection = Connection(endpoint, reconnect_s=reconnect_s, server_key=server_key, secret_key=secret_key)
         self._core = self._connection.core
         self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def endpoint(self) -> str:
@@ -87,7 +94,7 @@ class BlockingConnection:
             if time.monotonic() >= deadline and not ready():
                 raise timed_out(exchange)
 
-    def _ask(self, op: str, timeout: float | None, *expected: type[Any], body: bytes | None = None, **keys: Any) -> Any:
+    def _ask(self, op: str, timeout: float | None, kind: type[T], body: bytes | None = None, **keys: Any) -> T:
         """A request with one answer."""
         with self._in_use():
             self._connection.check()
@@ -98,7 +105,7 @@ class BlockingConnection:
             except BaseException:
                 self._core.abandon(exchange, GlmttsError("given up"))
                 raise
-            return exchange.result(*expected)
+            return exchange.result(kind)
 
 
 class Client(BlockingConnection):
@@ -138,14 +145,6 @@ class Client(BlockingConnection):
     ) -> None:
         endpoint = endpoint or requests_endpoint()
         super().__init__(endpoint, timeout, reconnect_s, server_key=server_key, secret_key=secret_key)
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def speak(
         self,
@@ -192,7 +191,7 @@ class Client(BlockingConnection):
             try:
                 self._until(lambda: exchange.finished or exchange.job, self._deadline(timeout), exchange)
                 if exchange.job is None:
-                    exchange.result()
+                    exchange.check()
             except BaseException:
                 self._give_up(exchange)
                 raise
@@ -219,7 +218,7 @@ class Client(BlockingConnection):
                 self._give_up(exchange, cancel=options.get("key") is None)
                 raise
             if exchange.job is None:
-                exchange.result()
+                exchange.check()
             self._core.track(exchange)
             show(exchange, on_event)
             return Job(exchange)
@@ -236,35 +235,29 @@ class Client(BlockingConnection):
 
     def cancel(self, job: Job | str, *, timeout: float | None = None) -> str:
         """Cancel a job, and return its state. A call that waits for it raises Cancelled."""
-        answer: Result = self._ask("cancel", timeout, Result, job=job_id(job))
-        return str(answer.values.get("state", ""))
+        return str(self._ask("cancel", timeout, Result, job=job_id(job)).values.get("state", ""))
 
     def job(self, job: Job | str, *, timeout: float | None = None) -> JobAnswer:
         """The state of a job."""
-        answer: JobAnswer = self._ask("job", timeout, JobAnswer, job=job_id(job))
-        return answer
+        return self._ask("job", timeout, JobAnswer, job=job_id(job))
 
     def jobs(
         self, state: str | None = None, limit: int | None = None, *, timeout: float | None = None
     ) -> list[JobInfo]:
         """The newest ``limit`` jobs of this client; ``state`` is waiting, running, done, failed or cancelled."""
-        answer: JobsAnswer = self._ask("jobs", timeout, JobsAnswer, state=state, limit=limit)
-        return answer.jobs
+        return self._ask("jobs", timeout, JobsAnswer, state=state, limit=limit).jobs
 
     def info(self, *, timeout: float | None = None) -> InfoAnswer:
         """The daemon's engine, formats, sample rates, voices, limits and options."""
-        answer: InfoAnswer = self._ask("info", timeout, InfoAnswer)
-        return answer
+        return self._ask("info", timeout, InfoAnswer)
 
     def voices(self, *, timeout: float | None = None) -> list[Voice]:
         """The registered voices."""
-        answer: VoicesAnswer = self._ask("voices", timeout, VoicesAnswer)
-        return answer.voices
+        return self._ask("voices", timeout, VoicesAnswer).voices
 
     def ping(self, *, timeout: float | None = None) -> Pong:
         """The daemon's version, and for how many seconds it has run."""
-        answer: Pong = self._ask("ping", timeout, Pong)
-        return answer
+        return self._ask("ping", timeout, Pong)
 
     def _synthesize(self, text: str, options: SpeechOptions, *, stream: bool = False) -> JobExchange:
         keys: dict[str, Any] = dict(options)
@@ -338,9 +331,7 @@ class Stream:
     def __enter__(self) -> Stream:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:

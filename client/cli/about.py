@@ -29,13 +29,13 @@ def ping(timeout: float | None) -> None:
         endpoint = client.endpoint
     words = f"glmttsd {answer.version} at {endpoint}, up for {duration(answer.uptime_s)}, answered in {took_ms:.1f} ms"
     facts = {**plain(answer), "endpoint": endpoint, "round_trip_ms": round(took_ms, 3)}
-    run.show(facts, lambda _: click.echo(words))
+    run.show(facts, lambda _: words)
 
 
 @click.command()
 @shared_options
 def info() -> None:
-    """The daemon's engine, voices, formats, limits and options."""
+    """The daemon's engine, voices, limits and options."""
     run = session()
     with run.client() as client:
         answer = plain(client.info())

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 import click
 
-from .failures import USAGE, Failure, Finished, exit_code, report
+from .failures import USAGE, Failure, Finished, exit_code
 from .queue import is_of
-from .session import Session, session, shared_options
+from .session import Session, report, session, shared_options
 from .ui.output import print_json
 from .ui.wrap import clean
 
@@ -75,4 +75,4 @@ def _cancel_client(run: Session, client: str, *, yes: bool) -> None:
     cancelled = answer.get("cancelled", 0)
     words = f"{cancelled:,} {'job' if cancelled == 1 else 'jobs'} of {clean(client)} cancelled."
     none = f"{clean(client)} has no waiting or running job; `glmttsctl queue` shows who has."
-    run.show(answer, lambda _: click.echo(words if cancelled else none))
+    run.show(answer, lambda _: words if cancelled else none)

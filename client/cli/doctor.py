@@ -49,10 +49,10 @@ _WIDTH_OF_A_FILE = 100
 )
 @shared_options
 def doctor(file: Path | None) -> None:
-    """Check this machine and the daemon: what is wrong, what that means and how to fix it.
+    """Check this machine and the daemon.
 
-    Checks the driver, NVML, containers, permissions, sockets, versions, disk, memory, limits and the engine. Exits with
-    1 if something is wrong; warnings alone are 0.
+    Says what is wrong, what that means and how to fix it. Checks the driver, NVML, containers, permissions, sockets,
+    versions, disk, memory, limits and the engine. Exits with 1 if something is wrong; warnings alone are 0.
     """
     run = session()
     live = None if file else _live_config(run)

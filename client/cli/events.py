@@ -33,7 +33,7 @@ _STYLES = {"failed": "red", "raised": "red", "backoff": "yellow", "draining": "y
 @timeout_option("End after this many seconds; with 124 if --count was not reached.")
 @shared_options
 def events(topics: tuple[str, ...], follow: bool, count: int | None, timeout: float | None) -> None:
-    """Events as they happen: jobs, workers and their memory, the queue, alerts.
+    """The daemon's events, as they happen.
 
     TOPIC is a prefix, such as `worker.` or `job.failed`; without one all events are printed. Topics: job.<state>,
     worker.<state>, worker.memory, queue, alert.<name>, daemon.<state>. With --json each line is an object.

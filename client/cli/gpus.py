@@ -22,7 +22,7 @@ _STALE_S = 30.0
 @click.command()
 @shared_options
 def gpus() -> None:
-    """Every GPU: who uses its memory, load, temperature, and room for more workers."""
+    """Every GPU: its memory, load, and room for workers."""
     run = session()
     run.show(run.ask("gpus"), _print)
 

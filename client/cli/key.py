@@ -20,6 +20,7 @@ from glmtts.protocol.keys import KeyProblem
 from .failures import Failure
 from .live_config import daemon_config, live_config
 from .session import QUICK_TIMEOUT_S, session, shared_options
+from .ui.wrap import fold, terminal_width
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,7 +41,7 @@ _CONFIG = click.option(
 
 @click.group()
 def key() -> None:
-    """Make keys for TCP, and choose the clients that may connect."""
+    """Keys for TCP, and the clients that may connect."""
 
 
 @key.command()
@@ -124,7 +125,8 @@ def list_keys(config_file: Path | None) -> None:
 def _print_list(answer: dict[str, Any]) -> None:
     from .ui.table import print_table
 
-    click.echo(f"daemon: {answer['server'] or 'no key yet; glmttsctl key server makes one'}  ({answer['server_key']})")
+    public = answer["server"] or "no key yet; glmttsctl key server makes one"
+    click.echo(fold(f"daemon: {public}  ({answer['server_key']})", terminal_width()))
     none = f"No client may connect: {answer['authorised_keys']} has no keys."
     print_table(answer["clients"], ("name", "public_key", "comment"), none=none)
 
@@ -247,7 +249,7 @@ def _key_failures() -> Iterator[None]:
 
 
 def _show(values: dict[str, Any], words: str) -> None:
-    session().show(values, lambda _: click.echo(words))
+    session().show(values, lambda _: words)
 
 
 def _reload(and_reload: bool, changed: Path) -> None:

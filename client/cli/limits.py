@@ -23,10 +23,11 @@ _UNLIMITED = "any"
 @click.argument("client", required=False)
 @shared_options
 def limits(client: str | None) -> None:
-    """The limits in force, for operators, and how much each client, or CLIENT alone, has used.
+    """The limits of clients, for operators.
 
-    CLIENT is a user, or a client as `glmttsctl queue` shows it, such as uid:1000. NEXT JOB says when its rate lets it
-    send the next job, and how many at once. A client may have limits of its own: [limits.clients] in the configuration.
+    The limits in force, and how much of them each client, or CLIENT alone, has used.     CLIENT is a user, or a client
+    as `glmttsctl queue` shows it, such as uid:1000. NEXT JOB says when its rate lets it send the next job, and how many
+    at once. A client may have limits of its own: [limits.clients] in the configuration.
     """
     run = session()
     run.show(run.ask("limits", client=client), lambda answer: _print(answer, client))

@@ -11,7 +11,7 @@ import click
 from glmtts.protocol.control import LogLevel
 
 from .session import Session, session, shared_options
-from .ui.wrap import clean
+from .ui.wrap import clean, hanging, terminal_width
 
 #: The pause between two questions of --follow. The daemon keeps the lines in between.
 _EVERY_S = 0.3
@@ -27,10 +27,10 @@ _STYLES = {"error": "red", "warning": "yellow", "debug": "bright_black"}
 @click.option("--level", type=click.Choice(get_args(LogLevel)), help="Only lines of this level and above.")
 @shared_options
 def logs(follow: bool, count: int, worker: str | None, job: str | None, level: str | None) -> None:
-    """The last lines of the daemon's log; it keeps 2,000 of them, with and without systemd.
+    """The last lines of the daemon's log.
 
-    Older lines are where its stderr goes: under systemd, `journalctl -u glmtts` has them. Spoken texts are logged only
-    at level debug (`glmttsctl log-level debug`).
+    The daemon keeps 2,000 of them, with and without systemd. Older lines are where its stderr goes: under systemd,
+    `journalctl -u glmtts` has them. Spoken texts are logged only at level debug (`glmttsctl log-level debug`).
     """
     run = session()
     options = {"worker": worker, "job": job, "level": level}
@@ -94,11 +94,14 @@ def _print(run: Session, line: dict[str, Any]) -> None:
     at, level = float(line.get("time") or 0.0), str(line.get("level") or "")
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at)) + f".{int(at % 1 * 1_000):03}"
     pairs = [f"{clean(str(key))}={_value(value)}" for key, value in fields.items()]
-    click.secho(" ".join([stamp, level.upper(), clean(str(line.get("message"))), *pairs]), fg=_STYLES.get(level))
+    words = " ".join([level.upper(), clean(str(line.get("message"))), *pairs])
+    click.secho("\n".join(hanging(f"{stamp} ", words, terminal_width())), fg=_STYLES.get(level))
 
 
 def _value(value: Any) -> str:
     if value is None:
         return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1_000 else f"{value:.1f}"
     text = clean(", ".join(map(str, value)) if isinstance(value, list) else str(value))
     return json.dumps(text, ensure_ascii=False) if not text or " " in text or '"' in text else text

@@ -18,7 +18,7 @@ from .ui.humanize import humanise
 def _operate(op: str, in_words: Callable[[dict[str, Any]], str], *, timeout: float = 10.0, **keys: Any) -> None:
     """An operation whose answer is a sentence."""
     run = session()
-    run.show(run.ask(op, timeout=timeout, **keys), lambda answer: click.echo(in_words(answer)))
+    run.show(run.ask(op, timeout=timeout, **keys), in_words)
 
 
 @click.command()
@@ -33,7 +33,7 @@ def metrics() -> None:
 @click.argument("worker")
 @shared_options
 def recycle(worker: str) -> None:
-    """Replace the process of WORKER, or of `all` workers, after its current job."""
+    """Replace WORKER, or `all`, after its current job."""
     _operate("recycle", lambda a: f"To be replaced: {humanise('', a.get('recycled'))}", worker=worker)
 
 
@@ -42,9 +42,9 @@ def recycle(worker: str) -> None:
 @click.option("--max", "most", type=click.IntRange(1, MAX_WORKERS), metavar="N", help="At most N workers.")
 @shared_options
 def scale(fewest: int | None, most: int | None) -> None:
-    """Show the bounds of the number of workers; with an option, change them.
+    """Show or change the number of workers.
 
-    They hold until the daemon ends or reads a configuration with other bounds.
+    New bounds hold until the daemon ends or reads a configuration with other bounds.
     """
     if fewest is not None and most is not None and fewest > most:
         raise click.UsageError(f"--min {fewest} is more than --max {most}.")
@@ -77,13 +77,16 @@ def resume() -> None:
 @timeout_option("Wait at most this long for the jobs to end.")
 @shared_options
 def drain(timeout: float | None) -> None:
-    """Accept no more jobs and wait until the accepted ones are done; `resume` undoes it."""
+    """Accept no more jobs, and finish the accepted ones.
+
+    Returns when they are done; `resume` accepts jobs again.
+    """
     run = session()
     with run.control(timeout=None) as control:
         answer = control.drain(timeout)
     drained = answer.get("drained", True)
     words = "Drained: no job is left." if drained else f"Not drained in time: {answer.get('left', 0)} jobs are left."
-    run.show(answer, lambda _: click.echo(words))
+    run.show(answer, lambda _: words)
     if not drained:
         raise Finished(TIMED_OUT)
 
@@ -91,7 +94,10 @@ def drain(timeout: float | None) -> None:
 @click.command()
 @shared_options
 def reload() -> None:
-    """Read the configuration again and apply the changes that need no restart."""
+    """Read the configuration again.
+
+    Changes that need a restart of the daemon are named, and have to wait for it.
+    """
     _operate("reload", _changes_in_words, timeout=30.0)
 
 
@@ -128,7 +134,7 @@ def stop(now: bool) -> None:
             except (ConnectionLost, DaemonNotRunning, Timeout):
                 pass  # the second request ends the daemon at once, perhaps before its answer is sent
     words = "The daemon is ending." if now else "The daemon ends after its running jobs; `stop --now` doesn't wait."
-    run.show(answer, lambda _: click.echo(words))
+    run.show(answer, lambda _: words)
 
 
 def _pid(endpoint: str) -> str:

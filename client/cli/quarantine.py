@@ -70,7 +70,7 @@ def clear(content: str | None, everything: bool) -> None:
     chosen = "all" if content is None else _resolve(content, run.ask("quarantine").get("quarantined") or [])
     answer = run.ask("quarantine", clear=chosen)
     count = answer.get("cleared", 0)
-    run.show(answer, lambda _: click.echo(f"{count} cleared: {'it' if count == 1 else 'they'} may run again."))
+    run.show(answer, lambda _: f"{count} cleared: {'it' if count == 1 else 'they'} may run again.")
 
 
 def _resolve(prefix: str, entries: Sequence[Mapping[str, Any]]) -> str:

@@ -35,10 +35,11 @@ _BAR = 10
 @click.option("-f", "--watch", is_flag=True, help="Refresh every second until q or Ctrl-C.")
 @shared_options
 def queue(limit: int, client: str | None, watch: bool) -> None:
-    """The waiting jobs, for operators: by class, by client, and the next ones in the order of their start.
+    """What waits, for operators.
 
-    STARTS IN is the daemon's estimate; WORK is the time that all waiting jobs take to speak. Suspended jobs resume by
-    themselves. With --json --watch each line is an object.
+    The waiting jobs by class, by client, and in the order of their start.     STARTS IN is the daemon's estimate; WORK
+    is the time that all waiting jobs take to speak. Suspended jobs resume by themselves. With --json --watch each line
+    is an object.
     """
     run = session()
     if not watch:

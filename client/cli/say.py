@@ -23,8 +23,8 @@ from .retry import with_retries
 from .session import Session, session, shared_options, timeout_option
 from .ui.humanize import duration
 from .ui.output import print_json
-from .ui.player import find_player
-from .ui.sinks import PlayerSink, RawSink, Sink, WavSink
+from .ui.player import PlayerSink, find_player
+from .ui.sinks import RawSink, Sink, WavSink
 
 
 def parse_options(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:

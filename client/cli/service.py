@@ -59,10 +59,10 @@ def _service_options(function: F) -> F:
 @_service_options
 @shared_options
 def install_service(instance: str | None, dry_run: bool, yes: bool, root: Path, prefix: Path) -> None:
-    """Install the daemon as a service of systemd that runs the commands of this installation.
+    """Install the daemon as a service of systemd.
 
-    The service is neither enabled nor started. An edited file is never overwritten, and the configuration not at all;
-    `uninstall-service` removes what was installed.
+    It runs the commands of this installation. The service is neither enabled nor started. An edited file is never
+    overwritten, and the configuration not at all; `uninstall-service` removes what was installed.
     """
     installation, service = _installation(instance, root, prefix)
     commands = _known(commands_folder)
@@ -96,9 +96,9 @@ def install_service(instance: str | None, dry_run: bool, yes: bool, root: Path, 
 @_service_options
 @shared_options
 def uninstall_service(instance: str | None, dry_run: bool, yes: bool, root: Path, prefix: Path) -> None:
-    """Stop the service after its running jobs, and remove what `install-service` has installed.
+    """Stop the service, and remove its files.
 
-    Edited files stay, and so do the state (jobs, voices, outputs, keys) and the user glmtts.
+    Running jobs are finished. Edited files stay, and so do the state (jobs, voices, outputs, keys) and the user glmtts.
     """
     installation, service = _installation(instance, root, prefix)
     if service not in installation.record.services:

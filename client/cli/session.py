@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .failures import PLAIN_CODES, describe
 from .ui.output import print_json
+from .ui.wrap import fold, terminal_width
 
 if TYPE_CHECKING:
     from glmtts.client import Client, Control
@@ -44,17 +48,17 @@ class Session:
         with self.control(timeout) as control:
             return control.call(op, **keys)
 
-    def show(self, answer: Any, in_words: Callable[[Any], object]) -> None:
-        """Print an answer: as JSON, or by ``in_words``."""
+    def show(self, answer: Any, in_words: Callable[[Any], str | None]) -> None:
+        """Print an answer: as JSON, or as the text that ``in_words`` makes of it, unless that prints by itself."""
         if self.json:
             print_json(answer)
-        else:
-            in_words(answer)
+        elif (text := in_words(answer)) is not None:
+            click.echo(fold(text, terminal_width()))
 
     def note(self, text: str) -> None:
         """Print a remark on stderr, beside the data."""
         if not self.quiet:
-            click.echo(text, err=True)
+            click.echo(fold(text, terminal_width(sys.stderr)), err=True)
 
 
 def session() -> Session:
@@ -96,3 +100,25 @@ def timeout_option(help: str = "Give up after this many seconds.") -> Callable[[
     return click.option(
         "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", default=None, help=help
     )
+
+
+def report(error: Exception, *, as_json: bool) -> None:
+    """Print the failure: on stdout as JSON for a program, on stderr in words for a person.
+
+    Raises ``error`` itself where it is unexpected: that is a bug, and its traceback is needed.
+    """
+    if as_json:
+        click.echo(json.dumps({"error": describe(error)}, ensure_ascii=False))
+        return
+    if isinstance(error, click.UsageError):
+        error.show()
+        return
+    if isinstance(error, click.Abort):
+        click.echo("Interrupted.", err=True)
+        return
+    described = describe(error)
+    code = described["code"]
+    named = f" ({code})" if code not in PLAIN_CODES else ""
+    click.echo(fold(f"glmttsctl: {described['message']}{named}", terminal_width(sys.stderr)), err=True)
+    if "retry_after_s" in described:
+        click.echo(f"Try again in {described['retry_after_s']:.1f} s.", err=True)

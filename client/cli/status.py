@@ -19,10 +19,11 @@ Status = Mapping[str, Any]
 @click.command()
 @shared_options
 def status() -> None:
-    """The daemon at a glance; exits with 3 while it can't start jobs.
+    """The daemon's problems and figures.
 
-    Problems come first, the worst at the top, each with what to do. On a terminal that is too low for all of it they
-    come last, the worst at the bottom. Figures that are zero or as they should be are left out; --json has them all.
+    Exits with 3 while it can't start jobs.     Problems come first, the worst at the top, each with what to do. On a
+    terminal that is too low for all of it they come last, the worst at the bottom. Figures that are zero or as they
+    should be are left out; --json has them all.
     """
     run = session()
     answer = run.ask("status")

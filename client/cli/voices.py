@@ -44,7 +44,7 @@ def add(*, name: str, recording: Path, text: str, language: str | None, descript
     words = f"Added the voice {name}: `glmttsctl say TEXT --voice {name} -o FILE` speaks with it."
     if warning := answer.get("warning"):
         words = f'Added the voice {name}, but {warning}. [engine] name = "glmtts" is the one that does.'
-    run.show(answer, lambda _: click.echo(words))
+    run.show(answer, lambda _: words)
 
 
 @voice.command()
@@ -53,4 +53,4 @@ def add(*, name: str, recording: Path, text: str, language: str | None, descript
 def remove(name: str) -> None:
     """Remove the voice NAME."""
     run = session()
-    run.show(run.ask("voice_remove", name=name), lambda _: click.echo(f"Removed the voice {name}."))
+    run.show(run.ask("voice_remove", name=name), lambda _: f"Removed the voice {name}.")

@@ -33,10 +33,11 @@ _REASON_FOR = dict.fromkeys(("waiting", "backoff"), "waits: ") | dict.fromkeys(
 @click.option("-v", "--verbose", is_flag=True, help="Everything that is known of each.")
 @shared_options
 def workers(verbose: bool) -> None:
-    """Every worker: its state, its memory and how that grows, and how its last process ended.
+    """Every worker: its state and its memory.
 
-    Each VRAM figure names its source: "NVML" is the driver's figure for the process; "~ (device)" is the use of the
-    device less that of others, where NVML does not tell processes apart; "torch" is what torch has reserved.
+    Also how the memory grows, and how the last process ended.     Each VRAM figure names its source: "NVML" is the
+    driver's figure for the process; "~ (device)" is the use of the device less that of others, where NVML does not tell
+    processes apart; "torch" is what torch has reserved.
     """
     run = session()
     run.show(run.ask("workers"), lambda answer: _print(answer, verbose))

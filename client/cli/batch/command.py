@@ -79,7 +79,9 @@ def batch(
     durable: bool,
     cancel_on_exit: bool,
 ) -> None:
-    """Speak every line of FILE, in the JSONL dialect of GLM-TTS or of its web interfaces.
+    """Speak every line of FILE, which is JSONL.
+
+    Its lines are in the dialect of GLM-TTS or of its web interfaces:
 
     \b
     {"uttid": "a1", "prompt_text": "...", "prompt_speech": "a.wav", "syn_text": "..."}

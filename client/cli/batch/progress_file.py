@@ -9,7 +9,6 @@ import os
 import secrets
 from collections import Counter
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 from ..failures import Failure
@@ -49,9 +48,7 @@ class ProgressFile:
         self._read()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def has(self, name: str, digest: str) -> bool:

@@ -52,10 +52,7 @@ def progress(run: Session, total: int) -> Iterator[tuple[Callable[[], None], Cal
     )
     with Progress(*columns, console=Console(stderr=True, highlight=False), expand=True) as progress:
         task = progress.add_task("", total=total)
-        yield (
-            lambda: progress.advance(task),
-            lambda text: progress.console.print(text, markup=False),
-        )
+        yield (lambda: progress.advance(task), lambda text: progress.console.print(text, markup=False))
 
 
 def finish(run: Session, work: BatchRun, *, there: int, todo: int, stopped: BaseException | None) -> None:

@@ -42,7 +42,10 @@ _TRIES = 5
 )
 @shared_options
 def demo(folder: Path) -> None:
-    """Start a separate daemon, speak, kill a worker in mid-job, and see the job and the worker recover."""
+    """See a worker die in mid-job, and the job survive.
+
+    The demonstration starts a daemon of its own, and leaves only two WAV files.
+    """
     run = session()
     folder.mkdir(parents=True, exist_ok=True)
     story = _Story(err=run.json)

@@ -31,7 +31,7 @@ _TICK_S = 0.1
 @click.option("--once", is_flag=True, help="Print one picture and end.")
 @shared_options
 def top(interval: float, once: bool) -> None:
-    """Workers, GPUs, the queue and recent events, live on a full screen. q ends it."""
+    """The daemon live on a full screen; q ends it."""
     run = session()
     feed = Feed(run.endpoint, interval)
     try:

@@ -42,7 +42,7 @@ def humanise(key: str, value: Any) -> str:
         if key.endswith("_mib"):
             return f"{value:.0f} MiB"
         return str(value) if isinstance(value, int) else f"{value:.3g}"
-    return clean(str(value))
+    return clean(str(value)) or "-"
 
 
 def label_of(key: str) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from .humanize import humanise, label_of
-from .wrap import cells
+from .wrap import hanging, terminal_width
 
 #: Keys of every event, which belong to the connection and not to the answer.
 _ENVELOPE = frozenset({"v", "id", "event"})
@@ -33,16 +33,11 @@ def print_json(value: Any) -> None:
 
 def print_pairs(values: Mapping[str, Any], indent: str = "") -> None:
     """One line for each key, values aligned; the keys of a map are indented below its name."""
-    for line in _pair_lines(values, indent):
-        click.echo(line)
-
-
-def _pair_lines(values: Mapping[str, Any], indent: str) -> Iterable[str]:
-    width = max((cells(label_of(key)) for key in values), default=0)
+    wide = max((len(label_of(key)) for key in values), default=0)
     for key, value in values.items():
-        label = label_of(key)
         if isinstance(value, Mapping) and value:
-            yield f"{indent}{label}"
-            yield from _pair_lines(value, indent + "  ")
+            click.echo(f"{indent}{label_of(key)}")
+            print_pairs(value, indent + "  ")
         else:
-            yield f"{indent}{label}{' ' * (width - cells(label))}  {humanise(key, value)}".rstrip()
+            text = hanging(f"{indent}{label_of(key):<{wide}}  ", humanise(key, value), terminal_width())
+            click.echo("\n".join(text))

@@ -1,4 +1,4 @@
-"""Targets of a stream: a file, standard output, a player."""
+"""Targets of a stream: files and standard output."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import BinaryIO
 
 from glmtts.client.files import AtomicFile
 
-from .player import Player
 from .wav import wav_header
 
 
@@ -92,18 +91,3 @@ class WavSink(RawSink):
 
     def _header(self, data_bytes: int | None) -> bytes:
         return wav_header(*self._shape, 4 if self._is_float else 2, data_bytes, is_float=self._is_float)
-
-
-class PlayerSink(Sink):
-    """The loudspeaker."""
-
-    def __init__(self, player: str) -> None:
-        super().__init__()
-        self._name = player
-        self._player: Player
-
-    def start(self, sample_rate: int, channels: int) -> None:
-        self._player = self._stack.enter_context(Player(self._name, sample_rate, channels))
-
-    def write(self, samples: bytes) -> None:
-        self._player.write(samples)

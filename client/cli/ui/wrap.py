@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from typing import TextIO
 
 #: Control sequences of terminals (ECMA-48), such as colours.
 ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])")
@@ -13,9 +14,9 @@ ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?
 _PART = re.compile(r"\s*(?:[⺀-鿿가-힯豈-﫿＀-｠]|[^\s⺀-鿿가-힯豈-﫿＀-｠]+)")
 
 
-def terminal_width() -> int | None:
-    """The columns of the terminal on standard output; None if there is none."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+def terminal_width(stream: TextIO | None = None) -> int | None:
+    """The columns of the terminal on standard output or ``stream``; None if there is none."""
+    return shutil.get_terminal_size().columns if (stream or sys.stdout).isatty() else None
 
 
 def terminal_height() -> int | None:
@@ -38,6 +39,11 @@ def hanging(head: str, text: str, width: int | None) -> list[str]:
             line = indent
         line += part.lstrip() if line in (indent, head) else part
     return [*lines, line.rstrip()]
+
+
+def fold(text: str, width: int | None) -> str:
+    """Lines of text, wrapped."""
+    return "\n".join(part for line in text.split("\n") for part in hanging("", line, width))
 
 
 def clean(text: str) -> str:

@@ -134,7 +134,7 @@ def test_a_chunk_that_is_missing_is_never_passed_over() -> None:
     tell(core, audio("j1", "r1", 0), b"00")
     tell(core, audio("j1", "r1", 2), b"22")
     with pytest.raises(ProtocolError, match="chunk 1"):
-        exchange.result()
+        exchange.check()
     assert [request["op"] for request in sent(core)] == ["cancel"]
 
 
@@ -144,7 +144,7 @@ def test_a_stream_with_its_end_cut_off_is_no_success() -> None:
     tell(core, audio("j1", "r1", 0), b"00")
     tell(core, done("j1", "r1", chunks=2))
     with pytest.raises(ProtocolError, match="2 chunks, of which 1"):
-        exchange.result()
+        exchange.check()
 
 
 def test_audio_of_another_job_is_never_handed_out() -> None:
@@ -154,7 +154,7 @@ def test_audio_of_another_job_is_never_handed_out() -> None:
     tell(core, audio("j2", "r1", 0), b"somebody else's")
     assert not exchange.chunks
     with pytest.raises(ProtocolError, match="mixed up"):
-        exchange.result()
+        exchange.check()
 
 
 def test_a_stream_that_nobody_reads_is_given_up_before_it_fills_the_memory() -> None:
@@ -167,7 +167,7 @@ def test_a_stream_that_nobody_reads_is_given_up_before_it_fills_the_memory() -> 
         tell(core, audio("j1", "r1", seq), block)
     assert exchange.unread_bytes <= MAX_UNREAD_BYTES + len(block)
     with pytest.raises(SlowConsumer):
-        exchange.result()
+        exchange.check()
     assert [(request["op"], request["job"]) for request in sent(core)] == [("cancel", "j1")]
 
 
@@ -238,7 +238,7 @@ def test_an_operation_that_changes_the_daemon_is_not_repeated_behind_the_operato
     core.connection_broke(1.0)
     assert not status.finished
     with pytest.raises(ConnectionLost, match="recycle"):
-        recycle.result()
+        recycle.check()
 
 
 @pytest.mark.parametrize("was_there", [True, False])
@@ -253,7 +253,7 @@ def test_hope_for_the_daemon_ends_after_the_grace(was_there: bool) -> None:
     assert not exchange.finished
     core.tick(GRACE_S)
     with pytest.raises(ConnectionLost if was_there else DaemonNotRunning):
-        exchange.result()
+        exchange.check()
     assert core.gave_up
 
 
@@ -273,7 +273,7 @@ def test_a_damaged_answer_ends_its_request_instead_of_leaving_it_waiting() -> No
     exchange = core.call("ping")
     core.receive([msgpack.packb({"v": 1, "event": "pong", "id": "r1", "uptime_s": "long"})])
     with pytest.raises(ProtocolError):
-        exchange.result()
+        exchange.check()
 
 
 IDS = st.sampled_from(["r1", "r2", "r3", "r4", "r5", "r6", ""])
