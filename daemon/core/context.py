@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 from glmtts.protocol.control import LogLevel
@@ -10,7 +11,19 @@ from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.events import ClosedEvent, Error, Result
 
 from .counters import Counters
-from .effects import Effect, Log, Publish, Send
+from .effects import (
+    Effect,
+    InternalError,
+    JournalFind,
+    Log,
+    Publish,
+    ReadLog,
+    ReadSettings,
+    Send,
+    SendStored,
+    StoreVoice,
+    WriteMetrics,
+)
 from .inputs import ReplyTo
 from .settings import Settings
 from .timers import Timers
@@ -18,6 +31,8 @@ from .timers import Timers
 #: The timer of the next judgement by the rules of alerts (alert_watch.py), and how often there is one at most.
 JUDGE = ("judge", "")
 _JUDGE_S = 5.0
+#: The message to a client whose request or job met an internal error.
+INTERNAL_ERROR = "an internal error of the daemon, which is in its log; the request was not carried out"
 _LEVELS: dict[LogLevel, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
@@ -33,6 +48,8 @@ class Context:
         self.counters = Counters()
         self.random = random.Random(seed)
         self.effects: list[Effect] = []
+        #: Whether a part of this step has raised an exception.
+        self.failed = False
         #: Whether anybody listens on the events socket: what nobody hears is not said.
         self.watched = False
         self.level: int = _LEVELS[settings.daemon.log_level]
@@ -41,6 +58,28 @@ class Context:
     def wall(self) -> float:
         """Seconds since 1970, UTC."""
         return self.now + self._wall_offset
+
+    def guarded(self, act: Callable[..., object], *arguments: Any) -> bool:
+        """Call a part of a step; returns False if it raised an exception, which is reported as an internal error.
+
+        Effects that were decided before the exception stay, and the rest of the step goes on.
+        """
+        try:
+            act(*arguments)
+        except Exception as error:
+            self.failed = True
+            self.effects.append(InternalError(error))
+            return False
+        return True
+
+    def answer(self, to: ReplyTo, id: str, act: Callable[..., object], *arguments: Any) -> None:
+        """Call a part of a step that answers a request; if it raises before the answer, an error is the answer."""
+        if not self.guarded(act, *arguments) and not self.answers(to, id):
+            self.refuse(to, id, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
+
+    def answers(self, to: ReplyTo, id: str) -> bool:
+        """Whether this step has sent the last event of a request, or an effect that leads to it."""
+        return any(request_of(effect) == (to, id) for effect in self.effects)
 
     def stir(self) -> None:
         """Something goes on: have it judged whether anybody should know of it."""
@@ -70,3 +109,17 @@ class Context:
     ) -> None:
         """Answer a request that makes no job, or none any more, with an error."""
         self.send(to, Error.of(id, code, message, retry_after_s=retry_after_s))
+
+
+def request_of(effect: object) -> tuple[ReplyTo, str] | None:
+    """The request whose last event this effect sends, or leads to; None if it does neither."""
+    match effect:
+        case Send(to=to, event=event) if event.final:
+            return to, event.id
+        case SendStored(to=to, event=done):
+            return to, done.id
+        case JournalFind(to=to, request=request) | ReadLog(to=to, request=request) | StoreVoice(to=to, request=request):
+            return to, request.id
+        case ReadSettings(to=ReplyTo() as to, id=id) | WriteMetrics(to=to, id=id):
+            return to, id
+    return None

@@ -169,6 +169,12 @@ class SettleOutput(Struct):
     wanted: bool
 
 
+class InternalError(Struct):
+    """Log and count an exception in the core, which is a bug. The other effects of its step are not affected."""
+
+    error: Exception
+
+
 class Exit(Struct):
     """End the daemon with this status."""
 
@@ -195,5 +201,6 @@ Effect = (
     | JournalFind
     | SendStored
     | SettleOutput
+    | InternalError
     | Exit
 )

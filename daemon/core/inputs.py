@@ -297,6 +297,13 @@ class StoredLost(Struct):
     problem: str
 
 
+class EffectFailed(Struct):
+    """``effect`` (one of effects.Effect) raised an exception in the shell, and was not carried out."""
+
+    effect: object
+    problem: str
+
+
 class TimePassed(Struct):
     """A timer may be due."""
 
@@ -321,5 +328,6 @@ Input = (
     | JournalEnded
     | JournalFound
     | StoredLost
+    | EffectFailed
     | TimePassed
 )

@@ -13,21 +13,22 @@ from collections.abc import Callable
 from typing import Any
 
 from glmtts.protocol import control, events, requests
+from glmtts.protocol import worker as wire
 from glmtts.protocol.errors import ErrorCode
-from glmtts.protocol.worker import Checked, Ready
 
 from .alerts import Alerts
 from .api.client_requests import ClientRequests
 from .api.health import Health
 from .api.inspection import Inspection
 from .api.operator_requests import OperatorRequests
-from .context import JUDGE, Context
-from .effects import Effect, Exit, Sample
+from .context import INTERNAL_ERROR, JUDGE, Context, request_of
+from .effects import Effect, Exit, JournalAdd, JournalEnd, Sample, Send, Signal, Spawn, Tell
 from .inputs import (
     Client,
     ConnectionClosed,
     ConnectionOverrun,
     Controlled,
+    EffectFailed,
     Input,
     JournalAdded,
     JournalChanged,
@@ -50,6 +51,7 @@ from .inputs import (
     WorkerSaid,
 )
 from .jobs.estimates import Estimator
+from .jobs.job import Job
 from .jobs.job_table import JobTable
 from .jobs.queue import WaitingQueue
 from .metric_types import Family
@@ -65,6 +67,7 @@ from .scheduling.notifications import Notifications
 from .scheduling.retry import Retries
 from .settings import Settings
 from .summary import Summary
+from .timers import TimerKey
 from .workers.autoscaler import Autoscaler
 from .workers.gpus import Gpus
 from .workers.pool import Pool
@@ -223,6 +226,7 @@ class Machine:
             JournalEnded: self._on_journal_ended,
             JournalFound: self._durable_jobs.on_found,
             StoredLost: self._durable_jobs.on_lost,
+            EffectFailed: self._on_effect_failed,
             TimePassed: lambda _: None,
         }
         self._requests: dict[type, Callable[[Requested, Any], None]] = {
@@ -337,18 +341,111 @@ class Machine:
         """Something happened: decide, and return what is to be done, in order."""
         context = self._context
         context.now = max(now, context.now)
-        effects: list[Effect] = []
-        context.effects = effects
-        self._inputs[type(event)](event)
+        context.effects, context.failed = [], False
+        if not context.guarded(self._on_input, event):
+            context.guarded(self._give_up, event)
         while (timer := context.timers.pop_due(context.now)) is not None:
-            purpose, whose = timer
-            self._timers[purpose](whose)
+            self._on_timer(timer)
             self._dispatcher.schedule()
+        self._reconcile()
+        if context.failed:
+            self._recover()
+        return context.effects
+
+    # --- internal errors
+
+    def _on_input(self, event: Input) -> None:
+        self._inputs[type(event)](event)
+
+    def _give_up(self, event: Input) -> None:
+        """The handler of an input raised an exception: answer its request, end its job, or call the handler again."""
+        match event:
+            case Requested(to=to, request=request) | Controlled(to=to, request=request):
+                self._answer_at_last(to, request.id)
+            case JournalFound(to=to, request=request):
+                self._answer_at_last(to, request.id)
+            case StoredLost(to=to, id=id) | VoiceStored(to=to, id=id) | SettingsRead(to=ReplyTo() as to, id=id):
+                self._answer_at_last(to, id)
+            case WorkerSaid(incarnation=incarnation, message=message):
+                worker = self._pool.by_incarnation(incarnation)
+                if worker is not None and isinstance(message, wire.Finished | wire.Failed):
+                    self._dispatcher.is_through(worker, message.job)
+                self._end_in_internal_error(getattr(message, "job", ""))
+            case JournalAdded(job=job):
+                self._end_in_internal_error(job)
+            case StopAsked() if self.phase is not Phase.STOPPING:
+                self._on_input(event)
+            case (
+                ConnectionClosed()
+                | ConnectionOverrun()
+                | SpawnFailed()
+                | ProcessEnded()
+                | JournalChanged()
+                | JournalEnded()
+            ):
+                # This input does not come again. Its handler can be repeated: steps that are done are not done twice.
+                self._on_input(event)
+            case _:
+                pass
+
+    def _answer_at_last(self, to: ReplyTo, id: str) -> None:
+        awaited = self._job_table.awaits(to, id) or self._health.awaits(to, id) or (to, id) in self._drains.values()
+        if not awaited and not self._context.answers(to, id):
+            self._context.refuse(to, id, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
+
+    def _end_in_internal_error(self, id: str) -> None:
+        if (job := self._job_table.live.get(id)) is not None:
+            self._completion.fail(job, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
+
+    def _on_timer(self, timer: TimerKey) -> None:
+        """Run the handler of a timer. It can be repeated: after an exception it runs again, at once and then later."""
+        purpose, whose = timer
+        timers, handler = self._context.timers, self._timers[purpose]
+        done = self._context.guarded(handler, whose) or self._context.guarded(handler, whose)
+        if not done and timer not in timers:
+            timers.set(timer, self._context.now + _AGAIN_S)
+
+    def _reconcile(self) -> None:
         if self._health.waiting:
-            self._health.settle()
+            self._context.guarded(self._health.settle)
         if self.phase is not Phase.RUNNING:
-            self._go_on_ending()
-        return effects
+            self._context.guarded(self._go_on_ending)
+
+    def _recover(self) -> None:
+        """Finish what an exception in this step has left half done, for jobs and for workers."""
+        self._context.guarded(self._completion.end_lost)
+        self._context.guarded(self._pool.recover)
+        self._settle()
+        self._reconcile()
+
+    def _on_effect_failed(self, event: EffectFailed) -> None:
+        """An effect was not carried out: answer the request, job or worker that waits for it."""
+        effect = event.effect
+        # If even this error can't be sent, there is nothing left to send.
+        hopeless = isinstance(effect, Send) and getattr(effect.event, "message", "") == INTERNAL_ERROR
+        if not hopeless and (request := request_of(effect)) is not None:
+            self._context.refuse(*request, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
+        match effect:
+            case Send(to=to, event=said) if not said.final:
+                if (missed := self._job_table.live.get(getattr(said, "job", ""))) is not None:
+                    self._cut_off(to.connection, missed, ErrorCode.UNAVAILABLE, _EVENT_LOST)
+            case Spawn(incarnation=incarnation):
+                # The process may exist all the same.
+                self._context.effects.append(Signal(incarnation, "kill"))
+                self._pool.on_spawn_failed(incarnation, event.problem)
+            case Tell(incarnation=incarnation, message=message):
+                if (worker := self._pool.by_incarnation(incarnation)) is not None:
+                    self._dispatcher.on_not_told(worker, message)
+                if isinstance(message, wire.SuspendJob):
+                    # A later step asks again. This step would repeat the same failure without end.
+                    return
+            case JournalAdd(row=row):
+                self._client_requests.on_journal_added(JournalAdded(row.job, event.problem))
+            case JournalEnd(job=id):
+                self._completion.on_written(JournalEnded(id, event.problem))
+            case _:
+                pass  # nothing waits for it, or a timer does
+        self._settle()
 
     # --- clients and operators
 
@@ -362,22 +459,26 @@ class Machine:
         """Nobody hears a stream whose client is gone; any other job goes on, for a ``wait`` after a reconnect."""
         for job in self._job_table.drop_connection(event.connection):
             if job.request.stream and not job.durable and not job.subscribers:
-                self._completion.fail(job, ErrorCode.CANCELLED, "its client went away")
+                self._completion.guarded(job, self._completion.fail, job, ErrorCode.CANCELLED, "its client went away")
         self._dispatcher.schedule()
 
     def _on_overrun(self, event: ConnectionOverrun) -> None:
-        job = self._job_table.live.get(event.job)
-        if job is None or (job.ending is not None and isinstance(job.ending.event, events.Error)):
+        if (job := self._job_table.live.get(event.job)) is not None:
+            self._cut_off(event.connection, job, ErrorCode.SLOW_CONSUMER, TOO_SLOW)
+            self._problems.does_not_read(job.client.key)
+
+    def _cut_off(self, connection: int, job: Job, code: ErrorCode, message: str) -> None:
+        """A connection missed some of a job's events: end its subscription with an error."""
+        if job.ending is not None and isinstance(job.ending.event, events.Error):
             return
-        self._problems.does_not_read(job.client.key)
         # A durable one goes on, and is fetched when it is done.
-        if job.durable or any(s.to.connection != event.connection for s in job.subscribers):
-            # The others go on hearing it; the slow one alone is told that it has missed a part.
-            for subscriber in self._job_table.unsubscribe(job, event.connection):
-                error = events.Error.of(subscriber.id, ErrorCode.SLOW_CONSUMER, TOO_SLOW, job=job.id)
-                self._context.send(subscriber.to, error)
+        if job.durable or any(s.to.connection != connection for s in job.subscribers):
+            # Other subscribers keep theirs.
+            gone = self._job_table.unsubscribe(job, connection)
+            told = [Send(s.to, events.Error.of(s.id, code, message, job=job.id)) for s in gone]
+            self._context.effects.extend(told)
         else:
-            self._completion.fail(job, ErrorCode.SLOW_CONSUMER, TOO_SLOW)
+            self._completion.fail(job, code, message)
             # It may have been the batch job that kept others of its class waiting.
             self._dispatcher.schedule()
 
@@ -388,9 +489,9 @@ class Machine:
         if worker is not None:
             self._dispatcher.on_message(worker, event.message, event.body)
             self._dispatcher.schedule()
-            if isinstance(event.message, Checked):
+            if isinstance(event.message, wire.Checked):
                 self._health.on_checked(worker, event.message)
-            if isinstance(event.message, Ready):
+            if isinstance(event.message, wire.Ready):
                 self._give_up_waiting()
 
     def _on_worker_garbled(self, event: WorkerGarbled) -> None:
@@ -425,12 +526,13 @@ class Machine:
 
     def _settle(self) -> None:
         """After a process has gone, or could not come: others may take its place, and those who wait are told."""
-        self._recycler.settle()
-        self._autoscaler.settle()
+        guarded = self._context.guarded
+        guarded(self._recycler.settle)
+        guarded(self._autoscaler.settle)
         # What it held may be what another one waits for.
-        self._pool.look_again()
+        guarded(self._pool.look_again)
         self._dispatcher.schedule()
-        self._give_up_waiting()
+        guarded(self._give_up_waiting)
 
     def _on_journal_changed(self, event: JournalChanged) -> None:
         if self.phase is Phase.STOPPING:
@@ -451,10 +553,10 @@ class Machine:
     def _give_up_waiting(self) -> None:
         """Nobody is kept waiting for a worker that is not to be had."""
         unavailable = self._pool.unavailable()
-        self._alerts.set("unavailable", unavailable[0] if unavailable else "")
         if unavailable:
             reason, retry_after_s = unavailable
             self._completion.fail_waiting(ErrorCode.UNAVAILABLE, reason, retry_after_s=retry_after_s)
+        self._alerts.set("unavailable", unavailable[0] if unavailable else "")
 
     # --- the end
 
@@ -469,17 +571,16 @@ class Machine:
         self._context.publish(f"daemon.{phase}")
 
     def _drain(self, event: Controlled, request: control.Drain) -> None:
+        if self.phase is Phase.RUNNING:
+            self._client_requests.closed = "the daemon is draining: it finishes what it has accepted and takes no more"
+            self._queue.paused = False
+            self._enter(Phase.DRAINING)
+            self._dispatcher.schedule()
         self._drains_asked += 1
         timer = str(self._drains_asked)
         self._drains[timer] = (event.to, request.id)
         if isinstance(request.timeout_s, float | int):
             self._context.timers.set(("drain", timer), self._context.now + request.timeout_s)
-        if self.phase is not Phase.RUNNING:
-            return
-        self._client_requests.closed = "the daemon is draining: it finishes what it has accepted and takes no more"
-        self._queue.paused = False
-        self._enter(Phase.DRAINING)
-        self._dispatcher.schedule()
 
     def _pause(self, event: Controlled) -> None:
         if self.phase is Phase.RUNNING:
@@ -519,8 +620,8 @@ class Machine:
         context.log("info", "daemon stops", asked_by=by, jobs=len(self._job_table.live), drain_timeout_s=timeout_s)
         self._client_requests.closed = "the daemon is stopping; try again when it has been started again"
         self._queue.paused = False
-        self._enter(Phase.STOPPING)
         context.timers.set(("stop", ""), context.now + timeout_s)
+        self._enter(Phase.STOPPING)
         self._leave_waiting()
         self._dispatcher.schedule()
 
@@ -530,12 +631,9 @@ class Machine:
 
     def _end_jobs(self, message: str) -> None:
         """No time is left: what the journal has goes on with the next daemon, the rest has ended."""
-        for job in list(self._job_table.live.values()):
-            if job.durable and job.ending is None and self._durable_jobs.is_accepted(job):
-                self._completion.leave(job)
-            else:
-                self._completion.fail(job, ErrorCode.SHUTTING_DOWN, message)
         self._context.timers.set(("late", ""), self._context.now + _DISK_S)
+        for job in list(self._job_table.live.values()):
+            self._completion.guarded(job, self._leave_or_fail, job, message)
 
     def _leave_waiting(self) -> None:
         """Durable jobs that were not begun need not be waited for: the next daemon begins them.
@@ -543,20 +641,24 @@ class Machine:
         Those that are not on disk yet were not accepted, and now are not.
         """
         for job in [job for job in self._queue if job.durable]:
-            if self._durable_jobs.is_accepted(job):
-                self._completion.leave(job)
-            else:
-                self._completion.fail(job, ErrorCode.SHUTTING_DOWN, self._client_requests.closed)
+            self._completion.guarded(job, self._leave_or_fail, job, self._client_requests.closed)
+
+    def _leave_or_fail(self, job: Job, message: str) -> None:
+        if job.durable and job.ending is None and self._durable_jobs.is_accepted(job):
+            self._completion.leave(job)
+        else:
+            self._completion.fail(job, ErrorCode.SHUTTING_DOWN, message)
 
     def _answer_drains(self) -> None:
         for timer in list(self._drains):
             self._answer_drain(timer)
 
     def _answer_drain(self, timer: str) -> None:
-        to, id = self._drains.pop(timer)
-        self._context.timers.cancel(("drain", timer))
         left = len(self._job_table.live)
-        self._context.send(to, events.Result(id=id, values={"drained": not left, "left": left}))
+        if timer in self._drains:
+            to, id = self._drains.pop(timer)
+            self._context.timers.cancel(("drain", timer))
+            self._context.send(to, events.Result(id=id, values={"drained": not left, "left": left}))
 
     def _go_on_ending(self) -> None:
         """The next stage of a drain or a stop, when the one before is complete."""
@@ -579,8 +681,12 @@ class Machine:
                 self._context.effects.append(Exit(0))
 
 
+#: Seconds until a timer is due again whose handler raised an exception.
+_AGAIN_S = 1.0
 #: How long a daemon that has to end waits for a disk that does not answer.
 _DISK_S = 5.0
 #: What a client is told whose unread events had to be thrown away.
 TOO_SLOW = "the client does not read, and the buffer for what it leaves unread is full ([limits] send_buffer_mib)"
+#: The message to a client that was not sent an event because of an internal error.
+_EVENT_LOST = "an internal error of the daemon, which is in its log: an event was not sent; a durable job goes on"
 _OPERATOR = Client(key="operator", user="operator", operator=True)

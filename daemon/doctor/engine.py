@@ -6,7 +6,7 @@ import json
 import subprocess
 from typing import Any
 
-from ..config import load as config
+from .. import config
 from ..core.settings import Settings
 from ..processes.command import OLDEST_PYTHON, PACKAGES
 from .check import Check

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config import load as config
+from .. import config
 from ..core.inputs import GpuReading
 from ..core.settings import Settings
 from ..engines.glmtts import pronunciation

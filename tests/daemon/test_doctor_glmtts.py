@@ -139,7 +139,7 @@ def test_an_import_that_fails_is_told_in_its_words(root: Path, python: Python) -
 def test_an_import_that_hangs_is_named_and_not_waited_for(
     root: Path, python: Python, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor_glmtts, "_TIMEOUT_S", 5.0)
+    monkeypatch.setattr(doctor_glmtts, "_TIMEOUT_S", 3.0)
     python.put("torch", "import threading; threading.Event().wait()")
     found = python.look(root)
     assert any(check.state == "warning" and "import of torch" in check.seen for check in found), found

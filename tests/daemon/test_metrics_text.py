@@ -1,17 +1,16 @@
-"""What is written is what Prometheus reads: names, kinds, labels and buckets."""
+"""The text that Prometheus reads: names, kinds, labels and buckets."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from glmtts.daemon.core.metric_types import Family, Histogram, labelled, one_of, single
 from glmtts.daemon.metrics.exposition import written
 
 
-def read(*families: Family) -> dict[str, Any]:
+def read(*families: Family) -> dict[str, Metric]:
     return {family.name: family for family in text_string_to_metric_families(written(families).decode())}
 
 
@@ -21,7 +20,7 @@ def test_a_counter_keeps_its_name_and_its_help() -> None:
     assert [(s.name, s.value) for s in found.samples] == [("glmtts_x_total", 7.0)]
 
 
-def test_what_nobody_knows_has_no_sample() -> None:
+def test_an_unknown_value_has_no_sample() -> None:
     assert read(single("glmtts_x", "gauge", "h", None))["glmtts_x"].samples == []
 
 
@@ -32,7 +31,7 @@ def test_a_name_with_anything_in_it_does_not_spoil_the_rest(name: str) -> None:
     assert found["glmtts_y"].samples[0].value == 2.0
 
 
-def test_exactly_one_state_is_the_present_one() -> None:
+def test_exactly_one_state_is_the_current_one() -> None:
     samples = read(one_of("glmtts_state", "h", "state", ("running", "paused"), "paused"))["glmtts_state"].samples
     assert {s.labels["state"]: s.value for s in samples} == {"running": 0.0, "paused": 1.0}
 

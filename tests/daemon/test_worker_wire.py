@@ -39,7 +39,7 @@ class Supervisor:
         self._router.bind(endpoint)
         self.wire = Wire(endpoint)
         self.wire.send(Suspended(job="hello"))
-        assert self._router.poll(DEADLINE_S * 1e3)
+        assert self._router.poll(int(DEADLINE_S * 1e3))
         self._identity = self._router.recv_multipart()[0]
 
     def say(self, *messages: SupervisorMessage) -> None:

@@ -20,6 +20,8 @@ import msgpack
 import pytest
 import zmq
 
+from ..fake_gpu.fake_gpu import FakeGpus
+
 PATIENCE_S = 20.0
 Event = dict[str, Any]
 
@@ -40,7 +42,7 @@ class Peer:
 
     def __init__(self, endpoint: str, kind: int = zmq.DEALER, **options: Any) -> None:
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
-        self.socket.linger = 0
+        self.socket.setsockopt(zmq.LINGER, 0)
         for name, value in options.items():
             self.socket.set(getattr(zmq, name), value)
         self.socket.connect(endpoint)
@@ -59,7 +61,7 @@ class Peer:
 
     def receive(self, patience_s: float = PATIENCE_S) -> tuple[Event, bytes | None]:
         """The next message, whatever it belongs to."""
-        if not self.socket.poll(patience_s * 1e3):
+        if not self.socket.poll(int(patience_s * 1e3)):
             raise AssertionError(f"no answer within {patience_s} s")
         header, *body = self.socket.recv_multipart()
         event = msgpack.unpackb(header)
@@ -130,6 +132,9 @@ class Log(str):
 class Daemon:
     """A daemon on a runtime folder of its own."""
 
+    #: What Python runs.
+    program: Sequence[str] = ("-m", "glmtts.daemon.supervisor")
+
     def __init__(self, config: dict[str, Any], environment: dict[str, str] | None = None) -> None:
         # Not pytest's folder: the path of a socket has 107 bytes at most.
         self.folder = Path(tempfile.mkdtemp(prefix="glmtts-", dir="/tmp"))
@@ -162,7 +167,7 @@ class Daemon:
         } | self.environment
         with self.log_file.open("ab") as log:
             return subprocess.Popen(
-                [*through, sys.executable, "-m", "glmtts.daemon.supervisor", "--config", str(self.file)],
+                [*through, sys.executable, *self.program, "--config", str(self.file)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -203,7 +208,7 @@ class Daemon:
         with contextlib.closing(Peer(self.control_endpoint)) as peer:
             id = peer.send("ping")
             try:
-                return peer.next(id, 1.0)[0]["event"] == "pong"
+                return bool(peer.next(id, 1.0)[0]["event"] == "pong")
             except AssertionError:
                 return False
 
@@ -300,6 +305,11 @@ class Daemon:
         assert self.status()["internal_errors"] == 0, self.log()[-4000:]
 
 
+#: Starts daemons that end with the test: ``start(queue={...})``.
+Start = Callable[..., Daemon]
+MakeGpus = Callable[..., FakeGpus]
+
+
 def toml(config: dict[str, Any], path: str = "") -> str:
     """TOML text of nested sections."""
     own = [f"{key} = {json.dumps(value)}\n" for key, value in config.items() if not isinstance(value, dict)]
@@ -332,7 +342,8 @@ def daemons() -> Iterator[Callable[..., Daemon]]:
         for daemon in started:
             if daemon.process.poll() is None:
                 daemon.stop()
-            assert "internal error" not in daemon.log(), daemon.log()[-8000:]
+            # As a plain string: after the daemon's end no line comes later.
+            assert "internal error" not in str(daemon.log()), daemon.log()[-8000:]
     finally:
         for daemon in started:
             daemon.clear_away()

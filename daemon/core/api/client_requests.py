@@ -11,6 +11,7 @@ from glmtts.protocol.errors import ErrorCode, RequestError
 
 from ...engines import options as engine_options
 from ..context import Context
+from ..effects import Send
 from ..inputs import Client, JournalAdded, ReplyTo, Requested, StoredVoice
 from ..jobs.job import MAX_SUBSCRIBERS, Job, Subscriber
 from ..jobs.job_table import JobTable, content_digest, newest_first
@@ -130,10 +131,11 @@ class ClientRequests:
         self._admission.check(client, request, event.body)
         self._context.counters.created += 1
         self._job_table.add(job)
+        # From here on the end of the job is the answer to the request.
         if durable:
-            self._durable_jobs.add(job, subscriber)
+            self._completion.guarded(job, self._durable_jobs.add, job, subscriber)
         else:
-            self._accept(job, [subscriber])
+            self._completion.guarded(job, self._accept, job, [subscriber])
 
     def _accept(self, job: Job, subscribers: list[Subscriber]) -> None:
         """The job is in the queue from now on."""
@@ -159,7 +161,7 @@ class ClientRequests:
         """A durable job is on disk, or can't be."""
         added = self._durable_jobs.on_added(event)
         if added is not None:
-            self._accept(*added)
+            self._completion.guarded(added[0], self._accept, *added)
 
     def _output_path(self, request: requests.Synthesize) -> str:
         return "" if request.output is UNSET else f"{self._outputs_folder}/{request.output}"
@@ -198,8 +200,7 @@ class ClientRequests:
             warnings.append("the queue is paused by an operator: the job waits until it is resumed")
         if warnings:
             event.warning = "; ".join(warnings)
-        for subscriber in subscribers:
-            self._context.send(subscriber.to, msgspec.structs.replace(event, id=subscriber.id))
+        self._context.effects.extend(Send(s.to, msgspec.structs.replace(event, id=s.id)) for s in subscribers)
 
     def _join(
         self,

@@ -64,7 +64,7 @@ class Health:
             return
         self._checks += 1
         name = f"c{self._checks}"
-        asked = self._asked[name] = _Asked(event.to, request.id, state, self._context.now)
+        asked = _Asked(event.to, request.id, state, self._context.now)
         for worker in self._pool:
             if worker.state not in (WorkerState.READY, WorkerState.BUSY):
                 self._note(asked, worker.name, "absent", self._why_absent(worker))
@@ -73,8 +73,12 @@ class Health:
             else:
                 asked.incarnations[worker.name] = worker.incarnation
                 self._context.effects.append(Tell(worker.incarnation, Check(check=name)))
+        self._asked[name] = asked
         self._context.timers.set(("health", name), self._context.now + request.timeout_s)
-        self.settle()
+
+    def awaits(self, to: ReplyTo, id: str) -> bool:
+        """Whether a check is going to answer this request."""
+        return any(asked.to == to and asked.id == id for asked in self._asked.values())
 
     def _moves(self, worker: Worker) -> bool:
         return any(done >= 0 and at >= self._context.now - _MOVES_S for at, done in worker.moved.values())
@@ -98,7 +102,6 @@ class Health:
             return
         took_s = round(self._context.now - asked.begun_at, 3)
         self._note(asked, worker.name, "failed" if message.problem else "spoke", message.problem, took_s)
-        self.settle()
 
     def settle(self) -> None:
         """Answer the checks of which everything is known; what has died meanwhile does not speak any more."""
@@ -118,7 +121,9 @@ class Health:
 
     def on_late(self, name: str) -> None:
         """Time is up."""
-        asked = self._asked[name]
+        asked = self._asked.get(name)
+        if asked is None:
+            return
         for worker, incarnation in asked.incarnations.items():
             if worker in asked.found:
                 continue
@@ -132,7 +137,8 @@ class Health:
     def _finish(self, name: str) -> None:
         asked = self._asked.pop(name)
         self._context.timers.cancel(("health", name))
-        self._answer(asked.to, asked.id, asked.state, [{"name": w} | asked.found[w] for w in sorted(asked.found)])
+        workers = [{"name": w} | asked.found[w] for w in sorted(asked.found)]
+        self._context.answer(asked.to, asked.id, self._answer, asked.to, asked.id, asked.state, workers)
 
     def _answer(self, to: ReplyTo, id: str, state: str, workers: list[dict[str, Any]] | None) -> None:
         unready = self._problems.unready(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -120,7 +121,7 @@ class OperatorRequests:
             },
             journal=self._durable_jobs.describe(),
             estimates={"jobs": self._estimator.compared, "within_30_percent": self._estimator.within},
-            circuit_breaker=self._pool.circuit_breaker.state.value,
+            breaker=self._pool.circuit_breaker.state.value,
             quarantined=self._retries.quarantined_count(),
             alerts=self._alerts.describe(),
             attention=self._problems.describe(state, event.facts),
@@ -179,7 +180,8 @@ class OperatorRequests:
             job for job in self._job_table.live.values() if client == job.client.user or is_named(job.client, [client])
         ]
         for job in found:
-            self._completion.fail(job, ErrorCode.CANCELLED, "cancelled by an operator, with all jobs of its client")
+            message = "cancelled by an operator, with all jobs of its client"
+            self._completion.guarded(job, self._completion.fail, job, ErrorCode.CANCELLED, message)
         self._dispatcher.schedule()
         self._answer(to, id, cancelled=len(found), jobs=[job.id for job in found[:_NAMED]])
 
@@ -274,13 +276,15 @@ class OperatorRequests:
         new = settings.workers
         bounds_changed = (old.min, old.max, old.per_gpu) != (new.min, new.max, new.per_gpu)
         self._context.settings = settings
-        self._context.effects.append(UseSettings(settings))
-        self._set_log_level(settings.daemon.log_level)
-        self._queue.set_weights(settings.queue.classes)
-        self._admission.apply()
-        self._pool.apply()
-        self._autoscaler.apply(bounds_changed=bounds_changed)
-        self._completion.expire()
+        # An exception in one of these must not leave the others with the old settings.
+        guarded = self._context.guarded
+        guarded(self._context.effects.append, UseSettings(settings))
+        guarded(self._set_log_level, settings.daemon.log_level)
+        guarded(self._queue.set_weights, settings.queue.classes)
+        guarded(self._admission.apply)
+        guarded(self._pool.apply)
+        guarded(partial(self._autoscaler.apply, bounds_changed=bounds_changed))
+        guarded(self._completion.expire)
 
     def store_voice(self, event: Controlled, request: control.VoiceAdd | control.VoiceRemove) -> None:
         """Keep or remove a voice; answered when that is done."""

@@ -12,6 +12,7 @@ from msgspec import UNSET
 from glmtts.protocol.codec import encode
 from glmtts.protocol.requests import Synthesize
 
+from ..inputs import ReplyTo
 from .job import Ended, Ending, Job, Subscriber
 
 #: Ended jobs that are remembered at most, with or without their result.
@@ -57,6 +58,11 @@ class JobTable:
                 self._keys.popitem(last=False)
         for subscriber in job.subscribers:
             self._of_connection.setdefault(subscriber.to.connection, {})[job.id] = None
+
+    def awaits(self, to: ReplyTo, id: str) -> bool:
+        """Whether a live job is going to answer this request."""
+        jobs = (self.live[job] for job in self._of_connection.get(to.connection, ()) if job in self.live)
+        return any(subscriber.to == to and subscriber.id == id for job in jobs for subscriber in job.subscribers)
 
     def subscribe(self, job: Job, subscriber: Subscriber) -> None:
         """Tell one more of a live job's events."""

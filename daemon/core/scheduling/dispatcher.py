@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from msgspec import UNSET
 
@@ -13,20 +13,24 @@ from glmtts.protocol.worker import (
     AudioChunk,
     Beat,
     Bye,
+    CancelJob,
     Failed,
     Finished,
     Hello,
     Memory,
     Ready,
+    ResumeJob,
     SegmentDone,
+    SupervisorMessage,
     Suspended,
+    SuspendJob,
     Trimmed,
     WorkerMessage,
 )
 from glmtts.protocol.worker import Job as JobMessage
 
-from ..context import Context
-from ..effects import JournalStart, SettleOutput, Tell
+from ..context import INTERNAL_ERROR, Context
+from ..effects import SettleOutput, Tell
 from ..exit_causes import CAUSE_OF_CODE, Cause
 from ..inputs import ProcessEnded, StoredVoice
 from ..jobs.estimates import BRIEF_S, Estimator
@@ -108,6 +112,9 @@ class Dispatcher:
 
     def schedule(self) -> None:
         """Give waiting jobs to free workers, and have others go on with what they had put aside."""
+        self._context.guarded(self._schedule)
+
+    def _schedule(self) -> None:
         if self._queue and not self._queue.paused:
             while self._queue.wants_fresh and (worker := self._pool.fresh()):
                 self._take(self._queue.pop_for_fresh(), worker)
@@ -181,35 +188,65 @@ class Dispatcher:
             self._queue.take(job)
             return not self._take(job, worker)
         if aside is not None:
-            self._resume(aside, worker)
+            self._completion.guarded(aside, self._resume, aside, worker)
         return False
 
     def _resume(self, job: Job, worker: Worker) -> None:
-        self._pool.resume(worker, job.id)
-        job.go_on(self._context.now)
         self._preemption.resumed(job)
+        job.go_on(self._context.now)
+        self._pool.resume(worker, job.id)
         self._notifications.note("resumed", job)
 
     def _take(self, job: Job | None, worker: Worker) -> bool:
         """Start a job, unless jobs of the same content killed workers since it was accepted; returns whether it did."""
-        if job is None or self._retries.refuse_quarantined(job):
+        if job is None:
             return False
-        self._start(job, worker)
-        return True
+        self._completion.guarded(job, self._start, job, worker)
+        return job.id in worker.jobs
 
     def _start(self, job: Job, worker: Worker) -> None:
-        context, request = self._context, job.request
+        if self._retries.refuse_quarantined(job):
+            return
+        # No code that can raise stands between a job's state and the message that sends it.
+        tell = Tell(worker.incarnation, self._message(job), job.recording)
         job.enter("running")  # waiting -> running
         job.worker = worker.name
         begins = self._pool.take(worker, job.id)
+        self._context.effects.append(tell)
+        if begins:
+            self._begin(job, worker)
+
+    def on_not_told(self, worker: Worker, message: SupervisorMessage) -> None:
+        """A message was not sent to a worker, because of an internal error."""
+        match message:
+            case JobMessage(job=id) | ResumeJob(job=id):
+                if isinstance(message, JobMessage):
+                    self.is_through(worker, id)
+                if (job := self._job_table.live.get(id)) is not None:
+                    self._completion.fail(job, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
+            case SuspendJob():
+                worker.to_suspend = ""
+            case CancelJob(job=id) if id in (*worker.aside, worker.to_suspend):
+                # The worker would keep a suspended job for ever. Any other job ends by itself.
+                self.violation(worker, "it was not told to leave a suspended job", culprits=())
+            case _:
+                pass
+
+    def is_through(self, worker: Worker, id: str) -> None:
+        """After an internal error: the worker does not have this job, or no longer."""
+        if id in worker.jobs:
+            self._give_back(worker, id, None, spoke=False)
+
+    def _message(self, job: Job) -> JobMessage:
+        request = job.request
         voice = request.voice if request.voice is not UNSET else None
         if voice is None and request.prompt is UNSET:
-            voice = context.settings.voices.default or None
+            voice = self._context.settings.voices.default or None
         stored = self._voices.get(voice) if voice is not None and voice not in self._pool.own_voices else None
         prompt_text = stored.text if stored else None
         if request.prompt is not UNSET:
             prompt_text = request.prompt.text
-        message = JobMessage(
+        return JobMessage(
             job=job.id,
             text=request.text,
             voice=voice,
@@ -223,9 +260,6 @@ class Dispatcher:
             output=job.output_path or None,
             result=self._result_path(job),
         )
-        context.effects.append(Tell(worker.incarnation, message, job.recording))
-        if begins:
-            self._begin(job, worker)
 
     def _result_path(self, job: Job) -> str | None:
         """Where a durable job's file goes, if it goes nowhere else."""
@@ -240,15 +274,13 @@ class Dispatcher:
         job.attempts += 1
         job.go_on(now)
         job.waited_s = now - job.accepted_at
-        self._context.counters.begun(job)
         if job.deadline_at is not None:
             self._context.timers.set(("deadline", job.id), job.deadline_at)
+        self._notifications.begun(job, worker.gpu)
+        self._context.counters.begun(job)
         if job.attempts == 1 and job.estimated_wait_s is not None:
             self._estimator.judge(job.estimated_wait_s, job.waited_s)
             self._context.counters.estimated(job.estimated_wait_s, job.waited_s)
-        if job.durable:
-            self._context.effects.append(JournalStart(job.id, job.attempts))
-        self._notifications.begun(job, worker.gpu)
 
     # --- what workers say
 
@@ -262,10 +294,10 @@ class Dispatcher:
             return
         handler(self, worker, message, body)
 
-    def violation(self, worker: Worker, what: str) -> None:
+    def violation(self, worker: Worker, what: str, culprits: Collection[str] | None = None) -> None:
         """A worker that talks nonsense may have damaged its memory: it is not trusted with a job any more."""
         if worker.state is not WorkerState.STOPPING:
-            self._retries.decide(*self._pool.fail(worker, Cause.PROTOCOL, f"protocol violation: {what}"))
+            self._retries.decide(*self._pool.fail(worker, Cause.PROTOCOL, f"protocol violation: {what}"), culprits)
 
     def _job_of(self, worker: Worker, id: str) -> Job | None:
         """The live job that a worker speaks of; None if it has ended meanwhile, or is not that worker's."""
@@ -331,14 +363,14 @@ class Dispatcher:
     def _give_back(self, worker: Worker, id: str, memory: Memory | None, *, spoke: bool) -> None:
         """The worker is through with a job, and with that begins the next that lies ready in it."""
         self._begin_ready(self._pool.give_back(worker, id, memory, spoke=spoke), worker)
-        self._recycler.after_job(worker)
+        self._context.guarded(self._recycler.after_job, worker)
 
     def _begin_ready(self, jobs: list[str], worker: Worker) -> None:
         """The worker works on these now; some may have lain ready in it."""
         for id in jobs:
             job = self._job_table.live.get(id)
-            if job is not None and not job.begun:
-                self._begin(job, worker)
+            if job is not None and job.ending is None and not job.begun:
+                self._completion.guarded(job, self._begin, job, worker)
 
     def on_finished(self, worker: Worker, message: Finished, body: bytes | memoryview | None) -> None:
         job = self._job_of(worker, message.job)
@@ -390,6 +422,7 @@ class Dispatcher:
             event.path, event.bytes = message.path, message.bytes
         if job.streams:
             event.chunks = message.chunks
+        self._completion.end(job, Ending("done", event, body, message.result or ""))
         self._context.log(
             "info",
             "job done",
@@ -403,7 +436,6 @@ class Dispatcher:
         )
         if message.result is not None:
             self._durable_jobs.kept()
-        self._completion.end(job, Ending("done", event, body, message.result or ""))
 
     def on_failed(self, worker: Worker, message: Failed) -> None:
         job = self._job_of(worker, message.job)
@@ -435,8 +467,9 @@ class Dispatcher:
             return
         if job is not None:
             self._preemption.put_aside(job)
-            self._notifications.note("suspended", job)
         self._begin_ready(self._pool.suspended(worker, message.job, message.memory), worker)
+        if job is not None:
+            self._notifications.note("suspended", job)
 
     def on_trimmed(self, worker: Worker, message: Trimmed) -> None:
         self._recycler.on_trimmed(worker, message.memory)
@@ -458,7 +491,8 @@ class Dispatcher:
             self._retries.decide(death, jobs)
 
     def on_start_timeout(self, name: str) -> None:
-        self._retries.decide(*self._pool.on_start_timeout(name))
+        if failed := self._pool.on_start_timeout(name):
+            self._retries.decide(*failed)
 
     def on_hang_check(self, name: str) -> None:
         stalled = self._pool.stalled(self._pool.workers[name])

@@ -88,7 +88,7 @@ class DurableJobs:
         )
         for waiting in [waiting for waiting in self._queue if self._would_be_lost(waiting)]:
             self._queue.remove(waiting)
-            self._hold(waiting)
+            self._completion.guarded(waiting, self._hold, waiting)
         return not self._would_be_lost(job)
 
     def _would_be_lost(self, job: Job) -> bool:
@@ -110,7 +110,7 @@ class DurableJobs:
     def on_try_disk(self) -> None:
         """One of those that wait for the disk finds out whether it can be written to again."""
         if (job := self._next_for_disk()) is not None:
-            self.go_on(job)
+            self._completion.guarded(job, self.go_on, job)
         if self._waits_for_disk:
             self._context.timers.set(("disk", ""), self._context.now + UNKEPT_S)
 
@@ -118,14 +118,14 @@ class DurableJobs:
         """The result of a durable job was written."""
         if self._unkept:
             self._unkept = ""
-            self._alerts.set("results", "")
+            self._context.guarded(self._alerts.set, "results", "")
         while (job := self._next_for_disk()) is not None:
-            self.go_on(job)
+            self._completion.guarded(job, self.go_on, job)
 
     def leave(self) -> None:
         """The daemon ends: those that wait for the disk are the next one's."""
         while (job := self._next_for_disk()) is not None:
-            self._completion.leave(job)
+            self._completion.guarded(job, self._completion.leave, job)
 
     def _next_for_disk(self) -> Job | None:
         """The first of them that was not cancelled meanwhile."""
@@ -145,9 +145,10 @@ class DurableJobs:
     def on_changed(self, event: JournalChanged) -> None:
         """The journal can be used now, or can't any more; jobs of an earlier daemon go on."""
         self.problem = event.problem
-        self._alerts.set("journal", event.problem)
+        self._context.guarded(self._alerts.set, "journal", event.problem)
         for row in event.rows:
-            self._recover(row)
+            # After an exception the row stays in the journal, for the next daemon.
+            self._context.guarded(self._recover, row)
         if event.rows:
             self._context.log("info", "durable jobs of an earlier daemon go on", jobs=len(event.rows))
 
@@ -182,14 +183,12 @@ class DurableJobs:
             message = "not finished within its deadline, which passed while no daemon ran"
             self._completion.fail_withdrawn(job, ErrorCode.DEADLINE_EXCEEDED, message)
         else:
-            self.take_up(job)
+            self._completion.guarded(job, self.take_up, job)
 
     # --- new jobs
 
     def add(self, job: Job, subscriber: Subscriber) -> None:
         """Write a job down; until that is done it is neither accepted nor started."""
-        self._queue.hold(job)
-        self._adding[job.id] = [subscriber]
         context = self._context
         deadline_at = None if job.deadline_at is None else context.wall + job.deadline_at - context.now
         row = JournalRow(
@@ -205,6 +204,8 @@ class DurableJobs:
             recording=job.recording,
             text_length=len(job.request.text),
         )
+        self._queue.hold(job)
+        self._adding[job.id] = [subscriber]
         context.effects.append(JournalAdd(row))
 
     def hears_when_written(self, job: Job, subscriber: Subscriber) -> bool:
@@ -230,13 +231,16 @@ class DurableJobs:
         self._context.counters.withdrawn += 1
         error = self._unavailable(event.problem)
         for subscriber in subscribers:
-            if event.known is not None:
-                self._join(subscriber, job, event.known)
-            else:
-                self._context.refuse(
-                    subscriber.to, subscriber.id, error.code, error.message, retry_after_s=error.retry_after_s
-                )
+            self._context.answer(subscriber.to, subscriber.id, self._answer_not_added, subscriber, job, event, error)
         return None
+
+    def _answer_not_added(self, subscriber: Subscriber, job: Job, event: JournalAdded, error: RequestError) -> None:
+        if event.known is not None:
+            self._join(subscriber, job, event.known)
+        else:
+            self._context.refuse(
+                subscriber.to, subscriber.id, error.code, error.message, retry_after_s=error.retry_after_s
+            )
 
     def _join(self, subscriber: Subscriber, job: Job, known: tuple[str, str]) -> None:
         """The same key again, of a job that only the journal remembers."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import msgspec
 from msgspec import UNSET
 
 from glmtts.protocol import events
 
 from ..context import Context
+from ..effects import Effect, JournalStart, Send
 from ..jobs.job import Job
 from ..jobs.job_table import JobTable
 from ..jobs.queue import WaitingQueue
 from .forecast import Forecast
 
+_OnTheWay: TypeAlias = events.Started | events.Progress | events.Audio | events.Queued
 #: How many of the waiting hear of a change of their position: the others would wait for very long anyhow.
 TOLD_POSITIONS = 256
 #: At most so often, in seconds (docs/protocol.md).
@@ -31,18 +35,16 @@ class Notifications:
     def tell(
         self,
         job: Job,
-        event: events.Started | events.Progress | events.Audio | events.Queued,
+        event: _OnTheWay,
         body: bytes | memoryview | None = None,
         *,
         heard: bool = False,
     ) -> None:
         """Send an event on a job's way to everybody who hears more than its end; ``heard``: and all until now."""
-        for subscriber in job.subscribers:
-            if subscriber.all_events and (subscriber.heard or not heard):
-                self._context.send(subscriber.to, msgspec.structs.replace(event, id=subscriber.id), body)
+        self._context.effects.extend(_told(job, event, body, heard=heard))
 
     def begun(self, job: Job, gpu: int | None) -> None:
-        """A worker works on the job from now on."""
+        """A worker works on the job from now on, which the journal has to know of a durable one."""
         event = events.Started(
             id="",
             job=job.id,
@@ -51,7 +53,8 @@ class Notifications:
             attempt=job.attempts,
             waited_s=round(job.waited_s, 6),
         )
-        self.tell(job, event)
+        noted: list[Effect] = [JournalStart(job.id, job.attempts)] if job.durable else []
+        self._context.effects.extend([*noted, *_told(job, event)])
         self.note("running", job)
         self._context.log("debug", "job started", job=job.id, worker=job.worker, attempt=job.attempts)
 
@@ -87,3 +90,11 @@ class Notifications:
         if size:
             self._context.timers.set(("positions", ""), self._context.now + POSITIONS_EVERY_S)
             self._context.publish("queue", waiting=size, running=len(self._job_table.live) - size)
+
+
+def _told(job: Job, event: _OnTheWay, body: bytes | memoryview | None = None, *, heard: bool = False) -> list[Effect]:
+    return [
+        Send(subscriber.to, msgspec.structs.replace(event, id=subscriber.id), body)
+        for subscriber in job.subscribers
+        if subscriber.all_events and (subscriber.heard or not heard)
+    ]

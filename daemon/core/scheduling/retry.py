@@ -64,17 +64,16 @@ class Retries:
                 affected.append(job)
             else:
                 # It had lain ready in the worker: neither is it to blame, nor was that an attempt.
-                self._wait_again(job)
+                self._completion.guarded(job, self._wait_again, job)
         policy = POLICIES[death.cause]
         if policy.blames_job:
-            self._blame(
-                [job for job in affected if not job.suspended and (culprits is None or job.id in culprits)], death
-            )
+            blamed = [job for job in affected if not job.suspended and (culprits is None or job.id in culprits)]
+            self._context.guarded(self._blame, blamed, death)
         for job in affected:
             if job.suspended:
                 # The worker died of another one.
                 job.excused += 1
-            self._after_death(job, death)
+            self._completion.guarded(job, self._after_death, job, death)
 
     def _blame(self, jobs: list[Job], death: Death) -> None:
         """Count a worker's death against what it was speaking."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from glmtts.protocol.events import Voice
@@ -167,13 +168,12 @@ class Pool:
         if worker.retiring:
             return
         worker.retiring = True
-        self._context.log("info", "worker retires", worker=worker.name, cause=cause, reason=reason)
         if worker.state in (WorkerState.BACKOFF, WorkerState.WAITING, WorkerState.STOPPED):
             self._remove(worker)
-            return
-        if worker.state in (WorkerState.STARTING, WorkerState.READY, WorkerState.BUSY):
+        elif worker.state in (WorkerState.STARTING, WorkerState.READY, WorkerState.BUSY):
             worker.leaving = Death(cause, reason, self._context.now)
             self.drain(worker)
+        self._context.log("info", "worker retires", worker=worker.name, cause=cause, reason=reason)
 
     def drain(self, worker: Worker) -> None:
         """Have the process end when its jobs are done: what becomes of its place is decided when it is gone."""
@@ -200,8 +200,8 @@ class Pool:
             spare.restarts += worker.restarts + 1
             spare.jobs_done_in_all += worker.jobs_done_in_all
             spare.last_death = spare.last_death or worker.last_death
-        self._tell_state(worker)
         del self.workers[worker.name]
+        self._tell_state(worker)
 
     # --- starts
 
@@ -215,10 +215,7 @@ class Pool:
             worker.enter(WorkerState.WAITING)  # STOPPED, STOPPING or BACKOFF -> WAITING
             worker.waits_since = self._context.now
             worker.reason = ""
-        if worker.reason != obstacle:
-            worker.reason = obstacle
-            self._context.log("info", "worker waits", worker=worker.name, reason=obstacle)
-            self._tell_state(worker)
+        known, worker.reason = worker.reason, obstacle
         # Not at every look: a sample makes those look who wait for memory, and would be the reason for the next one.
         if ("wait", worker.name) not in self._context.timers:
             waited_s = self._context.now - worker.waits_since
@@ -226,6 +223,9 @@ class Pool:
             self._context.timers.set(("wait", worker.name), self._context.now + pause_s)
             if worker.gpu is not None:
                 self._context.effects.append(Sample())
+        if obstacle != known:
+            self._context.log("info", "worker waits", worker=worker.name, reason=obstacle)
+            self._tell_state(worker)
 
     def _obstacle(self, worker: Worker) -> str:
         # What was replaced in good order, or never tried, is not held up by the faults of others.
@@ -241,9 +241,9 @@ class Pool:
 
     def move(self, worker: Worker, gpu: int) -> None:
         """A worker that waits in vain for its GPU goes to another one."""
-        self._context.log("info", "worker moves", worker=worker.name, gpu=gpu, because=worker.reason)
-        worker.gpu = gpu
+        because, worker.gpu = worker.reason, gpu
         self._go(worker)
+        self._context.log("info", "worker moves", worker=worker.name, gpu=gpu, because=because)
 
     def look_again(self, name: str = "") -> None:
         """Whatever waits may go now; only the worker of this name, if one is given."""
@@ -251,10 +251,11 @@ class Pool:
             return
         for worker in self:
             if worker.state is WorkerState.WAITING and name in ("", worker.name):
-                self._go(worker)
+                self._context.guarded(self._go, worker)
 
     def _start(self, worker: Worker) -> None:
         context = self._context
+        device, share = self._gpus.device(worker.gpu), self._vram_share(worker.gpu)
         worker.enter(WorkerState.STARTING)  # STOPPED, STOPPING, BACKOFF or WAITING -> STARTING
         if worker.faults and self.circuit_breaker.state is BreakerState.HALF_OPEN:
             self._probe = worker.name
@@ -267,7 +268,6 @@ class Pool:
         self._by_incarnation[worker.incarnation] = worker
         context.timers.cancel(("wait", worker.name))
         context.timers.set(("start", worker.name), context.now + context.settings.workers.start_timeout_s)
-        device, share = self._gpus.device(worker.gpu), self._vram_share(worker.gpu)
         context.effects.append(Spawn(worker.incarnation, worker.name, worker.gpu, device, share))
         self._tell_state(worker)
 
@@ -386,7 +386,7 @@ class Pool:
             worker.jobs_done += 1
             worker.jobs_done_in_all += 1
             if self.circuit_breaker.faults or self.circuit_breaker.state is not BreakerState.CLOSED:
-                self._proved()
+                self._context.guarded(self._proved)
         if memory is not None:
             worker.memory = memory
         worker.idle_since = now
@@ -410,12 +410,12 @@ class Pool:
         worker.doom = worker.doom or Death(Cause.REQUESTED, "the daemon stops", self._context.now)
         for purpose in _OF_PROCESS[1:]:
             self._context.timers.cancel((purpose, worker.name))
+        self._arm_kill(worker)
         if loading:
             # It would not read a message before its model is loaded, and there is nothing in it to lose.
             self._context.effects.append(Signal(worker.incarnation, "kill"))
         else:
             self._context.effects.append(Tell(worker.incarnation, StopWorker()))
-        self._arm_kill(worker)
         self._tell_state(worker)
 
     def stop_all(self, *, at_once: bool) -> None:
@@ -444,15 +444,17 @@ class Pool:
         jobs = worker.give_up_jobs()
         for purpose in _OF_PROCESS[1:]:
             self._context.timers.cancel((purpose, worker.name))
-        if patient:
-            self._arm_kill(worker)
-        else:
-            # It is not waited for as for one that has work to finish: its place is needed.
+        # A worker without work to finish gets less time, unless it announced its end: its place is needed.
+        self._arm_kill(worker, at_most_s=math.inf if patient else _GRACE_S)
+        # An exception here does not lose its jobs.
+        self._context.guarded(partial(self._tell_failed, worker, cause, detail, patient=patient))
+        return worker.doom, jobs
+
+    def _tell_failed(self, worker: Worker, cause: Cause, detail: str, *, patient: bool) -> None:
+        if not patient:
             self._context.effects.append(Signal(worker.incarnation, "term"))
-            self._arm_kill(worker, at_most_s=_GRACE_S)
         self._context.log("warning", "worker failed", worker=worker.name, pid=worker.pid, cause=cause, detail=detail)
         self._tell_state(worker)
-        return worker.doom, jobs
 
     def on_ended(
         self, incarnation: int, returncode: int, last_words: str, *, oom_killed: bool = False
@@ -468,21 +470,41 @@ class Pool:
         expected = worker.doom is not None and worker.state is not WorkerState.DRAINING
         death = (worker.doom if expected else None) or self._unexpected(worker, returncode, last_words, oom_killed)
         worker.last_death = death
+        jobs = worker.give_up_jobs()
+        fails = worker.state not in (WorkerState.STOPPING, WorkerState.FAILED)
+        if fails:
+            worker.enter(WorkerState.FAILED)  # STARTING, READY, BUSY or DRAINING -> FAILED
+            worker.doom = death
+        # An exception in one of these loses neither the jobs nor the worker's place.
+        guarded = self._context.guarded
+        guarded(partial(self._tell_ended, worker, death, expected=expected, fails=fails))
+        faulty = worker.state is WorkerState.FAILED and POLICIES[death.cause].fault
+        guarded(partial(self._count, worker, death, faulty=faulty))
+        guarded(self._place_is_empty, worker)
+        return worker, death, jobs
+
+    def _tell_ended(self, worker: Worker, death: Death, *, expected: bool, fails: bool) -> None:
         self._context.counters.died(death.cause)
         self._context.stir()
-        jobs = worker.give_up_jobs()
         if not expected:
             self._context.log("warning", "worker died", worker=worker.name, cause=death.cause, detail=death.detail)
         if worker.state is WorkerState.STOPPING:
             self._context.log("info", "worker stopped", worker=worker.name, reason=death.detail)
-        elif worker.state is not WorkerState.FAILED:
-            worker.enter(WorkerState.FAILED)  # STARTING, READY, BUSY or DRAINING -> FAILED
-            worker.doom = death
+        elif fails:
             self._tell_state(worker)
-        faulty = worker.state is WorkerState.FAILED and POLICIES[death.cause].fault
-        self._count(worker, death, faulty=faulty)
-        self._place_is_empty(worker)
-        return worker, death, jobs
+
+    def recover(self) -> None:
+        """Start the workers that an exception has left with neither a process nor a timer that brings one."""
+        timers = self._context.timers
+        if self.circuit_breaker.state is BreakerState.OPEN and ("breaker", "") not in timers and not self.stopping:
+            timers.set(("breaker", ""), self._context.now + self._context.settings.workers.restart.backoff_max_s)
+        for worker in self:
+            if self._by_incarnation.get(worker.incarnation) is worker:
+                continue
+            if worker.state in (WorkerState.STOPPING, WorkerState.FAILED):
+                self._context.guarded(self._place_is_empty, worker)
+            elif not self.stopping and not any((purpose, worker.name) in timers for purpose in ("backoff", "wait")):
+                self._context.guarded(self._go, worker)
 
     def _place_is_empty(self, worker: Worker) -> None:
         """Decide what becomes of a worker whose process is gone."""
@@ -491,7 +513,7 @@ class Pool:
         worker.share = NOBODY_KNOWS
         worker.stuck = False
         if was_stuck:
-            self._alerts.set(f"worker_stuck.{worker.name}", "")
+            self._context.guarded(self._alerts.set, f"worker_stuck.{worker.name}", "")
         if self.stopping:
             worker.enter(WorkerState.STOPPED)  # STOPPING or FAILED -> STOPPED
             self._tell_state(worker)
@@ -509,8 +531,9 @@ class Pool:
         if worker is None:
             return None
         worker.doom = Death(Cause.START_FAILED, reason, self._context.now)
+        ended = self.on_ended(incarnation, 127, "")
         self._context.log("error", "worker can't be started", worker=worker.name, detail=reason)
-        return self.on_ended(incarnation, 127, "")
+        return ended
 
     def _unexpected(self, worker: Worker, returncode: int, last_words: str, oom_killed: bool) -> Death:
         detail = describe_exit(returncode)
@@ -551,14 +574,15 @@ class Pool:
 
     def _back_off(self, worker: Worker) -> None:
         """The first fault after a steady time is mended at once, further ones ever later."""
-        worker.enter(WorkerState.BACKOFF)  # FAILED -> BACKOFF
-        worker.restarts += 1
         # A spare that did not fit is not started again before it is decided whether there shall be one.
         did_not_fit = worker.last_death is not None and worker.last_death.cause in (Cause.OUT_OF_MEMORY, Cause.HOST_OOM)
-        if worker.faults > 1 or (worker.replaces and did_not_fit):
-            delay = self._pause(max(1, worker.faults - 1))
-            self._context.timers.set(("backoff", worker.name), self._context.now + delay)
-            self._context.log("info", "worker is started again later", worker=worker.name, in_s=round(delay, 3))
+        waits = worker.faults > 1 or (worker.replaces and did_not_fit)
+        pause_s = self._pause(max(1, worker.faults - 1)) if waits else 0.0
+        worker.enter(WorkerState.BACKOFF)  # FAILED -> BACKOFF
+        worker.restarts += 1
+        if waits:
+            self._context.timers.set(("backoff", worker.name), self._context.now + pause_s)
+            self._context.log("info", "worker is started again later", worker=worker.name, in_s=round(pause_s, 3))
             self._tell_state(worker)
         else:
             self._go(worker)
@@ -572,13 +596,15 @@ class Pool:
         if self.circuit_breaker.proof():
             self._probe = ""
             self._context.timers.cancel(("breaker", ""))
-            self._alerts.set("breaker_open", "")
             self.look_again()
+            self._alerts.set("breaker_open", "")
 
     # --- timers
 
-    def on_start_timeout(self, name: str) -> tuple[Death, list[str]]:
+    def on_start_timeout(self, name: str) -> tuple[Death, list[str]] | None:
         """The model is not loaded in time."""
+        if self.workers[name].state is not WorkerState.STARTING:
+            return None
         timeout = self._context.settings.workers.start_timeout_s
         return self.fail(self.workers[name], Cause.START_TIMEOUT, f"not ready {timeout:g} s after its start")
 
@@ -621,6 +647,8 @@ class Pool:
         if worker.state not in (WorkerState.STOPPING, WorkerState.FAILED):
             return
         worker.kills += 1
+        self._arm_kill(worker)
+        self._context.effects.append(Signal(worker.incarnation, "kill"))
         if worker.kills == 1:
             self._context.log("warning", "worker does not end and is killed", worker=name, pid=worker.pid)
         if worker.kills > _STUCK_AFTER_KILLS and not worker.stuck:
@@ -633,8 +661,6 @@ class Pool:
                 f"worker {name}, process {worker.pid}, was {worker.reason}; it holds what it has",
             )
             self._tell_state(worker)
-        self._context.effects.append(Signal(worker.incarnation, "kill"))
-        self._arm_kill(worker)
 
     def on_backoff_over(self, name: str) -> None:
         """Try again."""

@@ -47,9 +47,9 @@ class Recycler:
         if not worker.serving or worker.retiring:
             return False
         if worker.leaving is None:
-            self._context.log("info", "worker is recycled", worker=worker.name, cause=cause, reason=reason)
             worker.leaving = Death(cause, reason, self._context.now)
             self._context.counters.recycled(kind)
+            self._context.log("info", "worker is recycled", worker=worker.name, cause=cause, reason=reason)
         worker.leaves_at_once = worker.leaves_at_once or at_once
         self.settle()
         return True
@@ -262,8 +262,8 @@ class Recycler:
                 continue
             spare = self._pool.spare_of(worker)
             if spare is not None and spare.serving:
-                self._context.log("info", "spare takes over", worker=spare.name, replaces=worker.name)
                 self._hand_over(worker)
+                self._context.log("info", "spare takes over", worker=spare.name, replaces=worker.name)
             elif worker.leaves_at_once and spare is not None and spare.state is WorkerState.STARTING:
                 self._hand_over(worker)
             elif worker.leaves_at_once:
@@ -305,8 +305,9 @@ class Recycler:
             self._drain_in_place(worker, spare)
 
     def _drain_in_place(self, worker: Worker, spare: Worker | None) -> None:
+        worker.renewing = True
         if spare is not None:
             spare.replaces = None
-            self._pool.retire(spare, Cause.REQUESTED, "there is no room for a spare")
-        worker.renewing = True
         self._pool.drain(worker)
+        if spare is not None:
+            self._pool.retire(spare, Cause.REQUESTED, "there is no room for a spare")

@@ -8,6 +8,7 @@ import click
 import pytest
 
 from glmtts.client import News
+from glmtts.client.cli import doctor
 from glmtts.client.cli import events as module
 from glmtts.client.cli.ui.wrap import cells, hanging
 
@@ -83,8 +84,9 @@ def test_an_event_goes_on_below_its_topic(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.usefixtures("daemon")
 def test_the_doctor_fits_the_terminal_and_a_file_of_its_report_can_be_read(
-    on_terminal: OnTerminal, ctl: Ctl, answers: Answers
+    on_terminal: OnTerminal, ctl: Ctl, answers: Answers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(doctor, "_machine", lambda *_: [])
     problem = {"severity": "bad", "name": "gpu_lost.1", "what": DETAIL, "do": DETAIL}
     answers["status"] = {"state": "running", "attention": [problem]}
     answers["workers"] = {"workers": [WORKER]}

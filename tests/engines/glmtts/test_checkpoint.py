@@ -85,16 +85,6 @@ def test_a_speech_tokenizer_in_several_files_needs_no_index(root: Path) -> None:
     assert look(root).parameters["speech_tokenizer"] == 61
 
 
-def test_what_torch_saves_is_counted_and_believed(root: Path) -> None:
-    import torch
-
-    torch.save({"model": {"a": torch.zeros(30, 7), "b": torch.ones(11)}}, root / "ckpt/flow/flow.pt")
-    torch.save({"a": torch.ones(90)}, root / "ckpt/hift/hift.pt", _use_new_zipfile_serialization=False)
-    found = look(root).parameters
-    assert found["flow"] == 221
-    assert 90 <= found["hift"] < 1_000, "before torch 1.6 no zip file: its size alone is known"
-
-
 def test_nine_gigabytes_are_looked_at_in_well_under_a_second(root: Path) -> None:
     large = made.llm_tensors() | {"model.layers.1.mlp.down_proj.weight": 1_552_009_216}
     made.safetensors(root / "ckpt/llm/model.safetensors", large, fill=b"")
