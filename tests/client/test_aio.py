@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from glmtts.client import AsyncClient, ConnectionLost, DaemonNotRunning, GlmttsError, RateLimited, SlowConsumer, Timeout
+from glmtts.client import AsyncClient, ConnectionLost, GlmttsError, SlowConsumer, Timeout
 from glmtts.client import exchange as exchange_module
 from glmtts.protocol import events
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.requests import Cancel, Request, Synthesize, Wait
 
-from .scripted_daemon import R, ScriptedDaemon, accept_only, accepted, audio, done, refusing, speak_at_once
+from .scripted_daemon import R, ScriptedDaemon, accept_only, accepted, audio, done, speak_at_once
 
 PATIENCE_S = 10.0
 
@@ -140,20 +140,6 @@ def test_an_unread_stream_does_not_fill_the_memory_while_other_requests_go_on(
     run(daemon.endpoint, use)
 
 
-def test_a_refusal_carries_when_to_come_back(daemon: ScriptedDaemon) -> None:
-    daemon.script = refusing(ErrorCode.RATE_LIMITED, "ten a minute", retry_after_s=1.5)
-
-    async def use(client: AsyncClient) -> None:
-        with pytest.raises(RateLimited) as caught:
-            await client.submit("hi")
-        assert caught.value.retry_after_s == 1.5
-        with pytest.raises(RateLimited):
-            async for _ in client.stream("hi"):
-                pass
-
-    run(daemon.endpoint, use)
-
-
 def test_jobs_go_on_over_a_restart_of_the_daemon(daemon: ScriptedDaemon) -> None:
     daemon.script = accept_only
 
@@ -174,29 +160,6 @@ def test_jobs_go_on_over_a_restart_of_the_daemon(daemon: ScriptedDaemon) -> None
         assert isinstance(lost, ConnectionLost)
 
     run(daemon.endpoint, use)
-
-
-def test_a_daemon_that_does_not_come_back_is_not_waited_for_for_ever(daemon: ScriptedDaemon) -> None:
-    daemon.script = accept_only
-
-    async def use(client: AsyncClient) -> None:
-        job = await client.submit("a")
-        await asyncio.to_thread(daemon.stop)
-        with pytest.raises(ConnectionLost, match="come back"):
-            await client.wait(job)
-        with pytest.raises(DaemonNotRunning):
-            await client.ping()
-
-    run(daemon.endpoint, use, reconnect_s=0.3)
-
-
-def test_a_daemon_that_is_not_there_is_named_at_once(no_daemon: str) -> None:
-    async def use(_: AsyncClient) -> None:
-        raise AssertionError
-
-    for endpoint in (no_daemon, "tcp://127.0.0.1:1"):
-        with pytest.raises(DaemonNotRunning, match="glmttsd"):
-            run(endpoint, use)
 
 
 def test_closing_ends_what_is_still_waited_for(daemon: ScriptedDaemon) -> None:

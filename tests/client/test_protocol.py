@@ -279,50 +279,20 @@ def test_a_damaged_answer_ends_its_request_instead_of_leaving_it_waiting() -> No
 IDS = st.sampled_from(["r1", "r2", "r3", "r4", "r5", "r6", ""])
 JOBS = st.sampled_from(["j1", "j2", "j3"])
 COUNTS = st.integers(0, 3)
-EVENTS: st.SearchStrategy[Any] = st.one_of(
+EVENTS: st.SearchStrategy[events.ServerEvent] = st.one_of(
     st.builds(events.Accepted, id=IDS, job=JOBS, position=COUNTS, queue_size=COUNTS),
     st.builds(events.Queued, id=IDS, job=JOBS, position=COUNTS, queue_size=COUNTS),
-    st.builds(
-        events.Started, id=IDS, job=JOBS, worker=st.just("w"), gpu=st.none(), attempt=COUNTS, waited_s=st.just(0.0)
-    ),
+    st.builds(lambda id, job: events.Started(id=id, job=job, worker="w", gpu=None, attempt=1, waited_s=0.0), IDS, JOBS),
     st.builds(events.Progress, id=IDS, job=JOBS, segment=COUNTS, segments=COUNTS, audio_s=st.just(0.0)),
+    st.builds(audio, JOBS, IDS, COUNTS),
+    st.builds(lambda job, id, chunks: done(job, id, chunks=chunks), JOBS, IDS, COUNTS),
     st.builds(
-        events.Audio,
-        id=IDS,
-        job=JOBS,
-        seq=COUNTS,
-        format=st.just("pcm_s16le"),
-        sample_rate=st.just(24_000),
-        channels=st.just(1),
-    ),
-    st.builds(
-        events.Done,
-        id=IDS,
-        job=JOBS,
-        format=st.just("wav"),
-        sample_rate=st.just(24_000),
-        audio_s=st.just(1.0),
-        waited_s=st.just(0.0),
-        synthesis_s=st.just(0.0),
-        first_audio_s=st.just(0.0),
-        rtf=st.just(0.1),
-        attempts=st.just(1),
-        engine=st.just("e"),
-        voice=st.just("v"),
-        sha256=st.just(""),
-        chunks=COUNTS,
-    ),
-    st.builds(
-        events.Error,
-        id=IDS,
-        code=st.sampled_from([*ErrorCode.__members__.values(), "newer"]),
-        message=st.just("m"),
-        retryable=st.booleans(),
-        job=JOBS,
+        lambda id, code, job, retry: events.Error(id=id, code=code, message="m", retryable=retry, job=job),
+        IDS, st.sampled_from([*ErrorCode.__members__.values(), "newer"]), JOBS, st.booleans(),
     ),
     st.builds(events.Pong, id=IDS, version=st.just("0"), protocol=st.just(1), uptime_s=st.just(0.0)),
     st.builds(events.Result, id=IDS, values=st.just({"state": "waiting"})),
-)
+)  # fmt: skip
 JSONISH = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=5) | st.binary(max_size=5) | IDS,
     lambda inner: (

@@ -29,7 +29,7 @@ from glmtts.protocol import events
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.requests import Cancel, Request, Synthesize, Wait
 
-from .scripted_daemon import ScriptedDaemon, accept_only, accepted, audio, done, refusing, speak_at_once
+from .scripted_daemon import ScriptedDaemon, accept_only, accepted, audio, done, speak_at_once
 
 PATIENCE_S = 10.0
 
@@ -38,17 +38,6 @@ PATIENCE_S = 10.0
 def client(daemon: ScriptedDaemon) -> Iterator[Client]:
     with Client(daemon.endpoint, timeout=PATIENCE_S) as client:
         yield client
-
-
-def test_three_lines_make_a_file(daemon: ScriptedDaemon, tmp_path: Path) -> None:
-    program = (
-        "from glmtts.client import Client\n"
-        "with Client() as client:\n"
-        "    client.speak('今天天气不错', timeout=10).save('a.wav')\n"
-    )
-    env = {**os.environ, "GLMTTS_ENDPOINT": daemon.endpoint, "PYTHONWARNINGS": "error::ResourceWarning"}
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, check=True, timeout=30)
-    assert (tmp_path / "a.wav").read_bytes().decode() == "今天天气不错"
 
 
 def test_importing_the_client_loads_neither_asyncio_nor_what_draws_nor_what_computes() -> None:
@@ -103,13 +92,6 @@ def stream_without_end(daemon: ScriptedDaemon, peer: bytes, request: Request, bo
         daemon.send(peer, audio("j1", request.id, 0), b"0011")
     else:
         speak_at_once(daemon, peer, request, body)
-
-
-def test_a_stream_closed_early_is_cancelled(client: Client, daemon: ScriptedDaemon) -> None:
-    daemon.script = stream_without_end
-    with client.stream("long") as stream:
-        assert next(stream).samples == b"0011"
-    assert daemon.next_of(Cancel).job == "j1"
 
 
 def test_a_stream_left_by_break_is_cancelled(client: Client, daemon: ScriptedDaemon) -> None:
@@ -271,29 +253,6 @@ def test_a_job_goes_on_over_a_restart_of_the_daemon(client: Client, daemon: Scri
     daemon.script = script
     daemon.start()
     assert client.wait(job).audio == b"survived"
-
-
-def test_a_job_that_the_new_daemon_does_not_know_is_lost_at_once(client: Client, daemon: ScriptedDaemon) -> None:
-    daemon.script = accept_only
-    job = client.submit("long")
-    daemon.stop()
-    daemon.script = refusing(ErrorCode.JOB_NOT_FOUND, "no such job")
-    daemon.start()
-    with pytest.raises(ConnectionLost, match=job.id):
-        client.wait(job)
-
-
-def test_a_request_with_a_key_is_sent_again_to_the_next_daemon(client: Client, daemon: ScriptedDaemon) -> None:
-    daemon.script = lambda *_: None
-    results: list[Any] = []
-    speaker = threading.Thread(target=lambda: results.append(client.speak("hi", key="k")))
-    speaker.start()
-    daemon.next_of(Synthesize)
-    daemon.stop()
-    daemon.script = speak_at_once
-    daemon.start()
-    speaker.join(PATIENCE_S)
-    assert results[0].audio == b"hi"
 
 
 def test_a_daemon_that_does_not_come_back_is_not_waited_for_for_ever(daemon: ScriptedDaemon) -> None:

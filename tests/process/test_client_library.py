@@ -52,24 +52,6 @@ def test_a_stream_is_the_same_speech_as_the_whole_file(daemon: Daemon) -> None:
         assert stream.done is not None and stream.done.sha256 == whole.sha256
 
 
-def test_a_program_with_threads_gets_each_its_own_speech(daemon: Daemon) -> None:
-    texts = [f"This is sentence number {number}." for number in range(6)]
-    with Client(daemon.endpoint, timeout=20) as client:
-        expected = {text: client.speak(text).sha256 for text in texts}
-    found: dict[str, str] = {}
-
-    def speak(text: str) -> None:
-        with Client(daemon.endpoint, timeout=30) as own:
-            found[text] = own.speak(text).sha256
-
-    threads = [threading.Thread(target=speak, args=(text,)) for text in texts]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert found == expected
-
-
 def test_one_asyncio_client_carries_many_requests_at_once(daemon: Daemon) -> None:
     async def run() -> list[str]:
         async with AsyncClient(daemon.endpoint, timeout=30) as client:

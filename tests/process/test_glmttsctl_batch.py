@@ -106,47 +106,6 @@ def test_a_daemon_killed_under_a_batch_fails_no_line_of_it(start: Callable[..., 
     batch.check()
 
 
-def test_a_daemon_killed_after_the_command_still_has_the_lines(start: Callable[..., Daemon], batch: Batch) -> None:
-    daemon = start()
-    daemon.control("pause")
-    process = batch.begin(daemon)
-    daemon.until(lambda: waiting(daemon) == LINES, "the daemon has every line")
-    process.kill()
-    process.wait(PATIENCE_S)
-    daemon.kill()
-    daemon.restart()
-    daemon.until(lambda: waiting(daemon) + daemon.status()["queue"]["running"] == 0, "the next daemon speaks them")
-    spoken = daemon.status()["counts"]["done"]
-    batch.run(daemon)
-    batch.check()
-    assert daemon.status()["counts"]["done"] == spoken == LINES
-
-
-def test_lines_whose_results_are_gone_are_spoken_again(start: Callable[..., Daemon], batch: Batch) -> None:
-    daemon = start()
-    daemon.control("pause")
-    process = batch.begin(daemon)
-    daemon.until(lambda: waiting(daemon) == LINES, "the daemon has every line")
-    process.kill()
-    process.wait(PATIENCE_S)
-    daemon.control("resume")
-    daemon.until(lambda: accepted_and_done(daemon)[1] == LINES, "they are spoken")
-    kept = sorted(path for path in (daemon.state / "results").iterdir() if path.is_file())
-    assert len(kept) == LINES
-    for path in kept[:5]:
-        path.unlink()
-    batch.run(daemon)
-    batch.check()
-    assert accepted_and_done(daemon)[1] == LINES + 5, "and those alone"
-
-
-def test_a_queue_with_few_places_is_honoured_and_takes_every_line(start: Callable[..., Daemon], batch: Batch) -> None:
-    daemon = start(queue={"max_waiting_batch": 3, "max_share": 1.0})
-    said = batch.run(daemon, "--option", "rtf=0.2")
-    batch.check()
-    assert accepted_and_done(daemon) == (LINES, LINES), said
-
-
 def test_a_daemon_whose_journal_is_off_refuses_with_the_reason_and_speaks_without(
     start: Callable[..., Daemon], batch: Batch
 ) -> None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import select
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -79,15 +76,6 @@ def test_the_cause_of_a_death_is_seen_everywhere(on_gpus: OnGpus) -> None:
     assert "last death: crashed (killed by SIGKILL)" in told(daemon, "workers")
 
 
-def test_scale_changes_how_many_workers_there_are(on_gpus: OnGpus) -> None:
-    daemon, _ = on_gpus()
-    assert len(daemon.workers()) == 2
-    assert "Always 1 worker" in told(daemon, "scale", "--min", "1", "--max", "1")
-    daemon.until(lambda: len([w for w in daemon.workers() if w["pid"]]) == 1, "one worker is left")
-    told(daemon, "scale", "--min", "2", "--max", "2")
-    daemon.until(lambda: len([w for w in daemon.workers() if w["state"] == "ready"]) == 2, "there are two again")
-
-
 def test_a_job_that_kills_is_found_in_quarantine_and_set_free(on_gpus: OnGpus) -> None:
     daemon, _ = on_gpus()
     client = daemon.client()
@@ -123,63 +111,6 @@ def test_the_doctor_finds_a_healthy_daemon_healthy(start: Callable[..., Daemon])
     assert str(daemon.file) in checks["configuration"]["seen"], "the file that the daemon has read"
     for name in ("daemon", "protocol", "workers", "glmtts.sock", "control.sock", "eSpeak NG"):
         assert checks[name]["state"] == "ok", checks[name]
-
-
-@pytest.fixture
-def top() -> Iterator[Top]:
-    """Runs ``glmttsctl top`` on a terminal; what it returns waits until words are on the screen."""
-    master, slave = pty.openpty()
-    started: list[subprocess.Popen[bytes]] = []
-
-    def begin(daemon: Daemon) -> Callable[[str], None]:
-        started.append(
-            subprocess.Popen(
-                [GLMTTSCTL, "top", "--interval", "0.3"],
-                stdin=slave,
-                stdout=slave,
-                stderr=slave,
-                start_new_session=True,
-                env=environment(daemon, TERM="xterm-256color", COLUMNS="100", LINES="30"),
-            )
-        )
-        seen = ""
-
-        def until(words: str) -> None:
-            nonlocal seen
-            ends = time.monotonic() + PATIENCE_S
-            while words not in seen:
-                left = ends - time.monotonic()
-                assert left > 0, f"{words!r} was not shown: {seen[-3_000:]}"
-                if select.select([master], [], [], left)[0]:
-                    seen += os.read(master, 65_536).decode(errors="replace")
-            seen = seen.split(words, 1)[1]
-
-        return until
-
-    yield begin
-    os.write(master, b"q")
-    for process in started:
-        try:
-            assert process.wait(PATIENCE_S) == 0
-        finally:
-            process.kill()
-            process.wait()
-    os.close(master)
-    os.close(slave)
-
-
-def test_top_shows_a_death_and_outlives_a_restart_of_the_daemon(on_gpus: OnGpus, top: Top) -> None:
-    daemon, _ = on_gpus()
-    until = top(daemon)
-    until("GPU 1")
-    until("GiB (NVML)")
-    os.kill(daemon.workers()[0]["pid"], signal.SIGKILL)
-    until("died: crashed (killed by SIGKILL)")
-    daemon.until_ready()
-    daemon.stop()
-    until("waiting for the daemon...")
-    daemon.restart()
-    until("the daemon was restarted")
 
 
 def test_a_daemon_that_hangs_is_told_with_what_ends_it(start: Callable[..., Daemon]) -> None:

@@ -69,9 +69,3 @@ def test_all_jobs_of_a_client_are_cancelled_but_not_without_a_yes(filled: Daemon
     assert filled.status()["queue"]["waiting"] == 0
     nothing = ctl(filled, "cancel", "--client", name)
     assert nothing.returncode == 0 and "no waiting or running job" in nothing.stdout
-
-
-def test_the_status_says_how_the_journal_is(filled: Daemon) -> None:
-    status = answered(filled, "status")
-    assert status["journal"]["ok"] is True
-    assert "journal" in ctl(filled, "status").stdout

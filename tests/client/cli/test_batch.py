@@ -256,11 +256,6 @@ def test_a_daemon_that_can_not_work_stops_the_batch_instead_of_failing_every_lin
     assert not (batch.out / "failures.jsonl").exists()
 
 
-def test_without_a_daemon_it_is_3(no_daemon: str, batch: Batch) -> None:
-    batch.write("a")
-    assert batch.run("--endpoint", no_daemon).exit_code == 3
-
-
 def test_two_batches_do_not_write_into_one_folder(batch: Batch) -> None:
     batch.write("a")
     batch.out.mkdir()
@@ -305,20 +300,6 @@ def test_the_daemon_finishes_the_lines_of_an_interrupted_command_and_resume_fetc
     assert batch.outputs == ["a.wav", "b.wav", "c.wav", "d.wav"]
     assert (batch.out / "b.wav").read_bytes() == b"b"
     assert sorted(journalled.spoken) == ["a", "b", "c", "d"], "nothing is spoken twice"
-
-
-def test_the_next_run_joins_the_jobs_of_a_killed_command(
-    journalled: JournalledDaemon, batch: Batch, daemon: ScriptedDaemon
-) -> None:
-    journalled.held = {"a", "b"}
-    batch.write("a", "b")
-    process = batch.begin()
-    until_asked(daemon, 2)
-    process.kill()
-    process.wait(DEADLINE_S)
-    journalled.end("a", "b")
-    assert batch.run().exit_code == 0
-    assert journalled.spoken == ["a", "b"]
 
 
 @pytest.mark.parametrize("option", ["--cancel-on-exit", "--no-durable"])

@@ -83,12 +83,6 @@ def test_listening_for_a_time_ends_well_and_missing_events_are_124(ctl: Ctl) -> 
     assert result.exit_code == 124 and "0 of 1" in result.stderr
 
 
-def test_without_a_daemon_it_says_so(ctl: Ctl) -> None:
-    for arguments in ([], ["-f"]):
-        result = ctl("events", *arguments)
-        assert result.exit_code == 3 and "glmttsd" in result.stderr
-
-
 def test_the_end_of_the_daemon_ends_it_with_3(ctl: Ctl, publisher: Publisher, when_heard: WhenHeard) -> None:
     when_heard(publisher.stop)
     result = ctl("events")

@@ -235,12 +235,6 @@ def test_a_person_hears_that_the_queue_is_long_and_that_a_worker_died(
     assert "w1 retries the job (attempt 2)" in result.stderr
 
 
-def test_a_folder_that_is_not_there_is_said_by_name(ctl: Ctl, tmp_path: Path) -> None:
-    result = ctl("say", TEXT, "-o", tmp_path / "no" / "a.wav")
-    assert result.exit_code == 1
-    assert f"{tmp_path / 'no' / 'a.wav'}: No such file or directory" in result.stderr
-
-
 def test_ctrl_c_ends_the_job_and_leaves_nothing_behind(daemon: ScriptedDaemon, tmp_path: Path) -> None:
     daemon.script = accept_only
     command = [*GLMTTSCTL, "say", TEXT, "-o", str(tmp_path / "a.wav"), "--endpoint", daemon.endpoint]

@@ -190,10 +190,6 @@ def test_a_death_is_told_once_and_so_is_the_next(daemon_answers: Answers, contro
         feed.stop()
 
 
-def test_without_a_daemon_it_says_so(ctl: Ctl) -> None:
-    assert ctl("top", "--once").exit_code == 3
-
-
 class Terminal:
     """``glmttsctl top`` on a terminal of its own."""
 
