@@ -52,7 +52,7 @@ class Watch:
         DaemonNotRunning: no daemon answers.
         Forbidden: this user is no operator.
         ConnectionLost: the daemon went away and did not come back; raised by the iteration.
-        ProtocolError: a message is no event; the iteration can go on.
+        ProtocolError: a message is no event; later ones can still be read.
         GlmttsError: the endpoint is not ``ipc://``.
     """
 

@@ -36,7 +36,7 @@ _STYLES = {"down": "red", "bad": "red", "slow": "yellow", "note": ""}
 def health(depth: str, timeout: float | None) -> None:
     """Does the daemon serve requests?
 
-    Exits with 0 if so, else with 3.     A daemon whose idle workers were unloaded is ready: the next job starts one. A
+    Exits with 0 if so, else with 3. A daemon whose idle workers were unloaded is ready: the next job starts one. A
     daemon whose journal fails is ready too, because it still speaks; its problems are printed all the same.
     """
     run = session()

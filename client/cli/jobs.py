@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 import click
 from msgspec import UNSET
 
-from glmtts.client.files import write_whole
 from glmtts.protocol.events import JobInfo
 from glmtts.protocol.requests import JobState
 
 from .queue import is_of
-from .say import facts_of, summary
+from .say import facts_of, summary, write_speech
 from .session import QUICK_TIMEOUT_S, session, shared_options, timeout_option
 from .ui.humanize import age, humanise
 from .ui.output import plain, print_json, print_pairs
@@ -148,11 +146,8 @@ def wait(id: str, file: str | None, timeout: float | None) -> None:
             _refuse_speech_without_place(client.job(id, timeout=timeout or QUICK_TIMEOUT_S))
         speech = client.wait(id, timeout=timeout)
     place = file or "-"
-    if speech.audio and place == "-":
-        sys.stdout.buffer.write(speech.audio)
-        sys.stdout.buffer.flush()
-    elif speech.audio:
-        write_whole(Path(place), speech.audio)
+    if speech.audio:
+        write_speech(place, speech.audio)
     elif file is not None:
         why = f"the daemon keeps the speech in {speech.path}" if speech.path else "the speech was sent as a stream"
         run.note(f"Nothing was written to {file}: {why}.")

@@ -25,7 +25,7 @@ _UNLIMITED = "any"
 def limits(client: str | None) -> None:
     """The limits of clients, for operators.
 
-    The limits in force, and how much of them each client, or CLIENT alone, has used.     CLIENT is a user, or a client
+    The limits in force, and how much of them each client, or CLIENT alone, has used. CLIENT is a user, or a client
     as `glmttsctl queue` shows it, such as uid:1000. NEXT JOB says when its rate lets it send the next job, and how many
     at once. A client may have limits of its own: [limits.clients] in the configuration.
     """

@@ -35,11 +35,11 @@ _BAR = 10
 @click.option("-f", "--watch", is_flag=True, help="Refresh every second until q or Ctrl-C.")
 @shared_options
 def queue(limit: int, client: str | None, watch: bool) -> None:
-    """What waits, for operators.
+    """The waiting jobs, for operators.
 
-    The waiting jobs by class, by client, and in the order of their start.     STARTS IN is the daemon's estimate; WORK
-    is the time that all waiting jobs take to speak. Suspended jobs resume by themselves. With --json --watch each line
-    is an object.
+    Counts by class and by client, and the next jobs in the order of their start. STARTS IN is the daemon's
+    estimate; WORK is the time that all waiting jobs take to speak. Suspended jobs resume by themselves. With --json
+    --watch each line is an object.
     """
     run = session()
     if not watch:

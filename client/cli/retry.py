@@ -26,7 +26,7 @@ def with_retries(
         call: gets the seconds that are left, None for no limit.
         timeout: seconds; None for no limit.
         wait: whether to retry at all.
-        note: is told of each retry.
+        note: called with a remark before each retry.
 
     Raises:
         Timeout: the next try would come after the timeout.

@@ -59,6 +59,7 @@ def parse_options(_ctx: click.Context, _param: click.Parameter, values: tuple[st
 @click.option("--priority", type=click.Choice(PRIORITIES))
 @click.option(
     "--deadline",
+    "deadline_s",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
     help="The daemon gives up if the job is not done by then.",
@@ -80,42 +81,24 @@ def say(
     *,
     text: str,
     file: str | None,
-    voice: str | None,
-    prompt: Path | None,
-    prompt_text: str | None,
     format: AudioFormat | None,
-    sample_rate: int | None,
+    output: str | None,
     stream: bool,
     play: bool,
-    priority: str | None,
-    deadline: float | None,
-    output: str | None,
-    seed: int | None,
-    options: dict[str, Any],
     no_wait: bool,
     timeout: float | None,
+    **request: Any,
 ) -> None:
     """Speak TEXT; `-` reads it from standard input."""
-    if (prompt is None) != (prompt_text is None):
+    if (request["prompt"] is None) != (request["prompt_text"] is None):
         raise click.UsageError("--prompt and --prompt-text belong together: the recording, and what is said in it.")
-    if prompt and voice:
+    if request["prompt"] and request["voice"]:
         raise click.UsageError("--voice and --prompt exclude each other.")
     run = session()
     target = _choose_target(run, file, output, format, stream=stream, play=play)
     words = _read_text(text)
-    request: dict[str, Any] = {
-        "voice": voice,
-        "prompt": prompt,
-        "prompt_text": prompt_text,
-        "format": target.format,
-        "sample_rate": sample_rate,
-        "output": output,
-        "priority": priority,
-        "deadline_s": deadline,
-        "seed": seed,
-        "options": options or None,
-        "on_event": lambda event: _note(run, event),
-    }
+    request |= {"format": target.format, "output": output, "options": request["options"] or None}
+    request["on_event"] = lambda event: _note(run, event)
     speak = _stream if target.streamed else _fetch
     with run.client(timeout=None) as client:
         facts = with_retries(
@@ -200,12 +183,18 @@ def _note(run: Session, event: JobEvent) -> None:
 
 def _fetch(client: Client, text: str, request: dict[str, Any], target: Target, left: float | None) -> dict[str, Any]:
     speech = client.speak(text, timeout=left, **request)
-    if target.file == "-":
-        sys.stdout.buffer.write(speech.audio)
-        sys.stdout.buffer.flush()
-    elif target.file is not None:
-        write_whole(Path(target.file), speech.audio)
+    if target.file is not None:
+        write_speech(target.file, speech.audio)
     return facts_of(speech, target.file or speech.path)
+
+
+def write_speech(file: str, audio: bytes) -> None:
+    """Write a finished speech; ``-`` is standard output."""
+    if file == "-":
+        sys.stdout.buffer.write(audio)
+        sys.stdout.buffer.flush()
+    else:
+        write_whole(Path(file), audio)
 
 
 def _stream(client: Client, text: str, request: dict[str, Any], target: Target, left: float | None) -> dict[str, Any]:

@@ -71,7 +71,10 @@ def install_service(instance: str | None, dry_run: bool, yes: bool, root: Path, 
             f"The service runs as the user glmtts, which can't enter {closed}, where {commands} is. Install "
             "glmtts-supervisor in a folder that everyone may read: python3 -m venv /opt/glmtts"
         )
-    files = _known(lambda: installation.files(service, daemon_config("default").stdout))
+    default = daemon_config("default")
+    if default.returncode:
+        raise Failure(f"The default configuration can't be printed:\n{default.stderr.strip()}")
+    files = _known(lambda: installation.files(service, default.stdout))
     told = [{"file": str(file.path), "what": _WORDS[installation.action(file)]} for file in files]
     sysusers, tmpfiles = (next(f for f in files if f.path.parent.name == n) for n in ("sysusers.d", "tmpfiles.d"))
     after = [

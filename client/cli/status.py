@@ -21,7 +21,7 @@ Status = Mapping[str, Any]
 def status() -> None:
     """The daemon's problems and figures.
 
-    Exits with 3 while it can't start jobs.     Problems come first, the worst at the top, each with what to do. On a
+    Exits with 3 while it can't start jobs. Problems come first, the worst at the top, each with what to do. On a
     terminal that is too low for all of it they come last, the worst at the bottom. Figures that are zero or as they
     should be are left out; --json has them all.
     """

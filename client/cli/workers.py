@@ -35,7 +35,7 @@ _REASON_FOR = dict.fromkeys(("waiting", "backoff"), "waits: ") | dict.fromkeys(
 def workers(verbose: bool) -> None:
     """Every worker: its state and its memory.
 
-    Also how the memory grows, and how the last process ended.     Each VRAM figure names its source: "NVML" is the
+    Also how the memory grows, and how the last process ended. Each VRAM figure names its source: "NVML" is the
     driver's figure for the process; "~ (device)" is the use of the device less that of others, where NVML does not tell
     processes apart; "torch" is what torch has reserved.
     """

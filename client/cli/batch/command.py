@@ -68,16 +68,12 @@ def batch(
     file: Path,
     folder: Path,
     format: AudioFormat | None,
-    sample_rate: int | None,
-    voice: str | None,
-    seed: int | None,
-    options: dict[str, Any],
-    priority: str,
     jobs: int | None,
     retries: int,
     resume: bool,
     durable: bool,
     cancel_on_exit: bool,
+    **request: Any,
 ) -> None:
     """Speak every line of FILE, which is JSONL.
 
@@ -97,17 +93,9 @@ def batch(
         raise Failure(f"{folder}: no batch was begun there; leave out --resume to begin one", status=USAGE)
     folder.mkdir(parents=True, exist_ok=True)
     run = session()
-    common = {"sample_rate": sample_rate, "options": options or None, "priority": priority}
+    request["options"] = request["options"] or None
     with file.open("rb") as lines, ProgressFile(folder) as record:
-        todo, there, bad = _plan(
-            file=file,
-            found=read_lines(lines),
-            names=OutputNames(format),
-            record=record,
-            common=common,
-            voice=voice,
-            seed=seed,
-        )
+        todo, there, bad = _plan(file.parent, read_lines(lines), OutputNames(format), record, request)
         with progress(run, len(todo)) as (moved, note):
             ahead = jobs or (_AHEAD if durable else _AHEAD_NOT_DURABLE)
             work = BatchRun(folder, record, ahead, retries, note, moved, durable, cancel_on_exit, failed=bad)
@@ -120,46 +108,39 @@ def batch(
 
 
 def _plan(
-    *,
-    file: Path,
-    found: list[BatchLine | BadLine],
-    names: OutputNames,
-    record: ProgressFile,
-    common: dict[str, Any],
-    voice: str | None,
-    seed: int | None,
+    folder: Path, found: list[BatchLine | BadLine], names: OutputNames, record: ProgressFile, common: dict[str, Any]
 ) -> tuple[list[Line], int, list[FailedLine]]:
     """The lines to speak, the number of lines that are done already, and the lines that can't be spoken."""
     todo: list[Line] = []
     bad: list[FailedLine] = []
-    digests: dict[Path, str] = {}
+    recordings: dict[Path, tuple[str, int]] = {}
     there = 0
     for line in found:
         if isinstance(line, BadLine):
             bad.append(FailedLine(line.number, "bad_line", line.reason))
             continue
         name, audio_format = names.give(line)
-        request: dict[str, Any] = {**common, "format": audio_format, "seed": seed if line.seed is None else line.seed}
-        identity = {"text": line.text, **request}
-        recording_bytes = 0
-        try:
-            if line.prompt is not None:
-                recording = file.parent / line.prompt
-                if recording not in digests:
-                    digests[recording] = hashlib.sha256(recording.read_bytes()).hexdigest()
-                recording_bytes = recording.stat().st_size
-                request |= {"prompt": recording, "prompt_text": line.prompt_text}
-                identity |= {"prompt": digests[recording], "prompt_text": line.prompt_text}
-            else:
-                request["voice"] = identity["voice"] = line.voice or voice
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            bad.append(FailedLine(line.number, "bad_line", f"prompt recording {line.prompt}: {reason}", name))
-            continue
-        # The priority makes no difference to the audio.
-        digest = digest_of({k: v for k, v in identity.items() if k != "priority"})
-        if record.has(name, digest):
+        request = {**common, "format": audio_format, "seed": common["seed"] if line.seed is None else line.seed}
+        digest, size = "", 0
+        if line.prompt is not None:
+            path = folder / line.prompt
+            try:
+                if path not in recordings:
+                    recordings[path] = hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size
+            except (OSError, ValueError) as error:
+                reason = error.strerror if isinstance(error, OSError) else str(error)
+                bad.append(FailedLine(line.number, "bad_line", f"prompt recording {line.prompt}: {reason}", name))
+                continue
+            digest, size = recordings[path]
+            del request["voice"]
+            request |= {"prompt": path, "prompt_text": line.prompt_text}
+        else:
+            request["voice"] = line.voice or common["voice"]
+        # The priority makes no difference to the audio; of the recording, its content does.
+        identity = {k: v for k, v in request.items() if k != "priority"} | {"text": line.text}
+        whole = digest_of(identity | ({"prompt": digest} if line.prompt is not None else {}))
+        if record.has(name, whole):
             there += 1
         else:
-            todo.append(Line(line.number, name, digest, line.text, request, recording_bytes))
+            todo.append(Line(line.number, name, whole, line.text, request, size))
     return todo, there, bad

@@ -32,25 +32,12 @@ def progress(run: Session, total: int) -> Iterator[tuple[Callable[[], None], Cal
         yield (lambda: None), run.note
         return
 
+    from rich import progress as bars
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
-    columns = (
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("lines"),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True, highlight=False), expand=True) as progress:
+    counts = (bars.MofNCompleteColumn(), bars.TextColumn("lines"), bars.TimeElapsedColumn())
+    columns = (bars.BarColumn(bar_width=None), *counts, bars.TextColumn("left:"), bars.TimeRemainingColumn())
+    with bars.Progress(*columns, console=Console(stderr=True, highlight=False), expand=True) as progress:
         task = progress.add_task("", total=total)
         yield (lambda: progress.advance(task), lambda text: progress.console.print(text, markup=False))
 

@@ -64,7 +64,7 @@ def demo(folder: Path) -> None:
 
 @dataclass
 class _Story:
-    """The steps as they are told, and their figures for ``--json``."""
+    """The steps of the demonstration as printed, and their figures for ``--json``."""
 
     err: bool
     figures: dict[str, Any] = field(default_factory=dict)
