@@ -24,7 +24,7 @@ AUDIO_S = (0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 30
 REAL_TIME_FACTOR = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 ERROR_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
-#: Why processes are replaced: by whom, by which limit, or by what grew in them (floors.Kind).
+#: Why processes are replaced: by whom, by which limit, or by what grew in them (memory_watch.Kind).
 RECYCLE_REASONS = (
     "operator",
     "configuration",

@@ -6,15 +6,22 @@ from typing import Any
 
 import pytest
 
-from glmtts.daemon.core.monitoring.alert_rules import RULES, Condition, Figures, Finding, GpuFigures, Totals
+from glmtts.daemon.core.monitoring.alert_rules import Condition, Figures, Finding, GpuFigures, Totals
+from glmtts.daemon.core.monitoring.alert_table import ALERTS
 from glmtts.daemon.core.settings import AlertSettings
-from glmtts.daemon.core.workers.floors import Trend
+from glmtts.daemon.core.workers.memory_watch import Trend
 
 SETTINGS = AlertSettings()
 
 
+def judge(name: str, figures: Figures) -> list[Finding]:
+    rule = ALERTS[name].rule
+    assert rule is not None
+    return list(rule(figures, SETTINGS))
+
+
 def verdicts(name: str, figures: Figures) -> dict[str, bool | None]:
-    return {finding.of: finding.bad for finding in RULES[name][0](figures, SETTINGS)}
+    return {finding.of: finding.bad for finding in judge(name, figures)}
 
 
 def gpu(used: int | None, total: int | None = 1_000, xid: int = 0) -> Figures:
@@ -80,9 +87,9 @@ def test_a_daemon_whose_workers_were_unloaded_misses_none() -> None:
 
 
 def test_a_growing_worker_and_a_faulty_gpu_are_named() -> None:
-    (finding,) = RULES["memory_trend"][0](Figures(trends={"w1": Trend("leak", 38 << 20, 60)}), SETTINGS)
+    (finding,) = judge("memory_trend", Figures(trends={"w1": Trend("leak", 38 << 20, 60)}))
     assert finding.of == "w1" and finding.bad and "38 MiB per job" in finding.message
-    (finding,) = RULES["gpu_xid"][0](gpu(0, xid=79), SETTINGS)
+    (finding,) = judge("gpu_xid", gpu(0, xid=79))
     assert finding.bad and "Xid 79" in finding.message
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from glmtts.daemon.core import effects, inputs
-from glmtts.daemon.core.workers.floors import MIB
+from glmtts.daemon.core.workers.memory_watch import MIB
 from glmtts.protocol import control
 from glmtts.protocol import worker as wire
 
@@ -117,7 +117,7 @@ def test_crash_loop_though_each_crash_is_mended_and_jobs_are_spoken_between(worl
         world.die()
         world.come_back()
     world.pass_time(6.0)
-    assert "3 processes" in alerts(world)["crash_loop"]
+    assert "3 worker processes" in alerts(world)["crash_loop"]
     world.pass_time(WINDOW_S)
     assert alerts(world) == {} and told(world, "crash_loop") == ["raised", "cleared"]
 

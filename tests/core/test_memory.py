@@ -10,19 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glmtts.daemon.core.workers.memory_watch import Floor, Limits, MemoryWatch, Verdict
+from glmtts.daemon.core.workers.memory_watch import IdleSample, Limit, MemoryLimits, MemoryVerdict, MemoryWatch
 
 MIB = 1 << 20
-GPU = Limits(vram=24_576 * MIB, vram_words="GPU 0", vram_hard=False)
+GPU = MemoryLimits(vram=Limit(24_576 * MIB, "GPU 0", hard=False))
 
 
 def torch_floor(
     jobs: int, *, live: float = 8_000, cache: float = 800, outside: float = 500, rss: float = 3_000
-) -> Floor:
+) -> IdleSample:
     """A floor of a torch engine, in MiB."""
-    return Floor(
+    return IdleSample(
         jobs=jobs,
-        at=float(jobs),
         rss=round(rss * MIB),
         vram=round((live + cache + outside) * MIB),
         torch_allocated=round(live * MIB),
@@ -30,14 +29,17 @@ def torch_floor(
     )
 
 
-def plain_floor(jobs: int, vram: float) -> Floor:
+def plain_floor(jobs: int, vram: float) -> IdleSample:
     """A floor of an engine of which only the device's figure is known, in MiB."""
-    return Floor(jobs=jobs, at=float(jobs), vram=round(vram * MIB))
+    return IdleSample(jobs=jobs, vram=round(vram * MIB))
 
 
 def first(
-    floors: Iterable[Floor], limits: Limits = GPU, *, trimmed: Callable[[Floor], Floor] | None = None
-) -> tuple[int, Verdict, list[Verdict]]:
+    floors: Iterable[IdleSample],
+    limits: MemoryLimits = GPU,
+    *,
+    trimmed: Callable[[IdleSample], IdleSample] | None = None,
+) -> tuple[int, MemoryVerdict, list[MemoryVerdict]]:
     """Jobs until the first recycle, its verdict, and the trims before it; -1 where there is none."""
     watch, trims = MemoryWatch(), []
     for floor in floors:
@@ -47,7 +49,7 @@ def first(
         if verdict.action == "trim":
             trims.append(verdict)
             watch.trimmed(trimmed(floor) if trimmed else floor)
-    return -1, Verdict(), trims
+    return -1, MemoryVerdict(), trims
 
 
 # --- leaks
@@ -73,7 +75,7 @@ def test_a_leak_is_caught_where_torch_says_nothing(mib: int) -> None:
 
 @pytest.mark.parametrize("mib", [1, 20, 200])
 def test_a_leak_on_the_host_is_caught(mib: int) -> None:
-    limits = Limits(rss=16_384 * MIB, rss_words="max_rss_mib")
+    limits = MemoryLimits(rss=Limit(16_384 * MIB, "max_rss_mib"))
     jobs, verdict, _ = first((torch_floor(jobs, rss=3_000 + mib * jobs) for jobs in range(20_000)), limits)
     assert 0.8 < (3_000 + mib * jobs) / 16_384 < 0.9
     assert verdict.kind == "host_leak"
@@ -101,7 +103,11 @@ def test_a_slow_leak_under_loud_noise_is_caught() -> None:
 
 def test_a_leak_is_caught_if_only_some_floors_have_the_figure() -> None:
     floors = (
-        plain_floor(jobs, 9_000 + 100 * jobs) if jobs % 7 == 0 else Floor(jobs=jobs, at=float(jobs))
+        plain_floor(jobs, 9_000 + 100 * jobs)
+        if jobs % 7 == 0
+        else IdleSample(
+            jobs=jobs,
+        )
         for jobs in range(400)
     )
     jobs, _, _ = first(floors)
@@ -110,9 +116,8 @@ def test_a_leak_is_caught_if_only_some_floors_have_the_figure() -> None:
 
 def test_a_leak_of_live_tensors_is_told_although_nvml_says_nothing() -> None:
     floors = (
-        Floor(
+        IdleSample(
             jobs=jobs,
-            at=float(jobs),
             torch_allocated=round((8_000 + 30 * jobs) * MIB),
             torch_reserved=round((9_000 + 30 * jobs) * MIB),
         )
@@ -140,9 +145,9 @@ def test_operators_see_the_trend_long_before_it_matters() -> None:
 
 def test_a_leak_of_kibibytes_is_shown_as_such() -> None:
     watch = MemoryWatch()
-    limits = Limits(leak_min=1 * MIB)
+    limits = MemoryLimits(leak_min=1 * MIB)
     for jobs in range(4_000):
-        watch.add(Floor(jobs=jobs, at=0.0, rss=38 * MIB + jobs * 2_600), limits)
+        watch.add(IdleSample(jobs=jobs, rss=38 * MIB + jobs * 2_600), limits)
     assert watch.trend is not None
     assert watch.trend.words == "+2.5 KiB per job"
 
@@ -190,7 +195,7 @@ def test_what_a_trim_brought_is_seen_when_the_sample_comes() -> None:
         assert verdict.action != "recycle", verdict
         if verdict.action == "trim":
             trims, held = trims + 1, 9_000.0
-            watch.trimmed(Floor(jobs=jobs, at=0.0))
+            watch.trimmed(IdleSample(jobs=jobs))
     assert trims > 1
 
 
@@ -198,7 +203,7 @@ def test_what_a_trim_brought_is_seen_when_the_sample_comes() -> None:
 
 
 def test_over_a_hard_limit_a_cache_is_given_back_before_a_process_is_given_up() -> None:
-    limits = Limits(vram=10_000 * MIB, vram_words="max_vram_mib")
+    limits = MemoryLimits(vram=Limit(10_000 * MIB, "max_vram_mib"))
     watch = MemoryWatch()
     assert watch.add(torch_floor(0, cache=100), limits).action == "none"
     verdict = watch.add(torch_floor(1, cache=2_000), limits)
@@ -209,7 +214,7 @@ def test_over_a_hard_limit_a_cache_is_given_back_before_a_process_is_given_up() 
 
 
 def test_over_a_hard_limit_without_a_cache_the_process_goes_at_once() -> None:
-    limits = Limits(vram=10_000 * MIB, vram_words="max_vram_mib")
+    limits = MemoryLimits(vram=Limit(10_000 * MIB, "max_vram_mib"))
     watch = MemoryWatch()
     watch.add(torch_floor(0), limits)
     verdict = watch.add(torch_floor(1, live=10_000), limits)
@@ -217,7 +222,7 @@ def test_over_a_hard_limit_without_a_cache_the_process_goes_at_once() -> None:
 
 
 def test_over_the_hosts_limit_a_trim_is_tried_once() -> None:
-    limits = Limits(rss=4_000 * MIB, rss_words="max_rss_mib")
+    limits = MemoryLimits(rss=Limit(4_000 * MIB, "max_rss_mib"))
     watch = MemoryWatch()
     watch.add(torch_floor(0), limits)
     assert watch.add(torch_floor(1, rss=4_100), limits).action == "trim"
@@ -232,12 +237,12 @@ def test_what_a_gpu_has_is_no_limit_that_a_full_process_breaks() -> None:
 
 
 def test_a_limit_that_a_fresh_process_does_not_keep_does_not_replace_it_for_ever() -> None:
-    limits = Limits(vram=4_000 * MIB, vram_words="max_vram_mib")
+    limits = MemoryLimits(vram=Limit(4_000 * MIB, "max_vram_mib"))
     assert first((torch_floor(jobs) for jobs in range(1_000)), limits)[0] == -1
 
 
 def test_without_a_horizon_no_trend_costs_a_process() -> None:
-    limits = Limits(vram=24_576 * MIB, vram_hard=False, horizon_jobs=0)
+    limits = MemoryLimits(vram=Limit(24_576 * MIB, hard=False), horizon_jobs=0)
     floors = (torch_floor(jobs, live=8_000 + 38 * jobs) for jobs in range(400))
     assert first(floors, limits)[0] == -1
 
@@ -275,28 +280,27 @@ def test_ten_thousand_jobs_of_noise_are_let_be() -> None:
 
 def test_a_shrinking_process_is_let_be() -> None:
     floors = (plain_floor(jobs, 24_000 - jobs) for jobs in range(10_000))
-    assert first(floors) == (-1, Verdict(), [])
+    assert first(floors) == (-1, MemoryVerdict(), [])
 
 
 # --- whatever comes
 
 sizes = st.one_of(st.none(), st.integers(0, 1 << 45))
 any_floor = st.builds(
-    Floor,
+    IdleSample,
     jobs=st.integers(0, 1_000),
-    at=st.floats(0, 1e9),
     rss=sizes,
     vram=sizes,
     torch_allocated=sizes,
     torch_reserved=sizes,
 )
+any_limit = st.none() | st.builds(
+    Limit, bytes=st.integers(0, 1 << 45), words=st.sampled_from(["", "max_vram_mib"]), hard=st.booleans()
+)
 any_limits = st.builds(
-    Limits,
-    vram=sizes,
-    vram_words=st.sampled_from(["", "max_vram_mib"]),
-    vram_hard=st.booleans(),
-    rss=sizes,
-    rss_hard=st.booleans(),
+    MemoryLimits,
+    vram=any_limit,
+    rss=any_limit,
     leak_min=st.integers(0, 1 << 32),
     horizon_jobs=st.integers(0, 1_000),
 )
@@ -304,7 +308,9 @@ any_limits = st.builds(
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(any_floor, st.booleans(), any_limits), max_size=40), st.booleans())
-def test_nothing_that_a_sampler_says_makes_it_fail(said: list[tuple[Floor, bool, Limits]], in_order: bool) -> None:
+def test_nothing_that_a_sampler_says_makes_it_fail(
+    said: list[tuple[IdleSample, bool, MemoryLimits]], in_order: bool
+) -> None:
     watch = MemoryWatch()
     for floor, trim, limits in sorted(said, key=lambda each: each[0].jobs) if in_order else said:
         verdict = watch.add(floor, limits)
@@ -325,14 +331,12 @@ def test_nothing_that_a_sampler_says_makes_it_fail(said: list[tuple[Floor, bool,
 )
 def test_what_does_not_grow_is_never_recycled(values: list[int], room: int, how: str) -> None:
     held = [values[0]] * len(values) if how == "constant" else sorted(values, reverse=True)
-    limits = Limits(vram=(held[0] + room) * MIB, rss=(held[0] + room) * MIB, leak_min=1)
+    limits = MemoryLimits(vram=Limit((held[0] + room) * MIB), rss=Limit((held[0] + room) * MIB), leak_min=1)
     floors = (
-        Floor(
-            jobs=jobs, at=0.0, rss=mib * MIB, vram=mib * MIB, torch_allocated=mib * MIB // 2, torch_reserved=mib * MIB
-        )
+        IdleSample(jobs=jobs, rss=mib * MIB, vram=mib * MIB, torch_allocated=mib * MIB // 2, torch_reserved=mib * MIB)
         for jobs, mib in enumerate(held)
     )
-    assert first(floors, limits) == (-1, Verdict(), [])
+    assert first(floors, limits) == (-1, MemoryVerdict(), [])
 
 
 rises = st.lists(st.integers(-400, 600), min_size=5, max_size=120)
@@ -353,7 +357,7 @@ def test_a_higher_limit_never_costs_a_process_sooner(changes: list[int], limit: 
     def recycled(mib: int) -> int:
         """With trims that nobody does: what is asked for must not change what is held."""
         watch = MemoryWatch()
-        limits = Limits(vram=mib * MIB, vram_hard=hard)
+        limits = MemoryLimits(vram=Limit(mib * MIB, hard=hard))
         for floor in floors:
             if watch.add(floor, limits).action == "recycle":
                 return floor.jobs
@@ -369,7 +373,7 @@ def test_only_proportions_count(changes: list[int], limit: int, scale: int) -> N
 
     def verdicts(scale: int) -> list[tuple[str, str]]:
         watch = MemoryWatch()
-        limits = Limits(vram=limit * MIB * scale, vram_hard=False, leak_min=256 * MIB * scale)
+        limits = MemoryLimits(vram=Limit(limit * MIB * scale, hard=False), leak_min=256 * MIB * scale)
         found = []
         for jobs, mib in enumerate(held):
             verdict = watch.add(plain_floor(jobs, mib * scale), limits)

@@ -17,7 +17,7 @@ import msgpack
 import pytest
 import zmq
 
-from .conftest import DEPLOY, QUICK_ALERTS, free_port, quick_rules
+from .conftest import DEPLOY, QUICK_ALERTS, QUICK_RULES, free_port
 
 #: No pause between crashes, and no breaker: it is tested by itself.
 RESTART: dict[str, Any] = {"backoff_initial_s": 0.05, "backoff_max_s": 0.2, "breaker_failures": 500}
@@ -75,7 +75,7 @@ def test_alerts_come_and_go_with_their_trouble_in_both_places(
         metrics={"listen": f"127.0.0.1:{port}"},
         alerts=QUICK_ALERTS,
     )
-    heard, server = watch(daemon), prometheus(f"127.0.0.1:{port}", quick_rules())
+    heard, server = watch(daemon), prometheus(f"127.0.0.1:{port}", QUICK_RULES)
     expected = {
         *("queue_long", "responses_slow", "slower_than_real_time", "errors_many", "crash_loop"),
         *("gpu_memory_high", "memory_trend", "gpu_xid"),
@@ -133,7 +133,7 @@ def test_a_daemon_that_nobody_can_speak_with_is_told_of_and_one_that_is_gone(
         metrics={"listen": f"127.0.0.1:{port}"},
         alerts=QUICK_ALERTS,
     )
-    server = prometheus(f"127.0.0.1:{port}", quick_rules())
+    server = prometheus(f"127.0.0.1:{port}", QUICK_RULES)
     expected = {"breaker_open", "unavailable", "no_worker_ready", "crash_loop"}
     daemon.until(daemon.control_is_open, "it serves")
     heard = watch(daemon)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from glmtts.daemon.core.jobs import job_table as core_ledger
 from glmtts.daemon.core.jobs.job import MAX_SUBSCRIBERS
 from glmtts.daemon.core.monitoring.alert_evaluator import _STEPS
-from glmtts.daemon.core.monitoring.alert_rules import EVENTS, RULES
+from glmtts.daemon.core.monitoring.alert_table import ALERTS
 from glmtts.daemon.core.scheduling import quarantine as core_quarantine
 from glmtts.daemon.core.scheduling.preemption import MAX_ASIDE
 from glmtts.daemon.core.workers.pool import AHEAD
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _TIMERS_OF_WORKER, _TIMERS_OF_DAEMON = 9, 8
 
 #: Alerts of the daemon as a whole: beside them each GPU and each worker may have some.
-_ALERTS = len(RULES) + len(EVENTS)
+_ALERTS = len(ALERTS)
 #: Series of metrics that are neither a GPU's nor a worker's.
 _SERIES = 160
 
@@ -99,7 +99,7 @@ class Bounds:
         must(Rule.BOUNDED, gpus <= self._world.scene.gpus, "GPUs")
         raised, conditions = machine._alerts._raised, machine._alert_evaluator._conditions
         must(Rule.BOUNDED, len(raised) <= _ALERTS + 3 * gpus + 2 * len(workers), "alerts:", raised)
-        must(Rule.BOUNDED, len(conditions) <= len(RULES) + 2 * gpus + 2 * len(workers), "conditions:", conditions)
+        must(Rule.BOUNDED, len(conditions) <= _ALERTS + 2 * gpus + 2 * len(workers), "conditions:", conditions)
         must(Rule.BOUNDED, len(machine._alert_evaluator._past) <= _STEPS + 2, "what was counted in the last minutes")
         for worker in workers.values():
             self._look_at(worker)

@@ -1,7 +1,7 @@
-"""The metrics: what the core knows of itself, as families of samples. metrics_text.py writes them down elsewhere.
+"""The core's metrics as families of samples; daemon/metrics/exposition.py writes them as text.
 
-They come from where ``status``, ``workers`` and ``gpus`` have their figures, and from the same instant: the two can't
-disagree. No label has a user or a job in it: there are no more series than there are workers, GPUs and classes for.
+They are read from the same state, at the same instant, as the answers to ``status``, ``workers`` and ``gpus``: the two
+can't disagree. No label names a user or a job, so the number of series is bounded by workers, GPUs and classes.
 """
 
 from __future__ import annotations
@@ -29,17 +29,16 @@ from ..workers.gpu_attribution import others
 from ..workers.gpus import Gpus
 from ..workers.pool import Pool
 from ..workers.worker import Worker, WorkerState
-from .alert_rules import EVENTS, OF_GPU, OF_WORKER, RULES
+from .alert_table import ALERTS
 
-#: How a job may end: the codes of errors, and ``done``.
+#: The ends of a job: ``done`` and the codes of errors.
 OUTCOMES = ("done", *(code.value for code in ErrorCode))
 STATES = ("running", "paused", "draining", "drained", "stopping")
-_ALERTS = tuple(name for name in (*RULES, *EVENTS) if name not in OF_GPU | OF_WORKER)
 _NVML_STATES = ("ok", "absent", "failing", "blocked")
 
 
 class CoreMetrics:
-    """Reads all of it at once, and changes nothing."""
+    """Reads the core's parts and changes nothing."""
 
     def __init__(
         self,
@@ -71,7 +70,7 @@ class CoreMetrics:
         self._version = version
 
     def take(self, state: str) -> list[Family]:
-        """Every metric of the core; ``state`` is the daemon's."""
+        """Every metric of the core; ``state`` is that of the daemon."""
         return [
             *self._daemon(state),
             *self._jobs(),
@@ -90,14 +89,20 @@ class CoreMetrics:
             "python": ".".join(map(str, sys.version_info[:3])),
         }
         raised = dict.fromkeys(self._alerts.names(), 1.0)
-        alerts = {(name, ""): 0.0 for name in _ALERTS} | raised
+        alerts = {(name, ""): 0.0 for name, alert in ALERTS.items() if not alert.of} | raised
         return [
-            Family("glmtts_build_info", "gauge", "What runs here.", tuple(about), [(tuple(about.values()), 1.0)]),
-            one_of("glmtts_state", "Whether the daemon takes and starts jobs.", "state", STATES, state),
+            Family(
+                "glmtts_build_info",
+                "gauge",
+                "Version and engine of the daemon.",
+                tuple(about),
+                [(tuple(about.values()), 1.0)],
+            ),
+            one_of("glmtts_state", "State of the daemon.", "state", STATES, state),
             Family(
                 "glmtts_alert_active",
                 "gauge",
-                "Whether the daemon itself has this alert raised; of: the GPU or worker.",
+                "Whether the daemon has raised this alert; of: its GPU or worker.",
                 ("alert", "of"),
                 list(alerts.items()),
             ),
@@ -115,28 +120,32 @@ class CoreMetrics:
         ended = ((outcome, float(outcomes.get(outcome, 0))) for outcome in OUTCOMES)
         turned_away = ((code.value, float(refused.get(code.value, 0))) for code in ErrorCode)
         return [
-            single(
-                "glmtts_jobs_accepted_total", "counter", "Jobs that were accepted.", self._context.counters.accepted
-            ),
-            labelled("glmtts_jobs_ended_total", "counter", "Jobs by how they ended.", "outcome", ended),
-            labelled(
-                "glmtts_jobs_refused_total", "counter", "Requests for speech that were refused.", "code", turned_away
-            ),
+            single("glmtts_jobs_accepted_total", "counter", "Accepted jobs.", self._context.counters.accepted),
+            labelled("glmtts_jobs_ended_total", "counter", "Ended jobs by outcome.", "outcome", ended),
+            labelled("glmtts_jobs_refused_total", "counter", "Refused requests for speech.", "code", turned_away),
             single(
                 "glmtts_job_retries_total",
                 "counter",
-                "Attempts at jobs whose worker had died of an earlier one.",
+                "Further attempts at jobs whose worker had failed.",
                 self._context.counters.retries,
             ),
-            labelled("glmtts_jobs_waiting", "gauge", "Jobs that wait for a worker.", "class", waiting),
-            labelled("glmtts_jobs_running", "gauge", "Jobs that workers have.", "class", running.items()),
+            labelled("glmtts_jobs_waiting", "gauge", "Jobs waiting for a worker.", "class", waiting),
             labelled(
-                "glmtts_jobs_suspended", "gauge", "Jobs put aside for more urgent ones.", "class", suspended.items()
+                "glmtts_jobs_running",
+                "gauge",
+                "Jobs held by workers, suspended ones excluded.",
+                "class",
+                running.items(),
+            ),
+            labelled(
+                "glmtts_jobs_suspended",
+                "gauge",
+                "Jobs suspended in their worker for more urgent ones.",
+                "class",
+                suspended.items(),
             ),
             single("glmtts_queue_paused", "gauge", "Whether an operator has paused the queue.", self._queue.paused),
-            single(
-                "glmtts_kept_results_bytes", "gauge", "Memory of results that are kept.", self._job_table.result_bytes
-            ),
+            single("glmtts_kept_results_bytes", "gauge", "Memory of kept results.", self._job_table.result_bytes),
             single(
                 "glmtts_kept_recordings_bytes",
                 "gauge",
@@ -146,7 +155,7 @@ class CoreMetrics:
             single(
                 "glmtts_quarantined_contents",
                 "gauge",
-                "Contents that are refused since workers died of them.",
+                "Texts that are refused because workers died of them.",
                 self._retries.quarantined_count(),
             ),
             *self._journal(),
@@ -162,7 +171,7 @@ class CoreMetrics:
             single(
                 "glmtts_journal_recovered_total",
                 "counter",
-                "Durable jobs taken over from earlier daemons.",
+                "Durable jobs recovered from an earlier daemon.",
                 durable_jobs.recovered,
             ),
         ]
@@ -170,11 +179,11 @@ class CoreMetrics:
     def _speech(self) -> list[Family]:
         counters = self._context.counters
         by_class = (
-            ("glmtts_job_wait_seconds", "From a job's acceptance until a worker began it.", counters.wait),
+            ("glmtts_job_wait_seconds", "From a job's acceptance until a worker begins it.", counters.wait),
             ("glmtts_job_first_audio_seconds", "From a job's acceptance until its first audio.", counters.first_audio),
             (
                 "glmtts_job_duration_seconds",
-                "From a job's acceptance until its client was told of its end.",
+                "From a job's acceptance until its end is sent.",
                 counters.duration,
             ),
         )
@@ -186,24 +195,24 @@ class CoreMetrics:
             single(
                 "glmtts_job_real_time_factor",
                 "histogram",
-                "Seconds of synthesis for a second of speech, by job.",
+                "Seconds of synthesis per second of speech, by job.",
                 kept(counters.real_time_factor),
             ),
-            single("glmtts_job_audio_seconds", "histogram", "Length of the speech of each job.", kept(counters.audio)),
+            single("glmtts_job_audio_seconds", "histogram", "Seconds of speech of each job.", kept(counters.audio)),
             single(
-                "glmtts_synthesis_seconds_total", "counter", "Time that workers spent speaking.", counters.synthesis_s
+                "glmtts_synthesis_seconds_total", "counter", "Seconds of synthesis by workers.", counters.synthesis_s
             ),
-            single("glmtts_speech_seconds_total", "counter", "Speech that came of it.", counters.spoken_s),
+            single("glmtts_speech_seconds_total", "counter", "Seconds of speech made.", counters.spoken_s),
             single(
                 "glmtts_wait_estimate_error_seconds",
                 "histogram",
-                "How far the wait that a client was told was from the one that came.",
+                "Difference between the estimated wait of a job and the real one.",
                 kept(counters.estimate_error),
             ),
             single(
                 "glmtts_wait_estimates_good_ratio",
                 "gauge",
-                "Share of the last 1,000 estimates that were within 30 % of what came.",
+                "Share of the last 1,000 estimates within 30 % of the real wait.",
                 self._estimator.within,
             ),
         ]
@@ -216,27 +225,36 @@ class CoreMetrics:
         return [
             labelled("glmtts_workers", "gauge", "Workers by state.", "state", states),
             labelled(
-                "glmtts_workers_bound", "gauge", "How many workers there are to be.", "bound", _floats(bounds.items())
+                "glmtts_workers_bound",
+                "gauge",
+                "Least, most and wanted number of workers.",
+                "bound",
+                _floats(bounds.items()),
             ),
-            single("glmtts_worker_starts_total", "counter", "Processes of workers started.", self._pool.starts),
-            single("glmtts_worker_restarts_total", "counter", "Those that came after another one.", counters.restarts),
+            single("glmtts_worker_starts_total", "counter", "Worker processes started.", self._pool.starts),
+            single(
+                "glmtts_worker_restarts_total",
+                "counter",
+                "Worker processes started in place of another.",
+                counters.restarts,
+            ),
             labelled(
                 "glmtts_worker_deaths_total",
                 "counter",
-                "Processes that ended.",
+                "Worker processes that ended, by cause.",
                 "cause",
                 _floats(counters.deaths.items()),
             ),
             labelled(
                 "glmtts_worker_recycles_total",
                 "counter",
-                "Replacements of processes by why.",
+                "Worker processes replaced, by reason.",
                 "reason",
                 _floats(counters.recycles.items()),
             ),
             one_of(
                 "glmtts_breaker_state",
-                "Whether workers are started at will.",
+                "State of the circuit breaker on worker starts.",
                 "state",
                 (state.value for state in BreakerState),
                 circuit_breaker,
@@ -260,19 +278,25 @@ class CoreMetrics:
             ((w.name, str(w.gpu), w.share.trust), float(w.share.vram)) for w in workers if w.share.vram is not None
         ]
         return [
-            Family("glmtts_worker_memory_bytes", "gauge", "Host memory of a worker's process.", ("worker",), host),
+            Family("glmtts_worker_memory_bytes", "gauge", "Host memory of a worker process.", ("worker",), host),
             Family(
                 "glmtts_worker_gpu_memory_bytes",
                 "gauge",
-                "GPU memory of a worker; trust: who says so (process: NVML, device: worked out, torch: a lower bound).",
+                "GPU memory of a worker; trust: its source (process: NVML, device: derived, torch: a lower bound).",
                 ("worker", "gpu", "trust"),
                 on_gpu,
             ),
-            Family("glmtts_worker_torch_bytes", "gauge", "What torch says of it.", ("worker", "kind"), torch),
+            Family(
+                "glmtts_worker_torch_bytes",
+                "gauge",
+                "GPU memory of a worker by torch's own count.",
+                ("worker", "kind"),
+                torch,
+            ),
             Family(
                 "glmtts_worker_memory_trend_bytes",
                 "gauge",
-                "How much a worker grows with each job; 0: not at all.",
+                "Growth of a worker's memory per job; 0: none.",
                 ("worker",),
                 trends,
             ),
@@ -299,34 +323,39 @@ class CoreMetrics:
             for kind, count in (("program", r.xids.of_programs), ("gpu", r.xids.of_gpu))
         ]
         return [
-            one_of("glmtts_nvml_state", "How NVML does.", "state", _NVML_STATES, gpus.nvml.state),
+            one_of("glmtts_nvml_state", "State of NVML.", "state", _NVML_STATES, gpus.nvml.state),
             Family(
                 "glmtts_gpu_info",
                 "gauge",
-                "Which GPU this is.",
+                "Name and uuid of a GPU.",
                 ("gpu", "name", "uuid"),
                 [((gpu, r.name, r.uuid), 1.0) for gpu, r in readings],
             ),
-            of("glmtts_gpu_up", "Whether the GPU answers.", lambda _, r: r.state == "ok"),
+            of("glmtts_gpu_up", "Whether the GPU answers NVML.", lambda _, r: r.state == "ok"),
             of("glmtts_gpu_memory_total_bytes", "Memory of the GPU.", lambda _, r: r.total),
-            of("glmtts_gpu_memory_used_bytes", "What of it is taken.", lambda _, r: r.used),
+            of("glmtts_gpu_memory_used_bytes", "Memory of the GPU in use.", lambda _, r: r.used),
             of(
                 "glmtts_gpu_memory_others_bytes",
-                "What of it others than our workers have.",
+                "Memory of the GPU in use by other programs.",
                 lambda gpu, r: others(r, [worker.share for worker in ours.get(gpu, [])]),
             ),
-            of("glmtts_gpu_utilization_ratio", "How busy it is.", lambda _, r: percent(r.utilization)),
-            of("glmtts_gpu_temperature_celsius", "How hot it is.", lambda _, r: r.temperature),
-            of("glmtts_gpu_last_xid", "The newest Xid that it has reported; 0: none.", lambda _, r: r.xids.last),
+            of("glmtts_gpu_utilization_ratio", "Utilization of the GPU, 0 to 1.", lambda _, r: percent(r.utilization)),
+            of("glmtts_gpu_temperature_celsius", "Temperature of the GPU.", lambda _, r: r.temperature),
+            of("glmtts_gpu_last_xid", "The newest Xid of the GPU; 0: none.", lambda _, r: r.xids.last),
             Family(
                 "glmtts_gpu_xid_errors_total",
                 "counter",
-                "Xids that it has reported: what programs bring about, and faults of its own.",
+                "Xids of the GPU: caused by programs, and faults of its own.",
                 ("gpu", "kind"),
                 xids,
             ),
-            single("glmtts_host_memory_total_bytes", "gauge", "Memory that the daemon may see.", gpus.host_total),
-            single("glmtts_host_memory_available_bytes", "gauge", "What of it is free.", gpus.host_available),
+            single("glmtts_host_memory_total_bytes", "gauge", "Memory of the host or control group.", gpus.host_total),
+            single(
+                "glmtts_host_memory_available_bytes",
+                "gauge",
+                "Available memory of the host or control group.",
+                gpus.host_available,
+            ),
         ]
 
 

@@ -12,7 +12,7 @@ from ..context import Context
 from ..effects import Sample, Tell
 from ..exit_causes import Cause
 from .gpus import Gpus
-from .memory_watch import Floor, Limits, MemoryWatch
+from .memory_watch import IdleSample, Limit, MemoryLimits, MemoryWatch
 from .pool import Pool
 from .worker import COMING, Death, Worker, WorkerState
 
@@ -135,7 +135,7 @@ class Recycler:
         memory = worker.memory
         assert memory is not None
         worker.floor_at, worker.floor_memory = self._context.now, memory
-        verdict = worker.watch.add(self._floor(worker, memory, vram), self._limits(worker))
+        verdict = worker.watch.add(self._idle_sample(worker, memory, vram), self._limits(worker))
         if verdict.action == "none" or worker.retiring:
             return
         if verdict.action == "trim":
@@ -148,68 +148,59 @@ class Recycler:
             cause = Cause.RECYCLED if limit else Cause.LEAK
             self.recycle(worker, cause, verdict.reason, kind=verdict.kind, at_once=verdict.urgent)
 
-    def _floor(self, worker: Worker, memory: Memory, vram: int | None) -> Floor:
-        return Floor(
+    @staticmethod
+    def _idle_sample(worker: Worker, memory: Memory, vram: int | None) -> IdleSample:
+        return IdleSample(
             jobs=worker.jobs_done,
-            at=self._context.now,
             rss=memory.rss,
             vram=vram,
             torch_allocated=memory.torch_allocated,
             torch_reserved=memory.torch_reserved,
         )
 
-    def _limits(self, worker: Worker) -> Limits:
+    def _limits(self, worker: Worker) -> MemoryLimits:
         recycle = self._context.settings.workers.recycle
-        vram, vram_words, vram_hard = self._vram_limit(worker)
-        rss: int | None = None
-        rss_words, rss_hard = "", True
+        limits = []
         if recycle.max_rss_mib:
-            rss, rss_words = recycle.max_rss_mib << 20, "max_rss_mib"
+            limits.append(Limit(recycle.max_rss_mib << 20, "max_rss_mib"))
         available = self._gpus.host_available
         if available is not None and worker.memory is not None:
-            room = worker.memory.rss + available
-            if rss is None or room < rss:
-                rss, rss_words, rss_hard = room, "the host", False
-        return Limits(
-            vram=vram,
-            vram_words=vram_words,
-            vram_hard=vram_hard,
-            rss=rss,
-            rss_words=rss_words,
-            rss_hard=rss_hard,
+            limits.append(Limit(worker.memory.rss + available, "the host", hard=False))
+        return MemoryLimits(
+            vram=self._vram_limit(worker),
+            rss=min(limits, default=None),
             leak_min=recycle.leak_min_mib << 20,
             horizon_jobs=recycle.leak_horizon_jobs,
         )
 
-    def _vram_limit(self, worker: Worker) -> tuple[int | None, str, bool]:
-        """What it may hold of its GPU, what says so, and whether somebody has configured it."""
+    def _vram_limit(self, worker: Worker) -> Limit | None:
+        """The least of the configured limits of GPU memory and of the room on its GPU; None without either."""
         if worker.gpu is None:
-            return None, "", False
+            return None
         recycle = self._context.settings.workers.recycle
         gpu = self._gpus.find(worker.gpu)
         total = gpu.reading.total if gpu else None
-        limits: list[tuple[int, str, bool]] = []
+        limits = []
         if recycle.max_vram_mib:
-            limits.append((recycle.max_vram_mib << 20, "max_vram_mib", True))
+            limits.append(Limit(recycle.max_vram_mib << 20, "max_vram_mib"))
         if recycle.max_vram_share and total:
-            share = int(recycle.max_vram_share * total)
-            limits.append((share, f"{recycle.max_vram_share:.0%} of GPU {worker.gpu}", True))
+            words = f"{recycle.max_vram_share:.0%} of GPU {worker.gpu}"
+            limits.append(Limit(int(recycle.max_vram_share * total), words))
         free = self._gpus.free(worker.gpu, self._pool)
         if free is not None and worker.share.vram is not None:
-            limits.append((worker.share.vram + free, f"GPU {worker.gpu}", False))
-        if not limits:
-            return None, "", False
-        limit, words, hard = min(limits)
-        if not worker.watched_trust and worker.share.vram is not None and worker.sampled_reserved is not None:
+            limits.append(Limit(worker.share.vram + free, f"GPU {worker.gpu}", hard=False))
+        limit = min(limits, default=None)
+        if limit and not worker.watched_trust and worker.share.vram is not None and worker.sampled_reserved is not None:
             # It is judged by torch's figure, which leaves out the context and the libraries.
-            limit -= max(0, worker.share.vram - worker.sampled_reserved)
-        return limit, words, hard
+            beside_torch = max(0, worker.share.vram - worker.sampled_reserved)
+            return Limit(limit.bytes - beside_torch, limit.words, limit.hard)
+        return limit
 
     def on_trimmed(self, worker: Worker, memory: Memory) -> None:
         """A worker has given back what it could."""
         worker.memory = memory
         self._context.log("debug", "worker trimmed", worker=worker.name, rss=memory.rss)
-        worker.watch.trimmed(self._floor(worker, memory, None))
+        worker.watch.trimmed(self._idle_sample(worker, memory, None))
         if worker.serving:
             self._judge(worker, vram=None)
         # What the trim brought on the GPU is seen in the next sample, whether or not there is a job before it.
