@@ -7,8 +7,8 @@ can't disagree. No label names a user or a job, so the number of series is bound
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
 
 from glmtts.protocol import VERSION
 from glmtts.protocol.errors import ErrorCode
@@ -19,7 +19,7 @@ from ..context import Context
 from ..jobs.estimates import Estimator
 from ..jobs.job_table import JobTable
 from ..jobs.queue import WaitingQueue
-from ..metric_types import Family, Kind, Value, kept, labelled, one_of, single
+from ..metric_types import Family, Histogram, Kind, Value, kept
 from ..scheduling.completion import Completion
 from ..scheduling.durable import DurableJobs
 from ..scheduling.retry import Retries
@@ -28,13 +28,72 @@ from ..workers.circuit_breaker import BreakerState
 from ..workers.gpu_attribution import others
 from ..workers.gpus import Gpus
 from ..workers.pool import Pool
-from ..workers.worker import Worker, WorkerState
+from ..workers.worker import WorkerState
 from .alert_table import ALERTS
 
 #: The ends of a job: ``done`` and the codes of errors.
 OUTCOMES = ("done", *(code.value for code in ErrorCode))
 STATES = ("running", "paused", "draining", "drained", "stopping")
 _NVML_STATES = ("ok", "absent", "failing", "blocked")
+
+#: Help and labels of each metric. One that ends in ``_total`` is a counter.
+_METRICS: dict[str, tuple[str, ...]] = {
+    "glmtts_build_info": ("Version and engine of the daemon.", "version", "protocol", "engine", "python"),
+    "glmtts_state": ("State of the daemon.", "state"),
+    "glmtts_alert_active": ("Whether the daemon has raised this alert; of: its GPU or worker.", "alert", "of"),
+    "glmtts_jobs_accepted_total": ("Accepted jobs.",),
+    "glmtts_jobs_ended_total": ("Ended jobs by outcome.", "outcome"),
+    "glmtts_jobs_refused_total": ("Refused requests for speech.", "code"),
+    "glmtts_job_retries_total": ("Further attempts at jobs whose worker had failed.",),
+    "glmtts_jobs_waiting": ("Jobs waiting for a worker.", "class"),
+    "glmtts_jobs_running": ("Jobs held by workers, suspended ones excluded.", "class"),
+    "glmtts_jobs_suspended": ("Jobs suspended in their worker for more urgent ones.", "class"),
+    "glmtts_queue_paused": ("Whether an operator has paused the queue.",),
+    "glmtts_kept_results_bytes": ("Memory of kept results.",),
+    "glmtts_kept_recordings_bytes": ("Memory of recordings of live jobs.",),
+    "glmtts_quarantined_contents": ("Texts that are refused because workers died of them.",),
+    "glmtts_journal_up": ("Whether durable jobs are accepted.",),
+    "glmtts_journal_unfinished_jobs": ("Durable jobs that have not ended.",),
+    "glmtts_journal_recovered_total": ("Durable jobs recovered from an earlier daemon.",),
+    "glmtts_job_wait_seconds": ("From a job's acceptance until a worker begins it.", "class"),
+    "glmtts_job_first_audio_seconds": ("From a job's acceptance until its first audio.", "class"),
+    "glmtts_job_duration_seconds": ("From a job's acceptance until its end is sent.", "class"),
+    "glmtts_job_real_time_factor": ("Seconds of synthesis per second of speech, by job.",),
+    "glmtts_job_audio_seconds": ("Seconds of speech of each job.",),
+    "glmtts_synthesis_seconds_total": ("Seconds of synthesis by workers.",),
+    "glmtts_speech_seconds_total": ("Seconds of speech made.",),
+    "glmtts_wait_estimate_error_seconds": ("Difference between the estimated wait of a job and the real one.",),
+    "glmtts_wait_estimates_good_ratio": ("Share of the last 1,000 estimates within 30 % of the real wait.",),
+    "glmtts_workers": ("Workers by state.", "state"),
+    "glmtts_workers_bound": ("Least, most and wanted number of workers.", "bound"),
+    "glmtts_worker_starts_total": ("Worker processes started.",),
+    "glmtts_worker_restarts_total": ("Worker processes started in place of another.",),
+    "glmtts_worker_deaths_total": ("Worker processes that ended, by cause.", "cause"),
+    "glmtts_worker_recycles_total": ("Worker processes replaced, by reason.", "reason"),
+    "glmtts_breaker_state": ("State of the circuit breaker on worker starts.", "state"),
+    "glmtts_worker_memory_bytes": ("Host memory of a worker process.", "worker"),
+    "glmtts_worker_gpu_memory_bytes": (
+        "GPU memory of a worker; trust: its source (process: NVML, device: derived, torch: a lower bound).",
+        *("worker", "gpu", "trust"),
+    ),
+    "glmtts_worker_torch_bytes": ("GPU memory of a worker by torch's own count.", "worker", "kind"),
+    "glmtts_worker_memory_trend_bytes": ("Growth of a worker's memory per job; 0: none.", "worker"),
+    "glmtts_nvml_state": ("State of NVML.", "state"),
+    "glmtts_gpu_info": ("Name and uuid of a GPU.", "gpu", "name", "uuid"),
+    "glmtts_gpu_up": ("Whether the GPU answers NVML.", "gpu"),
+    "glmtts_gpu_memory_total_bytes": ("Memory of the GPU.", "gpu"),
+    "glmtts_gpu_memory_used_bytes": ("Memory of the GPU in use.", "gpu"),
+    "glmtts_gpu_memory_others_bytes": ("Memory of the GPU in use by other programs.", "gpu"),
+    "glmtts_gpu_utilization_ratio": ("Utilization of the GPU, 0 to 1.", "gpu"),
+    "glmtts_gpu_temperature_celsius": ("Temperature of the GPU.", "gpu"),
+    "glmtts_gpu_last_xid": ("The newest Xid of the GPU; 0: none.", "gpu"),
+    "glmtts_gpu_xid_errors_total": ("Xids of the GPU: caused by programs, and faults of its own.", "gpu", "kind"),
+    "glmtts_host_memory_total_bytes": ("Memory of the host or control group.",),
+    "glmtts_host_memory_available_bytes": ("Available memory of the host or control group.",),
+}
+
+#: A value, or one for each label or tuple of labels; None where it is unknown.
+Measured: TypeAlias = Value | Mapping[Any, Value | None] | None
 
 
 class CoreMetrics:
@@ -71,293 +130,123 @@ class CoreMetrics:
 
     def take(self, state: str) -> list[Family]:
         """Every metric of the core; ``state`` is that of the daemon."""
-        return [
-            *self._daemon(state),
-            *self._jobs(),
-            *self._speech(),
-            *self._workers(),
-            *self._memory(),
-            *self._machine(),
-        ]
+        parts = (self._daemon(state), self._jobs(), self._speech(), self._workers(), self._memory(), self._machine())
+        return [_family(name, measured) for part in parts for name, measured in part.items()]
 
-    def _daemon(self, state: str) -> list[Family]:
-        context = self._context
-        about = {
-            "version": self._version,
-            "protocol": str(VERSION),
-            "engine": context.settings.engine.name,
-            "python": ".".join(map(str, sys.version_info[:3])),
-        }
+    def _daemon(self, state: str) -> dict[str, Measured]:
+        python = ".".join(map(str, sys.version_info[:3]))
+        about = (self._version, str(VERSION), self._context.settings.engine.name, python)
         raised = dict.fromkeys(self._alerts.names(), 1.0)
-        alerts = {(name, ""): 0.0 for name, alert in ALERTS.items() if not alert.of} | raised
-        return [
-            Family(
-                "glmtts_build_info",
-                "gauge",
-                "Version and engine of the daemon.",
-                tuple(about),
-                [(tuple(about.values()), 1.0)],
-            ),
-            one_of("glmtts_state", "State of the daemon.", "state", STATES, state),
-            Family(
-                "glmtts_alert_active",
-                "gauge",
-                "Whether the daemon has raised this alert; of: its GPU or worker.",
-                ("alert", "of"),
-                list(alerts.items()),
-            ),
-        ]
+        return {
+            "glmtts_build_info": {about: 1.0},
+            "glmtts_state": _one_of(STATES, state),
+            "glmtts_alert_active": {(name, ""): 0.0 for name, alert in ALERTS.items() if not alert.of} | raised,
+        }
 
-    def _jobs(self) -> list[Family]:
-        outcomes, refused = self._completion.outcomes, self._context.counters.refused
-        live = self._job_table.live
-        at_hand = [live[id] for worker in self._pool.workers.values() for id in worker.jobs if id in live]
-        running = dict.fromkeys(PRIORITIES, 0.0)
-        suspended = dict.fromkeys(PRIORITIES, 0.0)
-        for job in at_hand:
-            (suspended if job.suspended else running)[job.request.priority] += 1
-        waiting = ((priority, float(self._queue.length(priority))) for priority in PRIORITIES)
-        ended = ((outcome, float(outcomes.get(outcome, 0))) for outcome in OUTCOMES)
-        turned_away = ((code.value, float(refused.get(code.value, 0))) for code in ErrorCode)
-        return [
-            single("glmtts_jobs_accepted_total", "counter", "Accepted jobs.", self._context.counters.accepted),
-            labelled("glmtts_jobs_ended_total", "counter", "Ended jobs by outcome.", "outcome", ended),
-            labelled("glmtts_jobs_refused_total", "counter", "Refused requests for speech.", "code", turned_away),
-            single(
-                "glmtts_job_retries_total",
-                "counter",
-                "Further attempts at jobs whose worker had failed.",
-                self._context.counters.retries,
-            ),
-            labelled("glmtts_jobs_waiting", "gauge", "Jobs waiting for a worker.", "class", waiting),
-            labelled(
-                "glmtts_jobs_running",
-                "gauge",
-                "Jobs held by workers, suspended ones excluded.",
-                "class",
-                running.items(),
-            ),
-            labelled(
-                "glmtts_jobs_suspended",
-                "gauge",
-                "Jobs suspended in their worker for more urgent ones.",
-                "class",
-                suspended.items(),
-            ),
-            single("glmtts_queue_paused", "gauge", "Whether an operator has paused the queue.", self._queue.paused),
-            single("glmtts_kept_results_bytes", "gauge", "Memory of kept results.", self._job_table.result_bytes),
-            single(
-                "glmtts_kept_recordings_bytes",
-                "gauge",
-                "Memory of recordings of live jobs.",
-                self._job_table.recording_bytes,
-            ),
-            single(
-                "glmtts_quarantined_contents",
-                "gauge",
-                "Texts that are refused because workers died of them.",
-                self._retries.quarantined_count(),
-            ),
-            *self._journal(),
-        ]
-
-    def _journal(self) -> list[Family]:
-        durable_jobs = self._durable_jobs
-        return [
-            single("glmtts_journal_up", "gauge", "Whether durable jobs are accepted.", not durable_jobs.problem),
-            single(
-                "glmtts_journal_unfinished_jobs", "gauge", "Durable jobs that have not ended.", self._job_table.durable
-            ),
-            single(
-                "glmtts_journal_recovered_total",
-                "counter",
-                "Durable jobs recovered from an earlier daemon.",
-                durable_jobs.recovered,
-            ),
-        ]
-
-    def _speech(self) -> list[Family]:
-        counters = self._context.counters
-        by_class = (
-            ("glmtts_job_wait_seconds", "From a job's acceptance until a worker begins it.", counters.wait),
-            ("glmtts_job_first_audio_seconds", "From a job's acceptance until its first audio.", counters.first_audio),
-            (
-                "glmtts_job_duration_seconds",
-                "From a job's acceptance until its end is sent.",
-                counters.duration,
-            ),
-        )
-        return [
-            *(
-                labelled(name, "histogram", help, "class", ((of, kept(values)) for of, values in each.items()))
-                for name, help, each in by_class
-            ),
-            single(
-                "glmtts_job_real_time_factor",
-                "histogram",
-                "Seconds of synthesis per second of speech, by job.",
-                kept(counters.real_time_factor),
-            ),
-            single("glmtts_job_audio_seconds", "histogram", "Seconds of speech of each job.", kept(counters.audio)),
-            single(
-                "glmtts_synthesis_seconds_total", "counter", "Seconds of synthesis by workers.", counters.synthesis_s
-            ),
-            single("glmtts_speech_seconds_total", "counter", "Seconds of speech made.", counters.spoken_s),
-            single(
-                "glmtts_wait_estimate_error_seconds",
-                "histogram",
-                "Difference between the estimated wait of a job and the real one.",
-                kept(counters.estimate_error),
-            ),
-            single(
-                "glmtts_wait_estimates_good_ratio",
-                "gauge",
-                "Share of the last 1,000 estimates within 30 % of the real wait.",
-                self._estimator.within,
-            ),
-        ]
-
-    def _workers(self) -> list[Family]:
-        counters, bounds = self._context.counters, self._autoscaler.bounds()
-        counts = self._pool.counts()
-        states = ((state.value, float(counts.get(state.value, 0))) for state in WorkerState)
-        circuit_breaker = self._pool.circuit_breaker.state.value
-        return [
-            labelled("glmtts_workers", "gauge", "Workers by state.", "state", states),
-            labelled(
-                "glmtts_workers_bound",
-                "gauge",
-                "Least, most and wanted number of workers.",
-                "bound",
-                _floats(bounds.items()),
-            ),
-            single("glmtts_worker_starts_total", "counter", "Worker processes started.", self._pool.starts),
-            single(
-                "glmtts_worker_restarts_total",
-                "counter",
-                "Worker processes started in place of another.",
-                counters.restarts,
-            ),
-            labelled(
-                "glmtts_worker_deaths_total",
-                "counter",
-                "Worker processes that ended, by cause.",
-                "cause",
-                _floats(counters.deaths.items()),
-            ),
-            labelled(
-                "glmtts_worker_recycles_total",
-                "counter",
-                "Worker processes replaced, by reason.",
-                "reason",
-                _floats(counters.recycles.items()),
-            ),
-            one_of(
-                "glmtts_breaker_state",
-                "State of the circuit breaker on worker starts.",
-                "state",
-                (state.value for state in BreakerState),
-                circuit_breaker,
-            ),
-        ]
-
-    def _memory(self) -> list[Family]:
-        workers = [worker for worker in self._pool.workers.values() if worker.pid is not None]
-        host: list[tuple[tuple[str, ...], Value]] = []
-        torch: list[tuple[tuple[str, ...], Value]] = []
-        trends: list[tuple[tuple[str, ...], Value]] = []
-        for worker in workers:
-            memory, trend = worker.memory, worker.watch.trend
-            trends.append(((worker.name,), trend.per_job if trend else 0.0))
-            if memory is not None:
-                host.append(((worker.name,), memory.rss))
-                for kind, held in (("allocated", memory.torch_allocated), ("reserved", memory.torch_reserved)):
-                    if held is not None:
-                        torch.append(((worker.name, kind), held))
-        on_gpu = [
-            ((w.name, str(w.gpu), w.share.trust), float(w.share.vram)) for w in workers if w.share.vram is not None
-        ]
-        return [
-            Family("glmtts_worker_memory_bytes", "gauge", "Host memory of a worker process.", ("worker",), host),
-            Family(
-                "glmtts_worker_gpu_memory_bytes",
-                "gauge",
-                "GPU memory of a worker; trust: its source (process: NVML, device: derived, torch: a lower bound).",
-                ("worker", "gpu", "trust"),
-                on_gpu,
-            ),
-            Family(
-                "glmtts_worker_torch_bytes",
-                "gauge",
-                "GPU memory of a worker by torch's own count.",
-                ("worker", "kind"),
-                torch,
-            ),
-            Family(
-                "glmtts_worker_memory_trend_bytes",
-                "gauge",
-                "Growth of a worker's memory per job; 0: none.",
-                ("worker",),
-                trends,
-            ),
-        ]
-
-    def _machine(self) -> list[Family]:
-        gpus = self._gpus
-        readings = [(str(index), gpu.reading) for index in gpus.indices if (gpu := gpus.find(index)) is not None]
-        ours: dict[str, list[Worker]] = {}
+    def _jobs(self) -> dict[str, Measured]:
+        counters, job_table, durable_jobs = self._context.counters, self._job_table, self._durable_jobs
+        running, suspended = dict.fromkeys(PRIORITIES, 0.0), dict.fromkeys(PRIORITIES, 0.0)
         for worker in self._pool.workers.values():
-            if worker.pid is not None:
-                ours.setdefault(str(worker.gpu), []).append(worker)
+            for id in worker.jobs:
+                if job := job_table.live.get(id):
+                    (suspended if job.suspended else running)[job.request.priority] += 1
+        return {
+            "glmtts_jobs_accepted_total": counters.accepted,
+            "glmtts_jobs_ended_total": {of: self._completion.outcomes.get(of, 0) for of in OUTCOMES},
+            "glmtts_jobs_refused_total": {code.value: counters.refused.get(code.value, 0) for code in ErrorCode},
+            "glmtts_job_retries_total": counters.retries,
+            "glmtts_jobs_waiting": {priority: self._queue.length(priority) for priority in PRIORITIES},
+            "glmtts_jobs_running": running,
+            "glmtts_jobs_suspended": suspended,
+            "glmtts_queue_paused": self._queue.paused,
+            "glmtts_kept_results_bytes": job_table.result_bytes,
+            "glmtts_kept_recordings_bytes": job_table.recording_bytes,
+            "glmtts_quarantined_contents": self._retries.quarantined_count(),
+            "glmtts_journal_up": not durable_jobs.problem,
+            "glmtts_journal_unfinished_jobs": job_table.durable,
+            "glmtts_journal_recovered_total": durable_jobs.recovered,
+        }
 
-        def of(name: str, help: str, value: Any, kind: Kind = "gauge") -> Family:
-            values = ((gpu, value(gpu, reading)) for gpu, reading in readings)
-            return labelled(name, kind, help, "gpu", ((gpu, float(v)) for gpu, v in values if v is not None))
+    def _speech(self) -> dict[str, Measured]:
+        counters = self._context.counters
+        return {
+            "glmtts_job_wait_seconds": counters.wait,
+            "glmtts_job_first_audio_seconds": counters.first_audio,
+            "glmtts_job_duration_seconds": counters.duration,
+            "glmtts_job_real_time_factor": counters.real_time_factor,
+            "glmtts_job_audio_seconds": counters.audio,
+            "glmtts_synthesis_seconds_total": counters.synthesis_s,
+            "glmtts_speech_seconds_total": counters.spoken_s,
+            "glmtts_wait_estimate_error_seconds": counters.estimate_error,
+            "glmtts_wait_estimates_good_ratio": self._estimator.within,
+        }
 
-        def percent(value: int | None) -> float | None:
-            return None if value is None else value / 100
+    def _workers(self) -> dict[str, Measured]:
+        counters, counts = self._context.counters, self._pool.counts()
+        return {
+            "glmtts_workers": {state.value: counts.get(state.value, 0) for state in WorkerState},
+            "glmtts_workers_bound": self._autoscaler.bounds(),
+            "glmtts_worker_starts_total": self._pool.starts,
+            "glmtts_worker_restarts_total": counters.restarts,
+            "glmtts_worker_deaths_total": counters.deaths,
+            "glmtts_worker_recycles_total": counters.recycles,
+            "glmtts_breaker_state": _one_of((s.value for s in BreakerState), self._pool.circuit_breaker.state.value),
+        }
 
-        xids = [
-            ((gpu, kind), float(count))
-            for gpu, r in readings
-            for kind, count in (("program", r.xids.of_programs), ("gpu", r.xids.of_gpu))
-        ]
-        return [
-            one_of("glmtts_nvml_state", "State of NVML.", "state", _NVML_STATES, gpus.nvml.state),
-            Family(
-                "glmtts_gpu_info",
-                "gauge",
-                "Name and uuid of a GPU.",
-                ("gpu", "name", "uuid"),
-                [((gpu, r.name, r.uuid), 1.0) for gpu, r in readings],
-            ),
-            of("glmtts_gpu_up", "Whether the GPU answers NVML.", lambda _, r: r.state == "ok"),
-            of("glmtts_gpu_memory_total_bytes", "Memory of the GPU.", lambda _, r: r.total),
-            of("glmtts_gpu_memory_used_bytes", "Memory of the GPU in use.", lambda _, r: r.used),
-            of(
-                "glmtts_gpu_memory_others_bytes",
-                "Memory of the GPU in use by other programs.",
-                lambda gpu, r: others(r, [worker.share for worker in ours.get(gpu, [])]),
-            ),
-            of("glmtts_gpu_utilization_ratio", "Utilization of the GPU, 0 to 1.", lambda _, r: percent(r.utilization)),
-            of("glmtts_gpu_temperature_celsius", "Temperature of the GPU.", lambda _, r: r.temperature),
-            of("glmtts_gpu_last_xid", "The newest Xid of the GPU; 0: none.", lambda _, r: r.xids.last),
-            Family(
-                "glmtts_gpu_xid_errors_total",
-                "counter",
-                "Xids of the GPU: caused by programs, and faults of its own.",
-                ("gpu", "kind"),
-                xids,
-            ),
-            single("glmtts_host_memory_total_bytes", "gauge", "Memory of the host or control group.", gpus.host_total),
-            single(
-                "glmtts_host_memory_available_bytes",
-                "gauge",
-                "Available memory of the host or control group.",
-                gpus.host_available,
-            ),
-        ]
+    def _memory(self) -> dict[str, Measured]:
+        workers = [worker for worker in self._pool.workers.values() if worker.pid is not None]
+        torch: dict[tuple[str, str], Value | None] = {}
+        for worker in workers:
+            if memory := worker.memory:
+                torch[worker.name, "allocated"] = memory.torch_allocated
+                torch[worker.name, "reserved"] = memory.torch_reserved
+        return {
+            "glmtts_worker_memory_bytes": {w.name: w.memory.rss if w.memory else None for w in workers},
+            "glmtts_worker_gpu_memory_bytes": {(w.name, str(w.gpu), w.share.trust): w.share.vram for w in workers},
+            "glmtts_worker_torch_bytes": torch,
+            "glmtts_worker_memory_trend_bytes": {
+                w.name: trend.per_job if (trend := w.watch.trend) else 0.0 for w in workers
+            },
+        }
+
+    def _machine(self) -> dict[str, Measured]:
+        gpus = self._gpus
+        readings = {str(index): gpu.reading for index in gpus.indices if (gpu := gpus.find(index)) is not None}
+        held = [(str(w.gpu), w.share) for w in self._pool.workers.values() if w.pid is not None]
+        xids: dict[tuple[str, str], Value | None] = {}
+        for of, reading in readings.items():
+            xids[of, "program"], xids[of, "gpu"] = reading.xids.of_programs, reading.xids.of_gpu
+        return {
+            "glmtts_nvml_state": _one_of(_NVML_STATES, gpus.nvml.state),
+            "glmtts_gpu_info": {(gpu, r.name, r.uuid): 1.0 for gpu, r in readings.items()},
+            "glmtts_gpu_up": {gpu: r.state == "ok" for gpu, r in readings.items()},
+            "glmtts_gpu_memory_total_bytes": {gpu: r.total for gpu, r in readings.items()},
+            "glmtts_gpu_memory_used_bytes": {gpu: r.used for gpu, r in readings.items()},
+            "glmtts_gpu_memory_others_bytes": {
+                gpu: others(r, [share for of, share in held if of == gpu]) for gpu, r in readings.items()
+            },
+            "glmtts_gpu_utilization_ratio": {
+                gpu: None if r.utilization is None else r.utilization / 100 for gpu, r in readings.items()
+            },
+            "glmtts_gpu_temperature_celsius": {gpu: r.temperature for gpu, r in readings.items()},
+            "glmtts_gpu_last_xid": {gpu: r.xids.last for gpu, r in readings.items()},
+            "glmtts_gpu_xid_errors_total": xids,
+            "glmtts_host_memory_total_bytes": gpus.host_total,
+            "glmtts_host_memory_available_bytes": gpus.host_available,
+        }
 
 
-def _floats(items: Iterable[tuple[str, int]]) -> Iterable[tuple[str, Value]]:
-    return ((name, float(value)) for name, value in items)
+def _one_of(states: Iterable[str], now: str) -> dict[str, Value | None]:
+    """A state as Prometheus has states: a series for each, of which one is 1."""
+    return {state: float(state == now) for state in states}
+
+
+def _family(name: str, measured: Measured) -> Family:
+    help, *labels = _METRICS[name]
+    samples: list[tuple[tuple[str, ...], Value]] = []
+    kind: Kind = "counter" if name.endswith("_total") else "gauge"
+    for of, value in (measured if isinstance(measured, Mapping) else {(): measured}).items():
+        if value is not None:
+            samples.append(((of,) if isinstance(of, str) else of, kept(value)))
+            kind = "histogram" if isinstance(value, Histogram) else kind
+    return Family(name, kind, help, tuple(labels), samples)
