@@ -1,4 +1,4 @@
-"""A worker as operators see it: what ``workers`` answers, and what the events socket says of its memory."""
+"""A worker as operators see it: in the answer to ``workers`` and on the events socket."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .worker import Worker, WorkerState
 
 
 def describe(worker: Worker, context: Context) -> dict[str, Any]:
-    """Everything about a worker; sizes in bytes, None where nobody knows."""
+    """Everything about a worker; sizes in bytes, None where unknown."""
     now = context.now
     death = worker.doom if worker.state is WorkerState.FAILED else worker.last_death
     backoff = context.timers.due(("backoff", worker.name))
@@ -43,7 +43,7 @@ def describe(worker: Worker, context: Context) -> dict[str, Any]:
 
 
 def memory_of(worker: Worker) -> dict[str, Any]:
-    """What its process holds."""
+    """The memory of its process."""
     return {
         "name": worker.name,
         "pid": worker.pid,
