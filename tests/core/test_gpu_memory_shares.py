@@ -19,77 +19,57 @@ def gpu(used: int | None = 0, processes: dict[int, int | None] | None = None, **
 
 
 CASES = {
-    "NVML's figure for a process counts most": (
+    "NVML's figure counts most": (
         gpu(12 * GIB, {11: 8 * GIB, 99: 3 * GIB}),
         [Holder(1, 11, torch_reserved=7 * GIB)],
         GIB,
         [Share(8 * GIB, "process")],
     ),
-    "the only worker has what was not used before": (gpu(10 * GIB), [Holder(1, 11)], GIB, [Share(9 * GIB, "device")]),
+    "the only worker has the rest": (gpu(10 * GIB), [Holder(1, 11)], GIB, [Share(9 * GIB, "device")]),
     "NVML lists it without a figure": (gpu(10 * GIB, {11: None}), [Holder(1, 11)], GIB, [Share(9 * GIB, "device")]),
-    "a model that is being loaded is seen to grow": (
+    "a loading model grows": (
         gpu(5 * GIB),
         [Holder(1, 11, torch_reserved=0, ready=False)],
         GIB,
         [Share(4 * GIB, "device")],
     ),
-    "two workers share the rest by torch's figures": (
+    "two share the rest by torch's figures": (
         gpu(11 * GIB),
         [Holder(1, 11, 6 * GIB), Holder(2, 12, 2 * GIB)],
         GIB,
         [Share(7 * GIB, "device"), Share(3 * GIB, "device")],
     ),
-    "two workers, one of them without a figure, are not told apart": (
+    "one of two without a figure": (
         gpu(11 * GIB),
         [Holder(1, 11, 6 * GIB), Holder(2, 12)],
         GIB,
         [Share(6 * GIB, "torch"), UNKNOWN],
     ),
-    "two workers without figures are not told apart": (
-        gpu(11 * GIB),
-        [Holder(1, 11), Holder(2, 12)],
-        GIB,
-        [UNKNOWN, UNKNOWN],
-    ),
-    "a loading worker's growth is not blamed on the other": (
+    "two without figures": (gpu(11 * GIB), [Holder(1, 11), Holder(2, 12)], GIB, [UNKNOWN, UNKNOWN]),
+    "growth of a loading worker": (
         gpu(14 * GIB),
         [Holder(1, 11, 6 * GIB), Holder(2, 12, 0, ready=False)],
         GIB,
         [Share(6 * GIB, "torch"), UNKNOWN],
     ),
-    "one figure of NVML leaves the rest to the other": (
+    "the rest is the other's": (
         gpu(12 * GIB, {11: 5 * GIB, 12: None}),
         [Holder(1, 11), Holder(2, 12)],
         GIB,
         [Share(5 * GIB, "process"), Share(6 * GIB, "device")],
     ),
-    "memory of programs that came later is no worker's": (
+    "programs that came later": (
         gpu(20 * GIB, {11: None, 99: 12 * GIB}),
         [Holder(1, 11)],
         GIB,
         [Share(8 * GIB, "device")],
     ),
-    "programs that ended never make a share negative": (
-        gpu(2 * GIB),
-        [Holder(1, 11)],
-        10 * GIB,
-        [Share(0, "device")],
-    ),
-    "torch holds more than the rest: the baseline is out of date": (
-        gpu(2 * GIB),
-        [Holder(1, 11, GIB)],
-        10 * GIB,
-        [Share(GIB, "torch")],
-    ),
+    "programs that ended": (gpu(2 * GIB), [Holder(1, 11)], 10 * GIB, [Share(0, "device")]),
+    "the baseline is out of date": (gpu(2 * GIB), [Holder(1, 11, GIB)], 10 * GIB, [Share(GIB, "torch")]),
     "no baseline": (gpu(10 * GIB), [Holder(1, 11)], None, [UNKNOWN]),
     "no baseline, but torch's figure": (gpu(10 * GIB), [Holder(1, 11, GIB)], None, [Share(GIB, "torch")]),
-    "figures of a failing GPU are old": (gpu(10 * GIB, {11: 9 * GIB}, state="failing"), [Holder(1, 11)], 0, [UNKNOWN]),
-    "figures of a lost GPU are old": (
-        gpu(10 * GIB, {11: 9 * GIB}, state="lost"),
-        [Holder(1, 11, GIB)],
-        0,
-        [Share(GIB, "torch")],
-    ),
+    "a failing GPU": (gpu(10 * GIB, {11: 9 * GIB}, state="failing"), [Holder(1, 11)], 0, [UNKNOWN]),
+    "a lost GPU": (gpu(10 * GIB, {11: 9 * GIB}, state="lost"), [Holder(1, 11, GIB)], 0, [Share(GIB, "torch")]),
     "a GPU that was never seen": (None, [Holder(1, 11, GIB), Holder(2, 12)], None, [Share(GIB, "torch"), UNKNOWN]),
 }
 
