@@ -33,6 +33,9 @@ class Context:
         self.counters = Counters()
         self.random = random.Random(seed)
         self.effects: list[Effect] = []
+        #: Whether the step has changed what jobs may do, and what workers may: it then ends with a reconcile of these.
+        self.jobs_dirty = False
+        self.workers_dirty = False
         #: Whether anybody listens on the events socket: what nobody hears is not said.
         self.watched = False
         self.level: int = _LEVELS[settings.daemon.log_level]

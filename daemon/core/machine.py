@@ -14,7 +14,7 @@ from typing import Any
 
 from glmtts.protocol import control, events, requests
 from glmtts.protocol.errors import ErrorCode
-from glmtts.protocol.worker import Checked, Ready
+from glmtts.protocol.worker import AudioChunk, Beat, Checked, Failed, Finished, SegmentDone, Suspended
 
 from .alerts import Alerts
 from .api.client_requests import ClientRequests
@@ -112,7 +112,9 @@ class Machine:
         self._notifications = Notifications(*shared, self._forecast)
         self._completion = Completion(*shared, self._pool)
         self._retries = Retries(*shared, self._completion)
-        self._durable_jobs = DurableJobs(*shared, completion=self._completion, alerts=self._alerts)
+        self._durable_jobs = DurableJobs(
+            *shared, estimator=self._estimator, completion=self._completion, alerts=self._alerts
+        )
         self._dispatcher = Dispatcher(
             *shared,
             self._pool,
@@ -123,7 +125,6 @@ class Machine:
             notifications=self._notifications,
             durable_jobs=self._durable_jobs,
             recycler=self._recycler,
-            autoscaler=self._autoscaler,
             voices=self._voices,
             results_folder=results_folder,
         )
@@ -133,18 +134,16 @@ class Machine:
             self._pool,
             self._dispatcher,
             admission=self._admission,
-            notifications=self._notifications,
             durable_jobs=self._durable_jobs,
             completion=self._completion,
             retries=self._retries,
             forecast=self._forecast,
+            estimator=self._estimator,
             voices=self._voices,
             version=version,
             boot=boot,
             outputs_folder=outputs_folder,
         )
-        self._durable_jobs.take_up = self._client_requests.recovered
-        self._durable_jobs.go_on = self._dispatcher.take_up
         self._problems = Problems(
             self._context,
             self._queue,
@@ -159,7 +158,6 @@ class Machine:
         self._operator_requests = OperatorRequests(
             *shared,
             self._pool,
-            self._dispatcher,
             client_requests=self._client_requests,
             admission=self._admission,
             durable_jobs=self._durable_jobs,
@@ -203,16 +201,16 @@ class Machine:
         self._drains: dict[str, tuple[ReplyTo, str]] = {}
         self._drains_asked = 0
         self._exited = False
-        self._inputs: dict[type, Callable[[Any], None]] = {
+        self._inputs: dict[type, Callable[[Any], object]] = {
             Requested: self._on_requested,
             Controlled: self._on_controlled,
             ConnectionClosed: self._on_connection_closed,
             ConnectionOverrun: self._on_overrun,
             Spawned: lambda e: self._pool.on_spawned(e.incarnation, e.pid),
-            SpawnFailed: self._on_spawn_failed,
+            SpawnFailed: lambda e: self._pool.on_spawn_failed(e.incarnation, e.reason),
             WorkerSaid: self._on_worker_said,
             WorkerGarbled: self._on_worker_garbled,
-            ProcessEnded: self._on_process_ended,
+            ProcessEnded: self._dispatcher.on_ended,
             Sampled: self._on_sampled,
             MetricsServed: lambda e: self._alerts.set("metrics", e.problem),
             StopAsked: self._on_stop_asked,
@@ -220,7 +218,7 @@ class Machine:
             VoiceStored: self._operator_requests.on_voice_stored,
             JournalChanged: self._on_journal_changed,
             JournalAdded: self._client_requests.on_journal_added,
-            JournalEnded: self._on_journal_ended,
+            JournalEnded: self._completion.on_written,
             JournalFound: self._durable_jobs.on_found,
             StoredLost: self._durable_jobs.on_lost,
             TimePassed: lambda _: None,
@@ -245,7 +243,7 @@ class Machine:
             control.Queue: self._inspection.queue,
             control.Limits: self._inspection.limits,
             control.Recycle: operations.recycle,
-            control.Scale: self._scale,
+            control.Scale: operations.scale,
             control.Quarantine: operations.quarantine,
             control.Pause: lambda e, _: self._pause(e),
             control.Resume: lambda e, _: self._resume(e),
@@ -265,9 +263,9 @@ class Machine:
         self._timers: dict[str, Callable[[str], None]] = {
             "start": self._dispatcher.on_start_timeout,
             "hang": self._dispatcher.on_hang_check,
-            "kill": self._on_kill_due,
+            "kill": self._pool.on_kill_due,
             "backoff": self._pool.on_backoff_over,
-            "wait": self._on_wait_due,
+            "wait": lambda _: None,  # what waits for memory looks again after every timer
             "breaker": lambda _: self._pool.on_breaker_pause_over(),
             "steady": self._pool.on_steady,
             "age": self._recycler.on_age,
@@ -331,6 +329,8 @@ class Machine:
         self._context.effects = [Sample()]
         self._context.stir()
         self._autoscaler.open()
+        self._context.workers_dirty = True
+        self._reconcile()
         return self._context.effects
 
     def step(self, event: Input, now: float) -> list[Effect]:
@@ -339,16 +339,37 @@ class Machine:
         context.now = max(now, context.now)
         effects: list[Effect] = []
         context.effects = effects
+        kind = type(event.message) if isinstance(event, WorkerSaid) else type(event)
+        context.jobs_dirty = kind not in _QUIET
+        context.workers_dirty = context.jobs_dirty and kind not in _OF_JOBS
         self._inputs[type(event)](event)
         while (timer := context.timers.pop_due(context.now)) is not None:
             purpose, whose = timer
             self._timers[purpose](whose)
-            self._dispatcher.schedule()
-        if self._health.waiting:
-            self._health.settle()
-        if self.phase is not Phase.RUNNING:
-            self._go_on_ending()
+            context.jobs_dirty = context.workers_dirty = True
+        self._reconcile()
         return effects
+
+    def _reconcile(self) -> None:
+        """Bring workers and waiting jobs in line with what the step has changed; every step ends with it, once."""
+        context = self._context
+        while context.jobs_dirty or context.workers_dirty:
+            context.jobs_dirty = False
+            if context.workers_dirty:
+                context.workers_dirty = False
+                self._recycler.reconcile()
+                self._autoscaler.reconcile()
+                self._pool.reconcile()
+                self._give_up_waiting()
+            self._dispatcher.reconcile()
+            if self._queue and not self._queue.paused:
+                if self._queue.wants_fresh:
+                    self._recycler.freshen()
+                self._autoscaler.on_waiting()
+            if self.phase is not Phase.RUNNING:
+                self._go_on_ending()
+        if self._health.waiting:
+            self._health.reconcile()
 
     # --- clients and operators
 
@@ -363,7 +384,6 @@ class Machine:
         for job in self._job_table.drop_connection(event.connection):
             if job.request.stream and not job.durable and not job.subscribers:
                 self._completion.fail(job, ErrorCode.CANCELLED, "its client went away")
-        self._dispatcher.schedule()
 
     def _on_overrun(self, event: ConnectionOverrun) -> None:
         job = self._job_table.live.get(event.job)
@@ -378,8 +398,6 @@ class Machine:
                 self._context.send(subscriber.to, error)
         else:
             self._completion.fail(job, ErrorCode.SLOW_CONSUMER, TOO_SLOW)
-            # It may have been the batch job that kept others of its class waiting.
-            self._dispatcher.schedule()
 
     # --- workers
 
@@ -387,66 +405,26 @@ class Machine:
         worker = self._pool.by_incarnation(event.incarnation)
         if worker is not None:
             self._dispatcher.on_message(worker, event.message, event.body)
-            self._dispatcher.schedule()
             if isinstance(event.message, Checked):
                 self._health.on_checked(worker, event.message)
-            if isinstance(event.message, Ready):
-                self._give_up_waiting()
 
     def _on_worker_garbled(self, event: WorkerGarbled) -> None:
         worker = self._pool.by_incarnation(event.incarnation)
         if worker is not None:
             self._dispatcher.violation(worker, event.what)
-            self._dispatcher.schedule()
-
-    def _on_process_ended(self, event: ProcessEnded) -> None:
-        self._dispatcher.on_ended(event)
-        self._settle()
-
-    def _on_spawn_failed(self, event: SpawnFailed) -> None:
-        self._pool.on_spawn_failed(event.incarnation, event.reason)
-        self._settle()
 
     def _on_sampled(self, event: Sampled) -> None:
         self._gpus.on_sampled(event, self._pool)
         self._recycler.on_sampled()
         self._autoscaler.on_sampled()
-        self._settle()
         self._pool.tell_memory()
         self._context.stir()
-
-    def _on_kill_due(self, name: str) -> None:
-        self._pool.on_kill_due(name)
-        self._autoscaler.settle()
-
-    def _on_wait_due(self, name: str) -> None:
-        self._pool.look_again(name)
-        self._settle()
-
-    def _settle(self) -> None:
-        """After a process has gone, or could not come: others may take its place, and those who wait are told."""
-        self._recycler.settle()
-        self._autoscaler.settle()
-        # What it held may be what another one waits for.
-        self._pool.look_again()
-        self._dispatcher.schedule()
-        self._give_up_waiting()
 
     def _on_journal_changed(self, event: JournalChanged) -> None:
         if self.phase is Phase.STOPPING:
             # What is only handed over now is left to the next daemon, as what waited was.
             event = JournalChanged(event.problem)
-        self._durable_jobs.on_changed(event)
-        self._dispatcher.schedule()
-
-    def _on_journal_ended(self, event: JournalEnded) -> None:
-        self._completion.on_written(event)
-        # It may have been the batch job that kept others of its class waiting.
-        self._dispatcher.schedule()
-
-    def _scale(self, event: Controlled, request: control.Scale) -> None:
-        self._operator_requests.scale(event, request)
-        self._dispatcher.schedule()
+        self._client_requests.on_journal_changed(event)
 
     def _give_up_waiting(self) -> None:
         """Nobody is kept waiting for a worker that is not to be had."""
@@ -479,7 +457,6 @@ class Machine:
         self._client_requests.closed = "the daemon is draining: it finishes what it has accepted and takes no more"
         self._queue.paused = False
         self._enter(Phase.DRAINING)
-        self._dispatcher.schedule()
 
     def _pause(self, event: Controlled) -> None:
         if self.phase is Phase.RUNNING:
@@ -497,7 +474,6 @@ class Machine:
         self._answer_drains()
         self._enter(Phase.RUNNING)
         self._context.send(event.to, events.Result(id=event.request.id, values={"state": self._state}))
-        self._dispatcher.schedule()
 
     def _stop_by_operator(self, event: Controlled) -> None:
         self._stop("an operator")
@@ -522,7 +498,6 @@ class Machine:
         self._enter(Phase.STOPPING)
         context.timers.set(("stop", ""), context.now + timeout_s)
         self._leave_waiting()
-        self._dispatcher.schedule()
 
     def _on_drain_timeout(self, timer: str) -> None:
         """The drain goes on; this operator does not wait for its end any more."""
@@ -579,6 +554,13 @@ class Machine:
                 self._context.effects.append(Exit(0))
 
 
+#: Inputs and messages of workers that change nothing of what jobs and workers may do, and those that concern jobs
+#: alone; whatever a handler changes beyond that, it marks.
+_QUIET = frozenset({AudioChunk, Beat, TimePassed})
+_OF_JOBS = frozenset(
+    {Requested, SegmentDone, Finished, Failed, Suspended, JournalChanged, JournalAdded, JournalEnded}
+    | {JournalFound, StoredLost, ConnectionClosed, ConnectionOverrun}
+)
 #: How long a daemon that has to end waits for a disk that does not answer.
 _DISK_S = 5.0
 #: What a client is told whose unread events had to be thrown away.

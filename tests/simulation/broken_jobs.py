@@ -99,8 +99,8 @@ def ended_before_that_is_on_disk(patch: Patch) -> None:
 def a_recovered_job_is_forgotten(patch: Patch) -> None:
     changed = DurableJobs.on_changed
 
-    def but_the_first(self: DurableJobs, event: Any) -> None:
-        changed(self, replace(event, rows=event.rows[1:]))
+    def but_the_first(self: DurableJobs, event: Any) -> list[Job]:
+        return changed(self, replace(event, rows=event.rows[1:]))
 
     patch.setattr(DurableJobs, "on_changed", but_the_first)
 

@@ -117,6 +117,11 @@ class Invariants:
 
     def after(self) -> None:
         """After every step."""
+        must(
+            Rule.NO_IDLENESS,
+            not (self._context.jobs_dirty or self._context.workers_dirty),
+            "a step ended before workers and jobs were in line with it",
+        )
         self._look_at_workers()
         self.starts.after(self._event)
         self._fairness.after()

@@ -11,16 +11,17 @@ from glmtts.protocol.errors import ErrorCode, RequestError
 
 from ...engines import options as engine_options
 from ..context import Context
-from ..inputs import Client, JournalAdded, ReplyTo, Requested, StoredVoice
+from ..inputs import Client, JournalAdded, JournalChanged, ReplyTo, Requested, StoredVoice
+from ..jobs.estimates import Estimator
 from ..jobs.job import MAX_SUBSCRIBERS, Job, Subscriber
 from ..jobs.job_table import JobTable, content_digest, newest_first
 from ..jobs.queue import WaitingQueue
 from ..scheduling.admission import Admission, is_named
 from ..scheduling.completion import Completion
+from ..scheduling.deadlines import enqueue
 from ..scheduling.dispatcher import Dispatcher
 from ..scheduling.durable import DurableJobs, key_taken
 from ..scheduling.forecast import Forecast, Outlook
-from ..scheduling.notifications import Notifications
 from ..scheduling.retry import Retries, quarantine_message
 from ..workers.pool import Pool
 
@@ -37,11 +38,11 @@ class ClientRequests:
         dispatcher: Dispatcher,
         *,
         admission: Admission,
-        notifications: Notifications,
         durable_jobs: DurableJobs,
         completion: Completion,
         retries: Retries,
         forecast: Forecast,
+        estimator: Estimator,
         voices: dict[str, StoredVoice],
         version: str,
         boot: str,
@@ -53,11 +54,11 @@ class ClientRequests:
         self._pool = pool
         self._dispatcher = dispatcher
         self._admission = admission
-        self._notifications = notifications
         self._durable_jobs = durable_jobs
         self._completion = completion
         self._retries = retries
         self._forecast = forecast
+        self._estimator = estimator
         self._voices = voices
         self._version = version
         self._boot = boot
@@ -138,22 +139,20 @@ class ClientRequests:
     def _accept(self, job: Job, subscribers: list[Subscriber]) -> None:
         """The job is in the queue from now on."""
         context = self._context
-        self._dispatcher.take_up(job)
+        enqueue(context, self._queue, self._estimator, job)
         hearing = [subscriber for subscriber in subscribers if subscriber.all_events]
         if hearing:
             self._say_accepted(job, hearing)
         context.log("debug", "job accepted", job=job.id, client=job.client.key, priority=job.request.priority)
         if context.watched:
             context.publish("job.waiting", job=job.id, client=job.client.key, priority=job.request.priority)
-        self._dispatcher.schedule()
-        if job.state == "waiting":
-            self._notifications.waits()
 
-    def recovered(self, job: Job) -> None:
-        """A job of an earlier daemon goes on."""
-        job.cloned = self._names_a_recording(job.request)
-        job.output_path = self._output_path(job.request)
-        self._accept(job, [])
+    def on_journal_changed(self, event: JournalChanged) -> None:
+        """The journal can be used now, or can't any more; jobs of an earlier daemon go on."""
+        for job in self._durable_jobs.on_changed(event):
+            job.cloned = self._names_a_recording(job.request)
+            job.output_path = self._output_path(job.request)
+            self._accept(job, [])
 
     def on_journal_added(self, event: JournalAdded) -> None:
         """A durable job is on disk, or can't be."""
@@ -170,7 +169,7 @@ class ClientRequests:
 
     def _check_deadline(self, job: Job, deadline_s: float) -> None:
         """Refuse a job at once that could not be done in time if it were started now."""
-        if deadline_s and (least_s := self._dispatcher.least_s(job)) > deadline_s:
+        if deadline_s and (least_s := self._estimator.least_s(job)) > deadline_s:
             raise RequestError(
                 ErrorCode.DEADLINE_EXCEEDED,
                 f"deadline_s: {deadline_s:g} s are not enough; so long a text takes {least_s:.1f} s at the least",
@@ -384,7 +383,6 @@ class ClientRequests:
         if job.live:
             who = "an operator" if client is None else "its client"
             self._completion.fail(job, ErrorCode.CANCELLED, f"cancelled by {who}")
-            self._dispatcher.schedule()
         state = job.ending.state if job.ending is not None else job.state
         self._context.send(to, events.Result(id=request.id, values={"state": state, "job": job.id}))
 

@@ -74,7 +74,6 @@ class Health:
                 asked.incarnations[worker.name] = worker.incarnation
                 self._context.effects.append(Tell(worker.incarnation, Check(check=name)))
         self._context.timers.set(("health", name), self._context.now + request.timeout_s)
-        self.settle()
 
     def _moves(self, worker: Worker) -> bool:
         return any(done >= 0 and at >= self._context.now - _MOVES_S for at, done in worker.moved.values())
@@ -98,9 +97,8 @@ class Health:
             return
         took_s = round(self._context.now - asked.begun_at, 3)
         self._note(asked, worker.name, "failed" if message.problem else "spoke", message.problem, took_s)
-        self.settle()
 
-    def settle(self) -> None:
+    def reconcile(self) -> None:
         """Answer the checks of which everything is known; what has died meanwhile does not speak any more."""
         for name, asked in list(self._asked.items()):
             for worker, incarnation in asked.incarnations.items():

@@ -23,7 +23,6 @@ from ..monitoring.problems import Problems
 from ..reload import plan
 from ..scheduling.admission import Admission, is_named
 from ..scheduling.completion import Completion
-from ..scheduling.dispatcher import Dispatcher
 from ..scheduling.durable import DurableJobs
 from ..scheduling.retry import Retries
 from ..settings import Settings
@@ -46,7 +45,6 @@ class OperatorRequests:
         job_table: JobTable,
         queue: WaitingQueue,
         pool: Pool,
-        dispatcher: Dispatcher,
         *,
         client_requests: ClientRequests,
         admission: Admission,
@@ -68,7 +66,6 @@ class OperatorRequests:
         self._job_table = job_table
         self._queue = queue
         self._pool = pool
-        self._dispatcher = dispatcher
         self._client_requests = client_requests
         self._admission = admission
         self._durable_jobs = durable_jobs
@@ -180,7 +177,6 @@ class OperatorRequests:
         ]
         for job in found:
             self._completion.fail(job, ErrorCode.CANCELLED, "cancelled by an operator, with all jobs of its client")
-        self._dispatcher.schedule()
         self._answer(to, id, cancelled=len(found), jobs=[job.id for job in found[:_NAMED]])
 
     def recycle(self, event: Controlled, request: control.Recycle) -> None:
@@ -194,8 +190,6 @@ class OperatorRequests:
         chosen = [w for w in self._pool if request.worker in ("all", w.name)]
         asked = "asked for by an operator"
         recycled = [w.name for w in chosen if self._recycler.recycle(w, Cause.OPERATOR, asked, kind="operator")]
-        # Where fewer are left, the ones that are may take what they were kept free of.
-        self._dispatcher.schedule()
         self._answer(
             event.to, request.id, recycled=recycled, skipped=[w.name for w in chosen if w.name not in recycled]
         )
@@ -267,7 +261,6 @@ class OperatorRequests:
         context.log("info", "configuration read again", **answer)
         if read.to is not None:
             self._answer(read.to, read.id, **answer, authorised_keys=read.authorised_keys or None)
-        self._dispatcher.schedule()
 
     def _apply(self, settings: Settings) -> None:
         old = self._context.settings.workers

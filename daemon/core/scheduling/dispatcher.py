@@ -33,7 +33,6 @@ from ..jobs.estimates import BRIEF_S, Estimator
 from ..jobs.job import Ending, Job
 from ..jobs.job_table import JobTable
 from ..jobs.queue import WaitingQueue
-from ..workers.autoscaler import Autoscaler
 from ..workers.pool import Pool
 from ..workers.recycler import Recycler
 from ..workers.worker import Worker, WorkerState
@@ -64,7 +63,6 @@ class Dispatcher:
         notifications: Notifications,
         durable_jobs: DurableJobs,
         recycler: Recycler,
-        autoscaler: Autoscaler,
         voices: dict[str, StoredVoice],
         results_folder: str,
     ) -> None:
@@ -78,7 +76,6 @@ class Dispatcher:
         self._notifications = notifications
         self._durable_jobs = durable_jobs
         self._recycler = recycler
-        self._autoscaler = autoscaler
         self._voices = voices
         self._preemption = Preemption(context, job_table, queue, pool, forecast)
         #: Where results of durable jobs are kept until somebody fetches them.
@@ -86,27 +83,13 @@ class Dispatcher:
 
     # --- starting
 
-    def take_up(self, job: Job) -> None:
-        """An accepted job may be started now."""
-        job.cost_s = self._estimator.expect_s(job)
-        self._queue.push(job)
-        self._context.stir()
-        if job.deadline_at is not None:
-            # While it waits it is given up as soon as it can't be done in time any more.
-            due = job.deadline_at - self._estimator.least_s(job)
-            self._context.timers.set(("deadline", job.id), max(self._context.now, due))
-
-    def least_s(self, job: Job) -> float:
-        """Seconds that a job takes at the very least, as far as is known."""
-        return self._estimator.least_s(job)
-
     def starts_at_once(self, job: Job) -> bool:
         """Whether there is a worker for a job that is next."""
         if self._queue.paused or self._pool.free() is None:
             return False
         return job.request.priority != "batch" or self._batch_may_start()
 
-    def schedule(self) -> None:
+    def reconcile(self) -> None:
         """Give waiting jobs to free workers, and have others go on with what they had put aside."""
         if self._queue and not self._queue.paused:
             while self._queue.wants_fresh and (worker := self._pool.fresh()):
@@ -126,10 +109,8 @@ class Dispatcher:
             if not self._job_table.live:
                 self._queue.rest()
         elif not self._queue.paused:
-            if self._queue.wants_fresh:
-                self._recycler.freshen()
-            self._autoscaler.on_waiting()
             self._look_for_room()
+            self._notifications.waits()
 
     def _next(self, *, batch: bool | None = None) -> Job | None:
         """The job whose turn it is; no batch job where those workers are busy that may have one."""
@@ -236,6 +217,7 @@ class Dispatcher:
     def _begin(self, job: Job, worker: Worker) -> None:
         """The worker works on the job from now on."""
         now = self._context.now
+        self._context.jobs_dirty = True
         job.begun = True
         job.attempts += 1
         job.go_on(now)

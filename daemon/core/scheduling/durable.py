@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import msgspec
 from msgspec import UNSET
 
@@ -14,10 +12,12 @@ from ..alerts import Alerts
 from ..context import Context
 from ..effects import JournalAdd, JournalFind
 from ..inputs import Client, JournalAdded, JournalChanged, JournalFound, JournalRow, ReplyTo, StoredLost
+from ..jobs.estimates import Estimator
 from ..jobs.job import Ending, Job, Subscriber
 from ..jobs.job_table import JobTable
 from ..jobs.queue import WaitingQueue
 from .completion import Completion
+from .deadlines import enqueue
 
 #: A job that was broken off by the end of a daemon so many times is what ends it. Mostly it is not: workers are the
 #: kernel's first choice when memory runs out, and a daemon that is killed often breaks off whatever it speaks.
@@ -38,17 +38,16 @@ class DurableJobs:
         job_table: JobTable,
         queue: WaitingQueue,
         *,
+        estimator: Estimator,
         completion: Completion,
         alerts: Alerts,
     ) -> None:
         self._context = context
         self._job_table = job_table
         self._queue = queue
+        self._estimator = estimator
         self._completion = completion
         self._alerts = alerts
-        #: Puts a job of an earlier daemon into the queue, and one that was held back there.
-        self.take_up: Callable[[Job], None] = lambda _: None
-        self.go_on: Callable[[Job], None] = lambda _: None
         #: Why no durable job is accepted, or ``""``.
         self.problem = _NO_JOURNAL
         #: Accepted jobs that are not on disk yet, and who is told when they are.
@@ -59,7 +58,6 @@ class DurableJobs:
         self._unkept_until = 0.0
         #: Jobs whose speech nobody could be given, and those whose speech nobody would be: they wait for the disk.
         self._waits_for_disk: dict[str, Job] = {}
-        #: Jobs that the journal could not take, or knew already.
 
     # --- the journal itself
 
@@ -110,7 +108,7 @@ class DurableJobs:
     def on_try_disk(self) -> None:
         """One of those that wait for the disk finds out whether it can be written to again."""
         if (job := self._next_for_disk()) is not None:
-            self.go_on(job)
+            enqueue(self._context, self._queue, self._estimator, job)
         if self._waits_for_disk:
             self._context.timers.set(("disk", ""), self._context.now + UNKEPT_S)
 
@@ -120,7 +118,7 @@ class DurableJobs:
             self._unkept = ""
             self._alerts.set("results", "")
         while (job := self._next_for_disk()) is not None:
-            self.go_on(job)
+            enqueue(self._context, self._queue, self._estimator, job)
 
     def leave(self) -> None:
         """The daemon ends: those that wait for the disk are the next one's."""
@@ -142,19 +140,18 @@ class DurableJobs:
         message = f"durable: {problem} {way_out}"
         return RequestError(ErrorCode.UNAVAILABLE, message, retry_after_s=_RETRY_S)
 
-    def on_changed(self, event: JournalChanged) -> None:
-        """The journal can be used now, or can't any more; jobs of an earlier daemon go on."""
+    def on_changed(self, event: JournalChanged) -> list[Job]:
+        """The journal can be used now, or can't any more; returns the jobs of an earlier daemon that are to go on."""
         self.problem = event.problem
         self._alerts.set("journal", event.problem)
-        for row in event.rows:
-            self._recover(row)
         if event.rows:
             self._context.log("info", "durable jobs of an earlier daemon go on", jobs=len(event.rows))
+        return [job for row in event.rows if (job := self._recover(row)) is not None]
 
-    def _recover(self, row: JournalRow) -> None:
+    def _recover(self, row: JournalRow) -> Job | None:
         context = self._context
         if self._job_table.find(row.job) is not None:
-            return
+            return None
         job = Job(
             id=row.job,
             client=Client(row.client, row.user),
@@ -182,7 +179,8 @@ class DurableJobs:
             message = "not finished within its deadline, which passed while no daemon ran"
             self._completion.fail_withdrawn(job, ErrorCode.DEADLINE_EXCEEDED, message)
         else:
-            self.take_up(job)
+            return job
+        return None
 
     # --- new jobs
 

@@ -88,7 +88,6 @@ class Autoscaler:
             self._open()
         else:
             self._look_for_more()
-        self.settle()
 
     def _look_for_more(self) -> None:
         """NVML may not have answered at first, or not for every GPU."""
@@ -114,7 +113,6 @@ class Autoscaler:
         settings = self._context.settings
         self._indices = gpus_of(settings, self._gpus.indices)
         self._wanted = min(self.max, max(1, self.min))
-        self.settle()
 
     # --- more and fewer
 
@@ -130,7 +128,7 @@ class Autoscaler:
         """Workers that go without a spare: they hold their place, and its memory, until their process is gone."""
         return [w for w in self._pool if w.retiring and w.has_process and not w.stuck and not self._pool.spare_of(w)]
 
-    def settle(self) -> None:
+    def reconcile(self) -> None:
         """Add or retire workers until there are as many as are wanted."""
         if not self.opened or self._pool.stopping:
             return
@@ -206,7 +204,7 @@ class Autoscaler:
     def _grow(self, reason: str) -> None:
         self._wanted += 1
         self._context.log("info", "one more worker", wanted=self._wanted, max=self.max, reason=reason)
-        self.settle()
+        self._context.workers_dirty = True
 
     def on_unload_check(self, name: str) -> None:
         """A worker that nobody has needed for long gives its memory back."""
@@ -237,7 +235,6 @@ class Autoscaler:
         # At least one, since an operator who says so wants to see it.
         self._wanted = min(max(self._wanted, new_min, 1), new_max)
         self._context.log("info", "workers scaled by an operator", min=new_min, max=new_max, wanted=self._wanted)
-        self.settle()
         return ""
 
     def apply(self, *, bounds_changed: bool) -> None:
@@ -246,8 +243,7 @@ class Autoscaler:
             self._said = None
         if self.opened:
             self._indices = gpus_of(self._context.settings, self._gpus.indices)
-            self.settle()
 
     def describe(self) -> dict[str, Any]:
         """The answer to ``scale``."""
-        return {"min": self.min, "max": self.max, "workers": len(self._counted())}
+        return {"min": self.min, "max": self.max, "workers": self._wanted}

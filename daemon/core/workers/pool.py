@@ -245,12 +245,12 @@ class Pool:
         worker.gpu = gpu
         self._go(worker)
 
-    def look_again(self, name: str = "") -> None:
-        """Whatever waits may go now; only the worker of this name, if one is given."""
+    def reconcile(self) -> None:
+        """Start each waiting worker that nothing stands against any more."""
         if self.stopping:
             return
         for worker in self:
-            if worker.state is WorkerState.WAITING and name in ("", worker.name):
+            if worker.state is WorkerState.WAITING:
                 self._go(worker)
 
     def _start(self, worker: Worker) -> None:
@@ -573,7 +573,6 @@ class Pool:
             self._probe = ""
             self._context.timers.cancel(("breaker", ""))
             self._alerts.set("breaker_open", "")
-            self.look_again()
 
     # --- timers
 
@@ -648,12 +647,10 @@ class Pool:
             worker.faults = 0
             if worker.state is WorkerState.BACKOFF:
                 self._context.timers.set(("backoff", worker.name), self._context.now)
-        self.look_again()
 
     def on_breaker_pause_over(self) -> None:
         """One worker may be tried."""
         self.circuit_breaker.pause_over()
-        self.look_again()
 
     def on_steady(self, name: str) -> None:
         """A worker has lived for long since the breaker opened, if only because nobody asked anything of it."""
@@ -691,6 +688,7 @@ class Pool:
         return [describe(worker, self._context) for worker in self.workers.values()]
 
     def _tell_state(self, worker: Worker) -> None:
+        self._context.jobs_dirty = self._context.workers_dirty = True
         if self._context.watched:
             self._context.publish(f"worker.{worker.state}", **describe(worker, self._context))
 

@@ -36,6 +36,8 @@ class Recycler:
         self._context = context
         self._pool = pool
         self._gpus = gpus
+        #: Whether a sample was asked for that shows if a spare fits, and has not come yet.
+        self._sample_asked = False
 
     # --- reasons
 
@@ -51,7 +53,7 @@ class Recycler:
             worker.leaving = Death(cause, reason, self._context.now)
             self._context.counters.recycled(kind)
         worker.leaves_at_once = worker.leaves_at_once or at_once
-        self.settle()
+        self._context.workers_dirty = True
         return True
 
     def renew(self, reason: str) -> list[str]:
@@ -76,7 +78,6 @@ class Recycler:
         """A process is loaded: what it holds now is what growth is measured from. A spare may take over."""
         if worker.memory is not None and worker.serving:
             self._judge(worker, vram=None)
-        self.settle()
 
     def after_job(self, worker: Worker) -> None:
         """A worker is through with a job: it may have done enough of them, or hold too much."""
@@ -99,6 +100,7 @@ class Recycler:
 
     def on_sampled(self) -> None:
         """There are new samples: an idle worker holds its floor now."""
+        self._sample_asked = False
         for worker in self._pool:
             if not worker.serving or worker.memory is None:
                 continue
@@ -113,7 +115,6 @@ class Recycler:
             if vram is not None:
                 worker.sampled_jobs = worker.jobs_done
                 self._judge(worker, vram=vram)
-        self.settle()
 
     @staticmethod
     def _trusted_vram(worker: Worker) -> int | None:
@@ -244,8 +245,8 @@ class Recycler:
 
     # --- replacing
 
-    def settle(self) -> None:
-        """Go on with what is to be replaced, as far as it can be done now."""
+    def reconcile(self) -> None:
+        """Take every replacement one stage further, where that can be done now."""
         if self._pool.stopping:
             return
         for worker in self._pool:
@@ -280,7 +281,9 @@ class Recycler:
     def _begin(self, worker: Worker) -> None:
         if self._gpus.unseen(worker.gpu):
             # There may be room for a spare in a moment: the next sample brings us here again.
-            self._context.effects.append(Sample())
+            if not self._sample_asked:
+                self._sample_asked = True
+                self._context.effects.append(Sample())
         elif self._gpus.spare_fits(worker, self._pool.workers.values()):
             spare = self._pool.add(worker.gpu, replaces=worker)
             self._context.log("info", "spare is loaded first", worker=spare.name, replaces=worker.name)
