@@ -266,7 +266,7 @@ class Machine:
             "kill": self._pool.on_kill_due,
             "backoff": self._pool.on_backoff_over,
             "wait": lambda _: None,  # what waits for memory looks again after every timer
-            "breaker": lambda _: self._pool.on_breaker_pause_over(),
+            "breaker": lambda _: self._pool.circuit_breaker.pause_over(),
             "steady": self._pool.on_steady,
             "age": self._recycler.on_age,
             "trim": self._recycler.on_trim_check,

@@ -156,7 +156,7 @@ def test_slower_than_real_time(world: Any) -> None:
 
 def grow(world: Any, jobs: int, by_mib: int) -> None:
     """Jobs of which each leaves so much behind in the worker."""
-    rss = world.worker().memory.rss
+    rss = world.worker().process.memory.rss
     for _ in range(jobs):
         rss += by_mib * MIB
         speak(world, 5.0, memory=wire.Memory(rss=rss))

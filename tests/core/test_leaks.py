@@ -312,8 +312,14 @@ def held_after(changes: list[int]) -> list[int]:
     return held
 
 
+# What shrinks while a trim is awaited may get below the lower limit again, and be kept there alone.
 @settings(max_examples=150, deadline=None)
-@given(rises, st.integers(9_000, 20_000), st.integers(1, 8_000), st.booleans())
+@given(
+    st.lists(st.integers(0, 600), min_size=5, max_size=120),
+    st.integers(9_000, 20_000),
+    st.integers(1, 8_000),
+    st.booleans(),
+)
 def test_a_higher_limit_never_costs_a_process_sooner(changes: list[int], limit: int, more: int, hard: bool) -> None:
     samples = [plain_sample(jobs, mib) for jobs, mib in enumerate(held_after(changes))]
 

@@ -50,7 +50,7 @@ def test_a_client_is_told_what_its_worker_died_of(
     world.ready()
     id = world.request()
     world.step(inputs.ProcessEnded(world.incarnation(), **ended))
-    assert world.worker().last_death.cause == cause
+    assert world.worker().last_exit.cause == cause
     assert world.last(id).code == code
 
 
@@ -60,11 +60,11 @@ def test_what_a_worker_says_of_its_end_counts_more_than_how_it_ends(world: Any, 
     world.say(wire.Failed(job=job, code=code, message="of a text", reason="in its own words", fatal=True))
     assert world.states() == ["failed"]
     world.die(-9)
-    assert world.worker().last_death.cause == cause
-    assert world.worker().last_death.detail == "in its own words"
+    assert world.worker().last_exit.cause == cause
+    assert world.worker().last_exit.detail == "in its own words"
 
 
 def test_a_process_that_cannot_load_for_want_of_memory_is_no_failed_start(make_world: Any) -> None:
     world = make_world()
     world.die(71)
-    assert world.worker().last_death.cause == "out_of_memory"
+    assert world.worker().last_exit.cause == "out_of_memory"

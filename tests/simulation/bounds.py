@@ -10,8 +10,8 @@ from glmtts.daemon.core.monitoring.alert_evaluator import _STEPS
 from glmtts.daemon.core.monitoring.alert_table import ALERTS
 from glmtts.daemon.core.scheduling import quarantine as core_quarantine
 from glmtts.daemon.core.scheduling.preemption import MAX_ASIDE
-from glmtts.daemon.core.workers.pool import AHEAD
 from glmtts.daemon.core.workers.trend import POINTS
+from glmtts.daemon.core.workers.worker_table import AHEAD
 from glmtts.protocol.errors import ErrorCode
 
 from .rules import Rule, must
@@ -110,12 +110,23 @@ class Bounds:
 
     @staticmethod
     def _look_at(worker: Any) -> None:
-        at_hand = len(worker.jobs) - len(worker.aside)
-        must(Rule.BOUNDED, len(worker.aside) <= MAX_ASIDE, worker.name, "has put aside", worker.aside)
-        must(Rule.BOUNDED, at_hand <= worker.slots + AHEAD, worker.name, "has", len(worker.jobs), "jobs")
-        must(Rule.BOUNDED, set(worker.moved) <= set(worker.jobs), worker.name, "follows jobs that it does not have")
-        must(Rule.BOUNDED, len(worker.busy_vram) <= 3, worker.name, "keeps samples")
-        for series in worker.watch._series.values():
+        at_hand = len(worker.jobs) - len(worker.process.suspended)
+        must(
+            Rule.BOUNDED,
+            len(worker.process.suspended) <= MAX_ASIDE,
+            worker.name,
+            "has put aside",
+            worker.process.suspended,
+        )
+        must(Rule.BOUNDED, at_hand <= worker.process.slots + AHEAD, worker.name, "has", len(worker.jobs), "jobs")
+        must(
+            Rule.BOUNDED,
+            set(worker.process.moved) <= set(worker.jobs),
+            worker.name,
+            "follows jobs that it does not have",
+        )
+        must(Rule.BOUNDED, len(worker.process.busy_vram) <= 3, worker.name, "keeps samples")
+        for series in worker.process.watch._series.values():
             must(Rule.BOUNDED, len(series._scales) <= 12, worker.name, "keeps scales")
             points = max((len(scale.values) for scale in series._scales), default=0)
             must(Rule.BOUNDED, points <= POINTS, worker.name, "keeps", points, "points")

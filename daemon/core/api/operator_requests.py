@@ -101,7 +101,7 @@ class OperatorRequests:
             queue={
                 "waiting": waiting,
                 "running": len(self._job_table.live) - waiting,
-                "suspended": sum(len(worker.aside) for worker in self._pool),
+                "suspended": sum(len(worker.process.suspended) for worker in self._pool),
                 "by_class": by_class,
                 "paused": self._queue.paused,
             },

@@ -93,7 +93,7 @@ class AlertEvaluator:
             trends={
                 worker.name: trend
                 for worker in self._pool.workers.values()
-                if worker.serving and (trend := worker.watch.trend) is not None
+                if worker.serving and (trend := worker.process.watch.trend) is not None
             },
         )
 

@@ -194,25 +194,28 @@ class CoreMetrics:
         }
 
     def _memory(self) -> dict[str, Measured]:
-        workers = [worker for worker in self._pool.workers.values() if worker.pid is not None]
+        workers = [(w.name, w.gpu, w.process) for w in self._pool.workers.values() if w.process.pid is not None]
         torch: dict[tuple[str, str], Value | None] = {}
-        for worker in workers:
-            if memory := worker.memory:
-                torch[worker.name, "allocated"] = memory.torch_allocated
-                torch[worker.name, "reserved"] = memory.torch_reserved
+        for name, _, process in workers:
+            if memory := process.memory:
+                torch[name, "allocated"], torch[name, "reserved"] = memory.torch_allocated, memory.torch_reserved
         return {
-            "glmtts_worker_memory_bytes": {w.name: w.memory.rss if w.memory else None for w in workers},
-            "glmtts_worker_gpu_memory_bytes": {(w.name, str(w.gpu), w.share.trust): w.share.vram for w in workers},
+            "glmtts_worker_memory_bytes": {
+                name: process.memory.rss if process.memory else None for name, _, process in workers
+            },
+            "glmtts_worker_gpu_memory_bytes": {
+                (name, str(gpu), process.share.trust): process.share.vram for name, gpu, process in workers
+            },
             "glmtts_worker_torch_bytes": torch,
             "glmtts_worker_memory_trend_bytes": {
-                w.name: trend.per_job if (trend := w.watch.trend) else 0.0 for w in workers
+                name: trend.per_job if (trend := process.watch.trend) else 0.0 for name, _, process in workers
             },
         }
 
     def _machine(self) -> dict[str, Measured]:
         gpus = self._gpus
         readings = {str(index): gpu.reading for index in gpus.indices if (gpu := gpus.find(index)) is not None}
-        held = [(str(w.gpu), w.share) for w in self._pool.workers.values() if w.pid is not None]
+        held = [(str(w.gpu), w.process.share) for w in self._pool if w.process.pid is not None]
         xids: dict[tuple[str, str], Value | None] = {}
         for of, reading in readings.items():
             xids[of, "program"], xids[of, "gpu"] = reading.xids.of_programs, reading.xids.of_gpu

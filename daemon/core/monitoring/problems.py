@@ -21,7 +21,7 @@ from ..workers.circuit_breaker import BreakerState
 from ..workers.gpus import Gpus
 from ..workers.placement import GPU_ENGINES
 from ..workers.pool import Pool
-from ..workers.worker import Death, Worker, WorkerState
+from ..workers.worker import Worker, WorkerState
 from .alert_table import ALERTS, LOOK_AT_WORKER
 
 #: ``down``: no requests are served. ``bad``: something is broken for some. ``slow``: jobs wait. ``note``: good to know.
@@ -148,12 +148,12 @@ class Problems:
         return Problem("workers_crash", "down", what, LOOK_AT_WORKER)
 
     def _loading(self, worker: Worker) -> Problem:
-        seconds = self._context.now - worker.spawned_at
-        died = f" again after {_death(worker)}" if worker.last_death and worker.faults else ""
+        seconds = self._context.now - worker.process.started_at
+        died = f" again after {_death(worker)}" if worker.last_exit and worker.faults else ""
         what = (
             f"Worker {worker.name} has been loading the model{died} for {seconds:.0f} s; no requests are being served."
         )
-        if worker.last_death and worker.last_death.cause is Cause.START_TIMEOUT:
+        if worker.last_exit and worker.last_exit.cause is Cause.START_TIMEOUT:
             do = (
                 "Raise [workers] start_timeout_s, and run glmttsctl reload: the model takes longer than that to load. "
                 f"glmttsctl logs --worker {worker.name} shows how far it came."
@@ -205,9 +205,9 @@ class Problems:
         for worker in self._pool:
             if worker.state is WorkerState.WAITING and self._pool.serving:
                 yield self._waits(worker, "slow")
-            if (still_s := self._pool.stands_still_s(worker)) >= _STILL * self._context.settings.workers.hang_timeout_s:
+            if (still_s := now - worker.moved_at(now)) >= _STILL * self._context.settings.workers.hang_timeout_s:
                 yield self._no_progress(worker, still_s)
-            death = _death_of(worker)
+            death = worker.exit_reason
             if death is None or now - death.at > _LATELY_S:
                 continue
             if death.cause in (Cause.LEAK, Cause.RECYCLED):
@@ -221,8 +221,8 @@ class Problems:
             elif POLICIES[death.cause].fault:
                 what = f"Worker {worker.name} died {now - death.at:.0f} s ago: {_death(worker)}. It was started again."
                 yield Problem("worker_died", "bad", what, LOOK_AT_WORKER)
-            if worker.leaving is not None:
-                what = f"Worker {worker.name} is being replaced: {worker.leaving.detail}."
+            if replaced := worker.process.replace_reason:
+                what = f"Worker {worker.name} is being replaced: {replaced.detail}."
                 yield Problem("worker_leaves", "note", what, "Nothing: its spare and the other workers take the jobs.")
 
     def _no_progress(self, worker: Worker, still_s: float) -> Problem:
@@ -304,19 +304,14 @@ class Problems:
             yield Problem("log_lost", "note", what, "Fix that reader, or log less (glmttsctl log-level warning).")
 
 
-def _death_of(worker: Worker) -> Death | None:
-    """The end of its failed process, or of its last one."""
-    return worker.doom if worker.state is WorkerState.FAILED else worker.last_death
-
-
 def _last_death(workers: list[Worker]) -> Worker | None:
     """The worker whose process ended last."""
-    died = [(death.at, worker.name, worker) for worker in workers if (death := _death_of(worker))]
+    died = [(death.at, worker.name, worker) for worker in workers if (death := worker.exit_reason)]
     return max(died)[2] if died else None
 
 
 def _death(worker: Worker | None) -> str:
-    death = worker and _death_of(worker)
+    death = worker and worker.exit_reason
     return f"{death.detail} ({death.cause})" if death else "the reason is in the log"
 
 

@@ -102,7 +102,7 @@ class Dispatcher:
                 self._queue.take(job)
                 self._take(job, worker)
                 brief = brief and job.cost_s < BRIEF_S
-        for worker in self._pool.open():
+        for worker in self._pool.may_resume():
             while self._go_on(worker):
                 pass
         if not self._queue:
@@ -153,8 +153,10 @@ class Dispatcher:
     def _go_on(self, worker: Worker) -> bool:
         """A worker has put a job aside: another one may come first, else it goes on. Returns whether it got neither."""
         live = self._job_table.live
-        aside = next((live[id] for id in reversed(worker.aside) if id in live and live[id].ending is None), None)
-        takes_jobs = worker.state is WorkerState.BUSY and not worker.leaving and not self._queue.paused
+        aside = next(
+            (live[id] for id in reversed(worker.process.suspended) if id in live and live[id].ending is None), None
+        )
+        takes_jobs = worker.state is WorkerState.BUSY and not worker.process.replace_reason and not self._queue.paused
         # Of the workers that may have batch jobs it is one already.
         job = self._next(batch=self._has_batch(worker) or None) if takes_jobs else None
         # Without ``aside``, what it had put aside was cancelled, and it is about to say so.
@@ -239,7 +241,7 @@ class Dispatcher:
         handler = _HANDLERS.get(type(message))
         if handler is None:
             return
-        if worker.ready is None and not isinstance(message, Hello | Ready | Bye):
+        if worker.process.ready is None and not isinstance(message, Hello | Ready | Bye):
             self.violation(worker, f"{message.__struct_config__.tag} before ready")
             return
         handler(self, worker, message, body)
@@ -263,14 +265,14 @@ class Dispatcher:
 
     def on_beat(self, worker: Worker, message: Beat) -> None:
         if message.job in worker.jobs:
-            self._pool.moved(worker, message.job, message.done)
+            worker.process.progressed(message.job, self._context.now, message.done)
             if failed := self._pool.runs_away(worker, message.done, message.expected):
                 self._retries.decide(*failed, [message.job])
                 return
         self._job_of(worker, message.job)
 
     def on_segment(self, worker: Worker, message: SegmentDone) -> None:
-        self._pool.moved(worker, message.job)
+        worker.process.progressed(message.job, self._context.now)
         job = self._job_of(worker, message.job)
         if job is None:
             return
@@ -292,7 +294,7 @@ class Dispatcher:
         if body is None or not job.streams or message.seq != job.chunks:
             self.violation(worker, f"audio chunk {message.seq} where {job.chunks} was expected")
             return
-        self._pool.moved(worker, message.job)
+        worker.process.progressed(message.job, self._context.now)
         if job.first_audio_at is None:
             job.first_audio_at = self._context.now
         job.chunks += 1
@@ -349,7 +351,7 @@ class Dispatcher:
             self._durable_jobs.wait_for_disk(job)
             return
         job.audio_s, job.synthesis_s = message.audio_s, message.synthesis_s
-        engine = worker.ready.engine if worker.ready else ""
+        engine = worker.process.ready.engine if worker.process.ready else ""
         first_audio_s = message.first_audio_s + job.waited_s
         if job.first_audio_at is not None:
             first_audio_s = job.first_audio_at - job.accepted_at
@@ -412,7 +414,7 @@ class Dispatcher:
         job = self._job_of(worker, message.job)
         if message.job not in worker.jobs:
             return
-        if worker.to_suspend != message.job:
+        if worker.process.to_suspend != message.job:
             self.violation(worker, f"put aside {message.job!r}, which nobody had asked for")
             return
         if job is not None:
@@ -436,8 +438,7 @@ class Dispatcher:
         """A worker's process is gone."""
         ended = self._pool.on_ended(event.incarnation, event.returncode, event.last_words, oom_killed=event.oom_killed)
         if ended is not None:
-            _, death, jobs = ended
-            self._retries.decide(death, jobs)
+            self._retries.decide(*ended)
 
     def on_start_timeout(self, name: str) -> None:
         self._retries.decide(*self._pool.on_start_timeout(name))

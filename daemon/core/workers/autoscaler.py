@@ -118,15 +118,17 @@ class Autoscaler:
 
     def _counted(self) -> list[Worker]:
         """The workers that are to stay. A spare is one of them from when it has taken over, and no sooner."""
-        return [w for w in self._pool if not w.retiring and not w.stuck and not self._is_spare(w)]
+        return [w for w in self._pool if not w.retiring and not w.process.stuck and not self._is_spare(w)]
 
     def _is_spare(self, worker: Worker) -> bool:
         old = self._pool.workers.get(worker.replaces or "")
-        return old is not None and not old.retiring and not old.stuck
+        return old is not None and not old.retiring and not old.process.stuck
 
     def _still_there(self) -> list[Worker]:
         """Workers that go without a spare: they hold their place, and its memory, until their process is gone."""
-        return [w for w in self._pool if w.retiring and w.has_process and not w.stuck and not self._pool.spare_of(w)]
+        return [
+            w for w in self._pool if w.retiring and w.has_process and not w.process.stuck and not self._pool.spare_of(w)
+        ]
 
     def reconcile(self) -> None:
         """Add or retire workers until there are as many as are wanted."""
@@ -169,7 +171,7 @@ class Autoscaler:
         on_gpu = sum(other.gpu == worker.gpu for other in self._counted())
         # After a change of per_gpu there may be more on a GPU than it has places for: these go first.
         fits = worker.gpu is None or on_gpu <= self._context.settings.workers.per_gpu
-        return fits, _DISPENSABLE.index(worker.state), -on_gpu, -worker.spawned_at
+        return fits, _DISPENSABLE.index(worker.state), -on_gpu, -worker.process.started_at
 
     def on_waiting(self) -> None:
         """A job waits: with no worker at all one is started now, else one more when it has waited for long."""
@@ -192,7 +194,7 @@ class Autoscaler:
         if oldest is None or self._wanted >= self.max or self._pool.stopping:
             return
         after_s, now = self._context.settings.workers.scale_up_wait_s, self._context.now
-        loading = any(not w.serving and not w.stuck for w in self._counted())
+        loading = any(not w.serving and not w.process.stuck for w in self._counted())
         if now < oldest + after_s:
             self._arm()
             return
@@ -213,10 +215,10 @@ class Autoscaler:
         if not after or not worker.serving or worker.retiring:
             return
         now = self._context.now
-        if worker.state is WorkerState.BUSY or now < worker.idle_since + after:
-            since = worker.idle_since if worker.state is WorkerState.READY else now
+        if worker.state is WorkerState.BUSY or now < worker.process.idle_since + after:
+            since = worker.process.idle_since if worker.state is WorkerState.READY else now
             self._context.timers.set(("unload", name), since + after)
-        elif self._wanted > self.min and not worker.leaving and worker.replaces is None:
+        elif self._wanted > self.min and not worker.process.replace_reason and worker.replaces is None:
             self._wanted -= 1
             self._pool.retire(worker, Cause.UNLOADED, f"no job for {after:g} s")
         else:

@@ -30,8 +30,8 @@ def unavailable(
     if any(worker.serving or _is_coming(worker) for worker in workers):
         return None
     if circuit_breaker.state is not BreakerState.CLOSED:
-        deaths = [worker.last_death for worker in workers if worker.last_death]
-        last = max(deaths, key=lambda death: death.at).detail if deaths else "?"
+        exits = [worker.last_exit for worker in workers if worker.last_exit]
+        last = max(exits, key=lambda reason: reason.at).detail if exits else "?"
         last = textwrap.shorten(last, _MOST_WORDS, placeholder=" ...")
         reason = f"all workers keep crashing ({circuit_breaker.faults} faults in a row); the last one: {last}"
         return reason, _next_attempt_s(workers, context, engine)
@@ -41,7 +41,7 @@ def unavailable(
         if worker.state is WorkerState.WAITING
         and (context.now - worker.waits_since >= _PATIENCE_S or gpus.is_lost(worker.gpu))
     ]
-    if waiting and len(waiting) == sum(not worker.stuck for worker in workers):
+    if waiting and len(waiting) == sum(not worker.process.stuck for worker in workers):
         return f"no worker can be started: {waiting[0].reason}", _PATIENCE_S
     return None
 
@@ -50,7 +50,7 @@ def _is_coming(worker: Worker) -> bool:
     """Whether it is being replaced in good order, or started for the first time: it will be ready soon."""
     if worker.state is WorkerState.STARTING:
         return not worker.faults
-    return worker.state in _RETURNING and not worker.retiring and not worker.stuck
+    return worker.state in _RETURNING and not worker.retiring and not worker.process.stuck
 
 
 def _next_attempt_s(workers: Collection[Worker], context: Context, engine: Ready | None) -> float:

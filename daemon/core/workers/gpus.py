@@ -9,9 +9,10 @@ from msgspec import Struct, structs
 
 from ..alerts import Alerts
 from ..context import Context
-from ..inputs import GpuReading, NvmlReading, ProcessReading, Sampled, Xids
-from .gpu_attribution import Holder, attribute, others
-from .worker import NOBODY_KNOWS, Worker, WorkerState
+from ..inputs import GpuReading, NvmlReading, Sampled, Xids
+from .gpu_attribution import UNKNOWN, Holder, attribute, others
+from .process import Process
+from .worker import Worker, WorkerState
 
 #: Older readings are out of date: NVML is blocked, or the sampler is late.
 _FRESH_S = 10.0
@@ -58,23 +59,18 @@ class Gpus:
         troubled = self.nvml.state in ("failing", "blocked")
         self._alerts.set("nvml", f"NVML is {self.nvml.state}: {self.nvml.detail}" if troubled else "")
         self.host_total, self.host_available = sampled.host_total, sampled.host_available
-        processes = {reading.incarnation: reading for reading in sampled.processes}
-        running = [worker for worker in workers if worker.pid is not None]
+        states = {reading.incarnation: reading.state for reading in sampled.processes}
+        running = [worker for worker in workers if worker.process.pid is not None]
         for worker in running:
-            self._look_at_process(worker, processes.get(worker.incarnation))
+            worker.process.process_state = states.get(worker.incarnation, worker.process.process_state)
         for reading in sampled.gpus:
-            self._look_at_gpu(reading, sampled.at, [w for w in running if w.gpu == reading.index])
+            self._look_at_gpu(reading, sampled.at, [w.process for w in running if w.gpu == reading.index])
         for worker in running:
             # A reading from before it was ready may show it half loaded.
-            if sampled.at >= worker.ready_at:
-                self._learn(worker)
+            if worker.serving and sampled.at >= worker.process.ready_at:
+                self._learn(worker.process)
 
-    @staticmethod
-    def _look_at_process(worker: Worker, reading: ProcessReading | None) -> None:
-        if reading is not None:
-            worker.process_state = reading.state
-
-    def _look_at_gpu(self, reading: GpuReading, at: float, holders: list[Worker]) -> None:
+    def _look_at_gpu(self, reading: GpuReading, at: float, processes: list[Process]) -> None:
         gpu = self._gpus.get(reading.index)
         if gpu is None:
             gpu = self._gpus[reading.index] = Gpu(structs.replace(reading, xids=Xids()), at)
@@ -85,24 +81,24 @@ class Gpus:
         if reading.state != "ok":
             # Its memory is unknown now, which is not zero.
             return
-        if not holders and at > gpu.ended_at:
+        if not processes and at > gpu.ended_at:
             gpu.baseline = reading.used
         shares = attribute(
             reading,
             [
                 Holder(
-                    incarnation=worker.incarnation,
-                    pid=worker.pid or 0,
-                    torch_reserved=worker.memory.torch_reserved if worker.memory else None,
-                    ready=worker.ready is not None,
+                    incarnation=process.incarnation,
+                    pid=process.pid or 0,
+                    torch_reserved=process.memory.torch_reserved if process.memory else None,
+                    ready=process.ready is not None,
                 )
-                for worker in holders
+                for process in processes
             ],
             gpu.baseline,
         )
-        for worker in holders:
-            worker.share = shares.get(worker.incarnation, NOBODY_KNOWS)
-            worker.sampled_reserved = worker.memory.torch_reserved if worker.memory else None
+        for process in processes:
+            process.share = shares.get(process.incarnation, UNKNOWN)
+            process.sampled_reserved = process.memory.torch_reserved if process.memory else None
 
     def _look_at_xids(self, gpu: Gpu, reading: GpuReading) -> None:
         if reading.xids == gpu.reading.xids:
@@ -113,13 +109,11 @@ class Gpus:
         xid = reading.xids.last_of_gpu if its_own else reading.xids.last
         self._context.log("error" if its_own else "warning", "GPU reports an error", gpu=reading.index, xid=xid)
 
-    def _learn(self, worker: Worker) -> None:
+    def _learn(self, process: Process) -> None:
         """The least memory of a young process is the need of a loaded model: a job may take any amount more."""
-        if not worker.serving or worker.jobs_done > _YOUNG_JOBS or worker.share.trust not in ("process", "device"):
-            return
-        if worker.share.vram:
-            before = self._loaded.get(worker.incarnation, worker.share.vram)
-            self._loaded[worker.incarnation] = min(before, worker.share.vram)
+        share = process.share
+        if share.vram and share.trust in ("process", "device") and process.jobs_done <= _YOUNG_JOBS:
+            self._loaded[process.incarnation] = min(self._loaded.get(process.incarnation, share.vram), share.vram)
             while len(self._loaded) > _REMEMBERED:
                 del self._loaded[next(iter(self._loaded))]
 
@@ -162,6 +156,17 @@ class Gpus:
         gpu = self._gpus.get(index)
         return gpu.reading.uuid if gpu else str(index)
 
+    def share_limit(self, index: int | None) -> float:
+        """The share of its GPU that a process may use, for torch's allocator, 0..1; 0: no limit."""
+        recycle = self._context.settings.workers.recycle
+        known = self.find(index)
+        if index is None:
+            return 0.0
+        share = recycle.max_vram_share or 1.0
+        if recycle.max_vram_mib and known and known.reading.total:
+            share = min(share, (recycle.max_vram_mib << 20) / known.reading.total)
+        return round(share, 4) if share < 1.0 else 0.0
+
     @property
     def need(self) -> int | None:
         """Bytes of GPU memory that one worker needs; None while unknown."""
@@ -175,12 +180,9 @@ class Gpus:
         if self._context.now - gpu.at > _FRESH_S:
             return None
         need = self.need or 0
-        coming = sum(
-            # Only NVML's own figure counts as loaded: the rest may be memory of a dead process on its way back.
-            max(0, need - ((worker.share.vram or 0) if worker.share.trust == "process" else 0))
-            for worker in workers
-            if worker.gpu == index and worker.state is WorkerState.STARTING
-        )
+        loading = [w.process.share for w in workers if w.gpu == index and w.state is WorkerState.STARTING]
+        # Only NVML's own figure counts as loaded: the rest may be memory of a dead process on its way back.
+        coming = sum(max(0, need - ((share.vram or 0) if share.trust == "process" else 0)) for share in loading)
         return max(0, gpu.reading.free - coming)
 
     def room(self, index: int, workers: Iterable[Worker]) -> int | None:
@@ -214,11 +216,11 @@ class Gpus:
         if need is None:
             here = [other for other in others if other.gpu == index]
             # A process that has just loaded is measured by the first reading after that.
-            if any(w.state is WorkerState.STARTING or (w.serving and gpu.at < w.ready_at) for w in here):
+            if any(w.state is WorkerState.STARTING or (w.serving and gpu.at < w.process.ready_at) for w in here):
                 return f"the memory need of a worker on GPU {index} is measured on another one that is loading"
             return ""
         free = self.free(index, others)
-        if free is None and any(other.gpu == index and other.stuck for other in others):
+        if free is None and any(other.gpu == index and other.process.stuck for other in others):
             return f"a process that can't be killed holds memory of GPU {index}, and its free memory is unknown"
         if free is not None and free < need:
             return f"GPU {index} has {mib(free)} MiB free, and a worker needs {mib(need)} MiB"
@@ -226,9 +228,8 @@ class Gpus:
 
     def spare_fits(self, worker: Worker, workers: Iterable[Worker]) -> bool:
         """Whether a second process fits beside this worker's, as measured."""
-        if self.host_available is None or worker.memory is None:
-            return False
-        if self.host_available < worker.memory.rss * _SPARE_MARGIN:
+        memory = worker.process.memory
+        if self.host_available is None or memory is None or self.host_available < memory.rss * _SPARE_MARGIN:
             return False
         if worker.gpu is None:
             return True
@@ -252,7 +253,7 @@ class Gpus:
 
     def _describe(self, gpu: Gpu, workers: list[Worker]) -> dict[str, Any]:
         reading = gpu.reading
-        ours = [worker for worker in workers if worker.gpu == reading.index and worker.pid is not None]
+        ours = [(w.name, w.process) for w in workers if w.gpu == reading.index and w.process.pid is not None]
         return {
             "index": reading.index,
             "uuid": reading.uuid,
@@ -266,9 +267,10 @@ class Gpus:
             "temperature": reading.temperature,
             "mig": reading.mig,
             "workers": [
-                {"name": w.name, "pid": w.pid, "vram": w.share.vram, "vram_trust": w.share.trust} for w in ours
+                {"name": name, "pid": process.pid, "vram": process.share.vram, "vram_trust": process.share.trust}
+                for name, process in ours
             ],
-            "others": others(reading, [worker.share for worker in ours]),
+            "others": others(reading, [process.share for _, process in ours]),
             "need": self.need,
             "room": self.room(reading.index, workers),
             "sampled_ago_s": round(self._context.now - gpu.at, 3),

@@ -42,8 +42,8 @@ def test_a_spare_is_loaded_first_and_nobody_waits(roomy: Any) -> None:
     assert isinstance(roomy.last(id), events.Done)
     spare = roomy.worker("w1")
     # It goes on with the history of the place that it has taken over.
-    assert (spare.replaces, spare.restarts, spare.jobs_done_in_all, spare.faults) == (None, 1, 1, 0)
-    assert spare.last_death.cause == "operator"
+    assert (spare.replaces, spare.restarts, spare.jobs_done, spare.faults) == (None, 1, 1, 0)
+    assert spare.last_exit.cause == "operator"
 
 
 def test_while_the_old_one_finishes_its_job_no_third_one_is_started(roomy: Any) -> None:
@@ -129,14 +129,14 @@ def test_a_leak_is_trimmed_then_replaced_and_the_log_says_why(make_world: Any) -
     world.ready(memory=wire.Memory(rss=1_000 * MIB))
     for job in range(1, 90):
         leaking(world, job, 38)
-        if world.messages(wire.Trim) and not world.worker().leaving:
+        if world.messages(wire.Trim) and not world.worker().process.replace_reason:
             world.say(wire.Trimmed(memory=wire.Memory(rss=(1_000 + job * 38) << 20)))
-        if world.worker().leaving:
+        if world.worker().process.replace_reason:
             break
     assert world.messages(wire.Trim)
     assert 1_000 + job * 38 < 4_000
-    assert world.worker().leaving.cause == "leak"
-    assert "38 MiB per job" in world.worker().leaving.detail
+    assert world.worker().process.replace_reason.cause == "leak"
+    assert "38 MiB per job" in world.worker().process.replace_reason.detail
     assert world.states() == ["ready", "starting"]
 
 
@@ -146,7 +146,7 @@ def test_noise_is_no_leak(make_world: Any) -> None:
     world.ready(memory=wire.Memory(rss=1_000 * MIB))
     for job in range(300):
         leaking(world, job * 7_919 % 40, 38)
-    assert world.worker().leaving is None and world.states() == ["ready"]
+    assert world.worker().process.replace_reason is None and world.states() == ["ready"]
 
 
 def test_a_job_that_ran_out_of_memory_is_tried_once_more_on_a_process_of_its_own(make_world: Any) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from glmtts.daemon.core import effects, inputs
 from glmtts.daemon.core.jobs.job import IllegalTransition
-from glmtts.daemon.core.workers.worker import TRANSITIONS, WITH_PROCESS, WorkerState, describe_exit
+from glmtts.daemon.core.workers.process import describe_exit
+from glmtts.daemon.core.workers.worker import TRANSITIONS, WITH_PROCESS, WorkerState
 from glmtts.protocol import control, events
 from glmtts.protocol import worker as wire
 
@@ -100,7 +101,7 @@ def test_a_recycle_is_no_fault(world: Any) -> None:
         assert world.states() == ["starting"]
         world.ready()
     assert world.worker().faults == 0
-    assert world.worker().last_death.cause == "operator"
+    assert world.worker().last_exit.cause == "operator"
 
 
 def test_a_worker_is_replaced_after_so_many_jobs(make_world: Make) -> None:
@@ -121,7 +122,7 @@ def test_a_worker_that_grew_too_large_is_replaced_after_its_job(make_world: Make
     world.say(wire.Trimmed(memory=large))
     assert world.states() == ["stopping"]
     world.die(0)
-    assert "max_rss_mib" in world.worker().last_death.detail
+    assert "max_rss_mib" in world.worker().last_exit.detail
 
 
 def test_an_old_worker_finishes_its_job_before_it_is_replaced(make_world: Make) -> None:
@@ -144,7 +145,7 @@ def test_a_crash_while_draining_is_called_a_crash(world: Any) -> None:
     world.die(-11)
     assert world.last(id).code == "worker_crashed"
     assert "SIGSEGV" in world.last(id).message
-    assert world.worker().last_death.cause == "crashed"
+    assert world.worker().last_exit.cause == "crashed"
 
 
 def test_a_worker_that_does_not_end_is_killed_until_it_does(world: Any) -> None:
@@ -163,7 +164,7 @@ def test_a_start_that_takes_too_long_is_ended(make_world: Make) -> None:
     assert world.states() == ["failed"]
     assert [s.signal for s in world.effects(effects.Signal)] == ["term"]
     world.die(-15)
-    assert world.worker().last_death.cause == "start_timeout"
+    assert world.worker().last_exit.cause == "start_timeout"
 
 
 def test_a_hang_is_noticed_by_progress_and_not_by_time(make_world: Make) -> None:
@@ -176,7 +177,7 @@ def test_a_hang_is_noticed_by_progress_and_not_by_time(make_world: Make) -> None
     assert world.states() == ["busy"]
     world.pass_time(2.0)
     assert world.states() == ["failed"]
-    assert world.worker().doom.cause == "hung"
+    assert world.worker().process.exit_reason.cause == "hung"
 
 
 def test_a_shortened_hang_timeout_holds_for_the_job_at_hand(make_world: Make, make_settings: Make) -> None:
