@@ -13,18 +13,18 @@ from typing import Any
 from glmtts.protocol.control import VoiceAdd, VoiceRemove
 from glmtts.protocol.errors import ErrorCode
 
-from .background import Background
 from .config import load as config
 from .config import names as config_names
 from .config.tcp_access import Access
 from .core import effects, inputs
 from .core.settings import LimitsSettings
+from .loop import Background
 from .storage.voices import RegisteredVoice, VoiceError, VoiceStore, check_recording
 
 _TOO_MANY = "too many operations wait to be carried out; try again"
 
 
-class Errands:
+class OperatorTasks:
     """``step`` takes the outcome into the core; it is called in the loop."""
 
     def __init__(

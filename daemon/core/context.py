@@ -64,9 +64,11 @@ class Context:
         if self.watched:
             self.effects.append(Publish(topic, values))
 
-    def send(self, to: ReplyTo, event: ClosedEvent | Result, body: bytes | memoryview | None = None) -> None:
-        """Send an event to a client."""
-        self.effects.append(Send(to, event, body))
+    def send(
+        self, to: ReplyTo, event: ClosedEvent | Result, body: bytes | memoryview | None = None, *, id: str = ""
+    ) -> None:
+        """Send an event to a client; ``id`` as in :class:`Send`."""
+        self.effects.append(Send(to, event, body, id))
 
     def refuse(
         self, to: ReplyTo, id: str, code: ErrorCode, message: str, *, retry_after_s: float | None = None

@@ -17,11 +17,15 @@ from .settings import Settings
 
 
 class Send(Struct):
-    """Send an event to a client."""
+    """Send an event to a client.
+
+    ``id``: of the request that it answers, to be put in when it is encoded, where one event goes to several requests.
+    """
 
     to: ReplyTo
     event: ServerEvent
     body: bytes | memoryview | None = None
+    id: str = ""
 
 
 class Tell(Struct):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from msgspec import Struct
+from msgspec.structs import force_setattr
 
 from glmtts.protocol.audio_formats import AudioFormat
 from glmtts.protocol.control import ControlRequest
@@ -16,15 +17,28 @@ from .settings import Settings
 
 
 class Client(Struct, frozen=True):
-    """Who sent a request, by the kernel or its CURVE key. ``key`` is what limits and ownership go by.
+    """Who sent a request: ``owner`` as the kernel or a CURVE key proves it (``uid:1000``), and ``user`` in words.
 
     The ``user`` of a client by TCP has a colon in it, as no user of a machine has. ``operator``: root, or the user that
-    the daemon runs as.
+    the daemon runs as. ``on_behalf_of``: the customer that the owner, a gateway, speaks for. Limits and shares go by
+    ``key`` (``uid:7/carol`` for a customer), what a client may see of jobs by ``owner``.
     """
 
-    key: str
+    owner: str
     user: str
     operator: bool = False
+    on_behalf_of: str = ""
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        key = f"{self.owner}/{self.on_behalf_of}" if self.on_behalf_of else self.owner
+        force_setattr(self, "key", key)
+
+    @classmethod
+    def of(cls, key: str, user: str) -> Client:
+        """The client with this key."""
+        owner, _, on_behalf_of = key.partition("/")
+        return cls(owner, user, on_behalf_of=on_behalf_of)
 
 
 class ReplyTo(Struct, frozen=True):

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from glmtts.protocol import events
 from glmtts.protocol.errors import ErrorCode
 
-from ..background import Background
 from ..config.tcp_access import parse_listen
 from ..core import effects, inputs
 from ..core.metric_types import Family, Histogram, kept, labelled, single
 from ..core.settings import MetricsSettings
 from ..log.logger import Logger
+from ..loop import Background
 from ..storage.journal import JournalFigures
 from .exposition import written
 

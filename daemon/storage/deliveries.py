@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..background import Background
 from ..core import effects, inputs
 from ..log.logger import Logger
+from ..loop import Background
 from . import outputs
 from .results import ResultLostError, read_result
 

@@ -1,15 +1,13 @@
-"""A ROUTER socket with clients on it: who they are, what they sent, and sending to them without ever waiting for one.
+"""A ROUTER socket for clients: who they are, what they send, and sends that never block.
 
-A client is known by what the kernel says of its connection, or by its key. The ZeroMQ identity, which a client may
-choose, only routes; a connection ends when ZeroMQ says so, and what was meant for it is never sent to a later one that
-calls itself the same.
+The kernel, or the key of the handshake, says whose a connection is. The ZeroMQ identity, which a client chooses, only
+routes. A connection ends when ZeroMQ reports its end; its messages are never sent to a later connection of the same
+identity.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,82 +18,31 @@ import zmq
 from glmtts.protocol import codec, events
 from glmtts.protocol.errors import ErrorCode
 
-from ..core.machine import TOO_SLOW
+from ..core.api.client_requests import TOO_SLOW
+from .client_connection import Connection, shut_down
 from .listeners import LOCAL_THREAD
 from .peers import Identify, Peer
-from .tcp_acks import acknowledged
 
-#: Bodies from this size on are handed to ZeroMQ without a copy, and counted until it is done with them.
+#: Bodies of this size or more go to ZeroMQ without a copy, and count until ZeroMQ is done with them.
 _LARGE = 64 * 1024
-#: Smaller messages are counted in groups of this size: counting each would cost more than sending it.
+#: Smaller messages count in groups of this size: to count each would cost more than to send it.
 _GROUP = 256 * 1024
-#: Frames of one message that are looked at; one with more is refused for having them.
+#: A message of more frames is refused.
 _MAX_FRAMES = 6
-#: Frames of one message that are read and left in one go: a mistake has fewer, a flood may have millions.
+#: Further frames of such a message are read and dropped: all of a mistake's at once, a flood's in parts.
 _FRAMES_OF_A_MISTAKE = 1_000
 _SKIPPED_AT_ONCE = 4_000
-#: What a queued message costs beside its bytes, about.
+#: Memory that a queued message takes beside its bytes, roughly.
 _OVERHEAD = 300
 
-#: A zmq_socket_monitor event: its number and a value (zmq_socket_monitor(3)). pyzmq's own parser would load asyncio,
-#: and everybody who waits for a daemon to start would wait for that.
+#: A zmq_socket_monitor event: its number and a value (zmq_socket_monitor(3)). pyzmq's own parser loads asyncio, which
+#: would delay the start.
 _MONITOR_FRAME = struct.Struct("=hi")
 _MONITORED = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 
 
-class InFlight(NamedTuple):
-    """A body that ZeroMQ holds, with its size and that of the smaller ones before it.
-
-    ``until``: where ZeroMQ holds a copy, how much the other host has acknowledged when it holds that no more.
-    """
-
-    tracker: zmq.MessageTracker
-    size: int
-    until: int
-
-
-class Connection:
-    """One connection of one client process. ``number`` is never used again; ``peer`` is who it is."""
-
-    __slots__ = (
-        "fd",
-        "gone",
-        "in_flight",
-        "in_flight_bytes",
-        "number",
-        "outbox",
-        "outbox_bytes",
-        "peer",
-        "routing_id",
-        "uncounted",
-        "unread",
-    )
-
-    def __init__(self, number: int, routing_id: bytes, fd: int, peer: Peer) -> None:
-        self.number = number
-        self.routing_id = routing_id
-        self.fd = fd
-        self.peer = peer
-        self.gone = False
-        #: Whether we ended it because of what it left unread.
-        self.unread = False
-        #: Messages that ZeroMQ did not take yet.
-        self.outbox: deque[tuple[list[bytes | memoryview], int]] = deque()
-        self.outbox_bytes = 0
-        #: Bodies that ZeroMQ holds.
-        self.in_flight: deque[InFlight] = deque()
-        self.in_flight_bytes = 0
-        #: Bytes that were sent since the last one in ``in_flight``.
-        self.uncounted = 0
-
-    @property
-    def unsent_bytes(self) -> int:
-        """Bytes that the client has not taken, as far as they were counted: here and in ZeroMQ."""
-        return self.outbox_bytes + self.in_flight_bytes
-
-
 class Received(NamedTuple):
-    """A message: from whom, the frames to mirror in the answer, and the frames after them."""
+    """A message: its connection, the envelope to mirror in the answer, and the frames after it."""
 
     connection: Connection
     envelope: tuple[bytes, ...]
@@ -103,7 +50,10 @@ class Received(NamedTuple):
 
 
 class ClientRouter:
-    """One of the requests sockets, or the control socket. Used from the loop's thread alone."""
+    """One socket for clients or operators, and the connections on it. Used in the loop's thread alone.
+
+    Invariant: what clients leave unread takes at most ``send_buffer_bytes``, for bodies, and twice that in all.
+    """
 
     def __init__(
         self,
@@ -112,33 +62,39 @@ class ClientRouter:
         endpoint: str,
         *,
         identify: Identify,
-        first_number: int,
+        numbers: Iterator[int],
+        overruns: deque[tuple[int, str]],
         body_bytes: int,
         send_buffer_bytes: int,
         max_connections: int,
         options: Sequence[tuple[int, int | bytes]] = (),
         encrypts: bool = False,
     ) -> None:
-        """Serve the listening descriptor ``listener``, which is closed with the router. ``options``: more of ZeroMQ's.
+        """Serve the listening descriptor ``listener``, and close it with the router.
 
-        ``encrypts``: ZeroMQ makes a copy of each message, which it keeps until the last byte is sent, and of which it
-        says nothing.
-
-        ``max_connections`` and ``send_buffer_bytes`` are this socket's own: those on another one can't use them up.
+        Args:
+            identify: Tells whose connection a frame comes from.
+            numbers: The number of each new connection.
+            overruns: Receives (connection, job) for each stream of which a part was dropped unread.
+            body_bytes: The largest accepted body.
+            send_buffer_bytes: Budget for bodies that clients leave unread, of this socket alone.
+            max_connections: Connections that may be open at a time, of this socket alone.
+            options: Further socket options for ZeroMQ.
+            encrypts: ZeroMQ copies each message, and keeps the copy until the last byte is sent without reporting it.
         """
         self.socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         for option, value in (
             (zmq.USE_FD, listener),
             (zmq.ROUTER_MANDATORY, 1),
             (zmq.LINGER, 0),
-            # A frame above the limit is answered, one far above it ends the connection before it fills the memory.
+            # A frame over the limit is answered; one far over it ends the connection before it fills the memory.
             (zmq.MAXMSGSIZE, 2 * body_bytes),
             (zmq.RCVHWM, 16),
-            # Enough to keep a reading client busy; what waits here and not in ZeroMQ can still be taken back.
+            # Enough to keep a reading client busy. What waits in the outbox instead can still be dropped.
             (zmq.SNDHWM, 64),
-            # A connection that does not speak ZMTP is not kept for long: descriptors are finite.
+            # Descriptors are finite: a connection that does not speak ZMTP ends soon.
             (zmq.HANDSHAKE_IVL, 5_000),
-            # One of ZeroMQ's threads, and not any: so a connection is always known to be there before it speaks.
+            # One fixed thread of ZeroMQ: so the monitor reports a connection before its first message arrives.
             (zmq.AFFINITY, LOCAL_THREAD),
             *options,
         ):
@@ -146,52 +102,51 @@ class ClientRouter:
         self.monitor = self.socket.get_monitor_socket(_MONITORED)
         self.socket.bind(endpoint)
         self._identify = identify
-        self.first_number = self._next_number = first_number
+        self._numbers = numbers
+        self._overruns = overruns
         self._send_buffer_bytes = send_buffer_bytes
-        #: What one client may leave unread: others are to have room beside it.
+        #: The share of one connection, so that others have room beside it.
         self._share_bytes = send_buffer_bytes // 2
         self._max_connections = max_connections
         self._encrypts = encrypts
-        #: What ZeroMQ holds, and the parts of it that are of connections which it has yet to end, by descriptor.
+        #: Bytes that ZeroMQ holds, and those of them for connections that it has yet to end, by descriptor.
         self._held_bytes = 0
         self._leaving: dict[int, int] = {}
         self._by_routing_id: dict[bytes, Connection] = {}
         self._by_number: dict[int, Connection] = {}
-        #: Descriptors of open connections, with the connection once it has spoken.
+        #: Open connections by descriptor; None before the first message.
         self._open: dict[int, Connection | None] = {}
-        #: Those of them that have not spoken, the oldest first.
+        #: Descriptors of connections without a message so far, the oldest first.
         self._silent: dict[int, None] = {}
-        #: The sum of all connections' ``unsent_bytes``, or more: what has left meanwhile is found when it matters.
+        #: An upper bound of the sum of all ``unsent_bytes``: what has left meanwhile is subtracted when it matters.
         self._unsent_bytes = 0
         self._closed: list[Connection] = []
         self._waiting: dict[int, Connection] = {}
-        #: Connections that were turned away because there are too many.
+        #: Connections that were turned away because too many were open.
         self.turned_away = 0
-        #: Connections that were ended in a message of thousands of frames, and whether one is being read now.
+        #: Connections that were ended for a message of thousands of frames, and whether one is being read now.
         self.floods_ended = 0
         self._in_flood = False
-        #: Streams of which parts were thrown away unread: (connection, job). Somebody has to end them.
-        self.overruns: deque[tuple[int, str]] = deque()
-        #: Connections that were ended because they did not read what was sent to them.
+        #: Connections that were ended because they did not read.
         self.unread_ended = 0
-        #: Connections whose other side spoke another protocol, another mechanism, or to another key.
+        #: Connections that failed the handshake: another protocol, another mechanism, another key.
         self.handshakes_failed = 0
 
     @property
     def connections(self) -> int:
-        """How many are open, those included that never spoke."""
+        """Open connections, including those without a message so far."""
         return len(self._open)
 
     # --- receiving
 
     def receive(self, limit: int) -> Iterator[Received]:
-        """Up to ``limit`` messages that are there already."""
+        """Yield up to ``limit`` messages that have arrived."""
         receive = self.socket.recv
         state: Callable[[int], Any] = self.socket.getsockopt
         if self._in_flood and not self._skip(_SKIPPED_AT_ONCE):
             return
         for _ in range(limit):
-            # Asking costs a tenth of the exception that says there is none.
+            # To ask costs a tenth of the exception for an empty socket.
             if not state(zmq.EVENTS) & zmq.POLLIN:
                 return
             routing_id = receive(zmq.NOBLOCK)
@@ -209,7 +164,7 @@ class ClientRouter:
             try:
                 fd = int(first.get(zmq.SRCFD))
             except zmq.ZMQError:
-                # ZMTP 1.0, or other bytes that pass for it: nobody can tell whose they are, nor answer.
+                # ZMTP 1.0, or bytes that pass for it: the sender is unknown and can't be answered.
                 continue
             if connection is None or connection.fd != fd:
                 connection = self._new(routing_id, fd, first)
@@ -217,7 +172,7 @@ class ClientRouter:
                 yield _split(connection, frames)
 
     def _skip(self, most: int) -> bool:
-        """Take in what is left of a message, and leave it; whether that was all of it."""
+        """Drop up to ``most`` further frames of a message; returns whether that was the rest of it."""
         receive = self.socket.recv
         for _ in range(most):
             if not receive(copy=False).more:
@@ -226,30 +181,26 @@ class ClientRouter:
         return False
 
     def _end_flood(self, routing_id: bytes, frame: zmq.Frame) -> None:
-        """A message of thousands of frames: it can't be left unread, but it is read in parts, and its sender goes."""
+        """End the sender of a message of thousands of frames. The message itself is read and dropped in parts."""
         self._in_flood = True
         self.floods_ended += 1
         with contextlib.suppress(zmq.ZMQError):
-            _shut_down(int(frame.get(zmq.SRCFD)))
+            shut_down(int(frame.get(zmq.SRCFD)))
         self._close(self._by_routing_id.get(routing_id))
 
     def _new(self, routing_id: bytes, fd: int, frame: zmq.Frame) -> Connection | None:
-        """A connection speaks for the first time, or for the last time: it may be closed by now.
-
-        None for one that may not speak any more.
-        """
-        # What happened to this descriptor before this connection had it has to be known first.
+        """Register the sender of a first message, which may be closed already; None if it may not connect any more."""
+        # The descriptor may have belonged to an earlier connection: its end comes first.
         self.read_monitor()
         self._close(self._by_routing_id.get(routing_id))
         peer = self._identify(frame)
         if peer is None:
             if self._open.get(fd, self) is None:
-                _shut_down(fd)
+                shut_down(fd)
             return None
-        connection = Connection(self._next_number, routing_id, fd, peer)
-        self._next_number += 1
+        connection = Connection(next(self._numbers), routing_id, fd, peer)
         if self._open.get(fd, self) is not None:
-            # Closed, or closed and the descriptor taken by another: nothing can be sent to it any more.
+            # Closed, and perhaps its descriptor reused: nothing can be sent to it.
             connection.gone = True
             self._closed.append(connection)
             return connection
@@ -260,7 +211,7 @@ class ClientRouter:
         return connection
 
     def read_monitor(self) -> None:
-        """Learn of connections that opened and closed."""
+        """Take in which connections have opened and closed."""
         while True:
             try:
                 frames = self.monitor.recv_multipart(zmq.NOBLOCK)
@@ -279,14 +230,14 @@ class ClientRouter:
                 self._held_bytes -= self._leaving.pop(fd, 0)
 
     def _turn_away(self) -> None:
-        """Too many are connected: the one that has been silent for longest goes.
+        """Over the limit: end the connection that has been open for longest without a message.
 
-        A ZeroMQ client connects itself again, and does not lose what it had not said.
+        A ZeroMQ client reconnects by itself, and loses no request.
         """
         fd = next(iter(self._silent))
         del self._silent[fd]
         self.turned_away += 1
-        _shut_down(fd)
+        shut_down(fd)
 
     def _close(self, connection: Connection | None) -> None:
         if connection is None or connection.gone:
@@ -297,9 +248,7 @@ class ClientRouter:
             self._leaving[connection.fd] = self._leaving.get(connection.fd, 0) + connection.in_flight_bytes
         else:
             self._held_bytes -= connection.in_flight_bytes
-        connection.outbox.clear()
-        connection.in_flight.clear()
-        connection.outbox_bytes = connection.in_flight_bytes = 0
+        connection.clear()
         self._by_number.pop(connection.number, None)
         self._waiting.pop(connection.number, None)
         if self._by_routing_id.get(connection.routing_id) is connection:
@@ -309,22 +258,22 @@ class ClientRouter:
         self._closed.append(connection)
 
     def review(self, again: Callable[[Peer], Peer | None]) -> list[Connection]:
-        """Ask anew who everybody is, and end the connections of those who may not connect any more; returns these.
+        """Identify all peers again, and end the connections that are not allowed any more; returns these.
 
-        So are those that have not spoken yet: nobody knows their keys. A ZeroMQ client connects itself again, and is
-        then told.
+        Connections without a message so far end too, since their keys are unknown. A ZeroMQ client reconnects by
+        itself, and the handshake judges it again.
         """
         ended = []
         for connection in list(self._by_number.values()):
             peer = again(connection.peer)
             if peer is None:
-                _shut_down(connection.fd)
+                shut_down(connection.fd)
                 self._close(connection)
                 ended.append(connection)
             else:
                 connection.peer = peer
         for fd in self._silent:
-            _shut_down(fd)
+            shut_down(fd)
         self._silent.clear()
         return ended
 
@@ -336,10 +285,11 @@ class ClientRouter:
     # --- sending
 
     def send(self, number: int, envelope: tuple[bytes, ...], header: bytes, body: bytes | memoryview | None) -> bool:
-        """Send, or keep until it can be sent; nothing happens for a connection that is gone.
+        """Send a message, or queue it until ZeroMQ takes it. Does nothing for a connection that is gone.
 
-        Returns False, and sends nothing, when the message has a body and too much that is this client's is unsent
-        already: it does not read. What has no body is sent all the same, up to a second limit.
+        Returns:
+            False, with nothing sent, if the message has a body and the client leaves too much unread. A message without
+            a body is sent all the same, up to a second limit.
         """
         connection = self._by_number.get(number)
         if connection is None:
@@ -368,11 +318,12 @@ class ClientRouter:
         return True
 
     def _make_room(self, size: int, sender: Connection | None) -> bool:
-        """Let go of the connections that hold the most, until ``size`` more bytes fit; False where ``sender`` is such
-        a one, or has its share already.
+        """Drop what the greatest holders leave unread until ``size`` more bytes fit.
+
+        Returns False if ``sender`` is the greatest holder, or holds its share already.
         """
         for connection in self._by_number.values():
-            self._settle(connection)
+            self._release_sent(connection)
         if sender is not None and sender.unsent_bytes and sender.unsent_bytes + size > self._share_bytes:
             return False
         while self._unsent_bytes and self._unsent_bytes + size > self._send_buffer_bytes:
@@ -383,15 +334,15 @@ class ClientRouter:
                 continue
             self.unread_ended += 1
             greatest.unread = True
-            _shut_down(greatest.fd)
+            shut_down(greatest.fd)
             self._close(greatest)
         return True
 
     def _drop_outbox(self, connection: Connection) -> bool:
-        """Throw away the bodies that wait for a connection; whether there were any.
+        """Drop the bodies that wait for a connection; returns whether there were any.
 
-        Their jobs end in ``slow_consumer`` for it: those whose end waits here too by the error that takes its place,
-        the others by whoever reads ``overruns``.
+        Their jobs end in ``slow_consumer`` for it. Where the job's ``done`` waits here too, the error takes its place;
+        the other jobs go to ``overruns``.
         """
         kept: deque[tuple[list[bytes | memoryview], int]] = deque()
         jobs: dict[str, None] = {}
@@ -411,43 +362,25 @@ class ClientRouter:
         connection.outbox = kept
         connection.outbox_bytes -= dropped
         self._unsent_bytes -= dropped
-        self.overruns.extend((connection.number, job) for job in jobs)
+        self._overruns.extend((connection.number, job) for job in jobs)
         return dropped > 0
 
-    def _settle(self, connection: Connection) -> None:
-        """Forget what ZeroMQ has sent meanwhile."""
-        if not connection.in_flight:
-            return
-        acked = acknowledged(connection.fd) if self._encrypts else 0
-        while connection.in_flight and connection.in_flight[0].tracker.done and acked >= connection.in_flight[0].until:
-            size = connection.in_flight.popleft().size
-            connection.in_flight_bytes -= size
-            self._unsent_bytes -= size
-            self._held_bytes -= size
-
-    def _hold(self, connection: Connection, tracker: zmq.MessageTracker) -> None:
-        """ZeroMQ has a large body from now on, and the small ones before it."""
-        size, until = connection.uncounted, 0
-        if self._encrypts:
-            before = connection.in_flight
-            until = size + (before[-1].until if before else max(0, acknowledged(connection.fd)))
-        connection.in_flight.append(InFlight(tracker, size, until))
-        connection.in_flight_bytes += size
-        self._unsent_bytes += size
-        self._held_bytes += size
-        connection.uncounted = 0
+    def _release_sent(self, connection: Connection) -> None:
+        size = connection.release_sent(encrypted=self._encrypts)
+        self._unsent_bytes -= size
+        self._held_bytes -= size
 
     def _may_encrypt(self, size: int) -> bool:
-        """Whether there is memory for another copy; those of ended connections take theirs until ZeroMQ has ended them.
+        """Whether there is memory for another copy in ZeroMQ. If ZeroMQ holds nothing, a message of any size may go.
 
-        Alone, a message of any size may go.
+        Copies for an ended connection count until ZeroMQ has ended it too.
         """
         if self._held_bytes and self._held_bytes + size > self._send_buffer_bytes:
             self.read_monitor()
         return not self._held_bytes or self._held_bytes + size <= self._send_buffer_bytes
 
     def _try(self, connection: Connection, frames: list[bytes | memoryview]) -> bool:
-        """Whether ZeroMQ took the message, or nobody will ever."""
+        """Returns False if ZeroMQ does not take the message now; True if it did, or the connection is gone."""
         send, last = self.socket.send, frames[-1]
         if self._encrypts and len(last) >= _LARGE and not self._may_encrypt(len(last)):
             return False
@@ -462,28 +395,31 @@ class ClientRouter:
                 raise
             self._close(connection)
             return True
-        # The whole message goes to one place: once the routing id is taken, so are the rest.
+        # ZeroMQ takes a message as a whole: after the routing id it takes the rest.
         for frame in frames[:-1]:
             send(frame, zmq.SNDMORE)
         connection.uncounted += len(last)
         if connection.uncounted < _GROUP and len(last) < _LARGE:
             send(last)
         else:
-            self._settle(connection)
-            self._hold(connection, send(zmq.Frame(last, track=True, copy=False, copy_threshold=0), copy=False))
+            self._release_sent(connection)
+            tracker = send(zmq.Frame(last, track=True, copy=False, copy_threshold=0), copy=False)
+            size = connection.hold(tracker, encrypted=self._encrypts)
+            self._unsent_bytes += size
+            self._held_bytes += size
         return True
 
     @property
     def waiting(self) -> bool:
-        """Whether anything waits to be sent."""
+        """Whether a message waits to be sent."""
         return bool(self._waiting)
 
     def flush(self) -> int:
-        """Send what waits, as far as it can be; returns how many messages that were."""
+        """Send what ZeroMQ takes now; returns the number of messages."""
         sent = 0
         if self._encrypts and self._waiting:
             for connection in self._by_number.values():
-                self._settle(connection)
+                self._release_sent(connection)
         for number, connection in list(self._waiting.items()):
             while connection.outbox and self._try(connection, connection.outbox[0][0]):
                 if connection.gone:
@@ -497,24 +433,20 @@ class ClientRouter:
         return sent
 
     def close(self, linger_ms: int) -> None:
-        """Close the socket, after what was sent has left or ``linger_ms`` have passed."""
+        """Close the socket once everything has left, or after ``linger_ms``."""
         self.socket.disable_monitor()
         self.monitor.close(0)
         self.socket.close(linger_ms)
 
 
 def _split(connection: Connection, frames: list[bytes | memoryview]) -> Received:
-    """Tell the frames of a REQ socket's envelope from the message: an empty one, or with ZMQ_REQ_CORRELATE its number
-    and an empty one. A DEALER sends none, and no header is empty or has four bytes.
+    """Split a REQ socket's envelope from the message.
+
+    The envelope is an empty frame, or with ZMQ_REQ_CORRELATE a number of four bytes and an empty frame. A DEALER sends
+    none. No header is empty or has four bytes.
     """
     if not frames[0]:
         return Received(connection, (b"",), frames[1:])
     if len(frames) > 2 and len(frames[0]) == 4 and not frames[1]:
         return Received(connection, (bytes(frames[0]), b""), frames[2:])
     return Received(connection, (), frames)
-
-
-def _shut_down(fd: int) -> None:
-    """End a connection under ZeroMQ, which notices and closes the descriptor: a ROUTER can't drop one peer."""
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as connection:
-        connection.shutdown(socket.SHUT_RDWR)

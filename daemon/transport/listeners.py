@@ -16,9 +16,12 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import zmq
+
 from glmtts.protocol.endpoints import CONTROL, EVENTS, MAX_PATH_BYTES, REQUESTS, WORKERS
 
 from ..config.tcp_access import Address
+from ..log.logger import Logger
 
 _BACKLOG = 4096
 
@@ -94,6 +97,7 @@ class RuntimeDir:
         #: The sockets that were made here, with their modes and groups; and the inode of each, handed over or not.
         self._made: dict[str, tuple[int, str]] = {}
         self._files: dict[str, int] = {}
+        self._reported: set[str] = set()
 
     def endpoint(self, name: str) -> str:
         """The ZeroMQ endpoint of a socket in the folder."""
@@ -130,18 +134,27 @@ class RuntimeDir:
         self._made[path.name] = mode, group
         return listener.detach()
 
-    def removed(self) -> list[str]:
-        """The sockets that clients can't find any more, because somebody has removed or replaced their files."""
-        return [name for name, inode in self._files.items() if _inode(self.path / name) != inode]
+    def restore(self, sockets: Mapping[str, zmq.Socket[bytes]], log: Logger) -> None:
+        """Make the file of each socket again that was removed or replaced: clients can't find the daemon without it."""
+        removed = {name for name, inode in self._files.items() if _inode(self.path / name) != inode}
+        for name in sorted(removed):
+            try:
+                # The old socket still listens where no client finds it.
+                sockets[name].setsockopt(zmq.USE_FD, self._listen_again(name))
+                sockets[name].bind(self.endpoint(name))
+            except (RuntimeDirError, zmq.ZMQError) as error:
+                if name not in self._reported:
+                    log.error("the socket's file was removed and can't be made again", socket=name, reason=str(error))
+            else:
+                log.warning("the socket's file was removed, and is made again", socket=name)
+        self._reported = removed
 
-    def listen_again(self, name: str) -> int:
-        """Make a socket anew whose file was removed. Raises RuntimeDirError."""
+    def _listen_again(self, name: str) -> int:
         if name not in self._made:
             raise RuntimeDirError(
-                f"{self.path / name}: somebody has removed this socket of the service manager's, and no client can "
-                "find it any more. systemctl restart glmtts.socket makes it again"
+                f"{self.path / name}: this socket of the service manager was removed, and clients can't find it. "
+                "'systemctl restart glmtts.socket' makes it again"
             )
-        # Our own old one still listens, where nobody can find it.
         return self._make(self.path / name, *self._made[name])
 
     def close(self) -> None:

@@ -1,8 +1,7 @@
-"""The requests socket for TCP, with CURVE where the daemon has a key, and who may use it."""
+"""The requests socket for TCP, with CURVE where the daemon has a key, and the keys that may connect."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import zmq
@@ -11,32 +10,28 @@ from glmtts.protocol.keys import public_of
 
 from ..config.tcp_access import Access
 from ..log.logger import Logger
+from ..loop import Loop
 from .client_router import ClientRouter
 from .listeners import TCP_THREAD, listen_tcp
 from .peers import CurvePeers, plain_tcp_peer
 from .zap import Authenticator
 
-#: A host that vanished without a word is noticed after both together, in milliseconds.
+#: The end of a host that vanished silently is noticed after the sum of both, in milliseconds.
 _HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS = 15_000, 40_000
 
 
-class TcpRequests:
-    """``router`` is watched by the loop like every other; ``watch`` is for what this has beside it."""
+class TcpListener:
+    """Owns the TCP socket's router and the authenticator of its keys."""
 
     def __init__(
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         access: Access,
         log: Logger,
-        clock: Callable[[], float],
-        *,
-        watch: Callable[[Any, Callable[[], None]], None],
-        first_number: int,
-        body_bytes: int,
-        send_buffer_bytes: int,
-        max_connections: int,
+        loop: Loop,
+        **of_router: Any,
     ) -> None:
-        """Listen. Raises RuntimeDirError."""
+        """Listen; raises RuntimeDirError. ``of_router``: arguments of ClientRouter."""
         self._access = access
         self._log = log
         self._authenticator: Authenticator | None = None
@@ -49,14 +44,14 @@ class TcpRequests:
             (zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS),
         ]
         if access.secret is not None:
-            self._authenticator = Authenticator(context, access.names, log, clock)
+            self._authenticator = Authenticator(context, access.names, log, loop.clock)
             self._peers = CurvePeers(access.names)
-            watch(self._authenticator.socket, self._authenticator.answer)
+            loop.watch(self._authenticator.socket, self._authenticator.answer)
             options += [
                 (zmq.CURVE_SERVER, 1),
                 (zmq.CURVE_SECRETKEY, access.secret.encode("ascii")),
                 (zmq.ZAP_DOMAIN, b"glmtts"),
-                # Without it ZeroMQ would admit everybody when nobody answers for the keys.
+                # Without it ZeroMQ admits every key when no authenticator answers.
                 (zmq.ZAP_ENFORCE_DOMAIN, 1),
             ]
             self._warn_if_empty(access)
@@ -65,24 +60,21 @@ class TcpRequests:
             listener,
             self.address.endpoint,
             identify=self._peers or plain_tcp_peer,
-            first_number=first_number,
-            body_bytes=body_bytes,
-            send_buffer_bytes=send_buffer_bytes,
-            max_connections=max_connections,
             options=options,
             encrypts=access.secret is not None,
+            **of_router,
         )
 
     def admit(self, access: Access | None) -> str:
-        """The files were read again: from now on these keys may connect. Those of others are disconnected at once.
+        """Admit these keys from now on, and disconnect all others at once.
 
-        The address and the daemon's own key stay as they are until a restart. Returns the file of the keys that may
-        connect now, or ``""`` where none has been read: nothing is to listen any more, or nothing is encrypted.
+        The address and the daemon's own key stay the same until a restart. Returns the file of the admitted keys, or
+        ``""`` if none applies: TCP is to be closed, or is not encrypted.
         """
         if access is None:
             return ""
         if access.secret != self._access.secret:
-            reason = "the daemon goes on with the one that it started with; restart it"
+            reason = "the daemon keeps the key that it started with until a restart"
             self._log.warning("server key changed", reason=reason)
         if self._authenticator is None or self._peers is None:
             return ""
@@ -100,7 +92,7 @@ class TcpRequests:
         return str(access.authorised_keys)
 
     def described(self) -> dict[str, Any]:
-        """For the log: where clients connect to, and the key that they need."""
+        """For the log: the endpoint, and the public key that clients need."""
         public = {} if self._access.secret is None else {"tcp_public_key": public_of(self._access.secret)}
         return {"tcp": self.address.endpoint, **public}
 
@@ -117,11 +109,11 @@ class TcpRequests:
         return facts
 
     def close(self) -> None:
-        """After the router: those who wait for an answer about their keys are its own."""
+        """Close the authenticator; only after the router, whose handshakes wait for its answers."""
         if self._authenticator is not None:
             self._authenticator.close()
 
     def _warn_if_empty(self, access: Access) -> None:
         if not access.names:
-            reason = f"{access.authorised_keys} has no keys, so nobody can: glmttsctl key add NAME PUBLICKEY"
-            self._log.warning("nobody may connect by TCP", reason=reason)
+            reason = f"{access.authorised_keys} has no keys; add one with 'glmttsctl key add NAME PUBLICKEY'"
+            self._log.warning("no client can connect by TCP", reason=reason)

@@ -40,8 +40,9 @@ def report(error: BaseException, job: str = "") -> None:
 
 
 def _module(file: str) -> str:
-    """The last parts of a path: enough to find it."""
-    return "/".join(file.split("/")[-3:])
+    """The path below this package, or the last parts of another path: enough to find the file."""
+    _, package, path = file.rpartition("/glmtts/")
+    return path if package else "/".join(file.split("/")[-3:])
 
 
 def in_words(error: BaseException) -> str:

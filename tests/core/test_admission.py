@@ -12,19 +12,21 @@ from glmtts.daemon.core.scheduling.admission import names_of
 from glmtts.daemon.core.settings import ClientLimits
 from glmtts.protocol import control, events, requests
 
+from ..support.core_world import World
+
 Make = Callable[..., Any]
 ALICE, BOB = inputs.Client("uid:1001", "alice"), inputs.Client("uid:1002", "bob")
 GATE = inputs.Client("uid:7", "gate")
 
 
-def error(world: Any, **keys: Any) -> Any:
+def error(world: World, **keys: Any) -> Any:
     """The error of a request that is not accepted."""
     id = world.request(**keys)
     assert world.names(id) == ["error"], "it was accepted"
     return world.last(id)
 
 
-def accepted(world: Any, **keys: Any) -> bool:
+def accepted(world: World, **keys: Any) -> bool:
     return bool(world.names(world.request(**keys))[0] == "accepted")
 
 
@@ -36,7 +38,7 @@ def accepted(world: Any, **keys: Any) -> bool:
     [
         (ALICE, {"uid:1001", "1001", "alice"}),
         (inputs.Client("key:laptop", "laptop"), {"key:laptop", "laptop"}),
-        (inputs.Client("uid:7/carol", "gate"), {"uid:7/carol", "7/carol", "gate/carol"}),
+        (inputs.Client("uid:7", "gate", on_behalf_of="carol"), {"uid:7/carol", "7/carol", "gate/carol"}),
     ],
 )
 def test_a_client_has_these_names_in_the_configuration(client: inputs.Client, names: set[str]) -> None:

@@ -11,26 +11,28 @@ from glmtts.daemon.core.workers.memory_watch import MIB
 from glmtts.protocol import control
 from glmtts.protocol import worker as wire
 
+from ..support.core_world import MakeSettings, MakeWorld, World
+
 #: Half a minute and a check, and the window of five minutes.
 FOR_S, WINDOW_S = 36.0, 310.0
 
 
-def alerts(world: Any) -> dict[str, str]:
+def alerts(world: World) -> dict[str, str]:
     return {alert["name"]: alert["message"] for alert in world.last(world.operate(control.Status)).values["alerts"]}
 
 
-def told(world: Any, name: str) -> list[str]:
+def told(world: World, name: str) -> list[str]:
     """What the events socket has heard of an alert."""
     return [e.values["state"] for e in world.effects(effects.Publish) if e.topic == f"alert.{name}"]
 
 
-def speak(world: Any, after_s: float = 0.1, **keys: Any) -> None:
+def speak(world: World, after_s: float = 0.1, **keys: Any) -> None:
     id = world.request()
     world.pass_time(after_s)
     world.finish(world.job(id), **keys)
 
 
-def sample_for(world: Any, seconds: float, **used: Any) -> None:
+def sample_for(world: World, seconds: float, **used: Any) -> None:
     """Let GPU 0 be seen like this for so long."""
     for _ in range(round(seconds)):
         world.sample(world.gpu(**used))
@@ -38,7 +40,7 @@ def sample_for(world: Any, seconds: float, **used: Any) -> None:
 
 
 @pytest.fixture
-def world(make_world: Any) -> Any:
+def world(make_world: MakeWorld) -> Any:
     """A World whose one worker is ready and may be silent for long, and that somebody watches."""
     world = make_world(workers={"hang_timeout_s": 1e4, "recycle": {"leak_horizon_jobs": 0}})
     world.ready()
@@ -46,7 +48,7 @@ def world(make_world: Any) -> Any:
     return world
 
 
-def test_gpu_memory_high(world: Any) -> None:
+def test_gpu_memory_high(world: World) -> None:
     sample_for(world, 20, used_mib=22_000)
     assert alerts(world) == {}, "a long text may need that for a moment"
     sample_for(world, FOR_S, used_mib=22_000)
@@ -55,7 +57,7 @@ def test_gpu_memory_high(world: Any) -> None:
     assert alerts(world) == {} and told(world, "gpu_memory_high.0") == ["raised", "cleared"]
 
 
-def test_queue_long(world: Any) -> None:
+def test_queue_long(world: World) -> None:
     ids = [world.request() for _ in range(5)]
     for _ in range(9):
         world.request(priority="batch")
@@ -68,7 +70,7 @@ def test_queue_long(world: Any) -> None:
     assert "queue_long" not in alerts(world) and told(world, "queue_long") == ["raised", "cleared"]
 
 
-def test_responses_slow(world: Any) -> None:
+def test_responses_slow(world: World) -> None:
     for _ in range(3):
         speak(world, 70.0, synthesis_s=0.5)
     world.pass_time(6.0)
@@ -77,7 +79,7 @@ def test_responses_slow(world: Any) -> None:
     assert alerts(world) == {} and told(world, "responses_slow") == ["raised", "cleared"]
 
 
-def test_batch_jobs_may_take_their_time(world: Any) -> None:
+def test_batch_jobs_may_take_their_time(world: World) -> None:
     for _ in range(3):
         id = world.request(priority="batch")
         world.pass_time(90.0)
@@ -86,7 +88,7 @@ def test_batch_jobs_may_take_their_time(world: Any) -> None:
     assert alerts(world) == {}
 
 
-def test_errors_many(world: Any) -> None:
+def test_errors_many(world: World) -> None:
     for number in range(20):
         id = world.request()
         if number < 3:
@@ -101,7 +103,7 @@ def test_errors_many(world: Any) -> None:
     assert alerts(world) == {} and told(world, "errors_many") == ["raised", "cleared"]
 
 
-def test_what_clients_do_wrong_or_give_up_is_no_failure_of_the_service(world: Any) -> None:
+def test_what_clients_do_wrong_or_give_up_is_no_failure_of_the_service(world: World) -> None:
     for _ in range(20):
         world.request(voice="nobody")
         id = world.request()
@@ -111,7 +113,7 @@ def test_what_clients_do_wrong_or_give_up_is_no_failure_of_the_service(world: An
     assert alerts(world) == {}
 
 
-def test_crash_loop_though_each_crash_is_mended_and_jobs_are_spoken_between(world: Any) -> None:
+def test_crash_loop_though_each_crash_is_mended_and_jobs_are_spoken_between(world: World) -> None:
     for _ in range(3):
         speak(world)
         world.die()
@@ -122,7 +124,7 @@ def test_crash_loop_though_each_crash_is_mended_and_jobs_are_spoken_between(worl
     assert alerts(world) == {} and told(world, "crash_loop") == ["raised", "cleared"]
 
 
-def test_workers_that_operators_replace_are_no_crash_loop(world: Any) -> None:
+def test_workers_that_operators_replace_are_no_crash_loop(world: World) -> None:
     for _ in range(5):
         world.operate(control.Recycle, worker="w0")
         world.step(inputs.ProcessEnded(world.incarnation(), 0))
@@ -131,7 +133,7 @@ def test_workers_that_operators_replace_are_no_crash_loop(world: Any) -> None:
     assert alerts(world) == {}
 
 
-def test_no_worker_ready(make_world: Any) -> None:
+def test_no_worker_ready(make_world: MakeWorld) -> None:
     world = make_world()
     world.machine.watched = True
     world.pass_time(50.0)
@@ -143,7 +145,7 @@ def test_no_worker_ready(make_world: Any) -> None:
     assert alerts(world) == {} and told(world, "no_worker_ready") == ["raised", "cleared"]
 
 
-def test_slower_than_real_time(world: Any) -> None:
+def test_slower_than_real_time(world: World) -> None:
     for _ in range(3):
         speak(world, synthesis_s=1.5)
     world.pass_time(6.0)
@@ -154,7 +156,7 @@ def test_slower_than_real_time(world: Any) -> None:
     assert alerts(world) == {} and told(world, "slower_than_real_time") == ["raised", "cleared"]
 
 
-def grow(world: Any, jobs: int, by_mib: int) -> None:
+def grow(world: World, jobs: int, by_mib: int) -> None:
     """Jobs of which each leaves so much behind in the worker."""
     rss = world.worker().process.memory.rss
     for _ in range(jobs):
@@ -162,7 +164,7 @@ def grow(world: Any, jobs: int, by_mib: int) -> None:
         speak(world, 5.0, memory=wire.Memory(rss=rss))
 
 
-def test_memory_trend(world: Any) -> None:
+def test_memory_trend(world: World) -> None:
     world.sample(host_mib=640_000)
     grow(world, 40, 10)
     assert alerts(world) == {}, "it may be filling a cache"
@@ -174,13 +176,13 @@ def test_memory_trend(world: Any) -> None:
     assert alerts(world) == {} and told(world, "memory_trend.w0") == ["raised", "cleared"]
 
 
-def with_xids(world: Any, of_programs: int = 0, of_gpu: int = 0, last: int = 0) -> Any:
+def with_xids(world: World, of_programs: int = 0, of_gpu: int = 0, last: int = 0) -> Any:
     from msgspec.structs import replace
 
     return replace(world.gpu(), xids=inputs.Xids(of_programs, of_gpu, last, last if of_gpu else 0))
 
 
-def test_gpu_xid(world: Any) -> None:
+def test_gpu_xid(world: World) -> None:
     world.sample(with_xids(world))
     world.sample(with_xids(world, of_programs=1, last=31))
     world.pass_time(6.0)
@@ -194,14 +196,14 @@ def test_gpu_xid(world: Any) -> None:
     assert alerts(world) == {} and told(world, "gpu_xid.0") == ["raised", "cleared"]
 
 
-def test_an_idle_daemon_in_good_health_is_left_asleep(world: Any) -> None:
+def test_an_idle_daemon_in_good_health_is_left_asleep(world: World) -> None:
     speak(world)
     world.pass_time(2 * WINDOW_S)
     world.forget()
-    assert ("judge", "") not in world.machine._context.timers
+    assert ("judge", "") not in world.machine.state.context.timers
 
 
-def test_new_thresholds_hold_after_a_reload(world: Any, make_settings: Any) -> None:
+def test_new_thresholds_hold_after_a_reload(world: World, make_settings: MakeSettings) -> None:
     for _ in range(3):
         speak(world, 70.0)
     world.pass_time(6.0)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from glmtts.daemon.core import effects, inputs
 from glmtts.protocol import control
 
+from ..support.core_world import MakeWorld, World
 
-def alerts(world: Any) -> dict[str, str]:
+
+def alerts(world: World) -> dict[str, str]:
     return {alert["name"]: alert["message"] for alert in world.last(world.operate(control.Status)).values["alerts"]}
 
 
-def test_trouble_is_told_once_when_it_begins_and_once_when_it_ends(world: Any) -> None:
+def test_trouble_is_told_once_when_it_begins_and_once_when_it_ends(world: World) -> None:
     world.machine.watched = True
     for _ in range(3):
         world.sample(nvml="failing", detail="Unknown Error")
@@ -25,7 +25,7 @@ def test_trouble_is_told_once_when_it_begins_and_once_when_it_ends(world: Any) -
     assert alerts(world) == {}
 
 
-def test_an_alert_says_for_how_long_it_has_lasted_and_how_things_are_now(world: Any) -> None:
+def test_an_alert_says_for_how_long_it_has_lasted_and_how_things_are_now(world: World) -> None:
     world.sample(nvml="failing", detail="first")
     world.pass_time(5.0)
     world.sample(nvml="blocked", detail="then")
@@ -33,12 +33,12 @@ def test_an_alert_says_for_how_long_it_has_lasted_and_how_things_are_now(world: 
     assert alert == {"name": "nvml", "message": "NVML is blocked: then", "for_s": 5.0}
 
 
-def test_a_machine_without_a_driver_is_no_trouble(world: Any) -> None:
+def test_a_machine_without_a_driver_is_no_trouble(world: World) -> None:
     world.sample(nvml="absent", detail="no libnvidia-ml.so.1")
     assert alerts(world) == {}
 
 
-def test_an_open_breaker_and_nobody_to_speak_are_trouble(make_world: Any) -> None:
+def test_an_open_breaker_and_nobody_to_speak_are_trouble(make_world: MakeWorld) -> None:
     world = make_world(workers={"restart": {"breaker_failures": 2}})
     for _ in range(2):
         world.die(3, last_words="ImportError: no torch")
@@ -52,7 +52,7 @@ def test_an_open_breaker_and_nobody_to_speak_are_trouble(make_world: Any) -> Non
     assert alerts(world) == {}
 
 
-def test_a_process_that_nothing_ends_is_trouble_until_it_is_gone(world: Any) -> None:
+def test_a_process_that_nothing_ends_is_trouble_until_it_is_gone(world: World) -> None:
     world.operate(control.Recycle, worker="w0")
     incarnation, pid = world.incarnation(), world.pid()
     world.pass_time(60.0)

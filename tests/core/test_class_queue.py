@@ -35,7 +35,7 @@ def order(class_queue: ClassQueue, now: float = 0.0) -> list[str]:
     texts = []
     while (job := take(class_queue, now)) is not None:
         texts.append(job.request.text)
-        now += job.cost_s
+        now += job.account.cost_s
     return texts
 
 
@@ -109,8 +109,8 @@ def test_who_sends_nothing_but_urgent_jobs_gets_no_more_than_others(make_job: Ma
                 class_queue.push(job)
         chosen = take(class_queue, now)
         assert chosen is not None
-        had[chosen.request.text] += chosen.cost_s
-        now += chosen.cost_s
+        had[chosen.request.text] += chosen.account.cost_s
+        now += chosen.account.cost_s
     assert abs(had["urgent"] - had["patient"]) <= 3 * 2.0
 
 

@@ -11,10 +11,12 @@ from glmtts.daemon.core import inputs
 from glmtts.protocol import control, events, requests
 from glmtts.protocol import worker as wire
 
+from ..support.core_world import World
+
 Make = Callable[..., Any]
 
 
-def test_a_job_is_told_in_order_and_comes_with_its_body(world: Any) -> None:
+def test_a_job_is_told_in_order_and_comes_with_its_body(world: World) -> None:
     id = world.request()
     job = world.job(id)
     world.say(wire.SegmentDone(job=job, segment=1, segments=2, audio_s=0.5))
@@ -23,7 +25,7 @@ def test_a_job_is_told_in_order_and_comes_with_its_body(world: Any) -> None:
     assert world.bodies(id) == [b"RIFF"]
 
 
-def test_a_stream_comes_in_order_and_not_again_at_its_end(world: Any) -> None:
+def test_a_stream_comes_in_order_and_not_again_at_its_end(world: World) -> None:
     id = world.request(stream=True)
     job = world.job(id)
     world.audio(job, 0)
@@ -35,7 +37,7 @@ def test_a_stream_comes_in_order_and_not_again_at_its_end(world: Any) -> None:
 
 
 @pytest.mark.parametrize("keys", [{"connection": -1}, {"events": "final"}])
-def test_who_wants_the_end_alone_gets_a_stream_as_a_whole(world: Any, keys: dict[str, Any]) -> None:
+def test_who_wants_the_end_alone_gets_a_stream_as_a_whole(world: World, keys: dict[str, Any]) -> None:
     id = world.request(stream=True, **keys)
     assert world.messages(wire.Job)[0].stream is False
     world.finish(world.messages(wire.Job)[0].job, b"pcm")
@@ -65,7 +67,7 @@ def test_jobs_of_one_worker_keep_their_order_when_it_dies(make_world: Make) -> N
     assert world.started() == texts
 
 
-def test_a_stream_that_was_heard_is_not_started_again(world: Any) -> None:
+def test_a_stream_that_was_heard_is_not_started_again(world: World) -> None:
     id = world.request(stream=True)
     world.audio(world.job(id), 0)
     world.die(-9)
@@ -88,7 +90,7 @@ def test_a_stream_that_was_heard_is_not_started_again(world: Any) -> None:
         (lambda world: world.audio(running(world), 0), "worker_crashed"),
     ],
 )
-def test_a_worker_that_fails_twice_under_a_job_ends_it(world: Any, end: Callable[[Any], None], code: str) -> None:
+def test_a_worker_that_fails_twice_under_a_job_ends_it(world: World, end: Callable[[Any], None], code: str) -> None:
     id = world.request()
     end(world)
     assert world.names(id) == ["accepted", "started"]
@@ -99,15 +101,15 @@ def test_a_worker_that_fails_twice_under_a_job_ends_it(world: Any, end: Callable
     assert sum(event.final for event in world.told(id)) == 1
 
 
-def running(world: Any) -> str:
+def running(world: World) -> str:
     return str(world.messages(wire.Job)[-1].job)
 
 
-def failed(world: Any, **keys: Any) -> wire.Failed:
+def failed(world: World, **keys: Any) -> wire.Failed:
     return wire.Failed(job=keys.pop("job", None) or running(world), message="its words", **keys)
 
 
-def test_a_job_that_the_engine_refuses_is_not_tried_again(world: Any) -> None:
+def test_a_job_that_the_engine_refuses_is_not_tried_again(world: World) -> None:
     id = world.request()
     world.say(failed(world, code="synthesis_failed"))
     assert (world.last(id).code, world.last(id).message) == ("synthesis_failed", "its words")
@@ -117,7 +119,7 @@ def test_a_job_that_the_engine_refuses_is_not_tried_again(world: Any) -> None:
     assert world.effects_codes() == ["synthesis_failed", "synthesis_failed"]
 
 
-def test_a_fatal_failure_of_a_job_that_it_was_not_given_ends_the_worker_and_nothing_else(world: Any) -> None:
+def test_a_fatal_failure_of_a_job_that_it_was_not_given_ends_the_worker_and_nothing_else(world: World) -> None:
     id = world.request()
     world.say(failed(world, job="another's", code="out_of_memory", fatal=True))
     assert world.states() == ["failed"]
@@ -130,13 +132,13 @@ def test_a_fatal_failure_of_a_job_that_it_was_not_given_ends_the_worker_and_noth
 @pytest.mark.parametrize(
     ("seq", "keys"), [(1, {"stream": True}), (0, {"stream": False})], ids=["a gap", "not asked for"]
 )
-def test_audio_out_of_order_ends_the_worker(world: Any, seq: int, keys: dict[str, Any]) -> None:
+def test_audio_out_of_order_ends_the_worker(world: World, seq: int, keys: dict[str, Any]) -> None:
     world.request(**keys)
     world.audio(running(world), seq)
     assert world.states() == ["failed"]
 
 
-def test_a_stream_that_lost_chunks_is_not_called_done(world: Any) -> None:
+def test_a_stream_that_lost_chunks_is_not_called_done(world: World) -> None:
     id = world.request(stream=True)
     world.audio(running(world), 0)
     world.finish(running(world), None, chunks=2)
@@ -146,7 +148,7 @@ def test_a_stream_that_lost_chunks_is_not_called_done(world: Any) -> None:
 # --- cancelling, in every state of the worker
 
 
-def test_a_cancelled_job_leaves_its_worker_to_others_when_that_is_through_with_it(world: Any) -> None:
+def test_a_cancelled_job_leaves_its_worker_to_others_when_that_is_through_with_it(world: World) -> None:
     first, second = world.request(text="first"), world.request(text="second")
     world.request(requests.Cancel(id="", v=1, job=world.job(first)))
     assert world.last(first).code == "cancelled"
@@ -158,7 +160,7 @@ def test_a_cancelled_job_leaves_its_worker_to_others_when_that_is_through_with_i
     assert sum(event.final for event in world.told(first)) == 1
 
 
-def test_a_result_that_crosses_its_cancellation_is_not_sent(world: Any) -> None:
+def test_a_result_that_crosses_its_cancellation_is_not_sent(world: World) -> None:
     id = world.request()
     world.request(requests.Cancel(id="", v=1, job=world.job(id)))
     world.finish(world.job(id))
@@ -166,7 +168,7 @@ def test_a_result_that_crosses_its_cancellation_is_not_sent(world: Any) -> None:
     assert world.states() == ["ready"]
 
 
-def test_a_worker_that_dies_of_a_cancelled_job_is_replaced(world: Any) -> None:
+def test_a_worker_that_dies_of_a_cancelled_job_is_replaced(world: World) -> None:
     id = world.request()
     world.request(requests.Cancel(id="", v=1, job=world.job(id)))
     world.die(-9)
@@ -174,14 +176,14 @@ def test_a_worker_that_dies_of_a_cancelled_job_is_replaced(world: Any) -> None:
     assert sum(event.final for event in world.told(id)) == 1
 
 
-def test_a_worker_that_does_not_give_a_cancelled_job_back_is_taken_for_hung(world: Any) -> None:
+def test_a_worker_that_does_not_give_a_cancelled_job_back_is_taken_for_hung(world: World) -> None:
     id = world.request()
     world.request(requests.Cancel(id="", v=1, job=world.job(id)))
     world.pass_time(60.0)
     assert world.states() == ["failed"]
 
 
-def test_a_cancelled_job_of_a_draining_worker_lets_it_end(world: Any) -> None:
+def test_a_cancelled_job_of_a_draining_worker_lets_it_end(world: World) -> None:
     id = world.request()
     world.operate(control.Recycle, worker="w0")
     world.request(requests.Cancel(id="", v=1, job=world.job(id)))
@@ -190,7 +192,7 @@ def test_a_cancelled_job_of_a_draining_worker_lets_it_end(world: Any) -> None:
     assert world.states() == ["stopping"]
 
 
-def test_a_job_that_waits_again_can_be_cancelled(world: Any) -> None:
+def test_a_job_that_waits_again_can_be_cancelled(world: World) -> None:
     id = world.request()
     world.die()
     world.request(requests.Cancel(id="", v=1, job=world.job(id)))
@@ -202,7 +204,7 @@ def test_a_job_that_waits_again_can_be_cancelled(world: Any) -> None:
 # --- deadlines
 
 
-def test_a_deadline_ends_a_job_that_waits_and_one_that_runs(world: Any) -> None:
+def test_a_deadline_ends_a_job_that_waits_and_one_that_runs(world: World) -> None:
     first, second = world.request(deadline_s=5.0), world.request(deadline_s=3.0)
     world.pass_time(3.0)
     assert world.last(second).code == "deadline_exceeded"
@@ -212,14 +214,14 @@ def test_a_deadline_ends_a_job_that_waits_and_one_that_runs(world: Any) -> None:
     assert world.messages(wire.CancelJob)
 
 
-def test_a_job_that_is_done_in_time_is_not_ended_again(world: Any) -> None:
+def test_a_job_that_is_done_in_time_is_not_ended_again(world: World) -> None:
     id = world.request(deadline_s=5.0)
     world.finish(world.job(id))
     world.pass_time(10.0)
     assert world.names(id) == ["accepted", "started", "done"]
 
 
-def test_the_default_deadline_holds_for_jobs_after_a_reload(world: Any, make_settings: Make) -> None:
+def test_the_default_deadline_holds_for_jobs_after_a_reload(world: World, make_settings: Make) -> None:
     before = world.request()
     world.step(inputs.SettingsRead(make_settings(queue={"default_deadline_s": 2.0}), []))
     after = world.request()
@@ -267,7 +269,7 @@ def test_a_job_that_could_still_make_it_is_never_given_up(make_stage: Make) -> N
 # --- quarantine
 
 
-def kill_with(world: Any, **keys: Any) -> str:
+def kill_with(world: World, **keys: Any) -> str:
     id = str(world.request(**keys))
     for _ in range(2):
         if world.states() == ["busy"]:
@@ -276,7 +278,7 @@ def kill_with(world: Any, **keys: Any) -> str:
     return id
 
 
-def test_a_text_that_kills_workers_is_refused_the_next_time(world: Any) -> None:
+def test_a_text_that_kills_workers_is_refused_the_next_time(world: World) -> None:
     kill_with(world, text="killer")
     error = world.last(world.request(text="killer", priority="batch"))
     assert (error.code, error.retryable) == ("quarantined", False)
@@ -285,7 +287,7 @@ def test_a_text_that_kills_workers_is_refused_the_next_time(world: Any) -> None:
     assert world.names(world.request(text="killer")) == ["accepted"]
 
 
-def test_the_same_text_that_waits_already_kills_no_more_workers(world: Any) -> None:
+def test_the_same_text_that_waits_already_kills_no_more_workers(world: World) -> None:
     first = world.request(text="killer")
     waiting = [world.request(text="killer") for _ in range(4)]
     harmless = world.request(text="harmless")
@@ -306,7 +308,7 @@ def test_a_job_that_shares_a_worker_with_its_twin_is_blamed_once(make_world: Mak
     assert [world.names(id)[-1] for id in twins] == ["started", "started"]
 
 
-def test_a_job_that_succeeds_is_trusted_again(world: Any) -> None:
+def test_a_job_that_succeeds_is_trusted_again(world: World) -> None:
     id = world.request(text="a")
     world.die()
     world.ready()
@@ -318,7 +320,7 @@ def test_a_job_that_succeeds_is_trusted_again(world: Any) -> None:
     assert isinstance(world.last(id), events.Done)
 
 
-def test_a_worker_that_somebody_terminates_does_not_speak_against_its_job(world: Any) -> None:
+def test_a_worker_that_somebody_terminates_does_not_speak_against_its_job(world: World) -> None:
     for _ in range(3):
         id = world.request(text="a")
         for _ in range(2):
@@ -330,7 +332,7 @@ def test_a_worker_that_somebody_terminates_does_not_speak_against_its_job(world:
 # --- positions
 
 
-def test_those_who_wait_are_told_when_they_move_up_once_a_second(world: Any) -> None:
+def test_those_who_wait_are_told_when_they_move_up_once_a_second(world: World) -> None:
     ids = [world.request() for _ in range(4)]
     assert [world.told(id)[0].position for id in ids] == [0, 0, 1, 2]
     world.forget()
@@ -344,11 +346,11 @@ def test_those_who_wait_are_told_when_they_move_up_once_a_second(world: Any) -> 
     assert not world.told(ids[2])
 
 
-def running_job(world: Any, _: str) -> str:
+def running_job(world: World, _: str) -> str:
     return str(next(iter(world.worker().jobs)))
 
 
-def test_a_wait_is_estimated_from_what_is_before_the_job(world: Any) -> None:
+def test_a_wait_is_estimated_from_what_is_before_the_job(world: World) -> None:
     world.finish(world.job(world.request(text="x" * 100)), synthesis_s=10.0)
     idle = world.request(text="x" * 100)
     assert world.told(idle)[0].estimated_wait_s == 0.0

@@ -12,10 +12,12 @@ from glmtts.daemon.core import effects, inputs
 from glmtts.protocol import control, events, requests
 from glmtts.protocol import worker as wire
 
+from ..support.core_world import World
+
 Make = Callable[..., Any]
 
 
-def test_each_who_waits_hears_the_end_once_under_his_own_id(world: Any) -> None:
+def test_each_who_waits_hears_the_end_once_under_his_own_id(world: World) -> None:
     first = world.request(key="k")
     others = [world.request(key="k", events="final", connection=2), world.request(key="k", connection=-1)]
     wait = world.request(requests.Wait(id="", v=1, job=world.job(first)), connection=4)
@@ -25,7 +27,7 @@ def test_each_who_waits_hears_the_end_once_under_his_own_id(world: Any) -> None:
         assert world.bodies(id) == [b"RIFF"]
 
 
-def test_a_result_on_disk_is_read_for_each_who_waits_and_not_kept_in_memory(world: Any) -> None:
+def test_a_result_on_disk_is_read_for_each_who_waits_and_not_kept_in_memory(world: World) -> None:
     first = world.request(priority="batch", key="k")
     again = world.request(priority="batch", key="k", connection=2)
     (sent,) = world.messages(wire.Job)
@@ -40,18 +42,18 @@ def test_a_result_on_disk_is_read_for_each_who_waits_and_not_kept_in_memory(worl
         (first, sent.result, 1),
         (again, sent.result, 2),
     ]
-    assert world.machine._job_table.result_bytes == 0
+    assert world.machine.state.job_table.result_bytes == 0
     late = world.request(requests.Wait(id="", v=1, job=sent.job), connection=3)
     assert [s.path for s in world.effects(effects.SendStored) if s.event.id == late] == [sent.result]
 
 
 @pytest.mark.parametrize("keys", [{"output": "a.wav"}, {"durable": False}])
-def test_a_result_that_goes_elsewhere_is_not_kept_on_disk(world: Any, keys: dict[str, Any]) -> None:
+def test_a_result_that_goes_elsewhere_is_not_kept_on_disk(world: World, keys: dict[str, Any]) -> None:
     world.request(priority="batch", **keys)
     assert world.messages(wire.Job)[0].result is None
 
 
-def test_a_durable_stream_is_kept_whole_for_whoever_has_not_heard_it(world: Any) -> None:
+def test_a_durable_stream_is_kept_whole_for_whoever_has_not_heard_it(world: World) -> None:
     id = world.request(stream=True, durable=True)
     job = world.job(id)
     (asked,) = world.messages(wire.Job)
@@ -66,7 +68,7 @@ def test_a_durable_stream_is_kept_whole_for_whoever_has_not_heard_it(world: Any)
     assert (sent.event.id, sent.path, sent.event.chunks) == (late, asked.result, UNSET)
 
 
-def test_a_result_that_can_t_be_kept_is_an_alert_and_no_more_are_taken_for_a_while(world: Any) -> None:
+def test_a_result_that_can_t_be_kept_is_an_alert_and_no_more_are_taken_for_a_while(world: World) -> None:
     id = world.request(priority="batch")
     world.finish(world.job(id), b"RIFF", problem="No space left on device (/results)")
     assert world.bodies(id) == [b"RIFF"]
@@ -75,7 +77,7 @@ def test_a_result_that_can_t_be_kept_is_an_alert_and_no_more_are_taken_for_a_whi
     refused = world.last(world.request(priority="batch", text="x"))
     assert refused.code == "unavailable" and "No space left" in refused.message
     assert world.names(world.request(text="y"))[-1] == "started"
-    world.finish(world.machine._pool.workers["w0"].jobs[0], b"RIFF")
+    world.finish(world.pool.workers["w0"].jobs[0], b"RIFF")
     world.pass_time(30.0)
     again = world.request(priority="batch", text="x")
     assert world.names(again)[-1] == "started"
@@ -84,8 +86,7 @@ def test_a_result_that_can_t_be_kept_is_an_alert_and_no_more_are_taken_for_a_whi
 
 
 def test_without_a_folder_for_results_they_are_sent(make_world: Make) -> None:
-    world = make_world()
-    world.machine._dispatcher._results_folder = ""
+    world = make_world(results_folder="")
     world.ready()
     id = world.request(priority="batch")
     assert world.messages(wire.Job)[0].result is None
@@ -93,7 +94,7 @@ def test_without_a_folder_for_results_they_are_sent(make_world: Make) -> None:
     assert world.bodies(id) == [b"RIFF"]
 
 
-def test_a_job_ends_once_however_many_reasons_there_are(world: Any) -> None:
+def test_a_job_ends_once_however_many_reasons_there_are(world: World) -> None:
     id = world.request(priority="batch", deadline_s=5.0)
     job = world.job(id)
     world.journal = "holds"
@@ -108,11 +109,11 @@ def test_a_job_ends_once_however_many_reasons_there_are(world: Any) -> None:
     world.step(inputs.JournalEnded(job))
     assert [event.code for event in world.told(id) if event.final] == ["cancelled"]
     assert len(world.effects(effects.JournalEnd)) == 1
-    assert world.machine._completion.outcomes == {"cancelled": 1}
+    assert world.machine.scheduler.completion.outcomes == {"cancelled": 1}
 
 
 @pytest.mark.parametrize(("end", "wanted"), [("done", True), ("failed", False), ("cancelled", False)])
-def test_a_file_of_a_job_that_did_not_end_well_is_not_left_behind(world: Any, end: str, wanted: bool) -> None:
+def test_a_file_of_a_job_that_did_not_end_well_is_not_left_behind(world: World, end: str, wanted: bool) -> None:
     id = world.request(output="a.wav")
     if end == "done":
         world.finish(world.job(id), None, path="/out/a.wav")
@@ -123,14 +124,14 @@ def test_a_file_of_a_job_that_did_not_end_well_is_not_left_behind(world: Any, en
     assert [(s.path, s.wanted) for s in world.effects(effects.SettleOutput)] == [("/out/a.wav", wanted)]
 
 
-def test_a_file_that_was_never_begun_is_nobody_s_business(world: Any) -> None:
+def test_a_file_that_was_never_begun_is_nobody_s_business(world: World) -> None:
     world.request()
     id = world.request(output="a.wav")
     world.request(requests.Cancel(id="", v=1, job=world.job(id)))
     assert not world.effects(effects.SettleOutput)
 
 
-def test_a_job_that_failed_shows_its_error_to_who_asks_later(world: Any) -> None:
+def test_a_job_that_failed_shows_its_error_to_who_asks_later(world: World) -> None:
     id = world.request(priority="batch")
     world.say(wire.Failed(job=world.job(id), code="synthesis_failed", message="its words"))
     answer = world.last(world.request(requests.GetJob(id="", v=1, job=world.job(id))))
@@ -147,7 +148,7 @@ def test_a_class_is_charged_for_the_time_that_its_jobs_really_took(make_stage: M
     options = {"seconds": 1.0}
     job = world.request(text="b" * 10, priority="batch", options=options, durable=False)
     for _ in range(8):
-        world.machine._estimator.learn(world.machine._job_table.live[world.job(job)], thought)
+        world.machine.state.estimator.learn(world.live[world.job(job)], thought)
     for number in range(120):
         world.request(text=f"b{number:9}", priority="batch", options=options, durable=False)
         world.request(text=f"i{number:9}")

@@ -143,7 +143,7 @@ def test_what_is_charged_for_and_not_taken_is_given_back(rests: list[tuple[float
     for flow in ("a", "b"):
         give(share, flow, 100.0, more=waits)
     for charged_s, took_s in rests:
-        share.go_on("a", charged_s)
+        share.resume("a", charged_s)
         share.settle("a", charged_s, took_s)
     assert share.had("a") == pytest.approx(100.0 + sum(took_s for _, took_s in rests))
     assert (share.had("b"), share.tag("b")) == (100.0, 100.0)
@@ -185,16 +185,16 @@ def test_weights_hold_from_when_they_are_set() -> None:
     for flow in ("a", "b"):
         share.wake(flow)
     for _ in range(2):
-        flow = share.next()
-        assert flow is not None
-        share.serve(flow, 1.0, more=True)
+        turn = share.next()
+        assert turn is not None
+        share.serve(turn, 1.0, more=True)
     share.set_weights({"a": 1.0})
     order = []
     for _ in range(10):
-        flow = share.next()
-        assert flow is not None
-        order.append(flow)
-        share.serve(flow, 1.0, more=True)
+        turn = share.next()
+        assert turn is not None
+        order.append(turn)
+        share.serve(turn, 1.0, more=True)
     assert sorted(order) == ["a"] * 5 + ["b"] * 5
 
 

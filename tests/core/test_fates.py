@@ -11,11 +11,13 @@ from glmtts.daemon.core import inputs
 from glmtts.protocol import events, requests
 from glmtts.protocol import worker as wire
 
+from ..support.core_world import World
+
 Make = Callable[..., Any]
 ALICE, BOB = inputs.Client("uid:1001", "alice"), inputs.Client("uid:1002", "bob")
 
 
-def attempts(world: Any, id: str) -> list[int]:
+def attempts(world: World, id: str) -> list[int]:
     return [event.attempt for event in world.told(id) if isinstance(event, events.Started)]
 
 
@@ -24,7 +26,7 @@ def test_a_client_is_not_charged_twice_for_a_job_that_is_tried_again(make_stage:
     world = stage.world
     stage.world.request(text="x" * 100)
     stage.run(1.0)
-    share = world.machine._queue._class_queues["interactive"]._share
+    share = world.machine.state.queue._class_queues["interactive"]._share
     virtual = share.virtual
     world.die()
     world.come_back()
@@ -57,7 +59,7 @@ def test_what_ran_out_of_memory_is_tried_once_more_on_a_process_that_had_no_othe
     name = world.last(id).worker
     world.say(_out_of_memory(world.job(id)), worker=name)
     world.die(-15, worker=name)
-    for worker in world.machine._pool:
+    for worker in world.pool:
         if worker.state == "starting":
             world.ready(worker.name)
     assert attempts(world, id) == [1, 2]
@@ -72,7 +74,7 @@ def _out_of_memory(job: str) -> wire.Failed:
     return wire.Failed(job=job, code="out_of_memory", message="CUDA out of memory", fatal=True)
 
 
-def test_a_durable_job_that_kills_workers_is_quarantined_and_its_end_written_down(world: Any) -> None:
+def test_a_durable_job_that_kills_workers_is_quarantined_and_its_end_written_down(world: World) -> None:
     id = world.request(text="killer", priority="batch")
     for _ in range(2):
         world.die()
@@ -83,7 +85,7 @@ def test_a_durable_job_that_kills_workers_is_quarantined_and_its_end_written_dow
     assert refused.code == "quarantined"
 
 
-def test_a_job_that_was_cancelled_is_not_tried_again_though_its_end_is_not_on_disk_yet(world: Any) -> None:
+def test_a_job_that_was_cancelled_is_not_tried_again_though_its_end_is_not_on_disk_yet(world: World) -> None:
     id = world.request(priority="batch")
     world.journal = "holds"
     world.request(requests.Cancel(id="", v=1, job=world.job(id)))
@@ -94,7 +96,7 @@ def test_a_job_that_was_cancelled_is_not_tried_again_though_its_end_is_not_on_di
     assert world.last(id).code == "cancelled"
 
 
-def test_a_job_that_is_tried_again_has_its_whole_deadline_and_no_more(world: Any) -> None:
+def test_a_job_that_is_tried_again_has_its_whole_deadline_and_no_more(world: World) -> None:
     id = world.request(deadline_s=5.0)
     world.pass_time(2.0)
     world.die()

@@ -10,12 +10,14 @@ import pytest
 from glmtts.daemon.core import inputs
 from glmtts.protocol import control, events, requests
 
+from ..support.core_world import Stage
+
 Make = Callable[..., Any]
 CLIENTS = [inputs.Client(f"uid:{number}", f"user{number}") for number in range(5)]
 LENGTHS = [30, 10, 50, 20, 10, 10, 40, 20]
 
 
-def waited(stage: Any, id: str) -> float:
+def waited(stage: Stage, id: str) -> float:
     return float(next(e.waited_s for e in stage.world.told(id) if isinstance(e, events.Started)))
 
 

@@ -9,13 +9,15 @@ import pytest
 from glmtts.daemon.core import effects, inputs
 from glmtts.protocol import control
 
+from ..support.core_world import MakeWorld, World
 
-def spawned(world: Any) -> list[tuple[str, int | None]]:
+
+def spawned(world: World) -> list[tuple[str, int | None]]:
     return [(incarnation.name, incarnation.gpu) for incarnation in world.effects(effects.Spawn)]
 
 
 @pytest.fixture
-def on_gpu(make_world: Any) -> Any:
+def on_gpu(make_world: MakeWorld) -> Any:
     """One GPU with 24,000 MiB, on which one worker is ready and holds 8,000; two may be there."""
     world = make_world(workers={"gpus": [0], "per_gpu": 2, "max": 2, "min": 1})
     world.sample(world.gpu())
@@ -26,7 +28,7 @@ def on_gpu(make_world: Any) -> Any:
     return world
 
 
-def test_the_first_worker_waits_for_the_first_look_at_the_gpus(make_world: Any) -> None:
+def test_the_first_worker_waits_for_the_first_look_at_the_gpus(make_world: MakeWorld) -> None:
     world = make_world(workers={"gpus": "all", "max": 0})
     assert world.effects(effects.Sample) and not spawned(world)
     world.sample(world.gpu(0), world.gpu(1))
@@ -34,14 +36,14 @@ def test_the_first_worker_waits_for_the_first_look_at_the_gpus(make_world: Any) 
     assert [incarnation.device for incarnation in world.effects(effects.Spawn)] == ["GPU-0", "GPU-1"]
 
 
-def test_named_gpus_are_used_unseen_when_nvml_does_not_answer(make_world: Any) -> None:
+def test_named_gpus_are_used_unseen_when_nvml_does_not_answer(make_world: MakeWorld) -> None:
     world = make_world(workers={"gpus": [1], "max": 0})
     world.pass_time(10.0)
     assert spawned(world) == [("w0", 1)]
     assert world.effects(effects.Spawn)[0].device == "1"
 
 
-def test_a_second_worker_is_not_started_before_it_is_known_what_the_first_one_takes(make_world: Any) -> None:
+def test_a_second_worker_is_not_started_before_it_is_known_what_the_first_one_takes(make_world: MakeWorld) -> None:
     world = make_world(workers={"gpus": [0], "per_gpu": 2, "max": 2})
     world.sample(world.gpu())
     assert world.states() == ["starting", "waiting"]
@@ -51,7 +53,7 @@ def test_a_second_worker_is_not_started_before_it_is_known_what_the_first_one_ta
     assert world.states() == ["ready", "starting"]
 
 
-def test_what_a_half_loaded_process_holds_is_not_what_a_worker_needs(make_world: Any) -> None:
+def test_what_a_half_loaded_process_holds_is_not_what_a_worker_needs(make_world: MakeWorld) -> None:
     world = make_world(workers={"gpus": [0], "per_gpu": 2, "max": 2})
     world.sample(world.gpu(total_mib=15_000))
     world.pass_time(1.0)
@@ -104,7 +106,7 @@ def test_a_waiting_worker_looks_again_soon_and_then_less_and_less_often(on_gpu: 
     assert 10 <= looks <= 25
 
 
-def test_memory_that_nobody_can_see_is_no_obstacle(make_world: Any) -> None:
+def test_memory_that_nobody_can_see_is_no_obstacle(make_world: MakeWorld) -> None:
     world = make_world(workers={"gpus": [0], "max": 1})
     world.sample(world.gpu())
     world.ready()
@@ -128,14 +130,14 @@ def test_nothing_is_started_on_a_gpu_that_is_lost(on_gpu: Any) -> None:
     assert spawned(on_gpu) == [("w0", 0)]
 
 
-def test_a_gpu_that_is_not_there_is_named_with_those_that_are(make_world: Any) -> None:
+def test_a_gpu_that_is_not_there_is_named_with_those_that_are(make_world: MakeWorld) -> None:
     world = make_world(workers={"gpus": [3], "max": 0})
     world.sample(world.gpu(0), world.gpu(1))
     assert world.states() == ["waiting"]
     assert world.worker().reason == "there is no GPU 3 here ([workers] gpus); NVML shows 0, 1"
 
 
-def test_those_that_are_loading_have_their_memory_already(make_world: Any) -> None:
+def test_those_that_are_loading_have_their_memory_already(make_world: MakeWorld) -> None:
     world = make_world(workers={"gpus": [0], "per_gpu": 3, "max": 3, "vram_mib": 8_000})
     world.sample(world.gpu(total_mib=20_000))
     assert world.states() == ["starting", "starting", "waiting"]

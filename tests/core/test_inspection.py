@@ -10,11 +10,13 @@ import pytest
 from glmtts.daemon.core import inputs
 from glmtts.protocol import control, requests
 
+from ..support.core_world import World
+
 Make = Callable[..., Any]
 BOB = inputs.Client("uid:1002", "bob")
 
 
-def queue(world: Any, **keys: Any) -> dict[str, Any]:
+def queue(world: World, **keys: Any) -> dict[str, Any]:
     return dict(world.last(world.operate(control.Queue, **keys)).values)
 
 
@@ -49,7 +51,7 @@ def test_the_queue_shows_classes_clients_and_jobs_in_their_order(make_stage: Mak
     assert values["more"] == 0
 
 
-def test_the_first_jobs_alone_are_shown_and_how_many_more_there_are(world: Any) -> None:
+def test_the_first_jobs_alone_are_shown_and_how_many_more_there_are(world: World) -> None:
     for _ in range(8):
         world.request(priority="batch")
     values = queue(world, limit=3)

@@ -11,31 +11,33 @@ from glmtts.daemon.core import effects, inputs
 from glmtts.protocol import control, events, requests
 from glmtts.protocol import worker as wire
 
+from ..support.core_world import World
+
 Make = Callable[..., Any]
 
 
-def stop(world: Any) -> None:
+def stop(world: World) -> None:
     world.step(inputs.StopAsked("SIGTERM"))
 
 
-def exited(world: Any) -> bool:
+def exited(world: World) -> bool:
     return len(world.effects(effects.Exit)) == 1
 
 
 # --- clients that go or lag
 
 
-def test_a_stream_whose_client_is_gone_is_not_spoken_for_nobody(world: Any) -> None:
+def test_a_stream_whose_client_is_gone_is_not_spoken_for_nobody(world: World) -> None:
     stream, whole = world.request(stream=True), world.request(connection=2)
     world.step(inputs.ConnectionClosed(1))
     assert world.messages(wire.CancelJob)
     world.step(inputs.ConnectionClosed(2))
     world.say(wire.Failed(job=world.job(stream), code="cancelled", message="cancelled"))
     world.finish(world.job(whole))
-    assert world.machine._completion.outcomes == {"cancelled": 1, "done": 1}
+    assert world.machine.scheduler.completion.outcomes == {"cancelled": 1, "done": 1}
 
 
-def test_a_stream_that_somebody_else_hears_goes_on_without_the_one_who_left(world: Any) -> None:
+def test_a_stream_that_somebody_else_hears_goes_on_without_the_one_who_left(world: World) -> None:
     id = world.request(stream=True)
     wait = world.request(requests.Wait(id="", v=1, job=world.job(id)), connection=2)
     world.step(inputs.ConnectionClosed(1))
@@ -43,7 +45,7 @@ def test_a_stream_that_somebody_else_hears_goes_on_without_the_one_who_left(worl
     assert world.names(wait) == ["audio"]
 
 
-def test_a_client_that_does_not_read_ends_its_own_stream(world: Any) -> None:
+def test_a_client_that_does_not_read_ends_its_own_stream(world: World) -> None:
     id = world.request(stream=True)
     world.audio(world.job(id), 0)
     for _ in range(2):
@@ -52,7 +54,7 @@ def test_a_client_that_does_not_read_ends_its_own_stream(world: Any) -> None:
     assert world.last(id).code == "slow_consumer"
 
 
-def test_a_client_that_does_not_read_ends_nobody_elses_stream(world: Any) -> None:
+def test_a_client_that_does_not_read_ends_nobody_elses_stream(world: World) -> None:
     id = world.request(stream=True)
     wait = world.request(requests.Wait(id="", v=1, job=world.job(id)), connection=2)
     for _ in range(2):
@@ -61,13 +63,13 @@ def test_a_client_that_does_not_read_ends_nobody_elses_stream(world: Any) -> Non
     world.finish(world.job(id), None, chunks=1)
     assert world.last(id).code == "slow_consumer"
     assert world.names(wait) == ["audio", "done"]
-    assert world.machine._job_table._of_connection == {}
+    assert world.machine.state.job_table._of_connection == {}
 
 
 # --- drain
 
 
-def test_a_drain_finishes_what_was_accepted_and_takes_no_more(world: Any) -> None:
+def test_a_drain_finishes_what_was_accepted_and_takes_no_more(world: World) -> None:
     first, second = world.request(), world.request()
     drain = world.operate(control.Drain)
     assert world.last(world.request()).code == "shutting_down"
@@ -75,10 +77,10 @@ def test_a_drain_finishes_what_was_accepted_and_takes_no_more(world: Any) -> Non
     assert not world.told(drain)
     world.finish(world.job(second))
     assert world.last(drain).values == {"drained": True, "left": 0}
-    assert world.machine.phase == "drained"
+    assert world.machine.lifecycle.phase == "drained"
 
 
-def test_each_operator_waits_for_a_drain_as_long_as_they_said(world: Any) -> None:
+def test_each_operator_waits_for_a_drain_as_long_as_they_said(world: World) -> None:
     id = world.request()
     patient, hasty = world.operate(control.Drain), world.operate(control.Drain, timeout_s=2.0)
     world.pass_time(2.0)
@@ -89,7 +91,7 @@ def test_each_operator_waits_for_a_drain_as_long_as_they_said(world: Any) -> Non
     assert len(world.told(hasty)) == 1
 
 
-def test_a_drain_of_a_paused_queue_starts_it(world: Any) -> None:
+def test_a_drain_of_a_paused_queue_starts_it(world: World) -> None:
     world.operate(control.Pause)
     id = world.request()
     world.operate(control.Drain)
@@ -97,7 +99,7 @@ def test_a_drain_of_a_paused_queue_starts_it(world: Any) -> None:
     assert world.last(world.operate(control.Pause)).code == "shutting_down"
 
 
-def test_a_drain_that_is_taken_back_is_answered_and_leaves_nothing_behind(world: Any) -> None:
+def test_a_drain_that_is_taken_back_is_answered_and_leaves_nothing_behind(world: World) -> None:
     world.request()
     drain = world.operate(control.Drain, timeout_s=5.0)
     world.operate(control.Resume)
@@ -105,13 +107,13 @@ def test_a_drain_that_is_taken_back_is_answered_and_leaves_nothing_behind(world:
     assert world.names(world.request()) == ["accepted"]
     world.pass_time(10.0)
     assert len(world.told(drain)) == 1
-    assert world.machine.phase == "running"
+    assert world.machine.lifecycle.phase == "running"
 
 
 # --- stop
 
 
-def test_a_stop_finishes_the_jobs_then_the_workers_then_the_daemon(world: Any) -> None:
+def test_a_stop_finishes_the_jobs_then_the_workers_then_the_daemon(world: World) -> None:
     first, second = world.request(), world.request()
     stop(world)
     assert world.last(world.request()).code == "shutting_down"
@@ -137,7 +139,7 @@ def test_a_stop_does_not_wait_longer_than_it_may(make_world: Make) -> None:
     assert exited(world)
 
 
-def test_a_second_stop_ends_at_once(world: Any) -> None:
+def test_a_second_stop_ends_at_once(world: World) -> None:
     id = world.request()
     stop(world)
     stop(world)
@@ -172,12 +174,12 @@ def test_a_stop_ends_a_worker_in_any_state_and_leaves_no_timer(make_world: Make,
         world.die(0)
     assert world.states() == ["stopped"]
     assert exited(world)
-    assert {purpose for purpose, _ in world.machine._context.timers._due} <= {"expire"}
+    assert {purpose for purpose, _ in world.machine.state.context.timers._due} <= {"expire"}
     world.pass_time(1_000.0)
     assert not world.effects(effects.Spawn)
 
 
-def test_a_stopping_daemon_can_not_be_resumed_and_still_drains(world: Any) -> None:
+def test_a_stopping_daemon_can_not_be_resumed_and_still_drains(world: World) -> None:
     id = world.request()
     stop(world)
     assert world.last(world.operate(control.Resume)).code == "shutting_down"
@@ -188,30 +190,30 @@ def test_a_stopping_daemon_can_not_be_resumed_and_still_drains(world: Any) -> No
     assert exited(world)
 
 
-def test_drain_then_resume_then_drain_then_stop(world: Any) -> None:
+def test_drain_then_resume_then_drain_then_stop(world: World) -> None:
     for operation in (control.Drain, control.Resume, control.Drain):
         world.operate(operation)
-    assert world.machine.phase == "drained"
+    assert world.machine.lifecycle.phase == "drained"
     assert world.names(world.request()) == ["error"]
     stop(world)
     world.die(0)
     assert exited(world)
 
 
-def test_an_operator_is_told_how_many_jobs_a_stop_waits_for(world: Any) -> None:
+def test_an_operator_is_told_how_many_jobs_a_stop_waits_for(world: World) -> None:
     world.request()
     assert world.last(world.operate(control.Stop)).values == {"state": "stopping", "left": 1}
 
 
-def test_time_never_goes_back(world: Any) -> None:
+def test_time_never_goes_back(world: World) -> None:
     id = world.request(deadline_s=5.0)
     world.now -= 50.0
     world.step(inputs.TimePassed())
     assert world.names(id) == ["accepted", "started"]
-    assert world.machine._context.now >= 100.0
+    assert world.machine.state.context.now >= 100.0
 
 
-def test_without_an_audience_nothing_is_published(world: Any) -> None:
+def test_without_an_audience_nothing_is_published(world: World) -> None:
     world.finish(world.job(world.request()))
     assert not world.effects(effects.Publish)
     world.machine.watched = True

@@ -9,23 +9,25 @@ from glmtts.daemon.core.metric_types import Family, Histogram
 from glmtts.protocol import control
 from glmtts.protocol.errors import ErrorCode
 
+from ..support.core_world import MakeWorld, World
 
-def measured(world: Any) -> dict[str, Family]:
+
+def measured(world: World) -> dict[str, Family]:
     return {family.name: family for family in world.machine.measure()}
 
 
-def values(world: Any, name: str) -> dict[tuple[str, ...], Any]:
+def values(world: World, name: str) -> dict[tuple[str, ...], Any]:
     return dict(measured(world)[name].samples)
 
 
-def test_every_outcome_and_cause_is_there_from_the_start(world: Any) -> None:
+def test_every_outcome_and_cause_is_there_from_the_start(world: World) -> None:
     outcomes = {of for (of,) in values(world, "glmtts_jobs_ended_total")}
     assert outcomes == {"done", *(code.value for code in ErrorCode)}
     assert values(world, "glmtts_worker_deaths_total")[("host_oom",)] == 0
     assert values(world, "glmtts_job_wait_seconds")[("batch",)].count == 0
 
 
-def test_metrics_agree_with_status_in_the_middle_of_work(make_world: Any) -> None:
+def test_metrics_agree_with_status_in_the_middle_of_work(make_world: MakeWorld) -> None:
     world = make_world(2)
     world.ready("w0")
     world.ready("w1")
@@ -49,7 +51,7 @@ def test_metrics_agree_with_status_in_the_middle_of_work(make_world: Any) -> Non
     assert states == {state: n for state, n in status["workers"].items() if n and state != "total"}
 
 
-def test_a_retry_is_counted_and_is_no_second_wait(world: Any) -> None:
+def test_a_retry_is_counted_and_is_no_second_wait(world: World) -> None:
     id = world.request()
     world.die()
     world.come_back()
@@ -60,21 +62,21 @@ def test_a_retry_is_counted_and_is_no_second_wait(world: Any) -> None:
     assert values(world, "glmtts_worker_restarts_total")[()] == 1
 
 
-def test_what_was_handed_over_does_not_change_any_more(world: Any) -> None:
+def test_what_was_handed_over_does_not_change_any_more(world: World) -> None:
     world.finish(world.job(world.request()))
     before = values(world, "glmtts_job_audio_seconds")[()]
     world.finish(world.job(world.request()))
     assert (before.count, values(world, "glmtts_job_audio_seconds")[()].count) == (1, 2)
 
 
-def test_alerts_are_seen_with_what_they_are_about(world: Any) -> None:
+def test_alerts_are_seen_with_what_they_are_about(world: World) -> None:
     world.sample(nvml="failing", detail="Unknown Error")
     raised = {of for of, value in values(world, "glmtts_alert_active").items() if value}
     assert raised == {("nvml", "")}
     assert values(world, "glmtts_alert_active")[("journal", "")] == 0
 
 
-def test_no_label_grows_with_users_or_jobs(world: Any) -> None:
+def test_no_label_grows_with_users_or_jobs(world: World) -> None:
     def series() -> int:
         return sum(len(family.samples) for family in world.machine.measure())
 
@@ -85,14 +87,14 @@ def test_no_label_grows_with_users_or_jobs(world: Any) -> None:
     assert series() == before
 
 
-def test_every_reason_for_a_recycle_is_one_that_is_counted_from_the_start(world: Any) -> None:
+def test_every_reason_for_a_recycle_is_one_that_is_counted_from_the_start(world: World) -> None:
     world.operate(control.Recycle, worker="w0")
     counted = values(world, "glmtts_worker_recycles_total")
     assert counted[("operator",)] == 1 and {of for (of,) in counted} == set(RECYCLE_REASONS)
     assert set(Counters().recycles) == set(RECYCLE_REASONS)
 
 
-def test_names_are_as_prometheus_has_them(world: Any) -> None:
+def test_names_are_as_prometheus_has_them(world: World) -> None:
     world.sample(world.gpu(used_mib=10))
     for family in world.machine.measure():
         assert (family.name.startswith("glmtts_") and family.help.endswith(".")) or family.help.endswith(")"), family

@@ -11,10 +11,12 @@ from glmtts.daemon.core import effects, inputs
 from glmtts.daemon.core.settings import Settings
 from glmtts.protocol import control, requests
 
+from ..support.core_world import World
+
 Make = Callable[..., Any]
 
 
-def test_a_paused_queue_accepts_with_a_warning_and_starts_when_resumed(world: Any) -> None:
+def test_a_paused_queue_accepts_with_a_warning_and_starts_when_resumed(world: World) -> None:
     world.operate(control.Pause)
     id = world.request()
     assert "paused" in world.told(id)[0].warning
@@ -32,7 +34,7 @@ def test_recycling_all_is_answered_with_whom_it_took(make_world: Make) -> None:
     assert (error.code, error.message) == ("bad_request", "worker: 'w9' is not one of w0, w1, all")
 
 
-def test_a_reload_says_what_it_applied_and_what_needs_a_restart(world: Any, make_settings: Make) -> None:
+def test_a_reload_says_what_it_applied_and_what_needs_a_restart(world: World, make_settings: Make) -> None:
     id = world.operate(control.Reload)
     (read,) = world.effects(effects.ReadSettings)
     new = make_settings(queue={"max_waiting": 1}, limits={"text_chars": 10})
@@ -44,7 +46,7 @@ def test_a_reload_says_what_it_applied_and_what_needs_a_restart(world: Any, make
     assert world.machine.settings.limits.text_chars == Settings().limits.text_chars
 
 
-def test_a_wrong_configuration_changes_nothing(world: Any) -> None:
+def test_a_wrong_configuration_changes_nothing(world: World) -> None:
     before = world.machine.settings
     id = world.operate(control.Reload)
     (read,) = world.effects(effects.ReadSettings)
@@ -53,7 +55,7 @@ def test_a_wrong_configuration_changes_nothing(world: Any) -> None:
     assert world.machine.settings is before
 
 
-def test_an_operator_sees_and_cancels_everybodys_jobs(world: Any) -> None:
+def test_an_operator_sees_and_cancels_everybodys_jobs(world: World) -> None:
     id = world.request()
     listed = world.last(world.operate(requests.ListJobs)).jobs
     assert [(job.job, job.client) for job in listed] == [(world.job(id), "uid:1001")]
@@ -62,7 +64,7 @@ def test_an_operator_sees_and_cancels_everybodys_jobs(world: Any) -> None:
 
 
 @pytest.mark.parametrize("keys", [{}, {"job": "b-1", "client": "alice"}])
-def test_an_operator_who_names_neither_a_job_nor_a_client_ends_nothing(world: Any, keys: dict[str, str]) -> None:
+def test_an_operator_who_names_neither_a_job_nor_a_client_ends_nothing(world: World, keys: dict[str, str]) -> None:
     id = world.request()
     assert world.last(world.operate(control.Cancel, **keys)).code == "bad_request"
     assert world.names(id) == ["accepted", "started"]
@@ -100,7 +102,7 @@ def test_an_operator_ends_all_jobs_of_a_client_by_any_name_that_it_has(
     assert values == {"cancelled": len(ended), "jobs": [job for name, job in jobs.items() if name in ended]}
 
 
-def test_status_counts_what_there_is(world: Any) -> None:
+def test_status_counts_what_there_is(world: World) -> None:
     world.request()
     world.request()
     values = world.last(world.operate(control.Status)).values
@@ -111,5 +113,5 @@ def test_status_counts_what_there_is(world: Any) -> None:
     assert (worker["name"], worker["state"], worker["pid"]) == ("w0", "busy", 4_000)
 
 
-def test_every_operation_of_the_protocol_is_served(world: Any) -> None:
+def test_every_operation_of_the_protocol_is_served(world: World) -> None:
     assert set(world.machine._controls) == set(get_args(control.ControlRequest))

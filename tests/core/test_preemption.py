@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from glmtts.daemon.core import effects, inputs
-from glmtts.daemon.core.scheduling.preemption import MAX_ASIDE
+from glmtts.daemon.core.scheduling.preemption import MAX_SUSPENDED
 from glmtts.daemon.core.settings import ClassesSettings, VipSettings
 from glmtts.protocol import control, events, requests
 from glmtts.protocol import worker as wire
+
+from ..support.core_world import Stage, World
 
 Make = Callable[..., Any]
 BOB, CAROL, DAVE = (inputs.Client(f"uid:{1_002 + n}", name) for n, name in enumerate(("bob", "carol", "dave")))
@@ -19,11 +21,11 @@ BOB, CAROL, DAVE = (inputs.Client(f"uid:{1_002 + n}", name) for n, name in enume
 CHAPTER, SENTENCE = "c" * 100, "s" * 10
 
 
-def chapter(stage: Any, text: str = CHAPTER, **keys: Any) -> str:
+def chapter(stage: Stage, text: str = CHAPTER, **keys: Any) -> str:
     return str(stage.world.request(text=text, **({"priority": "batch"} | keys)))
 
 
-def aside(stage: Any, **keys: Any) -> tuple[str, str]:
+def aside(stage: Stage, **keys: Any) -> tuple[str, str]:
     """A batch job that is put aside for an interactive one, which is at work; their requests."""
     long = chapter(stage, **keys)
     stage.run(2.5)
@@ -72,13 +74,13 @@ def test_under_a_stream_of_sentences_a_chapter_gets_the_share_of_its_class(make_
     stage._slow = 1.0
     long = "c" * 2_000
     for _ in range(8):
-        stage.world.machine._estimator.learn(_like(stage, long, "batch"), len(long) * stage.PACE_S * slow)
+        stage.world.machine.state.estimator.learn(_like(stage, long, "batch"), len(long) * stage.PACE_S * slow)
     chapter(stage, long)
     stage.run(1.0)
     stage.spoken.clear()
     for number in range(200):
         for client in (BOB, CAROL):
-            if stage.world.machine._queue.length("interactive") < 4:
+            if stage.world.machine.state.queue.length("interactive") < 4:
                 stage.world.request(text=f"{number:3}" + "s" * 7, client=client, durable=False)
         stage.run(0.5)
     sentences = sum(seconds for text, seconds in stage.spoken.items() if text != long)
@@ -87,7 +89,7 @@ def test_under_a_stream_of_sentences_a_chapter_gets_the_share_of_its_class(make_
     assert stage.spoken[long] == pytest.approx(20.0, abs=1.5)
 
 
-def _like(stage: Any, text: str, priority: str) -> Any:
+def _like(stage: Stage, text: str, priority: str) -> Any:
     from glmtts.daemon.core.jobs.job import Job
 
     request = requests.Synthesize(id="x", v=1, text=text, priority=priority)  # type: ignore[arg-type]
@@ -207,7 +209,7 @@ def test_a_worker_holds_few_jobs_aside_however_many_would_overtake(make_stage: M
         stage.world.request(text="x" * length, client=inputs.Client(f"uid:{number}", f"u{number}"), durable=False)
         stage.run(2.5)
         most = max(most, len(stage.world.worker().process.suspended))
-    assert most == MAX_ASIDE
+    assert most == MAX_SUSPENDED
     stage.run(400.0)
     assert [len(text) for _, what, text in stage.log if what == "ends"] == [120, 50, 20, 300, 700, 1_600]
 
@@ -232,7 +234,7 @@ def test_who_has_had_much_is_served_again_though_ever_new_clients_fill_the_queue
         client = inputs.Client(f"uid:{2_000 + number}", f"user{number}")
         stage.world.request(text=f"{number:10}", client=client)
         stage.run(0.8)
-    assert stage.world.machine._queue.length("interactive") >= 9, "the queue was full all the time"
+    assert stage.world.machine.state.queue.length("interactive") >= 9, "the queue was full all the time"
     assert isinstance(stage.world.last(again), events.Done)
 
 
@@ -261,9 +263,9 @@ def test_a_job_put_aside_is_not_to_blame_for_the_death_of_its_worker_and_loses_n
         stage.world.come_back()
         stage.run(0.1)
     assert stage.world.last(short).code in ("worker_crashed", "quarantined")
-    live = stage.world.machine._job_table.live[stage.of(CHAPTER)]
+    live = stage.world.live[stage.of(CHAPTER)]
     assert live.attempts - live.excused <= 1
-    assert not stage.world.machine._retries.quarantine.deaths(live.content, stage.world.now)
+    assert not stage.world.machine.scheduler.retries.quarantine.deaths(live.content, stage.world.now)
     assert "error" not in stage.world.names(long)
 
 
@@ -320,7 +322,7 @@ def test_a_job_put_aside_can_be_ended_and_what_overtook_it_goes_on(make_stage: M
     assert isinstance(world.last(short), events.Done)
     assert (world.states(), world.worker().jobs, world.worker().process.suspended) == (["ready"], [], [])
     assert not stage.when("resumes", CHAPTER)
-    assert world.machine._job_table.live == {}
+    assert world.live == {}
 
 
 def test_a_job_that_is_cancelled_while_its_worker_chooses_is_not_told_to_go_on(make_stage: Make) -> None:
@@ -330,7 +332,7 @@ def test_a_job_that_is_cancelled_while_its_worker_chooses_is_not_told_to_go_on(m
     stage.world.journal = "holds"
     job = stage.of(CHAPTER)
     stage.world.request(requests.Cancel(id="", v=1, job=job))
-    assert job in stage.world.machine._job_table.live, "its end is not on disk yet"
+    assert job in stage.world.live, "its end is not on disk yet"
     stage.world.forget()
     # The worker is through with the other before it has read that.
     stage.world.say(_finished(stage.world.worker().process.at_hand[0]), b"RIFF")
@@ -352,8 +354,10 @@ def test_a_job_goes_on_where_the_one_that_was_to_overtake_it_is_not_run_any_more
     chapter(stage)
     stage.run(2.5)
     killers = [world.request(text="killer", client=client) for client in (BOB, CAROL, DAVE)]
-    world.machine._retries.quarantine.blame(
-        world.machine._retries.content(world.machine._job_table.live[world.job(killers[0])]), world.now, 3_600.0
+    world.machine.scheduler.retries.quarantine.blame(
+        world.machine.scheduler.retries.content(world.live[world.job(killers[0])]),
+        world.now,
+        3_600.0,
     )
     stage.run(1.0)
     assert {world.last(id).code for id in killers} == {"quarantined"}
@@ -423,11 +427,13 @@ def test_a_job_put_aside_for_long_is_not_taken_for_hung_and_one_that_goes_on_is_
     assert stage.world.states() == ["failed"]
 
 
-def test_a_worker_that_puts_a_job_aside_unasked_is_not_trusted_any_more(world: Any) -> None:
+def test_a_worker_that_puts_a_job_aside_unasked_is_not_trusted_any_more(world: World) -> None:
     id = world.request()
     world.say(wire.Suspended(job=world.job(id)))
     assert world.states() == ["failed"]
-    assert "nobody had asked" in world.worker().process.exit_reason.detail
+    assert "nobody had asked" in next(
+        e.fields["detail"] for e in world.effects(effects.Log) if e.message == "worker failed"
+    )
 
 
 def test_a_worker_puts_a_job_aside_once(make_stage: Make) -> None:
@@ -476,9 +482,7 @@ def test_a_batch_job_aside_counts_for_the_worker_that_has_it(make_stage: Make) -
     chapter(stage, CHAPTER + "1", client=CAROL, durable=False)
     for _ in range(250):
         stage.run(0.1)
-        live = stage.world.machine._job_table.live
-        holding = [
-            w.name for w in stage.world.machine._pool if any(live[id].request.priority == "batch" for id in w.jobs)
-        ]
+        live = stage.world.live
+        holding = [w.name for w in stage.world.pool if any(live[id].request.priority == "batch" for id in w.jobs)]
         assert len(holding) <= 1
     assert len([1 for _, what, _ in stage.log if what == "ends"]) == 4

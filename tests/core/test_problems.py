@@ -8,10 +8,12 @@ from typing import Any
 from glmtts.daemon.core import inputs
 from glmtts.protocol import control
 
+from ..support.core_world import World
+
 Make = Callable[..., Any]
 
 
-def problems(world: Any, **facts: Any) -> list[dict[str, str]]:
+def problems(world: World, **facts: Any) -> list[dict[str, str]]:
     world._ids += 1
     id = f"r{world._ids}"
     world.step(inputs.Controlled(inputs.ReplyTo(1 << 40), control.Status(id=id, v=1), None, facts))
@@ -19,7 +21,7 @@ def problems(world: Any, **facts: Any) -> list[dict[str, str]]:
     return found
 
 
-def test_of_a_daemon_that_is_well_there_is_nothing_to_say(world: Any) -> None:
+def test_of_a_daemon_that_is_well_there_is_nothing_to_say(world: World) -> None:
     assert problems(world) == []
 
 
@@ -28,7 +30,7 @@ def test_the_gravest_comes_first_and_nothing_comes_twice(make_world: Make) -> No
     world.step(inputs.JournalChanged("/state/journal.db: the disk is full"))
     for _ in range(3):
         world.die(1, last_words="no module named torch")
-        while world.states() == ["backoff"] and world.machine._pool.circuit_breaker.state.value == "closed":
+        while world.states() == ["backoff"] and world.pool.circuit_breaker.state.value == "closed":
             world.pass_time(1.0)
     found = problems(world, internal_errors=1)
     # Of the workers there are three alerts besides, which say no more.
@@ -37,7 +39,7 @@ def test_the_gravest_comes_first_and_nothing_comes_twice(make_world: Make) -> No
     assert all(problem["what"].endswith(".") and problem["do"] for problem in found)
 
 
-def test_a_death_is_told_for_ten_minutes(world: Any) -> None:
+def test_a_death_is_told_for_ten_minutes(world: World) -> None:
     world.die()
     world.ready()
     assert [problem["name"] for problem in problems(world)] == ["worker_died"]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from glmtts.daemon.core.inputs import Client
 from glmtts.daemon.core.jobs.job import Job
 from glmtts.daemon.core.jobs.queue import HEAD_START_S, WaitingQueue
+from glmtts.daemon.core.scheduling.admission import BATCH
 from glmtts.daemon.core.settings import ClassesSettings, InteractiveSettings
 from glmtts.protocol.requests import PRIORITIES
 
@@ -74,7 +75,7 @@ def test_it_is_time_that_is_shared_and_not_jobs(make_job: Make) -> None:
         queue.push(make_job(priority="batch", cost_s=25.0))
     had: defaultdict[str, float] = defaultdict(float)
     for job in popped(queue, 104):
-        had[job.request.priority] += job.cost_s
+        had[job.request.priority] += job.account.cost_s
     assert had == {"interactive": 100.0, "batch": 100.0} or had["interactive"] / had["batch"] == pytest.approx(4, 0.3)
 
 
@@ -130,13 +131,13 @@ def test_a_job_that_is_not_written_down_yet_waits_and_is_not_started(make_job: M
     held, gone = make_job(priority="batch", cost_s=0.0), make_job(priority="batch")
     queue.hold(held)
     queue.hold(gone)
-    assert (len(queue), queue.length("batch"), queue.waiting_of("uid:1001", ("batch",))) == (3, 3, 3)
+    assert (len(queue), queue.length("batch"), queue.waiting_of("uid:1001", BATCH)) == (3, 3, 3)
     assert held in queue
     assert len(list(queue)) == 3
     assert popped(queue, 3) and queue.peek(0.0) is None
     assert (queue.oldest(), list(queue.in_order())) == (None, [])
     queue.remove(gone)
-    held.cost_s = 2.0
+    held.account.cost_s = 2.0
     queue.push(held)
     assert (len(queue), queue.work_s("batch"), queue.oldest()) == (1, 2.0, 0.0)
     assert pop(queue) is held
@@ -218,17 +219,12 @@ def test_whatever_comes_and_goes_every_job_comes_out_once_and_nothing_is_left_be
         for priority in PRIORITIES:
             of_class = [job for job in everything.values() if job.request.priority == priority]
             assert queue.length(priority) == len(of_class)
-            work_s = sum(job.cost_s for job in of_class if job.id in waiting)
+            work_s = sum(job.account.cost_s for job in of_class if job.id in waiting)
             assert queue.work_s(priority) == pytest.approx(work_s)
-        for client in queue.clients():
-            mine = [job for job in everything.values() if job.client == client.client]
-            assert (
-                sum(client.jobs.values())
-                == client.count
-                == len(mine)
-                == queue.waiting_of(client.client.key, PRIORITIES)
-            )
-            assert client.work_s == pytest.approx(sum(job.cost_s for job in mine if job.id in waiting))
+        for of in queue.clients():
+            mine = [job for job in everything.values() if job.client == of.client]
+            assert sum(of.jobs.values()) == of.count == len(mine) == queue.waiting_of(of.client.key, PRIORITIES)
+            assert of.work_s == pytest.approx(sum(job.account.cost_s for job in mine if job.id in waiting))
     for job in [*held.values()]:
         queue.push(job)
     while (last := pop(queue, now=1_000.0)) is not None:
@@ -268,10 +264,10 @@ def test_what_stands_ahead_of_a_job_is_told_nearly_without_going_through_all(
         # One of each other client and class may be counted too many or too few. Beyond that the jobs of another class
         # are counted as if they were alike, which they are not here.
         others = len({(j.request.priority, j.client.key) for j in queue})
-        longest_s = max(j.cost_s for j in queue)
+        longest_s = max(j.account.cost_s for j in queue)
         assert abs(told - position) <= others + len(queue) / 4
         assert abs(work_s - before_s) <= others * longest_s
-        before_s += job.cost_s
+        before_s += job.account.cost_s
         assert 0 <= told < len(queue)
 
 
@@ -299,7 +295,7 @@ def test_of_very_many_clients_what_stands_ahead_is_told_from_a_part_of_them(make
             told, work_s = queue.ahead_of(job)
             assert abs(told - position) < 300
             assert abs(work_s - before_s) < 300 * 2.75
-        before_s += job.cost_s
+        before_s += job.account.cost_s
 
 
 def test_heaps_stay_small_however_many_jobs_come_and_go(make_job: Make) -> None:
@@ -321,12 +317,12 @@ def test_heaps_stay_small_however_many_jobs_come_and_go(make_job: Make) -> None:
 def test_a_sentence_in_the_wake_of_others_does_not_wait_for_a_chapter(make_job: Make) -> None:
     queue = WaitingQueue(ClassesSettings())
     chapter = make_job(priority="batch", text="chapter")
-    chapter.cost_s = 100.0
+    chapter.account.cost_s = 100.0
     queue.push(chapter)
     spoken = 0.0
     while True:
         sentence = make_job(text="sentence")
-        sentence.cost_s = 2.0
+        sentence.account.cost_s = 2.0
         queue.push(sentence)
         job = pop(queue)
         if job is chapter:

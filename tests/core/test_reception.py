@@ -12,12 +12,14 @@ from glmtts.daemon.core.jobs.job import MAX_SUBSCRIBERS
 from glmtts.protocol import events, requests
 from glmtts.protocol import worker as wire
 
+from ..support.core_world import World
+
 Make = Callable[..., Any]
 BOB = inputs.Client("uid:1002", "bob")
 ROOT = inputs.Client("uid:0", "root", operator=True)
 
 
-def refused(world: Any, **keys: Any) -> Any:
+def refused(world: World, **keys: Any) -> Any:
     """The error of a request that is not accepted."""
     id = world.request(**keys)
     assert world.names(id) == ["error"]
@@ -80,18 +82,18 @@ def test_a_request_that_is_refused_costs_nothing_of_the_rate(make_world: Make) -
     assert world.names(world.request()) == ["accepted"]
 
 
-def test_vip_is_for_those_who_are_named(world: Any) -> None:
+def test_vip_is_for_those_who_are_named(world: World) -> None:
     assert refused(world, priority="vip").code == "forbidden"
     assert world.names(world.request(priority="vip", client=ROOT))[0] == "accepted"
 
 
-def test_what_an_engine_does_not_take_is_named_with_its_key(world: Any) -> None:
+def test_what_an_engine_does_not_take_is_named_with_its_key(world: World) -> None:
     assert refused(world, options={"seconds": "long"}).message.startswith("options.seconds: expected ")
     assert refused(world, options={"second": 1}).message == "options.second: unknown key"
     assert refused(world, options={"fault": "explode"}).message.startswith("options.fault: 'explode' is not one of ")
 
 
-def test_a_voice_that_is_not_there_is_refused_with_those_that_are(world: Any) -> None:
+def test_a_voice_that_is_not_there_is_refused_with_those_that_are(world: World) -> None:
     assert "tone" in refused(world, voice="nobody").message
     assert world.names(world.request(voice="tone"))[0] == "accepted"
 
@@ -118,7 +120,7 @@ def test_a_default_voice_that_is_not_registered_is_named(make_world: Make) -> No
     )
 
 
-def test_two_jobs_do_not_write_one_file(world: Any) -> None:
+def test_two_jobs_do_not_write_one_file(world: World) -> None:
     id = world.request(output="a.wav")
     assert refused(world, output="a.wav").code == "output_exists"
     world.finish(world.job(id), None, path="/out/a.wav")
@@ -149,7 +151,7 @@ def test_the_journal_that_is_not_there_is_not_promised(make_world: Make) -> None
 # --- keys
 
 
-def test_the_same_key_joins_the_job_while_it_lives_and_gets_its_result_after(world: Any) -> None:
+def test_the_same_key_joins_the_job_while_it_lives_and_gets_its_result_after(world: World) -> None:
     first = world.request(key="k")
     again = world.request(key="k", connection=2)
     assert world.job(first) == world.job(again)
@@ -161,7 +163,7 @@ def test_the_same_key_joins_the_job_while_it_lives_and_gets_its_result_after(wor
     assert world.bodies(after) == [b"RIFF"]
 
 
-def test_the_same_key_is_never_spoken_twice_even_when_its_result_is_gone(world: Any) -> None:
+def test_the_same_key_is_never_spoken_twice_even_when_its_result_is_gone(world: World) -> None:
     world.finish(world.job(world.request(key="k")))
     world.pass_time(400.0)
     assert world.last(world.request(key="k")).code == "job_not_found"
@@ -169,7 +171,7 @@ def test_the_same_key_is_never_spoken_twice_even_when_its_result_is_gone(world: 
     assert world.names(world.request(key="k")) == ["accepted", "started"]
 
 
-def test_a_key_for_another_text_is_refused_and_a_key_of_another_client_is_another_key(world: Any) -> None:
+def test_a_key_for_another_text_is_refused_and_a_key_of_another_client_is_another_key(world: World) -> None:
     world.request(key="k", text="one")
     error = refused(world, key="k", text="two")
     assert error.code == "bad_request"
@@ -177,7 +179,7 @@ def test_a_key_for_another_text_is_refused_and_a_key_of_another_client_is_anothe
     assert world.names(world.request(key="k", text="two", client=BOB)) == ["accepted"]
 
 
-def test_a_job_that_ended_in_an_error_is_the_same_job_with_the_same_error(world: Any) -> None:
+def test_a_job_that_ended_in_an_error_is_the_same_job_with_the_same_error(world: World) -> None:
     id = world.request(key="k")
     world.say(wire.Failed(job=world.job(id), code="synthesis_failed", message="its words"))
     assert world.last(world.request(key="k")).code == "synthesis_failed"
@@ -186,7 +188,7 @@ def test_a_job_that_ended_in_an_error_is_the_same_job_with_the_same_error(world:
 # --- waiting, looking, cancelling
 
 
-def test_a_client_that_comes_back_hears_the_rest_and_the_end(world: Any) -> None:
+def test_a_client_that_comes_back_hears_the_rest_and_the_end(world: World) -> None:
     id = world.request(stream=True)
     wait = world.request(requests.Wait(id="", v=1, job=world.job(id)), connection=2)
     world.audio(world.job(id), 0)
@@ -194,7 +196,7 @@ def test_a_client_that_comes_back_hears_the_rest_and_the_end(world: Any) -> None
     assert world.names(wait) == ["audio", "done"]
 
 
-def test_a_client_that_comes_back_after_the_end_gets_the_result_while_it_is_kept(world: Any) -> None:
+def test_a_client_that_comes_back_after_the_end_gets_the_result_while_it_is_kept(world: World) -> None:
     id = world.request()
     world.step(inputs.ConnectionClosed(1))
     world.finish(world.job(id), b"RIFF")
@@ -206,7 +208,7 @@ def test_a_client_that_comes_back_after_the_end_gets_the_result_while_it_is_kept
 
 
 @pytest.mark.parametrize("type_", [requests.Wait, requests.Cancel, requests.GetJob])
-def test_a_job_of_somebody_else_is_no_job(world: Any, type_: type[Any]) -> None:
+def test_a_job_of_somebody_else_is_no_job(world: World, type_: type[Any]) -> None:
     id = world.request()
     ask = world.request(type_(id="", v=1, job=world.job(id)), client=BOB, connection=2)
     assert world.last(ask).code == "job_not_found"
@@ -217,7 +219,7 @@ def test_a_job_of_somebody_else_is_no_job(world: Any, type_: type[Any]) -> None:
     assert world.names(ask) == ["error"]
 
 
-def test_one_job_is_not_told_to_thousands_of_requests(world: Any) -> None:
+def test_one_job_is_not_told_to_thousands_of_requests(world: World) -> None:
     id = world.request(key="k")
     job = world.job(id)
     for _ in range(MAX_SUBSCRIBERS - 1):
@@ -226,7 +228,7 @@ def test_one_job_is_not_told_to_thousands_of_requests(world: Any) -> None:
     assert world.last(world.request(key="k")).code == "queue_full"
 
 
-def test_clients_list_their_own_jobs_alone(world: Any) -> None:
+def test_clients_list_their_own_jobs_alone(world: World) -> None:
     mine, _ = world.request(), world.request(client=BOB)
     ask = world.request(requests.ListJobs(id="", v=1))
     assert [job.job for job in world.last(ask).jobs] == [world.job(mine)]
@@ -234,7 +236,7 @@ def test_clients_list_their_own_jobs_alone(world: Any) -> None:
     assert world.last(ask).jobs == []
 
 
-def test_a_long_queue_is_announced(world: Any) -> None:
+def test_a_long_queue_is_announced(world: World) -> None:
     told = [world.told(world.request())[0] for _ in range(7)]
     assert [isinstance(event.warning, str) for event in told] == [False] * 5 + [True] * 2
     assert "the queue is long" in told[-1].warning

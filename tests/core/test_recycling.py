@@ -10,11 +10,13 @@ from glmtts.daemon.core import effects, inputs
 from glmtts.protocol import control, events
 from glmtts.protocol import worker as wire
 
+from ..support.core_world import MakeWorld, World
+
 MIB = 1 << 20
 
 
 @pytest.fixture
-def roomy(make_world: Any) -> Any:
+def roomy(make_world: MakeWorld) -> Any:
     """One worker, ready, and a host with room for many."""
     world = make_world()
     world.sample()
@@ -23,7 +25,7 @@ def roomy(make_world: Any) -> Any:
     return world
 
 
-def leaking(world: Any, job: int, mib: int) -> None:
+def leaking(world: World, job: int, mib: int) -> None:
     world.pass_time(0.5)
     world.finish(world.job(world.request()), memory=wire.Memory(rss=(1_000 + job * mib) << 20))
 
@@ -67,7 +69,7 @@ def test_without_room_for_a_spare_it_is_drained_and_started_again(roomy: Any) ->
     assert roomy.names(waiting) == ["accepted", "started"]
 
 
-def test_a_spare_leaves_those_at_work_some_air_on_their_gpu(make_world: Any) -> None:
+def test_a_spare_leaves_those_at_work_some_air_on_their_gpu(make_world: MakeWorld) -> None:
     world = make_world(workers={"gpus": [0], "max": 1})
     world.sample(world.gpu())
     world.ready()
@@ -77,7 +79,7 @@ def test_a_spare_leaves_those_at_work_some_air_on_their_gpu(make_world: Any) -> 
     assert world.states() == ["stopping"]
 
 
-def test_all_are_replaced_one_after_the_other(make_world: Any) -> None:
+def test_all_are_replaced_one_after_the_other(make_world: MakeWorld) -> None:
     world = make_world(3)
     for name in ("w0", "w1", "w2"):
         world.ready(name)
@@ -123,7 +125,7 @@ def test_a_worker_that_dies_while_its_spare_is_loaded_is_replaced_by_it(roomy: A
     assert roomy.worker("w1").replaces is None
 
 
-def test_a_leak_is_trimmed_then_replaced_and_the_log_says_why(make_world: Any) -> None:
+def test_a_leak_is_trimmed_then_replaced_and_the_log_says_why(make_world: MakeWorld) -> None:
     world = make_world(workers={"recycle": {"max_rss_mib": 4_000}})
     world.sample()
     world.ready(memory=wire.Memory(rss=1_000 * MIB))
@@ -135,12 +137,12 @@ def test_a_leak_is_trimmed_then_replaced_and_the_log_says_why(make_world: Any) -
             break
     assert world.messages(wire.Trim)
     assert 1_000 + job * 38 < 4_000
-    assert world.worker().process.replace_reason.cause == "leak"
-    assert "38 MiB per job" in world.worker().process.replace_reason.detail
+    assert (reason := world.worker().process.replace_reason) and reason.cause == "leak"
+    assert "38 MiB per job" in reason.detail
     assert world.states() == ["ready", "starting"]
 
 
-def test_noise_is_no_leak(make_world: Any) -> None:
+def test_noise_is_no_leak(make_world: MakeWorld) -> None:
     world = make_world(workers={"recycle": {"max_rss_mib": 4_000}})
     world.sample()
     world.ready(memory=wire.Memory(rss=1_000 * MIB))
@@ -149,7 +151,7 @@ def test_noise_is_no_leak(make_world: Any) -> None:
     assert world.worker().process.replace_reason is None and world.states() == ["ready"]
 
 
-def test_a_job_that_ran_out_of_memory_is_tried_once_more_on_a_process_of_its_own(make_world: Any) -> None:
+def test_a_job_that_ran_out_of_memory_is_tried_once_more_on_a_process_of_its_own(make_world: MakeWorld) -> None:
     world = make_world(2)
     world.ready("w0")
     world.ready("w1")
@@ -167,7 +169,7 @@ def test_a_job_that_ran_out_of_memory_is_tried_once_more_on_a_process_of_its_own
     assert world.started() == ["short", "long"]
 
 
-def test_a_second_out_of_memory_ends_the_job(world: Any) -> None:
+def test_a_second_out_of_memory_ends_the_job(world: World) -> None:
     id = world.request(text="long")
     for _ in range(2):
         world.say(wire.Failed(job=world.job(id), code="out_of_memory", message="does not fit", fatal=True))
@@ -180,7 +182,7 @@ def test_a_second_out_of_memory_ends_the_job(world: Any) -> None:
     assert "so did the one before" in world.last(id).message
 
 
-def test_a_process_that_was_told_to_end_is_not_told_again_by_a_job_that_runs_away(make_world: Any) -> None:
+def test_a_process_that_was_told_to_end_is_not_told_again_by_a_job_that_runs_away(make_world: MakeWorld) -> None:
     world = make_world()
     world.ready()
     job = world.job(world.request())

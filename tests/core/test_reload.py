@@ -14,10 +14,12 @@ from glmtts.daemon.core.reload import WAYS, merged, plan
 from glmtts.daemon.core.settings import ClientLimits, Settings, flat
 from glmtts.protocol import control
 
+from ..support.core_world import World
+
 Make = Callable[..., Any]
 
 
-def read_again(world: Any, new: Settings) -> dict[str, Any]:
+def read_again(world: World, new: Settings) -> dict[str, Any]:
     """What an operator is told who asks for this configuration."""
     id = world.operate(control.Reload)
     read = world.effects(effects.ReadSettings)[-1]
@@ -104,7 +106,7 @@ def test_workers_are_replaced_one_after_the_other_and_the_jobs_that_they_speak_c
     world.finish(world.job(waiting), worker="w2")
     assert [world.names(id)[-1] for id in (first, second, waiting)] == ["done"] * 3
     assert world.states() == ["ready", "ready"]
-    assert [worker.process.generation for worker in world.machine._pool] == [1, 1]
+    assert [worker.process.generation for worker in world.pool] == [1, 1]
 
 
 def test_fewer_workers_and_fresh_ones_at_once_are_never_more_than_one_too_many(
@@ -139,7 +141,7 @@ def test_what_can_t_be_started_by_the_old_settings_is_tried_at_once_by_the_new_o
     world = make_world(workers={"restart": {"breaker_failures": 2, "backoff_initial_s": 20.0, "backoff_max_s": 30.0}})
     for _ in range(3):
         world.die(1)
-        while world.states() == ["backoff"] and world.machine._pool.circuit_breaker.state.value == "closed":
+        while world.states() == ["backoff"] and world.pool.circuit_breaker.state.value == "closed":
             world.pass_time(1.0)
     assert world.states() != ["starting"]
     id = world.request()
@@ -156,7 +158,7 @@ def test_what_can_t_be_started_by_the_old_settings_is_tried_at_once_by_the_new_o
     assert world.names(world.request())[-1] == "started"
 
 
-def test_new_processes_are_started_by_the_new_settings(world: Any, make_settings: Make) -> None:
+def test_new_processes_are_started_by_the_new_settings(world: World, make_settings: Make) -> None:
     world.sample()
     read_again(world, make_settings(engine={"warmup_text": "b"}))
     used = world.effects(effects.UseSettings)[-1].settings
@@ -165,7 +167,7 @@ def test_new_processes_are_started_by_the_new_settings(world: Any, make_settings
     assert order.index(effects.UseSettings) < order.index(effects.Spawn)
 
 
-def test_a_process_that_ends_by_the_new_settings_leaves_the_old_one_at_work(world: Any, make_settings: Make) -> None:
+def test_a_process_that_ends_by_the_new_settings_leaves_the_old_one_at_work(world: World, make_settings: Make) -> None:
     world.sample()
     read_again(world, make_settings(engine={"python": "/usr/bin/false"}))
     world.die(1, "w1")
@@ -183,15 +185,15 @@ def test_fewer_workers_on_each_gpu_leave_one_on_each(make_world: Make, make_sett
     on = {name: world.worker(name).gpu for name in ("w0", "w1", "w2", "w3")}
     assert sorted(on.values()) == [0, 0, 1, 1]
     assert read_again(world, make_settings(workers=two | {"per_gpu": 1}))["applied"] == ["workers.per_gpu"]
-    left = [worker.gpu for worker in world.machine._pool if not worker.retiring]
+    left = [worker.gpu for worker in world.pool if not worker.retiring]
     assert sorted(left) == [0, 1]
 
 
-def world_gpu(world: Any, index: int) -> Any:
+def world_gpu(world: World, index: int) -> Any:
     return world.gpu(index)
 
 
-def test_a_configuration_that_is_wrong_is_an_alert_until_one_is_right(world: Any, make_settings: Make) -> None:
+def test_a_configuration_that_is_wrong_is_an_alert_until_one_is_right(world: World, make_settings: Make) -> None:
     world.operate(control.Reload)
     read = world.effects(effects.ReadSettings)[-1]
     world.step(inputs.SettingsRead(None, ["queue.max_waiting: expected a number"], read.to, read.id))
@@ -201,7 +203,7 @@ def test_a_configuration_that_is_wrong_is_an_alert_until_one_is_right(world: Any
     assert world.last(world.operate(control.Status)).values["alerts"] == []
 
 
-def test_what_is_held_back_is_remembered_until_the_file_says_otherwise(world: Any, make_settings: Make) -> None:
+def test_what_is_held_back_is_remembered_until_the_file_says_otherwise(world: World, make_settings: Make) -> None:
     assert read_again(world, make_settings(limits={"text_chars": 10}))["restart_needed"] == ["limits.text_chars"]
     assert world.last(world.operate(control.GetConfig)).values["restart_needed"] == ["limits.text_chars"]
     assert read_again(world, make_settings())["restart_needed"] == []

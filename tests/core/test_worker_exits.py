@@ -11,6 +11,8 @@ from glmtts.daemon.core.exit_causes import CAUSE_OF_STATUS, POLICIES, Cause
 from glmtts.daemon.worker import exit_codes
 from glmtts.protocol import worker as wire
 
+from ..support.core_world import MakeWorld, World
+
 NO_FAULT = {Cause.REQUESTED, Cause.OPERATOR, Cause.RECYCLED, Cause.LEAK, Cause.UNLOADED}
 
 
@@ -44,27 +46,27 @@ def test_the_exit_codes_are_those_that_workers_use() -> None:
     ],
 )
 def test_a_client_is_told_what_its_worker_died_of(
-    make_world: Any, ended: dict[str, Any], cause: str, code: str
+    make_world: MakeWorld, ended: dict[str, Any], cause: str, code: str
 ) -> None:
     world = make_world(workers={"restart": {"max_attempts": 1}})
     world.ready()
     id = world.request()
     world.step(inputs.ProcessEnded(world.incarnation(), **ended))
-    assert world.worker().last_exit.cause == cause
+    assert world.death().cause == cause
     assert world.last(id).code == code
 
 
 @pytest.mark.parametrize(("code", "cause"), [("out_of_memory", "out_of_memory"), ("cuda_context", "cuda_context")])
-def test_what_a_worker_says_of_its_end_counts_more_than_how_it_ends(world: Any, code: str, cause: str) -> None:
+def test_what_a_worker_says_of_its_end_counts_more_than_how_it_ends(world: World, code: str, cause: str) -> None:
     job = world.job(world.request())
     world.say(wire.Failed(job=job, code=code, message="of a text", reason="in its own words", fatal=True))
     assert world.states() == ["failed"]
     world.die(-9)
-    assert world.worker().last_exit.cause == cause
-    assert world.worker().last_exit.detail == "in its own words"
+    assert world.death().cause == cause
+    assert world.death().detail == "in its own words"
 
 
-def test_a_process_that_cannot_load_for_want_of_memory_is_no_failed_start(make_world: Any) -> None:
+def test_a_process_that_cannot_load_for_want_of_memory_is_no_failed_start(make_world: MakeWorld) -> None:
     world = make_world()
     world.die(71)
-    assert world.worker().last_exit.cause == "out_of_memory"
+    assert world.death().cause == "out_of_memory"

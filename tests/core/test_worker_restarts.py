@@ -14,14 +14,16 @@ from glmtts.daemon.core.workers.worker import TRANSITIONS, WITH_PROCESS, WorkerS
 from glmtts.protocol import control, events
 from glmtts.protocol import worker as wire
 
+from ..support.core_world import World
+
 Make = Callable[..., Any]
 
 
-def incarnations(world: Any) -> int:
+def incarnations(world: World) -> int:
     return len(world.effects(effects.Spawn))
 
 
-def test_an_illegal_transition_raises_and_changes_nothing(world: Any) -> None:
+def test_an_illegal_transition_raises_and_changes_nothing(world: World) -> None:
     worker = world.worker()
     with pytest.raises(IllegalTransition, match=r"w0: ready -> backoff"):
         worker.enter(WorkerState.BACKOFF)
@@ -32,7 +34,7 @@ def test_an_illegal_transition_raises_and_changes_nothing(world: Any) -> None:
         assert WorkerState.STARTING not in following or state not in WITH_PROCESS or state is WorkerState.STOPPING
 
 
-def test_the_first_crash_after_work_is_mended_at_once(world: Any) -> None:
+def test_the_first_crash_after_work_is_mended_at_once(world: World) -> None:
     world.finish(world.job(world.request()))
     world.forget()
     world.die()
@@ -93,7 +95,7 @@ def test_a_long_quiet_life_is_no_false_start(make_world: Make) -> None:
         assert world.states() == ["starting"]
 
 
-def test_a_recycle_is_no_fault(world: Any) -> None:
+def test_a_recycle_is_no_fault(world: World) -> None:
     for _ in range(10):
         world.operate(control.Recycle, worker="w0")
         assert world.states() == ["stopping"]
@@ -101,7 +103,7 @@ def test_a_recycle_is_no_fault(world: Any) -> None:
         assert world.states() == ["starting"]
         world.ready()
     assert world.worker().faults == 0
-    assert world.worker().last_exit.cause == "operator"
+    assert world.death().cause == "operator"
 
 
 def test_a_worker_is_replaced_after_so_many_jobs(make_world: Make) -> None:
@@ -122,7 +124,7 @@ def test_a_worker_that_grew_too_large_is_replaced_after_its_job(make_world: Make
     world.say(wire.Trimmed(memory=large))
     assert world.states() == ["stopping"]
     world.die(0)
-    assert "max_rss_mib" in world.worker().last_exit.detail
+    assert "max_rss_mib" in world.death().detail
 
 
 def test_an_old_worker_finishes_its_job_before_it_is_replaced(make_world: Make) -> None:
@@ -138,17 +140,17 @@ def test_an_old_worker_finishes_its_job_before_it_is_replaced(make_world: Make) 
     assert isinstance(world.last(id), events.Done)
 
 
-def test_a_crash_while_draining_is_called_a_crash(world: Any) -> None:
+def test_a_crash_while_draining_is_called_a_crash(world: World) -> None:
     id = world.request(stream=True)
     world.audio(world.job(id), 0)
     world.operate(control.Recycle, worker="w0")
     world.die(-11)
     assert world.last(id).code == "worker_crashed"
     assert "SIGSEGV" in world.last(id).message
-    assert world.worker().last_exit.cause == "crashed"
+    assert world.death().cause == "crashed"
 
 
-def test_a_worker_that_does_not_end_is_killed_until_it_does(world: Any) -> None:
+def test_a_worker_that_does_not_end_is_killed_until_it_does(world: World) -> None:
     world.operate(control.Recycle, worker="w0")
     world.pass_time(16.0)
     assert [s.signal for s in world.effects(effects.Signal)] == ["kill"] * 3
@@ -164,7 +166,7 @@ def test_a_start_that_takes_too_long_is_ended(make_world: Make) -> None:
     assert world.states() == ["failed"]
     assert [s.signal for s in world.effects(effects.Signal)] == ["term"]
     world.die(-15)
-    assert world.worker().last_exit.cause == "start_timeout"
+    assert world.death().cause == "start_timeout"
 
 
 def test_a_hang_is_noticed_by_progress_and_not_by_time(make_world: Make) -> None:
@@ -203,7 +205,7 @@ def test_a_reload_moves_the_other_timers_too(make_world: Make, make_settings: Ma
     assert world.states() == ["failed", "stopping"]
 
 
-def test_an_idle_worker_gives_memory_back_once(world: Any) -> None:
+def test_an_idle_worker_gives_memory_back_once(world: World) -> None:
     world.finish(world.job(world.request()))
     world.pass_time(299.0)
     assert not world.messages(wire.Trim)
@@ -214,7 +216,7 @@ def test_an_idle_worker_gives_memory_back_once(world: Any) -> None:
     assert len(world.messages(wire.Trim)) == 2
 
 
-def test_the_trim_comes_the_full_time_after_the_last_job_and_not_later(world: Any) -> None:
+def test_the_trim_comes_the_full_time_after_the_last_job_and_not_later(world: World) -> None:
     world.finish(world.job(world.request()))
     world.pass_time(250.0)
     world.finish(world.job(world.request()))
@@ -224,7 +226,7 @@ def test_the_trim_comes_the_full_time_after_the_last_job_and_not_later(world: An
     assert len(world.messages(wire.Trim)) == 1
 
 
-def test_what_a_dead_process_says_is_not_heard(world: Any) -> None:
+def test_what_a_dead_process_says_is_not_heard(world: World) -> None:
     id = world.request(stream=True)
     job, old = world.job(id), world.incarnation()
     world.die()
@@ -239,7 +241,7 @@ def test_what_a_dead_process_says_is_not_heard(world: Any) -> None:
 # --- no worker to be had
 
 
-def broken(world: Any, times: int = 5, after_s: float = 0.0) -> None:
+def broken(world: World, times: int = 5, after_s: float = 0.0) -> None:
     for _ in range(times):
         while world.states()[0] != "starting":
             world.pass_time(1.0)

@@ -157,7 +157,7 @@ def test_the_next_daemon_ends_what_nobody_was_left_to_end(start: Any, bystander:
     daemon.restart()
     assert time.monotonic() - begun < 5.0
     assert stat(orphan) is None and bystander.poll() is None
-    assert f"{orphan}" in daemon.log() and "orphan of the daemon before ended" in daemon.log()
+    assert f"{orphan}" in daemon.log() and "orphan of an earlier daemon ended" in daemon.log()
     daemon.client().speak("after that")
     daemon.stop()
     assert [path.name for path in daemon.runtime.iterdir()] == ["lock"]

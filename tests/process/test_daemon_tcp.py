@@ -396,7 +396,7 @@ def test_a_list_with_a_bad_line_changes_nothing_and_names_it(start: Callable[...
         again.speak("and in again")
     lock.authorised.write_text("# nobody\n")
     assert daemon.control("reload")["event"] == "result"
-    assert "nobody may connect by TCP" in daemon.log()
+    assert "no client can connect by TCP" in daemon.log()
 
 
 def test_a_daemon_that_starts_again_finds_its_clients_again(start: Callable[..., Any], lock: Lock) -> None:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import zmq
 
-from glmtts.daemon.processes.manager import command as worker_command
+from glmtts.daemon.processes import command as worker_command
 from glmtts.protocol.worker import (
     AudioChunk,
     CancelJob,

@@ -19,10 +19,10 @@ class Aside:
 
     def __init__(self, world: World, machine: Any) -> None:
         self._world = world
-        self._context = machine._context
-        self._live = machine._job_table.live
-        self._pool = machine._pool
-        self._queue = machine._queue
+        self._context = machine.state.context
+        self._live = machine.state.job_table.live
+        self._pool = machine.state.pool
+        self._queue = machine.state.queue
         #: For how many borders a job that could be put aside has run on while an urgent one waited and had not had
         #: its share.
         self._passed: dict[str, int] = {}
@@ -48,7 +48,7 @@ class Aside:
         suspended = [self._live[id] for id in worker.process.suspended if id in self._live]
         must(
             Rule.ORDER,
-            all(job.suspended or job.ending for job in suspended),
+            all(job.attempt.suspended or job.ending for job in suspended),
             worker.name,
             "speaks what it has put aside",
         )
@@ -85,9 +85,9 @@ class Aside:
         """Whether an urgent class waits that has had less than its weight, whatever is still charged to batch."""
         classes, live = self._queue._classes, self._live
         ahead = sum(
-            max(0.0, job.charged_s - job.active_s(self._context.now))
+            max(0.0, job.account.charged_s - job.attempt.active_s(self._context.now))
             for job in live.values()
-            if job.begun and job.request.priority == "batch"
+            if job.attempt.begun and job.request.priority == "batch"
         )
         had = classes.had("batch") - ahead / classes.weight("batch")
         return any(p in classes and classes.tag(p) < had - 1e-6 for p in ("vip", "interactive"))

@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from glmtts.daemon.core import machine
 from glmtts.daemon.core.context import Context
 from glmtts.daemon.core.effects import SettleOutput, Tell
 from glmtts.daemon.core.jobs.job import Ending, Job
-from glmtts.daemon.core.scheduling import dispatcher
+from glmtts.daemon.core.scheduling import worker_messages
 from glmtts.daemon.core.scheduling.completion import Completion
 from glmtts.daemon.core.scheduling.dispatcher import Dispatcher
 from glmtts.daemon.core.scheduling.durable import DurableJobs
 from glmtts.daemon.core.scheduling.retry import Retries
+from glmtts.daemon.core.scheduling.worker_messages import WorkerMessages
 from glmtts.daemon.core.workers.pool import Pool
 from glmtts.daemon.core.workers.process import Process
 from glmtts.daemon.core.workers.worker import Worker, WorkerState
@@ -57,11 +59,11 @@ def a_beat_that_stands_still_counts(patch: Patch) -> None:
 
 
 def deadlines_forgotten(patch: Patch) -> None:
-    patch.setattr(Dispatcher, "on_deadline", lambda *_: None)
+    patch.setattr(machine, "on_deadline", lambda *_: None)
 
 
 def put_aside_and_forgotten(patch: Patch) -> None:
-    patch.setattr(Dispatcher, "_go_on", lambda *_: None)
+    patch.setattr(Dispatcher, "_fill", lambda *_: None)
 
 
 def gone_on_with_and_still_aside(patch: Patch) -> None:
@@ -161,18 +163,18 @@ def audio_of_another(patch: Patch) -> None:
     send = Context.send
     last: list[Any] = [b""]
 
-    def mixed(self: Context, to: Any, event: Any, body: Any = None) -> None:
+    def mixed(self: Context, to: Any, event: Any, body: Any = None, *, id: str = "") -> None:
         if body is not None:
             body, last[0] = last[0] or body, body
-        send(self, to, event, body)
+        send(self, to, event, body, id=id)
 
     patch.setattr(Context, "send", mixed)
 
 
 def stream_to_whoever_waits(patch: Patch) -> None:
-    on_audio = Dispatcher.on_audio
+    on_audio = WorkerMessages.on_audio
 
-    def to_all(self: Dispatcher, worker: Worker, message: Any, body: Any) -> None:
+    def to_all(self: WorkerMessages, worker: Worker, message: Any, body: Any) -> None:
         job = self._job_table.live.get(message.job)
         own = job.subscribers if job else []
         if job is not None:
@@ -181,7 +183,7 @@ def stream_to_whoever_waits(patch: Patch) -> None:
         if job is not None and job.live:
             job.subscribers = own
 
-    patch.setitem(dispatcher._HANDLERS, AudioChunk, to_all)
+    patch.setitem(worker_messages._HANDLERS, AudioChunk, to_all)
 
 
 def results_for_everybody(patch: Patch) -> None:

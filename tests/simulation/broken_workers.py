@@ -79,7 +79,7 @@ def samples_ask_for_samples(patch: Patch) -> None:
 
     def again(self: Machine, event: Any) -> None:
         on_sampled(self, event)
-        if any(worker.state is WorkerState.WAITING for worker in self._pool):
+        if any(worker.state is WorkerState.WAITING for worker in self.state.pool):
             self._context.effects.append(Sample())
 
     patch.setattr(Machine, "_on_sampled", again)

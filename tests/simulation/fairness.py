@@ -46,9 +46,9 @@ class Fairness:
     def __init__(self, world: World, machine: Any) -> None:
         self._world = world
         self._machine = machine
-        self._queue = machine._queue
-        self._pool = machine._pool
-        self._live = machine._job_table.live
+        self._queue = machine.state.queue
+        self._pool = machine.state.pool
+        self._live = machine.state.job_table.live
         self._weights: dict[str, float] = {}
         #: Seconds that workers have worked for each.
         self._served: dict[_Flow, float] = {}
@@ -73,7 +73,7 @@ class Fairness:
         now, served = self._world.now, self._served
         passed_s, self._now = now - self._now, now
         for job in self._running:
-            long_s = max(job.cost_s, job.active_s(now), job.charged_s)
+            long_s = max(job.account.cost_s, job.attempt.active_s(now), job.account.charged_s)
             for flow in ((job.request.priority, ""), (job.request.priority, job.client.key)):
                 served[flow] = served.get(flow, 0.0) + passed_s
                 recent = self._recent.setdefault(flow, {})
@@ -144,5 +144,5 @@ class Fairness:
     def _longest(self, flow: _Flow) -> float:
         class_queue = self._queue._class_queues[flow[0]]
         of = class_queue._flows.values() if not flow[1] else [class_queue._flows[flow[1]]]
-        waiting = max((job.cost_s for f in of for _, _, job in f.jobs), default=0.0)
+        waiting = max((job.account.cost_s for f in of for _, _, job in f.jobs), default=0.0)
         return max(waiting, *self._recent.get(flow, {"": 0.0}).values())

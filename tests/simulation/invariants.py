@@ -49,12 +49,12 @@ class Invariants:
         machine: Any = world.machine
         self._world = world
         self._machine = machine
-        self._context = machine._context
-        self._job_table = machine._job_table
-        self._queue = machine._queue
-        self._pool = machine._pool
-        self._completion = machine._completion
-        self._durable_jobs = machine._durable_jobs
+        self._context = machine.state.context
+        self._job_table = machine.state.job_table
+        self._queue = machine.state.queue
+        self._pool = machine.state.pool
+        self._completion = machine.scheduler.completion
+        self._durable_jobs = machine.scheduler.durable_jobs
         self.starts = Starts(world, machine)
         self._blame = Blame(world, machine)
         self._fairness = Fairness(world, machine)
@@ -72,7 +72,7 @@ class Invariants:
     @property
     def accepted(self) -> int:
         """How many jobs this daemon has taken from clients, though the journal may still refuse some."""
-        return self._machine._context.counters.created  # type: ignore[no-any-return]
+        return self._machine.state.context.counters.created  # type: ignore[no-any-return]
 
     @property
     def quarantine_after(self) -> int:
@@ -162,7 +162,7 @@ class Invariants:
                 job = live.get(id)
                 if job is not None and job.ending is None:
                     running += 1
-                    right = job.state == "running" and job.worker == name
+                    right = job.state == "running" and job.attempt.worker == name
                     must(Rule.ORDER, right, id, "is on", name, job.state)
             if state is WorkerState.BUSY:
                 # One that is put aside counts too: its worker is going to go on with it.
@@ -216,7 +216,7 @@ class Invariants:
         ended = sum(self._completion.outcomes.values()) + self._completion.left
         taken = self.accepted - self._context.counters.withdrawn + self._durable_jobs.recovered
         must(Rule.ONE_END, ended + len(self.live) == taken, "jobs are lost")
-        stopping = self._machine.phase.value == "stopping"
+        stopping = self._machine.stopping
         self._world.promises.look(self.live, leaving=stopping)
         self._bounds.look_closely()
 
@@ -229,7 +229,7 @@ class Invariants:
         else:
             in_time = timer is not None and timer <= job.deadline_at
             must(Rule.ONE_END, in_time, job.id, "has no timer for its deadline")
-            must(Rule.ONE_END, not job.begun or timer == job.deadline_at, job.id, "is given up too early")
+            must(Rule.ONE_END, not job.attempt.begun or timer == job.deadline_at, job.id, "is given up too early")
 
     def _look_at_sums(self) -> None:
         queue = self._queue
@@ -239,11 +239,11 @@ class Invariants:
             inside = [j for j in jobs if all(j is not other for other in apart)]
             must(Rule.ORDER, queue.length(priority) == len(jobs), "length of", priority)
             must(Rule.ORDER, len(class_queue) == len(inside), "length of the lane of", priority)
-            work_s = sum(job.cost_s for job in inside)
+            work_s = sum(job.account.cost_s for job in inside)
             must(Rule.ORDER, abs(class_queue.work_s - work_s) < 1e-6, "work of", priority, class_queue.work_s, work_s)
             of_clients = {key: (len(flow.jobs), flow.work_s) for key, flow in class_queue._flows.items()}
             for key, (count, flow_s) in of_clients.items():
-                own = [job.cost_s for job in inside if job.client.key == key]
+                own = [job.account.cost_s for job in inside if job.client.key == key]
                 right = count == len(own) and abs(flow_s - sum(own)) < 1e-6
                 must(Rule.ORDER, right, "jobs of", key)
             must(Rule.ORDER, sum(count for count, _ in of_clients.values()) == len(inside), "clients of", priority)

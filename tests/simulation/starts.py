@@ -37,9 +37,9 @@ class Starts:
 
     def __init__(self, world: World, machine: Any) -> None:
         self._world = world
-        self._context = machine._context
-        self._pool = machine._pool
-        self._gpus = machine._gpus
+        self._context = machine.state.context
+        self._pool = machine.state.pool
+        self._gpus = machine.state.gpus
         #: The process in each place.
         self.processes: dict[str, int] = {}
         self._seen: dict[int, Seen] = {}

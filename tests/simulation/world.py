@@ -13,9 +13,12 @@ import itertools
 import random
 from collections.abc import Callable, Iterable
 
+from msgspec.structs import replace
+
 from glmtts.daemon.core import effects, inputs
-from glmtts.daemon.core.machine import Machine, Phase
+from glmtts.daemon.core.machine import Machine
 from glmtts.daemon.core.settings import Settings
+from glmtts.daemon.core.state import Installation
 from glmtts.protocol import control
 from glmtts.protocol import worker as wire
 
@@ -91,11 +94,14 @@ class World:
 
     def _machine(self, settings: Settings) -> Machine:
         machine = Machine(
-            settings, now=self.now, wall=self.now + WALL, seed=self.seed + self.daemon, boot=f"{self.daemon:x}b",
-            version="1", outputs_folder="/out", results_folder="/results",
-        )  # fmt: skip
+            settings,
+            Installation(boot=f"{self.daemon:x}b", version="1", outputs_folder="/out", results_folder="/results"),
+            now=self.now,
+            wall=self.now + WALL,
+            seed=self.seed + self.daemon,
+        )
         machine.watched = self.seed % 4 == 0
-        classes = machine._queue._classes
+        classes = machine.state.queue._classes
         classes._handicaps = {name: HEAD_START_S * rank for name, rank in classes._ranks.items()}
         return machine
 
@@ -109,8 +115,7 @@ class World:
     @property
     def _quiet(self) -> bool:
         """All that was asked for has come to its end, over all daemons."""
-        stopping = self.machine.phase is Phase.STOPPING
-        return not (self.dead or self.exited or stopping or self.invariants.live) and self.journal.idle
+        return not (self.dead or self.exited or self.machine.stopping or self.invariants.live) and self.journal.idle
 
     def id(self) -> str:
         """A new id for a request."""
@@ -245,7 +250,7 @@ class World:
         if (
             over
             and event.incarnation in self.processes
-            and self.machine._pool.by_incarnation(event.incarnation) is not None
+            and self.machine.state.pool.by_incarnation(event.incarnation) is not None
         ):
             self.processes[event.incarnation].has.pop(message.job, None)  # type: ignore[union-attr]
 
@@ -262,6 +267,8 @@ class World:
                 self._trace.update(_name(effect, self.now).encode())
             match effect:
                 case effects.Send():
+                    if effect.id:
+                        effect.event = replace(effect.event, id=effect.id)
                     self.promises.sent(effect)
                     self.clients.sent(effect)
                 case effects.Tell():
@@ -336,7 +343,7 @@ class World:
         for text in process.has.values():
             if text.split()[0] not in KILLING:
                 self.innocent[text] = self.innocent.get(text, 0) + 1
-        worker = self.machine._pool._by_incarnation.get(process.incarnation)
+        worker = self.machine.state.pool._by_incarnation.get(process.incarnation)
         self.happen(inputs.ProcessEnded(process.incarnation, returncode, "its last line", oom_killed))
         if self.processes.get(process.incarnation) is process:
             del self.processes[process.incarnation]
@@ -345,7 +352,7 @@ class World:
 
     def bad_luck(self, text: str) -> int:
         """How many processes ended, or are about to, while they had this, though it is healthy."""
-        heard = self.machine._pool.by_incarnation
+        heard = self.machine.state.pool.by_incarnation
         ending = [p for p in self.processes.values() if not p.healthy or heard(p.incarnation) is None]
         return self.innocent.get(text, 0) + sum(text in process.has.values() for process in ending)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import msgspec
 from msgspec import UNSET
 
@@ -10,59 +12,34 @@ from glmtts.protocol.audio_formats import ENCODER_RATES, FORMATS, STREAM_FORMATS
 from glmtts.protocol.errors import ErrorCode, RequestError
 
 from ...engines import options as engine_options
-from ..context import Context
-from ..inputs import Client, JournalAdded, JournalChanged, ReplyTo, Requested, StoredVoice
-from ..jobs.estimates import Estimator
-from ..jobs.job import MAX_SUBSCRIBERS, Job, Subscriber
-from ..jobs.job_table import JobTable, content_digest, newest_first
-from ..jobs.queue import WaitingQueue
-from ..scheduling.admission import Admission, is_named
-from ..scheduling.completion import Completion
+from ..inputs import Client, ConnectionClosed, ConnectionOverrun, JournalAdded, JournalChanged, ReplyTo, Requested
+from ..jobs.job import MAX_SUBSCRIBERS, Ended, Job, Subscriber
+from ..jobs.job_table import content_digest
+from ..monitoring.problems import Problems
+from ..scheduling.admission import is_named
 from ..scheduling.deadlines import enqueue
-from ..scheduling.dispatcher import Dispatcher
-from ..scheduling.durable import DurableJobs, key_taken
-from ..scheduling.forecast import Forecast, Outlook
-from ..scheduling.retry import Retries, quarantine_message
-from ..workers.pool import Pool
+from ..scheduling.durable import key_taken
+from ..scheduling.forecast import Outlook
+from ..scheduling.retry import quarantine_message
+from ..scheduling.scheduler import Scheduler
+from ..state import State
+
+#: The error that a client gets whose unread events had to be thrown away.
+TOO_SLOW = "the client does not read, and the buffer for what it leaves unread is full ([limits] send_buffer_mib)"
 
 
 class ClientRequests:
     """Admits jobs, and answers what clients ask of the daemon and of their own jobs."""
 
-    def __init__(
-        self,
-        context: Context,
-        job_table: JobTable,
-        queue: WaitingQueue,
-        pool: Pool,
-        dispatcher: Dispatcher,
-        *,
-        admission: Admission,
-        durable_jobs: DurableJobs,
-        completion: Completion,
-        retries: Retries,
-        forecast: Forecast,
-        estimator: Estimator,
-        voices: dict[str, StoredVoice],
-        version: str,
-        boot: str,
-        outputs_folder: str,
-    ) -> None:
-        self._context = context
-        self._job_table = job_table
-        self._queue = queue
-        self._pool = pool
-        self._dispatcher = dispatcher
-        self._admission = admission
-        self._durable_jobs = durable_jobs
-        self._completion = completion
-        self._retries = retries
-        self._forecast = forecast
-        self._estimator = estimator
-        self._voices = voices
-        self._version = version
-        self._boot = boot
-        self._outputs_folder = outputs_folder
+    def __init__(self, state: State, scheduler: Scheduler, problems: Problems) -> None:
+        self._state = state
+        self._context, self._job_table = state.context, state.job_table
+        self._queue, self._pool, self._estimator = state.queue, state.pool, state.estimator
+        self._voices, self._installation = state.voices, state.installation
+        self._dispatcher, self._admission = scheduler.dispatcher, scheduler.admission
+        self._durable_jobs, self._completion = scheduler.durable_jobs, scheduler.completion
+        self._retries, self._forecast = scheduler.retries, scheduler.forecast
+        self._problems = problems
         #: Why no job is accepted at all, or ``""``.
         self.closed = ""
 
@@ -110,7 +87,7 @@ class ClientRequests:
             sample_rate = settings.audio.sample_rate
         deadline_s = settings.queue.default_deadline_s if request.deadline_s is UNSET else request.deadline_s
         job = Job(
-            id=f"{self._boot}-{self._context.counters.created + 1}",
+            id=f"{self._installation.boot}-{self._context.counters.created + 1}",
             client=client,
             request=request,
             recording=event.body,
@@ -139,7 +116,7 @@ class ClientRequests:
     def _accept(self, job: Job, subscribers: list[Subscriber]) -> None:
         """The job is in the queue from now on."""
         context = self._context
-        enqueue(context, self._queue, self._estimator, job)
+        enqueue(self._state, job)
         hearing = [subscriber for subscriber in subscribers if subscriber.all_events]
         if hearing:
             self._say_accepted(job, hearing)
@@ -161,7 +138,7 @@ class ClientRequests:
             self._accept(*added)
 
     def _output_path(self, request: requests.Synthesize) -> str:
-        return "" if request.output is UNSET else f"{self._outputs_folder}/{request.output}"
+        return "" if request.output is UNSET else f"{self._installation.outputs_folder}/{request.output}"
 
     def _names_a_recording(self, request: requests.Synthesize) -> bool:
         voice = self._context.settings.voices.default if request.voice is UNSET else request.voice
@@ -198,7 +175,7 @@ class ClientRequests:
         if warnings:
             event.warning = "; ".join(warnings)
         for subscriber in subscribers:
-            self._context.send(subscriber.to, msgspec.structs.replace(event, id=subscriber.id))
+            self._context.send(subscriber.to, event, id=subscriber.id)
 
     def _join(
         self,
@@ -242,7 +219,7 @@ class ClientRequests:
             return client
         if not is_named(client, self._context.settings.limits.gateways):
             raise RequestError(ErrorCode.FORBIDDEN, f"on_behalf_of: user {client.user} is not one of [limits] gateways")
-        return Client(key=f"{client.key}/{request.on_behalf_of}", user=client.user)
+        return Client(client.owner, client.user, on_behalf_of=request.on_behalf_of)
 
     def _check_open(self) -> None:
         if self.closed:
@@ -330,9 +307,8 @@ class ClientRequests:
     def ping(self, event: Requested, request: requests.Ping) -> None:
         """Say that the daemon is there."""
         uptime_s = round(self._context.now - self._context.started_at, 3)
-        self._context.send(
-            event.to, events.Pong(id=request.id, version=self._version, protocol=VERSION, uptime_s=uptime_s)
-        )
+        version = self._installation.version
+        self._context.send(event.to, events.Pong(id=request.id, version=version, protocol=VERSION, uptime_s=uptime_s))
 
     def info(self, event: Requested, request: requests.Info) -> None:
         """Say what this daemon can do."""
@@ -342,7 +318,7 @@ class ClientRequests:
         default_voice = settings.voices.default or (engine.default_voice if engine else "")
         answer = events.InfoAnswer(
             id=request.id,
-            version=self._version,
+            version=self._installation.version,
             protocol=VERSION,
             engine=name,
             sample_rate=settings.audio.sample_rate,
@@ -380,11 +356,11 @@ class ClientRequests:
         job = self._own(to, request, client)
         if job is None:
             return
-        if job.live:
+        if isinstance(job, Job):
             who = "an operator" if client is None else "its client"
             self._completion.fail(job, ErrorCode.CANCELLED, f"cancelled by {who}")
         state = job.ending.state if job.ending is not None else job.state
-        self._context.send(to, events.Result(id=request.id, values={"state": state, "job": job.id}))
+        self._context.send(to, events.Result(id=request.id, values={"state": state, "job": request.job}))
 
     def job(self, to: ReplyTo, request: requests.GetJob, client: Client | None) -> None:
         """Say how a job stands."""
@@ -395,19 +371,18 @@ class ClientRequests:
 
     def jobs(self, to: ReplyTo, request: requests.ListJobs, client: Client | None) -> None:
         """List a client's jobs, or for an operator everybody's."""
-        found = []
-        for job in self._job_table.newest():
-            if client is not None and job.client.key.split("/")[0] != client.key:
-                continue
-            if request.state is not UNSET and job.state != request.state:
-                continue
-            found.append(job)
-            if len(found) >= request.limit:
-                break
-        infos = [self._describe(job, with_client=client is None, exact=False) for job in newest_first(found)]
+        found = (
+            job
+            for job in self._job_table.newest()
+            if (client is None or job.client.owner == client.owner) and request.state in (UNSET, job.state)
+        )
+        infos = [self._describe(job, with_client=client is None, exact=False) for job in islice(found, request.limit)]
+        infos.sort(key=lambda info: info.created, reverse=True)
         self._context.send(to, events.JobsAnswer(id=request.id, jobs=infos))
 
-    def _describe(self, job: Job, *, with_client: bool, exact: bool = True) -> events.JobInfo:
+    def _describe(self, job: Job | Ended, *, with_client: bool, exact: bool = True) -> events.JobInfo:
+        if isinstance(job, Ended):
+            return job.describe(with_client=with_client)
         position = wait = None
         if job.state == "waiting":
             # Counting is worth it for one job; in a list the position last told is near enough.
@@ -422,8 +397,8 @@ class ClientRequests:
         if job is None:
             return
         subscriber = Subscriber(event.to, request.id, request.events == "all" and not event.to.envelope)
-        if not job.live:
-            self._replay(job.id, subscriber, event.client.key)
+        if isinstance(job, Ended):
+            self._replay(request.job, subscriber, event.client.owner)
             return
         try:
             self._check_audience(job)
@@ -449,15 +424,39 @@ class ClientRequests:
             f"{keep.keep_results_s:g} s, {keep.keep_results_mib} MiB of them in all",
         )
 
+    # --- connections
+
+    def on_connection_closed(self, event: ConnectionClosed) -> None:
+        """End streams that lose their listener; any other job goes on, for a ``wait`` after a reconnect."""
+        for job in self._job_table.drop_connection(event.connection):
+            if job.request.stream and not job.durable and not job.subscribers:
+                self._completion.fail(job, ErrorCode.CANCELLED, "its client went away")
+
+    def on_overrun(self, event: ConnectionOverrun) -> None:
+        """A client does not read the audio of a job: it gets no more of that."""
+        job = self._job_table.live.get(event.job)
+        if job is None or (job.ending is not None and isinstance(job.ending.event, events.Error)):
+            return
+        self._problems.does_not_read(job.client.key)
+        # A durable one goes on, and is fetched when it is done; so does one that other connections hear.
+        if job.durable or any(s.to.connection != event.connection for s in job.subscribers):
+            for subscriber in self._job_table.unsubscribe(job, event.connection):
+                error = events.Error.of(subscriber.id, ErrorCode.SLOW_CONSUMER, TOO_SLOW, job=job.id)
+                self._context.send(subscriber.to, error)
+        else:
+            self._completion.fail(job, ErrorCode.SLOW_CONSUMER, TOO_SLOW)
+
+    # --- whose job it is
+
     def _own(
         self, to: ReplyTo, request: requests.Cancel | requests.GetJob | requests.Wait, client: Client | None
-    ) -> Job | None:
+    ) -> Job | Ended | None:
         """The job, if this client may know of it; the answer is the same for no job and for somebody else's.
 
         One that is not in memory is looked up in the journal, and answered from there.
         """
         job = self._job_table.find(request.job)
-        if job is not None and (client is None or job.client.key.split("/")[0] == client.key):
+        if job is not None and (client is None or job.client.owner == client.owner):
             return job
         if job is not None or not self._durable_jobs.find(to, request, client.key if client else None):
             message = f"job: there is no job {request.job!r} of yours"

@@ -1,4 +1,4 @@
-"""What operators ask for on the control socket, but for pause, drain and stop, which machine.py decides."""
+"""What operators ask for on the control socket; lifecycle.py has pause, drain and stop, queue_report.py the queue."""
 
 from __future__ import annotations
 
@@ -10,26 +10,16 @@ from glmtts.protocol import control, events
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.requests import Cancel
 
-from ..alerts import Alerts
-from ..context import Context
 from ..effects import ChangeLogLevel, ReadLog, ReadSettings, StoreVoice, UseSettings, WriteMetrics
 from ..exit_causes import Cause
-from ..inputs import Controlled, ReplyTo, SettingsRead, StoredVoice, VoiceStored
-from ..jobs.estimates import Estimator
-from ..jobs.job_table import JobTable
-from ..jobs.queue import WaitingQueue
+from ..inputs import Controlled, ReplyTo, SettingsRead, VoiceStored
 from ..metric_types import Family
 from ..monitoring.problems import Problems
 from ..reload import plan
-from ..scheduling.admission import Admission, is_named
-from ..scheduling.completion import Completion
-from ..scheduling.durable import DurableJobs
-from ..scheduling.retry import Retries
+from ..scheduling.admission import is_named
+from ..scheduling.scheduler import Scheduler
 from ..settings import Settings
-from ..workers.autoscaler import Autoscaler
-from ..workers.gpus import Gpus
-from ..workers.pool import Pool
-from ..workers.recycler import Recycler
+from ..state import State
 from .client_requests import ClientRequests
 
 #: Jobs that an answer names at most.
@@ -39,48 +29,15 @@ _NAMED = 100
 class OperatorRequests:
     """Answers operators, and changes what they may change while the daemon runs."""
 
-    def __init__(
-        self,
-        context: Context,
-        job_table: JobTable,
-        queue: WaitingQueue,
-        pool: Pool,
-        *,
-        client_requests: ClientRequests,
-        admission: Admission,
-        durable_jobs: DurableJobs,
-        completion: Completion,
-        estimator: Estimator,
-        retries: Retries,
-        recycler: Recycler,
-        autoscaler: Autoscaler,
-        gpus: Gpus,
-        alerts: Alerts,
-        problems: Problems,
-        voices: dict[str, StoredVoice],
-        version: str,
-        config_file: str,
-        state_folder: str,
-    ) -> None:
-        self._context = context
-        self._job_table = job_table
-        self._queue = queue
-        self._pool = pool
+    def __init__(self, state: State, scheduler: Scheduler, client_requests: ClientRequests, problems: Problems) -> None:
+        self._state = state
+        self._context, self._job_table = state.context, state.job_table
+        self._queue, self._pool = state.queue, state.pool
+        self._recycler, self._autoscaler = state.recycler, state.autoscaler
+        self._scheduler = scheduler
+        self._completion, self._retries = scheduler.completion, scheduler.retries
         self._client_requests = client_requests
-        self._admission = admission
-        self._durable_jobs = durable_jobs
-        self._completion = completion
-        self._estimator = estimator
-        self._retries = retries
-        self._recycler = recycler
-        self._autoscaler = autoscaler
-        self._gpus = gpus
-        self._alerts = alerts
         self._problems = problems
-        self._voices = voices
-        self._version = version
-        self._config_file = config_file
-        self._state_folder = state_folder
 
     def _answer(self, to: ReplyTo, id: str, **values: Any) -> None:
         self._context.send(to, events.Result(id=id, values=values))
@@ -94,7 +51,7 @@ class OperatorRequests:
             event.to,
             event.request.id,
             state=state,
-            version=self._version,
+            version=self._state.installation.version,
             uptime_s=round(self._context.now - self._context.started_at, 3),
             engine=self._context.settings.engine.name,
             workers=workers,
@@ -115,11 +72,11 @@ class OperatorRequests:
                 "recordings_bytes": self._job_table.recording_bytes,
                 "results_bytes": self._job_table.result_bytes,
             },
-            journal=self._durable_jobs.describe(),
-            estimates={"jobs": self._estimator.compared, "within_30_percent": self._estimator.within},
-            circuit_breaker=self._pool.circuit_breaker.state.value,
+            journal=self._scheduler.durable_jobs.describe(),
+            estimates={"jobs": self._state.estimator.compared, "within_30_percent": self._state.estimator.within},
+            breaker=self._pool.circuit_breaker.state.value,
             quarantined=self._retries.quarantined_count(),
-            alerts=self._alerts.describe(),
+            alerts=self._state.alerts.describe(),
             attention=self._problems.describe(state, event.facts),
             **event.facts,
         )
@@ -130,7 +87,7 @@ class OperatorRequests:
 
     def gpus(self, event: Controlled) -> None:
         """Every GPU and who uses its memory."""
-        self._answer(event.to, event.request.id, **self._gpus.describe(list(self._pool)))
+        self._answer(event.to, event.request.id, **self._state.gpus.describe(list(self._pool)))
 
     def scale(self, event: Controlled, request: control.Scale) -> None:
         """Change how many workers there are."""
@@ -194,12 +151,6 @@ class OperatorRequests:
             event.to, request.id, recycled=recycled, skipped=[w.name for w in chosen if w.name not in recycled]
         )
 
-    def pause(self, event: Controlled) -> None:
-        """Start no job until resumed."""
-        self._queue.paused = True
-        self._context.log("info", "queue paused by an operator")
-        self._answer(event.to, event.request.id, paused=True, waiting=len(self._queue))
-
     def log_level(self, event: Controlled, request: control.SetLogLevel) -> None:
         """Log from this level on."""
         self._set_log_level(request.level)
@@ -216,8 +167,8 @@ class OperatorRequests:
             event.to,
             event.request.id,
             config=values,
-            file=self._config_file,
-            state_dir=self._state_folder,
+            file=self._state.installation.config_file,
+            state_dir=self._state.installation.state_folder,
             restart_needed=self._problems.restart_needed,
         )
 
@@ -239,13 +190,13 @@ class OperatorRequests:
         if read.settings is None:
             words = "; ".join(read.problems)
             context.log("error", "configuration is wrong, the old one stays", problems=words)
-            self._alerts.set(
+            self._state.alerts.set(
                 "configuration", f"the configuration was read again and is wrong, so the old one stays: {words}"
             )
             if read.to is not None:
                 context.refuse(read.to, read.id, ErrorCode.BAD_REQUEST, "\n".join(read.problems))
             return
-        self._alerts.set("configuration", "")
+        self._state.alerts.set("configuration", "")
         found = plan(context.settings, read.settings)
         self._apply(found.settings)
         renewed = (
@@ -270,7 +221,7 @@ class OperatorRequests:
         self._context.effects.append(UseSettings(settings))
         self._set_log_level(settings.daemon.log_level)
         self._queue.set_weights(settings.queue.classes)
-        self._admission.apply()
+        self._scheduler.admission.apply()
         self._pool.apply()
         self._autoscaler.apply(bounds_changed=bounds_changed)
         self._completion.expire()
@@ -289,11 +240,11 @@ class OperatorRequests:
             code, message = stored.error
             self._context.refuse(stored.to, stored.id, ErrorCode(code), message)
         elif stored.voice is None:
-            self._voices.pop(stored.name, None)
+            self._state.voices.pop(stored.name, None)
             self._context.log("info", "voice removed", voice=stored.name)
             self._answer(stored.to, stored.id, name=stored.name, removed=True)
         else:
-            self._voices[stored.name] = stored.voice
+            self._state.voices[stored.name] = stored.voice
             self._context.log("info", "voice added", voice=stored.name, seconds=stored.voice.seconds)
             values: dict[str, Any] = {"name": stored.name, "seconds": stored.voice.seconds}
             if self._pool.engine and not self._pool.engine.clones_voices:

@@ -43,25 +43,25 @@ class _Flow:
         self.work_s = 0.0
 
     def push(self, job: Job, order: int) -> None:
-        job.place = order
+        job.account.place = order
         insort(self.jobs, (due(job), order, job))
-        self.work_s += job.cost_s
+        self.work_s += job.account.cost_s
 
     def place(self, job: Job) -> int:
         """How many of the client's own jobs come before this one."""
-        return bisect_left(self.jobs, (due(job), job.place))
+        return bisect_left(self.jobs, (due(job), job.account.place))
 
     def remove(self, job: Job) -> None:
         del self.jobs[self.place(job)]
-        self.work_s = self.work_s - job.cost_s if self.jobs else 0.0
+        self.work_s = self.work_s - job.account.cost_s if self.jobs else 0.0
 
     def work_before_s(self, place: int) -> float:
         """Seconds of work of the first so many jobs, about."""
         if place == len(self.jobs) - 1:
-            return self.work_s - self.jobs[place][2].cost_s
+            return self.work_s - self.jobs[place][2].account.cost_s
         if place > _COUNTED_OWN:
             return self.work_s * place / len(self.jobs)
-        return sum(job.cost_s for _, _, job in islice(self.jobs, place))
+        return sum(job.account.cost_s for _, _, job in islice(self.jobs, place))
 
 
 class ClassQueue:
@@ -96,10 +96,10 @@ class ClassQueue:
         flow.push(job, self._order)
         self._share.wake(job.client.key)
         self._length += 1
-        self.work_s += job.cost_s
+        self.work_s += job.account.cost_s
         if job.deadline_at is not None:
             self._with_deadline.add(self._order)
-            heapq.heappush(self._urgent, (job.deadline_at - job.cost_s, self._order, job))
+            heapq.heappush(self._urgent, (job.deadline_at - job.account.cost_s, self._order, job))
 
     def remove(self, job: Job) -> None:
         """Take a job out, which is not started. Raises KeyError if it is not here."""
@@ -113,9 +113,9 @@ class ClassQueue:
         flow = self._flows[client]
         flow.remove(job)
         self._length -= 1
-        self.work_s = self.work_s - job.cost_s if self._length else 0.0
+        self.work_s = self.work_s - job.account.cost_s if self._length else 0.0
         if job.deadline_at is not None:
-            self._with_deadline.discard(job.place)
+            self._with_deadline.discard(job.account.place)
             if len(self._urgent) > _STALE + 2 * len(self._with_deadline):
                 self._urgent = [entry for entry in self._urgent if entry[1] in self._with_deadline]
                 heapq.heapify(self._urgent)
@@ -132,10 +132,10 @@ class ClassQueue:
         job = self._flows[client].jobs[0][2]
         urgent = self._next_urgent(now)
         if urgent is not None and urgent is not job:
-            latest_start = (urgent.deadline_at or 0.0) - urgent.cost_s
+            latest_start = (urgent.deadline_at or 0.0) - urgent.account.cost_s
             # Behind the other one it would come too late, and its client is not so far ahead that it has to.
             ahead_s = self._share.tag(urgent.client.key) - self._share.virtual
-            if latest_start < now + job.cost_s and ahead_s <= urgent.cost_s:
+            if latest_start < now + job.account.cost_s and ahead_s <= urgent.account.cost_s:
                 return urgent
         return job
 
@@ -151,11 +151,11 @@ class ClassQueue:
     def take(self, job: Job) -> None:
         """The job is started: its client has had the time that it is expected to take."""
         more = self._leave(job) is not None
-        self._share.serve(job.client.key, job.cost_s, more=more)
+        self._share.serve(job.client.key, job.account.cost_s, more=more)
 
-    def go_on(self, client: str, seconds: float) -> None:
+    def resume(self, client: str, seconds: float) -> None:
         """A client's job that was put aside goes on, and takes so long."""
-        self._share.go_on(client, seconds)
+        self._share.resume(client, seconds)
 
     def settle(self, client: str, charged_s: float, took_s: float) -> None:
         """A client's job is through, or put aside: it was charged for so long, and has taken so long."""
@@ -186,7 +186,7 @@ class ClassQueue:
                 turns.leave()
             else:
                 yield entry[2]
-                turns.serve(entry[2].cost_s)
+                turns.serve(entry[2].account.cost_s)
 
     def ahead_of(self, job: Job) -> tuple[int, float]:
         """About how many jobs of this class are started before one of it, and their seconds of work.
@@ -228,7 +228,7 @@ def _begun_within(flow: _Flow, room_s: float) -> tuple[int, float]:
         if work_s > room_s:
             break
         count += 1
-        work_s += job.cost_s
+        work_s += job.account.cost_s
     return count, work_s
 
 

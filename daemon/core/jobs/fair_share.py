@@ -124,7 +124,7 @@ class FairShare:
             self._after = {f: tag for f, tag in self._after.items() if tag > now or f in kept}
             self._forget_at = max(_FORGET_FROM, 2 * len(self._after))
 
-    def go_on(self, flow: str, seconds: float) -> None:
+    def resume(self, flow: str, seconds: float) -> None:
         """A flow that need not wait is given so much time: for the rest of what it had begun."""
         self._charge(flow, seconds)
         self._under_way[flow] = self._under_way.get(flow, 0.0) + seconds

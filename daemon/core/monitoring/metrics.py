@@ -149,7 +149,7 @@ class CoreMetrics:
         for worker in self._pool.workers.values():
             for id in worker.jobs:
                 if job := job_table.live.get(id):
-                    (suspended if job.suspended else running)[job.request.priority] += 1
+                    (suspended if job.attempt.suspended else running)[job.request.priority] += 1
         return {
             "glmtts_jobs_accepted_total": counters.accepted,
             "glmtts_jobs_ended_total": {of: self._completion.outcomes.get(of, 0) for of in OUTCOMES},

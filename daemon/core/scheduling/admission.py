@@ -13,12 +13,9 @@ from glmtts.protocol import requests
 from glmtts.protocol.errors import ErrorCode, RequestError
 from glmtts.protocol.requests import Priority
 
-from ..context import Context
 from ..inputs import Client
-from ..jobs.job_table import JobTable
-from ..jobs.queue import WaitingQueue
 from ..settings import ClientLimits, Settings
-from ..workers.pool import Pool
+from ..state import State
 from .forecast import Forecast
 from .rate_limit import RateLimiter, parse_rate
 
@@ -47,13 +44,9 @@ class Allowance(Struct, frozen=True):
 class Admission:
     """Counts against limits, and refuses with the time at which it is worth coming back."""
 
-    def __init__(
-        self, context: Context, job_table: JobTable, queue: WaitingQueue, pool: Pool, forecast: Forecast
-    ) -> None:
-        self._context = context
-        self._job_table = job_table
-        self._queue = queue
-        self._pool = pool
+    def __init__(self, state: State, forecast: Forecast) -> None:
+        self._context, self._job_table = state.context, state.job_table
+        self._queue, self._pool = state.queue, state.pool
         self._forecast = forecast
         self._rate = RateLimiter()
         self._rate_batch = RateLimiter()
@@ -161,10 +154,8 @@ def names_of(client: Client) -> Sequence[str]:
     """What a client may be called in the configuration: ``1000``, ``uid:1000``, ``alice``; ``alice/bob`` for whom a
     gateway speaks for.
     """
-    _, slash, customer = client.key.partition("/")
-    if slash:
-        return (client.key, client.key.removeprefix("uid:"), f"{client.user}/{customer}")
-    return (client.key, client.key.removeprefix("uid:"), client.user)
+    name = f"{client.user}/{client.on_behalf_of}" if client.on_behalf_of else client.user
+    return (client.key, client.key.removeprefix("uid:"), name)
 
 
 def is_named(client: Client, names: Sequence[str]) -> bool:

@@ -8,13 +8,11 @@ from glmtts.protocol import events
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.worker import CancelJob
 
-from ..context import Context
 from ..effects import JournalEnd, SendStored, SettleOutput, Tell
 from ..inputs import JournalEnded, ReplyTo
 from ..jobs.job import Ending, Job
-from ..jobs.job_table import KEY_HOLDS_S, JobTable
-from ..jobs.queue import WaitingQueue
-from ..workers.pool import Pool
+from ..jobs.job_table import KEY_HOLDS_S
+from ..state import State
 
 #: What those are told who wait for a durable job when the daemon ends.
 _GOES_ON = "the daemon stops; the job is durable and goes on when it is started again: ask for it with 'wait'"
@@ -23,11 +21,9 @@ _GOES_ON = "the daemon stops; the job is durable and goes on when it is started 
 class Completion:
     """Ends jobs, and keeps their ends for a while for whoever asks again."""
 
-    def __init__(self, context: Context, job_table: JobTable, queue: WaitingQueue, pool: Pool) -> None:
-        self._context = context
-        self._job_table = job_table
-        self._queue = queue
-        self._pool = pool
+    def __init__(self, state: State) -> None:
+        self._context, self._job_table = state.context, state.job_table
+        self._queue, self._pool, self._alerts = state.queue, state.pool, state.alerts
         #: Ended jobs by how they ended: ``done``, or the code of their error.
         self.outcomes: dict[str, int] = {}
         #: Durable jobs that were left for the next daemon.
@@ -57,7 +53,7 @@ class Completion:
         """The job waits no more, and nobody works on it."""
         if job in self._queue:
             self._queue.remove(job)
-        elif (worker := self._pool.workers.get(job.worker or "")) is not None and job.id in worker.jobs:
+        elif (worker := self._pool.workers.get(job.attempt.worker or "")) is not None and job.id in worker.jobs:
             self._context.effects.append(Tell(worker.incarnation, CancelJob(job=job.id)))
 
     def fail_withdrawn(
@@ -70,19 +66,18 @@ class Completion:
         reason: str | None = None,
     ) -> None:
         """End a live job that is in no queue and on no worker."""
-        job.code, job.message = code.value, message
         event = events.Error.of("", code, message, job=job.id, retry_after_s=retry_after_s)
         self._context.log(
             "info" if code is ErrorCode.CANCELLED else "warning",
             "job ended in an error",
             job=job.id,
-            **({"worker": job.worker} if job.worker else {}),
+            **({"worker": job.attempt.worker} if job.attempt.worker else {}),
             client=job.client.key,
             code=code.value,
             reason=message if reason is None else reason,
         )
         if reason is not None and reason != message:
-            self._context.log("debug", "what its client was told", job=job.id, worker=job.worker, told=message)
+            self._context.log("debug", "what its client was told", job=job.id, worker=job.attempt.worker, told=message)
         self.end(job, Ending("cancelled" if code is ErrorCode.CANCELLED else "failed", event))
 
     def fail_waiting(self, code: ErrorCode, message: str, *, retry_after_s: float | None = None) -> None:
@@ -90,6 +85,14 @@ class Completion:
         for job in list(self._queue):
             if not job.durable:
                 self.fail(job, code, message, retry_after_s=retry_after_s)
+
+    def refuse_if_unavailable(self) -> None:
+        """Keep no client waiting for a worker that can't be had."""
+        unavailable = self._pool.unavailable()
+        self._alerts.set("unavailable", unavailable[0] if unavailable else "")
+        if unavailable:
+            reason, retry_after_s = unavailable
+            self.fail_waiting(ErrorCode.UNAVAILABLE, reason, retry_after_s=retry_after_s)
 
     def end(self, job: Job, ending: Ending) -> None:
         """A job has ended, and is in no queue and on no worker any more."""
@@ -115,7 +118,7 @@ class Completion:
 
     def _settle_account(self, job: Job) -> None:
         """Its client is charged for the time that it really took."""
-        job.stop(self._context.now)
+        job.attempt.stop(self._context.now)
         self._queue.settle(job)
 
     def on_written(self, event: JournalEnded) -> None:
@@ -136,7 +139,6 @@ class Completion:
     def _tell(self, job: Job, ending: Ending, *, settle: bool = True) -> None:
         context = self._context
         job.enter(ending.state)
-        job.ended_at = context.now
         outcome = ending.event.code if isinstance(ending.event, events.Error) else "done"
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
         if isinstance(ending.event, events.Done):
@@ -145,7 +147,7 @@ class Completion:
         for subscriber in job.subscribers:
             self.send(subscriber.to, subscriber.id, ending, heard=subscriber.heard)
         if context.watched:
-            context.publish(f"job.{ending.state}", job=job.id, outcome=outcome, worker=job.worker)
+            context.publish(f"job.{ending.state}", job=job.id, outcome=outcome, worker=job.attempt.worker or None)
         if job.output_path and job.attempts:
             settled = SettleOutput(job.id, job.output_path, wanted=ending.state == "done")
             if settle:
@@ -159,12 +161,11 @@ class Completion:
 
     def send(self, to: ReplyTo, id: str, ending: Ending, *, heard: bool = False) -> None:
         """Tell somebody how a job ended, with its audio if it has any and he has not ``heard`` it as a stream."""
-        event = msgspec.structs.replace(ending.event, id=id)
-        if ending.result and isinstance(event, events.Done) and not heard:
-            event.chunks = msgspec.UNSET
+        if ending.result and isinstance(ending.event, events.Done) and not heard:
+            event = msgspec.structs.replace(ending.event, id=id, chunks=msgspec.UNSET)
             self._context.effects.append(SendStored(to, event, ending.result))
         else:
-            self._context.send(to, event, ending.body)
+            self._context.send(to, ending.event, ending.body, id=id)
 
     def leave(self, job: Job) -> None:
         """A durable job is left to the next daemon; who waits for it is told so."""

@@ -8,14 +8,10 @@ from msgspec import UNSET
 from glmtts.protocol import events, requests
 from glmtts.protocol.errors import ErrorCode, RequestError
 
-from ..alerts import Alerts
-from ..context import Context
 from ..effects import JournalAdd, JournalFind
 from ..inputs import Client, JournalAdded, JournalChanged, JournalFound, JournalRow, ReplyTo, StoredLost
-from ..jobs.estimates import Estimator
 from ..jobs.job import Ending, Job, Subscriber
-from ..jobs.job_table import JobTable
-from ..jobs.queue import WaitingQueue
+from ..state import State
 from .completion import Completion
 from .deadlines import enqueue
 
@@ -32,22 +28,11 @@ _NO_JOURNAL = "this daemon keeps no journal."
 class DurableJobs:
     """Between the core and the journal."""
 
-    def __init__(
-        self,
-        context: Context,
-        job_table: JobTable,
-        queue: WaitingQueue,
-        *,
-        estimator: Estimator,
-        completion: Completion,
-        alerts: Alerts,
-    ) -> None:
-        self._context = context
-        self._job_table = job_table
-        self._queue = queue
-        self._estimator = estimator
+    def __init__(self, state: State, completion: Completion) -> None:
+        self._state = state
+        self._context, self._job_table, self._queue = state.context, state.job_table, state.queue
+        self._alerts = state.alerts
         self._completion = completion
-        self._alerts = alerts
         #: Why no durable job is accepted, or ``""``.
         self.problem = _NO_JOURNAL
         #: Accepted jobs that are not on disk yet, and who is told when they are.
@@ -96,7 +81,7 @@ class DurableJobs:
         """A job that was spoken for nobody is in no queue and on no worker: it waits until it can be spoken again."""
         job.excused += 1
         # Nobody hears the rest of a stream: the speech is made whole.
-        job.streams, job.chunks, job.first_audio_at = False, 0, None
+        job.streams = False
         self._hold(job)
 
     def _hold(self, job: Job) -> None:
@@ -108,7 +93,7 @@ class DurableJobs:
     def on_try_disk(self) -> None:
         """One of those that wait for the disk finds out whether it can be written to again."""
         if (job := self._next_for_disk()) is not None:
-            enqueue(self._context, self._queue, self._estimator, job)
+            enqueue(self._state, job)
         if self._waits_for_disk:
             self._context.timers.set(("disk", ""), self._context.now + UNKEPT_S)
 
@@ -118,7 +103,7 @@ class DurableJobs:
             self._unkept = ""
             self._alerts.set("results", "")
         while (job := self._next_for_disk()) is not None:
-            enqueue(self._context, self._queue, self._estimator, job)
+            enqueue(self._state, job)
 
     def leave(self) -> None:
         """The daemon ends: those that wait for the disk are the next one's."""
@@ -154,7 +139,7 @@ class DurableJobs:
             return None
         job = Job(
             id=row.job,
-            client=Client(row.client, row.user),
+            client=Client.of(row.client, row.user),
             request=row.request,
             recording=row.recording,
             content=row.content,
@@ -310,23 +295,22 @@ def key_taken(id: str) -> str:
 
 def _described(row: JournalRow, *, with_client: bool) -> events.JobInfo:
     """A job of the journal as clients and operators see it."""
-    job = Job(
-        id=row.job,
-        client=Client(row.client, row.user),
-        request=row.request,
-        recording=None,
-        format=row.format,
-        sample_rate=row.sample_rate,
-        streams=False,
-        accepted_at=0.0,
-        created=row.created,
-        durable=True,
+    info = events.JobInfo(
+        job=row.job,
         state=row.state,
+        priority=row.request.priority,
+        created=row.created,
         attempts=row.attempts,
         text_length=row.text_length,
+        durable=True,
+        output=row.request.output,
+        key=row.request.key,
     )
+    if with_client:
+        info.client, info.user = row.client, row.user
     if isinstance(row.event, events.Error):
-        job.code, job.message = row.event.code, row.event.message
+        info.code, info.message = row.event.code, row.event.message
     elif row.event is not None:
-        job.audio_s, job.synthesis_s, job.waited_s = row.event.audio_s, row.event.synthesis_s, row.event.waited_s
-    return job.describe(None, None, with_client=with_client)
+        done = row.event
+        info.audio_s, info.synthesis_s, info.waited_s = round(done.audio_s, 3), done.synthesis_s, done.waited_s
+    return info

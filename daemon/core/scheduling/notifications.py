@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import msgspec
 from msgspec import UNSET
 
 from glmtts.protocol import events
 
-from ..context import Context
 from ..jobs.job import Job
-from ..jobs.job_table import JobTable
-from ..jobs.queue import WaitingQueue
+from ..state import State
 from .forecast import Forecast
 
 #: How many of the waiting hear of a change of their position: the others would wait for very long anyhow.
@@ -22,10 +19,8 @@ POSITIONS_EVERY_S = 1.0
 class Notifications:
     """Tells subscribers; the end of a job is told by endings.py."""
 
-    def __init__(self, context: Context, job_table: JobTable, queue: WaitingQueue, forecast: Forecast) -> None:
-        self._context = context
-        self._job_table = job_table
-        self._queue = queue
+    def __init__(self, state: State, forecast: Forecast) -> None:
+        self._context, self._job_table, self._queue = state.context, state.job_table, state.queue
         self._forecast = forecast
 
     def tell(
@@ -39,26 +34,26 @@ class Notifications:
         """Send an event on a job's way to everybody who hears more than its end; ``heard``: and all until now."""
         for subscriber in job.subscribers:
             if subscriber.all_events and (subscriber.heard or not heard):
-                self._context.send(subscriber.to, msgspec.structs.replace(event, id=subscriber.id), body)
+                self._context.send(subscriber.to, event, body, id=subscriber.id)
 
     def begun(self, job: Job, gpu: int | None) -> None:
         """A worker works on the job from now on."""
         event = events.Started(
             id="",
             job=job.id,
-            worker=job.worker or "",
+            worker=job.attempt.worker or "",
             gpu=gpu,
             attempt=job.attempts,
             waited_s=round(job.waited_s, 6),
         )
         self.tell(job, event)
         self.note("running", job)
-        self._context.log("debug", "job started", job=job.id, worker=job.worker, attempt=job.attempts)
+        self._context.log("debug", "job started", job=job.id, worker=job.attempt.worker, attempt=job.attempts)
 
     def note(self, what: str, job: Job) -> None:
         """Tell whoever watches what has become of a job that has a worker."""
         if self._context.watched:
-            self._context.publish(f"job.{what}", job=job.id, worker=job.worker, attempt=job.attempts)
+            self._context.publish(f"job.{what}", job=job.id, worker=job.attempt.worker, attempt=job.attempts)
 
     def waits(self) -> None:
         """A job waits that may hear of its position later."""

@@ -1,4 +1,4 @@
-"""What operators see of the queue and of limits: who waits, how long, and how much of his limits each has used."""
+"""What operators see of the queue and of limits: which clients wait, how long, and how much of its limits each used."""
 
 from __future__ import annotations
 
@@ -13,38 +13,24 @@ from msgspec import UNSET
 from glmtts.protocol import control, events
 from glmtts.protocol.requests import PRIORITIES
 
-from ..context import Context
 from ..inputs import Client, Controlled
 from ..jobs.job import Job
-from ..jobs.job_table import JobTable
-from ..jobs.queue import Waiting, WaitingQueue
-from ..scheduling.admission import Admission, is_named
-from ..scheduling.forecast import Forecast
-from ..workers.pool import Pool
+from ..jobs.queue import Waiting
+from ..scheduling.admission import is_named
+from ..scheduling.scheduler import Scheduler
+from ..state import State
 
 #: Clients that one answer shows at most: those with the most to do.
 _SHOWN_CLIENTS = 200
 
 
-class Inspection:
-    """Answers ``queue`` and ``limits``."""
+class QueueReport:
+    """Answers ``queue`` and ``limits``; it changes nothing."""
 
-    def __init__(
-        self,
-        context: Context,
-        job_table: JobTable,
-        queue: WaitingQueue,
-        pool: Pool,
-        *,
-        forecast: Forecast,
-        admission: Admission,
-    ) -> None:
-        self._context = context
-        self._job_table = job_table
-        self._queue = queue
-        self._pool = pool
-        self._forecast = forecast
-        self._admission = admission
+    def __init__(self, state: State, scheduler: Scheduler) -> None:
+        self._context, self._job_table = state.context, state.job_table
+        self._queue, self._pool = state.queue, state.pool
+        self._forecast, self._admission = scheduler.forecast, scheduler.admission
 
     def queue(self, event: Controlled, request: control.Queue) -> None:
         """What waits, by class and by client, and the first jobs in their order."""
@@ -53,8 +39,8 @@ class Inspection:
         classes = {
             priority: {
                 "waiting": self._queue.length(priority),
-                "running": sum(job.request.priority == priority and not job.suspended for job in running),
-                "suspended": sum(job.request.priority == priority and job.suspended for job in running),
+                "running": sum(job.request.priority == priority and not job.attempt.suspended for job in running),
+                "suspended": sum(job.request.priority == priority and job.attempt.suspended for job in running),
                 "work_s": round(self._queue.work_s(priority), 3),
                 "weight": int(self._queue.weight(priority)),
             }
@@ -115,8 +101,8 @@ class Inspection:
         if request.client is not UNSET:
             wanted = request.client
             clients = [client for client in clients if client.key == wanted or is_named(client, [wanted])]
-            user = wanted.partition("/")[0]
-            clients = clients or [Client(wanted if ":" in wanted else f"user:{wanted}", user)]
+            key = wanted if ":" in wanted else f"user:{wanted}"
+            clients = clients or [Client.of(key, wanted.partition("/")[0])]
         values = {
             "limits": self._admission.describe_general(),
             "clients": [self._admission.describe(client) for client in clients[-_SHOWN_CLIENTS:]],
