@@ -109,39 +109,9 @@ class Machine:
         self.state = state = State(settings, installation, dict(voices or {}), now=now, wall=wall, seed=seed)
         self.scheduler = scheduler = Scheduler(state)
         self._context = state.context
-        self._problems = Problems(
-            state.context,
-            state.queue,
-            state.pool,
-            autoscaler=state.autoscaler,
-            gpus=state.gpus,
-            durable_jobs=scheduler.durable_jobs,
-            retries=scheduler.retries,
-            alerts=state.alerts,
-        )
-        self._alert_evaluator = AlertEvaluator(
-            state.context,
-            state.alerts,
-            queue=state.queue,
-            pool=state.pool,
-            autoscaler=state.autoscaler,
-            gpus=state.gpus,
-            completion=scheduler.completion,
-        )
-        self._core_metrics = CoreMetrics(
-            state.context,
-            state.job_table,
-            state.queue,
-            state.pool,
-            autoscaler=state.autoscaler,
-            gpus=state.gpus,
-            completion=scheduler.completion,
-            durable_jobs=scheduler.durable_jobs,
-            estimator=state.estimator,
-            retries=scheduler.retries,
-            alerts=state.alerts,
-            version=installation.version,
-        )
+        self._problems = Problems(state, scheduler)
+        self._alert_evaluator = AlertEvaluator(state, scheduler.completion)
+        self._core_metrics = CoreMetrics(state, scheduler)
         self._health = Health(state.context, state.pool, self._problems)
         self._client_requests = ClientRequests(state, scheduler, self._problems)
         self._operator_requests = OperatorRequests(state, scheduler, self._client_requests, self._problems)

@@ -222,7 +222,7 @@ class OperatorRequests:
         self._set_log_level(settings.daemon.log_level)
         self._queue.set_weights(settings.queue.classes)
         self._scheduler.admission.apply()
-        self._pool.apply()
+        self._pool.timers.apply(self._pool)
         self._autoscaler.apply(bounds_changed=bounds_changed)
         self._completion.expire()
 

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
-from ..alerts import Alerts
-from ..context import Context
-from ..jobs.queue import WaitingQueue
 from ..scheduling.completion import Completion
-from ..workers.autoscaler import Autoscaler
-from ..workers.gpus import Gpus
-from ..workers.pool import Pool
+from ..state import State
 from .alert_rules import FAILURES, FAULTS, Condition, Figures, Finding, GpuFigures, Totals
 from .alert_table import ALERTS
 
@@ -21,27 +16,13 @@ _STEPS = 60
 class AlertEvaluator:
     """Owns the counters of the last minutes, and for each alert since when its rule has said the same."""
 
-    def __init__(
-        self,
-        context: Context,
-        alerts: Alerts,
-        *,
-        queue: WaitingQueue,
-        pool: Pool,
-        autoscaler: Autoscaler,
-        gpus: Gpus,
-        completion: Completion,
-    ) -> None:
-        self._context = context
-        self._alerts = alerts
-        self._queue = queue
-        self._pool = pool
-        self._autoscaler = autoscaler
-        self._gpus = gpus
+    def __init__(self, state: State, completion: Completion) -> None:
+        self._context, self._queue, self._alerts = state.context, state.queue, state.alerts
+        self._pool, self._autoscaler, self._gpus = state.pool, state.autoscaler, state.gpus
         self._completion = completion
         self._conditions: dict[tuple[str, str], Condition] = {}
         #: Earlier values of the counters, the oldest first: one from before the window, and those within it.
-        self._past: deque[tuple[float, Totals]] = deque([(context.now, Totals())])
+        self._past: deque[tuple[float, Totals]] = deque([(state.context.now, Totals())])
 
     def judge(self) -> None:
         """Raise and clear alerts, and judge again later unless the daemon is idle and well."""

@@ -14,20 +14,11 @@ from glmtts.protocol import VERSION
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.requests import PRIORITIES
 
-from ..alerts import Alerts
-from ..context import Context
-from ..jobs.estimates import Estimator
-from ..jobs.job_table import JobTable
-from ..jobs.queue import WaitingQueue
 from ..metric_types import Family, Histogram, Kind, Value, kept
-from ..scheduling.completion import Completion
-from ..scheduling.durable import DurableJobs
-from ..scheduling.retry import Retries
-from ..workers.autoscaler import Autoscaler
+from ..scheduling.scheduler import Scheduler
+from ..state import State
 from ..workers.circuit_breaker import BreakerState
 from ..workers.gpu_attribution import others
-from ..workers.gpus import Gpus
-from ..workers.pool import Pool
 from ..workers.worker import WorkerState
 from .alert_table import ALERTS
 
@@ -99,34 +90,9 @@ Measured: TypeAlias = Value | Mapping[Any, Value | None] | None
 class CoreMetrics:
     """Reads the core's parts and changes nothing."""
 
-    def __init__(
-        self,
-        context: Context,
-        job_table: JobTable,
-        queue: WaitingQueue,
-        pool: Pool,
-        *,
-        autoscaler: Autoscaler,
-        gpus: Gpus,
-        completion: Completion,
-        durable_jobs: DurableJobs,
-        estimator: Estimator,
-        retries: Retries,
-        alerts: Alerts,
-        version: str,
-    ) -> None:
-        self._context = context
-        self._job_table = job_table
-        self._queue = queue
-        self._pool = pool
-        self._autoscaler = autoscaler
-        self._gpus = gpus
-        self._completion = completion
-        self._durable_jobs = durable_jobs
-        self._estimator = estimator
-        self._retries = retries
-        self._alerts = alerts
-        self._version = version
+    def __init__(self, state: State, scheduler: Scheduler) -> None:
+        self._state = state
+        self._scheduler = scheduler
 
     def take(self, state: str) -> list[Family]:
         """Every metric of the core; ``state`` is that of the daemon."""
@@ -135,8 +101,8 @@ class CoreMetrics:
 
     def _daemon(self, state: str) -> dict[str, Measured]:
         python = ".".join(map(str, sys.version_info[:3]))
-        about = (self._version, str(VERSION), self._context.settings.engine.name, python)
-        raised = dict.fromkeys(self._alerts.names(), 1.0)
+        about = (self._state.installation.version, str(VERSION), self._state.context.settings.engine.name, python)
+        raised = dict.fromkeys(self._state.alerts.names(), 1.0)
         return {
             "glmtts_build_info": {about: 1.0},
             "glmtts_state": _one_of(STATES, state),
@@ -144,31 +110,32 @@ class CoreMetrics:
         }
 
     def _jobs(self) -> dict[str, Measured]:
-        counters, job_table, durable_jobs = self._context.counters, self._job_table, self._durable_jobs
+        counters, job_table, queue = self._state.context.counters, self._state.job_table, self._state.queue
+        durable_jobs, outcomes = self._scheduler.durable_jobs, self._scheduler.completion.outcomes
         running, suspended = dict.fromkeys(PRIORITIES, 0.0), dict.fromkeys(PRIORITIES, 0.0)
-        for worker in self._pool.workers.values():
+        for worker in self._state.pool.workers.values():
             for id in worker.jobs:
                 if job := job_table.live.get(id):
                     (suspended if job.attempt.suspended else running)[job.request.priority] += 1
         return {
             "glmtts_jobs_accepted_total": counters.accepted,
-            "glmtts_jobs_ended_total": {of: self._completion.outcomes.get(of, 0) for of in OUTCOMES},
+            "glmtts_jobs_ended_total": {of: outcomes.get(of, 0) for of in OUTCOMES},
             "glmtts_jobs_refused_total": {code.value: counters.refused.get(code.value, 0) for code in ErrorCode},
             "glmtts_job_retries_total": counters.retries,
-            "glmtts_jobs_waiting": {priority: self._queue.length(priority) for priority in PRIORITIES},
+            "glmtts_jobs_waiting": {priority: queue.length(priority) for priority in PRIORITIES},
             "glmtts_jobs_running": running,
             "glmtts_jobs_suspended": suspended,
-            "glmtts_queue_paused": self._queue.paused,
+            "glmtts_queue_paused": queue.paused,
             "glmtts_kept_results_bytes": job_table.result_bytes,
             "glmtts_kept_recordings_bytes": job_table.recording_bytes,
-            "glmtts_quarantined_contents": self._retries.quarantined_count(),
+            "glmtts_quarantined_contents": self._scheduler.retries.quarantined_count(),
             "glmtts_journal_up": not durable_jobs.problem,
             "glmtts_journal_unfinished_jobs": job_table.durable,
             "glmtts_journal_recovered_total": durable_jobs.recovered,
         }
 
     def _speech(self) -> dict[str, Measured]:
-        counters = self._context.counters
+        counters = self._state.context.counters
         return {
             "glmtts_job_wait_seconds": counters.wait,
             "glmtts_job_first_audio_seconds": counters.first_audio,
@@ -178,23 +145,25 @@ class CoreMetrics:
             "glmtts_synthesis_seconds_total": counters.synthesis_s,
             "glmtts_speech_seconds_total": counters.spoken_s,
             "glmtts_wait_estimate_error_seconds": counters.estimate_error,
-            "glmtts_wait_estimates_good_ratio": self._estimator.within,
+            "glmtts_wait_estimates_good_ratio": self._state.estimator.within,
         }
 
     def _workers(self) -> dict[str, Measured]:
-        counters, counts = self._context.counters, self._pool.counts()
+        counters, counts = self._state.context.counters, self._state.pool.counts()
         return {
             "glmtts_workers": {state.value: counts.get(state.value, 0) for state in WorkerState},
-            "glmtts_workers_bound": self._autoscaler.bounds(),
-            "glmtts_worker_starts_total": self._pool.starts,
+            "glmtts_workers_bound": self._state.autoscaler.bounds(),
+            "glmtts_worker_starts_total": self._state.pool.starts,
             "glmtts_worker_restarts_total": counters.restarts,
             "glmtts_worker_deaths_total": counters.deaths,
             "glmtts_worker_recycles_total": counters.recycles,
-            "glmtts_breaker_state": _one_of((s.value for s in BreakerState), self._pool.circuit_breaker.state.value),
+            "glmtts_breaker_state": _one_of(
+                (s.value for s in BreakerState), self._state.pool.circuit_breaker.state.value
+            ),
         }
 
     def _memory(self) -> dict[str, Measured]:
-        workers = [(w.name, w.gpu, w.process) for w in self._pool.workers.values() if w.process.pid is not None]
+        workers = [(w.name, w.gpu, w.process) for w in self._state.pool.workers.values() if w.process.pid is not None]
         torch: dict[tuple[str, str], Value | None] = {}
         for name, _, process in workers:
             if memory := process.memory:
@@ -213,9 +182,9 @@ class CoreMetrics:
         }
 
     def _machine(self) -> dict[str, Measured]:
-        gpus = self._gpus
+        gpus = self._state.gpus
         readings = {str(index): gpu.reading for index in gpus.indices if (gpu := gpus.find(index)) is not None}
-        held = [(str(w.gpu), w.process.share) for w in self._pool if w.process.pid is not None]
+        held = [(str(w.gpu), w.process.share) for w in self._state.pool if w.process.pid is not None]
         xids: dict[tuple[str, str], Value | None] = {}
         for of, reading in readings.items():
             xids[of, "program"], xids[of, "gpu"] = reading.xids.of_programs, reading.xids.of_gpu

@@ -10,17 +10,11 @@ from typing import Any, Literal
 
 from msgspec import Struct, to_builtins
 
-from ..alerts import Alerts
-from ..context import Context
 from ..exit_causes import POLICIES, Cause
-from ..jobs.queue import WaitingQueue
-from ..scheduling.durable import DurableJobs
-from ..scheduling.retry import Retries
-from ..workers.autoscaler import Autoscaler
+from ..scheduling.scheduler import Scheduler
+from ..state import State
 from ..workers.circuit_breaker import BreakerState
-from ..workers.gpus import Gpus
 from ..workers.placement import GPU_ENGINES
-from ..workers.pool import Pool
 from ..workers.worker import Worker, WorkerState
 from .alert_table import ALERTS, LOOK_AT_WORKER
 
@@ -64,26 +58,10 @@ class Problem(Struct, frozen=True):
 class Problems:
     """Finds problems when it is asked. It owns only those that leave no other trace in the core."""
 
-    def __init__(
-        self,
-        context: Context,
-        queue: WaitingQueue,
-        pool: Pool,
-        *,
-        autoscaler: Autoscaler,
-        gpus: Gpus,
-        durable_jobs: DurableJobs,
-        retries: Retries,
-        alerts: Alerts,
-    ) -> None:
-        self._context = context
-        self._queue = queue
-        self._pool = pool
-        self._autoscaler = autoscaler
-        self._gpus = gpus
-        self._durable_jobs = durable_jobs
-        self._retries = retries
-        self._alerts = alerts
+    def __init__(self, state: State, scheduler: Scheduler) -> None:
+        self._context, self._queue, self._alerts = state.context, state.queue, state.alerts
+        self._pool, self._autoscaler, self._gpus = state.pool, state.autoscaler, state.gpus
+        self._durable_jobs, self._retries = scheduler.durable_jobs, scheduler.retries
         #: Keys whose new values, read from the file, take effect with the next start of the daemon.
         self.restart_needed: list[str] = []
         #: The time of the last stream that was ended because its client did not read, and the client.

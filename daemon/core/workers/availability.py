@@ -21,7 +21,7 @@ _RETURNING = frozenset({WorkerState.DRAINING, WorkerState.STOPPING})
 
 
 def unavailable(
-    workers: Collection[Worker], *, context: Context, circuit_breaker: CircuitBreaker, gpus: Gpus, engine: Ready | None
+    workers: Collection[Worker], context: Context, circuit_breaker: CircuitBreaker, gpus: Gpus, engine: Ready | None
 ) -> tuple[str, float] | None:
     """Why no worker can be had, and after how many seconds clients should retry; None if one can.
 

@@ -24,6 +24,7 @@ from .report import describe, memory_of
 from .restart_policy import RestartPolicy
 from .worker import WORKING, Worker, WorkerState
 from .worker_table import WorkerTable
+from .worker_timers import WorkerTimers
 
 #: A failed process gets this long to end after SIGTERM, if stop_timeout_s is not shorter.
 _GRACE_S = 1.0
@@ -36,9 +37,6 @@ _LOOK_SOON_S = 0.05
 #: A job that has made this many times the units that its engine expected will not end.
 _RUNAWAY = 20
 
-#: Timers of one process. All but the first end with its failure.
-_OF_PROCESS = ("kill", "start", "age", "trim", "hang", "unload", "steady")
-
 
 class Pool(WorkerTable):
     """Owns the life of every worker: each has at most one process, and each change of state is one of the table's."""
@@ -48,6 +46,7 @@ class Pool(WorkerTable):
         self._context = context
         self._gpus = gpus
         self._alerts = alerts
+        self.timers = WorkerTimers(context)
         self.restarts = RestartPolicy(context, alerts)
         self.circuit_breaker = self.restarts.circuit_breaker
         #: The number of processes that were started, or tried to be.
@@ -67,13 +66,7 @@ class Pool(WorkerTable):
 
     def unavailable(self) -> tuple[str, float] | None:
         """Why no worker can be had in the near future, and after how many seconds to retry; None if one can."""
-        return unavailable(
-            self.workers.values(),
-            context=self._context,
-            circuit_breaker=self.circuit_breaker,
-            gpus=self._gpus,
-            engine=self.engine,
-        )
+        return unavailable(self.workers.values(), self._context, self.circuit_breaker, self._gpus, self.engine)
 
     def kept_free(self, workers: int) -> int:
         """How many of this number of workers take no batch jobs; a single one takes all."""
@@ -114,7 +107,8 @@ class Pool(WorkerTable):
 
     def _remove(self, worker: Worker) -> None:
         """The place goes away; its spare continues its history."""
-        self._cancel(worker, *_OF_PROCESS, "backoff", "wait")
+        self.timers.gone(worker)
+        self.timers.cancel(worker, "backoff", "wait")
         if worker.state is not WorkerState.STOPPED:
             worker.enter(WorkerState.STOPPED)  # STOPPING, FAILED, BACKOFF or WAITING -> STOPPED
         self.restarts.forget(worker)
@@ -153,7 +147,7 @@ class Pool(WorkerTable):
         # A sample brings us here again: it must not be the reason for the next one.
         if ("wait", worker.name) not in self._context.timers:
             pause_s = min(_LOOK_AGAIN_S, max(_LOOK_SOON_S, (self._context.now - worker.waits_since) / 2))
-            self._set(worker, "wait", pause_s)
+            self.timers.set(worker, "wait", pause_s)
             if worker.gpu is not None:
                 self._context.effects.append(Sample())
 
@@ -175,8 +169,8 @@ class Pool(WorkerTable):
         context.counters.restarts += worker.last_exit is not None or worker.replaces is not None
         worker.process = Process(incarnation=self.starts, generation=self.generation, started_at=context.now)
         self._by_incarnation[self.starts] = worker
-        self._cancel(worker, "wait")
-        self._set(worker, "start", context.settings.workers.start_timeout_s)
+        self.timers.cancel(worker, "wait")
+        self.timers.set(worker, "start", context.settings.workers.start_timeout_s)
         device, share = self._gpus.device(worker.gpu), self._gpus.share_limit(worker.gpu)
         context.effects.append(Spawn(self.starts, worker.name, worker.gpu, device, share))
         self._tell_state(worker)
@@ -192,18 +186,16 @@ class Pool(WorkerTable):
         if worker.state is not WorkerState.STARTING:
             return
         worker.enter(WorkerState.READY)  # STARTING -> READY
-        context, workers, process = self._context, self._context.settings.workers, worker.process
+        context, process = self._context, worker.process
         process.ready = self.engine = ready
         self.own_voices = frozenset(voice.name for voice in ready.voices)
         process.memory = ready.memory
         process.ready_at = process.idle_since = context.now
         process.trimmed = True
         worker.replaced_in_place = False
-        self._cancel(worker, "start")
-        self._set(worker, "age", workers.recycle.max_age_s)
-        self._set(worker, "unload", workers.idle_unload_s)
+        self.timers.ready(worker)
         if self.circuit_breaker.state is not BreakerState.CLOSED:
-            self._set(worker, "steady", workers.restart.backoff_max_s)
+            self.timers.set(worker, "steady", context.settings.workers.restart.backoff_max_s)
         if worker.gpu is not None:
             # Its present memory is the need of a worker.
             context.effects.append(Sample())
@@ -219,16 +211,12 @@ class Pool(WorkerTable):
         if worker.state is WorkerState.READY:
             worker.enter(WorkerState.BUSY)  # READY -> BUSY
         begins = worker.process.take(job, self._context.now)
-        self._watch_progress(worker)
+        self.timers.watch(worker)
         return begins
-
-    def _watch_progress(self, worker: Worker) -> None:
-        if worker.process.moved and ("hang", worker.name) not in self._context.timers:
-            self._set(worker, "hang", self._context.settings.workers.hang_timeout_s)
 
     def _begin_ready(self, worker: Worker) -> list[str]:
         begun = worker.process.begin_ready(self._context.now)
-        self._watch_progress(worker)
+        self.timers.watch(worker)
         return begun
 
     def suspend(self, worker: Worker, job: str) -> None:
@@ -245,12 +233,12 @@ class Pool(WorkerTable):
     def resume(self, worker: Worker, job: str) -> None:
         """Have the worker resume a suspended job."""
         worker.process.resume(job, self._context.now)
-        self._watch_progress(worker)
+        self.timers.watch(worker)
         self._context.effects.append(Tell(worker.incarnation, ResumeJob(job=job)))
 
     def give_back(self, worker: Worker, job: str, memory: Memory | None, *, spoke: bool) -> list[str]:
         """A job has ended in the worker. Returns the jobs that it works on now."""
-        process, workers = worker.process, self._context.settings.workers
+        process = worker.process
         process.give_back(job)
         process.memory = memory or process.memory
         process.idle_since = self._context.now
@@ -261,9 +249,7 @@ class Pool(WorkerTable):
             self.restarts.proved()
         if worker.state is WorkerState.BUSY and not process.jobs:
             worker.enter(WorkerState.READY)  # BUSY -> READY
-            for purpose, after_s in (("trim", workers.recycle.idle_trim_s), ("unload", workers.idle_unload_s)):
-                if (purpose, worker.name) not in self._context.timers:
-                    self._set(worker, purpose, after_s)
+            self.timers.idle(worker)
         elif worker.state is WorkerState.DRAINING and not process.jobs:
             self._stop(worker)
         return self._begin_ready(worker)
@@ -275,13 +261,12 @@ class Pool(WorkerTable):
         loading, process = worker.state is WorkerState.STARTING, worker.process
         worker.enter(WorkerState.STOPPING)  # STARTING, READY, BUSY or DRAINING -> STOPPING
         process.exit_reason = process.exit_reason or process.replace_reason
-        self._cancel(worker, *_OF_PROCESS[1:])
         if loading:
             # It reads no message before its model is loaded, and has nothing to lose.
             self._context.effects.append(Signal(process.incarnation, "kill"))
         else:
             self._context.effects.append(Tell(process.incarnation, StopWorker()))
-        self._arm_kill(worker)
+        self.timers.going(worker)
         self._tell_state(worker)
 
     def stop_all(self, *, at_once: bool) -> None:
@@ -291,7 +276,7 @@ class Pool(WorkerTable):
         reason = ExitReason(Cause.REQUESTED, f"the daemon stops{' at once' * at_once}", self._context.now)
         for worker in self:
             if worker.state in (WorkerState.BACKOFF, WorkerState.WAITING):
-                self._cancel(worker, "backoff", "wait")
+                self.timers.cancel(worker, "backoff", "wait")
                 worker.enter(WorkerState.STOPPED)  # BACKOFF or WAITING -> STOPPED
             elif worker.has_process:
                 worker.process.exit_reason = worker.process.exit_reason or reason
@@ -310,10 +295,9 @@ class Pool(WorkerTable):
         process = worker.process
         process.exit_reason = reason = ExitReason(cause, detail, self._context.now)
         jobs = process.give_up_jobs()
-        self._cancel(worker, *_OF_PROCESS[1:])
         if not patient:
             self._context.effects.append(Signal(process.incarnation, "term"))
-        self._arm_kill(worker, at_most_s=math.inf if patient else _GRACE_S)
+        self.timers.going(worker, at_most_s=math.inf if patient else _GRACE_S)
         self._context.log("warning", "worker failed", worker=worker.name, pid=process.pid, cause=cause, detail=detail)
         self._tell_state(worker)
         return reason, jobs
@@ -326,7 +310,7 @@ class Pool(WorkerTable):
         if worker is None:
             return None
         process = worker.process
-        self._cancel(worker, *_OF_PROCESS)
+        self.timers.gone(worker)
         self._gpus.ended(worker.gpu)
         reason = process.exit_reason
         if reason is None:
@@ -374,25 +358,13 @@ class Pool(WorkerTable):
     def _back_off(self, worker: Worker) -> None:
         worker.enter(WorkerState.BACKOFF)  # FAILED -> BACKOFF
         if delay_s := self.restarts.delay_s(worker):
-            self._set(worker, "backoff", delay_s)
+            self.timers.set(worker, "backoff", delay_s)
             self._context.log("info", "worker is started again later", worker=worker.name, in_s=round(delay_s, 3))
             self._tell_state(worker)
         else:
             self._go(worker)
 
-    def _arm_kill(self, worker: Worker, *, at_most_s: float = math.inf) -> None:
-        self._set(worker, "kill", min(self._context.settings.workers.stop_timeout_s, at_most_s))
-
     # --- timers
-
-    def _set(self, worker: Worker, purpose: str, after_s: float, since: float | None = None) -> None:
-        """Set a worker's timer, unless the time is configured as 0 for never."""
-        if after_s:
-            self._context.timers.set((purpose, worker.name), (self._context.now if since is None else since) + after_s)
-
-    def _cancel(self, worker: Worker, *purposes: str) -> None:
-        for purpose in purposes:
-            self._context.timers.cancel((purpose, worker.name))
 
     def on_start_timeout(self, name: str) -> tuple[ExitReason, list[str]]:
         """The model is not loaded in time."""
@@ -406,7 +378,7 @@ class Pool(WorkerTable):
             return None
         timeout, moved_at = self._context.settings.workers.hang_timeout_s, worker.moved_at(self._context.now)
         if self._context.now < moved_at + timeout:
-            self._set(worker, "hang", timeout, moved_at)
+            self.timers.set(worker, "hang", timeout, moved_at)
             return None
         return self.fail(worker, Cause.HUNG, f"no progress for {timeout:g} s")
 
@@ -440,7 +412,7 @@ class Pool(WorkerTable):
             self._alerts.set(f"worker_stuck.{name}", message)
             self._tell_state(worker)
         self._context.effects.append(Signal(process.incarnation, "kill"))
-        self._arm_kill(worker)
+        self.timers.kill(worker)
 
     def on_backoff_over(self, name: str) -> None:
         """Start a failed worker again."""
@@ -459,24 +431,6 @@ class Pool(WorkerTable):
         """A worker has been ready for long since the breaker opened, with or without a job."""
         if self.workers[name].serving:
             self.restarts.proved()
-
-    def apply(self) -> None:
-        """The settings have changed: move the timers that were set by the old ones."""
-        workers, timers, now = self._context.settings.workers, self._context.timers, self._context.now
-        for worker in self:
-            if ("start", worker.name) in timers:
-                self._set(worker, "start", workers.start_timeout_s, worker.process.started_at)
-            if ("hang", worker.name) in timers:
-                self._set(worker, "hang", workers.hang_timeout_s, worker.moved_at(now))
-            self._cancel(worker, "age", "trim", "unload")
-            if worker.serving:
-                self._set(worker, "age", workers.recycle.max_age_s, worker.process.ready_at)
-                self._set(worker, "unload", workers.idle_unload_s)
-                if not worker.process.trimmed:
-                    self._set(worker, "trim", workers.recycle.idle_trim_s)
-        for key in [("breaker", ""), *(("backoff", name) for name in self.workers)]:
-            if (due := timers.due(key)) is not None:
-                timers.set(key, min(due, now + workers.restart.backoff_max_s))
 
     # --- for people
 
