@@ -14,19 +14,9 @@ from ..settings import AlertSettings
 from ..workers.memory_watch import Trend
 
 #: Ends of jobs, and refusals, that are the fault of the service and not of a client.
-FAILURES = tuple(
-    sorted(
-        code.value
-        for code in (
-            ErrorCode.OUTPUT_FAILED,
-            ErrorCode.DEADLINE_EXCEEDED,
-            ErrorCode.WORKER_CRASHED,
-            ErrorCode.OUT_OF_MEMORY,
-            ErrorCode.HUNG,
-            ErrorCode.SYNTHESIS_FAILED,
-            ErrorCode.UNAVAILABLE,
-        )
-    )
+FAILURES: tuple[ErrorCode, ...] = (
+    *(ErrorCode.DEADLINE_EXCEEDED, ErrorCode.HUNG, ErrorCode.OUT_OF_MEMORY, ErrorCode.OUTPUT_FAILED),
+    *(ErrorCode.SYNTHESIS_FAILED, ErrorCode.UNAVAILABLE, ErrorCode.WORKER_CRASHED),
 )
 #: Causes of an exit that are faults.
 FAULTS = tuple(sorted(cause.value for cause, policy in POLICIES.items() if policy.fault))
