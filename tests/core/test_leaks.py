@@ -45,7 +45,8 @@ def first(
     trimmed: Callable[[IdleSample], IdleSample] | None = None,
 ) -> tuple[int, MemoryVerdict, list[MemoryVerdict]]:
     """Jobs until the first recycle, its verdict, and the trims before it; -1 where there is none."""
-    watch, trims = MemoryWatch(), []
+    watch = MemoryWatch()
+    trims: list[MemoryVerdict] = []
     for sample in samples:
         verdict = watch.add(sample, limits)
         if verdict.action == "recycle":
@@ -343,7 +344,7 @@ def test_only_proportions_count(changes: list[int], limit: int, scale: int) -> N
     def verdicts(scale: int) -> list[tuple[str, str]]:
         watch = MemoryWatch()
         limits = MemoryLimits(vram=Limit(limit * MIB * scale, hard=False), leak_min=256 * MIB * scale)
-        found = []
+        found: list[tuple[str, str]] = []
         for jobs, mib in enumerate(held):
             verdict = watch.add(plain_sample(jobs, mib * scale), limits)
             found.append((verdict.action, verdict.kind))

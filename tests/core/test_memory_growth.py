@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tracemalloc
+from collections.abc import Sequence
 
 import pytest
 
@@ -12,7 +13,7 @@ from glmtts.daemon.core.workers.trend import POINTS, Series
 MIB = 1 << 20
 
 
-def series(values: list[float]) -> Series:
+def series(values: Sequence[float]) -> Series:
     made = Series()
     for job, value in enumerate(values):
         made.add(job, round(value * MIB))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import signal
 import sys
 import threading
@@ -201,11 +200,3 @@ def test_every_panel_of_the_dashboard_has_data(start: Any, fake_gpus: Any, prome
 
 def has_data(series: list[Any] | None) -> bool:
     return bool(series) and any(sample["value"][1] != "NaN" for sample in series)
-
-
-def test_the_dashboard_asks_for_no_metric_that_is_not_there(start: Any) -> None:
-    text = start().control("metrics")["text"]
-    names = set(re.findall(r"(?m)^# TYPE (\w+)", text))
-    for title, expr in expressions():
-        for name in re.findall(r"\b(?:glmtts|process)_\w+", expr):
-            assert re.sub(r"_(bucket|sum|count)$", "", name) in names or name in names, (title, name)
