@@ -1,4 +1,4 @@
-"""Whether a worker can be had in the near future; and if not, why, and when clients should retry."""
+"""Whether a worker will be available soon; and if not, why, and when clients should retry."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _RETURNING = frozenset({WorkerState.DRAINING, WorkerState.STOPPING})
 def unavailable(
     workers: Collection[Worker], context: Context, circuit_breaker: CircuitBreaker, gpus: Gpus, engine: Ready | None
 ) -> tuple[str, float] | None:
-    """Why no worker can be had, and after how many seconds clients should retry; None if one can.
+    """Why no worker will be available soon, and after how many seconds clients should retry; None if one will.
 
     ``engine``: the Ready message of the last loaded process, which has its load time.
     """

@@ -65,7 +65,7 @@ class Pool(WorkerTable):
         return self.engine.voices if self.engine else []
 
     def unavailable(self) -> tuple[str, float] | None:
-        """Why no worker can be had in the near future, and after how many seconds to retry; None if one can."""
+        """Why no worker will be available soon, and after how many seconds to retry; None if one will."""
         return unavailable(self.workers.values(), self._context, self.circuit_breaker, self._gpus, self.engine)
 
     def kept_free(self, workers: int) -> int:
