@@ -7,45 +7,21 @@ have the same names there. docs/alerts.md has the long form of what to do.
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from string import Template
 from typing import Literal
 
 from msgspec import Struct
 
 from ..settings import AlertSettings, QueueSettings
-from .alert_rules import (
-    FAILURES,
-    FAULTS,
-    FEWEST_JOBS,
-    Rule,
-    crash_loop,
-    errors_many,
-    gpu_memory_high,
-    gpu_xid,
-    memory_trend,
-    no_worker_ready,
-    queue_long,
-    responses_slow,
-    slower_than_real_time,
-)
+from . import alert_rules as rules
 
 Span = Callable[[AlertSettings], float]
-
-
-def _at_once(_: AlertSettings) -> float:
-    return 0.0
-
-
-def _for(settings: AlertSettings) -> float:
-    return settings.for_s
-
-
-def _twice_for(settings: AlertSettings) -> float:
-    return 2 * settings.for_s
-
-
-def _window(settings: AlertSettings) -> float:
-    return settings.window_s
+#: Spans of time that the settings give.
+_AT_ONCE: Span = lambda _: 0.0  # noqa: E731
+_FOR: Span = attrgetter("for_s")
+_TWICE_FOR: Span = lambda settings: 2 * settings.for_s  # noqa: E731
+_WINDOW: Span = attrgetter("window_s")
 
 
 class Alert(Struct, frozen=True, kw_only=True):
@@ -61,9 +37,9 @@ class Alert(Struct, frozen=True, kw_only=True):
 
     do: str
     slow: bool = False
-    rule: Rule | None = None
-    raise_after: Span = _at_once
-    clear_after: Span = _at_once
+    rule: rules.Rule | None = None
+    raise_after: Span = _AT_ONCE
+    clear_after: Span = _AT_ONCE
     of: Literal["", "gpu", "worker"] = ""
     severity: Literal["warning", "critical"] = "critical"
     summary: str = ""
@@ -81,9 +57,9 @@ ALERTS: dict[str, Alert] = {
     "queue_long": Alert(
         do="glmttsctl queue shows the clients. Add workers where a GPU has room (glmttsctl gpus), or add a GPU.",
         slow=True,
-        rule=queue_long,
-        raise_after=_for,
-        clear_after=_for,
+        rule=rules.queue_long,
+        raise_after=_FOR,
+        clear_after=_FOR,
         severity="warning",
         summary="{{ $value }} vip and interactive jobs wait on {{ $labels.instance }}",
         expr='sum without (class) (glmtts_jobs_waiting{class=~"vip|interactive"}) >= $warn_waiting',
@@ -92,7 +68,7 @@ ALERTS: dict[str, Alert] = {
         do="Jobs may wait (glmttsctl queue) or speech may be slow (glmttsctl workers, gpus). Have long texts sent as "
         "batch jobs, or streamed.",
         slow=True,
-        rule=responses_slow,
+        rule=rules.responses_slow,
         severity="warning",
         summary="speech takes {{ $value | humanizeDuration }} on average on {{ $labels.instance }}",
         expr="glmtts:response_seconds:mean5m > $response_s and glmtts:responses:increase5m > $fewest",
@@ -100,21 +76,21 @@ ALERTS: dict[str, Alert] = {
     "slower_than_real_time": Alert(
         do="glmttsctl gpus: does another program use the GPU, is it hot, do two workers share it?",
         slow=True,
-        rule=slower_than_real_time,
+        rule=rules.slower_than_real_time,
         severity="warning",
         summary="a second of speech takes {{ $value | humanize }} s to make on {{ $labels.instance }}",
         expr="glmtts:real_time_factor:mean5m > $rtf and increase(glmtts_job_real_time_factor_count[$window]) > $fewest",
     ),
     "errors_many": Alert(
         do="glmttsctl status has the codes under 'ended', glmttsctl logs --level warning has the jobs.",
-        rule=errors_many,
+        rule=rules.errors_many,
         summary="{{ $value | humanizePercentage }} of the jobs fail on {{ $labels.instance }}",
         expr="glmtts:jobs_failed:increase5m / glmtts:jobs_ended:increase5m > $error_share "
         "and glmtts:jobs_failed:increase5m > $fewest",
     ),
     "crash_loop": Alert(
         do=LOOK_AT_WORKER,
-        rule=crash_loop,
+        rule=rules.crash_loop,
         summary="{{ $value | humanize }} worker processes failed lately on {{ $labels.instance }}",
         expr='sum without (cause) (increase(glmtts_worker_deaths_total{cause=~"$faults"}[$window])) > $many_faults',
     ),
@@ -125,8 +101,8 @@ ALERTS: dict[str, Alert] = {
     ),
     "no_worker_ready": Alert(
         do=_LOOK_AT_MACHINE,
-        rule=no_worker_ready,
-        raise_after=_twice_for,
+        rule=rules.no_worker_ready,
+        raise_after=_TWICE_FOR,
         summary="no worker of {{ $labels.instance }} is ready",
         expr='sum without (state) (glmtts_workers{state=~"ready|busy"}) == 0 '
         'and sum without (bound) (glmtts_workers_bound{bound="wanted"}) > 0',
@@ -143,9 +119,9 @@ ALERTS: dict[str, Alert] = {
     "gpu_memory_high": Alert(
         do="glmttsctl gpus shows which programs use it: move other programs elsewhere, or glmttsctl recycle all.",
         slow=True,
-        rule=gpu_memory_high,
-        raise_after=_for,
-        clear_after=_for,
+        rule=rules.gpu_memory_high,
+        raise_after=_FOR,
+        clear_after=_FOR,
         of="gpu",
         severity="warning",
         summary="GPU {{ $labels.gpu }} of {{ $labels.instance }}: {{ $value | humanizePercentage }} of memory is used",
@@ -154,9 +130,9 @@ ALERTS: dict[str, Alert] = {
     "memory_trend": Alert(
         do="Nothing at once: the worker is replaced before its memory runs out. glmttsctl workers -v shows what grows.",
         slow=True,
-        rule=memory_trend,
-        raise_after=_window,
-        clear_after=_window,
+        rule=rules.memory_trend,
+        raise_after=_WINDOW,
+        clear_after=_WINDOW,
         of="worker",
         severity="warning",
         summary="worker {{ $labels.worker }} of {{ $labels.instance }} grows by {{ $value | humanize1024 }}B a job",
@@ -164,7 +140,7 @@ ALERTS: dict[str, Alert] = {
     ),
     "gpu_xid": Alert(
         do="See dmesg for the number, and NVIDIA's list of Xid errors: power, seat, memory or driver.",
-        rule=gpu_xid,
+        rule=rules.gpu_xid,
         of="gpu",
         summary="GPU {{ $labels.gpu }} of {{ $labels.instance }} has reported an error of its own (Xid)",
         expr='increase(glmtts_gpu_xid_errors_total{kind="gpu"}[$window]) > 0',
@@ -197,7 +173,7 @@ ALERTS: dict[str, Alert] = {
 #: Prometheus alone can see that the daemon is gone.
 _ABSENT = Alert(
     do="",
-    raise_after=_twice_for,
+    raise_after=_TWICE_FOR,
     summary="glmttsd {{ $labels.instance }} does not answer: it is down, or its loop is stuck",
     expr='up{job="glmtts"} == 0 or absent(up{job="glmtts"})',
 )
@@ -220,9 +196,8 @@ _RECORDED = {
 }
 
 
-def prometheus_rules(settings: AlertSettings | None = None) -> str:
-    """The alerts as a file of rules for Prometheus, for these settings or the defaults."""
-    settings = settings or AlertSettings()
+def prometheus_rules(settings: AlertSettings = AlertSettings()) -> str:  # noqa: B008
+    """The alerts as a file of rules for Prometheus."""
     figures = {
         "warn_waiting": f"{QueueSettings().warn_waiting}",
         "response_s": f"{settings.response_s:g}",
@@ -231,10 +206,10 @@ def prometheus_rules(settings: AlertSettings | None = None) -> str:
         "gpu_memory_share": f"{settings.gpu_memory_share:g}",
         # increase() extrapolates: three jobs may look like 2.7, two never like more than 2.5.
         "many_faults": f"{settings.faults - 0.5:g}",
-        "fewest": f"{FEWEST_JOBS - 0.5:g}",
+        "fewest": f"{rules.FEWEST_JOBS - 0.5:g}",
         "window": f"{settings.window_s:g}s",
-        "failures": "|".join(FAILURES),
-        "faults": "|".join(FAULTS),
+        "failures": "|".join(rules.FAILURES),
+        "faults": "|".join(rules.FAULTS),
     }
 
     def quoted(expr: str) -> str:

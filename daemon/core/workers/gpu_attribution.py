@@ -43,15 +43,14 @@ class Share(Struct, frozen=True):
 UNKNOWN = Share(None, "none")
 
 
-def attribute(gpu: GpuReading | None, holders: Sequence[Holder], baseline: int | None = None) -> dict[int, Share]:
-    """The share of each holder, by its incarnation.
+def attribute(gpu: GpuReading, holders: Sequence[Holder], baseline: int | None = None) -> dict[int, Share]:
+    """The share of each holder in a reading that is ok, by the holder's incarnation.
 
     ``baseline``: bytes that were used on the GPU without any worker process (drivers, other programs); None if that was
-    never seen. A reading that is not ok is an old one: then only the workers' own figures count.
+    never seen.
     """
     shares: dict[int, Share] = {}
-    listed = gpu.processes if gpu is not None and gpu.state == "ok" else {}
-    used = gpu.used if gpu is not None and gpu.state == "ok" else None
+    listed, used = gpu.processes, gpu.used
     for holder in holders:
         vram = listed.get(holder.pid)
         if vram is not None:
