@@ -141,6 +141,18 @@ def test_those_that_are_loading_have_their_memory_already(make_world: MakeWorld)
     assert world.states() == ["starting", "starting", "waiting"]
 
 
+def test_a_worker_that_has_just_loaded_has_memory_that_the_last_sample_did_not_show(make_world: MakeWorld) -> None:
+    world = make_world(workers={"gpus": [0], "per_gpu": 3, "max": 3})
+    world.sample(world.gpu(total_mib=6_000))
+    world.ready("w0")
+    world.sample(world.gpu(used_mib=2_300, total_mib=6_000, w0=2_300))
+    assert world.states() == ["ready", "starting", "waiting"]
+    world.pass_time(1.0)
+    world.ready("w1")
+    assert world.states() == ["ready", "ready", "waiting"]
+    assert "1,400 MiB free, and a worker needs 2,300" in world.worker("w2").reason
+
+
 def test_what_is_free_counts_only_while_it_is_fresh(on_gpu: World) -> None:
     on_gpu.sample(on_gpu.gpu(used_mib=23_000, w0=8_000))
     (gpu,) = on_gpu.last(on_gpu.operate(control.Gpus)).values["gpus"]

@@ -180,10 +180,16 @@ class Gpus:
         if self._context.now - gpu.at > _FRESH_S:
             return None
         need = self.need or 0
-        loading = [w.process.share for w in workers if w.gpu == index and w.state is WorkerState.STARTING]
+        shares = [w.process.share for w in workers if w.gpu == index and self._is_loading(w, gpu)]
         # Only NVML's own figure counts as loaded: the rest may be memory of a dead process on its way back.
-        coming = sum(max(0, need - ((share.vram or 0) if share.trust == "process" else 0)) for share in loading)
+        coming = sum(max(0, need - ((share.vram or 0) if share.trust == "process" else 0)) for share in shares)
         return max(0, gpu.reading.free - coming)
+
+    @staticmethod
+    def _is_loading(worker: Worker, gpu: Gpu) -> bool:
+        """Whether the last reading of its GPU is older than the end of its start, and so shows it half loaded."""
+        starting = worker.state is WorkerState.STARTING
+        return starting or (worker.serving and gpu.at < worker.process.ready_at)
 
     def room(self, index: int, workers: Iterable[Worker]) -> int | None:
         """How many more workers fit on a GPU; None where unknown."""
@@ -215,8 +221,7 @@ class Gpus:
         need = self.need
         if need is None:
             here = [other for other in others if other.gpu == index]
-            # A process that has just loaded is measured by the first reading after that.
-            if any(w.state is WorkerState.STARTING or (w.serving and gpu.at < w.process.ready_at) for w in here):
+            if any(self._is_loading(other, gpu) for other in here):
                 return f"the memory need of a worker on GPU {index} is measured on another one that is loading"
             return ""
         free = self.free(index, others)
