@@ -163,6 +163,7 @@ class Supervisor:
             effects.JournalFind: self._journal.find,
             effects.SendStored: self._deliveries.send_stored,
             effects.SettleOutput: self._deliveries.settle,
+            effects.InternalError: lambda e: self._loop.report(e.error),
             effects.Exit: self._exit,
         }
         #: A watchdog of the service manager ends a daemon that fails this check.
@@ -263,19 +264,23 @@ class Supervisor:
             loop.guarded(self._report_to_service_manager)
 
     def _step(self, event: inputs.Input) -> None:
-        self._loop.guarded(lambda: self._do(self._machine.step(event, self._loop.clock())))
+        self._do(self._machine.step(event, self._loop.clock()))
 
     def _do(self, todo: list[effects.Effect]) -> None:
-        """Carry out effects in their order."""
+        """Carry out effects in their order. An exception in one loses no other, and the core hears of it."""
         for effect in todo:
-            self._effects[type(effect)](effect)
+            try:
+                self._effects[type(effect)](effect)
+            except Exception as error:
+                self._loop.report(error)
+                self._later.append(inputs.EffectFailed(effect, f"{type(error).__name__}: {error}"))
         # Inputs from effects come before everything else: a stream that lost a chunk must not end as done with the
         # next message of its worker.
         overruns = self._clients.overruns
         while overruns:
             self._later.append(inputs.ConnectionOverrun(*overruns.popleft()))
         while self._later:
-            self._do(self._machine.step(self._later.popleft(), self._loop.clock()))
+            self._step(self._later.popleft())
 
     def _restore_sockets(self) -> None:
         """Make sockets again whose files were removed: clients can't find the daemon without them."""

@@ -37,7 +37,7 @@ class Tell(Struct):
 
 
 class Spawn(Struct):
-    """Start a process for the worker ``name``; it is called ``spawn`` from now on.
+    """Start a process for the worker ``name``; ``incarnation`` is its number from now on.
 
     ``gpu`` is a number of ``[workers] gpus``, ``device`` what CUDA_VISIBLE_DEVICES is to be set to; both None without a
     GPU. ``vram_share`` is the share of the GPU's memory that the process may use, 0..1; 0 for no limit.
@@ -58,11 +58,11 @@ class Signal(Struct):
 
 
 class Sample(Struct):
-    """Look at GPUs and processes as soon as possible, and hand back Sampled; it comes now and then without asking."""
+    """Sample GPUs and processes as soon as possible, and hand back Sampled; it comes regularly without asking, too."""
 
 
 class Publish(Struct):
-    """Tell the events socket."""
+    """Send an event to the events socket."""
 
     topic: str
     values: dict[str, Any]
@@ -125,7 +125,7 @@ class JournalAdd(Struct):
 
 
 class JournalStart(Struct):
-    """Note that an attempt at a durable job begins; nobody waits for that."""
+    """Note that an attempt at a durable job begins; there is no answer."""
 
     job: str
     attempts: int
@@ -173,6 +173,12 @@ class SettleOutput(Struct):
     wanted: bool
 
 
+class InternalError(Struct):
+    """Log and count an exception in the core, which is a bug. The other effects of its step are not affected."""
+
+    error: Exception
+
+
 class Exit(Struct):
     """End the daemon with this status."""
 
@@ -180,24 +186,7 @@ class Exit(Struct):
 
 
 Effect = (
-    Send
-    | Tell
-    | Spawn
-    | Signal
-    | Sample
-    | Publish
-    | Log
-    | ChangeLogLevel
-    | UseSettings
-    | ReadLog
-    | ReadSettings
-    | StoreVoice
-    | WriteMetrics
-    | JournalAdd
-    | JournalStart
-    | JournalEnd
-    | JournalFind
-    | SendStored
-    | SettleOutput
-    | Exit
-)
+    Send | Tell | Spawn | Signal | Sample | Publish | Log | ChangeLogLevel | UseSettings | ReadLog | ReadSettings
+    | StoreVoice | WriteMetrics | JournalAdd | JournalStart | JournalEnd | JournalFind | SendStored | SettleOutput
+    | InternalError | Exit
+)  # fmt: skip

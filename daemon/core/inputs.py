@@ -122,7 +122,7 @@ class ProcessEnded(Struct):
 
 
 class Xids(Struct, frozen=True):
-    """Errors that a GPU has reported since it was first looked at: those that programs bring about, and all others.
+    """Errors that a GPU has reported since its first sample: those that programs bring about, and all others.
 
     ``last``, ``last_of_gpu``: the number of the newest of all, and of those others; 0: none.
     """
@@ -179,9 +179,9 @@ class NvmlReading(Struct, frozen=True, kw_only=True):
 
 
 class Sampled(Struct, kw_only=True):
-    """GPUs, worker processes and the host were looked at. ``at`` is when that began, on the core's clock.
+    """A sample of GPUs, worker processes and the host. ``at`` is when it began, on the core's clock.
 
-    Where NVML is not ok, ``gpus`` has the last that was known of each GPU, with its state.
+    Where NVML is not ok, ``gpus`` has the last reading of each GPU, with its state.
     """
 
     at: float
@@ -229,7 +229,7 @@ class VoiceStored(Struct):
 
 
 class StoredVoice(Struct, frozen=True):
-    """A registered voice: its recording lies at ``path``, ``text`` is what is said in it."""
+    """A registered voice: ``path`` is the file of its recording, ``text`` the words in it."""
 
     name: str
     path: str
@@ -286,14 +286,14 @@ class JournalAdded(Struct):
 
 
 class JournalEnded(Struct):
-    """The end of a JournalEnd is on disk, or can't be yet (``problem``): then the journal goes on trying by itself."""
+    """The end of a JournalEnd is on disk, or can't be yet (``problem``): then the journal keeps trying."""
 
     job: str
     problem: str = ""
 
 
 class JournalFound(Struct):
-    """What a JournalFind found: None if the job is not there, or not that client's; ``problem`` if nobody can say."""
+    """What a JournalFind found: None if the job is not there, or not that client's; ``problem``: it can't be read."""
 
     to: ReplyTo
     request: ClientRequest
@@ -311,29 +311,19 @@ class StoredLost(Struct):
     problem: str
 
 
+class EffectFailed(Struct):
+    """``effect`` (one of effects.Effect) raised an exception in the shell, and was not carried out."""
+
+    effect: object
+    problem: str
+
+
 class TimePassed(Struct):
     """A timer may be due."""
 
 
 Input = (
-    Requested
-    | Controlled
-    | ConnectionClosed
-    | ConnectionOverrun
-    | Spawned
-    | SpawnFailed
-    | WorkerSaid
-    | WorkerGarbled
-    | ProcessEnded
-    | Sampled
-    | MetricsServed
-    | StopAsked
-    | SettingsRead
-    | VoiceStored
-    | JournalChanged
-    | JournalAdded
-    | JournalEnded
-    | JournalFound
-    | StoredLost
-    | TimePassed
-)
+    Requested | Controlled | ConnectionClosed | ConnectionOverrun | Spawned | SpawnFailed | WorkerSaid
+    | WorkerGarbled | ProcessEnded | Sampled | MetricsServed | StopAsked | SettingsRead | VoiceStored
+    | JournalChanged | JournalAdded | JournalEnded | JournalFound | StoredLost | EffectFailed | TimePassed
+)  # fmt: skip

@@ -5,42 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from msgspec import Struct
-
 from glmtts.protocol import control, requests
-from glmtts.protocol.worker import AudioChunk, Beat, Checked, Failed, Finished, SegmentDone, Suspended
+from glmtts.protocol import worker as wire
 
+from . import inputs
 from .api.client_requests import ClientRequests
 from .api.health import Health
-from .api.lifecycle import Lifecycle, Phase
+from .api.lifecycle import Lifecycle, Summary
 from .api.operator_requests import OperatorRequests
 from .api.queue_report import QueueReport
+from .api.recovery import Recovery
 from .effects import Effect, Sample
-from .inputs import (
-    Client,
-    ConnectionClosed,
-    ConnectionOverrun,
-    Controlled,
-    Input,
-    JournalAdded,
-    JournalChanged,
-    JournalEnded,
-    JournalFound,
-    MetricsServed,
-    ProcessEnded,
-    Requested,
-    Sampled,
-    SettingsRead,
-    Spawned,
-    SpawnFailed,
-    StopAsked,
-    StoredLost,
-    StoredVoice,
-    TimePassed,
-    VoiceStored,
-    WorkerGarbled,
-    WorkerSaid,
-)
 from .metric_types import Family
 from .monitoring.alert_evaluator import AlertEvaluator
 from .monitoring.metrics import CoreMetrics
@@ -49,48 +24,19 @@ from .scheduling.deadlines import on_deadline
 from .scheduling.scheduler import Scheduler
 from .settings import Settings
 from .state import Installation, State
-from .workers.worker import WorkerState
+from .timers import TimerKey
 
 #: Inputs and messages of workers that change nothing of what jobs and workers may do, and those that concern jobs
 #: alone; whatever a handler changes beyond that, it marks.
-_QUIET = frozenset({AudioChunk, Beat, TimePassed})
-_OF_JOBS = frozenset(
-    {Requested, SegmentDone, Finished, Failed, Suspended, JournalChanged, JournalAdded, JournalEnded}
-    | {JournalFound, StoredLost, ConnectionClosed, ConnectionOverrun}
-)
-_OPERATOR = Client("operator", "operator", operator=True)
-#: Characters of an alert's message that one line has room for.
-_MAX_ALERT = 160
-
-
-class Summary(Struct, frozen=True):
-    """``state`` as ``status`` says it; ``ready`` and ``starting`` of ``workers``; what raised alerts say."""
-
-    state: str
-    ready: int
-    starting: int
-    workers: int
-    running: int
-    waiting: int
-    alerts: tuple[str, ...] = ()
-
-    def in_words(self) -> str:
-        """One line, such as ``1 of 2 workers ready; 1 job running, 3 waiting``."""
-        state = [] if self.state == "running" else [self.state]
-        jobs = f"{self.running} job{'' if self.running == 1 else 's'} running, {self.waiting} waiting"
-        return "; ".join([*state, self._workers(), jobs, *self._alerts()])
-
-    def _workers(self) -> str:
-        if not self.workers:
-            return "no worker, as none is needed now"
-        words = f"{self.ready} of {self.workers} worker{'s' if self.workers > 1 else ''} ready"
-        return f"{words}, {self.starting} loading" if self.starting else words
-
-    def _alerts(self) -> list[str]:
-        if not self.alerts:
-            return []
-        first = self.alerts[0] if len(self.alerts[0]) <= _MAX_ALERT else f"{self.alerts[0][:_MAX_ALERT]}..."
-        return [f"alert: {first}" if len(self.alerts) == 1 else f"{len(self.alerts)} alerts: {first}"]
+_QUIET = frozenset({wire.AudioChunk, wire.Beat, inputs.TimePassed})
+_OF_JOBS = frozenset({inputs.Requested, inputs.ConnectionClosed, inputs.ConnectionOverrun, inputs.StoredLost})
+_OF_JOBS |= {inputs.JournalChanged, inputs.JournalAdded, inputs.JournalEnded, inputs.JournalFound}
+_OF_JOBS |= {wire.SegmentDone, wire.Finished, wire.Failed, wire.Suspended}
+_OPERATOR = inputs.Client("operator", "operator", operator=True)
+#: Passes of one reconcile; two are common, and a bug must not make it endless.
+_MOST_PASSES = 10
+#: Seconds until a timer is due again whose handler raised an exception.
+_AGAIN_S = 1.0
 
 
 class Machine:
@@ -104,7 +50,7 @@ class Machine:
         now: float,
         wall: float,
         seed: int,
-        voices: dict[str, StoredVoice] | None = None,
+        voices: dict[str, inputs.StoredVoice] | None = None,
     ) -> None:
         self.state = state = State(settings, installation, dict(voices or {}), now=now, wall=wall, seed=seed)
         self.scheduler = scheduler = Scheduler(state)
@@ -116,6 +62,14 @@ class Machine:
         self._client_requests = ClientRequests(state, scheduler, self._problems)
         self._operator_requests = OperatorRequests(state, scheduler, self._client_requests, self._problems)
         self.lifecycle = Lifecycle(state, scheduler, self._client_requests)
+        self._recovery = Recovery(
+            state,
+            scheduler,
+            client_requests=self._client_requests,
+            health=self._health,
+            lifecycle=self.lifecycle,
+            handle=self._on_input,
+        )
         self._inputs = self._input_handlers()
         self._requests = self._request_handlers()
         self._controls = self._control_handlers()
@@ -126,29 +80,30 @@ class Machine:
     def _input_handlers(self) -> dict[type, Callable[[Any], object]]:
         pool, durable_jobs, messages = self.state.pool, self.scheduler.durable_jobs, self.scheduler.worker_messages
         return {
-            Requested: lambda e: self._requests[type(e.request)](e, e.request),
-            Controlled: lambda e: self._controls[type(e.request)](e, e.request),
-            ConnectionClosed: self._client_requests.on_connection_closed,
-            ConnectionOverrun: self._client_requests.on_overrun,
-            Spawned: lambda e: pool.on_spawned(e.incarnation, e.pid),
-            SpawnFailed: lambda e: pool.on_spawn_failed(e.incarnation, e.reason),
-            WorkerSaid: self._on_worker_said,
-            WorkerGarbled: self._on_worker_garbled,
-            ProcessEnded: messages.on_ended,
-            Sampled: self._on_sampled,
-            MetricsServed: lambda e: self.state.alerts.set("metrics", e.problem),
-            StopAsked: self.lifecycle.on_stop_asked,
-            SettingsRead: self._operator_requests.on_settings,
-            VoiceStored: self._operator_requests.on_voice_stored,
-            JournalChanged: self.lifecycle.on_journal_changed,
-            JournalAdded: self._client_requests.on_journal_added,
-            JournalEnded: self.scheduler.completion.on_written,
-            JournalFound: durable_jobs.on_found,
-            StoredLost: durable_jobs.on_lost,
-            TimePassed: lambda _: None,
+            inputs.Requested: lambda e: self._requests[type(e.request)](e, e.request),
+            inputs.Controlled: lambda e: self._controls[type(e.request)](e, e.request),
+            inputs.ConnectionClosed: self._client_requests.on_connection_closed,
+            inputs.ConnectionOverrun: self._client_requests.on_overrun,
+            inputs.Spawned: lambda e: pool.on_spawned(e.incarnation, e.pid),
+            inputs.SpawnFailed: lambda e: pool.on_spawn_failed(e.incarnation, e.reason),
+            inputs.WorkerSaid: self._on_worker_said,
+            inputs.WorkerGarbled: self._on_worker_garbled,
+            inputs.ProcessEnded: messages.on_ended,
+            inputs.Sampled: self._on_sampled,
+            inputs.MetricsServed: lambda e: self.state.alerts.set("metrics", e.problem),
+            inputs.StopAsked: self.lifecycle.on_stop_asked,
+            inputs.SettingsRead: self._operator_requests.on_settings,
+            inputs.VoiceStored: self._operator_requests.on_voice_stored,
+            inputs.JournalChanged: self.lifecycle.on_journal_changed,
+            inputs.JournalAdded: self._client_requests.on_journal_added,
+            inputs.JournalEnded: self.scheduler.completion.on_written,
+            inputs.JournalFound: durable_jobs.on_found,
+            inputs.StoredLost: durable_jobs.on_lost,
+            inputs.EffectFailed: self._recovery.on_effect_failed,
+            inputs.TimePassed: lambda _: None,
         }
 
-    def _request_handlers(self) -> dict[type, Callable[[Requested, Any], None]]:
+    def _request_handlers(self) -> dict[type, Callable[[inputs.Requested, Any], None]]:
         client = self._client_requests
         return {
             requests.Synthesize: client.synthesize,
@@ -161,7 +116,7 @@ class Machine:
             requests.Wait: client.wait,
         }
 
-    def _control_handlers(self) -> dict[type, Callable[[Controlled, Any], None]]:
+    def _control_handlers(self) -> dict[type, Callable[[inputs.Controlled, Any], None]]:
         client, operator, lifecycle = self._client_requests, self._operator_requests, self.lifecycle
         report = QueueReport(self.state, self.scheduler)
         return {
@@ -185,7 +140,7 @@ class Machine:
             control.VoiceRemove: operator.store_voice,
             control.Metrics: lambda e, _: operator.metrics(e, self.measure()),
             control.GetConfig: lambda e, _: operator.config(e),
-            requests.Ping: lambda e, r: client.ping(Requested(_OPERATOR, e.to, r), r),
+            requests.Ping: lambda e, r: client.ping(inputs.Requested(_OPERATOR, e.to, r), r),
             control.Cancel: operator.cancel,
             requests.GetJob: lambda e, r: client.job(e.to, r, None),
             requests.ListJobs: lambda e, r: client.jobs(e.to, r, None),
@@ -228,27 +183,17 @@ class Machine:
     @property
     def stopping(self) -> bool:
         """Whether the daemon is about to end."""
-        return self.lifecycle.phase is Phase.STOPPING
+        return self.lifecycle.stopping
 
     @property
     def next_due(self) -> float | None:
-        """When a step with TimePassed is due, if nothing happens before."""
+        """When a step with inputs.TimePassed is due, if nothing happens before."""
         return self._context.timers.next_due()
 
     @property
     def summary(self) -> Summary:
         """How the daemon is, now."""
-        counts = self.state.pool.counts()
-        waiting = len(self.state.queue)
-        return Summary(
-            state=self.lifecycle.name,
-            ready=counts.get(WorkerState.READY, 0) + counts.get(WorkerState.BUSY, 0),
-            starting=counts.get(WorkerState.STARTING, 0),
-            workers=counts["total"],
-            running=len(self.state.job_table.live) - waiting,
-            waiting=waiting,
-            alerts=self.state.alerts.messages,
-        )
+        return self.lifecycle.summary
 
     @property
     def watched(self) -> bool:
@@ -272,58 +217,92 @@ class Machine:
         self._reconcile()
         return self._context.effects
 
-    def step(self, event: Input, now: float) -> list[Effect]:
-        """Something happened: decide, and return what is to be done, in order."""
+    def step(self, event: inputs.Input, now: float) -> list[Effect]:
+        """Handle an input.
+
+        Args:
+            event: What happened.
+            now: Seconds on a clock that never goes back; a smaller value than before counts as the one before.
+
+        Returns:
+            The effects, to be carried out in their order. An exception is one of them, and loses no other.
+        """
         context = self._context
         context.now = max(now, context.now)
-        effects: list[Effect] = []
-        context.effects = effects
-        kind = type(event.message) if isinstance(event, WorkerSaid) else type(event)
+        context.effects, context.failed = [], False
+        kind = type(event.message) if isinstance(event, inputs.WorkerSaid) else type(event)
         context.jobs_dirty = kind not in _QUIET
         context.workers_dirty = context.jobs_dirty and kind not in _OF_JOBS
-        self._inputs[type(event)](event)
+        if not context.guarded(self._on_input, event):
+            context.guarded(self._recovery.on_input_failed, event)
         while (timer := context.timers.pop_due(context.now)) is not None:
-            purpose, whose = timer
-            self._timers[purpose](whose)
+            self._on_timer(timer)
             context.jobs_dirty = context.workers_dirty = True
-        self._reconcile()
-        return effects
+        if context.jobs_dirty or context.workers_dirty:
+            self._reconcile()
+        if context.failed:
+            self._recover()
+        return context.effects
+
+    def _on_input(self, event: inputs.Input) -> None:
+        self._inputs[type(event)](event)
+
+    def _on_timer(self, timer: TimerKey) -> None:
+        """Run the handler of a timer. It can be repeated: after an exception it runs again, at once and then later."""
+        purpose, whose = timer
+        timers, handler = self._context.timers, self._timers[purpose]
+        done = self._context.guarded(handler, whose) or self._context.guarded(handler, whose)
+        if not done and timer not in timers:
+            timers.set(timer, self._context.now + _AGAIN_S)
 
     def _reconcile(self) -> None:
         """Bring workers and waiting jobs in line with what the step has changed; every step ends with it, once."""
-        context, state = self._context, self.state
-        while context.jobs_dirty or context.workers_dirty:
-            context.jobs_dirty = False
+        context, state, guarded = self._context, self.state, self._context.guarded
+        for _ in range(_MOST_PASSES):
             if context.workers_dirty:
                 context.workers_dirty = False
-                state.recycler.reconcile()
-                state.autoscaler.reconcile()
-                state.pool.reconcile()
-                self.scheduler.completion.refuse_if_unavailable()
-            self.scheduler.dispatcher.reconcile()
-            if state.queue and not state.queue.paused:
-                if state.queue.wants_fresh:
-                    state.recycler.freshen()
-                state.autoscaler.on_waiting()
-            self.lifecycle.reconcile()
-        if self._health.waiting:
-            self._health.reconcile()
+                guarded(state.recycler.reconcile)
+                guarded(state.autoscaler.reconcile)
+                guarded(state.pool.reconcile)
+                guarded(self.scheduler.completion.refuse_if_unavailable)
+            context.jobs_dirty = False
+            guarded(self._dispatch)
+            guarded(self.lifecycle.reconcile)
+            if not (context.jobs_dirty or context.workers_dirty):
+                break
+        guarded(self._health.reconcile)
+
+    def _dispatch(self) -> None:
+        queue = self.state.queue
+        self.scheduler.dispatcher.reconcile()
+        if queue and not queue.paused:
+            if queue.wants_fresh:
+                self.state.recycler.freshen()
+            self.state.autoscaler.on_waiting()
+
+    def _recover(self) -> None:
+        """Finish what an exception in this step has left half done, for jobs and for workers."""
+        context = self._context
+        context.guarded(self.scheduler.completion.end_lost)
+        context.guarded(self.state.pool.recover)
+        context.jobs_dirty = context.workers_dirty = True
+        self._reconcile()
 
     # --- workers
 
-    def _on_worker_said(self, event: WorkerSaid) -> None:
+    def _on_worker_said(self, event: inputs.WorkerSaid) -> None:
         worker = self.state.pool.by_incarnation(event.incarnation)
         if worker is not None:
             self.scheduler.worker_messages.on_message(worker, event.message, event.body)
-            if isinstance(event.message, Checked):
+            if isinstance(event.message, wire.Checked):
                 self._health.on_checked(worker, event.message)
 
-    def _on_worker_garbled(self, event: WorkerGarbled) -> None:
+    def _on_worker_garbled(self, event: inputs.WorkerGarbled) -> None:
         worker = self.state.pool.by_incarnation(event.incarnation)
         if worker is not None:
             self.scheduler.worker_messages.violation(worker, event.what)
 
-    def _on_sampled(self, event: Sampled) -> None:
+    def _on_sampled(self, event: inputs.Sampled) -> None:
         self.state.gpus.on_sampled(event, self.state.pool)
         self.state.recycler.on_sampled()
         self.state.autoscaler.on_sampled()

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 
-from ..core.machine import Summary
+from ..core.api.lifecycle import Summary
 
 #: The first descriptor that is handed over (sd_listen_fds(3)).
 _FIRST_FD = 3

@@ -17,6 +17,7 @@ from glmtts.protocol.errors import ErrorCode, RequestError
 
 from ..config.tcp_access import Access
 from ..core import effects, inputs
+from ..core.context import INTERNAL_ERROR
 from ..core.settings import Settings
 from ..log.logger import Logger
 from ..loop import Loop
@@ -34,7 +35,6 @@ _CONTROL_CONNECTIONS = 64
 #: Waits between two tries to send what clients do not take, in seconds.
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.001, 0.1
 #: What a client hears when the daemon fails.
-_INTERNAL_ERROR = "an internal error of the daemon, which is in its log; the request was not carried out"
 _UNREAD = "too much is unread on this connection; the result is kept for a while, and 'wait' fetches it"
 
 
@@ -135,7 +135,7 @@ class ClientListeners:
                 # The core has not seen the request: what fails in the core, it answers itself.
                 self._loop.report(error)
                 id = self._id_of(received)
-                self._refuse(router, to, RequestError(ErrorCode.UNAVAILABLE, _INTERNAL_ERROR, id=id))
+                self._refuse(router, to, RequestError(ErrorCode.UNAVAILABLE, INTERNAL_ERROR, id=id))
 
     def _request(self, received: Received, to: inputs.ReplyTo) -> inputs.Input:
         frames = received.frames

@@ -55,7 +55,7 @@ def test_a_client_s_own_limits_hold_under_any_of_its_names_and_for_nobody_else(m
     assert all(accepted(world, client=BOB) for _ in range(5))
     assert [accepted(world, priority="batch") for _ in range(3)] == [True] * 3, "what it does not set is as for all"
     refused = error(world, priority="batch")
-    assert (refused.code, "5 jobs of yours" in refused.message) == ("queue_full", True)
+    assert (refused.code, "you have 5 jobs" in refused.message) == ("queue_full", True)
 
 
 def test_a_key_over_tcp_has_limits_of_its_own(make_world: Make) -> None:
@@ -200,7 +200,7 @@ def test_who_has_all_the_jobs_that_it_may_have_is_told_when_one_is_done(make_sta
         for _ in range(2):
             world.request(text="x" * 30)
         refused = error(world)
-        assert "2 jobs of yours" in refused.message
+        assert "you have 2 jobs" in refused.message
         stage.run(refused.retry_after_s - 0.02)
         assert error(world).code == "queue_full"
         stage.run(0.02)
@@ -233,7 +233,7 @@ def test_a_reload_changes_limits_and_gives_nothing_back_that_was_used(make_world
     assert error(world).retry_after_s == 1.0
     world.pass_time(1.0)
     assert accepted(world)
-    assert "3 jobs of yours" in error(world).message
+    assert "you have 3 jobs" in error(world).message
 
 
 # --- what operators see

@@ -287,7 +287,7 @@ def test_a_stream_put_aside_of_which_a_part_was_heard_ends_with_its_worker(
     death(stage.world)
     error = stage.world.last(long)
     assert (error.code, error.retryable) == ("worker_crashed", True)
-    assert "a part of it had been sent" in error.message
+    assert "part of the audio had been sent" in error.message
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -431,7 +431,7 @@ def test_a_worker_that_puts_a_job_aside_unasked_is_not_trusted_any_more(world: W
     id = world.request()
     world.say(wire.Suspended(job=world.job(id)))
     assert world.states() == ["failed"]
-    assert "nobody had asked" in next(
+    assert "without being asked" in next(
         e.fields["detail"] for e in world.effects(effects.Log) if e.message == "worker failed"
     )
 

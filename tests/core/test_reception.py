@@ -104,7 +104,7 @@ def test_an_engine_without_voices_of_its_own_says_at_once_that_it_needs_one(make
     error = refused(world)
     assert (error.code, error.message) == (
         "bad_request",
-        "voice: the engine fault speaks with the voice of a recording: name one, or send a prompt; "
+        "voice: the engine fault needs the voice of a recording: name one, or send a prompt; "
         "none is registered yet (glmttsctl voice add)",
     )
     assert world.names(world.request(prompt=requests.Prompt(text="hello"), body=b"RIFF"))[0] == "accepted"
@@ -116,7 +116,7 @@ def test_a_default_voice_that_is_not_registered_is_named(make_world: Make) -> No
     error = refused(world)
     assert (error.code, error.message) == (
         "voice_not_found",
-        "voice: 'anna' ([voices] default) is not there; there are tone",
+        "voice: 'anna' ([voices] default) is unknown; there are tone",
     )
 
 

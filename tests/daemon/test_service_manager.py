@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from glmtts.daemon.core.machine import Summary
+from glmtts.daemon.core.api.lifecycle import Summary
 from glmtts.daemon.service.systemd import Notifications, ServiceManager, inherited
 
 IDLE = Summary(state="running", ready=1, starting=0, workers=1, running=0, waiting=0)

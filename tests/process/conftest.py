@@ -130,6 +130,9 @@ class Log(str):
 class Daemon:
     """A daemon on a runtime folder of its own."""
 
+    #: What Python runs.
+    program: Sequence[str] = ("-m", "glmtts.daemon.supervisor")
+
     def __init__(self, config: dict[str, Any], environment: dict[str, str] | None = None) -> None:
         # Not pytest's folder: the path of a socket has 107 bytes at most.
         self.folder = Path(tempfile.mkdtemp(prefix="glmtts-", dir="/tmp"))
@@ -162,7 +165,7 @@ class Daemon:
         } | self.environment
         with self.log_file.open("ab") as log:
             return subprocess.Popen(
-                [*through, sys.executable, "-m", "glmtts.daemon.supervisor", "--config", str(self.file)],
+                [*through, sys.executable, *self.program, "--config", str(self.file)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -45,6 +45,7 @@ KINDS = (
     "deadlines",
     "crashes",  # of the daemon, and restarts of it
     "journal",  # times in which nothing can be written
+    "bugs",  # exceptions in the core's handlers, and in the shell's effects
     "crowds",  # a client with very many jobs at once
 )
 
@@ -136,6 +137,8 @@ class Scene:
     journal_fails: bool = False
     #: Seconds after which the daemon is killed or stopped, on average; 0: not before the end.
     daemon_ends: float = 0.0
+    #: The chance that a step meets a bug, and that an effect does.
+    bugs: float = 0.0
     #: Everything is known, nothing interferes and the leak is slow: it has to be seen in time.
     leak_must_be_seen: bool = False
     #: There is always room for a spare, and nothing goes wrong: there is always a worker that serves.

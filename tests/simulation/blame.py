@@ -25,9 +25,11 @@ class Blame:
         #: By text: how many workers died of it, and until when that is held against it.
         self._deaths: dict[str, tuple[int, float]] = {}
         self._texts: dict[str, str] = {}
+        self._before = self._deaths
 
     def before(self, event: inputs.Input) -> None:
         """Somebody may be about to die, or to show that he did not."""
+        self._before = self._deaths.copy()
         if isinstance(event, inputs.WorkerSaid):
             message = event.message
             if isinstance(message, wire.Finished):
@@ -37,6 +39,10 @@ class Blame:
                 self._died(event.incarnation, message.job)
         elif isinstance(event, inputs.WorkerGarbled) or _by_itself(event):
             self._died(event.incarnation)
+
+    def unsure(self) -> None:
+        """The step has met a bug: the core may not have counted a death."""
+        self._deaths = self._before
 
     def _died(self, incarnation: int, culprit: str = "") -> None:
         worker = self._pool._by_incarnation.get(incarnation)

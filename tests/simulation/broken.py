@@ -65,6 +65,10 @@ def _unlike(scene: Scene) -> bool:
     return scene.rush > 1 and classes.batch.weight > classes.interactive.weight and not queue.interactive_workers
 
 
+def _with_bugs(scene: Scene) -> bool:
+    return scene.bugs > 0.01
+
+
 BROKEN = [
     BrokenCore(Rule.ONE_END, jobs.done_twice),
     BrokenCore(Rule.ONE_END, jobs.jobs_of_the_dead_forgotten),
@@ -73,6 +77,10 @@ BROKEN = [
     BrokenCore(Rule.ONE_END, jobs.a_beat_that_stands_still_counts),
     BrokenCore(Rule.ONE_END, jobs.deadlines_forgotten),
     BrokenCore(Rule.ONE_END, jobs.put_aside_and_forgotten),
+    BrokenCore(Rule.ROOM, jobs.effects_lost_with_an_error, shows_in=_with_bugs),
+    BrokenCore(Rule.ONE_END, jobs.lost_by_a_bug_and_forgotten, shows_in=_with_bugs),
+    BrokenCore(Rule.ONE_END, jobs.the_rest_of_a_step_lost_with_an_error, shows_in=_with_bugs),
+    BrokenCore(Rule.ONE_END, jobs.failed_effects_ignored, shows_in=_with_bugs),
     BrokenCore(Rule.ORDER, jobs.gone_on_with_and_still_aside),
     BrokenCore(Rule.OUTPUT_ONCE, jobs.accepted_before_it_is_on_disk),
     BrokenCore(Rule.OUTPUT_ONCE, jobs.ended_before_that_is_on_disk),

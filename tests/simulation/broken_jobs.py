@@ -8,9 +8,10 @@ import pytest
 from msgspec.structs import replace
 
 from glmtts.daemon.core import machine
-from glmtts.daemon.core.context import Context
-from glmtts.daemon.core.effects import SettleOutput, Tell
+from glmtts.daemon.core.api.recovery import Recovery
+from glmtts.daemon.core.effects import Send, SettleOutput, Tell
 from glmtts.daemon.core.jobs.job import Ending, Job
+from glmtts.daemon.core.machine import Machine
 from glmtts.daemon.core.scheduling import worker_messages
 from glmtts.daemon.core.scheduling.completion import Completion
 from glmtts.daemon.core.scheduling.dispatcher import Dispatcher
@@ -56,6 +57,32 @@ def hangs_go_unnoticed(patch: Patch) -> None:
 def a_beat_that_stands_still_counts(patch: Patch) -> None:
     progressed = Process.progressed
     patch.setattr(Process, "progressed", lambda self, job, now, done=None: progressed(self, job, now))  # noqa: ARG005
+
+
+def effects_lost_with_an_error(patch: Patch) -> None:
+    on_input = Machine._on_input
+
+    def and_nothing_else(self: Machine, event: Any) -> None:
+        try:
+            on_input(self, event)
+        except Exception:
+            self._context.effects.clear()
+            raise
+
+    patch.setattr(Machine, "_on_input", and_nothing_else)
+
+
+def lost_by_a_bug_and_forgotten(patch: Patch) -> None:
+    patch.setattr(Completion, "guarded", lambda self, _, act, *arguments: self._context.guarded(act, *arguments))
+    patch.setattr(Completion, "end_lost", lambda _: None)
+
+
+def the_rest_of_a_step_lost_with_an_error(patch: Patch) -> None:
+    patch.setattr(Machine, "_recover", lambda _: None)
+
+
+def failed_effects_ignored(patch: Patch) -> None:
+    patch.setattr(Recovery, "on_effect_failed", lambda *_: None)
 
 
 def deadlines_forgotten(patch: Patch) -> None:
@@ -110,7 +137,7 @@ def a_recovered_job_is_forgotten(patch: Patch) -> None:
 
 def attempts_of_the_last_daemon_not_counted(patch: Patch) -> None:
     recover = DurableJobs._recover
-    patch.setattr(DurableJobs, "_recover", lambda self, row: recover(self, replace(row, attempts=0)))
+    patch.setattr(DurableJobs, "_recover", lambda self, row, found: recover(self, replace(row, attempts=0), found))
 
 
 def ended_jobs_spoken_again(patch: Patch) -> None:
@@ -160,15 +187,17 @@ def output_of_another_attempt(patch: Patch) -> None:
 
 
 def audio_of_another(patch: Patch) -> None:
-    send = Context.send
+    step = Machine.step
     last: list[Any] = [b""]
 
-    def mixed(self: Context, to: Any, event: Any, body: Any = None, *, id: str = "") -> None:
-        if body is not None:
-            body, last[0] = last[0] or body, body
-        send(self, to, event, body, id=id)
+    def mixed(self: Machine, *arguments: Any) -> Any:
+        decided = step(self, *arguments)
+        for effect in decided:
+            if isinstance(effect, Send) and effect.body is not None:
+                effect.body, last[0] = last[0] or effect.body, effect.body
+        return decided
 
-    patch.setattr(Context, "send", mixed)
+    patch.setattr(Machine, "step", mixed)
 
 
 def stream_to_whoever_waits(patch: Patch) -> None:

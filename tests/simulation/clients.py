@@ -95,6 +95,13 @@ class Clients:
             elif isinstance(effect.event, Accepted) and isinstance(heard, Hearing):
                 self._accepted(connection, heard)
 
+    def missed(self, effect: effects.Send) -> None:
+        """The shell has met a bug with an event: what comes after it lacks it, and may not end well."""
+        heard = self.connections[effect.to.connection].heard.get(effect.event.id)
+        if isinstance(heard, Hearing) and not effect.event.final:
+            heard.joined = True
+            heard.lossy = heard.lossy or isinstance(effect.event, Audio)
+
     def _accepted(self, connection: Connection, hearing: Hearing) -> None:
         """A client knows the id of its job."""
         if hearing.durable:

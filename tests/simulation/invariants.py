@@ -87,6 +87,14 @@ class Invariants:
         self._blame.before(event)
         self.starts.before(event)
 
+    def between(self) -> None:
+        """An effect of a step has failed, of which the core is about to hear."""
+        self.starts.between(self._event)
+
+    def unsure(self) -> None:
+        """The step has met a bug."""
+        self._blame.unsure()
+
     def sampled(self, sampled: inputs.Sampled, truth: dict[int, dict[int, int]]) -> None:
         """The core is about to be told of a sample."""
         self.starts.sampled(sampled, truth)

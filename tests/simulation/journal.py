@@ -54,6 +54,8 @@ class Journal:
         self.problem: str | None = None
         #: What the core was told of it in this life.
         self.problems: set[str] = set()
+        #: Jobs whose end the shell has lost.
+        self.lost: set[str] = set()
         self._disk_fails = False
         self._handed_over = False
         self._uncertain: set[str] = set()
@@ -80,7 +82,7 @@ class Journal:
         self.problem = None
         self._handed_over = self._writing = self._retries = False
         self._uncertain, self._told = set(), set()
-        self.answered, self.due = set(), set()
+        self.answered, self.due, self.lost = set(), set(), set()
 
     def heal(self) -> None:
         """The disk works again."""
@@ -101,6 +103,11 @@ class Journal:
     def unfinished(self) -> list[str]:
         """Jobs on disk that have not ended."""
         return [job for job, row in self.rows.items() if row.event is None]
+
+    def never_ends(self, job: str) -> None:
+        """The shell has lost the end of a job: the next daemon speaks it again."""
+        self.lost.add(job)
+        self.answered.add(job)
 
     def ends(self, job: str) -> bool:
         """Whether the end of a job is known here, on disk or not yet."""

@@ -54,10 +54,12 @@ class Promises:
         if isinstance(event, Accepted):
             known = row is not None or job in self._told
             must(Rule.OUTPUT_ONCE, known, job, "is accepted, and not on disk")
-        elif isinstance(event, Error) and event.code == "shutting_down" and "goes on" in event.message:
+        elif isinstance(event, Error) and event.code == "shutting_down" and "is durable" in event.message:
             # Not so of one that was never accepted, because the daemon stopped before it was on disk.
             must(Rule.OUTPUT_ONCE, row is not None, job, "is said to go on later, and is not on disk")
-        elif isinstance(event, Done) or (isinstance(event, Error) and event.code != "slow_consumer"):
+        elif isinstance(event, Error) and (event.code == "slow_consumer" or "event was not sent" in event.message):
+            pass  # the end of what this client hears, and not of the job
+        elif isinstance(event, Done | Error):
             code = event.code if isinstance(event, Error) else "done"
             on_disk = row is not None and row.event is not None
             known = on_disk or job in journal.answered or job in self._told
@@ -71,13 +73,13 @@ class Promises:
         journal = self._world.journal
         if not leaving:
             lost = [job for job in journal.due if job not in live and not journal.ends(job)]
-            lost = [job for job in lost if job in journal.rows]
+            lost = [job for job in lost if job in journal.rows and job not in journal.lost]
             must(Rule.OUTPUT_ONCE, not lost, "accepted jobs are lost:", lost)
 
     def look_at_the_end(self) -> None:
         """Nothing more comes."""
         world = self._world
-        left = world.journal.unfinished()
+        left = [job for job in world.journal.unfinished() if job not in world.journal.lost]
         must(Rule.OUTPUT_ONCE, not left, "durable jobs have no end:", left)
         for row in world.journal.rows.values():
             if isinstance(row.event, Done) and isinstance(row.event.path, str):

@@ -53,6 +53,7 @@ class Starts:
         self._recent: deque[float] = deque(maxlen=100)
         self._circuit_breaker = BreakerState.CLOSED
         self._half_open_at = 0.0
+        self._generation = self._pool.generation
         self._samples_in_a_row = 0
         #: When a process last ended: for a while its memory may still be seen in use.
         self.ended_at = 0.0
@@ -204,6 +205,7 @@ class Starts:
             if (worker := self._pool.workers.get(name)) is not None
             and worker.gpu == index
             and worker.state is WorkerState.STARTING
+            and incarnation in self._world.processes
             and self._world.processes[incarnation].alive
         ]
         need = self._gpus.need
@@ -228,6 +230,10 @@ class Starts:
 
     def _look_at_pause(self, effect: effects.Spawn) -> None:
         worker = self._pool.workers[effect.name]
+        if self._generation != self._pool.generation:
+            # Settings have changed that processes are started with: what failed by the old ones is forgiven.
+            self._generation = self._pool.generation
+            self._faults.clear()
         if worker.restarts == 0:
             # Another place by an old name.
             self._faults.pop(effect.name, None)
@@ -269,14 +275,17 @@ class Starts:
 
     # --- what is
 
+    def between(self, event: inputs.Input) -> None:
+        """After a step, or before the next one where an effect of it has failed."""
+        if not isinstance(event, inputs.ProcessEnded | inputs.SpawnFailed) and not self._pool.circuit_breaker.faults:
+            # What a process did, or time, may have shown that workers work; the end of one can't.
+            self._recent.clear()
+
     def after(self, event: inputs.Input) -> None:
         """After a step."""
         self._look_at_breaker()
-        if not isinstance(event, inputs.ProcessEnded | inputs.SpawnFailed):
-            # What a process did, or time, may have shown that workers work; the end of one can't.
-            if not self._pool.circuit_breaker.faults:
-                self._recent.clear()
-        else:
+        self.between(event)
+        if isinstance(event, inputs.ProcessEnded | inputs.SpawnFailed):
             restart = self._context.settings.workers.restart
             since = self._world.now - restart.breaker_window_s
             faults = sum(at >= since for at in self._recent)

@@ -11,6 +11,7 @@ import hashlib
 import heapq
 import itertools
 import random
+from collections import deque
 from collections.abc import Callable, Iterable
 
 from msgspec.structs import replace
@@ -23,6 +24,7 @@ from glmtts.protocol import control
 from glmtts.protocol import worker as wire
 
 from .accidents import KILLING, scene_of
+from .bugs import Bugs, Injected
 from .clients import Clients
 from .hardware import Hardware
 from .invariants import Invariants
@@ -85,6 +87,8 @@ class World:
         self._pids = itertools.count(10_000)
         self._trace = hashlib.sha256()
         self.hardware = Hardware(self)
+        self.bugs = Bugs(seed, self.scene, self.without)
+        self._failed: deque[inputs.Input] = deque()
         self.machine = self._machine(self.scene.settings)
         self.journal = Journal(self)
         self.promises = Promises(self)
@@ -101,6 +105,7 @@ class World:
             seed=self.seed + self.daemon,
         )
         machine.watched = self.seed % 4 == 0
+        self.bugs.beset(machine)
         classes = machine.state.queue._classes
         classes._handicaps = {name: HEAD_START_S * rank for name, rank in classes._ranks.items()}
         return machine
@@ -187,21 +192,34 @@ class World:
         """One step of the core; nothing happens to one that is dead."""
         if self.dead or self.exited:
             return
-        self.steps += 1
-        if isinstance(event, inputs.WorkerSaid):
-            self._heard(event)
-        self.invariants.before(event)
-        todo = self.machine.step(event, self.now)
-        if self._kill_next:
-            # SIGKILL: some of it is done.
-            self.dead = True
-            todo = todo[: self.random.randrange(len(todo) + 1)]
-        self._do(todo)
+        self._step(event)
+        # At once, as the shell does it: what failed is not seen as it was left.
+        while self._failed and not self.dead:
+            self.invariants.between()
+            self._step(self._failed.popleft())
         if self.dead:
             return
         self.invariants.after()
         # Before anything else: the job's end must not overtake the news that a part of it was not sent.
         self.clients.report_overruns()
+
+    def _step(self, event: inputs.Input) -> None:
+        self.steps += 1
+        if isinstance(event, inputs.WorkerSaid):
+            self._heard(event)
+        known = event
+        if not isinstance(event, inputs.EffectFailed):
+            self.bugs.draw()
+        elif isinstance(event.effect, effects.Spawn):
+            known = inputs.SpawnFailed(event.effect.incarnation, "")
+        self.invariants.before(known)
+        todo = self.machine.step(event, self.now)
+        self.bugs.quiet()
+        if self._kill_next:
+            # SIGKILL: some of it is done.
+            self.dead = True
+            todo = todo[: self.random.randrange(len(todo) + 1)]
+        self._do(todo)
 
     # --- daemons
 
@@ -263,12 +281,20 @@ class World:
 
     def _do(self, todo: list[effects.Effect]) -> None:
         for effect in todo:
+            if isinstance(effect, effects.Send) and effect.id:
+                effect.event = replace(effect.event, id=effect.id)
             if not isinstance(effect, effects.Publish | effects.Log):
                 self._trace.update(_name(effect, self.now).encode())
+            if self.bugs.breaks(effect):
+                self._failed.append(inputs.EffectFailed(effect, "a bug of the shell"))
+                self._not_done(effect)
+                continue
             match effect:
+                case effects.InternalError():
+                    if not isinstance(effect.error, Injected):
+                        raise effect.error
+                    self.invariants.unsure()
                 case effects.Send():
-                    if effect.id:
-                        effect.event = replace(effect.event, id=effect.id)
                     self.promises.sent(effect)
                     self.clients.sent(effect)
                 case effects.Tell():
@@ -298,6 +324,20 @@ class World:
                 case effects.Exit():
                     must(Rule.ORDER, not self.exited, "exited twice")
                     self.exited = True
+
+    def _not_done(self, effect: effects.Effect) -> None:
+        """An effect has met a bug: what that means for what is counted here."""
+        match effect:
+            case effects.Send():
+                self.clients.missed(effect)
+            case effects.Spawn():
+                self.invariants.spawned(effect)
+            case effects.JournalStart():
+                self.promises.asked(effect)
+            case effects.JournalEnd():
+                self.journal.never_ends(effect.job)
+            case _:
+                pass
 
     def _told(self, effect: effects.Tell) -> None:
         if isinstance(effect.message, wire.Job):

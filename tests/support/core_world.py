@@ -78,6 +78,8 @@ class World:
         self.ends: dict[str, effects.JournalEnd] = {}
         self._unwritten: list[effects.JournalAdd | effects.JournalEnd | effects.JournalFind] = []
         self._ids = 0
+        #: Whether bugs of the core are expected; else they fail the test.
+        self.may_fail = False
         if journal != "none":
             self.step(inputs.JournalChanged(""))
 
@@ -87,6 +89,8 @@ class World:
         todo = self.machine.step(event, self.now)
         self.done += todo
         for effect in todo:
+            if isinstance(effect, effects.InternalError) and not self.may_fail:
+                raise effect.error
             if isinstance(effect, effects.JournalAdd | effects.JournalEnd | effects.JournalFind):
                 self._unwritten.append(effect)
         if self.journal != "holds":

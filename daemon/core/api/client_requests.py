@@ -1,4 +1,4 @@
-"""Requests of clients: who may have what, what is accepted and what refused, and what everybody may ask."""
+"""Requests of clients: jobs are accepted or refused, and questions about the daemon and their own jobs answered."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from glmtts.protocol.audio_formats import ENCODER_RATES, FORMATS, STREAM_FORMATS
 from glmtts.protocol.errors import ErrorCode, RequestError
 
 from ...engines import options as engine_options
+from ..effects import Send
 from ..inputs import Client, ConnectionClosed, ConnectionOverrun, JournalAdded, JournalChanged, ReplyTo, Requested
 from ..jobs.job import MAX_SUBSCRIBERS, Ended, Job, Subscriber
 from ..jobs.job_table import content_digest
@@ -29,7 +30,7 @@ TOO_SLOW = "the client does not read, and the buffer for what it leaves unread i
 
 
 class ClientRequests:
-    """Admits jobs, and answers what clients ask of the daemon and of their own jobs."""
+    """Answers every request of a client. A client sees and cancels its own jobs only."""
 
     def __init__(self, state: State, scheduler: Scheduler, problems: Problems) -> None:
         self._state = state
@@ -59,7 +60,7 @@ class ClientRequests:
     def _admit(self, event: Requested, request: requests.Synthesize) -> None:
         context, settings = self._context, self._context.settings
         client = self._acting_for(event.client, request)
-        # REQ clients, and those who want the last event alone, have nothing to hear a stream with: they get it whole.
+        # A REQ client, or one that wants the last event only, can't take a stream: it gets the file whole.
         hears_all = request.events == "all" and not event.to.envelope
         subscriber = Subscriber(event.to, request.id, hears_all)
         content = ""
@@ -108,10 +109,11 @@ class ClientRequests:
         self._admission.check(client, request, event.body)
         self._context.counters.created += 1
         self._job_table.add(job)
+        # From here on the end of the job is the answer to the request.
         if durable:
-            self._durable_jobs.add(job, subscriber)
+            self._completion.guarded(job, self._durable_jobs.add, job, subscriber)
         else:
-            self._accept(job, [subscriber])
+            self._completion.guarded(job, self._accept, job, [subscriber])
 
     def _accept(self, job: Job, subscribers: list[Subscriber]) -> None:
         """The job is in the queue from now on."""
@@ -125,17 +127,20 @@ class ClientRequests:
             context.publish("job.waiting", job=job.id, client=job.client.key, priority=job.request.priority)
 
     def on_journal_changed(self, event: JournalChanged) -> None:
-        """The journal can be used now, or can't any more; jobs of an earlier daemon go on."""
+        """The journal can be used now, or can't any more; jobs of an earlier daemon are queued again."""
         for job in self._durable_jobs.on_changed(event):
-            job.cloned = self._names_a_recording(job.request)
-            job.output_path = self._output_path(job.request)
-            self._accept(job, [])
+            self._completion.guarded(job, self._recovered, job)
+
+    def _recovered(self, job: Job) -> None:
+        job.cloned = self._names_a_recording(job.request)
+        job.output_path = self._output_path(job.request)
+        self._accept(job, [])
 
     def on_journal_added(self, event: JournalAdded) -> None:
         """A durable job is on disk, or can't be."""
         added = self._durable_jobs.on_added(event)
         if added is not None:
-            self._accept(*added)
+            self._completion.guarded(added[0], self._accept, *added)
 
     def _output_path(self, request: requests.Synthesize) -> str:
         return "" if request.output is UNSET else f"{self._installation.outputs_folder}/{request.output}"
@@ -149,12 +154,12 @@ class ClientRequests:
         if deadline_s and (least_s := self._estimator.least_s(job)) > deadline_s:
             raise RequestError(
                 ErrorCode.DEADLINE_EXCEEDED,
-                f"deadline_s: {deadline_s:g} s are not enough; so long a text takes {least_s:.1f} s at the least",
+                f"deadline_s: {deadline_s:g} s are not enough; a text of this length takes at least {least_s:.1f} s",
             )
 
     def _say_accepted(self, job: Job, subscribers: list[Subscriber]) -> None:
         free = self._dispatcher.starts_at_once(job)
-        # Mostly nobody else waits, and there is nothing to look ahead at.
+        # Mostly no other job waits, and there is nothing to forecast.
         outlook = Outlook(0, 0.0) if free and len(self._queue) == 1 else self._forecast.of(job)
         wait_s = 0.0 if free and not outlook.position else outlook.wait_s
         job.estimated_wait_s = wait_s
@@ -169,13 +174,12 @@ class ClientRequests:
         warnings = []
         waiting = outlook.position + (0 if free else 1)
         if waiting > self._context.settings.queue.warn_waiting:
-            warnings.append(f"the queue is long: {outlook.position} wait before this job")
+            warnings.append(f"the queue is long: {outlook.position} jobs wait before this one")
         if self._queue.paused:
             warnings.append("the queue is paused by an operator: the job waits until it is resumed")
         if warnings:
             event.warning = "; ".join(warnings)
-        for subscriber in subscribers:
-            self._context.send(subscriber.to, event, id=subscriber.id)
+        self._context.effects.extend(Send(s.to, event, None, s.id) for s in subscribers)
 
     def _join(
         self,
@@ -210,7 +214,7 @@ class ClientRequests:
         if len(job.subscribers) >= MAX_SUBSCRIBERS:
             raise RequestError(
                 ErrorCode.QUEUE_FULL,
-                f"job: {MAX_SUBSCRIBERS} requests wait for the events of {job.id} already; no more are taken",
+                f"job: {MAX_SUBSCRIBERS} requests wait for the events of {job.id} already, which is the limit",
                 retry_after_s=1.0,
             )
 
@@ -231,9 +235,9 @@ class ClientRequests:
     def _check_allowed(self, client: Client, request: requests.Synthesize) -> None:
         users = getattr(self._context.settings.queue.classes, request.priority).users
         if users and not client.operator and not is_named(client, users):
-            raise RequestError(
-                ErrorCode.FORBIDDEN, f"priority: user {client.user} may not use {request.priority} on this daemon"
-            )
+            where = f"[queue.classes.{request.priority}] users"
+            message = f"priority: user {client.user} may not use {request.priority}, which is for {where}"
+            raise RequestError(ErrorCode.FORBIDDEN, message)
 
     def _check_speakable(self, request: requests.Synthesize) -> None:
         engine = self._context.settings.engine.name
@@ -243,7 +247,7 @@ class ClientRequests:
             self._check_voice(request)
         if request.output is not UNSET and request.output in self._job_table.outputs:
             raise RequestError(
-                ErrorCode.OUTPUT_EXISTS, f"output: another job is about to write {request.output}; choose another name"
+                ErrorCode.OUTPUT_EXISTS, f"output: another job writes {request.output}; choose another name"
             )
 
     @staticmethod
@@ -252,11 +256,11 @@ class ClientRequests:
         if rates and request.sample_rate is not UNSET and request.sample_rate not in rates:
             raise RequestError(
                 ErrorCode.BAD_REQUEST,
-                f"sample_rate: {audio_format}, the default format here, holds {', '.join(map(str, rates))} Hz alone",
+                f"sample_rate: {audio_format}, the default format here, supports only {', '.join(map(str, rates))} Hz",
             )
 
     def _check_voice(self, request: requests.Synthesize) -> None:
-        """Refuse a voice that is not there or not for this engine; and none, where the engine has none of its own."""
+        """Refuse a voice that is unknown or not for this engine, or missing where the engine has none of its own."""
         default = self._context.settings.voices.default
         name = default if request.voice is UNSET else request.voice
         if name in self._pool.own_voices:
@@ -265,14 +269,14 @@ class ClientRequests:
             if not self._pool.own_voices:
                 raise RequestError(
                     ErrorCode.BAD_REQUEST,
-                    f"voice: the engine {self._context.settings.engine.name} speaks with the voice of a recording: "
+                    f"voice: the engine {self._context.settings.engine.name} needs the voice of a recording: "
                     f"name one, or send a prompt; {self._known_voices()}",
                 )
             return
         if name not in self._voices:
             of_default = " ([voices] default)" if request.voice is UNSET else ""
             raise RequestError(
-                ErrorCode.VOICE_NOT_FOUND, f"voice: {name!r}{of_default} is not there; {self._known_voices()}"
+                ErrorCode.VOICE_NOT_FOUND, f"voice: {name!r}{of_default} is unknown; {self._known_voices()}"
             )
         if not self._clones_voices:
             raise RequestError(
@@ -352,7 +356,7 @@ class ClientRequests:
         self._context.send(event.to, events.VoicesAnswer(id=request.id, voices=self.voices()))
 
     def cancel(self, to: ReplyTo, request: requests.Cancel, client: Client | None) -> None:
-        """End a job; ``client`` is None for an operator, who may end anybody's."""
+        """End a job; ``client`` is None for an operator, who may end any."""
         job = self._own(to, request, client)
         if job is None:
             return
@@ -370,7 +374,7 @@ class ClientRequests:
             self._context.send(to, events.JobAnswer(id=request.id, **msgspec.structs.asdict(info)))
 
     def jobs(self, to: ReplyTo, request: requests.ListJobs, client: Client | None) -> None:
-        """List a client's jobs, or for an operator everybody's."""
+        """List a client's jobs, or for an operator all."""
         found = (
             job
             for job in self._job_table.newest()
@@ -385,14 +389,14 @@ class ClientRequests:
             return job.describe(with_client=with_client)
         position = wait = None
         if job.state == "waiting":
-            # Counting is worth it for one job; in a list the position last told is near enough.
+            # Counting is worth it for one job; in a list the position that was last sent is near enough.
             position = max(0, job.told_position)
             if exact and job in self._queue:
                 position, wait = self._forecast.of(job)
         return job.describe(position, wait, with_client=with_client)
 
     def wait(self, event: Requested, request: requests.Wait) -> None:
-        """Tell the rest of a job's events under the id of this request."""
+        """Send the rest of a job's events under the id of this request."""
         job = self._own(event.to, request, event.client)
         if job is None:
             return
@@ -427,31 +431,35 @@ class ClientRequests:
     # --- connections
 
     def on_connection_closed(self, event: ConnectionClosed) -> None:
-        """End streams that lose their listener; any other job goes on, for a ``wait`` after a reconnect."""
+        """End streams that lose their listener; any other job stays, for a ``wait`` after a reconnect."""
         for job in self._job_table.drop_connection(event.connection):
             if job.request.stream and not job.durable and not job.subscribers:
-                self._completion.fail(job, ErrorCode.CANCELLED, "its client went away")
+                self._completion.guarded(job, self._completion.fail, job, ErrorCode.CANCELLED, "its client went away")
 
     def on_overrun(self, event: ConnectionOverrun) -> None:
         """A client does not read the audio of a job: it gets no more of that."""
-        job = self._job_table.live.get(event.job)
-        if job is None or (job.ending is not None and isinstance(job.ending.event, events.Error)):
+        if (job := self._job_table.live.get(event.job)) is not None:
+            self.cut_off(event.connection, job, ErrorCode.SLOW_CONSUMER, TOO_SLOW)
+            self._problems.does_not_read(job.client.key)
+
+    def cut_off(self, connection: int, job: Job, code: ErrorCode, message: str) -> None:
+        """A connection missed some of a job's events: end its subscription with an error."""
+        if job.ending is not None and isinstance(job.ending.event, events.Error):
             return
-        self._problems.does_not_read(job.client.key)
-        # A durable one goes on, and is fetched when it is done; so does one that other connections hear.
-        if job.durable or any(s.to.connection != event.connection for s in job.subscribers):
-            for subscriber in self._job_table.unsubscribe(job, event.connection):
-                error = events.Error.of(subscriber.id, ErrorCode.SLOW_CONSUMER, TOO_SLOW, job=job.id)
-                self._context.send(subscriber.to, error)
+        # A durable job stays, to be fetched when it is done; so does one that other connections hear.
+        if job.durable or any(s.to.connection != connection for s in job.subscribers):
+            error = events.Error.of("", code, message, job=job.id)
+            gone = self._job_table.unsubscribe(job, connection)
+            self._context.effects.extend(Send(s.to, error, None, s.id) for s in gone)
         else:
-            self._completion.fail(job, ErrorCode.SLOW_CONSUMER, TOO_SLOW)
+            self._completion.fail(job, code, message)
 
     # --- whose job it is
 
     def _own(
         self, to: ReplyTo, request: requests.Cancel | requests.GetJob | requests.Wait, client: Client | None
     ) -> Job | Ended | None:
-        """The job, if this client may know of it; the answer is the same for no job and for somebody else's.
+        """The job, if this client may know of it; the answer is the same for no job and for another client's.
 
         One that is not in memory is looked up in the journal, and answered from there.
         """

@@ -10,18 +10,25 @@ from __future__ import annotations
 
 import enum
 
+from msgspec import Struct
+
 from glmtts.protocol import control, events
 from glmtts.protocol.errors import ErrorCode
 
 from ..context import JUDGE
 from ..effects import Exit
 from ..inputs import Controlled, JournalChanged, ReplyTo, StopAsked
+from ..jobs.job import Job
 from ..scheduling.scheduler import Scheduler
 from ..state import State
+from ..workers.worker import WorkerState
 from .client_requests import ClientRequests
 
 #: How long a daemon that has to end waits for a disk that does not answer.
 _DISK_S = 5.0
+
+#: Characters of an alert's message that one line has room for.
+_MAX_ALERT = 160
 
 
 class Phase(enum.StrEnum):
@@ -31,12 +38,42 @@ class Phase(enum.StrEnum):
     STOPPING = "stopping"
 
 
+class Summary(Struct, frozen=True):
+    """``state`` as ``status`` says it; ``ready`` and ``starting`` of ``workers``; what raised alerts say."""
+
+    state: str
+    ready: int
+    starting: int
+    workers: int
+    running: int
+    waiting: int
+    alerts: tuple[str, ...] = ()
+
+    def in_words(self) -> str:
+        """One line, such as ``1 of 2 workers ready; 1 job running, 3 waiting``."""
+        state = [] if self.state == "running" else [self.state]
+        jobs = f"{self.running} job{'' if self.running == 1 else 's'} running, {self.waiting} waiting"
+        return "; ".join([*state, self._workers(), jobs, *self._alerts()])
+
+    def _workers(self) -> str:
+        if not self.workers:
+            return "no worker, as none is needed now"
+        words = f"{self.ready} of {self.workers} worker{'s' if self.workers > 1 else ''} ready"
+        return f"{words}, {self.starting} loading" if self.starting else words
+
+    def _alerts(self) -> list[str]:
+        if not self.alerts:
+            return []
+        first = self.alerts[0] if len(self.alerts[0]) <= _MAX_ALERT else f"{self.alerts[0][:_MAX_ALERT]}..."
+        return [f"alert: {first}" if len(self.alerts) == 1 else f"{len(self.alerts)} alerts: {first}"]
+
+
 class Lifecycle:
     """Owns the phase of the daemon, and the operators who wait for the end of a drain. It exits once."""
 
     def __init__(self, state: State, scheduler: Scheduler, client_requests: ClientRequests) -> None:
         self._context, self._job_table = state.context, state.job_table
-        self._queue, self._pool = state.queue, state.pool
+        self._queue, self._pool, self._alerts = state.queue, state.pool, state.alerts
         self._completion, self._durable_jobs = scheduler.completion, scheduler.durable_jobs
         self._client_requests = client_requests
         self.phase = Phase.RUNNING
@@ -50,6 +87,29 @@ class Lifecycle:
         """The state of the daemon as operators see it."""
         paused = self.phase is Phase.RUNNING and self._queue.paused
         return "paused" if paused else self.phase.value
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the daemon is about to end."""
+        return self.phase is Phase.STOPPING
+
+    @property
+    def summary(self) -> Summary:
+        """How the daemon is, now."""
+        counts, waiting = self._pool.counts(), len(self._queue)
+        return Summary(
+            state=self.name,
+            ready=counts.get(WorkerState.READY, 0) + counts.get(WorkerState.BUSY, 0),
+            starting=counts.get(WorkerState.STARTING, 0),
+            workers=counts["total"],
+            running=len(self._job_table.live) - waiting,
+            waiting=waiting,
+            alerts=self._alerts.messages,
+        )
+
+    def awaits(self, to: ReplyTo, id: str) -> bool:
+        """Whether the end of a drain is going to answer this request."""
+        return (to, id) in self._drains.values()
 
     @property
     def drains(self) -> int:
@@ -76,15 +136,15 @@ class Lifecycle:
 
     def drain(self, event: Controlled, request: control.Drain) -> None:
         """Take no more jobs, and answer when the accepted ones are done."""
+        if self.phase is Phase.RUNNING:
+            self._client_requests.closed = "the daemon is draining: it finishes what it has accepted and takes no more"
+            self._queue.paused = False
+            self._enter(Phase.DRAINING)
         self._drains_asked += 1
         timer = str(self._drains_asked)
         self._drains[timer] = (event.to, request.id)
         if isinstance(request.timeout_s, float | int):
             self._context.timers.set(("drain", timer), self._context.now + request.timeout_s)
-        if self.phase is Phase.RUNNING:
-            self._client_requests.closed = "the daemon is draining: it finishes what it has accepted and takes no more"
-            self._queue.paused = False
-            self._enter(Phase.DRAINING)
 
     def resume(self, event: Controlled) -> None:
         """Take and start jobs again."""
@@ -99,10 +159,11 @@ class Lifecycle:
 
     def answer_drain(self, timer: str) -> None:
         """Answer an operator now; a drain that is not over goes on."""
-        to, id = self._drains.pop(timer)
-        self._context.timers.cancel(("drain", timer))
         left = len(self._job_table.live)
-        self._context.send(to, events.Result(id=id, values={"drained": not left, "left": left}))
+        if timer in self._drains:
+            to, id = self._drains.pop(timer)
+            self._context.timers.cancel(("drain", timer))
+            self._context.send(to, events.Result(id=id, values={"drained": not left, "left": left}))
 
     def _answer_drains(self) -> None:
         for timer in list(self._drains):
@@ -132,15 +193,18 @@ class Lifecycle:
         context.log("info", "daemon stops", asked_by=by, jobs=len(self._job_table.live), drain_timeout_s=timeout_s)
         self._client_requests.closed = "the daemon is stopping; try again when it has been started again"
         self._queue.paused = False
-        self._enter(Phase.STOPPING)
         context.timers.set(("stop", ""), context.now + timeout_s)
+        self._enter(Phase.STOPPING)
         # Durable jobs that were not begun need not be waited for: the next daemon begins them. Those that are not on
         # disk yet were not accepted, and now are not.
         for job in [job for job in self._queue if job.durable]:
-            if self._durable_jobs.is_accepted(job):
-                self._completion.leave(job)
-            else:
-                self._completion.fail(job, ErrorCode.SHUTTING_DOWN, self._client_requests.closed)
+            self._completion.guarded(job, self._leave_or_fail, job, self._client_requests.closed)
+
+    def _leave_or_fail(self, job: Job, message: str) -> None:
+        if job.durable and job.ending is None and self._durable_jobs.is_accepted(job):
+            self._completion.leave(job)
+        else:
+            self._completion.fail(job, ErrorCode.SHUTTING_DOWN, message)
 
     def on_stop_timeout(self) -> None:
         """drain_timeout_s is over."""
@@ -148,12 +212,9 @@ class Lifecycle:
 
     def _end_jobs(self, message: str) -> None:
         """No time is left: the next daemon takes up the accepted durable jobs, the others end here."""
-        for job in list(self._job_table.live.values()):
-            if job.durable and job.ending is None and self._durable_jobs.is_accepted(job):
-                self._completion.leave(job)
-            else:
-                self._completion.fail(job, ErrorCode.SHUTTING_DOWN, message)
         self._context.timers.set(("late", ""), self._context.now + _DISK_S)
+        for job in list(self._job_table.live.values()):
+            self._completion.guarded(job, self._leave_or_fail, job, message)
 
     def on_journal_changed(self, event: JournalChanged) -> None:
         """The journal can be used now, or can't any more. A daemon that stops leaves its jobs to the next one."""

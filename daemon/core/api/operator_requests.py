@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -27,7 +28,7 @@ _NAMED = 100
 
 
 class OperatorRequests:
-    """Answers operators, and changes what they may change while the daemon runs."""
+    """Answers the control socket, and applies a new configuration while the daemon runs."""
 
     def __init__(self, state: State, scheduler: Scheduler, client_requests: ClientRequests, problems: Problems) -> None:
         self._state = state
@@ -43,7 +44,7 @@ class OperatorRequests:
         self._context.send(to, events.Result(id=id, values=values))
 
     def status(self, event: Controlled, state: str) -> None:
-        """The daemon in one map."""
+        """Answer with the whole daemon in one map."""
         by_class = {name: self._queue.length(name) for name in ("vip", "interactive", "batch")}
         waiting = len(self._queue)
         workers: dict[str, int] = {"ready": 0, "busy": 0, "starting": 0, "failed": 0} | self._pool.counts()
@@ -99,7 +100,7 @@ class OperatorRequests:
             self._answer(event.to, request.id, **self._autoscaler.describe())
 
     def quarantine(self, event: Controlled, request: control.Quarantine) -> None:
-        """What is not run any more; and let one of it, or all, run again."""
+        """List the quarantined contents, and clear one or all."""
         quarantine = self._retries.quarantine
         cleared = 0
         if request.clear == "all":
@@ -108,7 +109,7 @@ class OperatorRequests:
             cleared = int(quarantine.clear(request.clear))
             if not cleared:
                 self._context.refuse(
-                    event.to, request.id, ErrorCode.BAD_REQUEST, f"clear: nothing is held against {request.clear!r}"
+                    event.to, request.id, ErrorCode.BAD_REQUEST, f"clear: {request.clear!r} is not quarantined"
                 )
                 return
         if cleared:
@@ -118,7 +119,7 @@ class OperatorRequests:
         self._answer(event.to, request.id, quarantined=found, cleared=cleared)
 
     def cancel(self, event: Controlled, request: control.Cancel) -> None:
-        """End one job of anybody, or all that a client has."""
+        """End one job, or all jobs of a client."""
         if request.client is not msgspec.UNSET and request.job is msgspec.UNSET:
             self._cancel_client(event.to, request.id, request.client)
         elif request.job is not msgspec.UNSET and request.client is msgspec.UNSET:
@@ -128,12 +129,13 @@ class OperatorRequests:
             self._context.refuse(event.to, request.id, ErrorCode.BAD_REQUEST, message)
 
     def _cancel_client(self, to: ReplyTo, id: str, client: str) -> None:
-        """A client by any of its names; a gateway's user is all of its customers too."""
+        """End the jobs of a client by any of its names; a gateway's user stands for all of its customers too."""
         found = [
             job for job in self._job_table.live.values() if client == job.client.user or is_named(job.client, [client])
         ]
         for job in found:
-            self._completion.fail(job, ErrorCode.CANCELLED, "cancelled by an operator, with all jobs of its client")
+            message = "cancelled by an operator, with all jobs of its client"
+            self._completion.guarded(job, self._completion.fail, job, ErrorCode.CANCELLED, message)
         self._answer(to, id, cancelled=len(found), jobs=[job.id for job in found[:_NAMED]])
 
     def recycle(self, event: Controlled, request: control.Recycle) -> None:
@@ -161,7 +163,7 @@ class OperatorRequests:
         self._context.effects.append(ChangeLogLevel(level))
 
     def config(self, event: Controlled) -> None:
-        """The configuration in force, and where it and the state are: a tool's own environment may say otherwise."""
+        """Answer with the live configuration and its file: a tool's own environment may name others."""
         values = msgspec.to_builtins(self._context.settings)
         self._answer(
             event.to,
@@ -189,9 +191,9 @@ class OperatorRequests:
         context = self._context
         if read.settings is None:
             words = "; ".join(read.problems)
-            context.log("error", "configuration is wrong, the old one stays", problems=words)
+            context.log("error", "configuration is wrong, the old one stays in force", problems=words)
             self._state.alerts.set(
-                "configuration", f"the configuration was read again and is wrong, so the old one stays: {words}"
+                "configuration", f"the new configuration is wrong, so the old one stays in force: {words}"
             )
             if read.to is not None:
                 context.refuse(read.to, read.id, ErrorCode.BAD_REQUEST, "\n".join(read.problems))
@@ -218,13 +220,15 @@ class OperatorRequests:
         new = settings.workers
         bounds_changed = (old.min, old.max, old.per_gpu) != (new.min, new.max, new.per_gpu)
         self._context.settings = settings
-        self._context.effects.append(UseSettings(settings))
-        self._set_log_level(settings.daemon.log_level)
-        self._queue.set_weights(settings.queue.classes)
-        self._scheduler.admission.apply()
-        self._pool.timers.apply(self._pool)
-        self._autoscaler.apply(bounds_changed=bounds_changed)
-        self._completion.expire()
+        # An exception in one of these must not leave the others with the old settings.
+        guarded = self._context.guarded
+        guarded(self._context.effects.append, UseSettings(settings))
+        guarded(self._set_log_level, settings.daemon.log_level)
+        guarded(self._queue.set_weights, settings.queue.classes)
+        guarded(self._scheduler.admission.apply)
+        guarded(self._pool.timers.apply, self._pool)
+        guarded(partial(self._autoscaler.apply, bounds_changed=bounds_changed))
+        guarded(self._completion.expire)
 
     def store_voice(self, event: Controlled, request: control.VoiceAdd | control.VoiceRemove) -> None:
         """Keep or remove a voice; answered when that is done."""
@@ -235,7 +239,7 @@ class OperatorRequests:
         self._context.effects.append(StoreVoice(event.to, request, event.body))
 
     def on_voice_stored(self, stored: VoiceStored) -> None:
-        """A voice is there, or gone, or could not be."""
+        """A voice was added or removed, or that failed."""
         if stored.error is not None:
             code, message = stored.error
             self._context.refuse(stored.to, stored.id, ErrorCode(code), message)
@@ -248,7 +252,5 @@ class OperatorRequests:
             self._context.log("info", "voice added", voice=stored.name, seconds=stored.voice.seconds)
             values: dict[str, Any] = {"name": stored.name, "seconds": stored.voice.seconds}
             if self._pool.engine and not self._pool.engine.clones_voices:
-                values["warning"] = (
-                    f"the engine {self._pool.engine.engine} does not clone voices, and can't speak with it"
-                )
+                values["warning"] = f"the engine {self._pool.engine.engine} can't use it: it does not clone voices"
             self._answer(stored.to, stored.id, **values)

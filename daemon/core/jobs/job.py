@@ -12,8 +12,6 @@ then the job keeps its state, and has its end in ``ending``."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from msgspec import UNSET, Struct, field
 from msgspec.structs import replace
 
@@ -74,6 +72,8 @@ class Account(Struct):
     settled_s: float = 0.0
     #: Its place in the order in which jobs came to its client's part of the queue.
     place: int = 0
+    #: Its length and what it is like, as the estimator has found them.
+    profile: tuple[int, tuple[str, ...], tuple[str, ...]] | None = None
 
 
 class Attempt(Struct):
@@ -136,7 +136,7 @@ class Job(Struct, kw_only=True):
     account: Account = field(default_factory=Account)
     attempt: Attempt = field(default_factory=Attempt)
     attempts: int = 0
-    #: How many of these ended through no fault of it: the daemon ended, or the worker died of another job.
+    #: How many of these were not its fault: the daemon ended, or the worker died of another job.
     excused: int = 0
     #: How many of them the end of a daemon broke off.
     interrupted: int = 0
@@ -165,39 +165,45 @@ class Job(Struct, kw_only=True):
     ) -> JobInfo:
         """The job as operators see it, and clients without ``with_client``."""
 
-        def known(value: Any, when: bool) -> Any:
-            return value if when else UNSET
-
-        attempt, event = self.attempt, self.ending.event if self.ending is not None and not self.live else None
-        audio_s = event.audio_s if isinstance(event, Done) else attempt.audio_s
-        return JobInfo(
+        attempt = self.attempt
+        info = JobInfo(
             job=self.id,
             state=self.state,
             priority=self.request.priority,
             created=self.created,
             attempts=self.attempts,
             text_length=len(self.request.text),
-            position=UNSET if position is None else position,
-            estimated_wait_s=UNSET if estimated_wait_s is None else estimated_wait_s,
-            client=known(self.client.key, with_client),
-            user=known(self.client.user, with_client),
-            durable=known(True, self.durable),
-            suspended=known(True, attempt.suspended and self.live),
-            worker=known(attempt.worker, bool(attempt.worker)),
-            segment=known(attempt.segment, attempt.segments > 0),
-            segments=known(attempt.segments, attempt.segments > 0),
-            audio_s=known(round(audio_s, 3), audio_s > 0),
-            waited_s=known(round(self.waited_s, 6), self.attempts > 0),
-            synthesis_s=event.synthesis_s if isinstance(event, Done) and event.synthesis_s > 0 else UNSET,
-            code=event.code if isinstance(event, Error) else UNSET,
-            message=event.message if isinstance(event, Error) else UNSET,
             output=self.request.output,
             key=self.request.key,
         )
+        if with_client:
+            info.client, info.user = self.client.key, self.client.user
+        if position is not None:
+            info.position = position
+        if estimated_wait_s is not None:
+            info.estimated_wait_s = estimated_wait_s
+        if self.durable:
+            info.durable = True
+        if attempt.worker:
+            info.worker = attempt.worker
+        if attempt.segments:
+            info.segment, info.segments = attempt.segment, attempt.segments
+        if attempt.audio_s > 0:
+            info.audio_s = round(attempt.audio_s, 3)
+        if self.attempts:
+            info.waited_s = round(self.waited_s, 6)
+        event = self.ending.event if self.ending is not None and not self.live else None
+        if isinstance(event, Error):
+            info.code, info.message = event.code, event.message
+        elif event is not None:
+            info.audio_s, info.synthesis_s = round(event.audio_s, 3), event.synthesis_s
+        elif attempt.suspended:
+            info.suspended = True
+        return info
 
 
 class Ended(Struct):
-    """What is kept of a job after its end, for a while: what ``job`` shows of it, and its last event with the audio."""
+    """An ended job as the table keeps it for a while: the answer to ``job``, and the last event with its audio."""
 
     info: JobInfo
     client: Client

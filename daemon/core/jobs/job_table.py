@@ -12,6 +12,7 @@ from msgspec import UNSET
 from glmtts.protocol.codec import encode
 from glmtts.protocol.requests import Synthesize
 
+from ..inputs import ReplyTo
 from .job import Ended, Ending, Job, Subscriber
 
 #: Ended jobs that are remembered at most, with or without their result.
@@ -56,6 +57,11 @@ class JobTable:
         for subscriber in job.subscribers:
             self._of_connection.setdefault(subscriber.to.connection, {})[job.id] = None
 
+    def awaits(self, to: ReplyTo, id: str) -> bool:
+        """Whether a live job is going to answer this request."""
+        jobs = (self.live[job] for job in self._of_connection.get(to.connection, ()) if job in self.live)
+        return any(subscriber.to == to and subscriber.id == id for job in jobs for subscriber in job.subscribers)
+
     def subscribe(self, job: Job, subscriber: Subscriber) -> None:
         """Send a live job's events to one more request."""
         job.subscribers.append(subscriber)
@@ -95,7 +101,7 @@ class JobTable:
             self._keys.pop((job.client.key, job.request.key), None)
 
     def end(self, job: Job, ending: Ending, expires_at: float) -> None:
-        """Move a job that has ended out of the live ones; what is kept of it is small, as thousands are."""
+        """Keep the end of a job in place of the job itself: thousands are kept, so each is small."""
         self.drop(job)
         ended = Ended(info=job.describe(), client=job.client, ending=ending, expires_at=expires_at)
         self._ended[job.id] = ended

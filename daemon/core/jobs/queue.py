@@ -1,8 +1,8 @@
 """The waiting jobs: three classes that share the workers' time by weight, and in each its clients in equal parts.
 
-Time is what is shared, not jobs: a chapter counts for as many sentences as it takes. Before all others come the few
-that ran out of GPU memory and are tried once more, on a process that has had no other job. Beside them are those that
-are accepted, but may not be started before the journal has them."""
+They share time, not jobs: a chapter counts for as many sentences as it takes. Before all others come the few that ran
+out of GPU memory and are tried once more, on a process that has had no other job. Jobs that the journal does not have
+yet are held: they wait, and may not be started."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .fair_share import FairShare
 from .job import Job
 
 _RANKS: dict[str, int] = {priority: rank for rank, priority in enumerate(PRIORITIES)}
-#: A class may have so many seconds, times its weight, before the next one below it gets its share: a sentence or two
-#: that come in the wake of others are not to wait for a chapter, because the class as a whole was served before.
+#: Seconds, times its weight, that a class may have before the next one below it gets its share: a sentence that comes
+#: in the wake of others does not wait for a chapter because the class as a whole was served before.
 HEAD_START_S = 5.0
 #: A job of the same class overtakes the rest of another only if it takes less than this part of it.
 _MUCH_SHORTER = 0.5
@@ -186,15 +186,13 @@ class WaitingQueue:
         job.account.charged_s = job.account.cost_s
 
     def resume(self, job: Job, left_s: float) -> None:
-        """A job that was put aside goes on: the rest of it is charged for."""
+        """A suspended job resumes: the rest of it is charged for."""
         job.account.charged_s += left_s
         self._classes.resume(job.request.priority, left_s)
         self._class_queues[job.request.priority].resume(job.client.key, left_s)
 
     def settle(self, job: Job) -> None:
-        """A job that may have been started is through, for good or for another attempt, or is put aside: charged is
-        what it took.
-        """
+        """An attempt at a job is over, or suspended: its client is charged for the time that it took."""
         charged_s, took_s = job.account.charged_s - job.account.settled_s, job.attempt.earlier_s - job.account.settled_s
         if charged_s or took_s:
             job.account.charged_s = job.account.settled_s = job.attempt.earlier_s
@@ -202,13 +200,13 @@ class WaitingQueue:
             self._class_queues[job.request.priority].settle(job.client.key, charged_s, took_s)
 
     def rest(self) -> None:
-        """Nothing is being spoken; if nothing waits either, nobody owes anybody anything any more."""
+        """Nothing is being spoken; if nothing waits either, all debts are forgotten."""
         if not self:
             self._classes.rest()
             for class_queue in self._class_queues.values():
                 class_queue.rest()
 
-    # --- who goes before whom
+    # --- what goes first
 
     def goes_before(self, job: Job, begun: Job, left_s: float, *, unspoken_s: float) -> bool:
         """Whether a waiting job comes before the rest of one that was begun, which takes ``left_s`` more seconds.

@@ -7,11 +7,12 @@ from msgspec import UNSET
 from glmtts.protocol.requests import Priority
 from glmtts.protocol.worker import Job as JobMessage
 
-from ..effects import JournalStart, Tell
+from ..effects import Tell
 from ..jobs.estimates import BRIEF_S
 from ..jobs.job import Job
 from ..state import State
 from ..workers.worker import Worker, WorkerState
+from .completion import Completion
 from .forecast import Forecast
 from .notifications import Notifications
 from .preemption import Preemption
@@ -23,16 +24,25 @@ _NO_BATCH: tuple[Priority, ...] = ("batch",)
 class Dispatcher:
     """Gives jobs to workers. After :meth:`reconcile` no worker is free while a job waits that it may have."""
 
-    def __init__(self, state: State, retries: Retries, forecast: Forecast, notifications: Notifications) -> None:
+    def __init__(
+        self,
+        state: State,
+        *,
+        completion: Completion,
+        retries: Retries,
+        forecast: Forecast,
+        notifications: Notifications,
+    ) -> None:
         self._state = state
         self._context, self._job_table, self._queue = state.context, state.job_table, state.queue
         self._pool, self._estimator = state.pool, state.estimator
+        self._completion = completion
         self._retries = retries
         self._notifications = notifications
         self.preemption = Preemption(state, forecast)
 
     def starts_at_once(self, job: Job) -> bool:
-        """Whether there is a worker for a job that is next."""
+        """Whether there is a free worker for the next job."""
         if self._queue.paused or self._pool.free() is None:
             return False
         return job.request.priority != "batch" or self._batch_may_start()
@@ -61,7 +71,7 @@ class Dispatcher:
             self._notifications.waits()
 
     def _next(self, *, batch: bool | None = None) -> Job | None:
-        """The job whose turn it is; no batch job where those workers are busy that may have one."""
+        """The job whose turn it is; no batch job while the workers that may have one are busy."""
         batch = self._batch_may_start() if batch is None else batch
         return self._queue.peek(self._context.now, () if batch else _NO_BATCH)
 
@@ -91,7 +101,7 @@ class Dispatcher:
             self.preemption.look(self._next(batch=False))
 
     def _brief(self) -> bool:
-        """Whether a worker would mostly wait for the next job: then some may lie ready in the only one."""
+        """Whether a worker mostly waits for the next job: then some may lie ready in the only worker."""
         if not self._estimator.brief:
             return False
         live = self._job_table.live
@@ -114,36 +124,45 @@ class Dispatcher:
             self._queue.take(job)
             return not self._take(job, worker)
         if suspended is not None:
-            self._resume(suspended, worker)
+            self._completion.guarded(suspended, self._resume, suspended, worker)
         return False
 
     def _resume(self, job: Job, worker: Worker) -> None:
-        self._pool.resume(worker, job.id)
-        job.attempt.resume(self._context.now)
         self.preemption.resumed(job)
+        job.attempt.resume(self._context.now)
+        self._pool.resume(worker, job.id)
         self._notifications.note("resumed", job)
 
     def _take(self, job: Job | None, worker: Worker) -> bool:
         """Start a job, unless jobs of the same content killed workers since it was accepted; returns whether it did."""
-        if job is None or self._retries.refuse_quarantined(job):
+        if job is None:
             return False
-        self._start(job, worker)
-        return True
+        self._completion.guarded(job, self._start, job, worker)
+        return job.id in worker.jobs
 
     def _start(self, job: Job, worker: Worker) -> None:
-        context, request = self._context, job.request
+        if self._retries.refuse_quarantined(job):
+            return
+        # No code that can raise stands between a job's state and the message that sends it.
+        tell = Tell(worker.incarnation, self._message(job), job.recording)
         job.enter("running")  # waiting -> running
         job.attempt.worker = worker.name
         begins = self._pool.take(worker, job.id)
+        self._context.effects.append(tell)
+        if begins:
+            self.begin(job, worker)
+
+    def _message(self, job: Job) -> JobMessage:
+        request = job.request
         voice = request.voice if request.voice is not UNSET else None
         if voice is None and request.prompt is UNSET:
-            voice = context.settings.voices.default or None
+            voice = self._context.settings.voices.default or None
         voices = self._state.voices
         stored = voices.get(voice) if voice is not None and voice not in self._pool.own_voices else None
         prompt_text = stored.text if stored else None
         if request.prompt is not UNSET:
             prompt_text = request.prompt.text
-        message = JobMessage(
+        return JobMessage(
             job=job.id,
             text=request.text,
             voice=voice,
@@ -157,9 +176,6 @@ class Dispatcher:
             output=job.output_path or None,
             result=self._result_path(job),
         )
-        context.effects.append(Tell(worker.incarnation, message, job.recording))
-        if begins:
-            self.begin(job, worker)
 
     def _result_path(self, job: Job) -> str | None:
         """Where a durable job's file goes, if it goes nowhere else."""
@@ -169,17 +185,14 @@ class Dispatcher:
     def begin(self, job: Job, worker: Worker) -> None:
         """The worker works on the job from now on."""
         now = self._context.now
-        self._context.jobs_dirty = True
         job.attempt.begun = True
         job.attempts += 1
         job.attempt.resume(now)
         job.waited_s = now - job.accepted_at
-        self._context.counters.begun(job)
         if job.deadline_at is not None:
             self._context.timers.set(("deadline", job.id), job.deadline_at)
+        self._notifications.begun(job, worker.gpu)
+        self._context.counters.begun(job)
         if job.attempts == 1 and job.estimated_wait_s is not None:
             self._estimator.judge(job.estimated_wait_s, job.waited_s)
             self._context.counters.estimated(job.estimated_wait_s, job.waited_s)
-        if job.durable:
-            self._context.effects.append(JournalStart(job.id, job.attempts))
-        self._notifications.begun(job, worker.gpu)

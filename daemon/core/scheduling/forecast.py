@@ -13,23 +13,23 @@ from ..jobs.job import Job
 from ..state import State
 from ..workers.worker import Worker
 
-#: The first of those who wait are gone through one by one, so that positions are exact where somebody looks.
+#: Waiting jobs that are placed one by one, so that the first positions are exact.
 _WALKED = 64
-#: A job that takes longer than was expected has still this part of that to go: nobody knows.
+#: A job that takes longer than was expected counts as having this part of that still to go.
 _NEVER_DONE = 0.1
-#: So many jobs are placed one by one on the workers; of more the bulk is spread evenly first.
+#: Jobs that are placed one by one on the workers; the bulk of more is spread evenly first.
 _PLACED = 64
 
 
 class Outlook(NamedTuple):
-    """How many jobs go before one, and in how many seconds it will be started; None if nobody can say."""
+    """How many jobs go before one, and in how many seconds it will be started; None if that is unknown."""
 
     position: int
     wait_s: float | None
 
 
 class Forecast:
-    """Looks ahead."""
+    """Estimates when jobs are started and done; it changes nothing."""
 
     def __init__(self, state: State) -> None:
         self._context, self._job_table = state.context, state.job_table
@@ -102,7 +102,7 @@ class Forecast:
         return None if starts_in_s is None or not costs else starts_in_s + min(costs)
 
     def view(self, job: Job | None = None, *, alone: bool = False) -> View:
-        """What the workers have left to do, now; jobs are then placed behind it.
+        """The work that the workers have left now; jobs are then placed behind it.
 
         With a ``job``, as that one finds them: jobs of its own class may give way to it as well. ``alone``: no others
         will be placed before it.
@@ -147,11 +147,11 @@ class Forecast:
         return total_s / worker.process.slots
 
     def _gives_way_in_s(self, begun: Job, waiting: Job) -> float | None:
-        """Seconds until a begun job can be put aside for one of its class that waits (preemption.py); None: never."""
+        """Seconds until a begun job can be suspended for a waiting one of its class (preemption.py); None: never."""
         if begun.client.key == waiting.client.key:
             return None
         heard = begun.streams and begun.request.priority != "batch"
-        # Without segments there are no borders.
+        # A single segment has no boundary.
         if heard or not begun.attempt.begun or begun.attempt.segments == 1:
             return None
         unspoken_s = begun.account.charged_s - begun.attempt.active_s(self._context.now)
@@ -178,7 +178,7 @@ class View:
 
     def place(self, job: Job) -> None:
         """The job is the next that is started."""
-        # What a batch job takes is no obstacle to those who need not wait for it to end.
+        # Urgent jobs need not wait for a batch job to end.
         gives_way = self._preempt and job.request.priority == "batch"
         for workers in (self._patient,) if gives_way else (self._urgent, self._patient):
             if workers:

@@ -22,7 +22,7 @@ _MAX_ENTRIES = 1_000
 
 
 class Entry(Struct):
-    """What is held against a content: ``expires_at`` on the core's clock, and the last worker's death in words."""
+    """Deaths of workers by one content: ``expires_at`` on the core's clock, and the last death in words."""
 
     deaths: int
     expires_at: float
@@ -33,7 +33,7 @@ class Entry(Struct):
 
 
 class Quarantine:
-    """Counts the workers that died of a content, and holds that against it for so long after the last one."""
+    """Counts the workers that died of a content, until ``holds_s`` after the last one."""
 
     def __init__(self) -> None:
         self._entries: OrderedDict[str, Entry] = OrderedDict()
@@ -73,7 +73,7 @@ class Quarantine:
         return self._entries.pop(digest, None) is not None
 
     def clear_all(self) -> int:
-        """Nothing is held against anything; returns how many there were."""
+        """Forget all; returns how many there were."""
         count = len(self._entries)
         self._entries.clear()
         return count
@@ -83,7 +83,7 @@ class Quarantine:
         return sum(entry.deaths >= at_least and entry.expires_at > now for entry in self._entries.values())
 
     def describe(self, now: float, at_least: int) -> list[dict[str, Any]]:
-        """Everything that is refused, as operators see it, the newest first."""
+        """The refused contents as operators see them, the newest first."""
         return [
             {
                 "content": digest,
@@ -100,7 +100,7 @@ class Quarantine:
 
 
 class Retries:
-    """Decides them, and remembers of which contents workers died."""
+    """Owns the quarantine: contents that killed workers, by digest, are refused before they kill another."""
 
     def __init__(self, state: State, completion: Completion) -> None:
         self._context, self._job_table, self._queue = state.context, state.job_table, state.queue
@@ -144,19 +144,18 @@ class Retries:
             if job.attempt.begun:
                 affected.append(job)
             else:
-                # It had lain ready in the worker: neither is it to blame, nor was that an attempt.
-                self._wait_again(job)
+                # It lay ready in the worker: it is not to blame, and that was no attempt.
+                self._completion.guarded(job, self._wait_again, job)
         policy = POLICIES[death.cause]
         if policy.blames_job:
-            self._blame(
-                [job for job in affected if not job.attempt.suspended and (culprits is None or job.id in culprits)],
-                death,
-            )
+            spoken = [job for job in affected if not job.attempt.suspended]
+            blamed = [job for job in spoken if culprits is None or job.id in culprits]
+            self._context.guarded(self._blame, blamed, death)
         for job in affected:
             if job.attempt.suspended:
                 # The worker died of another one.
                 job.excused += 1
-            self._after_death(job, death)
+            self._completion.guarded(job, self._after_death, job, death)
 
     def _blame(self, jobs: list[Job], death: ExitReason) -> None:
         """Count a worker's death against what it was speaking."""
@@ -190,10 +189,10 @@ class Retries:
         else:
             notes = ""
             if job.attempt.chunks > 0:
-                notes = "; a part of it had been sent, so it was not started again"
+                notes = "; part of the audio had been sent, so the job was not retried"
             elif out_of_memory and job.needs_fresh:
                 notes = ", and so did the one before; a shorter text may fit"
-            # What the worker died of was not the job that it had put aside.
+            # The worker did not die of the job that it had suspended.
             code = ErrorCode.WORKER_CRASHED if job.attempt.suspended else policy.code
             self._completion.fail(job, code, f"the worker failed ({death.detail}){notes}")
 
@@ -203,7 +202,7 @@ class Retries:
         self._queue.push(job, front=True)
 
     def take_back(self, job: Job) -> None:
-        """It is as if the job had not been begun, but that its client is charged for the time that it has had."""
+        """Drop the attempt; its client is charged for the time that it took."""
         job.enter("waiting")  # running -> waiting
         job.attempt.stop(self._context.now)
         self._queue.settle(job)
@@ -213,5 +212,5 @@ class Retries:
 
 
 def quarantine_message(deaths: int) -> str:
-    """What a client is told of a content that is not tried again."""
-    return f"{deaths} workers died of this very job lately; it is not tried again"
+    """The error for a content that is not tried again."""
+    return f"{deaths} workers died of this job lately; it is quarantined and not tried again"

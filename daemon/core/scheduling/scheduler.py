@@ -22,7 +22,13 @@ class Scheduler:
         self.completion = Completion(state)
         self.retries = Retries(state, self.completion)
         self.durable_jobs = DurableJobs(state, self.completion)
-        self.dispatcher = Dispatcher(state, self.retries, self.forecast, self.notifications)
+        self.dispatcher = Dispatcher(
+            state,
+            completion=self.completion,
+            retries=self.retries,
+            forecast=self.forecast,
+            notifications=self.notifications,
+        )
         self.worker_messages = WorkerMessages(
             state,
             dispatcher=self.dispatcher,

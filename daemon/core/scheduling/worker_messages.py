@@ -1,26 +1,14 @@
-"""What workers say, and what becomes of it: audio and progress go to clients, the end of a job to its completion."""
+"""Messages of workers: audio and progress go to clients, the end of a job to its completion."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from glmtts.protocol import events
+from glmtts.protocol import worker as wire
 from glmtts.protocol.errors import ErrorCode
-from glmtts.protocol.worker import (
-    AudioChunk,
-    Beat,
-    Bye,
-    Failed,
-    Finished,
-    Hello,
-    Memory,
-    Ready,
-    SegmentDone,
-    Suspended,
-    Trimmed,
-    WorkerMessage,
-)
 
+from ..context import INTERNAL_ERROR
 from ..effects import SettleOutput
 from ..exit_causes import CAUSE_OF_CODE, Cause
 from ..inputs import ProcessEnded
@@ -35,7 +23,7 @@ from .retry import Retries
 
 
 class WorkerMessages:
-    """Takes what workers say about their jobs. A message that is not possible at that point ends the process."""
+    """Handles what workers say about their jobs. A message that is not possible at that point ends the process."""
 
     def __init__(
         self,
@@ -55,34 +43,35 @@ class WorkerMessages:
         self._durable_jobs = durable_jobs
         self._notifications = notifications
 
-    def on_message(self, worker: Worker, message: WorkerMessage, body: bytes | memoryview | None) -> None:
-        """A worker said something; what it may not say at this point is a violation, and its end."""
+    def on_message(self, worker: Worker, message: wire.WorkerMessage, body: bytes | memoryview | None) -> None:
+        """Handle a message; one that is not allowed at this point is a violation, and ends the process."""
         handler = _HANDLERS.get(type(message))
         if handler is None:
             return
-        if worker.process.ready is None and not isinstance(message, Hello | Ready | Bye):
+        if worker.process.ready is None and not isinstance(message, wire.Hello | wire.Ready | wire.Bye):
             self.violation(worker, f"{message.__struct_config__.tag} before ready")
             return
         handler(self, worker, message, body)
 
-    def violation(self, worker: Worker, what: str) -> None:
-        """A worker that talks nonsense may have damaged its memory: it is not trusted with a job any more."""
+    def violation(self, worker: Worker, what: str, culprits: Collection[str] | None = None) -> None:
+        """End a process that breaks the protocol: its memory may be damaged."""
         if worker.state is not WorkerState.STOPPING:
-            self._retries.decide(*self._pool.fail(worker, Cause.PROTOCOL, f"protocol violation: {what}"))
+            self._retries.decide(*self._pool.fail(worker, Cause.PROTOCOL, f"protocol violation: {what}"), culprits)
 
     def _job_of(self, worker: Worker, id: str) -> Job | None:
-        """The live job that a worker speaks of; None if it has ended meanwhile, or is not that worker's."""
+        """The live job that a worker names; None if it has ended meanwhile, or is not that worker's."""
         if id not in worker.jobs:
-            self.violation(worker, f"speaks of job {id[:64]!r}, which it was not given")
+            self.violation(worker, f"names job {id[:64]!r}, which it was not given")
             return None
         job = self._job_table.live.get(id)
         if job is None or job.state != "running" or job.attempt.worker != worker.name or job.ending is not None:
             return None
         if not job.attempt.begun:
             self._dispatcher.begin(job, worker)
+            self._context.jobs_dirty = True
         return job
 
-    def on_beat(self, worker: Worker, message: Beat) -> None:
+    def on_beat(self, worker: Worker, message: wire.Beat) -> None:
         if message.job in worker.jobs:
             worker.process.progressed(message.job, self._context.now, message.done)
             if failed := self._pool.runs_away(worker, message.done, message.expected):
@@ -90,7 +79,7 @@ class WorkerMessages:
                 return
         self._job_of(worker, message.job)
 
-    def on_segment(self, worker: Worker, message: SegmentDone) -> None:
+    def on_segment(self, worker: Worker, message: wire.SegmentDone) -> None:
         worker.process.progressed(message.job, self._context.now)
         job = self._job_of(worker, message.job)
         if job is None:
@@ -107,7 +96,7 @@ class WorkerMessages:
         )
         self._notifications.tell(job, event)
 
-    def on_audio(self, worker: Worker, message: AudioChunk, body: bytes | memoryview | None) -> None:
+    def on_audio(self, worker: Worker, message: wire.AudioChunk, body: bytes | memoryview | None) -> None:
         job = self._job_of(worker, message.job)
         if job is None:
             return
@@ -129,28 +118,28 @@ class WorkerMessages:
             sample_rate=job.sample_rate or 0,
             channels=1,
         )
-        # Who asks later for a durable one gets it whole when it is done, and no part of it now.
+        # A later request for a durable job gets it whole when it is done, and no part of it now.
         self._notifications.tell(job, event, body, heard=job.durable)
 
-    def _give_back(self, worker: Worker, id: str, memory: Memory | None, *, spoke: bool) -> None:
-        """The worker is through with a job, and with that begins the next that lies ready in it."""
+    def _give_back(self, worker: Worker, id: str, memory: wire.Memory | None, *, spoke: bool) -> None:
+        """The worker is done with a job, and with that begins the next that lies ready in it."""
         self._begin_ready(self._pool.give_back(worker, id, memory, spoke=spoke), worker)
-        self._recycler.after_job(worker)
+        self._context.guarded(self._recycler.after_job, worker)
 
     def _begin_ready(self, jobs: list[str], worker: Worker) -> None:
         """The worker works on these now; some may have lain ready in it."""
         for id in jobs:
             job = self._job_table.live.get(id)
-            if job is not None and not job.attempt.begun:
-                self._dispatcher.begin(job, worker)
+            if job is not None and job.ending is None and not job.attempt.begun:
+                self._completion.guarded(job, self._dispatcher.begin, job, worker)
 
-    def on_finished(self, worker: Worker, message: Finished, body: bytes | memoryview | None) -> None:
+    def on_finished(self, worker: Worker, message: wire.Finished, body: bytes | memoryview | None) -> None:
         job = self._job_of(worker, message.job)
         if job is None:
             if message.job in worker.jobs:
                 self._give_back(worker, message.job, message.memory, spoke=True)
                 if message.path is not None:
-                    # It was cancelled a moment too late: nobody knows of the file, nor wants it.
+                    # It was cancelled a moment too late: its file is unknown to its client.
                     self._context.effects.append(SettleOutput(message.job, message.path, wanted=False))
             return
         elsewhere = message.path is not None or message.result is not None
@@ -193,6 +182,7 @@ class WorkerMessages:
             event.path, event.bytes = message.path, message.bytes
         if job.streams:
             event.chunks = message.chunks
+        self._completion.end(job, Ending("done", event, body, message.result or ""))
         self._context.log(
             "info",
             "job done",
@@ -206,15 +196,14 @@ class WorkerMessages:
         )
         if message.result is not None:
             self._durable_jobs.kept()
-        self._completion.end(job, Ending("done", event, body, message.result or ""))
 
-    def on_failed(self, worker: Worker, message: Failed) -> None:
+    def on_failed(self, worker: Worker, message: wire.Failed) -> None:
         job = self._job_of(worker, message.job)
         if message.fatal:
-            # FAILED: what it said of the job was nonsense, and its end is decided already.
+            # FAILED: it broke the protocol, and its end is decided already.
             if worker.state not in (WorkerState.STOPPING, WorkerState.FAILED):
                 cause = CAUSE_OF_CODE.get(message.code, Cause.CRASHED)
-                # It names the job that it can't go on from, where it has several.
+                # It names the culprit, where it has several jobs.
                 culprits = [message.job] if message.job in worker.jobs else None
                 detail = message.reason or message.code
                 self._retries.decide(*self._pool.fail(worker, cause, detail, patient=True), culprits)
@@ -228,28 +217,52 @@ class WorkerMessages:
                 code = ErrorCode.SYNTHESIS_FAILED
             self._completion.fail(job, code, message.message, reason=message.reason or message.code)
 
-    def on_suspended(self, worker: Worker, message: Suspended) -> None:
-        """A worker has put a job aside."""
+    def on_suspended(self, worker: Worker, message: wire.Suspended) -> None:
+        """A worker has suspended a job."""
         job = self._job_of(worker, message.job)
         if message.job not in worker.jobs:
             return
         if worker.process.to_suspend != message.job:
-            self.violation(worker, f"put aside {message.job!r}, which nobody had asked for")
+            self.violation(worker, f"suspended {message.job!r} without being asked to")
             return
         if job is not None:
             self._dispatcher.preemption.suspended(job)
-            self._notifications.note("suspended", job)
         self._begin_ready(self._pool.suspended(worker, message.job, message.memory), worker)
+        if job is not None:
+            self._notifications.note("suspended", job)
 
-    def on_trimmed(self, worker: Worker, message: Trimmed) -> None:
+    def on_trimmed(self, worker: Worker, message: wire.Trimmed) -> None:
         self._recycler.on_trimmed(worker, message.memory)
 
-    def on_bye(self, worker: Worker, message: Bye) -> None:
+    def on_bye(self, worker: Worker, message: wire.Bye) -> None:
         self._context.log("debug", "worker says goodbye", worker=worker.name, reason=message.reason)
 
-    def on_ready(self, worker: Worker, message: Ready) -> None:
+    def on_ready(self, worker: Worker, message: wire.Ready) -> None:
         self._pool.on_ready(worker, message)
         self._recycler.on_ready(worker)
+
+    # --- internal errors
+
+    def is_through(self, worker: Worker, id: str) -> None:
+        """The worker does not have this job, or no longer."""
+        if id in worker.jobs:
+            self._give_back(worker, id, None, spoke=False)
+
+    def on_not_told(self, worker: Worker, message: wire.SupervisorMessage) -> None:
+        """A message was not sent to a worker."""
+        match message:
+            case wire.Job(job=id) | wire.ResumeJob(job=id):
+                if isinstance(message, wire.Job):
+                    self.is_through(worker, id)
+                if (job := self._job_table.live.get(id)) is not None:
+                    self._completion.fail(job, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
+            case wire.SuspendJob():
+                worker.process.to_suspend = ""
+            case wire.CancelJob(job=id) if id in (*worker.process.suspended, worker.process.to_suspend):
+                # The worker would keep a suspended job for ever. Any other job ends by itself.
+                self.violation(worker, "it was not told to leave a suspended job", culprits=())
+            case _:
+                pass
 
     # --- deaths
 
@@ -260,7 +273,8 @@ class WorkerMessages:
             self._retries.decide(*ended)
 
     def on_start_timeout(self, name: str) -> None:
-        self._retries.decide(*self._pool.on_start_timeout(name))
+        if failed := self._pool.on_start_timeout(name):
+            self._retries.decide(*failed)
 
     def on_hang_check(self, name: str) -> None:
         stalled = self._pool.stalled(self._pool.workers[name])
@@ -269,14 +283,14 @@ class WorkerMessages:
 
 
 _HANDLERS: dict[type, Callable[..., None]] = {
-    Ready: lambda self, worker, message, _: self.on_ready(worker, message),
-    Hello: lambda *_: None,
-    Beat: lambda self, worker, message, _: self.on_beat(worker, message),
-    SegmentDone: lambda self, worker, message, _: self.on_segment(worker, message),
-    AudioChunk: WorkerMessages.on_audio,
-    Finished: WorkerMessages.on_finished,
-    Failed: lambda self, worker, message, _: self.on_failed(worker, message),
-    Suspended: lambda self, worker, message, _: self.on_suspended(worker, message),
-    Trimmed: lambda self, worker, message, _: self.on_trimmed(worker, message),
-    Bye: lambda self, worker, message, _: self.on_bye(worker, message),
+    wire.Ready: lambda self, worker, message, _: self.on_ready(worker, message),
+    wire.Hello: lambda *_: None,
+    wire.Beat: lambda self, worker, message, _: self.on_beat(worker, message),
+    wire.SegmentDone: lambda self, worker, message, _: self.on_segment(worker, message),
+    wire.AudioChunk: WorkerMessages.on_audio,
+    wire.Finished: WorkerMessages.on_finished,
+    wire.Failed: lambda self, worker, message, _: self.on_failed(worker, message),
+    wire.Suspended: lambda self, worker, message, _: self.on_suspended(worker, message),
+    wire.Trimmed: lambda self, worker, message, _: self.on_trimmed(worker, message),
+    wire.Bye: lambda self, worker, message, _: self.on_bye(worker, message),
 }

@@ -7,6 +7,7 @@ dispatcher's.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 from glmtts.protocol.events import Voice
@@ -87,12 +88,12 @@ class Pool(WorkerTable):
         if worker.retiring:
             return
         worker.retiring = True
-        self._context.log("info", "worker retires", worker=worker.name, cause=cause, reason=reason)
         if worker.state in (WorkerState.BACKOFF, WorkerState.WAITING, WorkerState.STOPPED):
             self._remove(worker)
         elif worker.state in (WorkerState.STARTING, WorkerState.READY, WorkerState.BUSY):
             worker.process.replace_reason = ExitReason(cause, reason, self._context.now)
             self.drain(worker)
+        self._context.log("info", "worker retires", worker=worker.name, cause=cause, reason=reason)
 
     def drain(self, worker: Worker) -> None:
         """Have the process end when its jobs are done; its place is decided when it has ended."""
@@ -117,8 +118,8 @@ class Pool(WorkerTable):
             spare.restarts += worker.restarts + 1
             spare.jobs_done += worker.jobs_done
             spare.last_exit = spare.last_exit or worker.last_exit
-        self._tell_state(worker)
         del self.workers[worker.name]
+        self._tell_state(worker)
 
     # --- starts
 
@@ -128,7 +129,7 @@ class Pool(WorkerTable):
             return
         for worker in self:
             if worker.state is WorkerState.WAITING:
-                self._go(worker)
+                self._context.guarded(self._go, worker)
 
     def _go(self, worker: Worker) -> None:
         """Start the worker's process, or have it wait while there is an obstacle."""
@@ -140,28 +141,29 @@ class Pool(WorkerTable):
             worker.enter(WorkerState.WAITING)  # STOPPED, STOPPING or BACKOFF -> WAITING
             worker.waits_since = self._context.now
             worker.reason = ""
-        if worker.reason != obstacle:
-            worker.reason = obstacle
-            self._context.log("info", "worker waits", worker=worker.name, reason=obstacle)
-            self._tell_state(worker)
+        known, worker.reason = worker.reason, obstacle
         # A sample brings us here again: it must not be the reason for the next one.
         if ("wait", worker.name) not in self._context.timers:
             pause_s = min(_LOOK_AGAIN_S, max(_LOOK_SOON_S, (self._context.now - worker.waits_since) / 2))
             self.timers.set(worker, "wait", pause_s)
             if worker.gpu is not None:
                 self._context.effects.append(Sample())
+        if obstacle != known:
+            self._context.log("info", "worker waits", worker=worker.name, reason=obstacle)
+            self._tell_state(worker)
 
     def _obstacle(self, worker: Worker) -> str:
         return self.restarts.obstacle(worker) or self._gpus.obstacle(worker.gpu, worker, self.workers.values())
 
     def move(self, worker: Worker, gpu: int) -> None:
         """Have a waiting worker start on another GPU."""
-        self._context.log("info", "worker moves", worker=worker.name, gpu=gpu, because=worker.reason)
-        worker.gpu = gpu
+        because, worker.gpu = worker.reason, gpu
         self._go(worker)
+        self._context.log("info", "worker moves", worker=worker.name, gpu=gpu, because=because)
 
     def _start(self, worker: Worker) -> None:
         context = self._context
+        device, share = self._gpus.device(worker.gpu), self._gpus.share_limit(worker.gpu)
         worker.enter(WorkerState.STARTING)  # STOPPED, STOPPING, BACKOFF or WAITING -> STARTING
         worker.reason = ""
         self.restarts.started(worker)
@@ -171,7 +173,6 @@ class Pool(WorkerTable):
         self._by_incarnation[self.starts] = worker
         self.timers.cancel(worker, "wait")
         self.timers.set(worker, "start", context.settings.workers.start_timeout_s)
-        device, share = self._gpus.device(worker.gpu), self._gpus.share_limit(worker.gpu)
         context.effects.append(Spawn(self.starts, worker.name, worker.gpu, device, share))
         self._tell_state(worker)
 
@@ -246,7 +247,7 @@ class Pool(WorkerTable):
         if spoke:
             process.jobs_done += 1
             worker.jobs_done += 1
-            self.restarts.proved()
+            self._context.guarded(self.restarts.proved)
         if worker.state is WorkerState.BUSY and not process.jobs:
             worker.enter(WorkerState.READY)  # BUSY -> READY
             self.timers.idle(worker)
@@ -261,12 +262,12 @@ class Pool(WorkerTable):
         loading, process = worker.state is WorkerState.STARTING, worker.process
         worker.enter(WorkerState.STOPPING)  # STARTING, READY, BUSY or DRAINING -> STOPPING
         process.exit_reason = process.exit_reason or process.replace_reason
+        self.timers.going(worker)
         if loading:
             # It reads no message before its model is loaded, and has nothing to lose.
             self._context.effects.append(Signal(process.incarnation, "kill"))
         else:
             self._context.effects.append(Tell(process.incarnation, StopWorker()))
-        self.timers.going(worker)
         self._tell_state(worker)
 
     def stop_all(self, *, at_once: bool) -> None:
@@ -295,12 +296,18 @@ class Pool(WorkerTable):
         process = worker.process
         process.exit_reason = reason = ExitReason(cause, detail, self._context.now)
         jobs = process.give_up_jobs()
+        self.timers.going(worker, at_most_s=math.inf if patient else _GRACE_S)
+        # An exception here does not lose its jobs.
+        self._context.guarded(partial(self._tell_failed, worker, reason, patient=patient))
+        return reason, jobs
+
+    def _tell_failed(self, worker: Worker, reason: ExitReason, *, patient: bool) -> None:
+        process = worker.process
         if not patient:
             self._context.effects.append(Signal(process.incarnation, "term"))
-        self.timers.going(worker, at_most_s=math.inf if patient else _GRACE_S)
-        self._context.log("warning", "worker failed", worker=worker.name, pid=process.pid, cause=cause, detail=detail)
+        why = {"cause": reason.cause, "detail": reason.detail}
+        self._context.log("warning", "worker failed", worker=worker.name, pid=process.pid, **why)
         self._tell_state(worker)
-        return reason, jobs
 
     def on_ended(
         self, incarnation: int, returncode: int, last_words: str = "", *, oom_killed: bool = False
@@ -309,40 +316,58 @@ class Pool(WorkerTable):
         worker = self._by_incarnation.pop(incarnation, None)
         if worker is None:
             return None
-        process = worker.process
+        process, now = worker.process, self._context.now
         self.timers.gone(worker)
         self._gpus.ended(worker.gpu)
-        reason = process.exit_reason
-        if reason is None:
-            reason = process.unexpected_exit(returncode, last_words, oom_killed=oom_killed, now=self._context.now)
-            self._context.log("warning", "worker died", worker=worker.name, cause=reason.cause, detail=reason.detail)
-        worker.last_exit = reason
+        expected, fails = process.exit_reason, worker.state not in (WorkerState.STOPPING, WorkerState.FAILED)
+        reason = expected or process.unexpected_exit(returncode, last_words, oom_killed=oom_killed, now=now)
+        worker.last_exit = process.exit_reason = reason
+        jobs = process.give_up_jobs()
+        if fails:
+            worker.enter(WorkerState.FAILED)  # STARTING, READY, BUSY or DRAINING -> FAILED
+        # An exception in one of these loses neither the jobs nor the worker's place.
+        guarded = self._context.guarded
+        guarded(partial(self._tell_ended, worker, reason, expected=expected is not None, fails=fails))
+        faulty = worker.state is WorkerState.FAILED and POLICIES[reason.cause].fault
+        guarded(partial(self.restarts.ended, worker, reason, faulty=faulty))
+        guarded(self._vacate, worker)
+        return reason, jobs
+
+    def _tell_ended(self, worker: Worker, reason: ExitReason, *, expected: bool, fails: bool) -> None:
         self._context.counters.died(reason.cause)
         self._context.stir()
-        jobs = process.give_up_jobs()
+        if not expected:
+            self._context.log("warning", "worker died", worker=worker.name, cause=reason.cause, detail=reason.detail)
         if worker.state is WorkerState.STOPPING:
             self._context.log("info", "worker stopped", worker=worker.name, reason=reason.detail)
-        elif worker.state is not WorkerState.FAILED:
-            worker.enter(WorkerState.FAILED)  # STARTING, READY, BUSY or DRAINING -> FAILED
-            process.exit_reason = reason
+        elif fails:
             self._tell_state(worker)
-        faulty = worker.state is WorkerState.FAILED and POLICIES[reason.cause].fault
-        self.restarts.ended(worker, reason, faulty=faulty)
-        self._vacate(worker)
-        return reason, jobs
+
+    def recover(self) -> None:
+        """Start the workers that an exception has left with neither a process nor a timer that brings one."""
+        timers = self._context.timers
+        if self.circuit_breaker.state is BreakerState.OPEN and ("breaker", "") not in timers and not self.stopping:
+            timers.set(("breaker", ""), self._context.now + self._context.settings.workers.restart.backoff_max_s)
+        for worker in self:
+            if self._by_incarnation.get(worker.incarnation) is worker:
+                continue
+            if worker.state in (WorkerState.STOPPING, WorkerState.FAILED):
+                self._context.guarded(self._vacate, worker)
+            elif not self.stopping and not any((purpose, worker.name) in timers for purpose in ("backoff", "wait")):
+                self._context.guarded(self._go, worker)
 
     def on_spawn_failed(self, incarnation: int, reason: str) -> None:
         """There is no process: the interpreter is missing, or the system can't start one more."""
         if worker := self._by_incarnation.get(incarnation):
             worker.process.exit_reason = ExitReason(Cause.START_FAILED, reason, self._context.now)
-            self._context.log("error", "worker can't be started", worker=worker.name, detail=reason)
             self.on_ended(incarnation, 127)
+            self._context.log("error", "worker can't be started", worker=worker.name, detail=reason)
 
     def _vacate(self, worker: Worker) -> None:
         """Decide about the place of a process that has ended."""
         stuck, worker.process = worker.process.stuck, Process()
         if stuck:
-            self._alerts.set(f"worker_stuck.{worker.name}", "")
+            self._context.guarded(self._alerts.set, f"worker_stuck.{worker.name}", "")
         if self.stopping:
             worker.enter(WorkerState.STOPPED)  # STOPPING or FAILED -> STOPPED
             self._tell_state(worker)
@@ -356,8 +381,9 @@ class Pool(WorkerTable):
                 self._back_off(worker)
 
     def _back_off(self, worker: Worker) -> None:
+        delay_s = self.restarts.delay_s(worker)
         worker.enter(WorkerState.BACKOFF)  # FAILED -> BACKOFF
-        if delay_s := self.restarts.delay_s(worker):
+        if delay_s:
             self.timers.set(worker, "backoff", delay_s)
             self._context.log("info", "worker is started again later", worker=worker.name, in_s=round(delay_s, 3))
             self._tell_state(worker)
@@ -366,8 +392,10 @@ class Pool(WorkerTable):
 
     # --- timers
 
-    def on_start_timeout(self, name: str) -> tuple[ExitReason, list[str]]:
+    def on_start_timeout(self, name: str) -> tuple[ExitReason, list[str]] | None:
         """The model is not loaded in time."""
+        if self.workers[name].state is not WorkerState.STARTING:
+            return None
         timeout = self._context.settings.workers.start_timeout_s
         return self.fail(self.workers[name], Cause.START_TIMEOUT, f"not ready {timeout:g} s after its start")
 
@@ -402,6 +430,8 @@ class Pool(WorkerTable):
             return
         process = worker.process
         process.kills += 1
+        self.timers.kill(worker)
+        self._context.effects.append(Signal(process.incarnation, "kill"))
         if process.kills == 1:
             self._context.log("warning", "worker does not end and is killed", worker=name, pid=process.pid)
         if process.kills > _STUCK_AFTER_KILLS and not process.stuck:
@@ -411,8 +441,6 @@ class Pool(WorkerTable):
             message = f"worker {name}, process {process.pid}, was {process.stuck}; it keeps its memory"
             self._alerts.set(f"worker_stuck.{name}", message)
             self._tell_state(worker)
-        self._context.effects.append(Signal(process.incarnation, "kill"))
-        self.timers.kill(worker)
 
     def on_backoff_over(self, name: str) -> None:
         """Start a failed worker again."""

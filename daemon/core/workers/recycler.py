@@ -53,9 +53,9 @@ class Recycler:
             return False
         process = worker.process
         if process.replace_reason is None:
-            self._context.log("info", "worker is recycled", worker=worker.name, cause=cause, reason=reason)
             process.replace_reason = ExitReason(cause, reason, self._context.now)
             self._context.counters.recycled(kind)
+            self._context.log("info", "worker is recycled", worker=worker.name, cause=cause, reason=reason)
         process.replace_at_once = process.replace_at_once or at_once
         self._context.workers_dirty = True
         return True
@@ -247,8 +247,8 @@ class Recycler:
                 continue
             spare = self._pool.spare_of(worker)
             if spare is not None and spare.serving:
-                self._context.log("info", "spare takes over", worker=spare.name, replaces=worker.name)
                 self._hand_over(worker)
+                self._context.log("info", "spare takes over", worker=spare.name, replaces=worker.name)
             elif process.replace_at_once and spare is not None and spare.state is WorkerState.STARTING:
                 self._hand_over(worker)
             elif process.replace_at_once:
@@ -292,8 +292,9 @@ class Recycler:
             self._drain_in_place(worker, spare)
 
     def _drain_in_place(self, worker: Worker, spare: Worker | None) -> None:
+        worker.replaced_in_place = True
         if spare is not None:
             spare.replaces = None
-            self._pool.retire(spare, Cause.REQUESTED, "there is no room for a spare")
-        worker.replaced_in_place = True
         self._pool.drain(worker)
+        if spare is not None:
+            self._pool.retire(spare, Cause.REQUESTED, "there is no room for a spare")
