@@ -25,6 +25,7 @@ from .scheduling.scheduler import Scheduler
 from .settings import Settings
 from .state import Installation, State
 from .timers import TimerKey
+from .workers.report import publish_memory
 
 #: Inputs and messages of workers that change nothing of what jobs and workers may do, and those that concern jobs
 #: alone; whatever a handler changes beyond that, it marks.
@@ -156,7 +157,7 @@ class Machine:
             "backoff": state.pool.on_backoff_over,
             "wait": lambda _: None,  # the reconcile after it looks at every waiting worker
             "breaker": lambda _: state.pool.circuit_breaker.pause_over(),
-            "steady": state.pool.on_steady,
+            "steady": lambda name: state.pool.restarts.on_steady(state.pool.workers[name]),
             "age": state.recycler.on_age,
             "trim": state.recycler.on_trim_check,
             "unload": state.autoscaler.on_unload_check,
@@ -306,5 +307,5 @@ class Machine:
         self.state.gpus.on_sampled(event, self.state.pool)
         self.state.recycler.on_sampled()
         self.state.autoscaler.on_sampled()
-        self.state.pool.tell_memory()
+        publish_memory(self.state.pool, self._context)
         self._context.stir()

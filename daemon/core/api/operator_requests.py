@@ -21,6 +21,7 @@ from ..scheduling.admission import is_named
 from ..scheduling.scheduler import Scheduler
 from ..settings import Settings
 from ..state import State
+from ..workers.report import describe
 from .client_requests import ClientRequests
 
 #: Jobs that an answer names at most.
@@ -84,7 +85,8 @@ class OperatorRequests:
 
     def workers(self, event: Controlled) -> None:
         """Every worker, and how many there are to be."""
-        self._answer(event.to, event.request.id, workers=self._pool.describe(), bounds=self._autoscaler.bounds())
+        workers = [describe(worker, self._context) for worker in self._pool]
+        self._answer(event.to, event.request.id, workers=workers, bounds=self._autoscaler.bounds())
 
     def gpus(self, event: Controlled) -> None:
         """Every GPU and who uses its memory."""

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
 
-from glmtts.protocol.events import Voice
 from glmtts.protocol.worker import Memory, Ready, ResumeJob, StopWorker, SuspendJob
 
 from ..alerts import Alerts
@@ -21,7 +19,7 @@ from .availability import unavailable
 from .circuit_breaker import BreakerState
 from .gpus import Gpus
 from .process import ExitReason, Process
-from .report import describe, memory_of
+from .report import describe
 from .restart_policy import RestartPolicy
 from .worker import WORKING, Worker, WorkerState
 from .worker_table import WorkerTable
@@ -59,11 +57,6 @@ class Pool(WorkerTable):
         self.engine: Ready | None = None
         #: Names of the engine's own voices, as far as they are known.
         self.own_voices: frozenset[str] = frozenset()
-
-    @property
-    def voices(self) -> list[Voice]:
-        """The engine's own voices, as far as they are known yet."""
-        return self.engine.voices if self.engine else []
 
     def unavailable(self) -> tuple[str, float] | None:
         """Why no worker will be available soon, and after how many seconds to retry; None if one will."""
@@ -448,32 +441,7 @@ class Pool(WorkerTable):
         if worker.state is WorkerState.BACKOFF and not self.stopping:
             self._go(worker)
 
-    def start_anew(self) -> None:
-        """Settings have changed that processes are started with: workers that failed by the old ones start at once."""
-        for worker in self:
-            worker.faults = 0
-            if worker.state is WorkerState.BACKOFF:
-                self._context.timers.set(("backoff", worker.name), self._context.now)
-
-    def on_steady(self, name: str) -> None:
-        """A worker has been ready for long since the breaker opened, with or without a job."""
-        if self.workers[name].serving:
-            self.restarts.proved()
-
-    # --- for people
-
-    def describe(self) -> list[dict[str, Any]]:
-        """Every worker, as ``workers`` shows it."""
-        return [describe(worker, self._context) for worker in self.workers.values()]
-
     def _tell_state(self, worker: Worker) -> None:
         self._context.jobs_dirty = self._context.workers_dirty = True
         if self._context.watched:
             self._context.publish(f"worker.{worker.state}", **describe(worker, self._context))
-
-    def tell_memory(self) -> None:
-        """Publish the memory of each process."""
-        if self._context.watched:
-            for worker in self.workers.values():
-                if worker.process.pid is not None:
-                    self._context.publish("worker.memory", **memory_of(worker))

@@ -66,7 +66,7 @@ class Recycler:
         One that is still loading has nothing to lose, and is ended at once.
         """
         self._pool.generation += 1
-        self._pool.start_anew()
+        self._pool.restarts.start_anew(self._pool)
         old = [worker for worker in self._pool if worker.has_process and not worker.retiring]
         old = [w for w in old if not w.process.stuck and w.process.generation != self._pool.generation]
         for worker in old:

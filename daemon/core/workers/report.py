@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from ..context import Context
-from .process import Process
 from .worker import Worker
 
 
@@ -34,7 +34,7 @@ def describe(worker: Worker, context: Context) -> dict[str, Any]:
         "torch_allocated": memory.torch_allocated if memory else None,
         "torch_reserved": memory.torch_reserved if memory else None,
         "trend": trend.words if trend else "",
-        "trend_mib_per_job": _mib_per_job(process),
+        "trend_mib_per_job": round(trend.per_job / (1 << 20), 3) if trend else None,
         "last_death": ended and {"cause": ended.cause.value, "detail": ended.detail, "ago_s": round(now - ended.at, 3)},
         "backoff_s": None if backoff is None else round(backoff - now, 3),
         "reason": worker.reason or process.stuck or replaced,
@@ -43,20 +43,14 @@ def describe(worker: Worker, context: Context) -> dict[str, Any]:
     }
 
 
-def memory_of(worker: Worker) -> dict[str, Any]:
-    """The memory of its process."""
-    process = worker.process
-    return {
-        "name": worker.name,
-        "pid": process.pid,
-        "rss": process.memory.rss if process.memory else None,
-        "vram": process.share.vram,
-        "vram_trust": process.share.trust,
-        "trend_mib_per_job": _mib_per_job(process),
-        "jobs_since_start": process.jobs_done,
-    }
+#: The figures of ``describe`` that the events socket has with each sample.
+_MEMORY = ("name", "pid", "rss", "vram", "vram_trust", "trend_mib_per_job", "jobs_since_start")
 
 
-def _mib_per_job(process: Process) -> float | None:
-    trend = process.watch.trend
-    return round(trend.per_job / (1 << 20), 3) if trend else None
+def publish_memory(workers: Iterable[Worker], context: Context) -> None:
+    """Publish the memory of each process."""
+    if context.watched:
+        for worker in workers:
+            if worker.process.pid is not None:
+                described = describe(worker, context)
+                context.publish("worker.memory", **{name: described[name] for name in _MEMORY})

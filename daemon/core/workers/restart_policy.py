@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ..alerts import Alerts
 from ..context import Context
 from ..exit_causes import Cause
 from .circuit_breaker import BreakerState, CircuitBreaker
 from .process import ExitReason
-from .worker import Worker
+from .worker import Worker, WorkerState
 
 
 class RestartPolicy:
@@ -57,6 +59,13 @@ class RestartPolicy:
                 f"for loading excluded, and no job spoken between them); the last one: {reason.detail}",
             )
 
+    def start_anew(self, workers: Iterable[Worker]) -> None:
+        """Settings have changed that processes are started with: workers that failed by the old ones start at once."""
+        for worker in workers:
+            worker.faults = 0
+            if worker.state is WorkerState.BACKOFF:
+                self._context.timers.set(("backoff", worker.name), self._context.now)
+
     def delay_s(self, worker: Worker) -> float:
         """Seconds before a failed worker starts again: none after the first fault, ever more after further ones."""
         # A spare that did not fit waits until the recycler has decided whether there shall be one.
@@ -70,6 +79,11 @@ class RestartPolicy:
         restart = self._context.settings.workers.restart
         delay = min(restart.backoff_max_s, restart.backoff_initial_s * 2.0 ** min(times - 1, 30))
         return delay * (0.75 + 0.5 * self._context.random.random())
+
+    def on_steady(self, worker: Worker) -> None:
+        """A worker has been ready for long since the breaker opened, with or without a job."""
+        if worker.serving:
+            self.proved()
 
     def proved(self) -> None:
         """A worker has shown that it works: the breaker closes."""
