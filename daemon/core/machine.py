@@ -127,7 +127,7 @@ class Machine:
             control.Workers: lambda e, _: operator.workers(e),
             control.Gpus: lambda e, _: operator.gpus(e),
             control.Queue: report.queue,
-            control.Limits: report.limits,
+            control.GetLimits: report.limits,
             control.Recycle: operator.recycle,
             control.Scale: operator.scale,
             control.Quarantine: operator.quarantine,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,9 +10,7 @@ from glmtts.daemon.core import inputs
 from glmtts.protocol import control
 from glmtts.protocol import worker as wire
 
-from ..support.core_world import World
-
-Make = Callable[..., Any]
+from ..support.core_world import MakeWorld, World
 
 
 def health(world: World, **keys: Any) -> dict[str, Any]:
@@ -33,7 +30,7 @@ def test_a_daemon_that_speaks_is_ready(world: World) -> None:
     assert health(world) == {"state": "running", "ready": True, "healthy": True, "asleep": False, "problems": []}
 
 
-def test_one_that_loads_is_not_ready_yet(make_world: Make) -> None:
+def test_one_that_loads_is_not_ready_yet(make_world: MakeWorld) -> None:
     answer = health(make_world())
     assert not answer["ready"] and names(answer) == ["loading"]
 
@@ -59,7 +56,7 @@ def test_after_a_cuda_error_it_is_not_ready_until_the_next_process_is(world: Wor
     assert answer["healthy"] and names(answer) == ["worker_died"]  # it happened, and is told
 
 
-def test_with_the_breaker_open_it_is_down_and_says_of_what(make_world: Make) -> None:
+def test_with_the_breaker_open_it_is_down_and_says_of_what(make_world: MakeWorld) -> None:
     world = make_world(workers={"restart": {"breaker_failures": 2, "backoff_initial_s": 20.0, "backoff_max_s": 30.0}})
     for _ in range(3):
         world.die(1, last_words="no module named torch")
@@ -70,7 +67,7 @@ def test_with_the_breaker_open_it_is_down_and_says_of_what(make_world: Make) -> 
     assert "no module named torch" in answer["problems"][0]["what"]
 
 
-def test_with_a_full_disk_speech_goes_on_and_the_disk_is_named(make_world: Make) -> None:
+def test_with_a_full_disk_speech_goes_on_and_the_disk_is_named(make_world: MakeWorld) -> None:
     world = make_world(journal="none")
     world.ready()
     world.step(inputs.JournalChanged("/state/journal.db: the disk is full"))
@@ -78,7 +75,7 @@ def test_with_a_full_disk_speech_goes_on_and_the_disk_is_named(make_world: Make)
     assert answer["healthy"] and names(answer) == ["journal"] and "disk is full" in answer["problems"][0]["what"]
 
 
-def test_with_all_workers_unloaded_for_want_of_jobs_it_is_ready(make_world: Make) -> None:
+def test_with_all_workers_unloaded_for_want_of_jobs_it_is_ready(make_world: MakeWorld) -> None:
     world = make_world(workers={"idle_unload_s": 10.0})
     world.ready()
     world.pass_time(11.0)
@@ -89,7 +86,7 @@ def test_with_all_workers_unloaded_for_want_of_jobs_it_is_ready(make_world: Make
     assert world.names(world.request())[-1] == "accepted" and world.states() == ["starting"]
 
 
-def test_a_gpu_that_others_have_filled_is_named(make_world: Make) -> None:
+def test_a_gpu_that_others_have_filled_is_named(make_world: MakeWorld) -> None:
     world = make_world(workers={"gpus": [0], "vram_mib": 8_000})
     world.sample(world.gpu(0, used_mib=23_000))
     answer = health(world)
@@ -100,7 +97,7 @@ def test_a_gpu_that_others_have_filled_is_named(make_world: Make) -> None:
 # --- deep
 
 
-def test_every_worker_speaks_a_word_and_is_timed(make_world: Make) -> None:
+def test_every_worker_speaks_a_word_and_is_timed(make_world: MakeWorld) -> None:
     world = make_world(2)
     world.ready("w0")
     world.ready("w1")
@@ -139,7 +136,7 @@ def test_one_that_dies_of_its_word_is_known_at_once(world: World) -> None:
     assert (worker["verdict"], worker["problem"]) == ("failed", "killed by SIGSEGV")
 
 
-def test_one_that_has_no_process_is_absent_and_that_is_not_well(make_world: Make) -> None:
+def test_one_that_has_no_process_is_absent_and_that_is_not_well(make_world: MakeWorld) -> None:
     world = make_world(2)
     world.ready("w0")
     id = world.operate(control.Health, deep=True)

@@ -1,4 +1,4 @@
-"""A sentence need not wait for a chapter: it is put aside, goes on afterwards, and loses nothing by it."""
+"""A sentence need not wait for a chapter: it is suspended, goes on afterwards, and loses nothing by it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from glmtts.daemon.core.settings import ClassesSettings, VipSettings
 from glmtts.protocol import control, events, requests
 from glmtts.protocol import worker as wire
 
-from ..support.core_world import Stage, World
+from ..support.core_world import MakeStage, Stage, World
 
-Make = Callable[..., Any]
 BOB, CAROL, DAVE = (inputs.Client(f"uid:{1_002 + n}", name) for n, name in enumerate(("bob", "carol", "dave")))
 #: Ten seconds of speech, in ten segments.
 CHAPTER, SENTENCE = "c" * 100, "s" * 10
@@ -26,7 +25,7 @@ def chapter(stage: Stage, text: str = CHAPTER, **keys: Any) -> str:
 
 
 def aside(stage: Stage, **keys: Any) -> tuple[str, str]:
-    """A batch job that is put aside for an interactive one, which is at work; their requests."""
+    """A batch job that is suspended for an interactive one, which is at work; their requests."""
     long = chapter(stage, **keys)
     stage.run(2.5)
     short = stage.world.request(text=SENTENCE * 5, client=BOB)
@@ -38,7 +37,9 @@ def aside(stage: Stage, **keys: Any) -> tuple[str, str]:
 # --- what gives way to what
 
 
-def test_a_sentence_is_spoken_at_the_next_border_of_a_chapter_that_goes_on_where_it_was(make_stage: Make) -> None:
+def test_a_sentence_is_spoken_at_the_next_boundary_of_a_chapter_that_goes_on_where_it_was(
+    make_stage: MakeStage,
+) -> None:
     stage = make_stage()
     long = chapter(stage)
     start = stage.world.now
@@ -56,7 +57,7 @@ def test_a_sentence_is_spoken_at_the_next_border_of_a_chapter_that_goes_on_where
     assert [e.segment for e in stage.world.told(long) if isinstance(e, events.Progress)] == list(range(1, 11))
 
 
-def test_nothing_is_put_aside_where_that_is_switched_off(make_stage: Make) -> None:
+def test_nothing_is_suspended_where_that_is_switched_off(make_stage: MakeStage) -> None:
     stage = make_stage(queue={"preempt": False})
     chapter(stage)
     stage.run(2.5)
@@ -68,7 +69,7 @@ def test_nothing_is_put_aside_where_that_is_switched_off(make_stage: Make) -> No
 
 @pytest.mark.parametrize("slow", [1.0, 0.1, 5.0])
 @pytest.mark.usefixtures("no_head_start")
-def test_under_a_stream_of_sentences_a_chapter_gets_the_share_of_its_class(make_stage: Make, slow: float) -> None:
+def test_under_a_stream_of_sentences_a_chapter_gets_the_share_of_its_class(make_stage: MakeStage, slow: float) -> None:
     # ``slow``: whatever was expected of it; a chapter that is nearly free, or that takes five times as long.
     stage = make_stage(slow=1.0, segment_s=0.25, queue={"max_share": 1.0})
     stage._slow = 1.0
@@ -99,7 +100,7 @@ def _like(stage: Stage, text: str, priority: str) -> Any:
     )  # fmt: skip
 
 
-def test_a_sentence_overtakes_the_rest_of_a_long_job_of_who_has_had_more(make_stage: Make) -> None:
+def test_a_sentence_overtakes_the_rest_of_a_long_job_of_who_has_had_more(make_stage: MakeStage) -> None:
     stage = make_stage()
     stage.world.request(text=CHAPTER)
     stage.run(2.5)
@@ -110,7 +111,7 @@ def test_a_sentence_overtakes_the_rest_of_a_long_job_of_who_has_had_more(make_st
 
 
 def test_a_batch_sentence_overtakes_a_batch_chapter_also_where_other_workers_take_no_batch_jobs(
-    make_stage: Make,
+    make_stage: MakeStage,
 ) -> None:
     stage = make_stage(2)
     chapter(stage)
@@ -130,7 +131,7 @@ def test_a_batch_sentence_overtakes_a_batch_chapter_also_where_other_workers_tak
     ],
     ids=["nearly as long", "of the same client", "of a lower class"],
 )
-def test_what_is_not_to_overtake_waits(make_stage: Make, text: str, client: inputs.Client, keys: Any) -> None:
+def test_what_is_not_to_overtake_waits(make_stage: MakeStage, text: str, client: inputs.Client, keys: Any) -> None:
     stage = make_stage()
     stage.world.request(text=CHAPTER)
     stage.run(2.5)
@@ -140,7 +141,7 @@ def test_what_is_not_to_overtake_waits(make_stage: Make, text: str, client: inpu
     assert stage.when("begins", text)
 
 
-def test_who_has_had_more_than_others_does_not_overtake_them(make_stage: Make) -> None:
+def test_who_has_had_more_than_others_does_not_overtake_them(make_stage: MakeStage) -> None:
     stage = make_stage()
     for _ in range(5):
         stage.world.request(text="b" * 100, client=BOB)
@@ -152,7 +153,7 @@ def test_who_has_had_more_than_others_does_not_overtake_them(make_stage: Make) -
     assert begun and stage.world.names(chapter_of_alice)[1] == "started"
 
 
-def test_a_stream_that_is_heard_is_not_interrupted_by_its_own_class(make_stage: Make) -> None:
+def test_a_stream_that_is_heard_is_not_interrupted_by_its_own_class(make_stage: MakeStage) -> None:
     stage = make_stage()
     stage.world.request(text=CHAPTER, stream=True)
     stage.run(2.5)
@@ -161,8 +162,8 @@ def test_a_stream_that_is_heard_is_not_interrupted_by_its_own_class(make_stage: 
     assert not stage.when("suspended", CHAPTER)
 
 
-def test_a_stream_that_is_heard_gives_way_to_a_higher_class_and_one_that_nobody_hears_to_its_own(
-    make_stage: Make,
+def test_a_stream_that_is_heard_gives_way_to_a_higher_class_and_one_that_has_no_listener_to_its_own(
+    make_stage: MakeStage,
 ) -> None:
     stage = make_stage(queue={"classes": ClassesSettings(vip=VipSettings(users=[]))})
     stage.world.request(text=CHAPTER, stream=True)
@@ -179,7 +180,7 @@ def test_a_stream_that_is_heard_gives_way_to_a_higher_class_and_one_that_nobody_
     assert len(unheard.when("suspended", CHAPTER)) == 1
 
 
-def test_the_last_segment_is_spoken_to_its_end(make_stage: Make) -> None:
+def test_the_last_segment_is_spoken_to_its_end(make_stage: MakeStage) -> None:
     stage = make_stage()
     chapter(stage)
     stage.run(9.2)
@@ -189,7 +190,7 @@ def test_the_last_segment_is_spoken_to_its_end(make_stage: Make) -> None:
     assert stage.when("ends", CHAPTER)
 
 
-def test_one_worker_is_asked_for_each_sentence_that_waits_and_no_more(make_stage: Make) -> None:
+def test_one_worker_is_asked_for_each_sentence_that_waits_and_no_more(make_stage: MakeStage) -> None:
     stage = make_stage(3, queue={"interactive_workers": 0})
     for number in range(3):
         chapter(stage, CHAPTER + str(number), client=(BOB, CAROL, DAVE)[number])
@@ -201,7 +202,7 @@ def test_one_worker_is_asked_for_each_sentence_that_waits_and_no_more(make_stage
     assert len(stage.world.messages(wire.SuspendJob)) == 2
 
 
-def test_a_worker_holds_few_jobs_aside_however_many_would_overtake(make_stage: Make) -> None:
+def test_a_worker_holds_few_suspended_jobs_however_many_would_overtake(make_stage: MakeStage) -> None:
     stage = make_stage()
     lengths = [1_600, 700, 300, 120, 50, 20]
     most = 0
@@ -214,7 +215,7 @@ def test_a_worker_holds_few_jobs_aside_however_many_would_overtake(make_stage: M
     assert [len(text) for _, what, text in stage.log if what == "ends"] == [120, 50, 20, 300, 700, 1_600]
 
 
-def test_an_overtaken_job_goes_on_though_ever_new_clients_come(make_stage: Make) -> None:
+def test_an_overtaken_job_goes_on_though_ever_new_clients_come(make_stage: MakeStage) -> None:
     stage = make_stage(queue={"max_share": 1.0, "max_waiting": 100})
     stage.world.request(text=CHAPTER)
     stage.run(1.5)
@@ -226,7 +227,7 @@ def test_an_overtaken_job_goes_on_though_ever_new_clients_come(make_stage: Make)
     assert stage.when("ends", CHAPTER)
 
 
-def test_who_has_had_much_is_served_again_though_ever_new_clients_fill_the_queue(make_stage: Make) -> None:
+def test_who_has_had_much_is_served_again_though_ever_new_clients_fill_the_queue(make_stage: MakeStage) -> None:
     stage = make_stage(queue={"max_share": 1.0})
     stage.world.request(text=CHAPTER)
     again = stage.world.request(text="again" + SENTENCE)
@@ -238,10 +239,10 @@ def test_who_has_had_much_is_served_again_though_ever_new_clients_fill_the_queue
     assert isinstance(stage.world.last(again), events.Done)
 
 
-# --- what becomes of a job that is put aside
+# --- what becomes of a job that is suspended
 
 
-def test_a_job_put_aside_goes_on_after_a_pause_of_the_queue_and_nothing_else_is_started(make_stage: Make) -> None:
+def test_a_suspended_job_goes_on_after_a_pause_of_the_queue_and_nothing_else_is_started(make_stage: MakeStage) -> None:
     stage = make_stage()
     aside(stage)
     stage.world.operate(control.Pause)
@@ -253,7 +254,9 @@ def test_a_job_put_aside_goes_on_after_a_pause_of_the_queue_and_nothing_else_is_
     assert stage.world.names(waits) == ["accepted", "started"]
 
 
-def test_a_job_put_aside_is_not_to_blame_for_the_death_of_its_worker_and_loses_no_attempt(make_stage: Make) -> None:
+def test_a_suspended_job_is_not_to_blame_for_the_death_of_its_worker_and_loses_no_attempt(
+    make_stage: MakeStage,
+) -> None:
     stage = make_stage()
     long, short = aside(stage)
     for _ in range(3):
@@ -279,8 +282,8 @@ def test_a_job_put_aside_is_not_to_blame_for_the_death_of_its_worker_and_loses_n
     ],
     ids=["killed", "out of memory"],
 )
-def test_a_stream_put_aside_of_which_a_part_was_heard_ends_with_its_worker(
-    make_stage: Make, death: Callable[[Any], None]
+def test_a_suspended_stream_of_which_a_part_was_heard_ends_with_its_worker(
+    make_stage: MakeStage, death: Callable[[Any], None]
 ) -> None:
     stage = make_stage()
     long, _ = aside(stage, stream=True, durable=False)
@@ -292,7 +295,9 @@ def test_a_stream_put_aside_of_which_a_part_was_heard_ends_with_its_worker(
 
 @pytest.mark.parametrize("durable", [True, False])
 @pytest.mark.parametrize("by", ["its client", "an operator", "its deadline", "its buffer"])
-def test_a_job_put_aside_can_be_ended_and_what_overtook_it_goes_on(make_stage: Make, by: str, durable: bool) -> None:
+def test_a_suspended_job_can_be_ended_and_what_overtook_it_goes_on(
+    make_stage: MakeStage, by: str, durable: bool
+) -> None:
     if durable and by == "its buffer":
         pytest.skip("who does not read it is told so, and the job goes on")
     stage = make_stage()
@@ -325,7 +330,7 @@ def test_a_job_put_aside_can_be_ended_and_what_overtook_it_goes_on(make_stage: M
     assert world.live == {}
 
 
-def test_a_job_that_is_cancelled_while_its_worker_chooses_is_not_told_to_go_on(make_stage: Make) -> None:
+def test_a_job_that_is_cancelled_while_its_worker_chooses_is_not_told_to_go_on(make_stage: MakeStage) -> None:
     stage = make_stage(journal="holds")
     stage.world.journal = "works"
     aside(stage)
@@ -348,7 +353,7 @@ def _finished(job: str) -> wire.Finished:
     )  # fmt: skip
 
 
-def test_a_job_goes_on_where_the_one_that_was_to_overtake_it_is_not_run_any_more(make_stage: Make) -> None:
+def test_a_job_goes_on_where_the_one_that_was_to_overtake_it_is_not_run_any_more(make_stage: MakeStage) -> None:
     stage = make_stage(workers={"restart": {"quarantine_after": 1, "max_attempts": 1}})
     world = stage.world
     chapter(stage)
@@ -377,7 +382,9 @@ def test_a_job_goes_on_where_the_one_that_was_to_overtake_it_is_not_run_any_more
     ],
     ids=["recycle", "drain", "stop"],
 )
-def test_a_worker_finishes_what_it_has_put_aside_before_it_ends(make_stage: Make, end: Callable[[Any], None]) -> None:
+def test_a_worker_finishes_what_it_has_suspended_before_it_ends(
+    make_stage: MakeStage, end: Callable[[Any], None]
+) -> None:
     stage = make_stage()
     long, short = aside(stage)
     end(stage)
@@ -387,7 +394,7 @@ def test_a_worker_finishes_what_it_has_put_aside_before_it_ends(make_stage: Make
     assert stage.world.worker().jobs == []
 
 
-def test_a_worker_that_is_one_too_many_finishes_what_it_has_put_aside(make_stage: Make) -> None:
+def test_a_worker_that_is_one_too_many_finishes_what_it_has_suspended(make_stage: MakeStage) -> None:
     stage = make_stage(2, queue={"interactive_workers": 0})
     longs = [chapter(stage, CHAPTER + str(number), client=(CAROL, DAVE)[number]) for number in range(2)]
     stage.run(2.5)
@@ -400,7 +407,7 @@ def test_a_worker_that_is_one_too_many_finishes_what_it_has_put_aside(make_stage
     assert len([state for state in stage.world.states() if state == "ready"]) == 1
 
 
-def test_a_stop_at_once_leaves_a_durable_job_that_is_aside_to_the_next_daemon(make_stage: Make) -> None:
+def test_a_stop_at_once_leaves_a_durable_job_that_is_suspended_to_the_next_daemon(make_stage: MakeStage) -> None:
     stage = make_stage()
     long, _ = aside(stage)
     for _ in range(2):
@@ -409,8 +416,8 @@ def test_a_stop_at_once_leaves_a_durable_job_that_is_aside_to_the_next_daemon(ma
     assert stage.of(CHAPTER) not in stage.world.ends
 
 
-def test_a_job_put_aside_for_long_is_not_taken_for_hung_and_one_that_goes_on_is_watched_again(
-    make_stage: Make,
+def test_a_suspended_job_for_long_is_not_taken_for_hung_and_one_that_goes_on_is_watched_again(
+    make_stage: MakeStage,
 ) -> None:
     stage = make_stage(workers={"hang_timeout_s": 3.0})
     chapter(stage)
@@ -427,7 +434,7 @@ def test_a_job_put_aside_for_long_is_not_taken_for_hung_and_one_that_goes_on_is_
     assert stage.world.states() == ["failed"]
 
 
-def test_a_worker_that_puts_a_job_aside_unasked_is_not_trusted_any_more(world: World) -> None:
+def test_a_worker_that_suspends_a_job_unasked_is_not_trusted_any_more(world: World) -> None:
     id = world.request()
     world.say(wire.Suspended(job=world.job(id)))
     assert world.states() == ["failed"]
@@ -436,14 +443,14 @@ def test_a_worker_that_puts_a_job_aside_unasked_is_not_trusted_any_more(world: W
     )
 
 
-def test_a_worker_puts_a_job_aside_once(make_stage: Make) -> None:
+def test_a_worker_suspends_a_job_once(make_stage: MakeStage) -> None:
     stage = make_stage()
     aside(stage)
     stage.world.say(wire.Suspended(job=stage.of(CHAPTER)))
     assert stage.world.states() == ["failed"]
 
 
-def test_operators_see_what_is_aside(make_stage: Make) -> None:
+def test_operators_see_what_is_suspended(make_stage: MakeStage) -> None:
     stage = make_stage()
     stage.world.machine.watched = True
     aside(stage)
@@ -461,19 +468,19 @@ def test_operators_see_what_is_aside(make_stage: Make) -> None:
 
 @pytest.mark.parametrize(("workers", "batch"), [(1, 1), (2, 1), (4, 3)])
 def test_batch_jobs_leave_a_worker_to_others_unless_it_is_the_only_one(
-    make_stage: Make, workers: int, batch: int
+    make_stage: MakeStage, workers: int, batch: int
 ) -> None:
     stage = make_stage(workers, learn=())
     for number in range(6):
         chapter(stage, CHAPTER + str(number), durable=False)
-    assert len(stage.world.messages(wire.Job)) == batch
+    assert len(stage.world.messages(wire.SpeakJob)) == batch
     short = stage.world.request(text=SENTENCE, client=BOB)
     assert (stage.world.names(short)[-1] == "started") == (workers > 1)
     stage.run(200.0)
     assert len([1 for _, what, _ in stage.log if what == "ends"]) == 7
 
 
-def test_a_batch_job_aside_counts_for_the_worker_that_has_it(make_stage: Make) -> None:
+def test_a_suspended_batch_job_counts_for_the_worker_that_has_it(make_stage: MakeStage) -> None:
     stage = make_stage(2, learn=())
     chapter(stage, CHAPTER + "0", durable=False)
     for number in range(2):

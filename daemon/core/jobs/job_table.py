@@ -10,15 +10,13 @@ import msgspec
 from msgspec import UNSET
 
 from glmtts.protocol.codec import encode
-from glmtts.protocol.requests import Synthesize
+from glmtts.protocol.requests import KEY_HOLDS_S, Synthesize
 
 from ..inputs import ReplyTo
 from .job import Ended, Ending, Job, Subscriber
 
 #: Ended jobs that are remembered at most, with or without their result.
 MAX_ENDED = 10_000
-#: How long an idempotency key holds, in seconds (docs/protocol.md).
-KEY_HOLDS_S = 24 * 3600.0
 
 
 class JobTable:

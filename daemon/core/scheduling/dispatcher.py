@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import UNSET
 
 from glmtts.protocol.requests import Priority
-from glmtts.protocol.worker import Job as JobMessage
+from glmtts.protocol.worker import SpeakJob
 
 from ..effects import Tell
 from ..jobs.estimates import BRIEF_S
@@ -152,7 +152,7 @@ class Dispatcher:
         if begins:
             self.begin(job, worker)
 
-    def _message(self, job: Job) -> JobMessage:
+    def _message(self, job: Job) -> SpeakJob:
         request = job.request
         voice = request.voice if request.voice is not UNSET else None
         if voice is None and request.prompt is UNSET:
@@ -162,7 +162,7 @@ class Dispatcher:
         prompt_text = stored.text if stored else None
         if request.prompt is not UNSET:
             prompt_text = request.prompt.text
-        return JobMessage(
+        return SpeakJob(
             job=job.id,
             text=request.text,
             voice=voice,

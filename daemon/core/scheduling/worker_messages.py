@@ -251,8 +251,8 @@ class WorkerMessages:
     def on_not_told(self, worker: Worker, message: wire.SupervisorMessage) -> None:
         """A message was not sent to a worker."""
         match message:
-            case wire.Job(job=id) | wire.ResumeJob(job=id):
-                if isinstance(message, wire.Job):
+            case wire.SpeakJob(job=id) | wire.ResumeJob(job=id):
+                if isinstance(message, wire.SpeakJob):
                     self.is_through(worker, id)
                 if (job := self._job_table.live.get(id)) is not None:
                     self._completion.fail(job, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)

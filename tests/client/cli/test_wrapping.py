@@ -11,6 +11,7 @@ import click
 import pytest
 
 from glmtts.client import News
+from glmtts.client.cli import doctor
 from glmtts.client.cli import events as module
 from glmtts.client.cli.ui.output import cells
 from glmtts.client.cli.ui.wrap import hung
@@ -86,8 +87,10 @@ def test_an_event_goes_on_below_its_topic(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_doctor_fits_the_terminal_and_a_file_of_its_report_can_be_read(
-    on_terminal: OnTerminal, ctl: Any, daemon: Any, answers: dict[str, Any]
+    on_terminal: OnTerminal, ctl: Any, daemon: Any, answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(doctor, "_machine", lambda *_: [])
+
     def script(daemon: Any, peer: bytes, request: Any, _body: bytes) -> None:
         daemon.send(peer, events.Pong(id=request.id, version="0", protocol=1, uptime_s=5.0))
 

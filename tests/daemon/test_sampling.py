@@ -1,4 +1,4 @@
-"""daemon/gpu/sampler.py: figures stay fresh and the loop runs on, whatever NVML does."""
+"""Sampling: figures stay fresh and the loop is not delayed, whatever NVML does."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ from glmtts.daemon.core.inputs import GpuReading, NvmlReading, Sampled
 from glmtts.daemon.gpu.nvml import NvmlReader
 from glmtts.daemon.gpu.sampler import Sampler
 
+from ..fake_gpu.fake_gpu import FakeGpus
+
 MIB = 1 << 20
 PATIENCE_S = 20.0
-Fakes = Any
+Open = Callable[..., "Loop"]
 
-#: A loop as the supervisor has it: commands come on stdin, and every sample that is collected is a line of stdout.
+#: A loop like the supervisor's: commands come on stdin, and every collected sample is a line of stdout.
 _LOOP = """
 import json, os, select, sys, threading, time, msgspec
 from glmtts.daemon.gpu.sampler import Sampler
@@ -70,7 +72,7 @@ while True:
 class Loop:
     """A sampler in a process that sees the fake GPUs."""
 
-    def __init__(self, gpus: Fakes, **options: Any) -> None:
+    def __init__(self, gpus: FakeGpus, **options: Any) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-c", _LOOP, json.dumps(options)],
             env=os.environ | gpus.environment(),
@@ -105,12 +107,12 @@ class Loop:
         raise AssertionError(f"not within {PATIENCE_S} s: {what}; last: {sampled}")
 
     def close(self) -> dict[str, Any]:
-        """End it; returns its last words. It has a second for it."""
+        """End it, within a second; returns its facts."""
         if self._process.poll() is not None:
             return {}
-        said = self.tell("close")
+        facts = self.tell("close")
         assert self._process.wait(timeout=2.0) == 0
-        return said
+        return facts
 
     def kill(self) -> None:
         self._process.kill()
@@ -121,7 +123,7 @@ class Loop:
         deadline = time.monotonic() + PATIENCE_S
         while b"\n" not in self._buffer:
             if not select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise AssertionError(f"nothing said within {PATIENCE_S} s")
+                raise AssertionError(f"no answer within {PATIENCE_S} s")
             chunk = os.read(self._process.stdout.fileno(), 1 << 16)
             assert chunk, "the loop ended"
             self._buffer += chunk
@@ -130,10 +132,10 @@ class Loop:
 
 
 @pytest.fixture
-def open_loop() -> Iterator[Callable[..., Loop]]:
+def open_loop() -> Iterator[Open]:
     opened: list[Loop] = []
 
-    def open_it(gpus: Fakes, **options: Any) -> Loop:
+    def open_it(gpus: FakeGpus, **options: Any) -> Loop:
         opened.append(Loop(gpus, **options))
         return opened[-1]
 
@@ -206,9 +208,7 @@ def test_a_worker_s_memory_and_state_are_shown_until_it_is_gone(here: Here, chil
     here.sampler.unwatch(7)
 
 
-def test_a_worker_of_the_same_number_with_another_process_is_told_apart(
-    here: Here, child: subprocess.Popen[bytes]
-) -> None:
+def test_another_process_of_the_same_incarnation_is_told_apart(here: Here, child: subprocess.Popen[bytes]) -> None:
     here.sampler.watch(7, os.getpid())
     here.sampler.now()
     assert here.sample().processes[0].pid == os.getpid()
@@ -240,7 +240,7 @@ _SYS_EXIT = {"x86_64": "60", "aarch64": "93"}.get(platform.machine(), "")
 
 
 @pytest.mark.parametrize("first_thread_ends", [False, True])
-def test_a_worker_that_can_not_be_killed_now_is_shown_as_such(
+def test_a_process_that_can_not_be_killed_now_is_shown_as_stuck(
     here: Here, tmp_path: Path, first_thread_ends: bool
 ) -> None:
     if first_thread_ends and not _SYS_EXIT:
@@ -255,7 +255,7 @@ def test_a_worker_that_can_not_be_killed_now_is_shown_as_such(
         here.until(lambda sampled: sampled.processes[0].state == "D")
     finally:
         process.kill()
-        # Its child waits for this, or is about to: it stays open until the child is gone.
+        # Its child waits for this end, which stays open until the child is gone.
         end = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
         try:
             process.communicate()
@@ -263,16 +263,10 @@ def test_a_worker_that_can_not_be_killed_now_is_shown_as_such(
             os.close(end)
 
 
-def test_the_host_s_memory_is_told(here: Here) -> None:
-    here.sampler.now()
-    sampled = here.sample()
-    assert sampled.host_total and sampled.host_available and sampled.host_available < sampled.host_total
-
-
 # --- pace
 
 
-def test_a_sample_that_is_asked_for_begins_after_the_question(here: Here) -> None:
+def test_a_requested_sample_begins_after_the_request(here: Here) -> None:
     for _ in range(20):
         asked = time.monotonic()
         here.sampler.now()
@@ -281,7 +275,7 @@ def test_a_sample_that_is_asked_for_begins_after_the_question(here: Here) -> Non
         assert time.monotonic() - asked < 1.0
 
 
-def test_a_thousand_questions_are_few_samples(here: Here) -> None:
+def test_a_thousand_requests_are_few_samples(here: Here) -> None:
     began = time.monotonic()
     samples = 0
     for _ in range(1_000):
@@ -291,7 +285,7 @@ def test_a_thousand_questions_are_few_samples(here: Here) -> None:
     assert samples <= (time.monotonic() - began) / 0.02 + 2
 
 
-def test_nothing_is_sampled_when_there_is_nothing_to_sample(child: subprocess.Popen[bytes]) -> None:
+def test_without_workers_and_gpus_nothing_is_sampled(child: subprocess.Popen[bytes]) -> None:
     here = Here(slow_interval_s=0.03)
     try:
         before = threading.active_count()
@@ -307,7 +301,7 @@ def test_nothing_is_sampled_when_there_is_nothing_to_sample(child: subprocess.Po
         here.close()
 
 
-def test_samples_that_nobody_collects_do_not_pile_up(here: Here) -> None:
+def test_samples_that_are_not_collected_do_not_pile_up(here: Here) -> None:
     here.sampler.now()
     os.read(here.read_end, 1)
     asked = time.monotonic()
@@ -317,7 +311,7 @@ def test_samples_that_nobody_collects_do_not_pile_up(here: Here) -> None:
     assert newest.at >= asked and here.sampler.collect() == []
 
 
-def test_nothing_of_it_is_left_after_its_end(child: subprocess.Popen[bytes]) -> None:
+def test_no_thread_is_left_after_close(child: subprocess.Popen[bytes]) -> None:
     before = threading.active_count()
     here = Here()
     here.sampler.watch(1, child.pid)
@@ -359,7 +353,7 @@ class _Broken(NvmlReader):
         raise ZeroDivisionError("a bug")
 
 
-def test_an_error_of_our_own_is_told_and_costs_nothing_but_the_gpus(child: subprocess.Popen[bytes]) -> None:
+def test_a_bug_in_reading_nvml_is_reported_and_costs_the_gpus_figures_only(child: subprocess.Popen[bytes]) -> None:
     here = Here(use_nvml=True, interval_s=0.01, reader=_Broken)
     try:
         here.sampler.watch(1, child.pid)
@@ -371,7 +365,7 @@ def test_an_error_of_our_own_is_told_and_costs_nothing_but_the_gpus(child: subpr
 
 
 def test_gpus_and_workers_are_sampled_every_interval(
-    fake_gpus: Fakes, open_loop: Callable[..., Loop], child: subprocess.Popen[bytes]
+    fake_gpus: FakeGpus, open_loop: Open, child: subprocess.Popen[bytes]
 ) -> None:
     fake_gpus.take(0, 500, pid=child.pid)
     loop = open_loop(fake_gpus, interval_s=0.05, slow_interval_s=60.0)
@@ -383,8 +377,8 @@ def test_gpus_and_workers_are_sampled_every_interval(
     loop.close()
 
 
-def test_a_hanging_nvml_is_named_while_workers_are_sampled_on_and_heals(
-    fake_gpus: Fakes, open_loop: Callable[..., Loop], child: subprocess.Popen[bytes]
+def test_a_hanging_nvml_is_reported_while_workers_are_still_sampled(
+    fake_gpus: FakeGpus, open_loop: Open, child: subprocess.Popen[bytes]
 ) -> None:
     fake_gpus.take(0, 500, pid=child.pid)
     loop = open_loop(fake_gpus, interval_s=0.05, nvml_bound_s=0.2)
@@ -396,12 +390,12 @@ def test_a_hanging_nvml_is_named_while_workers_are_sampled_on_and_heals(
         assert "nvmlDeviceGetMemoryInfo (GPU 0)" in sampled.nvml.detail and sampled.nvml.driver
         (gpu,) = sampled.gpus
         assert (gpu.state, gpu.used) == ("failing", 500 * MIB) and "nvmlDeviceGetMemoryInfo" in gpu.detail
-        # What /proc shows is as fresh as ever, and as frequent.
+        # The figures of /proc are as fresh and as frequent as before.
         child.send_signal(signal.SIGSTOP)
         loop.until(lambda sampled: sampled.processes[0].state == "T", "the worker is stopped")
         samples = [loop.sample() for _ in range(10)]
         assert all(0.03 < later.at - earlier.at < 1.0 for earlier, later in pairwise(samples))
-        # Asked or not, no second call is piled on the first.
+        # No second call is made meanwhile.
         for _ in range(5):
             loop.tell("now")
         facts = loop.tell("facts")
@@ -412,7 +406,7 @@ def test_a_hanging_nvml_is_named_while_workers_are_sampled_on_and_heals(
     loop.close()
 
 
-def test_a_return_of_nvml_is_seen_at_once(fake_gpus: Fakes, open_loop: Callable[..., Loop]) -> None:
+def test_the_return_of_nvml_is_seen_at_once(fake_gpus: FakeGpus, open_loop: Open) -> None:
     # Long enough for the bindings to be loaded, which comes before the call that hangs.
     loop = open_loop(fake_gpus, interval_s=60.0, slow_interval_s=60.0, nvml_bound_s=1.5)
     with fake_gpus.delay("nvmlInit", 60.0) as fault:
@@ -424,7 +418,7 @@ def test_a_return_of_nvml_is_seen_at_once(fake_gpus: Fakes, open_loop: Callable[
     loop.close()
 
 
-def test_the_end_does_not_wait_for_a_hanging_nvml(fake_gpus: Fakes, open_loop: Callable[..., Loop]) -> None:
+def test_close_does_not_wait_for_a_hanging_nvml(fake_gpus: FakeGpus, open_loop: Open) -> None:
     loop = open_loop(fake_gpus, nvml_bound_s=60.0)
     with fake_gpus.delay("nvmlDeviceGetMemoryInfo", 60.0) as fault:
         loop.tell("now")
@@ -432,7 +426,7 @@ def test_the_end_does_not_wait_for_a_hanging_nvml(fake_gpus: Fakes, open_loop: C
         assert loop.close()["longest"] < 0.5
 
 
-def test_a_slow_nvml_is_not_taken_for_a_fresh_reading(fake_gpus: Fakes, open_loop: Callable[..., Loop]) -> None:
+def test_a_slow_reading_is_not_shown_as_fresh(fake_gpus: FakeGpus, open_loop: Open) -> None:
     loop = open_loop(fake_gpus, interval_s=0.05, slow_interval_s=0.05, nvml_bound_s=0.15)
     with fake_gpus.delay("nvmlDeviceGet*", 0.1):
         loop.tell("now")
@@ -445,7 +439,7 @@ def test_a_slow_nvml_is_not_taken_for_a_fresh_reading(fake_gpus: Fakes, open_loo
 
 
 def test_eight_gpus_and_sixteen_workers_cost_less_than_a_hundredth_of_a_core(
-    make_fake_gpus: Callable[..., Fakes], open_loop: Callable[..., Loop]
+    make_fake_gpus: Callable[..., FakeGpus], open_loop: Open
 ) -> None:
     gpus = make_fake_gpus(*[81_920] * 8)
     children = [subprocess.Popen(["sleep", "1000"]) for _ in range(16)]

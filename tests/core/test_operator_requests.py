@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 
@@ -11,9 +10,7 @@ from glmtts.daemon.core import effects, inputs
 from glmtts.daemon.core.settings import Settings
 from glmtts.protocol import control, requests
 
-from ..support.core_world import World
-
-Make = Callable[..., Any]
+from ..support.core_world import MakeSettings, MakeWorld, World
 
 
 def test_a_paused_queue_accepts_with_a_warning_and_starts_when_resumed(world: World) -> None:
@@ -25,7 +22,7 @@ def test_a_paused_queue_accepts_with_a_warning_and_starts_when_resumed(world: Wo
     assert world.names(id) == ["accepted", "started"]
 
 
-def test_recycling_all_is_answered_with_whom_it_took(make_world: Make) -> None:
+def test_recycling_all_is_answered_with_whom_it_took(make_world: MakeWorld) -> None:
     world = make_world(2)
     world.ready("w1")
     values = world.last(world.operate(control.Recycle, worker="all")).values
@@ -34,7 +31,7 @@ def test_recycling_all_is_answered_with_whom_it_took(make_world: Make) -> None:
     assert (error.code, error.message) == ("bad_request", "worker: 'w9' is not one of w0, w1, all")
 
 
-def test_a_reload_says_what_it_applied_and_what_needs_a_restart(world: World, make_settings: Make) -> None:
+def test_a_reload_says_what_it_applied_and_what_needs_a_restart(world: World, make_settings: MakeSettings) -> None:
     id = world.operate(control.Reload)
     (read,) = world.effects(effects.ReadSettings)
     new = make_settings(queue={"max_waiting": 1}, limits={"text_chars": 10})
@@ -55,7 +52,7 @@ def test_a_wrong_configuration_changes_nothing(world: World) -> None:
     assert world.machine.settings is before
 
 
-def test_an_operator_sees_and_cancels_everybodys_jobs(world: World) -> None:
+def test_an_operator_sees_and_cancels_all_jobs(world: World) -> None:
     id = world.request()
     listed = world.last(world.operate(requests.ListJobs)).jobs
     assert [(job.job, job.client) for job in listed] == [(world.job(id), "uid:1001")]
@@ -84,7 +81,7 @@ def test_an_operator_who_names_neither_a_job_nor_a_client_ends_nothing(world: Wo
     ],
 )
 def test_an_operator_ends_all_jobs_of_a_client_by_any_name_that_it_has(
-    make_world: Make, client: str, ended: set[str]
+    make_world: MakeWorld, client: str, ended: set[str]
 ) -> None:
     world = make_world(limits={"gateways": ["gate"]})
     world.ready()

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
 from glmtts.daemon.core import inputs
 from glmtts.protocol import events, requests
 from glmtts.protocol import worker as wire
 
-from ..support.core_world import World
+from ..support.core_world import MakeStage, MakeWorld, World
 
-Make = Callable[..., Any]
 ALICE, BOB = inputs.Client("uid:1001", "alice"), inputs.Client("uid:1002", "bob")
 
 
@@ -21,7 +17,7 @@ def attempts(world: World, id: str) -> list[int]:
     return [event.attempt for event in world.told(id) if isinstance(event, events.Started)]
 
 
-def test_a_client_is_not_charged_twice_for_a_job_that_is_tried_again(make_stage: Make) -> None:
+def test_a_client_is_not_charged_twice_for_a_job_that_is_tried_again(make_stage: MakeStage) -> None:
     stage = make_stage(queue={"preempt": False})
     world = stage.world
     stage.world.request(text="x" * 100)
@@ -34,7 +30,7 @@ def test_a_client_is_not_charged_twice_for_a_job_that_is_tried_again(make_stage:
 
 
 def test_a_job_that_is_tried_again_goes_before_its_client_s_others_and_others_have_their_turns(
-    make_world: Make,
+    make_world: MakeWorld,
 ) -> None:
     world = make_world()
     world.ready()
@@ -50,7 +46,7 @@ def test_a_job_that_is_tried_again_goes_before_its_client_s_others_and_others_ha
     assert order.index("other") < 2
 
 
-def test_what_ran_out_of_memory_is_tried_once_more_on_a_process_that_had_no_other_job(make_world: Make) -> None:
+def test_what_ran_out_of_memory_is_tried_once_more_on_a_process_that_had_no_other_job(make_world: MakeWorld) -> None:
     world = make_world(2)
     for name in ("w0", "w1"):
         world.ready(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,9 +11,8 @@ from glmtts.daemon.core.jobs.job import MAX_SUBSCRIBERS
 from glmtts.protocol import events, requests
 from glmtts.protocol import worker as wire
 
-from ..support.core_world import World
+from ..support.core_world import MakeWorld, World
 
-Make = Callable[..., Any]
 BOB = inputs.Client("uid:1002", "bob")
 ROOT = inputs.Client("uid:0", "root", operator=True)
 
@@ -27,55 +25,23 @@ def refused(world: World, **keys: Any) -> Any:
     return world.last(id)
 
 
-def test_a_full_queue_says_so_and_when_to_come_back(make_world: Make) -> None:
-    world = make_world(queue={"max_waiting": 2, "max_waiting_batch": 1})
-    world.ready()
-    for _ in range(3):
-        world.request()
-    error = refused(world)
-    assert (error.code, error.retryable, error.retry_after_s) == ("queue_full", True, 1.0)
-    assert world.names(world.request(priority="batch")) == ["accepted"]
-    assert refused(world, priority="batch").code == "queue_full"
-
-
-def test_a_job_that_starts_at_once_needs_no_room_in_the_queue(make_world: Make) -> None:
+def test_a_job_that_starts_at_once_needs_no_room_in_the_queue(make_world: MakeWorld) -> None:
     world = make_world(queue={"max_waiting": 0})
     world.ready()
     assert world.names(world.request()) == ["accepted", "started"]
     assert refused(world).code == "queue_full"
 
 
-def test_one_client_can_not_take_all_the_room(make_world: Make) -> None:
-    world = make_world(queue={"max_per_client": 2})
-    world.request()
-    first = world.request()
-    assert refused(world).code == "queue_full"
-    assert world.names(world.request(client=BOB)) == ["accepted"]
-    world.request(requests.Cancel(id="", v=1, job=world.job(first)))
-    assert world.names(world.request()) == ["accepted"]
-
-
-def test_recordings_that_wait_are_bounded(make_world: Make) -> None:
+def test_recordings_that_wait_are_bounded(make_world: MakeWorld) -> None:
     world = make_world(limits={"recordings_mib": 1})
-    keys = {"prompt": requests.Prompt(text="x"), "body": bytes(600 << 10)}
+    keys: dict[str, Any] = {"prompt": requests.Prompt(text="x"), "body": bytes(600 << 10)}
     id = world.request(**keys)
     assert refused(world, **keys).code == "queue_full"
     world.request(requests.Cancel(id="", v=1, job=world.job(id)))
     assert world.names(world.request(**keys)) == ["accepted"]
 
 
-def test_the_rate_is_limited_and_the_time_to_come_back_is_exact(make_world: Make) -> None:
-    world = make_world(limits={"rate": "2/minute"})
-    for _ in range(2):
-        world.request()
-    error = refused(world)
-    assert (error.code, error.retry_after_s) == ("rate_limited", 30.0)
-    assert world.names(world.request(priority="batch")) == ["accepted"]
-    world.pass_time(30.0)
-    assert world.names(world.request()) == ["accepted"]
-
-
-def test_a_request_that_is_refused_costs_nothing_of_the_rate(make_world: Make) -> None:
+def test_a_request_that_is_refused_costs_nothing_of_the_rate(make_world: MakeWorld) -> None:
     world = make_world(limits={"rate": "1/minute"}, audio={"default_format": "ogg"})
     assert refused(world, options={"nonsense": 1}).code == "bad_request"
     assert refused(world, sample_rate=44_100).code == "bad_request"
@@ -98,7 +64,7 @@ def test_a_voice_that_is_not_there_is_refused_with_those_that_are(world: World) 
     assert world.names(world.request(voice="tone"))[0] == "accepted"
 
 
-def test_an_engine_without_voices_of_its_own_says_at_once_that_it_needs_one(make_world: Make) -> None:
+def test_an_engine_without_voices_of_its_own_says_at_once_that_it_needs_one(make_world: MakeWorld) -> None:
     world = make_world()
     world.ready(voices=())
     error = refused(world)
@@ -110,7 +76,7 @@ def test_an_engine_without_voices_of_its_own_says_at_once_that_it_needs_one(make
     assert world.names(world.request(prompt=requests.Prompt(text="hello"), body=b"RIFF"))[0] == "accepted"
 
 
-def test_a_default_voice_that_is_not_registered_is_named(make_world: Make) -> None:
+def test_a_default_voice_that_is_not_registered_is_named(make_world: MakeWorld) -> None:
     world = make_world(voices={"default": "anna"})
     world.ready()
     error = refused(world)
@@ -128,7 +94,7 @@ def test_two_jobs_do_not_write_one_file(world: World) -> None:
     assert world.names(world.request(output="a.wav"))[0] == "accepted"
 
 
-def test_a_gateway_speaks_for_its_users_and_nobody_else_does(make_world: Make) -> None:
+def test_a_gateway_speaks_for_its_users_and_nobody_else_does(make_world: MakeWorld) -> None:
     world = make_world(limits={"gateways": ["bob"]}, queue={"max_per_client": 1})
     assert refused(world, on_behalf_of="carol").code == "forbidden"
     id = world.request(client=BOB, on_behalf_of="carol")
@@ -138,7 +104,7 @@ def test_a_gateway_speaks_for_its_users_and_nobody_else_does(make_world: Make) -
     assert isinstance(world.last(ask), events.JobAnswer)
 
 
-def test_the_journal_that_is_not_there_is_not_promised(make_world: Make) -> None:
+def test_the_journal_that_is_not_there_is_not_promised(make_world: MakeWorld) -> None:
     world = make_world(journal="none")
     world.ready()
     for keys in ({"durable": True}, {"priority": "batch"}):
@@ -208,7 +174,7 @@ def test_a_client_that_comes_back_after_the_end_gets_the_result_while_it_is_kept
 
 
 @pytest.mark.parametrize("type_", [requests.Wait, requests.Cancel, requests.GetJob])
-def test_a_job_of_somebody_else_is_no_job(world: World, type_: type[Any]) -> None:
+def test_a_job_of_another_client_is_no_job(world: World, type_: type[Any]) -> None:
     id = world.request()
     ask = world.request(type_(id="", v=1, job=world.job(id)), client=BOB, connection=2)
     assert world.last(ask).code == "job_not_found"

@@ -8,12 +8,10 @@ from typing import Any
 import pytest
 
 from glmtts.daemon.core import inputs
-from glmtts.protocol import control, events, requests
+from glmtts.protocol import events, requests
 from glmtts.protocol import worker as wire
 
-from ..support.core_world import World
-
-Make = Callable[..., Any]
+from ..support.core_world import MakeSettings, MakeStage, MakeWorld, World
 
 
 def test_a_job_is_told_in_order_and_comes_with_its_body(world: World) -> None:
@@ -39,13 +37,13 @@ def test_a_stream_comes_in_order_and_not_again_at_its_end(world: World) -> None:
 @pytest.mark.parametrize("keys", [{"connection": -1}, {"events": "final"}])
 def test_who_wants_the_end_alone_gets_a_stream_as_a_whole(world: World, keys: dict[str, Any]) -> None:
     id = world.request(stream=True, **keys)
-    assert world.messages(wire.Job)[0].stream is False
-    world.finish(world.messages(wire.Job)[0].job, b"pcm")
+    assert world.messages(wire.SpeakJob)[0].stream is False
+    world.finish(world.messages(wire.SpeakJob)[0].job, b"pcm")
     assert world.names(id) == ["done"]
     assert world.bodies(id) == [b"pcm"]
 
 
-def test_a_job_whose_worker_dies_before_any_audio_is_tried_again_before_all_others(make_world: Make) -> None:
+def test_a_job_whose_worker_dies_before_any_audio_is_tried_again_before_all_others(make_world: MakeWorld) -> None:
     world = make_world()
     world.ready()
     first, _ = world.request(text="first", stream=True), world.request(text="second")
@@ -55,7 +53,7 @@ def test_a_job_whose_worker_dies_before_any_audio_is_tried_again_before_all_othe
     assert [e.attempt for e in world.told(first) if isinstance(e, events.Started)] == [1, 2]
 
 
-def test_jobs_of_one_worker_keep_their_order_when_it_dies(make_world: Make) -> None:
+def test_jobs_of_one_worker_keep_their_order_when_it_dies(make_world: MakeWorld) -> None:
     world = make_world()
     world.ready(slots=12)
     texts = [f"text {number}" for number in range(12)]
@@ -102,7 +100,7 @@ def test_a_worker_that_fails_twice_under_a_job_ends_it(world: World, end: Callab
 
 
 def running(world: World) -> str:
-    return str(world.messages(wire.Job)[-1].job)
+    return str(world.messages(wire.SpeakJob)[-1].job)
 
 
 def failed(world: World, **keys: Any) -> wire.Failed:
@@ -168,37 +166,11 @@ def test_a_result_that_crosses_its_cancellation_is_not_sent(world: World) -> Non
     assert world.states() == ["ready"]
 
 
-def test_a_worker_that_dies_of_a_cancelled_job_is_replaced(world: World) -> None:
-    id = world.request()
-    world.request(requests.Cancel(id="", v=1, job=world.job(id)))
-    world.die(-9)
-    assert world.states() == ["starting"]
-    assert sum(event.final for event in world.told(id)) == 1
-
-
 def test_a_worker_that_does_not_give_a_cancelled_job_back_is_taken_for_hung(world: World) -> None:
     id = world.request()
     world.request(requests.Cancel(id="", v=1, job=world.job(id)))
     world.pass_time(60.0)
     assert world.states() == ["failed"]
-
-
-def test_a_cancelled_job_of_a_draining_worker_lets_it_end(world: World) -> None:
-    id = world.request()
-    world.operate(control.Recycle, worker="w0")
-    world.request(requests.Cancel(id="", v=1, job=world.job(id)))
-    assert world.states() == ["draining"]
-    world.say(wire.Failed(job=world.job(id), code="cancelled", message="cancelled"))
-    assert world.states() == ["stopping"]
-
-
-def test_a_job_that_waits_again_can_be_cancelled(world: World) -> None:
-    id = world.request()
-    world.die()
-    world.request(requests.Cancel(id="", v=1, job=world.job(id)))
-    world.ready()
-    assert world.names(id) == ["accepted", "started", "error"]
-    assert world.states() == ["ready"]
 
 
 # --- deadlines
@@ -214,14 +186,7 @@ def test_a_deadline_ends_a_job_that_waits_and_one_that_runs(world: World) -> Non
     assert world.messages(wire.CancelJob)
 
 
-def test_a_job_that_is_done_in_time_is_not_ended_again(world: World) -> None:
-    id = world.request(deadline_s=5.0)
-    world.finish(world.job(id))
-    world.pass_time(10.0)
-    assert world.names(id) == ["accepted", "started", "done"]
-
-
-def test_the_default_deadline_holds_for_jobs_after_a_reload(world: World, make_settings: Make) -> None:
+def test_the_default_deadline_holds_for_jobs_after_a_reload(world: World, make_settings: MakeSettings) -> None:
     before = world.request()
     world.step(inputs.SettingsRead(make_settings(queue={"default_deadline_s": 2.0}), []))
     after = world.request()
@@ -230,7 +195,7 @@ def test_the_default_deadline_holds_for_jobs_after_a_reload(world: World, make_s
     assert world.names(before) == ["accepted", "started"]
 
 
-def test_a_job_that_can_not_be_done_in_time_is_refused_at_the_door(make_stage: Make) -> None:
+def test_a_job_that_can_not_be_done_in_time_is_refused_at_the_door(make_stage: MakeStage) -> None:
     stage = make_stage(learn=(100,) * 8)
     error = stage.world.last(stage.world.request(text="x" * 100, deadline_s=4.9))
     assert (error.code, error.retryable) == ("deadline_exceeded", False)
@@ -240,7 +205,7 @@ def test_a_job_that_can_not_be_done_in_time_is_refused_at_the_door(make_stage: M
     assert stage.world.names(stage.world.request(text="x" * 100, deadline_s=5.1)) == ["accepted", "started"]
 
 
-def test_a_job_that_has_waited_too_long_to_be_done_in_time_ends_as_soon_as_that_is_known(make_stage: Make) -> None:
+def test_a_job_that_has_waited_too_long_to_be_done_in_time_ends_as_soon_as_that_is_known(make_stage: MakeStage) -> None:
     stage = make_stage(learn=(100,) * 8, queue={"preempt": False})
     stage.world.request(text="x" * 200)
     hopeless = stage.world.request(text="x" * 100, deadline_s=15.0)
@@ -254,7 +219,7 @@ def test_a_job_that_has_waited_too_long_to_be_done_in_time_ends_as_soon_as_that_
     assert stage.world.now - accepted_at < 15.0
 
 
-def test_a_job_that_could_still_make_it_is_never_given_up(make_stage: Make) -> None:
+def test_a_job_that_could_still_make_it_is_never_given_up(make_stage: MakeStage) -> None:
     stage = make_stage(learn=(100,) * 8, queue={"preempt": False})
     stage.world.request(text="x" * 90)
     # Thought to take 10 s, of which there are 6 when its turn comes; and it takes 5.
@@ -299,7 +264,7 @@ def test_the_same_text_that_waits_already_kills_no_more_workers(world: World) ->
     assert world.names(harmless) == ["accepted", "started"]
 
 
-def test_a_job_that_shares_a_worker_with_its_twin_is_blamed_once(make_world: Make) -> None:
+def test_a_job_that_shares_a_worker_with_its_twin_is_blamed_once(make_world: MakeWorld) -> None:
     world = make_world()
     world.ready(slots=2)
     twins = [world.request(text="twin"), world.request(text="twin")]
@@ -363,7 +328,7 @@ def test_a_wait_is_estimated_from_what_is_before_the_job(world: World) -> None:
     assert (world.last(ask).position, world.last(ask).estimated_wait_s) == (0, 6.0)
 
 
-def _brief(make_world: Make) -> Any:
+def _brief(make_world: MakeWorld) -> Any:
     """A world whose jobs have been found to take a millisecond, with one that is being spoken."""
     world = make_world()
     world.ready()
@@ -372,16 +337,18 @@ def _brief(make_world: Make) -> Any:
     return world
 
 
-def test_the_only_worker_need_not_wait_for_each_of_many_brief_jobs(make_world: Make) -> None:
+def test_the_only_worker_need_not_wait_for_each_of_many_brief_jobs(make_world: MakeWorld) -> None:
     world = _brief(make_world)
     ids = [world.request(text=f"text {number}") for number in range(6)]
-    assert len(world.messages(wire.Job)) == 4, "one that it speaks, and three that lie ready"
+    assert len(world.messages(wire.SpeakJob)) == 4, "one that it speaks, and three that lie ready"
     assert [world.names(id) for id in ids[:2]] == [["accepted", "started"], ["accepted"]]
     world.finish(world.job(ids[0]), synthesis_s=0.001)
     assert world.names(ids[1]) == ["accepted", "started"], "it is begun when the one before it is through"
 
 
-def test_a_job_that_lay_ready_in_a_worker_that_died_is_neither_blamed_nor_has_lost_an_attempt(make_world: Make) -> None:
+def test_a_job_that_lay_ready_in_a_worker_that_died_is_neither_blamed_nor_has_lost_an_attempt(
+    make_world: MakeWorld,
+) -> None:
     world = _brief(make_world)
     killer, innocent = world.request(text="killer"), world.request(text="innocent")
     for _ in range(2):
@@ -392,10 +359,10 @@ def test_a_job_that_lay_ready_in_a_worker_that_died_is_neither_blamed_nor_has_lo
     assert world.last(innocent).attempts == 1
 
 
-def test_jobs_of_some_length_wait_in_the_queue_where_their_order_can_still_change(make_world: Make) -> None:
+def test_jobs_of_some_length_wait_in_the_queue_where_their_order_can_still_change(make_world: MakeWorld) -> None:
     world = make_world()
     world.ready()
     world.finish(world.job(world.request()), synthesis_s=0.5)
     world.forget()
     world.request(), world.request()
-    assert len(world.messages(wire.Job)) == 1
+    assert len(world.messages(wire.SpeakJob)) == 1

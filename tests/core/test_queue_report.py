@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,9 +9,8 @@ import pytest
 from glmtts.daemon.core import inputs
 from glmtts.protocol import control, requests
 
-from ..support.core_world import World
+from ..support.core_world import MakeStage, MakeWorld, World
 
-Make = Callable[..., Any]
 BOB = inputs.Client("uid:1002", "bob")
 
 
@@ -21,7 +19,7 @@ def queue(world: World, **keys: Any) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("no_head_start")
-def test_the_queue_shows_classes_clients_and_jobs_in_their_order(make_stage: Make) -> None:
+def test_the_queue_shows_classes_clients_and_jobs_in_their_order(make_stage: MakeStage) -> None:
     stage = make_stage(queue={"max_waiting": 100})
     world = stage.world
     world.request(text="at work")
@@ -59,7 +57,7 @@ def test_the_first_jobs_alone_are_shown_and_how_many_more_there_are(world: World
     assert queue(world, limit=0)["more"] == 7
 
 
-def test_of_very_many_clients_those_with_the_most_are_shown(make_world: Make) -> None:
+def test_of_very_many_clients_those_with_the_most_are_shown(make_world: MakeWorld) -> None:
     world = make_world(queue={"max_waiting_batch": 10_000})
     for number in range(300):
         client = inputs.Client(f"uid:{number}", f"user{number}")
@@ -70,7 +68,7 @@ def test_of_very_many_clients_those_with_the_most_are_shown(make_world: Make) ->
     assert clients[0]["client"] == "uid:250"
 
 
-def test_a_job_that_is_being_written_counts_for_its_client_and_has_no_place_yet(make_world: Make) -> None:
+def test_a_job_that_is_being_written_counts_for_its_client_and_has_no_place_yet(make_world: MakeWorld) -> None:
     world = make_world(journal="holds")
     world.request(priority="batch")
     values = queue(world)
@@ -78,12 +76,12 @@ def test_a_job_that_is_being_written_counts_for_its_client_and_has_no_place_yet(
     assert (values["jobs"], values["more"]) == ([], 1)
 
 
-def test_limits_of_one_client_are_found_by_any_of_its_names(make_world: Make) -> None:
+def test_limits_of_one_client_are_found_by_any_of_its_names(make_world: MakeWorld) -> None:
     world = make_world(limits={"rate": "10/minute", "gateways": ["gate"]})
     world.request()
     world.request(client=inputs.Client("uid:7", "gate"), on_behalf_of="carol")
     for name, key in (("alice", "uid:1001"), ("1001", "uid:1001"), ("gate/carol", "uid:7/carol")):
-        (shown,) = world.last(world.operate(control.Limits, client=name)).values["clients"]
+        (shown,) = world.last(world.operate(control.GetLimits, client=name)).values["clients"]
         assert (shown["client"], shown["jobs"]) == (key, 1)
-    assert len(world.last(world.operate(control.Limits)).values["clients"]) == 2
+    assert len(world.last(world.operate(control.GetLimits)).values["clients"]) == 2
     assert world.last(world.request(requests.Ping(id="", v=1))).version == "1"

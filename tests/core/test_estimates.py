@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glmtts.daemon.core.jobs.estimates import _MAX_KINDS, Estimator
-from glmtts.daemon.core.jobs.job import Job
 from glmtts.protocol.requests import Prompt
 
-Make = Callable[..., Job]
+from ..support.core_world import MakeJob
 
 
-def learned(make_job: Make, *measured: tuple[int, float], **keys: object) -> Estimator:
+def learned(make_job: MakeJob, *measured: tuple[int, float], **keys: object) -> Estimator:
     estimator = Estimator()
     for length, seconds in measured:
         estimator.learn(make_job(text="x" * length, **keys), seconds)
     return estimator
 
 
-def expected(estimator: Estimator, make_job: Make, length: int, **keys: object) -> float:
+def expected(estimator: Estimator, make_job: MakeJob, length: int, **keys: object) -> float:
     return estimator.expect_s(make_job(text="x" * length, **keys))
 
 
 def test_before_anything_was_measured_longer_texts_are_thought_to_take_longer_and_nothing_is_promised(
-    make_job: Make,
+    make_job: MakeJob,
 ) -> None:
     estimator = Estimator()
     assert not estimator.trained
@@ -38,13 +36,13 @@ def test_before_anything_was_measured_longer_texts_are_thought_to_take_longer_an
     assert not estimator.brief
 
 
-def test_from_one_length_alone_time_is_taken_to_be_proportional_to_it(make_job: Make) -> None:
+def test_from_one_length_alone_time_is_taken_to_be_proportional_to_it(make_job: MakeJob) -> None:
     estimator = learned(make_job, (100, 10.0), (100, 10.0))
     assert expected(estimator, make_job, 100) == pytest.approx(10.0)
     assert expected(estimator, make_job, 50) == pytest.approx(5.0)
 
 
-def test_a_start_that_every_job_has_is_told_from_the_time_for_each_character(make_job: Make) -> None:
+def test_a_start_that_every_job_has_is_told_from_the_time_for_each_character(make_job: MakeJob) -> None:
     rng = random.Random(1)
     lengths = [rng.randint(5, 500) for _ in range(60)]
     estimator = learned(make_job, *((length, (0.4 + 0.02 * length) * rng.uniform(0.95, 1.05)) for length in lengths))
@@ -52,7 +50,7 @@ def test_a_start_that_every_job_has_is_told_from_the_time_for_each_character(mak
         assert expected(estimator, make_job, length) == pytest.approx(0.4 + 0.02 * length, rel=0.1)
 
 
-def test_it_follows_a_machine_that_gets_slower(make_job: Make) -> None:
+def test_it_follows_a_machine_that_gets_slower(make_job: MakeJob) -> None:
     estimator = learned(make_job, *[(100, 1.0)] * 50, *[(100, 10.0)] * 20)
     assert 6.0 < expected(estimator, make_job, 100) <= 10.0
     for _ in range(40):
@@ -60,12 +58,12 @@ def test_it_follows_a_machine_that_gets_slower(make_job: Make) -> None:
     assert 9.5 < expected(estimator, make_job, 100) <= 10.0
 
 
-def test_it_follows_a_machine_that_gets_faster(make_job: Make) -> None:
+def test_it_follows_a_machine_that_gets_faster(make_job: MakeJob) -> None:
     estimator = learned(make_job, *[(100, 10.0)] * 50, *[(100, 1.0)] * 60)
     assert 1.0 <= expected(estimator, make_job, 100) < 1.5
 
 
-def test_kinds_of_jobs_are_told_apart_and_a_new_kind_goes_by_what_is_like_it(make_job: Make) -> None:
+def test_kinds_of_jobs_are_told_apart_and_a_new_kind_goes_by_what_is_like_it(make_job: MakeJob) -> None:
     estimator = learned(make_job, *[(100, 1.0)] * 5)
     prompt = {"prompt": Prompt(text="x"), "recording": b"x"}
     assert expected(estimator, make_job, 100, **prompt) == pytest.approx(1.0)
@@ -80,14 +78,14 @@ def test_kinds_of_jobs_are_told_apart_and_a_new_kind_goes_by_what_is_like_it(mak
     assert expected(estimator, make_job, 100) == pytest.approx(1.0)
 
 
-def test_one_odd_job_does_not_stand_for_its_kind(make_job: Make) -> None:
+def test_one_odd_job_does_not_stand_for_its_kind(make_job: MakeJob) -> None:
     estimator = learned(make_job, *[(100, 1.0)] * 20)
     estimator.learn(make_job(text="x" * 100, options={"seconds": 60.0}), 60.0)
     assert expected(estimator, make_job, 100, options={"seconds": 60.0}) < 10.0
 
 
 @pytest.mark.parametrize("nonsense", [math.nan, math.inf, -1.0])
-def test_a_damaged_worker_spoils_no_estimate(make_job: Make, nonsense: float) -> None:
+def test_a_damaged_worker_spoils_no_estimate(make_job: MakeJob, nonsense: float) -> None:
     estimator = learned(make_job, (100, 10.0), (100, nonsense))
     assert expected(estimator, make_job, 100) == pytest.approx(10.0)
 
@@ -95,7 +93,7 @@ def test_a_damaged_worker_spoils_no_estimate(make_job: Make, nonsense: float) ->
 @given(st.lists(st.tuples(st.integers(1, 5_000), st.floats(0.0, 1e5)), max_size=40), st.integers(1, 5_000))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_was_measured_an_estimate_is_a_time(
-    make_job: Make, measured: list[tuple[int, float]], length: int
+    make_job: MakeJob, measured: list[tuple[int, float]], length: int
 ) -> None:
     estimator = learned(make_job, *measured)
     job = make_job(text="x" * length)
@@ -103,7 +101,7 @@ def test_whatever_was_measured_an_estimate_is_a_time(
     assert 0.0 <= estimator.least_s(job) <= estimator.expect_s(job) + 1e-9
 
 
-def test_what_a_job_takes_at_least_is_known_after_a_few_of_its_very_kind(make_job: Make) -> None:
+def test_what_a_job_takes_at_least_is_known_after_a_few_of_its_very_kind(make_job: MakeJob) -> None:
     estimator = learned(make_job, *[(100, 10.0)] * 7)
     assert estimator.least_s(make_job(text="x" * 100)) == 0.0
     estimator.learn(make_job(text="x" * 100), 10.0)
@@ -111,7 +109,7 @@ def test_what_a_job_takes_at_least_is_known_after_a_few_of_its_very_kind(make_jo
     assert estimator.least_s(make_job(text="x" * 100, options={"steps": 1})) == 0.0
 
 
-def test_jobs_that_take_no_longer_than_handing_them_over_are_brief(make_job: Make) -> None:
+def test_jobs_that_take_no_longer_than_handing_them_over_are_brief(make_job: MakeJob) -> None:
     estimator = learned(make_job, (10, 0.001))
     assert estimator.brief
     for _ in range(3):
@@ -119,7 +117,7 @@ def test_jobs_that_take_no_longer_than_handing_them_over_are_brief(make_job: Mak
     assert not estimator.brief
 
 
-def test_kinds_that_are_not_asked_for_any_more_are_forgotten(make_job: Make) -> None:
+def test_kinds_that_are_not_asked_for_any_more_are_forgotten(make_job: MakeJob) -> None:
     estimator = Estimator()
     for number in range(2 * _MAX_KINDS):
         estimator.learn(make_job(options={"number": number}), 1.0)

@@ -1,4 +1,4 @@
-"""Names that nobody has are warned of, since what is said of them holds for nobody; and no others are."""
+"""Users and keys that the configuration names but that do not exist get a warning, and no others do."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from glmtts.daemon.config import load as config
-from glmtts.daemon.config import names as config_names
+from glmtts.daemon import config
+from glmtts.daemon.config import names
 from glmtts.daemon.config.tcp_access import Access, Address
 from glmtts.daemon.core.settings import Settings
 
@@ -20,22 +20,22 @@ ME = pwd.getpwuid(os.geteuid()).pw_name
 
 def unknown(text: str, *keys: str) -> list[str]:
     access = Access(Address("127.0.0.1", 1), "x", {str(n): name for n, name in enumerate(keys)}, Path("/k/authorised"))
-    return config_names.unknown(config.parse(text), access if keys else None)
+    return config.unknown_names(config.parse(text), access if keys else None)
 
 
-def test_users_uids_keys_and_customers_that_there_are_are_known() -> None:
+def test_existing_users_uids_keys_and_customers_are_known() -> None:
     text = f"""
         [limits]
         gateways = ["{ME}", "4711", "key:web"]
         [limits.clients.{ME}]
         [limits.clients."{ME}/anna"]
-        [limits.clients."key:web/nobody at all"]
+        [limits.clients."key:web/any customer"]
         [limits.clients.4711]
         [queue.classes.vip]
         users = ["root", "{ME}"]
     """
     assert unknown(text, "web") == []
-    assert config_names.named(Settings()) == [], "nothing is looked up where nobody is named"
+    assert config.names_in(Settings()) == [], "nothing is looked up where no client is named"
 
 
 @pytest.mark.parametrize(
@@ -53,17 +53,17 @@ def test_users_uids_keys_and_customers_that_there_are_are_known() -> None:
         ('[limits]\ngateways = ["key:zzz"]', "no key in /k/authorised has the name 'zzz'"),
     ],
 )
-def test_who_is_not_there_is_named_with_the_key_that_names_him(text: str, problem: str) -> None:
+def test_an_unknown_name_is_reported_with_its_key(text: str, problem: str) -> None:
     (found,) = unknown(text, "alice-laptop")
     assert problem in found
 
 
-def test_a_key_of_a_daemon_that_does_not_listen_is_nobody_s() -> None:
+def test_a_client_key_without_a_listener_is_unknown() -> None:
     assert "tcp.listen is empty" in unknown('[limits]\ngateways = ["key:web"]')[0]
 
 
-def test_a_directory_that_does_not_answer_is_not_waited_for_name_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config_names, "_PATIENCE_S", -1.0)
+def test_a_slow_directory_is_not_asked_name_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "_LIMIT_S", -1.0)
     found = unknown('[limits]\ngateways = ["a1", "a2", "a3"]')
     assert len(found) == 1 and "not looked up" in found[0]
 

@@ -1,4 +1,4 @@
-"""Whether the daemon notices that it does not work, against a socket that answers, or does not."""
+"""The daemon notices that it does not work: against a socket that answers, or does not."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Rig:
         self.now = 0.0
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.router = self.context.socket(zmq.ROUTER)
-        self.router.linger = 0
+        self.router.setsockopt(zmq.LINGER, 0)
         self.router.bind(f"ipc://{folder}/s")
         self.check = SelfCheck(self.context, f"ipc://{folder}/s", lambda: self.now)
 
     def asked(self) -> dict[str, Any]:
-        """What it asks now."""
+        """The request that it sent."""
         assert self.router.poll(5_000)
         self.envelope, question = self.router.recv_multipart()
         return dict(msgpack.unpackb(question))
@@ -55,7 +55,7 @@ def test_a_daemon_that_answers_itself_is_well(rig: Rig) -> None:
         rig.pong(question["id"])
 
 
-def test_one_that_gets_no_answer_is_not_and_is_again_when_it_comes(rig: Rig) -> None:
+def test_a_daemon_without_an_answer_is_not_well_until_the_answer_comes(rig: Rig) -> None:
     assert rig.check.well()
     question = rig.asked()
     rig.now = 7.0
@@ -64,7 +64,7 @@ def test_one_that_gets_no_answer_is_not_and_is_again_when_it_comes(rig: Rig) -> 
     assert rig.check.well() and rig.check.problem == ""
 
 
-def test_an_answer_that_is_an_error_or_an_earlier_one_s_is_none(rig: Rig) -> None:
+def test_an_error_and_the_answer_to_an_earlier_ping_do_not_count(rig: Rig) -> None:
     assert rig.check.well()
     first = rig.asked()["id"]
     rig.answer(event="error", id=first, code="unavailable", message="an internal error", retryable=True)

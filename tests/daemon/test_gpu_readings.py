@@ -1,4 +1,4 @@
-"""daemon/gpu/nvml.py with the real nvidia-ml-py: on GPUs of a fake library, and on this machine as it is."""
+"""Readings through the real nvidia-ml-py: of GPUs of a fake library, and of this machine as it is."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ import pytest
 from glmtts.daemon.core.inputs import GpuReading, NvmlReading, Xids
 from glmtts.daemon.gpu.nvml import NvmlReader
 
-MIB = 1 << 20
-Fakes = Any
+from ..fake_gpu.fake_gpu import FakeGpus, Listing
 
-#: Reads when told to, with the clock that it is told; what the loader finds can't be changed in a process that runs.
+MIB = 1 << 20
+Open = Callable[..., "Reader"]
+MakeGpus = Callable[..., FakeGpus]
+
+#: Reads at the time of each line of its input. A process of its own, because the loader finds a library once.
 _READER = """
 import json, sys, msgspec
 from glmtts.daemon.gpu.nvml import NvmlReader
@@ -37,7 +40,7 @@ class Reader:
     """An NvmlReader in a process that sees the fake GPUs, with a clock of its own."""
 
     def __init__(self, environment: dict[str, str], **options: Any) -> None:
-        # Pids mean the same to the fake library and to us, wherever these tests run.
+        # The fake library's pids are those of this process, wherever these tests run.
         options = {"host_pids": True, **options}
         self._process = subprocess.Popen(
             [sys.executable, "-c", _READER, json.dumps(options)],
@@ -49,7 +52,7 @@ class Reader:
         self.now = 0.0
 
     def read(self, later_s: float = 1.0) -> tuple[NvmlReading, list[GpuReading]]:
-        """The reading of so much later."""
+        """The reading after this time."""
         self.now += later_s
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(f"{self.now}\n")
@@ -65,10 +68,10 @@ class Reader:
 
 
 @pytest.fixture
-def open_reader() -> Iterator[Callable[..., Reader]]:
+def open_reader() -> Iterator[Open]:
     opened: list[Reader] = []
 
-    def open_it(gpus: Fakes, **options: Any) -> Reader:
+    def open_it(gpus: FakeGpus, **options: Any) -> Reader:
         opened.append(Reader(gpus.environment(), **options))
         return opened[-1]
 
@@ -77,9 +80,7 @@ def open_reader() -> Iterator[Callable[..., Reader]]:
         reader.close()
 
 
-def test_gpus_are_shown_with_what_they_have(
-    make_fake_gpus: Callable[..., Fakes], open_reader: Callable[..., Reader]
-) -> None:
+def test_gpus_are_shown_with_their_figures(make_fake_gpus: MakeGpus, open_reader: Open) -> None:
     gpus = make_fake_gpus(24_576, 81_920)
     gpus.versions(driver="580.1", nvml="13.580.1")
     gpus.set(1, utilization=37, temperature=66)
@@ -100,33 +101,25 @@ def test_gpus_are_shown_with_what_they_have(
     )
 
 
-def test_memory_of_a_process_is_counted_once_though_nvml_lists_it_twice(
-    fake_gpus: Fakes, open_reader: Callable[..., Reader]
-) -> None:
-    fake_gpus.take(0, 500, pid=4_000_001)
-    fake_gpus.list_as("twice")
-    assert open_reader(fake_gpus).gpus()[0].processes == {4_000_001: 500 * MIB}
-
-
-@pytest.mark.parametrize("listing", ["none", "zero"])
-def test_a_container_s_missing_figure_is_not_taken_for_no_memory(
-    fake_gpus: Fakes, open_reader: Callable[..., Reader], listing: str
+@pytest.mark.parametrize(("listing", "memory"), [("none", None), ("zero", None), ("twice", 500 * MIB)])
+def test_memory_of_a_process_is_unknown_or_counted_once_however_nvml_lists_it(
+    fake_gpus: FakeGpus, open_reader: Open, listing: Listing, memory: int | None
 ) -> None:
     fake_gpus.take(0, 500, pid=4_000_001)
     fake_gpus.list_as(listing)
     (gpu,) = open_reader(fake_gpus).gpus()
-    assert gpu.processes == {4_000_001: None} and gpu.used == 500 * MIB and gpu.state == "ok"
+    assert gpu.processes == {4_000_001: memory} and gpu.used == 500 * MIB and gpu.state == "ok"
 
 
-def test_a_process_that_draws_is_found_as_well(fake_gpus: Fakes, open_reader: Callable[..., Reader]) -> None:
+def test_a_process_that_draws_is_found_as_well(fake_gpus: FakeGpus, open_reader: Open) -> None:
     reader = open_reader(fake_gpus)
     assert reader.gpus()[0].processes == {}
     fake_gpus.take(0, 300, pid=4_000_002, graphics=True)
     assert reader.gpus(10.0)[0].processes == {4_000_002: 300 * MIB}
 
 
-def test_pids_from_outside_of_a_container_are_not_taken_for_those_of_workers(
-    fake_gpus: Fakes, open_reader: Callable[..., Reader]
+def test_pids_from_outside_of_a_container_are_not_mistaken_for_those_of_workers(
+    fake_gpus: FakeGpus, open_reader: Open
 ) -> None:
     reader = open_reader(fake_gpus, host_pids=False)
     fake_gpus.take(0, 500, pid=os.getpid())
@@ -138,28 +131,27 @@ def test_pids_from_outside_of_a_container_are_not_taken_for_those_of_workers(
     assert nvml.state == "ok" and "outside of this container" in nvml.detail
 
 
-def test_mig_instances_are_devices_of_their_own_numbered_in_a_row(
-    make_fake_gpus: Callable[..., Fakes], open_reader: Callable[..., Reader]
-) -> None:
+def test_mig_instances_are_devices_of_their_own_numbered_in_a_row(make_fake_gpus: MakeGpus, open_reader: Open) -> None:
     gpus = make_fake_gpus()
     gpus.add(81_920, name="H100", mig=[20_480, 40_960])
     gpus.add(24_576)
     gpus.set(0, temperature=55, utilization=90)
     gpus.take(0, 1_000, pid=4_000_001, instance=1)
-    first, second, third = open_reader(gpus).gpus()
+    reader = open_reader(gpus)
+    first, second, third = reader.gpus()
     assert [first.uuid, second.uuid, third.uuid] == [gpus.uuid(0, 0), gpus.uuid(0, 1), gpus.uuid(1)]
     assert [gpu.index for gpu in (first, second, third)] == [0, 1, 2]
     assert second.uuid.startswith("MIG-") and second.mig and not third.mig
     assert (first.total, first.used, first.processes) == (20_480 * MIB, 0, {})
     assert (second.total, second.used) == (40_960 * MIB, 1_000 * MIB)
     assert second.processes == {4_000_001: 1_000 * MIB}
-    # The temperature is that of the GPU; how busy an instance is, NVML does not know.
+    # The temperature is the GPU's; NVML does not report the utilization of an instance.
     assert (second.temperature, second.utilization) == (55, None)
+    gpus.xid(0, 48)
+    assert [gpu.xids.last for gpu in reader.gpus()] == [48, 48, 0], "an error of a GPU is one of all its instances"
 
 
-def test_a_gpu_in_mig_mode_without_instances_is_named_since_nothing_can_run_on_it(
-    make_fake_gpus: Callable[..., Fakes], open_reader: Callable[..., Reader]
-) -> None:
+def test_a_gpu_in_mig_mode_without_instances_is_reported(make_fake_gpus: MakeGpus, open_reader: Open) -> None:
     gpus = make_fake_gpus()
     gpus.add(81_920, mig=[])
     nvml, devices = open_reader(gpus).read()
@@ -175,8 +167,8 @@ def test_a_gpu_in_mig_mode_without_instances_is_named_since_nothing_can_run_on_i
     ],
 )
 @pytest.mark.parametrize("code", ["NOT_SUPPORTED", "NO_PERMISSION"])
-def test_one_figure_that_a_gpu_does_not_say_costs_no_other(
-    fake_gpus: Fakes, open_reader: Callable[..., Reader], call: str, field: str, code: str
+def test_one_unsupported_figure_costs_no_other(
+    fake_gpus: FakeGpus, open_reader: Open, call: str, field: str, code: str
 ) -> None:
     fake_gpus.take(0, 500, pid=4_000_001)
     with fake_gpus.fail(call, code) as fault:
@@ -189,9 +181,7 @@ def test_one_figure_that_a_gpu_does_not_say_costs_no_other(
         assert fault.hits == asked, "asked again, though it never answers"
 
 
-def test_a_driver_that_keeps_the_processes_to_itself_shows_the_rest(
-    fake_gpus: Fakes, open_reader: Callable[..., Reader]
-) -> None:
+def test_without_permission_for_processes_the_other_figures_are_shown(fake_gpus: FakeGpus, open_reader: Open) -> None:
     fake_gpus.take(0, 500, pid=4_000_001)
     with fake_gpus.fail("nvmlDeviceGetComputeRunningProcesses", "NO_PERMISSION"):
         nvml, (gpu,) = open_reader(fake_gpus).read()
@@ -207,8 +197,8 @@ def test_a_driver_that_keeps_the_processes_to_itself_shows_the_rest(
         ("TIMEOUT", "failing", "dmesg"),
     ],
 )
-def test_one_broken_gpu_leaves_the_others_at_work_and_heals(
-    make_fake_gpus: Callable[..., Fakes], open_reader: Callable[..., Reader], code: str, state: str, hint: str
+def test_one_broken_gpu_leaves_the_others_working_and_recovers(
+    make_fake_gpus: MakeGpus, open_reader: Open, code: str, state: str, hint: str
 ) -> None:
     gpus = make_fake_gpus(24_576, 24_576, 24_576)
     reader = open_reader(gpus)
@@ -216,7 +206,7 @@ def test_one_broken_gpu_leaves_the_others_at_work_and_heals(
     reader.read()
     fault = gpus.lose(1, code)
     for later_s in (1.0, 1.0, 15.0, 30.0):
-        # NVML is started anew in between, which finds it as broken.
+        # NVML is restarted in between, and finds it broken again.
         nvml, (first, broken, third) = reader.read(later_s)
         assert nvml.state == "ok" and (first.state, broken.state, third.state) == ("ok", state, "ok")
         assert (broken.index, broken.uuid, broken.used) == (1, gpus.uuid(1), 700 * MIB)
@@ -227,18 +217,8 @@ def test_one_broken_gpu_leaves_the_others_at_work_and_heals(
     assert reader.gpus()[1].detail == ""
 
 
-def test_a_gpu_that_times_out_is_not_asked_each_time(fake_gpus: Fakes, open_reader: Callable[..., Reader]) -> None:
-    reader = open_reader(fake_gpus)
-    reader.read()
-    with fake_gpus.fail("nvmlDeviceGetMemoryInfo", "TIMEOUT") as fault:
-        for _ in range(8):
-            assert reader.gpus()[0].state == "failing"
-        assert fault.hits <= 4
-    assert [reader.gpus(8.0)[0].state] == ["ok"]
-
-
-def test_a_gpu_that_was_broken_from_the_start_keeps_its_number_for_when_it_is_healed(
-    make_fake_gpus: Callable[..., Fakes], open_reader: Callable[..., Reader]
+def test_a_gpu_that_was_broken_from_the_start_keeps_its_number_until_it_works(
+    make_fake_gpus: MakeGpus, open_reader: Open
 ) -> None:
     gpus = make_fake_gpus(24_576, 24_576)
     fault = gpus.lose(0)
@@ -253,15 +233,13 @@ def test_a_gpu_that_was_broken_from_the_start_keeps_its_number_for_when_it_is_he
     ]
 
 
-def test_numbers_of_gpus_stay_when_one_is_no_longer_listed(
-    make_fake_gpus: Callable[..., Fakes], open_reader: Callable[..., Reader]
-) -> None:
+def test_numbers_of_gpus_stay_when_one_is_no_longer_listed(make_fake_gpus: MakeGpus, open_reader: Open) -> None:
     gpus = make_fake_gpus()
     gpus.add(81_920, mig=[20_480])
     gpus.add(24_576)
     reader = open_reader(gpus)
     reader.read()
-    # The instance is destroyed; what comes in its place is another device.
+    # The instance is destroyed.
     with gpus.fail("nvmlDeviceGetMigDeviceHandleByIndex", "NOT_FOUND"):
         nvml, (gone, other) = reader.read(61.0)
     assert (gone.index, gone.state) == (0, "lost") and "no longer listed" in gone.detail
@@ -277,29 +255,31 @@ def test_numbers_of_gpus_stay_when_one_is_no_longer_listed(
         ("UNKNOWN", "failing", "systemctl daemon-reload"),
     ],
 )
-def test_a_driver_that_does_not_start_is_tried_again_with_pauses(
-    fake_gpus: Fakes, open_reader: Callable[..., Reader], code: str, state: str, hint: str
+def test_a_driver_that_does_not_start_is_tried_again_with_growing_pauses(
+    fake_gpus: FakeGpus, open_reader: Open, code: str, state: str, hint: str
 ) -> None:
     reader = open_reader(fake_gpus)
     with fake_gpus.fail("nvmlInit", code) as fault:
-        for _ in range(9):
+        for _ in range(600):
             nvml, devices = reader.read()
             assert (nvml.state, devices) == (state, []) and hint in nvml.detail
-        assert fault.hits == 1
-    assert reader.read(60.0)[0].state == "ok"
+        # Each minute without a driver, else after 10, 20, 40, 80, 160, 300 s.
+        assert fault.hits == (10 if state == "absent" else 6)
+    assert reader.read(300.0)[0].state == "ok"
 
 
-def test_pauses_between_tries_grow(fake_gpus: Fakes, open_reader: Callable[..., Reader]) -> None:
+def test_a_gpu_that_times_out_is_read_less_often(fake_gpus: FakeGpus, open_reader: Open) -> None:
     reader = open_reader(fake_gpus)
-    with fake_gpus.fail("nvmlInit", "UNKNOWN") as fault:
-        for _ in range(600):
-            reader.read()
-        # After 10, 20, 40, 80, 160, 300 s.
-        assert fault.hits == 6
+    reader.read()
+    with fake_gpus.fail("nvmlDeviceGetMemoryInfo", "TIMEOUT") as fault:
+        for _ in range(8):
+            assert reader.gpus()[0].state == "failing"
+        assert fault.hits <= 4
+    assert [reader.gpus(8.0)[0].state] == ["ok"]
 
 
-def test_all_gpus_gone_is_nvml_failing_and_what_was_known_stays(
-    make_fake_gpus: Callable[..., Fakes], open_reader: Callable[..., Reader]
+def test_when_all_gpus_are_gone_nvml_is_failing_and_their_last_figures_stay(
+    make_fake_gpus: MakeGpus, open_reader: Open
 ) -> None:
     gpus = make_fake_gpus(24_576, 24_576)
     reader = open_reader(gpus)
@@ -308,7 +288,7 @@ def test_all_gpus_gone_is_nvml_failing_and_what_was_known_stays(
     nvml, devices = reader.read()
     assert nvml.state == "failing" and "container" in nvml.detail and nvml.driver
     assert [(gpu.state, gpu.total) for gpu in devices] == [("lost", 24_576 * MIB)] * 2
-    # Started anew, it does not even count them.
+    # After a restart, even counting them fails.
     nvml, devices = reader.read(11.0)
     assert nvml.state == "failing" and len(devices) == 2
     fault.clear()
@@ -316,7 +296,7 @@ def test_all_gpus_gone_is_nvml_failing_and_what_was_known_stays(
     assert nvml.state == "ok" and [gpu.state for gpu in devices] == ["ok", "ok"]
 
 
-def test_a_machine_without_a_driver_is_no_fault_and_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_a_driver_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
@@ -337,9 +317,7 @@ def test_a_machine_without_a_driver_is_no_fault_and_is_left_alone(monkeypatch: p
 # --- errors that GPUs report
 
 
-def test_errors_of_a_gpu_are_counted_and_told_apart_from_those_of_programs(
-    make_fake_gpus: Callable[..., Fakes], open_reader: Callable[..., Reader]
-) -> None:
+def test_errors_of_a_gpu_are_counted_apart_from_those_of_programs(make_fake_gpus: MakeGpus, open_reader: Open) -> None:
     gpus = make_fake_gpus(24_576, 24_576)
     reader = open_reader(gpus)
     assert [gpu.xids for gpu in reader.gpus()] == [Xids(), Xids()]
@@ -347,33 +325,15 @@ def test_errors_of_a_gpu_are_counted_and_told_apart_from_those_of_programs(
         gpus.xid(1, number)
     assert [gpu.xids for gpu in reader.gpus()] == [Xids(), Xids(2, 1, 13, 79)]
     assert reader.gpus()[1].xids == Xids(2, 1, 13, 79), "none is counted twice"
-
-
-def test_an_error_is_told_though_the_gpu_is_lost_by_it(fake_gpus: Fakes, open_reader: Callable[..., Reader]) -> None:
-    reader = open_reader(fake_gpus)
-    reader.read()
-    fake_gpus.xid(0, 79)
-    fake_gpus.lose(0)
-    (gpu,) = reader.gpus()
-    assert (gpu.state, gpu.xids.last_of_gpu) == ("lost", 79)
-
-
-def test_an_error_of_a_gpu_is_one_of_all_its_mig_instances(
-    make_fake_gpus: Callable[..., Fakes], open_reader: Callable[..., Reader]
-) -> None:
-    gpus = make_fake_gpus()
-    gpus.add(81_920, mig=[20_480, 40_960])
-    reader = open_reader(gpus)
-    reader.read()
-    gpus.xid(0, 48)
-    assert [gpu.xids.last for gpu in reader.gpus()] == [48, 48]
+    gpus.xid(0, 79)
+    gpus.lose(0)
+    lost = reader.gpus()[0]
+    assert (lost.state, lost.xids.last_of_gpu) == ("lost", 79), "counted though the GPU is lost by it"
 
 
 @pytest.mark.parametrize("call", ["nvmlEventSetCreate", "nvmlDeviceRegisterEvents", "nvmlEventSetWait"])
 @pytest.mark.parametrize("error", ["NOT_SUPPORTED", "UNKNOWN"])
-def test_where_there_are_no_events_everything_else_is_as_ever(
-    fake_gpus: Fakes, open_reader: Callable[..., Reader], call: str, error: str
-) -> None:
+def test_without_events_everything_else_works(fake_gpus: FakeGpus, open_reader: Open, call: str, error: str) -> None:
     with fake_gpus.fail(call, error):
         reader = open_reader(fake_gpus)
         for _ in range(2):
@@ -382,7 +342,7 @@ def test_where_there_are_no_events_everything_else_is_as_ever(
             assert (nvml.state, gpu.state, gpu.total, gpu.xids) == ("ok", "ok", 24_576 * MIB, Xids())
 
 
-def test_a_storm_of_errors_does_not_keep_the_reader(fake_gpus: Fakes, open_reader: Callable[..., Reader]) -> None:
+def test_a_storm_of_errors_does_not_delay_the_reader(fake_gpus: FakeGpus, open_reader: Open) -> None:
     reader = open_reader(fake_gpus)
     reader.read()
     for _ in range(60):

@@ -1,17 +1,16 @@
-"""What is written is what Prometheus reads: names, kinds, labels and buckets."""
+"""The text that Prometheus reads: names, kinds, labels and buckets."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from glmtts.daemon.core.metric_types import Family, Histogram, labelled, single
 from glmtts.daemon.metrics.exposition import written
 
 
-def read(*families: Family) -> dict[str, Any]:
+def read(*families: Family) -> dict[str, Metric]:
     return {family.name: family for family in text_string_to_metric_families(written(families).decode())}
 
 
@@ -21,7 +20,7 @@ def test_a_counter_keeps_its_name_and_its_help() -> None:
     assert [(s.name, s.value) for s in found.samples] == [("glmtts_x_total", 7.0)]
 
 
-def test_what_nobody_knows_has_no_sample() -> None:
+def test_an_unknown_value_has_no_sample() -> None:
     assert read(single("glmtts_x", "gauge", "h", None))["glmtts_x"].samples == []
 
 

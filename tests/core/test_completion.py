@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,9 +11,7 @@ from glmtts.daemon.core import effects, inputs
 from glmtts.protocol import control, events, requests
 from glmtts.protocol import worker as wire
 
-from ..support.core_world import World
-
-Make = Callable[..., Any]
+from ..support.core_world import MakeStage, MakeWorld, World
 
 
 def test_each_who_waits_hears_the_end_once_under_his_own_id(world: World) -> None:
@@ -30,7 +27,7 @@ def test_each_who_waits_hears_the_end_once_under_his_own_id(world: World) -> Non
 def test_a_result_on_disk_is_read_for_each_who_waits_and_not_kept_in_memory(world: World) -> None:
     first = world.request(priority="batch", key="k")
     again = world.request(priority="batch", key="k", connection=2)
-    (sent,) = world.messages(wire.Job)
+    (sent,) = world.messages(wire.SpeakJob)
     assert sent.result == f"/results/{sent.job}"
     message = wire.Finished(
         job=sent.job, sample_rate=24_000, audio_s=1.0, synthesis_s=0.5, first_audio_s=0.1, voice="tone",
@@ -50,13 +47,13 @@ def test_a_result_on_disk_is_read_for_each_who_waits_and_not_kept_in_memory(worl
 @pytest.mark.parametrize("keys", [{"output": "a.wav"}, {"durable": False}])
 def test_a_result_that_goes_elsewhere_is_not_kept_on_disk(world: World, keys: dict[str, Any]) -> None:
     world.request(priority="batch", **keys)
-    assert world.messages(wire.Job)[0].result is None
+    assert world.messages(wire.SpeakJob)[0].result is None
 
 
 def test_a_durable_stream_is_kept_whole_for_whoever_has_not_heard_it(world: World) -> None:
     id = world.request(stream=True, durable=True)
     job = world.job(id)
-    (asked,) = world.messages(wire.Job)
+    (asked,) = world.messages(wire.SpeakJob)
     world.audio(job, 0)
     late = world.request(requests.Wait(id="", v=1, job=job), connection=2)
     world.audio(job, 1)
@@ -85,11 +82,11 @@ def test_a_result_that_can_t_be_kept_is_an_alert_and_no_more_are_taken_for_a_whi
     assert world.last(world.operate(control.Status)).values["alerts"] == []
 
 
-def test_without_a_folder_for_results_they_are_sent(make_world: Make) -> None:
+def test_without_a_folder_for_results_they_are_sent(make_world: MakeWorld) -> None:
     world = make_world(results_folder="")
     world.ready()
     id = world.request(priority="batch")
-    assert world.messages(wire.Job)[0].result is None
+    assert world.messages(wire.SpeakJob)[0].result is None
     world.finish(world.job(id), b"RIFF")
     assert world.bodies(id) == [b"RIFF"]
 
@@ -141,7 +138,7 @@ def test_a_job_that_failed_shows_its_error_to_who_asks_later(world: World) -> No
 
 @pytest.mark.parametrize("thought", [0.1, 10.0])
 @pytest.mark.usefixtures("no_head_start")
-def test_a_class_is_charged_for_the_time_that_its_jobs_really_took(make_stage: Make, thought: float) -> None:
+def test_a_class_is_charged_for_the_time_that_its_jobs_really_took(make_stage: MakeStage, thought: float) -> None:
     stage = make_stage(segment_s=1_000.0, queue={"max_waiting": 1_000, "max_share": 1.0, "preempt": False})
     world = stage.world
     # Batch jobs have an option by which they are told apart, and are thought to take another time than they do.
