@@ -25,6 +25,7 @@ from .scheduling.scheduler import Scheduler
 from .settings import Settings
 from .state import Installation, State
 from .timers import TimerKey
+from .workers.report import publish_memory
 
 #: Inputs and messages of workers that change nothing of what jobs and workers may do, and those that concern jobs
 #: alone; whatever a handler changes beyond that, it marks.
@@ -55,39 +56,9 @@ class Machine:
         self.state = state = State(settings, installation, dict(voices or {}), now=now, wall=wall, seed=seed)
         self.scheduler = scheduler = Scheduler(state)
         self._context = state.context
-        self._problems = Problems(
-            state.context,
-            state.queue,
-            state.pool,
-            autoscaler=state.autoscaler,
-            gpus=state.gpus,
-            durable_jobs=scheduler.durable_jobs,
-            retries=scheduler.retries,
-            alerts=state.alerts,
-        )
-        self._alert_evaluator = AlertEvaluator(
-            state.context,
-            state.alerts,
-            queue=state.queue,
-            pool=state.pool,
-            autoscaler=state.autoscaler,
-            gpus=state.gpus,
-            completion=scheduler.completion,
-        )
-        self._core_metrics = CoreMetrics(
-            state.context,
-            state.job_table,
-            state.queue,
-            state.pool,
-            autoscaler=state.autoscaler,
-            gpus=state.gpus,
-            completion=scheduler.completion,
-            durable_jobs=scheduler.durable_jobs,
-            estimator=state.estimator,
-            retries=scheduler.retries,
-            alerts=state.alerts,
-            version=installation.version,
-        )
+        self._problems = Problems(state, scheduler)
+        self._alert_evaluator = AlertEvaluator(state, scheduler.completion)
+        self._core_metrics = CoreMetrics(state, scheduler)
         self._health = Health(state.context, state.pool, self._problems)
         self._client_requests = ClientRequests(state, scheduler, self._problems)
         self._operator_requests = OperatorRequests(state, scheduler, self._client_requests, self._problems)
@@ -185,8 +156,8 @@ class Machine:
             "kill": state.pool.on_kill_due,
             "backoff": state.pool.on_backoff_over,
             "wait": lambda _: None,  # the reconcile after it looks at every waiting worker
-            "breaker": lambda _: state.pool.on_breaker_pause_over(),
-            "steady": state.pool.on_steady,
+            "breaker": lambda _: state.pool.circuit_breaker.pause_over(),
+            "steady": lambda name: state.pool.restarts.on_steady(state.pool.workers[name]),
             "age": state.recycler.on_age,
             "trim": state.recycler.on_trim_check,
             "unload": state.autoscaler.on_unload_check,
@@ -343,5 +314,5 @@ class Machine:
         self.state.gpus.on_sampled(event, self.state.pool)
         self.state.recycler.on_sampled()
         self.state.autoscaler.on_sampled()
-        self.state.pool.tell_memory()
+        publish_memory(self.state.pool, self._context)
         self._context.stir()

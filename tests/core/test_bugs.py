@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from glmtts.daemon.core import effects, inputs
+from glmtts.daemon.core.api import operator_requests
 from glmtts.daemon.core.context import INTERNAL_ERROR
 from glmtts.protocol import control, events, requests
 from glmtts.protocol import worker as wire
@@ -77,7 +78,7 @@ def test_a_request_that_meets_a_bug_is_answered_once(buggy: World, monkeypatch: 
 
 
 def test_an_operator_is_answered_though_the_answer_can_t_be_made(buggy: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buggy.pool, "describe", raises)
+    monkeypatch.setattr(operator_requests, "describe", raises)
     assert last_event(buggy, buggy.operate(control.Workers)).message == INTERNAL_ERROR
 
 
@@ -101,7 +102,7 @@ def test_a_process_whose_end_meets_a_bug_is_replaced_and_its_job_tried_again(
     buggy: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     id = buggy.request()
-    monkeypatch.setattr(buggy.pool, "_count", raises)
+    monkeypatch.setattr(buggy.pool.restarts, "ended", raises)
     buggy.die(-11)
     buggy.ready()
     assert [message.job for message in buggy.messages(wire.SpeakJob)] == [buggy.job(id)] * 2

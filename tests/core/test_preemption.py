@@ -30,7 +30,7 @@ def aside(stage: Stage, **keys: Any) -> tuple[str, str]:
     stage.run(2.5)
     short = stage.world.request(text=SENTENCE * 5, client=BOB)
     stage.run(1.0)
-    assert stage.world.worker().aside == [stage.of(keys.get("text", CHAPTER))]
+    assert stage.world.worker().process.suspended == [stage.of(keys.get("text", CHAPTER))]
     return long, short
 
 
@@ -209,7 +209,7 @@ def test_a_worker_holds_few_suspended_jobs_however_many_would_overtake(make_stag
     for number, length in enumerate(lengths):
         stage.world.request(text="x" * length, client=inputs.Client(f"uid:{number}", f"u{number}"), durable=False)
         stage.run(2.5)
-        most = max(most, len(stage.world.worker().aside))
+        most = max(most, len(stage.world.worker().process.suspended))
     assert most == MAX_SUSPENDED
     stage.run(400.0)
     assert [len(text) for _, what, text in stage.log if what == "ends"] == [120, 50, 20, 300, 700, 1_600]
@@ -277,7 +277,7 @@ def test_a_suspended_job_is_not_to_blame_for_the_death_of_its_worker_and_loses_n
     [
         lambda world: world.die(-9),
         lambda world: world.say(
-            wire.Failed(job=world.worker().at_hand[0], code="out_of_memory", message="x", fatal=True)
+            wire.Failed(job=world.worker().process.at_hand[0], code="out_of_memory", message="x", fatal=True)
         ),
     ],
     ids=["killed", "out of memory"],
@@ -312,7 +312,7 @@ def test_a_suspended_job_can_be_ended_and_what_overtook_it_goes_on(
     short = stage.world.request(text="s" * 90, client=BOB)
     stage.run(1.0)
     world, job = stage.world, stage.of(CHAPTER)
-    assert world.worker().aside == [job]
+    assert world.worker().process.suspended == [job]
     if by == "its client":
         world.request(requests.Cancel(id="", v=1, job=job))
     elif by == "an operator":
@@ -325,7 +325,7 @@ def test_a_suspended_job_can_be_ended_and_what_overtook_it_goes_on(
     assert world.last(long).code == codes.get(by, "cancelled")
     stage.run(20.0)
     assert isinstance(world.last(short), events.Done)
-    assert (world.states(), world.worker().jobs, world.worker().aside) == (["ready"], [], [])
+    assert (world.states(), world.worker().jobs, world.worker().process.suspended) == (["ready"], [], [])
     assert not stage.when("resumes", CHAPTER)
     assert world.live == {}
 
@@ -340,7 +340,7 @@ def test_a_job_that_is_cancelled_while_its_worker_chooses_is_not_told_to_go_on(m
     assert job in stage.world.live, "its end is not on disk yet"
     stage.world.forget()
     # The worker is through with the other before it has read that.
-    stage.world.say(_finished(stage.world.worker().at_hand[0]), b"RIFF")
+    stage.world.say(_finished(stage.world.worker().process.at_hand[0]), b"RIFF")
     assert not stage.world.messages(wire.ResumeJob)
     next_one = stage.world.request(text="next", client=CAROL, durable=False)
     assert stage.world.names(next_one) == ["accepted", "started"]
@@ -425,7 +425,7 @@ def test_a_suspended_job_for_long_is_not_taken_for_hung_and_one_that_goes_on_is_
     stage.world.request(text="s" * 90, client=BOB)
     stage.run(9.0)
     assert stage.world.states() == ["busy"]
-    assert stage.world.worker().aside
+    assert stage.world.worker().process.suspended
     stage.run(1.6)
     assert stage.when("resumes", CHAPTER)
     # From here on it stands still.

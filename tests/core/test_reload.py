@@ -106,7 +106,7 @@ def test_workers_are_replaced_one_after_the_other_and_the_jobs_that_they_speak_c
     world.finish(world.job(waiting), worker="w2")
     assert [world.names(id)[-1] for id in (first, second, waiting)] == ["done"] * 3
     assert world.states() == ["ready", "ready"]
-    assert [worker.generation for worker in world.pool] == [1, 1]
+    assert [worker.process.generation for worker in world.pool] == [1, 1]
 
 
 def test_fewer_workers_and_fresh_ones_at_once_are_never_more_than_one_too_many(

@@ -60,7 +60,7 @@ def test_what_ran_out_of_memory_is_tried_once_more_on_a_process_that_had_no_othe
             world.ready(worker.name)
     assert attempts(world, id) == [1, 2]
     again = [event.worker for event in world.told(id) if isinstance(event, events.Started)][-1]
-    assert world.worker(again).jobs_taken == 1
+    assert world.worker(again).process.jobs_taken == 1
     world.say(_out_of_memory(world.job(id)), worker=again)
     error = world.last(id)
     assert (error.code, "a shorter text may fit" in error.message) == ("out_of_memory", True)

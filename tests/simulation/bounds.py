@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from glmtts.daemon.core.jobs.job import MAX_SUBSCRIBERS
 from glmtts.daemon.core.jobs.job_table import MAX_ENDED
 from glmtts.daemon.core.monitoring.alert_evaluator import _STEPS
-from glmtts.daemon.core.monitoring.alert_rules import EVENTS, RULES
+from glmtts.daemon.core.monitoring.alert_table import ALERTS
 from glmtts.daemon.core.scheduling import retry
 from glmtts.daemon.core.scheduling.preemption import MAX_SUSPENDED
-from glmtts.daemon.core.workers.pool import AHEAD
 from glmtts.daemon.core.workers.trend import POINTS
+from glmtts.daemon.core.workers.worker_table import AHEAD
 from glmtts.protocol.errors import ErrorCode
 
 from .rules import Rule, must
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _TIMERS_OF_WORKER, _TIMERS_OF_DAEMON = 9, 8
 
 #: Alerts of the daemon as a whole: beside them each GPU and each worker may have some.
-_ALERTS = len(RULES) + len(EVENTS)
+_ALERTS = len(ALERTS)
 #: Series of metrics that are neither a GPU's nor a worker's.
 _SERIES = 160
 
@@ -102,7 +102,7 @@ class Bounds:
         must(Rule.BOUNDED, gpus <= self._world.scene.gpus, "GPUs")
         raised, conditions = machine.state.alerts._raised, machine._alert_evaluator._conditions
         must(Rule.BOUNDED, len(raised) <= _ALERTS + 3 * gpus + 2 * len(workers), "alerts:", raised)
-        must(Rule.BOUNDED, len(conditions) <= len(RULES) + 2 * gpus + 2 * len(workers), "conditions:", conditions)
+        must(Rule.BOUNDED, len(conditions) <= _ALERTS + 2 * gpus + 2 * len(workers), "conditions:", conditions)
         must(Rule.BOUNDED, len(machine._alert_evaluator._past) <= _STEPS + 2, "what was counted in the last minutes")
         for worker in workers.values():
             self._look_at(worker)
@@ -113,12 +113,13 @@ class Bounds:
 
     @staticmethod
     def _look_at(worker: Any) -> None:
-        at_hand = len(worker.jobs) - len(worker.aside)
-        must(Rule.BOUNDED, len(worker.aside) <= MAX_SUSPENDED, worker.name, "has suspended", worker.aside)
-        must(Rule.BOUNDED, at_hand <= worker.slots + AHEAD, worker.name, "has", len(worker.jobs), "jobs")
-        must(Rule.BOUNDED, set(worker.moved) <= set(worker.jobs), worker.name, "follows jobs that it does not have")
-        must(Rule.BOUNDED, len(worker.busy_vram) <= 3, worker.name, "keeps samples")
-        for series in worker.watch._series.values():
+        process = worker.process
+        must(Rule.BOUNDED, len(process.suspended) <= MAX_SUSPENDED, worker.name, "has suspended", process.suspended)
+        at_hand = len(process.at_hand)
+        must(Rule.BOUNDED, at_hand <= process.slots + AHEAD, worker.name, "has", len(process.jobs), "jobs")
+        must(Rule.BOUNDED, set(process.moved) <= set(process.jobs), worker.name, "watches jobs that it does not have")
+        must(Rule.BOUNDED, len(process.busy_vram) <= 3, worker.name, "keeps samples")
+        for series in process.watch._series.values():
             must(Rule.BOUNDED, len(series._scales) <= 12, worker.name, "keeps scales")
             points = max((len(scale.values) for scale in series._scales), default=0)
             must(Rule.BOUNDED, points <= POINTS, worker.name, "keeps", points, "points")

@@ -19,6 +19,7 @@ from glmtts.daemon.core.scheduling.durable import DurableJobs
 from glmtts.daemon.core.scheduling.retry import Retries
 from glmtts.daemon.core.scheduling.worker_messages import WorkerMessages
 from glmtts.daemon.core.workers.pool import Pool
+from glmtts.daemon.core.workers.process import Process
 from glmtts.daemon.core.workers.worker import Worker, WorkerState
 from glmtts.protocol import events
 from glmtts.protocol.worker import AudioChunk, ResumeJob
@@ -54,8 +55,8 @@ def hangs_go_unnoticed(patch: Patch) -> None:
 
 
 def a_beat_that_stands_still_counts(patch: Patch) -> None:
-    moved = Pool.moved
-    patch.setattr(Pool, "moved", lambda self, worker, job, done=None: moved(self, worker, job))  # noqa: ARG005
+    progressed = Process.progressed
+    patch.setattr(Process, "progressed", lambda self, job, now, done=None: progressed(self, job, now))  # noqa: ARG005
 
 
 def effects_lost_with_an_error(patch: Patch) -> None:

@@ -23,8 +23,9 @@ _FALLIBLE = {
     "retries": ("content", "deaths_of", "_after_death", "_blame"),
     "forecast": ("of", "left_s", "view"),
     "gpus": ("obstacle", "device", "on_sampled"),
-    "pool": ("unavailable", "_place_is_empty", "_pause", "reconcile"),
-    "recycler": ("after_job", "_judge", "reconcile"),
+    "pool": ("unavailable", "_vacate", "reconcile"),
+    "restarts": ("ended", "delay_s", "obstacle"),
+    "recycler": ("after_job", "_judge_idle", "reconcile"),
     "autoscaler": ("reconcile", "on_waiting"),
 }
 #: Effects that meet no bug: without the first the daemon does not end, and the others do nothing here.
@@ -84,7 +85,8 @@ class Bugs:
         context: Any = machine._context
         context.__class__ = type("BesetContext", (Context,), {"effects": _effects(self)})
         for part, names in _FALLIBLE.items():
-            owner = getattr(machine.state, part, None) or getattr(machine.scheduler, part)
+            homes = (machine.state, machine.scheduler, machine.state.pool)
+            owner = next(getattr(home, part) for home in homes if hasattr(home, part))
             for name in names:
                 setattr(owner, name, self._before(getattr(owner, name)))
         handlers: dict[Any, Callable[..., None]]

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from glmtts.daemon.core.workers.pool import AHEAD
 from glmtts.daemon.core.workers.worker import WorkerState
+from glmtts.daemon.core.workers.worker_table import AHEAD
 
 from .rules import Rule, must
 
@@ -65,7 +65,7 @@ class Fairness:
         if job is None or job.needs_fresh:
             return
         worker = self._pool._by_incarnation.get(incarnation)
-        if worker is not None and worker.jobs_taken == 1 and worker.state is not WorkerState.FAILED:
+        if worker is not None and worker.process.jobs_taken == 1 and worker.state is not WorkerState.FAILED:
             must(Rule.FAIR, not self._queue._for_fresh, job_id, "took a fresh worker from one that needs it more")
 
     def after(self) -> None:
@@ -81,7 +81,7 @@ class Fairness:
                 if len(recent) > _RECENT:
                     del recent[next(iter(recent))]
         live = self._live
-        at_work = (id for worker in self._pool.workers.values() for id in worker.begun)
+        at_work = (id for worker in self._pool.workers.values() for id in worker.process.begun)
         self._running = [job for id in at_work if (job := live.get(id)) is not None and job.ending is None]
         class_queues = self._queue._class_queues
         weights = self._queue._classes._weights
@@ -113,7 +113,7 @@ class Fairness:
 
     def _look(self, pairs: list[tuple[_Flow, _Flow]]) -> None:
         before, self._windows = self._windows, {}
-        places = sum(worker.slots for worker in self._pool.workers.values())
+        places = sum(worker.process.slots for worker in self._pool.workers.values())
         for pair in pairs:
             first, second = (self._served.get(flow, 0.0) / self._weight(flow) for flow in pair)
             window = before.get(pair)

@@ -159,8 +159,8 @@ class Invariants:
                 must(Rule.ORDER, state in _MAY_HAVE_JOBS, name, state, "with jobs", worker.jobs)
             if state is WorkerState.BUSY:
                 serving += 1
-                if worker.moved and worker.begun:
-                    latest = min(at for at, _ in worker.moved.values()) + timeout_s
+                if worker.process.moved and worker.process.begun:
+                    latest = min(at for at, _ in worker.process.moved.values()) + timeout_s
                     due = timers.due(("hang", name))
                     must(Rule.ONE_END, due <= latest + 1e-6, name, "may hang for longer than it may")
             elif state is WorkerState.READY:
@@ -262,7 +262,7 @@ class Invariants:
         self.look_at_everything()
         must(Rule.ONE_END, not self.live, "jobs are left", self.live)
         # What nothing can end does not keep the daemon from ending.
-        stuck = {worker.name for worker in self._pool.workers.values() if worker.stuck}
+        stuck = {worker.name for worker in self._pool.workers.values() if worker.process.stuck}
         processes = set(self.starts.processes) - stuck
         must(Rule.ROOM, not processes, "processes are left", processes)
         left = {key for key in self._context.timers if key[0] not in _HARMLESS and key != ("kill", key[1])}

@@ -387,8 +387,8 @@ class World:
         self.happen(inputs.ProcessEnded(process.incarnation, returncode, "its last line", oom_killed))
         if self.processes.get(process.incarnation) is process:
             del self.processes[process.incarnation]
-        if worker is not None and worker.last_death is not None:
-            self.causes.add(worker.last_death.cause.value)
+        if worker is not None and worker.last_exit is not None:
+            self.causes.add(worker.last_exit.cause.value)
 
     def bad_luck(self, text: str) -> int:
         """How many processes ended, or are about to, while they had this, though it is healthy."""

@@ -15,7 +15,8 @@ from glmtts.daemon.core.machine import Machine
 from glmtts.daemon.core.settings import EngineSettings, LimitsSettings, Section, Settings, WorkersSettings
 from glmtts.daemon.core.state import Installation
 from glmtts.daemon.core.workers.pool import Pool
-from glmtts.daemon.core.workers.worker import Death, Worker
+from glmtts.daemon.core.workers.process import ExitReason
+from glmtts.daemon.core.workers.worker import Worker
 from glmtts.protocol import events, requests
 from glmtts.protocol import worker as wire
 
@@ -262,9 +263,9 @@ class World:
     def worker(self, name: str = "w0") -> Worker:
         return self.pool.workers[name]
 
-    def death(self, name: str = "w0") -> Death:
+    def death(self, name: str = "w0") -> ExitReason:
         """How the worker's last process ended."""
-        death = self.worker(name).last_death
+        death = self.worker(name).last_exit
         assert death is not None
         return death
 

@@ -300,7 +300,7 @@ class ClientRequests:
             for voice in self._voices.values()
             if voice.name not in own
         ]
-        return self._pool.voices + registered
+        return (self._pool.engine.voices if self._pool.engine else []) + registered
 
     @property
     def _clones_voices(self) -> bool:

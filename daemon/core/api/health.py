@@ -80,12 +80,13 @@ class Health:
         return any(asked.to == to and asked.id == id for asked in self._asked.values())
 
     def _moves(self, worker: Worker) -> bool:
-        return any(done >= 0 and at >= self._context.now - _MOVES_S for at, done in worker.moved.values())
+        return any(done >= 0 and at >= self._context.now - _MOVES_S for at, done in worker.process.moved.values())
 
     @staticmethod
     def _why_absent(worker: Worker) -> str:
-        death = worker.doom or worker.last_death
-        reason = worker.reason or (death.detail if death else "")
+        process = worker.process
+        ended = process.exit_reason or process.replace_reason or worker.last_exit
+        reason = worker.reason or process.stuck or (ended.detail if ended else "")
         return f"{worker.state}: {reason}" if reason else worker.state.value
 
     @staticmethod
@@ -108,7 +109,7 @@ class Health:
             for worker, incarnation in asked.incarnations.items():
                 if worker not in asked.found and self._pool.by_incarnation(incarnation) is None:
                     there = self._pool.workers.get(worker)
-                    death = there and (there.doom or there.last_death)
+                    death = there and (there.process.exit_reason or there.last_exit)
                     self._note(asked, worker, "failed", death.detail if death else "its process is gone")
             if asked.incarnations.keys() <= asked.found.keys():
                 self._finish(name)

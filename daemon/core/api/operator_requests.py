@@ -21,6 +21,7 @@ from ..scheduling.admission import is_named
 from ..scheduling.scheduler import Scheduler
 from ..settings import Settings
 from ..state import State
+from ..workers.report import describe
 from .client_requests import ClientRequests
 
 #: Jobs that an answer names at most.
@@ -59,7 +60,7 @@ class OperatorRequests:
             queue={
                 "waiting": waiting,
                 "running": len(self._job_table.live) - waiting,
-                "suspended": sum(len(worker.aside) for worker in self._pool),
+                "suspended": sum(len(worker.process.suspended) for worker in self._pool),
                 "by_class": by_class,
                 "paused": self._queue.paused,
             },
@@ -84,7 +85,8 @@ class OperatorRequests:
 
     def workers(self, event: Controlled) -> None:
         """Every worker, and how many there are to be."""
-        self._answer(event.to, event.request.id, workers=self._pool.describe(), bounds=self._autoscaler.bounds())
+        workers = [describe(worker, self._context) for worker in self._pool]
+        self._answer(event.to, event.request.id, workers=workers, bounds=self._autoscaler.bounds())
 
     def gpus(self, event: Controlled) -> None:
         """Every GPU and who uses its memory."""
@@ -226,7 +228,7 @@ class OperatorRequests:
         guarded(self._set_log_level, settings.daemon.log_level)
         guarded(self._queue.set_weights, settings.queue.classes)
         guarded(self._scheduler.admission.apply)
-        guarded(self._pool.apply)
+        guarded(self._pool.timers.apply, self._pool)
         guarded(partial(self._autoscaler.apply, bounds_changed=bounds_changed))
         guarded(self._completion.expire)
 

@@ -60,7 +60,7 @@ class Dispatcher:
                 self._queue.take(job)
                 self._take(job, worker)
                 brief = brief and job.account.cost_s < BRIEF_S
-        for worker in self._pool.open():
+        for worker in self._pool.may_resume():
             while self._fill(worker):
                 pass
         if not self._queue:
@@ -114,9 +114,9 @@ class Dispatcher:
         Returns whether the job that it was to get was refused, so that there may be another one.
         """
         live = self._job_table.live
-        aside = (live[id] for id in reversed(worker.aside) if id in live)
-        suspended = next((job for job in aside if job.ending is None), None)
-        takes_jobs = worker.state is WorkerState.BUSY and not worker.leaving and not self._queue.paused
+        held = (live[id] for id in reversed(worker.process.suspended) if id in live)
+        suspended = next((job for job in held if job.ending is None), None)
+        takes_jobs = worker.state is WorkerState.BUSY and not worker.process.replace_reason and not self._queue.paused
         # A worker that has a batch job may have another one.
         job = self._next(batch=self._has_batch(worker) or None) if takes_jobs else None
         # Without ``suspended``, its suspended jobs were cancelled, and it is about to report that.

@@ -92,7 +92,7 @@ class Forecast:
         if not self._estimator.trained:
             return None
         live = self._job_table.live
-        at_work = (live[id] for worker in self._pool.workers.values() for id in worker.begun if id in live)
+        at_work = (live[id] for worker in self._pool.workers.values() for id in worker.process.begun if id in live)
         ends = [self.left_s(job) for job in at_work if client in ("", job.client.key)]
         if ends or not client:
             return min(ends, default=None)
@@ -112,7 +112,7 @@ class Forecast:
         batch = job is not None and job.request.priority == "batch"
         if self._estimator.trained and not self._queue.paused:
             for worker in self._pool.workers.values():
-                if worker.serving and not worker.leaving:
+                if worker.serving and not worker.process.replace_reason:
                     if not (alone and batch):
                         urgent.append(self._free_in_s(worker, job, urgent=True))
                     if not alone or batch:
@@ -132,7 +132,7 @@ class Forecast:
     def _free_in_s(self, worker: Worker, waiting: Job | None, *, urgent: bool) -> float:
         """Seconds until a worker takes an urgent job, or any: the former need not wait for batch jobs to end."""
         live, total_s = self._job_table.live, 0.0
-        preempt = self._context.settings.queue.preempt and worker.slots == 1
+        preempt = self._context.settings.queue.preempt and worker.process.slots == 1
         for id in worker.jobs:
             job = live.get(id)
             if job is None:
@@ -144,7 +144,7 @@ class Forecast:
                 total_s += max(in_s, boundary_s)
             else:
                 total_s += self.left_s(job)
-        return total_s / worker.slots
+        return total_s / worker.process.slots
 
     def _gives_way_in_s(self, begun: Job, waiting: Job) -> float | None:
         """Seconds until a begun job can be suspended for a waiting one of its class (preemption.py); None: never."""

@@ -33,7 +33,7 @@ class Preemption:
         """A job waits, and no worker is free for it: have one suspend its job, if that may be."""
         if waiting is None or not self._context.settings.queue.preempt:
             return
-        asked = sum(bool(worker.to_suspend) for worker in self._pool.workers.values())
+        asked = sum(bool(worker.process.to_suspend) for worker in self._pool.workers.values())
         if asked >= self._queue.length(waiting.request.priority):
             return
         found: tuple[Worker, Job] | None = None
@@ -55,11 +55,12 @@ class Preemption:
 
     def _could_yield(self, worker: Worker) -> Job | None:
         """The job that a worker could suspend."""
-        if worker.state is not WorkerState.BUSY or worker.slots > 1 or worker.leaving or worker.to_suspend:
+        process = worker.process
+        if worker.state is not WorkerState.BUSY or process.slots > 1 or process.replace_reason or process.to_suspend:
             return None
-        if len(worker.aside) >= MAX_SUSPENDED or len(worker.at_hand) != 1:
+        if len(process.suspended) >= MAX_SUSPENDED or len(process.at_hand) != 1:
             return None
-        job = self._job_table.live.get(worker.at_hand[0])
+        job = self._job_table.live.get(process.at_hand[0])
         if job is None or job.ending is not None or not job.attempt.begun:
             return None
         # In its last segment it is done as soon as it could be suspended.

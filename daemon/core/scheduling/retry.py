@@ -14,7 +14,7 @@ from ..exit_causes import POLICIES, Cause
 from ..jobs.job import Attempt, Job
 from ..jobs.job_table import content_digest
 from ..state import State
-from ..workers.worker import Death
+from ..workers.process import ExitReason
 from .completion import Completion
 
 #: Contents that are remembered.
@@ -131,7 +131,7 @@ class Retries:
         self._completion.fail_withdrawn(job, ErrorCode.QUARANTINED, quarantine_message(deaths))
         return True
 
-    def decide(self, death: Death, jobs: list[str], culprits: Collection[str] | None = None) -> None:
+    def decide(self, death: ExitReason, jobs: list[str], culprits: Collection[str] | None = None) -> None:
         """A worker died with these jobs.
 
         ``culprits``: those that may be to blame, where it is known; else each that it was working on may be.
@@ -157,7 +157,7 @@ class Retries:
                 job.excused += 1
             self._completion.guarded(job, self._after_death, job, death)
 
-    def _blame(self, jobs: list[Job], death: Death) -> None:
+    def _blame(self, jobs: list[Job], death: ExitReason) -> None:
         """Count a worker's death against what it was speaking."""
         holds_s = self._context.settings.workers.restart.quarantine_s
         for job in {self.content(job): job for job in jobs}.values():
@@ -171,7 +171,7 @@ class Retries:
                 job=job.id,
             )
 
-    def _after_death(self, job: Job, death: Death) -> None:
+    def _after_death(self, job: Job, death: ExitReason) -> None:
         """Another attempt for a job whose worker died, or its end."""
         policy = POLICIES[death.cause]
         tried = job.attempts - job.excused

@@ -48,7 +48,7 @@ class WorkerMessages:
         handler = _HANDLERS.get(type(message))
         if handler is None:
             return
-        if worker.ready is None and not isinstance(message, wire.Hello | wire.Ready | wire.Bye):
+        if worker.process.ready is None and not isinstance(message, wire.Hello | wire.Ready | wire.Bye):
             self.violation(worker, f"{message.__struct_config__.tag} before ready")
             return
         handler(self, worker, message, body)
@@ -73,14 +73,14 @@ class WorkerMessages:
 
     def on_beat(self, worker: Worker, message: wire.Beat) -> None:
         if message.job in worker.jobs:
-            self._pool.moved(worker, message.job, message.done)
+            worker.process.progressed(message.job, self._context.now, message.done)
             if failed := self._pool.runs_away(worker, message.done, message.expected):
                 self._retries.decide(*failed, [message.job])
                 return
         self._job_of(worker, message.job)
 
     def on_segment(self, worker: Worker, message: wire.SegmentDone) -> None:
-        self._pool.moved(worker, message.job)
+        worker.process.progressed(message.job, self._context.now)
         job = self._job_of(worker, message.job)
         if job is None:
             return
@@ -105,7 +105,7 @@ class WorkerMessages:
         if body is None or not job.streams or message.seq != job.attempt.chunks:
             self.violation(worker, f"audio chunk {message.seq} where {job.attempt.chunks} was expected")
             return
-        self._pool.moved(worker, message.job)
+        worker.process.progressed(message.job, self._context.now)
         if job.attempt.first_audio_at is None:
             job.attempt.first_audio_at = self._context.now
         job.attempt.chunks += 1
@@ -161,7 +161,7 @@ class WorkerMessages:
             self._retries.take_back(job)
             self._durable_jobs.wait_for_disk(job)
             return
-        engine = worker.ready.engine if worker.ready else ""
+        engine = worker.process.ready.engine if worker.process.ready else ""
         first_audio_s = message.first_audio_s + job.waited_s
         if job.attempt.first_audio_at is not None:
             first_audio_s = job.attempt.first_audio_at - job.accepted_at
@@ -224,7 +224,7 @@ class WorkerMessages:
         job = self._job_of(worker, message.job)
         if message.job not in worker.jobs:
             return
-        if worker.to_suspend != message.job:
+        if worker.process.to_suspend != message.job:
             self.violation(worker, f"suspended {message.job!r} without being asked to")
             return
         if job is not None:
@@ -259,8 +259,8 @@ class WorkerMessages:
                 if (job := self._job_table.live.get(id)) is not None:
                     self._completion.fail(job, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
             case wire.SuspendJob():
-                worker.to_suspend = ""
-            case wire.CancelJob(job=id) if id in (*worker.aside, worker.to_suspend):
+                worker.process.to_suspend = ""
+            case wire.CancelJob(job=id) if id in (*worker.process.suspended, worker.process.to_suspend):
                 # The worker would keep a suspended job for ever. Any other job ends by itself.
                 self.violation(worker, "it was not told to leave a suspended job", culprits=())
             case _:
@@ -272,8 +272,7 @@ class WorkerMessages:
         """A worker's process is gone."""
         ended = self._pool.on_ended(event.incarnation, event.returncode, event.last_words, oom_killed=event.oom_killed)
         if ended is not None:
-            _, death, jobs = ended
-            self._retries.decide(death, jobs)
+            self._retries.decide(*ended)
 
     def on_start_timeout(self, name: str) -> None:
         if failed := self._pool.on_start_timeout(name):

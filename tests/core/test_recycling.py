@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from glmtts.daemon.core import effects, inputs
@@ -16,7 +14,7 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def roomy(make_world: MakeWorld) -> Any:
+def roomy(make_world: MakeWorld) -> World:
     """One worker, ready, and a host with room for many."""
     world = make_world()
     world.sample()
@@ -30,7 +28,7 @@ def leaking(world: World, job: int, mib: int) -> None:
     world.finish(world.job(world.request()), memory=wire.Memory(rss=(1_000 + job * mib) << 20))
 
 
-def test_a_spare_is_loaded_first_and_nobody_waits(roomy: Any) -> None:
+def test_a_spare_is_loaded_first_and_nobody_waits(roomy: World) -> None:
     roomy.operate(control.Recycle, worker="w0")
     assert roomy.states() == ["ready", "starting"]
     assert not roomy.messages(wire.StopWorker)
@@ -44,11 +42,11 @@ def test_a_spare_is_loaded_first_and_nobody_waits(roomy: Any) -> None:
     assert isinstance(roomy.last(id), events.Done)
     spare = roomy.worker("w1")
     # It goes on with the history of the place that it has taken over.
-    assert (spare.replaces, spare.restarts, spare.jobs_done_in_all, spare.faults) == (None, 1, 1, 0)
-    assert spare.last_death.cause == "operator"
+    assert (spare.replaces, spare.restarts, spare.jobs_done, spare.faults) == (None, 1, 1, 0)
+    assert spare.last_exit and spare.last_exit.cause == "operator"
 
 
-def test_while_the_old_one_finishes_its_job_no_third_one_is_started(roomy: Any) -> None:
+def test_while_the_old_one_finishes_its_job_no_third_one_is_started(roomy: World) -> None:
     roomy.request()
     roomy.operate(control.Recycle, worker="w0")
     roomy.ready("w1")
@@ -59,7 +57,7 @@ def test_while_the_old_one_finishes_its_job_no_third_one_is_started(roomy: Any) 
     assert roomy.states() == ["draining", "ready"]
 
 
-def test_without_room_for_a_spare_it_is_drained_and_started_again(roomy: Any) -> None:
+def test_without_room_for_a_spare_it_is_drained_and_started_again(roomy: World) -> None:
     roomy.sample(host_mib=50)
     roomy.operate(control.Recycle, worker="w0")
     assert roomy.states() == ["stopping"]
@@ -96,7 +94,7 @@ def test_all_are_replaced_one_after_the_other(make_world: MakeWorld) -> None:
         assert world.states() == states
 
 
-def test_a_spare_that_dies_costs_nobody_the_worker_that_works(roomy: Any) -> None:
+def test_a_spare_that_dies_costs_nobody_the_worker_that_works(roomy: World) -> None:
     roomy.operate(control.Recycle, worker="w0")
     roomy.die(3, worker="w1")
     assert roomy.states()[0] == "ready"
@@ -106,7 +104,7 @@ def test_a_spare_that_dies_costs_nobody_the_worker_that_works(roomy: Any) -> Non
     assert roomy.states() == ["stopping", "ready"]
 
 
-def test_a_spare_that_runs_out_of_memory_is_given_up(roomy: Any) -> None:
+def test_a_spare_that_runs_out_of_memory_is_given_up(roomy: World) -> None:
     roomy.operate(control.Recycle, worker="w0")
     roomy.forget()
     roomy.die(71, worker="w1")
@@ -116,7 +114,7 @@ def test_a_spare_that_runs_out_of_memory_is_given_up(roomy: Any) -> None:
     assert roomy.states() == ["starting"]
 
 
-def test_a_worker_that_dies_while_its_spare_is_loaded_is_replaced_by_it(roomy: Any) -> None:
+def test_a_worker_that_dies_while_its_spare_is_loaded_is_replaced_by_it(roomy: World) -> None:
     roomy.operate(control.Recycle, worker="w0")
     roomy.die(-11)
     assert roomy.states() == ["starting"]
@@ -125,61 +123,52 @@ def test_a_worker_that_dies_while_its_spare_is_loaded_is_replaced_by_it(roomy: A
     assert roomy.worker("w1").replaces is None
 
 
+def test_a_worker_is_replaced_after_so_many_jobs(make_world: MakeWorld) -> None:
+    world = make_world(workers={"recycle": {"max_jobs": 2}})
+    world.ready()
+    for _ in range(2):
+        world.finish(world.job(world.request()))
+    assert world.messages(wire.StopWorker) and world.states() == ["stopping"]
+
+
+def test_an_old_worker_finishes_its_job_before_it_is_replaced(make_world: MakeWorld) -> None:
+    world = make_world(workers={"recycle": {"max_age_s": 10.0}})
+    world.ready()
+    id = world.request()
+    world.pass_time(10.0)
+    world.request()
+    assert world.states() == ["draining"] and world.started() == ["hello"]
+    world.finish(world.job(id))
+    assert world.states() == ["stopping"] and isinstance(world.last(id), events.Done)
+
+
+def test_a_worker_that_grew_too_large_is_trimmed_and_replaced_after_its_job(make_world: MakeWorld) -> None:
+    world = make_world(workers={"recycle": {"max_rss_mib": 500}})
+    world.ready()
+    large = wire.Memory(rss=501 << 20)
+    world.finish(world.job(world.request()), memory=large)
+    assert world.states() == ["ready"] and len(world.messages(wire.Trim)) == 1
+    world.say(wire.Trimmed(memory=large))
+    assert world.states() == ["stopping"]
+    world.die(0)
+    assert "max_rss_mib" in world.death().detail
+
+
 def test_a_leak_is_trimmed_then_replaced_and_the_log_says_why(make_world: MakeWorld) -> None:
     world = make_world(workers={"recycle": {"max_rss_mib": 4_000}})
     world.sample()
     world.ready(memory=wire.Memory(rss=1_000 * MIB))
     for job in range(1, 90):
         leaking(world, job, 38)
-        if world.messages(wire.Trim) and not world.worker().leaving:
+        if world.messages(wire.Trim) and not world.worker().process.replace_reason:
             world.say(wire.Trimmed(memory=wire.Memory(rss=(1_000 + job * 38) << 20)))
-        if world.worker().leaving:
+        if world.worker().process.replace_reason:
             break
     assert world.messages(wire.Trim)
     assert 1_000 + job * 38 < 4_000
-    assert (leaving := world.worker().leaving) and leaving.cause == "leak"
-    assert "38 MiB per job" in leaving.detail
+    assert (reason := world.worker().process.replace_reason) and reason.cause == "leak"
+    assert "38 MiB per job" in reason.detail
     assert world.states() == ["ready", "starting"]
-
-
-def test_noise_is_no_leak(make_world: MakeWorld) -> None:
-    world = make_world(workers={"recycle": {"max_rss_mib": 4_000}})
-    world.sample()
-    world.ready(memory=wire.Memory(rss=1_000 * MIB))
-    for job in range(300):
-        leaking(world, job * 7_919 % 40, 38)
-    assert world.worker().leaving is None and world.states() == ["ready"]
-
-
-def test_a_job_that_ran_out_of_memory_is_tried_once_more_on_a_process_of_its_own(make_world: MakeWorld) -> None:
-    world = make_world(2)
-    world.ready("w0")
-    world.ready("w1")
-    before = [world.job(world.request(text="before")) for _ in range(2)]
-    world.finish(before[0], worker="w0")
-    world.finish(before[1], worker="w1")
-    id = world.request(text="long")
-    world.say(wire.Failed(job=world.job(id), code="out_of_memory", message="does not fit", fatal=True), worker="w0")
-    world.forget()
-    # w1 is free, but has spoken before.
-    world.finish(world.job(world.request(text="short")), worker="w1")
-    assert world.started() == ["short"]
-    world.die(71, worker="w0")
-    world.ready("w0")
-    assert world.started() == ["short", "long"]
-
-
-def test_a_second_out_of_memory_ends_the_job(world: World) -> None:
-    id = world.request(text="long")
-    for _ in range(2):
-        world.say(wire.Failed(job=world.job(id), code="out_of_memory", message="does not fit", fatal=True))
-        world.die(71)
-        if world.states() == ["backoff"]:
-            world.pass_time(5.0)
-        if world.states() == ["starting"]:
-            world.ready()
-    assert world.last(id).code == "out_of_memory"
-    assert "so did the one before" in world.last(id).message
 
 
 def test_a_process_that_was_told_to_end_is_not_told_again_by_a_job_that_runs_away(make_world: MakeWorld) -> None:

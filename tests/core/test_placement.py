@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -10,7 +10,7 @@ from glmtts.daemon.core.settings import EngineSettings, Settings, WorkersSetting
 from glmtts.daemon.core.workers.placement import asks_nvml, gpus_of, most, next_gpu
 
 
-def settings(engine: str = "fault", **workers: Any) -> Settings:
+def settings(engine: Literal["fault", "espeak"] = "fault", **workers: Any) -> Settings:
     return Settings(engine=EngineSettings(name=engine), workers=WorkersSettings(**workers))
 
 

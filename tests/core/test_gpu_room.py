@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from glmtts.daemon.core import effects, inputs
@@ -17,7 +15,7 @@ def spawned(world: World) -> list[tuple[str, int | None]]:
 
 
 @pytest.fixture
-def on_gpu(make_world: MakeWorld) -> Any:
+def on_gpu(make_world: MakeWorld) -> World:
     """One GPU with 24,000 MiB, on which one worker is ready and holds 8,000; two may be there."""
     world = make_world(workers={"gpus": [0], "per_gpu": 2, "max": 2, "min": 1})
     world.sample(world.gpu())
@@ -68,7 +66,7 @@ def test_what_a_half_loaded_process_holds_is_not_what_a_worker_needs(make_world:
     assert "has 7,000 MiB free, and a worker needs 8,000 MiB" in world.worker("w1").reason
 
 
-def test_a_worker_waits_until_the_memory_of_the_last_process_is_seen_free(on_gpu: Any) -> None:
+def test_a_worker_waits_until_the_memory_of_the_last_process_is_seen_free(on_gpu: World) -> None:
     on_gpu.operate(control.Recycle, worker="w0")
     on_gpu.die(0)
     assert on_gpu.states() == ["waiting"] and on_gpu.effects(effects.Sample)
@@ -82,7 +80,7 @@ def test_a_worker_waits_until_the_memory_of_the_last_process_is_seen_free(on_gpu
     assert spawned(on_gpu) == [("w0", 0)]
 
 
-def test_a_look_from_before_the_end_of_the_last_process_does_not_count(on_gpu: Any) -> None:
+def test_a_look_from_before_the_end_of_the_last_process_does_not_count(on_gpu: World) -> None:
     before = on_gpu.now
     on_gpu.pass_time(0.5)
     on_gpu.operate(control.Recycle, worker="w0")
@@ -91,7 +89,7 @@ def test_a_look_from_before_the_end_of_the_last_process_does_not_count(on_gpu: A
     assert on_gpu.states() == ["waiting"]
 
 
-def test_a_waiting_worker_looks_again_soon_and_then_less_and_less_often(on_gpu: Any) -> None:
+def test_a_waiting_worker_looks_again_soon_and_then_less_and_less_often(on_gpu: World) -> None:
     on_gpu.operate(control.Recycle, worker="w0")
     on_gpu.die(0)
     on_gpu.forget()
@@ -116,7 +114,7 @@ def test_memory_that_nobody_can_see_is_no_obstacle(make_world: MakeWorld) -> Non
     assert world.states() == ["starting"]
 
 
-def test_nothing_is_started_on_a_gpu_that_is_lost(on_gpu: Any) -> None:
+def test_nothing_is_started_on_a_gpu_that_is_lost(on_gpu: World) -> None:
     lost = inputs.GpuReading(index=0, uuid="GPU-0", state="lost", detail="GPU is lost")
     on_gpu.sample(lost)
     on_gpu.die(72)
@@ -143,7 +141,19 @@ def test_those_that_are_loading_have_their_memory_already(make_world: MakeWorld)
     assert world.states() == ["starting", "starting", "waiting"]
 
 
-def test_what_is_free_counts_only_while_it_is_fresh(on_gpu: Any) -> None:
+def test_a_worker_that_has_just_loaded_has_memory_that_the_last_sample_did_not_show(make_world: MakeWorld) -> None:
+    world = make_world(workers={"gpus": [0], "per_gpu": 3, "max": 3})
+    world.sample(world.gpu(total_mib=6_000))
+    world.ready("w0")
+    world.sample(world.gpu(used_mib=2_300, total_mib=6_000, w0=2_300))
+    assert world.states() == ["ready", "starting", "waiting"]
+    world.pass_time(1.0)
+    world.ready("w1")
+    assert world.states() == ["ready", "ready", "waiting"]
+    assert "1,400 MiB free, and a worker needs 2,300" in world.worker("w2").reason
+
+
+def test_what_is_free_counts_only_while_it_is_fresh(on_gpu: World) -> None:
     on_gpu.sample(on_gpu.gpu(used_mib=23_000, w0=8_000))
     (gpu,) = on_gpu.last(on_gpu.operate(control.Gpus)).values["gpus"]
     assert (gpu["room"], gpu["need"], gpu["others"]) == (0, 8_000 << 20, 15_000 << 20)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from glmtts.daemon.core import inputs
@@ -26,23 +24,23 @@ def test_nobody_is_blamed_for_what_is_no_fault_nor_for_memory_that_others_took()
 
 
 @pytest.mark.parametrize(
-    ("ended", "cause", "code"),
+    ("returncode", "oom_killed", "cause", "code"),
     [
-        ({"returncode": -11}, "crashed", "worker_crashed"),
-        ({"returncode": 3}, "crashed", "worker_crashed"),
-        ({"returncode": -9, "oom_killed": True}, "host_oom", "worker_crashed"),
-        ({"returncode": 71}, "out_of_memory", "out_of_memory"),
-        ({"returncode": 72}, "cuda_context", "worker_crashed"),
-        ({"returncode": 73}, "gpu_lost", "worker_crashed"),
+        (-11, False, "crashed", "worker_crashed"),
+        (3, False, "crashed", "worker_crashed"),
+        (-9, True, "host_oom", "worker_crashed"),
+        (71, False, "out_of_memory", "out_of_memory"),
+        (72, False, "cuda_context", "worker_crashed"),
+        (73, False, "gpu_lost", "worker_crashed"),
     ],
 )
 def test_a_client_is_told_what_its_worker_died_of(
-    make_world: MakeWorld, ended: dict[str, Any], cause: str, code: str
+    make_world: MakeWorld, returncode: int, oom_killed: bool, cause: str, code: str
 ) -> None:
     world = make_world(workers={"restart": {"max_attempts": 1}})
     world.ready()
     id = world.request()
-    world.step(inputs.ProcessEnded(world.incarnation(), **ended))
+    world.step(inputs.ProcessEnded(world.incarnation(), returncode, oom_killed=oom_killed))
     assert world.death().cause == cause
     assert world.last(id).code == code
 

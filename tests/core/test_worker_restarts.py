@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
 from glmtts.daemon.core import effects, inputs
-from glmtts.daemon.core.jobs.job import IllegalTransition
-from glmtts.daemon.core.workers.worker import TRANSITIONS, WITH_PROCESS, WorkerState, describe_exit
-from glmtts.protocol import control, events
+from glmtts.daemon.core.workers.process import describe_exit
+from glmtts.protocol import control
 from glmtts.protocol import worker as wire
 
-from ..support.core_world import World
-
-Make = Callable[..., Any]
+from ..support.core_world import MakeSettings, MakeWorld, World
 
 
 def incarnations(world: World) -> int:
     return len(world.effects(effects.Spawn))
 
 
-def test_an_illegal_transition_raises_and_changes_nothing(world: World) -> None:
-    worker = world.worker()
-    with pytest.raises(IllegalTransition, match=r"w0: ready -> backoff"):
-        worker.enter(WorkerState.BACKOFF)
-    assert worker.state is WorkerState.READY
-    assert set(TRANSITIONS) == set(WorkerState)
-    # Only a worker without a process may start one.
-    for state, following in TRANSITIONS.items():
-        assert WorkerState.STARTING not in following or state not in WITH_PROCESS or state is WorkerState.STOPPING
-
-
-def test_the_first_crash_after_work_is_mended_at_once(world: World) -> None:
+def test_after_its_first_crash_a_worker_starts_again_at_once(world: World) -> None:
     world.finish(world.job(world.request()))
     world.forget()
     world.die()
@@ -41,7 +24,7 @@ def test_the_first_crash_after_work_is_mended_at_once(world: World) -> None:
     assert world.states() == ["starting"]
 
 
-def test_false_starts_are_repeated_ever_later(make_world: Make) -> None:
+def test_false_starts_are_repeated_ever_later(make_world: MakeWorld) -> None:
     world = make_world()
     pauses = []
     for _ in range(12):
@@ -56,7 +39,7 @@ def test_false_starts_are_repeated_ever_later(make_world: Make) -> None:
 
 
 @pytest.mark.parametrize("failure", ["exit", "no process", "hang", "nonsense"])
-def test_an_hour_of_false_starts_costs_few_processes(make_world: Make, failure: str) -> None:
+def test_an_hour_of_false_starts_costs_few_processes(make_world: MakeWorld, failure: str) -> None:
     world = make_world(workers={"start_timeout_s": 1.0})
     until = world.now + 3_600
     while world.now < until:
@@ -69,12 +52,11 @@ def test_an_hour_of_false_starts_costs_few_processes(make_world: Make, failure: 
                 world.step(inputs.WorkerGarbled(world.incarnation(), "noise"))
         elif world.states() == ["failed"]:
             world.die(-15)
-        due = world.machine.next_due
-        world.pass_time(max(0.0, due - world.now))
+        world.pass_time(max(0.0, (world.machine.next_due or until) - world.now))
     assert 80 < incarnations(world) < 3_600 / (0.75 * 30) + 10
 
 
-def test_a_process_that_dies_idle_right_after_its_start_is_not_restarted_without_pause(make_world: Make) -> None:
+def test_a_process_that_dies_idle_right_after_its_start_is_not_restarted_without_pause(make_world: MakeWorld) -> None:
     world = make_world()
     for _ in range(6):
         world.ready()
@@ -85,7 +67,7 @@ def test_a_process_that_dies_idle_right_after_its_start_is_not_restarted_without
     assert world.states() == ["backoff"]
 
 
-def test_a_long_quiet_life_is_no_false_start(make_world: Make) -> None:
+def test_a_long_quiet_life_is_no_false_start(make_world: MakeWorld) -> None:
     world = make_world()
     for _ in range(5):
         world.ready()
@@ -103,40 +85,6 @@ def test_a_recycle_is_no_fault(world: World) -> None:
         world.ready()
     assert world.worker().faults == 0
     assert world.death().cause == "operator"
-
-
-def test_a_worker_is_replaced_after_so_many_jobs(make_world: Make) -> None:
-    world = make_world(workers={"recycle": {"max_jobs": 2}})
-    world.ready()
-    for _ in range(2):
-        world.finish(world.job(world.request()))
-    assert world.messages(wire.StopWorker)
-    assert world.states() == ["stopping"]
-
-
-def test_a_worker_that_grew_too_large_is_replaced_after_its_job(make_world: Make) -> None:
-    world = make_world(workers={"recycle": {"max_rss_mib": 500}})
-    world.ready()
-    large = wire.Memory(rss=501 << 20)
-    world.finish(world.job(world.request()), memory=large)
-    assert world.states() == ["ready"] and len(world.messages(wire.Trim)) == 1
-    world.say(wire.Trimmed(memory=large))
-    assert world.states() == ["stopping"]
-    world.die(0)
-    assert "max_rss_mib" in world.death().detail
-
-
-def test_an_old_worker_finishes_its_job_before_it_is_replaced(make_world: Make) -> None:
-    world = make_world(workers={"recycle": {"max_age_s": 10.0}})
-    world.ready()
-    id = world.request()
-    world.pass_time(10.0)
-    assert world.states() == ["draining"]
-    world.request()
-    assert world.started() == ["hello"]
-    world.finish(world.job(id))
-    assert world.states() == ["stopping"]
-    assert isinstance(world.last(id), events.Done)
 
 
 def test_a_crash_while_draining_is_called_a_crash(world: World) -> None:
@@ -159,7 +107,7 @@ def test_a_worker_that_does_not_end_is_killed_until_it_does(world: World) -> Non
     assert not world.effects(effects.Signal)
 
 
-def test_a_start_that_takes_too_long_is_ended(make_world: Make) -> None:
+def test_a_start_that_takes_too_long_is_ended(make_world: MakeWorld) -> None:
     world = make_world(workers={"start_timeout_s": 10.0})
     world.pass_time(10.0)
     assert world.states() == ["failed"]
@@ -168,7 +116,7 @@ def test_a_start_that_takes_too_long_is_ended(make_world: Make) -> None:
     assert world.death().cause == "start_timeout"
 
 
-def test_a_hang_is_noticed_by_progress_and_not_by_time(make_world: Make) -> None:
+def test_a_hang_is_noticed_by_progress_and_not_by_time(make_world: MakeWorld) -> None:
     world = make_world(workers={"hang_timeout_s": 2.0})
     world.ready()
     id = world.request()
@@ -178,44 +126,26 @@ def test_a_hang_is_noticed_by_progress_and_not_by_time(make_world: Make) -> None
     assert world.states() == ["busy"]
     world.pass_time(2.0)
     assert world.states() == ["failed"]
-    assert world.worker().doom.cause == "hung"
+    world.die(-15)
+    assert world.death().cause == "hung"
 
 
-def test_a_shortened_hang_timeout_holds_for_the_job_at_hand(make_world: Make, make_settings: Make) -> None:
-    world = make_world(workers={"hang_timeout_s": 600.0})
-    world.ready()
-    world.request()
-    world.pass_time(5.0)
-    world.step(inputs.SettingsRead(make_settings(workers={"hang_timeout_s": 10.0}), []))
-    world.pass_time(4.9)
-    assert world.states() == ["busy"]
-    world.pass_time(0.2)
-    assert world.states() == ["failed"]
-
-
-def test_a_reload_moves_the_other_timers_too(make_world: Make, make_settings: Make) -> None:
-    world = make_world(2)
+def test_a_reload_moves_the_timers_that_run(make_world: MakeWorld, make_settings: MakeSettings) -> None:
+    world = make_world(3, workers={"hang_timeout_s": 600.0})
     world.ready("w1")
-    changed = {"max": 2, "start_timeout_s": 1.0, "recycle": {"max_age_s": 2.0}}
+    world.request()
+    world.ready("w2")
+    changed = {"max": 3, "hang_timeout_s": 3.0, "start_timeout_s": 1.0, "recycle": {"max_age_s": 2.0}}
     world.step(inputs.SettingsRead(make_settings(workers=changed), []))
     world.pass_time(1.0)
-    assert world.states() == ["failed", "ready"]
+    assert world.states() == ["failed", "busy", "ready"]
     world.pass_time(1.0)
-    assert world.states() == ["failed", "stopping"]
+    assert world.states() == ["failed", "draining", "ready"]
+    world.pass_time(1.0)
+    assert world.states() == ["failed", "failed", "busy"]
 
 
-def test_an_idle_worker_gives_memory_back_once(world: World) -> None:
-    world.finish(world.job(world.request()))
-    world.pass_time(299.0)
-    assert not world.messages(wire.Trim)
-    world.pass_time(1_000.0)
-    assert len(world.messages(wire.Trim)) == 1
-    world.finish(world.job(world.request()))
-    world.pass_time(301.0)
-    assert len(world.messages(wire.Trim)) == 2
-
-
-def test_the_trim_comes_the_full_time_after_the_last_job_and_not_later(world: World) -> None:
+def test_an_idle_worker_trims_its_memory_once_the_full_time_after_its_last_job(world: World) -> None:
     world.finish(world.job(world.request()))
     world.pass_time(250.0)
     world.finish(world.job(world.request()))
@@ -223,6 +153,11 @@ def test_the_trim_comes_the_full_time_after_the_last_job_and_not_later(world: Wo
     assert not world.messages(wire.Trim)
     world.pass_time(2.0)
     assert len(world.messages(wire.Trim)) == 1
+    world.pass_time(1_000.0)
+    assert len(world.messages(wire.Trim)) == 1
+    world.finish(world.job(world.request()))
+    world.pass_time(301.0)
+    assert len(world.messages(wire.Trim)) == 2
 
 
 def test_what_a_dead_process_says_is_not_heard(world: World) -> None:
@@ -240,21 +175,24 @@ def test_what_a_dead_process_says_is_not_heard(world: World) -> None:
 # --- no worker to be had
 
 
-def broken(world: World, times: int = 5, after_s: float = 0.0) -> None:
+def broken(world: World, times: int = 5, ends: str = "at once") -> None:
     for _ in range(times):
         while world.states()[0] != "starting":
             world.pass_time(1.0)
-        world.pass_time(after_s)
-        world.die(3, last_words="ImportError: no torch")
+        if ends == "without a process":
+            world.step(inputs.SpawnFailed(world.incarnation(), "ImportError: no torch"))
+        else:
+            world.pass_time(120.0 if ends == "after minutes" else 0.0)
+            world.die(3, last_words="ImportError: no torch")
 
 
-@pytest.mark.parametrize("after_s", [0.0, 120.0])
-def test_when_no_worker_starts_those_who_wait_are_told_why_and_when(make_world: Make, after_s: float) -> None:
+@pytest.mark.parametrize("ends", ["at once", "after minutes", "without a process"])
+def test_when_no_worker_starts_waiting_clients_are_told_why_and_when_to_retry(make_world: MakeWorld, ends: str) -> None:
     world = make_world()
     waiting = world.request()
-    broken(world, 4, after_s)
+    broken(world, 4, ends)
     assert world.names(waiting) == ["accepted"]
-    broken(world, 1, after_s)
+    broken(world, 1, ends)
     error = world.last(waiting)
     assert (error.code, error.retryable) == ("unavailable", True)
     assert "ImportError: no torch" in error.message
@@ -266,18 +204,7 @@ def test_when_no_worker_starts_those_who_wait_are_told_why_and_when(make_world: 
     assert world.last(world.request()).code == "unavailable"
 
 
-def test_those_who_wait_are_told_too_when_there_is_not_even_a_process(make_world: Make) -> None:
-    world = make_world()
-    waiting = world.request()
-    for _ in range(5):
-        while world.states() != ["starting"]:
-            world.pass_time(1.0)
-        world.step(inputs.SpawnFailed(world.incarnation(), "no such interpreter"))
-    assert world.last(waiting).code == "unavailable"
-    assert "no such interpreter" in world.last(waiting).message
-
-
-def test_service_returns_with_the_first_worker_that_is_ready(make_world: Make) -> None:
+def test_service_returns_with_the_first_worker_that_is_ready(make_world: MakeWorld) -> None:
     world = make_world()
     broken(world)
     world.pass_time(30.0)
@@ -287,7 +214,7 @@ def test_service_returns_with_the_first_worker_that_is_ready(make_world: Make) -
     assert world.names(id) == ["accepted", "started"]
 
 
-def test_a_recycled_worker_is_waited_for_although_its_neighbour_never_starts(make_world: Make) -> None:
+def test_a_recycled_worker_is_waited_for_although_its_neighbour_never_starts(make_world: MakeWorld) -> None:
     world = make_world(2)
     world.ready("w1")
     broken(world, 8)

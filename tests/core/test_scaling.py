@@ -148,7 +148,7 @@ def test_a_worker_leaves_the_gpu_that_has_the_most(make_world: MakeWorld) -> Non
 def test_a_process_that_nothing_ends_is_stood_in_for(world: World) -> None:
     world.operate(control.Recycle, worker="w0")
     world.pass_time(60.0)
-    assert world.worker().stuck
+    assert world.worker().process.stuck
     assert world.states() == ["stopping", "starting"]
     world.ready("w1")
     id = world.request()
