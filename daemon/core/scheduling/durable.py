@@ -122,7 +122,7 @@ class DurableJobs:
     @staticmethod
     def _unavailable(problem: str) -> RequestError:
         way_out = 'Send "durable": false to have it spoken anyway; a crash of the daemon then loses it.'
-        message = f"durable: {problem} {way_out}"
+        message = f"durable: {problem.rstrip('.')}. {way_out}"
         return RequestError(ErrorCode.UNAVAILABLE, message, retry_after_s=_RETRY_S)
 
     def on_changed(self, event: JournalChanged) -> list[Job]:
