@@ -42,6 +42,8 @@ class Gpus:
         self._context = context
         self._alerts = alerts
         self._gpus: dict[int, Gpu] = {}
+        #: When a process of ours last ended on a GPU that was not read yet.
+        self._ended_unseen: dict[int, float] = {}
         self.nvml = NvmlReading()
         self.sampled = False
         self.host_total: int | None = None
@@ -78,6 +80,8 @@ class Gpus:
         gpu = self._gpus.get(reading.index)
         if gpu is None:
             gpu = self._gpus[reading.index] = Gpu(structs.replace(reading, xids=Xids()), at)
+            # A late first reading may still show the memory of a process that has ended since.
+            gpu.ended_at = self._ended_unseen.pop(reading.index, gpu.ended_at)
         self._look_at_xids(gpu, reading)
         gpu.reading, gpu.at = reading, at
         lost = reading.state == "lost"
@@ -125,9 +129,12 @@ class Gpus:
 
     def ended(self, index: int | None) -> None:
         """A process of ours on this GPU is gone."""
-        gpu = self._gpus.get(index) if index is not None else None
-        if gpu is not None:
+        if index is None:
+            return
+        if (gpu := self._gpus.get(index)) is not None:
             gpu.ended_at = self._context.now
+        else:
+            self._ended_unseen[index] = self._context.now
 
     # --- what is asked
 
