@@ -1,1 +1,1 @@
-"""The units for systemd, and what they need of sysusers.d and tmpfiles.d: `glmttsctl install-service` installs them."""
+"""The systemd units with their sysusers.d and tmpfiles.d files: `glmttsctl install-service` installs them."""

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from glmtts.daemon.core.context import Context
-from glmtts.daemon.core.effects import SettleOutput, Tell
+from glmtts.daemon.core.effects import Send, SettleOutput, Tell
 from glmtts.daemon.core.jobs.job import Ending, Job
 from glmtts.daemon.core.machine import Machine
 from glmtts.daemon.core.scheduling import dispatcher
@@ -184,15 +183,17 @@ def output_of_another_attempt(patch: Patch) -> None:
 
 
 def audio_of_another(patch: Patch) -> None:
-    send = Context.send
+    step = Machine.step
     last: list[Any] = [b""]
 
-    def mixed(self: Context, to: Any, event: Any, body: Any = None) -> None:
-        if body is not None:
-            body, last[0] = last[0] or body, body
-        send(self, to, event, body)
+    def mixed(self: Machine, *arguments: Any) -> Any:
+        decided = step(self, *arguments)
+        for effect in decided:
+            if isinstance(effect, Send) and effect.body is not None:
+                effect.body, last[0] = last[0] or effect.body, effect.body
+        return decided
 
-    patch.setattr(Context, "send", mixed)
+    patch.setattr(Machine, "step", mixed)
 
 
 def stream_to_whoever_waits(patch: Patch) -> None:
