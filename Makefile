@@ -4,73 +4,93 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test test-glmtts test-metrics test-systemd test-docker check format soak chaos bench wheel clean
+.PHONY: help install rules demo test test-glmtts test-metrics test-systemd test-docker check format soak chaos bench wheel clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-# A strict editable install is a tree of links, made once: it is made anew when a file comes or goes.
+# One .venv for all. Each target installs what it needs, an extra of pyproject.toml, and leaves a stamp. A strict editable
+# install is a tree of links, made once: it is made anew when a file comes or goes.
 FILES := $(shell find protocol client daemon etc systemd -type f ! -name '*.pyc' | sort)
-STAMP := $(VENV)/.installed-$(shell echo $(FILES) | cat - pyproject.toml | cksum | cut -d' ' -f1)
+SUM := $(shell echo $(FILES) | cat - pyproject.toml | cksum | cut -d' ' -f1)
+has = $(VENV)/.has-$(1)-$(SUM)
+# Extras that another one includes.
+WITH_test := espeak
+WITH_dev := espeak test
 
-install: $(STAMP)  ## make .venv and install the project in it, with everything that its tests need
+install: $(call has,dev)  ## make .venv with the project and what its tests and checks need, but torch
 
-$(STAMP):
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; this is " + sys.version.split()[0] + ". Say which to use: make PYTHON=/path/to/python3.11 ...") if sys.version_info < (3, 11) else None'
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@rm -f $(VENV)/.installed-*; rm -rf build
-	@echo "Installing into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --config-settings editable_mode=strict
-	@touch $@
+	@echo "Making $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-demo: install  ## speak two sentences, kill a worker in mid-job, show times, clean up
+# pip says what it downloads; a renewal, which downloads nothing, is quiet.
+$(VENV)/.has-%-$(SUM): | $(BIN)/python
+	@rm -rf build
+	@echo "Installing the project and what '$*' needs into $(VENV) ..."
+	@$(BIN)/python -m pip install $(if $(wildcard $(VENV)/.has-$*-*),--quiet) --disable-pip-version-check --editable '.[$*]' --config-settings editable_mode=strict
+	@find $(VENV) -maxdepth 1 -name '.has-*' ! -name '*-$(SUM)' -delete
+	@touch $(foreach extra,$* $(WITH_$*),$(call has,$(extra)))
+
+demo: $(call has,espeak)  ## speak two sentences, kill a worker in mid-job, show times, clean up
 	@$(BIN)/glmttsctl demo
 
-test: install  ## every test that takes part in each change (under 5 minutes on two cores)
+# Tests of processes wait more than they compute: one more of them than processors, at most 4.
+PROCESS_TESTS := $(shell n=$$(($$(nproc) + 1)); echo $$((n < 4 ? n : 4)))
+test: $(call has,test)  ## every test that takes part in each change (under 5 minutes on two cores)
 	@$(BIN)/python -m pytest -q -n logical --maxprocesses=8 tests/core tests/daemon tests/client tests/protocol tests/engines tests/fake_gpu tests/simulation
-	@$(BIN)/python -m pytest -q -n logical --maxprocesses=4 --dist loadfile tests/process
+	@$(BIN)/python -m pytest -q -n $(PROCESS_TESTS) --dist worksteal tests/process
 
 # The engine against a stand-in for GLM-TTS; with ROOT against a checkout of it that has a checkpoint, and PYTHON_OF_ROOT
 # is the interpreter that has its packages.
 ROOT ?=
 PYTHON_OF_ROOT ?=
-test-glmtts: install  ## the GLM-TTS engine, with a stand-in for upstream, or ROOT=/path PYTHON_OF_ROOT=/path/bin/python
+test-glmtts: $(call has,test) $(call has,glmtts)  ## the GLM-TTS engine, with a stand-in for upstream, or ROOT=/path PYTHON_OF_ROOT=/path/bin/python
 	@GLMTTS_ROOT='$(ROOT)' GLMTTS_PYTHON='$(PYTHON_OF_ROOT)' \
 	  $(BIN)/python -m pytest -q -n logical --maxprocesses=4 --dist loadfile tests/glmtts
 
-test-metrics: install  ## the alert rules, and a real Prometheus scraping a real daemon (apt-get install prometheus)
+test-metrics: $(call has,test)  ## the alert rules, and a real Prometheus scraping a real daemon (apt-get install prometheus)
 	@$(BIN)/python -m pytest -q -n logical --maxprocesses=4 tests/metrics
 
-test-systemd: install  ## the service under a real systemd, in a container (root, debootstrap, systemd-container; minutes)
+rules: $(call has,dev)  ## write deploy/prometheus/glmtts.rules.yml from the table of alerts
+	@$(BIN)/python -m glmtts.daemon.core.monitoring.alert_table > deploy/prometheus/glmtts.rules.yml
+
+test-systemd: $(call has,test)  ## the service under a real systemd, in a container (root, debootstrap, systemd-container; minutes)
 	@$(BIN)/python -m pytest -q tests/system/systemd
 
-test-docker: install  ## the image under a Docker engine of the tests' own (root, debootstrap, docker.io; a minute or two)
+test-docker: $(call has,test)  ## the image under a Docker engine of the tests' own (root, debootstrap, docker.io; a minute or two)
 	@$(BIN)/python -m pytest -q tests/system/docker
 
 # How many lives of a thousand requests each, or FIRST:LAST.
 SEEDS ?= 300
-soak: install  ## the core through many simulated lives, SEEDS=0:1199 for more; a failing one is shrunk and named
+soak: $(call has,test)  ## the core through many simulated lives, SEEDS=0:1199 for more; a failing one is shrunk and named
 	@$(BIN)/python -m tests.simulation.soak $(SEEDS)
 
 # For so many seconds, without GPUs and with.
 CHAOS_S ?= 300
-chaos: install  ## what takes minutes: every fault and harm from outside, the daemon killed fifty times, ten thousand jobs
+chaos: $(call has,test)  ## what takes minutes: every fault and harm from outside, the daemon killed fifty times, ten thousand jobs
 	@GLMTTS_CHAOS_S=$(CHAOS_S) $(BIN)/python -m pytest -q -s tests/system --ignore tests/system/systemd --ignore tests/system/docker
 
 check: install  ## formatting, lint, types, import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/mypy --follow-imports=silent tests/client tests/daemon tests/engines tests/fake_gpu tests/glmtts tests/protocol \
+	  tests/process/{worker_under_test,test_client_library}.py tests/process/test_{glmttsctl,gpu_worker}*.py \
+	  tests/process/test_daemon_{durable,gpu,logs,metrics,service_manager}.py
 	@$(BIN)/lint-imports
 
-format:  ## format, and mend what the linter can mend
+format: install  ## format, and fix what the linter can fix
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: install  ## measure against the limits and the peers (minutes); bench/results/ has the numbers and a plot
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]' --config-settings editable_mode=strict \
+# An interpreter that has another version of this package, to measure both in one run.
+AGAINST ?=
+bench: $(call has,test)  ## measure against the limits and the peers (minutes), and AGAINST=/path/bin/python of another version
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]' --config-settings editable_mode=strict \
 	  || echo "The peer or the plot can't be installed here: they will be missing."
-	@$(BIN)/python bench/overhead.py
+	@$(BIN)/python bench/overhead.py $(if $(AGAINST),--beside '$(AGAINST)')
 	@$(BIN)/python bench/metrics.py
 	@$(BIN)/python bench/faults.py
 	@$(BIN)/python bench/leaks.py
@@ -81,9 +101,9 @@ bench: install  ## measure against the limits and the peers (minutes); bench/res
 	@$(BIN)/python bench/durable.py
 	@$(BIN)/python bench/journal.py
 
-wheel: install  ## build the distribution into dist/
-	@rm -f dist/glmtts_supervisor-*.whl
-	@$(BIN)/python -m build --quiet --wheel
+wheel: | $(BIN)/python  ## build the distribution into dist/
+	@rm -rf dist/glmtts_supervisor-*.whl build/lib build/bdist.*
+	@$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --wheel-dir dist .
 
 clean:  ## remove what the targets made
 	@rm -rf $(VENV) .container build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/results

@@ -1,6 +1,6 @@
-"""What operators ask for that takes its time: reading the configuration, checking and keeping voices.
+"""Slow requests of operators, run in the background thread: reading the configuration, storing voices.
 
-It is done in the background thread, and comes back to the core as an input.
+Each outcome goes to the core as an input.
 """
 
 from __future__ import annotations
@@ -13,19 +13,18 @@ from typing import Any
 from glmtts.protocol.control import VoiceAdd, VoiceRemove
 from glmtts.protocol.errors import ErrorCode
 
-from .config import load as config
-from .config import names as config_names
+from . import config
 from .config.tcp_access import Access
 from .core import effects, inputs
 from .core.settings import LimitsSettings
 from .loop import Background
-from .storage.voices import RegisteredVoice, VoiceError, VoiceStore, check_recording
+from .storage.voices import VoiceError, VoiceStore, check_recording
 
-_TOO_MANY = "too many operations wait to be carried out; try again"
+_TOO_MANY = "too many operations are waiting; try again"
 
 
 class OperatorTasks:
-    """``step`` takes the outcome into the core; it is called in the loop."""
+    """Runs operators' slow requests, one at a time; ``limits`` are those for recordings."""
 
     def __init__(
         self,
@@ -38,20 +37,22 @@ class OperatorTasks:
         admit: Callable[[Access | None], str] | None = None,
         warn: Callable[[str], None],
     ) -> None:
-        """``admit`` is told of who may connect by TCP whenever that was read again, and says by which file; ``warn`` of
-        what in a configuration is probably a mistake.
+        """
+        Args:
+            step: takes the outcome to the core; called in the loop.
+            admit: takes the clients that may connect by TCP after a reload; returns the file that names them.
+            warn: takes a probable mistake in the configuration.
         """
         self._background = background
         self._step = step
         self._config_file = config_file
         self._voices = voices
-        #: What recordings are checked by.
         self.limits = limits
         self._admit = admit
         self._warn = warn
 
     def read_settings(self, effect: effects.ReadSettings) -> None:
-        """Read the configuration again, and hand back SettingsRead."""
+        """Read the configuration again; SettingsRead follows."""
 
         def then(result: Any) -> None:
             if isinstance(result, config.Config):
@@ -64,21 +65,21 @@ class OperatorTasks:
             if isinstance(result, config.Config):
                 self.look_up_names(result)
 
-        if not self._background.run(lambda: config.load(self._config_file), then):
+        if not self._background.run(lambda: config.read(self._config_file), then):
             then(RuntimeError(_TOO_MANY))
 
     def look_up_names(self, loaded: config.Config) -> None:
-        """Warn of names that nobody has: in the background, since a directory on the network may take its time."""
+        """Warn of unknown names: in the background, since a directory on the network may be slow."""
 
         def then(result: Any) -> None:
             for problem in result if isinstance(result, list) else [f"names were not looked up: {result}"]:
                 self._warn(problem)
 
-        if config_names.named(loaded.settings):
-            self._background.run(lambda: config_names.unknown(loaded.settings, loaded.tcp), then)
+        if config.names_in(loaded.settings):
+            self._background.run(lambda: config.unknown_names(loaded.settings, loaded.tcp), then)
 
     def store_voice(self, effect: effects.StoreVoice) -> None:
-        """Keep or remove a voice, and hand back VoiceStored."""
+        """Store or remove a voice; VoiceStored follows."""
         request = effect.request
         recording = bytes(effect.recording or b"")
 
@@ -104,26 +105,6 @@ class OperatorTasks:
     def _add_voice(self, request: VoiceAdd, recording: bytes) -> inputs.StoredVoice:
         limits = self.limits
         found = check_recording(recording, sys.executable, limits.recording_min_s, limits.recording_max_s)
-        voice = self._voices.add(
-            request.name,
-            recording,
-            request.text,
-            seconds=float(found["seconds"]),
-            sample_rate=int(found["sample_rate"]),
-            language=request.language,
-            description=request.description,
-            replace=request.replace,
+        return self._voices.add(
+            request, recording, seconds=float(found["seconds"]), sample_rate=int(found["sample_rate"])
         )
-        return stored(voice)
-
-
-def stored(voice: RegisteredVoice) -> inputs.StoredVoice:
-    """A voice of the store, as the core knows it."""
-    return inputs.StoredVoice(
-        name=voice.name,
-        path=str(voice.recording),
-        text=voice.text,
-        language=voice.language,
-        description=voice.description,
-        seconds=voice.seconds,
-    )

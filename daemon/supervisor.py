@@ -24,17 +24,18 @@ import zmq
 
 from glmtts.protocol import endpoints, events
 
-from . import __version__, malloc
-from .config import load as config
+from . import __version__, config, malloc
 from .core import effects, inputs
-from .core.machine import Machine, Phase
+from .core.machine import Machine
+from .core.state import Installation
 from .core.workers.placement import asks_nvml
 from .gpu.sampler import Sampler
 from .log.logger import Logger
 from .log.worker_output import understood
 from .loop import Background, Loop
 from .metrics.metrics import Metrics
-from .operator_tasks import OperatorTasks, stored
+from .operator_tasks import OperatorTasks
+from .processes.command import missing_packages
 from .processes.manager import Processes, WorkerProcess
 from .processes.orphans import Records
 from .service.systemd import ServiceManager, inherited
@@ -189,7 +190,7 @@ class Supervisor:
             self._log.warning("record of processes", reason=self._records.problem)
 
     def _make_machine(self) -> Machine:
-        voices = {name: stored(voice) for name, voice in self._voices.load_all().items()}
+        voices = self._voices.load_all()
         for name, problem in self._voices.damaged.items():
             self._log.warning("voice can't be used", voice=name, reason=problem)
         folder = config.outputs_dir(self._settings)
@@ -200,15 +201,17 @@ class Supervisor:
             self._log.warning("outputs can't be written", folder=str(folder), reason=error.strerror)
         return Machine(
             self._settings,
+            Installation(
+                boot=secrets.token_hex(4),
+                version=__version__,
+                config_file=str(self._config.file or ""),
+                state_folder=str(config.state_dir(self._settings)),
+                outputs_folder=str(folder),
+                results_folder=str(config.state_dir(self._settings) / "results"),
+            ),
             now=self._loop.clock(),
             wall=time.time(),
             seed=secrets.randbits(64),
-            boot=secrets.token_hex(4),
-            version=__version__,
-            config_file=str(self._config.file or ""),
-            state_folder=str(config.state_dir(self._settings)),
-            outputs_folder=str(folder),
-            results_folder=str(config.state_dir(self._settings) / "results"),
             voices=voices,
         )
 
@@ -294,7 +297,7 @@ class Supervisor:
 
     def _report_to_service_manager(self) -> None:
         machine = self._machine
-        self._service.turn(lambda: machine.summary, machine.phase is Phase.STOPPING, self._is_well)
+        self._service.turn(lambda: machine.summary, machine.stopping, self._is_well)
 
     def _is_well(self) -> bool:
         """Whether the daemon works, as far as a restart would improve it."""
@@ -380,7 +383,7 @@ class Supervisor:
         self._operator_tasks.read_settings(effect)
 
     def _read_log(self, effect: effects.ReadLog) -> None:
-        values = self._log.kept.describe(effect.request) | {"pid": os.getpid(), "journal": self._log.in_journal}
+        values = self._log.recent.describe(effect.request) | {"pid": os.getpid(), "journal": self._log.in_journal}
         self._clients.send(effects.Send(effect.to, events.Result(id=effect.request.id, values=values)))
 
     def _exit(self, effect: effects.Exit) -> None:
@@ -435,9 +438,17 @@ def main(arguments: list[str] | None = None) -> int:
     if os.getpid() == 1:
         _be_first_process()
     try:
-        loaded = config.load(config.absolute(options.config or config.find()))
+        loaded = config.read(config.find(options.config))
     except config.ConfigError as error:
         print("\n".join(error.problems), file=sys.stderr)
+        return _EX_CONFIG
+    if missing := missing_packages(loaded.settings):
+        # With this status a service manager does not start it again: only an installation helps.
+        print(
+            "glmttsd can't start: packages of the daemon are missing, as in an installation for clients. "
+            f"Install them: {sys.executable} -m pip install {' '.join(missing)}",
+            file=sys.stderr,
+        )
         return _EX_CONFIG
     _raise_descriptor_limit()
     # The memory of large recordings and results is given back when they are gone.

@@ -1,1 +1,34 @@
-"""The configuration file: read, checked, and resolved on this machine."""
+"""The configuration file: found, read, checked, and resolved on this machine."""
+
+from .load import (
+    SYSTEM_FILE,
+    Config,
+    ConfigError,
+    cache_dir,
+    engine_python,
+    find,
+    outputs_dir,
+    packaged_default,
+    parse,
+    read,
+    state_dir,
+    voices_dir,
+)
+from .names import names_in, unknown_names
+
+__all__ = [
+    "SYSTEM_FILE",
+    "Config",
+    "ConfigError",
+    "cache_dir",
+    "engine_python",
+    "find",
+    "names_in",
+    "outputs_dir",
+    "packaged_default",
+    "parse",
+    "read",
+    "state_dir",
+    "unknown_names",
+    "voices_dir",
+]

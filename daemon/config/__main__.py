@@ -1,4 +1,4 @@
-"""``python -m glmtts.daemon.config``: checks a configuration without starting anything."""
+"""``python -m glmtts.daemon.config check [FILE] | keys [FILE] | default``: for ``glmttsctl config`` and ``key``."""
 
 from __future__ import annotations
 
@@ -7,45 +7,45 @@ import sys
 from pathlib import Path
 
 from ..core.settings import Settings
-from . import names, tcp_access
-from .load import ConfigError, load, named, packaged_default, parse, read_file, state_dir
+from .load import ConfigError, find, packaged_default, parse, read, read_text, state_dir
+from .names import unknown_names
+from .tcp_access import key_files
 
 
-def _print_key_files(path: Path | None) -> int:
-    """The files need not be there: this is asked by who is about to make them."""
+def _check(path: Path | None) -> int:
     try:
-        settings = Settings() if path is None else parse(read_file(path))
+        config = read(path)
     except ConfigError as error:
-        print("\n".join(f"{path}: {problem}" for problem in error.problems), file=sys.stderr)
+        print(error, file=sys.stderr)
         return 2
-    found = tcp_access.files(settings.tcp, state_dir(settings))
-    print(json.dumps({"server_key": str(found.server_key), "authorised_keys": str(found.authorised_keys)}))
+    print(f"{path or 'built-in defaults'}: good")
+    for warning in unknown_names(config.settings, config.tcp):
+        print(f"{path}: warning: {warning}", file=sys.stderr)
     return 0
 
 
-def _asked(arguments: list[str]) -> Path | None:
-    return named(arguments[1] if len(arguments) > 1 else None)
+def _print_key_files(path: Path | None) -> int:
+    """Print where the key files are; they need not exist, because the caller may be about to make them."""
+    try:
+        settings = Settings() if path is None else parse(read_text(path))
+    except ConfigError as error:
+        print("\n".join(f"{path}: {problem}" for problem in error.problems), file=sys.stderr)
+        return 2
+    server, clients = key_files(settings.tcp, state_dir(settings))
+    print(json.dumps({"server_key": str(server), "authorised_keys": str(clients)}))
+    return 0
 
 
 def main(arguments: list[str]) -> int:
-    """``check [FILE]``, ``keys [FILE]`` or ``default``; the exit status."""
+    """Run the command; returns its exit status."""
     match arguments:
         case ["default"]:
             sys.stdout.write(packaged_default())
             return 0
-        case ["check"] | ["check", _]:
-            path = _asked(arguments)
-            try:
-                loaded = load(path)
-            except ConfigError as error:
-                print(error, file=sys.stderr)
-                return 2
-            print(f"{path or 'built-in defaults'}: good")
-            for warning in names.unknown(loaded.settings, loaded.tcp):
-                print(f"{path}: warning: {warning}", file=sys.stderr)
-            return 0
-        case ["keys"] | ["keys", _]:
-            return _print_key_files(_asked(arguments))
+        case ["check", *file] if len(file) <= 1:
+            return _check(find(*file))
+        case ["keys", *file] if len(file) <= 1:
+            return _print_key_files(find(*file))
     print("usage: python -m glmtts.daemon.config check [FILE] | keys [FILE] | default", file=sys.stderr)
     return 2
 

@@ -1,8 +1,6 @@
-"""Configuration files: found, read, and refused with every problem named by file, key and nearest right name.
+"""Configuration files: found, read, and refused with every problem named by file, key and nearest valid name.
 
-``python -m glmtts.daemon.config check [FILE]`` checks one without starting anything; ``default`` prints the packaged
-one; ``keys [FILE]`` says as JSON where the keys for TCP are, there or not. An empty FILE means the built-in defaults.
-The daemon reads its file before it accepts, so nothing heavy is imported here.
+The daemon reads its file before it accepts connections, so nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ import os
 import re
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -26,21 +25,18 @@ from ..core.settings import Section, Settings, flat
 from . import tcp_access
 from .rules import combinations, key_in_toml, quoted
 
-#: The file that is read where neither ``--config`` nor ``$GLMTTS_CONFIG`` names one.
+#: The file that is read if neither ``--config`` nor ``$GLMTTS_CONFIG`` names one.
 SYSTEM_FILE = Path("/etc/glmtts/glmtts.toml")
 
-#: No configuration is larger; a mistaken path to a recording or a device is.
+#: A larger file is not a configuration, but perhaps a recording.
 _MAX_FILE_BYTES = 1024 * 1024
 
-#: No setting means anything beyond it, and what the system calls with 64 bits can't overflow below it.
+#: The largest number of any setting: system calls with 64 bits can't overflow below it.
 _MAX_NUMBER = 10**12
 
 
 class Config(Struct, frozen=True):
-    """The settings in force, and the file that they come from; None for the built-in defaults.
-
-    ``tcp``: who may connect by TCP, by the files that the settings name; None where nothing is to listen.
-    """
+    """Settings, their file (None: the built-in defaults), and the clients that may connect by TCP (None: none)."""
 
     settings: Settings
     file: Path | None
@@ -48,62 +44,49 @@ class Config(Struct, frozen=True):
 
 
 class ConfigError(Exception):
-    """The configuration can't be used; ``problems`` has a line for each thing that is wrong with it."""
+    """The configuration can't be used; ``problems`` has a line for each mistake in it."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
 
 
-def find() -> Path | None:
-    """The file to read where none is named: ``$GLMTTS_CONFIG``, /etc/glmtts/glmtts.toml if it exists, else None."""
-    if named := os.environ.get("GLMTTS_CONFIG"):
-        return Path(named)
-    return SYSTEM_FILE if SYSTEM_FILE.exists() else None
+def find(file: str | Path | None = None) -> Path | None:
+    """The absolute path of the configuration to read; None for the built-in defaults.
 
-
-def named(file: str | None) -> Path | None:
-    """The file that a tool was given: None has it found, an empty name stands for the built-in defaults."""
-    if file is None:
-        return find()
-    return Path(file) if file else None
-
-
-def absolute(path: Path | None) -> Path | None:
-    """The same file by a name that means it in every folder: operators read it, and tools open it, somewhere else.
-
-    Links stay as they are: a reload reads what they point to by then.
+    Args:
+        file: as a command line names it. None looks for ``$GLMTTS_CONFIG``, then for :data:`SYSTEM_FILE`; ``""`` is
+            the built-in defaults. Links are kept, so that a reload follows them anew.
     """
+    if file is None:
+        file = os.environ.get("GLMTTS_CONFIG") or (SYSTEM_FILE if SYSTEM_FILE.exists() else "")
+    if not file:
+        return None
     try:
-        return path and path.absolute()
+        return Path(file).absolute()
     except FileNotFoundError:
-        return path  # this process's folder was removed, and reading the file says so
+        return Path(file)  # the working directory was removed; reading the file reports it
 
 
-def load(path: Path | None) -> Config:
-    """Read and check the file at ``path``, and the key files that it names; None gives the built-in defaults.
+def read(path: Path | None) -> Config:
+    """Read and check a configuration, and the key files that it names; None gives the built-in defaults.
 
-    Raises ConfigError with all problems at once: a start that fails once per mistake wastes an evening.
+    Raises ConfigError with all problems at once.
     """
     if path is None:
         return Config(Settings(), None)
     try:
-        settings = parse(read_file(path))
-        access = _access(settings)
+        settings = parse(read_text(path))
+        return Config(settings, path, tcp_access.load(settings.tcp, state_dir(settings)))
     except ConfigError as error:
-        raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from None
-    return Config(settings, path, access)
-
-
-def _access(settings: Settings) -> tcp_access.Access | None:
-    try:
-        return tcp_access.load(settings.tcp, state_dir(settings))
-    except KeyProblem as problem:
-        raise ConfigError(str(problem).splitlines()) from None
+        problems = error.problems
+    except KeyProblem as error:
+        problems = str(error).splitlines()
+    raise ConfigError([f"{path}: {problem}" for problem in problems])
 
 
 def parse(text: str) -> Settings:
-    """The settings in a TOML text. Raises ConfigError, whose problems begin with the key."""
+    """The settings in a TOML text. Raises ConfigError, with problems that begin with the key."""
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -111,18 +94,20 @@ def parse(text: str) -> Settings:
     except RecursionError:
         raise ConfigError(["not TOML: nested too deeply"]) from None
     problems: list[str] = []
-    good = _section(document, Settings, "", problems)
-    # Sections that did parse are checked for their combinations too: the reader sees everything at once.
+    good = check_section(document, Settings, "", problems)
+    # Combinations are checked in the valid sections too, so that all problems are reported at once.
     settings = msgspec.convert(good, Settings)
-    problems += combinations(settings, {key for key, _ in _leaves(good)})
+    problems += combinations(settings, set(_keys(good)))
     if problems:
         raise ConfigError(problems)
     return settings
 
 
 def state_dir(settings: Settings) -> Path:
-    """Where what outlives the daemon is kept, the first that is set: ``[daemon] state_dir``, ``$STATE_DIRECTORY``
-    (systemd), /var/lib/glmtts for root, ``$XDG_STATE_HOME/glmtts``, ~/.local/state/glmtts.
+    """The folder of all that outlives the daemon.
+
+    The first that is set: ``[daemon] state_dir``, ``$STATE_DIRECTORY`` (systemd), /var/lib/glmtts for root,
+    ``$XDG_STATE_HOME/glmtts``, ~/.local/state/glmtts.
     """
     if settings.daemon.state_dir:
         return Path(settings.daemon.state_dir).absolute()
@@ -147,7 +132,7 @@ def voices_dir(settings: Settings) -> Path:
 
 
 def cache_dir(settings: Settings) -> Path:
-    """The folder of what workers make once for all of them; it may be deleted while no daemon runs."""
+    """The folder of files that workers share; it may be deleted while no daemon runs."""
     return state_dir(settings) / "cache"
 
 
@@ -160,12 +145,12 @@ def packaged_default() -> str:
     """The text of the packaged etc/glmtts.toml."""
     import glmtts.etc
 
-    # importlib.resources would do, but costs more than the whole check and can't read every editable install.
+    # importlib.resources takes longer than the whole check, and can't read every editable install.
     folders = [Path(folder) for folder in glmtts.etc.__path__]
     return next(path for folder in folders if (path := folder / "glmtts.toml").is_file()).read_text(encoding="utf-8")
 
 
-def read_file(path: Path) -> str:
+def read_text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)
@@ -194,8 +179,8 @@ def _syntax(message: str) -> str:
 # --- tables and keys
 
 
-def _section(table: dict[str, Any], section: type[Section], prefix: str, problems: list[str]) -> dict[str, Any]:
-    """What is right in ``table``, with a line in ``problems`` for everything that is not."""
+def check_section(table: dict[str, Any], section: type[Section], prefix: str, problems: list[str]) -> dict[str, Any]:
+    """The valid part of ``table``; adds a line to ``problems`` for each mistake."""
     fields = {field.name: field for field in msgspec.structs.fields(section)}
     good: dict[str, Any] = {}
     for name, value in table.items():
@@ -206,7 +191,7 @@ def _section(table: dict[str, Any], section: type[Section], prefix: str, problem
             good[name] = _sections(value, named, path, problems)
         elif isinstance(fields[name].type, type) and issubclass(fields[name].type, Section):
             if isinstance(value, dict):
-                good[name] = _section(value, fields[name].type, f"{path}.", problems)
+                good[name] = check_section(value, fields[name].type, f"{path}.", problems)
             else:
                 problems.append(f"{path}: expected a section, written [{path}], got {_kind(value)}")
         elif problem := _value(value, fields[name].type, path):
@@ -217,7 +202,7 @@ def _section(table: dict[str, Any], section: type[Section], prefix: str, problem
 
 
 def _named_sections(expected: Any) -> type[Section] | None:
-    """The type of the sections of a key that has one for each name, or None for another key."""
+    """The type of the sections under a key that has one for each name; None for another key."""
     of = get_args(expected)[1] if get_origin(expected) is dict else None
     return of if isinstance(of, type) and issubclass(of, Section) else None
 
@@ -227,7 +212,7 @@ def _sections(table: dict[str, Any], section: type[Section], path: str, problems
     for name, value in table.items():
         below = f"{path}.{key_in_toml(name)}"
         if isinstance(value, dict):
-            good[name] = _section(value, section, f"{below}.", problems)
+            good[name] = check_section(value, section, f"{below}.", problems)
         else:
             keys = ", ".join(field.name for field in msgspec.structs.fields(section))
             problems.append(f"{below}: expected a section, written [{path}.NAME], with {keys}; got {_kind(value)}")
@@ -235,7 +220,7 @@ def _sections(table: dict[str, Any], section: type[Section], path: str, problems
 
 
 def _value(value: Any, expected: Any, path: str) -> str:
-    """What is wrong with a key's value, or ``""``."""
+    """The problem of a key's value, or ``""``."""
     try:
         converted = msgspec.convert(value, expected)
     except msgspec.ValidationError as error:
@@ -243,13 +228,13 @@ def _value(value: Any, expected: Any, path: str) -> str:
     except RecursionError:
         return "nested too deeply"
     if isinstance(converted, float) and not math.isfinite(converted):
-        return f"expected a number that is finite, got {_shown(value)}; 0 stands for none where there may be none"
+        return f"expected a finite number, got {_shown(value)}; 0 means no limit where that is allowed"
     if isinstance(converted, int | float) and converted > _MAX_NUMBER:
         return f"expected at most {_MAX_NUMBER}, got {_shown(value)}"
     return ""
 
 
-#: Where a type can't say what is expected.
+#: The expected value of keys whose type does not tell.
 _EXPECTED = {
     "workers.gpus": '"all", "none" or a list of GPU numbers such as [0, 1]',
     "daemon.socket_mode": 'an octal mode in quotes such as "0660"',
@@ -266,9 +251,9 @@ _TYPE_NAMES = {
 
 
 def _expectation(message: str, value: Any, expected: Any, path: str) -> str:
-    """msgspec's message in the file's own words."""
+    """msgspec's message in the words of TOML."""
     message, _, place = message.partition(" - at ")
-    message = message.replace(" | null", "")  # there is no null in TOML: a key is left out
+    message = message.replace(" | null", "")  # TOML has no null
     if path in _EXPECTED:
         return f"expected {_EXPECTED[path]}, got {_shown(value)}"
     if get_origin(expected) is Literal:
@@ -282,42 +267,32 @@ def _expectation(message: str, value: Any, expected: Any, path: str) -> str:
     if match := re.fullmatch(r"Expected `(\w+)`(?: ([<>]=?) (\S+?)(?:\.0)?)?(?:, got `\w+`)?", message):
         bound = f" {match[2]} {match[3]}" if match[2] else ""
         return f"expected {_TYPE_NAMES.get(match[1], match[1])}{bound}{within}, got {_shown(value)}"
-    # It may quote a key of the file, whatever that has in it.
+    # The message may quote a key of the file, with any characters.
     plain = message if message.isprintable() else quoted(message)[1:-1]
     return f"{_lower(plain)}{within}, got {_shown(value)}"
 
 
+_DEFAULTS: dict[str, Any] = flat(Settings())
+_SECTIONS = sorted({path[: match.start()] for path in _DEFAULTS for match in re.finditer(r"\.", path)})
+
+
 def _unknown(name: str, value: Any, prefix: str, siblings: list[str]) -> str:
-    what = "unknown section" if isinstance(value, dict) else "unknown key"
-    sections, keys = _known()
-    candidates = sections if isinstance(value, dict) else keys
+    what, candidates = ("section", _SECTIONS) if isinstance(value, dict) else ("key", list(_DEFAULTS))
     plain = name.lower().replace("-", "_")
+    leaves = {path.rpartition(".")[2]: path for path in candidates}
     near = [f"{prefix}{s}" for s in difflib.get_close_matches(plain, siblings, 1, 0.85)]
     near = near or [path for path in candidates if path.rpartition(".")[2] == plain][:2]
     near = near or [f"{prefix}{s}" for s in difflib.get_close_matches(plain, siblings, 1, 0.6)]
-    if not near:
-        leaves = {path.rpartition(".")[2]: path for path in candidates}
-        near = [leaves[leaf] for leaf in difflib.get_close_matches(plain, leaves, 1, 0.75)]
-    return f"{what}; did you mean {' or '.join(near)}?" if near else f"{what}; glmttsctl config default lists them all"
+    near = near or [leaves[leaf] for leaf in difflib.get_close_matches(plain, leaves, 1, 0.75)]
+    hint = f"did you mean {' or '.join(near)}?" if near else "glmttsctl config default lists them all"
+    return f"unknown {what}; {hint}"
 
 
-def _known() -> tuple[list[str], list[str]]:
-    """The paths of all sections and of all keys."""
-    keys = list(_DEFAULTS)
-    sections = {path.rpartition(".")[0] for path in keys}
-    sections |= {path.rpartition(".")[0] for path in sections} - {""}
-    return sorted(sections), keys
-
-
-def _leaves(table: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
+def _keys(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The keys that a valid table sets."""
     for name, value in table.items():
         path = f"{prefix}{name}"
-        found += [(path, value)] if path in _DEFAULTS else _leaves(value, f"{path}.")
-    return found
-
-
-_DEFAULTS: dict[str, Any] = flat(Settings())
+        yield from [path] if path in _DEFAULTS else _keys(value, f"{path}.")
 
 
 # --- words

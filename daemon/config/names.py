@@ -1,7 +1,7 @@
-"""Names in the configuration that nobody has: probably misspelt, and what is said of them then holds for nobody.
+"""Users and keys that the configuration names but that do not exist: probably misspelt, and then without effect.
 
-They are no mistakes for certain: users come later, and from directories that don't answer just now. So the daemon
-starts with them, and warns.
+They may be right: a user can be added later, and a directory on the network can be down. So the daemon starts with
+them, and warns.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from ..core.settings import Settings
 from .rules import KEY, key_in_toml
 from .tcp_access import Access
 
-#: Of a directory on the network that does not answer, each name may take many seconds.
-_PATIENCE_S = 5.0
+#: No more names are looked up after this time: one may take many seconds if a directory does not answer.
+_LIMIT_S = 5.0
 
 
-def named(settings: Settings) -> list[tuple[str, str]]:
-    """Every key that names clients with each user or key of TCP that it names, but for uids and root, who need no entry
-    anywhere; for a gateway's customer it is the gateway.
+def names_in(settings: Settings) -> list[tuple[str, str]]:
+    """Each key of the configuration with each user or client key that it names.
+
+    Uids and root need no entry anywhere, and are left out; a gateway's customer stands for the gateway.
     """
     limits, classes = settings.limits, settings.queue.classes
     found = [("limits.gateways", name) for name in limits.gateways]
@@ -31,24 +32,26 @@ def named(settings: Settings) -> list[tuple[str, str]]:
     return [(key, name) for key, name in found if name != "root" and not name.isdigit()]
 
 
-def unknown(settings: Settings, access: Access | None) -> list[str]:
-    """A line for each name that no user of this machine and no authorised key has, beginning with the key of the
-    configuration; ``access`` is who may connect by TCP, None where nothing listens.
+def unknown_names(settings: Settings, access: Access | None) -> list[str]:
+    """A line for each unknown user or client key, which begins with the key of the configuration.
+
+    Args:
+        access: the clients that may connect by TCP; None where nothing listens.
     """
-    return list(_unknown(settings, access, time.monotonic() + _PATIENCE_S))
+    return list(_unknown(settings, access, time.monotonic() + _LIMIT_S))
 
 
 def _unknown(settings: Settings, access: Access | None, deadline: float) -> Iterator[str]:
     keys = set(access.names.values()) if access else set()
     known: dict[str, bool] = {}
-    for key, name in named(settings):
+    for key, name in names_in(settings):
         if name.startswith(KEY):
             if problem := _no_key(name.removeprefix(KEY), keys, access):
                 yield f"{key}: {problem}"
             continue
         if name not in known:
             if time.monotonic() > deadline:
-                yield f"{key}: this and further names were not looked up, because users are found very slowly"
+                yield f"{key}: this and further names were not looked up, because the lookup of users is slow"
                 return
             known[name] = _is_user(name)
         if not known[name]:

@@ -1,7 +1,7 @@
-"""Who may connect by TCP: the address, the daemon's key and the clients' keys, read from the configuration's files.
+"""Access by TCP: the address, the daemon's key and the clients' keys, read from the files that the configuration names.
 
-What is not encrypted never listens beyond this machine, and never by accident: where the key's file is named or there,
-every connection is encrypted, or the daemon does not start.
+Without encryption the daemon never listens beyond this machine. If the key's file is named or exists, every connection
+is encrypted, or the daemon does not start.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _LAST_PORT = 65_535
 
 
 class Address(Struct, frozen=True):
-    """Where to listen: a numeric address, and a port (0: any free one)."""
+    """A numeric address, and a port (0: any free one)."""
 
     host: str
     port: int
 
     @property
     def is_ipv6(self) -> bool:
-        """Whether it is one of IPv6; ``::`` takes connections of both."""
+        """Whether it is an IPv6 address; ``::`` takes connections of IPv4 too."""
         return ":" in self.host
 
     @property
@@ -44,17 +44,8 @@ class Address(Struct, frozen=True):
         return f"tcp://[{self.host}]:{self.port}" if self.is_ipv6 else f"tcp://{self.host}:{self.port}"
 
 
-class Files(Struct, frozen=True):
-    """The files of the keys; those that the configuration does not name need not be there."""
-
-    server_key: Path
-    authorised_keys: Path
-    server_key_named: bool
-    authorised_keys_named: bool
-
-
 class Access(Struct, frozen=True):
-    """``secret``: the daemon's key, None where nothing is encrypted. ``names``: each client's name by its key."""
+    """``secret`` is the daemon's key, None without encryption; ``names`` has each client's name by its key."""
 
     address: Address
     secret: str | None
@@ -80,65 +71,58 @@ def parse_listen(text: str) -> Address:
         address = ipaddress.ip_address(host)
     except ValueError:
         raise ValueError(
-            f"{host[:60]!r} is no IP address; a name may come to mean another one, so write the address itself "
+            f"{host[:60]!r} is not an IP address; the address of a name can change, so write the address itself "
             '("0.0.0.0" for all of IPv4, "[::]" for all)'
         ) from None
     return Address(str(address), int(match[3]))
 
 
-def files(tcp: TcpSettings, state_dir: Path) -> Files:
-    """Where the keys are."""
+def key_files(tcp: TcpSettings, state_dir: Path) -> tuple[Path, Path]:
+    """The files of the daemon's key and of the clients' keys; they must exist only if the configuration names them."""
     folder = state_dir / "keys"
-    return Files(
-        server_key=Path(tcp.server_key) if tcp.server_key else folder / "server.key",
-        authorised_keys=Path(tcp.authorised_keys) if tcp.authorised_keys else folder / "authorised_keys",
-        server_key_named=bool(tcp.server_key),
-        authorised_keys_named=bool(tcp.authorised_keys),
-    )
+    return Path(tcp.server_key or folder / "server.key"), Path(tcp.authorised_keys or folder / "authorised_keys")
 
 
 def load(tcp: TcpSettings, state_dir: Path) -> Access | None:
-    """Read the files; None where nothing is to listen. Raises KeyProblem with a line for each problem."""
+    """Read the key files; None where nothing listens. Raises KeyProblem with a line for each problem."""
     if not tcp.listen:
         return None
-    address, where = parse_listen(tcp.listen), files(tcp, state_dir)
+    address = parse_listen(tcp.listen)
+    server, clients = key_files(tcp, state_dir)
     problems: list[str] = []
     secret: str | None = None
     names: dict[str, str] = {}
     try:
-        secret = _server_key(address, where)
+        secret = _server_key(address, server, is_named=bool(tcp.server_key))
     except KeyProblem as problem:
         problems.append(f"tcp.server_key: {problem}")
-    if secret is not None or where.authorised_keys_named:
+    if secret is not None or tcp.authorised_keys:
         try:
-            names = {entry.key: entry.name for entry in authorised_keys.read(where.authorised_keys)}
+            names = {entry.key: entry.name for entry in authorised_keys.read(clients)}
         except FileNotFoundError:
-            # Nobody may connect then, which is safe; a file that was named is meant to be there.
-            if where.authorised_keys_named:
-                hint = "make it with glmttsctl key add NAME PUBLICKEY"
-                problems.append(f"tcp.authorised_keys: {where.authorised_keys}: there is no such file; {hint}")
+            # Without the file no client may connect, which is safe; a file that is named is meant to exist.
+            if tcp.authorised_keys:
+                remedy = "make it with glmttsctl key add NAME PUBLICKEY"
+                problems.append(f"tcp.authorised_keys: {clients}: there is no such file; {remedy}")
         except KeyProblem as problem:
             problems += [f"tcp.authorised_keys: {line}" for line in str(problem).splitlines()]
     if problems:
         raise KeyProblem("\n".join(problems))
-    return Access(address, secret, names, where.authorised_keys)
+    return Access(address, secret, names, clients)
 
 
-def _server_key(address: Address, where: Files) -> str | None:
-    path = where.server_key
+def _server_key(address: Address, path: Path, *, is_named: bool) -> str | None:
     try:
-        there = path.lstat() is not None
+        path.lstat()
     except FileNotFoundError:
-        there = False
+        if is_named:
+            raise KeyProblem(f"{path}: there is no such file; make it with glmttsctl key server") from None
+        if address.is_loopback:
+            return None
+        raise KeyProblem(
+            f"{path}: there is no such file, and {address.endpoint} can be reached from other machines, where nothing "
+            "may go unencrypted; make the key with glmttsctl key server, or listen on 127.0.0.1"
+        ) from None
     except OSError as error:
         raise KeyProblem(f"{path}: the secret key can't be read: {(error.strerror or str(error)).lower()}") from None
-    if there:
-        return keys.read(path, "secret")
-    if where.server_key_named:
-        raise KeyProblem(f"{path}: there is no such file; make it with glmttsctl key server")
-    if address.is_loopback:
-        return None
-    raise KeyProblem(
-        f"{path}: there is no such file, and {address.endpoint} can be reached from other machines, where nothing may "
-        "go unencrypted; make the key with glmttsctl key server, or listen on 127.0.0.1"
-    )
+    return keys.read(path, "secret")

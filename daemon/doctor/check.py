@@ -1,29 +1,13 @@
-"""What one look of the doctor has found."""
+"""A finding of the doctor."""
 
 from __future__ import annotations
 
-from typing import Literal
-
-from msgspec import Struct
-
 from ..core.settings import Settings
+from ..engines.checks import Check, State, finding, memory, ok, warning, wrong
 
-
-class Check(Struct, kw_only=True):
-    """One thing that was looked at. Where it is not ok, ``means`` says what follows from it and ``mend`` what to do."""
-
-    name: str
-    state: Literal["ok", "warning", "wrong"] = "ok"
-    seen: str
-    means: str = ""
-    mend: str = ""
+__all__ = ["Check", "State", "finding", "memory", "needs_gpu", "ok", "warning", "wrong"]
 
 
 def needs_gpu(settings: Settings) -> bool:
-    """Whether workers can do nothing without a GPU."""
+    """Whether no worker can start without a GPU."""
     return settings.engine.name == "glmtts" and settings.workers.gpus != "none"
-
-
-def memory(count: float) -> str:
-    """Bytes as a person reads them."""
-    return f"{count / 2**20:.0f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"

@@ -1,4 +1,4 @@
-"""What the doctor sees of GPUs: device files, driver, NVML, whose memory it tells, the kernel's Xid lines."""
+"""Checks of the GPUs: device files, driver, NVML, the processes on them, and the kernel's Xid lines."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import re
 import time
 from pathlib import Path
 
-import psutil
-
+from ..core.monitoring.alert_rules import APPLICATION_XIDS
 from ..core.settings import Settings
 from ..gpu.nvml import NvmlReader
-from .check import Check, memory, needs_gpu
+from .check import Check, State, finding, memory, needs_gpu, ok, warning, wrong
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -21,74 +20,47 @@ _NVIDIA, _DISPLAY = "0x10de", "0x03"
 
 #: The device number of the kernel's log (mem(4)); containers put other things in its place, consoles among them.
 _KMSG = os.makedev(1, 11)
-
-#: Faults of an application, not of the GPU (NVIDIA's catalogue of Xid errors).
-_APPLICATION_XIDS = frozenset({13, 31, 43, 45, 68, 109})
 _XID = re.compile(r"NVRM: Xid \(([^)]*)\): (\d+)")
 
 
 def devices(settings: Settings) -> list[Check]:
     """The driver and the device files that every CUDA program opens."""
-    needed = needs_gpu(settings)
+    state: State = "wrong" if needs_gpu(settings) else "warning"
     files = sorted(path for path in Path("/dev").glob("nvidia*") if path.is_char_device())
     if not _DRIVER.exists() and not files:
-        return [_no_driver(needed)]
+        return [_no_driver(state)]
     checks = []
     if _DRIVER.exists():
         line = _DRIVER.read_text(errors="replace").splitlines()[0]
         match = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", line)
-        checks.append(Check(name="driver", seen=match[1] if match else line))
+        checks.append(ok("driver", match[1] if match else line))
+    used = [path for path in files if re.fullmatch(r"nvidia(\d+|ctl|-uvm)", path.name)]
+    closed = [str(path) for path in used if not os.access(path, os.R_OK | os.W_OK)]
     if not any(re.fullmatch(r"nvidia\d+", path.name) for path in files):
-        return [
-            *checks,
-            Check(
-                name="device files",
-                state="wrong" if needed else "warning",
-                seen="no /dev/nvidia0",
-                means="the driver runs, but no GPU can be opened from here",
-                mend="in a container: start it with --gpus all (NVIDIA Container Toolkit); else "
-                "run nvidia-modprobe, or nvidia-smi as root",
-            ),
-        ]
-    closed = [str(path) for path in files if _is_used(path) and not os.access(path, os.R_OK | os.W_OK)]
+        means = "the driver runs, but no GPU can be opened from here"
+        remedy = (
+            "in a container: start it with --gpus all (NVIDIA Container Toolkit); else run nvidia-modprobe, or "
+            "nvidia-smi as root"
+        )
+        return [*checks, finding(state, "device files", "no /dev/nvidia0", means, remedy)]
     if closed:
-        checks.append(
-            Check(
-                name="device files",
-                state="wrong" if needed else "warning",
-                seen=f"{', '.join(closed)}: not for this user",
-                means="CUDA and NVML can't open the GPU",
-                mend="add the daemon's user to the group that owns them (ls -l /dev/nvidia*), often video or render",
-            )
-        )
-    else:
-        checks.append(Check(name="device files", seen=", ".join(path.name for path in files)))
-    return checks
+        remedy = "add the daemon's user to the group that owns them (ls -l /dev/nvidia*), often video or render"
+        seen = f"{', '.join(closed)}: not for this user"
+        return [*checks, finding(state, "device files", seen, "CUDA and NVML can't open the GPU", remedy)]
+    return [*checks, ok("device files", ", ".join(path.name for path in files))]
 
 
-def _is_used(path: Path) -> bool:
-    return bool(re.fullmatch(r"nvidia(\d+|ctl|-uvm)", path.name))
-
-
-def _no_driver(needed: bool) -> Check:
+def _no_driver(state: State) -> Check:
     if Path("/dev/dxg").exists():
-        return Check(name="driver", seen="WSL: the GPU is Windows's, its memory is known for the device alone")
-    card = any(_is_nvidia(folder) for folder in Path("/sys/bus/pci/devices").glob("*"))
-    if card:
-        return Check(
-            name="driver",
-            state="wrong" if needed else "warning",
-            seen="an NVIDIA GPU is in the machine, but its driver does not run",
-            means="no worker can use it",
-            mend="install NVIDIA's driver, or modprobe nvidia; in a container: start it with --gpus all",
-        )
-    return Check(
-        name="driver",
-        state="wrong" if needed else "ok",
-        seen="no NVIDIA GPU and no driver" + ("" if needed else "; none is needed"),
-        means="the engine can't run here" if needed else "",
-        mend='use a machine with a GPU, or [engine] name = "espeak"' if needed else "",
-    )
+        return ok("driver", "WSL: Windows has the GPU, and its memory is known for the whole device alone")
+    if any(_is_nvidia(folder) for folder in Path("/sys/bus/pci/devices").glob("*")):
+        seen = "an NVIDIA GPU is in the machine, but its driver does not run"
+        remedy = "install NVIDIA's driver, or modprobe nvidia; in a container: start it with --gpus all"
+        return finding(state, "driver", seen, "no worker can use it", remedy)
+    if state != "wrong":
+        return ok("driver", "no NVIDIA GPU and no driver; none is needed")
+    remedy = 'use a machine with a GPU, or [engine] name = "espeak"'
+    return wrong("driver", "no NVIDIA GPU and no driver", "the engine can't run here", remedy)
 
 
 def _is_nvidia(folder: Path) -> bool:
@@ -100,94 +72,77 @@ def _is_nvidia(folder: Path) -> bool:
 
 
 def nvml(settings: Settings) -> list[Check]:
-    """NVML and each GPU, in the daemon's own way of reading them. Blocks as long as the driver does."""
-    needed = needs_gpu(settings)
+    """NVML and each GPU, read as the daemon reads them. Blocks as long as the driver does."""
     reading, gpus = NvmlReader().read()
     if reading.state != "ok":
-        state = "wrong" if needed or reading.state != "absent" else "ok"
-        # Nobody tries again here: the daemon does.
-        detail = reading.detail.partition("; tried again")[0]
-        absent = Check(name="NVML", seen=f"{reading.state}: {detail}")
-        if state == "wrong":
-            absent.state = "wrong"
-            absent.means = "the GPUs' memory can't be seen: nothing protects workers from running out of it"
-            absent.mend = "what the words above say; nvidia-smi must work for the daemon's user"
-        return [absent]
-    checks = [Check(name="NVML", seen=f"driver {reading.driver}, NVML {reading.version}, {len(gpus)} GPUs")]
+        # The daemon tries again; this process does not.
+        seen = f"{reading.state}: {reading.detail.partition('; tried again')[0]}"
+        means = "the GPUs' memory can't be seen: nothing protects workers from running out of it"
+        remedy = "follow the message above; nvidia-smi must work for the daemon's user"
+        expected = reading.state == "absent" and not needs_gpu(settings)
+        return [finding("ok" if expected else "wrong", "NVML", seen, means, remedy)]
+    checks = [ok("NVML", f"driver {reading.driver}, NVML {reading.version}, {len(gpus)} GPUs")]
     if reading.detail:
         checks.append(Check(name="NVML", state="warning", seen=reading.detail))
     for gpu in gpus:
         name = f"GPU {gpu.index}"
-        if gpu.state != "ok":
-            checks.append(
-                Check(
-                    name=name,
-                    state="wrong",
-                    seen=f"{gpu.state}: {gpu.detail}",
-                    means="no worker is started on it",
-                    mend="what the words above say; or leave it out in [workers] gpus",
-                )
-            )
-            continue
-        checks.append(Check(name=name, seen=f"{gpu.name}, {memory(gpu.free or 0)} of {memory(gpu.total or 0)} free"))
-        checks += _holders(name, gpu.processes, gpu.used)
+        if gpu.state == "ok":
+            checks.append(ok(name, f"{gpu.name}, {memory(gpu.free or 0)} of {memory(gpu.total or 0)} free"))
+            checks += holders(name, gpu.processes, gpu.used or 0)
+        else:
+            remedy = "follow the message above, or leave this GPU out in [workers] gpus"
+            checks.append(wrong(name, f"{gpu.state}: {gpu.detail}", "no worker is started on it", remedy))
     return checks
 
 
-def _holders(name: str, processes: dict[int, int | None], used: int | None) -> list[Check]:
-    """Who has memory of a GPU, and whether NVML tells how much."""
+def holders(name: str, processes: dict[int, int | None], used: int) -> list[Check]:
+    """The processes on a GPU.
+
+    Args:
+        processes: bytes by pid, None where NVML does not tell.
+        used: bytes of the whole device.
+    """
     checks = []
     if processes and all(size is None for size in processes.values()):
-        checks.append(
-            Check(
-                name=f"{name} per process",
-                state="warning",
-                seen="NVML lists processes without their memory",
-                means="as in many containers and on WSL: a worker's VRAM is worked out from the device's use, shown as "
-                "'~ (device)', and other users of the GPU blur it",
-                mend="start the container with --pid=host, or update the driver (560 and later tell)",
-            )
+        means = (
+            "as in many containers and on WSL: a worker's VRAM is worked out from the device's use, shown as "
+            "'~ (device)', and other users of the GPU blur it"
         )
+        remedy = "start the container with --pid=host, or update the driver (560 and later tell)"
+        seen = "NVML lists processes without their memory"
+        checks.append(warning(f"{name} per process", seen, means, remedy))
     others = {pid: size for pid, size in processes.items() if not is_worker(pid)}
     if others:
-        shown = ", ".join(
+        seen = ", ".join(
             f"{_command(pid)} (pid {pid}) {memory(size) if size is not None else '?'}" for pid, size in others.items()
         )
-        checks.append(
-            Check(
-                name=f"{name} others",
-                state="warning",
-                seen=shown,
-                means=f"they share the GPU ({memory(used or 0)} in use in all) and leave less for workers",
-                mend="end them if they are not wanted; workers left behind are ended when glmttsd starts",
-            )
-        )
+        means = f"they share the GPU ({memory(used)} in use in all) and leave less for workers"
+        remedy = "end them if they are not wanted; workers left behind are ended when glmttsd starts"
+        checks.append(warning(f"{name} others", seen, means, remedy))
     return checks
 
 
 def is_worker(pid: int) -> bool:
-    """Whether this process is a worker of a daemon of ours."""
-    with contextlib.suppress(psutil.Error):
-        return any("glmtts.daemon.gpu_worker" in word for word in psutil.Process(pid).cmdline())
+    """Whether this process is a worker of any glmttsd."""
+    with contextlib.suppress(OSError):
+        return b"glmtts.daemon.gpu_worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     return False
 
 
 def _command(pid: int) -> str:
-    with contextlib.suppress(psutil.Error):
-        return psutil.Process(pid).name()
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
     return "?"
 
 
 def xids(_settings: Settings) -> list[Check]:
-    """What the driver has told the kernel's log since the machine started."""
+    """GPU errors in the kernel's log since the machine started."""
     try:
         if Path("/dev/kmsg").stat().st_rdev != _KMSG:
-            return [
-                Check(name="kernel log", seen="not to be seen from this container: dmesg | grep Xid on the machine")
-            ]
+            return [ok("kernel log", "can't be seen from this container: dmesg | grep Xid on the machine")]
         log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
-        return [Check(name="kernel log", seen=f"not for this user ({error.strerror}): sudo dmesg | grep Xid")]
+        return [ok("kernel log", f"not for this user ({error.strerror}): sudo dmesg | grep Xid")]
     records: list[str] = []
     try:
         while not records or records[-1]:
@@ -198,29 +153,25 @@ def xids(_settings: Settings) -> list[Check]:
     except BlockingIOError:
         pass  # that was the last one
     except OSError as error:
-        return [Check(name="kernel log", seen=f"can't be read ({error.strerror}): sudo dmesg | grep Xid")]
+        return [ok("kernel log", f"can't be read ({error.strerror}): sudo dmesg | grep Xid")]
     finally:
         os.close(log)
     return [judge_xids(records, time.monotonic())]
 
 
 def judge_xids(records: list[str], now: float) -> Check:
-    """What records of /dev/kmsg say of GPUs: ``priority,number,microseconds,flags;text`` each, by ``now``."""
+    """The Xid errors in records of /dev/kmsg (``priority,number,microseconds,flags;text``), and how bad they are."""
     found: dict[tuple[str, int], float] = {}
     for record in records:
         if match := _XID.search(record):
             _, _, when, *_ = record.split(",", 3)
             found[match[1], int(match[2])] = now - int(when) / 1e6
     if not found:
-        return Check(name="kernel log", seen="no Xid errors")
-    grave = {key: ago for key, ago in found.items() if key[1] not in _APPLICATION_XIDS}
-    seen = ", ".join(f"Xid {code} on {gpu} {ago / 3_600:.1f} h ago" for (gpu, code), ago in found.items())
-    return Check(
-        name="kernel log",
-        state="warning" if grave else "ok",
-        seen=seen,
-        means="the GPU, its memory or its bus had a fault" if grave else "",
-        mend="look the number up in NVIDIA's Xid catalogue; one that comes back wants the GPU replaced"
-        if grave
-        else "",
+        return ok("kernel log", "no Xid errors")
+    return finding(
+        "ok" if all(code in APPLICATION_XIDS for _, code in found) else "warning",
+        "kernel log",
+        ", ".join(f"Xid {code} on {gpu} {ago / 3_600:.1f} h ago" for (gpu, code), ago in found.items()),
+        "the GPU, its memory or its bus had a fault",
+        "look the number up in NVIDIA's Xid catalogue; if it keeps coming back, replace the GPU",
     )

@@ -1,4 +1,4 @@
-"""What the doctor sees of the machine itself: Python, packages, memory, limits, clock, namespaces."""
+"""Checks of the machine itself: Python, packages, memory, limits, clock, namespaces."""
 
 from __future__ import annotations
 
@@ -11,138 +11,122 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
-
 from ..core.settings import Settings
 from ..gpu.device import has_host_pids
 from ..gpu.host_memory import HostMemory
-from .check import Check, memory, needs_gpu
+from .check import Check, finding, memory, needs_gpu, ok, warning, wrong
 
 #: What the daemon imports beside the standard library.
-_PACKAGES = ("pyzmq", "msgpack", "msgspec", "psutil", "nvidia-ml-py", "click", "rich")
+_PACKAGES = ("pyzmq", "msgpack", "msgspec", "nvidia-ml-py", "prometheus-client")
 
-#: Below that, starting a model that is first loaded into host memory is a gamble.
+#: With less, a model that is first loaded into host memory may not start.
 _LITTLE_MEMORY = 1 << 30
 _LITTLE_SHM = 64 << 20
 _FEW_DESCRIPTORS = 4_096
 
-#: The result of adjtimex(2) for a clock that nothing keeps right.
+#: The result of adjtimex(2) for a clock that is not synchronised.
 _TIME_ERROR = 5
-#: No machine is older than this program.
+#: A clock before this time, the beginning of 2025, was never set.
 _EARLIEST = 1_735_689_600.0
 
 
 def python(_settings: Settings) -> list[Check]:
-    """The interpreter that runs this, and the daemon's packages in it."""
-    version = platform.python_version()
-    checks = [Check(name="python", seen=f"{version} at {sys.executable}")]
+    """The daemon's interpreter, and its packages."""
     found, missing = [], []
     for package in _PACKAGES:
         try:
             found.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             missing.append(package)
-    if missing:
-        checks.append(
-            Check(
-                name="packages",
-                state="wrong",
-                seen=f"missing: {', '.join(missing)}",
-                means="the daemon or its GPU sampling can't work here",
-                mend=f"{sys.executable} -m pip install {' '.join(missing)}",
-            )
+    names = " ".join(missing)
+    return [
+        ok("python", f"{platform.python_version()} at {sys.executable}"),
+        wrong(
+            "packages",
+            f"missing: {', '.join(missing)}",
+            "glmttsd does not start; a client alone works without them",
+            f"{sys.executable} -m pip install {names}",
         )
-    else:
-        checks.append(Check(name="packages", seen=", ".join(found)))
-    return checks
+        if missing
+        else ok("packages", ", ".join(found)),
+    ]
 
 
 def memory_limits(_settings: Settings) -> list[Check]:
     """Host memory, the control group's limit, swap and /dev/shm."""
-    machine, swap = psutil.virtual_memory(), psutil.swap_memory()
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    machine = {name: int(size.split()[0]) << 10 for name, _, size in (line.partition(":") for line in lines)}
     total, available = HostMemory(time.monotonic).read()
-    limited = total < machine.total
+    limited = total < machine["MemTotal"]
     seen = f"{memory(available)} of {memory(total)} available"
     if limited:
-        seen += f" (a control group's limit; the machine has {memory(machine.total)})"
-    checks = [Check(name="memory", seen=seen)]
-    if available < _LITTLE_MEMORY:
-        checks[0].state = "warning"
-        checks[0].means = "the kernel ends processes when none is left: workers die with cause host_oom"
-        checks[0].mend = "raise the control group's limit (MemoryMax=)" if limited else "free memory, or add some"
-    if swap.total and swap.used > swap.total // 2:
-        checks.append(
-            Check(
-                name="swap",
-                state="warning",
-                seen=f"{memory(swap.used)} of {memory(swap.total)} in use",
-                means="what was swapped out answers slowly; speech stutters and beats come late",
-                mend="see what uses the memory (ps --sort -rss), or add some",
-            )
-        )
-    else:
-        checks.append(Check(name="swap", seen=f"{memory(swap.used)} of {memory(swap.total)} in use"))
+        seen += f" (a control group's limit; the machine has {memory(machine['MemTotal'])})"
+    swap = machine.get("SwapTotal", 0)
+    used = swap - machine.get("SwapFree", 0)
+    return [
+        finding(
+            "warning" if available < _LITTLE_MEMORY else "ok",
+            "memory",
+            seen,
+            "when memory runs out the kernel kills processes: workers die with cause host_oom",
+            "raise the control group's limit (MemoryMax=)" if limited else "free memory, or add some",
+        ),
+        finding(
+            "warning" if used > swap // 2 else "ok",
+            "swap",
+            f"{memory(used)} of {memory(swap)} in use",
+            "swapped-out memory answers slowly: speech stutters and workers' beats come late",
+            "find the processes that use the memory (ps --sort -rss), or add some",
+        ),
+        _shared_memory(),
+    ]
+
+
+def _shared_memory() -> Check:
     try:
         status = os.statvfs("/dev/shm")
-        shm = status.f_blocks * status.f_frsize
+        size = status.f_blocks * status.f_frsize
+        seen = memory(size)
     except OSError as error:
-        shm = 0
-        checks.append(_small_shm(f"not there ({error.strerror})"))
-    else:
-        checks.append(_small_shm(memory(shm)) if shm <= _LITTLE_SHM else Check(name="/dev/shm", seen=memory(shm)))
-    return checks
-
-
-def _small_shm(seen: str) -> Check:
-    return Check(
-        name="/dev/shm",
-        state="warning",
-        seen=seen,
-        means="torch and NCCL share memory there; a container's default of 64 MiB is soon full",
-        mend="start the container with --shm-size=1g or --ipc=host",
+        size, seen = 0, f"not there ({error.strerror})"
+    return finding(
+        "warning" if size <= _LITTLE_SHM else "ok",
+        "/dev/shm",
+        seen,
+        "torch and NCCL share memory there, and a container's default of 64 MiB is soon full",
+        "start the container with --shm-size=1g or --ipc=host",
     )
 
 
 def limits(settings: Settings) -> list[Check]:
-    """How many files may be open: each client's connection is one."""
+    """The number of open files: each client's connection is one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = settings.limits.max_connections * 2 + 256
-    seen = f"{soft} now, at most {hard}" if hard != resource.RLIM_INFINITY else f"{soft} now, no limit"
-    if hard != resource.RLIM_INFINITY and hard < min(wanted, _FEW_DESCRIPTORS):
-        return [
-            Check(
-                name="open files",
-                state="warning",
-                seen=seen,
-                means=f"fewer clients are served than [limits] max_connections = {settings.limits.max_connections}",
-                mend="raise it: LimitNOFILE= in the unit, or ulimit -Hn",
-            )
-        ]
-    return [Check(name="open files", seen=seen)]
+    wanted = min(settings.limits.max_connections * 2 + 256, _FEW_DESCRIPTORS)
+    endless = hard == resource.RLIM_INFINITY
+    return [
+        finding(
+            "ok" if endless or hard >= wanted else "warning",
+            "open files",
+            f"{soft} now, no limit" if endless else f"{soft} now, at most {hard}",
+            f"fewer clients are served than [limits] max_connections = {settings.limits.max_connections}",
+            "raise it: LimitNOFILE= in the unit, or ulimit -Hn",
+        )
+    ]
 
 
 def clock(_settings: Settings) -> list[Check]:
-    """Whether the time of day is right. Nothing in the daemon's decisions hangs on it, but logs and journals do."""
+    """Whether the time of day is right: logs and the journal show it, no decision depends on it."""
     now = time.strftime("%Y-%m-%d %H:%M:%S %Z")
     if time.time() < _EARLIEST:
-        return [
-            Check(
-                name="clock",
-                state="warning",
-                seen=now,
-                means="that is long ago: logs and the times of jobs are wrong",
-                mend="set the clock, or start a time service (systemd-timesyncd, chrony)",
-            )
-        ]
-    # struct timex of adjtimex(2); all modes 0: it is read, nothing is set.
-    buffer = ctypes.create_string_buffer(512)
-    state = ctypes.CDLL(None).adjtimex(buffer)
-    words = "not kept by a time service of this kernel" if state == _TIME_ERROR else "kept by a time service"
-    return [Check(name="clock", seen=f"{now}, {words}")]
+        means = "that is long ago: logs and the times of jobs are wrong"
+        return [warning("clock", now, means, "set the clock, or start a time service (systemd-timesyncd, chrony)")]
+    # struct timex of adjtimex(2) with modes = 0: the clock is read, nothing is set.
+    state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512))
+    return [ok("clock", f"{now}, {'not synchronised' if state == _TIME_ERROR else 'synchronised'}")]
 
 
 def container(settings: Settings) -> list[Check]:
-    """Whether this is a container, and what that takes away."""
+    """Whether this is a container, and what it can't see."""
     marks = [mark for mark in ("/.dockerenv", "/run/.containerenv") if Path(mark).exists()]
     named = os.environ.get("container", "")  # noqa: SIM112 - as systemd and podman spell it
     if "microsoft" in platform.release().lower():
@@ -152,14 +136,14 @@ def container(settings: Settings) -> list[Check]:
     else:
         kind = "no container"
     if has_host_pids():
-        return [Check(name="isolation", seen=f"{kind}, the machine's own process numbers")]
+        return [ok("isolation", f"{kind}, the machine's own process numbers")]
     return [
-        Check(
-            name="isolation",
-            state="warning" if needs_gpu(settings) else "ok",
-            seen=f"{kind}, process numbers of its own",
-            means="many drivers can't tell processes apart from here: a worker's VRAM is then worked out from the "
-            "device's use, shown as '~ (device)', and other users of the GPU blur it",
-            mend="start the container with --pid=host for figures per process",
+        finding(
+            "warning" if needs_gpu(settings) else "ok",
+            "isolation",
+            f"{kind}, process numbers of its own",
+            "many drivers can't tell processes apart from here: a worker's VRAM is then worked out from the device's "
+            "use, shown as '~ (device)', and other users of the GPU blur it",
+            "start the container with --pid=host for figures per process",
         )
     ]

@@ -1,28 +1,28 @@
-"""How much memory the machine has left, or the control group that the daemon runs in where that has less.
+"""Available host memory: that of the machine, or of the daemon's control group where that has less.
 
-The kernel ends processes when a control group is full, however much the machine has. Version 2 of control groups is
-read (``memory.max``), and version 1 (``memory.limit_in_bytes``), with the limits of all groups above as well.
+The kernel kills processes when a control group is full, whatever the machine has left. Versions 1 and 2 of control
+groups are read (``memory.limit_in_bytes``, ``memory.max``), with the limits of all parent groups.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-#: Version 1 says "no limit" as the largest number of pages.
+#: Version 1 writes "no limit" as the largest number of pages.
 _NO_LIMIT = 1 << 60
-#: How often it is looked whether a group has got a limit.
+#: How often the groups with a limit are looked up.
 _LOOK_S = 30.0
 
 
 class _Files(NamedTuple):
-    """Names of what is read, per version."""
+    """The files of a version of control groups."""
 
     limit: str
     usage: str
-    #: Page cache that the kernel drops before it ends a process; it counts as usage, and is as good as free.
+    #: Page cache counts as usage, though the kernel drops it before it kills a process.
     cache: bytes
 
 
@@ -31,11 +31,15 @@ _V1 = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", b"total_inactive_
 
 
 class HostMemory:
-    """Reads it again and again."""
+    """Owns the list of control groups with a limit, which is renewed now and then."""
 
-    def __init__(self, clock: Callable[[], float], *, proc: Path = Path("/proc/self")) -> None:
+    def __init__(
+        self, clock: Callable[[], float], *, proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")
+    ) -> None:
+        """``proc`` is the folder of the process in /proc, ``cgroups`` where control groups are mounted."""
         self._clock = clock
         self._proc = proc
+        self._cgroups = cgroups
         self._limited: list[tuple[Path, _Files]] = []
         self._look_at = float("-inf")
 
@@ -45,7 +49,7 @@ class HostMemory:
         now = self._clock()
         if now >= self._look_at:
             self._look_at = now + _LOOK_S
-            self._limited = [(folder, files) for folder, files in _groups(self._proc) if _limit(folder, files)]
+            self._limited = [group for group in _groups(self._proc, self._cgroups) if _limit(*group)]
         for folder, files in self._limited:
             limit = _limit(folder, files)
             if limit is not None:
@@ -56,7 +60,7 @@ class HostMemory:
 
 
 def _machine() -> tuple[int, int]:
-    """Total and available bytes, from the first lines of /proc/meminfo: a third of what psutil takes for all of it."""
+    """Total and available bytes from the first lines of /proc/meminfo, in a third of the time of psutil."""
     fd = os.open("/proc/meminfo", os.O_RDONLY | os.O_CLOEXEC)
     try:
         lines = os.read(fd, 256).split(b"\n")
@@ -87,48 +91,24 @@ def _available(folder: Path, files: _Files, limit: int) -> int | None:
     return min(limit, max(0, limit - usage))
 
 
-def _groups(proc: Path) -> list[tuple[Path, _Files]]:
-    """Folders of the process's own control group and of those above it, as far as they are to be seen from here."""
+def _groups(proc: Path, cgroups: Path) -> Iterator[tuple[Path, _Files]]:
+    """The folders of the process's control group and of its parents, as far as they are visible."""
     try:
         lines = (proc / "cgroup").read_text(errors="surrogateescape").splitlines()
-        mounts = (proc / "mountinfo").read_text(errors="surrogateescape").splitlines()
     except OSError:
-        return []
-    found = []
+        return
     for line in lines:
         number, controllers, path = line.split(":", 2)
         if number == "0":
-            files, kind, controller = _V2, "cgroup2", ""
+            root, files = cgroups, _V2
         elif "memory" in controllers.split(","):
-            files, kind, controller = _V1, "cgroup", "memory"
+            root, files = cgroups / "memory", _V1
         else:
             continue
-        for root, mount in _mounts(mounts, kind, controller):
-            if not Path(path).is_relative_to(root):
-                # A container that sees only its own part, with the machine's path in /proc: the mount is its group.
-                path = root
-            folder = mount / Path(path).relative_to(root)
-            while True:
-                found.append((folder, files))
-                if folder in (mount, folder.parent):
-                    break
-                folder = folder.parent
-            break
-    return found
-
-
-def _mounts(lines: list[str], kind: str, controller: str) -> list[tuple[str, Path]]:
-    """Where control groups of a kind are mounted: the group that is the root of the mount, and the folder."""
-    found = []
-    for line in lines:
-        left, _, right = line.partition(" - ")
-        fields, (type_, _, options) = left.split(" "), [*right.split(" "), "", "", ""][:3]
-        if type_ == kind and len(fields) > 4 and (not controller or controller in options.split(",")):
-            found.append((_unescaped(fields[3]), Path(_unescaped(fields[4]))))
-    return found
-
-
-def _unescaped(path: str) -> str:
-    for escape, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        path = path.replace(escape, character)
-    return path
+        folder = root / path.lstrip("/")
+        if ".." in folder.parts or not folder.is_dir():
+            folder = root  # a container sees its own group there, and the machine's path in /proc
+        yield folder, files
+        while folder != root:
+            folder = folder.parent
+            yield folder, files

@@ -1,7 +1,7 @@
-"""The sampler: looks at GPUs, worker processes and the host's memory, in threads of its own.
+"""Samples of GPUs, worker processes and host memory, taken in threads of their own.
 
-One thread takes the samples. NVML has another, because any call of it may block for ever: then samples go on without
-it, and say so. The loop only ever takes a lock that nobody holds for longer than a few assignments.
+One thread takes the samples. NVML has another, because any call of it may block for ever: samples then continue without
+it, and say so. The loop only takes a lock that is never held for longer than a few assignments.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from ..core.inputs import GpuReading, NvmlReading, ProcessReading, Sampled
 from .host_memory import HostMemory
 from .nvml import NvmlReader
 
-#: Samples that are asked for are at least this far apart.
+#: The least time between two samples on request.
 _APART_S = 0.02
-#: How long the end waits for a sample that is being taken; without NVML that is a millisecond.
+#: How long close() waits for the sample in progress, which without NVML takes a millisecond.
 _CLOSE_S = 1.0
-#: Places behind the name in /proc/PID/stat (proc(5) counts from 3 there).
+#: Indexes behind the name in /proc/PID/stat, where proc(5) counts from 3.
 _STARTED, _RSS = 22 - 3, 24 - 3
 _PAGE_BYTES = resource.getpagesize()
 
 
 class Sampler:
-    """Samples at its own pace and when asked to. ``wakeup_fd`` is written to when there is one to collect."""
+    """Owns the sampling thread and the newest sample, taken regularly and on request."""
 
     def __init__(
         self,
@@ -42,9 +42,12 @@ class Sampler:
         nvml_bound_s: float = 2.0,
         reader: Callable[[], NvmlReader] = NvmlReader,
     ) -> None:
-        """``interval_s`` applies while NVML is there and workers are, ``slow_interval_s`` otherwise.
-
-        NVML may take ``nvml_bound_s`` before samples go on without it. ``clock`` must be monotonic, in seconds.
+        """
+        Args:
+            wakeup_fd: written to when there is a sample to collect.
+            clock: monotonic seconds.
+            interval_s: between samples while there are workers and NVML; ``slow_interval_s`` otherwise.
+            nvml_bound_s: how long a sample waits for NVML.
         """
         self._wakeup_fd = wakeup_fd
         self._clock = clock
@@ -62,29 +65,29 @@ class Sampler:
     # --- in the loop
 
     def watch(self, incarnation: int, pid: int) -> None:
-        """Sample this process from now on."""
+        """Sample this process, one incarnation of a worker, from now on."""
         with self._lock:
             self._watched[incarnation] = pid
             self._wake()
 
     def unwatch(self, incarnation: int) -> None:
-        """The process is gone."""
+        """Stop sampling a process."""
         with self._lock:
             self._watched.pop(incarnation, None)
 
     def now(self) -> None:
-        """Take a sample as soon as possible: one that begins after this call."""
+        """Take a sample that begins after this call, as soon as possible."""
         with self._lock:
             self._ask()
 
     def collect(self) -> list[Sampled]:
-        """The newest sample, if there is one since the last call; those that nobody collected in time are dropped."""
+        """The newest sample since the last call, or none; older ones are dropped."""
         with self._lock:
             latest, self._latest = self._latest, None
         return [] if latest is None else [latest]
 
     def close(self) -> None:
-        """End. A call of NVML that blocks is left to itself."""
+        """Stop the threads; one that is blocked in NVML is abandoned."""
         with self._lock:
             self._closed = True
             self._lock.notify_all()
@@ -115,7 +118,7 @@ class Sampler:
             try:
                 sampled = self._sample(began, watched)
             except Exception as error:
-                # Said where somebody looks; the next one may be well.
+                # A bug: shown as NVML's state; the next sample may succeed.
                 detail = f"the sampler met an error: {type(error).__name__}: {error}"
                 nvml = NvmlReading(state="failing", detail=detail)
                 sampled = Sampled(at=began, nvml=nvml, gpus=_failing(gpus, detail))
@@ -129,7 +132,7 @@ class Sampler:
                     os.write(self._wakeup_fd, b"\0")
 
     def _wait(self, began: float) -> dict[int, int] | None:
-        """Until a sample is due or asked for; returns what to look at, None at the end."""
+        """Wait until a sample is due or requested; returns the processes to read, None at the end."""
         with self._lock:
             while not self._closed:
                 due = began + (_APART_S if self._asked else self._pause_s())
@@ -142,26 +145,25 @@ class Sampler:
 
     def _pause_s(self) -> float:
         if self._nvml is None:
-            # Nothing changes by itself but workers' memory.
+            # Only the memory of workers changes between requests.
             return self._slow_interval_s if self._watched else float("inf")
         return self._interval_s if self._watched and not self._nvml.absent else self._slow_interval_s
 
     def _sample(self, began: float, watched: dict[int, int]) -> Sampled:
         nvml, gpus = NvmlReading(detail="not used"), list[GpuReading]()
         if self._nvml is not None:
-            # First, as it may take a while: what /proc shows is fresh even then.
+            # First, because it may take long, and the figures of /proc are to be fresh.
             nvml, gpus = self._nvml.read(began)
         processes = self._processes.read(watched)
         total: int | None = None
         available: int | None = None
-        # No descriptor may be left.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # no descriptor may be left
             total, available = self._host.read()
         return Sampled(at=began, gpus=gpus, processes=processes, nvml=nvml, host_total=total, host_available=available)
 
 
 class _NvmlThread:
-    """Reads NVML in a thread of its own; one, however long it is blocked. Shares the sampler's lock."""
+    """Owns the NVML reader and its single thread, however long that is blocked. Shares the sampler's lock."""
 
     def __init__(
         self,
@@ -175,13 +177,13 @@ class _NvmlThread:
         self._clock = clock
         self._reader = reader()
         self._bound_s = bound_s
-        #: Called, with the lock held, when a reading has ended that nobody waited for any more.
+        #: Called with the lock held when a reading ends after its bound.
         self._on_late = on_late
         self._thread: threading.Thread | None = None
         self._closed = False
         self._began: float | None = None
         self._late = False
-        self._known: tuple[NvmlReading, list[GpuReading]] = (NvmlReading(detail="not looked at yet"), [])
+        self._known: tuple[NvmlReading, list[GpuReading]] = (NvmlReading(detail="not sampled yet"), [])
 
     @property
     def absent(self) -> bool:
@@ -193,7 +195,7 @@ class _NvmlThread:
             self._lock.notify_all()
 
     def read(self, now: float) -> tuple[NvmlReading, list[GpuReading]]:
-        """A reading that began at ``now`` or later; after the bound, what was known before and that NVML is blocked."""
+        """A reading that began at ``now`` or later; after the bound, the last one, marked as blocked."""
         with self._lock:
             if self._began is None:
                 if now < self._reader.quiet_until:
@@ -220,7 +222,7 @@ class _NvmlThread:
         if now - since >= self._bound_s:
             detail = f"{call} has not returned for {now - since:.0f} s"
         else:
-            detail = f"NVML is slow: it is at {call}, {now - began:.0f} s after the first call of this reading"
+            detail = f"NVML is slow: in {call}, {now - began:.0f} s after the first call of this reading"
         detail += (
             ": a GPU or its driver hangs (see 'dmesg' for Xid messages), or starts slowly without persistence mode"
         )
@@ -249,26 +251,20 @@ class _NvmlThread:
 
 
 def _failing(gpus: list[GpuReading], detail: str) -> list[GpuReading]:
-    """What was known of GPUs, as no longer certain."""
+    """The last readings of GPUs, marked as failing."""
     return [structs.replace(gpu, state="failing", detail=detail) if gpu.state == "ok" else gpu for gpu in gpus]
 
 
 class _ProcessTable:
-    """Worker processes as /proc shows them.
-
-    Read without psutil, which takes three times as long for these two figures: an idle daemon does little else.
-    """
+    """Reads worker processes from /proc, in a third of the time of psutil: an idle daemon does little else."""
 
     def __init__(self) -> None:
-        #: When the process of each spawn started: tells it from a later one with its pid.
+        #: The pid and start time of each incarnation, which tell it from a later process with the same pid.
         self._started: dict[int, tuple[int, bytes]] = {}
 
     def read(self, watched: dict[int, int]) -> list[ProcessReading]:
-        """All of ``watched`` (pid by spawn) that are there."""
-        for incarnation in [
-            incarnation for incarnation, (pid, _) in self._started.items() if watched.get(incarnation) != pid
-        ]:
-            del self._started[incarnation]
+        """The living processes of ``watched``, which has the pid of each incarnation."""
+        self._started = {n: known for n, known in self._started.items() if watched.get(n) == known[0]}
         found = []
         for incarnation, pid in watched.items():
             fields = _stat(f"/proc/{pid}/stat")
@@ -282,7 +278,7 @@ class _ProcessTable:
 
 
 def _stat(path: str) -> list[bytes] | None:
-    """What stands behind the name in a ``stat`` of /proc, the state first; None for one that is gone."""
+    """The fields behind the name in a ``stat`` of /proc, the state first; None if the process is gone."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -294,7 +290,7 @@ def _stat(path: str) -> list[bytes] | None:
 
 
 def _state_of_threads(pid: int) -> str:
-    """The state of a process whose first thread has ended: ``D`` if another can't end, as in a driver's call."""
+    """The state of a process whose first thread has ended: ``D`` if another one is stuck, as in a driver's call."""
     with contextlib.suppress(OSError):
         for thread in Path(f"/proc/{pid}/task").iterdir():
             fields = _stat(f"{thread}/stat")

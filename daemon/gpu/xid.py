@@ -1,4 +1,4 @@
-"""The errors that GPUs report to the driver by number (Xid): NVML's events, taken as they come, and counted."""
+"""The numbered errors of GPUs (Xid), counted from NVML's events."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from typing import Any
 
 from ..core.inputs import Xids
 from ..core.monitoring.alert_rules import APPLICATION_XIDS
-from .calls import NvmlCalls
-from .nvml_errors import UNSAID, NvmlError
+from .calls import UNSAID, NvmlCalls, NvmlError
 
 _XID = 8  # nvmlEventTypeXidCriticalError
-#: A GPU in trouble may report without end: so many are taken at a time.
+#: The most events taken at a time, since a faulty GPU may report without end.
 _MOST = 64
 _NONE = Xids()
 
 
 class XidEvents:
-    """For the thread that reads NVML. Where there are no events (WSL, some containers), there is nothing to count."""
+    """Owns the counts per GPU, for the thread that reads NVML. WSL and some containers have no events."""
 
     def __init__(self, calls: NvmlCalls) -> None:
         self._calls = calls
@@ -27,7 +26,7 @@ class XidEvents:
         self._counted: dict[str, Xids] = {}
 
     def start(self) -> None:
-        """NVML was started: what it reported before is not told any more."""
+        """Make a new event set, because NVML was started."""
         self._watched = {}
         self._set = None
         try:
@@ -36,7 +35,7 @@ class XidEvents:
             pass  # not in this driver
 
     def stop(self) -> None:
-        """NVML is about to be stopped."""
+        """Free the event set, because NVML is about to stop."""
         events, self._set = self._set, None
         if events is not None:
             try:
@@ -45,23 +44,23 @@ class XidEvents:
                 pass  # it ends with NVML anyway
 
     def watch(self, where: str, handle: Any, uuid: str) -> None:
-        """Listen to this GPU, whole or the GPU of MIG instances."""
+        """Count the errors of this GPU, which may have MIG instances."""
         address = ctypes.cast(handle, ctypes.c_void_p).value
         if self._set is None or address is None or address in self._watched:
             return
         try:
             self._calls.ask(where, "nvmlDeviceRegisterEvents", handle, _XID, self._set)
         except NvmlError:
-            return  # it has none, or may have them later
+            return  # no events yet
         self._watched[address] = uuid
 
     def take(self) -> None:
-        """Count what has been reported since the last time. Does not wait."""
+        """Count the events since the last call, without waiting."""
         for _ in range(_MOST if self._watched else 0):
             try:
                 event = self._calls.ask("", "nvmlEventSetWait_v2", self._set, 0)
             except NvmlError as error:
-                # TIMEOUT: there is no more. Whatever else is wrong with a GPU, the readings tell.
+                # TIMEOUT means that there are no more; the readings report other errors.
                 if error.code in UNSAID:
                     self._watched = {}
                 return
@@ -77,5 +76,5 @@ class XidEvents:
             self._counted[uuid] = Xids(before.of_programs, before.of_gpu + 1, xid, xid)
 
     def of(self, uuid: str) -> Xids:
-        """What this GPU has reported."""
+        """The errors of this GPU."""
         return self._counted.get(uuid, _NONE)

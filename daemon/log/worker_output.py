@@ -1,28 +1,32 @@
-"""Lines out of what a worker prints: capped, decoded and limited, so that no engine can flood the log. No I/O."""
+"""The lines that a worker prints: decoded, cut and rate-limited, so that no engine can flood the log. No I/O."""
 
 from __future__ import annotations
 
 import re
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-_Level = Literal["debug", "info", "warning", "error"]
+from glmtts.protocol.control import LogLevel
 
-#: What stands in front of a line of which worker_words.py says what level it is of, and about which job: priorities are
-#: those of sd-daemon(3).
+#: The prefix that worker/log.py gives a line: its priority, as in sd-daemon(3), and the job that it is about.
 _PREFIX = re.compile(r"<([0-7])>(?:\[job ([\w-]{1,64})\] )?")
-_LEVELS: dict[str, _Level] = {**dict.fromkeys("0123", "error"), "4": "warning", "5": "info", "6": "info", "7": "debug"}
+_LEVELS: dict[str, LogLevel] = {
+    **dict.fromkeys("0123", "error"),
+    "4": "warning",
+    **dict.fromkeys("56", "info"),
+    "7": "debug",
+}
 
 
 class Understood(NamedTuple):
-    """A line that a worker has printed; ``job`` is ``""`` where the line does not say which it is about."""
+    """A line that a worker has printed; ``job`` is ``""`` where the line names none."""
 
-    level: _Level
+    level: LogLevel
     job: str
     words: str
 
 
-def understood(line: str, *, by_default: _Level) -> Understood:
-    """Take a line apart; ``by_default`` is the level of one that has none."""
+def understood(line: str, *, by_default: LogLevel) -> Understood:
+    """Split a line into its parts; ``by_default`` is the level of a line without one."""
     match = _PREFIX.match(line)
     if match is None:
         return Understood(by_default, "", line)
@@ -30,10 +34,10 @@ def understood(line: str, *, by_default: _Level) -> Understood:
 
 
 class WorkerOutput:
-    """Fed with chunks of a worker's stdout or stderr, gives the lines to log.
+    """Turns chunks of a worker's stdout or stderr into lines for the log.
 
     A line is cut after ``max_line`` bytes. At most ``burst`` lines at once and ``rate`` lines a second pass; the others
-    are counted, and ``"1234 lines left out"`` comes in their place as soon as lines pass again.
+    are counted, and ``"1234 lines left out"`` replaces them as soon as lines pass again.
     """
 
     def __init__(self, *, max_line: int = 4_096, burst: int = 200, rate: float = 50.0) -> None:
@@ -47,7 +51,7 @@ class WorkerOutput:
         self._left_out = 0
 
     def feed(self, chunk: bytes, now: float) -> list[str]:
-        """The lines that ``chunk`` completes; ``now`` in seconds of any steady clock. An empty chunk is fine."""
+        """The lines that ``chunk``, which may be empty, completes; ``now`` is in seconds of any monotonic clock."""
         lines: list[str] = []
         self._refill(now)
         self._report(lines)
@@ -57,7 +61,7 @@ class WorkerOutput:
             self._complete(lines)
             start = end + 1
             if self._tokens < 1:
-                # A flood: count what can't pass anyway, without touching every line.
+                # A flood: count the lines that can't pass, without touching each.
                 last = chunk.rfind(b"\n", start)
                 if last >= 0:
                     self._left_out += chunk.count(b"\n", start, last + 1)
@@ -66,7 +70,7 @@ class WorkerOutput:
         return lines
 
     def end(self, now: float) -> list[str]:
-        """What is left when the worker has closed its output: a last line without a newline, the count of the rest."""
+        """The lines that remain once the worker has closed its output: one without a newline, and the count."""
         self._refill(now)
         lines: list[str] = []
         if self._partial:

@@ -1,7 +1,7 @@
-"""Families of samples in Prometheus's text format. Takes milliseconds: never in the loop.
+"""Metrics in Prometheus's text format. Takes milliseconds, so never in the loop.
 
-prometheus-client is imported here, when the first metrics are written: that takes a tenth of a second and some MiB,
-which a daemon whose metrics nobody asks for need not have.
+prometheus-client is imported when the first metrics are written: that takes a tenth of a second and some MiB, which a
+daemon without requests for metrics saves.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from ..core.metric_types import Family, Histogram
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-#: The format that everything which scrapes understands.
+#: The format that every scraper understands.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def written(families: Sequence[Family]) -> bytes:
-    """The metrics, and those of this process that every program has (``process_*``)."""
+    """The text of the metrics, and of this process's own (``process_*``)."""
     from prometheus_client import generate_latest
 
     return generate_latest(_Collected(families))
 
 
 class _Collected:
-    """What prometheus-client takes for a registry."""
+    """Stands in for prometheus-client's registry."""
 
     def __init__(self, families: Sequence[Family]) -> None:
         self._families = families
@@ -37,7 +37,7 @@ class _Collected:
 
         for family in self._families:
             yield _metric(family)
-            # The loop may have waited for the interpreter's lock: it comes before the next family, and not 5 ms later.
+            # Lets the loop have the interpreter's lock after each family, and not after 5 ms.
             time.sleep(0)
         yield from ProcessCollector(registry=None).collect()
 
@@ -59,7 +59,7 @@ def _metric(family: Family) -> Metric:
 
 
 def _buckets(histogram: Histogram) -> Iterable[tuple[str, float]]:
-    """Each bound with how many values were up to it."""
+    """Each bound, and the number of values up to it."""
     count = 0
     for bound, own in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
         count += own

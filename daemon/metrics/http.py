@@ -1,13 +1,14 @@
-"""HTTP for Prometheus: one thread, a few connections, and a deadline for each. It can be slow; the loop is not.
+"""HTTP for Prometheus, served by an event loop in a thread of its own: it may be slow, the daemon's loop is not.
 
-Whoever connects and sends nothing, or reads nothing, is in nobody's way: the oldest connection gives way to the next.
+A connection that sends nothing, or reads nothing, delays no other: each has a deadline, and when there are too many
+the oldest is closed for the next.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
-import selectors
 import socket
 import threading
 import time
@@ -19,9 +20,9 @@ from .exposition import CONTENT_TYPE
 #: Connections at a time, and how long each may take in all. Prometheus has one, and gives up after 10 s by default.
 MAX_CONNECTIONS = 16
 _DEADLINE_S = 10.0
-#: How long an answer may be on its way from the loop before whoever asked is told that there is none.
+#: How long the daemon's loop may take to hand over its metrics before the request is answered with 503.
 _ANSWER_S = 5.0
-#: What was written a moment ago is good enough: however many ask, the loop is asked so often at most.
+#: A text that is no older is sent again: this bounds how often the daemon's loop is asked.
 _FRESH_S = 0.25
 _MAX_REQUEST_BYTES = 8_192
 #: How often a port that is taken is tried again.
@@ -29,239 +30,166 @@ _RETRY_S = 10.0
 _PATH = "/metrics"
 
 
-class _Connection:
-    def __init__(self, sock: socket.socket, now: float) -> None:
-        self.socket = sock
-        self.due = now + _DEADLINE_S
-        self.received = b""
-        self.answer = b""
-        #: Since when it waits for metrics.
-        self.waits_since: float | None = None
-        self.only_head = False
-
-
 class MetricsServer:
-    """Serves ``GET /metrics``. ``ask`` is called when metrics are wanted, and must lead to :meth:`give`."""
+    """Serves ``GET /metrics`` at an address. Owns its thread, its sockets, and the text that was written last."""
 
-    def __init__(self, address: Address, ask: Callable[[], None], told: Callable[[str], None]) -> None:
-        """``told`` takes what is wrong with the address, or ``""`` when it is served. Both are called in the thread."""
+    def __init__(self, address: Address, ask: Callable[[], None], report: Callable[[str], None]) -> None:
+        """Both callables are called in the server's thread.
+
+        Args:
+            ask: called when metrics are wanted; it has to lead to :meth:`give`.
+            report: takes what is wrong with the address, or ``""`` once it is served.
+        """
+        self.port = address.port
         self._address = address
         self._ask = ask
-        self._told = told
-        self.port = address.port
-        self._selector = selectors.DefaultSelector()
-        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._selector.register(self._wake_read, selectors.EVENT_READ)
-        self._listener: socket.socket | None = None
-        self._bind_at = 0.0
-        self._accept_at = 0.0
+        self._report = report
         self._problem: str | None = None
-        #: The oldest first.
-        self._connections: dict[int, _Connection] = {}
-        self._asked = False
-        self._known = (float("-inf"), b"")
-        #: From :meth:`give`: what is to be written by the thread.
-        self._given: Callable[[], bytes] | None = None
-        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
+        self._closing = asyncio.Event()
+        #: The handler of each connection, the oldest first.
+        self._handlers: dict[asyncio.Task[None], None] = {}
+        self._written_at, self._text = float("-inf"), b""
+        #: The text that was asked for and has not come yet.
+        self._wanted: asyncio.Future[bytes] | None = None
 
-    # --- in the loop
+    # --- in the daemon's loop
 
     def open(self) -> None:
-        """Serve from now on, as soon as the port can be had."""
+        """Serve from now on, as soon as the port is free."""
+        self._loop = asyncio.new_event_loop()
+        # Connections that can't be accepted for want of a descriptor are tried again by asyncio; it need not log that.
+        self._loop.set_exception_handler(lambda _loop, _context: None)
         self._thread.start()
 
     def give(self, write: Callable[[], bytes]) -> None:
-        """Here are the metrics: ``write`` makes their text, in the thread."""
-        self._given = write
-        self._wake()
+        """Answer the call of ``ask``; ``write`` makes the text, in the server's thread."""
+        self._call(lambda: self._take(write))
 
     def close(self) -> None:
-        """Serve no more."""
-        self._closed = True
-        self._wake()
-        self._thread.join(1.0)
+        """Stop serving, and leave the port."""
+        self._call(self._closing.set)
+        if self._thread.ident is not None:
+            self._thread.join(1.0)
 
-    def _wake(self) -> None:
-        with contextlib.suppress(OSError):
-            os.write(self._wake_write, b"\0")
+    def _call(self, function: Callable[[], object]) -> None:
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the server has ended
+                self._loop.call_soon_threadsafe(function)
 
-    # --- in the thread
+    # --- in the server's thread
 
     def _run(self) -> None:
+        assert self._loop is not None
+        loop = self._loop
         try:
-            while not self._closed:
-                self._turn()
+            with asyncio.Runner(loop_factory=lambda: loop) as runner:
+                runner.run(self._serve())
         except Exception as error:
-            self._told(f"metrics are not served any more, by an error of ours: {type(error).__name__}: {error}")
-        finally:
-            for connection in list(self._connections.values()):
-                self._drop(connection)
-            if self._listener is not None:
-                self._listener.close()
-            self._selector.close()
+            self._tell(f"metrics are no longer served because of a bug: {type(error).__name__}: {error}")
 
-    def _turn(self) -> None:
-        now = time.monotonic()
-        if self._listener is None and now >= self._bind_at:
-            self._bind(now)
-        for key, _ in self._selector.select(self._pause_s(now)):
-            if key.fd == self._wake_read:
-                with contextlib.suppress(BlockingIOError):
-                    os.read(self._wake_read, 512)
-            elif key.data is None:
-                self._accept()
-            else:
-                self._serve(key.data)
-        write, self._given = self._given, None
-        if write is not None:
-            self._asked = False
+    async def _serve(self) -> None:
+        while not self._closing.is_set():
             try:
-                self._known = (time.monotonic(), write())
-                self._answer_waiting("200 OK", self._known[1])
-            except Exception as error:
-                words = f"an error of the daemon's: {type(error).__name__}: {error}\n"
-                self._answer_waiting("500 Internal Server Error", words.encode())
-        self._look_at_clock(time.monotonic())
-
-    def _pause_s(self, now: float) -> float | None:
-        due = [connection.due for connection in self._connections.values()]
-        waiting = [c.waits_since + _ANSWER_S for c in self._connections.values() if c.waits_since is not None]
-        if self._listener is None:
-            due.append(self._bind_at)
-        elif self._accept_at > now:
-            due.append(self._accept_at)
-        due += waiting
-        return max(0.0, min(due) - now) if due else None
-
-    def _bind(self, now: float) -> None:
-        address = self._address
-        listener = socket.socket(socket.AF_INET6 if address.is_ipv6 else socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.setblocking(False)
-            listener.bind((address.host, address.port))
-            listener.listen(MAX_CONNECTIONS)
-        except OSError as error:
-            listener.close()
-            self._bind_at = now + _RETRY_S
-            shown = f"[{address.host}]" if address.is_ipv6 else address.host
-            self._tell(
-                f"metrics can't be served at {shown}:{address.port}: {error.strerror}; speech is not concerned. Name "
-                f"another port in [metrics] listen (another daemon may have this one); tried again every {_RETRY_S:g} s"
+                listener = self._bind()
+            except OSError as error:
+                host = f"[{self._address.host}]" if self._address.is_ipv6 else self._address.host
+                self._tell(
+                    f"metrics can't be served at {host}:{self._address.port}: {os.strerror(error.errno or 0)}; speech "
+                    "is served. Name another port in [metrics] listen (another daemon may use this one); the port is "
+                    f"tried again every {_RETRY_S:g} s"
+                )
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._closing.wait(), _RETRY_S)
+                continue
+            self.port = listener.getsockname()[1]
+            server = await asyncio.start_server(
+                self._handle, sock=listener, backlog=MAX_CONNECTIONS, limit=_MAX_REQUEST_BYTES
             )
-            return
-        self.port = listener.getsockname()[1]
-        self._listener = listener
-        self._selector.register(listener, selectors.EVENT_READ)
-        self._tell("")
+            self._tell("")
+            await self._closing.wait()
+            server.close()
+
+    def _bind(self) -> socket.socket:
+        address, ipv6 = self._address, self._address.is_ipv6
+        family = socket.AF_INET6 if ipv6 else socket.AF_INET
+        return socket.create_server(
+            (address.host, address.port), family=family, backlog=MAX_CONNECTIONS, dualstack_ipv6=ipv6
+        )
 
     def _tell(self, problem: str) -> None:
         if problem != self._problem:
             self._problem = problem
-            self._told(problem)
+            self._report(problem)
 
-    def _accept(self) -> None:
-        assert self._listener is not None
-        for _ in range(MAX_CONNECTIONS):
-            try:
-                sock, _peer = self._listener.accept()
-            except BlockingIOError:
-                return
-            except OSError:
-                # No descriptor is left, or it went away again: let the others go on.
-                self._selector.unregister(self._listener)
-                self._accept_at = time.monotonic() + 0.1
-                return
-            sock.setblocking(False)
-            if len(self._connections) >= MAX_CONNECTIONS:
-                self._drop(next(iter(self._connections.values())))
-            connection = self._connections[sock.fileno()] = _Connection(sock, time.monotonic())
-            self._selector.register(sock, selectors.EVENT_READ, connection)
-
-    def _serve(self, connection: _Connection) -> None:
-        if self._connections.get(connection.socket.fileno()) is not connection:
-            return  # it gave way in this very turn
+    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handler = asyncio.current_task()
+        assert handler is not None
+        if len(self._handlers) >= MAX_CONNECTIONS:
+            oldest = next(iter(self._handlers))
+            del self._handlers[oldest]
+            oldest.cancel()
+        self._handlers[handler] = None
         try:
-            if connection.answer:
-                self._send(connection)
-                return
-            data = connection.socket.recv(_MAX_REQUEST_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._drop(connection)
-            return
-        if not data:
-            self._drop(connection)
-        elif connection.waits_since is None:
-            connection.received += data
-            self._look_at(connection)
+            async with asyncio.timeout(_DEADLINE_S):
+                writer.write(await self._answer(reader))
+                writer.close()
+                await writer.wait_closed()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the client left, was too slow, or had to give way
+        finally:
+            self._handlers.pop(handler, None)
+            writer.transport.abort()
 
-    def _look_at(self, connection: _Connection) -> None:
-        head, complete, _ = connection.received.partition(b"\r\n\r\n")
-        if not complete:
-            if len(connection.received) > _MAX_REQUEST_BYTES:
-                self._answer(connection, "431 Request Header Fields Too Large", b"")
-            return
+    async def _answer(self, reader: asyncio.StreamReader) -> bytes:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.LimitOverrunError:
+            return _response("431 Request Header Fields Too Large")
         method, _, rest = head.partition(b"\r\n")[0].partition(b" ")
         target, _, version = rest.partition(b" ")
-        path = target.partition(b"?")[0].decode("latin-1")
-        connection.only_head = method == b"HEAD"
         if not version.startswith(b"HTTP/1."):
-            self._answer(connection, "400 Bad Request", b"")
-        elif method not in (b"GET", b"HEAD"):
-            self._answer(connection, "405 Method Not Allowed", b"", "Allow: GET, HEAD\r\n")
-        elif path != _PATH:
-            self._answer(connection, "404 Not Found", f"glmttsd: its metrics are at {_PATH}\n".encode())
-        elif time.monotonic() - self._known[0] < _FRESH_S:
-            self._answer(connection, "200 OK", self._known[1])
+            return _response("400 Bad Request")
+        if method not in (b"GET", b"HEAD"):
+            return _response("405 Method Not Allowed", more="Allow: GET, HEAD\r\n")
+        if target.partition(b"?")[0] != _PATH.encode():
+            status, body = "404 Not Found", f"glmttsd: its metrics are at {_PATH}\n".encode()
         else:
-            connection.waits_since = time.monotonic()
-            if not self._asked:
-                self._asked = True
-                self._ask()
+            status, body = await self._metrics()
+        return _response(status, body, only_head=method == b"HEAD")
 
-    def _answer_waiting(self, status: str, body: bytes) -> None:
-        for connection in list(self._connections.values()):
-            if connection.waits_since is not None:
-                self._answer(connection, status, body)
-
-    def _answer(self, connection: _Connection, status: str, body: bytes, more: str = "") -> None:
-        connection.waits_since = None
-        head = (
-            f"HTTP/1.1 {status}\r\nContent-Type: {CONTENT_TYPE}\r\nContent-Length: {len(body)}\r\n{more}"
-            "Connection: close\r\n\r\n"
-        )
-        connection.answer = head.encode() + (b"" if connection.only_head else body)
+    async def _metrics(self) -> tuple[str, bytes]:
+        if time.monotonic() - self._written_at < _FRESH_S:
+            return "200 OK", self._text
+        if self._wanted is None:
+            self._wanted = asyncio.get_running_loop().create_future()
+            self._ask()
+        wanted = self._wanted
         try:
-            self._send(connection)
-        except OSError:
-            self._drop(connection)
+            return "200 OK", await asyncio.wait_for(asyncio.shield(wanted), _ANSWER_S)
+        except TimeoutError:
+            if self._wanted is wanted:
+                self._wanted = None
+            return "503 Service Unavailable", f"the daemon's loop is stuck: no answer in {_ANSWER_S:g} s\n".encode()
+        except Exception as error:
+            return "500 Internal Server Error", f"a bug in the daemon: {type(error).__name__}: {error}\n".encode()
 
-    def _send(self, connection: _Connection) -> None:
-        with contextlib.suppress(BlockingIOError):
-            sent = connection.socket.send(connection.answer)
-            connection.answer = connection.answer[sent:]
-        if connection.answer:
-            self._selector.modify(connection.socket, selectors.EVENT_WRITE, connection)
-        else:
-            self._drop(connection)
+    def _take(self, write: Callable[[], bytes]) -> None:
+        wanted, self._wanted = self._wanted, None
+        try:
+            self._text = write()
+            self._written_at = time.monotonic()
+            if wanted is not None:
+                wanted.set_result(self._text)
+        except Exception as error:
+            if wanted is not None:
+                wanted.set_exception(error)
 
-    def _drop(self, connection: _Connection) -> None:
-        del self._connections[connection.socket.fileno()]
-        self._selector.unregister(connection.socket)
-        connection.socket.close()
 
-    def _look_at_clock(self, now: float) -> None:
-        if self._listener is not None and 0.0 < self._accept_at <= now:
-            self._accept_at = 0.0
-            self._selector.register(self._listener, selectors.EVENT_READ)
-        for connection in list(self._connections.values()):
-            if connection.waits_since is not None and now - connection.waits_since >= _ANSWER_S:
-                self._asked = False
-                self._answer(
-                    connection, "503 Service Unavailable", b"the daemon's loop has not answered in time: it is stuck\n"
-                )
-            elif now >= connection.due:
-                self._drop(connection)
+def _response(status: str, body: bytes = b"", *, more: str = "", only_head: bool = False) -> bytes:
+    head = (
+        f"HTTP/1.1 {status}\r\nContent-Type: {CONTENT_TYPE}\r\nContent-Length: {len(body)}\r\n{more}"
+        "Connection: close\r\n\r\n"
+    )
+    return head.encode() + (b"" if only_head else body)

@@ -1,7 +1,8 @@
-"""The metrics outside of the core: the shell's own figures, and where everybody who asks gets them all."""
+"""All metrics: the core's and the shell's, for Prometheus over HTTP and for ``glmttsctl metrics``."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from glmtts.protocol.errors import ErrorCode
 
 from ..config.tcp_access import parse_listen
 from ..core import effects, inputs
-from ..core.metric_types import Family, Histogram, kept, labelled, single
+from ..core.metric_types import Family, Histogram, Kind, kept, labelled, single
 from ..core.settings import MetricsSettings
 from ..log.logger import Logger
 from ..loop import Background
@@ -22,20 +23,30 @@ from .exposition import written
 if TYPE_CHECKING:
     from .http import MetricsServer
 
-#: Seconds. Nothing in the loop takes over a millisecond: what does is worth seeing.
+#: Seconds. A turn of the loop is meant to take less than a millisecond.
 LAG_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
-#: Of ``status``: counters of the shell, by what Prometheus calls them.
-_COUNTERS = {
-    "connections_turned_away": ("glmtts_connections_turned_away_total", "Connections over the limit."),
-    "connections_ended_unread": ("glmtts_connections_unread_total", "Those ended as they left too much unread."),
-    "floods_ended": ("glmtts_connections_flooding_total", "Those ended as they sent too much at once."),
-    "internal_errors": ("glmtts_internal_errors_total", "Bugs met, each of which is in the log."),
-    "log_lines_dropped": ("glmtts_log_lines_dropped_total", "Lines that nobody took from us."),
-}
+#: Counters of the shell: their key in ``status``, name and help.
+_COUNTERS = (
+    ("connections_turned_away", "glmtts_connections_turned_away_total", "Connections over the limit."),
+    ("connections_ended_unread", "glmtts_connections_unread_total", "Connections ended with too much left unread."),
+    ("floods_ended", "glmtts_connections_flooding_total", "Connections ended for sending too much at once."),
+    ("internal_errors", "glmtts_internal_errors_total", "Bugs met; each is in the log."),
+    ("log_lines_dropped", "glmtts_log_lines_dropped_total", "Lines lost because the log is read too slowly."),
+)
+#: The journal's figures: their field, name, kind and help.
+_JOURNAL: tuple[tuple[str, str, Kind, str], ...] = (
+    ("rows", "glmtts_journal_rows", "gauge", "Durable jobs in the journal, ended ones included."),
+    ("bytes", "glmtts_journal_bytes", "gauge", "Size of the journal's files."),
+    ("result_bytes", "glmtts_journal_results_bytes", "gauge", "Size of the results of durable jobs."),
+    ("lag_s", "glmtts_journal_lag_seconds", "gauge", "Age of the oldest record that is not on disk yet."),
+    ("writes", "glmtts_journal_writes_total", "counter", "Transactions that reached the disk."),
+    ("write_s", "glmtts_journal_write_seconds_total", "counter", "Time that these transactions took."),
+    ("failures", "glmtts_journal_failures_total", "counter", "Transactions that failed."),
+)
 
 
 class Metrics:
-    """Where the loop and those who ask for metrics meet. All is called in the loop, but for what runs elsewhere."""
+    """Owns the HTTP server, and the histogram of the loop's lag. Its public methods are called in the loop."""
 
     def __init__(
         self,
@@ -49,7 +60,12 @@ class Metrics:
         journal: Callable[[], JournalFigures],
         send: Callable[[effects.Send], None],
     ) -> None:
-        """``core`` has the core's metrics, ``facts`` the shell's part of ``status``, ``journal`` that one's figures."""
+        """
+        Args:
+            core: returns the core's metrics.
+            facts: returns the shell's part of ``status``.
+            journal: returns the journal's figures.
+        """
         self.lag = Histogram(LAG_S)
         self._wakeup_fd = wakeup_fd
         self._log = log
@@ -65,25 +81,25 @@ class Metrics:
             address = parse_listen(settings.listen)
             if not address.is_loopback:
                 self._log.warning(
-                    "metrics are served beyond this machine, and not encrypted: let only your Prometheus in",
+                    "metrics are served beyond this machine, and not encrypted: admit only your Prometheus",
                     address=settings.listen,
                 )
-            from .http import MetricsServer  # most daemons have no use for it
+            from .http import MetricsServer  # here, because few daemons need it
 
-            self._server = MetricsServer(address, self._ask, self._told)
+            self._server = MetricsServer(address, self._ask, self._report)
 
     def open(self) -> None:
-        """Serve them over HTTP, where that is configured."""
+        """Serve the metrics over HTTP if configured."""
         if self._server is not None:
             self._server.open()
 
     def close(self) -> None:
-        """Serve them no more."""
+        """Stop serving."""
         if self._server is not None:
             self._server.close()
 
     def collect(self) -> list[inputs.Input]:
-        """Hand over what was asked for; returns what the core should know."""
+        """Hand the server the metrics that it asked for; returns inputs for the core."""
         if self._asked and self._server is not None:
             self._asked = False
             families = self._all(self._core())
@@ -97,17 +113,16 @@ class Metrics:
         return found
 
     def write(self, effect: effects.WriteMetrics) -> None:
-        """Answer an operator."""
+        """Answer ``glmttsctl metrics``."""
         families = self._all(effect.families)
 
         def then(text: Any) -> None:
-            if isinstance(text, bytes):
-                self._send(effects.Send(effect.to, events.Result(id=effect.id, values={"text": text.decode()})))
-                return
-            raise text
+            if isinstance(text, Exception):
+                raise text
+            self._send(effects.Send(effect.to, events.Result(id=effect.id, values={"text": text.decode()})))
 
         if not self._background.run(lambda: written(families), then):
-            message = "too many operations wait to be carried out; try again"
+            message = "too many operations are waiting; try again"
             self._send(effects.Send(effect.to, events.Error.of(effect.id, ErrorCode.UNAVAILABLE, message)))
 
     # --- in the server's thread
@@ -116,38 +131,28 @@ class Metrics:
         self._asked = True
         self._wake()
 
-    def _told(self, problem: str) -> None:
+    def _report(self, problem: str) -> None:
         self._problems.append(problem)
         self._wake()
 
     def _wake(self) -> None:
-        try:
+        with contextlib.suppress(OSError):  # a full pipe wakes the loop as well
             os.write(self._wakeup_fd, b"\0")
-        except OSError:
-            pass  # full: it is about to wake anyway
-
-    # --- what they are
 
     def _all(self, core: list[Family]) -> list[Family]:
-        """The core's, and the shell's beside them."""
+        """The core's metrics and the shell's."""
         facts, journal = self._facts(), self._journal()
         by_tcp = facts["tcp"]["connections"] if "tcp" in facts else 0
         open_now = [("local", float(facts["connections"] - by_tcp)), ("tcp", float(by_tcp))]
         return [
             *core,
             labelled("glmtts_connections", "gauge", "Clients' connections.", "socket", open_now),
-            *(single(name, "counter", help, facts[key]) for key, (name, help) in _COUNTERS.items()),
+            *(single(name, "counter", help, facts[key]) for key, name, help in _COUNTERS),
+            *(single(name, kind, help, getattr(journal, field)) for field, name, kind, help in _JOURNAL),
             single(
                 "glmtts_loop_lag_seconds",
                 "histogram",
-                "How long each turn of the main loop took: so long at most waited what came meanwhile.",
+                "How long each turn of the main loop took, and so how long a message may have waited.",
                 kept(self.lag),
             ),
-            single("glmtts_journal_rows", "gauge", "Durable jobs in the journal, ended ones included.", journal.rows),
-            single("glmtts_journal_bytes", "gauge", "Size of its files.", journal.bytes),
-            single("glmtts_journal_results_bytes", "gauge", "Size of the results kept for it.", journal.result_bytes),
-            single("glmtts_journal_lag_seconds", "gauge", "For how long it has been behind.", journal.lag_s),
-            single("glmtts_journal_writes_total", "counter", "Transactions that came to the disk.", journal.writes),
-            single("glmtts_journal_write_seconds_total", "counter", "Time that they took.", journal.write_s),
-            single("glmtts_journal_failures_total", "counter", "Times that it could not be written.", journal.failures),
         ]

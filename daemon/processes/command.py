@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 import msgspec
 
-from ..config import load as config
+from glmtts.protocol import exit_codes
+
+from .. import config
 from ..core.settings import Settings
-from ..worker import exit_codes
 from . import guardian
 
 #: What every worker imports, and the package that brings it.
@@ -19,11 +21,13 @@ PACKAGES = {
     "zmq": "pyzmq",
     "msgpack": "msgpack",
     "msgspec": "msgspec",
-    "psutil": "psutil",
     "numpy": "numpy",
     "soundfile": "soundfile",
     "soxr": "soxr",
 }
+
+#: What the daemon itself imports beside these, and only when it has a GPU or is asked for metrics.
+_DAEMON_PACKAGES = {"pynvml": "nvidia-ml-py", "prometheus_client": "prometheus-client"}
 
 #: The oldest Python that a worker runs on.
 OLDEST_PYTHON = (3, 11)
@@ -68,6 +72,19 @@ def command(interpreter: str) -> list[str]:
     facts = {"CODE": exit_codes.INTERPRETER, "OLDEST": OLDEST_PYTHON, "PACKAGES": PACKAGES}
     known = "".join(f"{name} = {value!r}\n" for name, value in facts.items())
     return [interpreter, "-c", known + _BOOTSTRAP, ":".join(glmtts.__path__)]
+
+
+def missing_packages(settings: Settings) -> list[str]:
+    """The packages that the daemon needs with these settings and that its own interpreter lacks.
+
+    A client's installation has the daemon's code, but not its packages: those come with the extra ``daemon``.
+    """
+    needed = dict(_DAEMON_PACKAGES)
+    if config.engine_python(settings) == sys.executable:
+        needed |= PACKAGES
+        if settings.engine.name == "espeak":
+            needed["espeakng_loader"] = "espeakng-loader"
+    return [package for module, package in needed.items() if find_spec(module) is None]
 
 
 def environment(settings: Settings, worker: dict[str, Any], boot: str, device: str | None) -> dict[str, str]:

@@ -1,9 +1,9 @@
-"""Whether this daemon does its work, found out from inside, for a watchdog that may end it.
+"""The daemon's check of itself, by which the service manager's watchdog may restart it.
 
-A loop that turns is not enough: it may turn and no message reach it. So the daemon is a client of itself, and asks for
-an answer through a socket of its own: ZeroMQ's thread, the loop, the codec and the core all have to work for it to
-come. And the threads that others wait for have to be alive. What a new process could not mend, such as a full disk, a
-lost GPU or a worker that can't be loaded, does not count here: that is what alerts are for.
+A loop that turns is not enough, since messages may no longer reach it. So the daemon is its own client and sends itself
+a ping: ZeroMQ's thread, the loop, the codec and the core all have to work for the answer to come. The threads that
+others depend on have to be alive, too. A problem that a restart does not solve, such as a full disk, a lost GPU or a
+worker that can't be loaded, is a matter for alerts.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from glmtts.protocol.requests import VERSION, Ping
 
 from ..transport.listeners import LOCAL_THREAD
 
-#: Threads that live as long as the daemon does, once they are there.
+#: Threads that, once started, live as long as the daemon.
 _NEEDED = frozenset({"background", "journal", "log", "sampler"})
 
 
 class SelfCheck:
-    """A client of this daemon in this daemon, connected to ``endpoint``; used from the loop's thread alone."""
+    """Owns the daemon's client connection to itself. For the loop's thread."""
 
     def __init__(
         self,
@@ -44,29 +44,29 @@ class SelfCheck:
         self._asked_at = clock()
         self._answered = True
         self._threads: dict[str, threading.Thread] = {}
-        #: What does not work, as of the last look; empty when all does.
+        #: The problem that the last check found, or ``""``.
         self.problem = ""
 
     def receive(self) -> None:
-        """Take in what has come; to be called when there is something."""
+        """Receive the answers; to be called when the socket is readable."""
         while True:
             try:
                 event = codec.decode_event(self.socket.recv(zmq.NOBLOCK))
             except zmq.Again:
                 return
-            # The answer that the core itself could not be asked is an answer too, but not this one.
+            # An error event, as when the core fails, is not this answer.
             if isinstance(event, events.Pong) and event.id == self._id:
                 self._answered = True
 
     def well(self) -> bool:
-        """Whether everything has worked since the last look; asks again for the next one."""
+        """Whether everything has worked since the last call; sends the next ping."""
         self.receive()
-        self.problem = self._look()
+        self.problem = self._check()
         if self._answered:
             self._ask()
         return not self.problem
 
-    def _look(self) -> str:
+    def _check(self) -> str:
         if not self._answered:
             return f"a ping of its own has not been answered for {self._clock() - self._asked_at:.1f} s"
         for thread in threading.enumerate():
@@ -82,7 +82,7 @@ class SelfCheck:
         try:
             self.socket.send(codec.encode(Ping(v=VERSION, id=self._id)), zmq.NOBLOCK)
         except zmq.Again:
-            # Not even the one before has left: it is looked at, and tried, again.
+            # The ping before has not left yet; the next call finds it unanswered.
             pass
 
     def close(self) -> None:

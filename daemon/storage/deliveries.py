@@ -1,10 +1,9 @@
-"""Files of jobs that have ended, in a thread of their own: results on disk that are sent, marks that are removed."""
+"""Files of ended jobs, in a thread of its own: results are read to be sent, marks of outputs are removed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from ..core import effects, inputs
 from ..log.logger import Logger
@@ -17,10 +16,7 @@ _MAX_WAITING = 20_000
 
 
 class Deliveries:
-    """``send`` hands an event with its body to a client, ``step`` takes what went wrong into the core.
-
-    One file is read at a time, so no more than one lies in memory before it is a client's.
-    """
+    """Reads one file at a time, so that no more than one is in memory before it is sent."""
 
     def __init__(
         self,
@@ -29,8 +25,9 @@ class Deliveries:
         step: Callable[[inputs.Input], None],
         log: Logger,
     ) -> None:
+        """``send`` hands an event with its body to a client; ``step`` takes a lost result to the core."""
         self._background = Background(wakeup_fd, _MAX_WAITING)
-        # Its thread is there from the start, so that a daemon that has more of them than before has a leak.
+        # The thread starts with the daemon, so that a growing number of threads is always a leak.
         self._background.run(lambda: None, lambda _: None)
         self._send = send
         self._step = step
@@ -39,27 +36,27 @@ class Deliveries:
     def send_stored(self, effect: effects.SendStored) -> None:
         """Read a result, and send it."""
 
-        def then(result: Any) -> None:
-            if isinstance(result, Exception):
+        def then(result: object) -> None:
+            if isinstance(result, bytes):
+                self._send(effects.Send(effect.to, effect.event, result))
+            else:
                 problem = str(result) if isinstance(result, ResultLostError) else f"{type(result).__name__}: {result}"
                 self._step(inputs.StoredLost(effect.to, effect.event.id, effect.event.job, problem))
-            else:
-                self._send(effects.Send(effect.to, effect.event, result))
 
         if not self._background.run(lambda: read_result(effect.path), then):
             then(ResultLostError("too many results wait to be read; ask again in a moment"))
 
     def settle(self, effect: effects.SettleOutput) -> None:
-        """Remove the mark of an output, and the file itself where nobody wants it."""
+        """Remove the mark of an output, and the file too if the job ended badly."""
 
-        def then(result: Any) -> None:
+        def then(result: object) -> None:
             if isinstance(result, Exception):
                 self._log.warning("output not settled", job=effect.job, file=effect.path, reason=str(result))
 
-        how = outputs.settle if effect.wanted else outputs.discard
-        # What is not done now is swept by the next daemon.
-        self._background.run(lambda: how(Path(effect.path), effect.job), then)
+        settle = outputs.settle if effect.wanted else outputs.discard
+        # The next daemon sweeps the marks that are left when too many wait.
+        self._background.run(lambda: settle(Path(effect.path), effect.job), then)
 
     def collect(self) -> None:
-        """Hand back what is done; called in the loop."""
+        """Hand over the results of finished work; called in the loop."""
         self._background.collect()

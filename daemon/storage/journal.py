@@ -1,7 +1,7 @@
-"""The journal of durable jobs: what was accepted is on disk, whatever becomes of the daemon.
+"""The journal of durable jobs: an accepted job is on disk, and survives the daemon.
 
-One thread writes, and writes all that has come while it was at the disk in one transaction: the disk is waited for once
-for many jobs. journal_writer.py says what it does, journal_store.py what is in the file.
+One thread writes. Everything that arrives while it waits for the disk goes into its next transaction, so that one wait
+serves many jobs. writer.py is that thread's work, store.py the rows.
 """
 
 from __future__ import annotations
@@ -16,16 +16,13 @@ from pathlib import Path
 from msgspec import Struct, structs
 
 from ..core import effects, inputs
-from .problems import told
+from .problems import message
 from .store import Store
 from .writer import Writer, found
 
 
 class JournalFigures(Struct, frozen=True):
-    """The journal for the metrics: its rows, its files' bytes, and what writing it has taken.
-
-    ``lag_s``: for how long the oldest of what is not on disk yet has waited for that.
-    """
+    """The journal for the metrics. ``lag_s`` is the age of the oldest record that is not on disk yet."""
 
     rows: int = 0
     bytes: int = 0
@@ -37,10 +34,10 @@ class JournalFigures(Struct, frozen=True):
 
 
 class Journal:
-    """The journal in ``folder``. ``wakeup_fd`` is written to when there is something to collect.
+    """Owns the journal in a folder, and the thread that writes it. Its methods never wait for the disk, save ``open``.
 
-    Adds and look-ups wait in queues with limits. Starts and ends do not need one: a job has one of each at most, and
-    while nothing can be written no durable job is accepted, so there are never more than jobs that live.
+    Adds and look-ups wait in queues with limits. Starts and ends need none: a job has one of each at most, and while
+    nothing can be written no durable job is accepted, so there are never more than living jobs.
     """
 
     def __init__(
@@ -55,11 +52,15 @@ class Journal:
         busy_s: float = 2.0,
         retry_s: tuple[float, float] = (0.25, 5.0),
     ) -> None:
-        """``on_warning`` takes a line for the log, in the loop. ``wall`` is the time in seconds since 1970.
-
-        At most ``max_queued`` adds with ``max_queued_bytes``, and as many look-ups, wait for the disk. Another's
-        lock is waited for ``busy_s``; what has failed is tried again after the first of ``retry_s``, and ever later up
-        to the second.
+        """
+        Args:
+            wakeup_fd: written to when there are answers to collect.
+            on_warning: takes a line for the log; called in the loop.
+            wall: the time in seconds since 1970.
+            max_queued: adds, and look-ups, that may wait for the disk.
+            max_queued_bytes: texts and recordings of the adds that may wait.
+            busy_s: how long to wait for another process's lock.
+            retry_s: the first and the longest pause before a retry.
         """
         self._wakeup_fd = wakeup_fd
         self._on_warning = on_warning
@@ -67,9 +68,9 @@ class Journal:
         self._store = Store(folder, busy_s)
         self._writer = Writer(self._store, wall, retry_s)
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
-        #: Set when it is known whether the journal can be used.
+        #: Set once it is known whether the journal can be used.
         self._decided = threading.Event()
-        # All that follows is shared, under the lock, which nobody holds for longer than a few assignments.
+        # All that follows is shared under the lock, which is held for a few assignments only.
         self._lock = threading.Condition(threading.Lock())
         self._closed = False
         self._adds: list[effects.JournalAdd] = []
@@ -78,7 +79,7 @@ class Journal:
         self._starts: dict[str, int] = {}
         self._ends: dict[str, effects.JournalEnd] = {}
         self._results: list[inputs.Input] = []
-        #: Since when the oldest waits of what the thread has not taken yet, and of what it has.
+        #: When the oldest record arrived that the thread has not taken, and the oldest that it has not written.
         self._waits_since: float | None = None
         self._taken_since: float | None = None
         self._figures = JournalFigures()
@@ -89,9 +90,11 @@ class Journal:
     def open(
         self, timeout_s: float = 30.0, *, on_wait: Callable[[], None] = lambda: None, on_wait_every_s: float = 5.0
     ) -> inputs.JournalChanged:
-        """Open the journal, and hand over what an earlier daemon has left. Waits ``timeout_s`` for the disk at most.
+        """Open the journal, and return the unfinished jobs of an earlier daemon, or the problem.
 
-        ``on_wait`` is called at once, and again for as long as it waits, every ``on_wait_every_s``.
+        Args:
+            timeout_s: how long to wait for the disk.
+            on_wait: called at once, and every ``on_wait_every_s`` while it waits.
         """
         self._thread.start()
         deadline = time.monotonic() + timeout_s
@@ -100,14 +103,15 @@ class Journal:
             self._decided.wait(min(left, on_wait_every_s))
         if not self._decided.is_set():
             what = f"the disk has not answered for {timeout_s:g} s"
-            return inputs.JournalChanged(told(self._store.file, what, "Look at 'dmesg', and at who uses the disk."))
+            remedy = "Check 'dmesg', and which processes use the disk."
+            return inputs.JournalChanged(message(self._store.file, what, remedy))
         with self._lock:
             first = next(result for result in self._results if isinstance(result, inputs.JournalChanged))
             self._results.remove(first)
         return first
 
     def add(self, effect: effects.JournalAdd) -> None:
-        """Write a job down; JournalAdded comes when it is on disk."""
+        """Write a job; JournalAdded follows when it is on disk."""
         row = effect.row
         size = len(row.request.text) + (0 if row.recording is None else len(row.recording))
         with self._lock:
@@ -130,13 +134,13 @@ class Journal:
             self._has_work()
 
     def end(self, effect: effects.JournalEnd) -> None:
-        """Note how a job ended; JournalEnded comes when that is on disk."""
+        """Note how a job ended; JournalEnded follows when that is on disk."""
         with self._lock:
             self._ends.setdefault(effect.job, effect)
             self._has_work()
 
     def find(self, effect: effects.JournalFind) -> None:
-        """Look a job up; JournalFound comes."""
+        """Look a job up; JournalFound follows."""
         with self._lock:
             if len(self._finds) < self._max_queued:
                 self._finds.append(effect)
@@ -146,35 +150,37 @@ class Journal:
             self._hand_back([found(effect, problem=problem)])
 
     def collect(self) -> list[inputs.Input]:
-        """What has come back since the last call, in its order."""
+        """The answers since the last call, in their order."""
         with self._lock:
             results, self._results = self._results, []
-            warnings, self._warnings = self._warnings, []
-        for warning in warnings:
-            self._on_warning(warning)
+        self._log_warnings()
         return results
 
     def figures(self) -> JournalFigures:
-        """How the journal does; without a look at the disk."""
+        """The journal's figures, without a look at the disk."""
         with self._lock:
             figures, since = self._figures, [at for at in (self._taken_since, self._waits_since) if at is not None]
         return structs.replace(figures, lag_s=time.monotonic() - min(since)) if since else figures
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Write what has come, in ``timeout_s`` at most, and close. What came back can still be collected."""
+        """Write the waiting records, for at most ``timeout_s``, and close. The last answers can still be collected."""
         with self._lock:
             self._closed = True
             self._lock.notify_all()
         if self._thread.ident is None:
             return
         self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            with self._lock:
+                self._warnings.append(
+                    f"the journal is closed before all was written: the disk has not answered for {timeout_s:g} s; the "
+                    "next daemon runs the durable jobs again whose end is not on disk"
+                )
+        self._log_warnings()
+
+    def _log_warnings(self) -> None:
         with self._lock:
             warnings, self._warnings = self._warnings, []
-        if self._thread.is_alive():
-            warnings.append(
-                f"the journal is closed in the middle: the disk has not answered for {timeout_s:g} s; durable jobs "
-                "whose end is not on disk are spoken again by the next daemon"
-            )
         for warning in warnings:
             self._on_warning(warning)
 
@@ -187,7 +193,7 @@ class Journal:
 
     def _hand_back(self, results: list[inputs.Input]) -> None:
         self._results += results
-        # A full pipe wakes the loop as well; and when the daemon ends there is nobody to be woken.
+        # A full pipe wakes the loop as well, and a closed one belongs to a daemon that ends.
         with contextlib.suppress(OSError):
             os.write(self._wakeup_fd, b"\0")
 
@@ -204,7 +210,7 @@ class Journal:
             try:
                 writer.turn(adds, finds, starts, ends)
             except Exception as error:
-                # It answers whatever fails, so this is a bug in that; the next turn may be well.
+                # A bug, since the writer answers every failure; the next turn may succeed.
                 writer.warnings.append(f"the journal met an error: {type(error).__name__}: {error}")
             self._publish()
             if writer.problem is not None:
@@ -213,7 +219,7 @@ class Journal:
         self._publish()
 
     def _wait(self) -> bool:
-        """Wait until there is something to do; returns False at the end, when all that has come is done."""
+        """Wait for work; returns False at the end, when all work is done."""
         with self._lock:
             while not (self._adds or self._finds or self._starts or self._ends):
                 if self._closed:
@@ -229,13 +235,12 @@ class Journal:
         figures = JournalFigures(
             store.rows, store.bytes, store.result_bytes, writer.writes, writer.write_s, writer.failures
         )
+        answers, writer.answers = writer.answers, []
+        warnings, writer.warnings = writer.warnings, []
         with self._lock:
             self._figures = figures
             if not writer.behind:
                 self._taken_since = None
-        answers, self._writer.answers = self._writer.answers, []
-        warnings, self._writer.warnings = self._writer.warnings, []
-        if answers or warnings:
-            with self._lock:
+            if answers or warnings:
                 self._warnings += warnings
                 self._hand_back(answers)

@@ -1,7 +1,7 @@
-"""Finished files appear in one step, complete, under a name that did not exist; nothing half-written ever stays.
+"""Files appear in one step, complete, under a name that did not exist; no partial file is left.
 
-A worker or the daemon may die between the file and the news of it. So that another attempt at the same job knows the
-file for its own, a second name stays beside it, the mark, until the daemon knows how the job ended.
+A worker or the daemon may die after the file was written and before that is known. A second name, the mark, stays
+beside the file until the daemon knows how the job ended: it shows the next attempt at the job that the file is its own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 #: Begins the names of files that are being written, followed by the writer's pid and start time.
@@ -21,11 +20,11 @@ _JOB_ID = re.compile(r"[0-9a-f]{1,64}-[0-9]{1,20}")
 
 
 class OutputError(Exception):
-    """The file was not written; the message is for the person who asked for it."""
+    """The file was not written; the message is for the client."""
 
 
 class OutputExistsError(OutputError):
-    """There is a file of that name; it was left as it is."""
+    """There is a file of that name, which was left as it is."""
 
 
 class OutputFailedError(OutputError):
@@ -33,20 +32,20 @@ class OutputFailedError(OutputError):
 
 
 def check_absent(path: Path) -> None:
-    """Raise OutputExistsError if ``path`` is taken: worth knowing before the work is done. ``write_new`` decides."""
+    """Raise OutputExistsError if ``path`` exists, to save the synthesis; ``write_new`` decides in the end."""
     if path.exists() or path.is_symlink():
         raise _exists(path)
 
 
 def delivered(path: Path, job: str) -> bytes | None:
-    """The content of ``path``, now surely on disk, if an earlier attempt at ``job`` has put it there; else None.
+    """The content of ``path``, synced, if an earlier attempt at ``job`` wrote it; else None.
 
     Raises OutputFailedError if it can't be read.
     """
     if not _is_same_file(path, _mark(path.parent, job)):
         return None
     try:
-        # That attempt may have died before it did this; the content was on disk before it had a name.
+        # That attempt may have died before this sync; the content was synced before it had a name.
         sync_folder(path.parent)
         return path.read_bytes()
     except OSError as error:
@@ -54,10 +53,10 @@ def delivered(path: Path, job: str) -> bytes | None:
 
 
 def write_new(path: Path, data: bytes, job: str) -> bytes:
-    """Write ``data`` to ``path``, which must not exist, and have it on disk when this returns.
+    """Write ``data`` to ``path``, which must not exist, and sync it; ``settle`` removes the mark.
 
-    What an earlier attempt at ``job`` has put there stays. Returns what is there. ``settle`` removes the mark.
-    Raises OutputExistsError or OutputFailedError; either way nothing of it is left in the folder.
+    Returns the content of the file: that of an earlier attempt at ``job`` is kept. Raises OutputExistsError or
+    OutputFailedError, and leaves nothing in the folder then.
     """
     # Late, because the codec is a tenth of the time in which a worker without outputs starts.
     from glmtts.protocol.codec import bad_file_name
@@ -68,9 +67,9 @@ def write_new(path: Path, data: bytes, job: str) -> bytes:
     if (earlier := delivered(path, job)) is not None:
         return earlier
     try:
-        # Of an attempt that got no further: it may be what has filled the disk.
+        # Left by an attempt that got no further, and perhaps what fills the disk.
         mark.unlink(missing_ok=True)
-        _put(mark, data)
+        put(mark, data)
         _link(mark, path)
     except FileExistsError:
         raise _exists(path) from None
@@ -80,13 +79,10 @@ def write_new(path: Path, data: bytes, job: str) -> bytes:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path``, whatever is there, and have it on disk when this returns.
-
-    Raises OSError; then nothing of it is left in the folder.
-    """
-    _put(path, data)
+    """Write ``data`` to ``path``, whether it exists or not, and sync it. Raises OSError, and leaves no file then."""
+    put(path, data)
     try:
-        # Only now a loss of power can't bring the name back to what it was, or to nothing.
+        # Without it, a loss of power may undo the rename.
         sync_folder(path.parent)
     except OSError:
         path.unlink()
@@ -94,24 +90,25 @@ def replace(path: Path, data: bytes) -> None:
 
 
 def settle(path: Path, job: str) -> None:
-    """Remove the mark beside ``path``, if it is there: it is known for good how ``job`` ended. Raises OSError.
+    """Remove the mark beside ``path``, if there is one, because ``job`` has ended. Raises OSError.
 
-    It is not synced: a mark that a loss of power brings back is swept.
+    Not synced: a mark that comes back after a loss of power is swept.
     """
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         _mark(path.parent, job).unlink()
 
 
 def discard(path: Path, job: str) -> None:
-    """Remove what ``job`` has put at ``path``, if it has, and its mark: the job ended badly. Raises OSError."""
-    _unlink_if_same(path, _mark(path.parent, job))
+    """Remove the file that ``job`` wrote at ``path``, if it did, and the mark: the job ended badly. Raises OSError."""
+    if _is_same_file(path, _mark(path.parent, job)):
+        path.unlink()
     settle(path, job)
 
 
 def sweep(folder: Path, keep: set[str]) -> int:
-    """Remove what dead writers have left in ``folder``: half-written files, and the marks of all jobs but ``keep``.
+    """Remove the partial files of dead writers from ``folder``, and the marks of all jobs but ``keep``.
 
-    Returns how many files that were. Raises OSError.
+    Returns the number of files removed. Raises OSError.
     """
     removed = 0
     with contextlib.suppress(FileNotFoundError):
@@ -124,61 +121,56 @@ def sweep(folder: Path, keep: set[str]) -> int:
 
 
 def started(pid: int) -> int:
-    """When a process started, in clock ticks since boot (/proc/PID/stat, field 22); 0 if there is none."""
+    """When a process started, in clock ticks since boot (/proc/PID/stat, field 22); 0 if there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return 0
-    # The command's name may itself hold blanks and brackets: count from behind it.
+    # The command's name may contain blanks and brackets, so the fields are counted from behind it.
     return int(stat[stat.rindex(b")") + 2 :].split()[19])
 
 
 def _mark(folder: Path, job: str) -> Path:
-    """Raises ValueError for what is no id of a job, and so might lead out of the folder."""
+    """The path of a job's mark. Raises ValueError for a text that is no job's id: it might lead out of the folder."""
     if not _JOB_ID.fullmatch(job):
-        raise ValueError(f"{job!r} is no id of a job")
+        raise ValueError(f"{job!r} is not a job's id")
     return folder / f"{MARK_PREFIX}{job}"
 
 
-def _put(path: Path, data: bytes) -> None:
-    """Give ``path`` this content in one step. Raises OSError; then it is as it was."""
+def put(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Give ``path`` this synced content in one step. Raises OSError, and changes nothing then."""
     temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{started(os.getpid())}-{os.urandom(6).hex()}"
-    with _removed_afterwards(temporary):
-        _write_synced(temporary, data)
+    try:
+        _write_synced(temporary, data, mode)
         temporary.rename(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def _link(mark: Path, path: Path) -> None:
-    """Give the marked file its name for good. Raises OSError; then neither name is left."""
+    """Give the marked file its final name. Raises OSError, and leaves neither name then."""
     with contextlib.ExitStack() as undo:
         undo.callback(mark.unlink)
-        # Unlike a rename, a link never replaces a file that somebody else has just put there.
+        # Unlike a rename, a link never replaces a file.
         os.link(mark, path)
-        # Before the mark, which says whose it is.
+        # Undone before the mark, which shows that the file is this job's.
         undo.callback(path.unlink)
-        # One for both names. File systems with a journal keep the order of what was done in a folder: after a loss of
-        # power there may be both, or neither, or the mark alone, from which nothing follows. And what may vanish again
-        # is not to be heard of: where it can't be synced, it goes.
+        # One sync for both names. File systems with a journal keep the order of changes in a folder: after a loss of
+        # power there are both names, or neither, or the mark alone, which is harmless. A file that can't be synced is
+        # removed, since it may vanish after it was reported.
         sync_folder(path.parent)
         undo.pop_all()
 
 
-@contextlib.contextmanager
-def _removed_afterwards(temporary: Path) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+def _write_synced(path: Path, data: bytes, mode: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(fd, rest) :]
-        # Before it gets a name that stays: else a loss of power could leave the name with half of it, or with nothing.
+        # Before the rename: otherwise a loss of power could leave the name with partial content.
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -191,13 +183,8 @@ def _is_same_file(path: Path, other: Path) -> bool:
         return False
 
 
-def _unlink_if_same(path: Path, other: Path) -> None:
-    if _is_same_file(path, other):
-        path.unlink()
-
-
 def sync_folder(folder: Path) -> None:
-    """A link or a rename is on disk when its folder is (fsync(2))."""
+    """Sync the names in a folder: a link or a rename is on disk when its folder is (fsync(2))."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

@@ -1,4 +1,4 @@
-"""What can be wrong with the journal, in words for the person who is woken by it."""
+"""Problems of the journal, in words for the operator whom they wake."""
 
 from __future__ import annotations
 
@@ -11,81 +11,85 @@ from pathlib import Path
 
 #: Free bytes below which an error of the disk is taken for a full one.
 _FULL_BYTES = 64 * 1024
-_MEANS = "Durable jobs are refused meanwhile; other speech goes on"
-_AGAIN = "It is tried again every few seconds, without a restart."
+_MEANS = "Durable jobs are refused meanwhile; other requests are served"
+_AGAIN = "The daemon tries again every few seconds, without a restart."
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_DISK = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_IOERR: errno.EIO,
+    sqlite3.SQLITE_CANTOPEN: errno.EROFS,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+}
 
 
 class JournalError(Exception):
-    """The journal can't be used; the message is whole. ``damaged``: the files must stay as they are."""
+    """The journal can't be used; the message is complete. ``damaged``: the files must stay as they are."""
 
     def __init__(self, message: str, *, damaged: bool = False) -> None:
         super().__init__(message)
         self.damaged = damaged
 
 
-def shown(text: str | Path) -> str:
-    """A path, or what has one in it, as text that can be sent: a name of a file may be any bytes."""
+def printable(text: str | Path) -> str:
+    """A path, or a message with one, as text that can be sent: a file's name may be any bytes."""
     return str(text).encode("utf-8", "backslashreplace").decode()
 
 
-def told(file: Path, what: str, do: str) -> str:
-    """The words for one kind of problem."""
-    return shown(f"{file}: {what}. {_MEANS}. {do} {_AGAIN}")
+def message(file: Path, what: str, remedy: str) -> str:
+    """What is wrong with ``file``, what that means, and what to do."""
+    return printable(f"{file}: {what}. {_MEANS}. {remedy} {_AGAIN}")
 
 
 def damaged(file: Path, what: str) -> JournalError:
-    """The journal's content is not what it was; nobody but its owner may decide what becomes of it."""
-    do = (
+    """The error for a journal with wrong content: only its owner may decide about the files."""
+    remedy = (
         f"The daemon leaves the files as they are. Move {file.name}, {file.name}-wal and {file.name}-shm away "
-        "together: a new journal is begun at once, and results are put aside "
+        "together: a new journal is begun at once, and the folder of results is renamed "
         f"('sqlite3 {file.name} .recover' shows what is left in the old one)."
     )
-    return JournalError(told(file, f"the journal is damaged: {what}", do), damaged=True)
+    return JournalError(message(file, f"the journal is damaged: {what}", remedy), damaged=True)
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether an error says that the content is wrong, and not that it can't be reached."""
-    if isinstance(error, JournalError):
-        return error.damaged
-    return _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    """Whether an error means that the content is wrong, and not that it can't be reached."""
+    return error.damaged if isinstance(error, JournalError) else _code(error) in _DAMAGE
 
 
 def keeps_connection(error: Exception) -> bool:
-    """Whether the connection is as good as before: what is there can still be read, and later be written to."""
-    return _code(error) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    """Whether the connection is still good: the file can be read, and later be written to."""
+    return _code(error) in (sqlite3.SQLITE_FULL, *_LOCKED)
 
 
 def explain(error: Exception, file: Path) -> str:
-    """Whatever opening, reading or writing the journal raised, in words."""
+    """The message for an error of opening, reading or writing the journal."""
     if isinstance(error, JournalError):
         return str(error)
     if isinstance(error, OSError):
         place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else file
         if place in file.parent.parents and error.errno in (errno.EACCES, errno.EPERM):
-            do = "Make it and give it to the daemon's user (chown), or set another folder in [daemon] state_dir."
-            return told(file, f"the daemon's user may not make its folder (nor {place})", do)
+            remedy = "Make it and give it to the daemon's user (chown), or set another folder in [daemon] state_dir."
+            return message(file, f"the daemon's user may not make its folder (nor {place})", remedy)
         return _of_errno(error.errno or 0, error.strerror or str(error), place)
     code = _code(error)
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+    if code in _DAMAGE:
         return str(damaged(file, str(error)))
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        do = f"See which it is ('fuser -v {file}') and end it."
-        return told(file, "another process holds a lock on the journal", do)
-    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
-        default = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO}.get(code, errno.EROFS)
-        name = getattr(error, "sqlite_errorname", "") or str(error)
-        return _of_errno(_behind(file) or default, f"{error} ({name})", file)
+    if code in _LOCKED:
+        remedy = f"Find it with 'fuser -v {file}' and end it."
+        return message(file, "another process holds a lock on the journal", remedy)
     name = getattr(error, "sqlite_errorname", type(error).__name__)
-    return told(file, f"the journal met an error that it does not know ({name}: {error})", "Please report it.")
+    if code in _DISK:
+        return _of_errno(_behind(file) or _DISK[code], f"{error} ({name})", file)
+    return message(file, f"the journal met an unknown error ({name}: {error})", "Please report it.")
 
 
 def _code(error: Exception) -> int:
-    """SQLite's primary result code; the extended ones have it in their lowest byte."""
+    """SQLite's primary result code: the lowest byte of the extended one."""
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 def _behind(file: Path) -> int:
-    """The errno behind an error of SQLite's, which keeps it to itself; 0 if nothing is seen."""
+    """The errno behind an error of SQLite's, which does not report it; 0 if none is found."""
     try:
         os.close(os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         space = os.statvfs(file.parent)
@@ -109,7 +113,7 @@ _WORDS: dict[int, tuple[str, str]] = {
     errno.EDQUOT: ("the disk quota of the daemon's user is used up", "Raise it, or free some space in {folder}."),
     errno.EFBIG: (
         "the limit on file sizes of the daemon's user is reached",
-        "Raise it (LimitFSIZE in its unit, or prlimit(1) for the daemon that runs).",
+        "Raise it (LimitFSIZE in its unit, or prlimit(1) for the running daemon).",
     ),
     errno.EROFS: (
         "the journal is read-only",
@@ -122,13 +126,13 @@ _WORDS: dict[int, tuple[str, str]] = {
     ),
     errno.ENOENT: ("there is no such folder", "Make {folder}, or set another one in [daemon] state_dir."),
     errno.ENOTDIR: (
-        "this, or what it should lie in, is not a folder",
+        "this, or a part of its path, is not a folder",
         "Move it away, or set another [daemon] state_dir.",
     ),
-    errno.EIO: ("the disk reports an error: {words}", "Look at the disk of {folder} ('dmesg', 'smartctl -a')."),
+    errno.EIO: ("the disk reports an error: {words}", "Check the disk of {folder} ('dmesg', 'smartctl -a')."),
     errno.EMFILE: (
         "no descriptor is left to open the journal with",
-        "Raise the daemon's limit of open files (LimitNOFILE in its unit, or prlimit(1) for the daemon that runs).",
+        "Raise the daemon's limit of open files (LimitNOFILE in its unit, or prlimit(1) for the running daemon).",
     ),
     errno.ENFILE: ("the machine has no descriptor left to open the journal with", "See 'sysctl fs.file-max'."),
 }
@@ -137,5 +141,5 @@ _WORDS[errno.EEXIST] = _WORDS[errno.ENOTDIR]
 
 
 def _of_errno(number: int, words: str, file: Path) -> str:
-    what, do = _WORDS.get(number, ("it can't be used: {words}", "Look at {folder}."))
-    return told(file, what.format(folder=file.parent, words=words), do.format(folder=file.parent))
+    what, remedy = _WORDS.get(number, ("it can't be used: {words}", "Check {folder}."))
+    return message(file, what.format(folder=file.parent, words=words), remedy.format(folder=file.parent))

@@ -1,7 +1,7 @@
-"""Reference recordings: decode what a client sent, and say plainly what is wrong with it.
+"""Reference recordings: decoded, or refused with the reason.
 
 ``python -m glmtts.daemon.storage.recordings`` checks the recording on its standard input and prints JSON. The daemon
-runs it so: a decoder that crashes on a hostile file takes a short-lived process with it, and nothing else.
+runs it as a process of its own, so that a decoder that crashes on a hostile file takes nothing else with it.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: libsndfile's names of the formats that PROTOCOL promises. It knows many more, each with a parser to attack.
+#: libsndfile's names of the formats of docs/protocol.md. It knows many more, each with a parser to attack.
 _FORMATS = frozenset({"WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3"})
 _MIN_RATE = 8_000
 _MAX_RATE = 192_000
 _MAX_CHANNELS = 8
-#: About -60 dB: below it there is no voice, only the noise of a microphone that was off.
+#: About -60 dB: a quieter recording holds no voice.
 _SILENCE_RMS = 1e-3
 
 
 class BadRecordingError(Exception):
-    """The recording can't be used; the message says why and what would do."""
+    """The recording can't be used; the message says why, and what is accepted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A decoded recording: mono float32 samples of shape (n,) in -1..1. ``channels`` is how many the file has."""
+    """A decoded recording: mono float32 samples of shape (n,) in -1..1. ``channels`` are those of the file."""
 
     samples: NDArray[np.float32]
     sample_rate: int
@@ -46,7 +46,7 @@ class Recording:
 def decode(data: bytes, *, min_s: float = 1.0, max_s: float = 30.0) -> Recording:
     """Decode a WAV, FLAC, OGG or MP3 file. Raises BadRecordingError.
 
-    No more than ``max_s`` is ever decoded, whatever the file says of itself or unpacks to.
+    No more than ``max_s`` is ever decoded, whatever the file's header claims.
     """
     import soundfile
 
@@ -66,7 +66,7 @@ def decode(data: bytes, *, min_s: float = 1.0, max_s: float = 30.0) -> Recording
     if seconds < min_s:
         raise BadRecordingError(f"the recording has {seconds:.2f} s; at least {min_s:g} s are needed")
     if not np.isfinite(samples).all():
-        raise BadRecordingError("the recording holds samples that are no numbers; export it again as 16-bit WAV")
+        raise BadRecordingError("the recording has samples that are not numbers; export it again as 16-bit WAV")
     peak = float(np.max(np.abs(samples)))
     if peak > 1.0:
         samples /= peak
@@ -90,7 +90,7 @@ def _check_header(file: Any) -> None:
 
 
 def _read_mono(file: Any, max_s: float) -> NDArray[np.float32]:
-    """Read in blocks, because a small file can say that it is long, and a small FLAC file of silence can be."""
+    """Read in blocks, because a small file can claim, or unpack to, any length."""
     limit = int(max_s * file.samplerate)
     parts: list[NDArray[np.float32]] = []
     count = 0

@@ -1,6 +1,6 @@
-"""The files with the audio of durable jobs: ``results`` beside the journal, one file a job.
+"""The audio of durable jobs: the folder ``results`` beside the journal, with a file for each job.
 
-A file is called by its job's id alone, or by that and an ending behind a dot.
+A file is named by its job's id alone, or by the id and an ending behind a dot.
 """
 
 from __future__ import annotations
@@ -12,27 +12,25 @@ import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from .problems import shown
+from .problems import printable
 
-#: Larger than an hour of the largest format; what is larger is no result of ours.
+#: Larger than an hour of the largest format: a larger file is not a result.
 MAX_RESULT_BYTES = 1 << 30
 
 
 class ResultLostError(Exception):
-    """A result can't be read; the message is for the person who waits for it."""
+    """A result can't be read; the message is for the client that waits for it."""
 
 
 def read_result(path: str | Path, max_bytes: int = MAX_RESULT_BYTES) -> bytes:
-    """The file of a SendStored, whole. Raises ResultLostError. It may wait for the disk: not for the loop."""
-    name = shown(Path(path).name)
+    """The whole file of a result. Raises ResultLostError. May wait for the disk, so it is not for the loop."""
+    name = printable(Path(path).name)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(fd, "rb") as file:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
-                raise ResultLostError(
-                    f"the result {name} is not a file any more: somebody has put something else there"
-                )
+                raise ResultLostError(f"the result {name} is not a file any more: another program has replaced it")
             if status.st_size > max_bytes:
                 raise ResultLostError(f"the result {name} has {status.st_size} bytes; at most {max_bytes} are sent")
             data = file.read(status.st_size)
@@ -43,7 +41,7 @@ def read_result(path: str | Path, max_bytes: int = MAX_RESULT_BYTES) -> bytes:
         ) from None
     except OSError as error:
         raise ResultLostError(
-            f"the result {name} can't be read: {error.strerror}; see {shown(Path(path).parent)}"
+            f"the result {name} can't be read: {error.strerror}; see {printable(Path(path).parent)}"
         ) from None
     except MemoryError:
         raise ResultLostError(f"the result {name} does not fit into the daemon's memory now; ask again later") from None
@@ -53,38 +51,39 @@ def read_result(path: str | Path, max_bytes: int = MAX_RESULT_BYTES) -> bytes:
 
 
 class Results:
-    """The folder of the results."""
+    """The folder of the results. The journal notes a file in it by its name, so that the folder can be moved."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def make(self) -> None:
-        """Make the folder; nobody else may look into it. Raises OSError."""
+        """Make the folder, for the daemon's user alone. Raises OSError."""
         with contextlib.suppress(FileExistsError):
             self.folder.mkdir(mode=0o700)
         if self.folder.stat().st_mode & 0o077:
             self.folder.chmod(0o700)
 
     def measured(self, path: str) -> tuple[str, int]:
-        """How the journal notes the file ``path`` (a name if it lies in the folder, which can be moved), and its bytes.
+        """The journal's note of the file ``path``, and its size in bytes.
 
-        What lies elsewhere is noted as it is: it is not ours to remove, and does not count.
+        A file outside the folder is noted by its path and counts 0 bytes: it is an output, and not ours to remove.
         """
         if not path:
             return "", 0
-        if Path(path).parent != self.folder:
+        file = Path(path)
+        if file.parent != self.folder:
             return path, 0
         try:
-            return Path(path).name, Path(path).stat(follow_symlinks=False).st_size
+            return file.name, file.stat(follow_symlinks=False).st_size
         except OSError:
-            return Path(path).name, 0
+            return file.name, 0
 
     def path(self, noted: str) -> str:
-        """The path of a file that was noted so."""
+        """The path of a file by its note."""
         return str(self.folder / noted) if noted else ""
 
     def remove(self, noted: Iterable[str]) -> list[str]:
-        """Remove files; returns what is in the way, in words."""
+        """Remove files by their notes; returns a message for each that could not be removed."""
         problems = []
         for name in noted:
             if "/" in name:
@@ -92,23 +91,24 @@ class Results:
             try:
                 (self.folder / name).unlink(missing_ok=True)
             except (OSError, ValueError) as error:
-                problems.append(shown(f"the result {self.folder / name} could not be removed: {error}"))
+                problems.append(printable(f"the result {self.folder / name} could not be removed: {error}"))
         return problems
 
-    def put_aside(self) -> Path | None:
-        """Give what is there another folder, if there is anything: it belongs to another journal. Raises OSError."""
+    def rename_old(self) -> Path | None:
+        """Rename the folder, unless it is empty, because its files belong to another journal. Raises OSError."""
         if not any(self.folder.iterdir()):
             return None
-        aside = self.folder.with_name(f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
-        self.folder.rename(aside)
+        old = self.folder.with_name(f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
+        self.folder.rename(old)
         self.make()
-        return aside
+        return old
 
     def sweep(self, noted: Collection[str], unfinished: Collection[str]) -> int:
-        """Remove what belongs to no job, once and before a worker writes there; returns how many files that were.
+        """Remove the files of no job, once, before a worker writes there; returns how many there were.
 
-        ``noted`` are the names in the journal, ``unfinished`` the ids of jobs that live: what an attempt at one has
-        written is its next attempt's to judge.
+        Args:
+            noted: the names in the journal.
+            unfinished: the ids of living jobs, whose files the next attempt judges.
         """
         removed = 0
         with os.scandir(self.folder) as entries:

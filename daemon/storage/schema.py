@@ -1,6 +1,6 @@
-"""The file of the journal: held by one daemon, looked at before it is written to, and brought to today's schema.
+"""The journal's file: locked by one daemon, checked before it is written to, and brought to the current schema.
 
-What is damaged is found before anything writes there, because SQLite itself would overwrite part of it.
+Damage is found before anything writes to the file, because SQLite itself would overwrite part of it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 from .outputs import sync_folder
-from .problems import JournalError, damaged, told
+from .problems import JournalError, damaged, message
 
 #: "GTTS": tells the file from the databases of other programs (and so does file(1)).
 APPLICATION_ID = 0x47545453
 
-#: What brings a file of version N to version N + 1 stands at place N: a change of the schema is one more entry here,
-#: and never a change of an earlier one. The first makes an empty file.
+#: Entry N brings a file of version N to version N + 1. A change of the schema is one more entry, never a change of an
+#: earlier one.
 _STEPS: tuple[tuple[str, ...], ...] = (
     (
         """CREATE TABLE jobs (
@@ -49,7 +49,7 @@ _STEPS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX jobs_unfinished ON jobs (seq) WHERE expires_at IS NULL",
         "CREATE INDEX jobs_expiring ON jobs (expires_at) WHERE expires_at IS NOT NULL",
         "CREATE INDEX jobs_results ON jobs (expires_at, seq, result_bytes) WHERE result <> ''",
-        # By themselves, because they have up to 16 MiB: who looks through the jobs must not read them.
+        # A table of their own: a recording has up to 16 MiB, and a query over the jobs must not read it.
         "CREATE TABLE recordings (seq INTEGER PRIMARY KEY, data BLOB NOT NULL)",
     ),
 )
@@ -68,12 +68,12 @@ def hold(lock: Path) -> int:
     except BlockingIOError:
         holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
         os.close(fd)
-        do = "Stop it, or give this one a folder of its own in [daemon] state_dir: two would speak every job twice."
-        raise JournalError(told(lock, f"another daemon (pid {holder}) keeps its journal here", do)) from None
+        remedy = "Stop it, or give this one a folder of its own in [daemon] state_dir: two would run every job twice."
+        raise JournalError(message(lock, f"another daemon (pid {holder}) keeps its journal here", remedy)) from None
     except OSError:
         os.close(fd)
         raise
-    # A help for whoever finds it locked: on a full disk it goes without.
+    # Shown by a daemon that finds the file locked; a full disk may have no room for it.
     with contextlib.suppress(OSError):
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
@@ -81,10 +81,12 @@ def hold(lock: Path) -> int:
 
 
 def connect(file: Path, busy_s: float) -> sqlite3.Connection:
-    """Open the journal, make it if there is none, and bring it to this version's schema.
+    """Open the journal, or make it, and bring it to the current schema. Raises JournalError, sqlite3.Error, OSError.
 
-    A lock of another process is waited for ``busy_s`` at most. Raises JournalError, sqlite3.Error, OSError. There must
-    be no other connection to the file in this process: closing any descriptor of a file gives up SQLite's locks on it.
+    This must be the process's only connection to the file: closing any descriptor of a file gives up SQLite's locks.
+
+    Args:
+        busy_s: how long to wait for a lock of another process.
     """
     if not _prepare(file):
         with contextlib.closing(_connect(file, "ro", busy_s)) as reader:
@@ -99,9 +101,9 @@ def connect(file: Path, busy_s: float) -> sqlite3.Connection:
 
 
 def close_untouched(connection: sqlite3.Connection, file: Path) -> None:
-    """Close a connection to a damaged file.
+    """Close a connection to a damaged file without changing the file.
 
-    The last to close would write the log into it. A reader that leaves after it can't.
+    The last connection to close writes the log into the file, so a read-only one is opened to be the last.
     """
     with contextlib.suppress(sqlite3.Error), contextlib.closing(_connect(file, "ro", 0.0)) as reader:
         with contextlib.suppress(sqlite3.Error):
@@ -112,12 +114,12 @@ def close_untouched(connection: sqlite3.Connection, file: Path) -> None:
 
 
 def _prepare(file: Path) -> bool:
-    """Look at the bytes, as far as SQLite would not; returns whether the file is new. Raises JournalError, OSError."""
+    """Check the bytes where SQLite does not; returns whether the file is new. Raises JournalError, OSError."""
     log = Path(f"{file}-wal")
     log_bytes = log.stat().st_size if log.exists() else 0
     if log_bytes and (not file.exists() or not file.stat().st_size):
         raise damaged(file, f"it is empty or gone, but {log.name} beside it is not")
-    # Made by us, with its mode; and opened by us, because SQLite does not tell why it can't.
+    # Opened here for its mode, and because SQLite does not report why it can't open a file.
     fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         status = os.fstat(fd)
@@ -141,31 +143,31 @@ def _connect(file: Path, mode: str, busy_s: float) -> sqlite3.Connection:
 
 
 def _check(reader: sqlite3.Connection, file: Path) -> None:
-    """Whose file it is, of which version, and whether the table of jobs is whole."""
+    """Check the file's program, its version, and that the table of jobs is whole."""
     (tables,) = reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
     (application,) = reader.execute("PRAGMA application_id").fetchone()
     (version,) = reader.execute("PRAGMA user_version").fetchone()
     if not tables and not version:
-        return  # its daemon was killed before it had made the tables
+        return  # its daemon was killed before it made the tables
     if application != APPLICATION_ID:
-        do = "Move it away, or set another folder in [daemon] state_dir."
-        raise JournalError(told(file, "this is a database of another program, no journal", do))
+        remedy = "Move it away, or set another folder in [daemon] state_dir."
+        raise JournalError(message(file, "this is a database of another program, not a journal", remedy))
     if version > VERSION:
-        do = f"Run that version again, or move {file.name} away with what is in it."
+        remedy = f"Run that version again, or move {file.name} away with its jobs."
         what = f"a later version of the daemon wrote it (schema {version}, this one knows {VERSION})"
-        raise JournalError(told(file, what, do))
+        raise JournalError(message(file, what, remedy))
     words = [str(word) for (word,) in reader.execute("PRAGMA quick_check('jobs')")]
     if words != ["ok"]:
         raise damaged(file, "; ".join(words[:3])[:300])
 
 
 def _set_up(connection: sqlite3.Connection, file: Path) -> None:
-    # Before the first table: pages that become free can be given back to the disk later.
+    # Has to be set before the first table is made.
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
-        do = "Set a folder on a local disk in [daemon] state_dir."
-        raise JournalError(told(file, f"its file system has no write-ahead log for it (mode {mode})", do))
+        remedy = "Set a folder on a local disk in [daemon] state_dir."
+        raise JournalError(message(file, f"its file system can't hold a write-ahead log (mode {mode})", remedy))
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA cell_size_check = ON")
     connection.execute("PRAGMA trusted_schema = OFF")
@@ -187,18 +189,18 @@ _LOG_VERSION = 3_007_000
 
 
 def log_problem(log: Path) -> str:
-    """Whether transactions that were on disk are lost to damage in the write-ahead log: what is seen of it, or ``""``.
+    """The damage in a write-ahead log that loses committed transactions, or ``""``.
 
-    SQLite takes a log for as long as its checksums are right (https://www.sqlite.org/fileformat2.html, section 4), and
-    silently drops what follows. After a crash that is one transaction that nobody was told of. Where the ends of two or
-    more follow, they were on disk before.
+    SQLite reads a log up to the first wrong checksum (https://www.sqlite.org/fileformat2.html, section 4) and silently
+    drops the rest. After a crash the rest is one transaction, which was not reported as committed. If it holds the
+    ends of two or more, the earlier ones were.
     """
     if log.stat().st_size < _LOG_HEADER.size:
         return ""
     with log.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         header = _LOG_HEADER.unpack_from(data)
         if not any(header):
-            return ""  # its size was on disk before its content: nothing was committed yet
+            return ""  # only its size had reached the disk: nothing was committed yet
         magic, version, page_bytes, _, *salts = header[:6]
         order = _LOG_MAGIC.get(magic)
         sums = (0, 0)
@@ -211,16 +213,16 @@ def log_problem(log: Path) -> str:
         for at in range(_LOG_HEADER.size, len(data) - frame_bytes + 1, frame_bytes):
             _, commits, *rest = _FRAME_HEADER.unpack_from(data, at)
             if rest[:2] != salts:
-                break  # from here on it is what an earlier use of the log has left
+                break  # the rest is left from an earlier use of the log
             frames.append((at, bool(commits), tuple(rest[2:])))
         ahead = sum(commits for _, commits, _ in frames)
         for at, commits, expected in frames:
             if ahead < 2:
-                break  # whatever is wrong from here on, nobody was told that it is on disk
+                break  # the last transaction: its commit was not reported
             body = at + _FRAME_HEADER.size
             sums = _checksum(data[at : at + 8] + data[body : body + page_bytes], order, sums)
             if sums != expected:
-                return f"{log.name} is wrong in the middle, and {ahead} transactions come there and behind"
+                return f"{log.name} has a wrong checksum before the end of {ahead} transactions"
             ahead -= commits
         return ""
 

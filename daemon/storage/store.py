@@ -1,6 +1,4 @@
-"""The journal's rows: what is written and read for each job. One thread uses a store, and nothing here waits for more
-than the disk.
-"""
+"""The journal's rows: a row for each durable job, written and read by one thread."""
 
 from __future__ import annotations
 
@@ -18,20 +16,19 @@ from glmtts.protocol.audio_formats import AudioFormat
 from glmtts.protocol.codec import encode
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.events import Done, Error
-from glmtts.protocol.requests import JobState, Synthesize
+from glmtts.protocol.requests import KEY_HOLDS_S, JobState, Synthesize
 
 from ..core.effects import JournalEnd
 from ..core.inputs import JournalRow
-from . import schema as journal_file
-from .problems import JournalError, is_damage, shown, told
+from . import schema
+from .problems import JournalError, is_damage, message, printable
 from .results import Results
 
-#: How long an idempotency key holds, in seconds from the acceptance of its job (docs/protocol.md).
-KEY_HOLDS_S = 24 * 3600.0
-#: Ended jobs that are remembered at most; and bytes of a request from which on it is cut when its job has ended.
+#: The most ended jobs that are remembered.
 MAX_ENDED = 100_000
+#: The request of an ended job is cut if it has more bytes: to this many characters of its text.
 _LARGE_REQUEST, _SHORT = 1_000, 200
-#: Free pages that the file keeps for what comes next, and how many of the others go at a time.
+#: Free pages that the file keeps for later rows, and how many of the others are returned to the disk at a time.
 _FREE_PAGES_KEPT, _FREE_PAGES_GIVEN_BACK = 4_096, 512
 
 _requests = msgspec.msgpack.Decoder(Synthesize)
@@ -44,7 +41,7 @@ _COLUMNS = (
 
 
 class _Noted(Struct, kw_only=True):
-    """The columns of a row that are plain values, with the types that SQLite itself does not insist on."""
+    """The columns of a row that hold plain values, with types, which SQLite does not enforce."""
 
     job: str
     client: str
@@ -61,26 +58,26 @@ class _Noted(Struct, kw_only=True):
 
 
 class UnreadableRowError(Exception):
-    """A row that this version can't make sense of; the others are not concerned."""
+    """A row that this version can't read; the others are unaffected."""
 
 
 class Store:
-    """The file ``journal.db`` in ``folder``, and the files of the results beside it.
+    """Owns the file ``journal.db`` in a folder, its lock, and the results beside it.
 
-    Every method may raise sqlite3.Error, OSError or JournalError (see journal_problems.py), and changes nothing then.
-    All but :meth:`open`, :meth:`close` and :meth:`find` belong into a :meth:`transaction`.
+    Every method may raise sqlite3.Error, OSError or JournalError (see problems.py), and changes nothing then. All but
+    :meth:`open`, :meth:`close` and :meth:`find` belong into a :meth:`transaction`.
     """
 
     def __init__(self, folder: Path, busy_s: float = 2.0) -> None:
         self.file = folder / "journal.db"
-        #: The file, for messages.
-        self.shown = shown(self.file)
+        #: The file's path, for messages.
+        self.shown = printable(self.file)
         self.results = Results(folder / "results")
-        #: The sum of the sizes of all files of results.
+        #: The size of all results together.
         self.result_bytes = 0
-        #: How many jobs there are, those that have ended included.
+        #: The number of jobs, ended ones included.
         self.rows = 0
-        #: Whether there was no journal before it was opened for the first time, however often that was tried.
+        #: Whether there was no journal before the first attempt to open it.
         self.is_new = False
         self._folder = folder
         self._busy_s = busy_s
@@ -105,10 +102,10 @@ class Store:
         """Open the journal, or make it."""
         self._folder.mkdir(mode=0o750, parents=True, exist_ok=True)
         if self._lock is None:
-            self._lock = journal_file.hold(self._folder / "journal.lock")
+            self._lock = schema.hold(self._folder / "journal.lock")
         self.results.make()
         self.is_new = self.is_new or not self.file.exists()
-        connection = journal_file.connect(self.file, self._busy_s)
+        connection = schema.connect(self.file, self._busy_s)
         try:
             self._place = self._place_now()
             (self.result_bytes,) = connection.execute(
@@ -121,14 +118,14 @@ class Store:
         self._connection = connection
 
     def close(self, error: Exception | None = None, *, for_good: bool = False) -> None:
-        """Close the file, after ``error`` if there was one: a damaged file stays as it is.
+        """Close the file, because of ``error`` if there was one: a damaged file is not changed.
 
-        The lock that keeps other daemons out is held until it is ``for_good``.
+        The lock that keeps other daemons out is held unless it is ``for_good``.
         """
         connection, self._connection = self._connection, None
         if connection is not None:
             if error is not None and is_damage(error):
-                journal_file.close_untouched(connection, self.file)
+                schema.close_untouched(connection, self.file)
             with contextlib.suppress(sqlite3.Error):
                 connection.close()
         if for_good and self._lock is not None:
@@ -137,13 +134,13 @@ class Store:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All that is done inside is on disk when it ends, or nothing of it was done."""
+        """Everything done inside is on disk when it ends, or nothing is."""
         connection = self._sql
         if self._place_now() != self._place:
-            do = (
-                "Whoever did that: stop the daemon first the next time. What it had accepted lives in its memory alone."
+            remedy = (
+                "Stop the daemon before you move it: the jobs that were in it are now in the daemon's memory alone."
             )
-            raise JournalError(told(self.file, "the journal was moved or replaced while it was in use", do))
+            raise JournalError(message(self.file, "the journal was moved or replaced while it was in use", remedy))
         before = self.result_bytes, self.rows
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -159,9 +156,9 @@ class Store:
     # --- in a transaction
 
     def add(self, row: JournalRow) -> tuple[str, str] | None:
-        """Note a job; or return (id, content) of the job that has its idempotency key, and note nothing.
+        """Add a row; or return (id, content) of the job that has its idempotency key, and add nothing.
 
-        Raises ValueError for a row that can't be noted, whatever the state of the file.
+        Raises ValueError for a row that no journal can hold.
         """
         key = None if row.request.key is UNSET else row.request.key
         if key is not None and (known := self._with_key(row, key)) is not None:
@@ -196,11 +193,11 @@ class Store:
         return None
 
     def start(self, job: str, attempts: int) -> None:
-        """Note that so many attempts at a job were begun."""
+        """Note the number of attempts at a job that were begun."""
         self._sql.execute("UPDATE jobs SET attempts = ? WHERE job = ? AND expires_at IS NULL", (attempts, job))
 
     def end(self, end: JournalEnd) -> bool:
-        """Note how a job ended; the first end counts. Returns False if there is no such job."""
+        """Note how a job ended, unless an end is noted; returns False if there is no such job."""
         result, size = self.results.measured(end.result)
         values = (end.state, _encoded(end), result, size, end.expires_at, end.job)
         found = self._sql.execute(
@@ -216,7 +213,7 @@ class Store:
         return self._sql.execute("SELECT 1 FROM jobs WHERE job = ?", (end.job,)).fetchone() is not None
 
     def _shorten(self, job: str) -> None:
-        """What an ended job was to say is not worth the room, which anybody could fill."""
+        """Cut a long request: any client could fill the disk with the texts of ended jobs."""
         (request,) = self._sql.execute("SELECT request FROM jobs WHERE job = ?", (job,)).fetchone()
         if len(request) <= _LARGE_REQUEST:
             return
@@ -226,17 +223,17 @@ class Store:
             self._sql.execute("UPDATE jobs SET request = ? WHERE job = ?", (encode(short), job))
 
     def forget(self, jobs: Iterable[str]) -> None:
-        """Remove jobs that live."""
+        """Remove living jobs."""
         for job in jobs:
             self._sql.execute("DELETE FROM recordings WHERE seq = (SELECT seq FROM jobs WHERE job = ?)", (job,))
             self.rows -= self._sql.execute("DELETE FROM jobs WHERE job = ? AND expires_at IS NULL", (job,)).rowcount
 
     def prove(self) -> None:
-        """Make this transaction one that has to be written."""
-        self._sql.execute(f"PRAGMA user_version = {journal_file.VERSION}")
+        """Make this transaction write to the disk, which proves that the disk can be written to."""
+        self._sql.execute(f"PRAGMA user_version = {schema.VERSION}")
 
     def unfinished(self, expires_at: float) -> tuple[list[JournalRow], list[str]]:
-        """The jobs that have not ended, the oldest first; those that can't be read are ended, and why is said."""
+        """The jobs that have not ended, the oldest first; rows that can't be read are ended, each with a message."""
         rows, problems = [], []
         query = f"SELECT seq, data, {_COLUMNS} FROM jobs LEFT JOIN recordings USING (seq) WHERE expires_at IS NULL"
         for seq, recording, *columns in self._sql.execute(f"{query} ORDER BY seq").fetchall():
@@ -256,10 +253,10 @@ class Store:
         return rows, problems
 
     def expire(self, now: float, limit: int) -> tuple[list[str], bool]:
-        """Remove the rows of at most ``limit`` jobs whose time is over, or of which there are too many; and give back
-        some of the free room in the file.
+        """Remove at most ``limit`` rows that have expired or are too many, and return free pages to the disk.
 
-        Returns the names of result files that are of no use now, and whether there is more to do.
+        Returns:
+            The notes of the result files to remove, and whether there is more to do.
         """
         (ended,) = self._sql.execute("SELECT count(*) FROM jobs WHERE expires_at IS NOT NULL").fetchone()
         due = "expires_at <= ?" if ended <= MAX_ENDED else "(expires_at <= ? OR expires_at IS NOT NULL)"
@@ -275,19 +272,19 @@ class Store:
         return [result for _, result, _ in found if result], len(found) == limit or given_back
 
     def _give_back(self) -> bool:
-        """Give some of the file's free pages back to the disk; returns whether there may be more."""
+        """Return some of the file's free pages to the disk; returns whether there may be more."""
         (free,) = self._sql.execute("PRAGMA freelist_count").fetchone()
         if free <= _FREE_PAGES_KEPT:
             return False
         self._sql.execute(f"PRAGMA incremental_vacuum({_FREE_PAGES_GIVEN_BACK})").fetchall()
         (left,) = self._sql.execute("PRAGMA freelist_count").fetchone()
-        # A file that somebody has rebuilt may be one that can't.
+        # A file that was rebuilt with another tool may not shrink.
         return bool(left < free)
 
     def shrink(self, keep_bytes: int, limit: int) -> tuple[list[str], bool]:
-        """Let go of at most ``limit`` of the oldest results, as long as all have more than ``keep_bytes`` together.
+        """Drop at most ``limit`` of the oldest results while all have more than ``keep_bytes`` together.
 
-        The newest stays in any case: somebody is about to be sent it. Returns as :meth:`expire` does.
+        The newest stays, since it is about to be sent. Returns as :meth:`expire` does.
         """
         if self.result_bytes <= keep_bytes:
             return [], False
@@ -312,18 +309,18 @@ class Store:
         return None if found is None else float(found)
 
     def result_names(self) -> set[str]:
-        """Every name of a file that a row notes."""
+        """The notes of all result files."""
         return {name for (name,) in self._sql.execute("SELECT result FROM jobs WHERE result <> ''")}
 
     def find(self, job: str) -> JournalRow | None:
-        """A job, without its recording. Raises UnreadableRowError beside the others."""
+        """The row of a job, without its recording. Raises UnreadableRowError too."""
         found = self._sql.execute(f"SELECT {_COLUMNS} FROM jobs WHERE job = ?", (job,)).fetchone()
         return None if found is None else self._row(found)
 
     @property
     def _sql(self) -> sqlite3.Connection:
         if self._connection is None:
-            raise JournalError(told(self.file, "the journal is not open", "Please report it."))
+            raise JournalError(message(self.file, "the journal is not open", "Please report it."))
         return self._connection
 
     def _place_now(self) -> tuple[int, int]:
@@ -356,7 +353,7 @@ def _encoded(end: JournalEnd) -> bytes:
     try:
         return encode(end.event)
     except UnicodeEncodeError:
-        # An engine's own words may be no Unicode: that must not keep the end from being noted.
+        # A message of an engine that is not Unicode must not keep the end from being noted.
         fields = msgspec.structs.asdict(end.event)
         words = {key: value for key, value in fields.items() if isinstance(value, str)}
         clean = {key: word.encode("utf-8", "backslashreplace").decode() for key, word in words.items()}

@@ -1,7 +1,7 @@
-"""Registered voices: a folder each, with the recording as it was given and what is said in it.
+"""Registered voices: a folder each, with the recording as it was sent and its text.
 
-Every method may wait for the disk, so the daemon calls them from a thread, never from its loop. A voice changes at one
-point alone, the renaming of its ``voice.json``: whatever ends the process, the old voice or the new one is there.
+Every method may wait for the disk, so the daemon calls them from a thread. A voice changes in one step, the renaming of
+its ``voice.json``: whatever ends the process, the old voice or the new one is there.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from glmtts.protocol.control import VoiceAdd
 from glmtts.protocol.errors import ErrorCode
 
-from .outputs import sync_folder
+from ..core.inputs import StoredVoice
+from .outputs import put, sync_folder
 
 _NAME = re.compile(r"[\w-]{1,64}")
-_DESCRIPTION = "voice.json"
-_MAX_DESCRIPTION_BYTES = 64 * 1024
+_FILE = "voice.json"
+_MAX_FILE_BYTES = 64 * 1024
+_MODE = 0o640
 
 
 class VoiceError(Exception):
-    """A voice that can't be registered, found or removed; ``code`` is what the sender is told."""
+    """A voice that can't be registered, found or removed; ``code`` is for the client."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
@@ -34,51 +37,39 @@ class VoiceError(Exception):
         self.message = message
 
 
-class _Stored(Struct, kw_only=True):
-    """What voice.json holds. ``added`` is seconds since 1970, UTC; ``bytes`` tells a damaged recording."""
+class _Description(Struct, frozen=True, kw_only=True):
+    """The content of voice.json."""
 
     recording: str
     text: str
     language: str
     description: str
     sha256: str
+    #: The size of the recording, which reveals a damaged one.
     bytes: int
     seconds: float
     sample_rate: int
-    added: float
-
-
-class RegisteredVoice(Struct, frozen=True, kw_only=True):
-    """A voice that jobs can name; ``recording`` is the path of the file, ``text`` what is said in it."""
-
-    name: str
-    recording: Path
-    text: str
-    language: str
-    description: str
-    sha256: str
-    seconds: float
-    sample_rate: int
+    #: Seconds since 1970, UTC.
     added: float
 
 
 class VoiceStore:
-    """The voices in ``folder``, which is made when the first one is added."""
+    """Owns the folder of the voices, which is made when the first one is added."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        #: What :meth:`load_all` skipped, and why.
+        #: The voices that :meth:`load_all` skipped, and why.
         self.damaged: dict[str, str] = {}
         self._tidied = False
 
-    def load_all(self) -> dict[str, RegisteredVoice]:
-        """Every voice that can be used, by name; the others are in ``damaged``.
+    def load_all(self) -> dict[str, StoredVoice]:
+        """Every usable voice, by name; the others are in ``damaged``.
 
-        The first call also removes what crashes and replacements left behind; a later one may run beside :meth:`add`
-        and beside jobs that read a replaced recording.
+        The first call also removes what crashes and replacements have left. A later one does not, since it may run
+        beside :meth:`add` and beside jobs that read a replaced recording.
         """
         self.damaged = {}
-        voices: dict[str, RegisteredVoice] = {}
+        voices: dict[str, StoredVoice] = {}
         try:
             entries = sorted(self.folder.iterdir())
         except FileNotFoundError:
@@ -96,37 +87,27 @@ class VoiceStore:
                     self.damaged[entry.name] = error.message
         if not self._tidied:
             for voice in voices.values():
-                _tidy(voice.recording)
+                _tidy(Path(voice.path))
         self._tidied = True
         return voices
 
-    def add(
-        self,
-        name: str,
-        recording: bytes,
-        text: str,
-        *,
-        seconds: float,
-        sample_rate: int,
-        language: str = "",
-        description: str = "",
-        replace: bool = False,
-    ) -> RegisteredVoice:
-        """Register a voice whose recording :func:`check_recording` found good; when this returns it is on disk.
+    def add(self, request: VoiceAdd, recording: bytes, *, seconds: float, sample_rate: int) -> StoredVoice:
+        """Register a voice whose recording has passed :func:`check_recording`, and sync it.
 
-        Raises VoiceError: ``bad_request`` for a name that is none or is taken, ``bad_audio``, ``output_failed``.
+        Raises VoiceError: ``bad_request`` for a name that is invalid or taken, ``bad_audio``, ``output_failed``.
         """
+        name = request.name
         _check_name(name)
         ending = recording_ending(recording)
         if not ending:
-            raise VoiceError(ErrorCode.BAD_AUDIO, "the recording is no WAV, FLAC, OGG or MP3 file")
+            raise VoiceError(ErrorCode.BAD_AUDIO, "the recording is not a WAV, FLAC, OGG or MP3 file")
         digest = hashlib.sha256(recording).hexdigest()
-        stored = _Stored(
-            # The content in the name: a replaced recording stays readable for the jobs that were given its path.
+        about = _Description(
+            # The name depends on the content, so a replaced recording stays readable for the jobs that use it.
             recording=f"recording-{digest[:12]}{ending}",
-            text=text,
-            language=language,
-            description=description,
+            text=request.text,
+            language=request.language,
+            description=request.description,
             sha256=digest,
             bytes=len(recording),
             seconds=seconds,
@@ -137,24 +118,24 @@ class VoiceStore:
         try:
             self.folder.mkdir(mode=0o750, parents=True, exist_ok=True)
             if target.exists():
-                if not replace:
+                if not request.replace:
                     raise VoiceError(
                         ErrorCode.BAD_REQUEST,
                         f"name: there is a voice {name!r} already; send replace to put this one in its place",
                     )
-                self._replace(target, recording, stored)
+                self._replace(target, recording, about)
             else:
-                self._make(target, recording, stored)
+                self._make(target, recording, about)
         except OSError as error:
             raise VoiceError(
                 ErrorCode.OUTPUT_FAILED, f"the voice can't be written to {target}: {error.strerror or error}"
             ) from error
-        return _registered(target, stored)
+        return _stored(target, about)
 
     def remove(self, name: str) -> None:
-        """Forget a voice. Raises VoiceError: ``voice_not_found``, ``output_failed``."""
+        """Remove a voice. Raises VoiceError: ``voice_not_found``, ``output_failed``."""
         _check_name(name)
-        # Renamed first: a crash in the middle leaves no half of a voice.
+        # Renamed first, so that a crash leaves no partial voice.
         gone = self.folder / f".removed-{os.urandom(6).hex()}"
         try:
             (self.folder / name).rename(gone)
@@ -166,33 +147,33 @@ class VoiceStore:
             ) from error
         _remove_tree(gone)
 
-    def _load(self, name: str) -> RegisteredVoice:
+    def _load(self, name: str) -> StoredVoice:
         folder = self.folder / name
         try:
             _check_name(name)
-            with (folder / _DESCRIPTION).open("rb") as file:
-                stored = msgspec.json.decode(file.read(_MAX_DESCRIPTION_BYTES), type=_Stored)
-            recording = folder / stored.recording
-            if "/" in stored.recording or not recording.is_file():
-                raise VoiceError(ErrorCode.BAD_AUDIO, f"its recording {stored.recording!r} is missing")
+            with (folder / _FILE).open("rb") as file:
+                about = msgspec.json.decode(file.read(_MAX_FILE_BYTES), type=_Description)
+            recording = folder / about.recording
+            if "/" in about.recording or not recording.is_file():
+                raise VoiceError(ErrorCode.BAD_AUDIO, f"its recording {about.recording!r} is missing")
             size = recording.stat().st_size
         except msgspec.MsgspecError as error:
-            raise VoiceError(ErrorCode.BAD_AUDIO, f"its {_DESCRIPTION} is damaged: {error}") from None
+            raise VoiceError(ErrorCode.BAD_AUDIO, f"its {_FILE} is damaged: {error}") from None
         except OSError as error:
             raise VoiceError(ErrorCode.BAD_AUDIO, f"{error.filename} can't be read: {error.strerror}") from None
-        if size != stored.bytes:
+        if size != about.bytes:
             raise VoiceError(
-                ErrorCode.BAD_AUDIO, f"its recording has {size} bytes, where {stored.bytes} were registered"
+                ErrorCode.BAD_AUDIO, f"its recording has {size} bytes, where {about.bytes} were registered"
             )
-        return _registered(folder, stored)
+        return _stored(folder, about)
 
-    def _make(self, target: Path, recording: bytes, stored: _Stored) -> None:
+    def _make(self, target: Path, recording: bytes, about: _Description) -> None:
         adding = self.folder / f".adding-{os.urandom(6).hex()}"
         adding.mkdir(mode=0o750)
         try:
             adding.chmod(0o750)
-            _write(adding / stored.recording, recording)
-            _write(adding / _DESCRIPTION, msgspec.json.encode(stored))
+            put(adding / about.recording, recording, _MODE)
+            put(adding / _FILE, msgspec.json.encode(about), _MODE)
             sync_folder(adding)
             adding.rename(target)
         except OSError:
@@ -200,18 +181,16 @@ class VoiceStore:
             raise
         sync_folder(self.folder)
 
-    def _replace(self, target: Path, recording: bytes, stored: _Stored) -> None:
-        before = {path.name for path in target.iterdir()} - {_DESCRIPTION}
-        fresh = stored.recording not in before or (target / stored.recording).stat().st_size != stored.bytes
-        temporary = target / f".{_DESCRIPTION}-{os.urandom(6).hex()}"
+    def _replace(self, target: Path, recording: bytes, about: _Description) -> None:
+        before = {path.name for path in target.iterdir()} - {_FILE}
+        fresh = about.recording not in before or (target / about.recording).stat().st_size != about.bytes
         try:
             if fresh:
-                _write(target / stored.recording, recording)
-            _write(temporary, msgspec.json.encode(stored))
-            temporary.replace(target / _DESCRIPTION)
+                put(target / about.recording, recording, _MODE)
+            put(target / _FILE, msgspec.json.encode(about), _MODE)
         except OSError:
-            for path in (temporary, target / stored.recording if fresh else temporary):
-                path.unlink(missing_ok=True)
+            if fresh:
+                (target / about.recording).unlink(missing_ok=True)
             raise
         sync_folder(target)
 
@@ -232,18 +211,18 @@ def recording_ending(recording: bytes) -> str:
 def check_recording(
     data: bytes, python: str, min_s: float, max_s: float, timeout_s: float = 20.0
 ) -> dict[str, float | int]:
-    """Decode ``data`` in a process of its own; ``{"seconds", "sample_rate", "channels"}``.
+    """Decode ``data`` in a process of its own, because decoders are written in C and recordings are untrusted.
 
-    A process of its own, because decoders are written in C and recordings come from strangers. Raises VoiceError:
-    ``bad_audio`` for a recording that can't be used, ``unavailable`` when the check itself can't be made.
+    Returns ``seconds``, ``sample_rate`` and ``channels``. Raises VoiceError: ``bad_audio`` for an unusable recording,
+    ``unavailable`` when the check itself fails.
     """
     import subprocess
 
     if not recording_ending(data):
-        raise VoiceError(ErrorCode.BAD_AUDIO, "the recording is no WAV, FLAC, OGG or MP3 file")
+        raise VoiceError(ErrorCode.BAD_AUDIO, "the recording is not a WAV, FLAC, OGG or MP3 file")
     command = [python, "-m", "glmtts.daemon.storage.recordings", str(min_s), str(max_s)]
     try:
-        # Not the daemon's own folder: `python -m` puts the current one first in the path.
+        # `python -m` puts the current folder first in the path, so it must not be the daemon's.
         process = subprocess.run(command, input=data, capture_output=True, timeout=timeout_s, check=False, cwd="/")
     except subprocess.TimeoutExpired:
         raise VoiceError(ErrorCode.BAD_AUDIO, f"the recording could not be decoded within {timeout_s:g} s") from None
@@ -265,40 +244,23 @@ def check_recording(
 
 
 def _check_name(name: str) -> None:
-    # 64 characters of four bytes are longer than the 255 bytes that file systems take.
+    # 64 characters of four bytes are more than the 255 bytes that file systems take.
     if not _NAME.fullmatch(name) or len(name.encode()) > 200:
         raise VoiceError(
-            ErrorCode.BAD_REQUEST, f"name: {name[:70]!r} is none; use 1..64 letters, digits, hyphens and underscores"
+            ErrorCode.BAD_REQUEST, f"name: {name[:70]!r} is invalid; use 1..64 letters, digits, hyphens and underscores"
         )
 
 
-def _registered(folder: Path, stored: _Stored) -> RegisteredVoice:
-    return RegisteredVoice(
-        name=folder.name,
-        recording=folder / stored.recording,
-        text=stored.text,
-        language=stored.language,
-        description=stored.description,
-        sha256=stored.sha256,
-        seconds=stored.seconds,
-        sample_rate=stored.sample_rate,
-        added=stored.added,
-    )
-
-
-def _write(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _stored(folder: Path, about: _Description) -> StoredVoice:
+    path = str(folder / about.recording)
+    return StoredVoice(folder.name, path, about.text, about.language, about.description, about.seconds)
 
 
 def _tidy(recording: Path) -> None:
-    """Remove everything but the recording in force and its description."""
+    """Remove everything but the current recording and its description."""
     with contextlib.suppress(OSError):
         for path in recording.parent.iterdir():
-            if path.name not in (_DESCRIPTION, recording.name):
+            if path.name not in (_FILE, recording.name):
                 path.unlink()
 
 

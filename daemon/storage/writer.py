@@ -1,4 +1,4 @@
-"""What the journal's thread does: one transaction for all that has come, and what follows when that fails.
+"""The work of the journal's thread: one transaction for all that has arrived, and recovery when it fails.
 
 While the journal can't be written to, adds are refused at once, and ends are kept until they can be written.
 """
@@ -8,33 +8,36 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from glmtts.protocol.requests import Cancel, GetJob, Wait
+from glmtts.protocol.requests import KEY_HOLDS_S, Cancel, GetJob, Wait
 
 from ..core import effects, inputs
-from .problems import explain, keeps_connection, shown
-from .store import KEY_HOLDS_S, Store, UnreadableRowError
+from .problems import explain, keeps_connection, printable
+from .store import Store, UnreadableRowError
 
-#: After so many ends it is looked whether more jobs are remembered than may be.
+#: The number of ends after which the number of remembered jobs is checked.
 _TIDY_AFTER_ENDS = 1_000
-#: Expired jobs and superfluous results that one transaction removes at most.
+#: The most expired jobs, and the most superfluous results, that one transaction removes.
 _TIDY_LIMIT = 64
-#: The longest pause between two looks at the clock on the wall, which may be set.
+#: The longest pause between two looks at the wall clock, which may be set.
 _TIDY_PAUSE_S = 60.0
-#: A journal that has worked for so long is tried again soon when it fails.
+#: A journal that fails after having worked this long is retried with the shortest pause.
 _STEADY_S = 30.0
 _NOW, _NEVER = float("-inf"), float("inf")
 
 
 class Writer:
-    """Used by one thread. What is to be handed to the core is in ``answers``, what is to be logged in ``warnings``."""
+    """Owns the records that are not written yet, and when to retry. For one thread.
+
+    ``answers`` collects inputs for the core, ``warnings`` lines for the log.
+    """
 
     def __init__(self, store: Store, wall: Callable[[], float], retry_s: tuple[float, float]) -> None:
         """``wall`` is the time in seconds since 1970; see :class:`.journal.Journal` for ``retry_s``."""
         self.answers: list[inputs.Input] = []
         self.warnings: list[str] = []
-        #: Why the journal can't be used; ``""`` while it can be, None before anybody has looked.
+        #: Why the journal can't be used; ``""`` while it can be, None before it was opened.
         self.problem: str | None = None
-        #: Transactions that came to the disk, the seconds that they took, and how many did not come to it.
+        #: Transactions that reached the disk, the seconds that they took, and transactions that failed.
         self.writes, self.write_s, self.failures = 0, 0.0, 0
         self._store = store
         self._wall = wall
@@ -44,9 +47,9 @@ class Writer:
         self._working_since = _NOW
         self._starts: dict[str, int] = {}
         self._ends: dict[str, effects.JournalEnd] = {}
-        #: Jobs of those ends of which it was said that they can't be written yet.
-        self._told: set[str] = set()
-        #: Jobs whose add was refused though their row may be on disk: the flush alone may have failed.
+        #: Jobs whose end was already reported as not yet written.
+        self._reported: set[str] = set()
+        #: Jobs whose add was refused though their row may be on disk, since only the flush may have failed.
         self._uncertain: set[str] = set()
         self._handed_over = False
         self._keep_bytes: int | None = None
@@ -55,11 +58,11 @@ class Writer:
 
     @property
     def behind(self) -> bool:
-        """Whether something that was handed over is not on disk yet."""
+        """Whether starts or ends are not on disk yet."""
         return bool(self._starts or self._ends)
 
     def pause_s(self) -> float | None:
-        """How long nothing has to be done by itself; None: for ever."""
+        """Seconds until the writer has work of its own; None: never."""
         if self.problem != "":
             return self._retry_at - time.monotonic()
         if self._tidy_at == _NEVER:
@@ -73,7 +76,7 @@ class Writer:
         starts: dict[str, int] | None = None,
         ends: dict[str, effects.JournalEnd] | None = None,
     ) -> None:
-        """Do what has come, and what is due. Whatever happens, every add and every look-up is answered."""
+        """Write the records that have arrived or are due. Every add and look-up is answered, whatever fails."""
         self._starts |= starts or {}
         self._ends = (ends or {}) | self._ends
         if self.problem != "" and time.monotonic() >= self._retry_at:
@@ -83,18 +86,18 @@ class Writer:
         else:
             self._refuse(adds)
         if self.problem:
-            untold = [job for job in self._ends if job not in self._told]
-            self.answers += [inputs.JournalEnded(job, self.problem) for job in untold]
-            self._told.update(untold)
+            new = [job for job in self._ends if job not in self._reported]
+            self.answers += [inputs.JournalEnded(job, self.problem) for job in new]
+            self._reported.update(new)
         self.answers += [self._find(effect) for effect in finds]
 
     def close(self) -> None:
-        """Try once more to write what could not be written, and close the file."""
+        """Try once more to write the rest, and close the file."""
         if self.problem != "" and (self._starts or self._ends):
             self._recover()
         if self._ends:
             self.warnings.append(
-                f"the ends of {len(self._ends)} durable jobs were not written: the next daemon speaks them again"
+                f"the ends of {len(self._ends)} durable jobs were not written: the next daemon runs them again"
             )
         self._store.close(for_good=True)
 
@@ -113,14 +116,14 @@ class Writer:
         self.writes += 1
         self.write_s += time.monotonic() - began
         self.answers += answers
-        # An attempt may have written a file of which nothing came: the job was cancelled, or its worker died.
+        # A job that was cancelled, or whose worker died, may have left a file.
         useless += [job for job, end in self._ends.items() if not end.result]
         self._written(unknown)
-        # After the rows: a crash between the two leaves files that the next daemon removes.
+        # After the rows, since the next daemon removes files that a crash leaves without a row.
         self.warnings += self._store.results.remove(useless)
 
     def _recover(self) -> None:
-        """Try whether the journal can be used, now or again."""
+        """Open the journal, or prove that it can be written to again."""
         rows: list[inputs.JournalRow] = []
         damaged: list[str] = []
         try:
@@ -147,7 +150,7 @@ class Writer:
         self._written(unknown)
 
     def _fail(self, error: Exception) -> None:
-        """The journal can't be used from now on; it is tried again in a while, ever later if that fails soon."""
+        """Note that the journal can't be used, and when to retry: later each time, unless it had worked for long."""
         now = time.monotonic()
         self.failures += 1
         if self.problem == "" and now - self._working_since >= _STEADY_S:
@@ -187,18 +190,18 @@ class Writer:
         return unknown
 
     def _written(self, unknown: list[str]) -> None:
-        """What was pending is on disk."""
+        """Answer the records that are now on disk."""
         self.warnings += [
-            f"job {job} has ended, and is not in {self._store.shown}: nobody can ask for its result after a restart"
+            f"job {job} has ended, and is not in {self._store.shown}: its result can't be fetched after a restart"
             for job in unknown
         ]
         self.answers += [inputs.JournalEnded(job) for job in self._ends]
         self._starts.clear()
         self._ends.clear()
-        self._told.clear()
+        self._reported.clear()
 
     def _tidy(self) -> list[str]:
-        """Remove a bounded number of what is not kept any more; returns the names of files that are of no use now."""
+        """Remove a bounded number of expired rows and old results; returns the notes of the files to remove."""
         if self._tidy_at > self._wall():
             return []
         self._ends_since_tidy = 0
@@ -213,24 +216,24 @@ class Writer:
 
     def _sweep(self, rows: list[inputs.JournalRow]) -> None:
         if self._store.is_new:
-            # Somebody has moved the old one away, as he was told to: what it knows of may still be wanted.
-            if aside := self._store.results.put_aside():
+            # The old one was moved away, as the message for a damaged journal says: its results may still be wanted.
+            if old := self._store.results.rename_old():
                 self.warnings.append(
-                    f"the journal is new: the results that were there belong to another one, and are in {shown(aside)} "
-                    "now; put them back with that journal, or remove them"
+                    f"the journal is new: the results of the earlier one are now in {printable(old)}; put them back "
+                    "with that journal, or remove them"
                 )
             return
         removed = self._store.results.sweep(self._store.result_names(), {row.job for row in rows})
         if removed:
             self.warnings.append(
-                f"{removed} files in {shown(self._store.results.folder)} belonged to no job and were removed"
+                f"{removed} files in {printable(self._store.results.folder)} belonged to no job and were removed"
             )
 
     def _find(self, effect: effects.JournalFind) -> inputs.JournalFound:
         request = effect.request
         if not isinstance(request, Wait | GetJob | Cancel):
             return found(effect, problem=f"{type(request).__name__} names no job to look up")
-        # What is there can be read even if nothing can be written, as on a full disk.
+        # A journal that can't be written to, as on a full disk, can still be read.
         if not self._store.is_open:
             return found(effect, problem=self.problem or "the journal is closed")
         try:

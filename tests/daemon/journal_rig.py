@@ -65,15 +65,29 @@ def end(
 class Rig:
     """A journal, and the loop that it wakes."""
 
-    def __init__(self, folder: Path, *, now: float = 1e9, **more: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        now: float = 1e9,
+        wall: Callable[[], float] | None = None,
+        retry_s: tuple[float, float] = (0.02, 0.1),
+        **limits: Any,
+    ) -> None:
         self.now = now
         self.warnings: list[str] = []
         self.seen: list[inputs.Input] = []
         self.folder = folder
         self.file = folder / "journal.db"
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        more.setdefault("retry_s", (0.02, 0.1))
-        self.journal = Journal(folder, self._write, on_warning=self.warnings.append, wall=lambda: self.now, **more)
+        self.journal = Journal(
+            folder,
+            self._write,
+            on_warning=self.warnings.append,
+            wall=wall or (lambda: self.now),
+            retry_s=retry_s,
+            **limits,
+        )
         self.opened = self.journal.open()
 
     def __enter__(self) -> Rig:

@@ -1,4 +1,4 @@
-"""The journal under SIGKILL: whoever was told that something is on disk finds it there, once."""
+"""The journal under SIGKILL: a record that was reported as written is there afterwards, once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .journal_rig import run
 
 TIMES = 30
 
-#: Children that write as fast as they can and are killed; what they were told is compared with what is there.
+#: Children write as fast as they can and are killed; the answers that they got are compared with the file.
 KILLS = """
 import json, os, random, select, signal, sqlite3, sys, time
 
@@ -42,7 +42,7 @@ def write_for_ever(number, out):
             os.write(out, ("\\n".join(words) + "\\n").encode())
 
 random.seed(7)
-added, ended, told = set(), set(), []
+added, ended, counts = set(), set(), []
 for number in range(times):
     read, write = os.pipe()
     child = os.fork()
@@ -60,7 +60,7 @@ for number in range(times):
         data += more
     os.close(read)
     lines = [line.split() for line in data.decode().splitlines() if data.endswith(b"\\n")]
-    told.append(len(lines))
+    counts.append(len(lines))
     added |= {job for word, job in lines if word == "added"}
     ended |= {job for word, job in lines if word == "ended"}
 
@@ -71,14 +71,14 @@ rows = sqlite3.connect(folder / "journal.db").execute("SELECT job, expires_at FR
 there = [job for job, _ in rows]
 have_ended = {job for job, at in rows if at is not None}
 print(json.dumps({
-    "problem": problem, "told": told, "lost": sorted(added - set(there)), "twice": len(there) - len(set(there)),
-    "ends lost": sorted(ended - have_ended), "would be spoken again": sorted(ended & set(waiting)),
+    "problem": problem, "counts": counts, "lost": sorted(added - set(there)), "twice": len(there) - len(set(there)),
+    "ends lost": sorted(ended - have_ended), "would run again": sorted(ended & set(waiting)),
 }))
 """
 
 
 def test_what_was_answered_before_a_kill_is_there_afterwards_and_once(tmp_path: Path) -> None:
     found = json.loads(run(KILLS, str(tmp_path), str(TIMES)))
-    told = found.pop("told")
-    assert found == {"problem": "", "lost": [], "twice": 0, "ends lost": [], "would be spoken again": []}
-    assert len(told) == TIMES and min(told) > 0
+    counts = found.pop("counts")
+    assert found == {"problem": "", "lost": [], "twice": 0, "ends lost": [], "would run again": []}
+    assert len(counts) == TIMES and min(counts) > 0

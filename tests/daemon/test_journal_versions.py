@@ -1,6 +1,6 @@
 """A journal that an earlier version has written is taken up by this one, with every job in it.
 
-`journals/schema-N.sql` is what a version of that schema has left: for a new one in journal_file.py, add its dump here.
+`journals/schema-N.sql` is what a version of that schema has left: for a new one in schema.py, add its dump here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from glmtts.daemon.storage import schema as journal_file
+from glmtts.daemon.storage import schema
 
 from .journal_rig import Rig, row
 
@@ -36,14 +36,14 @@ def schema_of(folder: Path) -> int:
 
 def test_of_each_schema_that_there_was_there_is_a_journal_to_try() -> None:
     there = sorted(file.name for file in LEFT_BEHIND.glob("*.sql"))
-    assert there == [f"schema-{number}.sql" for number in range(1, journal_file.VERSION + 1)]
+    assert there == [f"schema-{number}.sql" for number in range(1, schema.VERSION + 1)]
 
 
-@pytest.mark.parametrize("schema", range(1, journal_file.VERSION + 1))
+@pytest.mark.parametrize("version", range(1, schema.VERSION + 1))
 def test_a_job_that_waited_under_an_earlier_version_goes_on_and_what_had_ended_is_found(
-    tmp_path: Path, schema: int
+    tmp_path: Path, version: int
 ) -> None:
-    left_by(schema, tmp_path)
+    left_by(version, tmp_path)
     with Rig(tmp_path) as rig:
         assert rig.opened.problem == ""
         (waiting,) = rig.opened.rows
@@ -52,7 +52,7 @@ def test_a_job_that_waited_under_an_earlier_version_goes_on_and_what_had_ended_i
         ended = rig.found("b-2")
         assert ended is not None and ended.state == "done" and ended.event is not None
         assert rig.add(row("b-3")).problem == ""
-    assert schema_of(tmp_path) == journal_file.VERSION
+    assert schema_of(tmp_path) == schema.VERSION
 
 
 def test_a_later_schema_is_reached_step_by_step_and_a_step_that_fails_leaves_the_journal_as_it_was(
@@ -60,18 +60,18 @@ def test_a_later_schema_is_reached_step_by_step_and_a_step_that_fails_leaves_the
 ) -> None:
     """With steps that this version does not have: the next one's author finds the road tried."""
     left_by(1, tmp_path)
-    steps = (*journal_file._STEPS[:1], ("ALTER TABLE jobs ADD COLUMN colour TEXT NOT NULL DEFAULT 'red'",))
+    steps = (*schema._STEPS[:1], ("ALTER TABLE jobs ADD COLUMN colour TEXT NOT NULL DEFAULT 'red'",))
     bad = (*steps, ("CREATE TABLE more (seq INTEGER)", "INSERT INTO nowhere VALUES (1)"))
-    monkeypatch.setattr(journal_file, "_STEPS", bad)
-    monkeypatch.setattr(journal_file, "VERSION", 3)
+    monkeypatch.setattr(schema, "_STEPS", bad)
+    monkeypatch.setattr(schema, "VERSION", 3)
     with pytest.raises(sqlite3.OperationalError, match="nowhere"):
-        journal_file.connect(tmp_path / "journal.db", 1.0)
+        schema.connect(tmp_path / "journal.db", 1.0)
     assert schema_of(tmp_path) == 2, "the step before it is done, and it is not half done"
     connection = sqlite3.connect(tmp_path / "journal.db")
     assert connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'more'").fetchone() == (0,)
     connection.close()
-    monkeypatch.setattr(journal_file, "_STEPS", (*steps, ("CREATE TABLE more (seq INTEGER)",)))
-    connection = journal_file.connect(tmp_path / "journal.db", 1.0)
+    monkeypatch.setattr(schema, "_STEPS", (*steps, ("CREATE TABLE more (seq INTEGER)",)))
+    connection = schema.connect(tmp_path / "journal.db", 1.0)
     assert connection.execute("SELECT job, colour FROM jobs ORDER BY seq").fetchall() == [
         ("b-1", "red"),
         ("b-2", "red"),

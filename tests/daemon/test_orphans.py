@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -355,7 +356,7 @@ def test_when_the_daemon_is_gone_the_guardian_ends_what_has_left_its_workers_gro
     assert all(alive(pid) for pid in pids)
     # What a service manager or a terminal does when it ends a daemon must not end the guardian first.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        until(lambda number=number: ignores(guard.pid, number), "it has begun")
+        until(partial(ignores, guard.pid, number), "it has begun")
         os.kill(guard.pid, number)
     pid = guard.pid
     begun_at = time.monotonic()

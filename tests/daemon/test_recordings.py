@@ -13,18 +13,20 @@ import tracemalloc
 import numpy as np
 import pytest
 import soundfile
+from numpy.typing import NDArray
 
 from glmtts.daemon.storage.recordings import BadRecordingError, decode
 
 
-def file(samples: np.ndarray, rate: int = 16_000, container: str = "WAV", subtype: str = "PCM_16") -> bytes:
+def file(samples: NDArray[np.float32], rate: int = 16_000, container: str = "WAV", subtype: str = "PCM_16") -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, rate, format=container, subtype=subtype)
     return buffer.getvalue()
 
 
-def tone(seconds: float = 2.0, rate: int = 16_000, level: float = 0.3) -> np.ndarray:
-    return (level * np.sin(0.1 * np.arange(int(seconds * rate)))).astype(np.float32)
+def tone(seconds: float = 2.0, rate: int = 16_000, level: float = 0.3) -> NDArray[np.float32]:
+    samples: NDArray[np.float32] = (level * np.sin(0.1 * np.arange(int(seconds * rate)))).astype(np.float32)
+    return samples
 
 
 GOOD = file(tone())
@@ -75,8 +77,8 @@ BAD = {
     "too long": (file(tone(30.2)), "longer than 30 s"),
     "silent": (file(np.zeros(32_000, np.float32)), "silent"),
     "cancelling channels": (file(np.stack([tone(), -tone()], axis=1)), "silent"),
-    "not a number": (file(np.full(32_000, np.nan, np.float32), subtype="FLOAT"), "no numbers"),
-    "infinite": (file(np.full(32_000, np.inf, np.float32), subtype="FLOAT"), "no numbers"),
+    "not a number": (file(np.full(32_000, np.nan, np.float32), subtype="FLOAT"), "not numbers"),
+    "infinite": (file(np.full(32_000, np.inf, np.float32), subtype="FLOAT"), "not numbers"),
     "telephone of 1920": (file(tone(), 4_000), "4000 samples a second"),
     "too many channels": (file(np.zeros((32_000, 12), np.float32)), "12 channels"),
 }

@@ -1,48 +1,27 @@
-"""What systemd hears of the daemon: through a real socket, as systemd would listen."""
+"""The notifications that systemd receives from the daemon, through a real socket."""
 
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from glmtts.daemon.core.summary import Summary
-from glmtts.daemon.service.systemd import Notifications, ServiceManager, inherited
+from glmtts.daemon.core.api.lifecycle import Summary
+from glmtts.daemon.service.systemd import ServiceManager, inherited
 
+from ..support.systemd import Systemd
+
+Make = Callable[..., ServiceManager]
 IDLE = Summary(state="running", ready=1, starting=0, workers=1, running=0, waiting=0)
 
 
 class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
+    now = 1000.0
 
     def __call__(self) -> float:
         return self.now
-
-
-class Systemd:
-    """The other end of NOTIFY_SOCKET."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(f"\0{address[1:]}" if address[0] == "@" else address)
-        self._socket.setblocking(False)
-
-    def heard(self) -> list[list[str]]:
-        """The lines of each message that has come."""
-        messages = []
-        while True:
-            try:
-                messages.append(self._socket.recv(4096).decode().split("\n"))
-            except BlockingIOError:
-                return messages
-
-    def close(self) -> None:
-        self._socket.close()
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -53,12 +32,12 @@ def systemd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Systemd]
 
 
 @pytest.fixture
-def manager_of(systemd: Systemd) -> Iterator[Callable[..., ServiceManager]]:
+def manager_of(systemd: Systemd) -> Iterator[Make]:
     """Makes a daemon's side, with ``environment`` beside NOTIFY_SOCKET."""
     made: list[ServiceManager] = []
 
-    def make(clock: Clock, **environment: str) -> ServiceManager:
-        made.append(ServiceManager({"NOTIFY_SOCKET": systemd.address} | environment, clock))
+    def make(clock: Clock | None = None, **environment: str) -> ServiceManager:
+        made.append(ServiceManager({"NOTIFY_SOCKET": systemd.address} | environment, clock or Clock()))
         return made[-1]
 
     yield make
@@ -70,10 +49,8 @@ def turn(manager: ServiceManager, summary: Summary = IDLE, *, stopping: bool = F
     manager.turn(lambda: summary, stopping, lambda: well)
 
 
-def test_who_waits_for_the_service_is_told_when_it_answers_and_how_it_is(
-    systemd: Systemd, manager_of: Callable[..., ServiceManager]
-) -> None:
-    manager = manager_of(Clock())
+def test_systemd_hears_when_the_daemon_answers_and_its_status(systemd: Systemd, manager_of: Make) -> None:
+    manager = manager_of()
     manager.starting("taking up the journal")
     turn(manager)
     turn(manager)
@@ -83,9 +60,7 @@ def test_who_waits_for_the_service_is_told_when_it_answers_and_how_it_is(
     ]
 
 
-def test_a_status_is_true_within_a_second_and_told_once(
-    systemd: Systemd, manager_of: Callable[..., ServiceManager]
-) -> None:
+def test_a_status_is_sent_within_a_second_and_once(systemd: Systemd, manager_of: Make) -> None:
     clock = Clock()
     manager = manager_of(clock)
     turn(manager)
@@ -108,12 +83,10 @@ def test_a_status_is_true_within_a_second_and_told_once(
 
 def test_an_endless_alert_does_not_fill_the_status() -> None:
     words = Summary("draining", 0, 0, 0, 0, 0, alerts=("x" * 5_000,)).in_words()
-    assert words.startswith("draining; no worker, as none is needed now") and len(words) < 300
+    assert words.startswith("draining; no worker") and len(words) < 300
 
 
-def test_a_healthy_loop_feeds_the_watchdog_and_a_sick_one_does_not(
-    systemd: Systemd, manager_of: Callable[..., ServiceManager]
-) -> None:
+def test_a_healthy_loop_feeds_its_own_watchdog_and_a_sick_one_does_not(systemd: Systemd, manager_of: Make) -> None:
     clock = Clock()
     manager = manager_of(clock, WATCHDOG_USEC="9000000", WATCHDOG_PID=str(os.getpid()))
     assert manager.watches
@@ -126,10 +99,14 @@ def test_a_healthy_loop_feeds_the_watchdog_and_a_sick_one_does_not(
         clock.now = clock.now + 3.0
         assert due <= clock.now
     assert fed == [True, True, False, False, True]
+    other = manager_of(clock, WATCHDOG_USEC="9000000", WATCHDOG_PID="1")
+    assert not other.watches
+    turn(other)
+    assert ["WATCHDOG=1"] not in systemd.heard()
 
 
 def test_a_loop_that_turns_often_feeds_the_watchdog_no_more_often_than_it_needs(
-    systemd: Systemd, manager_of: Callable[..., ServiceManager]
+    systemd: Systemd, manager_of: Make
 ) -> None:
     clock = Clock()
     manager = manager_of(clock, WATCHDOG_USEC="9000000")
@@ -141,14 +118,7 @@ def test_a_loop_that_turns_often_feeds_the_watchdog_no_more_often_than_it_needs(
     assert count == 3
 
 
-def test_another_process_s_watchdog_is_not_fed(systemd: Systemd, manager_of: Callable[..., ServiceManager]) -> None:
-    manager = manager_of(Clock(), WATCHDOG_USEC="9000000", WATCHDOG_PID="1")
-    assert not manager.watches
-    turn(manager)
-    assert ["WATCHDOG=1"] not in systemd.heard()
-
-
-def test_a_drain_gets_the_time_that_it_needs(systemd: Systemd, manager_of: Callable[..., ServiceManager]) -> None:
+def test_a_drain_asks_for_the_time_that_it_needs(systemd: Systemd, manager_of: Make) -> None:
     clock = Clock()
     manager = manager_of(clock)
     turn(manager)
@@ -171,10 +141,8 @@ def test_a_drain_gets_the_time_that_it_needs(systemd: Systemd, manager_of: Calla
     assert systemd.heard().count(["EXTEND_TIMEOUT_USEC=20000000"]) >= 9
 
 
-def test_a_reload_is_told_with_its_time_and_its_end(
-    systemd: Systemd, manager_of: Callable[..., ServiceManager]
-) -> None:
-    manager = manager_of(Clock())
+def test_a_reload_is_notified_with_its_time_and_its_end(systemd: Systemd, manager_of: Make) -> None:
+    manager = manager_of()
     manager.reloading()
     manager.reloaded()
     assert systemd.heard() == [], "before it is ready it has nothing to reload"
@@ -189,32 +157,31 @@ def test_a_reload_is_told_with_its_time_and_its_end(
     assert systemd.heard() == [["READY=1"]]
 
 
-def test_a_manager_that_does_not_read_holds_nobody_up_and_hears_the_rest_later(systemd: Systemd) -> None:
-    notifications = Notifications(systemd.address)
+def test_a_slow_manager_does_not_block_the_daemon_and_receives_the_rest_later(
+    systemd: Systemd, manager_of: Make
+) -> None:
+    manager = manager_of()
     for number in range(40):
-        notifications.tell(f"STATUS={number}")
+        manager.starting(str(number))
     heard = systemd.heard()
     assert len(heard) < 40, "its queue is longer than this test assumes"
     while len(heard) < 40:
-        notifications.flush()
+        turn(manager)
         more = systemd.heard()
         assert more
         heard += more
-    assert heard == [[f"STATUS={number}"] for number in range(40)]
-    notifications.close()
+    assert [lines[0] for lines in heard[:40]] == [f"STATUS=Starting: {number}" for number in range(40)]
 
 
-def test_a_manager_that_is_gone_is_said_and_survived(
-    systemd: Systemd, manager_of: Callable[..., ServiceManager]
-) -> None:
-    manager = manager_of(Clock())
+def test_a_manager_that_is_gone_is_logged_and_survived(systemd: Systemd, manager_of: Make) -> None:
+    manager = manager_of()
     systemd.close()
     turn(manager)
     assert manager.problem.startswith("NOTIFY_SOCKET: Connection refused")
 
 
 @pytest.mark.parametrize("environment", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1"}])
-def test_without_a_service_manager_nothing_is_told_and_nothing_waits(environment: dict[str, str]) -> None:
+def test_without_a_service_manager_nothing_is_sent_and_nothing_waits(environment: dict[str, str]) -> None:
     manager = ServiceManager(environment, Clock())
     turn(manager)
     assert not manager.wanted and not manager.watches and manager.next_due() is None
@@ -230,5 +197,5 @@ def test_without_a_service_manager_nothing_is_told_and_nothing_waits(environment
         {"LISTEN_FDS": "1", "LISTEN_PID": "me"},
     ],
 )
-def test_sockets_that_are_another_s_are_not_taken(environment: dict[str, str]) -> None:
+def test_sockets_of_another_process_are_not_taken(environment: dict[str, str]) -> None:
     assert inherited(environment) == {}

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from glmtts.daemon.config import load as config
-from glmtts.daemon.config import tcp_access
-from glmtts.daemon.config.load import ConfigError
+from glmtts.daemon import config
+from glmtts.daemon.config import ConfigError, tcp_access
 from glmtts.daemon.config.tcp_access import Address
 from glmtts.daemon.core.settings import TcpSettings
 from glmtts.protocol import keys
@@ -37,7 +36,7 @@ def test_an_address_is_read_as_it_is_written(text: str, address: Address, loopba
     "text",
     ["5555", "::1:5555", "0.0.0.0", "0.0.0.0:65536", "example.org:5555", "*:5555", "udp://1.2.3.4:5", "[x]:1", " "],
 )
-def test_what_is_no_address_is_refused_with_an_example(text: str) -> None:
+def test_an_invalid_address_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match=r"0\.0\.0\.0"):
         tcp_access.parse_listen(text)
     with pytest.raises(ConfigError, match=r"tcp\.listen"):
@@ -67,7 +66,7 @@ def test_without_a_key_only_this_machine_can_connect(tmp_path: Path) -> None:
             load(tmp_path, listen=listen)
 
 
-def test_a_key_that_is_there_is_used_on_every_address(tmp_path: Path) -> None:
+def test_an_existing_key_is_used_on_every_address(tmp_path: Path) -> None:
     made(tmp_path / "keys" / "server.key")
     for listen in ("127.0.0.1:5555", "0.0.0.0:5555"):
         access = load(tmp_path, listen=listen)
@@ -89,7 +88,7 @@ def test_a_key_that_can_t_be_used_never_means_no_encryption(tmp_path: Path, dama
         load(tmp_path, listen="127.0.0.1:5555")
 
 
-def test_files_that_are_named_must_be_there(tmp_path: Path) -> None:
+def test_named_files_must_exist(tmp_path: Path) -> None:
     with pytest.raises(KeyProblem) as caught:
         load(tmp_path, listen="127.0.0.1:1", server_key=str(tmp_path / "s"), authorised_keys=str(tmp_path / "a"))
     first, second = str(caught.value).splitlines()
@@ -101,14 +100,14 @@ def test_a_check_of_the_configuration_reads_the_keys_as_the_daemon_does(tmp_path
     file = tmp_path / "glmtts.toml"
     file.write_text(f'[daemon]\nstate_dir = "{tmp_path}"\n[tcp]\nlisten = "0.0.0.0:5555"\n')
     with pytest.raises(ConfigError, match=f"{file}: tcp.server_key"):
-        config.load(file)
+        config.read(file)
     made(tmp_path / "keys" / "server.key")
     (tmp_path / "keys" / "authorised_keys").write_text("nonsense\n")
     with pytest.raises(ConfigError, match=f"{file}: tcp.authorised_keys: {tmp_path}/keys/authorised_keys:1: "):
-        config.load(file)
+        config.read(file)
     public, _ = keys.generate()
     (tmp_path / "keys" / "authorised_keys").write_text(f"{public} alice\n")
-    access = config.load(file).tcp
+    access = config.read(file).tcp
     assert access and access.names == {public: "alice"}
 
 
@@ -123,7 +122,7 @@ def test_a_key_is_named_by_key_and_its_name(key: str) -> None:
 
 @pytest.mark.parametrize("key", ["tcp.listen", "metrics.listen"])
 @pytest.mark.parametrize("port", ["65536", "99999", "5555555"])
-def test_a_port_that_no_machine_has_is_named(key: str, port: str) -> None:
+def test_a_port_out_of_range_is_refused(key: str, port: str) -> None:
     section, _, name = key.rpartition(".")
     with pytest.raises(ConfigError, match=rf"{key}: port {port} .* out of range.* 65535"):
         config.parse(f'[{section}]\n{name} = "0.0.0.0:{port}"')

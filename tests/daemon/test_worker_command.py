@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from glmtts.daemon.processes.command import command
-from glmtts.daemon.worker import exit_codes
+from glmtts.protocol import exit_codes
 
 #: Interpreters too old for a worker, where a machine has some beside its own.
 OLD = [
@@ -40,7 +40,7 @@ def test_an_interpreter_without_the_packages_says_the_line_that_installs_them(tm
     bare = script(tmp_path / "python", f'exec {sys.executable} -I -S "$@"')
     words = last_words(bare)
     assert f"{sys.executable} is Python {sys.version.split()[0]}, " in words
-    assert "-m pip install pyzmq msgpack msgspec psutil numpy soundfile soxr" in words
+    assert "-m pip install pyzmq msgpack msgspec numpy soundfile soxr" in words
 
 
 def test_a_package_that_is_there_and_broken_is_named_with_what_is_wrong(tmp_path: Path) -> None:

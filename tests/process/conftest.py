@@ -20,6 +20,8 @@ import msgpack
 import pytest
 import zmq
 
+from ..fake_gpu.fake_gpu import FakeGpus
+
 PATIENCE_S = 20.0
 Event = dict[str, Any]
 
@@ -40,7 +42,7 @@ class Peer:
 
     def __init__(self, endpoint: str, kind: int = zmq.DEALER, **options: Any) -> None:
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
-        self.socket.linger = 0
+        self.socket.setsockopt(zmq.LINGER, 0)
         for name, value in options.items():
             self.socket.set(getattr(zmq, name), value)
         self.socket.connect(endpoint)
@@ -59,7 +61,7 @@ class Peer:
 
     def receive(self, patience_s: float = PATIENCE_S) -> tuple[Event, bytes | None]:
         """The next message, whatever it belongs to."""
-        if not self.socket.poll(patience_s * 1e3):
+        if not self.socket.poll(int(patience_s * 1e3)):
             raise AssertionError(f"no answer within {patience_s} s")
         header, *body = self.socket.recv_multipart()
         event = msgpack.unpackb(header)
@@ -206,7 +208,7 @@ class Daemon:
         with contextlib.closing(Peer(self.control_endpoint)) as peer:
             id = peer.send("ping")
             try:
-                return peer.next(id, 1.0)[0]["event"] == "pong"
+                return bool(peer.next(id, 1.0)[0]["event"] == "pong")
             except AssertionError:
                 return False
 
@@ -303,6 +305,11 @@ class Daemon:
         assert self.status()["internal_errors"] == 0, self.log()[-4000:]
 
 
+#: Starts daemons that end with the test: ``start(queue={...})``.
+Start = Callable[..., Daemon]
+MakeGpus = Callable[..., FakeGpus]
+
+
 def toml(config: dict[str, Any], path: str = "") -> str:
     """TOML text of nested sections."""
     own = [f"{key} = {json.dumps(value)}\n" for key, value in config.items() if not isinstance(value, dict)]
@@ -335,7 +342,8 @@ def daemons() -> Iterator[Callable[..., Daemon]]:
         for daemon in started:
             if daemon.process.poll() is None:
                 daemon.stop()
-            assert "internal error" not in daemon.log(), daemon.log()[-8000:]
+            # As a plain string: after the daemon's end no line comes later.
+            assert "internal error" not in str(daemon.log()), daemon.log()[-8000:]
     finally:
         for daemon in started:
             daemon.clear_away()

@@ -119,7 +119,7 @@ def test_the_memory_of_large_messages_is_given_back(start: Any) -> None:
     before = daemon.rss_mib
     for _ in range(2):
         recording = bytes(15 << 20)
-        ids = [client.send("synthesize", recording, text="no recording", prompt={"text": "x"}) for _ in range(60)]
+        ids = [client.send("synthesize", recording, text="no recording", prompt={"text": "x"}) for _ in range(30)]
         for id in ids:
             client.all(id)
     daemon.until(lambda: daemon.rss_mib < before + 16, "what was sent is not kept")

@@ -61,7 +61,7 @@ def test_a_thousand_jobs_of_one_client_delay_another_s_sentence_by_no_more_than_
 def test_without_preemption_the_sentence_waits_for_the_book(start: Any) -> None:
     daemon = start(queue={"preempt": False})
     client, other = daemon.client(), daemon.client()
-    book = client.send("synthesize", text="a book", priority="batch", durable=False, options=BOOK)
+    book = client.send("synthesize", text="a book", priority="batch", durable=False, options=BOOK | {"rtf": 0.2})
     client.until(book, "started")
     assert waited(other, "a sentence") > 5 * SEGMENT_S
 

@@ -1,6 +1,6 @@
-"""Workers on GPUs: whose memory is whose, who waits for it, and what is done before it runs out.
+"""Workers on GPUs: memory by worker, waiting for it, and recycling before it runs out.
 
-The GPUs are tests/fake_gpu: real pynvml, real driver calls, real processes, memory that is counted and not there.
+The GPUs are tests/fake_gpu: real pynvml, real driver calls, real processes, memory that is only counted.
 """
 
 from __future__ import annotations
@@ -10,20 +10,23 @@ import re
 import signal
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from ..fake_gpu.fake_gpu import FakeGpus, Listing
+    from .conftest import Daemon, MakeGpus, Start
 
 MIB = 1 << 20
 QUICK_RESTART: dict[str, Any] = {"backoff_initial_s": 0.05, "backoff_max_s": 0.2, "breaker_failures": 50}
 
 
 @pytest.fixture
-def start_on(start: Callable[..., Any]) -> Callable[..., Any]:
+def start_on(start: Start) -> Start:
     """Starts a daemon on fake GPUs: ``start_on(gpus, vram_mib=2_000, workers={...})``."""
 
-    def begin(gpus: Any, *, vram_mib: int = 2_000, workers: dict[str, Any] | None = None, **config: Any) -> Any:
+    def begin(gpus: FakeGpus, *, vram_mib: int = 2_000, workers: dict[str, Any] | None = None, **config: Any) -> Daemon:
         return start(
             environment=gpus.environment(),
             engine={"fault": {"vram_mib": vram_mib}},
@@ -38,7 +41,7 @@ def vram(fault: str, mib: int, **more: Any) -> dict[str, Any]:
     return {"fault": fault, "mib": mib, "seconds": 0.1} | more
 
 
-def test_an_operator_sees_whose_memory_is_whose(start_on: Any, make_fake_gpus: Any) -> None:
+def test_an_operator_sees_the_memory_of_each_worker(start_on: Start, make_fake_gpus: MakeGpus) -> None:
     gpus = make_fake_gpus(8_000, 16_000)
     gpus.take(1, 1_000, pid=4_000_001)
     daemon = start_on(gpus, vram_mib=2_000)
@@ -60,7 +63,9 @@ def test_an_operator_sees_whose_memory_is_whose(start_on: Any, make_fake_gpus: A
 
 
 @pytest.mark.parametrize("listing", ["none", "zero", "unlisted"])
-def test_where_nvml_says_nothing_of_processes_the_device_tells(start_on: Any, fake_gpus: Any, listing: str) -> None:
+def test_without_figures_per_process_the_device_s_are_used(
+    start_on: Start, fake_gpus: FakeGpus, listing: Listing
+) -> None:
     fake_gpus.list_as(listing)
     fake_gpus.take(0, 1_500)
     daemon = start_on(fake_gpus)
@@ -72,7 +77,7 @@ def test_where_nvml_says_nothing_of_processes_the_device_tells(start_on: Any, fa
 
 @pytest.mark.parametrize("listing", ["true", "zero"])
 def test_a_leaking_engine_is_replaced_before_memory_runs_out_and_no_job_fails(
-    start_on: Any, fake_gpus: Any, listing: str
+    start_on: Start, fake_gpus: FakeGpus, listing: Listing
 ) -> None:
     fake_gpus.list_as(listing)
     daemon = start_on(fake_gpus, workers={"recycle": {"leak_min_mib": 64}})
@@ -96,7 +101,9 @@ def test_a_leaking_engine_is_replaced_before_memory_runs_out_and_no_job_fails(
     assert daemon.status()["counts"]["ended"] == {"done": number + 1}
 
 
-def test_a_replacement_waits_until_the_memory_of_the_dead_is_seen_free(start_on: Any, make_fake_gpus: Any) -> None:
+def test_a_replacement_waits_until_the_memory_of_the_dead_process_is_free(
+    start_on: Start, make_fake_gpus: MakeGpus
+) -> None:
     gpus = make_fake_gpus(4_000)
     gpus.release_delay_s = 1.5
     daemon = start_on(gpus, vram_mib=2_500)
@@ -106,14 +113,14 @@ def test_a_replacement_waits_until_the_memory_of_the_dead_is_seen_free(start_on:
     died = time.monotonic()
     daemon.until(lambda: daemon.workers()[0]["state"] == "waiting", "the next process waits")
     reason = daemon.workers()[0]["reason"]
-    assert "MiB" in reason or "seen free" in reason
+    assert "MiB" in reason or "is not free yet" in reason
     done, _ = client.speak("after it")
     assert time.monotonic() - died >= 1.5 and done["attempts"] == 1
     (worker,) = daemon.workers()
     assert worker["restarts"] == 1, "it ran out of memory in between"
 
 
-def test_a_recycle_with_room_leaves_no_moment_without_a_worker(start_on: Any, fake_gpus: Any) -> None:
+def test_a_recycle_with_room_leaves_no_moment_without_a_worker(start_on: Start, fake_gpus: FakeGpus) -> None:
     daemon = start_on(fake_gpus)
     daemon.until(lambda: daemon.workers()[0]["vram"], "the worker's memory is known")
     old = daemon.workers()[0]["pid"]
@@ -130,9 +137,7 @@ def test_a_recycle_with_room_leaves_no_moment_without_a_worker(start_on: Any, fa
     assert "spare is loaded first" in daemon.log()
 
 
-def test_a_recycle_without_room_costs_those_who_wait_a_delay_and_nothing_else(
-    start_on: Any, make_fake_gpus: Any
-) -> None:
+def test_a_recycle_without_room_only_delays_the_jobs_that_wait(start_on: Start, make_fake_gpus: MakeGpus) -> None:
     gpus = make_fake_gpus(4_000)
     gpus.release_delay_s = 0.3
     daemon = start_on(gpus, vram_mib=2_500)
@@ -148,7 +153,9 @@ def test_a_recycle_without_room_costs_those_who_wait_a_delay_and_nothing_else(
     assert daemon.workers()[0]["restarts"] == 1
 
 
-def test_a_gpu_that_others_have_filled_is_waited_for_and_said_so(start_on: Any, make_fake_gpus: Any) -> None:
+def test_a_worker_waits_for_a_gpu_that_others_have_filled_and_says_so(
+    start_on: Start, make_fake_gpus: MakeGpus
+) -> None:
     gpus = make_fake_gpus(4_000)
     daemon = start_on(gpus, vram_mib=2_500)
     daemon.until(lambda: daemon.workers()[0]["vram"], "the worker's memory is known")
@@ -163,7 +170,7 @@ def test_a_gpu_that_others_have_filled_is_waited_for_and_said_so(start_on: Any, 
     assert waiting and daemon.workers()[0]["restarts"] == 1
 
 
-def test_requests_are_answered_as_fast_as_before_while_nvml_hangs(start_on: Any, fake_gpus: Any) -> None:
+def test_requests_are_answered_as_fast_as_before_while_nvml_hangs(start_on: Start, fake_gpus: FakeGpus) -> None:
     daemon = start_on(fake_gpus)
     daemon.until(lambda: daemon.workers()[0]["vram"], "the worker's memory is known")
     client = daemon.client()
@@ -185,7 +192,7 @@ def test_requests_are_answered_as_fast_as_before_while_nvml_hangs(start_on: Any,
         alert = next(a for a in daemon.status()["alerts"] if a["name"] == "nvml")
         assert "nvmlDeviceGet" in alert["message"]
         after_bound = times()
-        # A worker that dies now is replaced, though nobody can say what is free.
+        # A worker that dies now is replaced, though the free memory is not known.
         os.kill(daemon.workers()[0]["pid"], signal.SIGKILL)
         client.speak("from the next one")
         assert daemon.workers()[0]["restarts"] == 1
@@ -197,7 +204,7 @@ def test_requests_are_answered_as_fast_as_before_while_nvml_hangs(start_on: Any,
     daemon.until(lambda: not daemon.status()["alerts"], "the alert is over")
 
 
-def test_a_lost_gpu_is_called_lost_and_used_again_when_it_is_back(start_on: Any, fake_gpus: Any) -> None:
+def test_a_lost_gpu_is_called_lost_and_used_again_when_it_is_back(start_on: Start, fake_gpus: FakeGpus) -> None:
     daemon = start_on(fake_gpus)
     daemon.until(lambda: daemon.workers()[0]["vram"], "the worker's memory is known")
     client = daemon.client()
@@ -209,7 +216,7 @@ def test_a_lost_gpu_is_called_lost_and_used_again_when_it_is_back(start_on: Any,
     daemon.until(lambda: daemon.gpus()[0]["state"] == "lost", "the GPU is seen to be lost")
     daemon.until(lambda: "lost" in daemon.workers()[0]["reason"], "no process is started on it")
     assert any(alert["name"] == "gpu_lost.0" for alert in daemon.status()["alerts"])
-    refused = client.all(client.send("synthesize", text="nobody speaks"))[0][-1]
+    refused = client.all(client.send("synthesize", text="no worker"))[0][-1]
     assert refused["code"] == "unavailable" and "lost" in refused["message"] and refused["retry_after_s"] > 0
     lost.clear()
     daemon.until_ready()
@@ -217,7 +224,7 @@ def test_a_lost_gpu_is_called_lost_and_used_again_when_it_is_back(start_on: Any,
     assert "gpu_lost.0" not in [alert["name"] for alert in daemon.status()["alerts"]]
 
 
-def test_a_worker_whose_gpu_is_lost_goes_to_another_one(start_on: Any, make_fake_gpus: Any) -> None:
+def test_a_worker_whose_gpu_is_lost_goes_to_another_one(start_on: Start, make_fake_gpus: MakeGpus) -> None:
     gpus = make_fake_gpus(8_000, 8_000)
     daemon = start_on(gpus, workers={"min": 1, "max": 1})
     daemon.until(lambda: daemon.workers()[0]["vram"], "the worker's memory is known")
@@ -229,16 +236,7 @@ def test_a_worker_whose_gpu_is_lost_goes_to_another_one(start_on: Any, make_fake
     assert daemon.workers()[0]["gpu"] == 1
 
 
-def test_one_large_job_does_not_make_the_next_worker_wait_for_as_much(start_on: Any, fake_gpus: Any) -> None:
-    daemon = start_on(fake_gpus)
-    daemon.until(lambda: daemon.gpus()[0]["need"], "what a worker needs is measured")
-    need = daemon.gpus()[0]["need"]
-    daemon.client().speak("large", options=vram("use_vram", 12_000))
-    daemon.until(lambda: daemon.workers()[0]["vram"] > 12_000 * MIB, "the job's memory is seen")
-    assert daemon.gpus()[0]["need"] == need
-
-
-def test_out_of_memory_is_tried_once_more_on_a_fresh_worker(start_on: Any, fake_gpus: Any) -> None:
+def test_out_of_memory_is_tried_once_more_on_a_fresh_worker(start_on: Start, fake_gpus: FakeGpus) -> None:
     daemon = start_on(fake_gpus, workers={"per_gpu": 2, "vram_mib": 2_500})
     client = daemon.client()
     client.speak("warm")
@@ -254,7 +252,7 @@ def test_out_of_memory_is_tried_once_more_on_a_fresh_worker(start_on: Any, fake_
     assert not daemon.control("quarantine")["quarantined"]
 
 
-def test_a_poisoned_context_costs_its_worker_and_is_called_by_its_name(start_on: Any, fake_gpus: Any) -> None:
+def test_a_poisoned_context_costs_its_worker_and_is_named(start_on: Start, fake_gpus: FakeGpus) -> None:
     daemon = start_on(fake_gpus)
     client = daemon.client()
     events, _ = client.all(client.send("synthesize", text="wild", options=vram("illegal_access", 1)))
@@ -272,36 +270,15 @@ def test_a_poisoned_context_costs_its_worker_and_is_called_by_its_name(start_on:
     assert events[-1]["code"] == "worker_crashed"
 
 
-def test_gpus_are_filled_evenly_and_scaled(start_on: Any, make_fake_gpus: Any) -> None:
-    daemon = start_on(make_fake_gpus(8_000, 8_000), vram_mib=1_000, workers={"per_gpu": 2, "min": 1})
-    assert [worker["gpu"] for worker in daemon.workers()] == [0]
-    assert daemon.control("scale", min=4) == daemon.control("scale", min=4) | {"min": 4, "max": 4, "workers": 4}
-    daemon.until_ready(4)
-    assert sorted(worker["gpu"] for worker in daemon.workers()) == [0, 0, 1, 1]
-    daemon.control("scale", min=1, max=2)
-    daemon.until(lambda: len(daemon.workers()) == 2, "two of them end")
-    assert sorted(worker["gpu"] for worker in daemon.workers()) == [0, 1]
-    refused = daemon.control("scale", max=9)
-    assert refused["event"] == "error" and "places" in refused["message"]
-
-
-def test_more_workers_than_fit_are_not_started(start_on: Any, make_fake_gpus: Any) -> None:
-    daemon = start_on(make_fake_gpus(6_000), vram_mib=2_000, workers={"per_gpu": 3}, wait=False)
-    daemon.until(lambda: any("MiB free" in worker["reason"] for worker in daemon.workers()), "one waits for memory")
-    daemon.until_ready(2)
-    assert sorted(worker["state"] for worker in daemon.workers()) == ["ready", "ready", "waiting"]
-    assert "memory" not in [(w["last_death"] or {}).get("cause", "") for w in daemon.workers()]
-
-
-def test_workers_that_nobody_needs_give_the_gpu_back_and_come_when_a_job_does(start_on: Any, fake_gpus: Any) -> None:
+def test_idle_workers_are_unloaded_and_loaded_again_for_a_job(start_on: Start, fake_gpus: FakeGpus) -> None:
     daemon = start_on(fake_gpus, workers={"idle_unload_s": 0.5})
     daemon.until(lambda: not daemon.workers(), "the idle worker is unloaded")
     fake_gpus.until(lambda: not fake_gpus.holders(), "its memory is free")
-    done, _ = daemon.client().speak("somebody comes")
+    done, _ = daemon.client().speak("a job comes")
     assert done["attempts"] == 1 and done["waited_s"] < 5
 
 
-def test_nothing_holds_the_gpu_a_second_after_the_daemon_was_killed(start_on: Any, make_fake_gpus: Any) -> None:
+def test_nothing_holds_the_gpu_a_second_after_the_daemon_was_killed(start_on: Start, make_fake_gpus: MakeGpus) -> None:
     gpus = make_fake_gpus(8_000, 8_000)
     daemon = start_on(gpus)
     client = daemon.client()

@@ -1,4 +1,4 @@
-"""The log has a line for each fact, with whose it is; never what was spoken; and `glmttsctl logs` brings it."""
+"""The log has a line for each fact, with its job and worker, and no client's text; `glmttsctl logs` shows it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import soundfile
 
-#: In no log above debug level, however it got to the daemon.
+if TYPE_CHECKING:
+    from .conftest import Daemon, Start
+
+#: A word that no line above debug level may have, however it reached the daemon.
 MARKED = "geheimwort"
 GLMTTSCTL = str(Path(sys.executable).with_name("glmttsctl"))
 
 
-def ctl(daemon: Any, *arguments: str) -> str:
+def ctl(daemon: Daemon, *arguments: str) -> str:
     environment = os.environ | {"GLMTTS_ENDPOINT": daemon.endpoint, "NO_COLOR": "1"}
     done = subprocess.run(
         [GLMTTSCTL, *arguments], capture_output=True, text=True, timeout=60, env=environment, check=False
@@ -37,7 +40,7 @@ def wav_of(seconds: float) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def daemon(start_shared: Callable[..., Any]) -> Iterator[Any]:
+def daemon(start_shared: Start) -> Iterator[Daemon]:
     restart = {"backoff_initial_s": 0.05, "backoff_max_s": 0.2, "breaker_failures": 50, "max_attempts": 1}
     yield start_shared(
         workers={"hang_timeout_s": 1.0, "stop_timeout_s": 0.3, "restart": restart | {"quarantine_after": 1}},
@@ -45,14 +48,14 @@ def daemon(start_shared: Callable[..., Any]) -> Iterator[Any]:
     )
 
 
-def spoil(daemon: Any) -> list[str]:
-    """Have marked texts fail in every way there is; returns what became of each."""
+def spoil(daemon: Daemon) -> list[str]:
+    """Have marked texts fail in every way; returns how each ended."""
     client = daemon.client()
-    codes = []
+    codes: list[str] = []
 
     def fails(text: str, body: bytes | None = None, **keys: Any) -> None:
         event = client.ask("synthesize", body, text=f"{MARKED} {text}", **keys)
-        codes.append(event.get("code", event["event"]))
+        codes.append(str(event.get("code", event["event"])))
 
     for fault in ("audio", "quote", "quote_fatal", "raise", "oom", "exit", "segv", "garbage", "hang", "beat_still"):
         fails(fault, options={"fault": fault})
@@ -64,7 +67,7 @@ def spoil(daemon: Any) -> list[str]:
     fails("recorded", wav_of(2.0), prompt={"text": f"{MARKED} said"}, options={"fault": "quote"})
     fails("not recorded", b"no recording", prompt={"text": f"{MARKED} said"})
     fails("wrong", options={"fault": MARKED})
-    fails("wrong", **{MARKED: MARKED})
+    fails("wrong", None, **{MARKED: MARKED})
     fails("wrong", voice=MARKED)
     fails("wrong", format=MARKED)
     fails("late", deadline_s=0.01, options={"seconds": 5.0, "rtf": 1.0})
@@ -77,7 +80,7 @@ def spoil(daemon: Any) -> list[str]:
         if event["event"] == "accepted":
             client.ask("cancel", job=event["job"])
             event = client.until(id, "error", "done")
-        codes.append(event.get("code", event["event"]))
+        codes.append(str(event.get("code", event["event"])))
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.connect(daemon.endpoint.removeprefix("ipc://"))
         stranger.sendall(MARKED.encode() * 10)
@@ -85,7 +88,7 @@ def spoil(daemon: Any) -> list[str]:
     return codes
 
 
-def test_what_was_spoken_is_nowhere_in_the_log_in_whatever_way_it_failed(daemon: Any) -> None:
+def test_no_client_s_text_is_in_the_log_however_its_job_failed(daemon: Daemon) -> None:
     codes = spoil(daemon)
     assert {"done", "synthesis_failed", "worker_crashed", "hung", "quarantined", "bad_request", "cancelled"} <= set(
         codes
@@ -97,14 +100,14 @@ def test_what_was_spoken_is_nowhere_in_the_log_in_whatever_way_it_failed(daemon:
         ctl(daemon, "logs", "-n", "500", "--json"),
         json.dumps([daemon.status(), daemon.workers(), daemon.control("health", deep=True)]),
     ]
-    # What was hidden has left its trace: where it was raised, of which job.
+    # The place of each error is in the log, though its message is not.
     assert (
         "KeyError, raised at daemon/engines/fault/engine.py:" in daemon.log() and "own words may quote" in daemon.log()
     )
     assert not [line for text in (daemon.log(), *shown) for line in text.splitlines() if MARKED in line]
 
 
-def test_at_debug_level_it_is_there_for_who_looks_for_a_mistake(daemon: Any) -> None:
+def test_at_debug_level_a_text_is_logged_to_find_a_mistake(daemon: Daemon) -> None:
     daemon.control("log_level", level="debug")
     try:
         client = daemon.client()
@@ -117,7 +120,7 @@ def test_at_debug_level_it_is_there_for_who_looks_for_a_mistake(daemon: Any) -> 
         daemon.control("log_level", level="info")
 
 
-def test_each_line_says_of_which_job_and_worker_it_is(daemon: Any) -> None:
+def test_each_line_names_its_job_and_worker(daemon: Daemon) -> None:
     client = daemon.client()
     job = client.speak("hello")[0]["job"]
     failed = client.ask("synthesize", text="other", options={"fault": "raise"})["job"]
@@ -133,7 +136,7 @@ def test_each_line_says_of_which_job_and_worker_it_is(daemon: Any) -> None:
     assert all(line["fields"]["worker"] == worker for line in of_worker)
 
 
-def test_a_follower_sees_each_line_once_and_goes_on_with_the_next_daemon(start: Any) -> None:
+def test_a_follower_sees_each_line_once_and_continues_with_the_next_daemon(start: Start) -> None:
     daemon = start()
     environment = os.environ | {"GLMTTS_ENDPOINT": daemon.endpoint}
     follower = subprocess.Popen(
@@ -164,7 +167,7 @@ def _until(follower: subprocess.Popen[str], message: str) -> list[dict[str, Any]
     raise AssertionError("the follower has ended")
 
 
-def test_under_a_service_manager_the_journal_has_the_levels_and_the_time(start: Any) -> None:
+def test_under_a_service_manager_the_journal_has_the_levels_and_the_time(start: Start) -> None:
     """A stand-in for systemd's: a socket whose device and number stand in JOURNAL_STREAM (systemd.exec(5))."""
     daemon = start(wait=True)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -173,9 +176,12 @@ def test_under_a_service_manager_the_journal_has_the_levels_and_the_time(start: 
     environment = os.environ | {
         "JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}",
         "GLMTTS_RUNTIME_DIR": str(daemon.runtime),
+        "STATE_DIRECTORY": str(daemon.state),
     }
     command = [sys.executable, "-m", "glmtts.daemon.supervisor", "--config", str(daemon.file)]
-    with subprocess.Popen(command, stderr=theirs, env=environment | {"STATE_DIRECTORY": str(daemon.state)}) as process:
+    with subprocess.Popen(
+        command, stderr=theirs.fileno(), env=environment | {"STATE_DIRECTORY": str(daemon.state)}
+    ) as process:
         theirs.close()
         daemon.until(daemon.control_is_open, "the daemon answers")
         daemon.until(lambda: daemon.status()["workers"]["ready"] == 1, "its worker is ready")

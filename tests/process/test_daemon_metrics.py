@@ -1,4 +1,4 @@
-"""Metrics of a real daemon: over HTTP, by glmttsctl, as status has them, and harmless whoever asks for them."""
+"""Metrics of a real daemon: over HTTP and by glmttsctl, equal to status, and harmless to speech."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import os
 import re
+import select
 import signal
 import socket
 import statistics
@@ -15,9 +16,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from .conftest import Daemon, MakeGpus, Peer, Start
+
+    Crowd = Callable[[int], list[socket.socket]]
 
 GLMTTSCTL = str(Path(sys.executable).with_name("glmttsctl"))
 _SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
@@ -36,8 +42,8 @@ def parsed(text: str) -> Samples:
     return samples
 
 
-def port_of(daemon: Any) -> int:
-    """The port that the daemon says it serves its metrics at."""
+def port_of(daemon: Daemon) -> int:
+    """The port of the metrics, from the log."""
     daemon.until(lambda: "metrics are served" in daemon.log(), "metrics are served")
     return int(re.findall(r"metrics are served port=(\d+)", daemon.log())[-1])
 
@@ -60,30 +66,36 @@ def value(samples: Samples, name: str, **labels: str) -> float:
     return samples[name, frozenset(labels.items())]
 
 
-def entries(daemon: Any, folder: str) -> int:
+def entries(daemon: Daemon, folder: str) -> int:
     """How many entries a folder of the daemon's in /proc has: its threads, its descriptors."""
     return sum(1 for _ in Path(f"/proc/{daemon.process.pid}/{folder}").iterdir())
 
 
 @pytest.fixture(scope="module")
-def daemon(start_shared: Any) -> Any:
+def daemon(start_shared: Start) -> Daemon:
     return start_shared(workers={"max": 2}, metrics={"listen": "127.0.0.1:0"})
 
 
 @pytest.fixture(scope="module")
-def port(daemon: Any) -> int:
+def port(daemon: Daemon) -> int:
     return port_of(daemon)
 
 
 @pytest.fixture
-def crowd(port: int) -> Iterator[Callable[[int], list[socket.socket]]]:
-    """Opens so many connections to the metrics and leaves them open until the test ends."""
+def crowd(port: int) -> Iterator[Crowd]:
+    """Opens connections to the metrics and leaves them open until the test ends."""
     opened: list[socket.socket] = []
 
     def come(count: int) -> list[socket.socket]:
+        # All at once: each that the full backlog turns away is tried again by the kernel a second later.
         for _ in range(count):
-            with contextlib.suppress(OSError):
-                opened.append(socket.create_connection(("127.0.0.1", port), timeout=5))
+            connection = socket.socket()
+            opened.append(connection)
+            connection.setblocking(False)
+            connection.connect_ex(("127.0.0.1", port))
+        for connection in opened:
+            select.select([], [connection], [], 5)
+            connection.settimeout(5)
         return opened
 
     yield come
@@ -91,7 +103,7 @@ def crowd(port: int) -> Iterator[Callable[[int], list[socket.socket]]]:
         connection.close()
 
 
-def test_metrics_agree_with_status_after_a_run(daemon: Any, client: Any, port: int) -> None:
+def test_metrics_agree_with_status_after_a_run(daemon: Daemon, client: Peer, port: int) -> None:
     client.speak("one", options={"seconds": 2.0})
     client.speak("two", stream=True, options={"seconds": 0.5})
     client.refused("synthesize", text="no", options={"fault": "raise"})
@@ -128,10 +140,10 @@ def test_metrics_agree_with_status_after_a_run(daemon: Any, client: Any, port: i
         if seconds is not None:
             assert value(samples, "glmtts_job_audio_seconds_bucket", le="2") == 3
             assert value(samples, "glmtts_job_audio_seconds_sum") >= seconds
-    assert not any("uid" in str(of) or "user" in str(of) for _, of in samples), "somebody is named"
+    assert not any("uid" in str(of) or "user" in str(of) for _, of in samples), "a user is named"
 
 
-def test_what_workers_hold_and_die_of_is_seen(start: Any, make_fake_gpus: Any) -> None:
+def test_the_memory_and_the_deaths_of_workers_are_measured(start: Start, make_fake_gpus: MakeGpus) -> None:
     gpus = make_fake_gpus(8_000, 8_000)
     restart = {"backoff_initial_s": 0.05, "backoff_max_s": 0.2, "breaker_failures": 50}
     daemon = start(
@@ -173,7 +185,7 @@ def test_what_workers_hold_and_die_of_is_seen(start: Any, make_fake_gpus: Any) -
     assert value(samples, "glmtts_gpu_up", gpu="1") == 1
 
 
-def test_glmttsctl_prints_them_without_a_listener(start: Any) -> None:
+def test_glmttsctl_prints_them_without_a_listener(start: Start) -> None:
     daemon = start()
     daemon.client().speak("hello")
     environment = os.environ | {"GLMTTS_ENDPOINT": daemon.endpoint}
@@ -182,10 +194,10 @@ def test_glmttsctl_prints_them_without_a_listener(start: Any) -> None:
     )
     assert value(parsed(done.stdout), "glmtts_jobs_ended_total", outcome="done") == 1
     listening = subprocess.run(["ss", "-Htlnp"], capture_output=True, text=True, check=False).stdout
-    assert f"pid={daemon.process.pid}," not in listening, "it listens though nobody has asked for that"
+    assert f"pid={daemon.process.pid}," not in listening, "it listens though that is not configured"
 
 
-def test_two_daemons_with_one_port_both_speak_and_the_second_says_that_it_has_none(start: Any) -> None:
+def test_of_two_daemons_with_one_port_the_second_speaks_alerts_and_takes_the_port_when_it_is_free(start: Start) -> None:
     first = start(metrics={"listen": "127.0.0.1:0"})
     port = port_of(first)
     second = start(metrics={"listen": f"127.0.0.1:{port}"})
@@ -197,13 +209,13 @@ def test_two_daemons_with_one_port_both_speak_and_the_second_says_that_it_has_no
     assert value(scrape(port), "glmtts_jobs_accepted_total") == 1
 
 
-def test_metrics_beyond_this_machine_are_served_and_warned_of(start: Any) -> None:
+def test_metrics_beyond_this_machine_are_served_with_a_warning(start: Start) -> None:
     daemon = start(metrics={"listen": "0.0.0.0:0"})
     assert scrape(port_of(daemon))
     assert "metrics are served beyond this machine" in daemon.log()
 
 
-def test_what_is_no_request_for_metrics_is_answered_as_such(daemon: Any, port: int) -> None:
+def test_other_requests_get_the_right_status(daemon: Daemon, port: int) -> None:
     with daemon.still_serves():
         assert fetch(port, "/")[0] == 404 and "/metrics" in fetch(port, "/")[2]
         assert fetch(port, "/metrics?x=1")[0] == 200
@@ -221,9 +233,7 @@ def test_what_is_no_request_for_metrics_is_answered_as_such(daemon: Any, port: i
                 assert connection.recv(100)[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 431", b"")
 
 
-def test_a_thousand_connections_that_say_nothing_keep_nobody_from_speech_or_metrics(
-    daemon: Any, port: int, crowd: Any
-) -> None:
+def test_a_thousand_silent_connections_stop_neither_speech_nor_metrics(daemon: Daemon, port: int, crowd: Crowd) -> None:
     threads = entries(daemon, "task")
     with daemon.still_serves():
         crowd(1_000)
@@ -233,7 +243,7 @@ def test_a_thousand_connections_that_say_nothing_keep_nobody_from_speech_or_metr
     assert entries(daemon, "task") <= threads + 1
 
 
-def test_who_asks_and_does_not_read_is_in_nobody_s_way(daemon: Any, port: int, crowd: Any) -> None:
+def test_clients_that_do_not_read_the_answer_delay_no_other(daemon: Daemon, port: int, crowd: Crowd) -> None:
     with daemon.still_serves():
         for connection in crowd(8):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
@@ -242,7 +252,7 @@ def test_who_asks_and_does_not_read_is_in_nobody_s_way(daemon: Any, port: int, c
             assert scrape(port)
 
 
-def test_scrapes_without_end_do_not_make_speech_wait(daemon: Any, port: int) -> None:
+def test_endless_scrapes_do_not_delay_speech(daemon: Daemon, port: int) -> None:
     client = daemon.client()
 
     def pings() -> list[float]:
@@ -268,5 +278,5 @@ def test_scrapes_without_end_do_not_make_speech_wait(daemon: Any, port: int) -> 
     ended.set()
     for thread in hammers:
         thread.join()
-    # The hammers take a processor of their own; what is ruled out here is that each scrape stops the loop.
+    # The hammers take a processor of their own; this rules out that each scrape blocks the loop.
     assert statistics.median(during) < 5 * statistics.median(before) + 0.01

@@ -1,85 +1,48 @@
-"""The daemon under a service manager, without systemd: what it says of itself, and the socket that it takes over."""
+"""The daemon under a service manager: its notifications, and the socket that it inherits."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
 import stat
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from .conftest import Daemon, Peer
-
-
-class Systemd:
-    """The other end of NOTIFY_SOCKET."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(self.path)
-        self.heard: list[str] = []
-
-    def wait_for(self, line: str, patience_s: float = 20.0) -> None:
-        """Read on until this has been said."""
-        deadline = time.monotonic() + patience_s
-        while line not in self.heard:
-            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
-            try:
-                self.heard += self._socket.recv(4096).decode().split("\n")
-            except TimeoutError:
-                raise AssertionError(f"not told within {patience_s} s: {line}; told: {self.heard}") from None
-
-    def listen(self) -> list[str]:
-        """Forget what was heard before, and hear what is there."""
-        self.heard.clear()
-        self._socket.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                self.heard += self._socket.recv(4096).decode().split("\n")
-        heard, self.heard = self.heard, []
-        return heard
-
-    def close(self) -> None:
-        self._socket.close()
+from ..support.systemd import Systemd
+from .conftest import Daemon, Peer, Start
 
 
 @pytest.fixture
 def systemd(tmp_path: Path) -> Iterator[Systemd]:
-    with closing(Systemd(tmp_path / "notify")) as listening:
+    with closing(Systemd(str(tmp_path / "notify"))) as listening:
         yield listening
 
 
-def test_a_service_is_ready_when_it_answers_and_says_when_its_workers_are(
-    start: Callable[..., Daemon], systemd: Systemd
-) -> None:
+def test_a_service_is_ready_when_it_answers_and_says_when_its_workers_are(start: Start, systemd: Systemd) -> None:
     slow = {"name": "fault", "fault": {"start": "slow", "start_s": 1.0}}
-    daemon = start(wait=False, engine=slow, environment={"NOTIFY_SOCKET": systemd.path})
+    daemon = start(wait=False, engine=slow, environment={"NOTIFY_SOCKET": systemd.address})
     systemd.wait_for("READY=1")
-    # Accepted at once, though nobody can speak yet.
+    # Accepted at once, though no worker is ready yet.
     client = daemon.client()
     id = client.send("synthesize", text="early")
     assert client.next(id)[0]["event"] == "accepted"
-    assert any(line.startswith("STATUS=0 of 1 worker ready") for line in systemd.heard)
+    assert any(line.startswith("STATUS=0 of 1 worker ready") for line in systemd.seen)
     assert client.all(id)[0][-1]["event"] == "done"
     systemd.wait_for("STATUS=1 of 1 worker ready; 0 jobs running, 0 waiting")
     daemon.stop()
     systemd.wait_for("STOPPING=1")
 
 
-def test_a_reload_is_told_and_a_wrong_configuration_too(start: Callable[..., Daemon], systemd: Systemd) -> None:
-    daemon = start(environment={"NOTIFY_SOCKET": systemd.path})
+def test_a_reload_is_notified_even_if_the_configuration_is_wrong(start: Start, systemd: Systemd) -> None:
+    daemon = start(environment={"NOTIFY_SOCKET": systemd.address})
     systemd.wait_for("READY=1")
     for config in ({"queue": {"max_waiting": 7}}, {"queue": {"max_wating": 7}}):
-        systemd.listen()
+        systemd.forget()
         daemon.configure(config)
         daemon.process.send_signal(signal.SIGHUP)
         systemd.wait_for("RELOADING=1")
@@ -88,24 +51,24 @@ def test_a_reload_is_told_and_a_wrong_configuration_too(start: Callable[..., Dae
 
 
 def test_the_watchdog_is_fed_while_the_daemon_answers_itself_and_not_when_it_is_frozen(
-    start: Callable[..., Daemon], systemd: Systemd
+    start: Start, systemd: Systemd
 ) -> None:
-    daemon = start(environment={"NOTIFY_SOCKET": systemd.path, "WATCHDOG_USEC": "300000"})
+    daemon = start(environment={"NOTIFY_SOCKET": systemd.address, "WATCHDOG_USEC": "300000"})
     for _ in range(5):
-        systemd.listen()
+        systemd.forget()
         systemd.wait_for("WATCHDOG=1", 2.0)
     daemon.process.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, daemon.process.pid, os.WSTOPPED)
-    # What it had said before it was stopped.
-    systemd.listen()
-    with pytest.raises(AssertionError, match="not told"):
+    # Sent before it was stopped.
+    systemd.forget()
+    with pytest.raises(AssertionError, match="not sent"):
         systemd.wait_for("WATCHDOG=1", 1.0)
     daemon.process.send_signal(signal.SIGCONT)
     systemd.wait_for("WATCHDOG=1", 2.0)
     assert daemon.status()["internal_errors"] == 0
 
 
-def test_a_hung_loop_that_is_aborted_says_where_it_hung(start: Callable[..., Daemon]) -> None:
+def test_a_hung_loop_that_is_aborted_says_where_it_hung(start: Start) -> None:
     daemon = start()
     daemon.process.send_signal(signal.SIGABRT)
     assert daemon.process.wait(10) == -signal.SIGABRT
@@ -113,9 +76,9 @@ def test_a_hung_loop_that_is_aborted_says_where_it_hung(start: Callable[..., Dae
     assert "Fatal Python error: Aborted" in daemon.log() and "supervisor.py" in daemon.log()
 
 
-# --- the socket that it takes over
+# --- the inherited socket
 
-#: Hands the descriptor $FD over, and becomes the daemon: LISTEN_PID is the process's own.
+#: Passes the descriptor $FD on, and becomes the daemon: LISTEN_PID is the process's own.
 ACTIVATOR = """
 import os, sys
 os.dup2(int(os.environ["FD"]), 3)
@@ -133,12 +96,12 @@ def listening_at(path: Path) -> socket.socket:
 
 
 def activate(daemon: Daemon, listener: socket.socket, name: str = "requests") -> None:
-    """Start it anew as systemd does, with the socket as descriptor 3."""
+    """Start the daemon as systemd does, with the socket as descriptor 3."""
     daemon.environment |= {"LISTEN_FDNAMES": name, "FD": str(listener.fileno())}
     daemon.process = daemon.launch(through=[sys.executable, "-c", ACTIVATOR], pass_fds=(listener.fileno(),))
 
 
-def test_who_asked_while_there_was_no_daemon_is_answered_by_the_next(start: Callable[..., Daemon]) -> None:
+def test_a_request_sent_while_no_daemon_ran_is_answered_by_the_next(start: Start) -> None:
     daemon = start(daemon={"socket_mode": "0666"})
     daemon.stop()
     path = daemon.runtime / "glmtts.sock"
@@ -151,13 +114,13 @@ def test_who_asked_while_there_was_no_daemon_is_answered_by_the_next(start: Call
                 assert peer.all(id)[0][-1]["event"] == "done"
             assert stat.S_IMODE(path.stat().st_mode) == 0o666
             daemon.stop()
-            # It is not the daemon's to remove.
+            # The socket belongs to systemd.
             assert path.stat().st_ino == inode
             assert sorted(p.name for p in daemon.runtime.iterdir()) == ["glmtts.sock", "lock"]
 
 
 def test_a_daemon_that_is_started_beside_the_socket_unit_does_not_steal_its_clients(
-    start: Callable[..., Daemon],
+    start: Start,
 ) -> None:
     daemon = start()
     daemon.stop()
@@ -169,8 +132,8 @@ def test_a_daemon_that_is_started_beside_the_socket_unit_does_not_steal_its_clie
 
 
 @pytest.mark.parametrize("what", ["elsewhere", "removed", "name", "stream"])
-def test_a_socket_that_can_t_serve_is_refused_and_named(start: Callable[..., Daemon], what: str) -> None:
-    daemon: Any = start()
+def test_an_unusable_socket_is_refused_with_the_reason(start: Start, what: str) -> None:
+    daemon = start()
     daemon.stop()
     path = daemon.runtime / "glmtts.sock"
     place = daemon.folder / "other.sock" if what == "elsewhere" else path

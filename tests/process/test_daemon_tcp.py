@@ -301,7 +301,7 @@ def test_a_key_that_is_removed_is_out_at_the_reload_and_one_that_is_added_is_in(
         Client(endpoint, 20, **lock.of("bob")) as bob,
         peer(daemon, **lock.curve("alice")) as silent,
     ):
-        job = alice.submit("long", options={"seconds": 6.0, "rtf": 1.0})
+        job = alice.submit("long", options={"seconds": 3.0, "rtf": 1.0})
         kept = bob.submit("after it")
         lock.admit("bob", "carol")
         assert daemon.control("reload")["event"] == "result"
@@ -493,7 +493,7 @@ def test_clients_that_do_not_read_take_no_memory_from_others(start: Callable[...
     endpoint = by_tcp(daemon)
     with Client(endpoint, 60, **lock.of("alice")) as alice:
         # 13 MB, more than the kernel takes for a client that does not read; and time enough to ask for it.
-        job = alice.submit("big", format="pcm_f32le", options={"seconds": 140.0, "rtf": 0.06})
+        job = alice.submit("big", format="pcm_f32le", options={"seconds": 140.0, "rtf": 0.03})
         arguments = [endpoint, job.id, lock.server_key, lock.key("alice"), "20"]
         stopped = subprocess.Popen([sys.executable, "-c", STOPPED_AFTER_ASKING, *arguments])
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,17 +33,25 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def run(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a module of the installed package, from a folder that has nothing of ours."""
+def run(installed: Path, *arguments: str, cwd: Path | None = None, path: str = "") -> subprocess.CompletedProcess[str]:
+    """Run Python with the installed package, from a folder that has nothing of ours; ``path``: folders before it."""
     return subprocess.run(
-        [sys.executable, "-m", *arguments],
+        [sys.executable, *arguments],
         capture_output=True,
         text=True,
-        cwd=installed.parent,
-        env=os.environ | {"PYTHONPATH": str(installed)},
-        timeout=30,
+        cwd=cwd or installed.parent,
+        env=os.environ | {"PYTHONPATH": f"{path}{installed}"},
+        timeout=60,
         check=False,
     )
+
+
+@pytest.fixture
+def clients_alone(tmp_path: Path) -> str:
+    """For ``path``: Python without the packages that the extras bring."""
+    extras = "numpy", "soundfile", "soxr", "pynvml", "prometheus_client", "espeakng_loader", "psutil", "torch"
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({extras}))\n")
+    return f"{tmp_path}:"
 
 
 def test_nothing_of_ours_takes_a_common_name_in_site_packages(installed: Path) -> None:
@@ -52,9 +61,9 @@ def test_nothing_of_ours_takes_a_common_name_in_site_packages(installed: Path) -
 
 
 def test_the_installed_daemon_finds_itself_and_its_default_configuration(installed: Path) -> None:
-    where = run(installed, "glmtts.daemon.supervisor", "--version")
+    where = run(installed, "-m", "glmtts.daemon.supervisor", "--version")
     assert where.returncode == 0 and where.stdout.startswith("glmttsd "), where.stderr
-    default = run(installed, "glmtts.daemon.config", "default")
+    default = run(installed, "-m", "glmtts.daemon.config", "default")
     assert default.stdout == (ROOT / "etc/glmtts.toml").read_text()
 
 
@@ -65,16 +74,35 @@ def test_the_units_are_in_the_wheel(installed: Path) -> None:
     }
 
 
+DEMO = "from glmtts.client.cli import main; main(['demo'])"
+
+
 def test_the_installed_demo_speaks(installed: Path, tmp_path: Path) -> None:
-    program = "import sys; from glmtts.client.cli import main; sys.argv = ['glmttsctl', 'demo']; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(installed)},
-        timeout=60,
-        check=False,
-    )
+    done = run(installed, "-c", DEMO, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "demo-zh.wav").stat().st_size > 24_000
+
+
+def test_a_client_brings_five_packages_and_only_glmtts_brings_torch(installed: Path) -> None:
+    (metadata,) = installed.glob("glmtts_supervisor-*.dist-info/METADATA")
+    required = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*(.*)$", metadata.read_text(), re.MULTILINE)
+    assert {name for name, extra in required if not extra} == {"click", "msgpack", "msgspec", "pyzmq", "rich"}
+    assert {extra for name, extra in required if name.startswith("torch")} == {'; extra == "glmtts"'}
+
+
+def test_clients_need_none_of_the_daemon_s_packages(installed: Path, clients_alone: str) -> None:
+    every_module = (
+        "import importlib, pkgutil, glmtts.client, glmtts.protocol\n"
+        "for package in glmtts.client, glmtts.protocol:\n"
+        "  for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
+        "    print(importlib.import_module(module.name).__name__)\n"
+    )
+    done = run(installed, "-c", every_module, path=clients_alone)
+    assert done.returncode == 0, done.stderr
+    assert {"glmtts.client.sync", "glmtts.client.cli.doctor", "glmtts.protocol.codec"} <= set(done.stdout.split())
+
+
+def test_a_daemon_without_its_packages_says_what_to_install(installed: Path, clients_alone: str) -> None:
+    done = run(installed, "-c", DEMO, path=clients_alone)
+    install = f"{sys.executable} -m pip install nvidia-ml-py prometheus-client numpy soundfile soxr espeakng-loader"
+    assert done.returncode == 1 and install in done.stderr and "Traceback" not in done.stderr, done.stderr
