@@ -266,8 +266,8 @@ class Invariants:
         stuck = {worker.name for worker in self._pool.workers.values() if worker.process.stuck}
         processes = set(self.starts.processes) - stuck
         must(Rule.ROOM, not processes, "processes are left", processes)
-        left = {key for key in self._context.timers._due if key[0] not in _HARMLESS and key != ("kill", key[1])}
-        left |= {key for key in self._context.timers._due if key[0] == "kill" and key[1] not in stuck}
+        left = {key for key in self._context.timers if key[0] not in _HARMLESS and key != ("kill", key[1])}
+        left |= {key for key in self._context.timers if key[0] == "kill" and key[1] not in stuck}
         must(Rule.ORDER, not left, "timers are left", left)
         for connection in self._world.clients.connections.values():
             if connection.open:

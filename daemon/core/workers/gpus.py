@@ -253,12 +253,7 @@ class Gpus:
     def describe(self, workers: list[Worker]) -> dict[str, Any]:
         """Every GPU and the users of its memory, as ``gpus`` shows it."""
         return {
-            "nvml": {
-                "state": self.nvml.state,
-                "detail": self.nvml.detail,
-                "driver": self.nvml.driver,
-                "version": self.nvml.version,
-            },
+            "nvml": structs.asdict(self.nvml),
             "gpus": [self._describe(self._gpus[index], workers) for index in self.indices],
             "host": {"total": self.host_total, "available": self.host_available},
         }
@@ -267,17 +262,7 @@ class Gpus:
         reading = gpu.reading
         ours = [(w.name, w.process) for w in workers if w.gpu == reading.index and w.process.pid is not None]
         return {
-            "index": reading.index,
-            "uuid": reading.uuid,
-            "name": reading.name,
-            "state": reading.state,
-            "detail": reading.detail,
-            "total": reading.total,
-            "used": reading.used,
-            "free": reading.free,
-            "utilization": reading.utilization,
-            "temperature": reading.temperature,
-            "mig": reading.mig,
+            **{name: value for name, value in structs.asdict(reading).items() if name not in ("processes", "xids")},
             "workers": [
                 {"name": name, "pid": process.pid, "vram": process.share.vram, "vram_trust": process.share.trust}
                 for name, process in ours
