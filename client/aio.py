@@ -87,11 +87,8 @@ class AsyncClient:
         """
         deadline = self._deadline(timeout)
         exchange = await self._synthesize(text, options)
-        try:
+        with self._given_up_on_error(exchange):
             return await self._finish(exchange, deadline, on_event)
-        except BaseException:
-            self._give_up(exchange)
-            raise
 
     def stream(
         self,
@@ -118,11 +115,8 @@ class AsyncClient:
         """Submit ``text`` and return when the job is accepted; see :meth:`.sync.Client.submit`."""
         deadline = self._deadline(timeout)
         exchange = await self._synthesize(text, options)
-        try:
+        with self._given_up_on_error(exchange, cancel=options.get("key") is None):
             await self._until(lambda: exchange.finished or exchange.job, deadline, exchange)
-        except BaseException:
-            self._give_up(exchange, cancel=options.get("key") is None)
-            raise
         if exchange.job is None:
             exchange.check()
         if self._made is not None:
@@ -169,11 +163,8 @@ class AsyncClient:
     async def _ask(self, op: str, timeout: float | None, kind: type[T], **keys: Any) -> T:
         deadline = self._deadline(timeout)
         exchange = (await self._connection()).core.call(op, **keys)
-        try:
+        with self._given_up_on_error(exchange):
             await self._until(lambda: exchange.finished, deadline, exchange)
-        except BaseException:
-            self._give_up(exchange)
-            raise
         return exchange.result(kind)
 
     async def _synthesize(self, text: str, options: SpeechOptions, *, stream: bool = False) -> JobExchange:
@@ -191,6 +182,14 @@ class AsyncClient:
         if self._made is not None:
             self._made.core.collect(exchange)
         return exchange.speech()
+
+    @contextmanager
+    def _given_up_on_error(self, exchange: Exchange, *, cancel: bool = True) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._give_up(exchange, cancel=cancel)
+            raise
 
     def _give_up(self, exchange: Exchange, *, cancel: bool = True) -> None:
         if self._made is not None:
@@ -306,12 +305,9 @@ class AsyncStream:
 
     async def __anext__(self) -> Chunk:
         exchange = await self._begin()
-        try:
+        with self._client._given_up_on_error(exchange):
             while not exchange.chunks and (not exchange.finished or exchange.events):
                 await self._news(exchange, lambda: exchange.finished or exchange.events or exchange.chunks)
-        except BaseException:
-            self._client._give_up(exchange)
-            raise
         if exchange.chunks:
             return exchange.take_chunk()
         self.done = exchange.result(Done)
@@ -324,11 +320,8 @@ class AsyncStream:
             self._exchange = await self._client._synthesize(self._text, self._options, stream=True)
         exchange = self._exchange
         if self.job is None:
-            try:
+            with self._client._given_up_on_error(exchange):
                 await self._news(exchange, lambda: exchange.finished or exchange.job)
-            except BaseException:
-                self._client._give_up(exchange)
-                raise
             if exchange.job is None:
                 exchange.check()
             self.job = Job(exchange)
