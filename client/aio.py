@@ -16,7 +16,7 @@ from typing import Any, TypeVar, Unpack
 from glmtts.protocol.endpoints import requests_endpoint
 from glmtts.protocol.events import Done, InfoAnswer, JobAnswer, JobInfo, JobsAnswer, Pong, Result, Voice, VoicesAnswer
 
-from .connection import Connection, check_listening, read_recording
+from .connection import DaemonConnection, check_listening, read_recording
 from .curve import Key
 from .errors import Cancelled, GlmttsError
 from .exchange import Exchange, Job, JobExchange, OnEvent, collected, job_id, show, timed_out
@@ -51,7 +51,7 @@ class AsyncClient:
         self.endpoint = endpoint or requests_endpoint()
         self._timeout = timeout
         self._reconnect_s = reconnect_s
-        self._made: Connection | None = None
+        self._made: DaemonConnection | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting = 0
         self._closed = False
@@ -199,7 +199,7 @@ class AsyncClient:
             if self._waiting:  # sending may consume the signal of a received message
                 asyncio.get_running_loop().call_soon(self._pump)
 
-    async def _connection(self) -> Connection:
+    async def _connection(self) -> DaemonConnection:
         """The connection, made or checked again if needed. Raises DaemonNotRunning."""
         loop = asyncio.get_running_loop()
         if self._loop is None:
@@ -212,7 +212,7 @@ class AsyncClient:
             raise GlmttsError("This client is closed.")
         if self._made is None:
             server_key, secret_key = self._keys
-            self._made = Connection(
+            self._made = DaemonConnection(
                 self.endpoint, reconnect_s=self._reconnect_s, server_key=server_key, secret_key=secret_key
             )
         self._made.check()
@@ -260,7 +260,7 @@ class AsyncClient:
             if self._waiting == 0 and made is self._made and made is not None:
                 self._watch(made, False)
 
-    def _watch(self, made: Connection, on: bool) -> None:
+    def _watch(self, made: DaemonConnection, on: bool) -> None:
         loop = asyncio.get_running_loop()
         for socket in (made.socket, made.monitor):
             if on:

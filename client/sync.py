@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar, Unpack
 from glmtts.protocol.endpoints import requests_endpoint
 from glmtts.protocol.events import Done, InfoAnswer, JobAnswer, JobInfo, JobsAnswer, Pong, Result, Voice, VoicesAnswer
 
-from .connection import Connection, read_recording
+from .connection import DaemonConnection, read_recording
 from .curve import Key
 from .errors import Cancelled, GlmttsError
 from .exchange import Exchange, Job, JobExchange, OnEvent, collected, job_id, show, timed_out
@@ -41,7 +41,9 @@ class BlockingConnection:
         # Held by one thread at a time, which may call again from a callback. A second thread gets an error: it would
         # have to wait for as long as the speech of the first takes.
         self._user = threading.RLock()
-        self._connection = Connection(endpoint, reconnect_s=reconnect_s, server_key=server_key, secret_key=secret_key)
+        self._connection = DaemonConnection(
+            endpoint, reconnect_s=reconnect_s, server_key=server_key, secret_key=secret_key
+        )
         self._core = self._connection.core
         self._closed = False
 
