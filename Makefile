@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test test-glmtts test-metrics test-systemd test-docker check format soak chaos bench wheel clean
+.PHONY: help install rules demo test test-glmtts test-metrics test-systemd test-docker check format soak chaos bench wheel clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,10 +37,10 @@ demo: $(call has,espeak)  ## speak two sentences, kill a worker in mid-job, show
 	@$(BIN)/glmttsctl demo
 
 # Tests of processes wait more than they compute: one more of them than processors, at most 4.
-BESIDE := $(shell n=$$(($$(nproc) + 1)); echo $$((n < 4 ? n : 4)))
+PROCESS_TESTS := $(shell n=$$(($$(nproc) + 1)); echo $$((n < 4 ? n : 4)))
 test: $(call has,test)  ## every test that takes part in each change (under 5 minutes on two cores)
 	@$(BIN)/python -m pytest -q -n logical --maxprocesses=8 tests/core tests/daemon tests/client tests/protocol tests/engines tests/fake_gpu tests/simulation
-	@$(BIN)/python -m pytest -q -n $(BESIDE) --dist worksteal tests/process
+	@$(BIN)/python -m pytest -q -n $(PROCESS_TESTS) --dist worksteal tests/process
 
 # The engine against a stand-in for GLM-TTS; with ROOT against a checkout of it that has a checkpoint, and PYTHON_OF_ROOT
 # is the interpreter that has its packages.
@@ -52,6 +52,9 @@ test-glmtts: $(call has,test) $(call has,glmtts)  ## the GLM-TTS engine, with a 
 
 test-metrics: $(call has,test)  ## the alert rules, and a real Prometheus scraping a real daemon (apt-get install prometheus)
 	@$(BIN)/python -m pytest -q -n logical --maxprocesses=4 tests/metrics
+
+rules: $(call has,dev)  ## write deploy/prometheus/glmtts.rules.yml from the table of alerts
+	@$(BIN)/python -m glmtts.daemon.core.monitoring.alert_table > deploy/prometheus/glmtts.rules.yml
 
 test-systemd: $(call has,test)  ## the service under a real systemd, in a container (root, debootstrap, systemd-container; minutes)
 	@$(BIN)/python -m pytest -q tests/system/systemd
@@ -73,7 +76,9 @@ check: install  ## formatting, lint, types, import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/mypy tests/client tests/daemon tests/process/test_daemon_{durable,gpu,logs,metrics,service_manager}.py tests/process/test_client_library.py tests/process/test_glmttsctl*.py
+	@$(BIN)/mypy --follow-imports=silent tests/client tests/daemon tests/engines tests/fake_gpu tests/glmtts tests/protocol \
+	  tests/process/{worker_under_test,test_client_library}.py tests/process/test_{glmttsctl,gpu_worker}*.py \
+	  tests/process/test_daemon_{durable,gpu,logs,metrics,service_manager}.py
 	@$(BIN)/lint-imports
 
 format: install  ## format, and fix what the linter can fix
@@ -81,11 +86,11 @@ format: install  ## format, and fix what the linter can fix
 	@$(BIN)/ruff check --fix .
 
 # An interpreter that has another version of this package, to measure both in one run.
-BESIDE ?=
-bench: $(call has,test)  ## measure against the limits and the peers (minutes), and BESIDE=/path/bin/python of another version
+AGAINST ?=
+bench: $(call has,test)  ## measure against the limits and the peers (minutes), and AGAINST=/path/bin/python of another version
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]' --config-settings editable_mode=strict \
 	  || echo "The peer or the plot can't be installed here: they will be missing."
-	@$(BIN)/python bench/overhead.py $(if $(BESIDE),--beside '$(BESIDE)')
+	@$(BIN)/python bench/overhead.py $(if $(AGAINST),--beside '$(AGAINST)')
 	@$(BIN)/python bench/metrics.py
 	@$(BIN)/python bench/faults.py
 	@$(BIN)/python bench/leaks.py

@@ -62,7 +62,7 @@ class ClientListeners:
         self._loop = loop
         self._step = step
         self._facts = facts
-        self._limits = codec.Limits(
+        self._limits = codec.CodecLimits(
             header_bytes=settings.limits.header_kib << 10,
             body_bytes=settings.limits.body_mib << 20,
             text_chars=settings.limits.text_chars,
@@ -177,6 +177,8 @@ class ClientListeners:
         # A REQ socket gets one answer for each request: its job's last event.
         if router is None or (to.envelope and not event.final):
             return
+        if effect.id:
+            event.id = effect.id
         if router.send(to.connection, to.envelope, codec.encode(event), body):
             return
         if isinstance(event, events.Audio):

@@ -111,7 +111,7 @@ def answering(values: Mapping[str, Any]) -> Script:
 class ScriptedDaemon:
     """``requests`` has every request in order of arrival."""
 
-    def __init__(self, path: Path, decode: Callable[[list[bytes], codec.Limits], Request]) -> None:
+    def __init__(self, path: Path, decode: Callable[[list[bytes], codec.CodecLimits], Request]) -> None:
         self.path = path
         self.endpoint = f"ipc://{path}"
         self.script: Script = speak_at_once
@@ -197,7 +197,7 @@ class ScriptedDaemon:
             with contextlib.suppress(zmq.Again):
                 while True:
                     peer, *frames = router.recv_multipart(zmq.NOBLOCK)
-                    request = self._decode(frames, codec.Limits())
+                    request = self._decode(frames, codec.CodecLimits())
                     body = frames[1] if len(frames) > 1 else b""
                     self.requests.put(Asked(peer, request, body))
                     self.script(self, peer, request, body)

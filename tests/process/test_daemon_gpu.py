@@ -113,7 +113,7 @@ def test_a_replacement_waits_until_the_memory_of_the_dead_process_is_free(
     died = time.monotonic()
     daemon.until(lambda: daemon.workers()[0]["state"] == "waiting", "the next process waits")
     reason = daemon.workers()[0]["reason"]
-    assert "MiB" in reason or "seen free" in reason
+    assert "MiB" in reason or "is not free yet" in reason
     done, _ = client.speak("after it")
     assert time.monotonic() - died >= 1.5 and done["attempts"] == 1
     (worker,) = daemon.workers()
@@ -268,19 +268,6 @@ def test_a_poisoned_context_costs_its_worker_and_is_named(start_on: Start, fake_
     assert daemon.control("quarantine", clear=held["content"])["cleared"] == 1
     events, _ = client.all(client.send("synthesize", text="wild", options=vram("illegal_access", 1)))
     assert events[-1]["code"] == "worker_crashed"
-
-
-def test_gpus_are_filled_evenly_and_scaled(start_on: Start, make_fake_gpus: MakeGpus) -> None:
-    daemon = start_on(make_fake_gpus(8_000, 8_000), vram_mib=1_000, workers={"per_gpu": 2, "min": 1})
-    assert [worker["gpu"] for worker in daemon.workers()] == [0]
-    assert daemon.control("scale", min=4) == daemon.control("scale", min=4) | {"min": 4, "max": 4, "workers": 4}
-    daemon.until_ready(4)
-    assert sorted(worker["gpu"] for worker in daemon.workers()) == [0, 0, 1, 1]
-    daemon.control("scale", min=1, max=2)
-    daemon.until(lambda: len(daemon.workers()) == 2, "two of them end")
-    assert sorted(worker["gpu"] for worker in daemon.workers()) == [0, 1]
-    refused = daemon.control("scale", max=9)
-    assert refused["event"] == "error" and "places" in refused["message"]
 
 
 def test_idle_workers_are_unloaded_and_loaded_again_for_a_job(start_on: Start, fake_gpus: FakeGpus) -> None:

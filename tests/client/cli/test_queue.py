@@ -207,7 +207,7 @@ def test_limits_say_what_each_may_still_do_and_when_the_next_job_is_taken(ctl: C
 def test_limits_of_one_client_are_asked_for_by_name(ctl: Ctl, answers: Answers, control_daemon: ScriptedDaemon) -> None:
     answers["limits"] = lambda _: {"limits": GENERAL, "clients": []}
     assert "The client nobody is unknown." in ctl("limits", "nobody").stdout
-    assert control_daemon.next_of(control.Limits).client == "nobody"
+    assert control_daemon.next_of(control.GetLimits).client == "nobody"
     assert "No client has sent a request yet." in ctl("limits").stdout
 
 
