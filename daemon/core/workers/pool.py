@@ -348,9 +348,9 @@ class Pool(WorkerTable):
                 continue
             if worker.state in (WorkerState.STOPPING, WorkerState.FAILED):
                 self._context.guarded(self._vacate, worker)
-                continue
-            timed = any((purpose, worker.name) in timers for purpose in ("backoff", "wait"))
-            if not (self.stopping or timed or worker.state is WorkerState.WAITING):
+            elif (
+                worker.state is not WorkerState.WAITING and not self.stopping and ("backoff", worker.name) not in timers
+            ):
                 self._context.guarded(self._await_start, worker)
 
     def on_spawn_failed(self, incarnation: int, reason: str) -> None:
