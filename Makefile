@@ -76,8 +76,9 @@ check: install  ## formatting, lint, types, import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/mypy tests/daemon tests/process/test_daemon_{durable,gpu,logs,metrics,service_manager}.py
-	@$(BIN)/mypy --follow-imports=silent tests/engines tests/protocol tests/fake_gpu tests/glmtts tests/process/worker_under_test.py tests/process/test_gpu_worker*.py
+	@$(BIN)/mypy --follow-imports=silent tests/client tests/daemon tests/engines tests/fake_gpu tests/glmtts tests/protocol \
+	  tests/process/{worker_under_test,test_client_library}.py tests/process/test_{glmttsctl,gpu_worker}*.py \
+	  tests/process/test_daemon_{durable,gpu,logs,metrics,service_manager}.py
 	@$(BIN)/lint-imports
 
 format: install  ## format, and fix what the linter can fix

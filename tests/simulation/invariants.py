@@ -94,6 +94,7 @@ class Invariants:
     def unsure(self) -> None:
         """The step has met a bug."""
         self._blame.unsure()
+        self.starts.unsure(self._event)
 
     def sampled(self, sampled: inputs.Sampled, truth: dict[int, dict[int, int]]) -> None:
         """The core is about to be told of a sample."""
@@ -111,7 +112,7 @@ class Invariants:
         """The core hands a job to a worker."""
         self._blame.started(message)
         self._fairness.started(message.job, incarnation)
-        self._limits.started(message.job)
+        self._limits.started(message.job, self._event)
 
     def admitted(self, client: inputs.Client, request: requests.Synthesize) -> None:
         """The core has taken a job."""

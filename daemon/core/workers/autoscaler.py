@@ -246,8 +246,6 @@ class Autoscaler:
             self._set = None
         if self.opened:
             self._indices = gpus_of(self._context.settings, self._gpus.indices)
-            # Before a backoff that the reload ends starts a worker that is one too many.
-            self.reconcile()
 
     def describe(self) -> dict[str, Any]:
         """The answer to ``scale``."""

@@ -27,6 +27,8 @@ from glmtts.protocol import codec, events
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.requests import Synthesize
 
+from .scripted_daemon import accepted, audio, done
+
 GRACE_S = 30.0
 
 
@@ -45,7 +47,7 @@ def sent(core: Core) -> list[dict[str, Any]]:
     return requests
 
 
-def tell(core: Core, event: Any, *body: bytes) -> None:
+def tell(core: Core, event: events.ServerEvent, *body: bytes) -> None:
     core.receive([codec.encode(event), *body])
 
 
@@ -101,7 +103,7 @@ def test_every_error_code_has_its_class_and_an_unknown_one_is_still_an_error() -
     assert newer.retryable
 
 
-def test_a_refused_job_ends_with_the_daemons_words(say: Any) -> None:
+def test_a_refused_job_ends_with_the_daemons_words() -> None:
     core = connected_core()
     exchange = core.synthesize("a")
     sent(core)
@@ -109,7 +111,7 @@ def test_a_refused_job_ends_with_the_daemons_words(say: Any) -> None:
     with pytest.raises(QueueFull, match="10 are waiting") as caught:
         exchange.speech()
     assert caught.value.retry_after_s == 3.5
-    tell(core, say.done("j1", "r1"), b"late")
+    tell(core, done("j1", "r1"), b"late")
     assert exchange.failure is caught.value
 
 
@@ -124,58 +126,58 @@ def test_a_request_too_large_to_have_its_id_read_is_answered_all_the_same() -> N
         huge.speech()
 
 
-def test_a_chunk_that_is_missing_is_never_passed_over(say: Any) -> None:
+def test_a_chunk_that_is_missing_is_never_passed_over() -> None:
     core = connected_core()
     exchange = core.synthesize("a", stream=True)
     sent(core)
-    tell(core, say.accepted("j1", "r1"))
-    tell(core, say.audio("j1", "r1", 0), b"00")
-    tell(core, say.audio("j1", "r1", 2), b"22")
+    tell(core, accepted("j1", "r1"))
+    tell(core, audio("j1", "r1", 0), b"00")
+    tell(core, audio("j1", "r1", 2), b"22")
     with pytest.raises(ProtocolError, match="chunk 1"):
-        exchange.result()
+        exchange.check()
     assert [request["op"] for request in sent(core)] == ["cancel"]
 
 
-def test_a_stream_with_its_end_cut_off_is_no_success(say: Any) -> None:
+def test_a_stream_with_its_end_cut_off_is_no_success() -> None:
     core = connected_core()
     exchange = core.synthesize("a", stream=True)
-    tell(core, say.audio("j1", "r1", 0), b"00")
-    tell(core, say.done("j1", "r1", chunks=2))
+    tell(core, audio("j1", "r1", 0), b"00")
+    tell(core, done("j1", "r1", chunks=2))
     with pytest.raises(ProtocolError, match="2 chunks, of which 1"):
-        exchange.result()
+        exchange.check()
 
 
-def test_audio_of_another_job_is_never_handed_out(say: Any) -> None:
+def test_audio_of_another_job_is_never_handed_out() -> None:
     core = connected_core()
     exchange = core.synthesize("a", stream=True)
-    tell(core, say.accepted("j1", "r1"))
-    tell(core, say.audio("j2", "r1", 0), b"somebody else's")
+    tell(core, accepted("j1", "r1"))
+    tell(core, audio("j2", "r1", 0), b"somebody else's")
     assert not exchange.chunks
     with pytest.raises(ProtocolError, match="mixed up"):
-        exchange.result()
+        exchange.check()
 
 
-def test_a_stream_that_nobody_reads_is_given_up_before_it_fills_the_memory(say: Any) -> None:
+def test_a_stream_that_nobody_reads_is_given_up_before_it_fills_the_memory() -> None:
     core = connected_core()
     exchange = core.synthesize("a", stream=True)
     sent(core)
-    tell(core, say.accepted("j1", "r1"))
+    tell(core, accepted("j1", "r1"))
     block = bytes(MAX_UNREAD_BYTES // 8)
     for seq in range(10):
-        tell(core, say.audio("j1", "r1", seq), block)
+        tell(core, audio("j1", "r1", seq), block)
     assert exchange.unread_bytes <= MAX_UNREAD_BYTES + len(block)
     with pytest.raises(SlowConsumer):
-        exchange.result()
+        exchange.check()
     assert [(request["op"], request["job"]) for request in sent(core)] == [("cancel", "j1")]
 
 
-def test_a_job_given_up_before_it_had_a_name_is_cancelled_when_it_gets_one(say: Any) -> None:
+def test_a_job_given_up_before_it_had_a_name_is_cancelled_when_it_gets_one() -> None:
     core = connected_core()
     exchange = core.synthesize("a")
     sent(core)
     core.abandon(exchange, GlmttsError("no patience"))
     assert sent(core) == []
-    tell(core, say.accepted("j1", "r1"))
+    tell(core, accepted("j1", "r1"))
     assert [(request["op"], request["job"]) for request in sent(core)] == [("cancel", "j1")]
 
 
@@ -186,17 +188,17 @@ def test_a_request_given_up_before_it_left_is_never_sent() -> None:
     assert sent(core) == []
 
 
-def test_jobs_in_flight_are_asked_for_again_after_a_reconnection(say: Any) -> None:
+def test_jobs_in_flight_are_asked_for_again_after_a_reconnection() -> None:
     core = connected_core()
     first, second = core.synthesize("a"), core.synthesize("b")
     sent(core)
-    tell(core, say.accepted("j1", "r1"))
-    tell(core, say.accepted("j2", "r2"))
+    tell(core, accepted("j1", "r1"))
+    tell(core, accepted("j2", "r2"))
     core.connection_broke(1.0)
     core.connection_made()
     waits = sent(core)
     assert [(request["op"], request["job"]) for request in waits] == [("wait", "j1"), ("wait", "j2")]
-    tell(core, say.done("j2", waits[1]["id"], b"B"), b"B")
+    tell(core, done("j2", waits[1]["id"], b"B"), b"B")
     tell(core, events.Error.of(waits[0]["id"], ErrorCode.JOB_NOT_FOUND, "no such job"))
     assert second.speech().audio == b"B"
     with pytest.raises(ConnectionLost, match="j1") as caught:
@@ -236,7 +238,7 @@ def test_an_operation_that_changes_the_daemon_is_not_repeated_behind_the_operato
     core.connection_broke(1.0)
     assert not status.finished
     with pytest.raises(ConnectionLost, match="recycle"):
-        recycle.result()
+        recycle.check()
 
 
 @pytest.mark.parametrize("was_there", [True, False])
@@ -251,18 +253,18 @@ def test_hope_for_the_daemon_ends_after_the_grace(was_there: bool) -> None:
     assert not exchange.finished
     core.tick(GRACE_S)
     with pytest.raises(ConnectionLost if was_there else DaemonNotRunning):
-        exchange.result()
+        exchange.check()
     assert core.gave_up
 
 
-def test_an_event_of_a_later_version_is_ignored(say: Any) -> None:
+def test_an_event_of_a_later_version_is_ignored() -> None:
     core = connected_core()
     exchange = core.synthesize("a")
     core.receive([msgpack.packb({"v": 1, "event": "mood", "id": "r1", "mood": "fine"})])
     core.receive(
         [msgpack.packb({"v": 1, "event": "accepted", "id": "r1", "job": "j", "position": 0, "queue_size": 0, "x": 1})]
     )
-    tell(core, say.done("j", "r1", b"A"), b"A")
+    tell(core, done("j", "r1", b"A"), b"A")
     assert exchange.speech().audio == b"A"
 
 
@@ -271,56 +273,26 @@ def test_a_damaged_answer_ends_its_request_instead_of_leaving_it_waiting() -> No
     exchange = core.call("ping")
     core.receive([msgpack.packb({"v": 1, "event": "pong", "id": "r1", "uptime_s": "long"})])
     with pytest.raises(ProtocolError):
-        exchange.result()
+        exchange.check()
 
 
 IDS = st.sampled_from(["r1", "r2", "r3", "r4", "r5", "r6", ""])
 JOBS = st.sampled_from(["j1", "j2", "j3"])
 COUNTS = st.integers(0, 3)
-EVENTS: st.SearchStrategy[Any] = st.one_of(
+EVENTS: st.SearchStrategy[events.ServerEvent] = st.one_of(
     st.builds(events.Accepted, id=IDS, job=JOBS, position=COUNTS, queue_size=COUNTS),
     st.builds(events.Queued, id=IDS, job=JOBS, position=COUNTS, queue_size=COUNTS),
-    st.builds(
-        events.Started, id=IDS, job=JOBS, worker=st.just("w"), gpu=st.none(), attempt=COUNTS, waited_s=st.just(0.0)
-    ),
+    st.builds(lambda id, job: events.Started(id=id, job=job, worker="w", gpu=None, attempt=1, waited_s=0.0), IDS, JOBS),
     st.builds(events.Progress, id=IDS, job=JOBS, segment=COUNTS, segments=COUNTS, audio_s=st.just(0.0)),
+    st.builds(audio, JOBS, IDS, COUNTS),
+    st.builds(lambda job, id, chunks: done(job, id, chunks=chunks), JOBS, IDS, COUNTS),
     st.builds(
-        events.Audio,
-        id=IDS,
-        job=JOBS,
-        seq=COUNTS,
-        format=st.just("pcm_s16le"),
-        sample_rate=st.just(24_000),
-        channels=st.just(1),
-    ),
-    st.builds(
-        events.Done,
-        id=IDS,
-        job=JOBS,
-        format=st.just("wav"),
-        sample_rate=st.just(24_000),
-        audio_s=st.just(1.0),
-        waited_s=st.just(0.0),
-        synthesis_s=st.just(0.0),
-        first_audio_s=st.just(0.0),
-        rtf=st.just(0.1),
-        attempts=st.just(1),
-        engine=st.just("e"),
-        voice=st.just("v"),
-        sha256=st.just(""),
-        chunks=COUNTS,
-    ),
-    st.builds(
-        events.Error,
-        id=IDS,
-        code=st.sampled_from([*ErrorCode.__members__.values(), "newer"]),
-        message=st.just("m"),
-        retryable=st.booleans(),
-        job=JOBS,
+        lambda id, code, job, retry: events.Error(id=id, code=code, message="m", retryable=retry, job=job),
+        IDS, st.sampled_from([*ErrorCode.__members__.values(), "newer"]), JOBS, st.booleans(),
     ),
     st.builds(events.Pong, id=IDS, version=st.just("0"), protocol=st.just(1), uptime_s=st.just(0.0)),
     st.builds(events.Result, id=IDS, values=st.just({"state": "waiting"})),
-)
+)  # fmt: skip
 JSONISH = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=5) | st.binary(max_size=5) | IDS,
     lambda inner: (
@@ -393,6 +365,6 @@ def test_whatever_arrives_in_whatever_order_every_request_ends_at_most_once_and_
                 assert ends.setdefault(id(exchange), end) == end
                 assert exchange.failure is None or isinstance(exchange.failure, GlmttsError)
     core.connection_broke(now)
-    core.hope_again(now)
+    core.try_again(now)
     core.tick(now + GRACE_S)
     assert all(exchange.finished for exchange in asked)

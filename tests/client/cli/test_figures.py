@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from glmtts.client.cli.ui.humanize import History, age, growth, memory, memory_bar, part_of, sparkline, vram
-from glmtts.client.cli.ui.output import cells, clean
 from glmtts.client.cli.ui.table import Column, lay_out
+from glmtts.client.cli.ui.wrap import cells, clean
 
 GIB = 2**30
 
@@ -68,11 +68,11 @@ def test_a_narrow_screen_loses_columns_and_never_part_of_a_number() -> None:
         Column("age", ["3h20m", "5s"], rank=2, right=True),
         Column("empty", ["-", ""]),
     ]
-    wide = [text_of(line).rstrip() for line in lay_out(columns, None)]
+    wide = [line.plain for line in lay_out(columns, None)]
     assert wide[0] == "NAME  VRAM                  AGE"
     assert len({cells(line) for line in wide}) == 1
-    assert [text_of(line).rstrip() for line in lay_out(columns, 25)][1] == "w1    8.6 GiB (NVML)"
-    assert [text_of(line).rstrip() for line in lay_out(columns, 5)] == ["NAME", "w1", "显存"]
+    assert lay_out(columns, 25)[1].plain == "w1    8.6 GiB (NVML)"
+    assert [line.plain for line in lay_out(columns, 5)] == ["NAME", "w1", "显存"]
 
 
 def test_a_workers_last_words_move_no_cursor() -> None:
