@@ -66,6 +66,21 @@ def test_what_a_half_loaded_process_holds_is_not_what_a_worker_needs(make_world:
     assert "has 7,000 MiB free, and a worker needs 8,000 MiB" in world.worker("w1").reason
 
 
+def test_a_sample_without_a_reading_of_the_gpu_measures_no_worker(make_world: MakeWorld) -> None:
+    world = make_world(workers={"gpus": [0], "per_gpu": 2, "max": 2})
+    world.sample(world.gpu(total_mib=15_000))
+    world.pass_time(0.5)
+    world.sample(world.gpu(used_mib=4_000, total_mib=15_000, w0=4_000))
+    world.pass_time(0.5)
+    world.ready()
+    # NVML is silent: the last figure of the process is from before it had loaded its model.
+    world.sample(nvml="blocked")
+    assert world.states() == ["ready", "waiting"]
+    world.sample(world.gpu(used_mib=8_000, total_mib=15_000, w0=8_000))
+    assert world.states() == ["ready", "waiting"]
+    assert "has 7,000 MiB free, and a worker needs 8,000 MiB" in world.worker("w1").reason
+
+
 def test_a_worker_waits_until_the_memory_of_the_last_process_is_seen_free(on_gpu: World) -> None:
     on_gpu.operate(control.Recycle, worker="w0")
     on_gpu.die(0)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from glmtts.daemon.core import effects, inputs
+from glmtts.daemon.core.context import INTERNAL_ERROR
 from glmtts.protocol import control, requests
 from glmtts.protocol.events import Result
 
@@ -137,7 +138,10 @@ class Operators:
         # Until the answer is there, either may hold.
         self._said = max(highest, self.highest)
         answer = self.ask(request)
-        self._said = answer.values["max"] if isinstance(answer, Result) else before
+        if isinstance(answer, Result):
+            self._said = answer.values["max"]
+        elif answer is None or answer.message != INTERNAL_ERROR:
+            self._said = before
         self.note()
 
     def _quarantine(self) -> None:

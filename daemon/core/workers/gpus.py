@@ -67,10 +67,6 @@ class Gpus:
             worker.process.process_state = states.get(worker.incarnation, worker.process.process_state)
         for reading in sampled.gpus:
             self._look_at_gpu(reading, sampled.at, [w.process for w in running if w.gpu == reading.index])
-        for worker in running:
-            # A reading from before it was ready may show it half loaded.
-            if worker.serving and sampled.at >= worker.process.ready_at:
-                self._learn(worker.process)
 
     def _look_at_gpu(self, reading: GpuReading, at: float, processes: list[Process]) -> None:
         gpu = self._gpus.get(reading.index)
@@ -103,6 +99,9 @@ class Gpus:
         for process in processes:
             process.share = shares.get(process.incarnation, UNKNOWN)
             process.sampled_reserved = process.memory.torch_reserved if process.memory else None
+            # A reading from before it was ready may show it half loaded.
+            if process.ready is not None and at >= process.ready_at:
+                self._learn(process)
 
     def _look_at_xids(self, gpu: Gpu, reading: GpuReading) -> None:
         if reading.xids == gpu.reading.xids:
