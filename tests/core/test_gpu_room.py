@@ -69,7 +69,7 @@ def test_what_a_half_loaded_process_holds_is_not_what_a_worker_needs(make_world:
 def test_a_sample_without_a_reading_of_the_gpu_measures_no_worker(make_world: MakeWorld) -> None:
     world = make_world(workers={"gpus": [0], "per_gpu": 2, "max": 2})
     world.sample(world.gpu(total_mib=15_000))
-    world.pass_time(0.5)
+    world.step(inputs.Spawned(world.incarnation(), world.pid()))
     world.sample(world.gpu(used_mib=4_000, total_mib=15_000, w0=4_000))
     world.pass_time(0.5)
     world.ready()
