@@ -348,9 +348,10 @@ class Pool(WorkerTable):
                 continue
             if worker.state in (WorkerState.STOPPING, WorkerState.FAILED):
                 self._context.guarded(self._vacate, worker)
-            elif not self.stopping and not any((purpose, worker.name) in timers for purpose in ("backoff", "wait")):
-                if worker.state is not WorkerState.WAITING:
-                    self._context.guarded(self._await_start, worker)
+            elif (
+                worker.state is not WorkerState.WAITING and not self.stopping and ("backoff", worker.name) not in timers
+            ):
+                self._context.guarded(self._await_start, worker)
 
     def on_spawn_failed(self, incarnation: int, reason: str) -> None:
         """There is no process: the interpreter is missing, or the system can't start one more."""

@@ -4,10 +4,10 @@
 
     starting -> ready <-> busy
         |         |        |
-        |         +--------+--> draining -> stopping -> (gone, stopped, waiting, starting)
-        `---------+--------`--> failed -> backoff -> (waiting, starting)
+        |         +--------+--> draining -> stopping -> (gone, stopped, waiting)
+        `---------+--------`--> failed -> backoff -> (gone, stopped, waiting)
 
-    waiting -> starting       waiting: for free memory of its GPU, or for the circuit breaker
+    waiting -> starting       waiting: for the end of the step, for free memory of its GPU, or for the circuit breaker
 
 A worker is a place with a name, in which one process follows another. Messages of a process are ignored once its worker
 has failed.
