@@ -51,7 +51,7 @@ class Context:
         #: Whether the step has changed what jobs may do, and what workers may: it then ends with a reconcile of these.
         self.jobs_dirty = False
         self.workers_dirty = False
-        #: Whether a part of this step has raised an exception.
+        #: Whether a part of a step has raised an exception, from which no step has recovered yet.
         self.failed = False
         #: Whether the events socket has a subscriber; without one nothing is published.
         self.watched = False

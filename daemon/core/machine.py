@@ -172,6 +172,7 @@ class Machine:
             "stop": lambda _: lifecycle.on_stop_timeout(),
             "late": lambda _: completion.wait_no_more(),
             "disk": lambda _: scheduler.durable_jobs.on_try_disk(),
+            "recover": lambda _: None,  # the step recovers, as the recovery before has failed
         }
 
     # --- for the shell
@@ -235,7 +236,7 @@ class Machine:
         """
         context = self._context
         context.now = max(now, context.now)
-        context.effects, context.failed = [], False
+        context.effects = []
         kind = type(event.message) if isinstance(event, inputs.WorkerSaid) else type(event)
         context.jobs_dirty = kind not in _QUIET
         context.workers_dirty = context.jobs_dirty and kind not in _OF_JOBS
@@ -289,12 +290,15 @@ class Machine:
         self.state.autoscaler.on_waiting()
 
     def _recover(self) -> None:
-        """Finish what an exception in this step has left half done, for jobs and for workers."""
+        """Finish what an exception has left half done; if this raises one too, a later step tries again."""
         context = self._context
+        context.failed = False
         context.guarded(self.scheduler.completion.end_lost)
         context.guarded(self.state.pool.recover)
         context.jobs_dirty = context.workers_dirty = True
         self._reconcile()
+        if context.failed:
+            context.timers.set(("recover", ""), context.now + _AGAIN_S)
 
     # --- workers
 

@@ -108,6 +108,39 @@ def test_a_process_whose_end_meets_a_bug_is_replaced_and_its_job_tried_again(
     assert [message.job for message in buggy.messages(wire.SpeakJob)] == [buggy.job(id)] * 2
 
 
+def test_a_recovery_that_meets_a_bug_is_made_again_without_another_event(
+    buggy: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buggy.pool, "recover", raises)
+    monkeypatch.setattr(buggy.pool, "_vacate", raises)
+    buggy.die(-11)
+    buggy.pass_time(5.0)
+    assert not buggy.effects(effects.Spawn)
+    monkeypatch.undo()
+    buggy.pass_time(5.0)
+    assert len(buggy.effects(effects.Spawn)) == 1
+
+
+def test_durable_jobs_of_an_earlier_daemon_are_queued_though_that_can_t_be_logged(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = make_world()
+    before.request(text="kept", durable=True)
+    world = make_world(journal="none")
+    world.may_fail = True
+    log, failures = world.machine.state.context.log, iter([True])
+
+    def log_fails_once(level: control.LogLevel, message: str, **fields: Any) -> None:
+        if "earlier daemon" in message and next(failures, False):
+            raise Bug
+        log(level, message, **fields)
+
+    monkeypatch.setattr(world.machine.state.context, "log", log_fails_once)
+    world.step(inputs.JournalChanged("", list(before.rows.values())))
+    world.ready()
+    assert met(world) == 1 and world.started() == ["kept"]
+
+
 # --- effects that fail
 
 

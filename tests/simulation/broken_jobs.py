@@ -77,6 +77,10 @@ def lost_by_a_bug_and_forgotten(patch: Patch) -> None:
     patch.setattr(Completion, "end_lost", lambda _: None)
 
 
+def workers_lost_by_a_bug_and_forgotten(patch: Patch) -> None:
+    patch.setattr(Pool, "recover", lambda _: None)
+
+
 def the_rest_of_a_step_lost_with_an_error(patch: Patch) -> None:
     patch.setattr(Machine, "_recover", lambda _: None)
 

@@ -27,6 +27,7 @@ _FALLIBLE = {
     "restarts": ("_pause_s",),
     "recycler": ("after_job", "_judge_idle", "reconcile"),
     "autoscaler": ("reconcile", "on_waiting"),
+    "lifecycle": ("reconcile",),
 }
 #: Effects that meet no bug: without the first the daemon does not end, and the others do nothing here.
 _SAFE = (effects.Exit, effects.UseSettings, effects.InternalError, effects.Log, effects.Publish)
@@ -85,7 +86,7 @@ class Bugs:
         context: Any = machine._context
         context.__class__ = type("BesetContext", (Context,), {"effects": _effects(self)})
         for part, names in _FALLIBLE.items():
-            homes = (machine.state, machine.scheduler, machine.state.pool)
+            homes = (machine, machine.state, machine.scheduler, machine.state.pool)
             owner = next(getattr(home, part) for home in homes if hasattr(home, part))
             for name in names:
                 setattr(owner, name, self._before(getattr(owner, name)))

@@ -129,12 +129,13 @@ class DurableJobs:
         """The journal can be used now, or can't any more; returns jobs of an earlier daemon to be queued."""
         self.problem = event.problem
         self._context.guarded(self._alerts.set, "journal", event.problem)
+        if event.rows:
+            self._context.log("info", "durable jobs of an earlier daemon are queued again", jobs=len(event.rows))
+        # No code that can raise comes after the jobs are in the table: this handler may be called again.
         found: list[Job] = []
         for row in event.rows:
             # After an exception the row stays in the journal, for the next daemon.
             self._context.guarded(self._recover, row, found)
-        if event.rows:
-            self._context.log("info", "durable jobs of an earlier daemon are queued again", jobs=len(event.rows))
         return found
 
     def _recover(self, row: JournalRow, found: list[Job]) -> None:
