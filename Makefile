@@ -73,7 +73,7 @@ check: install  ## formatting, lint, types, import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/mypy tests/daemon tests/process/test_daemon_{durable,gpu,logs,metrics,service_manager}.py
+	@$(BIN)/mypy tests/daemon tests/system tests/process/test_daemon_*.py tests/process/test_installed.py
 	@$(BIN)/lint-imports
 
 format: install  ## format, and mend what the linter can mend
@@ -92,7 +92,6 @@ bench: $(call has,test)  ## measure against the limits and the peers (minutes); 
 	@$(BIN)/python bench/preemption.py
 	@$(BIN)/python bench/estimates.py
 	@$(BIN)/python bench/durable.py
-	@$(BIN)/python bench/journal.py
 
 wheel: | $(BIN)/python  ## build the distribution into dist/
 	@rm -rf dist/glmtts_supervisor-*.whl build/lib build/bdist.*

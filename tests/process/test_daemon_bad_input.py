@@ -15,13 +15,15 @@ import pytest
 import soundfile
 import zmq
 
+from .conftest import Daemon, Peer, Start
+
 
 @pytest.fixture(scope="module")
-def daemon(start_shared: Any) -> Any:
+def daemon(start_shared: Start) -> Daemon:
     return start_shared(limits={"body_mib": 1}, queue={"max_waiting": 10_000})
 
 
-def answered(client: Any, *frames: bytes) -> Any:
+def answered(client: Peer, *frames: bytes) -> Any:
     """What the daemon says to a message of exactly these frames."""
     client.socket.send_multipart(frames)
     event, body = client.receive()
@@ -30,7 +32,7 @@ def answered(client: Any, *frames: bytes) -> Any:
     return event
 
 
-def refused(client: Any, **keys: Any) -> Any:
+def refused(client: Peer, **keys: Any) -> Any:
     return client.refused("synthesize", **({"text": "hello"} | keys))
 
 
@@ -63,7 +65,7 @@ NO_MAPS = {
 
 
 @pytest.mark.parametrize("what", NO_MAPS)
-def test_what_is_no_request_is_a_bad_request(daemon: Any, client: Any, what: str) -> None:
+def test_what_is_no_request_is_a_bad_request(daemon: Daemon, client: Peer, what: str) -> None:
     with daemon.still_serves():
         # A message whose only frame is empty is a REQ socket's delimiter with nothing behind it.
         frames = [b"", b""] if what == "empty" else [NO_MAPS[what]]
@@ -76,7 +78,7 @@ def test_what_is_no_request_is_a_bad_request(daemon: Any, client: Any, what: str
         assert event["code"] == "bad_request" and event["id"] == ""
 
 
-def test_random_bytes_are_answered_one_by_one(daemon: Any, client: Any) -> None:
+def test_random_bytes_are_answered_one_by_one(daemon: Daemon, client: Peer) -> None:
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     chance = random.Random(seed)
@@ -91,13 +93,13 @@ def test_random_bytes_are_answered_one_by_one(daemon: Any, client: Any) -> None:
             assert event["event"] == "error" and event["code"] == "bad_request", event
 
 
-def test_a_request_cut_off_at_any_byte_is_answered(daemon: Any, client: Any) -> None:
+def test_a_request_cut_off_at_any_byte_is_answered(daemon: Daemon, client: Peer) -> None:
     with daemon.still_serves():
         for length in range(1, len(GOOD)):
             assert answered(client, GOOD[:length])["code"] == "bad_request"
 
 
-def test_a_request_with_any_byte_changed_is_answered(daemon: Any, client: Any) -> None:
+def test_a_request_with_any_byte_changed_is_answered(daemon: Daemon, client: Peer) -> None:
     chance = random.Random(7)
     with daemon.still_serves():
         for position in range(len(GOOD)):
@@ -109,7 +111,7 @@ def test_a_request_with_any_byte_changed_is_answered(daemon: Any, client: Any) -
                 event, _ = client.receive()
 
 
-def test_an_array_of_a_million_is_too_large(daemon: Any, client: Any) -> None:
+def test_an_array_of_a_million_is_too_large(daemon: Daemon, client: Peer) -> None:
     with daemon.still_serves(16):
         huge = msgpack.packb({"v": 1, "op": "synthesize", "id": "x", "text": "a", "options": {"a": [0] * 1_000_000}})
         event = answered(client, huge)
@@ -148,7 +150,7 @@ KEYS: dict[str, list[str]] = {
 
 
 @pytest.mark.parametrize(("op", "key"), [(op, key) for op, keys in KEYS.items() for key in keys])
-def test_a_wrong_value_is_refused_by_the_name_of_its_key(client: Any, op: str, key: str) -> None:
+def test_a_wrong_value_is_refused_by_the_name_of_its_key(client: Peer, op: str, key: str) -> None:
     base: dict[str, Any] = {"synthesize": {"text": "hello", "options": {"seconds": 0.1}}}.get(op, {"job": "a-1"})
     if op == "jobs":
         base = {}
@@ -167,7 +169,7 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_key(client: Any, op: str, k
 
 
 @pytest.mark.parametrize("missing", ["v", "op", "id", "text"])
-def test_a_missing_key_is_named(client: Any, missing: str) -> None:
+def test_a_missing_key_is_named(client: Peer, missing: str) -> None:
     request = {"v": 1, "op": "synthesize", "id": "mine", "text": "hello"}
     del request[missing]
     event = answered(client, msgpack.packb(request))
@@ -175,7 +177,7 @@ def test_a_missing_key_is_named(client: Any, missing: str) -> None:
     assert event["id"] == ("" if missing == "id" else "mine")
 
 
-def test_an_unknown_key_is_named_and_not_ignored(client: Any) -> None:
+def test_an_unknown_key_is_named_and_not_ignored(client: Peer) -> None:
     for request in ({"op": "synthesize", "text": "hello", "vioce": "tone"}, {"op": "ping", "vioce": 1}):
         assert client.refused(**request)["message"].startswith("vioce")
     assert refused(client, options={"secnods": 1})["message"].startswith("options.secnods")
@@ -183,12 +185,12 @@ def test_an_unknown_key_is_named_and_not_ignored(client: Any) -> None:
     assert client.refused("status")["code"] == "bad_request"
 
 
-def test_versions_that_this_daemon_does_not_speak_are_refused(client: Any) -> None:
+def test_versions_that_this_daemon_does_not_speak_are_refused(client: Peer) -> None:
     for version in (0, 2, 1.0, "1", True, None):
         assert client.refused("ping", v=version)["message"].startswith("v:")
 
 
-def test_ids_of_every_length(client: Any) -> None:
+def test_ids_of_every_length(client: Peer) -> None:
     for length in range(130):
         id = "é" * length
         client.send("ping", id=id)
@@ -197,13 +199,13 @@ def test_ids_of_every_length(client: Any) -> None:
             assert event["event"] == "pong" and event["id"] == id
         else:
             assert event["code"] == "bad_request" and event["message"].startswith("id") and event["id"] == ""
-    for id in (7, None, b"x", ["x"], {"x": 1}, True):
-        client.send("ping", id=id)
+    for wrong in (7, None, b"x", ["x"], {"x": 1}, True):
+        client.send("ping", id=wrong)
         event, _ = client.receive()
         assert event["code"] == "bad_request" and event["id"] == ""
 
 
-def test_an_id_in_use_twice_is_the_clients_own_business(daemon: Any, client: Any) -> None:
+def test_an_id_in_use_twice_is_the_clients_own_business(daemon: Daemon, client: Peer) -> None:
     with daemon.still_serves():
         for _ in range(2):
             client.send("synthesize", text="hello", id="same")
@@ -215,12 +217,12 @@ def test_an_id_in_use_twice_is_the_clients_own_business(daemon: Any, client: Any
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t", "...", "。", "😀", "\0", "a\0b", "\x1b[31mred", "a\x7f", "a\x85b"])
-def test_a_text_that_can_t_be_spoken_is_refused(client: Any, text: str) -> None:
+def test_a_text_that_can_t_be_spoken_is_refused(client: Peer, text: str) -> None:
     error = refused(client, text=text)
     assert error["code"] == "bad_request" and error["message"].startswith("text")
 
 
-def test_lone_surrogates_are_refused(daemon: Any, client: Any) -> None:
+def test_lone_surrogates_are_refused(daemon: Daemon, client: Peer) -> None:
     with daemon.still_serves():
         for key in ("text", "voice", "key", "output"):
             error = refused(client, **{key: "a\ud800b"})
@@ -229,7 +231,7 @@ def test_lone_surrogates_are_refused(daemon: Any, client: Any) -> None:
         assert client.receive()[0]["id"] == ""
 
 
-def test_the_longest_text_is_spoken_and_one_character_more_is_not(client: Any) -> None:
+def test_the_longest_text_is_spoken_and_one_character_more_is_not(client: Peer) -> None:
     short = {"seconds": 0.1}
     assert client.speak("今" * 5_000, options=short)[0]["event"] == "done"
     error = refused(client, text="今" * 5_001, options=short)
@@ -239,7 +241,7 @@ def test_the_longest_text_is_spoken_and_one_character_more_is_not(client: Any) -
 @pytest.mark.parametrize(
     "name", ["a/b", "/etc/passwd", "../x", "..", ".", ".hidden", "a\0b", "a\nb", "a\\b", "", "x" * 201, "今" * 67]
 )
-def test_an_output_that_is_no_plain_name_is_refused(daemon: Any, client: Any, name: str) -> None:
+def test_an_output_that_is_no_plain_name_is_refused(daemon: Daemon, client: Peer, name: str) -> None:
     before = sorted(p.name for p in (daemon.state / "outputs").iterdir())
     error = refused(client, output=name)
     assert error["code"] == "bad_request" and error["message"].startswith("output")
@@ -269,7 +271,7 @@ def wav(seconds: float, rate: int = 16_000, loudness: float = 0.3) -> bytes:
     ],
 )
 def test_a_recording_that_is_none_is_bad_audio_and_costs_no_worker(
-    daemon: Any, client: Any, what: str, recording: bytes
+    daemon: Daemon, client: Peer, what: str, recording: bytes
 ) -> None:
     pid = daemon.workers()[0]["pid"]
     error = refused(client, body=recording, prompt={"text": "said"})
@@ -278,7 +280,7 @@ def test_a_recording_that_is_none_is_bad_audio_and_costs_no_worker(
     client.speak()
 
 
-def test_a_body_where_none_belongs_and_none_where_one_does(client: Any) -> None:
+def test_a_body_where_none_belongs_and_none_where_one_does(client: Peer) -> None:
     assert refused(client, body=b"x")["message"].startswith("body")
     assert refused(client, prompt={"text": "said"})["message"].startswith("prompt")
     assert client.refused("ping", b"x")["message"].startswith("body")
@@ -289,7 +291,7 @@ def test_a_body_where_none_belongs_and_none_where_one_does(client: Any) -> None:
 # --- frames
 
 
-def test_frames_beyond_their_limits_are_too_large(daemon: Any, client: Any) -> None:
+def test_frames_beyond_their_limits_are_too_large(daemon: Daemon, client: Peer) -> None:
     with daemon.still_serves():
         padded = msgpack.packb({"v": 1, "op": "ping", "id": "x", "pad": "a" * 70_000})
         assert answered(client, padded)["code"] == "too_large"
@@ -297,7 +299,7 @@ def test_frames_beyond_their_limits_are_too_large(daemon: Any, client: Any) -> N
         assert error["code"] == "too_large" and error["message"].startswith("body")
 
 
-def test_a_frame_far_beyond_the_limit_ends_its_connection_and_no_other(daemon: Any, client: Any) -> None:
+def test_a_frame_far_beyond_the_limit_ends_its_connection_and_no_other(daemon: Daemon, client: Peer) -> None:
     with daemon.still_serves(), contextlib.closing(daemon.client()) as huge:
         for _ in range(5):
             huge.send("synthesize", b"x" * (8 << 20), text="hello", prompt={"text": "said"})
@@ -305,13 +307,13 @@ def test_a_frame_far_beyond_the_limit_ends_its_connection_and_no_other(daemon: A
 
 
 @pytest.mark.parametrize("count", [2, 5, 6, 7, 8, 100, 900])
-def test_many_frames_are_refused(daemon: Any, client: Any, count: int) -> None:
+def test_many_frames_are_refused(daemon: Daemon, client: Peer, count: int) -> None:
     with daemon.still_serves():
         event = answered(client, GOOD, *[b"x"] * count)
         assert event["code"] == "bad_request" and event["message"].startswith("body") and event["id"] == "x"
 
 
-def test_empty_frames_are_no_way_around(daemon: Any) -> None:
+def test_empty_frames_are_no_way_around(daemon: Daemon) -> None:
     with daemon.still_serves():
         for frames in ([b""], [b"", b""], [b"abcd", b""], [b"abcd", b"", b""], [b"", GOOD, b""], [b"", b"", GOOD]):
             with contextlib.closing(daemon.client()) as client:
@@ -325,7 +327,7 @@ def test_empty_frames_are_no_way_around(daemon: Any) -> None:
 
 
 @contextlib.contextmanager
-def named(daemon: Any, identity: bytes) -> Iterator[Any]:
+def named(daemon: Daemon, identity: bytes) -> Iterator[Peer]:
     """A client with an identity of its choice, gone as far as the daemon is concerned when the block is left.
 
     As long as ZeroMQ has a connection of that name it does not hear a second one.
@@ -337,13 +339,13 @@ def named(daemon: Any, identity: bytes) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("identity", [b"a", b"\xff" * 255, b"glmtts", "客户".encode()])
-def test_an_identity_of_the_client_s_choice_is_served(daemon: Any, identity: bytes) -> None:
+def test_an_identity_of_the_client_s_choice_is_served(daemon: Daemon, identity: bytes) -> None:
     for _ in range(2):
         with named(daemon, identity) as client:
             client.speak()
 
 
-def test_a_client_that_takes_another_s_identity_gets_nothing_of_it(daemon: Any) -> None:
+def test_a_client_that_takes_another_s_identity_gets_nothing_of_it(daemon: Daemon) -> None:
     with daemon.still_serves(), named(daemon, b"alice") as alice:
         id = alice.send("synthesize", text="for alice", options={"seconds": 0.5, "rtf": 1.0}, stream=True)
         alice.until(id, "started")
@@ -354,7 +356,7 @@ def test_a_client_that_takes_another_s_identity_gets_nothing_of_it(daemon: Any) 
             assert not mallory.socket.poll(200)
 
 
-def test_an_identity_that_changes_hands_takes_no_answers_along(daemon: Any, client: Any) -> None:
+def test_an_identity_that_changes_hands_takes_no_answers_along(daemon: Daemon, client: Peer) -> None:
     for _ in range(3):
         with named(daemon, b"bob") as bob:
             bob.until(bob.send("synthesize", text="for bob", options={"seconds": 0.2, "rtf": 1.0}), "started")
@@ -364,7 +366,7 @@ def test_an_identity_that_changes_hands_takes_no_answers_along(daemon: Any, clie
             assert not heir.socket.poll(50)
 
 
-def test_what_is_no_zeromq_at_all_is_not_answered(daemon: Any) -> None:
+def test_what_is_no_zeromq_at_all_is_not_answered(daemon: Daemon) -> None:
     # The last two pass for the oldest ZMTP, which has no handshake.
     nonsense = [
         b"\xff" * 64,
@@ -380,7 +382,7 @@ def test_what_is_no_zeromq_at_all_is_not_answered(daemon: Any) -> None:
         daemon.until(lambda: daemon.status()["connections"] <= 2, "what can't be ZeroMQ is hung up on")
 
 
-def test_other_kinds_of_sockets_do_no_harm(daemon: Any) -> None:
+def test_other_kinds_of_sockets_do_no_harm(daemon: Daemon) -> None:
     with daemon.still_serves():
         for kind in (zmq.PUSH, zmq.SUB, zmq.PUB, zmq.PAIR):
             with contextlib.closing(daemon.client(kind)) as peer:

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import zmq
 
+from .conftest import Peer, Start
+
 #: A book of twenty segments of 0.2 s each.
 SEGMENT_S = 0.2
 BOOK: dict[str, Any] = {"seconds": 10.0, "segments": 20, "rtf": 0.4}
@@ -22,13 +24,13 @@ SLACK_S = 0.35
 GATEWAY = {"gateways": [str(os.geteuid())]}
 
 
-def waited(client: Any, text: str, **keys: Any) -> float:
+def waited(client: Peer, text: str, **keys: Any) -> float:
     """Have a sentence spoken; returns how long it waited for its start."""
     done, _ = client.speak(text, options={"seconds": 0.2}, **keys)
     return float(done["waited_s"])
 
 
-def test_a_sentence_waits_for_one_segment_of_a_book_whose_sound_is_not_touched(start: Any) -> None:
+def test_a_sentence_waits_for_one_segment_of_a_book_whose_sound_is_not_touched(start: Start) -> None:
     daemon = start()
     client, other = daemon.client(), daemon.client()
     _, undisturbed = client.speak("a book", priority="batch", options=BOOK | {"rtf": 0.0})
@@ -42,7 +44,7 @@ def test_a_sentence_waits_for_one_segment_of_a_book_whose_sound_is_not_touched(s
     assert events[-1]["synthesis_s"] < 20 * SEGMENT_S + 1.0, "the time aside is not the book's"
 
 
-def test_a_thousand_jobs_of_one_client_delay_another_s_sentence_by_no_more_than_a_segment(start: Any) -> None:
+def test_a_thousand_jobs_of_one_client_delay_another_s_sentence_by_no_more_than_a_segment(start: Start) -> None:
     daemon = start(limits=GATEWAY)
     client, other = daemon.client(), daemon.client()
     keys: dict[str, Any] = {"priority": "batch", "durable": False, "on_behalf_of": "bulk", "options": BOOK}
@@ -58,7 +60,7 @@ def test_a_thousand_jobs_of_one_client_delay_another_s_sentence_by_no_more_than_
     assert daemon.status()["queue"]["waiting"] == 0
 
 
-def test_without_preemption_the_sentence_waits_for_the_book(start: Any) -> None:
+def test_without_preemption_the_sentence_waits_for_the_book(start: Start) -> None:
     daemon = start(queue={"preempt": False})
     client, other = daemon.client(), daemon.client()
     book = client.send("synthesize", text="a book", priority="batch", durable=False, options=BOOK | {"rtf": 0.2})
@@ -66,7 +68,7 @@ def test_without_preemption_the_sentence_waits_for_the_book(start: Any) -> None:
     assert waited(other, "a sentence") > 5 * SEGMENT_S
 
 
-def test_of_several_workers_one_stays_free_for_a_sentence(start: Any) -> None:
+def test_of_several_workers_one_stays_free_for_a_sentence(start: Start) -> None:
     daemon = start(workers={"max": 2})
     client, other = daemon.client(), daemon.client()
     books = [
@@ -79,7 +81,7 @@ def test_of_several_workers_one_stays_free_for_a_sentence(start: Any) -> None:
         client.ask("cancel", job=job["job"])
 
 
-def test_a_book_that_was_put_aside_is_cancelled_and_its_worker_goes_on(start: Any) -> None:
+def test_a_book_that_was_put_aside_is_cancelled_and_its_worker_goes_on(start: Start) -> None:
     daemon = start()
     client, other = daemon.client(), daemon.client()
     book = client.send("synthesize", text="a book", priority="batch", durable=False, options=BOOK)
@@ -95,7 +97,7 @@ def test_a_book_that_was_put_aside_is_cancelled_and_its_worker_goes_on(start: An
     assert waited(other, "the worker is free") < SLACK_S
 
 
-def test_a_worker_that_dies_of_a_sentence_takes_no_attempt_from_the_book_aside(start: Any) -> None:
+def test_a_worker_that_dies_of_a_sentence_takes_no_attempt_from_the_book_aside(start: Start) -> None:
     daemon = start(workers={"restart": {"max_attempts": 1}})
     client, other = daemon.client(), daemon.client()
     book = client.send("synthesize", text="a book", priority="batch", durable=False, options=BOOK | {"rtf": 0.1})
@@ -109,7 +111,7 @@ def test_a_worker_that_dies_of_a_sentence_takes_no_attempt_from_the_book_aside(s
 # --- limits
 
 
-def test_a_rate_is_not_dodged_by_sockets_identities_ids_or_reconnecting(start: Any) -> None:
+def test_a_rate_is_not_dodged_by_sockets_identities_ids_or_reconnecting(start: Start) -> None:
     daemon = start(limits={"rate": "5/hour"})
     results = []
     for number in range(12):
@@ -124,7 +126,7 @@ def test_a_rate_is_not_dodged_by_sockets_identities_ids_or_reconnecting(start: A
     assert shown["tokens"] < 1 and shown["rate"] == "5/hour"
 
 
-def test_who_comes_back_when_it_was_told_to_is_not_refused(start: Any) -> None:
+def test_who_comes_back_when_it_was_told_to_is_not_refused(start: Start) -> None:
     daemon = start(limits={"rate": "60/minute"})
     client = daemon.client()
     while (event := client.ask("synthesize", text="hello", options={"seconds": 0.05}))["event"] == "done":
@@ -133,7 +135,7 @@ def test_who_comes_back_when_it_was_told_to_is_not_refused(start: Any) -> None:
     assert client.ask("synthesize", text="hello", options={"seconds": 0.05})["event"] == "done"
 
 
-def test_one_client_does_not_fill_the_queue_for_others(start: Any) -> None:
+def test_one_client_does_not_fill_the_queue_for_others(start: Start) -> None:
     daemon = start(queue={"max_waiting": 10, "max_share": 0.8}, limits=GATEWAY)
     client = daemon.client()
     ids = [
@@ -152,7 +154,7 @@ def test_one_client_does_not_fill_the_queue_for_others(start: Any) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-def test_the_kernel_says_who_a_client_is_and_each_user_has_limits_of_its_own(start: Any) -> None:
+def test_the_kernel_says_who_a_client_is_and_each_user_has_limits_of_its_own(start: Start) -> None:
     daemon = start(limits={"rate": "2/hour", "clients": {"65534": {"rate": "4/hour"}}}, daemon={"socket_mode": "0666"})
     daemon.folder.chmod(0o755)
     # What it imports may lie where others can't read: it becomes somebody else afterwards.
@@ -173,7 +175,7 @@ def test_the_kernel_says_who_a_client_is_and_each_user_has_limits_of_its_own(sta
     assert spoken == {65533: [2, 0], 65534: [4]}
 
 
-def test_a_flood_of_idle_connections_leaves_room_for_a_sentence(start: Any) -> None:
+def test_a_flood_of_idle_connections_leaves_room_for_a_sentence(start: Start) -> None:
     daemon = start()
     with contextlib.ExitStack() as stack:
         for _ in range(200):

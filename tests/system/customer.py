@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -77,7 +78,7 @@ class Customer(threading.Thread):
         finally:
             self.caller.close()
 
-    def listen(self, until: Any, patience_s: float) -> bool:
+    def listen(self, until: Callable[[], object], patience_s: float) -> bool:
         return self.caller.listen(until, patience_s)
 
     # --- what it wants

@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from ..fake_gpu.fake_gpu import FakeGpus
-from ..process.conftest import Daemon, merged
+from ..process.conftest import Daemon, MakeGpus, Start, merged
 from .caller import Caller, Notes
 from .customer import Customer
 from .gremlin import Gremlin
@@ -93,14 +93,14 @@ class Watch(threading.Thread):
 
 
 @pytest.mark.timeout(DURATION_S + 180)
-def test_whatever_happens_everybody_is_answered_once_and_with_his_own_audio(start: Any, tmp_path: Path) -> None:
+def test_whatever_happens_everybody_is_answered_once_and_with_his_own_audio(start: Start, tmp_path: Path) -> None:
     daemon = start(**CONFIG)
     with log_kept(daemon, tmp_path):
         chaos(daemon, CONFIG)
 
 
 @pytest.mark.timeout(DURATION_S + 180)
-def test_nor_do_gpus_in_trouble_change_that(start: Any, make_fake_gpus: Any, tmp_path: Path) -> None:
+def test_nor_do_gpus_in_trouble_change_that(start: Start, make_fake_gpus: MakeGpus, tmp_path: Path) -> None:
     gpus = make_fake_gpus(GPU_MIB, GPU_MIB)
     config = merged(CONFIG, ON_GPUS)
     daemon = start(environment=gpus.environment(), **config)

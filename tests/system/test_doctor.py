@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+
+from ..process.conftest import MakeGpus, Start
 
 GLMTTSCTL = str(Path(sys.executable).with_name("glmttsctl"))
 
 
-def test_an_nvml_that_hangs_is_found_and_does_not_hang_the_doctor(start: Any, make_fake_gpus: Any) -> None:
+def test_an_nvml_that_hangs_is_found_and_does_not_hang_the_doctor(start: Start, make_fake_gpus: MakeGpus) -> None:
     gpus = make_fake_gpus(8_000, 8_000)
     daemon = start(
         environment=gpus.environment(), engine={"fault": {"vram_mib": 2_000}}, workers={"gpus": "all", "max": 0}

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from ..process.conftest import Peer, Start
+
 #: How far off an estimate may be, of how many; and the shortest wait that is one: the machine is shared.
 GOOD, NINE_OF_TEN, WORTH_S = 0.3, 0.9, 0.1
 WORDS = "the weather is nice today and nobody in this town would have thought that it ever could be so again "
@@ -21,7 +23,7 @@ def text(rng: random.Random, longest: int) -> str:
     return f"{rng.randrange(10**6)} {(source * (length // len(source) + 1))[:length]}"
 
 
-def told_and_waited(client: Any, requests: list[dict[str, Any]]) -> list[tuple[float, float]]:
+def told_and_waited(client: Peer, requests: list[dict[str, Any]]) -> list[tuple[float, float]]:
     """Send them all; what each was told, and how long it waited."""
     ids = [client.send("synthesize", format="pcm_s16le", **keys) for keys in requests]
     pairs = []
@@ -39,7 +41,7 @@ def told_and_waited(client: Any, requests: list[dict[str, Any]]) -> list[tuple[f
     [("fault", 1, 300, {"rtf": 0.01}), ("fault", 2, 300, {"rtf": 0.02}), ("espeak", 1, 1_500, {})],
 )
 def test_the_wait_that_is_told_comes_true(
-    start: Any, engine: str, workers: int, longest: int, options: dict[str, Any]
+    start: Start, engine: str, workers: int, longest: int, options: dict[str, Any]
 ) -> None:
     daemon = start(
         engine={"name": engine},

@@ -11,10 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..fake_gpu.fake_gpu import FakeGpus
+from ..process.conftest import Daemon, Start
+
 GLMTTSCTL = str(Path(sys.executable).with_name("glmttsctl"))
 
 
-def health(daemon: Any, *options: str) -> tuple[int, dict[str, Any]]:
+def health(daemon: Daemon, *options: str) -> tuple[int, dict[str, Any]]:
     """The exit code, and what is said."""
     done = subprocess.run(
         [GLMTTSCTL, "health", *options, "--json"],
@@ -28,7 +31,7 @@ def health(daemon: Any, *options: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, answer
 
 
-def test_a_daemon_is_alive_then_ready_then_speaks_by_every_worker(start: Any) -> None:
+def test_a_daemon_is_alive_then_ready_then_speaks_by_every_worker(start: Start) -> None:
     daemon = start(wait=False, workers={"max": 2}, engine={"fault": {"start": "slow", "start_s": 2.0}})
     daemon.until(daemon.control_is_open, "the daemon answers")
     assert health(daemon, "--live")[0] == 0
@@ -41,7 +44,7 @@ def test_a_daemon_is_alive_then_ready_then_speaks_by_every_worker(start: Any) ->
     assert daemon.status()["counts"]["accepted"] == 0, "it is no job, and in nobody's figures"
 
 
-def test_a_worker_that_hangs_is_found_by_deep_alone_and_in_its_time(start: Any) -> None:
+def test_a_worker_that_hangs_is_found_by_deep_alone_and_in_its_time(start: Start) -> None:
     daemon = start()
     os.kill(pid := daemon.workers()[0]["pid"], signal.SIGSTOP)
     try:
@@ -54,7 +57,7 @@ def test_a_worker_that_hangs_is_found_by_deep_alone_and_in_its_time(start: Any) 
     assert health(daemon, "--deep")[0] == 0
 
 
-def test_a_daemon_that_is_frozen_or_not_there_is_not_alive(start: Any) -> None:
+def test_a_daemon_that_is_frozen_or_not_there_is_not_alive(start: Start) -> None:
     daemon = start()
     daemon.process.send_signal(signal.SIGSTOP)
     try:
@@ -70,7 +73,7 @@ def test_a_daemon_that_is_frozen_or_not_there_is_not_alive(start: Any) -> None:
     assert code == 3 and "glmttsd" in answer["problem"]
 
 
-def test_after_a_cuda_error_it_is_unwell_until_the_next_worker_is_there(start: Any, fake_gpus: Any) -> None:
+def test_after_a_cuda_error_it_is_unwell_until_the_next_worker_is_there(start: Start, fake_gpus: FakeGpus) -> None:
     daemon = start(
         workers={"gpus": "all", "vram_mib": 1_000},
         engine={"fault": {"vram_mib": 1_000, "start": "slow", "start_s": 1.0}},
@@ -87,7 +90,7 @@ def test_after_a_cuda_error_it_is_unwell_until_the_next_worker_is_there(start: A
     assert health(daemon, "--deep")[0] == 0
 
 
-def test_where_the_gpu_is_not_there_it_says_so(start: Any, fake_gpus: Any) -> None:
+def test_where_the_gpu_is_not_there_it_says_so(start: Start, fake_gpus: FakeGpus) -> None:
     daemon = start(
         wait=False,
         workers={"gpus": [3]},

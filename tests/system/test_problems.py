@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from ..process.conftest import Daemon, Start
+
 DOCS = Path(__file__).parents[2] / "docs" / "operations.md"
 GLMTTSCTL = str(Path(sys.executable).with_name("glmttsctl"))
 
@@ -36,7 +38,7 @@ class Row(NamedTuple):
 def table() -> dict[str, Row]:
     text = DOCS.read_text(encoding="utf-8")
     found = re.findall(r"^\| ([^|`]+) \| `(\w+)` \| `([^|]+)` \| (wrong|warning) \| ([03]) \|$", text, re.MULTILINE)
-    return {row[0]: Row(*row[:4], int(row[4])) for row in found}
+    return {row[0]: Row(row[0], row[1], row[2], row[3], int(row[4])) for row in found}
 
 
 ROWS = table()
@@ -46,7 +48,7 @@ STAGES: dict[str, Callable[[Theatre], Any]] = {}
 class Theatre:
     """What a staging has at hand: it starts daemons, has GPUs made, and tidies up behind itself."""
 
-    def __init__(self, start: Callable[..., Any], request: pytest.FixtureRequest) -> None:
+    def __init__(self, start: Start, request: pytest.FixtureRequest) -> None:
         self.start = start
         self._request = request
 
@@ -243,7 +245,7 @@ def asleep(theatre: Theatre) -> Any:
     return daemon
 
 
-def ctl(daemon: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
+def ctl(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"GLMTTS_ENDPOINT": daemon.endpoint, "NO_COLOR": "1"}
     return subprocess.run(
         [GLMTTSCTL, *arguments], capture_output=True, text=True, timeout=120, env=environment, check=False
@@ -251,7 +253,7 @@ def ctl(daemon: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def theatre(start: Callable[..., Any], request: pytest.FixtureRequest) -> Iterator[Theatre]:
+def theatre(start: Start, request: pytest.FixtureRequest) -> Iterator[Theatre]:
     yield Theatre(start, request)
 
 
@@ -284,7 +286,7 @@ def test_an_operator_is_shown_what_is_wrong_and_what_to_do(theatre: Theatre, wro
     let_go(daemon)
 
 
-def let_go(daemon: Any) -> None:
+def let_go(daemon: Daemon) -> None:
     """End a daemon without waiting for the jobs that it has."""
     daemon.process.terminate()
     try:

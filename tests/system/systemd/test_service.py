@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -178,7 +179,7 @@ def test_a_client_that_waits_has_its_speech_within_three_seconds_of_the_daemon_s
         waited_s, duration_s = json.loads(client(service, WAITS, str(before), kind))
         assert duration_s > 1.0
         took.append(round(waited_s, 2))
-        service.until(lambda before=before: restarted(service, before), "systemd has started it again")
+        service.until(partial(restarted, service, before), "systemd has started it again")
         until_ready(service)
         service.run("systemctl", "reset-failed", "glmtts.service")
     load = os.getloadavg()[0]
