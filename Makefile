@@ -37,10 +37,10 @@ demo: $(call has,espeak)  ## speak two sentences, kill a worker in mid-job, show
 	@$(BIN)/glmttsctl demo
 
 # Tests of processes wait more than they compute: one more of them than processors, at most 4.
-BESIDE := $(shell n=$$(($$(nproc) + 1)); echo $$((n < 4 ? n : 4)))
+PROCESS_TESTS := $(shell n=$$(($$(nproc) + 1)); echo $$((n < 4 ? n : 4)))
 test: $(call has,test)  ## every test that takes part in each change (under 5 minutes on two cores)
 	@$(BIN)/python -m pytest -q -n logical --maxprocesses=8 tests/core tests/daemon tests/client tests/protocol tests/engines tests/fake_gpu tests/simulation
-	@$(BIN)/python -m pytest -q -n $(BESIDE) --dist worksteal tests/process
+	@$(BIN)/python -m pytest -q -n $(PROCESS_TESTS) --dist worksteal tests/process
 
 # The engine against a stand-in for GLM-TTS; with ROOT against a checkout of it that has a checkpoint, and PYTHON_OF_ROOT
 # is the interpreter that has its packages.
@@ -73,17 +73,20 @@ check: install  ## formatting, lint, types, import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/mypy tests/daemon tests/system tests/process/test_daemon_*.py tests/process/test_installed.py
+	@$(BIN)/mypy tests/daemon tests/process tests/system
+	@$(BIN)/mypy --follow-imports=silent tests/engines tests/protocol tests/fake_gpu tests/glmtts
 	@$(BIN)/lint-imports
 
-format: install  ## format, and mend what the linter can mend
+format: install  ## format, and fix what the linter can fix
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: $(call has,test)  ## measure against the limits and the peers (minutes); bench/results/ has the numbers and a plot
+# An interpreter that has another version of this package, to measure both in one run.
+AGAINST ?=
+bench: $(call has,test)  ## measure against the limits and the peers (minutes), and AGAINST=/path/bin/python of another version
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]' --config-settings editable_mode=strict \
 	  || echo "The peer or the plot can't be installed here: they will be missing."
-	@$(BIN)/python bench/overhead.py
+	@$(BIN)/python bench/overhead.py $(if $(AGAINST),--beside '$(AGAINST)')
 	@$(BIN)/python bench/metrics.py
 	@$(BIN)/python bench/faults.py
 	@$(BIN)/python bench/leaks.py

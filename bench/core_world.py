@@ -52,7 +52,7 @@ class CoreWorld:
         """One step; the worker takes the job that it is given."""
         todo = self.machine.step(event, self.now)
         for effect in todo:
-            if isinstance(effect, effects.Tell) and isinstance(effect.message, wire.Job):
+            if isinstance(effect, effects.Tell) and isinstance(effect.message, wire.SpeakJob):
                 self.running = effect.message.job
         return todo
 

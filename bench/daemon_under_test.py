@@ -45,15 +45,25 @@ rate = ""
 
 
 class Daemon:
-    """A daemon that accepts: ``accepting_s`` after it was started. ``text`` is its configuration, but for [daemon]."""
+    """A daemon that accepts: ``accepting_s`` after it was started. ``text`` is its configuration, but for [daemon].
 
-    def __init__(self, stack: ExitStack, folder: Path, name: str = "daemon", text: str = CONFIG) -> None:
+    ``python`` is the interpreter that runs it: another version's, to compare the two.
+    """
+
+    def __init__(
+        self,
+        stack: ExitStack,
+        folder: Path,
+        name: str = "daemon",
+        text: str = CONFIG,
+        python: str = sys.executable,
+    ) -> None:
         # Its own short folder: the path of a socket has 107 bytes at most.
         runtime = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="glmtts-bench-")))
         state = runtime / "state"
         config = runtime / "bench.toml"
         config.write_text(f'[daemon]\nstate_dir = "{state}"\n{text}', encoding="utf-8")
-        argv = [sys.executable, "-m", "glmtts.daemon.supervisor", "--config", str(config)]
+        argv = [python, "-m", "glmtts.daemon.supervisor", "--config", str(config)]
         self.requests = f"ipc://{runtime}/glmtts.sock"
         self.control = f"ipc://{runtime}/control.sock"
         self._socket_file = runtime / "glmtts.sock"

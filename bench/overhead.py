@@ -40,6 +40,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--skip-daemon", action="store_true", help="leave the daemon out: the limits and the peer alone"
     )
+    parser.add_argument(
+        "--beside", metavar="PYTHON", default="", help="also measure the version that this interpreter imports"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for JSON and plot")
     parser.add_argument("--limit-s", type=int, default=900, help="give up after that many seconds")
     return parser.parse_args(argv)
@@ -70,6 +73,8 @@ class Bench:
         if not self.options.skip_daemon:
             self.part("starts", self.measure_starts)
             self.part("daemon", self.start_daemon)
+            if self.options.beside:
+                self.part("beside", self.start_other_version)
         if not self.options.skip_mosec:
             self.part("mosec", self.start_mosec)
         # The daemon's idle time is measured while the others sleep, and before anything has loaded it.
@@ -109,6 +114,14 @@ class Bench:
         daemon = Daemon(self.stack, self.folder)
         daemon.first_job(self.request)
         self.daemon = daemon
+
+    def start_other_version(self) -> None:
+        # Without symbolic links resolved: they are what makes it the interpreter of an environment.
+        daemon = Daemon(self.stack, self.folder, "other-version", python=os.path.abspath(self.options.beside))  # noqa: PTH100
+        daemon.first_job(self.request)
+        for kind in ("all", "final"):
+            subject = daemon_subject(self.stack, f"before_{kind}", daemon, {**self.request, "events": kind})
+            self.subjects[f"before_{kind}"] = subject
 
     def start_mosec(self) -> None:
         subject, self.mosec = mosec_subject(self.stack, "mosec", self.folder, AUDIO_BYTES)

@@ -21,7 +21,7 @@ import msgspec
 import psutil
 import zmq
 
-from glmtts.protocol.worker import Failed, Finished, Hello, Job, Ready, StopWorker, decode_from_worker, encode
+from glmtts.protocol.worker import Failed, Finished, Hello, Ready, SpeakJob, StopWorker, decode_from_worker, encode
 
 TRACES = Path(__file__).parent / "traces"
 KIB = 1024
@@ -65,7 +65,7 @@ class Worker:
 
     def speak(self, number: int, text: str, options: dict[str, Any]) -> None:
         """One job, to its end."""
-        job = Job(
+        job = SpeakJob(
             job=str(number),
             text=text,
             voice=None,

@@ -15,6 +15,8 @@ LABELS = {
     "broker": "bare Python broker",
     "all": 'glmttsd, events "all"',
     "final": 'glmttsd, events "final"',
+    "before_all": 'the other version, events "all"',
+    "before_final": 'the other version, events "final"',
     "mosec": "mosec",
 }
 
@@ -82,6 +84,15 @@ def targets(results: Mapping[str, Any]) -> list[Target]:
             Target(f'round trip p50, events "{kind}": mosec\'s', p50, mosec_p50, "us"),
         ]
     final = value("subjects", "final", "jobs_per_s")
+    cpu, cpu_before = (value("subjects", key, "broker_us_outstanding") for key in ("final", "before_final"))
+    if cpu_before is not None:
+        rate_before = value("subjects", "before_final", "jobs_per_s")
+        p50, p50_before = value("subjects", "final", "p50_us"), value("subjects", "before_final", "p50_us")
+        found += [
+            Target("supervisor's processor time a job: the other version's", cpu, cpu_before, "us"),
+            Target('round trip p50, events "final": the other version\'s', p50, p50_before, "us"),
+            Target('jobs/s, events "final": the other version\'s', final, rate_before, "/s", at_least=True),
+        ]
     return [
         *found,
         Target('jobs/s, events "final": bare broker / 3', final, _times(bare, 1 / 3), "/s", at_least=True),

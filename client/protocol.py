@@ -262,7 +262,7 @@ class Core:
         if not candidates:
             return None
         largest = max(candidates, key=lambda e: len(e.frames[0]))
-        too_large = len(largest.frames[0]) > codec.Limits().header_bytes
+        too_large = len(largest.frames[0]) > codec.CodecLimits().header_bytes
         return largest if too_large or len(candidates) == 1 else None
 
     # --- inside

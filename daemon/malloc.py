@@ -1,7 +1,4 @@
-"""The C library's heap: what was freed stays in it, between what is in use, until it is asked for.
-
-Other C libraries than GNU's have no such functions, and are left as they are.
-"""
+"""The heap of the GNU C library, which keeps freed memory until asked. Other C libraries are left alone."""
 
 from __future__ import annotations
 
@@ -12,16 +9,16 @@ import ctypes
 _M_MMAP_THRESHOLD = -3
 
 
-def give_back() -> None:
-    """Give free memory back to the system; a few milliseconds."""
+def trim() -> None:
+    """Return free memory to the system; takes a few milliseconds."""
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def map_from(size: int) -> None:
-    """Have each block of so many bytes or more mapped by itself, so that the system has it back as soon as it is freed.
+    """Map each block of ``size`` bytes or more separately, so that freeing it returns it to the system at once.
 
-    Without that the library maps ever larger blocks from its heap, once some have come and gone, and keeps them.
+    By default the library raises this threshold whenever a large block is freed.
     """
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, size)

@@ -1,6 +1,6 @@
-"""The wire of the speech daemon: message types, codec and error codes, for the daemon and for clients.
+"""The wire of the speech daemon: message types, codec and error codes, for the daemon and its clients.
 
-docs/protocol.md is the same in words.
+docs/protocol.md describes it.
 """
 
 from .errors import ErrorCode, RequestError

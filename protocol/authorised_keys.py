@@ -1,4 +1,4 @@
-"""The file with the clients that may connect by TCP: a line for each with its public key, its name, and any comment."""
+"""The file of the clients that may connect by TCP: a line for each, with its public key, its name and a comment."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from .keys import KeyProblem, is_comment, is_key
 
-#: What a client may be called. Users have no colon in their names: ``key:NAME`` is never taken for one.
+#: The name of a client. It appears as ``key:NAME``, which is no user's name, as those have no colon.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
 
-#: A few thousand clients; a mistaken path is larger.
+#: A few thousand clients; a larger file is a wrong path.
 _MAX_FILE_BYTES = 1024 * 1024
 _MAX_PROBLEMS = 20
 
@@ -24,12 +24,12 @@ class Entry(NamedTuple):
     comment: str = ""
 
     def line(self) -> str:
-        """The entry as the file has it."""
+        """The entry as a line of the file."""
         return " ".join(filter(None, self))
 
 
 def parse(text: str, path: Path) -> list[Entry]:
-    """The entries of a file. Raises KeyProblem with a line for each bad line, by file and number."""
+    """The entries of a file. Raises KeyProblem with a line for each bad line, as ``FILE:LINE: ...``."""
     entries: list[Entry] = []
     lines: dict[str, int] = {}
     problems: list[str] = []
@@ -40,7 +40,7 @@ def parse(text: str, path: Path) -> list[Entry]:
         problem = _problem(entry)
         for what, value in (("key", f"key {entry.key}"), ("name", f"name {entry.name}")):
             if not problem and value in lines:
-                problem = f"this {what} stands in line {lines[value]} already"
+                problem = f"line {lines[value]} has this {what} already"
         if problem:
             problems.append(f"{path}:{number}: {problem}")
         else:
@@ -54,7 +54,7 @@ def parse(text: str, path: Path) -> list[Entry]:
 
 
 def read(path: Path) -> list[Entry]:
-    """The entries of the file. Raises KeyProblem, and FileNotFoundError where there is none."""
+    """The entries of the file. Raises KeyProblem, and FileNotFoundError."""
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)

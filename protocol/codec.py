@@ -1,6 +1,7 @@
-"""Bytes to messages and back, with explicit limits: nothing that a peer sends raises anything but RequestError.
+"""Bytes to messages and back, with explicit limits: no bytes of a peer raise anything but RequestError.
 
-msgpack decodes, because it takes a limit for every kind of container; msgspec validates what came out and encodes.
+msgspec decodes a well-formed message straight into its type. Whatever it refuses is decoded once more by msgpack, which
+has a limit for every kind of container, to find the request's id and the field at fault.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .requests import VERSION, ClientRequest, Synthesize
 T = TypeVar("T")
 
 
-class Limits(Struct, frozen=True, kw_only=True):
+class CodecLimits(Struct, frozen=True, kw_only=True):
     """Sizes above which a message is refused."""
 
     header_bytes: int = 64 * 1024
@@ -31,19 +32,23 @@ class Limits(Struct, frozen=True, kw_only=True):
     text_chars: int = 5_000
 
 
-#: No request has a container of more elements than this, nor a deeper one than msgpack's own limit.
+#: Most elements of a container in a request. (msgpack limits the depth.)
 _MAX_ELEMENTS = 4_096
 
-#: Everything that handles options later (schema check, encoding for the worker, log) may be recursive.
+#: Code that handles options later (schema check, encoding for the worker, log) may be recursive.
 _MAX_OPTIONS_DEPTH = 16
 
 _CLIENT_TYPES: dict[str, type[Any]] = {t.__struct_config__.tag: t for t in get_args(ClientRequest)}
 _CONTROL_TYPES: dict[str, type[Any]] = {t.__struct_config__.tag: t for t in get_args(control.ControlRequest)}
 
+_client_decoder: msgspec.msgpack.Decoder[ClientRequest] = msgspec.msgpack.Decoder(ClientRequest)
+_control_decoder: msgspec.msgpack.Decoder[control.ControlRequest] = msgspec.msgpack.Decoder(control.ControlRequest)
+_event_decoder: msgspec.msgpack.Decoder[events.ClosedEvent] = msgspec.msgpack.Decoder(events.ClosedEvent)
+
 _encoder = msgspec.msgpack.Encoder()
 
 
-def unpack_map(data: bytes | memoryview, limits: Limits) -> dict[str, Any]:
+def unpack_map(data: bytes | memoryview, limits: CodecLimits) -> dict[str, Any]:
     """Decode one MessagePack map with string keys.
 
     Raises RequestError: ``too_large`` above ``limits.header_bytes``, ``bad_request`` for anything that is no such map.
@@ -68,7 +73,7 @@ def unpack_map(data: bytes | memoryview, limits: Limits) -> dict[str, Any]:
     return value
 
 
-def _unpack(data: bytes | memoryview, limits: Limits, unicode_errors: str) -> Any:
+def _unpack(data: bytes | memoryview, limits: CodecLimits, unicode_errors: str) -> Any:
     return msgpack.unpackb(
         data,
         raw=False,
@@ -82,9 +87,10 @@ def _unpack(data: bytes | memoryview, limits: Limits, unicode_errors: str) -> An
     )
 
 
-def _not_unicode(data: bytes | memoryview, limits: Limits) -> RequestError:
-    """The error for a header with a string that is not UTF-8, under the sender's id and with the key where it can be:
-    half of a surrogate pair is what some languages make of a text that was cut.
+def _not_unicode(data: bytes | memoryview, limits: CodecLimits) -> RequestError:
+    """The error for a header with a string that is not UTF-8, with the request's id and the key if they can be read.
+
+    Some languages cut a text in the middle of a surrogate pair.
     """
     key, id = "header", ""
     with contextlib.suppress(ValueError, RecursionError, MemoryError, OverflowError, TypeError):
@@ -104,12 +110,12 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def decode_request(frames: Sequence[bytes | memoryview], limits: Limits) -> ClientRequest:
+def decode_request(frames: Sequence[bytes | memoryview], limits: CodecLimits) -> ClientRequest:
     """Decode and validate a request of the requests socket: ``frames`` is ``[header, body...]``.
 
     Raises RequestError naming the offending field.
     """
-    request: ClientRequest = _decode(frames, limits, _CLIENT_TYPES)
+    request = _decode(frames, limits, _client_decoder, _CLIENT_TYPES)
     if type(request) is Synthesize:
         _check_synthesize(request, len(frames) > 1, limits)
     elif len(frames) > 1:
@@ -117,9 +123,9 @@ def decode_request(frames: Sequence[bytes | memoryview], limits: Limits) -> Clie
     return request
 
 
-def decode_control(frames: Sequence[bytes | memoryview], limits: Limits) -> control.ControlRequest:
+def decode_control(frames: Sequence[bytes | memoryview], limits: CodecLimits) -> control.ControlRequest:
     """Decode and validate an operation of the control socket. Raises RequestError naming the offending field."""
-    request: control.ControlRequest = _decode(frames, limits, _CONTROL_TYPES)
+    request = _decode(frames, limits, _control_decoder, _CONTROL_TYPES)
     takes_body = type(request) is control.VoiceAdd
     if takes_body and len(frames) < 2:
         raise RequestError(ErrorCode.BAD_REQUEST, "body: voice_add needs the recording as its body", id=request.id)
@@ -141,10 +147,14 @@ def encode_map(values: dict[str, Any]) -> bytes:
 
 
 def decode_event(header: bytes | memoryview) -> events.ServerEvent | None:
-    """Decode an event, for a client; None for an event that this version doesn't know.
+    """Decode an event, for a client. Returns None for one that this version doesn't know.
 
-    Raises ValueError when it is no event at all.
+    Raises ValueError for anything that is no event.
     """
+    try:
+        return _event_decoder.decode(header)
+    except (ValueError, RecursionError):
+        pass  # an open event, an unknown one, or none
     value = msgpack.unpackb(header, raw=False)
     if not isinstance(value, dict) or not isinstance(value.get("event"), str):
         raise ValueError("not an event")
@@ -160,9 +170,37 @@ def decode_event(header: bytes | memoryview) -> events.ServerEvent | None:
 _EVENT_TYPES: dict[str, type[Any]] = {t.__struct_config__.tag: t for t in get_args(events.ClosedEvent)}
 
 
-def _decode(frames: Sequence[bytes | memoryview], limits: Limits, types: dict[str, type[T]]) -> T:
+def _decode(
+    frames: Sequence[bytes | memoryview],
+    limits: CodecLimits,
+    decoder: msgspec.msgpack.Decoder[T],
+    types: dict[str, type[Any]],
+) -> T:
     if not frames:
         raise RequestError(ErrorCode.BAD_REQUEST, "header: the message has no frames")
+    if len(frames) == 1 and len(frames[0]) <= limits.header_bytes:
+        try:
+            request = decoder.decode(frames[0])
+        except (ValueError, RecursionError, MemoryError):
+            pass  # the answer below names what is wrong
+        else:
+            if _is_simple(request):
+                return request
+    return _decode_carefully(frames, limits, types)  # type: ignore[no-any-return]
+
+
+def _is_simple(request: Any) -> bool:
+    """Whether the limits that msgspec does not check hold: the version's value, and the containers in options."""
+    if request.v != VERSION:
+        return False
+    options = getattr(request, "options", None)
+    if not options:
+        return True
+    return len(options) <= _MAX_ELEMENTS and all(isinstance(value, _SCALARS) for value in options.values())
+
+
+def _decode_carefully(frames: Sequence[bytes | memoryview], limits: CodecLimits, types: dict[str, type[Any]]) -> Any:
+    """Decode within all limits, and raise RequestError with the request's id and the field at fault."""
     value = unpack_map(frames[0], limits)
     id = _id_of(value)
     try:
@@ -195,8 +233,8 @@ def _decode(frames: Sequence[bytes | memoryview], limits: Limits, types: dict[st
         raise
 
 
-def _check_synthesize(request: Synthesize, has_body: bool, limits: Limits) -> None:
-    """What no single field can say: combinations, and whether there is anything to speak."""
+def _check_synthesize(request: Synthesize, has_body: bool, limits: CodecLimits) -> None:
+    """Check what involves several fields, and whether the text has anything to speak."""
 
     def refuse(message: str, code: ErrorCode = ErrorCode.BAD_REQUEST) -> RequestError:
         return RequestError(code, message, id=request.id)
@@ -231,14 +269,14 @@ def _check_synthesize(request: Synthesize, has_body: bool, limits: Limits) -> No
 def unspeakable(text: str) -> str:
     """Why ``text`` can't be spoken, or ``""``.
 
-    It needs a letter or a digit: engines speak a full stop, or nothing, for a text without one.
+    It needs a letter or a digit: for a text without one, engines speak a full stop or nothing.
     """
     if control := _CONTROL.search(text):
         return f"control character U+{ord(control[0]):04X} at position {control.start()}"
     return "" if _SPOKEN.search(text) else "there is no letter or digit in it to speak"
 
 
-#: Regular expressions, because a loop over 5,000 characters takes a millisecond of everybody's time.
+#: Regular expressions, because a loop over 5,000 characters would block the daemon for a millisecond.
 #: Unicode's categories Cc and Cs without tab, newline and carriage return; and what str.isalnum() takes.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _SPOKEN = re.compile(r"[^\W_]")
@@ -262,13 +300,13 @@ def _op_of(request: Struct) -> str:
 
 
 def _id_of(value: dict[Any, Any]) -> str:
-    """The id to answer with: the sender's own, if it could be one."""
+    """The request's id if it is a valid one, else ``""``."""
     id = value.get("id")
     return id if isinstance(id, str) and 1 <= len(id) <= 64 else ""
 
 
 def _short(value: object) -> str:
-    """A value of the sender's for a message; containers by kind alone, because their repr may be huge, or too deep."""
+    """A value for an error message; a container by its kind, because its repr may be huge or too deep."""
     if isinstance(value, str | bytes):
         return repr(value) if len(value) <= 60 else repr(value[:57]) + "..."
     if value is None or isinstance(value, bool | int | float):
@@ -286,6 +324,7 @@ def _deeper_than(value: object, depth: int) -> bool:
     return any(isinstance(v, dict | list) for v in level)
 
 
+_SCALARS = (str, bytes, int, float, bool, type(None))
 _KINDS = {"dict": "a map", "list": "an array"}
 _WIRE_NAMES = {"`object`": "a map", "`array`": "an array", "`null`": "null", "`bool`": "true or false"}
 _PATH = re.compile(r"^(?P<what>.*?) - at (?P<path>.+)$", re.DOTALL)
@@ -318,7 +357,7 @@ def field_problem(message: str, value: dict[str, Any], type_: type[Any]) -> str:
 
 
 def _choices(type_: type[Any], key: str) -> list[str]:
-    """The words that a key may have."""
+    """The values that a key of ``type_`` may have."""
     found: list[str] = []
     pending = [field.type for field in msgspec.structs.fields(type_) if field.encode_name == key]
     while pending:

@@ -1,4 +1,4 @@
-"""Operations of the control socket. The operator's ``job`` and ``jobs`` are the clients' own, on everyone's jobs."""
+"""Operations of the control socket. An operator's ``job`` and ``jobs`` are those of clients, for all jobs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from .requests import GetJob, JobId, ListJobs, Ping, Request
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-#: Each worker is a process with a model of its own. The largest machines have 16 GPUs of seven MIG instances each: more
-#: than twice their number is a slip of the hand, and would fill the machine with processes.
+#: Each worker is a process with a model of its own. The largest machines have 16 GPUs of seven MIG instances each; more
+#: than twice their number is a typing error, and would fill the machine with processes.
 MAX_WORKERS = 256
 
 VoiceName = Annotated[str, Meta(pattern=r"\A[\w-]{1,64}\Z")]
@@ -22,14 +22,14 @@ class Status(Request, tag="status", kw_only=True):
 
 
 class Health(Request, tag="health", kw_only=True, omit_defaults=True):
-    """Whether a job that came now would be spoken; with ``deep`` every worker is made to speak a word first."""
+    """Whether a new job would be served; with ``deep`` every worker first speaks a word."""
 
     deep: bool = False
     timeout_s: Annotated[float, Meta(gt=0, le=600)] = 30.0
 
 
 class Logs(Request, tag="logs", kw_only=True, omit_defaults=True):
-    """The last ``limit`` lines of the log that are kept, or those after number ``after``, as far as they fit."""
+    """The last ``limit`` recent lines of the log, or those after number ``after``, as far as they fit."""
 
     limit: Annotated[int, Meta(ge=0, le=500)] = 100
     after: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
@@ -39,11 +39,11 @@ class Logs(Request, tag="logs", kw_only=True, omit_defaults=True):
 
 
 class Workers(Request, tag="workers", kw_only=True):
-    """Every worker: state, process, jobs, last death and its cause."""
+    """Every worker: state, process, jobs, last exit and its cause."""
 
 
 class Gpus(Request, tag="gpus", kw_only=True):
-    """Every GPU and who uses its memory."""
+    """Every GPU and the processes that use its memory."""
 
 
 class Recycle(Request, tag="recycle", kw_only=True):
@@ -60,26 +60,26 @@ class Scale(Request, tag="scale", kw_only=True, omit_defaults=True):
 
 
 class Quarantine(Request, tag="quarantine", kw_only=True, omit_defaults=True):
-    """Jobs that are not run any more because workers died of them; ``clear`` lets one, or ``all``, run again."""
+    """Jobs that are refused because workers died of them; ``clear`` permits one, or ``all``, again."""
 
     clear: Annotated[str, Meta(min_length=1, max_length=64)] | UnsetType = UNSET
 
 
 class Cancel(Request, tag="cancel", kw_only=True, omit_defaults=True):
-    """End anybody's job, or all jobs of a client: one of the two. ``client`` is a user, or one as ``jobs`` shows it."""
+    """Cancel any job, or all jobs of a client: one of the two. ``client``: a user, or a client as ``jobs`` shows it."""
 
     job: JobId | UnsetType = UNSET
     client: Annotated[str, Meta(min_length=1, max_length=256)] | UnsetType = UNSET
 
 
 class Queue(Request, tag="queue", kw_only=True, omit_defaults=True):
-    """What waits: by class, by client, and the first ``limit`` jobs in their order."""
+    """The waiting jobs: by class, by client, and the first ``limit`` in their order."""
 
     limit: Annotated[int, Meta(ge=0, le=1_000)] = 50
 
 
-class Limits(Request, tag="limits", kw_only=True, omit_defaults=True):
-    """The limits in force, and how far each client has used them; ``client`` shows one, even if it never came."""
+class GetLimits(Request, tag="limits", kw_only=True, omit_defaults=True):
+    """The limits in force, and each client's use of them; ``client``: one client, even if it has never connected."""
 
     client: Annotated[str, Meta(min_length=1, max_length=256)] | UnsetType = UNSET
 
@@ -93,7 +93,7 @@ class Resume(Request, tag="resume", kw_only=True):
 
 
 class Drain(Request, tag="drain", kw_only=True, omit_defaults=True):
-    """Accept no job, finish those accepted; answered when that is done, or after ``timeout_s``."""
+    """Accept no new job and finish those accepted; answered when that is done, or after ``timeout_s``."""
 
     timeout_s: Annotated[float, Meta(gt=0)] | UnsetType = UNSET
 
@@ -103,7 +103,7 @@ class Stop(Request, tag="stop", kw_only=True):
 
 
 class Reload(Request, tag="reload", kw_only=True):
-    """Read the configuration again and apply what can be applied live."""
+    """Read the configuration again and apply the keys that can be changed live."""
 
 
 class SetLogLevel(Request, tag="log_level", kw_only=True):
@@ -113,7 +113,7 @@ class SetLogLevel(Request, tag="log_level", kw_only=True):
 
 
 class VoiceAdd(Request, tag="voice_add", kw_only=True, omit_defaults=True):
-    """Register a voice: the body is its recording, ``text`` what is said in it."""
+    """Register a voice: the body is its recording, ``text`` the transcript."""
 
     name: VoiceName
     text: Annotated[str, Meta(min_length=1, max_length=1_000)]
@@ -147,7 +147,7 @@ ControlRequest = (
     | Cancel
     | Ping
     | Queue
-    | Limits
+    | GetLimits
     | Recycle
     | Scale
     | Quarantine

@@ -1,4 +1,4 @@
-"""Where the sockets are: the runtime folder, found in the same way by the daemon and by every client."""
+"""The sockets' folder, which the daemon and every client find in the same way."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CONTROL = "control.sock"
 EVENTS = "events.sock"
 WORKERS = "workers.sock"
 
-#: The runtime folder of the daemon that serves the whole machine, as a service or run by root.
+#: The runtime folder of a daemon that serves the whole machine.
 MACHINE_DIR = Path("/run/glmtts")
 
 #: sun_path of sockaddr_un has 108 bytes with its closing NUL (unix(7)).
@@ -33,14 +33,14 @@ def runtime_dir(configured: str = "") -> Path:
         path = MACHINE_DIR
     elif env.get("XDG_RUNTIME_DIR"):
         path = Path(env["XDG_RUNTIME_DIR"]) / "glmtts"
-    # Workers have another working folder than the daemon.
+    # Workers run in another working directory.
     return path.absolute()
 
 
 def requests_endpoint() -> str:
     """The endpoint of the requests socket, for a client: ``GLMTTS_ENDPOINT``, else the socket in the runtime folder.
 
-    Who has no daemon of his own, and names no folder, is served by the machine's.
+    Without a named folder, and without a daemon of the user's own, it is that of the machine's daemon.
     """
     if named := os.environ.get("GLMTTS_ENDPOINT"):
         return named
@@ -55,5 +55,5 @@ def sibling_endpoint(requests: str, name: str) -> str:
     Raises ValueError for an endpoint that is not ``ipc://``: control and events are reached on the machine itself.
     """
     if not requests.startswith("ipc://"):
-        raise ValueError(f"{requests}: operators' sockets are reached through ipc:// alone, on the daemon's machine")
+        raise ValueError(f"{requests}: operators' sockets are only reachable through ipc://, on the daemon's machine")
     return f"ipc://{Path(requests.removeprefix('ipc://')).parent / name}"

@@ -1,4 +1,4 @@
-"""Every error code of the protocol, whether a retry can help, and the exception that carries one inside the code."""
+"""The error codes of the protocol, whether a retry can help, and the exception for a refused request."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 
 class ErrorCode(enum.StrEnum):
-    """Codes of the ``error`` event, in the words of the wire."""
+    """Codes of the ``error`` event."""
 
     BAD_REQUEST = "bad_request"
     TOO_LARGE = "too_large"
@@ -48,10 +48,7 @@ _RETRYABLE = frozenset(
 
 
 class RequestError(Exception):
-    """A request that is refused, with what its sender is told.
-
-    ``id`` is the request's own id as far as it could be read, else ``""``.
-    """
+    """A refused request, with the contents of its ``error`` event. ``id``: ``""`` if it can't be read."""
 
     def __init__(self, code: ErrorCode, message: str, *, id: str = "", retry_after_s: float | None = None) -> None:
         super().__init__(message)

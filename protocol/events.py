@@ -1,7 +1,6 @@
 """Events that the daemon sends to clients, one type each.
 
-A key that is not set is not sent (``UNSET``). Clients ignore keys and events that they don't know: within version 1
-both may be added.
+A key that is ``UNSET`` is not sent. Clients ignore unknown keys and events, because version 1 may add both.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from .requests import VERSION
 
 
 class Event(Struct, tag_field="event", kw_only=True):
-    """What every event has: ``id`` is the id of the request that it answers."""
+    """The keys of every event; ``id`` is that of the request that it answers."""
 
     #: Whether nothing follows for this request.
     final: ClassVar[bool] = True
@@ -24,59 +23,52 @@ class Event(Struct, tag_field="event", kw_only=True):
     v: int = VERSION
 
 
-class Accepted(Event, tag="accepted", kw_only=True):
-    """The job is in the queue; ``position`` 0 is the next to be started."""
+class JobEvent(Event, kw_only=True):
+    """An event of a job that has not ended."""
 
     final: ClassVar[bool] = False
 
     job: str
+
+
+class Accepted(JobEvent, tag="accepted", kw_only=True):
+    """The job is in the queue; ``position`` 0 starts next."""
+
     position: int
     queue_size: int
     estimated_wait_s: float | UnsetType = UNSET
     warning: str | UnsetType = UNSET
 
 
-class Queued(Event, tag="queued", kw_only=True):
+class Queued(JobEvent, tag="queued", kw_only=True):
     """The job's position has changed."""
 
-    final: ClassVar[bool] = False
-
-    job: str
     position: int
     queue_size: int
     estimated_wait_s: float | UnsetType = UNSET
     warning: str | UnsetType = UNSET
 
 
-class Started(Event, tag="started", kw_only=True):
-    """A worker has the job; ``attempt`` is 1 for the first, ``gpu`` is null where the worker uses none."""
+class Started(JobEvent, tag="started", kw_only=True):
+    """A worker has the job; ``attempt`` counts from 1, ``gpu`` is null for a worker without one."""
 
-    final: ClassVar[bool] = False
-
-    job: str
     worker: str
     gpu: int | None
     attempt: int
     waited_s: float
 
 
-class Progress(Event, tag="progress", kw_only=True):
+class Progress(JobEvent, tag="progress", kw_only=True):
     """``segment`` of ``segments`` is spoken, ``audio_s`` seconds of audio in all."""
 
-    final: ClassVar[bool] = False
-
-    job: str
     segment: int
     segments: int
     audio_s: float
 
 
-class Audio(Event, tag="audio", kw_only=True):
-    """A chunk of a stream; the body holds its samples, interleaved if there were channels."""
+class Audio(JobEvent, tag="audio", kw_only=True):
+    """A chunk of a stream; the body has its samples, interleaved."""
 
-    final: ClassVar[bool] = False
-
-    job: str
     seq: int
     format: str
     sample_rate: int
@@ -104,7 +96,7 @@ class Done(Event, tag="done", kw_only=True):
 
 
 class Error(Event, tag="error", kw_only=True):
-    """The request, or the job, failed. ``code`` is open: a client meets codes that it does not know."""
+    """The request or the job failed. Version 1 may add codes, so a client must accept unknown ones."""
 
     code: str
     message: str
@@ -122,13 +114,13 @@ class Error(Event, tag="error", kw_only=True):
         job: str | UnsetType = UNSET,
         retry_after_s: float | None = None,
     ) -> Error:
-        """An error of one of our own codes, which know whether a retry helps."""
+        """An error with a code of this version, and its ``retryable``."""
         after = UNSET if retry_after_s is None else round(retry_after_s, 3)
         return cls(id=id, code=code.value, message=message, retryable=code.retryable, job=job, retry_after_s=after)
 
 
 class Pong(Event, tag="pong", kw_only=True):
-    """The daemon is there."""
+    """The daemon is running."""
 
     version: str
     protocol: int
@@ -144,7 +136,7 @@ class Voice(Struct, kw_only=True):
 
 
 class InfoAnswer(Event, tag="info", kw_only=True):
-    """What this daemon can do. ``options`` is the JSON Schema of the engine's options."""
+    """The daemon's capabilities. ``options`` is the JSON Schema of the engine's options."""
 
     version: str
     protocol: int
@@ -161,7 +153,7 @@ class InfoAnswer(Event, tag="info", kw_only=True):
 
 
 class VoicesAnswer(Event, tag="voices", kw_only=True):
-    """The voices that can be named."""
+    """The voices for the key ``voice``."""
 
     voices: list[Voice]
 
@@ -169,7 +161,7 @@ class VoicesAnswer(Event, tag="voices", kw_only=True):
 class JobInfo(Struct, kw_only=True):
     """A job as ``job`` and ``jobs`` show it. ``created`` is seconds since 1970, UTC.
 
-    ``client`` and ``user`` are for operators alone. ``suspended``: it was begun, and put aside for a more urgent one.
+    ``client`` and ``user`` are sent to operators only. ``suspended``: it began, and now waits for a more urgent job.
     """
 
     job: str
@@ -197,7 +189,7 @@ class JobInfo(Struct, kw_only=True):
 
 
 class JobAnswer(JobInfo, tag_field="event", tag="job", kw_only=True):
-    """How one job stands: the keys of :class:`JobInfo`, flat in the event."""
+    """The state of one job: the keys of :class:`JobInfo`, flat in the event."""
 
     final: ClassVar[bool] = True
 
@@ -214,7 +206,7 @@ class JobsAnswer(Event, tag="jobs", kw_only=True):
 class Result(Struct, kw_only=True):
     """The answer to ``cancel`` and to every operation of the control socket.
 
-    The keys of ``values`` stand in the event beside ``v``, ``id`` and ``event``, which none of them may be called.
+    The event has the keys of ``values`` beside ``v``, ``id`` and ``event``; these three must not be among them.
     """
 
     final: ClassVar[bool] = True
@@ -224,7 +216,7 @@ class Result(Struct, kw_only=True):
     v: int = VERSION
 
 
-#: Events that are one struct on the wire; :class:`Result` is open, and the codec makes it.
+#: Events with a fixed set of keys; the codec encodes :class:`Result`, which has any.
 ClosedEvent = (
     Accepted
     | Queued

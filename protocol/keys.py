@@ -1,7 +1,7 @@
-"""CURVE keys and the files that they lie in: a key is the 40 characters of Z85 (ZeroMQ RFC 32) that all libraries take.
+"""CURVE keys, in the 40 characters of Z85 (ZeroMQ RFC 32), and their files.
 
-A key file holds one key on a line of its own; lines that begin with ``#`` are comments. A secret key's file is open to
-its owner alone.
+A key file has one key on a line of its own; lines that begin with ``#`` are comments. The file of a secret key is only
+accessible to its owner.
 """
 
 from __future__ import annotations
@@ -14,33 +14,34 @@ import string
 from pathlib import Path
 from typing import Literal
 
-#: The alphabet of Z85. A comment is told from a key that begins with ``#`` by its length.
+#: The alphabet of Z85. A key may begin with ``#``; a comment differs from it in length.
 _KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 
-#: No key file is larger; a mistaken path to a recording or a device is.
+#: A larger file is a wrong path.
 _MAX_FILE_BYTES = 64 * 1024
 
 _MODE_OF_OTHERS = 0o077
 
 
 class KeyProblem(ValueError):
-    """A key, or its file, can't be used; the message names it, and says what to do."""
+    """A key, or its file, can't be used; the message has the reason and the remedy."""
 
 
 def is_key(text: str) -> bool:
-    """Whether this is how a key is written."""
+    """Whether ``text`` has the form of a key."""
     return _KEY.fullmatch(text) is not None
 
 
 def is_comment(line: str) -> bool:
-    """Whether this line of a key file says nothing: the key of one in 85 begins with ``#`` too."""
+    """Whether a line of a key file is blank or a comment; one key in 85 begins with ``#`` too."""
     words = line.split(maxsplit=1)
     return not words or (words[0].startswith("#") and not is_key(words[0]))
 
 
 def generate() -> tuple[str, str]:
-    """A new pair, public and secret. Both begin with a letter, so that no program takes them for a comment or an option
-    (which takes a bit off 256).
+    """A new pair, public and secret.
+
+    Both begin with a letter, so that no program parses them as a comment or an option. That costs a bit of 256.
     """
     import zmq
 
@@ -58,14 +59,14 @@ def public_of(secret: str) -> str:
 
 
 def resolve(key: str | os.PathLike[str], kind: Literal["secret", "public"]) -> str:
-    """A key that is given as itself, or by the path of its file. Raises KeyProblem."""
+    """The key that ``key`` is, or whose file it names. Raises KeyProblem."""
     if isinstance(key, str) and is_key(key) and not Path(key).is_file():
         return key
     return read(Path(key), kind)
 
 
 def read(path: Path, kind: Literal["secret", "public"]) -> str:
-    """The key in a file; a secret one only from a file that is open to nobody else. Raises KeyProblem."""
+    """The key in a file. Raises KeyProblem, also for a secret key that other users may read."""
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
@@ -77,19 +78,17 @@ def read(path: Path, kind: Literal["secret", "public"]) -> str:
             f"{str(path)[:60]!r}: neither a key of 40 characters nor the path of a file: {error}"
         ) from None
     if kind == "secret" and stat.S_IMODE(mode) & _MODE_OF_OTHERS:
-        raise KeyProblem(
-            f"{path}: others may read this secret key, so it may be known; chmod 600 it, or make a new one"
-        )
+        raise KeyProblem(f"{path}: other users may read this secret key; chmod 600 it, or make a new one")
     lines = [line.strip() for line in data.decode("utf-8", "replace").splitlines() if not is_comment(line)]
     if len(data) > _MAX_FILE_BYTES or len(lines) != 1 or not is_key(lines[0]):
-        raise KeyProblem(f"{path}: not a key file: it has one line with a key of 40 characters, and comments after #")
+        raise KeyProblem(f"{path}: not a key file: that has one line with a key of 40 characters, and comments after #")
     return lines[0]
 
 
 def write(path: Path, text: str, *, mode: int, replace: bool) -> None:
-    """Write a file as a whole or not at all; with ``replace`` in place of what is there. Raises OSError.
+    """Write a file atomically; ``replace``: an existing file too. Creates the folder. Raises OSError.
 
-    The folder is made if need be. What root writes belongs to whom the folder belongs to: the daemon has to read it.
+    A file that root writes gets the owner of its folder, so that the daemon can read it.
     """
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -114,7 +113,7 @@ def write(path: Path, text: str, *, mode: int, replace: bool) -> None:
 
 
 def make_folder(folder: Path, mode: int = 0o700) -> None:
-    """Make a folder for keys if it is not there; its parents are open to all, as others have to get through them."""
+    """Create a folder for keys, and its parents, which everybody may enter."""
     if folder.is_dir():
         return
     make_folder(folder.parent, 0o755)

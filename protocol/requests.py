@@ -1,4 +1,4 @@
-"""Requests of the requests socket: one type for each ``op``, with the limits that hold for every daemon."""
+"""Requests of the requests socket: one type for each ``op``, with the limits of every daemon."""
 
 from __future__ import annotations
 
@@ -23,22 +23,25 @@ MAX_SEED = 2**32 - 1
 #: Characters of a gateway's name for a customer.
 MAX_ON_BEHALF_OF = 128
 
+#: How long a ``key`` stands for the same job.
+KEY_HOLDS_S = 24 * 3600.0
+
 
 class Request(Struct, tag_field="op", forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """What every request has."""
+    """The keys of every request."""
 
     id: Id
     v: int
 
 
 class Prompt(Struct, forbid_unknown_fields=True):
-    """Zero-shot cloning: ``text`` is what is said in the recording that comes as the body."""
+    """Zero-shot cloning: ``text`` is the transcript of the recording in the body."""
 
     text: Annotated[str, Meta(min_length=1, max_length=1_000)]
 
 
 class Synthesize(Request, tag="synthesize", kw_only=True, omit_defaults=True):
-    """Speak ``text``; docs/protocol.md says what each key means."""
+    """Speak ``text``; docs/protocol.md describes each key."""
 
     text: str
     voice: Annotated[str, Meta(min_length=1, max_length=64)] | UnsetType = UNSET
@@ -77,13 +80,13 @@ class Voices(Request, tag="voices", kw_only=True):
 
 
 class Cancel(Request, tag="cancel", kw_only=True):
-    """End a job: the client's own, or on the control socket any."""
+    """Cancel one of the client's own jobs; on the control socket any job."""
 
     job: JobId
 
 
 class GetJob(Request, tag="job", kw_only=True):
-    """How one job stands."""
+    """The state of one job."""
 
     job: JobId
 
@@ -96,7 +99,7 @@ class Wait(Request, tag="wait", kw_only=True, omit_defaults=True):
 
 
 class ListJobs(Request, tag="jobs", kw_only=True, omit_defaults=True):
-    """The client's own jobs; on the control socket everyone's."""
+    """The client's own jobs; on the control socket all jobs."""
 
     state: JobState | UnsetType = UNSET
     limit: Annotated[int, Meta(ge=1, le=1_000)] = 100

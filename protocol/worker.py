@@ -3,30 +3,31 @@
 The two always run the same version of this package, so it may change with every version. Frames are ``[header]`` or
 ``[header, body]`` as on the public sockets; the worker has a DEALER, the supervisor a ROUTER.
 
-A worker says ``hello`` once with the token that it was started with, ``ready`` once when its model is loaded and warm,
-and then for every ``job`` that it is given any number of ``beat``, ``progress`` and ``audio``, and exactly one
-``finished`` or ``failed``. A ``cancel`` makes it end the job early, with ``failed`` and code ``cancelled``; a job that
-had finished already is not mentioned again. A ``suspend`` makes it put the job aside at its next border and say
-``suspended``; then it waits for another ``job`` or for ``resume``. Several jobs may be put aside at a time.
+A worker sends ``hello`` once, with the token that it was started with, and ``ready`` once, when its model is loaded and
+warm. For every ``job`` it sends any number of ``beat``, ``progress`` and ``audio``, and exactly one ``finished`` or
+``failed``. A ``cancel`` ends the job early, with ``failed`` and code ``cancelled``; for a job that has already ended it
+has no answer. A ``suspend`` stops the job at its next segment boundary, which is answered by ``suspended``; the worker
+is then free for another ``job``, or for a ``resume``. Several jobs may be suspended at a time.
 """
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any, TypeVar
 
-import msgpack
 import msgspec
 from msgspec import Struct
 
 from .events import Voice
 
+T = TypeVar("T")
+
 
 class Message(Struct, tag_field="type", kw_only=True):
-    """What all messages have: a ``type``."""
+    """Base of all messages; ``type`` names which one it is."""
 
 
 class Memory(Struct, kw_only=True):
-    """What a worker knows of its own memory, in bytes; None where its engine does not use torch."""
+    """A worker's memory in bytes: resident, and torch's figures (None for an engine without torch)."""
 
     rss: int
     torch_allocated: int | None = None
@@ -37,7 +38,7 @@ class Memory(Struct, kw_only=True):
 
 
 class Hello(Message, tag="hello", kw_only=True):
-    """The first message. ``started`` is its start time in clock ticks since boot (/proc/PID/stat, field 22)."""
+    """The first message. ``started``: the process's start in clock ticks since boot (/proc/PID/stat, field 22)."""
 
     token: str
     pid: int
@@ -61,7 +62,7 @@ class Ready(Message, tag="ready", kw_only=True):
 
 
 class Beat(Message, tag="beat", kw_only=True):
-    """The job moves: ``done`` of about ``expected`` units (tokens, chunks); sent by the thread that works."""
+    """The job makes progress: ``done`` of about ``expected`` units (tokens, chunks). Sent by the thread that works."""
 
     job: str
     done: int
@@ -69,7 +70,7 @@ class Beat(Message, tag="beat", kw_only=True):
 
 
 class SegmentDone(Message, tag="progress", kw_only=True):
-    """``segment`` of ``segments`` is spoken: a border, at which the job can be cancelled or put aside."""
+    """``segment`` of ``segments`` is spoken, ``audio_s`` seconds in all. The job can be suspended at this boundary."""
 
     job: str
     segment: int
@@ -78,14 +79,17 @@ class SegmentDone(Message, tag="progress", kw_only=True):
 
 
 class AudioChunk(Message, tag="audio", kw_only=True):
-    """A chunk of a stream; the body holds its samples in the job's format and rate, mono."""
+    """A chunk of a stream, numbered from 0; the body has its samples in the job's format and rate, mono."""
 
     job: str
     seq: int
 
 
 class Finished(Message, tag="finished", kw_only=True):
-    """The job succeeded; the body is the file, unless it was streamed, or written to ``path`` or to ``result``."""
+    """The job succeeded; the body is the file, unless it was streamed or written to ``path`` or ``result``.
+
+    ``problem``: why ``result`` could not be written although the job asked for it.
+    """
 
     job: str
     sample_rate: int
@@ -98,15 +102,14 @@ class Finished(Message, tag="finished", kw_only=True):
     bytes: int
     path: str | None
     result: str | None = None
-    #: Why ``result`` could not be written, where it should have been.
     problem: str = ""
     memory: Memory
 
 
 class Failed(Message, tag="failed", kw_only=True):
-    """The job failed with a code of protocol.errors. ``fatal``: the process can't go on and ends by itself.
+    """The job failed with a code of protocol.errors or of exit_codes.py. ``fatal``: the process ends by itself.
 
-    ``message`` is for the client, and may quote what he sent. ``reason`` says it for the log, without a word of that.
+    ``message`` is for the client and may quote the request. ``reason`` is for the log and never does.
     """
 
     job: str
@@ -118,14 +121,14 @@ class Failed(Message, tag="failed", kw_only=True):
 
 
 class Suspended(Message, tag="suspended", kw_only=True):
-    """The answer to ``suspend``: the job is put aside at a border, with all that is needed to go on with it."""
+    """The answer to ``suspend``: the job stopped at a segment boundary and can be resumed."""
 
     job: str
     memory: Memory | None = None
 
 
 class Checked(Message, tag="checked", kw_only=True):
-    """The answer to ``check``: the warm-up sentence was spoken, or why not."""
+    """The answer to ``check``; ``problem``: why the warm-up sentence could not be spoken."""
 
     check: str
     problem: str = ""
@@ -138,7 +141,7 @@ class Trimmed(Message, tag="trimmed", kw_only=True):
 
 
 class Bye(Message, tag="bye", kw_only=True):
-    """The worker ends, and why: the last message of a process that has the time for one."""
+    """The worker ends, and why. The last message, except of a process that crashes."""
 
     reason: str
 
@@ -151,13 +154,13 @@ WorkerMessage = (
 # --- to the worker
 
 
-class Job(Message, tag="job", kw_only=True):
-    """Speak. ``format`` and ``sample_rate`` (None: the engine's own) are resolved; a prompt's recording is the body.
+class SpeakJob(Message, tag="job", kw_only=True):
+    """Speak a text. The body is the recording of a prompt.
 
-    ``recording`` is the path of a registered voice's recording, ``prompt_text`` what is said in it or in the body.
-    ``output`` is an absolute path that must not exist yet; a file there that an earlier attempt at this very job has
-    left is taken for its own. ``result`` is an absolute path at which the finished file of a durable job is kept
-    instead of being sent; where it can't be written, the file is sent after all.
+    ``sample_rate``: in Hz; None: the engine's own.
+    ``recording``: the path of a registered voice's recording; ``prompt_text``: its transcript, or that of the body.
+    ``output``: the absolute path of a file to create. One that an earlier attempt at this job left there counts.
+    ``result``: the absolute path for the finished file of a durable job; if it can't be written, the file is sent.
     """
 
     job: str
@@ -175,46 +178,47 @@ class Job(Message, tag="job", kw_only=True):
 
 
 class CancelJob(Message, tag="cancel", kw_only=True):
-    """End the job at the next border, or sooner where the engine can."""
+    """End the job at its next segment boundary, or sooner if the engine can."""
 
     job: str
 
 
 class SuspendJob(Message, tag="suspend", kw_only=True):
-    """Put the job aside at its next border, and say ``suspended``; a job that ends before that just ends."""
+    """Suspend the job at its next segment boundary. A job that ends before that is not suspended."""
 
     job: str
 
 
 class ResumeJob(Message, tag="resume", kw_only=True):
-    """Go on with a job that was put aside."""
+    """Resume a suspended job."""
 
     job: str
 
 
 class Check(Message, tag="check", kw_only=True):
-    """Speak the warm-up sentence for nobody, between two jobs, and say ``checked``."""
+    """Speak the warm-up sentence between two jobs, discard the audio, and answer with ``checked``."""
 
     check: str
 
 
 class Trim(Message, tag="trim", kw_only=True):
-    """Collect garbage and give cached memory back."""
+    """Collect garbage and release cached memory; answered with ``trimmed``."""
 
 
 class StopWorker(Message, tag="stop", kw_only=True):
-    """Finish the job at hand, and end."""
+    """Finish the current job, then end."""
 
 
-SupervisorMessage = Job | CancelJob | SuspendJob | ResumeJob | Check | Trim | StopWorker
+SupervisorMessage = SpeakJob | CancelJob | SuspendJob | ResumeJob | Check | Trim | StopWorker
 
 _encoder = msgspec.msgpack.Encoder()
-_from_worker: dict[str, Any] = {t.__struct_config__.tag: t for t in get_args(WorkerMessage)}
-_to_worker: dict[str, Any] = {t.__struct_config__.tag: t for t in get_args(SupervisorMessage)}
+# A length in a header reserves no memory: msgspec reads what is there, and an unknown key's value is skipped.
+_from_worker: msgspec.msgpack.Decoder[WorkerMessage] = msgspec.msgpack.Decoder(WorkerMessage)
+_to_worker: msgspec.msgpack.Decoder[SupervisorMessage] = msgspec.msgpack.Decoder(SupervisorMessage)
 
 
 class WorkerProtocolError(ValueError):
-    """The other side of the workers socket sent something that is not in this module."""
+    """The other side of the workers' socket sent bytes that are no message of this module."""
 
 
 def encode(message: WorkerMessage | SupervisorMessage) -> bytes:
@@ -223,18 +227,17 @@ def encode(message: WorkerMessage | SupervisorMessage) -> bytes:
 
 
 def decode_from_worker(header: bytes | memoryview) -> WorkerMessage:
-    """Decode what a worker sent. Raises WorkerProtocolError for anything else: a worker's memory may be damaged."""
-    return _decode(header, _from_worker)  # type: ignore[no-any-return]
+    """Decode a worker's message. Raises WorkerProtocolError for any other bytes: a worker's memory may be corrupt."""
+    return _decode(_from_worker, header)
 
 
 def decode_to_worker(header: bytes | memoryview) -> SupervisorMessage:
-    """Decode what the supervisor sent. Raises WorkerProtocolError."""
-    return _decode(header, _to_worker)  # type: ignore[no-any-return]
+    """Decode a message of the supervisor. Raises WorkerProtocolError."""
+    return _decode(_to_worker, header)
 
 
-def _decode(header: bytes | memoryview, types: dict[str, Any]) -> Any:
+def _decode(decoder: msgspec.msgpack.Decoder[T], header: bytes | memoryview) -> T:
     try:
-        value = msgpack.unpackb(header, raw=False, strict_map_key=True)
-        return msgspec.convert(value, types[value["type"]])
-    except (ValueError, TypeError, KeyError, RecursionError, MemoryError) as error:
+        return decoder.decode(header)
+    except (ValueError, RecursionError, MemoryError) as error:
         raise WorkerProtocolError(f"not one of its messages ({type(error).__name__} {error})"[:200]) from None

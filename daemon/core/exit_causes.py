@@ -6,6 +6,7 @@ import enum
 
 from msgspec import Struct
 
+from glmtts.protocol import exit_codes
 from glmtts.protocol.errors import ErrorCode
 
 
@@ -76,5 +77,9 @@ CAUSE_OF_CODE: dict[str, Cause] = {
     "cancelled": Cause.REQUESTED,
 }
 
-#: The same for one that had no time to announce it: by its exit status (exit_codes.py).
-CAUSE_OF_STATUS: dict[int, Cause] = {71: Cause.OUT_OF_MEMORY, 72: Cause.CUDA_CONTEXT, 73: Cause.GPU_LOST}
+#: The same for one that had no time to announce it: by its exit status.
+CAUSE_OF_STATUS: dict[int, Cause] = {
+    exit_codes.OUT_OF_MEMORY: Cause.OUT_OF_MEMORY,
+    exit_codes.CUDA_CONTEXT: Cause.CUDA_CONTEXT,
+    exit_codes.GPU_LOST: Cause.GPU_LOST,
+}

@@ -247,7 +247,7 @@ class Machine:
             control.Workers: lambda e, _: operations.workers(e),
             control.Gpus: lambda e, _: operations.gpus(e),
             control.Queue: self._inspection.queue,
-            control.Limits: self._inspection.limits,
+            control.GetLimits: self._inspection.limits,
             control.Recycle: operations.recycle,
             control.Scale: self._scale,
             control.Quarantine: operations.quarantine,

@@ -19,7 +19,7 @@ import msgspec
 
 from .. import config
 from ..core.settings import Settings
-from . import engine, files, glmtts, gpu, host
+from . import engine, files, gpu, host
 from .check import Check, warning, wrong
 
 
@@ -43,14 +43,14 @@ GROUPS: dict[str, Group] = {
     ),
     "devices": Group((gpu.devices, gpu.xids), 10.0, "the driver or the kernel's log does not answer: see the load"),
     "NVML": Group(
-        (gpu.nvml, glmtts.room),
+        (gpu.nvml, engine.room),
         15.0,
         "a call into the GPU's driver hangs: see dmesg for Xid lines; often only a reboot ends it",
     ),
-    "engine": Group((engine.interpreter, engine.espeak), 30.0, "the workers' Python does not come to an end"),
-    "GLM-TTS": Group((glmtts.checkpoint, glmtts.dictionary), 10.0, "the disk with the checkout does not answer"),
-    "GLM-TTS's packages": Group(
-        (glmtts.packages,), 34.0, "importing them does not come to an end: a slow disk, or a very busy machine"
+    "engine": Group((engine.interpreter,), 30.0, "the workers' Python does not end"),
+    "engine's files": Group((engine.files,), 10.0, "the disk with the engine's files does not answer"),
+    "engine's packages": Group(
+        (engine.packages,), 34.0, "importing them does not end: a slow disk, or a very busy machine"
     ),
 }
 

@@ -1,20 +1,24 @@
-"""What the doctor sees of the workers' interpreter: whether it has what a worker needs, and whether eSpeak NG loads."""
+"""The workers' interpreter, the engine's own checks, and room for the workers on the GPUs."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-from typing import Any
+from collections.abc import Sequence
 
-from .. import config
+import msgspec
+
+from .. import config, engines
+from ..core.inputs import GpuReading
 from ..core.settings import Settings
+from ..engines.checks import GpuNeed, Workplace, ask
+from ..gpu.nvml import NvmlReader
 from ..processes.command import OLDEST_PYTHON, PACKAGES
-from .check import Check
+from .check import Check, memory, needs_gpu, ok, warning, wrong
+from .gpu import is_worker
 
-#: Importing from a slow disk takes its time.
+#: Imports from a slow disk take seconds.
 _TIMEOUT_S = 14.0
 
-#: Prints the version of each module that it is given, or the error with which its import ended.
+#: Prints the version of each module in its arguments, or the error of its import.
 _IMPORTS = """
 import importlib, json, platform, sys
 found, failed = {}, {}
@@ -27,107 +31,76 @@ for name in sys.argv[1:]:
 print(json.dumps({"python": platform.python_version(), "found": found, "failed": failed}))
 """
 
-_ESPEAK = """
-import ctypes, json, espeakng_loader
-library = ctypes.CDLL(espeakng_loader.get_library_path())
-library.espeak_Info.restype = ctypes.c_char_p
-rate = library.espeak_Initialize(2, 0, str(espeakng_loader.get_data_path()).encode(), 0x8000)
-print(json.dumps({"version": library.espeak_Info(None).decode(), "rate": rate}))
-"""
-
 
 def interpreter(settings: Settings) -> list[Check]:
-    """Whether the workers' Python exists and imports what every worker needs."""
+    """Whether the workers' Python exists and imports the packages that every worker needs."""
     path = config.engine_python(settings)
     key = "[engine] python"
-    answer = ask(path, _IMPORTS, *PACKAGES)
+
+    def bad(seen: str, remedy: str, means: str = "no worker can start") -> list[Check]:
+        return [wrong("engine's python", f"{path}: {seen}", means, remedy)]
+
+    answer = ask(path, _IMPORTS, *PACKAGES, timeout_s=_TIMEOUT_S)
     if isinstance(answer, str):
-        return [
-            Check(
-                name="engine's python",
-                state="wrong",
-                seen=f"{path}: {answer}",
-                means="no worker can start",
-                mend=f"set {key} to an interpreter that exists and that this user may run",
-            )
-        ]
+        return bad(answer, f"set {key} to an interpreter that exists and that this user may run")
     version = str(answer["python"])
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_PYTHON:
-        return [
-            Check(
-                name="engine's python",
-                state="wrong",
-                seen=f"{path}: Python {version}",
-                means="too old for a worker",
-                mend=f"set {key} to a Python 3.11 or later",
-            )
-        ]
+        return bad(f"Python {version}", f"set {key} to a Python 3.11 or later", "too old for a worker")
     failed: dict[str, str] = answer["failed"]
     if failed:
-        names = " ".join(PACKAGES[name] for name in failed)
-        return [
-            Check(
-                name="engine's python",
-                state="wrong",
-                seen=f"{path}: " + "; ".join(f"import {name}: {why[:200]}" for name, why in failed.items()),
-                means="no worker can start",
-                mend=f"{path} -m pip install {names}",
-            )
-        ]
+        reasons = "; ".join(f"import {name}: {why[:200]}" for name, why in failed.items())
+        return bad(reasons, f"{path} -m pip install {' '.join(PACKAGES[name] for name in failed)}")
     versions = ", ".join(f"{name} {version}".rstrip() for name, version in answer["found"].items())
-    return [Check(name="engine's python", seen=f"{path}: Python {version}, {versions}")]
+    return [ok("engine's python", f"{path}: Python {version}, {versions}")]
 
 
-def espeak(settings: Settings) -> list[Check]:
-    """Whether eSpeak NG loads; only where it is the engine does it matter."""
-    path = config.engine_python(settings)
-    answer = ask(path, _ESPEAK)
-    chosen = settings.engine.name == "espeak"
-    if not isinstance(answer, str) and int(answer["rate"]) > 0:
-        return [Check(name="eSpeak NG", seen=f"{answer['version']}, {answer['rate']} Hz")]
-    why = answer if isinstance(answer, str) else "its library or its data can't be loaded"
-    return [
-        Check(
-            name="eSpeak NG",
-            state="wrong" if chosen else "ok",
-            seen=why if chosen else f"not used here ({why})",
-            means="the engine 'espeak' can't speak" if chosen else "",
-            mend=f"{path} -m pip install espeakng-loader" if chosen else "",
-        )
-    ]
+def files(settings: Settings) -> list[Check]:
+    """The engine's files."""
+    return engines.checks_of(settings.engine.name).files(_workplace(settings))
 
 
-def ask(path: str, script: str, *arguments: str, timeout_s: float | None = None) -> dict[str, Any] | str:
-    """The JSON object that a script prints last in this interpreter, or why there is none.
-
-    Where one was printed and the script did not come to its end, ``late`` is added, which says so.
-    """
-    timeout_s = timeout_s or _TIMEOUT_S
-    try:
-        done = subprocess.run(
-            [path, "-c", script, *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout_s,
-            cwd="/",
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        late = f"did not answer within {timeout_s:.0f} s"
-        answer = _last_object(error.stdout or b"")
-        return late if answer is None else answer | {"late": late}
-    except OSError as error:
-        return str(error.strerror)
-    if (answer := _last_object(done.stdout)) is not None:
-        return answer
-    last = done.stderr.decode(errors="replace").strip().splitlines()
-    return last[-1][:300] if last else f"ended with status {done.returncode}"
+def packages(settings: Settings) -> list[Check]:
+    """The engine's packages, imported in the workers' Python."""
+    return engines.checks_of(settings.engine.name).packages(_workplace(settings))
 
 
-def _last_object(output: bytes) -> dict[str, Any] | None:
-    lines = output.decode(errors="replace").strip().splitlines()
-    try:
-        answer = json.loads(lines[-1]) if lines else None
-    except ValueError:
-        return None
-    return answer if isinstance(answer, dict) else None
+def room(settings: Settings) -> list[Check]:
+    """Whether the configured number of workers fits each GPU. Blocks as long as the driver does."""
+    need = engines.checks_of(settings.engine.name).gpu_need(_workplace(settings)) if needs_gpu(settings) else None
+    if need is None:
+        return []
+    reading, gpus = NvmlReader().read()
+    return judge_room(settings, need, gpus) if reading.state == "ok" else []
+
+
+def judge_room(settings: Settings, need: GpuNeed, gpus: Sequence[GpuReading]) -> list[Check]:
+    """Whether the workers fit: ``need`` or ``[workers] vram_mib`` each, against the free memory of each GPU."""
+    workers = settings.workers
+    each = workers.vram_mib << 20 or need.bytes
+    source = "[workers] vram_mib" if workers.vram_mib else f"computed: {need.computed}"
+    count = min(workers.per_gpu, workers.max or workers.per_gpu)
+    smaller = f", {need.remedy}" if need.remedy else ""
+    checks = []
+    for gpu in gpus:
+        if gpu.state != "ok" or gpu.total is None or (workers.gpus != "all" and gpu.index not in workers.gpus):
+            continue
+        ours = sum(size or 0 for pid, size in gpu.processes.items() if is_worker(pid))
+        free = min(gpu.total, (gpu.free or 0) + ours)
+        seen = f"{count} of {memory(each)} ({source}), {memory(free)} of {memory(gpu.total)} free or ours"
+        name = f"GPU {gpu.index} room"
+        if each * count > gpu.total:
+            means = f"{count} {'worker does' if count == 1 else 'workers do'} not fit this GPU"
+            remedy = f"fewer in [workers] per_gpu{smaller}, or another GPU in [workers] gpus"
+            checks.append(wrong(name, seen, means, remedy))
+        elif each * count > free:
+            means = "other processes hold the memory that the workers need: they wait until it is free"
+            remedy = f"end the other processes on this GPU, or fewer in [workers] per_gpu{smaller}"
+            checks.append(warning(name, seen, means, remedy))
+        else:
+            checks.append(ok(name, seen))
+    return checks
+
+
+def _workplace(settings: Settings) -> Workplace:
+    section = msgspec.to_builtins(getattr(settings.engine, settings.engine.name, None)) or {}
+    return Workplace(config.engine_python(settings), section, settings.workers.gpus != "none")

@@ -1,4 +1,4 @@
-"""Engines: what a worker runs. base.py is the contract; one module for each engine, imported when it is chosen."""
+"""Engines: a worker process runs one. base.py is the contract; each engine is a package, imported when it is chosen."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .base import Engine
+    from .checks import EngineChecks
 
 NAMES: tuple[str, ...] = ("espeak", "fault", "glmtts")
 
@@ -19,15 +20,21 @@ def load(
     vram_share: float = 0.0,
     needs_gpu: bool = False,
     cache_dir: str = "",
+    warn: Callable[[str], None] = print,
 ) -> Engine:
     """Load the engine ``name`` with its section of the configuration, ``[engine.NAME]``. May take minutes.
 
-    ``send_raw`` puts bytes on the workers socket as they are: the fault engine alone gets it, to talk nonsense.
-    ``vram_share`` is the share of the GPU's memory that the engine may use, 0..1; 0: no limit. ``needs_gpu``: without
-    a GPU the glmtts engine fails instead of being slow. ``cache_dir`` is a folder for what all workers may share and
-    anybody may delete.
-    Raises ValueError for an unknown name, ModuleNotFoundError with the remedy for a missing package, and whatever
-    the engine raises.
+    Args:
+        send_raw: Puts bytes on the workers' socket unencoded; for the fault engine's garbage.
+        vram_share: The share of the GPU's memory that the engine may use, 0..1; 0: no limit.
+        needs_gpu: Whether the glmtts engine fails without a GPU instead of running slowly on the CPU.
+        cache_dir: A folder that all workers share; its contents can be deleted at any time.
+        warn: Writes a line to the daemon's log. The line must not quote any text.
+
+    Raises:
+        ValueError: There is no such engine, or its settings are wrong.
+        ModuleNotFoundError: A package is missing; the message has the remedy.
+        Exception: Any other error of the engine.
     """
     if name == "espeak":
         from .espeak.engine import EspeakEngine
@@ -42,6 +49,21 @@ def load(
     if name == "glmtts":
         from .glmtts.engine import GlmttsEngine
 
-        # It keeps within its share by itself, once it has found that there is a GPU.
-        return GlmttsEngine(settings, vram_share=vram_share, needs_gpu=needs_gpu, cache_dir=cache_dir)
+        # It limits its memory itself, after it has found a GPU.
+        return GlmttsEngine(settings, vram_share=vram_share, needs_gpu=needs_gpu, cache_dir=cache_dir, warn=warn)
     raise ValueError(f"[engine] name = {name!r}: this version has no such engine; there are {', '.join(NAMES)}")
+
+
+def checks_of(name: str) -> EngineChecks:
+    """The checks of the engine ``name``; those of an engine without any find nothing."""
+    if name == "espeak":
+        from .espeak.checks import EspeakChecks
+
+        return EspeakChecks()
+    if name == "glmtts":
+        from .glmtts.checks import GlmttsChecks
+
+        return GlmttsChecks()
+    from .checks import EngineChecks
+
+    return EngineChecks()

@@ -1,11 +1,11 @@
-"""What an engine is: the contract between the worker process and whatever makes the speech.
+"""The contract between the worker process and an engine.
 
-An engine lives in one worker process and is used from its main thread alone. Making it loads the model;
-:meth:`Engine.synthesize` is a generator, and each ``yield`` gives the worker a place to send audio, to cancel, and,
-where the yielded piece ends a segment, to put the job aside and go on with it later.
+An engine lives in one worker process and is used from its main thread alone. Its constructor loads the model.
+:meth:`Engine.synthesize` is a generator: at each ``yield`` the worker can send audio and cancel the job, and where the
+piece ends a segment it can suspend the job.
 
-So several generators may be open at a time, each at the end of a segment but for one: that one alone is advanced, to
-its end or its own border, before another is. They may be closed in any order, but never while one of them runs.
+So several generators may be open at a time. All but one of them are suspended at the end of a segment; that one is
+advanced until it ends or is suspended too. Generators may be closed in any order, but never while one of them runs.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 
 class EngineError(Exception):
-    """The engine can't do this job; ``code`` is a code of the protocol, ``fatal`` ends the process.
+    """The engine can't do this job. ``code``: of the protocol; ``fatal``: the process must end.
 
-    ``quotes``: the message has something of the text in it, which its client may see and the log may not. Any other
-    exception that an engine raises becomes ``synthesis_failed`` with the exception's own words.
+    ``quotes``: the message quotes the text, so it goes to the client but not to the log. Any other exception of an
+    engine becomes ``synthesis_failed`` with the exception's message.
     """
 
     def __init__(self, code: str, message: str, *, fatal: bool = False, quotes: bool = False) -> None:
@@ -43,9 +43,9 @@ class EngineError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A reference recording, decoded and checked: mono float32 samples of shape (n,) in -1..1, and what is said in it.
+    """A decoded reference recording: mono float32 samples of shape (n,) in -1..1, and its transcript.
 
-    ``digest`` is the SHA-256 of the recording's bytes, by which features can be cached.
+    ``digest``: the SHA-256 of the recording's bytes, as a key for cached features.
     """
 
     samples: Samples
@@ -55,7 +55,7 @@ class Reference:
 
 
 def _no_beat(done: int, expected: int | None = None) -> None:
-    """Progress that nobody asked for."""
+    """Discards the progress of a warm-up."""
 
 
 def _not_cancelled() -> bool:
@@ -66,10 +66,12 @@ def _not_cancelled() -> bool:
 class Utterance:
     """One job, as the engine sees it.
 
-    ``voice`` is the name of one of the engine's own voices; ``reference`` is given instead of it for a cloned voice.
-    ``sample_rate`` is one of the engine's native rates. ``beat(done, expected)`` is to be called at least every few
-    hundred milliseconds while work gets done (tokens, chunks): a job without beats for ``hang_timeout_s`` is taken for
-    hung and the process is killed. ``cancelled()`` may be asked between beats; when it is true, the engine returns.
+    ``voice``: one of the engine's own voices, unless ``reference`` is given. ``sample_rate``: a native rate of
+    the engine, in Hz. ``options``: of the engine's own type.
+
+    The engine calls ``beat(done, expected)`` at least every few hundred milliseconds as it progresses (tokens, chunks);
+    a job without beats for ``hang_timeout_s`` counts as hung, and its process is killed. The engine returns when
+    ``cancelled()`` is true.
     """
 
     text: str
@@ -84,10 +86,10 @@ class Utterance:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Audio as it is made: mono float32 samples of shape (n,), in -1..1, at the utterance's sample rate.
+    """A part of the audio: mono float32 samples of shape (n,), in -1..1, at the utterance's sample rate.
 
-    ``segment`` counts from 0 and never falls; ``ends_segment`` marks the segment's last piece, ``segments`` is how many
-    there will be, as far as known.
+    ``segment`` counts from 0 and never decreases; ``ends_segment`` marks a segment's last piece; ``segments`` is their
+    expected number.
     """
 
     samples: Samples
@@ -105,7 +107,7 @@ class MemoryFigures:
 
 
 class Engine(abc.ABC):
-    """Base of all engines. Making an instance loads the model and may take minutes."""
+    """Base of all engines. The constructor loads the model and may take minutes."""
 
     #: As in ``[engine] name``.
     name: str
@@ -114,9 +116,9 @@ class Engine(abc.ABC):
     sample_rates: tuple[int, ...]
     #: The type that ``options`` is converted to; see options.py.
     options: type[EspeakOptions] | type[FaultOptions] | type[GlmttsOptions]
-    #: Whether a reference recording can be spoken with.
+    #: Whether the engine can clone the voice of a recording.
     clones_voices: bool = False
-    #: How many jobs the engine takes at once.
+    #: The number of jobs that the engine takes at once.
     slots: int = 1
 
     @property
@@ -125,32 +127,33 @@ class Engine(abc.ABC):
         """The engine's own voices, the default first."""
 
     def warm_up_reference(self) -> Reference | None:
-        """What the warm-up sentence is spoken with by an engine that has no voices of its own."""
+        """The recording for the warm-up sentence, for an engine without voices of its own."""
         return None
 
     @abc.abstractmethod
     def synthesize(self, utterance: Utterance) -> Iterator[Piece]:
-        """Speak, piece by piece. Closing the generator early ends the work and leaves the engine ready for the next.
+        """Speak, piece by piece. Closing the generator early ends the job and leaves the engine ready for the next.
 
-        While one waits at the end of a segment, others may be made, advanced and closed: what belongs to a job (caches,
-        random generators, what is known of the sentences before) is the generator's own, and what is shared (weights,
-        scratch buffers) is left as any other job would have it whenever a piece that ends a segment is yielded.
-        Raises EngineError for a job that can't be done, anything else for a failure.
+        While a job is suspended at the end of a segment, other jobs run. So the generator owns everything that belongs
+        to its job (caches, random generators, context of earlier sentences), and leaves shared state (weights, scratch
+        buffers) usable by others whenever it yields the last piece of a segment.
+
+        Raises EngineError for a job that can't be done, and any other exception for a failure.
         """
 
-    @classmethod  # noqa: B027 - an engine without a GPU has nothing to limit
+    @classmethod  # noqa: B027 - optional
     def limit_memory(cls, share: float) -> None:
-        """Use at most this share of the GPU's memory, 0..1; 0: no limit. Called before the engine is made.
+        """Use at most this share of the GPU's memory, 0..1; 0: no limit. Called before the constructor.
 
-        Beyond it the engine runs out of memory, which ends this process alone.
+        An engine that exceeds it runs out of memory, which ends this process alone.
         """
 
-    def trim(self) -> None:  # noqa: B027 - an engine that caches nothing has nothing to do
-        """Give cached memory back."""
+    def trim(self) -> None:  # noqa: B027 - optional
+        """Release cached memory."""
 
     def memory(self) -> MemoryFigures:
-        """The allocator's figures, where there is one."""
+        """The figures of the engine's allocator."""
         return MemoryFigures()
 
-    def close(self) -> None:  # noqa: B027 - the end of the process is enough for most
-        """Free what the process would not free by ending."""
+    def close(self) -> None:  # noqa: B027 - optional
+        """Release what the end of the process would not."""

@@ -1,4 +1,4 @@
-"""Which exceptions mean that the process can't go on: CUDA's, told by type, number and words; torch is not imported."""
+"""Recognises exceptions after which the process can't continue, by type, number and message; without torch."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import re
 from collections.abc import Iterator
 from typing import Final, Literal
 
-Verdict = Literal["out_of_memory", "cuda_context", "gpu_lost", ""]
+#: A cause of death of the process, or "" for none.
+FatalKind = Literal["out_of_memory", "cuda_context", "gpu_lost", ""]
 
-#: Errors after which every further call of the process fails: those of which cuda.h says that the process must be
-#: terminated, and the device-side assert (710), after which nothing on the device is valid any more.
+#: Errors after which every further call of the process fails: those after which cuda.h demands that the process ends,
+#: and the device-side assert (710), which invalidates everything on the device.
 POISONING: Final[frozenset[int]] = frozenset({226, 700, 702, 710, 714, 715, 716, 717, 718, 719, 721, 911})
-#: Errors of a GPU that does not answer this process any more, whatever it was asked: no device (100), devices
-#: unavailable (46), and the unknown error (999) that a driver gives for a GPU that fell off the bus.
+#: Errors of a GPU that no longer responds: no device (100), devices unavailable (46), and the unknown error (999) that
+#: drivers return for a GPU that fell off the bus.
 LOST: Final[frozenset[int]] = frozenset({46, 100, 999})
 _OUT_OF_MEMORY: Final = 2
 
-#: The driver's words and names for them. Libraries put them into messages of their own: "CUDA error: misaligned
-#: address" (torch), "CUDA failure 700: an illegal memory access was encountered" (ONNX Runtime),
-#: "Triton Error [CUDA]: ...", "[700] Call to cuMemFree results in CUDA_ERROR_ILLEGAL_ADDRESS" (numba).
+#: The driver's messages and names of these errors, as libraries quote them: "CUDA error: misaligned address" (torch),
+#: "CUDA failure 700: an illegal memory access was encountered" (ONNX Runtime), "Triton Error [CUDA]: ...",
+#: "[700] Call to cuMemFree results in CUDA_ERROR_ILLEGAL_ADDRESS" (numba).
 _POISONED_WORDS: Final = re.compile(
     r"illegal memory access was encountered|device-side assert|misaligned address|illegal instruction was encountered"
     r"|operation not supported on global/shared address space|invalid program counter|unspecified launch failure"
@@ -33,14 +34,15 @@ _LOST_WORDS: Final = re.compile(
 _MEMORY_WORDS: Final = re.compile(
     r"CUDA.{0,40}out of memory|CUDA_ERROR_OUT_OF_MEMORY|(CUBLAS|CUDNN|CUFFT|CUSPARSE)_(STATUS_)?ALLOC_FAILED", re.DOTALL
 )
-#: More exceptions than that are not looked at, should a chain of causes bite its own tail.
+#: Most exceptions of a chain of causes, which may be a cycle.
 _DEEPEST: Final = 16
 
 
-def judge(error: BaseException) -> Verdict:
-    """What the exception means for the process: it ran out of memory, lost its CUDA context or its GPU, or "": none.
+def fatal_kind(error: BaseException) -> FatalKind:
+    """Whether the exception means that the process must end, and why.
 
-    What it was raised from counts too. A lost context counts even where it was only being handled: it stays lost.
+    Its explicit causes count too. A broken context or a lost GPU also counts where its exception was merely being
+    handled, as it cannot recover.
     """
     if any(_is_poisoned(one) for one in _chain(error, contexts=True)):
         return "cuda_context"

@@ -1,7 +1,6 @@
-"""The ``options`` that each engine takes, as types.
+"""The ``options`` of each engine, as types.
 
-They stand apart from the engines because the daemon checks a request's options before it queues the job, and the
-engines import what the daemon must not (numpy, torch).
+The daemon checks a request's options before it queues the job, so this module imports none of the engines' packages.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from glmtts.protocol.codec import field_problem
 class EspeakOptions(Struct, forbid_unknown_fields=True, kw_only=True):
     """Options of the ``espeak`` engine."""
 
-    #: Words a minute; espeak's own range and default.
+    # espeak's own ranges and defaults.
     rate: Annotated[int, Meta(ge=80, le=450, description="words a minute")] = 175
     pitch: Annotated[int, Meta(ge=0, le=99, description="base pitch; 50 is normal")] = 50
 
@@ -51,7 +50,7 @@ FaultName = Literal[
 
 
 class FaultOptions(Struct, forbid_unknown_fields=True, kw_only=True):
-    """Options of the ``fault`` engine: how much tone it makes, and what goes wrong."""
+    """Options of the ``fault`` engine: the length of its tone, and the fault."""
 
     fault: Annotated[FaultName, Meta(description="what goes wrong; audio: nothing")] = "audio"
     seconds: Annotated[float, Meta(ge=0, le=3_600, description="of tone, or of sleep")] | None = None
@@ -62,7 +61,7 @@ class FaultOptions(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class GlmttsOptions(Struct, forbid_unknown_fields=True, kw_only=True):
-    """Options of the ``glmtts`` engine; what is left out is as ``[engine.glmtts]`` has it."""
+    """Options of the ``glmtts`` engine; the defaults are in ``[engine.glmtts]``."""
 
     use_phoneme: Annotated[bool, Meta(description="phonemes for rare characters; polyphones become choppy")] | None = (
         None
@@ -84,7 +83,7 @@ OPTIONS: dict[str, type[Struct]] = {"espeak": EspeakOptions, "fault": FaultOptio
 
 
 def check(engine: str, options: dict[str, Any]) -> str:
-    """What is wrong with ``options`` for ``engine``, as ``options.seconds: expected ...``, or ``""``."""
+    """Why ``engine`` refuses ``options``, as ``options.seconds: expected ...``; ``""`` if it accepts them."""
     type_ = OPTIONS[engine]
     try:
         msgspec.convert(options, type_)

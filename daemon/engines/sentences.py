@@ -1,19 +1,19 @@
-"""Split a text into sentences, and tell which of them are Chinese."""
+"""Splits a text into sentences, and finds which of them are Chinese."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-#: Ideographs: the Unified blocks with their extensions, the compatibility block, and the zero that is none of them.
+#: Ideographs: the Unified blocks with their extensions, the compatibility block, and the ideographic zero.
 _HAN = re.compile("[㐀-䶿一-鿿豈-﫿𠀀-𳑿〇]")
 _LATIN = re.compile("[A-Za-zÀ-ɏ]")
 _SPOKEN = re.compile(r"[^\W_]")
 
-#: What ends a sentence: marks that always do, with the closing quotes and brackets behind them, a line break, and the
-#: full stop where a blank or the end of the text follows (so "3.14", "v1.2" and "example.org" stay whole).
+#: The end of a sentence: a mark with its closing quotes and brackets, a line break, or a full stop before a blank or
+#: the end of the text (so "3.14", "v1.2" and "example.org" stay whole).
 _END = re.compile(r"""[。！？!?;；…]+["'”’」』）)\]]*\s*|\.+["'”’)\]]*(?:\s+|$)|\s*\n\s*""")
-#: A full stop behind one of these, or behind a single letter, ends nothing.
+#: A full stop after one of these, or after a single letter, does not end a sentence.
 _ABBREVIATION = re.compile(
     r"(?<![^\s(\"'])(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|Gen|Col|Capt|Lt|Rev|Hon|vs|[Ff]ig|Eq|Sec|Vol|cf|ca|approx"
     r"|(?:[A-Za-z]\.)*[A-Za-z])$"
@@ -23,7 +23,7 @@ _LONGEST_ABBREVIATION = 16
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """A sentence, and whether it is to be spoken as Chinese."""
+    """A sentence, and whether to speak it as Chinese."""
 
     text: str
     has_han: bool
@@ -32,8 +32,8 @@ class Sentence:
 def split(text: str) -> list[Sentence]:
     """The sentences of ``text``, at least one.
 
-    A sentence without a letter of either script ("2024.") is taken to be in the language of the one before it, the
-    first one in that of the one behind it. What has nothing to speak at all is kept with its neighbour, for its pause.
+    A sentence without a letter of either script ("2024.") has the language of the one before it; at the beginning, of
+    the one after it. A part with nothing to speak joins its neighbour, for its pause.
     """
     parts: list[str] = []
     for part in cut(text):
@@ -51,7 +51,7 @@ def split(text: str) -> list[Sentence]:
 
 
 def cut(text: str) -> list[str]:
-    """``text`` cut behind each sentence, with its marks and blanks: put together, the parts are the text again."""
+    """Cut ``text`` after each sentence with its marks and blanks; joined, the parts are ``text`` again."""
     parts: list[str] = []
     start = 0
     for match in _END.finditer(text):

@@ -1,4 +1,4 @@
-"""What an engine that uses torch does about GPU memory: stay within a share, tell figures, give the cache back."""
+"""GPU memory of an engine that uses torch: its limit, its figures, and the release of its cache."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .base import MemoryFigures
 
 
 def keep_within(share: float) -> None:
-    """Let torch's allocator take at most this share (0..1) of the GPU's memory; 0: no limit.
+    """Limit torch's allocator to this share (0..1) of the GPU's memory; 0: no limit. Call it before loading the model.
 
-    Beyond it torch raises OutOfMemoryError, in this process alone and before its neighbours on the GPU are hurt. The
-    CUDA context and what libraries take by themselves come on top. To be called before the model is loaded.
+    Beyond it torch raises OutOfMemoryError, before other processes on the GPU run out of memory. The CUDA context and
+    the libraries' own memory do not count.
     """
     torch = _torch()
     if share > 0 and torch.cuda.is_available():
@@ -21,7 +21,7 @@ def keep_within(share: float) -> None:
 
 
 def figures() -> MemoryFigures:
-    """What torch's allocator holds. Without a CUDA context there is nothing to tell, and none is made by asking."""
+    """The figures of torch's allocator; None without a CUDA context, which this does not create."""
     torch = _torch()
     if not torch.cuda.is_initialized():
         return MemoryFigures()
@@ -31,7 +31,7 @@ def figures() -> MemoryFigures:
 
 
 def trim() -> None:
-    """Collect garbage, tensors in reference cycles among it, and give the allocator's cache back to the driver."""
+    """Collect garbage, including tensors in reference cycles, and return the allocator's cache to the driver."""
     torch = _torch()
     gc.collect()
     if torch.cuda.is_initialized():
@@ -39,5 +39,5 @@ def trim() -> None:
 
 
 def _torch() -> Any:
-    # Imported late: it takes seconds, and the engines without it must not need it.
+    # It takes seconds, and engines without torch must not need it.
     return importlib.import_module("torch")

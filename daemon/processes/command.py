@@ -10,9 +10,10 @@ from typing import Any
 
 import msgspec
 
+from glmtts.protocol import exit_codes
+
 from .. import config
 from ..core.settings import Settings
-from ..worker import exit_codes
 from . import guardian
 
 #: What every worker imports, and the package that brings it.

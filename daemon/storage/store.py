@@ -16,7 +16,7 @@ from glmtts.protocol.audio_formats import AudioFormat
 from glmtts.protocol.codec import encode
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.events import Done, Error
-from glmtts.protocol.requests import JobState, Synthesize
+from glmtts.protocol.requests import KEY_HOLDS_S, JobState, Synthesize
 
 from ..core.effects import JournalEnd
 from ..core.inputs import JournalRow
@@ -24,8 +24,6 @@ from . import schema
 from .problems import JournalError, is_damage, message, printable
 from .results import Results
 
-#: How long an idempotency key holds, in seconds from the acceptance of its job (docs/protocol.md).
-KEY_HOLDS_S = 24 * 3600.0
 #: The most ended jobs that are remembered.
 MAX_ENDED = 100_000
 #: The request of an ended job is cut if it has more bytes: to this many characters of its text.

@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from glmtts.protocol.requests import Cancel, GetJob, Wait
+from glmtts.protocol.requests import KEY_HOLDS_S, Cancel, GetJob, Wait
 
 from ..core import effects, inputs
 from .problems import explain, keeps_connection, printable
-from .store import KEY_HOLDS_S, Store, UnreadableRowError
+from .store import Store, UnreadableRowError
 
 #: The number of ends after which the number of remembered jobs is checked.
 _TIDY_AFTER_ENDS = 1_000

@@ -62,7 +62,7 @@ class ClientListeners:
         self._loop = loop
         self._step = step
         self._facts = facts
-        self._limits = codec.Limits(
+        self._limits = codec.CodecLimits(
             header_bytes=settings.limits.header_kib << 10,
             body_bytes=settings.limits.body_mib << 20,
             text_chars=settings.limits.text_chars,

@@ -1,7 +1,7 @@
 """From an engine's samples to a file's bytes: resampling, and the formats of the wire.
 
-The same samples always give the same bytes. soxr and soundfile are imported where they are first needed: a worker that
-sends PCM or WAV at its engine's own rate starts in half the time.
+Equal samples make equal bytes. soxr and soundfile are imported on first use: a worker that sends PCM or WAV at its
+engine's own rate starts in half the time.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 
 def output_rate(requested: int | None, default: int, audio_format: str) -> int:
-    """The rate in Hz of the finished audio: as requested, else the default or the rate nearest to it that fits.
+    """The rate in Hz of the finished audio: the requested one, else the format's nearest to the default.
 
-    Raises ValueError for a requested rate that the format can't hold.
+    Raises ValueError for a requested rate that the format does not support.
     """
     rates = ENCODER_RATES.get(audio_format)
     if requested is None:
         return default if not rates else min(rates, key=lambda rate: (abs(rate - default), -rate))
     if rates and requested not in rates:
-        raise ValueError(f"{audio_format} holds {', '.join(map(str, rates))} Hz alone")
+        raise ValueError(f"{audio_format} supports only {', '.join(map(str, rates))} Hz")
     return requested
 
 
@@ -42,7 +42,7 @@ def native_rate(rate: int, native_rates: Sequence[int]) -> int:
 
 
 class Resampler:
-    """Resamples a stream of mono chunks (soxr, high quality); keeps up to some 30 ms back until the end."""
+    """Resamples a stream of mono chunks (soxr, high quality); holds back up to 30 ms until the end."""
 
     def __init__(self, from_rate: int, to_rate: int) -> None:
         import soxr
@@ -50,18 +50,18 @@ class Resampler:
         self._stream: Any = soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32", quality="HQ")
 
     def add(self, samples: Samples) -> Samples:
-        """The samples that can be given out now."""
+        """The samples that are ready after these."""
         resampled: Samples = self._stream.resample_chunk(samples)
         return resampled
 
     def finish(self) -> Samples:
-        """The rest."""
+        """The remaining samples."""
         rest: Samples = self._stream.resample_chunk(np.zeros(0, np.float32), last=True)
         return rest
 
 
 def pcm_s16le(samples: Samples) -> bytes:
-    """16-bit little-endian samples; what is beyond -1..1 is clipped."""
+    """16-bit little-endian samples, clipped to -1..1."""
     scaled = np.multiply(samples, 32_767.0)
     np.rint(scaled, out=scaled)
     # Faster than np.clip on the short chunks of a stream.
@@ -71,7 +71,7 @@ def pcm_s16le(samples: Samples) -> bytes:
 
 
 def pcm_f32le(samples: Samples) -> bytes:
-    """32-bit little-endian floats, as they are."""
+    """32-bit little-endian floats, not clipped."""
     return samples.astype("<f4", copy=False).tobytes()
 
 
@@ -101,7 +101,7 @@ def wav_header(data_bytes: int, sample_rate: int) -> bytes:
 
 
 def duration_s(data: bytes, audio_format: str, sample_rate: int) -> float:
-    """How long a file made here is; 0 if it is none any more."""
+    """The duration in seconds of a file made by this module; 0 for a file that was damaged since."""
     if audio_format in _LIBSNDFILE:
         import soundfile
 
@@ -114,7 +114,7 @@ def duration_s(data: bytes, audio_format: str, sample_rate: int) -> float:
 
 
 class Encoder(abc.ABC):
-    """Makes one file of mono float32 samples in -1..1, given chunk by chunk."""
+    """Makes one file from chunks of mono float32 samples in -1..1."""
 
     @abc.abstractmethod
     def add(self, samples: Samples) -> None:
@@ -122,7 +122,7 @@ class Encoder(abc.ABC):
 
     @abc.abstractmethod
     def finish(self) -> bytes:
-        """The whole file. Nothing can be added after it."""
+        """The whole file; the last call."""
 
 
 def encoder(audio_format: str, sample_rate: int) -> Encoder:
@@ -156,7 +156,7 @@ _LIBSNDFILE = {"flac": ("FLAC", "PCM_16"), "ogg": ("OGG", "OPUS"), "mp3": ("MP3"
 
 
 class _SndfileEncoder(Encoder):
-    """``flac``, ``ogg`` and ``mp3``: encoded as the samples come, so that the end of a long text is not a long wait."""
+    """``flac``, ``ogg`` and ``mp3``: encodes as the samples come, so that a long text has no long wait at its end."""
 
     def __init__(self, audio_format: str, sample_rate: int) -> None:
         import soundfile
@@ -172,7 +172,7 @@ class _SndfileEncoder(Encoder):
 
     def add(self, samples: Samples) -> None:
         samples = np.clip(samples, -1.0, 1.0)
-        # libsndfile's Ogg writer has crashed on very long writes: a second at a time is enough for all.
+        # libsndfile's Ogg writer crashes on very long writes; write a second at a time.
         for start in range(0, len(samples), self._chunk):
             self._file.write(samples[start : start + self._chunk])
             self._is_empty = False
@@ -196,9 +196,9 @@ def _ogg_crc(page: bytes) -> int:
 
 
 def with_steady_serial(data: bytes) -> bytes:
-    """An Ogg file of one stream with its random serial number replaced by one made from its content.
+    """Replace the random serial number of an Ogg file of one stream by a checksum of its content.
 
-    libsndfile draws the number at random, by which the same audio would be another file every time.
+    With libsndfile's random number, equal audio would make different files.
     """
     pages: list[tuple[int, int]] = []
     content = 0

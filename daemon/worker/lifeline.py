@@ -1,15 +1,14 @@
 """A worker dies with its daemon, however the daemon dies and whatever the worker is doing.
 
-The daemon holds the only write end of a pipe and gives each worker the read end. The worker asks the kernel to send
-SIGKILL to its process group when that pipe changes (``F_SETOWN``, ``F_SETSIG``, ``O_ASYNC``; fcntl(2)): when the last
-write end closes, because the daemon ended in any way, the kernel itself does the killing. No thread is needed, nor the
-interpreter lock, so it also ends a worker that is stuck in C, and the children that the worker has started. Those that
-have left its group are the guardian's (guardian.py).
+The daemon holds the only write end of a pipe, and each worker has the read end. The worker asks the kernel to send
+SIGKILL to its process group when that pipe changes (``F_SETOWN``, ``F_SETSIG``, ``O_ASYNC``; fcntl(2)). When the daemon
+ends, the pipe closes, and the kernel kills the group. This needs no thread and no interpreter lock, so it also ends a
+worker that is stuck in C, and its children; guardian.py ends the children that have left the group. Nothing may ever
+be written to the pipe.
 
-``PR_SET_PDEATHSIG`` bridges the time until that is arranged, and no longer: it kills the worker alone, and can do so
-before the daemon's last thread has closed the pipe. With the worker goes the only one that listens to the pipe, and its
-children would live on. It is bound to the *thread* that started the worker, which therefore must live as long as the
-daemon (its main thread). Nothing may ever be written to the pipe.
+``PR_SET_PDEATHSIG`` covers the time until that is set up, and is then cleared: it kills the worker alone, perhaps
+before the daemon's last thread has closed the pipe, and the signal for the group would be lost with the worker. It is
+bound to the *thread* that started the worker, so that must be the daemon's main thread.
 """
 
 from __future__ import annotations
@@ -24,22 +23,22 @@ _PR_SET_PDEATHSIG = 1
 
 
 class DaemonGoneError(Exception):
-    """The daemon ended before the worker's life was tied to it."""
+    """The daemon ended before the worker was tied to it."""
 
 
 def tie(lifeline_fd: int | None, daemon_pid: int) -> None:
-    """Tie this process, and its process group if it leads one, to the life of the daemon.
+    """Have the kernel kill this process, and the process group that it leads, when the daemon ends.
 
-    ``lifeline_fd`` is the read end of the daemon's pipe. Without one only the parent's death is watched. Raises
-    DaemonGoneError when there is no daemon any more.
+    ``lifeline_fd``: the read end of the daemon's pipe; None: watch the parent process only. Raises DaemonGoneError if
+    the daemon has already ended.
     """
-    # An interpreter that is a wrapper script stands between the two; then its end is none of our business.
+    # [engine] python may be a wrapper script, which is then the parent.
     is_parent = os.getppid() == daemon_pid
     if is_parent:
         _die_with_parent(True)
     if lifeline_fd is None:
         if os.getppid() != daemon_pid:
-            raise DaemonGoneError(f"process {daemon_pid}, which is to be the parent of this worker, is not")
+            raise DaemonGoneError(f"process {daemon_pid} is not the parent of this worker")
         return
     os.set_inheritable(lifeline_fd, False)
     # In a terminal's process group (a worker started by hand) the worker alone is ours to kill.
@@ -47,7 +46,7 @@ def tie(lifeline_fd: int | None, daemon_pid: int) -> None:
     fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, owner)
     fcntl.fcntl(lifeline_fd, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(lifeline_fd, fcntl.F_SETFL, fcntl.fcntl(lifeline_fd, fcntl.F_GETFL) | os.O_ASYNC)
-    # The kernel tells of changes alone: what has happened before this line has to be looked for.
+    # The kernel signals later changes only; the daemon may have ended before this line.
     poll = select.poll()
     poll.register(lifeline_fd, 0)
     if poll.poll(0) or (is_parent and os.getppid() != daemon_pid):

@@ -1,9 +1,8 @@
-"""What a worker says on its stderr: lines with a priority in front, as in sd-daemon(3), which the daemon's log goes by.
+"""A worker's log lines on stderr, with the priorities of sd-daemon(3): ``<4>[job b-1] words``.
 
-Behind it may stand the job that the line is about: ``<4>[job b-1] words``. A line without one is of unknown making
-once jobs are spoken: an engine, or a library below it, may print what it was given. The daemon logs such lines at
-debug level alone. So whoever writes here vouches for his words: nothing above DEBUG has anything in it of what was to
-be spoken, nor an exception's own words, which may quote it.
+The daemon logs lines without a priority at debug level only, because an engine, or a library below it, may print the
+text that it was given. Lines written here keep that promise: above DEBUG they contain no text of a job, and no message
+of an exception, which may quote one.
 """
 
 from __future__ import annotations
@@ -11,22 +10,22 @@ from __future__ import annotations
 import sys
 import traceback
 
-from ..engines.cuda_errors import judge
+from ..engines.cuda_errors import fatal_kind
 
 ERROR, WARNING, INFO, DEBUG = 3, 4, 6, 7
 
-#: So much is said of an exception that the driver or torch has raised, and of so many that one was raised from.
+#: Most characters of an exception's message, and most exceptions of a chain of causes.
 _MOST, _DEEPEST = 500, 8
 
 
 def say(priority: int, text: str, job: str = "") -> None:
-    """Print ``text`` as one line, with its priority and the job that it is about."""
+    """Print ``text`` as one line, with its priority and its job."""
     about = f"[job {job}] " if job else ""
     print(f"<{priority}>{about}{' '.join(text.split())}", file=sys.stderr)
 
 
 def report(error: BaseException, job: str = "") -> None:
-    """Say where an exception was raised, the innermost first; and what it says itself at debug level."""
+    """Log where an exception and its causes were raised, the first cause first; their messages at debug level."""
     chain: list[BaseException] = []
     one: BaseException | None = error
     while one is not None and one not in chain and len(chain) < _DEEPEST:
@@ -40,19 +39,19 @@ def report(error: BaseException, job: str = "") -> None:
 
 
 def _module(file: str) -> str:
-    """The path below this package, or the last parts of another path: enough to find the file."""
+    """The path below this package, or the last three parts of another path."""
     _, package, path = file.rpartition("/glmtts/")
     return path if package else "/".join(file.split("/")[-3:])
 
 
 def in_words(error: BaseException) -> str:
-    """An exception's type, and what it says if it says anything."""
+    """An exception's type, with its message if it has one."""
     words = str(error)
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def safe_words(error: BaseException) -> str:
-    """What a log may say of an exception that is not ours: of CUDA's errors all, of others their type."""
-    if judge(error):
+    """An exception for the log: a CUDA error with its message, any other, which may quote a text, by its type."""
+    if fatal_kind(error):
         return in_words(error)[:_MOST]
-    return f"{type(error).__name__}; its own words may quote the text, and are logged at debug level alone"
+    return f"{type(error).__name__}; its message may quote the text and is logged at debug level only"

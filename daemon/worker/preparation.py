@@ -1,4 +1,4 @@
-"""From the supervisor's Job to what the engine is asked for: all that can be refused before any work is done."""
+"""From the supervisor's SpeakJob to the engine's Utterance: refuses a bad job before any work is done."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 import msgspec
 
 from glmtts.protocol.audio_formats import FORMATS, STREAM_FORMATS
-from glmtts.protocol.worker import Job
+from glmtts.protocol.worker import SpeakJob
 
 from ..engines import options as engine_options
 from ..engines.base import Engine, EngineError, Reference, Utterance
 from ..storage import recordings
 from . import audio
-from .progress import Progress
+from .progress import Heartbeat
 
 
 class Preparation:
-    """Checks jobs against one engine. All its methods raise EngineError for a job that can't end well."""
+    """Checks jobs against an engine. Every method raises EngineError for a job that can't succeed."""
 
     def __init__(self, engine: Engine, *, default_rate: int, recording_min_s: float, recording_max_s: float) -> None:
         self._engine = engine
@@ -28,12 +28,12 @@ class Preparation:
         self._voices = [voice.name for voice in engine.voices]
 
     def warm_up(self, text: str) -> Utterance:
-        """``text`` as a job that asks for nothing special would have it spoken."""
+        """The warm-up ``text``, with all defaults."""
         native = audio.native_rate(self._default_rate, self._engine.sample_rates)
         reference = self._engine.warm_up_reference()
         return Utterance(text, self.voice(None), reference, native, 0, self._engine.options())
 
-    def rate(self, job: Job) -> int:
+    def rate(self, job: SpeakJob) -> int:
         """The rate in Hz of the finished audio, which the format must be able to hold."""
         if job.format not in (STREAM_FORMATS if job.stream else FORMATS):
             raise EngineError("bad_request", f"format: {job.format} can't be {'streamed' if job.stream else 'made'}")
@@ -42,8 +42,8 @@ class Preparation:
         except ValueError as error:
             raise EngineError("bad_request", f"sample_rate: {error}") from None
 
-    def utterance(self, job: Job, body: bytes | None, rate: int, progress: Progress) -> Utterance:
-        """What the engine is asked for, at the native rate that suits ``rate`` best."""
+    def utterance(self, job: SpeakJob, body: bytes | None, rate: int, heartbeat: Heartbeat) -> Utterance:
+        """The job for the engine, at the best native rate for ``rate``. ``body``: the recording of its prompt."""
         reference = self._reference(job, body)
         return Utterance(
             text=job.text,
@@ -52,12 +52,12 @@ class Preparation:
             sample_rate=audio.native_rate(rate, self._engine.sample_rates),
             seed=job.seed,
             options=self._options(job.options),
-            beat=progress.beat,
-            cancelled=progress.cancelled,
+            beat=heartbeat.beat,
+            cancelled=heartbeat.cancelled,
         )
 
     def voice(self, name: str | None) -> str | None:
-        """One of the engine's own voices; its default one for None, if it has any."""
+        """The name of one of the engine's own voices; for None its default, or None if it has no voices."""
         if name is not None and name not in self._voices:
             known = ", ".join(self._voices[:8])
             raise EngineError(
@@ -70,8 +70,8 @@ class Preparation:
             raise EngineError("bad_request", problem)
         return msgspec.convert(options, self._engine.options)
 
-    def _reference(self, job: Job, body: bytes | None) -> Reference | None:
-        """The recording to speak with: the prompt's in the body, or a registered voice's in a file."""
+    def _reference(self, job: SpeakJob, body: bytes | None) -> Reference | None:
+        """The recording of the prompt (``body``) or of the registered voice; None for a voice of the engine."""
         data = body
         if job.recording is not None:
             try:

@@ -1,15 +1,17 @@
-"""Where the samples of a job go while it is spoken: into the encoder of a file, or out on the wire."""
+"""Where a job's samples go: into the encoder of a file, or out to the supervisor; and where the finished file goes."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from glmtts.protocol.worker import AudioChunk, Job
+from glmtts.protocol.worker import AudioChunk, Finished, SpeakJob
 
-from . import audio
-from .connection import Wire
-from .progress import NotWantedError
+from ..storage import outputs
+from . import audio, log
+from .connection import SupervisorConnection
+from .progress import JobCancelledError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,87 +22,90 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 64 * 1024
 
 
-class Sink(Protocol):
-    """Takes a job's samples at the rate of its audio; ``chunks`` is how many messages it has sent."""
-
-    samples: int
-    chunks: int
-
-    def add(self, samples: Samples) -> None:
-        """Take the next samples. Raises NotWantedError."""
-
-    def finish(self) -> bytes | None:
-        """The whole file, or None if all was sent."""
-
-    def size(self) -> int:
-        """How many bytes it is, once it is finished."""
-
-    def sha256(self) -> str:
-        """Of its bytes, in hex, once it is finished."""
-
-
 class FileSink:
-    """Collects the samples of a job whose audio is sent, or written, when it is complete."""
+    """Encodes a file that is delivered whole. ``size`` (bytes) and ``sha256`` (hex) are set by :meth:`finish`."""
 
     chunks = 0
 
     def __init__(self, audio_format: str, rate: int) -> None:
         self._encoder = audio.encoder(audio_format, rate)
-        self._digest = ""
-        self.samples = 0
-        self._bytes = 0
+        self.samples = self.size = 0
+        self.sha256 = ""
 
     def add(self, samples: Samples) -> None:
+        """Take the next samples, of shape (n,)."""
         self.samples += len(samples)
         self._encoder.add(samples)
 
-    def finish(self) -> bytes | None:
+    def finish(self) -> bytes:
+        """The whole file."""
         data = self._encoder.finish()
-        self._bytes = len(data)
-        self._digest = hashlib.sha256(data).hexdigest()
+        self.size, self.sha256 = len(data), hashlib.sha256(data).hexdigest()
         return data
-
-    def size(self) -> int:
-        return self._bytes
-
-    def sha256(self) -> str:
-        return self._digest
 
 
 class StreamSink:
-    """Sends the samples of a job as they come; and has them all in the end, where they are to be kept."""
+    """Sends the samples as they come, ``chunks`` messages so far; keeps them too if the job has a ``result``."""
 
-    def __init__(self, job: Job, wire: Wire) -> None:
+    def __init__(self, job: SpeakJob, connection: SupervisorConnection) -> None:
         self._job = job.job
-        self._wire = wire
+        self._connection = connection
         self._convert = audio.pcm_f32le if job.format == "pcm_f32le" else audio.pcm_s16le
         self._hash = hashlib.sha256()
         self._kept = bytearray() if job.result is not None else None
-        self.chunks = 0
-        self.samples = 0
-        self._bytes = 0
+        self.samples = self.chunks = self.size = 0
+        self.sha256 = ""
 
     def add(self, samples: Samples) -> None:
+        """Send the next samples, of shape (n,). Raises JobCancelledError."""
         self.samples += len(samples)
         data = self._convert(samples)
         self._hash.update(data)
-        self._bytes += len(data)
+        self.size += len(data)
         if self._kept is not None:
             self._kept += data
+        view = memoryview(data)
         for start in range(0, len(data), _CHUNK_BYTES):
-            chunk = data if len(data) <= _CHUNK_BYTES else data[start : start + _CHUNK_BYTES]
-            if not self._wire.send(AudioChunk(job=self._job, seq=self.chunks), chunk, until=self._not_wanted):
-                raise NotWantedError
+            chunk = view[start : start + _CHUNK_BYTES]
+            message = AudioChunk(job=self._job, seq=self.chunks)
+            if not self._connection.send(message, chunk, until=lambda: not self._connection.wanted(self._job)):
+                raise JobCancelledError
             self.chunks += 1
 
     def finish(self) -> bytes | None:
+        """All that was sent, if the job has a ``result``."""
+        self.sha256 = self._hash.hexdigest()
         return None if self._kept is None else bytes(self._kept)
 
-    def size(self) -> int:
-        return self._bytes
 
-    def sha256(self) -> str:
-        return self._hash.hexdigest()
+def deliver(job: SpeakJob, file: bytes, finished: Finished) -> bytes | None:
+    """Write the finished file to the job's output or result, and note that in ``finished``.
 
-    def _not_wanted(self) -> bool:
-        return not self._wire.wanted(self._job)
+    Returns the file if it is to be sent instead: if the job has neither, or its result can't be written. Raises
+    OutputError for an output that can't be written.
+    """
+    if job.output is not None:
+        written = outputs.write_new(Path(job.output), file, job.job)
+        if written is not file:
+            describe(finished, written)
+        return None
+    if job.result is not None:
+        try:
+            # The folder may have been removed.
+            Path(job.result).parent.mkdir(mode=0o700, exist_ok=True)
+            outputs.replace(Path(job.result), file)
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            finished.problem = f"{reason} ({Path(job.result).parent})"
+            log.say(log.WARNING, f"the result can't be written to {job.result} and is sent instead: {reason}", job.job)
+        else:
+            finished.result = job.result
+            return None
+    # A stream has been sent already.
+    return None if job.stream else file
+
+
+def describe(finished: Finished, file: bytes) -> None:
+    """Set the size and the checksum in ``finished`` to those of ``file``."""
+    finished.bytes = len(file)
+    finished.sha256 = hashlib.sha256(file).hexdigest()

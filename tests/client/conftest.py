@@ -152,7 +152,7 @@ class ScriptedDaemon:
             with contextlib.suppress(zmq.Again):
                 while True:
                     peer, *frames = router.recv_multipart(zmq.NOBLOCK)
-                    request = self._decode(frames, codec.Limits())
+                    request = self._decode(frames, codec.CodecLimits())
                     body = frames[1] if len(frames) > 1 else b""
                     self.requests.put((peer, request, body))
                     self.script(self, peer, request, body)

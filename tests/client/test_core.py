@@ -66,7 +66,7 @@ def test_the_daemon_reads_every_key_of_a_speech_request() -> None:
         options={"speed": 1.5},
         on_behalf_of="eve",
     )
-    request = codec.decode_request(core.outgoing[0].frames, codec.Limits())
+    request = codec.decode_request(core.outgoing[0].frames, codec.CodecLimits())
     assert isinstance(request, Synthesize)
     assert (request.text, request.prompt.text, request.seed, request.key) == ("你好", "再见", 7, "k")  # type: ignore[union-attr]
     assert core.outgoing[0].frames[1] == b"RIFF"

@@ -265,7 +265,7 @@ class World:
 
     def started(self) -> list[str]:
         """The texts of jobs in the order in which workers got them."""
-        return [message.text for message in self.messages(wire.Job)]
+        return [message.text for message in self.messages(wire.SpeakJob)]
 
     def effects_codes(self) -> list[str]:
         """The codes of all errors that were sent."""
@@ -292,13 +292,13 @@ class Stage:
         self.world = world
         self._slow, self._segment_s = slow, segment_s
         self._seen = len(world.done)
-        self._job: dict[int, wire.Job | None] = {}
-        self._aside: dict[int, list[wire.Job]] = {}
+        self._job: dict[int, wire.SpeakJob | None] = {}
+        self._aside: dict[int, list[wire.SpeakJob]] = {}
         self._suspend: dict[int, str] = {}
         self._cancelled: set[str] = set()
         self._segment: dict[str, int] = {}
         self._border: dict[int, float] = {}
-        self.jobs: dict[str, wire.Job] = {}
+        self.jobs: dict[str, wire.SpeakJob] = {}
         #: What happened, and when: ``(time, "begins" | "resumes" | "suspended" | "ends", text)``.
         self.log: list[tuple[float, str, str]] = []
         #: Seconds that were spoken of each text.
@@ -331,7 +331,7 @@ class Stage:
                 break
         world.now = until
 
-    def _note(self, what: str, job: wire.Job) -> None:
+    def _note(self, what: str, job: wire.SpeakJob) -> None:
         self.log.append((round(self.world.now, 3), what, job.text))
 
     def when(self, what: str, text: str) -> list[float]:
@@ -342,7 +342,7 @@ class Stage:
         """The id of the job that speaks a text."""
         return next(id for id, job in self.jobs.items() if job.text == text)
 
-    def _segments(self, job: wire.Job) -> tuple[int, float]:
+    def _segments(self, job: wire.SpeakJob) -> tuple[int, float]:
         seconds = len(job.text) * self.PACE_S * self._slow
         count = max(1, round(seconds / self._segment_s))
         return count, seconds / count
@@ -355,7 +355,7 @@ class Stage:
                 self._told(effect.incarnation, effect.message)
 
     def _told(self, incarnation: int, message: wire.SupervisorMessage) -> None:
-        if isinstance(message, wire.Job):
+        if isinstance(message, wire.SpeakJob):
             assert self._job.get(incarnation) is None, "one at a time"
             self.jobs[message.job] = message
             self._segment[message.job] = 0
@@ -375,7 +375,7 @@ class Stage:
             else:
                 self._cancelled.add(message.job)
 
-    def _begin(self, incarnation: int, job: wire.Job, what: str) -> None:
+    def _begin(self, incarnation: int, job: wire.SpeakJob, what: str) -> None:
         self._job[incarnation] = job
         self._border[incarnation] = self.world.now + self._segments(job)[1]
         self._note(what, job)

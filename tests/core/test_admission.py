@@ -137,7 +137,7 @@ def test_a_share_is_a_whole_number_of_places_and_at_least_one(
 ) -> None:
     world = make_world(queue={"max_waiting": places, "max_share": share})
     world.request()
-    (shown,) = world.last(world.operate(control.Limits)).values["clients"]
+    (shown,) = world.last(world.operate(control.GetLimits)).values["clients"]
     assert shown["share"] == own
 
 
@@ -243,7 +243,7 @@ def test_limits_show_what_each_has_used(make_world: Make) -> None:
         world.request()
     world.request(priority="batch")
     world.request(client=GATE, on_behalf_of="carol")
-    values = world.last(world.operate(control.Limits)).values
+    values = world.last(world.operate(control.GetLimits)).values
     assert values["limits"]["rate"] == "10/minute"
     alice, carol = values["clients"]
     assert (alice["client"], alice["user"], alice["tokens"], alice["jobs"]) == ("uid:1001", "alice", 7.0, 4)
@@ -255,7 +255,7 @@ def test_limits_show_what_each_has_used(make_world: Make) -> None:
 @pytest.mark.parametrize("name", ["alice", "uid:1001", "gate/carol", "uid:7/carol", "key:laptop"])
 def test_limits_of_a_client_that_never_came_are_shown(make_world: Make, name: str) -> None:
     world = make_world(limits={"clients": {name: ClientLimits(max_jobs=3)}})
-    (shown,) = world.last(world.operate(control.Limits, client=name)).values["clients"]
+    (shown,) = world.last(world.operate(control.GetLimits, client=name)).values["clients"]
     assert (shown["max_jobs"], shown["own"], shown["jobs"]) == (3, True, 0)
 
 

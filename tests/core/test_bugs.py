@@ -51,7 +51,7 @@ def test_a_job_that_was_sent_before_the_error_is_sent(buggy: Any, monkeypatch: p
     monkeypatch.setattr(buggy.machine._recycler, "after_job", raises)
     buggy.finish(buggy.job(first))
     assert met(buggy) == 1 and last_event(buggy, first).job == buggy.job(first)
-    assert [message.job for message in buggy.messages(wire.Job)] == [buggy.job(first), buggy.job(second)]
+    assert [message.job for message in buggy.messages(wire.SpeakJob)] == [buggy.job(first), buggy.job(second)]
 
 
 def test_a_job_is_not_running_without_having_been_sent(buggy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +61,7 @@ def test_a_job_is_not_running_without_having_been_sent(buggy: Any, monkeypatch: 
     )
     bad, good = buggy.request(text="bad"), buggy.request(text="good")
     assert last_event(buggy, bad).code == "unavailable" and last_event(buggy, bad).message == INTERNAL_ERROR
-    assert [message.text for message in buggy.messages(wire.Job)] == ["good"]
+    assert [message.text for message in buggy.messages(wire.SpeakJob)] == ["good"]
     assert buggy.worker("w0").jobs == [buggy.job(good)]
 
 
@@ -102,7 +102,7 @@ def test_a_process_whose_end_meets_a_bug_is_replaced_and_its_job_tried_again(
     monkeypatch.setattr(buggy.machine._pool, "_count", raises)
     buggy.die(-11)
     buggy.ready()
-    assert [message.job for message in buggy.messages(wire.Job)] == [buggy.job(id)] * 2
+    assert [message.job for message in buggy.messages(wire.SpeakJob)] == [buggy.job(id)] * 2
 
 
 # --- effects that fail

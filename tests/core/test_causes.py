@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from glmtts.daemon.core import inputs
-from glmtts.daemon.core.exit_causes import CAUSE_OF_STATUS, POLICIES, Cause
-from glmtts.daemon.worker import exit_codes
+from glmtts.daemon.core.exit_causes import POLICIES, Cause
 from glmtts.protocol import worker as wire
 
 NO_FAULT = {Cause.REQUESTED, Cause.OPERATOR, Cause.RECYCLED, Cause.LEAK, Cause.UNLOADED}
@@ -22,14 +21,6 @@ def test_every_cause_has_a_policy_and_only_faults_make_anybody_wait() -> None:
 def test_nobody_is_blamed_for_what_is_no_fault_nor_for_memory_that_others_took() -> None:
     blamed = {cause for cause, policy in POLICIES.items() if policy.blames_job}
     assert blamed == {Cause.CRASHED, Cause.CUDA_CONTEXT, Cause.HUNG, Cause.PROTOCOL}
-
-
-def test_the_exit_codes_are_those_that_workers_use() -> None:
-    assert CAUSE_OF_STATUS == {
-        exit_codes.OUT_OF_MEMORY: Cause.OUT_OF_MEMORY,
-        exit_codes.CUDA_CONTEXT: Cause.CUDA_CONTEXT,
-        exit_codes.GPU_LOST: Cause.GPU_LOST,
-    }
 
 
 @pytest.mark.parametrize(

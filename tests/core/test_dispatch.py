@@ -37,8 +37,8 @@ def test_a_stream_comes_in_order_and_not_again_at_its_end(world: Any) -> None:
 @pytest.mark.parametrize("keys", [{"connection": -1}, {"events": "final"}])
 def test_who_wants_the_end_alone_gets_a_stream_as_a_whole(world: Any, keys: dict[str, Any]) -> None:
     id = world.request(stream=True, **keys)
-    assert world.messages(wire.Job)[0].stream is False
-    world.finish(world.messages(wire.Job)[0].job, b"pcm")
+    assert world.messages(wire.SpeakJob)[0].stream is False
+    world.finish(world.messages(wire.SpeakJob)[0].job, b"pcm")
     assert world.names(id) == ["done"]
     assert world.bodies(id) == [b"pcm"]
 
@@ -100,7 +100,7 @@ def test_a_worker_that_fails_twice_under_a_job_ends_it(world: Any, end: Callable
 
 
 def running(world: Any) -> str:
-    return str(world.messages(wire.Job)[-1].job)
+    return str(world.messages(wire.SpeakJob)[-1].job)
 
 
 def failed(world: Any, **keys: Any) -> wire.Failed:
@@ -373,7 +373,7 @@ def _brief(make_world: Make) -> Any:
 def test_the_only_worker_need_not_wait_for_each_of_many_brief_jobs(make_world: Make) -> None:
     world = _brief(make_world)
     ids = [world.request(text=f"text {number}") for number in range(6)]
-    assert len(world.messages(wire.Job)) == 4, "one that it speaks, and three that lie ready"
+    assert len(world.messages(wire.SpeakJob)) == 4, "one that it speaks, and three that lie ready"
     assert [world.names(id) for id in ids[:2]] == [["accepted", "started"], ["accepted"]]
     world.finish(world.job(ids[0]), synthesis_s=0.001)
     assert world.names(ids[1]) == ["accepted", "started"], "it is begun when the one before it is through"
@@ -396,4 +396,4 @@ def test_jobs_of_some_length_wait_in_the_queue_where_their_order_can_still_chang
     world.finish(world.job(world.request()), synthesis_s=0.5)
     world.forget()
     world.request(), world.request()
-    assert len(world.messages(wire.Job)) == 1
+    assert len(world.messages(wire.SpeakJob)) == 1

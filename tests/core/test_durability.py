@@ -112,7 +112,7 @@ def test_a_stream_that_nobody_hears_any_more_is_made_whole_when_there_is_room(wo
     world.step(inputs.ConnectionClosed(1))
     world.finish(job, None, chunks=1, problem=FULL)
     world.pass_time(30.0)
-    assert not world.messages(wire.Job)[-1].stream
+    assert not world.messages(wire.SpeakJob)[-1].stream
     world.finish(job, None, result="/results/whole")
     assert nothing_is_left_but_results(world)
 
@@ -208,7 +208,7 @@ def known_to_the_journal(make_world: Make, **keys: Any) -> Any:
     client = keys.pop("client", ALICE)
     id = earlier.request(priority="batch", client=client, **keys)
     job = earlier.job(id)
-    sent = earlier.messages(wire.Job)[0]
+    sent = earlier.messages(wire.SpeakJob)[0]
     done = wire.Finished(
         job=job, sample_rate=24_000, audio_s=1.0, synthesis_s=0.5, first_audio_s=0.1, voice="tone", sha256="0" * 64,
         chunks=0, bytes=4, path=sent.output, result=sent.result, memory=wire.Memory(rss=1),
@@ -230,7 +230,7 @@ def test_a_key_of_an_earlier_daemon_s_job_is_that_job_with_its_result_and_not_a_
     assert world.names(id) == ["accepted", "done"]
     assert [event.job for event in world.told(id)] == ["a-1", "a-1"]
     assert [stored.path for stored in world.effects(effects.SendStored)] == ["/results/b-1"]
-    assert not world.messages(wire.Job)
+    assert not world.messages(wire.SpeakJob)
     assert world.last(world.operate(control.Status)).values["counts"]["accepted"] == 0
     again = world.request(priority="batch", key="k")
     assert world.names(again) == ["accepted", "done"]
@@ -297,7 +297,7 @@ def test_a_job_that_is_cancelled_while_it_is_written_is_never_started(holding: A
     assert holding.last(cancel).values == {"state": "cancelled", "job": job}
     holding.write()
     assert [event.code for event in holding.told(id)] == ["cancelled"]
-    assert not holding.messages(wire.Job)
+    assert not holding.messages(wire.SpeakJob)
     assert holding.ends[job].state == "cancelled"
     assert holding.machine._job_table.live == {}
     assert not holding.machine._durable_jobs._adding
@@ -415,7 +415,7 @@ def test_a_recovered_stream_is_made_whole_and_kept(make_world: Make) -> None:
     streamed = row(1)
     streamed.request = replace(streamed.request, stream=True)
     world = recovered(make_world, streamed)
-    (message,) = world.messages(wire.Job)
+    (message,) = world.messages(wire.SpeakJob)
     assert (message.stream, message.result) == (False, "/results/a-1")
 
 
@@ -423,7 +423,7 @@ def test_a_job_is_taken_up_once_however_often_the_journal_names_it(make_world: M
     world = recovered(make_world, row(1))
     world.step(inputs.JournalChanged("", [row(1)]))
     assert world.machine._durable_jobs.recovered == 1
-    assert len(world.messages(wire.Job)) == 1
+    assert len(world.messages(wire.SpeakJob)) == 1
 
 
 def test_jobs_of_an_earlier_daemon_find_room_however_full_the_queue_may_be(make_world: Make) -> None:

@@ -28,7 +28,7 @@ def test_each_who_waits_hears_the_end_once_under_his_own_id(world: Any) -> None:
 def test_a_result_on_disk_is_read_for_each_who_waits_and_not_kept_in_memory(world: Any) -> None:
     first = world.request(priority="batch", key="k")
     again = world.request(priority="batch", key="k", connection=2)
-    (sent,) = world.messages(wire.Job)
+    (sent,) = world.messages(wire.SpeakJob)
     assert sent.result == f"/results/{sent.job}"
     message = wire.Finished(
         job=sent.job, sample_rate=24_000, audio_s=1.0, synthesis_s=0.5, first_audio_s=0.1, voice="tone",
@@ -48,13 +48,13 @@ def test_a_result_on_disk_is_read_for_each_who_waits_and_not_kept_in_memory(worl
 @pytest.mark.parametrize("keys", [{"output": "a.wav"}, {"durable": False}])
 def test_a_result_that_goes_elsewhere_is_not_kept_on_disk(world: Any, keys: dict[str, Any]) -> None:
     world.request(priority="batch", **keys)
-    assert world.messages(wire.Job)[0].result is None
+    assert world.messages(wire.SpeakJob)[0].result is None
 
 
 def test_a_durable_stream_is_kept_whole_for_whoever_has_not_heard_it(world: Any) -> None:
     id = world.request(stream=True, durable=True)
     job = world.job(id)
-    (asked,) = world.messages(wire.Job)
+    (asked,) = world.messages(wire.SpeakJob)
     world.audio(job, 0)
     late = world.request(requests.Wait(id="", v=1, job=job), connection=2)
     world.audio(job, 1)
@@ -88,7 +88,7 @@ def test_without_a_folder_for_results_they_are_sent(make_world: Make) -> None:
     world.machine._dispatcher._results_folder = ""
     world.ready()
     id = world.request(priority="batch")
-    assert world.messages(wire.Job)[0].result is None
+    assert world.messages(wire.SpeakJob)[0].result is None
     world.finish(world.job(id), b"RIFF")
     assert world.bodies(id) == [b"RIFF"]
 

@@ -81,7 +81,7 @@ def test_limits_of_one_client_are_found_by_any_of_its_names(make_world: Make) ->
     world.request()
     world.request(client=inputs.Client("uid:7", "gate"), on_behalf_of="carol")
     for name, key in (("alice", "uid:1001"), ("1001", "uid:1001"), ("gate/carol", "uid:7/carol")):
-        (shown,) = world.last(world.operate(control.Limits, client=name)).values["clients"]
+        (shown,) = world.last(world.operate(control.GetLimits, client=name)).values["clients"]
         assert (shown["client"], shown["jobs"]) == (key, 1)
-    assert len(world.last(world.operate(control.Limits)).values["clients"]) == 2
+    assert len(world.last(world.operate(control.GetLimits)).values["clients"]) == 2
     assert world.last(world.request(requests.Ping(id="", v=1))).version == "1"

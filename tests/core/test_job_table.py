@@ -10,10 +10,10 @@ import pytest
 from glmtts.daemon.core.inputs import ReplyTo
 from glmtts.daemon.core.jobs import job_table as module
 from glmtts.daemon.core.jobs.job import Ending, Job, Subscriber
-from glmtts.daemon.core.jobs.job_table import KEY_HOLDS_S, JobTable, content_digest
+from glmtts.daemon.core.jobs.job_table import JobTable, content_digest
 from glmtts.protocol import events
 from glmtts.protocol.errors import ErrorCode
-from glmtts.protocol.requests import Synthesize
+from glmtts.protocol.requests import KEY_HOLDS_S, Synthesize
 
 Make = Callable[..., Job]
 

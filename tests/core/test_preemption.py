@@ -460,7 +460,7 @@ def test_batch_jobs_leave_a_worker_to_others_unless_it_is_the_only_one(
     stage = make_stage(workers, learn=())
     for number in range(6):
         chapter(stage, CHAPTER + str(number), durable=False)
-    assert len(stage.world.messages(wire.Job)) == batch
+    assert len(stage.world.messages(wire.SpeakJob)) == batch
     short = stage.world.request(text=SENTENCE, client=BOB)
     assert (stage.world.names(short)[-1] == "started") == (workers > 1)
     stage.run(200.0)

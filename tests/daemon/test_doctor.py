@@ -163,8 +163,8 @@ def test_an_interpreter_that_fails_or_hangs_is_wrong(tmp_path: Path, monkeypatch
 
 
 def test_espeak_is_missed_only_where_it_is_the_engine(bare_python: str) -> None:
-    assert engine.espeak(settings(engine={"python": bare_python}))[0].state == "wrong"
-    assert engine.espeak(settings(engine={"python": bare_python, "name": "fault"}))[0].state == "ok"
+    assert engine.packages(settings(engine={"python": bare_python}))[0].state == "wrong"
+    assert engine.packages(settings(engine={"python": bare_python, "name": "fault"})) == []
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from glmtts.daemon.core.inputs import JournalRow
-from glmtts.daemon.storage.store import KEY_HOLDS_S, Store
+from glmtts.daemon.storage.store import Store
+from glmtts.protocol.requests import KEY_HOLDS_S
 
 from .journal_rig import done, end, row
 

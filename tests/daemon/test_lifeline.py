@@ -61,16 +61,23 @@ def test_a_killed_daemon_leaves_no_child_of_a_worker_s_group_in_any_of_many_trie
         assert left == []
 
 
-def test_a_worker_whose_daemon_is_gone_already_does_not_stay() -> None:
-    read_end, write_end = os.pipe()
-    os.close(write_end)
-    code = "import sys; from glmtts.daemon.worker import lifeline; lifeline.tie(int(sys.argv[1]), int(sys.argv[2]))"
-    command = [sys.executable, "-c", code, str(read_end), str(os.getpid())]
-    result = subprocess.run(
-        command, pass_fds=[read_end], capture_output=True, text=True, timeout=30, start_new_session=True, check=False
-    )
-    os.close(read_end)
-    assert result.returncode == -signal.SIGKILL or "DaemonGoneError" in result.stderr
+def test_without_a_pipe_a_worker_dies_with_its_parent() -> None:
+    parent = f"""
+import os, subprocess, sys
+code = {WORKER!r}.replace("int(sys.argv[1])", "None")
+subprocess.run([sys.executable, "-c", code, "", str(os.getpid())], start_new_session=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as daemon:
+        assert daemon.stdout is not None
+        child = int(daemon.stdout.readline())
+        worker = guardian.stat(child)
+        daemon.kill()
+    assert worker is not None
+    deadline = time.monotonic() + 1.0
+    while alive(worker.parent) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    assert not alive(worker.parent)
 
 
 def test_without_a_pipe_the_parent_must_be_the_daemon() -> None:

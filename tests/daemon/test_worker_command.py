@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from glmtts.daemon.processes.command import command
-from glmtts.daemon.worker import exit_codes
+from glmtts.protocol import exit_codes
 
 #: Interpreters too old for a worker, where a machine has some beside its own.
 OLD = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from glmtts.daemon.engines.base import EngineError
-from glmtts.daemon.engines.cuda_errors import judge
+from glmtts.daemon.engines.cuda_errors import fatal_kind
 
 #: What torch adds to every CUDA error.
 _HINT = (
@@ -47,7 +47,7 @@ class CUDARuntimeError(Exception):
     ids=str,
 )
 def test_a_broken_context_is_recognised_in_the_words_of_every_library(error: Exception) -> None:
-    assert judge(error) == "cuda_context"
+    assert fatal_kind(error) == "cuda_context"
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_broken_context_is_recognised_in_the_words_of_every_library(error: Exc
     ids=str,
 )
 def test_running_out_of_memory_is_recognised_on_host_and_gpu(error: Exception) -> None:
-    assert judge(error) == "out_of_memory"
+    assert fatal_kind(error) == "out_of_memory"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_running_out_of_memory_is_recognised_on_host_and_gpu(error: Exception) -
     ids=str,
 )
 def test_other_failures_cost_no_worker_its_life(error: Exception) -> None:
-    assert judge(error) == ""
+    assert fatal_kind(error) == ""
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_other_failures_cost_no_worker_its_life(error: Exception) -> None:
     ids=str,
 )
 def test_a_gpu_that_is_gone_is_no_fault_of_the_job(error: Exception) -> None:
-    assert judge(error) == "gpu_lost"
+    assert fatal_kind(error) == "gpu_lost"
 
 
 def test_a_cause_behind_the_error_is_found() -> None:
@@ -104,7 +104,7 @@ def test_a_cause_behind_the_error_is_found() -> None:
         except OutOfMemoryError as cause:
             raise RuntimeError("segment 3 failed") from cause
     except RuntimeError as error:
-        assert judge(error) == "out_of_memory"
+        assert fatal_kind(error) == "out_of_memory"
 
 
 def test_memory_that_was_made_do_without_is_no_reason_to_go_but_a_broken_context_stays_broken() -> None:
@@ -115,10 +115,10 @@ def test_memory_that_was_made_do_without_is_no_reason_to_go_but_a_broken_context
             except RuntimeError:
                 raise ValueError("the shorter text was empty")  # noqa: B904 - as an engine that does not think of it
         except ValueError as error:
-            assert judge(error) == verdict
+            assert fatal_kind(error) == verdict
 
 
 def test_a_chain_of_causes_without_an_end_is_left() -> None:
     one, two = RuntimeError("one"), RuntimeError("two")
     one.__cause__, two.__cause__ = two, one
-    assert judge(one) == ""
+    assert fatal_kind(one) == ""

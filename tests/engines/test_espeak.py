@@ -108,7 +108,7 @@ def test_a_cancelled_text_ends_at_once_and_leaves_no_thread(engine: Engine) -> N
     assert threading.active_count() == 1
 
 
-def test_a_job_put_aside_for_others_sounds_as_if_it_had_been_alone(engine: Engine) -> None:
+def test_a_job_suspended_for_others_sounds_as_if_it_had_been_alone(engine: Engine) -> None:
     """The library's state is static: without an instance for each job, the others would be heard in this one."""
     text = (CHINESE + ENGLISH) * 3
     whole, other = digest(speak(engine, text)), digest(speak(engine, ENGLISH, "de", pitch=90))
@@ -120,7 +120,7 @@ def test_a_job_put_aside_for_others_sounds_as_if_it_had_been_alone(engine: Engin
     assert digest(np.concatenate(heard)) == whole
 
 
-def test_jobs_put_aside_upon_jobs_put_aside_are_all_spoken_to_their_ends(engine: Engine) -> None:
+def test_jobs_suspended_one_after_another_are_all_spoken_to_their_ends(engine: Engine) -> None:
     texts = [ENGLISH * 2, CHINESE * 3, (CHINESE + ENGLISH) * 2, ENGLISH * 3]
     alone = [digest(speak(engine, text)) for text in texts]
     turns = [iter(engine.synthesize(utterance(text))) for text in texts]
@@ -137,39 +137,39 @@ def test_jobs_put_aside_upon_jobs_put_aside_are_all_spoken_to_their_ends(engine:
     assert [digest(np.concatenate(pieces)) for pieces in heard] == alone
 
 
-def test_a_job_put_aside_keeps_nobody_waiting_even_if_it_is_long(engine: Engine) -> None:
+def test_a_job_suspended_keeps_nobody_waiting_even_if_it_is_long(engine: Engine) -> None:
     """Its thread is blocked, because nobody takes what it has made."""
-    aside = iter(engine.synthesize(utterance(ENGLISH * 100)))
-    while not next(aside).ends_segment:
+    suspended = iter(engine.synthesize(utterance(ENGLISH * 100)))
+    while not next(suspended).ends_segment:
         pass
     begun = time.monotonic()
     speak(engine, "hello")
     assert time.monotonic() - begun < 1.0
-    aside.close()  # type: ignore[attr-defined]
+    suspended.close()  # type: ignore[attr-defined]
     engine.close()
     assert threading.active_count() == 1
 
 
-def test_jobs_put_aside_leave_no_descriptor_no_mapping_and_no_memory(engine: Engine) -> None:
+def test_jobs_suspended_leave_no_descriptor_no_mapping_and_no_memory(engine: Engine) -> None:
     def held() -> tuple[int, int, int]:
         engine.close()
         mappings = Path("/proc/self/maps").read_text().splitlines()
         rss = int(Path("/proc/self/statm").read_text().split()[1]) * 4_096
         return len(list(Path("/proc/self/fd").iterdir())), sum("espeak" in line for line in mappings), rss
 
-    def speak_with_others_aside(depth: int) -> None:
+    def speak_with_others_suspended(depth: int) -> None:
         pieces = iter(engine.synthesize(utterance("One. Two.")))
         for piece in pieces:
             if piece.ends_segment and depth:
-                speak_with_others_aside(depth - 1)
+                speak_with_others_suspended(depth - 1)
                 if depth % 2:
                     pieces.close()  # type: ignore[attr-defined]
 
     for _ in range(10):
-        speak_with_others_aside(3)
+        speak_with_others_suspended(3)
     before = held()
     for _ in range(40):
-        speak_with_others_aside(3)
+        speak_with_others_suspended(3)
     after = held()
     assert after[:2] == before[:2]
     assert after[2] - before[2] < 4 << 20

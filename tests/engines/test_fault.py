@@ -48,7 +48,7 @@ def test_a_long_tone_comes_in_pieces_without_a_seam(engine: Engine) -> None:
     assert np.max(np.abs(np.diff(whole))) < 0.3 * 2 * np.pi * 900 / 24_000
 
 
-def test_a_tone_put_aside_for_another_goes_on_where_it_was(engine: Engine) -> None:
+def test_a_tone_suspended_for_another_resumes_where_it_was(engine: Engine) -> None:
     options = FaultOptions(seconds=2.0, segments=3)
     heard = []
     for piece in engine.synthesize(Utterance("hello", "tone", None, 24_000, 0, options)):
@@ -127,7 +127,7 @@ def test_a_model_in_gpu_memory_needs_a_gpu() -> None:
 @pytest.mark.parametrize(("fault", "last"), [("beat_still", 1), ("runaway", 91)])
 def test_a_job_that_beats_without_an_end_ends_when_it_is_cancelled(engine: Engine, fault: str, last: int) -> None:
     beats: list[tuple[int, int]] = []
-    end = {"beat": lambda *beat: beats.append(beat), "cancelled": lambda: len(beats) >= 10}
+    end: dict[str, Any] = {"beat": lambda *beat: beats.append(beat), "cancelled": lambda: len(beats) >= 10}
     assert pieces(engine, fault=fault, **end) == []
     assert beats[0] == (1, 10) and beats[-1] == (last, 10) and len(beats) == 10
 

@@ -67,17 +67,10 @@ def free_mib(probe: Probe) -> int:
 
 def test_memory_that_is_released_is_used_again_and_given_back_by_a_trim(probe: Probe) -> None:
     probe("gpu = FaultGpu(); a, b = gpu.take(100 * MIB), gpu.take(50 * MIB)")
-    probe("gpu.release(a)")
-    assert probe("[gpu.allocated // MIB, gpu.reserved // MIB]") == [50, 150]
-    probe("c, d = gpu.take(30 * MIB), gpu.take(70 * MIB)")
-    assert probe("[gpu.allocated // MIB, gpu.reserved // MIB]") == [150, 150]
-    assert probe("sorted([c.address, d.address]) == [a.address, a.address + 30 * MIB]")
-    probe("gpu.release(c); gpu.trim()")
-    assert probe("[gpu.allocated // MIB, gpu.reserved // MIB]") == [120, 150], "a segment with live memory can't go"
-    probe("gpu.release(d); e = gpu.take(100 * MIB)")
-    assert probe("gpu.reserved // MIB") == 150, "neighbours that are free are one block again"
-    probe("[gpu.release(block) for block in (b, e)]; gpu.trim()")
-    assert probe("[gpu.allocated, gpu.reserved]") == [0, 0]
+    probe("gpu.release(a); c = gpu.take(30 * MIB)")
+    assert probe("[c is a, gpu.allocated // MIB, gpu.reserved // MIB]") == [True, 80, 150]
+    probe("gpu.release(b); gpu.trim()")
+    assert probe("[gpu.allocated // MIB, gpu.reserved // MIB]") == [30, 100]
 
 
 def test_the_cache_goes_before_memory_runs_out(probe: Probe) -> None:
@@ -92,10 +85,6 @@ def test_a_share_of_the_gpu_is_not_exceeded_and_the_error_says_so(probe: Probe) 
     with pytest.raises(ProbeError, match=r"CUDA out of memory: .* this worker may use \d+ MiB of it") as raised:
         probe("gpu.take(gpu.total // 50)")
     assert raised.value.kind == "OutOfMemoryError" and probe("gpu.reserved <= gpu.total // 10")
-
-
-def test_a_kernel_can_store_where_it_may(probe: Probe) -> None:
-    probe("gpu = FaultGpu(); gpu.store_to(gpu.take(2 * MIB).address)")
 
 
 # --- the faults
@@ -130,18 +119,6 @@ def test_a_healthy_job_holds_memory_while_it_runs_and_leaves_cache_of_the_larges
     for mib, reserved in ((100, 100), (40, 100), (300, 400), (250, 400), (100, 400)):
         probe(f"speak(engine, fault='use_vram', mib={mib}, seconds=0.1)")
         assert probe(FIGURES) == [0, reserved]
-
-
-def test_a_model_takes_its_memory_when_it_is_loaded(start: Start) -> None:
-    probe = start("{'vram_mib': 500}")
-    assert probe(FIGURES) == [500, 500]
-    assert probe("speak(engine, seconds=0.1)") == 2_400
-
-
-def test_a_model_that_does_not_fit_its_share_is_out_of_memory(probe: Probe) -> None:
-    with pytest.raises(ProbeError, match="out of memory") as raised:
-        probe("load('fault', {'vram_mib': FaultGpu().total // MIB // 2}, send_raw=print, vram_share=0.25)")
-    assert raised.value.kind == "OutOfMemoryError"
 
 
 def test_running_out_of_memory_is_the_driver_s_own_and_ends_the_worker(start: Start) -> None:

@@ -41,7 +41,7 @@ import subprocess
 import tempfile
 import time
 import uuid as uuids
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -394,7 +394,7 @@ class FakeGpus:
         """Bytes of one living process."""
         return self.holders().get(pid, 0)
 
-    def until(self, condition: Any, what: str, patience_s: float = 10.0) -> None:
+    def until(self, condition: Callable[[], bool], what: str, patience_s: float = 10.0) -> None:
         """Wait until it is so, for instance ``lambda: gpus.used(0) == 0``."""
         deadline = time.monotonic() + patience_s
         while not condition():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -59,11 +60,8 @@ def test_a_context_costs_and_is_given_back(fake_gpus: FakeGpus) -> None:
         assert probe("gpu._cuda.cuMemAlloc_v2(ctypes.byref(ctypes.c_uint64()), 1)") == 201
 
 
-def test_a_gpu_without_room_for_a_context_is_out_of_memory(fake_gpus: FakeGpus) -> None:
-    fake_gpus.take(0, 24_400)
-    with Probe(fake_gpus.environment()) as probe, pytest.raises(ProbeError) as raised:
-        probe("FaultGpu()")
-    assert raised.value.code == 2 and fake_gpus.holders() == {}
+def _has_begun(gpus: FakeGpus, probe: Probe) -> bool:
+    return gpus.held_by(probe.pid) > 0
 
 
 def test_a_process_killed_in_the_middle_of_anything_blocks_nobody(fake_gpus: FakeGpus) -> None:
@@ -73,28 +71,7 @@ def test_a_process_killed_in_the_middle_of_anything_blocks_nobody(fake_gpus: Fak
         for _ in range(5):
             with Probe(fake_gpus.environment()) as busy:
                 busy.send(loop)
-                fake_gpus.until(lambda busy=busy: fake_gpus.held_by(busy.pid), "it has begun")  # type: ignore[misc]
+                fake_gpus.until(partial(_has_begun, fake_gpus, busy), "it has begun")
                 os.kill(busy.pid, signal.SIGKILL)
             witness("gpu.release(gpu.take(2 * MIB)); gpu.trim()")
         assert fake_gpus.used(0) == 300 * MIB
-
-
-def test_a_forked_child_can_t_use_its_parent_s_driver(fake_gpus: FakeGpus) -> None:
-    fork = (
-        "gpu = FaultGpu(); pid = os.fork()\n"
-        "if pid == 0: os._exit(gpu._cuda.cuMemAlloc_v2(ctypes.byref(ctypes.c_uint64()), 1))\n"
-        "code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])"
-    )
-    with Probe(fake_gpus.environment()) as probe:
-        probe(fork)
-        assert probe("code") == 3
-
-
-def test_a_kernel_may_store_where_the_process_has_memory_and_nowhere_else(fake_gpus: FakeGpus) -> None:
-    with Probe(fake_gpus.environment()) as probe:
-        probe("gpu = FaultGpu(); block = gpu.take(2 * MIB)")
-        probe("gpu.store_to(block.address); gpu.store_to(block.address + 2 * MIB - 4)")
-        with pytest.raises(ProbeError, match="illegal memory access") as raised:
-            probe("gpu.store_to(block.address + 2 * MIB)")
-        assert raised.value.code == 700
-        assert fake_gpus.held_by(probe.pid) == 302 * MIB

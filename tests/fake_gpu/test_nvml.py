@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from .fake_gpu import MIB, NVML_ERRORS, FakeGpus
+from .fake_gpu import MIB, FakeGpus
 from .probe import Probe, ProbeError
 
 FIRST = "n.nvmlDeviceGetHandleByIndex(0)"
@@ -65,15 +65,6 @@ def test_a_process_s_memory_is_seen_while_it_lives_and_for_a_while_after(fake_gp
     assert 0.29 < time.monotonic() - died < 2.0 and fake_gpus.used(0) == 1_010 * MIB
 
 
-def test_a_zombie_holds_nothing(fake_gpus: FakeGpus, probe: Probe) -> None:
-    with Probe(fake_gpus.environment()) as other:
-        other("gpu = FaultGpu(); gpu.take(500 * MIB)")
-        # Not reaped: it stays a zombie.
-        other.process.kill()
-        fake_gpus.until(lambda: fake_gpus.used(0) == 0, "its memory is free")
-        assert probe(PROCESSES) == []
-
-
 @pytest.mark.parametrize(
     ("listing", "shown"), [("none", [[7, None]]), ("zero", [[7, 0]]), ("unlisted", []), ("twice", [[7, 64 * MIB]] * 2)]
 )
@@ -86,24 +77,6 @@ def test_containers_and_drivers_that_lie_about_processes(
     assert probe(f"n.nvmlDeviceGetMemoryInfo({FIRST}).used") == 64 * MIB
     fake_gpus.list_as("true")
     assert probe(PROCESSES) == [[7, 64 * MIB]]
-
-
-def test_graphics_processes_are_listed_apart(fake_gpus: FakeGpus, probe: Probe) -> None:
-    fake_gpus.take(0, 64, pid=7, graphics=True)
-    assert probe(PROCESSES) == [] and fake_gpus.used(0) == 64 * MIB
-    assert probe(f"[p.pid for p in n.nvmlDeviceGetGraphicsRunningProcesses({FIRST})]") == [7]
-    assert probe(f"n.nvmlDeviceGetMPSComputeRunningProcesses({FIRST})") == []
-
-
-@pytest.mark.parametrize("name", ["NOT_SUPPORTED", "NO_PERMISSION", "TIMEOUT", "GPU_IS_LOST", "RESET_REQUIRED",
-                                  "LIB_RM_VERSION_MISMATCH", "UNKNOWN"])  # fmt: skip
-def test_each_error_is_the_exception_that_pynvml_has_for_it(fake_gpus: FakeGpus, probe: Probe, name: str) -> None:
-    with fake_gpus.fail("nvmlDeviceGetMemoryInfo", name, gpu=0) as fault:
-        with pytest.raises(ProbeError) as raised:
-            probe(f"n.nvmlDeviceGetMemoryInfo({FIRST})")
-        assert raised.value.code == NVML_ERRORS[name] and fault.hits == 1
-        assert probe(f"n.nvmlDeviceGetName({FIRST})") == "Fake GPU"
-    assert probe(f"n.nvmlDeviceGetMemoryInfo({FIRST}).used") == 0
 
 
 def test_an_error_can_end_by_itself_and_concern_one_gpu(make_fake_gpus: Callable[..., FakeGpus]) -> None:
@@ -125,24 +98,6 @@ def test_an_error_can_end_by_itself_and_concern_one_gpu(make_fake_gpus: Callable
         probe(f"n.nvmlDeviceGetMemoryInfo({FIRST})")
         lost.clear()
         probe(f"n.nvmlDeviceGetMemoryInfo({second})")
-
-
-def test_nvml_without_a_driver_says_so_at_init(fake_gpus: FakeGpus) -> None:
-    with Probe(fake_gpus.environment()) as probe:
-        with pytest.raises(ProbeError) as raised:
-            probe("n.nvmlDeviceGetCount()")
-        assert raised.value.code == 1
-        with fake_gpus.fail("nvmlInit", "DRIVER_NOT_LOADED"), pytest.raises(ProbeError) as raised:
-            probe("n.nvmlInit()")
-        assert raised.value.code == 9
-        probe("n.nvmlInit()")
-        probe("n.nvmlShutdown()")
-        with pytest.raises(ProbeError):
-            probe("n.nvmlDeviceGetCount()")
-    with Probe(fake_gpus.environment(GLMTTS_FAKE_GPU="/nowhere/gpus")) as probe:
-        with pytest.raises(ProbeError) as raised:
-            probe("n.nvmlInit()")
-        assert raised.value.code == 9
 
 
 def test_a_call_that_hangs_lets_other_threads_run_and_can_be_freed(fake_gpus: FakeGpus, probe: Probe) -> None:
@@ -190,17 +145,3 @@ def test_mig_instances_have_handles_memory_and_processes_of_their_own(make_fake_
             with pytest.raises(ProbeError, match="Not Supported"):
                 probe(f"n.nvmlDeviceGetUtilizationRates({handle})")
         assert gpus.used(0, 1) == 1_000 * MIB and gpus.used(0) == 1_064 * MIB
-
-
-def test_errors_that_the_driver_reports_wake_who_waits_for_them(fake_gpus: FakeGpus, probe: Probe) -> None:
-    probe(f"s = n.nvmlEventSetCreate(); g = {FIRST}")
-    probe("n.nvmlDeviceRegisterEvents(g, n.nvmlEventTypeXidCriticalError, s)")
-    with pytest.raises(ProbeError, match="Timeout"):
-        probe("n.nvmlEventSetWait_v2(s, 10)")
-    probe.send("(lambda e: [e.eventType, e.eventData])(n.nvmlEventSetWait_v2(s, 10_000))")
-    fake_gpus.xid(0, 79)
-    assert probe.answer() == [8, 79]
-    with Probe(fake_gpus.environment()) as other, pytest.raises(ProbeError):
-        other("FaultGpu().break_context()")
-    assert probe("n.nvmlEventSetWait_v2(s, 10_000).eventData") == 31
-    probe("n.nvmlEventSetFree(s)")

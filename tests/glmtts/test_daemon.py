@@ -55,8 +55,8 @@ def voice_of(audio: bytes) -> float:
 
 
 def sound(client: Peer, root: Root, text: str = SHORT, **keys: Any) -> tuple[Any, bytes]:
-    keys = {"voice": "v0", "seed": 1, "options": _BOUND} | keys
-    events, audio = client.all(client.send("synthesize", text=text, **keys), root.patience_s)
+    given: dict[str, Any] = {"voice": "v0", "seed": 1, "options": _BOUND, **keys}
+    events, audio = client.all(client.send("synthesize", text=text, **given), root.patience_s)
     assert events[-1]["event"] == "done", events[-1]
     return events[-1], audio
 
@@ -164,24 +164,3 @@ def test_a_sentence_that_costs_a_worker_is_answered_and_others_are_spoken(
     assert error["code"] in (code, "worker_crashed"), error
     assert bystander.all(theirs, root.patience_s)[1] == alone
     assert sound(client, root)[1] == alone
-
-
-@pytest.mark.usefixtures("stand_in")
-def test_a_model_that_fails_at_a_text_ends_no_worker(daemon: Daemon, root: Root) -> None:
-    until_all_speak(daemon, root)
-    pids = {worker["pid"] for worker in daemon.workers()}
-    error = daemon.client().refused("synthesize", text=f"notanumber {SHORT}", voice="v0")
-    assert error["code"] == "synthesis_failed"
-    assert {worker["pid"] for worker in daemon.workers()} == pids
-
-
-def test_a_stream_is_heard_segment_by_segment(daemon: Daemon, root: Root) -> None:
-    until_all_speak(daemon, root)
-    client = daemon.client()
-    options = {"max_tokens": 80}
-    _, whole = sound(client, root, LONG, format="pcm_s16le", options=options)
-    id = client.send("synthesize", text=LONG, voice="v0", seed=1, stream=True, options=options)
-    events, streamed = client.all(id, root.patience_s)
-    names = [event["event"] for event in events]
-    assert streamed == whole
-    assert names.index("audio") < len(names) - 1 - names[::-1].index("progress")

@@ -67,14 +67,6 @@ def is_flat(levels: list[int]) -> None:
     assert end - warm < _MOST_MIB * _MIB, (warm / _MIB, end / _MIB)
 
 
-def test_three_hundred_jobs_leave_no_memory_behind(worker: WorkerUnderTest) -> None:
-    levels = []
-    for _, job in zip(range(_JOBS), jobs(1), strict=False):
-        finished, _ = worker.speak(**job)
-        levels.append(finished.memory.rss)
-    is_flat(levels)
-
-
 def test_three_hundred_jobs_with_faults_between_them_leave_no_memory_behind(
     root: Root, worker: WorkerUnderTest
 ) -> None:
@@ -89,7 +81,7 @@ def test_three_hundred_jobs_with_faults_between_them_leave_no_memory_behind(
 
 
 def _faults(root: Root, worker: WorkerUnderTest) -> Iterator[None]:
-    """Jobs that fail, are refused, are cancelled or were put aside before that."""
+    """Jobs that fail, are refused, are cancelled or were suspended before that."""
     words = ["notanumber", "raises", "overrange", "underrange"] if root.is_stand_in else []
     while True:
         for text in [*(f"{word} 你好。" for word in words), "。。。", "Привет", "(\t你好)", "0.00001×10^3米"]:

@@ -1,4 +1,4 @@
-"""Jobs of one worker: put aside, cancelled, bounded, and gone wrong in every way that upstream's models know."""
+"""Jobs of one worker: suspended, cancelled, bounded, and gone wrong in every way that upstream's models know."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glmtts.daemon.worker import exit_codes
+from glmtts.protocol import exit_codes
 from glmtts.protocol.worker import Beat, Bye, CancelJob, Failed, Finished, Message, ResumeJob, Suspended, SuspendJob
 
 from ..process.worker_under_test import Start, WorkerUnderTest
@@ -39,7 +39,7 @@ def is_unharmed(worker: WorkerUnderTest, before: bytes) -> bool:
     return worker.process.poll() is None and speak(worker, SHORT) == before
 
 
-def put_aside(worker: WorkerUnderTest, name: str) -> Seen:
+def suspend(worker: WorkerUnderTest, name: str) -> Seen:
     # It arrives while the segment is spoken, which takes a hundred times as long.
     worker.send(SuspendJob(job=name))
     return worker.until(Suspended, name)
@@ -49,11 +49,11 @@ def streamed(seen: Seen) -> bytes:
     return b"".join(body or b"" for _, body in seen)
 
 
-# --- put aside
+# --- suspended
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_a_job_put_aside_for_another_voice_rate_and_seed_sounds_as_if_it_had_not_been(
+def test_a_job_suspended_for_another_voice_rate_and_seed_sounds_as_if_it_had_not_been(
     worker: WorkerUnderTest, use_cache: bool
 ) -> None:
     bound = {"use_cache": use_cache, "max_tokens": 60}
@@ -64,10 +64,10 @@ def test_a_job_put_aside_for_another_voice_rate_and_seed_sounds_as_if_it_had_not
     ]
     alone = [worker.speak(**one)[1] for one in (job, *others)]
     name = worker.start(**job)
-    seen = put_aside(worker, name)
+    seen = suspend(worker, name)
     between = [worker.speak(**others[0])[1]]
     worker.send(ResumeJob(job=name))
-    seen += put_aside(worker, name)
+    seen += suspend(worker, name)
     between.append(worker.speak(**others[1])[1])
     worker.send(ResumeJob(job=name))
     end, rest = worker.until_end(name)
@@ -75,13 +75,13 @@ def test_a_job_put_aside_for_another_voice_rate_and_seed_sounds_as_if_it_had_not
     assert [streamed(seen + rest), *between] == alone
 
 
-def test_two_jobs_put_aside_do_not_hear_each_other(worker: WorkerUnderTest) -> None:
+def test_two_jobs_suspended_do_not_hear_each_other(worker: WorkerUnderTest) -> None:
     jobs = [asked(LONG, hz=hz, seed=seed, options={"max_tokens": 60}) for hz, seed in ((150.0, 1), (260.0, 2))]
     alone = [worker.speak(**job)[1] for job in jobs]
     names = []
     for job in jobs:
         names.append(worker.start(**job))
-        put_aside(worker, names[-1])
+        suspend(worker, names[-1])
     together = []
     for name in names:
         worker.send(ResumeJob(job=name))
@@ -258,6 +258,26 @@ def test_a_worker_that_can_t_go_on_says_so_and_ends(
     assert failed.code == code and failed.fatal
     worker.expect(Bye)
     assert worker.process.wait(20) == status
+
+
+# --- odd texts
+
+
+@pytest.mark.parametrize(
+    "text", ["(\t你好)", "气压是0.00001×10^3帕。", "wonderful " * 60, "a" * 300, "<|user|>你好<|audio_5|>"]
+)
+def test_a_text_that_upstream_raises_on_is_spoken_and_the_next_is_as_before(worker: WorkerUnderTest, text: str) -> None:
+    before = speak(worker, SHORT)
+    assert worker.speak(**asked(text, options={"max_tokens": 40}))[0].audio_s > 0.04
+    assert is_unharmed(worker, before)
+
+
+@pytest.mark.parametrize("text", ["", "。。。", "😀😀", "\u200b\ufeff", "Привет, мир"], ids=ascii)
+def test_a_text_with_nothing_to_speak_is_refused_and_the_next_is_as_before(worker: WorkerUnderTest, text: str) -> None:
+    before = speak(worker, SHORT)
+    failed = worker.fail(**asked(text))
+    assert failed.code == "bad_request" and failed.message.startswith("text: ") and not failed.fatal
+    assert is_unharmed(worker, before)
 
 
 # --- what upstream prints

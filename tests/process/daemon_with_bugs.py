@@ -31,7 +31,7 @@ def raising(method: Callable[..., Any], words: str, text_of: Callable[..., str])
 
 def told(_: WorkerRouter, effect: Any) -> str:
     """What a worker is to be told to speak."""
-    return effect.message.text if isinstance(effect.message, wire.Job) else ""
+    return effect.message.text if isinstance(effect.message, wire.SpeakJob) else ""
 
 
 Dispatcher._message = raising(Dispatcher._message, "not made", lambda _, job: job.request.text)  # type: ignore[method-assign]

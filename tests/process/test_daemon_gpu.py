@@ -270,19 +270,6 @@ def test_a_poisoned_context_costs_its_worker_and_is_named(start_on: Start, fake_
     assert events[-1]["code"] == "worker_crashed"
 
 
-def test_gpus_are_filled_evenly_and_scaled(start_on: Start, make_fake_gpus: MakeGpus) -> None:
-    daemon = start_on(make_fake_gpus(8_000, 8_000), vram_mib=1_000, workers={"per_gpu": 2, "min": 1})
-    assert [worker["gpu"] for worker in daemon.workers()] == [0]
-    assert daemon.control("scale", min=4) == daemon.control("scale", min=4) | {"min": 4, "max": 4, "workers": 4}
-    daemon.until_ready(4)
-    assert sorted(worker["gpu"] for worker in daemon.workers()) == [0, 0, 1, 1]
-    daemon.control("scale", min=1, max=2)
-    daemon.until(lambda: len(daemon.workers()) == 2, "two of them end")
-    assert sorted(worker["gpu"] for worker in daemon.workers()) == [0, 1]
-    refused = daemon.control("scale", max=9)
-    assert refused["event"] == "error" and "places" in refused["message"]
-
-
 def test_idle_workers_are_unloaded_and_loaded_again_for_a_job(start_on: Start, fake_gpus: FakeGpus) -> None:
     daemon = start_on(fake_gpus, workers={"idle_unload_s": 0.5})
     daemon.until(lambda: not daemon.workers(), "the idle worker is unloaded")

@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,7 +60,7 @@ def test_a_file_whose_news_was_lost_with_the_worker_is_delivered_and_not_spoken_
     start: Start, tmp_path: Path, audio_format: str
 ) -> None:
     path = tmp_path / f"a.{audio_format}"
-    wanted = {"output": str(path), "format": audio_format}
+    wanted: dict[str, Any] = {"output": str(path), "format": audio_format}
     first = start()
     first.ready()
     lost, _ = first.speak(options={"seconds": 1.3}, **wanted)
@@ -116,7 +117,7 @@ def test_a_result_that_can_t_be_kept_is_sent_after_all(worker: WorkerUnderTest, 
     done, body = worker.speak(result=str(path))
     assert done.result is None and hashlib.sha256(body).hexdigest() == done.sha256
     assert done.problem == f"File exists ({path.parent})"
-    assert f"can't be kept in {path}: File exists" in worker.log.read_text()
+    assert f"can't be written to {path} and is sent instead: File exists" in worker.log.read_text()
 
 
 def test_a_folder_of_results_that_somebody_has_removed_is_made_anew(worker: WorkerUnderTest, tmp_path: Path) -> None:

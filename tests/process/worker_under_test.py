@@ -17,16 +17,17 @@ from typing import Any, TypeVar
 
 import zmq
 
-from glmtts.daemon.processes import command as worker_command
+from glmtts.daemon.processes.command import command as worker_command
 from glmtts.protocol.worker import (
     AudioChunk,
     CancelJob,
     Failed,
     Finished,
     Hello,
-    Job,
     Message,
     Ready,
+    SpeakJob,
+    SupervisorMessage,
     Suspended,
     SuspendJob,
     decode_from_worker,
@@ -72,7 +73,7 @@ class WorkerUnderTest:
         with self.log.open("wb") as log:
             self.begun = time.monotonic()
             self.process = subprocess.Popen(
-                worker_command.command(python),
+                worker_command(python),
                 env={**os.environ, "GLMTTS_WORKER": json.dumps(settings)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -93,7 +94,7 @@ class WorkerUnderTest:
         self.context.term()
 
     def receive(self) -> tuple[Message, bytes | None]:
-        if not self.router.poll(self.patience_s * 1e3):
+        if not self.router.poll(round(self.patience_s * 1e3)):
             raise AssertionError(f"the worker said nothing in {self.patience_s} s; its log:\n{self.log.read_text()}")
         self.identity, header, *body = self.router.recv_multipart()
         return decode_from_worker(header), body[0] if body else None
@@ -107,14 +108,14 @@ class WorkerUnderTest:
         self.expect(Hello)
         return self.expect(Ready)
 
-    def send(self, message: Any, body: bytes | None = None) -> None:
+    def send(self, message: SupervisorMessage, body: bytes | None = None) -> None:
         self.router.send_multipart([self.identity, encode(message), *([] if body is None else [body])])
 
     def start(self, text: str = "hello", body: bytes | None = None, **job: Any) -> str:
         self.jobs += 1
         name = f"0-{self.jobs}"
         given: dict[str, Any] = {"voice": None, "format": "wav", "sample_rate": None, "stream": False, "seed": 0}
-        self.send(Job(**(given | {"job": name, "text": text, "options": {}} | job)), body)
+        self.send(SpeakJob(**(given | {"job": name, "text": text, "options": {}} | job)), body)
         return name
 
     def until_end(self, name: str) -> tuple[Finished | Failed, list[tuple[Message, bytes | None]]]:
@@ -143,7 +144,7 @@ class WorkerUnderTest:
         assert isinstance(end, Failed), end
         return end
 
-    # --- what can't be left to chance: messages that have arrived before a job begins or goes on
+    # --- messages that must arrive before a job begins or resumes
 
     def busy(self) -> str:
         """Give the worker a stream that it can't finish, because nobody reads it; ``free`` ends that."""
@@ -159,7 +160,7 @@ class WorkerUnderTest:
         assert isinstance(end, Failed) and end.code == "cancelled"
 
     def suspended(self, begin: Callable[[], str]) -> tuple[str, list[tuple[Message, bytes | None]]]:
-        """Begin a job, or go on with one, and have it put aside at its first border; all that it said until then."""
+        """Begin or resume a job, and suspend it at its first boundary; returns all its messages until then."""
         other = self.busy()
         name = begin()
         self.send(SuspendJob(job=name))

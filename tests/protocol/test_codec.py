@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import msgpack
+import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from glmtts.protocol import codec, control, events, requests
-from glmtts.protocol.codec import Limits, decode_control, decode_request
+from glmtts.protocol.codec import CodecLimits, decode_control, decode_request
 from glmtts.protocol.errors import ErrorCode, RequestError
 
-LIMITS = Limits()
+LIMITS = CodecLimits()
 VALID: dict[str, Any] = {"v": 1, "op": "synthesize", "id": "a1", "text": "Good morning."}
 EVERY_KEY: dict[str, Any] = {
     **VALID,
@@ -96,18 +97,18 @@ def test_questions_about_a_job_name_it(op: str) -> None:
 
 def test_a_header_over_its_limit_is_too_large_and_at_its_limit_is_not() -> None:
     header = msgpack.packb(VALID)
-    assert decode_request([header], Limits(header_bytes=len(header))).id == "a1"
+    assert decode_request([header], CodecLimits(header_bytes=len(header))).id == "a1"
     with pytest.raises(RequestError) as caught:
-        decode_request([header], Limits(header_bytes=len(header) - 1))
+        decode_request([header], CodecLimits(header_bytes=len(header) - 1))
     assert caught.value.code is ErrorCode.TOO_LARGE
     assert caught.value.message.startswith("header: ")
 
 
 def test_a_body_over_its_limit_is_too_large_and_the_id_is_echoed() -> None:
     header = msgpack.packb({**VALID, "prompt": {"text": "a"}})
-    assert decode_request([header, b"1234"], Limits(body_bytes=4)).id == "a1"
+    assert decode_request([header, b"1234"], CodecLimits(body_bytes=4)).id == "a1"
     with pytest.raises(RequestError) as caught:
-        decode_request([header, b"12345"], Limits(body_bytes=4))
+        decode_request([header, b"12345"], CodecLimits(body_bytes=4))
     assert (caught.value.code, caught.value.id) == (ErrorCode.TOO_LARGE, "a1")
     assert caught.value.message.startswith("body: ")
 
@@ -361,7 +362,7 @@ def test_a_million_elements_are_refused_for_their_size() -> None:
 def test_a_million_elements_are_refused_where_the_header_may_be_large() -> None:
     header = msgpack.packb(VALID | {"options": {"a": [0] * 1_000_000}})
     with pytest.raises(RequestError) as caught:
-        decode_request([header], Limits(header_bytes=2_000_000))
+        decode_request([header], CodecLimits(header_bytes=2_000_000))
     assert caught.value.code is ErrorCode.BAD_REQUEST
 
 
@@ -391,6 +392,23 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
+
+
+@settings(max_examples=300)
+@given(
+    st.dictionaries(st.sampled_from([*EVERY_KEY, "prompt", "output", "x"]), VALUES | st.text(max_size=3), max_size=4)
+)
+def test_a_request_is_read_as_its_keys_say_or_refused(changed: dict[str, Any]) -> None:
+    message = {**VALID, **changed}
+    try:
+        expected: object = msgspec.convert(message, requests.ClientRequest)
+    except (msgspec.ValidationError, TypeError):
+        expected = None
+    try:
+        found: object = decode(**changed)
+    except RequestError:
+        return
+    assert found == expected
 
 
 @given(VALUES, st.lists(st.binary(max_size=8), max_size=2))
@@ -505,6 +523,6 @@ def test_what_is_no_event_is_a_value_error(header: bytes) -> None:
 @pytest.mark.parametrize("key", ["min", "max"])
 def test_no_slip_of_the_hand_makes_a_million_workers(key: str) -> None:
     header = {"v": 1, "op": "scale", "id": "1"}
-    assert decode_control([msgpack.packb(header | {key: control.MAX_WORKERS})], Limits())
+    assert decode_control([msgpack.packb(header | {key: control.MAX_WORKERS})], CodecLimits())
     with pytest.raises(RequestError, match=f"{key}: .*256"):
-        decode_control([msgpack.packb(header | {key: 1_000_000})], Limits())
+        decode_control([msgpack.packb(header | {key: 1_000_000})], CodecLimits())

@@ -48,7 +48,7 @@ def test_formats_rates_words_and_sockets_are_documented() -> None:
     assert {*requests.PRIORITIES, *get_args(requests.JobState), *get_args(control.LogLevel)} <= WORDS
     assert {endpoints.REQUESTS, endpoints.CONTROL, endpoints.EVENTS} <= WORDS
     assert all(str(rate) in PAGE for rates in ENCODER_RATES.values() for rate in rates)
-    limits = codec.Limits()
+    limits = codec.CodecLimits()
     assert f"{limits.header_bytes >> 10} KiB" in PAGE
     assert f"{limits.body_bytes >> 20} MiB" in PAGE
     assert f"{limits.text_chars:,} characters" in PAGE
@@ -59,7 +59,7 @@ def test_the_example_in_bytes_is_what_the_page_says() -> None:
     asked, answered = (bytes.fromhex(block) for block in re.findall(r"```hex\n(.*?)```", PAGE, re.DOTALL))
     assert msgpack.unpackb(asked) == {"v": 1, "op": "synthesize", "id": "a1", "text": "Hi"}
     assert f"these {len(asked)} bytes" in PAGE
-    assert codec.decode_request([asked], codec.Limits()).id == "a1"
+    assert codec.decode_request([asked], codec.CodecLimits()).id == "a1"
     event = codec.decode_event(answered)
     assert event == events.Accepted(id="a1", job="k3f-1", position=0, queue_size=1)
 

@@ -97,7 +97,7 @@ def test_lines_are_keys_names_and_comments(tmp_path: Path) -> None:
         (f"{HASH} -rf", "is no name"),
         (f"{HASH} {'a' * 65}", "is no name"),
         (f"a{HASH} alice", "no public key"),
-        (f"{HASH} first", "this name stands in line 1"),
+        (f"{HASH} first", "line 1 has this name already"),
     ],
     # Each process has a key of its own, and tests are to be called the same in all.
     ids=lambda value: value.replace(HASH, "KEY"),
@@ -110,7 +110,7 @@ def test_a_bad_line_is_named_by_file_and_number(line: str, reason: str, tmp_path
         authorised_keys.read(path)
     bad, twice = str(caught.value).splitlines()
     assert bad.startswith(f"{path}:2: ") and reason in bad
-    assert twice.startswith(f"{path}:3: ") and "stands in line 1" in twice
+    assert twice.startswith(f"{path}:3: ") and "line 1 has this" in twice
 
 
 def test_a_file_full_of_mistakes_is_not_shown_whole(tmp_path: Path) -> None:

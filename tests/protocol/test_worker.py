@@ -1,8 +1,9 @@
-"""The wire to the workers: what a damaged worker sends never ends the supervisor."""
+"""The workers' wire: no bytes from a worker end the supervisor or fill its memory."""
 
 from __future__ import annotations
 
-from typing import Any, get_args
+import resource
+from typing import get_args
 
 import msgpack
 import pytest
@@ -50,7 +51,7 @@ FROM_WORKER: list[worker.WorkerMessage] = [
     worker.Bye(reason="asked to"),
 ]
 TO_WORKER: list[worker.SupervisorMessage] = [
-    worker.Job(
+    worker.SpeakJob(
         job="j", text="a", voice=None, format="wav", sample_rate=None, stream=False, seed=0, options={"rate": 100}
     ),
     worker.CancelJob(job="j"),
@@ -80,41 +81,56 @@ def test_a_worker_can_not_speak_as_the_supervisor(message: worker.SupervisorMess
         decode_from_worker(worker.encode(message))
 
 
-@pytest.mark.parametrize(
-    "header",
-    [
-        *[b"", b"\xc1", b"\x05", b"\x91\x01", b"\x80", b"\x91" * 5_000, b"\xdf\xff\xff\xff\xff"],
-        *[b"\x81\xa4type\x90", b"\x81\xa4type\xa5hello", b"\x81\xa4type\xa3nop"],
-        b"\x81\xa4type" + b"\x91" * 1_000 + b"\x01",
-    ],
-)
-def test_nonsense_of_a_worker_is_a_protocol_error(header: bytes) -> None:
-    with pytest.raises(WorkerProtocolError) as caught:
-        decode_from_worker(header)
-    assert 0 < len(str(caught.value)) <= 200
+READY = b"\x82\xa4type\xa5ready"
+JOB = b"\x82\xa4type\xa3job"
+#: Four thousand million elements, pairs or bytes, of which none follows; an extension; nesting without an end.
+LENGTHS = [b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"]
+HOSTILE = [*LENGTHS, b"\xc9\xff\xff\xff\xff\x01", b"\x91" * 100_000, b"\x81\xa1a" * 100_000, b"\xdd\x10\0\0\0" * 50]
+
+
+BEFORE = [b"", b"\x81\xa4type", READY + b"\xacsample_rates", READY + b"\xa6voices", READY + b"\xa7unknown"]
+
+
+@pytest.mark.parametrize("before", [*BEFORE, JOB + b"\xa7options", JOB + b"\xa7options\x81\xa1a"])
+@pytest.mark.parametrize("value", HOSTILE, ids=lambda value: value[:6].hex())
+def test_a_length_that_lies_takes_no_memory_and_is_a_protocol_error(before: bytes, value: bytes) -> None:
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for decode in (decode_from_worker, decode_to_worker):
+        with pytest.raises(WorkerProtocolError) as caught:
+            decode(before + value)
+        assert 0 < len(str(caught.value)) <= 200
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_kib < 8 * 1024
+
+
+TYPES: list[object] = [None, 1, ["hello"], {"a": 1}, b"hello", "nop"]
+
+
+@pytest.mark.parametrize("header", [b"", b"\xc1", b"\x05", b"\x80", *(msgpack.packb({"type": one}) for one in TYPES)])
+def test_anything_but_a_message_is_a_protocol_error(header: bytes) -> None:
+    for decode in (decode_from_worker, decode_to_worker):
+        with pytest.raises(WorkerProtocolError):
+            decode(header)
+
+
+def only_protocol_errors(header: bytes) -> None:
+    for decode in (decode_from_worker, decode_to_worker):
+        try:
+            decode(header)
+        except WorkerProtocolError as error:
+            assert len(str(error)) <= 200
 
 
 @settings(max_examples=300)
-@given(st.sampled_from(FROM_WORKER), st.data())
-def test_damaged_messages_of_a_worker_raise_nothing_but_protocol_errors(message: Any, data: st.DataObject) -> None:
+@given(st.sampled_from([*FROM_WORKER, *TO_WORKER]), st.data())
+def test_a_damaged_message_raises_nothing_but_protocol_errors(
+    message: worker.WorkerMessage | worker.SupervisorMessage, data: st.DataObject
+) -> None:
     header = bytearray(worker.encode(message))
     header[data.draw(st.integers(0, len(header) - 1))] = data.draw(st.integers(0, 255))
-    for damaged in (bytes(header), bytes(header[: data.draw(st.integers(0, len(header)))])):
-        try:
-            decode_from_worker(damaged)
-        except WorkerProtocolError:
-            pass
+    only_protocol_errors(bytes(header))
+    only_protocol_errors(bytes(header[: data.draw(st.integers(0, len(header)))]))
 
 
 @given(st.binary(max_size=200))
-def test_arbitrary_bytes_of_a_worker_raise_nothing_but_protocol_errors(header: bytes) -> None:
-    try:
-        decode_from_worker(header)
-    except WorkerProtocolError:
-        pass
-
-
-def test_the_type_must_be_a_word() -> None:
-    for wrong in (None, 1, ["hello"], {"a": 1}, b"hello"):
-        with pytest.raises(WorkerProtocolError):
-            decode_from_worker(msgpack.packb({"type": wrong}))
+def test_arbitrary_bytes_raise_nothing_but_protocol_errors(header: bytes) -> None:
+    only_protocol_errors(header)

@@ -60,7 +60,7 @@ class Blame:
             holds_s = self._context.settings.workers.restart.quarantine_s
             self._deaths[text] = (count + 1 if until > now else 1, now + holds_s)
 
-    def started(self, message: wire.Job) -> None:
+    def started(self, message: wire.SpeakJob) -> None:
         """No job that has killed enough workers is run again."""
         self._texts[message.job] = message.text
         if not self._deaths:

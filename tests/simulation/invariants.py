@@ -107,7 +107,7 @@ class Invariants:
         """The core has a process started."""
         self.starts.spawned(effect)
 
-    def started(self, message: wire.Job, incarnation: int) -> None:
+    def started(self, message: wire.SpeakJob, incarnation: int) -> None:
         """The core hands a job to a worker."""
         self._blame.started(message)
         self._fairness.started(message.job, incarnation)

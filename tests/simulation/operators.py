@@ -108,7 +108,7 @@ class Operators:
                 self.ask(control.Workers(id=id(), v=1))
                 self.ask(control.Gpus(id=id(), v=1))
                 self.ask(control.Queue(id=id(), v=1))
-                self.ask(control.Limits(id=id(), v=1))
+                self.ask(control.GetLimits(id=id(), v=1))
             case 5:
                 self.ask(requests.ListJobs(id=id(), v=1, limit=50))
             case 6:

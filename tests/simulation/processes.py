@@ -79,11 +79,11 @@ class Process:
         self.has: dict[str, str] = {}
         self._load = int(world.scene.load * world.random.uniform(0.97, 1.0))
         self._delivered_at = 0.0
-        self._jobs: deque[wire.Job] = deque()
+        self._jobs: deque[wire.SpeakJob] = deque()
         #: What it works on: as many as it has slots.
-        self._at_work: dict[str, wire.Job] = {}
+        self._at_work: dict[str, wire.SpeakJob] = {}
         #: What it has put aside: the job, and with which of how many segments it goes on.
-        self.aside: dict[str, tuple[wire.Job, int, int]] = {}
+        self.aside: dict[str, tuple[wire.SpeakJob, int, int]] = {}
         self._to_suspend: set[str] = set()
         self._resumed: set[str] = set()
         self._cancelled: set[str] = set()
@@ -193,7 +193,7 @@ class Process:
         self.die(71 if self.ran_out else 72)
         return False
 
-    def _work(self, job: wire.Job) -> bool:
+    def _work(self, job: wire.SpeakJob) -> bool:
         """Take what the job needs on top; returns whether there was enough."""
         scene, rng = self.world.scene, self.world.random
         need = rng.randrange(scene.work)
@@ -235,7 +235,7 @@ class Process:
         if not self.alive or not self.loaded or self.deaf:
             return
         match message:
-            case wire.Job():
+            case wire.SpeakJob():
                 self._jobs.append(message)
                 self._next()
             case wire.CancelJob():
@@ -270,7 +270,7 @@ class Process:
             self.say(wire.Bye(reason="asked to"))
             self.die(0)
 
-    def _go_on(self, job: wire.Job, number: int, segments: int) -> None:
+    def _go_on(self, job: wire.SpeakJob, number: int, segments: int) -> None:
         took = SEGMENT_S[0] + self.world.random.expovariate(1 / SEGMENT_S[1])
         self.world.later(took * pace(self.world.scene), lambda: self._segment(job, number, segments))
 
@@ -287,7 +287,7 @@ class Process:
             return
         self._go_on(job, number, segments)
 
-    def _segment(self, job: wire.Job, number: int, segments: int) -> None:
+    def _segment(self, job: wire.SpeakJob, number: int, segments: int) -> None:
         if not self.alive or self.deaf:
             return
         if job.job in self._cancelled:
@@ -308,11 +308,11 @@ class Process:
             else:
                 self._finish(job, segments)
 
-    def _puts_aside(self, job: wire.Job) -> bool:
+    def _puts_aside(self, job: wire.SpeakJob) -> bool:
         """Whether a job is put aside at this border: asked to, and now and then without that."""
         return job.job in self._to_suspend or job.text.split()[0] == "unasked"
 
-    def _go_wrong(self, job: wire.Job, number: int, segments: int) -> bool:
+    def _go_wrong(self, job: wire.SpeakJob, number: int, segments: int) -> bool:
         plan = job.text.split()[0]
         match plan:
             case "raise":
@@ -345,19 +345,19 @@ class Process:
                 return False
         return True
 
-    def _stand_still(self, job: wire.Job) -> None:
+    def _stand_still(self, job: wire.SpeakJob) -> None:
         """Say again and again that it is where it was."""
         if self.alive and not self.deaf:
             self.say(wire.Beat(job=job.job, done=1, expected=10))
             self.world.later(0.3, lambda: self._stand_still(job))
 
-    def _run_away(self, job: wire.Job, done: int) -> None:
+    def _run_away(self, job: wire.SpeakJob, done: int) -> None:
         """Make ever more, and never come to an end."""
         if self.alive and not self.deaf:
             self.say(wire.Beat(job=job.job, done=done, expected=100))
             self.world.later(0.3, lambda: self._run_away(job, done + 200))
 
-    def _finish(self, job: wire.Job, segments: int) -> None:
+    def _finish(self, job: wire.SpeakJob, segments: int) -> None:
         plan = job.text.split()[0]
         self._leak()
         if job.output is not None and plan != "nofile":
@@ -408,7 +408,7 @@ class Process:
         if plan == "last":
             self.die(-11)
 
-    def _ended(self, job: wire.Job, message: wire.WorkerMessage, body: bytes | None = None) -> None:
+    def _ended(self, job: wire.SpeakJob, message: wire.WorkerMessage, body: bytes | None = None) -> None:
         self.say(message, body)
         self._at_work.pop(job.job, None)
         self._to_suspend.discard(job.job)

@@ -30,6 +30,6 @@ def segments_of(text: str) -> int:
     return 1 + len(text) // SEGMENT_CHARS
 
 
-def audio(job: wire.Job, number: int) -> bytes:
+def audio(job: wire.SpeakJob, number: int) -> bytes:
     """Audio that says whose it is."""
     return f"{job.job}|{job.text}|{number}".encode().ljust(20_000 if number == 0 else 100, b".")

@@ -333,11 +333,11 @@ class World:
                 pass
 
     def _told(self, effect: effects.Tell) -> None:
-        if isinstance(effect.message, wire.Job):
+        if isinstance(effect.message, wire.SpeakJob):
             self.invariants.started(effect.message, effect.incarnation)
         process = self.processes.get(effect.incarnation)
         if process is not None:
-            if isinstance(effect.message, wire.Job):
+            if isinstance(effect.message, wire.SpeakJob):
                 process.has[effect.message.job] = effect.message.text
             # In their order, as one connection carries them.
             process.told_at = max(process.told_at, self.now + self.random.uniform(0, 0.005) * pace(self.scene))

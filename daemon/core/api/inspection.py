@@ -109,7 +109,7 @@ class Inspection:
             view.place(job)
         return jobs
 
-    def limits(self, event: Controlled, request: control.Limits) -> None:
+    def limits(self, event: Controlled, request: control.GetLimits) -> None:
         """The limits, and what each client that was here lately has used of them."""
         clients = self._admission.known_clients()
         if request.client is not UNSET:

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET
 
 from glmtts.protocol.codec import encode
-from glmtts.protocol.requests import Synthesize
+from glmtts.protocol.requests import KEY_HOLDS_S, Synthesize
 
 from ..inputs import ReplyTo
 from .job import Ended, Ending, Job, Subscriber
@@ -19,8 +19,6 @@ from .job import Ended, Ending, Job, Subscriber
 MAX_ENDED = 10_000
 #: Characters of text that an ended job may keep.
 _SHORT = 200
-#: How long an idempotency key holds, in seconds (docs/protocol.md).
-KEY_HOLDS_S = 24 * 3600.0
 
 
 class JobTable:

@@ -10,13 +10,14 @@ import msgspec
 
 from glmtts.protocol import events
 from glmtts.protocol.errors import ErrorCode
+from glmtts.protocol.requests import KEY_HOLDS_S
 from glmtts.protocol.worker import CancelJob
 
 from ..context import INTERNAL_ERROR, Context
 from ..effects import Effect, JournalEnd, Send, SendStored, SettleOutput, Tell
 from ..inputs import JournalEnded, ReplyTo
 from ..jobs.job import Ending, Job
-from ..jobs.job_table import KEY_HOLDS_S, JobTable
+from ..jobs.job_table import JobTable
 from ..jobs.queue import WaitingQueue
 from ..workers.pool import Pool
 from ..workers.worker import Worker

@@ -21,13 +21,13 @@ from glmtts.protocol.worker import (
     Ready,
     ResumeJob,
     SegmentDone,
+    SpeakJob,
     SupervisorMessage,
     Suspended,
     SuspendJob,
     Trimmed,
     WorkerMessage,
 )
-from glmtts.protocol.worker import Job as JobMessage
 
 from ..context import INTERNAL_ERROR, Context
 from ..effects import SettleOutput, Tell
@@ -219,8 +219,8 @@ class Dispatcher:
     def on_not_told(self, worker: Worker, message: SupervisorMessage) -> None:
         """A message was not sent to a worker, because of an internal error."""
         match message:
-            case JobMessage(job=id) | ResumeJob(job=id):
-                if isinstance(message, JobMessage):
+            case SpeakJob(job=id) | ResumeJob(job=id):
+                if isinstance(message, SpeakJob):
                     self.is_through(worker, id)
                 if (job := self._job_table.live.get(id)) is not None:
                     self._completion.fail(job, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
@@ -237,7 +237,7 @@ class Dispatcher:
         if id in worker.jobs:
             self._give_back(worker, id, None, spoke=False)
 
-    def _message(self, job: Job) -> JobMessage:
+    def _message(self, job: Job) -> SpeakJob:
         request = job.request
         voice = request.voice if request.voice is not UNSET else None
         if voice is None and request.prompt is UNSET:
@@ -246,7 +246,7 @@ class Dispatcher:
         prompt_text = stored.text if stored else None
         if request.prompt is not UNSET:
             prompt_text = request.prompt.text
-        return JobMessage(
+        return SpeakJob(
             job=job.id,
             text=request.text,
             voice=voice,

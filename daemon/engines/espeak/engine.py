@@ -1,4 +1,4 @@
-"""eSpeak NG: real speech in a few milliseconds, without a GPU or a system package; Mandarin and English by the text."""
+"""eSpeak NG: speech in a few milliseconds, without a GPU or a system package, in Mandarin or English."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ if TYPE_CHECKING:
 _AUTO = "auto"
 _MANDARIN = "cmn"
 _ENGLISH = "en-us"
-#: Instances of the library that are kept for the jobs to come: one, and one for whoever comes while a job is put aside.
+#: Idle instances of the library that are kept: one, and a second for a job that begins while another is suspended.
 _KEPT = 2
 
 
 class EspeakEngine(Engine):
-    """Sentences are its segments. The seed is without effect: the same text always sounds the same.
+    """Its segments are sentences. The seed has no effect: equal texts make equal audio.
 
-    Each job under way has an instance of the library to itself. Only when a job begins while another is put aside is
-    there a second one.
+    Owns instances of the library; each running or suspended job has one to itself.
     """
 
     name = "espeak"
@@ -62,7 +61,7 @@ class EspeakEngine(Engine):
         try:
             library.start(passages, utterance.options)
             for segment in range(len(sentences)):
-                # One piece is held back, because only the next one tells whether it was the sentence's last.
+                # Hold back one piece: only the next one shows whether it was the last of its sentence.
                 held: NDArray[np.float32] | None = None
                 while (chunk := library.chunk()) is not None:
                     utterance.beat(segment, len(sentences))
@@ -96,20 +95,20 @@ class EspeakEngine(Engine):
             return EspeakLibrary(self._path, self._data, copy=True)
         except (OSError, RuntimeError) as error:
             raise EngineError(
-                "synthesis_failed", f"eSpeak NG can't be loaded once more for a job beside one put aside: {error}"
+                "synthesis_failed", f"eSpeak NG can't be loaded for a job beside a suspended one: {error}"
             ) from error
 
     def _put_back(self, library: EspeakLibrary) -> None:
         self._idle.append(library)
         if len(self._idle) > _KEPT:
-            # The one that is no copy shares its code with the other workers.
+            # The original shares its code with the other workers; drop a copy.
             surplus = next(library for library in self._idle if library.is_copy)
             self._idle.remove(surplus)
             surplus.close()
 
 
 def _named(library: EspeakLibrary) -> dict[str, tuple[Voice, str]]:
-    """The library's voices by our name: the language tag, with the rest of its path where that is not unique."""
+    """The library's voices by name: the language tag, or the last part of the voice's path where that is taken."""
     names: dict[str, tuple[Voice, str]] = {}
     for voice in library.voices():
         tag = voice.language

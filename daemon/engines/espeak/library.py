@@ -1,7 +1,7 @@
-"""The library eSpeak NG: one instance of it speaks one text at a time, in a thread of its own.
+"""The eSpeak NG library: one instance speaks one text at a time, in a thread of its own.
 
-The library keeps its state in static variables. Two texts at a time take two instances, and the dynamic linker gives
-another instance only for another file: the copies are files in memory, which it maps as it maps any other.
+The library keeps its state in static variables, so two texts at a time need two instances, and the dynamic linker makes
+a second instance only from a second file: a copy in memory (memfd_create(2)).
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _SYNCHRONOUS = 2
 _DONT_EXIT = 0x8000
 _RATE, _PITCH = 1, 3
 _UTF8 = 1
-#: How much of the speech the library hands over at a time.
+#: The length of a chunk.
 _CHUNK_MS = 40
-#: The library is a thousand times faster than speech; this many chunks it may be ahead of who takes them.
+#: Most chunks in the queue; the library is a thousand times faster than speech.
 _CHUNKS_AHEAD = 256
-#: MFD_NOEXEC_SEAL (Linux 6.3): nobody executes the copy as a program, and hardened kernels allow no other files.
+#: MFD_NOEXEC_SEAL (Linux 6.3): the copy can't be executed as a program; hardened kernels require it.
 _NOT_A_PROGRAM = 0x8
 
 
 class _LibraryVoice(ctypes.Structure):
-    """``espeak_VOICE``; ``languages`` begins with a byte that is a priority."""
+    """``espeak_VOICE``; the first byte of ``languages`` is a priority."""
 
     _fields_ = (
         ("name", ctypes.c_char_p),
@@ -59,7 +59,7 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 class ListedVoice(NamedTuple):
-    """A voice that the library has; ``language`` is its language tag, ``identifier`` names it to the library."""
+    """A voice of the library: its language tag, and the identifier by which the library selects it."""
 
     name: str
     language: str
@@ -67,28 +67,27 @@ class ListedVoice(NamedTuple):
 
 
 class Passage(NamedTuple):
-    """What is spoken with one voice."""
+    """A text for one voice."""
 
     voice: str
     text: str
 
 
 class EspeakLibrary:
-    """An instance of the library. It is used from one thread; the one that speaks is its own.
+    """An instance of the library. Use it from one thread; it owns a second thread, which speaks.
 
-    What it remembers from one text to the next (the flutter of the voice among it) is reset neither by a seed nor by
-    its own initialisation. So each text gets the library freshly loaded: about 6 ms, spent after the text before it, by
-    the thread that spoke.
+    The library keeps state between texts (such as the voice's flutter) that neither a seed nor its own initialisation
+    resets. So it is loaded anew for each text: about 6 ms, spent by the speaking thread after the previous text.
     """
 
     def __init__(self, path: str, data: str, *, copy: bool = False) -> None:
-        """Load ``path`` itself, which a process can do once, or a copy of it. Raises OSError or RuntimeError."""
+        """Load ``path`` itself, once per process, or a copy of it. Raises OSError or RuntimeError."""
         self.is_copy = copy
         self._data = data
-        # Open while it is loaded: the linker knows the copy by this name, and a number that is free is given again.
+        # Keep it open: the linker identifies the copy by this path, and a closed number would be reused.
         self._fd = _copy_to_memory(path) if copy else -1
         self._path = f"/proc/self/fd/{self._fd}" if copy else path
-        # The library calls it from the speaking thread; it has to outlive every call.
+        # The library calls it from the speaking thread; it must outlive every call.
         self._callback = _Callback(self._take)
         self._chunks: queue.Queue[NDArray[np.float32] | Exception | None] = queue.Queue()
         self._stopping = False
@@ -103,7 +102,7 @@ class EspeakLibrary:
 
     @property
     def is_ready(self) -> bool:
-        """Whether a text could be started without waiting for the library to be loaded afresh."""
+        """Whether :meth:`start` would not wait for the library to be loaded anew."""
         return self._speaker is None or not self._speaker.is_alive()
 
     def version(self) -> str:
@@ -121,8 +120,8 @@ class EspeakLibrary:
         return voices
 
     def start(self, passages: list[Passage], options: EspeakOptions) -> None:
-        """Begin to speak; :meth:`chunk` gives what comes. Raises EngineError if the library is gone."""
-        # Only one thread may be in the library: wait until the one of the last text has made it ready again.
+        """Begin to speak; :meth:`chunk` returns the audio. Raises EngineError if the library can't be loaded again."""
+        # One thread at a time may be in the library: wait for the previous text's.
         self.join()
         if self._problem:
             raise EngineError("synthesis_failed", f"eSpeak NG can't be loaded again: {self._problem}", fatal=True)
@@ -132,22 +131,22 @@ class EspeakLibrary:
         self._speaker.start()
 
     def chunk(self) -> NDArray[np.float32] | None:
-        """Wait for the next chunk; None at the end of each passage. Raises EngineError."""
+        """Wait for the next chunk, of shape (n,); None at the end of each passage. Raises EngineError."""
         chunk = self._chunks.get()
         if isinstance(chunk, Exception):
             raise chunk
         return chunk
 
     def stop(self) -> None:
-        """Speak no further, wherever the text is; the library becomes ready for the next one by itself."""
+        """Stop speaking; the library then gets ready for the next text by itself."""
         self._stopping = True
-        # Make room, in case the thread waits for it: it looks at _stopping after each chunk.
+        # The thread may wait for room in the queue; it checks _stopping after each chunk.
         with contextlib.suppress(queue.Empty):
             while True:
                 self._chunks.get_nowait()
 
     def join(self) -> None:
-        """Wait for the end of the thread of the last text."""
+        """Wait for the speaking thread to end."""
         if self._speaker is not None:
             self._speaker.join()
             self._speaker = None
@@ -160,17 +159,17 @@ class EspeakLibrary:
         if self._library is not None:
             self._unload()
         self._forget_copy()
-        # It refers to this object, and this object to it.
+        # A reference cycle.
         del self._callback
 
     def _speak(self, passages: list[Passage], options: EspeakOptions) -> None:
-        """The speaking thread: every passage's chunks, then None; then a library that is ready for the next text."""
+        """The speaking thread: queue the chunks of each passage and None, then load the library anew."""
         try:
             for voice, passage in passages:
                 self._library.espeak_SetVoiceByName(voice.encode())
                 self._library.espeak_SetParameter(_RATE, options.rate, 0)
                 self._library.espeak_SetParameter(_PITCH, options.pitch, 0)
-                # Plain text: neither SSML nor phonemes in brackets are interpreted.
+                # Plain text, without SSML and phonemes in brackets.
                 text = passage.replace("\0", " ").encode(errors="replace")
                 size = ctypes.c_size_t(len(text) + 1)
                 if status := self._library.espeak_Synth(text, size, 0, 0, 0, _UTF8, None, None):
@@ -188,7 +187,7 @@ class EspeakLibrary:
                 self._problem = str(error)
 
     def _take(self, samples: Any, count: int, _events: Any) -> int:
-        """The library's callback, in the speaking thread. 1 tells it to stop."""
+        """The library's callback, in the speaking thread. Returns 1 to stop."""
         if self._stopping:
             return 1
         if samples and count > 0:
@@ -203,12 +202,12 @@ class EspeakLibrary:
             raise RuntimeError(f"eSpeak NG could not be started with its data in {self._data} (status {rate})")
         library.espeak_SetSynthCallback(self._callback)
         library.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(_LibraryVoice))
-        # Reads the index of voices, for which the first text would wait otherwise.
+        # Read the index of voices now, or the first text would wait for it.
         library.espeak_ListVoices(None)
         return library
 
     def _unload(self) -> None:
-        """Let the library go, with all that it remembers."""
+        """Unload the library with its state."""
         self._library.espeak_Terminate()
         _ctypes.dlclose(self._library._handle)
         self._library = None
@@ -220,14 +219,14 @@ class EspeakLibrary:
 
 
 def _copy_to_memory(path: str) -> int:
-    """The descriptor of a file in memory with the content of ``path``. Raises OSError."""
+    """The descriptor of a copy of ``path`` in memory. Raises OSError."""
     name = Path(path).name
     try:
         fd = os.memfd_create(name, os.MFD_CLOEXEC | _NOT_A_PROGRAM)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        # A kernel from before that flag.
+        # An older kernel without that flag.
         fd = os.memfd_create(name, os.MFD_CLOEXEC)
     try:
         with open(fd, "wb", closefd=False) as copy:

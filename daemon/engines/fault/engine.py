@@ -1,6 +1,6 @@
-"""An engine for tests and operators: it makes a tone, and misbehaves on request in every way that a real one might.
+"""An engine for tests and operators: makes a tone, and on request fails in every way that a real engine might.
 
-Nothing here is simulated: ``segv`` is a segmentation fault, ``hang_gil`` really holds the interpreter lock in C.
+The faults are real: ``segv`` is a segmentation fault, ``hang_gil`` holds the interpreter lock in C.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ if TYPE_CHECKING:
 
 _SECONDS_PER_CHARACTER = 0.06
 _MIN_SECONDS = 0.2
-#: The longest piece: what a stream is cut into, and how often a slow job gives a sign of life.
+#: The longest piece of audio, in seconds.
 _PIECE_S = 0.5
 _NAP_S = 0.02
 _FLOOD_LINES = 200_000
 _FLOOD_BYTES = 4 << 20
 _MIB = 1 << 20
-#: Faults of GPU memory: they need a GPU, or something that looks like one to the CUDA driver's callers.
+#: Faults that need a GPU, or a fake CUDA driver.
 _ON_GPU = frozenset({"leak_vram", "leak_outside", "cache_vram", "use_vram", "oom_vram", "illegal_access"})
-#: What a job of ``beat_still`` and ``runaway`` says that it has to do.
+#: The expected steps in the beats of ``beat_still`` and ``runaway``.
 _EXPECTED_STEPS = 10
 
-#: The lowest pitch of each voice, in Hz. Reference recordings have their own octave.
+#: The lowest pitch of each voice, in Hz; a recording's voice has an octave of its own.
 _VOICES = {"tone": 220.0, "tone-high": 440.0, "tone-low": 110.0}
 _REFERENCE_HZ = 330.0
 
 
 class FaultEngine(Engine):
-    """Speaks a tone whose pitch and phase follow from voice, reference, seed and text."""
+    """Makes a tone whose pitch and phase depend on voice, reference, seed and text."""
 
     name = "fault"
     version = "1"
@@ -79,7 +79,7 @@ class FaultEngine(Engine):
     def synthesize(self, utterance: Utterance) -> Iterator[Piece]:
         options: FaultOptions = utterance.options
         goes_wrong = options.fault != "audio"
-        # Going wrong after N segments needs one more to be on its way.
+        # A fault after N segments happens at the start of one more.
         segments = max(options.segments, options.after_segments + 1) if goes_wrong else options.segments
         seconds = options.seconds
         if seconds is None or options.fault == "sleep":
@@ -88,7 +88,7 @@ class FaultEngine(Engine):
         hz, phase = _pitch(utterance)
         total = round(seconds * rate)
         piece = round(_PIECE_S * rate)
-        # This job's own: another may be spoken while this one is put aside.
+        # The job's own, as another may run while it is suspended.
         in_use: list[Block] = []
         try:
             for segment in range(segments):
@@ -122,7 +122,7 @@ class FaultEngine(Engine):
     def _go_wrong(self, utterance: Utterance, in_use: list[Block]) -> None:
         options: FaultOptions = utterance.options
         if options.after_segments:
-            # ZeroMQ sends in a thread of its own: let the segments that were spoken leave before this process does.
+            # ZeroMQ sends in a thread of its own: let it send the earlier segments before the process dies.
             _nap(utterance, _NAP_S)
         if options.fault in _ON_GPU:
             self._go_wrong_on_gpu(options, in_use)
@@ -193,7 +193,7 @@ class FaultEngine(Engine):
 
 
 def _pitch(utterance: Utterance) -> tuple[float, float]:
-    """Frequency within the voice's octave and phase: 64 bits that differ for every other text, voice and seed."""
+    """Frequency within the voice's octave, and phase, from a hash of text, voice and seed."""
     reference = utterance.reference
     who = reference.digest + reference.text if reference else utterance.voice or ""
     what = f"{who}\0{utterance.seed}\0{utterance.text}".encode(errors="surrogatepass")
@@ -207,7 +207,7 @@ def _pitch(utterance: Utterance) -> tuple[float, float]:
 
 @lru_cache(maxsize=16)
 def _tone(hz: float, phase: float, position: int, count: int, rate: int) -> NDArray[np.float32]:
-    # In 64 bits: with 32 the pitch of the tenth minute would waver.
+    # In 64 bits, as with 32 the pitch would waver after ten minutes.
     angle = np.arange(position, position + count) * (2 * np.pi * hz / rate) + phase
     samples: NDArray[np.float32] = (0.3 * np.sin(angle)).astype(np.float32)
     samples.flags.writeable = False
@@ -215,7 +215,7 @@ def _tone(hz: float, phase: float, position: int, count: int, rate: int) -> NDAr
 
 
 def _nap(utterance: Utterance, seconds: float) -> None:
-    """Take that long, in short naps with a beat after each, as an engine that is slow but moves."""
+    """Sleep for ``seconds`` with a beat every 20 ms, as a slow engine that progresses."""
     end = time.monotonic() + seconds
     done = 0
     while seconds > 0 and (left := end - time.monotonic()) > 0 and not utterance.cancelled():
@@ -234,7 +234,7 @@ def _misbehave_at_start(how: str, seconds: float) -> None:
 
 
 def _die(how: str) -> NoReturn:
-    """End by the signal that such a crash ends by, without leaving a core file about."""
+    """Die by the signal of that crash, without a core file."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if how == "segv":
         signal.signal(signal.SIGSEGV, signal.SIG_DFL)
@@ -253,7 +253,7 @@ def _hang_in_c() -> NoReturn:
 
 
 def _work_for_ever(utterance: Utterance, step: int) -> None:
-    """Beat until someone ends it: with ``step`` 0 without ever moving, else far beyond what was expected."""
+    """Beat until the job is cancelled: without progress (``step`` 0), or far beyond the expected steps."""
     done = 1
     while not utterance.cancelled():
         utterance.beat(done, _EXPECTED_STEPS)
@@ -262,14 +262,14 @@ def _work_for_ever(utterance: Utterance, step: int) -> None:
 
 
 def _start_children() -> list[subprocess.Popen[bytes]]:
-    """Processes that outlive who forgets them: one in the worker's process group, one in a session of its own."""
+    """Processes that outlive the job: one in the worker's process group, one in a session of its own."""
     children = [subprocess.Popen(["sleep", "3600"], start_new_session=own_session) for own_session in (False, True)]
     print("children:", *(child.pid for child in children))
     return children
 
 
 def _quote(text: str, *, fatal: bool) -> NoReturn:
-    """Say the text wherever an engine can say anything: printed, in C as well, and in an exception within another."""
+    """Quote the text everywhere an engine can: printed, written to stderr, and in two nested exceptions."""
     print(f"about to speak {text}")
     os.write(2, f"speaking {text}\n".encode(errors="replace"))
     try:

@@ -1,21 +1,21 @@
-"""GPU memory through the CUDA driver itself, without torch: what the fault engine takes, caches, leaks and breaks."""
+"""GPU memory through the CUDA driver, without torch, for the fault engine to take, cache, leak and break."""
 
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from ..cuda_errors import POISONING
 
 _MIB: Final = 1 << 20
-#: The driver maps memory in pages of this size: smaller requests would only hide what they take.
+#: The driver maps memory in pages of this size.
 _PAGE: Final = 2 * _MIB
 _OUT_OF_MEMORY: Final = 2
-#: How :meth:`FaultGpu.exhaust` begins; it goes on with halves until not even a page is left.
+#: The first request of :meth:`FaultGpu.exhaust`; it continues with halves until no page is left.
 _LARGEST_BITE: Final = 1 << 30
 
-#: Stores to the address that it is given. PTX of the oldest architecture that current drivers translate from.
+#: A kernel that stores to an address, in PTX for the oldest architecture that current drivers accept.
 _KERNEL: Final = b"store_to"
 _PTX: Final = b"""
 .version 6.0
@@ -32,12 +32,12 @@ _PTX: Final = b"""
     ret;
 }
 \0"""
-#: No program has memory here, not even where a GPU sees the memory of the host: the kernel of the host forbids it.
+#: Never mapped, not even on a GPU that sees the host's memory: the operating system forbids it.
 _WILD_ADDRESS: Final = 16
 
 
 class NoGpuError(Exception):
-    """There is no CUDA driver, or it sees no GPU."""
+    """There is no CUDA driver, or it finds no GPU."""
 
 
 class CudaError(RuntimeError):
@@ -49,37 +49,27 @@ class CudaError(RuntimeError):
 
     @property
     def poisons(self) -> bool:
-        """Whether every further call of this process fails too."""
+        """Whether every further call of this process fails."""
         return self.error_code in POISONING
 
 
 class OutOfMemoryError(CudaError):
-    """The GPU, or this process's share of it, has no room for what was asked. Named as torch's own."""
+    """The GPU, or this process's share of it, has too little free memory. Named as torch's own."""
 
 
 @dataclass(slots=True, eq=False)
 class Block:
-    """A part of a segment; ``live`` while somebody uses it, else it is cache."""
+    """Memory of the driver: ``size`` bytes, of which ``live`` are in use; 0: it is cache."""
 
     address: int
     size: int
-    live: bool
-
-
-@dataclass(slots=True, eq=False)
-class _Segment:
-    """What one call of cuMemAlloc gave, and how it is divided now."""
-
-    address: int
-    size: int
-    blocks: list[Block] = field(default_factory=list)
+    live: int
 
 
 class FaultGpu:
-    """The first visible GPU, with an allocator that keeps what is released, as torch's does.
+    """The first visible GPU, with an allocator that keeps released memory as cache, as torch's does.
 
-    Memory is asked of the driver in segments, which are split for smaller requests; released neighbours are joined
-    again; :meth:`trim` frees the segments of which nothing is live. Raises NoGpuError where there is no GPU.
+    Owns the blocks of memory; :meth:`trim` frees those that are not in use. Raises NoGpuError if there is no GPU.
     """
 
     def __init__(self, share: float = 0.0) -> None:
@@ -90,68 +80,54 @@ class FaultGpu:
         device = ctypes.c_int()
         context = ctypes.c_void_p()
         if self._cuda.cuInit(0) or self._cuda.cuDeviceGet(ctypes.byref(device), 0):
-            raise NoGpuError("the CUDA driver sees no GPU")
+            raise NoGpuError("the CUDA driver finds no GPU")
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
         self._call("cuCtxSetCurrent", context)
         total = ctypes.c_size_t()
         self._call("cuDeviceTotalMem_v2", ctypes.byref(total), device)
         self.total = total.value
         self._limit = int(share * self.total) if share > 0 else self.total
-        self._segments: list[_Segment] = []
+        self._blocks: list[Block] = []
 
     @property
     def allocated(self) -> int:
-        """Bytes that are live."""
-        return sum(block.size for segment in self._segments for block in segment.blocks if block.live)
+        """Bytes in use."""
+        return sum(block.live for block in self._blocks)
 
     @property
     def reserved(self) -> int:
-        """Bytes that are live or cached."""
-        return sum(segment.size for segment in self._segments)
+        """Bytes in use or cached."""
+        return sum(block.size for block in self._blocks)
 
     def take(self, size: int) -> Block:
-        """Live memory of that many bytes, out of the cache where it has room. Raises OutOfMemoryError."""
+        """Use ``size`` bytes, from the cache where a block is large enough. Raises OutOfMemoryError."""
         size = _whole_pages(size)
-        block = self._cached(size)
-        if block is None:
-            segment = self._segment(size)
-            block = Block(segment.address, size, live=True)
-            segment.blocks.append(block)
+        fitting = [block for block in self._blocks if not block.live and block.size >= size]
+        block = min(fitting, key=lambda block: block.size, default=None) or self._new_block(size)
+        block.live = size
         return block
 
     def release(self, block: Block) -> None:
-        """Back into the cache."""
-        block.live = False
-        segment = next(segment for segment in self._segments if block in segment.blocks)
-        joined: list[Block] = []
-        for one in segment.blocks:
-            if joined and not one.live and not joined[-1].live:
-                joined[-1].size += one.size
-            else:
-                joined.append(one)
-        segment.blocks = joined
+        """Return a block to the cache."""
+        block.live = 0
 
     def grow_cache(self, size: int) -> None:
-        """Cache that many bytes more, as an allocator whose pieces fit nothing that is asked for."""
-        segment = self._segment(_whole_pages(size))
-        segment.blocks.append(Block(segment.address, segment.size, live=False))
+        """Cache ``size`` bytes more, as an allocator whose cached pieces fit no request."""
+        self._new_block(_whole_pages(size))
 
     def take_outside(self, size: int) -> None:
-        """Take that many bytes for good behind the allocator's back, as a library that calls the driver by itself."""
+        """Take ``size`` bytes for good without the allocator, as a library that calls the driver itself."""
         self._allocate(_whole_pages(size))
 
     def trim(self) -> None:
-        """Give the driver back what nobody uses."""
-        kept: list[_Segment] = []
-        for segment in self._segments:
-            if any(block.live for block in segment.blocks):
-                kept.append(segment)
-            else:
-                self._call("cuMemFree_v2", ctypes.c_uint64(segment.address))
-        self._segments = kept
+        """Return the cache to the driver."""
+        for block in self._blocks:
+            if not block.live:
+                self._call("cuMemFree_v2", ctypes.c_uint64(block.address))
+        self._blocks = [block for block in self._blocks if block.live]
 
     def exhaust(self) -> None:
-        """Take everything that is left. Always ends in OutOfMemoryError."""
+        """Take all free memory. Always raises OutOfMemoryError."""
         bite = _LARGEST_BITE
         while True:
             try:
@@ -162,7 +138,7 @@ class FaultGpu:
                 bite //= 2
 
     def store_to(self, address: int) -> None:
-        """Let a kernel store to this address, and wait for it. Raises CudaError."""
+        """Run a kernel that stores to this address, and wait for it. Raises CudaError."""
         module, function = ctypes.c_void_p(), ctypes.c_void_p()
         self._call("cuModuleLoadData", ctypes.byref(module), ctypes.c_char_p(_PTX))
         self._call("cuModuleGetFunction", ctypes.byref(function), module, ctypes.c_char_p(_KERNEL))
@@ -172,36 +148,18 @@ class FaultGpu:
         self._call("cuCtxSynchronize")
 
     def break_context(self) -> None:
-        """Store where nothing is: after that no call of this process succeeds. Raises CudaError."""
+        """Store to unmapped memory, after which every call of this process fails. Raises CudaError."""
         self.store_to(_WILD_ADDRESS)
 
-    def _cached(self, size: int) -> Block | None:
-        """The smallest cached block that is large enough, split, and live now."""
-        fitting = [
-            (block.size, index, segment)
-            for segment in self._segments
-            for index, block in enumerate(segment.blocks)
-            if not block.live and block.size >= size
-        ]
-        if not fitting:
-            return None
-        _, index, segment = min(fitting, key=lambda found: found[0])
-        block = segment.blocks[index]
-        if block.size > size:
-            segment.blocks.insert(index + 1, Block(block.address + size, block.size - size, live=False))
-            block.size = size
-        block.live = True
-        return block
-
-    def _segment(self, size: int) -> _Segment:
-        """Memory from the driver; when there is none, the cache goes first."""
+    def _new_block(self, size: int) -> Block:
+        """Unused memory from the driver; if there is none, the cache is freed first."""
         try:
-            segment = _Segment(self._within_limit(size), size)
+            address = self._within_limit(size)
         except OutOfMemoryError:
             self.trim()
-            segment = _Segment(self._within_limit(size), size)
-        self._segments.append(segment)
-        return segment
+            address = self._within_limit(size)
+        self._blocks.append(Block(address, size, 0))
+        return self._blocks[-1]
 
     def _within_limit(self, size: int) -> int:
         if self.reserved + size > self._limit:

@@ -1,8 +1,8 @@
-"""GLM-TTS, from an upstream checkout and its ``ckpt/`` folder, which stay as they are.
+"""GLM-TTS, from an unmodified upstream checkout and its ``ckpt/`` folder.
 
-engine.py is the engine; checkpoint.py looks at the files before anything is loaded; upstream.py imports and loads
-upstream's code where it is; text.py stands before its normaliser; voices.py extracts what it needs of a recording and
-keeps that; decoding.py watches its token loop; pronunciation.py is the user's own dictionary.
+engine.py is the engine; checkpoint.py checks the files before anything is loaded; upstream.py imports and loads
+upstream's code; text.py wraps its text normaliser; voices.py extracts and caches a recording's features; token_watch.py
+observes its token loop; pronunciation.py is the user's dictionary; checks.py is for the doctor.
 
-Nothing is imported here: the daemon reads checkpoint.py, and it must not import torch.
+Nothing is imported here: the doctor uses checkpoint.py and must not import torch.
 """

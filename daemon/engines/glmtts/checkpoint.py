@@ -1,16 +1,18 @@
-"""A GLM-TTS checkout and its checkpoint, looked at before anything is loaded: is all there, is it whole, what is it?
+"""Checks a GLM-TTS checkout and its checkpoint before anything is loaded, in milliseconds.
 
-Upstream opens its files one by one over a minute and more, and ends at the first that is missing or cut off, in words
-of the library that met it. Here all that is wrong is said at once, within milliseconds. The lists of files follow
-upstream's commit c5dc7ae.
+Upstream opens its files one by one over a minute, and stops at the first that is missing or cut off, with the error of
+the library that read it. This module reports everything that is wrong at once. The lists of files follow upstream's
+commit c5dc7ae.
 
-The daemon's doctor reads this too: nothing but the standard library and msgspec is imported.
+The doctor uses it too, so it imports nothing but the standard library and msgspec.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -19,23 +21,28 @@ from msgspec import Struct
 
 from .checkpoint_files import (
     DamagedError,
+    check_custom_replacements,
     check_onnx,
+    check_phoneme_replacements,
     digest,
     is_missing,
     look_inside,
+    read_flow_modules,
     read_json,
     read_safetensors,
     read_torch_zip,
+    read_vocabulary_names,
+    unfinished_downloads,
 )
-from .git_commit import commit_of
-from .misplaced import ENTRY, one_level_deeper, unfinished, wrong_place
-from .small_files import check_custom_replacements, check_phoneme_replacements, read_flow_modules, read_vocabulary_names
 
 T = TypeVar("T")
 
-#: What glmtts_inference.py imports of the checkout, and the flow model that the checkpoint's configuration names.
+#: The file that identifies a checkout.
+_ENTRY = "glmtts_inference.py"
+
+#: The modules of the checkout that glmtts_inference.py imports, and the flow model of the published configuration.
 _SOURCES = (
-    ENTRY,
+    _ENTRY,
     "cosyvoice/cli/frontend.py",
     "cosyvoice/hifigan_cosy2/f0_predictor.py",
     "cosyvoice/hifigan_cosy2/generator.py",
@@ -60,22 +67,23 @@ _SOURCES = (
     "utils/yaml_util.py",
 )
 
-#: The one model that is in the git repository, and not in the checkpoint.
+#: The one model that is part of the git repository.
 _SPEAKER = "frontend/campplus.onnx"
 
 _DEFAULT_RATE, _VOCOS_RATE = 24_000, 32_000
 
-#: How many names one line lists, and how long the words of an error may be: a worker's last line is cut at 4,096 bytes.
+#: Most names in one line, and most characters in an error: the last line of a worker is cut at 4,096 bytes.
 _MOST_NAMES, _MOST_WORDS = 12, 3_000
 
 #: A layer of the language model, in a tensor's name.
 _LAYER = re.compile(r"model\.layers\.\d+\.")
 
+_COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
-#: The names of the phonemes that the model knows, as the values of an object.
+#: A JSON object whose values are the names of the model's phonemes.
 PHONEMES = "configs/G2P_all_phonemes.json"
 
-#: What it and the engine open besides. Without custom_replace.jsonl upstream goes on in silence, and says some words
+#: Configuration that upstream and the engine read. Without custom_replace.jsonl upstream silently pronounces some words
 #: differently.
 _CONFIGS: dict[str, Callable[[Path], object]] = {
     "configs/G2P_able_1word.json": look_inside,
@@ -87,7 +95,7 @@ _CONFIGS: dict[str, Callable[[Path], object]] = {
 
 
 class CheckpointError(Exception):
-    """The checkpoint can't be loaded. ``problems`` has a line for each thing that is wrong, the words are one line."""
+    """The checkpoint can't be loaded. ``problems``: a line each; the message has all of them in one line."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__(_in_one_line(problems))
@@ -95,11 +103,11 @@ class CheckpointError(Exception):
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True):
-    """What is in a checkout and its checkpoint.
+    """A complete checkout with its checkpoint.
 
-    ``version``: the checkout's commit, and a fingerprint of all that decides how it sounds: the same version, the same
-    audio. ``sample_rates`` in Hz, the default first. ``parameters`` of each part that is loaded onto the GPU.
-    ``remarks`` has what is not wrong but should be known.
+    ``version``: the commit and a fingerprint of all files that affect the audio: equal versions make equal audio.
+    ``sample_rates``: in Hz, the default first. ``parameters``: the number of weights in each part of the model.
+    ``remarks``: notes on optional parts that are missing.
     """
 
     root: Path
@@ -109,38 +117,37 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     remarks: tuple[str, ...] = ()
 
     def weights_bytes(self, dtype: Literal["fp32", "bf16"]) -> int:
-        """GPU memory that the weights take, with the language model in ``dtype``; all else is in fp32.
+        """Bytes of GPU memory for the weights, with the language model in ``dtype`` and the rest in fp32.
 
-        Computed, not measured. The CUDA context, the libraries and the work itself come on top.
+        Computed, not measured; without the CUDA context, libraries and activations.
         """
         of_llm = 2 if dtype == "bf16" else 4
         return sum(count * (of_llm if part == "llm" else 4) for part, count in self.parameters.items())
 
 
 def look(root: Path | str) -> Checkpoint:
-    """Look at the checkout at ``root``. Raises CheckpointError with everything that is wrong."""
-    if problem := wrong_place(str(root)):
+    """Check the checkout at ``root``. Raises CheckpointError with everything that is wrong."""
+    if problem := _wrong_place(str(root)):
         raise CheckpointError([problem])
     return _Look(Path(root)).result()
 
 
 class _Look:
-    """One look at a checkout: what is missing, what is damaged, what is there."""
+    """One pass over a checkout; collects what is missing, damaged and present."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._ckpt = root / "ckpt"
-        #: Dictionaries for their order: what is looked at twice is told once.
+        #: Dictionaries as ordered sets: a file that is read twice is reported once.
         self._damaged: dict[str, None] = {}
         self._missing: dict[str, None] = {}
-        #: Relative paths of what decides how it sounds.
+        #: Relative paths of the files that affect the audio.
         self._seen: set[str] = set()
         self._looked_at: set[str] = set()
         self._parameters: dict[str, int] = {}
         self._remarks: list[str] = []
 
     def result(self) -> Checkpoint:
-        """Everything, or CheckpointError."""
         for source in _SOURCES:
             self._examine(source, look_inside)
         for config, read in _CONFIGS.items():
@@ -182,8 +189,8 @@ class _Look:
         if lacking:
             # Transformers would fill them with random numbers and only warn.
             words = (
-                f"{self._ckpt / 'llm'}: config.json speaks of {layers} layers, but the weights have no "
-                f"{_listed(lacking)}; the two are not of one model: download both again"
+                f"{self._ckpt / 'llm'}: config.json lists {layers} layers, but the weights have no "
+                f"{_listed(lacking)}; they belong to different models: download both again"
             )
             self._damaged[words] = None
         self._parameters["llm"] = sum(tensors.values())
@@ -202,8 +209,8 @@ class _Look:
             self._torch_zip("vocos2d", file)
         else:
             self._remarks.append(
-                f"{self._root / file} is not there, so that the engine makes {_DEFAULT_RATE} Hz alone, and not also "
-                f"{_VOCOS_RATE}; other rates are resampled from it"
+                f"{self._root / file} is missing: the engine synthesizes at {_DEFAULT_RATE} Hz only, not at "
+                f"{_VOCOS_RATE} Hz; other rates are resampled"
             )
 
     def _speech_tokenizer(self) -> None:
@@ -211,7 +218,7 @@ class _Look:
         config = self._examine(f"{folder}/config.json", read_json) or {}
         self._examine(f"{folder}/preprocessor_config.json", read_json)
         last = config.get("quantize_position")
-        # What upstream loads (utils/yaml_util.py): the encoder up to the layer after which it quantises.
+        # Upstream loads the encoder up to the layer that it quantises after (utils/yaml_util.py).
         self._parameters["speech_tokenizer"] = sum(
             count
             for name, count in self._safetensors(folder, indexed=False).items()
@@ -231,7 +238,7 @@ class _Look:
         for path in sorted((self._root / folder).glob("*.py")):
             for needed in self._examine(f"{folder}/{path.name}", read_vocabulary_names) or ():
                 self._examine(f"{folder}/{needed}", look_inside)
-        # Whatever else the code may read there belongs to the version.
+        # The tokenizer's code may read any other file there, so all of them belong to the version.
         for path in (self._root / folder).glob("[!.]*.*"):
             if f"{folder}/{path.name}" not in self._looked_at:
                 self._examine(f"{folder}/{path.name}", look_inside)
@@ -239,7 +246,7 @@ class _Look:
     # --- files
 
     def _examine(self, name: str, read: Callable[[Path], T]) -> T | None:
-        """What ``read`` makes of a file; None where it is missing or damaged, which is noted."""
+        """``read(file)``; None, and a note of why, for a file that is missing or damaged."""
         path = self._root / name
         self._looked_at.add(name)
         try:
@@ -256,14 +263,14 @@ class _Look:
         return None
 
     def _torch_zip(self, part: str, name: str) -> None:
-        # As published they are in fp32, and they are loaded into models of fp32.
+        # They are published, and loaded, in fp32.
         if (size := self._examine(name, read_torch_zip)) is not None:
             self._parameters[part] = size // 4
 
     def _safetensors(self, folder: str, *, indexed: bool = True) -> dict[str, int]:
-        """The tensors of a model in one file or in several; {} where there is something wrong.
+        """Elements of each tensor of a model, from one file or several; {} when one of them can't be read.
 
-        Transformers finds several by an index; upstream's own code (``indexed=False``) takes every one that is there.
+        Transformers finds several files by an index; upstream's own code (``indexed=False``) loads all in the folder.
         """
         names = {f"{folder}/model.safetensors"}
         if is_missing(self._root / folder / "model.safetensors"):
@@ -291,31 +298,31 @@ class _Look:
             return set()
         return {f"{index.rpartition('/')[0]}/{file}" for file in files.values()}
 
-    # --- words
+    # --- messages
 
     def _not_whole(self) -> Iterable[str]:
-        """What is missing, in few lines, and why that may be."""
+        """Problems about missing files, with their likely cause."""
         git = f"git -C {self._root}"
-        restore = f"{git} ls-files -d | xargs {git} checkout -- brings them back"
+        restore = f"{git} ls-files -d | xargs {git} checkout -- restores them"
         code = [name for name in self._missing if not name.startswith("ckpt/")]
         if code:
             words = f"{self._root} is not the whole of GLM-TTS's code: {_listed(code)} missing; "
-            yield words + (f"{restore}, or clone it anew" if not is_missing(self._root / ".git") else "clone it anew")
+            yield words + (f"{restore}, or clone it again" if not is_missing(self._root / ".git") else "clone it again")
         download = f"hf download zai-org/GLM-TTS --local-dir {self._ckpt}"
         if is_missing(self._ckpt):
-            yield f"{self._ckpt} is not there, which has the weights: {download} (docs/glmtts.md)"
+            yield f"{self._ckpt}, the folder of the weights, is missing: {download} (docs/glmtts.md)"
             return
         weights = [name.removeprefix("ckpt/") for name in self._missing if name.startswith("ckpt/")]
-        if weights and (inner := one_level_deeper(self._ckpt)):
+        if weights and (inner := _one_level_deeper(self._ckpt)):
             yield f"{self._ckpt} has the checkpoint one level too deep, in {inner.name}: mv {inner}/* {self._ckpt}/"
         elif weights:
             yield f"{self._ckpt} is not complete: {_listed(weights)} missing; {download}"
-        if (weights or self._damaged) and (broken_off := unfinished(self._ckpt)):
-            yield (f"{self._ckpt} has a download that was broken off ({_listed(broken_off, 2)}): start it again")
+        if (weights or self._damaged) and (unfinished := unfinished_downloads(self._ckpt)):
+            yield f"{self._ckpt} has an unfinished download ({_listed(unfinished, 2)}): start it again"
 
     def _version(self) -> str:
         sources = self._hash(name for name in self._seen if name.endswith(".py") and not name.startswith("ckpt/"))
-        commit = commit_of(self._root)
+        commit = _commit(self._root)
         return f"{commit[:7] if commit else f'src.{sources[:7]}'}-{self._hash(self._seen)[:10]}"
 
     def _hash(self, names: Iterable[str]) -> str:
@@ -340,3 +347,57 @@ def _in_one_line(problems: list[str]) -> str:
             return f"{words}; and {len(problems) - number + 1} more, which glmttsctl doctor names"
         words += f"{'; ' if number > 1 else ': '}({number}) {problem}"
     return words
+
+
+def _wrong_place(root: str) -> str:
+    """Why ``root`` can't be a checkout, or ``""``."""
+    if not root:
+        return (
+            "[engine.glmtts] root is not set: it names the folder of the GLM-TTS checkout with its ckpt/ folder; "
+            "docs/glmtts.md describes the installation"
+        )
+    path = Path(root)
+    if not path.is_absolute():
+        return f"[engine.glmtts] root = {root!r} must be an absolute path"
+    fix = "set [engine.glmtts] root to the folder of the GLM-TTS checkout"
+    try:
+        names = os.listdir(path)  # noqa: PTH208 - the names alone, and the errors of the path itself
+    except FileNotFoundError:
+        return f"{path} does not exist: {fix}"
+    except NotADirectoryError:
+        return f"{path} is not a folder: {fix}"
+    except (OSError, ValueError) as error:
+        return (
+            f"{path} can't be read by user {os.geteuid()} ({getattr(error, 'strerror', error)}): "
+            "chmod a+rx it and the folders above it"
+        )
+    if _ENTRY in names:
+        return ""
+    if {"llm", "flow"} <= set(names) and "cosyvoice" not in names:
+        return (
+            f"{path} is the checkpoint alone: clone https://github.com/zai-org/GLM-TTS, put this folder into it as "
+            "ckpt, and set [engine.glmtts] root to the clone"
+        )
+    hint = next((found.parent for found in sorted(path.glob(f"*/{_ENTRY}"))), None)
+    return f"{path} is not a GLM-TTS checkout, it has no {_ENTRY}: " + (
+        f"is {hint} meant?" if hint else "set [engine.glmtts] root to a clone of https://github.com/zai-org/GLM-TTS"
+    )
+
+
+def _one_level_deeper(ckpt: Path) -> Path | None:
+    """The folder below ``ckpt`` that holds the checkpoint, if it was put there by mistake."""
+    return next((found.parent.parent for found in sorted(ckpt.glob("*/llm/config.json"))), None)
+
+
+def _commit(root: Path) -> str | None:
+    """The full commit checked out in ``root``; None without one, without a ``.git``, or without git on this machine."""
+    # Naming the folder keeps git from searching the parents, and from refusing one that another user owns.
+    command = ["git", "--git-dir", str(root / ".git"), "rev-parse", "--verify", "HEAD"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=10, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    commit = done.stdout.strip()
+    return commit if done.returncode == 0 and _COMMIT.fullmatch(commit) else None

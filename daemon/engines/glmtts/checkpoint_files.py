@@ -1,6 +1,6 @@
-"""Whether a file of a checkpoint is whole, by its format, and how much is in it, without reading its weights.
+"""Checks that a file of a checkout or its checkpoint is whole, and reads its contents without reading its weights.
 
-What is read is a header, a directory at the end and a few samples: a file of six gigabytes takes milliseconds.
+Of large files it reads a header, a directory at the end and a few samples: six gigabytes take milliseconds.
 """
 
 from __future__ import annotations
@@ -9,33 +9,34 @@ import hashlib
 import json
 import math
 import os
+import re
 import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-#: Larger than any header of safetensors may be (its own limit).
+#: safetensors' own limit of its header, in bytes.
 _MAX_HEADER = 100_000_000
 
-#: A smaller file is read whole for its digest; of a larger one so many samples of so many bytes.
+#: Up to this size a file is hashed whole; larger ones by this many samples of this many bytes.
 _WHOLE = 8 << 20
 _SAMPLES, _SAMPLE_BYTES = 16, 64 << 10
 
 _LFS = b"version https://git-lfs"
 _HTML = (b"<!doctype", b"<html")
-#: What torch.save wrote before it wrote zip files: a pickle of protocol 2 or later.
+#: The first byte of a file of torch.save before 1.6: a pickle of protocol 2 or later.
 _PICKLE = b"\x80"
 
-#: Of ONNX's ModelProto: the field that is the graph. Protocol buffers' wire types of fields.
-_GRAPH_FIELD = 7
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+#: The files that a tokenizer's code reads; the modules that a configuration of HyperPyYAML imports.
+_VOCABULARY = re.compile(r"vocab_files_names\s*(?::[^=]*)?=\s*\{([^}]*)\}")
+_MODULE = re.compile(r"!(?:new|name|apply):([A-Za-z_][\w.]*)\.\w+")
 
 
 class DamagedError(Exception):
-    """The file is not what it should be. Its words follow the file's name: what is wrong, and what to do."""
+    """The file is damaged. The message is written to follow the file's name: what is wrong, and what to do."""
 
 
 def is_missing(path: Path) -> bool:
-    """Whether there is nothing of that name, as opposed to what can't be read, or a link that leads nowhere."""
+    """Whether nothing has that name; False for a file that can't be read and for a dangling link."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -46,14 +47,14 @@ def is_missing(path: Path) -> bool:
 
 
 def look_inside(path: Path) -> int:
-    """The size of a file that can be read and is no stand-in for another. Raises DamagedError, FileNotFoundError."""
+    """The size in bytes of a readable file that is no placeholder. Raises DamagedError, FileNotFoundError."""
     try:
         with path.open("rb") as file:
             first = file.read(256)
             size = os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         if path.is_symlink():
-            raise DamagedError(f"is a link to {path.readlink()}, which is not there; copy the file itself") from None
+            raise DamagedError(f"is a link to {path.readlink()}, which does not exist; copy the file itself") from None
         raise
     except IsADirectoryError:
         raise DamagedError("is a folder; a file is expected") from None
@@ -69,9 +70,9 @@ def look_inside(path: Path) -> int:
             "lfs pull, or download it again"
         )
     if first.lstrip().lower().startswith(_HTML):
-        raise DamagedError("is a web page in place of the file: the download was answered by a proxy; do it again")
+        raise DamagedError("is a web page in place of the file: a proxy answered the download; repeat it")
     if (control := path.with_name(path.name + ".aria2")).exists():
-        raise DamagedError(f"is not downloaded to its end, as {control.name} beside it says; let aria2c go on")
+        raise DamagedError(f"is not fully downloaded, as {control.name} beside it shows; let aria2c resume")
     return size
 
 
@@ -88,9 +89,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> dict[str, int]:
-    """How many elements each tensor has, by name. Raises DamagedError, FileNotFoundError.
+    """The number of elements of each tensor, by name. Raises DamagedError, FileNotFoundError.
 
-    The format: 8 bytes for the length of the header, the header as JSON, then the tensors without any gap.
+    The format: 8 bytes for the length of the header, the header as JSON, then the tensors without gaps.
     """
     size = look_inside(path)
     with path.open("rb") as file:
@@ -115,11 +116,10 @@ def read_safetensors(path: Path) -> dict[str, int]:
 
 
 def read_torch_zip(path: Path) -> int:
-    """How many bytes of tensors a file of ``torch.save`` or ``torch.jit.save`` has. Raises DamagedError,
-    FileNotFoundError.
+    """Bytes of tensors in a file of ``torch.save`` or ``torch.jit.save``. Raises DamagedError, FileNotFoundError.
 
-    A zip file's directory is at its end, so that a cut one has none. What torch wrote before version 1.6 is no zip
-    file, and its size alone is known.
+    A zip file has its directory at the end, so a truncated one has none. Files of torch before 1.6 are no zip files:
+    for those it is the size of the file.
     """
     size = look_inside(path)
     with path.open("rb") as file:
@@ -142,45 +142,73 @@ def _holds_tensors(name: str) -> bool:
 
 
 def check_onnx(path: Path) -> None:
-    """Raises DamagedError, FileNotFoundError. ONNX is a protocol buffer: each of its fields says how long it is."""
-    size = look_inside(path)
+    """Check the first bytes of an ONNX model, the version of its format. Raises DamagedError, FileNotFoundError."""
+    look_inside(path)
     with path.open("rb") as file:
-        fields: set[int] = set()
-        while file.tell() < size:
-            key = _varint(file)
-            kind = key & 7
-            if kind == _VARINT:
-                _varint(file)
-            elif kind in (_FIXED64, _FIXED32):
-                file.seek(8 if kind == _FIXED64 else 4, os.SEEK_CUR)
-            elif kind == _LENGTH:
-                file.seek(_varint(file), os.SEEK_CUR)
-            else:
-                raise DamagedError("is no ONNX model; get it again")
-            if file.tell() > size:
-                words = "is cut off" if fields else "is no ONNX model"
-                raise DamagedError(f"{words}: {size} bytes of at least {file.tell()}; get it again")
-            fields.add(key >> 3)
-    if _GRAPH_FIELD not in fields:
-        raise DamagedError("is no ONNX model, or cut off: it has no graph; get it again")
+        # Protocol buffers: field 1, a small integer.
+        start = file.read(2)
+    if start[:1] != b"\x08" or not 0 < start[1] < 0x80:
+        raise DamagedError("is no ONNX model; get it again")
 
 
-def _varint(file: IO[bytes]) -> int:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = file.read(1)
-        if not byte:
-            break
-        value |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
-            return value
-    raise DamagedError("is no ONNX model, or cut off; get it again")
+def _check_lines(path: Path, keys: tuple[str, ...], *, blank: bool) -> None:
+    """Check that each line is a JSON object with ``keys``: people edit these files, and a bad line fails every text."""
+    if path.stat().st_size:  # an empty file means: no replacements
+        look_inside(path)
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if blank and not line.strip():
+            continue
+        try:
+            good = isinstance(value := json.loads(line), dict) and all(isinstance(value.get(key), str) for key in keys)
+        except (ValueError, RecursionError):
+            good = False
+        if not good:
+            wanted = " with " + " and ".join(keys) if keys else ""
+            raise DamagedError(f"has no JSON object{wanted} in line {number}: correct or remove the line")
+
+
+def check_custom_replacements(path: Path) -> None:
+    """Check configs/custom_replace.jsonl. Raises DamagedError, FileNotFoundError."""
+    _check_lines(path, ("origin", "new"), blank=False)
+
+
+def check_phoneme_replacements(path: Path) -> None:
+    """Check configs/G2P_replace_dict.jsonl. Raises DamagedError, FileNotFoundError."""
+    _check_lines(path, (), blank=True)
+
+
+def read_vocabulary_names(path: Path) -> list[str]:
+    """The files that a tokenizer's code reads, from ``vocab_files_names``. Raises as above."""
+    look_inside(path)
+    found = _VOCABULARY.search(path.read_bytes().decode("utf-8", "replace"))
+    return re.findall(r""":\s*["']([\w.-]+)["']""", found[1]) if found else []
+
+
+def read_flow_modules(path: Path) -> list[str]:
+    """The modules that the flow model's configuration imports, without HyperPyYAML. Raises as above."""
+    look_inside(path)
+    text = path.read_bytes().decode("utf-8", "replace")
+    if not re.search(r"(?m)^[\"']?flow[\"']?\s*:", text):
+        raise DamagedError("has no section flow; download it again")
+    return _MODULE.findall(text)
+
+
+def unfinished_downloads(folder: Path) -> list[str]:
+    """Leftovers of interrupted downloads by huggingface_hub, modelscope, aria2 and browsers, relative to ``folder``."""
+    patterns = (
+        ".cache/huggingface/download/*.incomplete",
+        ".cache/huggingface/download/*/*.incomplete",
+        "._____temp/*.*",
+        "._____temp/*/*",
+        *(f"{below}*.{ending}" for below in ("", "*/") for ending in ("incomplete", "aria2", "part", "crdownload")),
+    )
+    return sorted({str(path.relative_to(folder)) for pattern in patterns for path in folder.glob(pattern)})
 
 
 def digest(path: Path) -> bytes:
-    """Of a small file's bytes; of a large one's size, beginning, end and samples between them. Never of its times.
+    """SHA-256 of a small file's bytes, or of a large file's size and samples of it, first and last bytes included.
 
-    The beginning of a safetensors file and the end of a zip file are the directories of what they hold.
+    A safetensors file begins, and a zip file ends, with the directory of its tensors.
     """
     found = hashlib.sha256()
     with path.open("rb") as file:

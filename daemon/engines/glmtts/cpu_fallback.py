@@ -1,4 +1,4 @@
-"""The CPU where CUDA is asked for and there is none: upstream's code names the device in places."""
+"""Runs upstream's code, which names CUDA devices, on a machine without CUDA."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def of_missing() -> Iterator[None]:
-    """Without CUDA, tensors and modules that are sent to it go to the CPU meanwhile; with CUDA this does nothing."""
+def cpu_fallback() -> Iterator[None]:
+    """Without CUDA, moves tensors and modules to the CPU instead; with CUDA, does nothing."""
     import torch
     from torch.overrides import TorchFunctionMode
 

@@ -1,4 +1,4 @@
-"""Whether the GPU, or the CPU in its place, can take GLM-TTS: told before anything is loaded."""
+"""Chooses the device, and refuses one with too little memory before anything is loaded."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ from typing import Any
 
 from .. import torch_memory
 
-#: What the work takes beside the weights: the CUDA context, libraries, activations. Published are 8.6 to 8.8 GiB in all
-#: (upstream's users, on an RTX 3090), and the weights are 8.1 of them.
+#: Bytes beside the weights: CUDA context, libraries, activations. Upstream's users report 8.6 to 8.8 GiB in all on an
+#: RTX 3090, of which the weights are 8.1.
 WORKING_BYTES = 1 << 30
 
 
 class NoGpuError(Exception):
-    """GLM-TTS can't run on what is there; the message says why and what to do."""
+    """GLM-TTS can't run on this machine's GPU; the message has the reason and the remedy."""
 
 
 def choose(weights_bytes: int, *, needs_gpu: bool, share: float) -> str:
-    """Import torch and check its device; returns the device's name.
+    """Import torch and check its device. Returns the device's name.
 
-    ``share``: the part of the GPU's memory that may be used, 0..1; 0: all of it. Without ``needs_gpu`` no GPU is used,
-    whatever the machine has.
+    Args:
+        weights_bytes: GPU memory for the weights.
+        needs_gpu: False: run on the CPU, even if there is a GPU.
+        share: The part of the GPU's memory that may be used, 0..1; 0: all of it.
+
+    Raises:
+        NoGpuError: There is no GPU, too little memory, or no torch.
     """
     if not needs_gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -31,7 +36,7 @@ def choose(weights_bytes: int, *, needs_gpu: bool, share: float) -> str:
     except ModuleNotFoundError as error:
         raise NoGpuError(
             f"{sys.executable} has no {error.name}; [engine] python should name the interpreter of GLM-TTS's own "
-            "environment, and docs/glmtts.md says how to make one"
+            "environment; docs/glmtts.md describes how to make one"
         ) from error
     if not needs_gpu:
         return "the CPU"
@@ -44,17 +49,16 @@ def choose(weights_bytes: int, *, needs_gpu: bool, share: float) -> str:
 
 
 def _why_no_cuda(torch: Any) -> str:
-    on_cpu = 'To speak on the CPU, many times slower than people talk, set [workers] gpus = "none"'
+    on_cpu = 'To run on the CPU, many times slower than real time, set [workers] gpus = "none"'
     if torch.version.cuda is None:
         return (
-            f"torch {torch.__version__} of {sys.executable} is built without CUDA: install one that is built with it. "
-            f"{on_cpu}"
+            f"torch {torch.__version__} of {sys.executable} is built without CUDA: install a build with CUDA. {on_cpu}"
         )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     seen = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
     try:
         torch.cuda.init()
-        why = "it sees no device"
+        why = "it finds no device"
     except Exception as error:
         why = str(error).split("\n")[0].rstrip(".")
     return f"torch {torch.__version__}, built for CUDA {torch.version.cuda}, finds no GPU{seen}: {why}. {on_cpu}"
@@ -66,7 +70,7 @@ def _check_memory(torch: Any, name: str, weights_bytes: int, share: float) -> No
     if share and share * total < needed:
         raise NoGpuError(
             f"GLM-TTS needs about {_gib(needed)} of GPU memory ({_gib(weights_bytes)} of it weights), and a worker may "
-            f"take {_gib(share * total)} of {name}: raise max_vram_mib or max_vram_share in [workers.recycle], or set "
+            f"use {_gib(share * total)} of {name}: raise max_vram_mib or max_vram_share in [workers.recycle], or set "
             'dtype = "bf16" in [engine.glmtts]'
         )
     if free < needed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from .. import torch_memory
 from ..base import Engine, EngineError, MemoryFigures, Piece, Reference, Utterance
 from ..options import GlmttsOptions
 from . import checkpoint, pronunciation
-from . import device as graphics
-from .speech import Choices, NotWantedError, Speech, Steps
+from .device import choose
+from .speech import Choices, Speech, SpeechCancelledError, Steps
 from .text import Texts, check_speakable
 from .token_watch import Watch
 from .upstream import Upstream
@@ -27,21 +27,30 @@ _WARM_UP_TEXT = "你好。"
 
 
 class GlmttsEngine(Engine):
-    """Segments are of 30 to 60 characters, as upstream cuts a text; each is a run of upstream's ``generate_long``.
+    """Segments have 30 to 60 characters, as upstream cuts a text; each is a run of upstream's ``generate_long``.
 
-    Raises CheckpointError, UpstreamError and NoGpuError, and ValueError for the dictionary.
+    The constructor raises CheckpointError, UpstreamError and NoGpuError, and ValueError for the dictionary.
     """
 
     name = "glmtts"
     options = GlmttsOptions
     clones_voices = True
 
-    def __init__(self, settings: dict[str, Any], *, vram_share: float, needs_gpu: bool, cache_dir: str) -> None:
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        *,
+        vram_share: float,
+        needs_gpu: bool,
+        cache_dir: str,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._warn = warn
         begun = time.monotonic()
         found = checkpoint.look(Path(settings["root"]))
         self.version = found.version
         self.sample_rates = found.sample_rates
-        device = graphics.choose(found.weights_bytes(settings["dtype"]), needs_gpu=needs_gpu, share=vram_share)
+        device = choose(found.weights_bytes(settings["dtype"]), needs_gpu=needs_gpu, share=vram_share)
         looked = time.monotonic()
         in_half = settings["dtype"] == "bf16"
         upstream = Upstream(found.root, rates=found.sample_rates, half_llm=in_half, cache_dir=Path(cache_dir))
@@ -60,11 +69,11 @@ class GlmttsEngine(Engine):
 
     @property
     def voices(self) -> list[Voice]:
-        """None: there is no speech without a recording."""
+        """None, as every voice is that of a recording."""
         return []
 
     def warm_up_reference(self) -> Reference:
-        """A hum. No recording comes with this project, and those that come with upstream are not for every use."""
+        """A hum, as this project includes no recording, and the licence of upstream's own does not permit every use."""
         rate = 24_000
         seconds = np.arange(3 * rate, dtype=np.float64) / rate
         hum = sum((np.sin(2 * np.pi * 140 * one * seconds) / one for one in range(1, 12)), np.zeros_like(seconds))
@@ -94,14 +103,15 @@ class GlmttsEngine(Engine):
                 choices=self._choices(utterance.options),
                 texts=self._texts,
                 dictionary=self._dictionary,
+                warn=self._warn,
             )
             for number, segment in enumerate(segments):
                 yield Piece(speech.segment(segment, steps), number, len(segments), True)
-        except NotWantedError:
+        except SpeechCancelledError:
             return
         finally:
-            # Tensors of ever other sizes leave holes: 184 MiB after 160 jobs on a CPU, with this 2 after 100.
-            malloc.give_back()
+            # Tensors of changing sizes fragment the heap: 184 MiB after 160 jobs on a CPU; with this, 2 after 100.
+            malloc.trim()
 
     @classmethod
     def limit_memory(cls, share: float) -> None:
@@ -117,9 +127,9 @@ class GlmttsEngine(Engine):
         try:
             return self._normalised(reference.text, steps)
         except EngineError as error:
-            # Not the text that is to be spoken, which "text:" would point to.
+            # "text:" would point to the text of the job.
             words = error.message.removeprefix("text: ")
-            raise EngineError(error.code, f"what is said in the recording: {words}") from error
+            raise EngineError(error.code, f"the transcript of the recording: {words}") from error
 
     def _normalised(self, text: str, steps: Steps) -> str:
         with self._upstream.quiet():

@@ -1,6 +1,6 @@
-"""The compiled grammar of upstream's Chinese normaliser: built once for all workers, where it can be written.
+"""The compiled grammar of upstream's Chinese normaliser, built once for all workers, in the cache folder.
 
-Upstream has it built at every start, which takes a minute, into site-packages and without a lock.
+Upstream builds it at every start, which takes a minute, into site-packages and without a lock.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PACKAGES = ("WeTextProcessing", "pynini")
 
 
 class SharedGrammar:
-    """Grammars in ``cache_dir``, a folder for each set of options and versions of the packages that build them."""
+    """Owns the grammars in ``cache_dir``, a folder for each set of options and package versions."""
 
     def __init__(self, cache_dir: Path) -> None:
         self._cache_dir = cache_dir
@@ -32,19 +32,18 @@ class SharedGrammar:
             cache_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         except OSError as error:
             raise OSError(
-                f"{cache_dir}: the folder for what workers share can't be made: {error.strerror}; it is in [daemon] "
-                "state_dir"
+                f"{cache_dir}: the workers' cache folder can't be made: {error.strerror}; it is in [daemon] state_dir"
             ) from None
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Held by one worker at a time; the kernel lets go of it when the process ends, however it ends."""
+        """Held by one worker at a time; the kernel releases it when the process ends."""
         with (self._cache_dir / "glmtts.lock").open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def shared(self, normalizer: Callable[..., Any]) -> Callable[..., Any]:
-        """A normaliser's class, for use under :meth:`lock`, that builds only what nobody has built before."""
+        """Wrap a normaliser's class so that it builds a grammar only once. Use it under :meth:`lock`."""
 
         def make(**options: Any) -> Any:
             del options["overwrite_cache"]
@@ -53,7 +52,7 @@ class SharedGrammar:
                 try:
                     return normalizer(cache_dir=str(folder), overwrite_cache=False, **options)
                 except Exception as error:
-                    print(f"{folder}: the grammar can't be read and is built again: {error}", file=sys.stderr)
+                    print(f"{folder}: the grammar can't be read and is rebuilt: {error}", file=sys.stderr)
                     shutil.rmtree(folder)
             return self._build(normalizer, folder, options)
 
@@ -65,8 +64,8 @@ class SharedGrammar:
             shutil.rmtree(left, ignore_errors=True)
         built = Path(tempfile.mkdtemp(prefix="building-", dir=self._cache_dir))
         made = normalizer(cache_dir=str(built), overwrite_cache=True, **options)
-        # The compiler has taken gigabytes.
-        malloc.give_back()
+        # The compiler takes gigabytes.
+        malloc.trim()
         built.chmod(0o755)
         for file in built.iterdir():
             _flush(file)
@@ -75,7 +74,7 @@ class SharedGrammar:
 
 
 def _flush(file: Path) -> None:
-    """So that a power cut does not leave a folder of empty files behind its name."""
+    """Write to disk before the folder gets its name, so that a power failure can't leave empty files."""
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
 

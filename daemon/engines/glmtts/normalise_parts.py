@@ -1,8 +1,8 @@
-"""Cut a text into parts that upstream's normaliser takes one by one, and put together what it made of them.
+"""Cuts a text into parts for upstream's normaliser, and joins the results.
 
-Normalising holds the GIL from beginning to end, so a long text would stop all beats. A part is normalised with a word
-behind it that stands for the text that follows and is taken off again: so upstream doesn't take its end for the end of
-the text, and reads a part of a Chinese text as Chinese even where it has no Chinese character of its own.
+Normalising holds the GIL, so a long text would stop all beats. A part is normalised with a word after it that stands
+for the rest of the text and is then removed: so upstream does not treat the part's end as the end of the text, and
+reads a part of a Chinese text as Chinese even if the part has no Chinese character.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from ..sentences import cut
 
-#: What upstream takes for Chinese; one such character and all of a text is read by its Chinese normaliser.
+#: Upstream reads a whole text with its Chinese normaliser if it has one such character.
 HAN = re.compile("[一-鿿]")
-#: Estimated milliseconds that a part may take. Measured: 0.3-0.6 s on a core at rest.
+#: The estimated time of a part, in ms. Measured: 0.3 to 0.6 s on an idle core.
 LIMIT_MS = 300.0
 
 _DIGIT = re.compile(r"\d")
@@ -24,7 +24,7 @@ _WORD = re.compile(r"\s*\S+\s*|\s+")
 _ALNUM = re.compile(r"[^\W_]")
 _OF_WORDS = re.compile(r"[^\W_一-鿿]")
 
-#: Stand for what follows a part: words that no rule of the normalisers changes or joins with what is before them.
+#: Words that stand for the rest of the text: no rule of the normalisers changes them or joins them with a word.
 _ENGLISH = "and"
 _CHINESE = "好"
 _MARKS = "。？！；：、.?!;:，,"
@@ -32,19 +32,19 @@ _MARKS = "。？！；：、.?!;:，,"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part, and what is to be normalised in its place; ``tail`` is then taken off the end of the result."""
+    """The input of the normaliser for a part, and the ``tail`` to remove from its result."""
 
     source: str
     tail: str
 
 
 def is_chinese(text: str) -> bool:
-    """Whether upstream reads ``text`` by its Chinese normaliser."""
+    """Whether upstream reads ``text`` with its Chinese normaliser."""
     return HAN.search(text) is not None
 
 
 def cost_ms(text: str, chinese: bool) -> float:
-    """How long normalising ``text`` takes at most, in ms, by what each kind of character took on a core at rest."""
+    """The longest time for normalising ``text``, in ms, from the measured time of each kind of character."""
     digits = len(_DIGIT.findall(text))
     if chinese:
         return 0.5 * len(text) + 0.5 * digits
@@ -52,7 +52,7 @@ def cost_ms(text: str, chinese: bool) -> float:
 
 
 def parts(text: str) -> list[Part]:
-    """``text`` in parts within :data:`LIMIT_MS`, cut behind sentences; else behind clauses, words, anywhere."""
+    """The parts of ``text``, each within :data:`LIMIT_MS`, cut after sentences, else clauses, words, characters."""
     chinese = is_chinese(text)
     pieces = [text]
     splitters: tuple[Callable[[str], list[str]], ...] = (cut, _CLAUSE.findall, _WORD.findall, list)
@@ -78,14 +78,14 @@ def parts(text: str) -> list[Part]:
 
 
 def _part(text: str, following: str, inner: bool, chinese: bool) -> Part:
-    # A line break first, which upstream drops: a number with a full stop at the very beginning is a list to it.
+    # Upstream drops a leading line break; without one it reads a number with a full stop at the start as a list.
     begin = "\n" if inner else ""
     if not following:
         if chinese == is_chinese(text):
             return Part(f"{begin}{text}", "")
         return Part(f"{begin}{text}\n{_CHINESE}", f"{_CHINESE}。")
     if _OF_WORDS.match(text[-1]) and _OF_WORDS.match(following):
-        # Cut within a word or a number: what upstream puts behind it is taken off, and nothing stands for the rest.
+        # Within a word or a number nothing can stand for the rest; only upstream's own end mark is removed.
         return Part(f"{begin}{text}。{_CHINESE}", f"。{_CHINESE}。") if chinese else Part(f"{begin}{text}", ".")
     if not chinese:
         return Part(f"{begin}{text}{'' if text[-1].isspace() else ' '}{_ENGLISH}", f"{_ENGLISH}.")
@@ -95,7 +95,7 @@ def _part(text: str, following: str, inner: bool, chinese: bool) -> Part:
 
 
 def join(normalised: list[str]) -> str:
-    """The parts' results as one, as upstream would have it: of two marks that meet, the second stays."""
+    """Join the parts' results; of two marks that meet, keep the second, as upstream does."""
     whole = ""
     for text in normalised:
         if text and text[0] in _MARKS:

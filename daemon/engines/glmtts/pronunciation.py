@@ -1,8 +1,8 @@
-"""A user's own dictionary of how words are said: a file of JSON objects, and what it does to a text.
+"""The user's pronunciation dictionary: reads its file, and applies it to a text.
 
-The file is written like upstream's own ``configs/G2P_replace_dict.jsonl``: an object a line, each word with what takes
-its place, in which phoneme tokens such as ``<|X|><|IAN2|>`` may stand. Words are looked for in normalised text, which
-is lower case and has its numbers written out, before the tokenizer sees it.
+The file has the format of upstream's ``configs/G2P_replace_dict.jsonl``: one JSON object a line, words with their
+readings, which may contain phoneme tokens such as ``<|X|><|IAN2|>``. Words are replaced in normalised text, which is in
+lower case and has its numbers written out, before it reaches the tokenizer.
 """
 
 from __future__ import annotations
@@ -15,29 +15,28 @@ from pathlib import Path
 
 #: Largest dictionary, in bytes: some hundred thousand words.
 MAX_BYTES = 8 * 1024 * 1024
-#: Longest word and longest reading, in characters; both are a part of one segment.
+#: Longest word and longest reading, in characters.
 MAX_WORD = 64
 MAX_READING = 1_024
-#: So many problems are told at once.
+#: Most problems in one error.
 MAX_PROBLEMS = 20
 
 _TOKEN = re.compile(r"(<\|[^<>|]*\|>)")
 _BROKEN_TOKEN = re.compile(r"<\||\|>")
-#: What makes a word of letters: beside another of these, it would be a part of a longer word.
+#: Characters that form words: next to another one, a word is part of a longer word.
 _OF_WORDS = re.compile(r"[A-Za-zÀ-ÖØ-öø-ɏ0-9]")
 
 
 class Dictionary:
-    """Puts readings in the place of words, the longest word first.
+    """Replaces words by their readings, the longest word first.
 
-    Where a word begins or ends with a Latin letter or a digit, no such character may stand beside it: "us" is not found
-    in "bus", but is in "我们us". Case makes no difference. What stands within a token, ``<|...|>``, is left alone, and
-    what was put in is not looked at again.
+    A word that begins or ends with a Latin letter or a digit is only found where no such character is next to it: "us"
+    not in "bus", but in "我们us". Case is ignored. Tokens, ``<|...|>``, and readings are not searched.
     """
 
     def __init__(self, entries: Mapping[str, str]) -> None:
         self._readings = {_fold(word): reading for word, reading in entries.items()}
-        # A character costs as many look-ups as the words that begin with it have lengths, not as many as there are.
+        # One lookup for each length of the words that begin with a character.
         lengths: dict[str, set[int]] = {}
         for word in self._readings:
             lengths.setdefault(word[0], set()).add(len(word))
@@ -47,11 +46,11 @@ class Dictionary:
         return len(self._readings)
 
     def apply(self, text: str, otherwise: Callable[[str], str] = str) -> str:
-        """``text`` with the reading of each word that the dictionary has; ``otherwise`` is for what is between them."""
+        """``text`` with its words replaced; ``otherwise`` converts the text between them."""
         return "".join(piece if is_final else otherwise(piece) for piece, is_final in self.fragments(text))
 
     def fragments(self, text: str) -> list[tuple[str, bool]]:
-        """``text`` in pieces, and whether each is final: a reading or a token, which nothing else is to change."""
+        """``text`` in pieces, and whether each is final: a reading or a token."""
         if not self._readings:
             return [(text, False)] if text else []
         found: list[tuple[str, bool]] = []
@@ -85,11 +84,16 @@ class Dictionary:
 
 
 def load(path: Path, is_token: Callable[[str], bool], known: Collection[str] = ()) -> dict[str, str]:
-    """The words of the file, in lower case as normalised text has them, and their readings.
+    """The words of the file, in lower case, with their readings.
 
-    ``is_token`` says whether the tokenizer has ``<|X|>`` as one token; ``known`` are the names of phonemes, such as
-    ``IAN2``, of which the nearest are proposed for one that it hasn't. Raises OSError for a file that can't be read and
-    ValueError with what is wrong with it, line by line, as ``FILE:LINE: ...``.
+    Args:
+        path: The dictionary.
+        is_token: Whether the tokenizer has ``<|X|>`` as one token.
+        known: Names of phonemes, such as ``IAN2``, to suggest in place of an unknown one.
+
+    Raises:
+        OSError: The file can't be read.
+        ValueError: A line for each problem, as ``FILE:LINE: ...``.
     """
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
@@ -124,7 +128,7 @@ def load(path: Path, is_token: Callable[[str], bool], known: Collection[str] = (
 
 
 def _pairs(line: bytes) -> list[tuple[str, str]]:
-    """The words of a line with their readings, also those that a dict would lose because a word is there twice."""
+    """The words of a line with their readings, including duplicates."""
     try:
         found = json.loads(line.decode(), object_pairs_hook=_Object)
     except UnicodeDecodeError as error:
@@ -173,14 +177,14 @@ def _nearest(name: str, known: Collection[str]) -> str:
 
 
 def _is_whole(text: str, start: int, stop: int) -> bool:
-    """Whether ``text[start:stop]`` is no part of a longer word of letters."""
+    """Whether ``text[start:stop]`` is not part of a longer word."""
     begins = start == 0 or not (_OF_WORDS.match(text, start) and _OF_WORDS.match(text, start - 1))
     ends = stop >= len(text) or not (_OF_WORDS.match(text, stop - 1) and _OF_WORDS.match(text, stop))
     return begins and ends
 
 
 def _fold(text: str) -> str:
-    """``text`` in lower case, each character still in its place."""
+    """``text`` in lower case, with every character in its place."""
     lower = text.lower()
     if len(lower) == len(text):
         return lower

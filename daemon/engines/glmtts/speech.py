@@ -1,4 +1,4 @@
-"""One job as GLM-TTS speaks it: what belongs to the job alone, so that others can be spoken between its segments."""
+"""One job in GLM-TTS: its own state, so that other jobs can run between its segments."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from msgspec import Struct
 
-from ...worker.log import WARNING, say
 from ..base import EngineError, Utterance
 from .pronunciation import Dictionary
 from .text import Texts
@@ -22,16 +21,16 @@ if TYPE_CHECKING:
 
 #: Upstream's own bound of its token loop, in speech tokens for each token of the text.
 _TOKENS_PER_TEXT_TOKEN = 20
-#: About how many tokens and passes of the flow model a character takes: to say how far a job is, nothing else.
+#: Tokens and passes of the flow model for a character, about; for the progress of a job.
 _STEPS_PER_CHARACTER = 8
 
 
-class NotWantedError(Exception):
-    """The job was cancelled while it was spoken."""
+class SpeechCancelledError(Exception):
+    """The job was cancelled."""
 
 
 class Choices(Struct, frozen=True, kw_only=True):
-    """How a job is to be spoken: GlmttsOptions, with nothing left open."""
+    """The options of a job: GlmttsOptions with all defaults filled in."""
 
     use_phoneme: bool
     use_cache: bool
@@ -41,7 +40,7 @@ class Choices(Struct, frozen=True, kw_only=True):
 
 
 class Steps:
-    """Called at every step of the work: says that it moves, and ends it when it is not wanted or takes too long."""
+    """Called at every step of the work: reports progress, and ends a job that is cancelled or takes too long."""
 
     def __init__(self, utterance: Utterance, max_segment_s: float) -> None:
         self._utterance = utterance
@@ -51,29 +50,29 @@ class Steps:
         self._ends_at = time.monotonic() + max_segment_s
 
     def __call__(self) -> None:
-        """Raises NotWantedError, and EngineError when time is up."""
+        """Raises SpeechCancelledError, and EngineError when time is up."""
         self._done += 1
         self._utterance.beat(self._done, self._expected)
         if self._utterance.cancelled():
-            raise NotWantedError
+            raise SpeechCancelledError
         if time.monotonic() > self._ends_at:
             raise EngineError(
                 "synthesis_failed",
-                f"a segment was not done within {self._max_segment_s:g} s (max_segment_s in [engine.glmtts]); shorter "
-                "sentences, another seed or a lower max_tokens may help",
+                f"a segment was not done within {self._max_segment_s:g} s (max_segment_s in [engine.glmtts]); try "
+                "shorter sentences, another seed or a lower max_tokens",
             )
 
     def expect(self, characters: int) -> None:
-        """So long is what is to be spoken."""
+        """Set the length of the text."""
         self._expected = self._done + _STEPS_PER_CHARACTER * max(characters, 1)
 
     def begin_segment(self) -> None:
-        """The time of the next segment begins."""
+        """Start the time limit of the next segment."""
         self._ends_at = time.monotonic() + self._max_segment_s
 
 
 class Speech:
-    """Speaks the segments of one job, each with those before it as its prompt if ``choices.use_cache``."""
+    """Speaks the segments of one job; with ``choices.use_cache``, each with the earlier ones as its prompt."""
 
     def __init__(
         self,
@@ -85,6 +84,7 @@ class Speech:
         choices: Choices,
         texts: Texts,
         dictionary: Dictionary,
+        warn: Callable[[str], None],
     ) -> None:
         import torch
 
@@ -93,10 +93,11 @@ class Speech:
         self._choices = choices
         self._texts = texts
         self._dictionary = dictionary
+        self._warn = warn
         self._rate = utterance.sample_rate
         self._seed = utterance.seed
         device = upstream.device
-        # Copies: upstream appends to what it is given, and what was extracted is other jobs' too.
+        # Copies, because upstream modifies them, and other jobs share the voice's features.
         self._speaker = voice.speaker.to(device, copy=True)
         self._mel = voice.mels[self._rate].to(device, copy=True)
         self._prompt_tokens = torch.tensor([voice.speech_tokens], dtype=torch.int32, device=device)
@@ -108,7 +109,7 @@ class Speech:
         }
 
     def segment(self, text: str, steps: Steps) -> NDArray[np.float32]:
-        """Samples of shape (n,) of the next segment. Upstream seeds all random numbers anew for each.
+        """The samples of the next segment, of shape (n,). Upstream seeds all random numbers anew for each.
 
         Raises what ``steps`` raises, EngineError, and whatever upstream raises.
         """
@@ -145,7 +146,7 @@ class Speech:
     def _draw_tokens(
         self, *, llm: Any, prompt_text_token: Any, tts_text_token: Any, prompt_speech_token: Any, sample_method: str
     ) -> list[int]:
-        """Upstream's ``local_llm_forward``, with the bound and the number of candidates that the job asks for."""
+        """Upstream's ``local_llm_forward``, with the job's ``max_tokens`` and ``top_k``."""
         import torch
 
         def length(tokens: Any) -> Any:
@@ -165,17 +166,17 @@ class Speech:
             beam_size=1,
             sampling=self._choices.top_k,
             sample_method=sample_method,
-            # The half is for the multiplication that makes an integer of it again.
+            # The half protects the multiplication that makes it an integer again.
             max_token_text_ratio=(most + 0.5) / text_tokens,
             spk=None,
         )[0].tolist()
         if len(tokens) >= most:
-            say(WARNING, f"a segment had no end after its {most} tokens and is cut there")
+            self._warn(f"a segment was cut off after {most} tokens; the model had not ended it")
         return tokens
 
 
 class _OneSegment:
-    """Upstream's text front end for a text that is cut already, with the user's own pronunciations."""
+    """Upstream's text front end for a single segment, with the user's dictionary."""
 
     def __init__(self, segment: str, texts: Texts, dictionary: Dictionary, phonemes: Callable[[str], str]) -> None:
         self._segment = segment

@@ -1,9 +1,8 @@
-"""Split normalised text into segments where upstream's own splitting would raise, by the same measure.
+"""Splits normalised text into segments by upstream's measure, for texts on which upstream's own splitting raises.
 
-A segment ends at the first mark behind 30 characters, and has at most 60. A Chinese character or a mark counts as one,
-a syllable of an English word as 0.7 (upstream looks syllables up in a dictionary first; here they are counted by their
-vowels). Upstream raises where a stretch without a mark has over 60 in fewer than 61 words and characters; here it is
-cut at a blank where there is one.
+A segment ends at the first mark after 30 characters, and has at most 60. A Chinese character or a mark counts as one,
+a syllable of an English word as 0.7 (upstream looks syllables up in a dictionary; here vowels are counted). Upstream
+raises for a stretch without a mark that exceeds 60 in fewer than 61 words and characters; here it is cut at a blank.
 """
 
 from __future__ import annotations
@@ -14,24 +13,24 @@ LEAST = 30
 MOST = 60
 #: Marks that may end a segment.
 MARKS = "。？！；：、.?!;:，,"
-#: A longer stretch without a mark takes upstream time that grows with its square.
+#: Upstream's time grows with the square of a stretch without a mark.
 LONGEST_STRETCH = 3_000
 
 _STRETCH = re.compile(rf"[^{re.escape(MARKS)}]{{{LONGEST_STRETCH},}}")
 _UNIT = re.compile(r"(?:[⺀-鿿豈-﫿𠀀-𳑿]|[^\W\d_⺀-鿿豈-﫿𠀀-𳑿](?:[^\W\d_⺀-鿿豈-﫿𠀀-𳑿]|['-])*|\S)\s*")
 _VOWELS = re.compile(r"(?!e\b)[aeiouy]+")
 _PER_SYLLABLE = 0.7
-#: A word of more letters than that is cut.
+#: Longer words are cut.
 _LONGEST_WORD = 40
 
 
 def has_long_stretch(text: str) -> bool:
-    """Whether upstream would take long for ``text``."""
+    """Whether upstream would be slow on ``text``."""
     return _STRETCH.search(text) is not None
 
 
 def split(text: str) -> list[str]:
-    """``text`` in segments; put together, they are the text again but for blanks at its ends."""
+    """The segments of ``text``; joined, they are ``text`` without the blanks at its ends."""
     segments: list[str] = []
     units: list[str] = []
     length = 0.0
@@ -53,7 +52,7 @@ def split(text: str) -> list[str]:
 
 
 def merge_silent(segments: list[str]) -> list[str]:
-    """The segments, each with something to speak: one of marks alone goes to the one before it, else the one behind."""
+    """Join each segment of marks alone to the one before it, or at the beginning to the one after it."""
     merged: list[str] = []
     silent = ""
     for segment in segments:
@@ -88,7 +87,7 @@ def _size(unit: str) -> float:
 
 
 def _best_end(units: list[str]) -> int:
-    """Where to cut, behind so many units: the last blank or mark behind :data:`LEAST`, else behind the last unit."""
+    """The number of units before the cut: up to the last blank or mark after :data:`LEAST`, else all."""
     length = 0.0
     best = 0
     for number, unit in enumerate(units, 1):

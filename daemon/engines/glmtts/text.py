@@ -1,4 +1,4 @@
-"""Stands before upstream's text normaliser: a long text in parts, what it raises on prevented, silence refused."""
+"""Wraps upstream's text normaliser: long texts in parts, texts that it raises on rewritten, silence refused."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from . import split
 from .normalise_parts import LIMIT_MS, Part, cost_ms, is_chinese, join, parts
 from .split import is_spoken
 
-#: Of the letters, this share may be of scripts that GLM-TTS doesn't speak: a name, a word that is asked about.
+#: The share of letters that may be of other scripts than GLM-TTS speaks, such as a name.
 _FOREIGN_SHARE = 0.75
 
 _LETTER = re.compile(r"[^\W\d_]")
 _ASCII_LETTER_OR_HAN = re.compile("[A-Za-z㐀-䶿一-鿿]")
-#: A Greek letter by itself is a symbol, which is spoken by its name.
+#: A single Greek letter is a symbol, spoken by its name.
 _SYMBOL = re.compile("(?<![\u0370-\u03ff])[\u0391-\u03c9\u2126](?![\u0370-\u03ff])")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-#: Controls that are no blanks, and characters that only steer how others are shown: zero-width, of direction, the BOM.
+#: Control characters except blanks, and formatting characters: zero-width, direction, byte order mark.
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\U000e0000-\U000e007f]"
 )
-#: Line ends that upstream doesn't know: it would leave them to the tokenizer.
+#: Line ends that upstream would pass to the tokenizer.
 _LINE_END = re.compile("\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 _KANA = "Japanese kana"
 _SCRIPTS = {"HIRAGANA": _KANA, "KATAKANA": _KANA, "KATAKANA-HIRAGANA": _KANA, "HANGUL": "Korean Hangul"}
@@ -35,7 +35,7 @@ _NOT_ASCII_DIGIT = re.compile(r"(?![0-9])\d")
 
 
 def check_speakable(text: str) -> None:
-    """Raise EngineError ``bad_request`` for a text of which nothing would be spoken, before any work is done."""
+    """Raise EngineError ``bad_request`` for a text with nothing that GLM-TTS can speak."""
     if found := _SURROGATE.search(text):
         where = f"U+{ord(found[0]):04X} at position {found.start() + 1}"
         raise _refusal(f"has half a character, {where}; send valid Unicode")
@@ -50,26 +50,25 @@ def check_speakable(text: str) -> None:
 
 
 class Texts:
-    """Stands before upstream's ``TextFrontEnd``.
+    """Wraps upstream's ``TextFrontEnd``.
 
-    A text that takes under about half a second is normalised as upstream does it; a longer one in parts, with the same
-    result but for what its rules take from far away: of several numbers in scientific notation in a text, upstream
-    rewrites the first, here it is the first of each part.
+    A text that takes under about half a second is normalised whole; a longer one in parts, with the same result except
+    for rules with a long reach: upstream rewrites the first number in scientific notation of a text, here of each part.
     """
 
     def __init__(self, front_end: Any) -> None:
         self._front_end = front_end
 
     def warm(self) -> None:
-        """Have upstream load what it loads at the first text: for English, a dictionary of syllables."""
+        """Have upstream load what it loads with the first text, such as a dictionary of English syllables."""
         self.segments(self._read("a long word and two."))
         self._read("一个。")
 
     def normalise(self, text: str, beat: Callable[[], None]) -> str:
         """``text`` as it is spoken: numbers and signs in words, in one line, with a mark at its end.
 
-        ``beat`` is called between parts. Raises EngineError ``bad_request`` where nothing to speak is left, and
-        ``synthesis_failed`` where upstream fails for a reason that nobody foresaw.
+        ``beat`` is called between parts. Raises EngineError: ``bad_request`` if nothing to speak is left,
+        ``synthesis_failed`` if upstream's normaliser fails.
         """
         visible = _LINE_END.sub("\n", _INVISIBLE.sub("", text))
         if cost_ms(visible, is_chinese(visible)) <= LIMIT_MS:
@@ -85,18 +84,18 @@ class Texts:
         return normalised
 
     def segments(self, normalised: str) -> list[str]:
-        """What is spoken in one go each, 30 to 60 characters; each has something to speak."""
+        """The segments of a normalised text, 30 to 60 characters each; each has something to speak."""
         segments: list[str] | None = None
         if not split.has_long_stretch(normalised):
             try:
                 segments = list(self._front_end.split_by_len(normalised))
             except Exception:
-                # AssertionError for a blank at its beginning, IndexError for a long stretch of long words.
+                # AssertionError for a blank at the beginning, IndexError for a long stretch of long words.
                 segments = None
         return split.merge_silent(split.split(normalised) if segments is None else segments)
 
     def normalise_segment(self, segment: str) -> str:
-        """What upstream makes of a segment before it speaks it; the segment itself where it would fail or lose it."""
+        """A segment, normalised again as upstream does before speaking; unchanged if that would fail or lose it."""
         try:
             again = self._read(segment)
         except EngineError:
@@ -123,25 +122,25 @@ class Texts:
             raise EngineError(
                 "synthesis_failed",
                 f"text: GLM-TTS's normaliser fails on {_excerpt(text)}: {type(problem).__name__}: {problem}; "
-                "write that passage in words",
+                "spell that passage out in words",
                 quotes=True,
             ) from problem
 
 
 def _plainer(text: str) -> str:
-    """``text`` without what upstream is known to raise on."""
+    """``text`` with the passages that upstream raises on rewritten."""
     text = _NOT_ASCII_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text)
     return _SCIENTIFIC.sub(_in_words, text) if is_chinese(text) else text
 
 
 def _in_words(match: re.Match[str]) -> str:
-    # Upstream converts these to float, of which it can't read 1e-05 and 1e+16.
+    # Upstream converts these to float and can't read 1e-05 and 1e+16.
     minus, base, times, exponent_minus, exponent = match.groups()
     return f"{'负' if minus else ''}{base}乘{times}的{'负' if exponent_minus else ''}{exponent}次方"
 
 
 def _foreign_script(letter: str) -> str:
-    """The name of the script that ``letter`` is of, ``""`` for one that is spoken."""
+    """The name of the script of ``letter``; ``""`` for one that GLM-TTS speaks."""
     compatible = unicodedata.normalize("NFKD", letter)
     if _ASCII_LETTER_OR_HAN.match(compatible):
         return ""

@@ -1,7 +1,7 @@
-"""Watches upstream's loops from inside: it looks at every token that is drawn, and at every step of the flow model.
+"""Observes upstream's loops: every drawn token, and every pass of the flow model.
 
-Upstream's token loop has no hook, but it draws each token by a method of the model, which is replaced here. As long as
-a token is one that can be spoken, what is drawn, and from which random numbers, is as upstream draws it.
+Upstream's token loop has no hook, but draws each token by a method of the model, which is replaced here. As long as a
+token can be spoken, it is drawn exactly as upstream draws it, from the same random numbers.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from typing import Any
 
 from ..base import EngineError
 
-#: Upstream draws again while the end of speech comes too early, for ever if nothing else can come.
+#: Upstream draws again while the end of speech comes too early, forever if no other token is possible.
 _MOST_DRAWS = 100
 
 
 class Watch:
-    """Calls :attr:`step` for every token and every pass of the flow model; what it raises ends the segment there."""
+    """Calls :attr:`step` for every token and every pass of the flow model; an exception of it ends the segment."""
 
     def __init__(self, llm: Any, flow: Any) -> None:
         self._llm = llm
         self._draw_ras: Callable[..., Any] = llm.sampling_ids_ras
         self._draw_topk: Callable[..., Any] = llm.sampling_ids
         self._speakable: Any = None
-        self.step: Callable[[], None] = _nobody
+        self.step: Callable[[], None] = _ignore
         llm.sampling_ids_ras = self._ras
         llm.sampling_ids = self._topk
         flow.estimator.register_forward_pre_hook(lambda *_: self.step())
 
     def release(self) -> None:
-        """Nobody is to be told of steps any more, nor kept in memory."""
-        self.step = _nobody
+        """Stop calling :attr:`step`, and drop the reference to it."""
+        self.step = _ignore
 
     def _ras(self, scores: Any, decoded: list[int], sampling: int) -> Any:
         self.step()
@@ -55,15 +55,15 @@ class Watch:
                 if self._can_be_spoken(drawn):
                     return drawn
                 break
-        # Upstream leaves the end as likely as it is, and looks away: drawn again, it must not come.
+        # Make the end impossible; upstream would only draw again.
         scores = scores.clone()
         scores[self._llm.eoa] = -float("inf")
         return self._redrawn(scores, draw)
 
     def _checked(self, drawn: Any, scores: Any, draw: Callable[[Any], Any]) -> Any:
-        """What was drawn, or else, if nobody can speak that, one that can be spoken.
+        """``drawn``, or another token if it can't be spoken.
 
-        Of any other token upstream only prints a warning; the flow model fails of it, on a GPU beyond repair.
+        Upstream only prints a warning, and then the flow model fails; on a GPU that breaks the context.
         """
         return drawn if self._can_be_spoken(drawn) else self._redrawn(scores, draw)
 
@@ -78,22 +78,22 @@ class Watch:
             self._speakable = torch.zeros(scores.shape[-1], dtype=torch.bool, device=scores.device)
             self._speakable[self._llm.ats : self._llm.ate + 1] = True
             self._speakable[self._llm.eoa] = True
-        # The end of speech stays as impossible as it was.
+        # An impossible end of speech stays impossible.
         scores = scores.masked_fill(~self._speakable, -float("inf"))
         _check_scores(scores)
         return draw(scores)
 
 
 def _check_scores(scores: Any) -> None:
-    """On a GPU, to draw from what is no distribution ends the process; on a CPU it raises."""
+    """Raise EngineError unless a token can be drawn: on a GPU, drawing from no distribution ends the process."""
     highest = float(scores.max())
     if not highest > -float("inf"):
         raise EngineError(
             "synthesis_failed",
-            "the language model gave no probabilities for the next token (they are no numbers, or all zero); another "
-            'seed or other words may help, and with dtype = "bf16" so may "fp32"',
+            "the language model gave no probabilities for the next token (not numbers, or all zero); try another seed "
+            'or other words, or dtype = "fp32" in place of "bf16"',
         )
 
 
-def _nobody() -> None:
-    """Between jobs nobody waits for a step."""
+def _ignore() -> None:
+    """The step between jobs."""

@@ -1,8 +1,8 @@
-"""Imports and loads upstream's GLM-TTS from where it is, without changing a file of it.
+"""Imports and loads upstream's GLM-TTS from its checkout, without changing a file of it.
 
-What it expects of its process (a working directory, a folder on ``sys.path``, CUDA), and what it does to a process that
-others need too (prints, logging, a compiled grammar written into site-packages), is dealt with here and nowhere else.
-Written against zai-org/GLM-TTS at c5dc7ae.
+Upstream expects a working directory, a folder on ``sys.path`` and CUDA, prints and configures logging, and writes a
+compiled grammar into site-packages; all of that is handled here and nowhere else. Written against zai-org/GLM-TTS at
+c5dc7ae.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import cpu_fallback, pronunciation
+from . import pronunciation
+from .cpu_fallback import cpu_fallback
 from .grammar_cache import SharedGrammar
 
-#: What upstream loads first; the other rate's vocoder is added to it.
+#: The rate that upstream loads first, in Hz; the vocoder of the other rate is added.
 FIRST_RATE = 24_000
 _PRINTED_LINES_KEPT = 40
 
 
 class UpstreamError(Exception):
-    """Upstream can't be loaded here; the message says why and what to do."""
+    """Upstream can't be loaded; the message has the reason and the remedy."""
 
 
 class Upstream:
-    """GLM-TTS as it was loaded: its own objects by its own names, and one ``Token2Wav`` and mel for each rate.
+    """Owns upstream's loaded objects, under upstream's names, with one ``Token2Wav`` and mel for each rate.
 
-    ``took`` has the seconds that each part of the loading took.
+    ``took``: the seconds of each part of the loading.
     """
 
     def __init__(self, root: Path, *, rates: tuple[int, ...], half_llm: bool, cache_dir: Path) -> None:
@@ -55,13 +56,13 @@ class Upstream:
             grammar = SharedGrammar(cache_dir)
             self._share_grammar(frontend, grammar)
             self._load_once(half_llm)
-            with self._timed("weights"), cpu_fallback.of_missing():
+            with self._timed("weights"), cpu_fallback():
                 models = self.inference.load_models(use_phoneme=True, sample_rate=FIRST_RATE)
             self.frontend, self.text_frontend, _, self.llm, first = models
             self.device = self.inference.DEVICE
             self.flow = first.flow
             self.vocoders = {FIRST_RATE: first}
-            with self._timed("other rates"), cpu_fallback.of_missing():
+            with self._timed("other rates"), cpu_fallback():
                 for rate in rates:
                     if rate not in self.vocoders:
                         self.vocoders[rate] = self.inference.tts_model_util.Token2Wav(
@@ -69,13 +70,13 @@ class Upstream:
                         )
             self._mels = {rate: _mel_at(rate, self.frontend.feat_extractor) for rate in self.vocoders}
             if half_llm:
-                # In half precision the chances of 98,304 tokens would be rounded beyond recognition.
+                # Half precision is too coarse for the probabilities of 98,304 tokens.
                 self.llm.llama.register_forward_hook(_in_full)
             self._mel_caches: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {rate: ({}, {}) for rate in self._mels}
             self.took["weights"] -= self.took.get("grammar", 0.0)
 
     def pronunciations(self, file: str) -> dict[str, str]:
-        """The user's own, in phonemes that the model knows; none for "". Raises ValueError, OSError."""
+        """The user's dictionary, checked against the model's phonemes; empty for "". Raises ValueError, OSError."""
         if not file:
             return {}
         known = json.loads((self.root / "configs/G2P_all_phonemes.json").read_bytes()).values()
@@ -85,23 +86,23 @@ class Upstream:
         return len(self.frontend.tokenize_fn(text)) == 1
 
     def text_tokens(self, text: str) -> Any:
-        """The tokens of ``text``, a tensor of shape (1, t)."""
+        """The tokens of ``text``, of shape (1, t)."""
         return self.frontend._extract_text_token(text)
 
     def speech_tokens(self, samples: Any) -> list[int]:
-        """The speech tokens, 25 a second, of a tensor of shape (1, n) at 16,000 Hz."""
-        with self.quiet(), cpu_fallback.of_missing():
+        """The speech tokens, 25 a second, of samples of shape (1, n) at 16,000 Hz."""
+        with self.quiet(), cpu_fallback():
             tokens: list[int] = self.frontend._extract_speech_token([(samples, 16_000)])[0].tolist()
         return tokens
 
     def speaker(self, samples: Any) -> Any:
-        """The speaker embedding, a tensor of shape (1, 192), of one of shape (1, n) at 16,000 Hz."""
-        with self.quiet(), cpu_fallback.of_missing():
+        """The speaker embedding, of shape (1, 192), of samples of shape (1, n) at 16,000 Hz."""
+        with self.quiet(), cpu_fallback():
             return self.frontend._extract_spk_embedding(samples.to(self.device))
 
     def mel(self, samples: Any, rate: int) -> Any:
-        """The mel spectrogram, a tensor of shape (1, t, 80) with t 50 a second, of one of shape (1, n) at ``rate``."""
-        # Upstream keeps its filters by device and highest frequency, which the two rates have in common.
+        """The mel spectrogram, of shape (1, t, 80) with t 50 a second, of samples of shape (1, n) at ``rate``."""
+        # Upstream caches its filters by device and highest frequency, which are equal at the two rates.
         self._mel.mel_basis, self._mel.hann_window = self._mel_caches[rate]
         self.frontend.feat_extractor = self._mels[rate]
         with self.quiet():
@@ -109,13 +110,13 @@ class Upstream:
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:
-        """Without what upstream prints, which has people's texts in it."""
+        """Discard what upstream prints, which quotes texts."""
         with contextlib.redirect_stdout(self._prints):
             yield
 
     @contextlib.contextmanager
     def _loading(self) -> Iterator[None]:
-        """What it prints meanwhile is shown if it fails, and only then; what it logs, from warnings on."""
+        """Show what upstream prints only if the loading fails, and what it logs from warnings on."""
         logging.disable(logging.INFO)
         try:
             with self.quiet():
@@ -140,7 +141,7 @@ class Upstream:
             self.took[part] = self.took.get(part, 0.0) + time.monotonic() - begun
 
     def _share_grammar(self, frontend: Any, grammar: SharedGrammar) -> None:
-        """One grammar for all workers, and one worker at a time where upstream and transformers write files."""
+        """Share one grammar among all workers, and let one worker at a time write files."""
         if hasattr(frontend, "ZhNormalizer"):
             frontend.ZhNormalizer = grammar.shared(frontend.ZhNormalizer)
         load_frontends = self.inference.load_frontends
@@ -153,7 +154,7 @@ class Upstream:
         self.inference.load_frontends = locked
 
     def _load_once(self, half_llm: bool) -> None:
-        """The language model is loaded in the type that it will have; upstream makes another first, at random."""
+        """Load the language model once, in its final type; upstream first makes one with random weights."""
         import torch
 
         llm_module: Any = importlib.import_module("llm.glmtts")
@@ -176,16 +177,16 @@ class Upstream:
 
 
 def _prepare_process(root: Path, cache_dir: Path) -> None:
-    """The working directory and ``sys.path`` that upstream needs, and caches that can be written."""
+    """Set the working directory and ``sys.path`` that upstream needs, and writable caches."""
     os.chdir(root)
     sys.path.insert(0, str(root))
-    # Nothing is fetched while people wait, and nothing is written into a home that a service may not have.
+    # No downloads, and no files in a home directory, which a service may not have.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_MODULES_CACHE", str(cache_dir / "huggingface"))
     os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_dir / "numba"))
-    # Whoever configures logging first has it: upstream does when it is imported.
+    # Configure logging before upstream does at its import.
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
 
 
@@ -194,18 +195,18 @@ def _import(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise UpstreamError(
-            f"GLM-TTS imports {error.name}, which {sys.executable} does not have; glmttsctl doctor names all that is "
-            "missing and what installs it, and docs/glmtts.md has versions that work together"
+            f"GLM-TTS imports {error.name}, which {sys.executable} does not have; glmttsctl doctor names all "
+            "missing packages and the command that installs them; docs/glmtts.md has versions that work together"
         ) from error
     except (ImportError, OSError) as error:
         raise UpstreamError(
-            f"GLM-TTS can't be imported by {sys.executable}: {error}. A package of its environment is broken or of a "
-            "version that does not fit the others; docs/glmtts.md names versions that work together"
+            f"GLM-TTS can't be imported by {sys.executable}: {error}. A package of its environment is broken, or its "
+            "version does not fit the others; docs/glmtts.md has versions that work together"
         ) from error
 
 
 def _mel_at(rate: int, extractor: Any) -> Callable[..., Any]:
-    """Upstream's mel spectrogram for ``rate``: its own one, a functools.partial, with all lengths in proportion."""
+    """Upstream's mel spectrogram (a functools.partial), with all its lengths scaled to ``rate``."""
     keywords = dict(extractor.keywords)
     own = keywords["sampling_rate"]
     for length in ("sampling_rate", "hop_size", "n_fft", "win_size"):
@@ -219,7 +220,7 @@ def _in_full(_: Any, __: Any, outputs: Any) -> Any:
 
 
 class _Prints(io.TextIOBase):
-    """Takes what upstream prints, and keeps the last of it."""
+    """Keeps the last lines that upstream prints."""
 
     def __init__(self) -> None:
         self.lines: collections.deque[str] = collections.deque(maxlen=_PRINTED_LINES_KEPT)

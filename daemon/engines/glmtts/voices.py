@@ -1,7 +1,7 @@
-"""What GLM-TTS needs of a recording, extracted once and kept as long as there is room.
+"""A recording's features, extracted once and cached in host memory.
 
-It is kept in host memory: 10 s are 160 KiB for each rate, little to copy beside the seconds that a segment takes, and
-so the GPU's memory does not depend on how many voices are in use.
+10 s of a recording are 160 KiB for each rate: copying them is quick beside the seconds of a segment, and the use of GPU
+memory does not depend on the number of voices.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ if TYPE_CHECKING:
 
     from .upstream import Upstream
 
-#: What the speech tokenizer and the speaker model listen to.
+#: The input rate of the speech tokenizer and the speaker model, in Hz.
 _LISTENING_RATE = 16_000
-#: Elements of the filter with which torchaudio resamples between two rates. Between those that recordings have it is
-#: far smaller (441 x 640 for 11,025 and 16,000 Hz); for 11,127 Hz it takes 24 s to make.
+#: Most elements of torchaudio's filter for resampling. Usual rates need far fewer (441 x 640 for 11,025 to 16,000 Hz);
+#: the filter for 11,127 Hz takes 24 s to make.
 _LARGEST_FILTER = 1_000_000
-#: What a list of small numbers takes for each.
 _BYTES_PER_TOKEN = 8
 
 
 @dataclass(slots=True)
 class VoiceFeatures:
-    """What was extracted; shared by all jobs that speak with it, which copy what upstream would change.
+    """A recording's features, shared by the jobs that use them, which copy what upstream modifies.
 
     ``text_tokens``: of shape (1, t); ``speech_tokens``: 25 a second; ``speaker``: of shape (1, 192); ``mels``: by rate,
     of shape (1, t, 80) with t 50 a second.
@@ -46,13 +45,13 @@ class VoiceFeatures:
     mels: dict[int, Any] = field(default_factory=dict)
 
     def bytes(self) -> int:
-        """The memory that it takes, less what is nothing beside it."""
+        """Their size in memory, about."""
         tensors = (self.text_tokens, self.speaker, *self.mels.values())
         return _BYTES_PER_TOKEN * len(self.speech_tokens) + sum(int(one.nbytes) for one in tensors)
 
 
 class VoiceCache:
-    """Extracts features, and keeps those that were used last, up to ``max_bytes``."""
+    """Extracts features, and keeps the most recently used ones, up to ``max_bytes``."""
 
     def __init__(self, upstream: Upstream, max_bytes: int) -> None:
         self._upstream = upstream
@@ -60,9 +59,9 @@ class VoiceCache:
         self._kept: OrderedDict[tuple[str, str], VoiceFeatures] = OrderedDict()
 
     def features(self, reference: Reference, text: str, rate: int, beat: Callable[[], None]) -> VoiceFeatures:
-        """Those of a recording in which ``text`` is said, with the mel for ``rate`` among them.
+        """The features of a recording, including the mel for ``rate``.
 
-        ``text`` is normalised; ``beat`` is called between the steps, which take tenths of a second.
+        ``text``: the recording's normalised transcript; ``beat``: called between steps of some tenths of a second.
         """
         key = (reference.digest, text)
         features = self._kept.pop(key, None) or self._extract(reference, text, beat)
@@ -74,7 +73,7 @@ class VoiceCache:
         return features
 
     def bytes(self) -> int:
-        """The memory that all take together."""
+        """The size of all cached features."""
         return sum(features.bytes() for features in self._kept.values())
 
     def _extract(self, reference: Reference, text: str, beat: Callable[[], None]) -> VoiceFeatures:
@@ -83,7 +82,7 @@ class VoiceCache:
         speech_tokens = self._upstream.speech_tokens(samples)
         beat()
         speaker = self._upstream.speaker(samples).cpu()
-        # Upstream puts a blank between what was said and what is to be said.
+        # Upstream puts a blank between the transcript and the text.
         return VoiceFeatures(text, self._upstream.text_tokens(text + " ").cpu(), tuple(speech_tokens), speaker)
 
     def _make_room(self) -> None:
@@ -98,10 +97,10 @@ class VoiceCache:
 
 
 def resampled(samples: NDArray[np.float32], rate: int, to: int, device: Any) -> Any:
-    """Mono samples of shape (n,) as a tensor of shape (1, n) at another rate, by what upstream does it with too."""
+    """Mono samples of shape (n,) as a tensor of shape (1, n) at another rate, with upstream's own resampler."""
     import torch
 
-    # A copy, because samples may be read-only, which tensors can't be.
+    # A copy, because samples may be read-only.
     tensor = torch.from_numpy(samples.copy()).unsqueeze(0)
     if rate == to:
         return tensor.to(device)
@@ -114,5 +113,5 @@ def resampled(samples: NDArray[np.float32], rate: int, to: int, device: Any) -> 
 
 
 def _torchaudio() -> Any:
-    """torchaudio, if upstream could import it: then its samples are upstream's own."""
+    """torchaudio if upstream has imported it, which gives upstream's own samples."""
     return sys.modules.get("torchaudio")

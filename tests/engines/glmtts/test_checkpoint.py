@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from glmtts.daemon.engines.glmtts.checkpoint import _SOURCES, Checkpoint, CheckpointError, look
-from glmtts.daemon.engines.glmtts.git_commit import commit_of
 
 from . import glmtts_root as made
 
@@ -56,7 +55,7 @@ def test_without_the_vocoder_of_32000_hz_the_engine_speaks_at_24000_and_says_so(
     shutil.rmtree(root / "ckpt/vocos2d")
     found = look(root)
     assert found.sample_rates == (24_000,)
-    assert "generator_jit.ckpt is not there" in found.remarks[0] and "24000 Hz alone" in found.remarks[0]
+    assert "generator_jit.ckpt is missing" in found.remarks[0] and "24000 Hz only" in found.remarks[0]
     assert "vocos2d" not in found.parameters
 
 
@@ -100,13 +99,13 @@ def test_nine_gigabytes_are_looked_at_in_well_under_a_second(root: Path) -> None
 
 def test_a_root_that_is_none_is_told_from_one_that_is_elsewhere(root: Path, tmp_path: Path) -> None:
     assert "[engine.glmtts] root is not set" in problem("")
-    assert "relative" in problem("GLM-TTS")
-    assert "is not there" in problem(tmp_path / "nothing")
+    assert "must be an absolute path" in problem("GLM-TTS")
+    assert "does not exist" in problem(tmp_path / "nothing")
     (tmp_path / "file").touch()
-    assert "is no folder" in problem(tmp_path / "file")
+    assert "is not a folder" in problem(tmp_path / "file")
     assert f"is {root} meant?" in problem(tmp_path)
     assert "is the checkpoint alone" in problem(root / "ckpt")
-    assert "no GLM-TTS checkout" in problem("/etc")
+    assert "not a GLM-TTS checkout" in problem("/etc")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
@@ -181,8 +180,8 @@ WEIGHTS = [
     "ckpt/hift/hift.pt",
     "ckpt/vocos2d/generator_jit.ckpt",
     "ckpt/speech_tokenizer/model.safetensors",
-    "frontend/campplus.onnx",
 ]
+ONNX = "frontend/campplus.onnx"
 JSON = [
     "ckpt/llm/config.json",
     "ckpt/speech_tokenizer/config.json",
@@ -200,7 +199,7 @@ def _cut_early(path: Path) -> None:
     os.truncate(path, 20)
 
 
-@pytest.mark.parametrize("name", [*WEIGHTS, *JSON])
+@pytest.mark.parametrize("name", [*WEIGHTS, ONNX, *JSON])
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -209,7 +208,7 @@ def _cut_early(path: Path) -> None:
         (lambda path: path.write_bytes(b"<!DOCTYPE html><html>Sign in"), "is a web page"),
         (lambda path: path.write_bytes(b"\0" * 5_000), "is no"),
         (lambda path: (path.unlink(), path.symlink_to("/nonexistent/blob")), "is a link to /nonexistent/blob"),
-        (lambda path: path.with_name(f"{path.name}.aria2").touch(), "is not downloaded to its end"),
+        (lambda path: path.with_name(f"{path.name}.aria2").touch(), "is not fully downloaded"),
     ],
 )
 def test_a_file_that_is_not_what_it_should_be_is_named(
@@ -246,14 +245,16 @@ def test_a_download_that_was_broken_off_is_recognised(root: Path) -> None:
     (root / "ckpt/llm/model.safetensors").unlink()
     left = root / "ckpt/.cache/huggingface/download/llm/x.abc.incomplete"
     made.write(left, b"x")
-    assert any("broken off (.cache/huggingface/download/llm/x.abc.incomplete)" in line for line in problems(root))
+    assert any(
+        "unfinished download (.cache/huggingface/download/llm/x.abc.incomplete)" in line for line in problems(root)
+    )
     made.safetensors(root / "ckpt/llm/model.safetensors", made.llm_tensors())
     assert isinstance(look(root), Checkpoint), "what an earlier attempt left does no harm"
 
 
 def test_many_problems_fit_a_workers_last_words(tmp_path: Path) -> None:
     root = made.make(tmp_path / ("d" * 200) / "GLM-TTS")
-    for name in [*WEIGHTS, *JSON]:
+    for name in [*WEIGHTS, ONNX, *JSON]:
         (root / name).write_bytes(POINTER)
     with pytest.raises(CheckpointError) as caught:
         look(root)
@@ -304,25 +305,26 @@ def _git(*arguments: str | Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
 
 
-@pytest.mark.skipif(GIT is None, reason="needs git, to compare with")
-def test_the_commit_is_read_as_git_says_it(root: Path, tmp_path: Path) -> None:
-    assert commit_of(root) is None
-    assert look(root).version.startswith("src.")
+@pytest.mark.skipif(GIT is None, reason="needs git")
+def test_the_version_begins_with_the_commit_of_the_checkout(root: Path, tmp_path: Path) -> None:
+    assert look(root).version.startswith("src."), "no git checkout"
+    _git("init", "-q", tmp_path)
+    _git("-C", tmp_path, "commit", "-q", "--allow-empty", "-m", "x")
+    assert look(root).version.startswith("src."), "a repository around it is not its own"
     _git("init", "-q", root)
-    assert commit_of(root) is None, "no commit yet"
-    _git("-C", root, "add", "glmtts_inference.py")
+    assert look(root).version.startswith("src."), "no commit yet"
+    _git("-C", root, "add", ".")
     _git("-C", root, "commit", "-q", "-m", "x")
-    commit = _git("-C", root, "rev-parse", "HEAD")
-    assert commit_of(root) == commit, "on a branch"
-    assert look(root).version.startswith(f"{commit[:7]}-")
-    _git("-C", root, "pack-refs", "--all")
-    assert commit_of(root) == commit, "packed"
+    expected = f"{_git('-C', root, 'rev-parse', 'HEAD')[:7]}-"
+    assert look(root).version.startswith(expected)
     _git("-C", root, "worktree", "add", "-q", "-b", "other", tmp_path / "tree")
-    assert commit_of(tmp_path / "tree") == commit, "in a worktree"
-    _git("-C", root, "checkout", "-q", "--detach")
-    assert commit_of(root) == commit, "detached"
-    (root / ".git/HEAD").write_text("ref: ../../etc/passwd\n")
-    assert commit_of(root) is None
+    assert look(tmp_path / "tree").version.startswith(expected)
+
+
+def test_without_git_the_sources_name_the_version(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / ".git").mkdir()
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert look(root).version.startswith("src.")
 
 
 def test_the_doctor_reads_it_without_torch_and_numpy() -> None:

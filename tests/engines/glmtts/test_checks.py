@@ -1,4 +1,4 @@
-"""The doctor's look at GLM-TTS: what is missing is named with the command that mends it, and is not waited for."""
+"""The doctor's checks of GLM-TTS: each problem comes with its remedy, and an import that hangs is not waited for."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import pytest
 from glmtts.daemon.config.load import parse
 from glmtts.daemon.core.inputs import GpuReading
 from glmtts.daemon.core.settings import Settings
-from glmtts.daemon.doctor import glmtts as doctor_glmtts
-from glmtts.daemon.doctor.check import Check
+from glmtts.daemon.doctor import engine as doctor
+from glmtts.daemon.engines.checks import Check, Workplace
+from glmtts.daemon.engines.glmtts import checks as glmtts_checks
 from glmtts.daemon.engines.glmtts.checkpoint import look
+from glmtts.daemon.engines.glmtts.checks import GlmttsChecks
 
-from ..engines.glmtts import glmtts_root as made
+from . import glmtts_root as made
 
 GIB = 1 << 30
 
@@ -35,21 +37,21 @@ def settings(root: Path, *, engine: str = "", glmtts: str = "", workers: str = "
 
 
 def test_what_is_loaded_is_told_with_its_version_and_sizes(root: Path) -> None:
-    check = doctor_glmtts.checkpoint(settings(root))[0]
+    check = doctor.files(settings(root))[0]
     assert check.state == "ok"
     assert look(root).version in check.seen and "24000 and 32000 Hz" in check.seen and "fp32" in check.seen
 
 
 def test_a_vocoder_that_is_left_out_is_told_and_no_fault(root: Path) -> None:
     shutil.rmtree(root / "ckpt/vocos2d")
-    checks = doctor_glmtts.checkpoint(settings(root))
+    checks = doctor.files(settings(root))
     assert [check.state for check in checks] == ["ok", "ok"] and "vocos2d" in checks[1].seen
 
 
 def test_each_thing_that_is_wrong_with_the_files_is_a_finding_of_its_own(root: Path) -> None:
     (root / "ckpt/flow/flow.pt").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     (root / "utils/audio.py").unlink()
-    checks = doctor_glmtts.checkpoint(settings(root))
+    checks = doctor.files(settings(root))
     assert [check.state for check in checks] == ["wrong", "wrong"]
     assert all(check.means for check in checks)
     assert "utils/audio.py" in checks[0].seen and "Git LFS" in checks[1].seen
@@ -59,17 +61,16 @@ def test_a_dictionary_with_a_wrong_line_is_named_with_the_line(root: Path, tmp_p
     file = tmp_path / "words.jsonl"
     file.write_text('{"弈": "<|I4|>"}\n\n{"弦": "现", "a": "b"}\n')
     given = settings(root, glmtts=f'dictionary = "{file}"')
-    assert doctor_glmtts.dictionary(given)[0].seen.endswith("3 words")
+    assert doctor.files(given)[-1].seen.endswith("3 words")
     for text, words in (("{}\n{", f"{file}:2: "), ('{"a": "<|I9|>"}', "no phoneme"), ("\xff", "not UTF-8")):
         file.write_bytes(text.encode("latin-1"))
-        check = doctor_glmtts.dictionary(given)[0]
+        check = doctor.files(given)[-1]
         assert check.state == "wrong" and words in check.seen and check.mend
-    assert doctor_glmtts.dictionary(settings(root)) == []
 
 
-def test_nothing_is_said_of_it_where_another_engine_speaks() -> None:
-    looks = (doctor_glmtts.checkpoint, doctor_glmtts.dictionary, doctor_glmtts.packages, doctor_glmtts.room)
-    assert all(look(Settings()) == [] for look in looks)
+def test_another_engine_has_none_of_these_findings() -> None:
+    fault = parse('[engine]\nname = "fault"')
+    assert doctor.files(fault) == doctor.packages(fault) == doctor.room(fault) == []
 
 
 # --- the packages
@@ -84,7 +85,7 @@ class Python:
         self.path = folder / "python"
         self.path.write_text(f'#!/bin/sh\nPYTHONPATH={self.packages} exec {sys.executable} -S "$@"\n')
         self.path.chmod(0o755)
-        for module, (name, version) in doctor_glmtts.PACKAGES.items():
+        for module, (name, version) in glmtts_checks.PACKAGES.items():
             self.put(module)
             self.version(name, version)
         self.put("torchaudio")
@@ -107,7 +108,7 @@ class Python:
         self.put("torch", f'__version__ = "2.11.0"\n{code}')
 
     def look(self, root: Path, workers: str = 'gpus = "none"') -> list[Check]:
-        return doctor_glmtts.packages(settings(root, engine=f'python = "{self.path}"', workers=workers))
+        return doctor.packages(settings(root, engine=f'python = "{self.path}"', workers=workers))
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def test_an_import_that_fails_is_told_in_its_words(root: Path, python: Python) -
 def test_an_import_that_hangs_is_named_and_not_waited_for(
     root: Path, python: Python, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor_glmtts, "_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(glmtts_checks, "_TIMEOUT_S", 3.0)
     python.put("torch", "import threading; threading.Event().wait()")
     found = python.look(root)
     assert any(check.state == "warning" and "import of torch" in check.seen for check in found), found
@@ -157,8 +158,8 @@ def test_an_import_that_hangs_is_named_and_not_waited_for(
     ],
 )
 def test_versions_that_are_known_not_to_work_together_are_told(versions: dict[str, str], state: str, mend: str) -> None:
-    known = dict(doctor_glmtts.PACKAGES.values()) | versions
-    first, *others = doctor_glmtts.judge_packages("/p", known, {})
+    known = dict(glmtts_checks.PACKAGES.values()) | versions
+    first, *others = glmtts_checks.judge_packages("/p", known, {})
     assert first.state == "ok"
     assert [(check.state, check.mend) for check in others] == ([(state, f"/p -m pip install {mend}")] if mend else [])
 
@@ -181,15 +182,15 @@ def gpu(index: int, total: int, free: int) -> GpuReading:
 
 
 def test_gpus_without_room_for_the_workers_are_told_with_the_numbers(root: Path) -> None:
-    found = look(root)
     gpus = [gpu(0, 24 * GIB, 24 * GIB), gpu(1, 24 * GIB, 17 * GIB), gpu(2, 16 * GIB, 16 * GIB), gpu(3, GIB, GIB)]
-    checks = doctor_glmtts.judge_room(
-        settings(root, workers="gpus = [0, 1, 2]\nper_gpu = 2\nvram_mib = 9216"), found, gpus
-    )
+    need = GlmttsChecks().gpu_need(Workplace("", {"root": str(root), "dtype": "fp32"}, True))
+    assert need and need.bytes == look(root).weights_bytes("fp32") + GIB
+    two = settings(root, workers="gpus = [0, 1, 2]\nper_gpu = 2\nvram_mib = 9216")
+    checks = doctor.judge_room(two, need, gpus)
     assert [check.state for check in checks] == ["ok", "warning", "wrong"]
     assert "2 of 9.0 GiB ([workers] vram_mib), 17.0 GiB of 24.0 GiB" in checks[1].seen
     assert 'dtype = "bf16"' in checks[2].mend
-    computed = doctor_glmtts.judge_room(settings(root), found, gpus)
+    computed = doctor.judge_room(settings(root), need, gpus)
     assert [check.state for check in computed] == ["ok", "ok", "ok", "wrong"] and "computed" in computed[0].seen
-    one = doctor_glmtts.judge_room(settings(root, workers="per_gpu = 2\nmax = 1\nvram_mib = 9216"), found, gpus[2:3])
+    one = doctor.judge_room(settings(root, workers="per_gpu = 2\nmax = 1\nvram_mib = 9216"), need, gpus[2:3])
     assert one[0].state == "ok", "more than max are never started"
