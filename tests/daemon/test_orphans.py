@@ -282,7 +282,7 @@ def test_a_damaged_record_does_no_harm(tmp_path: Path, start: Start, garbage: by
     records.close()
 
 
-@pytest.mark.parametrize("what", ["link", "fifo", "folder", "others may write", "of another user"])
+@pytest.mark.parametrize("what", ["link", "fifo", "folder", "writable by others", "of another user"])
 def test_a_record_that_somebody_else_may_have_made_is_not_used(tmp_path: Path, start: Start, what: str) -> None:
     before = Records(tmp_path)
     orphan = start(before.boot.token)
@@ -297,7 +297,7 @@ def test_a_record_that_somebody_else_may_have_made_is_not_used(tmp_path: Path, s
             os.mkfifo(file)
         case "folder":
             (file / "full").mkdir(parents=True)
-        case "others may write":
+        case "writable by others":
             write(tmp_path, text, 0o666)
         case _:
             if os.geteuid() != 0:
