@@ -93,88 +93,7 @@ def test_random_bytes_are_answered_one_by_one(daemon: Daemon, client: Peer) -> N
             assert event["event"] == "error" and event["code"] == "bad_request", event
 
 
-def test_a_request_cut_off_at_any_byte_is_answered(daemon: Daemon, client: Peer) -> None:
-    with daemon.still_serves():
-        for length in range(1, len(GOOD)):
-            assert answered(client, GOOD[:length])["code"] == "bad_request"
-
-
-def test_a_request_with_any_byte_changed_is_answered(daemon: Daemon, client: Peer) -> None:
-    chance = random.Random(7)
-    with daemon.still_serves():
-        for position in range(len(GOOD)):
-            changed = bytearray(GOOD)
-            changed[position] ^= 1 << chance.randrange(8)
-            client.socket.send(bytes(changed))
-            event, _ = client.receive()
-            while event["event"] not in ("done", "error"):
-                event, _ = client.receive()
-
-
-def test_an_array_of_a_million_is_too_large(daemon: Daemon, client: Peer) -> None:
-    with daemon.still_serves(16):
-        huge = msgpack.packb({"v": 1, "op": "synthesize", "id": "x", "text": "a", "options": {"a": [0] * 1_000_000}})
-        event = answered(client, huge)
-        assert event["code"] == "too_large" and "65536" in event["message"]
-
-
 # --- keys
-
-WRONG: list[Any] = [
-    None,
-    True,
-    0,
-    -1,
-    1.5,
-    2**63,
-    float("nan"),
-    float("inf"),
-    b"bytes",
-    "",
-    "\0",
-    [],
-    [1],
-    {},
-    {"a": 1},
-]
-KEYS: dict[str, list[str]] = {
-    "synthesize": [
-        "text", "voice", "prompt", "format", "sample_rate", "stream", "events", "output", "priority", "deadline_s",
-        "durable", "key", "seed", "options", "on_behalf_of",
-    ],
-    "wait": ["job", "events"],
-    "cancel": ["job"],
-    "job": ["job"],
-    "jobs": ["state", "limit"],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("op", "key"), [(op, key) for op, keys in KEYS.items() for key in keys])
-def test_a_wrong_value_is_refused_by_the_name_of_its_key(client: Peer, op: str, key: str) -> None:
-    base: dict[str, Any] = {"synthesize": {"text": "hello", "options": {"seconds": 0.1}}}.get(op, {"job": "a-1"})
-    if op == "jobs":
-        base = {}
-    names = 0
-    for value in WRONG:
-        last = client.ask(op, **(base | {key: value}))
-        if last["event"] == "error" and last["code"] == "bad_request":
-            assert last["message"].startswith(key), (value, last["message"])
-            names += 1
-        else:
-            # Some of these values are good ones for some keys, or name what is not there.
-            assert last["event"] in ("done", "jobs") or last["code"] in (
-                "job_not_found", "voice_not_found", "deadline_exceeded", "forbidden",
-            ), (value, last)  # fmt: skip
-    assert names >= 8
-
-
-@pytest.mark.parametrize("missing", ["v", "op", "id", "text"])
-def test_a_missing_key_is_named(client: Peer, missing: str) -> None:
-    request = {"v": 1, "op": "synthesize", "id": "mine", "text": "hello"}
-    del request[missing]
-    event = answered(client, msgpack.packb(request))
-    assert event["code"] == "bad_request" and event["message"].startswith(missing)
-    assert event["id"] == ("" if missing == "id" else "mine")
 
 
 def test_an_unknown_key_is_named_and_not_ignored(client: Peer) -> None:
@@ -183,26 +102,6 @@ def test_an_unknown_key_is_named_and_not_ignored(client: Peer) -> None:
     assert refused(client, options={"secnods": 1})["message"].startswith("options.secnods")
     assert client.refused("sing")["message"].startswith("op")
     assert client.refused("status")["code"] == "bad_request"
-
-
-def test_versions_that_this_daemon_does_not_speak_are_refused(client: Peer) -> None:
-    for version in (0, 2, 1.0, "1", True, None):
-        assert client.refused("ping", v=version)["message"].startswith("v:")
-
-
-def test_ids_of_every_length(client: Peer) -> None:
-    for length in range(130):
-        id = "é" * length
-        client.send("ping", id=id)
-        event, _ = client.receive()
-        if 1 <= length <= 64:
-            assert event["event"] == "pong" and event["id"] == id
-        else:
-            assert event["code"] == "bad_request" and event["message"].startswith("id") and event["id"] == ""
-    for wrong in (7, None, b"x", ["x"], {"x": 1}, True):
-        client.send("ping", id=wrong)
-        event, _ = client.receive()
-        assert event["code"] == "bad_request" and event["id"] == ""
 
 
 def test_an_id_in_use_twice_is_the_clients_own_business(daemon: Daemon, client: Peer) -> None:
@@ -214,38 +113,6 @@ def test_an_id_in_use_twice_is_the_clients_own_business(daemon: Daemon, client: 
 
 
 # --- texts, files, recordings
-
-
-@pytest.mark.parametrize("text", ["", " ", "\n\t", "...", "。", "😀", "\0", "a\0b", "\x1b[31mred", "a\x7f", "a\x85b"])
-def test_a_text_that_can_t_be_spoken_is_refused(client: Peer, text: str) -> None:
-    error = refused(client, text=text)
-    assert error["code"] == "bad_request" and error["message"].startswith("text")
-
-
-def test_lone_surrogates_are_refused(daemon: Daemon, client: Peer) -> None:
-    with daemon.still_serves():
-        for key in ("text", "voice", "key", "output"):
-            error = refused(client, **{key: "a\ud800b"})
-            assert error["code"] == "bad_request" and error["message"].startswith(key)
-        client.send("ping", id="a\ud800b")
-        assert client.receive()[0]["id"] == ""
-
-
-def test_the_longest_text_is_spoken_and_one_character_more_is_not(client: Peer) -> None:
-    short = {"seconds": 0.1}
-    assert client.speak("今" * 5_000, options=short)[0]["event"] == "done"
-    error = refused(client, text="今" * 5_001, options=short)
-    assert error["code"] == "too_large" and "5001" in error["message"]
-
-
-@pytest.mark.parametrize(
-    "name", ["a/b", "/etc/passwd", "../x", "..", ".", ".hidden", "a\0b", "a\nb", "a\\b", "", "x" * 201, "今" * 67]
-)
-def test_an_output_that_is_no_plain_name_is_refused(daemon: Daemon, client: Peer, name: str) -> None:
-    before = sorted(p.name for p in (daemon.state / "outputs").iterdir())
-    error = refused(client, output=name)
-    assert error["code"] == "bad_request" and error["message"].startswith("output")
-    assert sorted(p.name for p in (daemon.state / "outputs").iterdir()) == before
 
 
 def wav(seconds: float, rate: int = 16_000, loudness: float = 0.3) -> bytes:
@@ -280,14 +147,6 @@ def test_a_recording_that_is_none_is_bad_audio_and_costs_no_worker(
     client.speak()
 
 
-def test_a_body_where_none_belongs_and_none_where_one_does(client: Peer) -> None:
-    assert refused(client, body=b"x")["message"].startswith("body")
-    assert refused(client, prompt={"text": "said"})["message"].startswith("prompt")
-    assert client.refused("ping", b"x")["message"].startswith("body")
-    assert refused(client, body=wav(2), prompt={"text": "said"}, voice="tone")["message"].startswith("voice")
-    assert refused(client, body=wav(2), prompt={})["message"].startswith("prompt.text")
-
-
 # --- frames
 
 
@@ -306,7 +165,7 @@ def test_a_frame_far_beyond_the_limit_ends_its_connection_and_no_other(daemon: D
         assert client.ask("ping")["event"] == "pong"
 
 
-@pytest.mark.parametrize("count", [2, 5, 6, 7, 8, 100, 900])
+@pytest.mark.parametrize("count", [2, 900])
 def test_many_frames_are_refused(daemon: Daemon, client: Peer, count: int) -> None:
     with daemon.still_serves():
         event = answered(client, GOOD, *[b"x"] * count)

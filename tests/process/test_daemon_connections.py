@@ -19,6 +19,11 @@ from .conftest import Daemon, Peer, Start
 LONG: dict[str, Any] = {"seconds": 2_000.0}
 
 
+@pytest.fixture(scope="module")
+def daemon(start_shared: Start) -> Daemon:
+    return start_shared()
+
+
 @pytest.fixture
 def many_descriptors() -> Iterator[int]:
     """As many descriptors as we may have; yields how many connections that is good for."""
@@ -67,9 +72,7 @@ def test_a_daemon_with_few_descriptors_does_not_end_for_want_of_them(start: Star
         assert daemon.status()["connections"] <= few / 2
 
 
-def test_a_stream_whose_client_vanishes_is_cancelled(start: Start) -> None:
-    daemon = start()
-    client = daemon.client()
+def test_a_stream_whose_client_vanishes_is_cancelled(daemon: Daemon, client: Peer) -> None:
     with contextlib.closing(daemon.client()) as vanishing:
         id = vanishing.send("synthesize", text="gone", stream=True, options={"seconds": 60.0, "rtf": 1.0})
         vanishing.until(id, "audio")
@@ -114,9 +117,7 @@ def test_many_who_never_read_take_no_more_memory_than_one_may(start: Start) -> N
         client.speak("meanwhile")
 
 
-def test_the_memory_of_large_messages_is_given_back(start: Start) -> None:
-    daemon = start()
-    client = daemon.client()
+def test_the_memory_of_large_messages_is_given_back(daemon: Daemon, client: Peer) -> None:
     client.speak()
     before = daemon.rss_mib
     for _ in range(2):
@@ -148,9 +149,7 @@ def test_a_client_that_reads_late_but_reads_loses_nothing(start: Start) -> None:
     assert len(audio) == 400 * 48_000
 
 
-def test_a_flood_of_requests_leaves_others_their_turn(start: Start) -> None:
-    daemon = start(workers={"max": 1})
-    client = daemon.client()
+def test_a_flood_of_requests_leaves_others_their_turn(daemon: Daemon, client: Peer) -> None:
     client.speak()
     stop = threading.Event()
 
@@ -174,9 +173,8 @@ def test_a_flood_of_requests_leaves_others_their_turn(start: Start) -> None:
             thread.join()
 
 
-def test_frames_without_an_end_cost_their_sender_its_connection_alone(start: Start) -> None:
+def test_frames_without_an_end_cost_their_sender_its_connection_alone(daemon: Daemon) -> None:
     """A message is delivered when its last frame is there; until then it is ZeroMQ's."""
-    daemon = start()
     with daemon.still_serves(100), contextlib.closing(daemon.client()) as endless:
         for _ in range(1_000):
             endless.socket.send(b"x" * 10_000, zmq.SNDMORE)

@@ -46,10 +46,7 @@ def test_status_tells_how_the_daemon_stands(daemon: Daemon, client: Peer) -> Non
     assert status["counts"]["ended"]["synthesis_failed"] == 1
     assert status["memory"]["rss"] / 2**20 == pytest.approx(daemon.rss_mib, rel=0.2)
     assert status["internal_errors"] == 0 and status["connections"] >= 1
-
-
-def test_the_supervisor_is_small_at_rest(daemon: Daemon) -> None:
-    assert daemon.rss_mib < 45
+    assert daemon.rss_mib < 45, "the supervisor is small"
 
 
 def test_workers_are_shown_with_their_processes(daemon: Daemon, client: Peer) -> None:
@@ -63,17 +60,6 @@ def test_workers_are_shown_with_their_processes(daemon: Daemon, client: Peer) ->
     busy = next(w for w in daemon.workers() if w["name"] == started["worker"])
     assert busy["state"] == "busy" and busy["jobs"] == [started["job"]]
     client.ask("cancel", job=started["job"])
-
-
-def test_an_operator_sees_and_ends_everybody_s_jobs(daemon: Daemon, client: Peer) -> None:
-    id = client.send("synthesize", text="hello", options=SLOW)
-    job = client.until(id, "started")["job"]
-    assert [j["job"] for j in daemon.control("jobs", state="running")["jobs"]] == [job]
-    shown = daemon.control("job", job=job)
-    assert shown["client"] == f"uid:{os.geteuid()}" and shown["state"] == "running"
-    assert daemon.control("cancel", job=job)["state"] == "cancelled"
-    error = client.all(id)[0][-1]
-    assert error["code"] == "cancelled" and "operator" in error["message"]
 
 
 def test_the_configuration_in_force_can_be_read(daemon: Daemon) -> None:
@@ -153,19 +139,6 @@ def test_workers_are_added_and_taken_away_while_jobs_are_spoken(daemon: Daemon, 
     assert "min" in daemon.control("scale", min=3)["message"]
 
 
-def test_a_paused_queue_starts_nothing_until_it_is_resumed(daemon: Daemon, client: Peer) -> None:
-    assert daemon.control("pause")["paused"] is True
-    try:
-        id = client.send("synthesize", text="later")
-        accepted = client.until(id, "accepted")
-        assert "paused" in accepted["warning"] and daemon.status()["state"] == "paused"
-        assert client.ask("job", job=accepted["job"])["state"] == "waiting"
-    finally:
-        assert daemon.control("resume")["event"] == "result"
-    assert client.all(id)[0][-1]["event"] == "done"
-    assert daemon.status()["state"] == "running"
-
-
 def test_a_drain_is_answered_when_the_last_job_is_done_and_resume_ends_it(daemon: Daemon, client: Peer) -> None:
     id = client.send("synthesize", text="the last", options={"seconds": 0.4, "rtf": 1.0})
     client.until(id, "started")
@@ -176,16 +149,6 @@ def test_a_drain_is_answered_when_the_last_job_is_done_and_resume_ends_it(daemon
     assert error["code"] == "shutting_down" and error["retryable"]
     assert operator.all(asked)[0][-1]["drained"] is True and client.all(id)[0][-1]["event"] == "done"
     assert daemon.status()["state"] == "drained" and daemon.control("drain")["drained"] is True
-    daemon.control("resume")
-    client.speak()
-
-
-def test_a_drain_that_takes_too_long_says_how_many_are_left(daemon: Daemon, client: Peer) -> None:
-    id = client.send("synthesize", text="long", options=SLOW)
-    job = client.until(id, "started")["job"]
-    answer = daemon.control("drain", timeout_s=0.2)
-    assert answer["drained"] is False and answer["left"] == 1
-    daemon.control("cancel", job=job)
     daemon.control("resume")
     client.speak()
 
@@ -222,12 +185,8 @@ def test_a_registered_voice_can_be_spoken_with_until_it_is_removed(daemon: Daemo
     ("body", "keys", "code"),
     [
         (b"RIFF" + b"\0" * 100, {}, "bad_audio"),
-        (b"", {}, "bad_audio"),
         (recording(0.2), {}, "bad_audio"),
         (recording(), {"name": "../up"}, "bad_request"),
-        (recording(), {"name": ""}, "bad_request"),
-        (recording(), {"text": ""}, "bad_request"),
-        (None, {}, "bad_request"),
     ],
 )
 def test_a_bad_voice_is_not_registered(daemon: Daemon, body: bytes | None, keys: dict[str, str], code: str) -> None:
@@ -284,51 +243,12 @@ def test_a_reload_that_takes_fresh_workers_loses_no_job_and_leaves_no_gap(start:
     daemon.until(renewed, "both workers are fresh")
 
 
-def test_a_worker_that_the_new_configuration_can_t_start_does_not_replace_one_that_works(start: Start) -> None:
-    daemon = start()
-    daemon.configure({"engine": {"python": "/bin/false"}})
-    assert daemon.control("reload")["rolling"] == ["engine.python"]
-    daemon.until(lambda: any(w["last_death"] for w in daemon.workers()), "the spare has failed")
-    daemon.client().speak()
-    daemon.configure({})
-    daemon.control("reload")
-    daemon.until(lambda: [w["state"] for w in daemon.workers()] == ["ready"], "all is as before")
-    daemon.client().speak()
-
-
 def test_the_form_of_the_log_is_another_one_from_the_reload_on(start: Start) -> None:
     daemon = start()
     daemon.configure({"daemon": {"log_format": "json"}})
     assert daemon.control("reload")["applied"] == ["daemon.log_format"]
     daemon.client().speak()
     daemon.until(lambda: '"message":"job done"' in daemon.log(), "a line in JSON")
-
-
-def test_a_reload_changes_how_many_workers_there_are(start: Start) -> None:
-    daemon = start()
-    daemon.configure({"workers": {"max": 2}})
-    assert daemon.control("reload")["applied"] == ["workers.max"]
-    daemon.until_ready(2)
-    daemon.configure({"workers": {"max": 1}})
-    daemon.control("reload")
-    daemon.until(lambda: len(daemon.workers()) == 1, "one worker is gone")
-    daemon.client().speak()
-
-
-def test_a_wrong_configuration_changes_nothing(start: Start) -> None:
-    daemon = start()
-    before = daemon.control("config")["config"]
-    daemon.configure({"limits": {"rate": "1/hour"}, "workers": {"hang_timeout": 7.0}})
-    error = daemon.control("reload")
-    assert error["code"] == "bad_request" and "workers.hang_timeout" in error["message"]
-    assert "hang_timeout_s" in error["message"]
-    daemon.file.write_text("this is not TOML")
-    assert "not TOML" in daemon.control("reload")["message"]
-    daemon.file.unlink()
-    assert daemon.control("reload")["code"] == "bad_request"
-    assert daemon.control("config")["config"] == before
-    for _ in range(3):
-        daemon.client().speak()
 
 
 def test_a_file_that_was_named_relatively_is_told_by_a_name_that_means_it_everywhere(start: Start) -> None:

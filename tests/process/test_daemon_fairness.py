@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import socket
 import subprocess
 import sys
-import time
 from typing import Any
 
 import pytest
@@ -60,54 +57,6 @@ def test_a_thousand_jobs_of_one_client_delay_another_s_sentence_by_no_more_than_
     assert daemon.status()["queue"]["waiting"] == 0
 
 
-def test_without_preemption_the_sentence_waits_for_the_book(start: Start) -> None:
-    daemon = start(queue={"preempt": False})
-    client, other = daemon.client(), daemon.client()
-    book = client.send("synthesize", text="a book", priority="batch", durable=False, options=BOOK | {"rtf": 0.2})
-    client.until(book, "started")
-    assert waited(other, "a sentence") > 5 * SEGMENT_S
-
-
-def test_of_several_workers_one_stays_free_for_a_sentence(start: Start) -> None:
-    daemon = start(workers={"max": 2})
-    client, other = daemon.client(), daemon.client()
-    books = [
-        client.send("synthesize", text=f"book {n}", priority="batch", durable=False, options=BOOK) for n in range(2)
-    ]
-    client.until(books[0], "progress")
-    assert [w["state"] for w in daemon.workers()].count("busy") == 1
-    assert waited(other, "a sentence") < SLACK_S
-    for job in client.ask("jobs")["jobs"]:
-        client.ask("cancel", job=job["job"])
-
-
-def test_a_book_that_was_put_aside_is_cancelled_and_its_worker_goes_on(start: Start) -> None:
-    daemon = start()
-    client, other = daemon.client(), daemon.client()
-    book = client.send("synthesize", text="a book", priority="batch", durable=False, options=BOOK)
-    client.until(book, "progress")
-    sentence = other.send("synthesize", text="a long sentence", options={"seconds": 1.0, "rtf": 1.0})
-    other.until(sentence, "started")
-    assert daemon.control("queue")["classes"]["batch"]["suspended"] == 1
-    job = client.ask("jobs", state="running")["jobs"]
-    suspended = next(entry["job"] for entry in job if entry["priority"] == "batch")
-    assert other.ask("cancel", job=suspended)["state"] == "cancelled"
-    assert client.until(book, "error")["code"] == "cancelled"
-    assert other.until(sentence, "done")["event"] == "done"
-    assert waited(other, "the worker is free") < SLACK_S
-
-
-def test_a_worker_that_dies_of_a_sentence_takes_no_attempt_from_the_book_aside(start: Start) -> None:
-    daemon = start(workers={"restart": {"max_attempts": 1}})
-    client, other = daemon.client(), daemon.client()
-    book = client.send("synthesize", text="a book", priority="batch", durable=False, options=BOOK | {"rtf": 0.1})
-    client.until(book, "progress")
-    assert other.refused("synthesize", text="poison", options={"fault": "segv"})["code"] == "worker_crashed"
-    events, audio = client.all(book)
-    assert events[-1]["event"] == "done" and events[-1]["attempts"] == 2, events[-1]
-    assert hashlib.sha256(audio).hexdigest() == events[-1]["sha256"]
-
-
 # --- limits
 
 
@@ -124,33 +73,6 @@ def test_a_rate_is_not_dodged_by_sockets_identities_ids_or_reconnecting(start: S
     assert refused["code"] == "rate_limited" and refused["retryable"] and 0 < refused["retry_after_s"] <= 720
     shown = daemon.control("limits")["clients"][0]
     assert shown["tokens"] < 1 and shown["rate"] == "5/hour"
-
-
-def test_who_comes_back_when_it_was_told_to_is_not_refused(start: Start) -> None:
-    daemon = start(limits={"rate": "60/minute"})
-    client = daemon.client()
-    while (event := client.ask("synthesize", text="hello", options={"seconds": 0.05}))["event"] == "done":
-        pass
-    time.sleep(event["retry_after_s"])
-    assert client.ask("synthesize", text="hello", options={"seconds": 0.05})["event"] == "done"
-
-
-def test_one_client_does_not_fill_the_queue_for_others(start: Start) -> None:
-    daemon = start(queue={"max_waiting": 10, "max_share": 0.8}, limits=GATEWAY)
-    client = daemon.client()
-    ids = [
-        client.send("synthesize", text=f"{n}", on_behalf_of="hog", options={"seconds": 5.0, "rtf": 1.0})
-        for n in range(12)
-    ]
-    ends = [client.next(id)[0] for id in ids]
-    accepted = [event for event in ends if event["event"] == "accepted"]
-    refused = [event for event in ends if event["event"] == "error"]
-    assert len(accepted) == 9 and {event["code"] for event in refused} == {"queue_full"}, "one runs and eight wait"
-    assert "max_share" in refused[0]["message"] and refused[0]["retry_after_s"] > 0
-    assert accepted[-1]["warning"]
-    other = client.send("synthesize", text="another's", on_behalf_of="neighbour")
-    assert client.until(other, "accepted")["position"] <= 1, "the neighbour has had nothing yet"
-    daemon.control("cancel", client=f"uid:{os.geteuid()}/hog")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
@@ -173,12 +95,3 @@ def test_the_kernel_says_who_a_client_is_and_each_user_has_limits_of_its_own(sta
         ran = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
         spoken.setdefault(uid, []).append(int(ran.stdout))
     assert spoken == {65533: [2, 0], 65534: [4]}
-
-
-def test_a_flood_of_idle_connections_leaves_room_for_a_sentence(start: Start) -> None:
-    daemon = start()
-    with contextlib.ExitStack() as stack:
-        for _ in range(200):
-            connection = stack.enter_context(socket.socket(socket.AF_UNIX))
-            connection.connect(str(daemon.runtime / "glmtts.sock"))
-        assert daemon.client().speak("still")[0]["event"] == "done"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -119,31 +118,13 @@ def test_a_killed_worker_costs_its_job_a_second_at_most_and_others_nothing(daemo
     assert death["cause"] == "crashed" and "SIGKILL" in death["detail"]
 
 
-def test_a_job_that_loses_two_workers_is_answered_at_once(daemon: Daemon, client: Peer) -> None:
-    id = client.send("synthesize", text="unlucky", options=SLOW)
-    for _ in range(2):
-        os.kill(daemon.worker_of(client.until(id, "started")), signal.SIGKILL)
-        killed = time.monotonic()
-    error = client.all(id)[0][-1]
-    assert time.monotonic() - killed < 0.5
-    assert error["code"] == "worker_crashed" and error["retryable"] and "SIGKILL" in error["message"]
-
-
-@pytest.mark.parametrize("fault", ["segv", "kill", "exit", "hang"])
+@pytest.mark.parametrize("fault", ["segv", "hang"])
 def test_a_stream_that_was_heard_in_part_is_never_begun_again(client: Peer, fault: str) -> None:
     options = {"seconds": 0.4, "segments": 2, "after_segments": 1}
     events, error = fails(client, fault, f"half {fault}", stream=True, options=options)
     assert error["code"] == ("hung" if fault == "hang" else "worker_crashed")
     assert "not started again" in error["message"]
     assert [e["event"] for e in events].count("started") == 1 and "audio" in {e["event"] for e in events}
-
-
-def test_a_stream_of_which_nothing_was_heard_is_begun_again(daemon: Daemon, client: Peer) -> None:
-    id = client.send("synthesize", text="in time", stream=True, options={"seconds": 0.5, "rtf": 1.5})
-    os.kill(daemon.worker_of(client.until(id, "started")), signal.SIGKILL)
-    events, audio = client.all(id)
-    assert events[-1]["attempts"] == 2 and len(audio) == 24_000
-    assert [e["seq"] for e in events if e["event"] == "audio"] == list(range(events[-1]["chunks"]))
 
 
 def test_a_worker_that_is_stopped_from_outside_is_taken_for_hung(daemon: Daemon, client: Peer) -> None:
@@ -205,20 +186,10 @@ def test_an_interpreter_that_can_t_run_the_worker_is_unavailable(start: Start, t
     assert error["code"] == "unavailable" and "no torch here" in error["message"] and "5" in error["message"]
 
 
-def test_an_interpreter_without_the_packages_is_the_cause_that_operators_see(start: Start, tmp_path: Path) -> None:
-    script = tmp_path / "python"
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
-    script.chmod(0o755)
-    daemon = start(wait=False, engine={"name": "fault", "python": str(script)})
-    daemon.until(lambda: daemon.workers()[0]["last_death"], "the worker has failed")
-    death = daemon.workers()[0]["last_death"]
-    assert death["cause"] == "start_failed" and "-m pip install pyzmq msgpack" in death["detail"], death
-
-
 # --- the daemon itself is killed
 
 
-@pytest.mark.parametrize("state", ["idle", "hang_gil", "hang", "speaking", "starting"])
+@pytest.mark.parametrize("state", ["hang_gil", "hang", "starting"])
 def test_no_worker_outlives_a_killed_daemon(start: Start, state: str) -> None:
     slow = {"fault": {"start": "hang"}} if state == "starting" else {}
     daemon = start(wait=state != "starting", engine={"name": "fault"} | slow, workers={"max": 2})
@@ -227,10 +198,9 @@ def test_no_worker_outlives_a_killed_daemon(start: Start, state: str) -> None:
     if state == "starting":
         # A process that does not know of its daemon yet is killed as its child: both are meant here.
         daemon.status()
-    elif state != "idle":
-        options = SLOW if state == "speaking" else {"fault": state, "after_segments": 1, "seconds": 0.2}
-        id = client.send("synthesize", text="hello", stream=True, options=options)
-        client.until(id, "started" if state == "speaking" else "audio")
+    else:
+        options = {"fault": state, "after_segments": 1, "seconds": 0.2}
+        client.until(client.send("synthesize", text="hello", stream=True, options=options), "audio")
     daemon.kill()
     daemon.until_nothing_is_left(1.0)
 

@@ -67,11 +67,6 @@ def test_info_tells_what_the_daemon_can_do(client: Peer) -> None:
     assert [v["name"] for v in info["voices"]] == [v["name"] for v in client.ask("voices")["voices"]]
 
 
-def test_ping_tells_version_and_time(client: Peer) -> None:
-    first, second = client.ask("ping"), client.ask("ping")
-    assert first["protocol"] == 1 and first["version"] and second["uptime_s"] >= first["uptime_s"] > 0
-
-
 def test_the_operator_s_default_format_is_used_and_named(client: Peer) -> None:
     done, audio = client.speak()
     assert done["format"] == "flac" and audio[:4] == b"fLaC"
@@ -125,37 +120,7 @@ def test_a_client_that_went_away_finds_its_result_when_it_comes_back(daemon: Dae
     assert events[-1]["event"] == "done" and audio[:4] == b"RIFF"
 
 
-def test_an_error_is_kept_for_who_comes_back_too(client: Peer, other: Peer) -> None:
-    id, job = submit(client, options={"fault": "raise"})
-    assert client.all(id)[0][-1]["code"] == "synthesis_failed"
-    assert other.refused("wait", job=job)["code"] == "synthesis_failed"
-
-
-def test_a_result_that_is_not_kept_any_more_is_said_to_be_gone(client: Peer) -> None:
-    big: dict[str, Any] = {"format": "pcm_f32le", "options": {"seconds": 10.0}}
-    jobs = [client.speak(f"big {n}", **big)[0]["job"] for n in range(3)]
-    assert client.ask("job", job=jobs[0])["state"] == "done"
-    gone = client.refused("wait", job=jobs[0])
-    assert gone["code"] == "job_not_found" and "kept" in gone["message"]
-    assert client.ask("wait", job=jobs[2])["event"] == "done"
-
-
-def test_no_job_of_that_name(client: Peer) -> None:
-    for op in ("job", "wait", "cancel"):
-        assert client.refused(op, job="nonesuch-1")["code"] == "job_not_found"
-
-
 # --- cancelling
-
-
-@pytest.mark.usefixtures("busy")
-def test_a_waiting_job_can_be_cancelled(client: Peer) -> None:
-    id, job = submit(client)
-    assert client.ask("cancel", job=job) | {"id": ""} == {
-        "v": 1, "id": "", "event": "result", "job": job, "state": "cancelled",
-    }  # fmt: skip
-    error = client.all(id)[0][-1]
-    assert (error["code"], error["retryable"], error["job"]) == ("cancelled", False, job)
 
 
 def test_a_running_job_can_be_cancelled_and_the_worker_goes_on(client: Peer, other: Peer) -> None:
@@ -169,20 +134,7 @@ def test_a_running_job_can_be_cancelled_and_the_worker_goes_on(client: Peer, oth
     assert other.ask("cancel", job=started["job"])["state"] == "cancelled"
 
 
-def test_cancelling_what_is_done_changes_nothing(client: Peer) -> None:
-    done, _ = client.speak()
-    assert client.ask("cancel", job=done["job"])["state"] == "done"
-
-
 # --- deadlines
-
-
-@pytest.mark.usefixtures("busy")
-def test_a_deadline_passes_in_the_queue(client: Peer) -> None:
-    begun = time.monotonic()
-    error = client.refused("synthesize", text="late", deadline_s=0.2)
-    assert error["code"] == "deadline_exceeded" and "wait" in error["message"] and not error["retryable"]
-    assert 0.2 <= time.monotonic() - begun < 2
 
 
 def test_a_deadline_passes_while_the_job_runs(client: Peer) -> None:
@@ -201,19 +153,6 @@ def test_the_same_key_is_never_spoken_twice(client: Peer, other: Peer) -> None:
     assert events[0]["event"] == "accepted" and events[-1]["job"] == first["job"] and again == audio
 
 
-def test_the_same_key_joins_a_job_that_still_runs(client: Peer, other: Peer) -> None:
-    job: dict[str, Any] = {"text": "once more", "key": "k2", "options": {"seconds": 0.6, "rtf": 0.5}}
-    id = client.send("synthesize", **job)
-    name = client.until(id, "started")["job"]
-    assert other.ask("synthesize", **job)["job"] == name == client.all(id)[0][-1]["job"]
-
-
-def test_a_key_stands_for_one_text(client: Peer) -> None:
-    client.speak("this", key="k3")
-    error = client.refused("synthesize", text="that", key="k3")
-    assert error["code"] == "bad_request" and error["message"].startswith("key")
-
-
 # --- files
 
 
@@ -226,16 +165,6 @@ def test_an_output_is_written_once_and_never_over_another(daemon: Daemon, client
     assert error["code"] == "output_exists" and not error["retryable"]
     assert hashlib.sha256(path.read_bytes()).hexdigest() == done["sha256"]
     daemon.until(lambda: not [other for other in path.parent.iterdir() if other.name.startswith(".")], "no mark stays")
-
-
-@pytest.mark.usefixtures("busy")
-def test_two_jobs_can_t_be_about_to_write_one_file(client: Peer) -> None:
-    _, job = submit(client, output="twice.wav")
-    assert client.refused("synthesize", text="hello", output="twice.wav")["code"] == "output_exists"
-    client.ask("cancel", job=job)
-    _, another = submit(client, output="twice.wav")
-    # Before it is written: the next test takes the folder away.
-    client.ask("cancel", job=another)
 
 
 def test_a_folder_that_is_gone_is_named_and_nothing_stays(daemon: Daemon, client: Peer) -> None:
@@ -251,71 +180,6 @@ def test_a_folder_that_is_gone_is_named_and_nothing_stays(daemon: Daemon, client
 
 
 # --- priorities and queues
-
-
-@pytest.mark.usefixtures("busy")
-def test_who_waits_hears_its_position_and_the_warning_of_a_long_queue(client: Peer) -> None:
-    ids = [client.send("synthesize", text=f"job {n}") for n in range(4)]
-    accepted = [client.until(id, "accepted") for id in ids]
-    assert [a["position"] for a in accepted] == [0, 1, 2, 3]
-    assert "warning" not in accepted[0] and "long" in accepted[3]["warning"]
-    client.ask("cancel", job=accepted[0]["job"])
-    moved = client.until(ids[3], "queued")
-    assert moved["position"] == 2 and moved["queue_size"] == 3
-    for job in accepted[1:]:
-        client.ask("cancel", job=job["job"])
-
-
-def test_a_higher_class_comes_first(client: Peer, busy: str) -> None:
-    ids = {}
-    for name in ("batch", "interactive", "vip"):
-        ids[name] = client.send("synthesize", text=name, priority=name)
-        accepted = client.until(ids[name], "accepted")
-        assert accepted["position"] == 0
-        assert "warning" not in accepted
-    client.ask("cancel", job=busy)
-    order: list[str] = []
-    while len(order) < 3:
-        event, _ = client.receive()
-        if event["event"] == "started":
-            order.append(next(name for name, id in ids.items() if id == event["id"]))
-    assert order == ["vip", "interactive", "batch"]
-
-
-def test_what_a_client_may_not_have_is_refused_and_not_ignored(client: Peer) -> None:
-    on_behalf = client.refused("synthesize", text="hello", on_behalf_of="somebody")
-    assert on_behalf["code"] == "forbidden" and on_behalf["message"].startswith("on_behalf_of")
-    assert client.refused("synthesize", text="hello", voice="nobody")["code"] == "voice_not_found"
-
-
-def test_a_full_queue_says_when_to_come_back(start: Start) -> None:
-    daemon = start(queue={"max_waiting": 2, "max_waiting_batch": 1, "max_per_client": 5})
-    client = daemon.client()
-    client.until(client.send("synthesize", text="runs", options=SLOW), "started")
-    for _ in range(2):
-        submit(client)
-    full = client.refused("synthesize", text="one too many")
-    assert full["code"] == "queue_full" and full["retryable"] and full["retry_after_s"] > 0
-    submit(client, priority="batch")
-    assert client.refused("synthesize", text="one too many", priority="batch")["code"] == "queue_full"
-    assert daemon.status()["counts"]["refused"] == {"queue_full": 2}
-    for job in client.ask("jobs")["jobs"]:
-        client.ask("cancel", job=job["job"])
-    client.speak()
-
-
-def test_the_rate_is_limited_by_user_and_the_time_to_wait_is_exact(start: Start) -> None:
-    daemon = start(limits={"rate": "2/second"})
-    client, other = daemon.client(), daemon.client()
-    client.speak()
-    other.speak()
-    limited = client.refused("synthesize", text="third")
-    assert limited["code"] == "rate_limited" and limited["retryable"] and 0 < limited["retry_after_s"] <= 1
-    client.speak(priority="batch")
-    begun = time.monotonic()
-    while time.monotonic() < begun + limited["retry_after_s"]:
-        time.sleep(0.01)
-    client.speak()
 
 
 # --- other users

@@ -94,7 +94,7 @@ def test_who_wants_the_last_event_alone_gets_just_that(client: Peer) -> None:
         ("mp3", "MP3", "MPEG_LAYER_III"),
     ],
 )
-@pytest.mark.parametrize("rate", [None, 8_000, 16_000, 48_000])
+@pytest.mark.parametrize("rate", [None, 48_000])
 def test_every_file_format_opens_in_other_programs(
     client: Peer, audio_format: str, kind: str, subtype: str, rate: int | None
 ) -> None:
