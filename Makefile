@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test test-glmtts test-metrics test-systemd test-docker check format soak chaos bench wheel clean
+.PHONY: help install rules demo test test-glmtts test-metrics test-systemd test-docker check format soak chaos bench wheel clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,9 @@ test-glmtts: $(call has,test) $(call has,glmtts)  ## the GLM-TTS engine, with a 
 test-metrics: $(call has,test)  ## the alert rules, and a real Prometheus scraping a real daemon (apt-get install prometheus)
 	@$(BIN)/python -m pytest -q -n logical --maxprocesses=4 tests/metrics
 
+rules: $(call has,dev)  ## write deploy/prometheus/glmtts.rules.yml from the table of alerts
+	@$(BIN)/python -m glmtts.daemon.core.monitoring.alert_table > deploy/prometheus/glmtts.rules.yml
+
 test-systemd: $(call has,test)  ## the service under a real systemd, in a container (root, debootstrap, systemd-container; minutes)
 	@$(BIN)/python -m pytest -q tests/system/systemd
 
@@ -73,8 +76,8 @@ check: install  ## formatting, lint, types, import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/mypy tests/daemon tests/process tests/system
-	@$(BIN)/mypy --follow-imports=silent tests/engines tests/protocol tests/fake_gpu tests/glmtts
+	@$(BIN)/mypy --follow-imports=silent tests/client tests/daemon tests/engines tests/fake_gpu tests/glmtts tests/process \
+	  tests/protocol tests/system
 	@$(BIN)/lint-imports
 
 format: install  ## format, and fix what the linter can fix

@@ -5,6 +5,7 @@ from __future__ import annotations
 from glmtts.daemon.core import effects, inputs
 from glmtts.daemon.core.machine import Machine
 from glmtts.daemon.core.settings import EngineSettings, LimitsSettings, QueueSettings, Settings, WorkersSettings
+from glmtts.daemon.core.state import Installation
 from glmtts.protocol import events, requests
 from glmtts.protocol import worker as wire
 
@@ -28,7 +29,8 @@ class CoreWorld:
 
     def __init__(self, places: int = ROOM) -> None:
         self.now = 100.0
-        self.machine = Machine(settings(places), now=self.now, wall=1.7e9, seed=1, boot="b", version="1")
+        here = Installation(boot="b", version="1")
+        self.machine = Machine(settings(places), here, now=self.now, wall=1.7e9, seed=1)
         self.machine.open()
         self.running = ""
         self._spawn = 1

@@ -24,8 +24,7 @@ from typing import Any, Protocol
 import memory_worlds as worlds
 import report
 
-from glmtts.daemon.core.workers.floors import MIB, Floor, Limits
-from glmtts.daemon.core.workers.memory_watch import MemoryWatch, Verdict
+from glmtts.daemon.core.workers.memory_watch import MIB, IdleSample, Limit, MemoryLimits, MemoryVerdict, MemoryWatch
 
 TRACES = Path(__file__).parent / "traces"
 THRESHOLD = 0.8
@@ -52,15 +51,15 @@ class Process(Protocol):
     device_peak: float
     rss_peak: float
 
-    def job(self) -> Floor: ...
-    def trim(self) -> Floor: ...
+    def job(self) -> IdleSample: ...
+    def trim(self) -> IdleSample: ...
 
 
 @dataclass
 class Recording:
     """A recorded process. What a trim would have done to it is not known: it does nothing."""
 
-    limits: Limits
+    limits: MemoryLimits
     rss: list[int]
     vram: list[int]
     jobs: int = 0
@@ -69,17 +68,17 @@ class Recording:
     device_peak: float = 0.0
     rss_peak: float = 0.0
 
-    def job(self) -> Floor:
+    def job(self) -> IdleSample:
         self.jobs += 1
         return self.trim()
 
-    def trim(self) -> Floor:
+    def trim(self) -> IdleSample:
         rss = self.rss[self.jobs]
         vram = self.vram[self.jobs] if self.vram else None
-        self.rss_share = rss / self.limits.rss if self.limits.rss else 0.0
-        self.device_share = vram / self.limits.vram if vram and self.limits.vram else 0.0
+        self.rss_share = rss / self.limits.rss.bytes if self.limits.rss else 0.0
+        self.device_share = vram / self.limits.vram.bytes if vram and self.limits.vram else 0.0
         self.rss_peak, self.device_peak = max(self.rss_peak, self.rss_share), max(self.device_peak, self.device_share)
-        return Floor(jobs=self.jobs, at=float(self.jobs), rss=rss, vram=vram)
+        return IdleSample(jobs=self.jobs, rss=rss, vram=vram)
 
 
 @dataclass
@@ -98,7 +97,7 @@ class Life:
 
 
 def live(
-    process: Process, limits: Limits, policy: str, jobs: int, *, onset: int | None = None, mib: float = 0.0
+    process: Process, limits: MemoryLimits, policy: str, jobs: int, *, onset: int | None = None, mib: float = 0.0
 ) -> Life:
     """Let a process work for at most ``jobs`` jobs under a policy. ``onset``, ``mib``: of its leak, if it has one."""
     watch = MemoryWatch()
@@ -133,7 +132,7 @@ def live(
     return life
 
 
-def _obey(verdict: Verdict, process: Process, watch: MemoryWatch, life: Life) -> None:
+def _obey(verdict: MemoryVerdict, process: Process, watch: MemoryWatch, life: Life) -> None:
     if verdict.action == "trim":
         life.trims += 1
         watch.trimmed(process.trim())
@@ -209,11 +208,9 @@ def recordings() -> dict[str, dict[str, Any]]:
 def in_recording(trace: dict[str, Any], policy: str) -> Outcome:
     """One recorded process under one policy."""
     limits_mib = trace["limits_mib"]
-    limits = Limits(
-        vram=limits_mib["vram"] * MIB if "vram" in limits_mib else None,
-        vram_words="max_vram_mib",
-        rss=limits_mib["rss"] * MIB if "rss" in limits_mib else None,
-        rss_words="max_rss_mib",
+    limits = MemoryLimits(
+        vram=Limit(limits_mib["vram"] * MIB, "max_vram_mib") if "vram" in limits_mib else None,
+        rss=Limit(limits_mib["rss"] * MIB, "max_rss_mib") if "rss" in limits_mib else None,
     )
     leaks = bool(trace["leaks"])
     process = Recording(limits, trace["rss"], trace["vram"])
@@ -388,7 +385,7 @@ def _draw_example(axes: Any) -> None:
         working=2_500,
     )
     process, watch, limits = worlds.Process(world), MemoryWatch(), world.limits()
-    held, verdict = [100 * process.device_share], Verdict()
+    held, verdict = [100 * process.device_share], MemoryVerdict()
     while verdict.action != "recycle" and process.jobs < 2_000:
         verdict = watch.add(process.job(), limits)
         held.append(100 * process.device_share)

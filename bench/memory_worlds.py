@@ -9,7 +9,7 @@ import math
 import random
 from dataclasses import dataclass, field
 
-from glmtts.daemon.core.workers.floors import MIB, Floor, Limits
+from glmtts.daemon.core.workers.memory_watch import MIB, IdleSample, Limit, MemoryLimits
 
 GIB = 1024 * MIB
 
@@ -58,18 +58,14 @@ class World:
     rss_noise: float = 20.0
     sees_vram: bool = True
     sees_torch: bool = True
-    #: Every so many floors have the device's figure: the sampler's clock is another.
+    #: One in this many samples has the device's figure: the sampler's clock is another.
     vram_every: int = 1
     hard: bool = False
 
-    def limits(self) -> Limits:
-        vram_words, rss_words = ("max_vram_mib" if self.hard else "GPU 0"), "max_rss_mib"
-        return Limits(
-            vram=round(self.limit * MIB),
-            vram_words=vram_words,
-            vram_hard=self.hard,
-            rss=round(self.rss_limit * MIB),
-            rss_words=rss_words,
+    def limits(self) -> MemoryLimits:
+        return MemoryLimits(
+            vram=Limit(round(self.limit * MIB), "max_vram_mib" if self.hard else "GPU 0", self.hard),
+            rss=Limit(round(self.rss_limit * MIB), "max_rss_mib"),
         )
 
     @property
@@ -106,7 +102,7 @@ class Process:
         self._text = 0.0
         self._settle()
 
-    def job(self) -> Floor:
+    def job(self) -> IdleSample:
         """Speak a text; returns what is held after it."""
         world, rng = self.world, self.rng
         self.jobs += 1
@@ -126,7 +122,7 @@ class Process:
         self._fragments += world.fragments * rng.uniform(0.5, 1.5)
         return self._settle()
 
-    def trim(self) -> Floor:
+    def trim(self) -> IdleSample:
         """Give cached memory back; returns what is left."""
         self._fragments *= self.world.stuck
         self._reserved = 0.0
@@ -147,7 +143,7 @@ class Process:
         saws = zip(self.world.saws, self._saws, strict=True)
         return self.grown[where] + warm + sum(held for saw, held in saws if saw.where == where)
 
-    def _settle(self) -> Floor:
+    def _settle(self) -> IdleSample:
         world = self.world
         live = world.base_live + self._part("live")
         self._reserved = max(self._reserved, _up(live + self._fragments + world.working * self._text, 20))
@@ -161,9 +157,8 @@ class Process:
         # While it speaks, the host holds the audio and its encodings.
         self.rss_peak = max(self.rss_peak, (rss + 0.15 * world.base_rss * self._text) / world.rss_limit)
         told = world.sees_vram and self.jobs % world.vram_every == 0
-        return Floor(
+        return IdleSample(
             jobs=self.jobs,
-            at=float(self.jobs),
             rss=round(rss * MIB),
             vram=round(vram * MIB) if told else None,
             torch_allocated=round(live * MIB) if world.sees_torch else None,

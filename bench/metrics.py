@@ -28,6 +28,7 @@ from glmtts.daemon.core.counters import Counters
 from glmtts.daemon.core.machine import Machine
 from glmtts.daemon.core.metric_types import Histogram
 from glmtts.daemon.core.settings import EngineSettings, LimitsSettings, Settings, WorkersSettings
+from glmtts.daemon.core.state import Installation
 from glmtts.daemon.metrics.exposition import written
 from glmtts.daemon.metrics.metrics import LAG_S
 from glmtts.protocol import events, requests
@@ -69,11 +70,10 @@ def core() -> dict[str, Any]:
             workers=WorkersSettings(gpus="none", max=1),
             limits=LimitsSettings(rate=""),
         ),
+        Installation(boot="b", version="1"),
         now=100.0,
         wall=1.7e9,
         seed=1,
-        boot="b",
-        version="1",
     )
     machine.open()
     for event in (inputs.JournalChanged(""), inputs.Spawned(1, 4_000), inputs.WorkerSaid(1, _READY)):
@@ -103,7 +103,7 @@ def core() -> dict[str, Any]:
 
 def _jobs(machine: Machine, count: int) -> float:
     """Have jobs accepted and spoken; microseconds for one."""
-    now, began = machine._context.now, time.thread_time()
+    now, began = machine.state.context.now, time.thread_time()
     for _ in range(count):
         now += 0.02
         _one(machine, now)
@@ -123,9 +123,9 @@ def _one(machine: Machine, now: float) -> list[effects.Effect]:
 
 
 def _some_job(machine: Machine) -> tuple[Any, events.Done]:
-    ended = _one(machine, machine._context.now + 1.0)
+    ended = _one(machine, machine.state.context.now + 1.0)
     done = next(e.event for e in ended if isinstance(e, effects.Send) and isinstance(e.event, events.Done))
-    return machine._job_table.find(done.job), done
+    return machine.state.job_table.find(done.job), done
 
 
 def _least_us(run: Callable[[], object], times: int) -> float:

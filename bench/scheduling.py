@@ -25,7 +25,7 @@ import running
 from core_world import CoreWorld, settings
 
 from glmtts.daemon.core.inputs import Client
-from glmtts.daemon.core.jobs.job import Job
+from glmtts.daemon.core.jobs.job import Account, Job
 from glmtts.daemon.core.jobs.queue import WaitingQueue
 from glmtts.protocol.requests import Synthesize
 
@@ -92,7 +92,7 @@ class Load:
             accepted_at=now,
             created=now,
             deadline_at=now + deadline_s if deadline_s else None,
-            cost_s=_PACE_S * len(text),
+            account=Account(cost_s=_PACE_S * len(text)),
         )
 
 
@@ -122,9 +122,10 @@ def decisions(load: Load, waiting: int, times: int) -> dict[str, float]:
             queue.take(job)
         taken.append(clock() - begin)
         assert job is not None
-        now += job.cost_s
+        now += job.account.cost_s
         # Its end: it took a tenth longer than was thought. The machine gives up those that can't be in time.
-        queue.charge(job, 0.1 * job.cost_s)
+        job.attempt.earlier_s = 1.1 * job.account.cost_s
+        queue.settle(job)
         while (late := queue.peek(now)) is not None and late.deadline_at is not None and late.deadline_at < now:
             queue.remove(late)
             queue.push(load.job(now, waiting))
@@ -174,7 +175,7 @@ def steps(load: Load, waiting: int, times: int) -> dict[str, dict[str, float]]:
         if number % 20 == 0:
             begin = clock()
             # Not by its timer, which is one of many that a step may find due.
-            world.machine._notifications.tell_positions()
+            world.machine.scheduler.notifications.tell_positions()
             told.append(clock() - begin)
     return {"accept": figures(accepted), "finish": figures(ended), "positions": figures(told)}
 

@@ -4,7 +4,7 @@
     with Client() as client:
         client.speak("今天天气不错").save("a.wav")
 
-:class:`Client` for ordinary programs, :class:`AsyncClient` for asyncio, :class:`Control` and :class:`Watch` for
+:class:`Client` is for most programs, :class:`AsyncClient` for asyncio, :class:`Control` and :class:`Watch` for
 operators.
 """
 
@@ -41,9 +41,9 @@ from .errors import (
     VoiceNotFound,
     WorkerCrashed,
 )
-from .exchange import JobEvent
-from .speech import Chunk, Job, Speech
-from .sync import Client, SpeechOptions, Stream
+from .exchange import Job, JobEvent
+from .speech import Chunk, Speech, SpeechOptions
+from .sync import Client, Stream
 
 if TYPE_CHECKING:
     from .aio import AsyncClient, AsyncStream
@@ -51,50 +51,16 @@ if TYPE_CHECKING:
     from .watch import News, Watch
 
 __all__ = [
-    "AsyncClient",
-    "AsyncStream",
-    "BadAudio",
-    "BadRequest",
-    "Cancelled",
-    "Chunk",
-    "Client",
-    "ConnectionLost",
-    "Control",
-    "DaemonNotRunning",
-    "DeadlineExceeded",
-    "Forbidden",
-    "GlmttsError",
-    "HandshakeFailed",
-    "Hung",
-    "Job",
-    "JobEvent",
-    "JobNotFound",
-    "News",
-    "OutOfMemory",
-    "OutputExists",
-    "OutputFailed",
-    "ProtocolError",
-    "Quarantined",
-    "QueueFull",
-    "RateLimited",
-    "RequestFailed",
-    "ShuttingDown",
-    "SlowConsumer",
-    "Speech",
-    "SpeechOptions",
-    "Stream",
-    "SynthesisFailed",
-    "Timeout",
-    "TooLarge",
-    "Unavailable",
-    "VoiceNotFound",
-    "Watch",
-    "WorkerCrashed",
-]
+    "AsyncClient", "AsyncStream", "BadAudio", "BadRequest", "Cancelled", "Chunk", "Client", "ConnectionLost", "Control",
+    "DaemonNotRunning", "DeadlineExceeded", "Forbidden", "GlmttsError", "HandshakeFailed", "Hung", "Job", "JobEvent",
+    "JobNotFound", "News", "OutOfMemory", "OutputExists", "OutputFailed", "ProtocolError", "Quarantined", "QueueFull",
+    "RateLimited", "RequestFailed", "ShuttingDown", "SlowConsumer", "Speech", "SpeechOptions", "Stream",
+    "SynthesisFailed", "Timeout", "TooLarge", "Unavailable", "VoiceNotFound", "Watch", "WorkerCrashed",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    """Load what most programs don't use, asyncio above all, when it is asked for."""
+    """Load asyncio, and other modules that most programs don't use, only when needed."""
     if name in ("AsyncClient", "AsyncStream"):
         from . import aio
 

@@ -1,7 +1,6 @@
 """The client for asyncio: the same calls as coroutines, any number of them at once on one connection.
 
-It reads while somebody waits, and then for all of them. A stream that nobody reads is thus left with the daemon, which
-holds it back, instead of growing here.
+It reads only while a call waits, and then for all calls. An unread stream thus stays with the daemon.
 """
 
 from __future__ import annotations
@@ -12,8 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 from glmtts.protocol.endpoints import requests_endpoint
 from glmtts.protocol.events import Done, InfoAnswer, JobAnswer, JobInfo, JobsAnswer, Pong, Result, Voice, VoicesAnswer
@@ -21,24 +19,23 @@ from glmtts.protocol.events import Done, InfoAnswer, JobAnswer, JobInfo, JobsAns
 from .connection import Connection, check_listening, read_recording
 from .curve import Key
 from .errors import Cancelled, GlmttsError
-from .exchange import Exchange, JobExchange
-from .speech import Chunk, Job, Speech
-from .sync import OnEvent, SpeechOptions, collected, job_id, show, timed_out
+from .exchange import Exchange, Job, JobExchange, OnEvent, collected, job_id, show, timed_out
+from .speech import Chunk, Speech, SpeechOptions
 
-#: Messages taken in before others get their turn in the event loop.
+T = TypeVar("T")
+
+#: Messages received before other tasks of the event loop run.
 _MESSAGES_A_STEP = 32
 
 
 class AsyncClient:
-    """A connection to the speech daemon at ``endpoint``, by default the one that runs on this machine.
-
-    It connects at its first use. ``timeout`` in seconds is the default of every call (None: wait as long as it takes).
-    When the daemon goes away, it has ``reconnect_s`` seconds to come back; jobs in flight are then asked for again. The
-    keys, and the methods and what they raise, are those of :class:`~.sync.Client`. A client belongs to one event loop.
+    """A connection to the speech daemon, for one event loop; it connects at its first use.
 
         async with AsyncClient() as client:
             async for chunk in client.stream("今天天气不错"):
                 play(chunk.samples)
+
+    Its arguments, methods and errors are those of :class:`~.sync.Client`.
     """
 
     def __init__(
@@ -63,9 +60,7 @@ class AsyncClient:
         await self._connection()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -86,7 +81,7 @@ class AsyncClient:
         on_event: OnEvent | None = None,
         **options: Unpack[SpeechOptions],
     ) -> Speech:
-        """Speak ``text`` and return the whole of it; see :meth:`.sync.Client.speak`.
+        """Speak ``text`` and return the whole speech; see :meth:`.sync.Client.speak`.
 
         Cancelling the task cancels the job.
         """
@@ -106,9 +101,9 @@ class AsyncClient:
         on_event: OnEvent | None = None,
         **options: Unpack[SpeechOptions],
     ) -> AsyncStream:
-        """Speak ``text``, and yield its chunks while it is spoken; see :meth:`.sync.Client.stream`.
+        """Speak ``text`` as a stream of chunks; see :meth:`.sync.Client.stream`.
 
-        The request is sent when the iteration, or its ``async with``, begins.
+        The request is sent at the beginning of the iteration, or of its ``async with``.
         """
         return AsyncStream(self, text, {"format": "pcm_s16le", **options}, timeout, on_event)
 
@@ -120,7 +115,7 @@ class AsyncClient:
         on_event: OnEvent | None = None,
         **options: Unpack[SpeechOptions],
     ) -> Job:
-        """Have ``text`` spoken, and return when the daemon has accepted the job; see :meth:`.sync.Client.submit`."""
+        """Submit ``text`` and return when the job is accepted; see :meth:`.sync.Client.submit`."""
         deadline = self._deadline(timeout)
         exchange = await self._synthesize(text, options)
         try:
@@ -129,14 +124,14 @@ class AsyncClient:
             self._give_up(exchange, cancel=options.get("key") is None)
             raise
         if exchange.job is None:
-            exchange.result()
+            exchange.check()
         if self._made is not None:
             self._made.core.track(exchange)
         show(exchange, on_event)
         return Job(exchange)
 
     async def wait(self, job: Job | str, *, timeout: float | None = None, on_event: OnEvent | None = None) -> Speech:
-        """The speech of a job, when it is done. A timeout or an interruption leaves the job as it is."""
+        """Wait for a job, and return its speech. A timeout or an interruption does not cancel the job."""
         deadline = self._deadline(timeout)
         exchange = collected(job)
         if exchange is None and self._made is not None:
@@ -146,40 +141,32 @@ class AsyncClient:
         return await self._finish(exchange, deadline, on_event)
 
     async def cancel(self, job: Job | str, *, timeout: float | None = None) -> str:
-        """End a job; returns its state. Whoever waits for it gets Cancelled."""
-        answer: Result = await self._ask("cancel", timeout, Result, job=job_id(job))
-        return str(answer.values.get("state", ""))
+        """Cancel a job, and return its state. A call that waits for it raises Cancelled."""
+        return str((await self._ask("cancel", timeout, Result, job=job_id(job))).values.get("state", ""))
 
     async def job(self, job: Job | str, *, timeout: float | None = None) -> JobAnswer:
-        """How a job stands."""
-        answer: JobAnswer = await self._ask("job", timeout, JobAnswer, job=job_id(job))
-        return answer
+        """The state of a job."""
+        return await self._ask("job", timeout, JobAnswer, job=job_id(job))
 
     async def jobs(
         self, state: str | None = None, limit: int | None = None, *, timeout: float | None = None
     ) -> list[JobInfo]:
-        """This client's own jobs, the newest first; ``state``: waiting, running, done, failed or cancelled."""
-        answer: JobsAnswer = await self._ask("jobs", timeout, JobsAnswer, state=state, limit=limit)
-        return answer.jobs
+        """The newest ``limit`` jobs of this client; ``state`` is waiting, running, done, failed or cancelled."""
+        return (await self._ask("jobs", timeout, JobsAnswer, state=state, limit=limit)).jobs
 
     async def info(self, *, timeout: float | None = None) -> InfoAnswer:
-        """What the daemon can do: engine, formats, sample rates, voices, limits, options."""
-        answer: InfoAnswer = await self._ask("info", timeout, InfoAnswer)
-        return answer
+        """The daemon's engine, formats, sample rates, voices, limits and options."""
+        return await self._ask("info", timeout, InfoAnswer)
 
     async def voices(self, *, timeout: float | None = None) -> list[Voice]:
-        """The voices that can be named."""
-        answer: VoicesAnswer = await self._ask("voices", timeout, VoicesAnswer)
-        return answer.voices
+        """The registered voices."""
+        return (await self._ask("voices", timeout, VoicesAnswer)).voices
 
     async def ping(self, *, timeout: float | None = None) -> Pong:
-        """Whether the daemon is there, its version, and for how many seconds it has run."""
-        answer: Pong = await self._ask("ping", timeout, Pong)
-        return answer
+        """The daemon's version, and for how many seconds it has run."""
+        return await self._ask("ping", timeout, Pong)
 
-    # --- requests
-
-    async def _ask(self, op: str, timeout: float | None, *expected: type[Any], **keys: Any) -> Any:
+    async def _ask(self, op: str, timeout: float | None, kind: type[T], **keys: Any) -> T:
         deadline = self._deadline(timeout)
         exchange = (await self._connection()).core.call(op, **keys)
         try:
@@ -187,7 +174,7 @@ class AsyncClient:
         except BaseException:
             self._give_up(exchange)
             raise
-        return exchange.result(*expected)
+        return exchange.result(kind)
 
     async def _synthesize(self, text: str, options: SpeechOptions, *, stream: bool = False) -> JobExchange:
         keys: dict[str, Any] = dict(options)
@@ -210,13 +197,11 @@ class AsyncClient:
             job = exchange.job if isinstance(exchange, JobExchange) else None
             self._made.core.abandon(exchange, Cancelled("cancelled by this client", job=job), cancel=cancel)
             self._made.flush()
-            if self._waiting:  # sending may swallow the signal that there is something to read
+            if self._waiting:  # sending may consume the signal of a received message
                 asyncio.get_running_loop().call_soon(self._pump)
 
-    # --- the connection
-
     async def _connection(self) -> Connection:
-        """The connection, made or looked at again if need be. Raises DaemonNotRunning."""
+        """The connection, made or checked again if needed. Raises DaemonNotRunning."""
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
@@ -262,7 +247,7 @@ class AsyncClient:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """While somebody waits, read what comes."""
+        """Read from the connection during the block."""
         made = self._made
         self._waiting += 1
         if made is not None:
@@ -285,7 +270,7 @@ class AsyncClient:
                 loop.remove_reader(socket)
 
     def _pump(self) -> None:
-        """Move what can be moved: ZeroMQ's descriptors signal changes, not what is there, so it is read to the end."""
+        """Send and receive. ZeroMQ's descriptors signal only changes, so all messages are read."""
         if self._waiting and self._made is not None:
             self._made.flush()
             if self._made.step(_MESSAGES_A_STEP):
@@ -295,9 +280,12 @@ class AsyncClient:
 class AsyncStream:
     """The chunks of a job, in order: ``async for chunk in stream``.
 
-    Closing it before its end, by ``async with`` or :meth:`close`, cancels the job; so does dropping it. ``job`` is the
-    job's handle once the iteration has begun, ``done`` the last event when all chunks were read, both None before.
-    While nobody reads, the daemon is held back; it ends the job with SlowConsumer when that takes too long.
+    The end of its ``async with`` block, :meth:`close` and dropping it cancel a job that has not ended. A stream that is
+    not read holds the daemon back, which in the end fails the job with SlowConsumer.
+
+    Attributes:
+        job: the job's handle, after the beginning of the iteration; None before.
+        done: the last event, after all chunks were read; None before.
     """
 
     def __init__(
@@ -330,7 +318,7 @@ class AsyncStream:
         raise StopAsyncIteration
 
     async def _begin(self) -> JobExchange:
-        """Send the request, the first time, and see it accepted."""
+        """Send the request, if it is not sent yet, and wait for its acceptance."""
         if self._exchange is None:
             self._loop = asyncio.get_running_loop()
             self._exchange = await self._client._synthesize(self._text, self._options, stream=True)
@@ -342,7 +330,7 @@ class AsyncStream:
                 self._client._give_up(exchange)
                 raise
             if exchange.job is None:
-                exchange.result()
+                exchange.check()
             self.job = Job(exchange)
         return exchange
 
@@ -360,9 +348,7 @@ class AsyncStream:
         await self._begin()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     def __del__(self) -> None:

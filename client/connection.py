@@ -1,7 +1,8 @@
-"""The sockets of one connection and the core behind them: what the sync and the asyncio client have in common.
+"""The sockets of one connection and their core, shared by the sync and the asyncio client. Only ``poll`` and ``close``
+wait.
 
-Nothing here waits. Requests are handed to ZeroMQ only while the daemon is connected, so that none is left in a queue of
-ZeroMQ's own, to be spoken when the daemon comes back and nobody wants it any more.
+Requests are given to ZeroMQ only while the daemon is connected. In a queue of ZeroMQ's own they would be sent when the
+daemon comes back, although their callers have given up.
 """
 
 from __future__ import annotations
@@ -23,18 +24,17 @@ from .curve import Handshakes, Key, find_keys
 from .errors import DaemonNotRunning, Forbidden, GlmttsError
 from .protocol import Core
 
-#: How long a message just sent, such as a cancel, may keep a closing client, in milliseconds.
+#: A closing client waits this long, in milliseconds, to send its last messages, such as a cancel.
 _LINGER_MS = 500
 
-#: Messages that ZeroMQ reads ahead. Beyond it the daemon feels that this client does not read.
+#: Messages that ZeroMQ reads ahead. After them the daemon notices that this client does not read.
 _RECEIVE_AHEAD = 64
 
-#: The same by TCP: fewer, so that who reads as slowly as speech is played reads from the network every few seconds, and
-#: is not taken for a host that has vanished.
+#: The same by TCP: fewer, so that a client that reads at the speed of playback reads from the network every few seconds
+#: and is not taken for a vanished host.
 _RECEIVE_AHEAD_TCP = 16
 
-#: A host that vanished without a word is noticed after both together, in milliseconds: the pause between two signs of
-#: life, and the wait for the answer.
+#: A vanished host is noticed after both together, in milliseconds: the heartbeat, and the wait for its answer.
 _HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS = 15_000, 40_000
 
 #: Pauses between attempts to reconnect, in milliseconds: the first, and the longest.
@@ -53,9 +53,11 @@ _HANDSHAKE_FAILED = (
 
 
 class Connection:
-    """A DEALER connected to ``endpoint``, and its :class:`Core`.
+    """Owns a DEALER connected to ``endpoint``, and its :class:`Core`.
 
-    Raises DaemonNotRunning when nothing listens there, and GlmttsError when its keys can't be used.
+    Raises:
+        DaemonNotRunning: nothing listens there.
+        GlmttsError: the keys can't be used, or the endpoint is none.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class Connection:
         keys = find_keys(endpoint, server_key, secret_key)
         check_listening(endpoint)
         self.endpoint = endpoint
-        #: Whether ZeroMQ was told not to try any more.
+        #: Whether ZeroMQ was disconnected from the endpoint.
         self._refused = False
         self.core = Core(endpoint, time.monotonic(), reconnect_s=reconnect_s)
         self._context = zmq.Context()
@@ -92,16 +94,16 @@ class Connection:
             raise GlmttsError(f"{endpoint!r} is no endpoint that can be connected to: {error}.") from None
 
     def check(self) -> None:
-        """Before a new request: when nobody hopes for the daemon any more, look again. Raises DaemonNotRunning."""
+        """Before a new request: look for a daemon that was given up. Raises DaemonNotRunning."""
         if self.core.gave_up:
             check_listening(self.endpoint)
             if self._refused:
                 self.socket.connect(self.endpoint)
                 self._refused = False
-            self.core.hope_again(time.monotonic())
+            self.core.try_again(time.monotonic())
 
     def flush(self) -> None:
-        """Send what can be sent now."""
+        """Send as much as can be sent now."""
         core = self.core
         while core.connected and core.outgoing:
             try:
@@ -111,7 +113,7 @@ class Connection:
             core.message_sent()
 
     def step(self, most: int) -> bool:
-        """Take in up to ``most`` messages and the connection's news, and send. Whether more may be there to read."""
+        """Receive up to ``most`` messages and all changes of the connection, and send. True if there may be more."""
         for _ in range(most):
             if not self._receive():
                 break
@@ -120,8 +122,8 @@ class Connection:
         self._hear_news()
         self.core.tick(time.monotonic())
         self.flush()
-        # A send takes in what ZeroMQ's I/O thread has to say, and with it the one signal that a descriptor in an event
-        # loop gets for a message: who does not look again now may sleep beside it.
+        # A send consumes the signal that the descriptor gets for a received message: without another look now, an event
+        # loop would not wake up for it.
         return bool(int(self.socket.get(zmq.EVENTS)) & zmq.POLLIN)
 
     def _receive(self) -> bool:
@@ -145,18 +147,18 @@ class Connection:
                 self._handshakes.succeeded()
                 self.core.connection_made()
             elif event == zmq.EVENT_DISCONNECTED:
-                while self._receive():  # what the daemon said last counts: a job may have ended with it
+                while self._receive():  # the last messages may have the end of a job
                     pass
                 self.core.connection_broke(time.monotonic())
 
     def _refuse(self, why: GlmttsError) -> None:
         self._refused = True
-        with contextlib.suppress(zmq.ZMQError):  # for some reasons ZeroMQ itself tries no more
+        with contextlib.suppress(zmq.ZMQError):  # ZeroMQ may have disconnected already
             self.socket.disconnect(self.endpoint)
         self.core.refused(why)
 
     def poll(self, wait_s: float) -> None:
-        """Wait until there is something to do for :meth:`step`, for ``wait_s`` seconds at most."""
+        """Wait until :meth:`step` has something to do, at most ``wait_s`` seconds."""
         poller = zmq.Poller()
         backlog = self.core.connected and self.core.outgoing
         poller.register(self.socket, zmq.POLLIN | zmq.POLLOUT if backlog else zmq.POLLIN)
@@ -164,7 +166,7 @@ class Connection:
         poller.poll(math.ceil(max(0.0, min(wait_s, _LONGEST_POLL_S)) * 1_000))
 
     def close(self) -> None:
-        """Have what was given up cancelled, for half a second at most, and close."""
+        """Send the cancels of abandoned jobs, within half a second, and close."""
         if not self.socket.closed:
             self.flush()
             deadline = time.monotonic() + _LINGER_MS / 1_000
@@ -178,9 +180,13 @@ class Connection:
 
 
 def check_listening(endpoint: str) -> None:
-    """Raise DaemonNotRunning when nothing listens at ``endpoint``, Forbidden when this user may not connect.
+    """Check that a daemon listens at ``endpoint``: ZeroMQ itself would try for ever, in silence.
 
-    ZeroMQ itself would only try again, for ever and in silence. Takes up to 3 s for ``tcp://``, no time for ``ipc://``.
+    Takes up to 3 s for ``tcp://``, no time for ``ipc://``.
+
+    Raises:
+        DaemonNotRunning: nothing listens there.
+        Forbidden: this user may not connect.
     """
     try:
         if endpoint.startswith("ipc://"):
@@ -194,8 +200,8 @@ def check_listening(endpoint: str) -> None:
         if endpoint.endswith((f"/{CONTROL}", f"/{EVENTS}")):
             whose, key = "the operators' group, or run this as the daemon's user or as root", "admin_group"
         raise Forbidden(
-            f"This user may not open {endpoint}: ask an administrator to be added to {whose} "
-            f"(`[daemon] {key}` in the daemon's configuration)"
+            f"This user may not open {endpoint}: an administrator has to add it to {whose} (`[daemon] {key}` in the "
+            "daemon's configuration)"
         ) from None
     except FileNotFoundError:
         raise DaemonNotRunning(endpoint, "there is no such socket") from None
@@ -213,7 +219,7 @@ def _probe_ipc(endpoint: str, path: str) -> None:
         try:
             probe.connect(address)
         except BlockingIOError:
-            pass  # its queue of connections is full: it listens
+            pass  # its backlog is full: it listens
         except OSError as error:
             if error.errno == errno.ENOTSOCK:
                 raise DaemonNotRunning(endpoint, "that file is no socket") from None

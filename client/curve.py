@@ -1,4 +1,4 @@
-"""The keys of a connection by TCP, and what it means when the daemon does not take them."""
+"""The keys of a connection by TCP, and the reasons why a handshake fails."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Key = str | os.PathLike[str]
 
 SERVER_KEY, SECRET_KEY = "GLMTTS_SERVER_KEY", "GLMTTS_SECRET_KEY"
 
-#: zmq.h: the two sides want different mechanisms.
+#: zmq.h: the two sides use different mechanisms.
 _MECHANISM_MISMATCH = 0x11000002
 
-#: Attempts that end in the handshake without a reason before the daemon's key is taken for a wrong one. It may also be
-#: that a daemon ended just then, or had too many connections.
+#: Handshakes that fail without a reason until the daemon's key is taken for a wrong one: a daemon may also end at that
+#: moment, or have too many connections.
 _MAX_UNEXPLAINED = 3
 
 
@@ -44,13 +44,13 @@ class CurveKeys(NamedTuple):
 
 
 def find_keys(endpoint: str, server_key: Key | None, secret_key: Key | None) -> CurveKeys | None:
-    """The keys for a connection to ``endpoint``: those given, else those of the environment; None for one without.
+    """The keys for a connection to ``endpoint``: the given ones, else those of the environment; None without any.
 
-    Raises GlmttsError.
+    Raises GlmttsError when one is missing or can't be read.
     """
     if not endpoint.startswith("tcp://"):
         if server_key is not None or secret_key is not None:
-            raise GlmttsError(f"Keys are for tcp:// alone, and {endpoint} needs none; leave them out.")
+            raise GlmttsError(f"Keys are only for tcp://, and {endpoint} needs none; leave them out.")
         return None
     server_key = server_key or os.environ.get(SERVER_KEY) or None
     secret_key = secret_key or os.environ.get(SECRET_KEY) or None
@@ -67,7 +67,7 @@ def find_keys(endpoint: str, server_key: Key | None, secret_key: Key | None) -> 
 
 
 class Handshakes:
-    """Judges the attempts to connect to ``endpoint`` with ``keys``."""
+    """Decides after a failed handshake whether another one makes sense; counts those without a reason."""
 
     def __init__(self, endpoint: str, keys: CurveKeys | None) -> None:
         self._endpoint = endpoint
@@ -75,16 +75,16 @@ class Handshakes:
         self._unexplained = 0
 
     def succeeded(self) -> None:
-        """The two understand each other: what comes to nothing later has other reasons."""
+        """The keys are right: later failures have other reasons."""
         self._unexplained = -(1 << 62)
 
     def failed(self, event: int, value: int) -> GlmttsError | None:
-        """Why it makes no sense to try again, after this event of ZeroMQ's monitor; None if it does."""
+        """The error after which another try makes no sense, by an event of ZeroMQ's monitor; None if it does."""
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             key = self._keys.public if self._keys else ""
             return Forbidden(
-                f"The daemon at {self._endpoint} does not know this client's key. Its administrator admits it by "
-                f"`glmttsctl key add NAME '{key}' --reload`, with any NAME."
+                f"The daemon at {self._endpoint} does not know this client's key. Its administrator adds it with "
+                f"`glmttsctl key add NAME '{key}' --reload`, under any NAME."
             )
         if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
             return HandshakeFailed(f"{self._endpoint}: {self._protocol_problem(value)}.")
@@ -95,7 +95,7 @@ class Handshakes:
         return None
 
     def _likely_problem(self) -> str:
-        """The daemon has closed the connection before this side could see what is wrong."""
+        """The daemon closed the connection without a reason."""
         if self._keys is None:
             return f"{_CLOSED}; most likely {_NO_KEYS}"
         return (

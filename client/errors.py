@@ -1,4 +1,4 @@
-"""Everything that a client raises: one class for each error code of the protocol, and what goes wrong on the way."""
+"""The exceptions of the client: one for each error code of the protocol, and those of the connection."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class DaemonNotRunning(GlmttsError):
     def __init__(self, endpoint: str, reason: str = "nothing is listening there") -> None:
         super().__init__(
             f"No speech daemon answers at {endpoint}: {reason}. Start it with `glmttsd`, or `systemctl start glmtts` "
-            "where it is installed as a service; GLMTTS_ENDPOINT or GLMTTS_RUNTIME_DIR say where another one is."
+            "where it is a service. GLMTTS_ENDPOINT or GLMTTS_RUNTIME_DIR choose another one."
         )
         self.endpoint = endpoint
         self.reason = reason
@@ -30,11 +30,11 @@ class DaemonNotRunning(GlmttsError):
 
 
 class HandshakeFailed(GlmttsError):
-    """Something answers at the endpoint, but the keys or the encryption of the two sides do not fit."""
+    """Something answers at the endpoint, but the keys or the encryption of the two sides do not match."""
 
 
 class Timeout(GlmttsError):
-    """The daemon did not finish in the time that the caller gave; ``job`` is the job's id, if it had one."""
+    """The daemon did not finish in the caller's time; ``job`` is the job's id, if it had one."""
 
     def __init__(self, message: str, *, job: str | None = None) -> None:
         super().__init__(message)
@@ -42,7 +42,7 @@ class Timeout(GlmttsError):
 
 
 class ConnectionLost(GlmttsError):
-    """The daemon went away and no longer knows what it was asked; ``job`` is the job's id, if it had one.
+    """The daemon went away and does not know the request any more; ``job`` is the job's id, if it had one.
 
     Whether the job was done is unknown. Sent again with the same ``key``, it is never done twice.
     """
@@ -53,18 +53,24 @@ class ConnectionLost(GlmttsError):
 
 
 class ProtocolError(GlmttsError):
-    """The daemon's answer is not the protocol's: it is damaged, or the other side is no speech daemon."""
+    """The answer is not in the protocol: it is damaged, or the other side is no speech daemon."""
 
 
 class RequestFailed(GlmttsError):
-    """The daemon answered with an ``error`` event, whose ``message`` is its own words.
+    """The daemon answered with an error.
 
-    ``code`` is a code of the protocol, perhaps a newer one than this package knows; ``retryable`` says whether the same
-    request may succeed later, and ``retry_after_s`` in how many seconds, if that is known. ``job`` is the job's id, if
-    there is one.
+    Attributes:
+        code: the protocol's error code, perhaps a newer one than this package knows.
+        message: the daemon's words.
+        retryable: whether the same request may succeed later.
+        retry_after_s: in how many seconds, None if that is unknown.
+        job: the job's id, None if there is none.
     """
 
     default_code: ClassVar[str] = ""
+
+    def __init_subclass__(cls, code: str) -> None:
+        cls.default_code = code
 
     def __init__(
         self,
@@ -84,132 +90,92 @@ class RequestFailed(GlmttsError):
         self.job = job
 
 
-class BadRequest(RequestFailed):
-    """The request is not what the protocol says; the message names the field."""
-
-    default_code = "bad_request"
+class BadRequest(RequestFailed, code="bad_request"):
+    """The request breaks the protocol; the message names the field."""
 
 
-class TooLarge(RequestFailed):
-    """A text, a recording or a message over a limit of the daemon."""
-
-    default_code = "too_large"
+class TooLarge(RequestFailed, code="too_large"):
+    """A text, a recording or a message is over a limit of the daemon."""
 
 
-class Forbidden(RequestFailed):
-    """Not this client's class, job or socket."""
-
-    default_code = "forbidden"
+class Forbidden(RequestFailed, code="forbidden"):
+    """This client may not use the class, the job or the socket."""
 
 
-class VoiceNotFound(RequestFailed):
-    """No voice of this name; ``Client.voices`` lists those that there are."""
-
-    default_code = "voice_not_found"
+class VoiceNotFound(RequestFailed, code="voice_not_found"):
+    """There is no voice of this name; ``Client.voices`` lists them."""
 
 
-class JobNotFound(RequestFailed):
+class JobNotFound(RequestFailed, code="job_not_found"):
     """The daemon knows no such job of this client."""
 
-    default_code = "job_not_found"
 
-
-class BadAudio(RequestFailed):
+class BadAudio(RequestFailed, code="bad_audio"):
     """The reference recording can't be decoded, or is too short, too long or silent."""
 
-    default_code = "bad_audio"
+
+class OutputExists(RequestFailed, code="output_exists"):
+    """There is a file of the name ``output`` already; nothing was overwritten."""
 
 
-class OutputExists(RequestFailed):
-    """There is a file called ``output`` already; nothing was overwritten."""
-
-    default_code = "output_exists"
+class OutputFailed(RequestFailed, code="output_failed"):
+    """The output file can't be written; no part of it is left."""
 
 
-class OutputFailed(RequestFailed):
-    """The output file can't be written; nothing half-written stays."""
-
-    default_code = "output_failed"
+class QueueFull(RequestFailed, code="queue_full"):
+    """The queue is full; ``retry_after_s`` estimates when it will have room."""
 
 
-class QueueFull(RequestFailed):
-    """The queue is full; ``retry_after_s`` estimates when it will not be."""
-
-    default_code = "queue_full"
+class RateLimited(RequestFailed, code="rate_limited"):
+    """Too many requests; the next one is accepted in exactly ``retry_after_s``."""
 
 
-class RateLimited(RequestFailed):
-    """Too many requests; ``retry_after_s`` says exactly when the next one is accepted."""
-
-    default_code = "rate_limited"
-
-
-class DeadlineExceeded(RequestFailed):
+class DeadlineExceeded(RequestFailed, code="deadline_exceeded"):
     """The job was not finished ``deadline_s`` after its acceptance."""
 
-    default_code = "deadline_exceeded"
+
+class Cancelled(RequestFailed, code="cancelled"):
+    """The job was cancelled by its client or an operator, or because its client disconnected."""
 
 
-class Cancelled(RequestFailed):
-    """The job was cancelled by its client, by an operator, or because its client went away."""
-
-    default_code = "cancelled"
+class SlowConsumer(RequestFailed, code="slow_consumer"):
+    """A stream was read too slowly, and its bounded buffer is full."""
 
 
-class SlowConsumer(RequestFailed):
-    """A stream was not read fast enough, and the bounded buffer for it is full."""
-
-    default_code = "slow_consumer"
+class WorkerCrashed(RequestFailed, code="worker_crashed"):
+    """The worker process died during the job; the message has the cause."""
 
 
-class WorkerCrashed(RequestFailed):
-    """The process that worked on the job died; the message says of what."""
-
-    default_code = "worker_crashed"
+class OutOfMemory(RequestFailed, code="out_of_memory"):
+    """The job ran out of GPU memory, on a fresh worker too."""
 
 
-class OutOfMemory(RequestFailed):
-    """The job ran out of GPU memory on a fresh worker too."""
-
-    default_code = "out_of_memory"
-
-
-class Hung(RequestFailed):
+class Hung(RequestFailed, code="hung"):
     """The worker made no progress and was killed."""
 
-    default_code = "hung"
+
+class Quarantined(RequestFailed, code="quarantined"):
+    """This same job has killed workers before and is not run again."""
 
 
-class Quarantined(RequestFailed):
-    """This very job has killed workers before and is not tried again."""
-
-    default_code = "quarantined"
+class SynthesisFailed(RequestFailed, code="synthesis_failed"):
+    """The engine raised an exception; the message is its text."""
 
 
-class SynthesisFailed(RequestFailed):
-    """The engine raised; the message is its own words."""
-
-    default_code = "synthesis_failed"
+class Unavailable(RequestFailed, code="unavailable"):
+    """No worker can be started now, or the journal can't take a durable job; the message has the reason."""
 
 
-class Unavailable(RequestFailed):
-    """No worker can be started now, or for a durable job the journal can't be used; the message says why."""
-
-    default_code = "unavailable"
+class ShuttingDown(RequestFailed, code="shutting_down"):
+    """The daemon is draining and accepts no more jobs."""
 
 
-class ShuttingDown(RequestFailed):
-    """The daemon is draining and takes no more jobs."""
-
-    default_code = "shutting_down"
-
-
-#: The class of each code. A code that is not here is a RequestFailed itself.
+#: The class of each code. Unknown codes are a plain RequestFailed.
 BY_CODE: dict[str, type[RequestFailed]] = {cls.default_code: cls for cls in RequestFailed.__subclasses__()}
 
 
 def failure_of(event: Error) -> RequestFailed:
-    """The exception that says what an ``error`` event says."""
+    """The exception for an ``error`` event."""
     return BY_CODE.get(event.code, RequestFailed)(
         event.message,
         code=event.code,

@@ -1,36 +1,40 @@
-"""One request and all that comes back for it, until its one end. Without I/O: the core feeds it events."""
+"""Requests and their answers, without I/O: the core feeds the events. Also the caller's handle of a job."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 from msgspec import UNSET
 
 from glmtts.protocol import events
 from glmtts.protocol.events import Accepted, Audio, Done, Error, ServerEvent
 
-from .errors import ConnectionLost, GlmttsError, ProtocolError, SlowConsumer, failure_of
+from .errors import ConnectionLost, GlmttsError, ProtocolError, SlowConsumer, Timeout, failure_of
 from .speech import Chunk, Speech
 
-#: Bytes of a stream that wait here while its caller waits for something else; then the stream is given up.
+T = TypeVar("T")
+
+#: A stream with more unread bytes is given up: its caller is busy with something else.
 MAX_UNREAD_BYTES = 32 * 1024 * 1024
 
-#: Progress that nobody has looked at yet; the oldest is dropped.
+#: The newest unread events of a job that are kept.
 _MAX_UNREAD_EVENTS = 256
 
-#: What a progress display is told: every event of a job but its audio and its end.
+#: The events for a progress display: all but audio and the end.
 JobEvent = events.Accepted | events.Queued | events.Started | events.Progress
+
+OnEvent = Callable[[JobEvent], object]
 
 _JOB_EVENTS = (events.Accepted, events.Queued, events.Started, events.Progress, Audio, Done)
 
 
 class Exchange:
-    """A request with one answer.
+    """A request with one answer. It ends exactly once, with an answer or a failure.
 
-    ``frames`` is what was sent, ``sent`` whether it left; ``may_resend`` says whether sending it twice does no harm.
-    ``watchers`` are called when there is something new to look at.
+    ``frames`` is its message until then; ``may_resend`` says whether it may be sent twice. ``watchers`` are called
+    after every change.
     """
 
     def __init__(self, id: str, op: str, frames: list[bytes], *, may_resend: bool) -> None:
@@ -48,11 +52,11 @@ class Exchange:
 
     @property
     def unanswered(self) -> bool:
-        """Whether the daemon has shown no sign of having read the request."""
+        """Whether there is no sign yet that the daemon has read the request."""
         return not self.finished
 
     def feed(self, event: ServerEvent, body: bytes) -> None:
-        """Take an event. Anything but the answer is of no use here."""
+        """Take an event; only the last one matters here."""
         if self.finished or not event.final:
             return
         if isinstance(event, Error):
@@ -73,7 +77,7 @@ class Exchange:
             self._end()
 
     def changed(self) -> None:
-        """Tell those who wait to look again."""
+        """Call the watchers."""
         for watcher in self.watchers:
             watcher()
 
@@ -82,19 +86,23 @@ class Exchange:
         self.frames = []
         self.changed()
 
-    def result(self, *expected: type[Any]) -> Any:
-        """The answer, of one of the types ``expected`` if any are given. Raises the error that it ended with."""
+    def check(self) -> None:
+        """Raise the failure, if there is one."""
         if self.failure is not None:
             raise self.failure.with_traceback(None)
-        if expected and not isinstance(self.answer, expected):
+
+    def result(self, kind: type[T]) -> T:
+        """The answer, which has to be of this kind. Raises the failure."""
+        self.check()
+        if not isinstance(self.answer, kind):
             raise ProtocolError(f"The answer to {self.op!r} was of the wrong kind: {type(self.answer).__name__}.")
         return self.answer
 
 
 class JobExchange(Exchange):
-    """A job that is spoken, or waited for: many events, and one ``done`` or ``error``.
+    """The events of a job, up to its one ``done`` or ``error``.
 
-    ``events`` holds what has not been shown to the caller yet, ``chunks`` the audio that has not been taken.
+    ``events`` and ``chunks`` have the events and the audio that the caller has not taken yet.
     """
 
     def __init__(
@@ -120,11 +128,11 @@ class JobExchange(Exchange):
 
     @property
     def unanswered(self) -> bool:
-        """Whether the daemon has shown no sign of having read the request."""
+        """Whether there is no sign yet that the daemon has read the request."""
         return not self.finished and (self.job is None or self.asked_job is not None)
 
     def feed(self, event: ServerEvent, body: bytes) -> None:
-        """Take an event of the job, and fail on one that no daemon in its senses would send."""
+        """Take an event of the job; an impossible one ends it with a ProtocolError."""
         if self.finished:
             return
         if isinstance(event, Error):
@@ -154,12 +162,11 @@ class JobExchange(Exchange):
         return chunk
 
     def speech(self) -> Speech:
-        """The finished speech. Raises the error that the job ended with."""
-        done: Done = self.result(Done)
-        return Speech.of(done, self.body)
+        """The finished speech. Raises the failure of the job."""
+        return Speech.of(self.result(Done), self.body)
 
     def lost(self, why: str) -> ConnectionLost:
-        """The error for this job when the daemon, or its knowledge of the job, is gone."""
+        """The error for a job whose daemon is gone, or does not know it any more."""
         what = f"job {self.job}" if self.job else "a request that it had not accepted yet"
         return ConnectionLost(f"The connection to the daemon was lost over {what}: {why}.", job=self.job)
 
@@ -181,17 +188,13 @@ class JobExchange(Exchange):
         self.unread_bytes += len(body)
         self.chunks.append(
             Chunk(
-                seq=event.seq,
-                samples=body,
-                format=event.format,
-                sample_rate=event.sample_rate,
-                channels=event.channels,
+                seq=event.seq, samples=body, format=event.format, sample_rate=event.sample_rate, channels=event.channels
             )
         )
         if self.unread_bytes > MAX_UNREAD_BYTES:
             self.fail(
                 SlowConsumer(
-                    f"{self.unread_bytes} bytes of the stream were waiting to be read; it was given up. "
+                    f"The stream was given up with {self.unread_bytes} unread bytes. "
                     "Read a stream before waiting for other jobs, or use a client of its own for it.",
                     job=self.job,
                 )
@@ -214,3 +217,56 @@ class JobExchange(Exchange):
             self.fail(self.lost(what))
         else:
             self.fail(ProtocolError(f"Job {self.job}: {what}."))
+
+
+class Job:
+    """A job that the daemon has accepted. ``Client.wait`` takes it, or its ``id``, which can be stored.
+
+    Attributes:
+        id: the job's id.
+        position: its place in the queue at its acceptance; 0 is the next.
+        queue_size: the waiting jobs at that time.
+        estimated_wait_s: seconds until its start, None if unknown.
+        warning: words about a long or paused queue, or None.
+    """
+
+    def __init__(self, exchange: JobExchange) -> None:
+        accepted = exchange.accepted
+        self._exchange = exchange
+        self.id: str = exchange.job or ""
+        self.position: int = accepted.position if accepted else 0
+        self.queue_size: int = accepted.queue_size if accepted else 0
+        self.estimated_wait_s: float | None = None
+        self.warning: str | None = None
+        if accepted:
+            self.estimated_wait_s = None if accepted.estimated_wait_s is UNSET else accepted.estimated_wait_s
+            self.warning = None if accepted.warning is UNSET else accepted.warning
+
+    def __repr__(self) -> str:
+        return f"Job({self.id!r}, position={self.position})"
+
+
+def job_id(job: Job | str) -> str:
+    """The id of a job, given as a handle or as the id itself."""
+    return job.id if isinstance(job, Job) else job
+
+
+def collected(job: Job | str) -> JobExchange | None:
+    """The exchange of a job that has ended, if the handle has it."""
+    return job._exchange if isinstance(job, Job) and job._exchange.finished else None
+
+
+def timed_out(exchange: Exchange) -> Timeout:
+    """The error for a request that did not end in time."""
+    if isinstance(exchange, JobExchange):
+        job = exchange.job
+        return Timeout(f"The daemon did not finish {f'job {job}' if job else 'the request'} in time.", job=job)
+    return Timeout(f"The daemon did not answer {exchange.op!r} in time.")
+
+
+def show(exchange: JobExchange, on_event: OnEvent | None) -> None:
+    """Call ``on_event`` with the unread events."""
+    while exchange.events:
+        event = exchange.events.popleft()
+        if on_event is not None:
+            on_event(event)

@@ -1,10 +1,9 @@
-"""A client's side of one connection, without I/O: it builds requests, takes in what was received, and knows what to do
-when the connection breaks. The sync and the asyncio client are thin shells around it.
+"""A client's side of one connection, without I/O: it builds requests, reads events, and recovers broken connections.
 
-A shell sends what stands in ``outgoing`` while ``connected``, calls :meth:`Core.receive` with every message, and tells
-of the connection's fate with :meth:`Core.connection_made`, :meth:`Core.connection_broke` and :meth:`Core.tick`. What
-came of a request is in the :class:`~.exchange.Exchange` that it was given for it. Nothing here raises for anything that
-the daemon sends.
+The sync and the asyncio client are shells around it. A shell sends the messages of ``outgoing`` while ``connected``,
+calls :meth:`Core.receive` with every message, and reports changes of the connection with :meth:`Core.connection_made`,
+:meth:`Core.connection_broke` and :meth:`Core.tick`. The result of a request is in its :class:`~.exchange.Exchange`.
+Nothing here raises for any bytes from the daemon.
 """
 
 from __future__ import annotations
@@ -20,19 +19,20 @@ from glmtts.protocol.requests import VERSION
 
 from .errors import BadRequest, ConnectionLost, DaemonNotRunning, GlmttsError, ProtocolError, failure_of
 from .exchange import Exchange, JobExchange
+from .speech import SpeechOptions
 
-#: Requests of which a second copy does no harm: they are sent again when the connection broke before their answer.
-_HARMLESS_TWICE = frozenset(
+#: Requests that may be executed twice: they are sent again when the connection broke before their answer.
+_IDEMPOTENT = frozenset(
     {
         *("ping", "info", "voices", "job", "jobs", "wait", "cancel"),
         *("status", "workers", "gpus", "queue", "limits", "metrics", "config"),
     }
 )
 
-#: A daemon that goes away this often over the same unanswered request is not sent it again.
+#: A request is sent again at most this often, since it may be what ends the daemon.
 _MAX_RESENDS = 3
 
-#: Requests given up before the daemon named their job, whose job is cancelled as soon as it is named.
+#: Abandoned requests that are remembered until the daemon names their job, which is then cancelled.
 _MAX_ABANDONED = 1_024
 
 
@@ -40,21 +40,21 @@ E = TypeVar("E", bound=Exchange)
 
 
 class Outgoing(NamedTuple):
-    """A message to send; no exchange where nobody waits for its answer."""
+    """A message to send; without an exchange, its answer is ignored."""
 
     frames: list[bytes]
     exchange: Exchange | None
 
 
 class Core:
-    """Requests in flight on one connection. ``now`` is any clock in seconds that never goes back."""
+    """Owns the requests in flight on one connection. ``now`` is a monotonic clock in seconds."""
 
     def __init__(self, endpoint: str, now: float, *, reconnect_s: float = 30.0) -> None:
         self.endpoint = endpoint
         self.reconnect_s = reconnect_s
         self.connected = False
         self.was_connected = False
-        #: While not connected: when to stop hoping. None after that, and while connected.
+        #: While not connected: when to give up. None after that, and while connected.
         self.give_up_at: float | None = now + reconnect_s
         self.outgoing: deque[Outgoing] = deque()
         self._by_id: dict[str, Exchange] = {}
@@ -62,88 +62,59 @@ class Core:
         self._abandoned: dict[str, None] = {}
         self._next_id = 0
 
-    # --- requests
-
     def synthesize(
-        self,
-        text: str,
-        *,
-        stream: bool = False,
-        recording: bytes | None = None,
-        prompt_text: str | None = None,
-        voice: str | None = None,
-        format: str | None = None,
-        sample_rate: int | None = None,
-        output: str | None = None,
-        priority: str | None = None,
-        deadline_s: float | None = None,
-        durable: bool | None = None,
-        key: str | None = None,
-        seed: int | None = None,
-        options: dict[str, Any] | None = None,
-        on_behalf_of: str | None = None,
+        self, text: str, *, stream: bool = False, recording: bytes | None = None, **options: Any
     ) -> JobExchange:
-        """Ask for speech. Raises BadRequest for what MessagePack can't carry; all else is the daemon's to judge."""
-        prompt = None
+        """Request speech. ``options`` are those of SpeechOptions but ``prompt``, whose bytes are ``recording``.
+
+        Raises:
+            TypeError: there is no such option.
+            BadRequest: MessagePack can't carry a value; the daemon checks the rest.
+        """
+        if unknown := options.keys() - SpeechOptions.__annotations__.keys():
+            raise TypeError(f"unexpected keyword argument {unknown.pop()!r}")
+        prompt_text = options.pop("prompt_text", None)
         if recording is not None or prompt_text is not None:
-            prompt = {} if prompt_text is None else {"text": prompt_text}
-        values = {
-            "text": text,
-            "voice": voice,
-            "prompt": prompt,
-            "format": format,
-            "sample_rate": sample_rate,
-            "stream": stream or None,
-            "output": output,
-            "priority": priority,
-            "deadline_s": deadline_s,
-            "durable": durable,
-            "key": key,
-            "seed": seed,
-            "options": options,
-            "on_behalf_of": on_behalf_of,
-        }
-        id, frames = self._request("synthesize", values, recording)
-        exchange = JobExchange(id, "synthesize", frames, may_resend=key is not None, streaming=stream)
-        return self._launch(exchange)
+            options["prompt"] = {} if prompt_text is None else {"text": prompt_text}
+        id, frames = self._request("synthesize", {"text": text, "stream": stream or None, **options}, recording)
+        may_resend = options.get("key") is not None
+        return self._launch(JobExchange(id, "synthesize", frames, may_resend=may_resend, streaming=stream))
 
     def wait(self, job: str) -> JobExchange:
-        """Ask for the remaining events of a job."""
+        """Request the remaining events of a job."""
         id, frames = self._request("wait", {"job": job})
         exchange = self._launch(JobExchange(id, "wait", frames, may_resend=True, job=job))
         self._by_job[job] = exchange
         return exchange
 
     def call(self, op: str, body: bytes | None = None, **keys: Any) -> Exchange:
-        """Send a request that has one answer; keys that are None are left out. Raises BadRequest as ``synthesize``."""
+        """Send a request with one answer; keys that are None are left out. Raises BadRequest as ``synthesize``."""
         id, frames = self._request(op, keys, body)
-        return self._launch(Exchange(id, op, frames, may_resend=op in _HARMLESS_TWICE))
+        return self._launch(Exchange(id, op, frames, may_resend=op in _IDEMPOTENT))
 
     def track(self, exchange: JobExchange) -> None:
-        """Keep the job's result until it is collected, so that :meth:`wait` finds it by the job's id."""
+        """Keep the job's result until it is collected, to be found by the job's id."""
         if exchange.job is not None:
             self._by_job[exchange.job] = exchange
 
     def tracked(self, job: str) -> JobExchange | None:
-        """The request on this connection that has, or had, the events of a job."""
+        """The request on this connection that gets the events of a job."""
         return self._by_job.get(job)
 
     def collect(self, exchange: JobExchange) -> None:
-        """The job's result was handed over: keep it no longer."""
+        """Forget the job's result, which the caller has."""
         if exchange.job is not None and self._by_job.get(exchange.job) is exchange:
             del self._by_job[exchange.job]
 
     def abandon(self, exchange: Exchange, why: GlmttsError, *, cancel: bool = True) -> None:
-        """End a request from this side and, with ``cancel``, have its job end. Nothing happens if it has ended."""
+        """End a request from this side and, with ``cancel``, cancel its job. No effect on an ended one."""
         if exchange.finished:
             return
         exchange.fail(why)
         self._settle(exchange, cancel=cancel)
 
-    # --- what happens to the connection
-
     def connection_made(self) -> None:
-        """The daemon is there, for the first time or again: ask for what is in flight."""
+        """The daemon is there, for the first time or again: resume the requests in flight."""
         self.connected = self.was_connected = True
         self.give_up_at = None
         for exchange in self.in_flight():
@@ -160,7 +131,7 @@ class Core:
                 self.outgoing.append(Outgoing(exchange.frames, exchange))
 
     def connection_broke(self, now: float) -> None:
-        """The daemon is gone. What can neither be asked for again nor be sent again ends here."""
+        """The daemon is gone. Requests that can be neither resumed nor sent again end here."""
         if not self.connected:
             return
         self.connected = False
@@ -169,13 +140,13 @@ class Core:
             known = isinstance(exchange, JobExchange) and exchange.job is not None
             if exchange.sent and not exchange.may_resend and not known:
                 exchange.fail(
-                    _lost(exchange, "the daemon closed it, and may or may not have begun; send it again if need be")
+                    _lost(exchange, "the daemon closed it, and may or may not have begun; send it again if needed")
                 )
                 self._settle(exchange)
             exchange.changed()
 
     def tick(self, now: float) -> None:
-        """Give up when the daemon stayed away for ``reconnect_s``."""
+        """Give up after ``reconnect_s`` without the daemon."""
         if self.give_up_at is None or now < self.give_up_at:
             return
         self.give_up_at = None
@@ -183,33 +154,33 @@ class Core:
             if self.was_connected:
                 exchange.fail(_lost(exchange, f"it did not come back within {self.reconnect_s:g} s"))
             else:
-                reason = f"connections are not answered, for {self.reconnect_s:g} s now"
+                reason = f"no connection within {self.reconnect_s:g} s"
                 exchange.fail(DaemonNotRunning(self.endpoint, reason))
             self._settle(exchange, cancel=False)
         self.outgoing.clear()
 
     def refused(self, why: GlmttsError) -> None:
-        """The daemon is there, but will never talk to this client as it is: nothing is left to hope for."""
+        """The daemon refuses this client's keys: all requests end."""
         self.connected = False
         self.give_up_at = None
         for exchange in self.in_flight():
-            # An error each: who raises one writes its own traceback into it.
+            # One error object for each request: raising one changes its traceback.
             exchange.fail(type(why)(str(why)))
             self._settle(exchange, cancel=False)
         self.outgoing.clear()
 
     @property
     def owes_cancel(self) -> bool:
-        """Whether a job was given up that can't be cancelled yet, because the daemon has not named it."""
+        """Whether an abandoned job has no name yet by which it could be cancelled."""
         return bool(self._abandoned)
 
     @property
     def gave_up(self) -> bool:
-        """Whether nobody hopes for the daemon any more, until :meth:`hope_again`."""
+        """Whether it waits for the daemon no more, until :meth:`try_again`."""
         return not self.connected and self.give_up_at is None
 
-    def hope_again(self, now: float) -> None:
-        """Something listens at the endpoint again: give it ``reconnect_s`` to answer."""
+    def try_again(self, now: float) -> None:
+        """Wait for the daemon again, for ``reconnect_s``."""
         self.give_up_at = now + self.reconnect_s
 
     def message_sent(self) -> None:
@@ -218,10 +189,8 @@ class Core:
         if exchange is not None:
             exchange.sent = True
 
-    # --- what comes in
-
     def receive(self, frames: list[bytes]) -> None:
-        """Take in a message: to its request if it is an event of one, else away."""
+        """Give a message to its request; messages of no request are dropped."""
         if not frames:
             return
         try:
@@ -247,7 +216,7 @@ class Core:
             self._settle(exchange, cancel=not event.final)
 
     def _receive_damaged(self, header: bytes, what: str) -> None:
-        """Not readable as an event: if its id is, the request would wait for ever."""
+        """End the request of an unreadable event, if its id can be read: it would wait for ever."""
         try:
             value = msgpack.unpackb(header, raw=False)
             exchange = self._by_id[value["id"]]
@@ -257,15 +226,13 @@ class Core:
         self._settle(exchange)
 
     def _culprit(self) -> Exchange | None:
-        """Whose request the daemon could not read so far as to its id: it was too large, or there is but one."""
+        """The request whose id the daemon could not read: the largest if it is too large, else the only one."""
         candidates = [e for e in self.in_flight() if e.sent and e.unanswered and e.frames]
         if not candidates:
             return None
         largest = max(candidates, key=lambda e: len(e.frames[0]))
         too_large = len(largest.frames[0]) > codec.CodecLimits().header_bytes
         return largest if too_large or len(candidates) == 1 else None
-
-    # --- inside
 
     def _request(self, op: str, keys: dict[str, Any], body: bytes | None = None) -> tuple[str, list[bytes]]:
         self._next_id += 1
@@ -281,7 +248,7 @@ class Core:
         return exchange
 
     def _resume(self, exchange: JobExchange, job: str) -> None:
-        """Ask for the rest of a job under a new id; a late event under the old one still finds it."""
+        """Request the rest of a job under a new id; late events under the old id still count."""
         id, frames = self._request("wait", {"job": job})
         exchange.ids.append(id)
         exchange.resumed = True
@@ -294,7 +261,7 @@ class Core:
         return list(dict.fromkeys(self._by_id.values()))
 
     def _settle(self, exchange: Exchange, *, cancel: bool = True) -> None:
-        """The exchange has ended: forget its ids and, with ``cancel``, have the daemon end its job as well."""
+        """Forget an ended exchange and, with ``cancel``, cancel its job."""
         for id in exchange.ids:
             self._by_id.pop(id, None)
         if any(message.exchange is exchange for message in self.outgoing):

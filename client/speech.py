@@ -1,33 +1,73 @@
-"""What a client hands to its caller: finished speech, the chunks of a stream, and the handle of a job."""
+"""What a caller gives and gets: the options of a job, its finished speech, and the chunks of a stream."""
 
 from __future__ import annotations
 
 import builtins
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from msgspec import UNSET, Struct
 
 from .errors import GlmttsError
+from .files import write_whole
 
 if TYPE_CHECKING:
     from glmtts.protocol.events import Done
 
-    from .exchange import JobExchange
-
 _SAMPLE_BYTES = {"pcm_s16le": 2, "pcm_f32le": 4}
+
+
+class SpeechOptions(TypedDict, total=False):
+    """The options of ``speak``, ``stream`` and ``submit``; None is the daemon's default.
+
+    Attributes:
+        voice: a registered voice.
+        prompt: a recording to clone instead: a path, or the bytes of a WAV, FLAC, OGG or MP3 file, 1 to 30 s.
+        prompt_text: what is said in the recording.
+        format: ``wav``, ``flac``, ``ogg``, ``mp3``, ``pcm_s16le`` or ``pcm_f32le``.
+        sample_rate: in Hz.
+        output: the name of a file in the daemon's output folder, written instead of sending the audio.
+        priority: ``vip``, ``interactive`` or ``batch``.
+        deadline_s: the daemon gives up this many seconds after the acceptance.
+        durable: whether the job survives a crash of the daemon.
+        key: the same key is the same job within 24 h, never a second synthesis.
+        seed: the same seed gives the same audio.
+        options: the engine's own, as ``Client.info`` lists them.
+        on_behalf_of: for gateways: the user whose job it is.
+    """
+
+    voice: str | None
+    prompt: str | os.PathLike[str] | bytes | None
+    prompt_text: str | None
+    format: str | None
+    sample_rate: int | None
+    output: str | None
+    priority: str | None
+    deadline_s: float | None
+    durable: bool | None
+    key: str | None
+    seed: int | None
+    options: dict[str, Any] | None
+    on_behalf_of: str | None
 
 
 class Speech(Struct, frozen=True, kw_only=True):
     """A finished job.
 
-    ``audio`` is the whole file in ``format``; it is empty when the daemon wrote it to ``path`` (a path of its own
-    machine) and when the job was streamed. ``bytes`` is the file's size and ``sha256`` its digest in hexadecimal.
-
-    Times are in seconds: ``audio_s`` of speech, ``waited_s`` in the queue, ``synthesis_s`` of work, ``first_audio_s``
-    from the start of the work to the first audio. ``rtf`` is ``synthesis_s / audio_s``: under 1 is faster than it
-    plays. ``sample_rate`` is in Hz; ``attempts`` is 1 unless a worker died over the job.
+    Attributes:
+        job: the job's id.
+        audio: the whole file in ``format``; empty for a stream, and when the daemon wrote it to ``path``.
+        sample_rate: in Hz.
+        audio_s: seconds of speech.
+        waited_s: seconds in the queue.
+        synthesis_s: seconds of work.
+        first_audio_s: seconds from the start of the work to the first audio.
+        rtf: ``synthesis_s / audio_s``; under 1 is faster than real time.
+        attempts: 1 unless a worker died during the job.
+        sha256: the digest of the file in hexadecimal.
+        bytes: the size of the file.
+        path: the file on the daemon's machine, None if there is none.
     """
 
     job: str
@@ -52,9 +92,14 @@ class Speech(Struct, frozen=True, kw_only=True):
         return self.audio_s
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the audio to ``path``, whole or not at all, in place of what is there. Returns the path.
+        """Write the audio to ``path``, whole or not at all, over an existing file.
 
-        Raises OSError when it can't be written, GlmttsError when there is no audio here to write.
+        Returns:
+            The path.
+
+        Raises:
+            OSError: the file can't be written.
+            GlmttsError: there is no audio here, because it was streamed or written by the daemon.
         """
         if not self.audio:
             where = f"the daemon wrote it to {self.path}" if self.path else "it was sent as a stream"
@@ -70,7 +115,7 @@ class Speech(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, done: Done, audio: builtins.bytes) -> Speech:
-        """The speech that a ``done`` event and its body tell of."""
+        """The speech of a ``done`` event and its body."""
         return cls(
             job=done.job,
             audio=audio,
@@ -110,42 +155,3 @@ class Chunk(Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         return f"Chunk({self.seq}, {len(self.samples)} bytes of {self.format}, {self.sample_rate} Hz)"
-
-
-class Job:
-    """A job that the daemon has accepted. ``Client.wait`` takes it, or its ``id``, which can be stored.
-
-    ``position`` in the queue (0 is the next) of ``queue_size`` waiting, ``estimated_wait_s`` in seconds or None, and
-    ``warning`` (None, or words about a long queue) are of the moment when it was accepted.
-    """
-
-    def __init__(self, exchange: JobExchange) -> None:
-        accepted = exchange.accepted
-        self._exchange = exchange
-        self.id: str = exchange.job or ""
-        self.position: int = accepted.position if accepted else 0
-        self.queue_size: int = accepted.queue_size if accepted else 0
-        self.estimated_wait_s: float | None = None
-        self.warning: str | None = None
-        if accepted:
-            self.estimated_wait_s = None if accepted.estimated_wait_s is UNSET else accepted.estimated_wait_s
-            self.warning = None if accepted.warning is UNSET else accepted.warning
-
-    def __repr__(self) -> str:
-        return f"Job({self.id!r}, position={self.position})"
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` by way of a new file beside it, so that nobody sees half of it. Raises OSError."""
-    path = path.resolve()  # through a link to what it names: the link itself stays
-    if path.exists() and not path.is_file():
-        path.write_bytes(data)  # a device or a pipe: never to be replaced by a file
-        return
-    draft = path.with_name(f".glmtts-{os.urandom(8).hex()}.tmp")
-    try:
-        with draft.open("xb") as file:
-            file.write(data)
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise

@@ -1,63 +1,32 @@
-"""The client for ordinary programs: every call returns when it is done."""
+"""The blocking client."""
 
 from __future__ import annotations
 
 import math
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, TypedDict, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 from glmtts.protocol.endpoints import requests_endpoint
 from glmtts.protocol.events import Done, InfoAnswer, JobAnswer, JobInfo, JobsAnswer, Pong, Result, Voice, VoicesAnswer
 
 from .connection import Connection, read_recording
 from .curve import Key
-from .errors import Cancelled, GlmttsError, Timeout
-from .exchange import Exchange, JobEvent, JobExchange
-from .speech import Chunk, Job, Speech
+from .errors import Cancelled, GlmttsError
+from .exchange import Exchange, Job, JobExchange, OnEvent, collected, job_id, show, timed_out
+from .speech import Chunk, Speech, SpeechOptions
 
-OnEvent = Callable[[JobEvent], object]
+T = TypeVar("T")
 
-#: Messages taken in between two looks at whether the caller has what it waits for. A stream that nobody reads stays
-#: with the daemon, but for these.
+#: Messages received at a time. All others of an unread stream stay with the daemon.
 _MESSAGES_A_STEP = 32
 
 
-class SpeechOptions(TypedDict, total=False):
-    """What ``speak``, ``stream`` and ``submit`` take by name beside the text; what is None is the daemon's default.
-
-    ``voice``: a registered voice. ``prompt``: a reference recording to clone instead (a path, or the bytes of a WAV,
-    FLAC, OGG or MP3 file, 1 to 30 s), with ``prompt_text``, what is said in it. ``format``: ``wav``, ``flac``, ``ogg``,
-    ``mp3``, ``pcm_s16le`` or ``pcm_f32le``. ``sample_rate`` in Hz. ``output``: the name of a file that the daemon
-    writes in its output folder, instead of sending the audio. ``priority``: ``vip``, ``interactive`` or ``batch``.
-    ``deadline_s``: seconds after acceptance at which the daemon gives up. ``durable``: the job survives a crash of the
-    daemon. ``key``: the same key is the same job within 24 h, never a second synthesis. ``seed``: the same seed gives
-    the same audio. ``options``: the engine's own, as ``Client.info`` lists them. ``on_behalf_of``: for gateways, whose
-    job it is.
-    """
-
-    voice: str | None
-    prompt: str | os.PathLike[str] | bytes | None
-    prompt_text: str | None
-    format: str | None
-    sample_rate: int | None
-    output: str | None
-    priority: str | None
-    deadline_s: float | None
-    durable: bool | None
-    key: str | None
-    seed: int | None
-    options: dict[str, Any] | None
-    on_behalf_of: str | None
-
-
 class BlockingConnection:
-    """A connection, and waiting on it: the part that :class:`Client` and :class:`~.control.Control` share."""
+    """The base of :class:`Client` and :class:`~.control.Control`: a connection, and waiting for its answers."""
 
     def __init__(
         self,
@@ -69,16 +38,22 @@ class BlockingConnection:
         secret_key: Key | None = None,
     ) -> None:
         self._timeout = timeout
-        # One user at a time, who may come back in from a callback; a second thread is told instead of being queued,
-        # because it would wait for as long as somebody else's speech takes.
+        # Held by one thread at a time, which may call again from a callback. A second thread gets an error: it would
+        # have to wait for as long as the speech of the first takes.
         self._user = threading.RLock()
         self._connection = Connection(endpoint, reconnect_s=reconnect_s, server_key=server_key, secret_key=secret_key)
         self._core = self._connection.core
         self._closed = False
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     @property
     def endpoint(self) -> str:
-        """Where this client is connected to."""
+        """The endpoint of this connection."""
         return self._connection.endpoint
 
     def close(self) -> None:
@@ -107,7 +82,7 @@ class BlockingConnection:
         return math.inf if timeout is None else time.monotonic() + timeout
 
     def _until(self, ready: Callable[[], object], deadline: float, exchange: Exchange) -> None:
-        """Keep the connection going until ``ready()``. Raises Timeout at ``deadline``."""
+        """Serve the connection until ``ready()``. Raises Timeout at ``deadline``."""
         connection, core = self._connection, self._core
         with _uninterrupted():
             connection.flush()
@@ -119,8 +94,8 @@ class BlockingConnection:
             if time.monotonic() >= deadline and not ready():
                 raise timed_out(exchange)
 
-    def _ask(self, op: str, timeout: float | None, *expected: type[Any], body: bytes | None = None, **keys: Any) -> Any:
-        """A request that has one answer."""
+    def _ask(self, op: str, timeout: float | None, kind: type[T], body: bytes | None = None, **keys: Any) -> T:
+        """A request with one answer."""
         with self._in_use():
             self._connection.check()
             deadline = self._deadline(timeout)
@@ -130,25 +105,33 @@ class BlockingConnection:
             except BaseException:
                 self._core.abandon(exchange, GlmttsError("given up"))
                 raise
-            return exchange.result(*expected)
+            return exchange.result(kind)
 
 
 class Client(BlockingConnection):
-    """A connection to the speech daemon at ``endpoint``, by default the one that runs on this machine.
-
-    ``timeout`` in seconds is the default of every call (None: wait as long as it takes). When the daemon goes away, it
-    has ``reconnect_s`` seconds to come back; jobs in flight are then asked for again.
-
-    By ``tcp://`` a daemon that encrypts needs ``server_key``, its public key, and ``secret_key``, this client's own,
-    each as its 40 characters (Z85) or as the path of the file that holds it; by default ``GLMTTS_SERVER_KEY`` and
-    ``GLMTTS_SECRET_KEY``. Keys that do not fit raise Forbidden or HandshakeFailed at the first call.
-
-    A client is for one thread at a time; from a second one it raises GlmttsError. It can have many jobs in flight:
-    ``submit`` them, and ``wait`` in any order. Every method raises RequestFailed, by the class of the daemon's error
-    code, Timeout, DaemonNotRunning and ConnectionLost, all of them a GlmttsError.
+    """A connection to the speech daemon.
 
         with Client() as client:
             client.speak("今天天气不错").save("a.wav")
+
+    A client is for one thread at a time. It can have many jobs in flight: ``submit`` them, and ``wait`` in any order.
+    After a restart of the daemon it reconnects and asks for the jobs in flight again.
+
+    Args:
+        endpoint: by default that of the daemon on this machine.
+        timeout: seconds, the default of every call; None waits as long as it takes.
+        reconnect_s: seconds that a lost daemon has to come back.
+        server_key: the daemon's public key, for an encrypted ``tcp://`` endpoint: its 40 characters (Z85) or the path
+            of its file; by default ``GLMTTS_SERVER_KEY``.
+        secret_key: this client's own key, likewise; by default ``GLMTTS_SECRET_KEY``.
+
+    Raises:
+        DaemonNotRunning: no daemon answers; also raised by every method.
+        ConnectionLost: the daemon went away during a call and does not know the request any more.
+        Timeout: a call took longer than its timeout.
+        RequestFailed: the daemon answered with an error; each error code has a subclass.
+        Forbidden, HandshakeFailed: the keys do not match; raised by the first call.
+        GlmttsError: the base of all of these; also for a second thread, and for a closed client.
     """
 
     def __init__(
@@ -163,14 +146,6 @@ class Client(BlockingConnection):
         endpoint = endpoint or requests_endpoint()
         super().__init__(endpoint, timeout, reconnect_s, server_key=server_key, secret_key=secret_key)
 
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def speak(
         self,
         text: str,
@@ -179,10 +154,17 @@ class Client(BlockingConnection):
         on_event: OnEvent | None = None,
         **options: Unpack[SpeechOptions],
     ) -> Speech:
-        """Speak ``text`` and return the whole of it.
+        """Speak ``text`` and return the whole speech. A timeout or an interruption cancels the job.
 
-        ``on_event`` is called with each event before the last (accepted, queued, started, progress). After ``timeout``
-        seconds, and when it is interrupted, the job is cancelled.
+        Args:
+            text: the text to speak.
+            timeout: seconds until the speech is there.
+            on_event: called with each event before the end: accepted, queued, started, progress.
+            options: see :class:`SpeechOptions`.
+
+        Raises:
+            OSError: ``prompt`` can't be read.
+            GlmttsError: see the class.
         """
         with self._in_use():
             exchange = self._synthesize(text, options)
@@ -200,16 +182,16 @@ class Client(BlockingConnection):
         on_event: OnEvent | None = None,
         **options: Unpack[SpeechOptions],
     ) -> Stream:
-        """Speak ``text`` and return its chunks while it is spoken; ``format`` is ``pcm_s16le`` unless given.
+        """Speak ``text`` as a stream of chunks, by default in ``pcm_s16le``. Returns when the job is accepted.
 
-        Returns when the daemon has accepted the job. ``timeout`` is the longest wait for the next news of it.
+        Args and errors are those of :meth:`speak`, except that ``timeout`` is for each next event.
         """
         with self._in_use():
             exchange = self._synthesize(text, {"format": "pcm_s16le", **options}, stream=True)
             try:
                 self._until(lambda: exchange.finished or exchange.job, self._deadline(timeout), exchange)
                 if exchange.job is None:
-                    exchange.result()
+                    exchange.check()
             except BaseException:
                 self._give_up(exchange)
                 raise
@@ -223,10 +205,10 @@ class Client(BlockingConnection):
         on_event: OnEvent | None = None,
         **options: Unpack[SpeechOptions],
     ) -> Job:
-        """Have ``text`` spoken, and return as soon as the daemon has accepted the job.
+        """Submit ``text`` and return when the job is accepted; :meth:`wait` returns its speech.
 
-        Its speech waits in this client until :meth:`wait` collects it. A job that is not accepted within ``timeout``
-        seconds is cancelled, unless it has a ``key``, under which it can be submitted again.
+        Args and errors are those of :meth:`speak`, except that ``timeout`` is for the acceptance: after it the job is
+        cancelled, unless it has a ``key`` under which it can be submitted again.
         """
         with self._in_use():
             exchange = self._synthesize(text, options)
@@ -236,13 +218,13 @@ class Client(BlockingConnection):
                 self._give_up(exchange, cancel=options.get("key") is None)
                 raise
             if exchange.job is None:
-                exchange.result()
+                exchange.check()
             self._core.track(exchange)
             show(exchange, on_event)
             return Job(exchange)
 
     def wait(self, job: Job | str, *, timeout: float | None = None, on_event: OnEvent | None = None) -> Speech:
-        """The speech of a job, when it is done. A timeout or an interruption leaves the job as it is."""
+        """Wait for a job, and return its speech. A timeout or an interruption does not cancel the job."""
         with self._in_use():
             deadline = self._deadline(timeout)
             exchange = collected(job) or self._core.tracked(job_id(job))
@@ -252,38 +234,30 @@ class Client(BlockingConnection):
             return self._finish(exchange, deadline, on_event)
 
     def cancel(self, job: Job | str, *, timeout: float | None = None) -> str:
-        """End a job; returns its state. Whoever waits for it gets Cancelled."""
-        answer: Result = self._ask("cancel", timeout, Result, job=job_id(job))
-        return str(answer.values.get("state", ""))
+        """Cancel a job, and return its state. A call that waits for it raises Cancelled."""
+        return str(self._ask("cancel", timeout, Result, job=job_id(job)).values.get("state", ""))
 
     def job(self, job: Job | str, *, timeout: float | None = None) -> JobAnswer:
-        """How a job stands."""
-        answer: JobAnswer = self._ask("job", timeout, JobAnswer, job=job_id(job))
-        return answer
+        """The state of a job."""
+        return self._ask("job", timeout, JobAnswer, job=job_id(job))
 
     def jobs(
         self, state: str | None = None, limit: int | None = None, *, timeout: float | None = None
     ) -> list[JobInfo]:
-        """This client's own jobs, the newest first; ``state``: waiting, running, done, failed or cancelled."""
-        answer: JobsAnswer = self._ask("jobs", timeout, JobsAnswer, state=state, limit=limit)
-        return answer.jobs
+        """The newest ``limit`` jobs of this client; ``state`` is waiting, running, done, failed or cancelled."""
+        return self._ask("jobs", timeout, JobsAnswer, state=state, limit=limit).jobs
 
     def info(self, *, timeout: float | None = None) -> InfoAnswer:
-        """What the daemon can do: engine, formats, sample rates, voices, limits, options."""
-        answer: InfoAnswer = self._ask("info", timeout, InfoAnswer)
-        return answer
+        """The daemon's engine, formats, sample rates, voices, limits and options."""
+        return self._ask("info", timeout, InfoAnswer)
 
     def voices(self, *, timeout: float | None = None) -> list[Voice]:
-        """The voices that can be named."""
-        answer: VoicesAnswer = self._ask("voices", timeout, VoicesAnswer)
-        return answer.voices
+        """The registered voices."""
+        return self._ask("voices", timeout, VoicesAnswer).voices
 
     def ping(self, *, timeout: float | None = None) -> Pong:
-        """Whether the daemon is there, its version, and for how many seconds it has run."""
-        answer: Pong = self._ask("ping", timeout, Pong)
-        return answer
-
-    # --- inside
+        """The daemon's version, and for how many seconds it has run."""
+        return self._ask("ping", timeout, Pong)
 
     def _synthesize(self, text: str, options: SpeechOptions, *, stream: bool = False) -> JobExchange:
         keys: dict[str, Any] = dict(options)
@@ -306,9 +280,12 @@ class Client(BlockingConnection):
 class Stream:
     """The chunks of a job, in order, as an iterator: ``for chunk in stream``.
 
-    Closing it before its end, by ``with`` or :meth:`close`, cancels the job; so does dropping it. ``job`` is the job's
-    handle, ``done`` the last event when all chunks were read, else None. While nobody reads, the daemon is held back;
-    it ends the job with SlowConsumer when that takes too long.
+    The end of its ``with`` block, :meth:`close` and dropping it cancel a job that has not ended. A stream that is not
+    read holds the daemon back, which in the end fails the job with SlowConsumer.
+
+    Attributes:
+        job: the job's handle.
+        done: the last event, after all chunks were read; None before.
     """
 
     def __init__(self, client: Client, exchange: JobExchange, timeout: float | None, on_event: OnEvent | None) -> None:
@@ -354,52 +331,24 @@ class Stream:
     def __enter__(self) -> Stream:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:
         try:
             self.close()
         except GlmttsError:
-            pass  # another thread has the client: the job ends as a slow consumer
+            pass  # another thread uses the client: the job ends as a slow consumer
 
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back for some microseconds: a message half sent, or received and not looked at, would be lost."""
+    """Delay Ctrl-C for some microseconds: a message that is half sent, or received and not read, would be lost."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread gets it
+        yield  # only the main thread gets Ctrl-C
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def job_id(job: Job | str) -> str:
-    """The id of a job, or of what stands for one."""
-    return job.id if isinstance(job, Job) else job
-
-
-def collected(job: Job | str) -> JobExchange | None:
-    """The exchange of a job that has ended, if its handle has it."""
-    return job._exchange if isinstance(job, Job) and job._exchange.finished else None
-
-
-def timed_out(exchange: Exchange) -> Timeout:
-    """The error for a request that did not end in time."""
-    if isinstance(exchange, JobExchange):
-        job = exchange.job
-        return Timeout(f"The daemon did not finish {f'job {job}' if job else 'the request'} in time.", job=job)
-    return Timeout(f"The daemon did not answer {exchange.op!r} in time.")
-
-
-def show(exchange: JobExchange, on_event: OnEvent | None) -> None:
-    """Call ``on_event`` with what has come since the last time."""
-    while exchange.events:
-        event = exchange.events.popleft()
-        if on_event is not None:
-            on_event(event)

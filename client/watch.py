@@ -1,6 +1,6 @@
-"""Hearing what happens in the daemon as it happens: jobs, workers, their memory, alerts, from its events socket.
+"""The daemon's events as they happen, from its events socket: jobs, workers and their memory, alerts.
 
-Who listens slowly misses events, and so does who was not connected yet: what must not be missed is asked for with
+A slow reader misses events, and so does one that is not connected yet. For a complete picture ask with
 :class:`~.control.Control`.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import msgpack
@@ -22,28 +21,39 @@ from .errors import ConnectionLost, DaemonNotRunning, GlmttsError, ProtocolError
 
 _LONGEST_POLL_S = 3_600.0
 
-#: How long the first connection may take at least, in seconds, however short ``reconnect_s`` is.
+#: The least time for the first connection, in seconds, however short ``reconnect_s`` is.
 _CONNECT_S = 5.0
 
 
 class News(NamedTuple):
-    """One event: its topic, such as ``worker.failed``, and what it says."""
+    """One event: its topic, such as ``worker.failed``, and its values."""
 
     topic: str
     values: dict[str, Any]
 
 
 class Watch:
-    """The events of the daemon beside the requests socket ``endpoint`` (by default this machine's), as an iterator.
-
-    ``topics`` are prefixes: ``worker.`` has every event of workers; none at all means all. When the daemon goes away,
-    it has ``reconnect_s`` seconds to come back, None for as long as it takes; ``connected`` says whether it is there,
-    ``connections`` how often it came. Raises DaemonNotRunning, Forbidden for who is no operator, ConnectionLost when it
-    stays away, ProtocolError for what is no event, and GlmttsError for an endpoint that is not ``ipc://``.
+    """The events of a daemon on this machine, as an iterator.
 
         with Watch(["worker.", "alert."]) as watch:
             for topic, values in watch:
                 print(topic, values)
+
+    Args:
+        topics: prefixes, such as ``worker.`` for every event of workers; none at all means all events.
+        endpoint: the daemon's requests socket; the events socket is beside it.
+        reconnect_s: seconds that a lost daemon has to come back; None for as long as it takes.
+
+    Attributes:
+        connected: whether the daemon is there.
+        connections: how often it was connected.
+
+    Raises:
+        DaemonNotRunning: no daemon answers.
+        Forbidden: this user is no operator.
+        ConnectionLost: the daemon went away and did not come back; raised by the iteration.
+        ProtocolError: a message is no event; later ones can still be read.
+        GlmttsError: the endpoint is not ``ipc://``.
     """
 
     def __init__(
@@ -73,10 +83,10 @@ class Watch:
         self._poller.register(self._monitor, zmq.POLLIN)
 
     def next(self, timeout: float | None = None) -> News | None:
-        """The next event; None when there is none within ``timeout`` seconds (None: as long as it takes)."""
+        """The next event; None without one within ``timeout`` seconds (None: wait as long as it takes)."""
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while True:
-            self._hear_of_connection()
+            self._check_connection()
             try:
                 return _news(self._socket.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
@@ -89,7 +99,7 @@ class Watch:
             until = deadline if self.connected else min(deadline, self._give_up_at)
             self._poller.poll(math.ceil(min(until - now, _LONGEST_POLL_S) * 1_000))
 
-    def _hear_of_connection(self) -> None:
+    def _check_connection(self) -> None:
         while True:
             try:
                 event, _ = MONITOR_FRAME.unpack(self._monitor.recv_multipart(zmq.NOBLOCK)[0])
@@ -102,12 +112,11 @@ class Watch:
                 self._give_up_at = time.monotonic() + self._reconnect_s
 
     def _gone(self) -> GlmttsError:
-        patience_s = self._reconnect_s if self.connections else max(self._reconnect_s, _CONNECT_S)
-        # Asked again, it is given as much time again.
-        self._give_up_at = time.monotonic() + patience_s
+        limit_s = self._reconnect_s if self.connections else max(self._reconnect_s, _CONNECT_S)
+        self._give_up_at = time.monotonic() + limit_s  # for the next call
         if not self.connections:
-            return DaemonNotRunning(self.endpoint, f"connections are not answered, for {patience_s:g} s now")
-        waited = f" and did not come back within {patience_s:g} s" if patience_s else ""
+            return DaemonNotRunning(self.endpoint, f"no connection within {limit_s:g} s")
+        waited = f" and did not come back within {limit_s:g} s" if limit_s else ""
         return ConnectionLost(f"The daemon behind {self.endpoint} went away{waited}.")
 
     def __iter__(self) -> Iterator[News]:
@@ -125,9 +134,7 @@ class Watch:
     def __enter__(self) -> Watch:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -135,7 +142,7 @@ def _news(frames: list[bytes]) -> News:
     try:
         topic, values = frames[0].decode(), msgpack.unpackb(frames[1], raw=False)
     except (ValueError, TypeError, LookupError, RecursionError, MemoryError, OverflowError) as error:
-        raise ProtocolError(f"What came from the events socket is no event: {error}.") from None
+        raise ProtocolError(f"A message of the events socket is no event: {error}.") from None
     if not isinstance(values, dict):
-        raise ProtocolError(f"The event {topic} has no map, but a {type(values).__name__}.")
+        raise ProtocolError(f"The values of the event {topic} are no map, but a {type(values).__name__}.")
     return News(topic, values)

@@ -25,7 +25,8 @@ from glmtts.protocol import endpoints, events
 
 from . import __version__, config, malloc
 from .core import effects, inputs
-from .core.machine import Machine, Phase
+from .core.machine import Machine
+from .core.state import Installation
 from .core.workers.placement import asks_nvml
 from .gpu.sampler import Sampler
 from .log.logger import Logger
@@ -188,15 +189,17 @@ class Supervisor:
             self._log.warning("outputs can't be written", folder=str(folder), reason=error.strerror)
         return Machine(
             self._settings,
+            Installation(
+                boot=secrets.token_hex(4),
+                version=__version__,
+                config_file=str(self._config.file or ""),
+                state_folder=str(config.state_dir(self._settings)),
+                outputs_folder=str(folder),
+                results_folder=str(config.state_dir(self._settings) / "results"),
+            ),
             now=self._loop.clock(),
             wall=time.time(),
             seed=secrets.randbits(64),
-            boot=secrets.token_hex(4),
-            version=__version__,
-            config_file=str(self._config.file or ""),
-            state_folder=str(config.state_dir(self._settings)),
-            outputs_folder=str(folder),
-            results_folder=str(config.state_dir(self._settings) / "results"),
             voices=voices,
         )
 
@@ -282,7 +285,7 @@ class Supervisor:
 
     def _report_to_service_manager(self) -> None:
         machine = self._machine
-        self._service.turn(lambda: machine.summary, machine.phase is Phase.STOPPING, self._is_well)
+        self._service.turn(lambda: machine.summary, machine.stopping, self._is_well)
 
     def _is_well(self) -> bool:
         """Whether the daemon works, as far as a restart would improve it."""

@@ -1,4 +1,4 @@
-"""glmttsctl: the command line. Its commands are loaded when they are called, so that a quick one stays quick."""
+"""glmttsctl, the command line. Commands are imported when they are called, so that quick ones stay quick."""
 
 from __future__ import annotations
 
@@ -10,65 +10,36 @@ from typing import Any
 
 import click
 
-from .failures import exit_code, report
-from .session import shared_options
+from .failures import exit_code
+from .session import report, shared_options
 
-#: Where each command stands: its module in this package, and what it is called there.
-_COMMANDS: dict[str, tuple[str, str]] = {
-    "say": ("say", "say"),
-    "batch": ("batch.command", "batch"),
-    "ping": ("about", "ping"),
-    "info": ("about", "info"),
-    "voices": ("voices", "voices"),
-    "voice": ("voices", "voice"),
-    "jobs": ("jobs", "jobs"),
-    "job": ("jobs", "job"),
-    "wait": ("jobs", "wait"),
-    "cancel": ("cancel", "cancel"),
-    "queue": ("queue", "queue"),
-    "limits": ("limits", "limits"),
-    "status": ("status", "status"),
-    "health": ("health", "health"),
-    "logs": ("logs", "logs"),
-    "workers": ("workers", "workers"),
-    "gpus": ("gpus", "gpus"),
-    "top": ("top.command", "top"),
-    "events": ("events", "events"),
-    "metrics": ("operate", "metrics"),
-    "recycle": ("operate", "recycle"),
-    "scale": ("operate", "scale"),
-    "quarantine": ("quarantine", "quarantine"),
-    "pause": ("operate", "pause"),
-    "resume": ("operate", "resume"),
-    "drain": ("operate", "drain"),
-    "reload": ("operate", "reload"),
-    "stop": ("operate", "stop"),
-    "log-level": ("operate", "log_level"),
-    "config": ("config", "config"),
-    "key": ("key", "key"),
-    "doctor": ("doctor", "doctor"),
-    "install-service": ("service", "install_service"),
-    "uninstall-service": ("service", "uninstall_service"),
-    "demo": ("demo.command", "demo"),
-    "completion": ("completion", "completion"),
-}
+#: The modules of the commands, in the order of the help.
+_MODULES = {
+    "say": "say", "batch": "batch.command", "ping": "about", "info": "about", "voices": "voices", "voice": "voices",
+    "jobs": "jobs", "job": "jobs", "wait": "jobs", "cancel": "cancel", "queue": "queue", "limits": "limits",
+    "status": "status", "health": "health", "logs": "logs", "workers": "workers", "gpus": "gpus", "top": "top.command",
+    "events": "events", "metrics": "operate", "recycle": "operate", "scale": "operate", "quarantine": "quarantine",
+    "pause": "operate", "resume": "operate", "drain": "operate", "reload": "operate", "stop": "operate",
+    "log-level": "operate", "config": "config", "key": "key", "doctor": "doctor", "install-service": "service",
+    "uninstall-service": "service", "demo": "demo.command", "completion": "about",
+}  # fmt: skip
 
 
 class _Commands(click.Group):
-    """A group that imports a command's module when the command is asked for, and ends with our exit codes."""
+    """Imports the module of a command when the command is called, and exits with the documented codes."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        return list(_COMMANDS)
+        return list(_MODULES)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in _MODULES:
             return None
-        module, attribute = _COMMANDS[cmd_name]
-        command = getattr(importlib.import_module(f".{module}", __name__), attribute)
+        module = importlib.import_module(f".{_MODULES[cmd_name]}", __name__)
+        command = getattr(module, cmd_name.replace("-", "_"))
         assert isinstance(command, click.Command)
         return command
 
-    # click declares it as overloads, of which this is what they share.
+    # click declares overloads; these are their common parameters.
     def main(  # type: ignore[override]
         self,
         args: Sequence[str] | None = None,
@@ -92,7 +63,7 @@ class _Commands(click.Group):
 @click.version_option(package_name="glmtts-supervisor", prog_name="glmttsctl")
 @shared_options
 def main() -> None:
-    """Speak, and look after the speech daemon.
+    """Speak, and operate the speech daemon.
 
     \b
     glmttsctl say "今天天气不错" -o weather.wav

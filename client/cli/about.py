@@ -1,4 +1,4 @@
-"""`glmttsctl ping` and `info`: whether the daemon is there, and what it can do."""
+"""`glmttsctl ping` and `info`, about the daemon, and `completion`, about glmttsctl itself."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import time
 from typing import Any
 
 import click
+from click.shell_completion import get_completion_class
 
 from .session import QUICK_TIMEOUT_S, session, shared_options, timeout_option
-from .ui.output import duration, plain, print_json, print_pairs
+from .ui.humanize import duration
+from .ui.output import plain, print_pairs
 
 #: Some engines have a hundred voices.
 _VOICES_SHOWN = 10
@@ -25,43 +27,56 @@ def ping(timeout: float | None) -> None:
         answer = client.ping()
         took_ms = (time.perf_counter() - began) * 1_000
         endpoint = client.endpoint
-    if run.json:
-        print_json({**plain(answer), "endpoint": endpoint, "round_trip_ms": round(took_ms, 3)})
-    else:
-        click.echo(
-            f"glmttsd {answer.version} at {endpoint}, up for {duration(answer.uptime_s)}, answered in {took_ms:.1f} ms"
-        )
+    words = f"glmttsd {answer.version} at {endpoint}, up for {duration(answer.uptime_s)}, answered in {took_ms:.1f} ms"
+    facts = {**plain(answer), "endpoint": endpoint, "round_trip_ms": round(took_ms, 3)}
+    run.show(facts, lambda _: words)
 
 
 @click.command()
 @shared_options
 def info() -> None:
-    """What the daemon can do: engine, voices, formats, limits, options."""
+    """The daemon's engine, voices, limits and options."""
     run = session()
     with run.client() as client:
-        answer: dict[str, Any] = plain(client.info())
-    if run.json:
-        print_json(answer)
-        return
+        answer = plain(client.info())
+    run.show(answer, _print_info)
+
+
+def _print_info(answer: dict[str, Any]) -> None:
     options = answer.pop("options", None) or {}
     voices = [voice.get("name", "?") for voice in answer.get("voices", [])]
     more = len(voices) - _VOICES_SHOWN
     answer["voices"] = [*voices[:_VOICES_SHOWN], *([f"and {more} more: glmttsctl voices"] if more > 0 else [])]
     print_pairs(answer)
-    described = _options(options)
-    if described:
+    if described := _options(options):
         click.echo("options (--option KEY=VALUE)")
         print_pairs(described, indent="  ")
 
 
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script for SHELL.
+
+    \b
+    bash:  glmttsctl completion bash > ~/.local/share/bash-completion/completions/glmttsctl
+    zsh:   glmttsctl completion zsh > "${fpath[1]}/_glmttsctl"
+    fish:  glmttsctl completion fish > ~/.config/fish/completions/glmttsctl.fish
+    """
+    script = get_completion_class(shell)
+    assert script is not None
+    root = click.get_current_context().find_root().command
+    click.echo(script(root, {}, "glmttsctl", "_GLMTTSCTL_COMPLETE").source())
+
+
 def _options(schema: dict[str, Any]) -> dict[str, str]:
-    """Each option of the engine in a line, from the JSON Schema of them all."""
+    """Each option of the engine in a line, from their JSON Schema."""
     properties = _resolved(schema, schema).get("properties") or {}
     return {name: _in_words(_resolved(item, schema)) for name, item in properties.items()}
 
 
 def _resolved(item: Any, schema: dict[str, Any]) -> dict[str, Any]:
-    """``item``, or what its ``$ref`` names in the schema's own definitions."""
+    """``item``, or the definition in the schema that its ``$ref`` names."""
     if not isinstance(item, dict):
         return {}
     reference = item.get("$ref")
@@ -82,7 +97,7 @@ def _in_words(item: dict[str, Any]) -> str:
     if bounds:
         words += " " + " and ".join(bounds)
     if item.get("default") is not None:
-        words += f", {item['default']} unless given"
+        words += f", default {item['default']}"
     if item.get("description"):
         words += f": {item['description']}"
     return words

@@ -1,4 +1,4 @@
-"""`glmttsctl events`: what happens in the daemon, a line for each event."""
+"""`glmttsctl events`: what happens in the daemon, one line for each event."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import click
 
 from .failures import TIMED_OUT, Failure, Finished
 from .session import Session, session, shared_options, timeout_option
-from .ui.output import SIZES, clean, humanise
-from .ui.wrap import hung, terminal_width
+from .ui.humanize import SIZES, humanise
+from .ui.wrap import clean, hanging, terminal_width
 
 if TYPE_CHECKING:
     from glmtts.client import News, Watch
 
-#: How long the loop listens before it looks at whether the daemon is there.
+#: The longest wait between two checks that the daemon is there.
 _LISTEN_S = 0.5
 
 _STYLES = {"failed": "red", "raised": "red", "backoff": "yellow", "draining": "yellow", "cleared": "green"}
@@ -28,14 +28,14 @@ _STYLES = {"failed": "red", "raised": "red", "backoff": "yellow", "draining": "y
 
 @click.command()
 @click.argument("topics", metavar="[TOPIC]...", nargs=-1)
-@click.option("-f", "--follow", is_flag=True, help="Go on when the daemon is restarted, until Ctrl-C.")
+@click.option("-f", "--follow", is_flag=True, help="Continue after a restart of the daemon, until Ctrl-C.")
 @click.option("--count", type=click.IntRange(1), metavar="N", help="End after N events.")
 @timeout_option("End after this many seconds; with 124 if --count was not reached.")
 @shared_options
 def events(topics: tuple[str, ...], follow: bool, count: int | None, timeout: float | None) -> None:
-    """What happens, as it happens: jobs, workers, their memory, the queue, alerts.
+    """The daemon's events, as they happen.
 
-    TOPIC is a beginning, such as `worker.` or `job.failed`; all events unless one is given. Topics: job.<state>,
+    TOPIC is a prefix, such as `worker.` or `job.failed`; without one all events are printed. Topics: job.<state>,
     worker.<state>, worker.memory, queue, alert.<name>, daemon.<state>. With --json each line is an object.
     """
     from glmtts.client import Watch
@@ -47,7 +47,7 @@ def events(topics: tuple[str, ...], follow: bool, count: int | None, timeout: fl
     except KeyboardInterrupt:
         raise Finished(130) from None
     except BrokenPipeError:
-        # Who read has read enough. What is still buffered must not fail again when Python ends.
+        # The reader has closed the pipe. Python must not fail again on what is still buffered.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -60,12 +60,11 @@ def _print_all(watch: Watch, run: Session, count: int | None, timeout: float | N
             if count is None:
                 return
             raise Failure(f"{shown} of {count} events within {timeout:g} s.", code="timeout", status=TIMED_OUT)
-        # Before the first connection there is nothing yet that could have gone away.
         news = watch.next(min(left, _LISTEN_S))
         if watch.connections > max(connections, 1):
-            run.note("The daemon is back; what happened meanwhile was missed.")
+            run.note("The daemon is back; events in between are missing.")
         elif there and not watch.connected and watch.connections:
-            run.note("The daemon went away; waiting for it.")
+            run.note("The daemon is gone; waiting for it.")
         connections, there = watch.connections, watch.connected
         if news is not None:
             click.echo(_json_line(news) if run.json else _line(news))
@@ -79,27 +78,18 @@ def _json_line(news: News) -> str:
 
 def _line(news: News) -> str:
     now = time.time()
-    stamp = time.strftime("%H:%M:%S", time.localtime(now)) + f".{int(now % 1 * 1_000):03}"
-    _, _, state = news.topic.partition(".")
-    style = _STYLES.get(str(news.values.get("state", "")), _STYLES.get(state))
+    head = time.strftime("%H:%M:%S", time.localtime(now)) + f".{int(now % 1 * 1_000):03}  "
     topic = clean(news.topic)
-    words = f"{topic}{' ' * max(0, 16 - len(topic))}  {' '.join(_pairs(news.values))}"
-    head = f"{stamp}  "
-    lines = "\n".join(hung(head, words, terminal_width()))
-    if not style:
-        return lines
-    return head + click.style(topic, fg=style) + lines[len(head) + len(topic) :]
+    pairs = " ".join(_pair(key, value) for key, value in news.values.items() if value not in (None, "", []))
+    text = "\n".join(hanging(head, f"{topic:<16}  {pairs}", terminal_width()))
+    style = _STYLES.get(str(news.values.get("state", ""))) or _STYLES.get(news.topic.partition(".")[2])
+    return head + click.style(topic, fg=style) + text[len(head) + len(topic) :] if style else text
 
 
-def _pairs(values: Mapping[str, Any]) -> list[str]:
-    """``key=value`` for all that has a value, quoted where a space would end it."""
-    pairs = []
-    for key, value in values.items():
-        if value is None or value in ("", []):
-            continue
-        words = _in_words(key, value)
-        pairs.append(f"{clean(key)}={json.dumps(words, ensure_ascii=False) if ' ' in words else words}")
-    return pairs
+def _pair(key: str, value: Any) -> str:
+    """``key=value``, quoted if there is a blank in it."""
+    words = _in_words(key, value)
+    return f"{clean(key)}={json.dumps(words, ensure_ascii=False) if ' ' in words else words}"
 
 
 def _in_words(key: str, value: Any) -> str:

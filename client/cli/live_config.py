@@ -1,16 +1,19 @@
-"""What the running daemon has read: commands that work on its files ask it, since only it knows which they are."""
+"""The configuration of the running daemon, and the daemon's code that reads configurations."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import NamedTuple
 
 from .session import Session
-from .ui.output import plain
 
 
-class InForce(NamedTuple):
-    """``file``: the daemon's configuration by its absolute path, empty for the built-in defaults. ``state_dir``: where
-    it keeps what outlives it, which its environment may have decided.
+class LiveConfig(NamedTuple):
+    """``file`` is the daemon's configuration by its absolute path, empty for the built-in defaults.
+
+    ``state_dir`` is its state folder, which may come from its environment.
     """
 
     file: str
@@ -18,12 +21,20 @@ class InForce(NamedTuple):
 
     @property
     def environment(self) -> dict[str, str]:
-        """For the daemon's code in another process: its state folder, unless the file names one."""
+        """Variables by which the daemon's code in another process finds the same state folder."""
         return {"STATE_DIRECTORY": self.state_dir} if self.state_dir else {}
 
 
-def ask(run: Session, timeout_s: float) -> InForce:
-    """Ask over the control socket. Raises GlmttsError."""
-    with run.control(timeout_s) as control:
-        answer = plain(control.call("config"))
-    return InForce(str(answer.get("file") or ""), str(answer.get("state_dir") or ""))
+def live_config(run: Session, timeout_s: float) -> LiveConfig:
+    """Ask the daemon. Raises GlmttsError."""
+    answer = run.ask("config", timeout=timeout_s)
+    return LiveConfig(str(answer.get("file") or ""), str(answer.get("state_dir") or ""))
+
+
+def daemon_config(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m glmtts.daemon.config``.
+
+    The daemon's code is never imported by a client, which has to work where the daemon is not installed.
+    """
+    command = [sys.executable, "-m", "glmtts.daemon.config", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | (environment or {}))

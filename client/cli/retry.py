@@ -1,4 +1,4 @@
-"""Waiting for one's turn: a request that the daemon puts off (rate limit, full queue) is sent again when it says so."""
+"""Retrying a request that the daemon refuses for now (rate limit, full queue), at the time that it names."""
 
 from __future__ import annotations
 
@@ -10,27 +10,34 @@ from glmtts.client import RequestFailed, Timeout
 
 T = TypeVar("T")
 
-#: The daemon refuses for now, and nothing is wrong with the request.
-PUT_OFF = frozenset({"rate_limited", "queue_full"})
+#: Codes with which the daemon refuses a request for now, although nothing is wrong with it.
+TRY_LATER = frozenset({"rate_limited", "queue_full"})
 
 _SHORTEST_WAIT_S = 0.05
 _DEFAULT_WAIT_S = 1.0
 
 
-def patiently(
+def with_retries(
     call: Callable[[float | None], T], *, timeout: float | None, wait: bool, note: Callable[[str], None]
 ) -> T:
-    """What ``call`` returns, called again as long as it is put off, until ``timeout`` seconds have passed in all.
+    """Call ``call`` until the daemon does not put it off, for ``timeout`` seconds in all.
 
-    ``call`` gets the seconds that are left, None for no limit. With ``wait`` false it is called once. Raises what
-    ``call`` raises, and Timeout where the next try would come too late.
+    Args:
+        call: gets the seconds that are left, None for no limit.
+        timeout: seconds; None for no limit.
+        wait: whether to retry at all.
+        note: called with a remark before each retry.
+
+    Raises:
+        Timeout: the next try would come after the timeout.
+        GlmttsError: raised by ``call``.
     """
     ends = None if timeout is None else time.monotonic() + timeout
     while True:
         try:
             return call(None if ends is None else max(ends - time.monotonic(), 0.001))
         except RequestFailed as error:
-            if error.code not in PUT_OFF or not wait:
+            if error.code not in TRY_LATER or not wait:
                 raise
             pause = retry_delay(error)
             if ends is not None and time.monotonic() + pause > ends:
@@ -40,5 +47,5 @@ def patiently(
 
 
 def retry_delay(error: RequestFailed, otherwise: float = _DEFAULT_WAIT_S) -> float:
-    """Seconds until a retry makes sense: what the daemon said, else ``otherwise``."""
+    """Seconds until a retry makes sense: the daemon's own figure, else ``otherwise``."""
     return max(otherwise if error.retry_after_s is None else error.retry_after_s, _SHORTEST_WAIT_S)

@@ -1,4 +1,4 @@
-"""`glmttsctl say`: one text becomes speech in a file, in a pipe, in the daemon's output folder or in the air."""
+"""`glmttsctl say`: one text becomes speech in a file, a pipe, the daemon's output folder or the loudspeaker."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from typing import Any
 import click
 
 from glmtts.client import Client, JobEvent, Speech, Timeout
+from glmtts.client.files import write_whole
 from glmtts.protocol.audio_formats import FORMAT_OF_SUFFIX, FORMATS, STREAM_FORMATS, AudioFormat
 from glmtts.protocol.events import Accepted, Done, Started
 from glmtts.protocol.requests import MAX_SEED, PRIORITIES
 
-from .retry import patiently
+from .retry import with_retries
 from .session import Session, session, shared_options, timeout_option
-from .ui.files import write_atomically
-from .ui.output import duration, print_json
-from .ui.player import find_player
-from .ui.sinks import PlayerSink, RawSink, Sink, WavSink
+from .ui.humanize import duration
+from .ui.output import print_json
+from .ui.player import PlayerSink, find_player
+from .ui.sinks import RawSink, Sink, WavSink
 
 
 def parse_options(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
@@ -48,21 +49,22 @@ def parse_options(_ctx: click.Context, _param: click.Parameter, values: tuple[st
     "--prompt",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Speak like this recording of 1 to 30 s.",
+    help="Clone the voice of this recording of 1 to 30 s.",
 )
 @click.option("--prompt-text", metavar="TEXT", help="What is said in the recording.")
-@click.option("--format", "format", type=click.Choice(FORMATS), help="By default what FILE's name says, else wav.")
+@click.option("--format", "format", type=click.Choice(FORMATS), help="By default that of FILE's name, else wav.")
 @click.option("--sample-rate", type=click.IntRange(8_000, 48_000), metavar="HZ")
-@click.option("--stream", is_flag=True, help="Write the samples while they are made: to a WAV file, or raw.")
-@click.option("--play", is_flag=True, help="Play the speech while it is made.")
+@click.option("--stream", is_flag=True, help="Write the samples as they are made: to a WAV file, or raw.")
+@click.option("--play", is_flag=True, help="Play the speech as it is made.")
 @click.option("--priority", type=click.Choice(PRIORITIES))
 @click.option(
     "--deadline",
+    "deadline_s",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="For the daemon: be done by then or give up.",
+    help="The daemon gives up if the job is not done by then.",
 )
-@click.option("--output", metavar="NAME", help="Write NAME in the daemon's output folder instead of sending it here.")
+@click.option("--output", metavar="NAME", help="Keep the speech as NAME in the daemon's output folder.")
 @click.option("--seed", type=click.IntRange(0, MAX_SEED), metavar="N", help="Same text, voice and seed: same audio.")
 @click.option(
     "--option",
@@ -70,60 +72,55 @@ def parse_options(_ctx: click.Context, _param: click.Parameter, values: tuple[st
     multiple=True,
     metavar="K=V",
     callback=parse_options,
-    help="For the engine; `glmttsctl info` lists them. May be repeated.",
+    help="An option of the engine; `glmttsctl info` lists them. May be repeated.",
 )
-@click.option("--no-wait", is_flag=True, help="Fail at once when the daemon says to come back later.")
+@click.option("--no-wait", is_flag=True, help="Fail at once when the queue is full or the rate limit is reached.")
 @timeout_option("Give up after this many seconds, waiting included.")
 @shared_options
 def say(
     *,
     text: str,
     file: str | None,
-    voice: str | None,
-    prompt: Path | None,
-    prompt_text: str | None,
     format: AudioFormat | None,
-    sample_rate: int | None,
+    output: str | None,
     stream: bool,
     play: bool,
-    priority: str | None,
-    deadline: float | None,
-    output: str | None,
-    seed: int | None,
-    options: dict[str, Any],
     no_wait: bool,
     timeout: float | None,
+    **request: Any,
 ) -> None:
     """Speak TEXT; `-` reads it from standard input."""
-    if (prompt is None) != (prompt_text is None):
+    if (request["prompt"] is None) != (request["prompt_text"] is None):
         raise click.UsageError("--prompt and --prompt-text belong together: the recording, and what is said in it.")
-    if prompt and voice:
-        raise click.UsageError("--voice and --prompt are two answers to one question; give one of them.")
+    if request["prompt"] and request["voice"]:
+        raise click.UsageError("--voice and --prompt exclude each other.")
     run = session()
     target = _choose_target(run, file, output, format, stream=stream, play=play)
-    request: dict[str, Any] = {
-        "voice": voice,
-        "prompt": prompt,
-        "prompt_text": prompt_text,
-        "format": target.format,
-        "sample_rate": sample_rate,
-        "output": output,
-        "priority": priority,
-        "deadline_s": deadline,
-        "seed": seed,
-        "options": options or None,
-        "on_event": lambda event: _tell(run, event),
-    }
-    Speaking(run, _read_text(text), request, target, timeout=timeout, wait=not no_wait).speak()
+    words = _read_text(text)
+    request |= {"format": target.format, "output": output, "options": request["options"] or None}
+    request["on_event"] = lambda event: _note(run, event)
+    speak = _stream if target.streamed else _fetch
+    with run.client(timeout=None) as client:
+        facts = with_retries(
+            lambda left: speak(client, words, request, target, left), timeout=timeout, wait=not no_wait, note=run.note
+        )
+    if run.json:
+        print_json(facts)
+        return
+    run.note(summary(facts))
+    if output is not None:
+        click.echo(facts["file"])  # the path on the daemon's machine, for a script that reads the file
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where the speech goes: ``file`` is None for none, ``-`` for standard output."""
+    """Where the speech goes.
+
+    ``file`` is ``-`` for standard output, None for no file; ``wrapped`` puts a WAV header before a stream's samples.
+    """
 
     file: str | None
     format: AudioFormat
-    #: The format of the file that is made of a stream: WAV around the samples, or the samples alone.
     wrapped: bool = False
     player: str | None = None
     streamed: bool = False
@@ -132,28 +129,23 @@ class Target:
 def _choose_target(
     run: Session, file: str | None, output: str | None, format: AudioFormat | None, *, stream: bool, play: bool
 ) -> Target:
-    """Every combination of the output options, or a usage error that says what to write instead."""
+    """The target of a valid combination of options; a usage error names what to give instead of any other."""
     if output is not None and (file is not None or stream or play):
-        raise click.UsageError(
-            "--output keeps the speech in the daemon's folder: not together with -o, --stream or --play."
-        )
+        raise click.UsageError("--output keeps the speech in the daemon's folder; -o, --stream and --play exclude it.")
     if file is None and output is None and not play:
         if sys.stdout.isatty() or run.json:
-            raise click.UsageError("Where should the speech go? Give -o FILE, --play or --output NAME, or pipe it on.")
+            raise click.UsageError("Where should the speech go? Give -o FILE, --play, --output NAME, or a pipe.")
         file = "-"
     if file == "-" and run.json:
         raise click.UsageError("--json and the speech can't both go to standard output; give -o FILE.")
     chosen = format or _format_of_name(file if file not in (None, "-") else output)
     if not stream and not play:
         return Target(file, chosen or "wav")
-    # A stream is samples; to a file called .wav, or where WAV is asked for by name, they get a header.
     wrapped = chosen == "wav"
     if chosen is not None and not wrapped and chosen not in STREAM_FORMATS:
-        raise click.UsageError(
-            f"{chosen} can't be streamed or played while it is made; use wav, pcm_s16le or pcm_f32le."
-        )
+        raise click.UsageError(f"{chosen} can't be streamed or played; use wav, pcm_s16le or pcm_f32le.")
     if play and chosen == "pcm_f32le":
-        raise click.UsageError("Players are fed with 16-bit samples; use wav or pcm_s16le with --play.")
+        raise click.UsageError("Players take 16-bit samples; use wav or pcm_s16le with --play.")
     samples: AudioFormat = chosen if chosen is not None and not wrapped else "pcm_s16le"
     return Target(file, samples, wrapped=wrapped, player=find_player() if play else None, streamed=True)
 
@@ -163,9 +155,8 @@ def _format_of_name(name: str | None) -> AudioFormat | None:
     if not suffix or (name and name.startswith("/dev/")):
         return None
     if suffix not in FORMAT_OF_SUFFIX:
-        known = " ".join(FORMAT_OF_SUFFIX)
         raise click.UsageError(
-            f"{name}: no format is called {suffix} here ({known}); --format says which one to write."
+            f"{name}: {suffix} is none of the known formats ({' '.join(FORMAT_OF_SUFFIX)}); --format names one."
         )
     return FORMAT_OF_SUFFIX[suffix]
 
@@ -182,101 +173,62 @@ def _read_text(text: str) -> str:
     return text.strip()
 
 
-def _tell(run: Session, event: JobEvent) -> None:
-    """What a person who waits should know: a long queue, a worker that died under the job."""
+def _note(run: Session, event: JobEvent) -> None:
+    """Remark on a long queue, and on a worker that died during the job."""
     if isinstance(event, Accepted) and isinstance(event.warning, str):
         run.note(event.warning)
     if isinstance(event, Started) and event.attempt > 1:
-        run.note(f"The worker died; {event.worker} speaks the text instead (attempt {event.attempt}).")
+        run.note(f"The worker died; {event.worker} retries the job (attempt {event.attempt}).")
 
 
-class Speaking:
-    """One text on its way to its target."""
+def _fetch(client: Client, text: str, request: dict[str, Any], target: Target, left: float | None) -> dict[str, Any]:
+    speech = client.speak(text, timeout=left, **request)
+    if target.file is not None:
+        write_speech(target.file, speech.audio)
+    return facts_of(speech, target.file or speech.path)
 
-    def __init__(
-        self, run: Session, text: str, request: dict[str, Any], target: Target, *, timeout: float | None, wait: bool
-    ) -> None:
-        self._run = run
-        self._text = text
-        self._request = request
-        self._target = target
-        self._timeout = timeout
-        self._wait = wait
 
-    def speak(self) -> None:
-        """Speak, deliver, and say how it went."""
-        once = self._stream if self._target.streamed else self._fetch
-        with self._run.client(timeout=None) as client:
-            facts = patiently(
-                lambda left: once(client, left), timeout=self._timeout, wait=self._wait, note=self._run.note
-            )
-        if self._run.json:
-            print_json(facts)
-        else:
-            self._run.note(summary(facts))
-            if self._request["output"] is not None:
-                click.echo(facts["file"])  # the path on the daemon's machine, for whoever goes on with the file
+def write_speech(file: str, audio: bytes) -> None:
+    """Write a finished speech; ``-`` is standard output."""
+    if file == "-":
+        sys.stdout.buffer.write(audio)
+        sys.stdout.buffer.flush()
+    else:
+        write_whole(Path(file), audio)
 
-    def _fetch(self, client: Client, left: float | None) -> dict[str, Any]:
-        speech = client.speak(self._text, timeout=left, **self._request)
-        if self._target.file == "-":
-            sys.stdout.buffer.write(speech.audio)
-            sys.stdout.buffer.flush()
-        elif self._target.file is not None:
-            write_atomically(Path(self._target.file), speech.audio)
-        return facts_of(speech, self._target.file or speech.path)
 
-    def _stream(self, client: Client, left: float | None) -> dict[str, Any]:
-        ends = math.inf if left is None else time.monotonic() + left
-        sinks = self._sinks()
-        started = False
-        with contextlib.ExitStack() as stack:
-            stream = stack.enter_context(client.stream(self._text, timeout=left, **self._request))
-            for chunk in stream:
-                if not started:
-                    for sink in sinks:
-                        stack.enter_context(sink).start(chunk.sample_rate, chunk.channels)
-                    started = True
-                for sink in sinks:
-                    sink.write(chunk.samples)
-                if time.monotonic() > ends:
-                    raise Timeout("The speech was not finished in time.", job=stream.job.id)
+def _stream(client: Client, text: str, request: dict[str, Any], target: Target, left: float | None) -> dict[str, Any]:
+    ends = math.inf if left is None else time.monotonic() + left
+    sinks: list[Sink] = []
+    if target.file is not None:
+        place = sys.stdout.buffer if target.file == "-" else Path(target.file)
+        sinks.append(WavSink(place, is_float=target.format == "pcm_f32le") if target.wrapped else RawSink(place))
+    if target.player is not None:
+        sinks.append(PlayerSink(target.player))
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(client.stream(text, timeout=left, **request))
+        for chunk in stream:
             for sink in sinks:
-                sink.finish()
-        return facts_of(stream.done, self._target.file)
-
-    def _sinks(self) -> list[Sink]:
-        target = self._target
-        sinks: list[Sink] = []
-        if target.file is not None:
-            place = sys.stdout.buffer if target.file == "-" else Path(target.file)
-            sinks.append(WavSink(place, is_float=target.format == "pcm_f32le") if target.wrapped else RawSink(place))
-        if target.player is not None:
-            sinks.append(PlayerSink(target.player))
-        return sinks
-
-
-def facts_of(speech: Speech | Done | None, file: str | None) -> dict[str, Any]:
-    """How a job went, and where its audio is."""
-    facts: dict[str, Any] = {} if file is None else {"file": file}
-    facts |= {name: getattr(speech, name) for name in _FACTS}
-    return facts
+                if chunk.seq == 0:
+                    stack.enter_context(sink).start(chunk.sample_rate, chunk.channels)
+                sink.write(chunk.samples)
+            if time.monotonic() > ends:
+                raise Timeout("The speech was not finished in time.", job=stream.job.id)
+        for sink in sinks:
+            sink.finish()
+    return facts_of(stream.done, target.file)
 
 
 _FACTS = (
-    "job",
-    "format",
-    "sample_rate",
-    "audio_s",
-    "waited_s",
-    "synthesis_s",
-    "first_audio_s",
-    "rtf",
-    "attempts",
-    "engine",
-    "voice",
-    "sha256",
+    *("job", "format", "sample_rate", "audio_s", "waited_s", "synthesis_s", "first_audio_s", "rtf", "attempts"),
+    *("engine", "voice", "sha256"),
 )
+
+
+def facts_of(speech: Speech | Done | None, file: str | None) -> dict[str, Any]:
+    """The figures of a finished job, and the file of its audio, as ``--json`` prints them."""
+    facts: dict[str, Any] = {} if file is None else {"file": file}
+    return facts | {name: getattr(speech, name) for name in _FACTS}
 
 
 def summary(facts: dict[str, Any]) -> str:

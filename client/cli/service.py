@@ -8,161 +8,155 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import click
 
-from .failures import FAILED, Failure
+from .failures import Failure
+from .live_config import daemon_config
+from .service_files import Installation, ServiceFilesError, closed_folder, commands_folder, folder_name, service_name
 from .session import session, shared_options
 from .ui.output import print_json
 
-_INSTANCE = click.option(
-    "--instance", metavar="NAME", help="One of several daemons on this machine: glmtts@NAME.service, with NAME.toml."
-)
-_DRY_RUN = click.option("--dry-run", is_flag=True, help="Only say what would be done.")
-_YES = click.option("--yes", is_flag=True, help="Do it without asking.")
-_ROOT = click.option(
-    "--root",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("/"),
-    help="Another folder in the place of /, for an image that is being made; no command of systemd is run then.",
-)
-_PREFIX = click.option(
-    "--prefix",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("/usr/local"),
-    show_default=True,
-    help="Where systemd finds the units, in lib/ of it.",
-)
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., object])
 
 _WORDS = {
     "put": "put in place",
-    "replace": "replaced, as it is unchanged since it was put there",
+    "replace": "replaced, unchanged since it was put in place",
     "same": "is there already",
     "keep": "stays as it is",
-    "conflict": "has been changed by somebody, and is in the way",
+    "conflict": "was edited, and is in the way",
 }
 
 
+def _service_options(function: F) -> F:
+    for option in (
+        click.option(
+            "--prefix",
+            type=click.Path(file_okay=False, path_type=Path),
+            default=Path("/usr/local"),
+            show_default=True,
+            help="Units are installed in lib/systemd below it.",
+        ),
+        click.option(
+            "--root",
+            type=click.Path(file_okay=False, path_type=Path),
+            default=Path("/"),
+            help="Install into this folder instead of /, to build an image; systemd is not called then.",
+        ),
+        click.option("--yes", is_flag=True, help="Don't ask."),
+        click.option("--dry-run", is_flag=True, help="Only print what would be done."),
+        click.option(
+            "--instance", metavar="NAME", help="One of several daemons: glmtts@NAME.service, configured by NAME.toml."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 @click.command("install-service")
-@_INSTANCE
-@_DRY_RUN
-@_YES
-@_ROOT
-@_PREFIX
+@_service_options
 @shared_options
 def install_service(instance: str | None, dry_run: bool, yes: bool, root: Path, prefix: Path) -> None:
-    """Put the daemon in place as a service of systemd, run by this installation's own commands.
+    """Install the daemon as a service of systemd.
 
-    It is neither enabled nor started. A file that somebody has changed is never overwritten, the configuration never
-    at all; `uninstall-service` takes away what was put there.
+    It runs the commands of this installation. The service is neither enabled nor started. An edited file is never
+    overwritten, and the configuration not at all; `uninstall-service` removes what was installed.
     """
-    from glmtts.client.cli import service_files
-
     installation, service = _installation(instance, root, prefix)
-    commands = _known(service_files.commands_folder)
-    closed = service_files.closed_folder(commands / "glmttsd")
-    if closed is not None:
+    commands = _known(commands_folder)
+    if (closed := closed_folder(commands / "glmttsd")) is not None:
         raise Failure(
-            f"The service runs as the user glmtts, who can't enter {closed}, where {commands} is. Install "
-            "glmtts-supervisor where everybody may read it: python3 -m venv /opt/glmtts",
-            status=FAILED,
+            f"The service runs as the user glmtts, which can't enter {closed}, where {commands} is. Install "
+            "glmtts-supervisor in a folder that everyone may read: python3 -m venv /opt/glmtts"
         )
-    files = _known(lambda: installation.files(service, _default_configuration()))
-    actions = [(file, installation.action(file)) for file in files]
-    told = [{"file": str(file.path), "what": _WORDS[action]} for file, action in actions]
-    after = _after_install(installation, service, root)
-    if _agreed(dry_run=dry_run, yes=yes, root=root, told=told, after=after, question=f"Install {service}.service?"):
-        _known(lambda: installation.put(service, files))
-        _run(after)
-        session().note(_next_steps(service))
-
-
-@click.command("uninstall-service")
-@_INSTANCE
-@_DRY_RUN
-@_YES
-@_ROOT
-@_PREFIX
-@shared_options
-def uninstall_service(instance: str | None, dry_run: bool, yes: bool, root: Path, prefix: Path) -> None:
-    """Stop the service, and take away what `install-service` has put in place; jobs that run are finished first.
-
-    What somebody has changed stays, and so do the state (jobs, voices, outputs, keys) and the user glmtts.
-    """
-    installation, service = _installation(instance, root, prefix)
-    if service not in installation.record.services:
-        known = ", ".join(installation.record.services) or "none"
-        raise Failure(f"{service} was not put in place by install-service; what was: {known}.", status=FAILED)
-    going, changed = installation.removable(service)
-    told = [{"file": str(path), "what": "removed"} for path in going]
-    told += [{"file": str(path), "what": "stays, as somebody has changed it"} for path in changed]
-    before = [["systemctl", "disable", "--now", f"{service}.socket", f"{service}.service"]] if _is_live(root) else []
-    if _agreed(dry_run=dry_run, yes=yes, root=root, told=told, after=before, question=f"Remove {service}.service?"):
-        _run(before)
-        _known(lambda: installation.remove(service))
-        if before:
-            from glmtts.client.cli.service_files import folder_name
-
-            folder = folder_name(service)
-            shutil.rmtree(Path("/run") / folder, ignore_errors=True)
-            _run([["systemctl", "daemon-reload"]])
-            session().note(f"What it has kept stays in /var/lib/{folder}, and the user glmtts (userdel glmtts).")
-
-
-def _installation(instance: str | None, root: Path, prefix: Path) -> tuple[Any, str]:
-    from glmtts.client.cli import service_files
-
-    if not prefix.is_absolute():
-        raise click.UsageError(f"--prefix {prefix}: name an absolute path.")
-    service = _known(lambda: service_files.service_name(instance))
-    return _known(lambda: service_files.Installation(root.absolute(), prefix)), service
-
-
-def _known(call: Callable[[], Any]) -> Any:
-    """What ``call`` returns, with its errors as a command's."""
-    from glmtts.client.cli.service_files import ServiceFilesError
-
-    try:
-        return call()
-    except ServiceFilesError as error:
-        raise Failure(str(error), status=FAILED) from None
-
-
-def _agreed(
-    *, dry_run: bool, yes: bool, root: Path, told: list[dict[str, str]], after: list[list[str]], question: str
-) -> bool:
-    """Say what is to be done; whether to do it."""
-    run = session()
-    if run.json:
-        print_json({"files": told, "commands": after, "done": not dry_run and yes})
-    else:
-        for line in told:
-            click.echo(f"{line['file']}: {line['what']}")
-        for command in after:
-            click.echo(f"$ {' '.join(command)}")
-    if dry_run:
-        return False
-    if root == Path("/") and os.geteuid() != 0:
-        raise Failure("Only root may change the system's services: run it with sudo.", status=FAILED)
-    return yes or click.confirm(question, err=True, abort=True)
-
-
-def _is_live(root: Path) -> bool:
-    """Whether the systemd that runs here is the one that is meant (sd_booted(3))."""
-    return root == Path("/") and Path("/run/systemd/system").is_dir()
-
-
-def _after_install(installation: Any, service: str, root: Path) -> list[list[str]]:
-    if not _is_live(root):
-        return []
-    files = installation.files(service, "")
+    default = daemon_config("default")
+    if default.returncode:
+        raise Failure(f"The default configuration can't be printed:\n{default.stderr.strip()}")
+    files = _known(lambda: installation.files(service, default.stdout))
+    told = [{"file": str(file.path), "what": _WORDS[installation.action(file)]} for file in files]
     sysusers, tmpfiles = (next(f for f in files if f.path.parent.name == n) for n in ("sysusers.d", "tmpfiles.d"))
-    return [
+    after = [
         ["systemd-sysusers", str(sysusers.path)],
         ["systemd-tmpfiles", "--create", str(tmpfiles.path)],
         ["systemctl", "daemon-reload"],
     ]
+    after = after if _is_live(root) else []
+    if _agreed(dry_run=dry_run, yes=yes, root=root, told=told, commands=after, question=f"Install {service}.service?"):
+        _known(lambda: installation.put(service, files))
+        _run(after)
+        _, _, name = service.partition("@")
+        session().note(
+            f"\nLook at /etc/glmtts/{name or 'glmtts'}.toml, then:\n"
+            f"  systemctl enable --now {service}.service\n"
+            f"  glmttsctl --endpoint ipc:///run/{folder_name(service)}/glmtts.sock status\n"
+            "Users other than root need to be in the group glmtts: usermod -aG glmtts NAME"
+        )
+
+
+@click.command("uninstall-service")
+@_service_options
+@shared_options
+def uninstall_service(instance: str | None, dry_run: bool, yes: bool, root: Path, prefix: Path) -> None:
+    """Stop the service, and remove its files.
+
+    Running jobs are finished. Edited files stay, and so do the state (jobs, voices, outputs, keys) and the user glmtts.
+    """
+    installation, service = _installation(instance, root, prefix)
+    if service not in installation.record.services:
+        known = ", ".join(installation.record.services) or "none"
+        raise Failure(f"{service} was not installed by install-service; installed: {known}.")
+    going, changed = installation.removable(service)
+    told = [{"file": str(path), "what": "removed"} for path in going]
+    told += [{"file": str(path), "what": "stays, because it was edited"} for path in changed]
+    before = [["systemctl", "disable", "--now", f"{service}.socket", f"{service}.service"]] if _is_live(root) else []
+    if _agreed(dry_run=dry_run, yes=yes, root=root, told=told, commands=before, question=f"Remove {service}.service?"):
+        _run(before)
+        _known(lambda: installation.remove(service))
+        if before:
+            folder = folder_name(service)
+            shutil.rmtree(Path("/run") / folder, ignore_errors=True)
+            _run([["systemctl", "daemon-reload"]])
+            session().note(f"Its state stays in /var/lib/{folder}, and so does the user glmtts (userdel glmtts).")
+
+
+def _installation(instance: str | None, root: Path, prefix: Path) -> tuple[Installation, str]:
+    if not prefix.is_absolute():
+        raise click.UsageError(f"--prefix {prefix}: name an absolute path.")
+    service = _known(lambda: service_name(instance))
+    return _known(lambda: Installation(root.absolute(), prefix)), service
+
+
+def _known(call: Callable[[], T]) -> T:
+    """What ``call`` returns; its errors fail the command."""
+    try:
+        return call()
+    except ServiceFilesError as error:
+        raise Failure(str(error)) from None
+
+
+def _agreed(
+    *, dry_run: bool, yes: bool, root: Path, told: list[dict[str, str]], commands: list[list[str]], question: str
+) -> bool:
+    """Print what is to be done; whether to do it."""
+    if session().json:
+        print_json({"files": told, "commands": commands, "done": not dry_run and yes})
+    else:
+        for line in told:
+            click.echo(f"{line['file']}: {line['what']}")
+        for command in commands:
+            click.echo(f"$ {' '.join(command)}")
+    if dry_run:
+        return False
+    if root == Path("/") and os.geteuid() != 0:
+        raise Failure("Only root may change the system's services: run it with sudo.")
+    return yes or click.confirm(question, err=True, abort=True)
+
+
+def _is_live(root: Path) -> bool:
+    """Whether this is about the systemd that runs here (sd_booted(3))."""
+    return root == Path("/") and Path("/run/systemd/system").is_dir()
 
 
 def _run(commands: list[list[str]]) -> None:
@@ -170,24 +164,6 @@ def _run(commands: list[list[str]]) -> None:
         try:
             done = subprocess.run(command, stdout=sys.stderr, check=False)
         except OSError as error:
-            raise Failure(f"{command[0]}: {error.strerror}", status=FAILED) from None
+            raise Failure(f"{command[0]}: {error.strerror}") from None
         if done.returncode:
-            words = " ".join(command)
-            raise Failure(f"'{words}' failed with status {done.returncode}; mend that, and try again.", status=FAILED)
-
-
-def _default_configuration() -> str:
-    # The daemon's code is never imported here: a client has to work where the daemon is not installed.
-    command = [sys.executable, "-m", "glmtts.daemon.config", "default"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def _next_steps(service: str) -> str:
-    _, _, instance = service.partition("@")
-    folder = f"/run/{service.replace('@', '-')}"
-    return (
-        f"\nLook at /etc/glmtts/{instance or 'glmtts'}.toml, then:\n"
-        f"  systemctl enable --now {service}.service\n"
-        f"  glmttsctl --endpoint ipc://{folder}/glmtts.sock status\n"
-        "Who is to be served besides root joins the group: usermod -aG glmtts NAME"
-    )
+            raise Failure(f"'{' '.join(command)}' failed with status {done.returncode}; fix that, and try again.")

@@ -1,7 +1,7 @@
-"""The files of the service for systemd: what is put where, how a changed one is told from ours, and taking them away.
+"""The files of the service for systemd: where they are installed, which were edited since, and how they are removed.
 
-What was put in place stands in a list, with a hash of each file: a file that somebody has changed since is theirs, and
-is neither overwritten nor removed. A service is `glmtts`, or `glmtts@NAME` for one of several on a machine.
+A list of the installed files has a hash of each: an edited file is neither overwritten nor removed. A service is
+`glmtts`, or `glmtts@NAME` for one of several on a machine.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-#: The folder of the commands in the packaged units, in whose place the real one is put.
+#: The folder of the commands in the packaged units; the real one replaces it.
 _PACKAGED_COMMANDS = "/opt/glmtts/bin/"
-#: What a unit's instance may be called here: in paths it stands as it is, without systemd's escapes.
+#: Names of instances that need no escapes in systemd's paths.
 _INSTANCE = re.compile(r"[a-z0-9][a-z0-9_.]{0,31}")
 
 Action = Literal["put", "replace", "same", "keep", "conflict"]
 
 
 class ServiceFilesError(Exception):
-    """It can't be done; the message says why, and what to do."""
+    """The files can't be installed or removed; the message says why, and what to do."""
 
 
 @dataclass(frozen=True)
 class File:
-    """One file of a service. ``configuration``: it is somebody's to change, and never replaced."""
+    """One file of a service. ``configuration``: it is there to be edited, and never replaced."""
 
     path: Path
     text: str
@@ -40,7 +40,7 @@ class File:
 
 @dataclass
 class Record:
-    """What was put in place: each file's hash, the files of each service, and the folders that were made for them."""
+    """What was installed: the hash of each file, the files of each service, and the folders made for them."""
 
     files: dict[str, str] = field(default_factory=dict)
     services: dict[str, list[str]] = field(default_factory=dict)
@@ -59,12 +59,12 @@ def service_name(instance: str | None) -> str:
 
 
 def folder_name(service: str) -> str:
-    """What its folders in /run and /var/lib are called: ``glmtts``, or ``glmtts-NAME``."""
+    """The name of its folders in /run and /var/lib: ``glmtts``, or ``glmtts-NAME``."""
     return service.replace("@", "-")
 
 
 class Installation:
-    """The service files under ``root``, those that are packages' under ``prefix`` in it."""
+    """The service files under ``root``; units and the like are under ``prefix`` in it."""
 
     def __init__(self, root: Path = Path("/"), prefix: Path = Path("/usr/local")) -> None:
         self.root = root
@@ -74,8 +74,6 @@ class Installation:
 
     def _at(self, path: Path) -> Path:
         return self.root / path.relative_to("/")
-
-    # --- what belongs to a service
 
     def files(self, service: str, configuration: str) -> list[File]:
         """Its files. ``configuration``: the text of the default one."""
@@ -93,10 +91,8 @@ class Installation:
             File(self._at(Path(f"/etc/glmtts/{instance or 'glmtts'}.toml")), configuration, configuration=True),
         ]
 
-    # --- putting them in place
-
     def action(self, file: File) -> Action:
-        """What is to be done for one file, as things are."""
+        """What the installation of one file would do now."""
         there = _hash_of(file.path)
         if there is None:
             return "put"
@@ -107,19 +103,19 @@ class Installation:
         return "replace" if there == self.record.files.get(str(file.path)) else "conflict"
 
     def put(self, service: str, files: list[File]) -> None:
-        """Put files in place, all or, where one of them is somebody else's, none. Raises OSError, ServiceFilesError."""
+        """Install all files, or none if one was edited. Raises OSError, ServiceFilesError."""
         if conflicts := [str(file.path) for file in files if self.action(file) == "conflict"]:
             raise ServiceFilesError(
-                "Nothing was done: these files are not as they were put there, and would be lost: "
-                f"{', '.join(conflicts)}. Keep what you have changed in a drop-in (systemctl edit {service}.service), "
-                "move the file away, and try again."
+                "Nothing was done, because these files were edited and the changes would be lost: "
+                f"{', '.join(conflicts)}. Put the changes into a drop-in (systemctl edit {service}.service), move the "
+                "files away, and try again."
             )
         owned = self.record.services.setdefault(service, [])
         for file in files:
             action, path = self.action(file), str(file.path)
             if action in ("put", "replace"):
                 self._make_folder(file.path.parent)
-                # Written down before: what is found there later is then known to be ours.
+                # In the list first: a file that is found there after a crash is then known to be ours.
                 self.record.files[path] = _hash(file.text)
                 self._write_record()
                 _write(file.path, file.text)
@@ -127,10 +123,8 @@ class Installation:
                 owned.append(path)
         self._write_record()
 
-    # --- taking them away
-
     def removable(self, service: str) -> tuple[list[Path], list[Path]]:
-        """The files of a service that go with it, and those that stay because somebody has changed them."""
+        """The files of a service that are removed with it, and those that stay because they were edited."""
         others = {path for name, paths in self.record.services.items() if name != service for path in paths}
         own = [path for path in self.record.services.get(service, []) if path not in others]
         there = [path for path in own if _hash_of(Path(path)) is not None]
@@ -138,7 +132,7 @@ class Installation:
         return [Path(path) for path in there if path not in changed], [Path(path) for path in changed]
 
     def remove(self, service: str) -> None:
-        """Take away what was put there for a service and is as it was. Raises OSError."""
+        """Remove the files of a service, except for edited ones. Raises OSError."""
         for path in self.removable(service)[0]:
             path.unlink()
         del self.record.services[service]
@@ -147,14 +141,12 @@ class Installation:
         if not self.record.services:
             self.list_file.unlink(missing_ok=True)
         for folder in sorted(self.record.folders, key=len, reverse=True):
-            # Where something else lies in it, it stays.
+            # A folder with other files in it stays.
             with contextlib.suppress(OSError):
                 Path(folder).rmdir()
         self.record.folders = [folder for folder in self.record.folders if Path(folder).is_dir()]
         if self.record.services:
             self._write_record()
-
-    # --- the list
 
     def _make_folder(self, folder: Path) -> None:
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -171,8 +163,8 @@ class Installation:
             return Record()
         except (ValueError, LookupError, TypeError) as error:
             raise ServiceFilesError(
-                f"{self.list_file}: damaged ({error}), so nobody knows which files of the service are as they were put "
-                "there. Move it away, and the unit files with it, and install the service again."
+                f"{self.list_file}: damaged ({error}), so edited files of the service can't be told from others. Move "
+                "it and the unit files away, and install the service again."
             ) from None
 
     def _write_record(self) -> None:
@@ -188,13 +180,13 @@ def commands_folder() -> Path:
         if (folder / "glmttsd").is_file() and (folder / "glmttsctl").is_file():
             return folder
     raise ServiceFilesError(
-        f"There is no glmttsd beside {sys.executable}: install glmtts-supervisor with pip in the environment that the "
-        "service is to run in, and use the glmttsctl of that one."
+        f"There is no glmttsd beside {sys.executable}: install glmtts-supervisor with pip in the environment of the "
+        "service, and use the glmttsctl of that environment."
     )
 
 
 def closed_folder(path: Path) -> Path | None:
-    """The first folder on the way to ``path`` that other users can't pass; None when they get there."""
+    """The first folder above ``path`` that other users can't enter; None if there is none."""
     for place in {path, path.resolve(), Path(sys.executable).resolve()}:
         for folder in reversed(place.parents):
             if not folder.stat().st_mode & 0o001:
@@ -219,7 +211,7 @@ def _hash(text: str) -> str:
 
 
 def _hash_of(path: Path) -> str | None:
-    """None where there is no such file."""
+    """None if there is no such file."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except FileNotFoundError:
@@ -227,7 +219,7 @@ def _hash_of(path: Path) -> str | None:
 
 
 def _write(path: Path, text: str) -> None:
-    """In one step, readable by everybody."""
+    """In one step, and readable by all users."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         temporary.write_text(text, encoding="utf-8")

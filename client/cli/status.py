@@ -1,4 +1,4 @@
-"""`glmttsctl status`: what is wrong with what to do, and the figures of the daemon, so that a screen has it all."""
+"""`glmttsctl status`: the daemon's problems with what to do about them, and its figures, on one screen."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 import click
 
 from .failures import NOT_READY, Finished
-from .health import print_lines, problems_in_lines
+from .health import print_lines, problem_lines
 from .session import session, shared_options
-from .ui.humanize import Piece
-from .ui.output import clean, duration, humanise, label_of, plain, print_json
-from .ui.wrap import hung, terminal_height, terminal_width
+from .ui.humanize import Piece, duration, humanise, label_of
+from .ui.wrap import clean, hanging, terminal_height, terminal_width
 
 Status = Mapping[str, Any]
 
@@ -20,75 +19,62 @@ Status = Mapping[str, Any]
 @click.command()
 @shared_options
 def status() -> None:
-    """The daemon at a glance; exits with 3 while it can't start jobs.
+    """The daemon's problems and figures.
 
-    What is wrong comes first, the gravest at the top, with what to do. On a terminal that is too low for all of it,
-    it comes last, the gravest at the bottom: what has scrolled away are figures. What is not said is zero, or as it
-    should be; --json has every figure.
+    Exits with 3 while it can't start jobs. Problems come first, the worst at the top, each with what to do. On a
+    terminal that is too low for all of it they come last, the worst at the bottom. Figures that are zero or as they
+    should be are left out; --json has them all.
     """
     run = session()
-    with run.control() as control:
-        answer: dict[str, Any] = plain(control.call("status"))
-    if run.json:
-        print_json(answer)
-    else:
-        print_lines(lines_of(answer, terminal_width(), terminal_height()))
+    answer = run.ask("status")
+    run.show(answer, lambda answer: print_lines(lines_of(answer, terminal_width(), terminal_height())))
     if answer.get("state") in ("draining", "drained", "stopping"):
         raise Finished(NOT_READY)
 
 
 def lines_of(answer: Status, width: int | None, height: int | None) -> list[Piece]:
-    """All of it, each line with its colour. None: as wide, as high as it gets."""
-    problems = problems_in_lines(answer.get("attention"), width) or [
-        [(line, "red") for line in hung("! ", words, width)] for words in _complaints(answer)
-    ]
+    """All lines with their colours, in ``width`` columns. None: of any width or height."""
+    problems = problem_lines(answer.get("attention"), width)
     figures = _figures(answer, width)
     # The shell's prompt takes a line as well.
     if height is None or sum(map(len, problems)) + len(figures) < height:
         return [line for problem in problems for line in problem] + figures
-    heading = [("What is wrong, the gravest last:", "")] if len(problems) > 1 else []
+    heading = [("Problems, the worst last:", "")] if len(problems) > 1 else []
     return figures + heading + [line for problem in reversed(problems) for line in problem]
 
 
-# --- the figures
-
-
 def _figures(answer: Status, width: int | None) -> list[Piece]:
-    texts = {label: text for label, text in _texts(answer).items() if text}
-    wide = max(map(len, texts), default=0)
-    return [(line, "") for label, text in texts.items() for line in hung(f"{label:<{wide}}  ", text, width)]
-
-
-def _texts(answer: Status) -> dict[str, str]:
-    """A line for what belongs together, by its label: of an empty text there is nothing to be said."""
     texts = {"state": _state(answer)} | {key: _IN_WORDS[key](answer[key]) for key in _IN_WORDS if key in answer}
-    said = _SAID_WITH_STATE | _IN_WORDS.keys() | {"state", "alerts", "attention"}
-    # What this program knows nothing of is shown as it comes.
-    others = {key: value for key, value in answer.items() if key not in said}
-    return texts | {label_of(key): humanise(key, value) for key, value in others.items() if not _is_nothing(key, value)}
+    # Keys that this program does not know are shown as they come.
+    others = answer.keys() - _IN_WORDS.keys() - _NOT_SHOWN
+    texts |= {
+        label_of(key): humanise(key, answer[key]) for key in answer if key in others and not _is_well(key, answer)
+    }
+    texts = {label: text for label, text in texts.items() if text}
+    wide = max(map(len, texts))
+    return [(line, "") for label, text in texts.items() for line in hanging(f"{label:<{wide}}  ", text, width)]
 
 
-_SAID_WITH_STATE = frozenset({"version", "uptime_s", "engine", "pid"})
+_NOT_SHOWN = frozenset({"state", "version", "uptime_s", "engine", "pid", "alerts", "attention"})
 
-#: What should not happen. While it has not, nobody needs to read so.
-_HAS_NOT_HAPPENED = frozenset(
+#: Counts that stay zero while all is well.
+_FAULTS = frozenset(
     {"connections_turned_away", "connections_ended_unread", "floods_ended", "internal_errors", "log_lines_dropped"}
     | {"quarantined"}
 )
 
 
-def _is_nothing(key: str, value: Any) -> bool:
-    return (key in _HAS_NOT_HAPPENED and value == 0) or (key == "breaker" and value == "closed")
+def _is_well(key: str, answer: Status) -> bool:
+    return (key in _FAULTS and answer[key] == 0) or (key == "breaker" and answer[key] == "closed")
 
 
 def _state(answer: Status) -> str:
     """``running, up 3 h 20 min, version 0.1.0, engine glmtts, pid 77``."""
     words = [humanise("", answer.get("state"))]
     if "uptime_s" in answer:
-        words.append(f"up {humanise('uptime_s', answer['uptime_s'])}")
-    return ", ".join(
-        words + [f"{key} {humanise('', answer[key])}" for key in ("version", "engine", "pid") if key in answer]
-    )
+        words.append(f"up {duration(answer['uptime_s'])}")
+    words += [f"{key} {humanise('', answer[key])}" for key in ("version", "engine", "pid") if key in answer]
+    return ", ".join(words)
 
 
 def _numbers(values: Status, *leave_out: str) -> list[str]:
@@ -96,77 +82,54 @@ def _numbers(values: Status, *leave_out: str) -> list[str]:
     return [f"{humanise('', v)} {label_of(k)}" for k, v in values.items() if k not in leave_out]
 
 
-def _workers(workers: Any) -> str:
+def _workers(workers: Status) -> str:
     """``1 ready, 0 busy, 0 starting, 0 failed of 1``."""
-    if not isinstance(workers, Mapping):
-        return humanise("", workers)
     total = f" of {humanise('', workers['total'])}" if "total" in workers else ""
     return ", ".join(_numbers(workers, "total")) + total
 
 
-def _queue(queue: Any) -> str:
-    """``3 waiting (0 vip, 1 interactive, 2 batch), 1 running, 0 put aside``."""
-    if not isinstance(queue, Mapping):
-        return humanise("", queue)
-    classes = queue.get("by_class")
-    by_class = f" ({', '.join(_numbers(classes))})" if isinstance(classes, Mapping) else ""
+def _queue(queue: Status) -> str:
+    """``3 waiting (0 vip, 1 interactive, 2 batch), 1 running, 0 suspended``."""
+    by_class = f" ({', '.join(_numbers(queue['by_class']))})" if queue.get("by_class") else ""
     words = [f"{humanise('', queue.get('waiting'))} waiting{by_class}"]
-    words += _numbers({"put aside" if k == "suspended" else k: v for k, v in queue.items()}, "waiting", *_NOT_COUNTED)
+    words += _numbers(queue, "waiting", "by_class", "paused")
     return ", ".join([*words, "paused"] if queue.get("paused") else words)
 
 
-_NOT_COUNTED = ("by_class", "paused")
-
-
-def _counts(counts: Any) -> str:
+def _counts(counts: Status) -> str:
     """``13 accepted; ended: 4 done, 1 worker_crashed; refused: 2 rate_limited``: codes stay as they are."""
-    if not isinstance(counts, Mapping):
-        return humanise("", counts)
     by_code = {key: codes for key, codes in counts.items() if isinstance(codes, Mapping)}
-    # What is done has ended, and is counted there.
+    # "done" is also among the ends.
     words = [", ".join(_numbers(counts, *by_code, *(["done"] if "ended" in by_code else [])))]
-    for key, codes in by_code.items():
-        if codes:
-            words.append(
-                f"{label_of(key)}: " + ", ".join(f"{humanise('', n)} {clean(str(c))}" for c, n in codes.items())
-            )
+    words += [
+        f"{label_of(key)}: " + ", ".join(f"{humanise('', n)} {clean(str(code))}" for code, n in codes.items())
+        for key, codes in by_code.items()
+        if codes
+    ]
     return "; ".join(word for word in words if word)
 
 
-def _kept(kept: Any) -> str:
+def _kept(kept: Status) -> str:
     """``recordings 0 bytes, results 50.8 KiB``."""
-    if not isinstance(kept, Mapping):
-        return humanise("", kept)
     return ", ".join(f"{label_of(key.removesuffix('_bytes'))} {humanise(key, value)}" for key, value in kept.items())
 
 
-def _journal(journal: Any) -> str:
-    """Whether it can be used, and what else is said of it."""
-    if not isinstance(journal, Mapping):
-        return humanise("", journal)
-    state = "good" if _is_good(journal) else f"can't be used: {_problem(journal)}"
+def _journal(journal: Status) -> str:
+    """Whether it can be used, and its counts."""
+    well = journal.get("ok", True)
+    state = "good" if well else f"can't be used: {humanise('', journal.get('problem') or 'reason unknown')}"
     return ", ".join([state, *_numbers(journal, "ok", "problem")])
 
 
-def _is_good(journal: Any) -> bool:
-    return not isinstance(journal, Mapping) or bool(journal.get("ok", True))
-
-
-def _problem(journal: Status) -> str:
-    return humanise("", journal.get("problem") or "it can't be used now")
-
-
-def _estimates(estimates: Any) -> str:
-    """How good the daemon's words about waiting were."""
-    if not isinstance(estimates, Mapping):
-        return humanise("", estimates)
+def _estimates(estimates: Status) -> str:
+    """How good the daemon's estimates of waiting times were."""
     jobs, share = estimates.get("jobs"), estimates.get("within_30_percent")
-    if not jobs or not isinstance(share, (int, float)):
+    if not jobs or share is None:
         return ""
-    return f"{share * 100:.0f} % of {humanise('', jobs)} jobs started within 30 % of the time told"
+    return f"{share * 100:.0f} % of {humanise('', jobs)} jobs started within 30 % of the estimated time"
 
 
-#: What is said in words of its own, in this order; everything else comes after it.
+#: Keys with words of their own, in this order; all other keys follow.
 _IN_WORDS: dict[str, Callable[[Any], str]] = {
     "workers": _workers,
     "queue": _queue,
@@ -177,24 +140,8 @@ _IN_WORDS: dict[str, Callable[[Any], str]] = {
 }
 
 
-# --- what an older daemon complains of
-
-
-def _complaints(answer: Status) -> list[str]:
-    """Alerts, and a journal that fails: what ``attention`` has, and more of it, where the daemon has that."""
-    alerts = answer.get("alerts") or []
-    found = [alert_in_words(alert) for alert in alerts]
-    told = any(isinstance(alert, Mapping) and alert.get("name") == "journal" for alert in alerts)
-    journal = answer.get("journal")
-    if journal and not _is_good(journal) and not told:
-        found.append(f"journal: durable jobs, batch jobs among them, are refused: {_problem(journal)}")
-    return found
-
-
-def alert_in_words(alert: Any) -> str:
+def alert_in_words(alert: Status) -> str:
     """``no_worker: every worker has failed (for 12.0 s)``."""
-    if not isinstance(alert, Mapping):
-        return humanise("", alert)
     words = f"{humanise('', alert.get('name', 'alert'))}: {humanise('', alert.get('message', ''))}"
     since = alert.get("for_s")
-    return f"{words} (for {duration(since)})" if isinstance(since, (int, float)) else words
+    return words if since is None else f"{words} (for {duration(since)})"

@@ -1,4 +1,4 @@
-"""`glmttsctl workers`, and the worker's row and remarks that `top` shows too."""
+"""`glmttsctl workers`: each worker's state, memory and last exit."""
 
 from __future__ import annotations
 
@@ -8,29 +8,22 @@ from typing import Any
 import click
 
 from .session import session, shared_options
-from .ui.humanize import age, growth, memory, vram
-from .ui.output import clean, duration, humanise, plain, print_json
-from .ui.table import Column, echo, lay_out
-from .ui.wrap import hung, terminal_width
+from .ui.humanize import age, duration, growth, humanise, memory, vram
+from .ui.wrap import clean, hanging, terminal_width
 
 Worker = Mapping[str, Any]
 
-STATE_STYLES = {
+STATE_STYLES = dict.fromkeys(("starting", "draining", "stopping", "backoff", "waiting"), "yellow") | {
     "ready": "green",
     "busy": "cyan",
-    "starting": "yellow",
-    "draining": "yellow",
-    "stopping": "yellow",
-    "backoff": "yellow",
-    "waiting": "yellow",
     "failed": "red",
     "stopped": "bright_black",
 }
 
-#: Ends that somebody has wanted, and that are no fault: what the daemon calls so (core/causes.py), by name.
+#: Exits that are no fault: the daemon's policies (core/exit_causes.py), by name.
 WANTED = frozenset({"requested", "operator", "recycled", "leak", "unloaded"})
 
-#: What a worker's reason is the reason for.
+#: What the ``reason`` of a worker is the reason for, by its state.
 _REASON_FOR = dict.fromkeys(("waiting", "backoff"), "waits: ") | dict.fromkeys(
     ("ready", "busy", "draining"), "is being replaced: "
 )
@@ -40,117 +33,115 @@ _REASON_FOR = dict.fromkeys(("waiting", "backoff"), "waits: ") | dict.fromkeys(
 @click.option("-v", "--verbose", is_flag=True, help="Everything that is known of each.")
 @shared_options
 def workers(verbose: bool) -> None:
-    """Every worker: what it does, its memory and where that goes, how the last one died.
+    """Every worker: its state and its memory.
 
-    The source of a VRAM figure stands behind it: NVML knows it for this process; "~ (device)" is the device's use
-    less what others have, where NVML doesn't tell processes apart; "(torch)" is what torch alone has reserved.
+    Also how the memory grows, and how the last process ended. Each VRAM figure names its source: "NVML" is the
+    driver's figure for the process; "~ (device)" is the use of the device less that of others, where NVML does not tell
+    processes apart; "torch" is what torch has reserved.
     """
     run = session()
-    with run.control() as control:
-        answer: dict[str, Any] = plain(control.workers())
-    if run.json:
-        print_json(answer)
-        return
+    run.show(run.ask("workers"), lambda answer: _print(answer, verbose))
+
+
+def _print(answer: Mapping[str, Any], verbose: bool) -> None:
+    from .ui.table import print_lines
+
     found = answer.get("workers") or []
     if not found:
         click.echo("No workers: none is configured, or all are unloaded.")
         return
-    # What goes into a pipe is cut by nobody.
     width = terminal_width()
-    for line in lay_out(columns_of(found), width):
-        echo(line)
+    print_lines(table_of(found, width))
     for worker in found:
         for remark in details(worker) if verbose else remarks(worker):
-            click.echo("\n".join(hung(f"{clean(str(worker.get('name', '?')))}: ", remark, width)))
-    if bounds := bounds_in_words(answer.get("bounds")):
-        click.echo(bounds)
+            click.echo("\n".join(hanging(f"{clean(str(worker.get('name')))}: ", remark, width)))
+    bounds = answer.get("bounds")
+    if bounds and bounds.get("min") != bounds.get("max"):
+        wanted = f"; wanted now: {bounds['wanted']}" if bounds.get("wanted") is not None else ""
+        click.echo(f"Between {bounds.get('min')} and {bounds.get('max')} workers{wanted}.")
 
 
-def columns_of(found: Sequence[Worker], *, brief: bool = False) -> list[Column]:
-    """The table of workers; ``brief`` leaves out what `top` has no room for."""
-    states = [state_of(worker) for worker in found]
-    styles = [_state_style(worker) for worker in found]
+def table_of(found: Sequence[Worker], width: int | None, memory_lines: Sequence[str] | None = None) -> list[Any]:
+    """The table, as lines of rich. ``memory_lines`` are the sparklines of `top`, which has no room for exits."""
+    from .ui.table import Column, lay_out
+
     trends = [growth(worker.get("trend_mib_per_job")) for worker in found]
-    vram_texts = [vram(worker.get("vram"), worker.get("vram_trust")) for worker in found]
-    table = [
+    restarts = [humanise("", worker.get("restarts")) for worker in found]
+    columns = [
         Column("name", [str(worker.get("name", "?")) for worker in found]),
-        Column("state", states, styles=styles),
+        Column("state", [_state(worker) for worker in found], styles=[_style(worker) for worker in found]),
         Column("gpu", [humanise("", worker.get("gpu")) for worker in found], rank=4, right=True),
         Column("jobs", [humanise("", worker.get("jobs_done")) for worker in found], rank=3, right=True),
         Column("age", [age(worker.get("age_s")) for worker in found], rank=6, right=True),
         Column("rss", [memory(worker.get("rss")) for worker in found], rank=5, right=True),
-        Column("vram", vram_texts, rank=1),
+        Column("vram", [vram(worker.get("vram"), worker.get("vram_trust")) for worker in found], rank=1),
         Column("trend", trends, rank=2, styles=["yellow" if t.startswith("+") else "" for t in trends]),
     ]
-    restarts = [restarts_of(worker) for worker in found]
-    if brief:
-        return [
-            *table[:4],
-            Column("restarts", [humanise("", w.get("restarts")) for w in found], rank=7, right=True),
-            *table[4:],
-        ]
-    if any(worker.get("restarts") or worker.get("last_death") for worker in found):
-        table.append(Column("restarts", restarts, rank=0))
-    return table
+    if memory_lines is None:
+        ends = [f"{count}{_last_exit(worker)}" for count, worker in zip(restarts, found, strict=True)]
+        shown = any(worker.get("restarts") or worker.get("last_death") for worker in found)
+        return lay_out([*columns, Column("restarts", ends)] if shown else columns, width)
+    columns.insert(4, Column("restarts", restarts, rank=7, right=True))
+    # The sparkline takes the space that is left, and shows the newest part of a long one.
+    least = lay_out([column for column in columns if column.rank < 6], None)
+    wide = max(map(len, memory_lines), default=0)
+    room = wide if width is None else min(wide, max(8, width - max(line.cell_len for line in least) - 2))
+    sparks = [line[-room:] for line in memory_lines]
+    return lay_out([*columns, Column("memory", sparks, rank=6, styles=["cyan"] * len(found))], width)
 
 
-def state_of(worker: Worker) -> str:
-    """Its state, with what keeps it there."""
+def _state(worker: Worker) -> str:
     words = str(worker.get("state", "?"))
-    if isinstance(worker.get("backoff_s"), (int, float)):
+    if worker.get("backoff_s") is not None:
         words += f" {age(worker['backoff_s'])}"
     return f"{words} (D)" if worker.get("process_state") == "D" else words
 
 
-def _state_style(worker: Worker) -> str:
-    if worker.get("process_state") == "D":
-        return "red"
-    return STATE_STYLES.get(str(worker.get("state")), "")
+def _style(worker: Worker) -> str:
+    return "red" if worker.get("process_state") == "D" else STATE_STYLES.get(str(worker.get("state")), "")
 
 
-def restarts_of(worker: Worker) -> str:
-    """``0``, ``3, crashed 12s ago``."""
-    words = humanise("", worker.get("restarts"))
+def _last_exit(worker: Worker) -> str:
+    """``, crashed 12s ago``."""
     death = worker.get("last_death")
-    if isinstance(death, Mapping):
-        ago = death.get("ago_s")
-        words += f", {death.get('cause', '?')}" + (f" {age(ago)} ago" if isinstance(ago, (int, float)) else "")
-    return words
+    if not death:
+        return ""
+    return f", {death.get('cause', '?')}" + (f" {age(death['ago_s'])} ago" if death.get("ago_s") is not None else "")
 
 
 def remarks(worker: Worker) -> list[str]:
-    """What a person should know of a worker beyond its row."""
+    """What an operator should know beyond the worker's row."""
     said = []
     if worker.get("process_state") == "D":
         said.append(
-            "in uninterruptible sleep (D): the kernel, usually a driver, holds its process, and no signal ends it; "
-            "its place is taken until then (`glmttsctl doctor`)"
+            "in uninterruptible sleep (D): the kernel, usually a driver, holds the process and no signal ends it; "
+            "its slot stays taken until then (`glmttsctl doctor`)"
         )
     if worker.get("reason"):
         said.append(_REASON_FOR.get(str(worker.get("state")), "") + clean(str(worker["reason"])))
     if worker.get("replaces"):
-        said.append(f"takes the place of {clean(str(worker['replaces']))}")
+        said.append(f"replaces {clean(str(worker['replaces']))}")
     death = worker.get("last_death")
-    if isinstance(death, Mapping) and death.get("detail"):
+    if death and death.get("detail"):
         said.append(f"{'last replaced' if death.get('cause') in WANTED else 'last death'}: {death_in_words(death)}")
     return said
 
 
 def details(worker: Worker) -> list[str]:
-    """All of it, for ``--verbose``."""
+    """Everything that is known, for ``--verbose``."""
     said = remarks(worker)
-    facts = [
-        ("pid", humanise("", worker.get("pid"))),
-        ("process", str(worker.get("process_state") or "-")),
-        ("speaks", humanise("", worker.get("jobs") or [])),
-        ("jobs of this process", humanise("", worker.get("jobs_since_start"))),
-        ("loaded in", humanise("load_s", worker.get("load_s"))),
-        ("torch holds", memory(worker.get("torch_allocated"))),
-        ("torch reserved", memory(worker.get("torch_reserved"))),
-    ]
-    known = ", ".join(f"{name} {words}" for name, words in facts if words != "-")
     if worker.get("trend"):
         said.append(f"trend: {clean(str(worker['trend']))}")
+    facts = {
+        "pid": humanise("", worker.get("pid")),
+        "process state": str(worker.get("process_state") or "-"),
+        "jobs now": humanise("", worker.get("jobs") or []),
+        "jobs of this process": humanise("", worker.get("jobs_since_start")),
+        "loaded in": humanise("load_s", worker.get("load_s")),
+        "torch allocated": memory(worker.get("torch_allocated")),
+        "torch reserved": memory(worker.get("torch_reserved")),
+    }
+    known = ", ".join(f"{name} {words}" for name, words in facts.items() if words != "-")
     return [*said, known] if known else said
 
 
@@ -159,15 +150,4 @@ def death_in_words(death: Mapping[str, Any]) -> str:
     words = str(death.get("cause", "?"))
     if death.get("detail"):
         words += f" ({clean(str(death['detail']))})"
-    if isinstance(death.get("ago_s"), (int, float)):
-        words += f", {duration(death['ago_s'])} ago"
-    return words
-
-
-def bounds_in_words(bounds: Any) -> str:
-    """How many workers there may be, where the number follows the load."""
-    if not isinstance(bounds, Mapping) or bounds.get("min") == bounds.get("max"):
-        return ""
-    words = f"Between {humanise('', bounds.get('min'))} and {humanise('', bounds.get('max'))} workers"
-    wanted = bounds.get("wanted")
-    return f"{words}; wanted now: {wanted}." if wanted is not None else f"{words}."
+    return words if death.get("ago_s") is None else f"{words}, {duration(death['ago_s'])} ago"

@@ -1,4 +1,4 @@
-"""What an operator should know of without looking for it: raised once, and cleared when it is over."""
+"""Alerts: each is raised once, and cleared when its trouble is over."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from .context import Context
 
 
 class Alerts:
-    """Alerts by name. Raising one that is raised already changes its message and is not told again."""
+    """Owns the raised alerts, by name. An alert that is raised again changes its message without a second notice."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._raised: dict[str, tuple[str, float]] = {}
 
     def set(self, name: str, message: str) -> None:
-        """``message`` is what is wrong, or ``""`` when nothing is."""
+        """Raise an alert with this message, or clear it with ``""``."""
         known = self._raised.get(name)
         if message and known:
             self._raised[name] = (message, known[1])
@@ -29,16 +29,16 @@ class Alerts:
             self._context.publish(f"alert.{name}", state="cleared", message=known[0])
 
     def names(self) -> list[tuple[str, str]]:
-        """All that are raised: each one's name, and the GPU or worker that it is about, or ``""``."""
+        """The name of each raised alert, and the GPU or worker that it is about, or ``""``."""
         return [(name, of) for name, _, of in (raised.partition(".") for raised in self._raised)]
 
     @property
     def messages(self) -> tuple[str, ...]:
-        """What those say that are raised, the longest raised first."""
+        """The messages of the raised alerts, the oldest first."""
         return tuple(message for message, _ in self._raised.values())
 
     def describe(self) -> list[dict[str, Any]]:
-        """All that are raised, as ``status`` shows them."""
+        """All raised alerts, as ``status`` shows them."""
         now = self._context.now
         return [
             {"name": name, "message": message, "for_s": round(now - since, 3)}

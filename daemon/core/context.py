@@ -28,7 +28,7 @@ from .inputs import ReplyTo
 from .settings import Settings
 from .timers import Timers
 
-#: The timer of the next judgement by the rules of alerts (alert_watch.py), and how often there is one at most.
+#: The timer of the next judgement by the rules of alerts (alert_evaluator.py), and how often there is one at most.
 JUDGE = ("judge", "")
 _JUDGE_S = 5.0
 #: The message to a client whose request or job met an internal error.
@@ -48,9 +48,12 @@ class Context:
         self.counters = Counters()
         self.random = random.Random(seed)
         self.effects: list[Effect] = []
+        #: Whether the step has changed what jobs may do, and what workers may: it then ends with a reconcile of these.
+        self.jobs_dirty = False
+        self.workers_dirty = False
         #: Whether a part of this step has raised an exception.
         self.failed = False
-        #: Whether anybody listens on the events socket: what nobody hears is not said.
+        #: Whether the events socket has a subscriber; without one nothing is published.
         self.watched = False
         self.level: int = _LEVELS[settings.daemon.log_level]
 
@@ -82,7 +85,7 @@ class Context:
         return any(request_of(effect) == (to, id) for effect in self.effects)
 
     def stir(self) -> None:
-        """Something goes on: have it judged whether anybody should know of it."""
+        """Have the rules of alerts judged soon: something has changed that they look at."""
         if JUDGE not in self.timers:
             self.timers.set(JUDGE, self.now + min(_JUDGE_S, self.settings.alerts.for_s / 4))
 
@@ -96,13 +99,15 @@ class Context:
             self.effects.append(Log(level, message, fields))
 
     def publish(self, topic: str, **values: Any) -> None:
-        """Tell whoever watches."""
+        """Send an event to the subscribers of the events socket."""
         if self.watched:
             self.effects.append(Publish(topic, values))
 
-    def send(self, to: ReplyTo, event: ClosedEvent | Result, body: bytes | memoryview | None = None) -> None:
-        """Send an event to a client."""
-        self.effects.append(Send(to, event, body))
+    def send(
+        self, to: ReplyTo, event: ClosedEvent | Result, body: bytes | memoryview | None = None, *, id: str = ""
+    ) -> None:
+        """Send an event to a client; ``id`` as in :class:`Send`."""
+        self.effects.append(Send(to, event, body, id))
 
     def refuse(
         self, to: ReplyTo, id: str, code: ErrorCode, message: str, *, retry_after_s: float | None = None
@@ -115,7 +120,7 @@ def request_of(effect: object) -> tuple[ReplyTo, str] | None:
     """The request whose last event this effect sends, or leads to; None if it does neither."""
     match effect:
         case Send(to=to, event=event) if event.final:
-            return to, event.id
+            return to, effect.id or event.id
         case SendStored(to=to, event=done):
             return to, done.id
         case JournalFind(to=to, request=request) | ReadLog(to=to, request=request) | StoreVoice(to=to, request=request):

@@ -1,6 +1,6 @@
-"""What has happened since the daemon began, counted for the metrics: only what nobody else in the core counts already.
+"""Counters for the metrics, of everything that no other part of the core counts already.
 
-Every job is counted here, so these are plain numbers; measures.py makes metrics of them when somebody asks.
+They change with every job, so they are plain numbers; monitoring/metrics.py makes metrics of them on request.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ FIRST_AUDIO_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 
 DURATION_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_800.0, 3_600.0)
 #: Half a second is a word, ten seconds are a long sentence, a minute is a page's paragraph.
 AUDIO_S = (0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_800.0)
-#: Finest around 1, where listening begins to wait for speaking.
+#: Finest around 1, where a stream begins to have gaps.
 REAL_TIME_FACTOR = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 ERROR_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
-#: Why processes are replaced: by whom, by which limit, or by what grew in them (floors.Kind).
+#: Why processes are replaced: on request, at a limit, or for growing memory (memory_watch.Kind).
 RECYCLE_REASONS = (
     "operator",
     "configuration",
@@ -41,7 +41,7 @@ RECYCLE_REASONS = (
 
 
 class Counters:
-    """The counters. Everything in them only ever grows."""
+    """Owns the counters. They only ever grow."""
 
     def __init__(self) -> None:
         self.wait = _by_class(WAIT_S)
@@ -50,9 +50,9 @@ class Counters:
         self.real_time_factor = Histogram(REAL_TIME_FACTOR)
         self.audio = Histogram(AUDIO_S)
         self.estimate_error = Histogram(ERROR_S)
-        #: Seconds of work, and of the speech that came of it.
+        #: Seconds of synthesis, and of the speech that it made.
         self.synthesis_s = self.spoken_s = 0.0
-        #: Jobs that were created, and of them those that the journal could not take, which were never accepted.
+        #: Jobs that were created; and those of them that the journal refused, which were never accepted.
         self.created = self.withdrawn = 0
         #: Refused requests, by error code.
         self.refused: dict[str, int] = {}
@@ -63,7 +63,7 @@ class Counters:
 
     @property
     def accepted(self) -> int:
-        """Jobs that this daemon has accepted, or accepts as soon as they are in the journal."""
+        """Jobs that were accepted, or will be once the journal has them."""
         return self.created - self.withdrawn
 
     def refuse(self, code: str) -> None:
@@ -71,19 +71,19 @@ class Counters:
         self.refused[code] = self.refused.get(code, 0) + 1
 
     def begun(self, job: Job) -> None:
-        """A worker works on a job from now on."""
+        """A worker begins a job."""
         if job.attempts == 1:
             self.wait[job.request.priority].add(job.waited_s)
         else:
             self.retries += 1
 
     def done(self, job: Job, done: Done, duration_s: float) -> None:
-        """A job has been spoken, and its client told so ``duration_s`` after it was accepted."""
+        """The end of a spoken job was sent, ``duration_s`` after the job was accepted."""
         priority = job.request.priority
         self.first_audio[priority].add(done.first_audio_s)
         self.duration[priority].add(duration_s)
         self.audio.add(done.audio_s)
-        if done.synthesis_s > 0.0 and done.audio_s > 0.0:  # else an earlier attempt had done the work
+        if done.synthesis_s > 0.0 and done.audio_s > 0.0:  # 0 if an earlier attempt did the work
             self.synthesis_s += done.synthesis_s
             self.spoken_s += done.audio_s
             self.real_time_factor.add(done.synthesis_s / done.audio_s)
@@ -97,7 +97,7 @@ class Counters:
         self.recycles[reason] = self.recycles.get(reason, 0) + 1
 
     def estimated(self, estimated_s: float, waited_s: float) -> None:
-        """A job has waited, and its client had been told for how long it would."""
+        """A job has waited for ``waited_s``; its client was told ``estimated_s``."""
         self.estimate_error.add(abs(estimated_s - waited_s))
 
 
@@ -106,5 +106,5 @@ def _by_class(bounds: tuple[float, ...]) -> dict[str, Histogram]:
 
 
 def _zeros(names: Iterable[str]) -> dict[str, int]:
-    """All of them from the start: the first increase of a series that was not there before is seen by nobody."""
+    """Every series exists from the start: Prometheus does not see the first increase of a new one."""
     return dict.fromkeys(names, 0)

@@ -17,11 +17,15 @@ from .settings import Settings
 
 
 class Send(Struct):
-    """Send an event to a client."""
+    """Send an event to a client.
+
+    ``id``: of the request that it answers, to be put in when it is encoded, where one event goes to several requests.
+    """
 
     to: ReplyTo
     event: ServerEvent
     body: bytes | memoryview | None = None
+    id: str = ""
 
 
 class Tell(Struct):
@@ -33,7 +37,7 @@ class Tell(Struct):
 
 
 class Spawn(Struct):
-    """Start a process for the worker ``name``; it is called ``spawn`` from now on.
+    """Start a process for the worker ``name``; ``incarnation`` is its number from now on.
 
     ``gpu`` is a number of ``[workers] gpus``, ``device`` what CUDA_VISIBLE_DEVICES is to be set to; both None without a
     GPU. ``vram_share`` is the share of the GPU's memory that the process may use, 0..1; 0 for no limit.
@@ -54,11 +58,11 @@ class Signal(Struct):
 
 
 class Sample(Struct):
-    """Look at GPUs and processes as soon as possible, and hand back Sampled; it comes now and then without asking."""
+    """Sample GPUs and processes as soon as possible, and hand back Sampled; it comes regularly without asking, too."""
 
 
 class Publish(Struct):
-    """Tell the events socket."""
+    """Send an event to the events socket."""
 
     topic: str
     values: dict[str, Any]
@@ -121,7 +125,7 @@ class JournalAdd(Struct):
 
 
 class JournalStart(Struct):
-    """Note that an attempt at a durable job begins; nobody waits for that."""
+    """Note that an attempt at a durable job begins; there is no answer."""
 
     job: str
     attempts: int
@@ -182,25 +186,7 @@ class Exit(Struct):
 
 
 Effect = (
-    Send
-    | Tell
-    | Spawn
-    | Signal
-    | Sample
-    | Publish
-    | Log
-    | ChangeLogLevel
-    | UseSettings
-    | ReadLog
-    | ReadSettings
-    | StoreVoice
-    | WriteMetrics
-    | JournalAdd
-    | JournalStart
-    | JournalEnd
-    | JournalFind
-    | SendStored
-    | SettleOutput
-    | InternalError
-    | Exit
-)
+    Send | Tell | Spawn | Signal | Sample | Publish | Log | ChangeLogLevel | UseSettings | ReadLog | ReadSettings
+    | StoreVoice | WriteMetrics | JournalAdd | JournalStart | JournalEnd | JournalFind | SendStored | SettleOutput
+    | InternalError | Exit
+)  # fmt: skip

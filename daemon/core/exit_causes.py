@@ -1,4 +1,4 @@
-"""What processes die of, and what follows from each cause: for the worker, for its job, and for who asked for it."""
+"""Why worker processes end, and what follows from each cause: for the worker, for its job, and for the client."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from glmtts.protocol.errors import ErrorCode
 
 
 class Cause(enum.StrEnum):
-    """What a process died of."""
+    """Why a process ended."""
 
-    #: It ended because the daemon, or a SIGTERM from outside, told it to.
+    #: The daemon, or a SIGTERM from outside, ended it.
     REQUESTED = "requested"
     #: An operator asked for a new process, or for fewer workers.
     OPERATOR = "operator"
-    #: It had done its number of jobs, was old enough, or over a limit of its memory.
+    #: It reached a limit: of jobs, of age, or of memory.
     RECYCLED = "recycled"
-    #: Its memory grew with every job, and would have run out.
+    #: Its memory grew with every job and would have run out.
     LEAK = "leak"
-    #: Nobody needed it for long.
+    #: No job came for long.
     UNLOADED = "unloaded"
     #: It ended by itself or by a signal; the detail names it.
     CRASHED = "crashed"
-    #: The kernel killed it, since the machine or its control group had no memory left.
+    #: The kernel killed it because the machine or its control group had no memory left.
     HOST_OOM = "host_oom"
-    #: A job did not fit the GPU's memory. Going on in such a process is unreliable in practice.
+    #: A job did not fit the GPU's memory. Further work in such a process is unreliable in practice.
     OUT_OF_MEMORY = "out_of_memory"
     #: An error of the GPU that leaves the CUDA context unusable for good (700, 710, 716 to 719).
     CUDA_CONTEXT = "cuda_context"
-    #: The GPU did not answer it any more: another one may.
+    #: The GPU stopped answering; another one may work.
     GPU_LOST = "gpu_lost"
     HUNG = "hung"
     PROTOCOL = "protocol"
@@ -40,10 +40,10 @@ class Cause(enum.StrEnum):
 
 
 class Policy(Struct, frozen=True, kw_only=True):
-    """What a cause means.
+    """The consequences of a cause.
 
-    ``fault``: it makes the next start wait, and counts for the breaker. ``blames_job``: what the worker was speaking
-    may be what killed it. ``code``: what the client is told when its job is not tried again.
+    ``fault``: the next start waits, and the circuit breaker counts it. ``blames_job``: the running job may have killed
+    the process. ``code``: the error of a job that is not retried.
     """
 
     fault: bool
@@ -58,7 +58,7 @@ POLICIES: dict[Cause, Policy] = {
     Cause.LEAK: Policy(fault=False),
     Cause.UNLOADED: Policy(fault=False),
     Cause.CRASHED: Policy(fault=True, blames_job=True),
-    # The kernel chooses its victim by size: what this one was speaking is seldom what filled the machine.
+    # The kernel chooses its victim by size: the running job is seldom the one that filled the machine.
     Cause.HOST_OOM: Policy(fault=True),
     Cause.OUT_OF_MEMORY: Policy(fault=True, code=ErrorCode.OUT_OF_MEMORY),
     Cause.CUDA_CONTEXT: Policy(fault=True, blames_job=True),
@@ -69,7 +69,7 @@ POLICIES: dict[Cause, Policy] = {
     Cause.START_FAILED: Policy(fault=True),
 }
 
-#: What a process dies of that announces its end with such a code. ``cancelled``: somebody sent it a SIGTERM.
+#: The cause when a process announces its end with such a code. ``cancelled``: it received a SIGTERM.
 CAUSE_OF_CODE: dict[str, Cause] = {
     "out_of_memory": Cause.OUT_OF_MEMORY,
     "cuda_context": Cause.CUDA_CONTEXT,
@@ -77,7 +77,7 @@ CAUSE_OF_CODE: dict[str, Cause] = {
     "cancelled": Cause.REQUESTED,
 }
 
-#: The same for one that had no time to announce it: by its exit status.
+#: The same for a process that ends unannounced, by its exit status.
 CAUSE_OF_STATUS: dict[int, Cause] = {
     exit_codes.OUT_OF_MEMORY: Cause.OUT_OF_MEMORY,
     exit_codes.CUDA_CONTEXT: Cause.CUDA_CONTEXT,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from msgspec import Struct
+from msgspec.structs import force_setattr
 
 from glmtts.protocol.audio_formats import AudioFormat
 from glmtts.protocol.control import ControlRequest
@@ -16,15 +17,28 @@ from .settings import Settings
 
 
 class Client(Struct, frozen=True):
-    """Who sent a request, by the kernel or its CURVE key. ``key`` is what limits and ownership go by.
+    """Who sent a request: ``owner`` as the kernel or a CURVE key proves it (``uid:1000``), and ``user`` in words.
 
     The ``user`` of a client by TCP has a colon in it, as no user of a machine has. ``operator``: root, or the user that
-    the daemon runs as.
+    the daemon runs as. ``on_behalf_of``: the customer that the owner, a gateway, speaks for. Limits and shares go by
+    ``key`` (``uid:7/carol`` for a customer), what a client may see of jobs by ``owner``.
     """
 
-    key: str
+    owner: str
     user: str
     operator: bool = False
+    on_behalf_of: str = ""
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        key = f"{self.owner}/{self.on_behalf_of}" if self.on_behalf_of else self.owner
+        force_setattr(self, "key", key)
+
+    @classmethod
+    def of(cls, key: str, user: str) -> Client:
+        """The client with this key."""
+        owner, _, on_behalf_of = key.partition("/")
+        return cls(owner, user, on_behalf_of=on_behalf_of)
 
 
 class ReplyTo(Struct, frozen=True):
@@ -108,7 +122,7 @@ class ProcessEnded(Struct):
 
 
 class Xids(Struct, frozen=True):
-    """Errors that a GPU has reported since it was first looked at: those that programs bring about, and all others.
+    """Errors that a GPU has reported since its first sample: those that programs bring about, and all others.
 
     ``last``, ``last_of_gpu``: the number of the newest of all, and of those others; 0: none.
     """
@@ -165,9 +179,9 @@ class NvmlReading(Struct, frozen=True, kw_only=True):
 
 
 class Sampled(Struct, kw_only=True):
-    """GPUs, worker processes and the host were looked at. ``at`` is when that began, on the core's clock.
+    """A sample of GPUs, worker processes and the host. ``at`` is when it began, on the core's clock.
 
-    Where NVML is not ok, ``gpus`` has the last that was known of each GPU, with its state.
+    Where NVML is not ok, ``gpus`` has the last reading of each GPU, with its state.
     """
 
     at: float
@@ -215,7 +229,7 @@ class VoiceStored(Struct):
 
 
 class StoredVoice(Struct, frozen=True):
-    """A registered voice: its recording lies at ``path``, ``text`` is what is said in it."""
+    """A registered voice: ``path`` is the file of its recording, ``text`` the words in it."""
 
     name: str
     path: str
@@ -272,14 +286,14 @@ class JournalAdded(Struct):
 
 
 class JournalEnded(Struct):
-    """The end of a JournalEnd is on disk, or can't be yet (``problem``): then the journal goes on trying by itself."""
+    """The end of a JournalEnd is on disk, or can't be yet (``problem``): then the journal keeps trying."""
 
     job: str
     problem: str = ""
 
 
 class JournalFound(Struct):
-    """What a JournalFind found: None if the job is not there, or not that client's; ``problem`` if nobody can say."""
+    """What a JournalFind found: None if the job is not there, or not that client's; ``problem``: it can't be read."""
 
     to: ReplyTo
     request: ClientRequest
@@ -309,25 +323,7 @@ class TimePassed(Struct):
 
 
 Input = (
-    Requested
-    | Controlled
-    | ConnectionClosed
-    | ConnectionOverrun
-    | Spawned
-    | SpawnFailed
-    | WorkerSaid
-    | WorkerGarbled
-    | ProcessEnded
-    | Sampled
-    | MetricsServed
-    | StopAsked
-    | SettingsRead
-    | VoiceStored
-    | JournalChanged
-    | JournalAdded
-    | JournalEnded
-    | JournalFound
-    | StoredLost
-    | EffectFailed
-    | TimePassed
-)
+    Requested | Controlled | ConnectionClosed | ConnectionOverrun | Spawned | SpawnFailed | WorkerSaid
+    | WorkerGarbled | ProcessEnded | Sampled | MetricsServed | StopAsked | SettingsRead | VoiceStored
+    | JournalChanged | JournalAdded | JournalEnded | JournalFound | StoredLost | EffectFailed | TimePassed
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""What metrics are made of: families of samples, and histograms that are cheap to add to."""
+"""Families of samples, and histograms that are cheap to add to."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from msgspec import Struct
 
 
 class Histogram:
-    """How many values there were up to each bound, and their sum, as Prometheus has it."""
+    """Counts of values up to each bound, and their sum, as Prometheus has them."""
 
     __slots__ = ("bounds", "counts", "total")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
-        #: By bucket, each value once; the last is for what is over all bounds.
+        #: One count a bucket, each value in one bucket; the last is for values over all bounds.
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
@@ -27,7 +27,7 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """How many values there were."""
+        """The number of values."""
         return sum(self.counts)
 
 
@@ -45,8 +45,8 @@ class Family(Struct, frozen=True):
     samples: Sequence[tuple[tuple[str, ...], Value]]
 
 
-def single(name: str, kind: Kind, help: str, value: float | Histogram | None) -> Family:
-    """A metric without labels; without a sample where nobody knows its value."""
+def single(name: str, kind: Kind, help: str, value: Value | None) -> Family:
+    """A metric without labels; without a sample where its value is unknown."""
     return Family(name, kind, help, (), [] if value is None else [((), value)])
 
 
@@ -55,13 +55,10 @@ def labelled(name: str, kind: Kind, help: str, label: str, values: Iterable[tupl
     return Family(name, kind, help, (label,), [((of,), value) for of, value in values])
 
 
-def one_of(name: str, help: str, label: str, all: Iterable[str], now: str) -> Family:
-    """A state as Prometheus has states: a series for each, of which one is 1."""
-    return labelled(name, "gauge", help, label, ((state, float(state == now)) for state in all))
-
-
-def kept(histogram: Histogram) -> Histogram:
-    """A copy, which does not change any more."""
-    copy = Histogram(histogram.bounds)
-    copy.counts, copy.total = list(histogram.counts), histogram.total
+def kept(value: Value) -> Value:
+    """The value, or a copy of a histogram, which does not change any more."""
+    if not isinstance(value, Histogram):
+        return value
+    copy = Histogram(value.bounds)
+    copy.counts, copy.total = list(value.counts), value.total
     return copy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from typing import TypeAlias
 
-#: What a timer is for, and of whom: ``("deadline", job)``, ``("backoff", worker)``.
+#: The purpose of a timer, and the job or worker that it is about: ``("deadline", job)``, ``("backoff", worker)``.
 TimerKey: TypeAlias = tuple[str, str]
 
 

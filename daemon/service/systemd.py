@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 
-from ..core.summary import Summary
+from ..core.api.lifecycle import Summary
 
 #: The first inherited descriptor (sd_listen_fds(3)).
 _FIRST_FD = 3

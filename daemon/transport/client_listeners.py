@@ -177,6 +177,8 @@ class ClientListeners:
         # A REQ socket gets one answer for each request: its job's last event.
         if router is None or (to.envelope and not event.final):
             return
+        if effect.id:
+            event.id = effect.id
         if router.send(to.connection, to.envelope, codec.encode(event), body):
             return
         if isinstance(event, events.Audio):

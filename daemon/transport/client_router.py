@@ -18,7 +18,7 @@ import zmq
 from glmtts.protocol import codec, events
 from glmtts.protocol.errors import ErrorCode
 
-from ..core.machine import TOO_SLOW
+from ..core.api.client_requests import TOO_SLOW
 from .client_connection import Connection, shut_down
 from .listeners import LOCAL_THREAD
 from .peers import Identify, Peer

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from glmtts.client import ConnectionLost, DaemonNotRunning, GlmttsError, News, ProtocolError, Watch
+
+from .scripted_daemon import Publisher
 
 DEADLINE_S = 10.0
 
@@ -20,13 +21,13 @@ def endpoint(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def watch(publisher: Any, endpoint: str) -> Iterator[Watch]:
+def watch(publisher: Publisher, endpoint: str) -> Iterator[Watch]:
     with Watch(["worker.", "alert."], endpoint) as made:
         assert {publisher.wait_for_listener(), publisher.wait_for_listener()} == {b"worker.", b"alert."}
         yield made
 
 
-def test_what_was_asked_for_is_heard_and_nothing_else(publisher: Any, watch: Watch) -> None:
+def test_what_was_asked_for_is_heard_and_nothing_else(publisher: Publisher, watch: Watch) -> None:
     publisher.say("job.done", job="j1")
     publisher.say("worker.failed", name="w1")
     publisher.say("alert.gpu", state="raised")
@@ -35,7 +36,7 @@ def test_what_was_asked_for_is_heard_and_nothing_else(publisher: Any, watch: Wat
     assert watch.next(0) is None
 
 
-def test_without_topics_everything_is_heard(publisher: Any, endpoint: str) -> None:
+def test_without_topics_everything_is_heard(publisher: Publisher, endpoint: str) -> None:
     with Watch(endpoint=endpoint) as watch:
         assert publisher.wait_for_listener() == b""
         publisher.say("daemon.draining")
@@ -48,7 +49,7 @@ def test_a_wait_ends_when_its_time_is_over(watch: Watch) -> None:
     assert 0.15 < time.monotonic() - began < DEADLINE_S
 
 
-def test_a_daemon_that_comes_back_is_heard_again(publisher: Any, watch: Watch) -> None:
+def test_a_daemon_that_comes_back_is_heard_again(publisher: Publisher, watch: Watch) -> None:
     publisher.say("worker.ready", name="w1")
     assert watch.next(DEADLINE_S)
     assert watch.connected
@@ -66,7 +67,7 @@ def test_a_daemon_that_comes_back_is_heard_again(publisher: Any, watch: Watch) -
     assert watch.connections == 2
 
 
-def test_a_daemon_that_stays_away_is_told_and_not_waited_for_for_ever(publisher: Any, endpoint: str) -> None:
+def test_a_daemon_that_stays_away_is_told_and_not_waited_for_for_ever(publisher: Publisher, endpoint: str) -> None:
     with Watch(endpoint=endpoint, reconnect_s=0.2) as watch:
         publisher.wait_for_listener()
         publisher.say("queue", waiting=1)
@@ -89,7 +90,9 @@ def test_another_machine_is_refused_in_words() -> None:
 @pytest.mark.parametrize(
     "frames", [(b"worker.x",), (b"worker.x", b"\xc1"), (b"worker.\xff", b"\x80"), (b"worker.x", b"\x90")]
 )
-def test_what_is_no_event_is_told_and_the_next_is_heard(publisher: Any, watch: Watch, frames: Any) -> None:
+def test_what_is_no_event_is_told_and_the_next_is_heard(
+    publisher: Publisher, watch: Watch, frames: tuple[bytes, ...]
+) -> None:
     publisher.send(*frames)
     publisher.say("worker.ready", name="w1")
     with pytest.raises(ProtocolError):

@@ -6,15 +6,21 @@ from typing import Any
 
 import pytest
 
-from glmtts.daemon.core.monitoring.alert_rules import RULES, Condition, Figures, Finding, GpuFigures, Totals
+from glmtts.daemon.core.monitoring.alert_rules import Condition, Figures, Finding, GpuFigures, Totals
+from glmtts.daemon.core.monitoring.alert_table import ALERTS
 from glmtts.daemon.core.settings import AlertSettings
-from glmtts.daemon.core.workers.floors import Trend
 
 SETTINGS = AlertSettings()
 
 
+def judge(name: str, figures: Figures) -> list[Finding]:
+    rule = ALERTS[name].rule
+    assert rule is not None
+    return list(rule(figures, SETTINGS))
+
+
 def verdicts(name: str, figures: Figures) -> dict[str, bool | None]:
-    return {finding.of: finding.bad for finding in RULES[name][0](figures, SETTINGS)}
+    return {finding.of: finding.bad for finding in judge(name, figures)}
 
 
 def gpu(used: int | None, total: int | None = 1_000, xid: int = 0) -> Figures:
@@ -28,21 +34,11 @@ def lately(**totals: Any) -> Figures:
 @pytest.mark.parametrize(
     ("name", "bad", "between", "good"),
     [
-        ("gpu_memory_high", gpu(901), gpu(900), gpu(850)),
-        (
-            "responses_slow",
-            lately(responses=3, response_s=183.0),
-            lately(responses=3, response_s=180.0),
-            lately(responses=3, response_s=150.0),
-        ),
-        ("errors_many", lately(ended=40, failed=5), lately(ended=40, failed=4), lately(ended=40, failed=3)),
-        (
-            "slower_than_real_time",
-            lately(spoken=3, synthesis_s=10.1, audio_s=10.0),
-            lately(spoken=3, synthesis_s=10.0, audio_s=10.0),
-            lately(spoken=3, synthesis_s=9.0, audio_s=10.0),
-        ),
-        ("crash_loop", lately(faults=3), lately(faults=2), lately(faults=1)),
+        ("gpu_memory_high", *(gpu(used) for used in (901, 900, 850))),
+        ("responses_slow", *(lately(responses=3, response_s=total) for total in (183.0, 180.0, 150.0))),
+        ("errors_many", *(lately(ended=40, failed=failed) for failed in (5, 4, 3))),
+        ("slower_than_real_time", *(lately(spoken=3, synthesis_s=s, audio_s=10.0) for s in (10.1, 10.0, 9.0))),
+        ("crash_loop", *(lately(faults=faults) for faults in (3, 2, 1))),
     ],
 )
 def test_a_figure_is_bad_over_its_threshold_and_good_only_well_below_it(
@@ -68,22 +64,20 @@ def test_a_gpu_whose_memory_nobody_knows_is_not_judged() -> None:
     assert verdicts("gpu_memory_high", gpu(None)) == verdicts("gpu_memory_high", gpu(5, None)) == {}
 
 
-def test_a_queue_is_long_from_the_number_that_clients_are_warned_at() -> None:
-    assert verdicts("queue_long", Figures(waiting=4, warn_waiting=4)) == {"": True}
-    assert verdicts("queue_long", Figures(waiting=3, warn_waiting=4)) == {"": False}
-    assert verdicts("queue_long", Figures(waiting=9, warn_waiting=0)) == {"": False}
-
-
-def test_a_daemon_whose_workers_were_unloaded_misses_none() -> None:
-    assert verdicts("no_worker_ready", Figures(serving=0, wanted=1)) == {"": True}
-    assert verdicts("no_worker_ready", Figures(serving=0, wanted=0)) == {"": False}
-
-
-def test_a_growing_worker_and_a_faulty_gpu_are_named() -> None:
-    (finding,) = RULES["memory_trend"][0](Figures(trends={"w1": Trend("leak", 38 << 20, 60)}), SETTINGS)
-    assert finding.of == "w1" and finding.bad and "38 MiB per job" in finding.message
-    (finding,) = RULES["gpu_xid"][0](gpu(0, xid=79), SETTINGS)
-    assert finding.bad and "Xid 79" in finding.message
+@pytest.mark.parametrize(
+    ("name", "figures", "bad"),
+    [
+        ("queue_long", Figures(waiting=4, warn_waiting=4), True),
+        ("queue_long", Figures(waiting=3, warn_waiting=4), False),
+        ("queue_long", Figures(waiting=9, warn_waiting=0), False),
+        ("no_worker_ready", Figures(serving=0, wanted=1), True),
+        ("no_worker_ready", Figures(serving=0, wanted=0), False),  # all were unloaded
+    ],
+)
+def test_a_queue_is_long_by_its_setting_and_a_worker_is_missed_if_one_is_wanted(
+    name: str, figures: Figures, bad: bool
+) -> None:
+    assert verdicts(name, figures) == {"": bad}
 
 
 def test_an_alert_comes_when_it_was_bad_for_long_and_goes_when_it_was_good_for_long() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -12,7 +11,8 @@ from glmtts.daemon.core.inputs import Client
 from glmtts.daemon.core.jobs.class_queue import DUE_AFTER_S, ClassQueue
 from glmtts.daemon.core.jobs.job import Job
 
-Make = Callable[..., Job]
+from ..support.core_world import MakeJob
+
 ALICE, BOB, CAROL = (Client(f"uid:{number}", name) for number, name in enumerate(("alice", "bob", "carol")))
 
 
@@ -35,11 +35,11 @@ def order(class_queue: ClassQueue, now: float = 0.0) -> list[str]:
     texts = []
     while (job := take(class_queue, now)) is not None:
         texts.append(job.request.text)
-        now += job.cost_s
+        now += job.account.cost_s
     return texts
 
 
-def test_a_client_s_own_jobs_come_by_when_they_are_due(make_job: Make) -> None:
+def test_a_client_s_own_jobs_come_by_when_they_are_due(make_job: MakeJob) -> None:
     class_queue = lane_of(
         make_job(text="first", cost_s=1.0),
         make_job(text="soon", cost_s=1.0, deadline_at=50.0),
@@ -53,7 +53,7 @@ def test_a_client_s_own_jobs_come_by_when_they_are_due(make_job: Make) -> None:
     assert order(class_queue) == expected
 
 
-def test_a_job_without_a_deadline_is_not_overtaken_for_ever_by_urgent_ones_of_its_client(make_job: Make) -> None:
+def test_a_job_without_a_deadline_is_not_overtaken_for_ever_by_urgent_ones_of_its_client(make_job: MakeJob) -> None:
     class_queue = lane_of(make_job(text="patient", cost_s=1.0))
     now = 0.0
     while now < 2 * DUE_AFTER_S:
@@ -66,32 +66,32 @@ def test_a_job_without_a_deadline_is_not_overtaken_for_ever_by_urgent_ones_of_it
     assert now <= DUE_AFTER_S
 
 
-def urgent_beside_a_chapter(make_job: Make, deadline_at: float, **keys: Any) -> ClassQueue:
+def urgent_beside_a_chapter(make_job: MakeJob, deadline_at: float, **keys: Any) -> ClassQueue:
     return lane_of(
         make_job(text="chapter", client=ALICE, cost_s=100.0),
         make_job(text="urgent", client=BOB, cost_s=2.0, deadline_at=deadline_at, **keys),
     )
 
 
-def test_another_client_is_overtaken_when_the_deadline_would_be_missed_otherwise(make_job: Make) -> None:
+def test_another_client_is_overtaken_when_the_deadline_would_be_missed_otherwise(make_job: MakeJob) -> None:
     assert order(urgent_beside_a_chapter(make_job, 101.0)) == ["urgent", "chapter"]
 
 
-def test_nobody_is_overtaken_for_a_deadline_that_is_kept_anyhow(make_job: Make) -> None:
+def test_nobody_is_overtaken_for_a_deadline_that_is_kept_anyhow(make_job: MakeJob) -> None:
     assert order(urgent_beside_a_chapter(make_job, 102.0)) == ["chapter", "urgent"]
 
 
-def test_nobody_is_overtaken_for_a_deadline_that_can_not_be_kept(make_job: Make) -> None:
+def test_nobody_is_overtaken_for_a_deadline_that_can_not_be_kept(make_job: MakeJob) -> None:
     assert order(urgent_beside_a_chapter(make_job, 1.9)) == ["chapter", "urgent"]
 
 
-def test_a_job_for_which_it_is_too_late_does_not_hide_one_that_can_be_done(make_job: Make) -> None:
+def test_a_job_for_which_it_is_too_late_does_not_hide_one_that_can_be_done(make_job: MakeJob) -> None:
     class_queue = urgent_beside_a_chapter(make_job, 1.0)
     class_queue.push(make_job(text="in time", client=CAROL, cost_s=2.0, deadline_at=3.0))
     assert order(class_queue) == ["in time", "chapter", "urgent"]
 
 
-def test_a_client_that_has_had_more_than_its_share_overtakes_nobody(make_job: Make) -> None:
+def test_a_client_that_has_had_more_than_its_share_overtakes_nobody(make_job: MakeJob) -> None:
     class_queue = lane_of(make_job(client=BOB, cost_s=50.0), make_job(client=ALICE, text="a", cost_s=1.0))
     assert take(class_queue) is not None
     class_queue.push(make_job(client=ALICE, text="chapter", cost_s=100.0))
@@ -99,7 +99,7 @@ def test_a_client_that_has_had_more_than_its_share_overtakes_nobody(make_job: Ma
     assert order(class_queue, 50.0) == ["a", "chapter", "urgent"]
 
 
-def test_who_sends_nothing_but_urgent_jobs_gets_no_more_than_others(make_job: Make) -> None:
+def test_who_sends_nothing_but_urgent_jobs_gets_no_more_than_others(make_job: MakeJob) -> None:
     class_queue, had, now = ClassQueue(), {"urgent": 0.0, "patient": 0.0}, 0.0
     for number in range(400):
         for client, deadline_at in ((BOB, now + 2.5), (ALICE, None)):
@@ -109,8 +109,8 @@ def test_who_sends_nothing_but_urgent_jobs_gets_no_more_than_others(make_job: Ma
                 class_queue.push(job)
         chosen = take(class_queue, now)
         assert chosen is not None
-        had[chosen.request.text] += chosen.cost_s
-        now += chosen.cost_s
+        had[chosen.request.text] += chosen.account.cost_s
+        now += chosen.account.cost_s
     assert abs(had["urgent"] - had["patient"]) <= 3 * 2.0
 
 
@@ -125,7 +125,9 @@ def test_who_sends_nothing_but_urgent_jobs_gets_no_more_than_others(make_job: Ma
     )
 )
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_the_deadlines_every_job_comes_out_once_and_nothing_is_left(make_job: Make, jobs: list[Any]) -> None:
+def test_whatever_the_deadlines_every_job_comes_out_once_and_nothing_is_left(
+    make_job: MakeJob, jobs: list[Any]
+) -> None:
     class_queue = lane_of(
         *(make_job(client=client, cost_s=cost_s, deadline_at=deadline_at) for client, cost_s, deadline_at in jobs)
     )
@@ -142,7 +144,7 @@ def test_whatever_the_deadlines_every_job_comes_out_once_and_nothing_is_left(mak
     ) == (0, 0.0, None, {}, set())
 
 
-def test_what_left_can_come_back_at_once(make_job: Make) -> None:
+def test_what_left_can_come_back_at_once(make_job: MakeJob) -> None:
     job = make_job(cost_s=1.0, deadline_at=100.0)
     class_queue = lane_of(job)
     for _ in range(100):

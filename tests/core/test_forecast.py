@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
 from glmtts.daemon.core import inputs
 from glmtts.protocol import control, events, requests
 
-Make = Callable[..., Any]
+from ..support.core_world import MakeStage, MakeWorld, Stage
+
 CLIENTS = [inputs.Client(f"uid:{number}", f"user{number}") for number in range(5)]
 LENGTHS = [30, 10, 50, 20, 10, 10, 40, 20]
 
 
-def waited(stage: Any, id: str) -> float:
+def waited(stage: Stage, id: str) -> float:
     return float(next(e.waited_s for e in stage.world.told(id) if isinstance(e, events.Started)))
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("priority", ["interactive", "batch"])
-def test_the_first_client_is_told_when_each_of_its_jobs_begins(make_stage: Make, workers: int, priority: str) -> None:
+def test_the_first_client_is_told_when_each_of_its_jobs_begins(
+    make_stage: MakeStage, workers: int, priority: str
+) -> None:
     stage = make_stage(workers, queue={"max_share": 1.0})
     ids = [stage.world.request(text="x" * length, priority=priority) for length in LENGTHS]
     told = [next(e for e in stage.world.told(id) if isinstance(e, events.Accepted)) for id in ids]
@@ -33,7 +33,7 @@ def test_the_first_client_is_told_when_each_of_its_jobs_begins(make_stage: Make,
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_of_many_clients_each_is_told_when_its_job_begins(make_stage: Make, workers: int) -> None:
+def test_of_many_clients_each_is_told_when_its_job_begins(make_stage: MakeStage, workers: int) -> None:
     stage = make_stage(workers, queue={"max_waiting": 100, "preempt": False, "interactive_workers": 0})
     ids = [
         stage.world.request(text="x" * length, client=client, priority=priority)
@@ -58,7 +58,7 @@ def test_of_many_clients_each_is_told_when_its_job_begins(make_stage: Make, work
     assert sum(error / told[id][1] for id, error in errors.items()) / len(errors) < 0.06
 
 
-def test_positions_are_those_in_which_jobs_begin(make_stage: Make) -> None:
+def test_positions_are_those_in_which_jobs_begin(make_stage: MakeStage) -> None:
     stage = make_stage(queue={"max_waiting": 100})
     stage.world.request(text="first")
     ids = [stage.world.request(text="x" * length, client=client) for length in LENGTHS for client in CLIENTS[:3]]
@@ -72,7 +72,7 @@ def test_positions_are_those_in_which_jobs_begin(make_stage: Make) -> None:
     assert [positions[id] for id in begun] == list(range(len(ids)))
 
 
-def test_nothing_is_promised_before_anything_was_measured_nor_while_the_queue_is_paused(make_stage: Make) -> None:
+def test_nothing_is_promised_before_anything_was_measured_nor_while_the_queue_is_paused(make_stage: MakeStage) -> None:
     stage = make_stage(learn=())
     stage.world.request()
     second = stage.world.request()
@@ -83,7 +83,7 @@ def test_nothing_is_promised_before_anything_was_measured_nor_while_the_queue_is
     assert not isinstance(stage.world.told(third)[0].estimated_wait_s, float)
 
 
-def test_a_job_that_takes_longer_than_was_thought_is_not_said_to_be_done_at_any_moment(make_stage: Make) -> None:
+def test_a_job_that_takes_longer_than_was_thought_is_not_said_to_be_done_at_any_moment(make_stage: MakeStage) -> None:
     stage = make_stage(segment_s=1_000.0)
     stage._slow = 10.0
     stage.world.request(text="x" * 50)
@@ -92,7 +92,7 @@ def test_a_job_that_takes_longer_than_was_thought_is_not_said_to_be_done_at_any_
     assert stage.world.told(waits)[0].estimated_wait_s == pytest.approx(0.5, abs=0.01)
 
 
-def test_after_two_segments_the_rest_is_told_from_their_pace(make_stage: Make) -> None:
+def test_after_two_segments_the_rest_is_told_from_their_pace(make_stage: MakeStage) -> None:
     stage = make_stage()
     stage._slow = 2.0
     stage.world.request(text="x" * 50)
@@ -101,7 +101,7 @@ def test_after_two_segments_the_rest_is_told_from_their_pace(make_stage: Make) -
     assert stage.world.told(waits)[0].estimated_wait_s == pytest.approx(5.0, abs=0.01)
 
 
-def test_beyond_what_is_gone_through_one_by_one_the_wait_is_still_near(make_stage: Make) -> None:
+def test_beyond_what_is_gone_through_one_by_one_the_wait_is_still_near(make_stage: MakeStage) -> None:
     stage = make_stage(queue={"interactive_workers": 0})
     ids = [
         stage.world.request(text="x" * 10, client=client, priority="batch", durable=False)
@@ -115,7 +115,7 @@ def test_beyond_what_is_gone_through_one_by_one_the_wait_is_still_near(make_stag
     assert waited(stage, ids[-1]) == pytest.approx(told.estimated_wait_s, abs=5)
 
 
-def test_a_job_that_is_being_written_down_can_be_asked_for_in_a_long_queue(make_world: Make) -> None:
+def test_a_job_that_is_being_written_down_can_be_asked_for_in_a_long_queue(make_world: MakeWorld) -> None:
     world = make_world(journal="holds")
     for number in range(70):
         world.request(text=str(number), priority="batch", durable=False)
@@ -125,7 +125,7 @@ def test_a_job_that_is_being_written_down_can_be_asked_for_in_a_long_queue(make_
     assert (answer.state, answer.position) == ("waiting", 0)
 
 
-def test_operators_see_how_many_estimates_came_true(make_stage: Make) -> None:
+def test_operators_see_how_many_estimates_came_true(make_stage: MakeStage) -> None:
     stage = make_stage(queue={"max_share": 1.0})
     for length in LENGTHS:
         stage.world.request(text="x" * length)

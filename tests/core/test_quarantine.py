@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from glmtts.daemon.core.scheduling.quarantine import Quarantine
+from glmtts.daemon.core.scheduling.retry import Quarantine
 
 HOLDS_S = 3_600.0
 

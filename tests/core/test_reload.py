@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -14,10 +14,10 @@ from glmtts.daemon.core.reload import WAYS, merged, plan
 from glmtts.daemon.core.settings import ClientLimits, Settings, flat
 from glmtts.protocol import control
 
-Make = Callable[..., Any]
+from ..support.core_world import MakeSettings, MakeWorld, World
 
 
-def read_again(world: Any, new: Settings) -> dict[str, Any]:
+def read_again(world: World, new: Settings) -> dict[str, Any]:
     """What an operator is told who asks for this configuration."""
     id = world.operate(control.Reload)
     read = world.effects(effects.ReadSettings)[-1]
@@ -66,7 +66,9 @@ def _other(value: Any) -> Any:
     return value + 1
 
 
-def test_the_settings_of_an_engine_wait_with_its_name_and_those_of_another_end_no_process(make_settings: Make) -> None:
+def test_the_settings_of_an_engine_wait_with_its_name_and_those_of_another_end_no_process(
+    make_settings: MakeSettings,
+) -> None:
     old = make_settings()
     both = make_settings(engine={"name": "espeak", "warmup_text": "b"})
     assert plan(old, both).restart == ["engine.name", "engine.warmup_text"]
@@ -74,7 +76,7 @@ def test_the_settings_of_an_engine_wait_with_its_name_and_those_of_another_end_n
     assert (plan(old, elsewhere).live, plan(old, elsewhere).workers) == (["engine.glmtts.root"], [])
 
 
-def test_a_merged_configuration_keeps_what_needs_a_restart(make_settings: Make) -> None:
+def test_a_merged_configuration_keeps_what_needs_a_restart(make_settings: MakeSettings) -> None:
     old = make_settings(audio={"sample_rate": 16_000})
     new = make_settings(audio={"sample_rate": 8_000, "default_format": "flac"})
     audio = merged(old, new, ["audio.sample_rate"]).audio
@@ -82,7 +84,7 @@ def test_a_merged_configuration_keeps_what_needs_a_restart(make_settings: Make) 
 
 
 def test_workers_are_replaced_one_after_the_other_and_the_jobs_that_they_speak_come_to_their_end(
-    make_world: Make, make_settings: Make
+    make_world: MakeWorld, make_settings: MakeSettings
 ) -> None:
     world = make_world(2)
     world.ready("w0")
@@ -104,11 +106,11 @@ def test_workers_are_replaced_one_after_the_other_and_the_jobs_that_they_speak_c
     world.finish(world.job(waiting), worker="w2")
     assert [world.names(id)[-1] for id in (first, second, waiting)] == ["done"] * 3
     assert world.states() == ["ready", "ready"]
-    assert [worker.generation for worker in world.machine._pool] == [1, 1]
+    assert [worker.process.generation for worker in world.pool] == [1, 1]
 
 
 def test_fewer_workers_and_fresh_ones_at_once_are_never_more_than_one_too_many(
-    make_world: Make, make_settings: Make
+    make_world: MakeWorld, make_settings: MakeSettings
 ) -> None:
     world = make_world(2)
     world.ready("w1")
@@ -123,7 +125,7 @@ def test_fewer_workers_and_fresh_ones_at_once_are_never_more_than_one_too_many(
 
 
 def test_one_that_still_loads_by_the_old_settings_is_started_again_at_once(
-    make_world: Make, make_settings: Make
+    make_world: MakeWorld, make_settings: MakeSettings
 ) -> None:
     world = make_world()
     incarnation = world.incarnation()
@@ -134,12 +136,12 @@ def test_one_that_still_loads_by_the_old_settings_is_started_again_at_once(
 
 
 def test_what_can_t_be_started_by_the_old_settings_is_tried_at_once_by_the_new_ones(
-    make_world: Make, make_settings: Make
+    make_world: MakeWorld, make_settings: MakeSettings
 ) -> None:
     world = make_world(workers={"restart": {"breaker_failures": 2, "backoff_initial_s": 20.0, "backoff_max_s": 30.0}})
     for _ in range(3):
         world.die(1)
-        while world.states() == ["backoff"] and world.machine._pool.circuit_breaker.state.value == "closed":
+        while world.states() == ["backoff"] and world.pool.circuit_breaker.state.value == "closed":
             world.pass_time(1.0)
     assert world.states() != ["starting"]
     id = world.request()
@@ -156,7 +158,7 @@ def test_what_can_t_be_started_by_the_old_settings_is_tried_at_once_by_the_new_o
     assert world.names(world.request())[-1] == "started"
 
 
-def test_new_processes_are_started_by_the_new_settings(world: Any, make_settings: Make) -> None:
+def test_new_processes_are_started_by_the_new_settings(world: World, make_settings: MakeSettings) -> None:
     world.sample()
     read_again(world, make_settings(engine={"warmup_text": "b"}))
     used = world.effects(effects.UseSettings)[-1].settings
@@ -165,7 +167,9 @@ def test_new_processes_are_started_by_the_new_settings(world: Any, make_settings
     assert order.index(effects.UseSettings) < order.index(effects.Spawn)
 
 
-def test_a_process_that_ends_by_the_new_settings_leaves_the_old_one_at_work(world: Any, make_settings: Make) -> None:
+def test_a_process_that_ends_by_the_new_settings_leaves_the_old_one_at_work(
+    world: World, make_settings: MakeSettings
+) -> None:
     world.sample()
     read_again(world, make_settings(engine={"python": "/usr/bin/false"}))
     world.die(1, "w1")
@@ -173,25 +177,25 @@ def test_a_process_that_ends_by_the_new_settings_leaves_the_old_one_at_work(worl
     assert world.names(world.request())[-1] == "started"
 
 
-def test_fewer_workers_on_each_gpu_leave_one_on_each(make_world: Make, make_settings: Make) -> None:
+def test_fewer_workers_on_each_gpu_leave_one_on_each(make_world: MakeWorld, make_settings: MakeSettings) -> None:
     two = {"gpus": [0, 1], "max": 0, "per_gpu": 2}
     world = make_world(workers=two)
     world.sample(world.gpu(0), world.gpu(1))
     for name in ("w0", "w1", "w2", "w3"):
         world.ready(name)
         world.sample(world.gpu(0), world.gpu(1))
-    on = {name: world.worker(name).gpu for name in ("w0", "w1", "w2", "w3")}
-    assert sorted(on.values()) == [0, 0, 1, 1]
+    assert Counter(worker.gpu for worker in world.pool) == {0: 2, 1: 2}
     assert read_again(world, make_settings(workers=two | {"per_gpu": 1}))["applied"] == ["workers.per_gpu"]
-    left = [worker.gpu for worker in world.machine._pool if not worker.retiring]
-    assert sorted(left) == [0, 1]
+    assert Counter(worker.gpu for worker in world.pool if not worker.retiring) == {0: 1, 1: 1}
 
 
-def world_gpu(world: Any, index: int) -> Any:
+def world_gpu(world: World, index: int) -> Any:
     return world.gpu(index)
 
 
-def test_a_configuration_that_is_wrong_is_an_alert_until_one_is_right(world: Any, make_settings: Make) -> None:
+def test_a_configuration_that_is_wrong_is_an_alert_until_one_is_right(
+    world: World, make_settings: MakeSettings
+) -> None:
     world.operate(control.Reload)
     read = world.effects(effects.ReadSettings)[-1]
     world.step(inputs.SettingsRead(None, ["queue.max_waiting: expected a number"], read.to, read.id))
@@ -201,7 +205,9 @@ def test_a_configuration_that_is_wrong_is_an_alert_until_one_is_right(world: Any
     assert world.last(world.operate(control.Status)).values["alerts"] == []
 
 
-def test_what_is_held_back_is_remembered_until_the_file_says_otherwise(world: Any, make_settings: Make) -> None:
+def test_what_is_held_back_is_remembered_until_the_file_says_otherwise(
+    world: World, make_settings: MakeSettings
+) -> None:
     assert read_again(world, make_settings(limits={"text_chars": 10}))["restart_needed"] == ["limits.text_chars"]
     assert world.last(world.operate(control.GetConfig)).values["restart_needed"] == ["limits.text_chars"]
     assert read_again(world, make_settings())["restart_needed"] == []

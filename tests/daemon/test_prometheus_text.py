@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from glmtts.daemon.core.metric_types import Family, Histogram, labelled, one_of, single
+from glmtts.daemon.core.metric_types import Family, Histogram, labelled, single
 from glmtts.daemon.metrics.exposition import written
 
 
@@ -29,11 +29,6 @@ def test_a_name_with_anything_in_it_does_not_spoil_the_rest(name: str) -> None:
     found = read(labelled("glmtts_x", "gauge", "h", "name", [(name, 1.0)]), single("glmtts_y", "gauge", "h", 2.0))
     assert found["glmtts_x"].samples[0].labels == {"name": name}
     assert found["glmtts_y"].samples[0].value == 2.0
-
-
-def test_exactly_one_state_is_the_current_one() -> None:
-    samples = read(one_of("glmtts_state", "h", "state", ("running", "paused"), "paused"))["glmtts_state"].samples
-    assert {s.labels["state"]: s.value for s in samples} == {"running": 0.0, "paused": 1.0}
 
 
 def test_a_value_at_a_bound_is_in_its_bucket_and_buckets_add_up() -> None:

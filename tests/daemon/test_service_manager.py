@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from glmtts.daemon.core.summary import Summary
+from glmtts.daemon.core.api.lifecycle import Summary
 from glmtts.daemon.service.systemd import ServiceManager, inherited
 
 from ..support.systemd import Systemd

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import shutil
 import socket
 import subprocess
@@ -17,7 +16,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+
+from glmtts.daemon.core.monitoring.alert_table import prometheus_rules
+from glmtts.daemon.core.settings import AlertSettings
 
 from ..process.conftest import start, start_shared
 
@@ -27,25 +30,9 @@ PATIENCE_S = 60.0
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 RULES = DEPLOY / "prometheus" / "glmtts.rules.yml"
 
-#: What takes minutes in the rules, in seconds; the daemons of these tests are configured alike.
-WINDOW_S, FOR_S, RESPONSE_S = 10, 1, 1
-_QUICKLY = [
-    (r"\[5m\]", f"[{WINDOW_S}s]"),
-    (r"(for: )5m", rf"\g<1>{WINDOW_S}s"),
-    (r"(for: )30s", rf"\g<1>{FOR_S}s"),
-    (r"(for: )1m", rf"\g<1>{2 * FOR_S}s"),
-    (r"> 60\b", f"> {RESPONSE_S}"),
-]
-QUICK_ALERTS = {"window_s": WINDOW_S, "for_s": FOR_S, "response_s": RESPONSE_S}
-
-
-def quick_rules() -> str:
-    """The rules as they are shipped, but for their times."""
-    text = RULES.read_text()
-    for pattern, instead in _QUICKLY:
-        text, count = re.subn(pattern, instead, text)
-        assert count, f"{pattern} is not in the rules any more"
-    return text
+#: The daemons of these tests, and the rules, have seconds for minutes.
+QUICK_ALERTS = {"window_s": 10, "for_s": 1, "response_s": 1}
+QUICK_RULES = prometheus_rules(msgspec.convert(QUICK_ALERTS, AlertSettings))
 
 
 def free_port() -> int:

@@ -123,7 +123,7 @@ def test_a_stream_that_was_heard_in_part_is_never_begun_again(client: Peer, faul
     options = {"seconds": 0.4, "segments": 2, "after_segments": 1}
     events, error = fails(client, fault, f"half {fault}", stream=True, options=options)
     assert error["code"] == ("hung" if fault == "hang" else "worker_crashed")
-    assert "not started again" in error["message"]
+    assert "was not retried" in error["message"]
     assert [e["event"] for e in events].count("started") == 1 and "audio" in {e["event"] for e in events}
 
 

@@ -113,7 +113,7 @@ def test_a_replacement_waits_until_the_memory_of_the_dead_process_is_free(
     died = time.monotonic()
     daemon.until(lambda: daemon.workers()[0]["state"] == "waiting", "the next process waits")
     reason = daemon.workers()[0]["reason"]
-    assert "MiB" in reason or "seen free" in reason
+    assert "MiB" in reason or "is not free yet" in reason
     done, _ = client.speak("after it")
     assert time.monotonic() - died >= 1.5 and done["attempts"] == 1
     (worker,) = daemon.workers()

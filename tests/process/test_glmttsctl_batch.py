@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import soundfile
 
+from .conftest import Daemon
+from .glmttsctl import GLMTTSCTL, environment
+
 PATIENCE_S = 40.0
-GLMTTSCTL = str(Path(sys.executable).with_name("glmttsctl"))
 LINES = 12
+OPTION = ["--option", "seconds=0.3"]
 
 
 class Batch:
@@ -30,30 +30,19 @@ class Batch:
         )
         self.processes: list[subprocess.Popen[str]] = []
 
-    def begin(self, daemon: Any, *more: str) -> subprocess.Popen[str]:
-        # Who runs the tests may have a closed terminal ignored, as under nohup, and the command would ignore it too.
+    def begin(self, daemon: Daemon, *more: str) -> subprocess.Popen[str]:
+        # The tests may run under nohup, and the command would then ignore a closed terminal too.
         process = subprocess.Popen(
-            [
-                "env",
-                "--default-signal=HUP",
-                GLMTTSCTL,
-                "batch",
-                str(self.file),
-                "--out",
-                str(self.out),
-                "--option",
-                "seconds=0.3",
-                *more,
-            ],
+            ["env", "--default-signal=HUP", GLMTTSCTL, "batch", str(self.file), "--out", str(self.out), *OPTION, *more],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"GLMTTS_ENDPOINT": daemon.endpoint, "NO_COLOR": "1"},
+            env=environment(daemon),
         )
         self.processes.append(process)
         return process
 
-    def run(self, daemon: Any, *more: str) -> str:
+    def run(self, daemon: Daemon, *more: str) -> str:
         """Run it to its good end; returns what it said."""
         process = self.begin(daemon, *more)
         _, said = process.communicate(timeout=PATIENCE_S)
@@ -78,18 +67,18 @@ def batch(tmp_path: Path) -> Iterator[Batch]:
         process.communicate()
 
 
-def waiting(daemon: Any) -> int:
+def waiting(daemon: Daemon) -> int:
     return int(daemon.status()["queue"]["waiting"])
 
 
-def accepted_and_done(daemon: Any) -> tuple[int, int]:
+def accepted_and_done(daemon: Daemon) -> tuple[int, int]:
     counts = daemon.status()["counts"]
     return counts["accepted"], counts["done"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGKILL])
 def test_what_the_daemon_has_is_spoken_without_the_command_and_fetched_by_the_next(
-    start: Callable[..., Any], batch: Batch, number: int
+    start: Callable[..., Daemon], batch: Batch, number: int
 ) -> None:
     daemon = start()
     daemon.control("pause")
@@ -98,7 +87,7 @@ def test_what_the_daemon_has_is_spoken_without_the_command_and_fetched_by_the_ne
     process.send_signal(number)
     _, said = process.communicate(timeout=PATIENCE_S)
     if number != signal.SIGKILL:
-        assert f"{LINES} lines go on in the daemon; the same command with --resume fetches them." in said
+        assert f"The daemon finishes {LINES} lines; run the same command with --resume to fetch them." in said
     daemon.control("resume")
     daemon.until(lambda: accepted_and_done(daemon) == (LINES, LINES), "they are spoken")
     batch.run(daemon, "--resume")
@@ -106,7 +95,7 @@ def test_what_the_daemon_has_is_spoken_without_the_command_and_fetched_by_the_ne
     assert accepted_and_done(daemon) == (LINES, LINES), "nothing was spoken twice"
 
 
-def test_a_daemon_killed_under_a_batch_fails_no_line_of_it(start: Callable[..., Any], batch: Batch) -> None:
+def test_a_daemon_killed_under_a_batch_fails_no_line_of_it(start: Callable[..., Daemon], batch: Batch) -> None:
     daemon = start()
     process = batch.begin(daemon, "--jobs", "5", "--option", "rtf=0.3")
     daemon.until(lambda: accepted_and_done(daemon)[1] >= 2, "the first lines are spoken")
@@ -117,61 +106,12 @@ def test_a_daemon_killed_under_a_batch_fails_no_line_of_it(start: Callable[..., 
     batch.check()
 
 
-def test_a_daemon_killed_while_nobody_looks_still_has_the_lines(start: Callable[..., Any], batch: Batch) -> None:
-    daemon = start()
-    daemon.control("pause")
-    process = batch.begin(daemon)
-    daemon.until(lambda: waiting(daemon) == LINES, "the daemon has every line")
-    process.kill()
-    process.wait(PATIENCE_S)
-    daemon.kill()
-    daemon.restart()
-    daemon.until(lambda: waiting(daemon) + daemon.status()["queue"]["running"] == 0, "the next daemon speaks them")
-    spoken = daemon.status()["counts"]["done"]
-    batch.run(daemon)
-    batch.check()
-    assert daemon.status()["counts"]["done"] == spoken == LINES
-
-
-def test_cancel_on_exit_leaves_nothing_behind(start: Callable[..., Any], batch: Batch) -> None:
-    daemon = start()
-    daemon.control("pause")
-    process = batch.begin(daemon, "--cancel-on-exit")
-    daemon.until(lambda: waiting(daemon) == LINES, "the daemon has every line")
-    process.send_signal(signal.SIGINT)
-    assert process.wait(PATIENCE_S) == 130
-    assert waiting(daemon) == 0
-    daemon.control("resume")
-    batch.run(daemon)
-    batch.check()
-
-
-def test_results_that_are_not_kept_any_more_are_spoken_again(start: Callable[..., Any], batch: Batch) -> None:
-    daemon = start()
-    daemon.control("pause")
-    process = batch.begin(daemon)
-    daemon.until(lambda: waiting(daemon) == LINES, "the daemon has every line")
-    process.kill()
-    process.wait(PATIENCE_S)
-    daemon.control("resume")
-    daemon.until(lambda: accepted_and_done(daemon)[1] == LINES, "they are spoken")
-    kept = sorted(path for path in (daemon.state / "results").iterdir() if path.is_file())
-    assert len(kept) == LINES
-    for path in kept[:5]:
-        path.unlink()
-    batch.run(daemon)
-    batch.check()
-    assert accepted_and_done(daemon)[1] == LINES + 5, "and those alone"
-
-
-def test_a_queue_with_few_places_is_honoured_and_takes_every_line(start: Callable[..., Any], batch: Batch) -> None:
-    daemon = start(queue={"max_waiting_batch": 3, "max_share": 1.0})
-    said = batch.run(daemon, "--option", "rtf=0.2")
-    batch.check()
-    assert accepted_and_done(daemon) == (LINES, LINES), said
-
-
-def test_without_durable_jobs_it_is_what_it_was(start: Callable[..., Any], batch: Batch) -> None:
-    daemon = start()
+def test_a_daemon_whose_journal_is_off_refuses_with_the_reason_and_speaks_without(
+    start: Callable[..., Daemon], batch: Batch
+) -> None:
+    daemon = start(daemon={"state_dir": "/proc/nowhere"})
+    process = batch.begin(daemon, "--retries", "0")
+    _, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 3 and "journal" in said and "--no-durable" in said, said
     batch.run(daemon, "--no-durable")
     batch.check()

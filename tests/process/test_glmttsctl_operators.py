@@ -4,56 +4,34 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import select
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from ..fake_gpu.fake_gpu import FakeGpus
+from .conftest import Daemon
+from .glmttsctl import GLMTTSCTL, answered, ctl, environment, told
+
 PATIENCE_S = 20.0
-GLMTTSCTL = str(Path(sys.executable).with_name("glmttsctl"))
 RESTART: dict[str, Any] = {"backoff_initial_s": 0.05, "backoff_max_s": 0.2, "breaker_failures": 50}
 
-
-def environment(daemon: Any, **more: str) -> dict[str, str]:
-    return os.environ | {"GLMTTS_ENDPOINT": daemon.endpoint, "NO_COLOR": "1"} | more
-
-
-def ctl(daemon: Any, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [GLMTTSCTL, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        env=environment(daemon, **more),
-    )
-
-
-def told(daemon: Any, *arguments: str) -> str:
-    """What a command that ends well prints."""
-    done = ctl(daemon, *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+OnGpus = Callable[[], tuple[Daemon, FakeGpus]]
+Top = Callable[[Daemon], Callable[[str], None]]
 
 
 @pytest.fixture
-def on_gpus(start: Callable[..., Any], make_fake_gpus: Callable[..., Any]) -> Callable[..., Any]:
+def on_gpus(start: Callable[..., Daemon], make_fake_gpus: Callable[..., FakeGpus]) -> OnGpus:
     """Starts a daemon on two GPUs of 8,000 MiB, and returns both."""
 
-    def begin(**workers: Any) -> tuple[Any, Any]:
+    def begin() -> tuple[Daemon, FakeGpus]:
         gpus = make_fake_gpus(8_000, 8_000)
         daemon = start(
             environment=gpus.environment(),
             engine={"fault": {"vram_mib": 2_000}},
-            workers={"gpus": "all", "max": 0, "restart": RESTART} | workers,
+            workers={"gpus": "all", "max": 0, "restart": RESTART},
         )
         daemon.until(lambda: all(worker["vram"] for worker in daemon.workers()), "the workers' memory is known")
         return daemon, gpus
@@ -61,7 +39,7 @@ def on_gpus(start: Callable[..., Any], make_fake_gpus: Callable[..., Any]) -> Ca
     return begin
 
 
-def test_workers_and_gpus_show_whose_memory_is_whose(on_gpus: Any) -> None:
+def test_workers_and_gpus_show_whose_memory_is_whose(on_gpus: OnGpus) -> None:
     daemon, gpus = on_gpus()
     gpus.take(1, 1_000, pid=4_000_001)
     daemon.until(lambda: daemon.gpus()[1]["others"] == 1_000 << 20, "the stranger is seen")
@@ -70,13 +48,13 @@ def test_workers_and_gpus_show_whose_memory_is_whose(on_gpus: Any) -> None:
     assert first["name"] in workers and second["name"] in workers and workers.count("GiB (NVML)") == 2
     seen = told(daemon, "gpus")
     assert "others 1000 MiB" in seen and f"{second['name']} " in seen and "more worker" in seen
-    assert json.loads(told(daemon, "gpus", "--json"))["nvml"]["state"] == "ok"
+    assert answered(daemon, "gpus")["nvml"]["state"] == "ok"
     assert "-" not in [line.split()[0] for line in told(daemon, "workers", "-v").splitlines()]
     once = told(daemon, "top", "--once")
     assert "GPU 0" in once and "GPU 1" in once and first["name"] in once
 
 
-def test_the_cause_of_a_death_is_seen_everywhere(on_gpus: Any) -> None:
+def test_the_cause_of_a_death_is_seen_everywhere(on_gpus: OnGpus) -> None:
     daemon, _ = on_gpus()
     watching = subprocess.Popen(
         [GLMTTSCTL, "events", "daemon.", "worker.", "--json"],
@@ -98,30 +76,21 @@ def test_the_cause_of_a_death_is_seen_everywhere(on_gpus: Any) -> None:
     assert "last death: crashed (killed by SIGKILL)" in told(daemon, "workers")
 
 
-def test_scale_changes_how_many_workers_there_are(on_gpus: Any) -> None:
-    daemon, _ = on_gpus()
-    assert len(daemon.workers()) == 2
-    assert "1 worker, no more and no fewer" in told(daemon, "scale", "--min", "1", "--max", "1")
-    daemon.until(lambda: len([w for w in daemon.workers() if w["pid"]]) == 1, "one worker is left")
-    told(daemon, "scale", "--min", "2", "--max", "2")
-    daemon.until(lambda: len([w for w in daemon.workers() if w["state"] == "ready"]) == 2, "there are two again")
-
-
-def test_a_job_that_kills_is_found_in_quarantine_and_set_free(on_gpus: Any) -> None:
+def test_a_job_that_kills_is_found_in_quarantine_and_set_free(on_gpus: OnGpus) -> None:
     daemon, _ = on_gpus()
     client = daemon.client()
-    deadly = {"text": "deadly", "options": {"fault": "segv"}}
+    deadly: dict[str, Any] = {"text": "deadly", "options": {"fault": "segv"}}
     assert client.refused("synthesize", **deadly)["code"] in ("worker_crashed", "quarantined")
-    (entry,) = json.loads(told(daemon, "quarantine", "list", "--json"))["quarantined"]
+    (entry,) = answered(daemon, "quarantine", "list")["quarantined"]
     assert entry["deaths"] >= 2
     assert "SIGSEGV" in told(daemon, "quarantine", "list")
     assert client.refused("synthesize", **deadly)["code"] == "quarantined"
     assert told(daemon, "quarantine", "clear", entry["content"][:6]).startswith("1 cleared")
-    assert told(daemon, "quarantine", "list") == "Nothing is in quarantine.\n"
+    assert told(daemon, "quarantine", "list") == "No job is in quarantine.\n"
     daemon.until_ready()
 
 
-def test_a_lost_gpu_is_told_by_gpus_status_and_doctor(on_gpus: Any) -> None:
+def test_a_lost_gpu_is_told_by_gpus_status_and_doctor(on_gpus: OnGpus) -> None:
     daemon, gpus = on_gpus()
     with gpus.lose(1):
         daemon.until(lambda: daemon.gpus()[1]["state"] == "lost", "the loss is noticed")
@@ -134,7 +103,7 @@ def test_a_lost_gpu_is_told_by_gpus_status_and_doctor(on_gpus: Any) -> None:
         assert all(check["means"] for check in wrong)
 
 
-def test_the_doctor_finds_a_healthy_daemon_healthy(start: Callable[..., Any]) -> None:
+def test_the_doctor_finds_a_healthy_daemon_healthy(start: Callable[..., Daemon]) -> None:
     daemon = start(engine={"name": "espeak", "warmup_text": "a"})
     done = ctl(daemon, "doctor", "--json")
     checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
@@ -144,64 +113,7 @@ def test_the_doctor_finds_a_healthy_daemon_healthy(start: Callable[..., Any]) ->
         assert checks[name]["state"] == "ok", checks[name]
 
 
-@pytest.fixture
-def top() -> Iterator[Callable[[Any], Callable[[str], None]]]:
-    """Runs ``glmttsctl top`` on a terminal; what it returns waits until words are on the screen."""
-    master, slave = pty.openpty()
-    started: list[subprocess.Popen[bytes]] = []
-
-    def begin(daemon: Any) -> Callable[[str], None]:
-        started.append(
-            subprocess.Popen(
-                [GLMTTSCTL, "top", "--interval", "0.3"],
-                stdin=slave,
-                stdout=slave,
-                stderr=slave,
-                start_new_session=True,
-                env=environment(daemon, TERM="xterm-256color", COLUMNS="100", LINES="30"),
-            )
-        )
-        seen = ""
-
-        def until(words: str) -> None:
-            nonlocal seen
-            ends = time.monotonic() + PATIENCE_S
-            while words not in seen:
-                left = ends - time.monotonic()
-                assert left > 0, f"{words!r} was not shown: {seen[-3_000:]}"
-                if select.select([master], [], [], left)[0]:
-                    seen += os.read(master, 65_536).decode(errors="replace")
-            seen = seen.split(words, 1)[1]
-
-        return until
-
-    yield begin
-    os.write(master, b"q")
-    for process in started:
-        try:
-            assert process.wait(PATIENCE_S) == 0
-        finally:
-            process.kill()
-            process.wait()
-    os.close(master)
-    os.close(slave)
-
-
-def test_top_shows_a_death_and_outlives_a_restart_of_the_daemon(on_gpus: Any, top: Any) -> None:
-    daemon, _ = on_gpus()
-    until = top(daemon)
-    until("GPU 1")
-    until("GiB (NVML)")
-    os.kill(daemon.workers()[0]["pid"], signal.SIGKILL)
-    until("died: crashed (killed by SIGKILL)")
-    daemon.until_ready()
-    daemon.stop()
-    until("waiting for the daemon...")
-    daemon.restart()
-    until("the daemon was started anew")
-
-
-def test_a_daemon_that_hangs_is_told_with_what_ends_it(start: Any) -> None:
+def test_a_daemon_that_hangs_is_told_with_what_ends_it(start: Callable[..., Daemon]) -> None:
     daemon = start()
     daemon.process.send_signal(signal.SIGSTOP)
     said = ctl(daemon, "stop", "--now")

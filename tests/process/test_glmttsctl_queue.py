@@ -1,44 +1,22 @@
-"""`glmttsctl queue`, `limits` and `cancel --client` against a real daemon with a queue that somebody has filled."""
+"""`glmttsctl queue`, `limits` and `cancel --client` against a real daemon with a full queue."""
 
 from __future__ import annotations
 
 import getpass
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-GLMTTSCTL = str(Path(sys.executable).with_name("glmttsctl"))
+from .conftest import Daemon
+from .glmttsctl import answered, ctl
+
 USER = getpass.getuser()
 KEY = f"uid:{os.getuid()}"
 
 
-def ctl(daemon: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [GLMTTSCTL, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        env=os.environ | {"GLMTTS_ENDPOINT": daemon.endpoint, "NO_COLOR": "1"},
-    )
-
-
-def told(daemon: Any, *arguments: str) -> Any:
-    """What a command that ends well prints as JSON."""
-    done = ctl(daemon, *arguments, "--json")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout)
-
-
 @pytest.fixture
-def filled(start: Callable[..., Any]) -> Any:
+def filled(start: Callable[..., Daemon]) -> Daemon:
     """A paused daemon with a sentence and five lines of a book in its queue."""
     own = {"rate_batch": "1000/hour", "max_jobs": 7}
     daemon = start(limits={"rate": "30/minute", "clients": {USER: own}}, queue={"max_share": 0.8})
@@ -50,28 +28,30 @@ def filled(start: Callable[..., Any]) -> Any:
     return daemon
 
 
-def test_the_queue_is_shown_by_class_by_client_and_in_its_order(filled: Any) -> None:
-    queue = told(filled, "queue")
+def test_the_queue_is_shown_by_class_by_client_and_in_its_order(filled: Daemon) -> None:
+    queue = answered(filled, "queue")
     assert queue["paused"] is True
     assert (queue["classes"]["batch"]["waiting"], queue["classes"]["interactive"]["waiting"]) == (5, 1)
     (client,) = queue["clients"]
     assert (client["client"], client["user"], client["waiting"]) == (KEY, USER, 6)
     assert len(queue["jobs"]) == 6 and queue["more"] == 0
-    assert {job["job"] for job in told(filled, "queue", "--limit", "2")["jobs"]} <= {j["job"] for j in queue["jobs"]}
+    assert {job["job"] for job in answered(filled, "queue", "--limit", "2")["jobs"]} <= {
+        j["job"] for j in queue["jobs"]
+    }
     words = ctl(filled, "queue").stdout
-    assert words.startswith("PAUSED: nothing is started until `glmttsctl resume`; 6 jobs wait, 0 run.")
+    assert words.startswith("PAUSED: no job starts until `glmttsctl resume`; 6 jobs wait, 0 run.")
     assert USER in words and "100 %" in words
-    assert len(told(filled, "queue", "--client", USER)["jobs"]) == 6
-    assert told(filled, "queue", "--client", "nobody-at-all")["jobs"] == []
-    assert len(told(filled, "jobs", "--client", USER, "--state", "waiting")["jobs"]) == 6
-    assert all(job["user"] == USER for job in told(filled, "jobs", "--all")["jobs"])
+    assert len(answered(filled, "queue", "--client", USER)["jobs"]) == 6
+    assert answered(filled, "queue", "--client", "nobody-at-all")["jobs"] == []
+    assert len(answered(filled, "jobs", "--client", USER, "--state", "waiting")["jobs"]) == 6
+    assert all(job["user"] == USER for job in answered(filled, "jobs", "--all")["jobs"])
 
 
-def test_limits_of_its_own_are_shown_and_kept_to(filled: Any) -> None:
-    (row,) = told(filled, "limits", USER)["clients"]
+def test_limits_of_its_own_are_shown_and_kept_to(filled: Daemon) -> None:
+    (row,) = answered(filled, "limits", USER)["clients"]
     assert (row["own"], row["rate_batch"], row["jobs"], row["max_jobs"]) == (True, "1000/hour", 6, 7)
     assert row["waiting_batch"] == 5 and row["waiting"] == 1
-    general = told(filled, "limits")["limits"]
+    general = answered(filled, "limits")["limits"]
     assert general["rate"] == "30/minute" and general["max_share"] == 0.8
     words = ctl(filled, "limits").stdout
     assert "own limits" in words and "30/minute (vip, interactive)" in words and "6/7" in words
@@ -81,17 +61,11 @@ def test_limits_of_its_own_are_shown_and_kept_to(filled: Any) -> None:
 
 
 @pytest.mark.parametrize("name", [USER, KEY])
-def test_all_jobs_of_a_client_are_cancelled_but_not_without_a_yes(filled: Any, name: str) -> None:
+def test_all_jobs_of_a_client_are_cancelled_but_not_without_a_yes(filled: Daemon, name: str) -> None:
     refused = ctl(filled, "cancel", "--client", name)
     assert refused.returncode == 2 and "--yes" in refused.stderr
     assert filled.status()["queue"]["waiting"] == 6
-    assert told(filled, "cancel", "--client", name, "--yes")["cancelled"] == 6
+    assert answered(filled, "cancel", "--client", name, "--yes")["cancelled"] == 6
     assert filled.status()["queue"]["waiting"] == 0
     nothing = ctl(filled, "cancel", "--client", name)
-    assert nothing.returncode == 0 and "no job that waits or runs" in nothing.stdout
-
-
-def test_the_status_says_how_the_journal_is(filled: Any) -> None:
-    status = told(filled, "status")
-    assert status["journal"]["ok"] is True
-    assert "journal" in ctl(filled, "status").stdout
+    assert nothing.returncode == 0 and "no waiting or running job" in nothing.stdout

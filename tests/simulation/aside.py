@@ -19,10 +19,10 @@ class Aside:
 
     def __init__(self, world: World, machine: Any) -> None:
         self._world = world
-        self._context = machine._context
-        self._live = machine._job_table.live
-        self._pool = machine._pool
-        self._queue = machine._queue
+        self._context = machine.state.context
+        self._live = machine.state.job_table.live
+        self._pool = machine.state.pool
+        self._queue = machine.state.queue
         #: For how many borders a job that could be put aside has run on while an urgent one waited and had not had
         #: its share.
         self._passed: dict[str, int] = {}
@@ -30,7 +30,7 @@ class Aside:
     def after(self, event: inputs.Input) -> None:
         """After every step."""
         for worker in self._pool.workers.values():
-            if worker.aside:
+            if worker.process.suspended:
                 self._look_at(worker)
         if isinstance(event, inputs.WorkerSaid):
             if isinstance(event.message, wire.SegmentDone):
@@ -39,17 +39,27 @@ class Aside:
                 self._passed.pop(event.message.job, None)
 
     def _look_at(self, worker: Any) -> None:
-        must(Rule.ORDER, set(worker.aside) <= set(worker.jobs), worker.name, "has put aside what it does not have")
-        suspended = [self._live[id] for id in worker.aside if id in self._live]
         must(
             Rule.ORDER,
-            all(job.suspended or job.ending for job in suspended),
+            set(worker.process.suspended) <= set(worker.jobs),
+            worker.name,
+            "has put aside what it does not have",
+        )
+        suspended = [self._live[id] for id in worker.process.suspended if id in self._live]
+        must(
+            Rule.ORDER,
+            all(job.attempt.suspended or job.ending for job in suspended),
             worker.name,
             "speaks what it has put aside",
         )
-        must(Rule.ORDER, not set(worker.moved) & set(worker.aside), worker.name, "may hang in what it has put aside")
+        must(
+            Rule.ORDER,
+            not set(worker.process.moved) & set(worker.process.suspended),
+            worker.name,
+            "may hang in what it has put aside",
+        )
         waits = [job.id for job in suspended if job.ending is None]
-        if worker.open and waits and worker.state in (WorkerState.BUSY, WorkerState.DRAINING):
+        if worker.process.may_resume and waits and worker.state in (WorkerState.BUSY, WorkerState.DRAINING):
             must(Rule.ONE_END, False, worker.name, "does nothing, and has put aside", waits)
 
     def _at_border(self, message: wire.SegmentDone) -> None:
@@ -61,8 +71,8 @@ class Aside:
             self._passed.clear()
             return
         worker = workers[0]
-        could = worker.state is WorkerState.BUSY and worker.slots == 1 and not worker.leaving
-        alone = list(worker.at_hand) == [job.id] and len(worker.aside) < 3
+        could = worker.state is WorkerState.BUSY and worker.process.slots == 1 and not worker.process.replace_reason
+        alone = list(worker.process.at_hand) == [job.id] and len(worker.process.suspended) < 3
         goes_on = message.segment < message.segments - 1
         if not (could and alone and goes_on and job.request.priority == "batch" and self._owed()):
             self._passed.pop(message.job, None)
@@ -75,9 +85,9 @@ class Aside:
         """Whether an urgent class waits that has had less than its weight, whatever is still charged to batch."""
         classes, live = self._queue._classes, self._live
         ahead = sum(
-            max(0.0, job.charged_s - job.active_s(self._context.now))
+            max(0.0, job.account.charged_s - job.attempt.active_s(self._context.now))
             for job in live.values()
-            if job.begun and job.request.priority == "batch"
+            if job.attempt.begun and job.request.priority == "batch"
         )
         had = classes.had("batch") - ahead / classes.weight("batch")
         return any(p in classes and classes.tag(p) < had - 1e-6 for p in ("vip", "interactive"))

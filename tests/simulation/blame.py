@@ -19,9 +19,9 @@ class Blame:
 
     def __init__(self, world: World, machine: Any) -> None:
         self._world = world
-        self._context = machine._context
-        self._live = machine._job_table.live
-        self._pool = machine._pool
+        self._context = machine.state.context
+        self._live = machine.state.job_table.live
+        self._pool = machine.state.pool
         #: By text: how many workers died of it, and until when that is held against it.
         self._deaths: dict[str, tuple[int, float]] = {}
         self._texts: dict[str, str] = {}
@@ -54,7 +54,7 @@ class Blame:
         for text in dict.fromkeys(
             job.request.text
             for job in had
-            if job.begun and not job.suspended and job.ending is None and culprit in ("", job.id)
+            if job.attempt.begun and not job.attempt.suspended and job.ending is None and culprit in ("", job.id)
         ):
             count, until = self._deaths.get(text, (0, 0.0))
             holds_s = self._context.settings.workers.restart.quarantine_s

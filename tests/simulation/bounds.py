@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from glmtts.daemon.core.jobs import job_table as core_ledger
 from glmtts.daemon.core.jobs.job import MAX_SUBSCRIBERS
+from glmtts.daemon.core.jobs.job_table import MAX_ENDED
 from glmtts.daemon.core.monitoring.alert_evaluator import _STEPS
-from glmtts.daemon.core.monitoring.alert_rules import EVENTS, RULES
-from glmtts.daemon.core.scheduling import quarantine as core_quarantine
-from glmtts.daemon.core.scheduling.preemption import MAX_ASIDE
-from glmtts.daemon.core.workers.pool import AHEAD
+from glmtts.daemon.core.monitoring.alert_table import ALERTS
+from glmtts.daemon.core.scheduling import retry
+from glmtts.daemon.core.scheduling.preemption import MAX_SUSPENDED
 from glmtts.daemon.core.workers.trend import POINTS
+from glmtts.daemon.core.workers.worker_table import AHEAD
 from glmtts.protocol.errors import ErrorCode
 
 from .rules import Rule, must
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _TIMERS_OF_WORKER, _TIMERS_OF_DAEMON = 9, 8
 
 #: Alerts of the daemon as a whole: beside them each GPU and each worker may have some.
-_ALERTS = len(RULES) + len(EVENTS)
+_ALERTS = len(ALERTS)
 #: Series of metrics that are neither a GPU's nor a worker's.
 _SERIES = 160
 
@@ -34,10 +34,10 @@ class Bounds:
     def __init__(self, world: World, machine: Any) -> None:
         self._world = world
         self._machine = machine
-        self._timers = machine._context.timers
-        self._job_table = machine._job_table
-        self._queue = machine._queue
-        self._pool = machine._pool
+        self._timers = machine.state.context.timers
+        self._job_table = machine.state.job_table
+        self._queue = machine.state.queue
+        self._pool = machine.state.pool
         self._most_timers = 0
 
     def look(self) -> None:
@@ -47,14 +47,16 @@ class Bounds:
         self._most_timers = max(self._most_timers, timers)
         live = len(self._job_table.live)
         workers = len(self._pool.workers)
-        of_all = _TIMERS_OF_WORKER * workers + live + _TIMERS_OF_DAEMON + len(self._machine._drains)
+        of_all = _TIMERS_OF_WORKER * workers + live + _TIMERS_OF_DAEMON + self._machine.lifecycle.drains
         must(Rule.BOUNDED, timers <= of_all, "timers:", timers, "of", workers, "workers and", live, "jobs")
         must(Rule.BOUNDED, len(self._timers._heap) <= 2 * self._most_timers + 66, "the heap of timers grows")
         keep = settings.queue.keep_results_mib << 20
         must(Rule.BOUNDED, self._job_table.result_bytes <= keep, "results take more memory than they may")
         queue = settings.queue
         # What an earlier daemon had accepted goes on, however much that is.
-        retried = workers * (self._world.scene.slots + MAX_ASIDE) + AHEAD + self._machine._durable_jobs.recovered
+        retried = (
+            workers * (self._world.scene.slots + MAX_SUSPENDED) + AHEAD + self._machine.scheduler.durable_jobs.recovered
+        )
         length = self._queue.length
         batch = length("batch")
         must(Rule.BOUNDED, batch <= queue.max_waiting_batch + retried, "the batch queue is too long:", batch)
@@ -86,20 +88,20 @@ class Bounds:
         machine, job_table = self._machine, self._job_table
         limits = machine.settings.limits
         must(Rule.BOUNDED, job_table.recording_bytes <= limits.recordings_mib << 20, "recordings")
-        must(Rule.BOUNDED, len(job_table._ended) <= core_ledger.MAX_ENDED, "ended jobs")
-        must(Rule.BOUNDED, len(job_table._keys) <= core_ledger.MAX_ENDED, "idempotency keys")
+        must(Rule.BOUNDED, len(job_table._ended) <= MAX_ENDED, "ended jobs")
+        must(Rule.BOUNDED, len(job_table._keys) <= MAX_ENDED, "idempotency keys")
         must(Rule.BOUNDED, len(job_table._with_result) <= len(job_table._ended), "results")
         must(Rule.BOUNDED, len(job_table.outputs) <= len(job_table.live), "names of outputs")
         must(Rule.BOUNDED, len(job_table.live_of_client) <= len(job_table.live), "clients")
-        held = len(machine._retries.quarantine._entries)
-        must(Rule.BOUNDED, held <= core_quarantine._MAX_ENTRIES, "the quarantine")
-        must(Rule.BOUNDED, len(machine._completion.outcomes) <= len(ErrorCode) + 1, "outcomes")
-        must(Rule.BOUNDED, len(machine._context.counters.refused) <= len(ErrorCode), "refusals")
-        gpus, workers = len(machine._gpus._gpus), self._pool.workers
+        held = len(machine.scheduler.retries.quarantine._entries)
+        must(Rule.BOUNDED, held <= retry._MAX_ENTRIES, "the quarantine")
+        must(Rule.BOUNDED, len(machine.scheduler.completion.outcomes) <= len(ErrorCode) + 1, "outcomes")
+        must(Rule.BOUNDED, len(machine.state.context.counters.refused) <= len(ErrorCode), "refusals")
+        gpus, workers = len(machine.state.gpus._gpus), self._pool.workers
         must(Rule.BOUNDED, gpus <= self._world.scene.gpus, "GPUs")
-        raised, conditions = machine._alerts._raised, machine._alert_evaluator._conditions
+        raised, conditions = machine.state.alerts._raised, machine._alert_evaluator._conditions
         must(Rule.BOUNDED, len(raised) <= _ALERTS + 3 * gpus + 2 * len(workers), "alerts:", raised)
-        must(Rule.BOUNDED, len(conditions) <= len(RULES) + 2 * gpus + 2 * len(workers), "conditions:", conditions)
+        must(Rule.BOUNDED, len(conditions) <= _ALERTS + 2 * gpus + 2 * len(workers), "conditions:", conditions)
         must(Rule.BOUNDED, len(machine._alert_evaluator._past) <= _STEPS + 2, "what was counted in the last minutes")
         for worker in workers.values():
             self._look_at(worker)
@@ -110,12 +112,13 @@ class Bounds:
 
     @staticmethod
     def _look_at(worker: Any) -> None:
-        at_hand = len(worker.jobs) - len(worker.aside)
-        must(Rule.BOUNDED, len(worker.aside) <= MAX_ASIDE, worker.name, "has put aside", worker.aside)
-        must(Rule.BOUNDED, at_hand <= worker.slots + AHEAD, worker.name, "has", len(worker.jobs), "jobs")
-        must(Rule.BOUNDED, set(worker.moved) <= set(worker.jobs), worker.name, "follows jobs that it does not have")
-        must(Rule.BOUNDED, len(worker.busy_vram) <= 3, worker.name, "keeps samples")
-        for series in worker.watch._series.values():
+        process = worker.process
+        must(Rule.BOUNDED, len(process.suspended) <= MAX_SUSPENDED, worker.name, "has suspended", process.suspended)
+        at_hand = len(process.at_hand)
+        must(Rule.BOUNDED, at_hand <= process.slots + AHEAD, worker.name, "has", len(process.jobs), "jobs")
+        must(Rule.BOUNDED, set(process.moved) <= set(process.jobs), worker.name, "watches jobs that it does not have")
+        must(Rule.BOUNDED, len(process.busy_vram) <= 3, worker.name, "keeps samples")
+        for series in process.watch._series.values():
             must(Rule.BOUNDED, len(series._scales) <= 12, worker.name, "keeps scales")
             points = max((len(scale.values) for scale in series._scales), default=0)
             must(Rule.BOUNDED, points <= POINTS, worker.name, "keeps", points, "points")

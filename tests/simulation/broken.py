@@ -99,7 +99,7 @@ BROKEN = [
     BrokenCore(Rule.ROOM, workers.more_workers_than_may_be, shows_in=lambda scene: scene.gapless),
     BrokenCore(Rule.QUARANTINE, queue.no_quarantine),
     BrokenCore(Rule.QUARANTINE, queue.the_healthy_quarantined),
-    BrokenCore(Rule.QUARANTINE, queue.those_aside_are_blamed, shows_in=_puts_aside),
+    BrokenCore(Rule.QUARANTINE, queue.those_aside_are_blamed, jobs=1_000, shows_in=_puts_aside),
     BrokenCore(Rule.FAIR, queue.batch_starves, jobs=1_000, shows_in=_crowded, without=_CALM),
     BrokenCore(Rule.FAIR, queue.weights_ignored, shows_in=_unlike, without=_CALM),
     BrokenCore(Rule.FAIR, queue.a_book_is_served_first),

@@ -7,15 +7,19 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from glmtts.daemon.core import machine
+from glmtts.daemon.core.api.recovery import Recovery
 from glmtts.daemon.core.effects import Send, SettleOutput, Tell
 from glmtts.daemon.core.jobs.job import Ending, Job
 from glmtts.daemon.core.machine import Machine
-from glmtts.daemon.core.scheduling import dispatcher
+from glmtts.daemon.core.scheduling import worker_messages
 from glmtts.daemon.core.scheduling.completion import Completion
 from glmtts.daemon.core.scheduling.dispatcher import Dispatcher
 from glmtts.daemon.core.scheduling.durable import DurableJobs
 from glmtts.daemon.core.scheduling.retry import Retries
+from glmtts.daemon.core.scheduling.worker_messages import WorkerMessages
 from glmtts.daemon.core.workers.pool import Pool
+from glmtts.daemon.core.workers.process import Process
 from glmtts.daemon.core.workers.worker import Worker, WorkerState
 from glmtts.protocol import events
 from glmtts.protocol.worker import AudioChunk, ResumeJob
@@ -51,8 +55,8 @@ def hangs_go_unnoticed(patch: Patch) -> None:
 
 
 def a_beat_that_stands_still_counts(patch: Patch) -> None:
-    moved = Pool.moved
-    patch.setattr(Pool, "moved", lambda self, worker, job, done=None: moved(self, worker, job))  # noqa: ARG005
+    progressed = Process.progressed
+    patch.setattr(Process, "progressed", lambda self, job, now, done=None: progressed(self, job, now))  # noqa: ARG005
 
 
 def effects_lost_with_an_error(patch: Patch) -> None:
@@ -78,15 +82,15 @@ def the_rest_of_a_step_lost_with_an_error(patch: Patch) -> None:
 
 
 def failed_effects_ignored(patch: Patch) -> None:
-    patch.setattr(Machine, "_on_effect_failed", lambda *_: None)
+    patch.setattr(Recovery, "on_effect_failed", lambda *_: None)
 
 
 def deadlines_forgotten(patch: Patch) -> None:
-    patch.setattr(Dispatcher, "on_deadline", lambda *_: None)
+    patch.setattr(machine, "on_deadline", lambda *_: None)
 
 
 def put_aside_and_forgotten(patch: Patch) -> None:
-    patch.setattr(Dispatcher, "_go_on", lambda *_: None)
+    patch.setattr(Dispatcher, "_fill", lambda *_: None)
 
 
 def gone_on_with_and_still_aside(patch: Patch) -> None:
@@ -125,15 +129,15 @@ def ended_before_that_is_on_disk(patch: Patch) -> None:
 def a_recovered_job_is_forgotten(patch: Patch) -> None:
     changed = DurableJobs.on_changed
 
-    def but_the_first(self: DurableJobs, event: Any) -> None:
-        changed(self, replace(event, rows=event.rows[1:]))
+    def but_the_first(self: DurableJobs, event: Any) -> list[Job]:
+        return changed(self, replace(event, rows=event.rows[1:]))
 
     patch.setattr(DurableJobs, "on_changed", but_the_first)
 
 
 def attempts_of_the_last_daemon_not_counted(patch: Patch) -> None:
     recover = DurableJobs._recover
-    patch.setattr(DurableJobs, "_recover", lambda self, row: recover(self, replace(row, attempts=0)))
+    patch.setattr(DurableJobs, "_recover", lambda self, row, found: recover(self, replace(row, attempts=0), found))
 
 
 def ended_jobs_spoken_again(patch: Patch) -> None:
@@ -197,9 +201,9 @@ def audio_of_another(patch: Patch) -> None:
 
 
 def stream_to_whoever_waits(patch: Patch) -> None:
-    on_audio = Dispatcher.on_audio
+    on_audio = WorkerMessages.on_audio
 
-    def to_all(self: Dispatcher, worker: Worker, message: Any, body: Any) -> None:
+    def to_all(self: WorkerMessages, worker: Worker, message: Any, body: Any) -> None:
         job = self._job_table.live.get(message.job)
         own = job.subscribers if job else []
         if job is not None:
@@ -208,7 +212,7 @@ def stream_to_whoever_waits(patch: Patch) -> None:
         if job is not None and job.live:
             job.subscribers = own
 
-    patch.setitem(dispatcher._HANDLERS, AudioChunk, to_all)
+    patch.setitem(worker_messages._HANDLERS, AudioChunk, to_all)
 
 
 def results_for_everybody(patch: Patch) -> None:

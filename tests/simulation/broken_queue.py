@@ -18,9 +18,8 @@ from glmtts.daemon.core.jobs.queue import WaitingQueue
 from glmtts.daemon.core.scheduling import preemption
 from glmtts.daemon.core.scheduling.admission import Admission
 from glmtts.daemon.core.scheduling.preemption import Preemption
-from glmtts.daemon.core.scheduling.quarantine import Quarantine
 from glmtts.daemon.core.scheduling.rate_limit import RateLimiter
-from glmtts.daemon.core.scheduling.retry import Retries
+from glmtts.daemon.core.scheduling.retry import Quarantine, Retries
 from glmtts.daemon.core.workers.pool import Pool
 from glmtts.daemon.core.workers.worker import Worker, WorkerState
 
@@ -38,7 +37,7 @@ def those_aside_are_blamed(patch: Patch) -> None:
     blame = Retries._blame
 
     def all_of_them(self: Retries, jobs: list[Job], death: Any) -> None:
-        aside = [job for job in self._job_table.live.values() if job.suspended]
+        aside = [job for job in self._job_table.live.values() if job.attempt.suspended]
         blame(self, jobs + aside, death)
 
     patch.setattr(Retries, "_blame", all_of_them)
@@ -139,7 +138,7 @@ def customers_take_what_their_gateway_has_not(patch: Patch) -> None:
 
 
 def as_many_aside_as_it_takes(patch: Patch) -> None:
-    patch.setattr(preemption, "MAX_ASIDE", 100)
+    patch.setattr(preemption, "MAX_SUSPENDED", 100)
     patch.setattr(Preemption, "goes_before", lambda *_: True)
 
 

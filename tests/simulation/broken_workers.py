@@ -12,7 +12,9 @@ from glmtts.daemon.core.workers.autoscaler import Autoscaler
 from glmtts.daemon.core.workers.circuit_breaker import CircuitBreaker
 from glmtts.daemon.core.workers.gpus import Gpus
 from glmtts.daemon.core.workers.pool import Pool
+from glmtts.daemon.core.workers.process import ExitReason
 from glmtts.daemon.core.workers.recycler import Recycler
+from glmtts.daemon.core.workers.restart_policy import RestartPolicy
 from glmtts.daemon.core.workers.worker import Worker, WorkerState
 
 Patch = pytest.MonkeyPatch
@@ -69,9 +71,7 @@ def breaker_never_opens(patch: Patch) -> None:
 
 
 def breaker_is_not_asked(patch: Patch) -> None:
-    patch.setattr(
-        Pool, "_obstacle", lambda self, worker: self._gpus.obstacle(worker.gpu, worker, self.workers.values())
-    )
+    patch.setattr(RestartPolicy, "obstacle", lambda *_: "")
 
 
 def samples_ask_for_samples(patch: Patch) -> None:
@@ -79,26 +79,26 @@ def samples_ask_for_samples(patch: Patch) -> None:
 
     def again(self: Machine, event: Any) -> None:
         on_sampled(self, event)
-        if any(worker.state is WorkerState.WAITING for worker in self._pool):
+        if any(worker.state is WorkerState.WAITING for worker in self.state.pool):
             self._context.effects.append(Sample())
 
     patch.setattr(Machine, "_on_sampled", again)
 
 
 def recycles_count_as_faults(patch: Patch) -> None:
-    count = Pool._count
+    ended = RestartPolicy.ended
 
-    def all_of_them(self: Pool, worker: Worker, death: Any, *, faulty: bool) -> None:  # noqa: ARG001
-        count(self, worker, death, faulty=True)
+    def all_of_them(self: RestartPolicy, worker: Worker, reason: ExitReason, *, faulty: bool) -> None:  # noqa: ARG001
+        ended(self, worker, reason, faulty=True)
 
-    patch.setattr(Pool, "_count", all_of_them)
+    patch.setattr(RestartPolicy, "ended", all_of_them)
 
 
 # --- beside them
 
 
 def leaks_not_seen(patch: Patch) -> None:
-    patch.setattr(Recycler, "_judge", lambda *_, **__: None)
+    patch.setattr(Recycler, "_judge_idle", lambda *_, **__: None)
 
 
 def recycled_without_a_spare(patch: Patch) -> None:

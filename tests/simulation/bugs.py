@@ -16,16 +16,17 @@ from .accidents import Scene
 _POINTS = 12
 #: What reckons and judges in the middle of a handler, and so may meet a bug there: by the parts of the core.
 _FALLIBLE = {
-    "_admission": ("check",),
-    "_notifications": ("tell", "begun"),
-    "_dispatcher": ("_message", "_begin", "_next", "least_s"),
-    "_estimator": ("expect_s", "least_s", "judge", "learn"),
-    "_retries": ("content", "deaths_of", "_after_death", "_blame"),
-    "_forecast": ("of", "left_s", "view"),
-    "_gpus": ("obstacle", "device", "on_sampled"),
-    "_pool": ("unavailable", "_place_is_empty", "_pause", "look_again"),
-    "_recycler": ("after_job", "_judge", "settle"),
-    "_autoscaler": ("settle", "on_waiting"),
+    "admission": ("check",),
+    "notifications": ("tell", "begun"),
+    "dispatcher": ("_message", "begin", "_next", "reconcile"),
+    "estimator": ("expect_s", "least_s", "judge", "learn"),
+    "retries": ("content", "deaths_of", "_after_death", "_blame"),
+    "forecast": ("of", "left_s", "view"),
+    "gpus": ("obstacle", "device", "on_sampled"),
+    "pool": ("unavailable", "_vacate", "reconcile"),
+    "restarts": ("ended", "delay_s", "obstacle"),
+    "recycler": ("after_job", "_judge_idle", "reconcile"),
+    "autoscaler": ("reconcile", "on_waiting"),
 }
 #: Effects that meet no bug: without the first the daemon does not end, and the others do nothing here.
 _SAFE = (effects.Exit, effects.UseSettings, effects.InternalError, effects.Log, effects.Publish)
@@ -84,8 +85,10 @@ class Bugs:
         context: Any = machine._context
         context.__class__ = type("BesetContext", (Context,), {"effects": _effects(self)})
         for part, names in _FALLIBLE.items():
+            homes = (machine.state, machine.scheduler, machine.state.pool)
+            owner = next(getattr(home, part) for home in homes if hasattr(home, part))
             for name in names:
-                setattr(getattr(machine, part), name, self._before(getattr(getattr(machine, part), name)))
+                setattr(owner, name, self._before(getattr(owner, name)))
         handlers: dict[Any, Callable[..., None]]
         for handlers in (machine._inputs, machine._timers):  # type: ignore[assignment]
             for key, handler in handlers.items():

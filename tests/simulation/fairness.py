@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from glmtts.daemon.core.workers.pool import AHEAD
 from glmtts.daemon.core.workers.worker import WorkerState
+from glmtts.daemon.core.workers.worker_table import AHEAD
 
 from .rules import Rule, must
 
@@ -46,9 +46,9 @@ class Fairness:
     def __init__(self, world: World, machine: Any) -> None:
         self._world = world
         self._machine = machine
-        self._queue = machine._queue
-        self._pool = machine._pool
-        self._live = machine._job_table.live
+        self._queue = machine.state.queue
+        self._pool = machine.state.pool
+        self._live = machine.state.job_table.live
         self._weights: dict[str, float] = {}
         #: Seconds that workers have worked for each.
         self._served: dict[_Flow, float] = {}
@@ -65,7 +65,7 @@ class Fairness:
         if job is None or job.needs_fresh:
             return
         worker = self._pool._by_incarnation.get(incarnation)
-        if worker is not None and worker.jobs_taken == 1 and worker.state is not WorkerState.FAILED:
+        if worker is not None and worker.process.jobs_taken == 1 and worker.state is not WorkerState.FAILED:
             must(Rule.FAIR, not self._queue._for_fresh, job_id, "took a fresh worker from one that needs it more")
 
     def after(self) -> None:
@@ -73,7 +73,7 @@ class Fairness:
         now, served = self._world.now, self._served
         passed_s, self._now = now - self._now, now
         for job in self._running:
-            long_s = max(job.cost_s, job.active_s(now), job.charged_s)
+            long_s = max(job.account.cost_s, job.attempt.active_s(now), job.account.charged_s)
             for flow in ((job.request.priority, ""), (job.request.priority, job.client.key)):
                 served[flow] = served.get(flow, 0.0) + passed_s
                 recent = self._recent.setdefault(flow, {})
@@ -81,7 +81,7 @@ class Fairness:
                 if len(recent) > _RECENT:
                     del recent[next(iter(recent))]
         live = self._live
-        at_work = (id for worker in self._pool.workers.values() for id in worker.begun)
+        at_work = (id for worker in self._pool.workers.values() for id in worker.process.begun)
         self._running = [job for id in at_work if (job := live.get(id)) is not None and job.ending is None]
         class_queues = self._queue._class_queues
         weights = self._queue._classes._weights
@@ -113,7 +113,7 @@ class Fairness:
 
     def _look(self, pairs: list[tuple[_Flow, _Flow]]) -> None:
         before, self._windows = self._windows, {}
-        places = sum(worker.slots for worker in self._pool.workers.values())
+        places = sum(worker.process.slots for worker in self._pool.workers.values())
         for pair in pairs:
             first, second = (self._served.get(flow, 0.0) / self._weight(flow) for flow in pair)
             window = before.get(pair)
@@ -144,5 +144,5 @@ class Fairness:
     def _longest(self, flow: _Flow) -> float:
         class_queue = self._queue._class_queues[flow[0]]
         of = class_queue._flows.values() if not flow[1] else [class_queue._flows[flow[1]]]
-        waiting = max((job.cost_s for f in of for _, _, job in f.jobs), default=0.0)
+        waiting = max((job.account.cost_s for f in of for _, _, job in f.jobs), default=0.0)
         return max(waiting, *self._recent.get(flow, {"": 0.0}).values())

@@ -49,12 +49,12 @@ class Invariants:
         machine: Any = world.machine
         self._world = world
         self._machine = machine
-        self._context = machine._context
-        self._job_table = machine._job_table
-        self._queue = machine._queue
-        self._pool = machine._pool
-        self._completion = machine._completion
-        self._durable_jobs = machine._durable_jobs
+        self._context = machine.state.context
+        self._job_table = machine.state.job_table
+        self._queue = machine.state.queue
+        self._pool = machine.state.pool
+        self._completion = machine.scheduler.completion
+        self._durable_jobs = machine.scheduler.durable_jobs
         self.starts = Starts(world, machine)
         self._blame = Blame(world, machine)
         self._fairness = Fairness(world, machine)
@@ -72,7 +72,7 @@ class Invariants:
     @property
     def accepted(self) -> int:
         """How many jobs this daemon has taken from clients, though the journal may still refuse some."""
-        return self._machine._context.counters.created  # type: ignore[no-any-return]
+        return self._machine.state.context.counters.created  # type: ignore[no-any-return]
 
     @property
     def quarantine_after(self) -> int:
@@ -125,6 +125,11 @@ class Invariants:
 
     def after(self) -> None:
         """After every step."""
+        must(
+            Rule.NO_IDLENESS,
+            not (self._context.jobs_dirty or self._context.workers_dirty),
+            "a step ended before workers and jobs were in line with it",
+        )
         self._look_at_workers()
         self.starts.after(self._event)
         self._fairness.after()
@@ -154,8 +159,8 @@ class Invariants:
                 must(Rule.ORDER, state in _MAY_HAVE_JOBS, name, state, "with jobs", worker.jobs)
             if state is WorkerState.BUSY:
                 serving += 1
-                if worker.moved and worker.begun:
-                    latest = min(at for at, _ in worker.moved.values()) + timeout_s
+                if worker.process.moved and worker.process.begun:
+                    latest = min(at for at, _ in worker.process.moved.values()) + timeout_s
                     due = timers.due(("hang", name))
                     must(Rule.ONE_END, due <= latest + 1e-6, name, "may hang for longer than it may")
             elif state is WorkerState.READY:
@@ -165,7 +170,7 @@ class Invariants:
                 job = live.get(id)
                 if job is not None and job.ending is None:
                     running += 1
-                    right = job.state == "running" and job.worker == name
+                    right = job.state == "running" and job.attempt.worker == name
                     must(Rule.ORDER, right, id, "is on", name, job.state)
             if state is WorkerState.BUSY:
                 # One that is put aside counts too: its worker is going to go on with it.
@@ -219,7 +224,7 @@ class Invariants:
         ended = sum(self._completion.outcomes.values()) + self._completion.left
         taken = self.accepted - self._context.counters.withdrawn + self._durable_jobs.recovered
         must(Rule.ONE_END, ended + len(self.live) == taken, "jobs are lost")
-        stopping = self._machine.phase.value == "stopping"
+        stopping = self._machine.stopping
         self._world.promises.look(self.live, leaving=stopping)
         self._bounds.look_closely()
 
@@ -232,7 +237,7 @@ class Invariants:
         else:
             in_time = timer is not None and timer <= job.deadline_at
             must(Rule.ONE_END, in_time, job.id, "has no timer for its deadline")
-            must(Rule.ONE_END, not job.begun or timer == job.deadline_at, job.id, "is given up too early")
+            must(Rule.ONE_END, not job.attempt.begun or timer == job.deadline_at, job.id, "is given up too early")
 
     def _look_at_sums(self) -> None:
         queue = self._queue
@@ -242,11 +247,11 @@ class Invariants:
             inside = [j for j in jobs if all(j is not other for other in apart)]
             must(Rule.ORDER, queue.length(priority) == len(jobs), "length of", priority)
             must(Rule.ORDER, len(class_queue) == len(inside), "length of the lane of", priority)
-            work_s = sum(job.cost_s for job in inside)
+            work_s = sum(job.account.cost_s for job in inside)
             must(Rule.ORDER, abs(class_queue.work_s - work_s) < 1e-6, "work of", priority, class_queue.work_s, work_s)
             of_clients = {key: (len(flow.jobs), flow.work_s) for key, flow in class_queue._flows.items()}
             for key, (count, flow_s) in of_clients.items():
-                own = [job.cost_s for job in inside if job.client.key == key]
+                own = [job.account.cost_s for job in inside if job.client.key == key]
                 right = count == len(own) and abs(flow_s - sum(own)) < 1e-6
                 must(Rule.ORDER, right, "jobs of", key)
             must(Rule.ORDER, sum(count for count, _ in of_clients.values()) == len(inside), "clients of", priority)
@@ -257,7 +262,7 @@ class Invariants:
         self.look_at_everything()
         must(Rule.ONE_END, not self.live, "jobs are left", self.live)
         # What nothing can end does not keep the daemon from ending.
-        stuck = {worker.name for worker in self._pool.workers.values() if worker.stuck}
+        stuck = {worker.name for worker in self._pool.workers.values() if worker.process.stuck}
         processes = set(self.starts.processes) - stuck
         must(Rule.ROOM, not processes, "processes are left", processes)
         left = {key for key in self._context.timers._due if key[0] not in _HARMLESS and key != ("kill", key[1])}

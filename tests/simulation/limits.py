@@ -29,8 +29,8 @@ class Limits:
     def __init__(self, world: World, machine: Any) -> None:
         self._world = world
         self._machine = machine
-        self._queue = machine._queue
-        self._live = machine._job_table.live
+        self._queue = machine.state.queue
+        self._live = machine.state.job_table.live
         #: By client, and whether it is batch: tokens that are left, and when that was so.
         self._tokens: dict[tuple[str, bool], tuple[float, float]] = {}
 
@@ -50,7 +50,7 @@ class Limits:
         self._take(key, batch, parse_rate(general if given is None else given))
         jobs = [job for job in self._live.values() if job.client.key == key]
         most = settings.queue.max_per_client
-        recovered = self._machine._durable_jobs.recovered
+        recovered = self._machine.scheduler.durable_jobs.recovered
         must(Rule.BOUNDED, len(jobs) <= most + recovered, key, "has", len(jobs), "jobs, and may have", most)
         places = settings.queue.max_waiting_batch if batch else settings.queue.max_waiting
         share = math.ceil((settings.queue.max_share if own.max_share is None else own.max_share) * places)
@@ -74,7 +74,7 @@ class Limits:
         """A job is started: its client's others that are due earlier were started before it."""
         job = self._live.get(id)
         # One that has a deadline may be started early because it takes long.
-        if job is None or job.attempts > job.begun or job.needs_fresh or job.deadline_at is not None:
+        if job is None or job.attempts > job.attempt.begun or job.needs_fresh or job.deadline_at is not None:
             return
         due = job.accepted_at + DUE_AFTER_S
         for other in self._queue:

@@ -54,7 +54,7 @@ class Promises:
         if isinstance(event, Accepted):
             known = row is not None or job in self._told
             must(Rule.OUTPUT_ONCE, known, job, "is accepted, and not on disk")
-        elif isinstance(event, Error) and event.code == "shutting_down" and "goes on" in event.message:
+        elif isinstance(event, Error) and event.code == "shutting_down" and "is durable" in event.message:
             # Not so of one that was never accepted, because the daemon stopped before it was on disk.
             must(Rule.OUTPUT_ONCE, row is not None, job, "is said to go on later, and is not on disk")
         elif isinstance(event, Error) and (event.code == "slow_consumer" or "event was not sent" in event.message):

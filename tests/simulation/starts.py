@@ -37,9 +37,9 @@ class Starts:
 
     def __init__(self, world: World, machine: Any) -> None:
         self._world = world
-        self._context = machine._context
-        self._pool = machine._pool
-        self._gpus = machine._gpus
+        self._context = machine.state.context
+        self._pool = machine.state.pool
+        self._gpus = machine.state.gpus
         #: The process in each place.
         self.processes: dict[str, int] = {}
         self._seen: dict[int, Seen] = {}
@@ -114,13 +114,13 @@ class Starts:
             self._leaked_away(process)
         count = self._faults.get(worker.name, (0, 0.0))[0]
         asked_to = worker.state is WorkerState.STOPPING or (
-            worker.doom is not None and worker.doom.cause == "requested"
+            worker.process.exit_reason is not None and worker.process.exit_reason.cause == "requested"
         )
-        if asked_to and worker.state is not WorkerState.DRAINING:
+        if asked_to:
             now = -math.inf  # no fault: no pause is due
         else:
             ready_at = self._ready_at.get(event.incarnation)
-            lasted = ready_at is not None and (worker.jobs_done > 0 or now - ready_at >= restart.backoff_max_s)
+            lasted = ready_at is not None and (worker.process.jobs_done > 0 or now - ready_at >= restart.backoff_max_s)
             count = 1 if lasted else count + 1
             self._recent.append(now)
         self._faults[worker.name] = (count, now)
@@ -158,8 +158,8 @@ class Starts:
             for name in self.processes
             if (worker := workers.get(name)) is not None
             # What can't be ended is counted apart, and so is what was allowed when it was started and finishes its job.
-            and not worker.stuck
-            and not (worker.retiring and worker.spawned_at <= lowered_at)
+            and not worker.process.stuck
+            and not (worker.retiring and worker.process.started_at <= lowered_at)
         ]
         new = workers[effect.name]
         replacing = any(worker.replaces is not None for worker in (*held, new))
@@ -264,7 +264,7 @@ class Starts:
                 and other.state is WorkerState.STARTING
                 and other.faults
                 # One that was under way when the breaker opened is no probe.
-                and other.spawned_at >= self._half_open_at
+                and other.process.started_at >= self._half_open_at
             ]
             must(Rule.NO_SPIN, not others, "probes beside", effect.name, ":", others)
 

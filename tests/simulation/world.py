@@ -14,9 +14,12 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from msgspec.structs import replace
+
 from glmtts.daemon.core import effects, inputs
-from glmtts.daemon.core.machine import Machine, Phase
+from glmtts.daemon.core.machine import Machine
 from glmtts.daemon.core.settings import Settings
+from glmtts.daemon.core.state import Installation
 from glmtts.protocol import control
 from glmtts.protocol import worker as wire
 
@@ -95,12 +98,15 @@ class World:
 
     def _machine(self, settings: Settings) -> Machine:
         machine = Machine(
-            settings, now=self.now, wall=self.now + WALL, seed=self.seed + self.daemon, boot=f"{self.daemon:x}b",
-            version="1", outputs_folder="/out", results_folder="/results",
-        )  # fmt: skip
+            settings,
+            Installation(boot=f"{self.daemon:x}b", version="1", outputs_folder="/out", results_folder="/results"),
+            now=self.now,
+            wall=self.now + WALL,
+            seed=self.seed + self.daemon,
+        )
         machine.watched = self.seed % 4 == 0
         self.bugs.beset(machine)
-        classes = machine._queue._classes
+        classes = machine.state.queue._classes
         classes._handicaps = {name: HEAD_START_S * rank for name, rank in classes._ranks.items()}
         return machine
 
@@ -114,8 +120,7 @@ class World:
     @property
     def _quiet(self) -> bool:
         """All that was asked for has come to its end, over all daemons."""
-        stopping = self.machine.phase is Phase.STOPPING
-        return not (self.dead or self.exited or stopping or self.invariants.live) and self.journal.idle
+        return not (self.dead or self.exited or self.machine.stopping or self.invariants.live) and self.journal.idle
 
     def id(self) -> str:
         """A new id for a request."""
@@ -263,7 +268,7 @@ class World:
         if (
             over
             and event.incarnation in self.processes
-            and self.machine._pool.by_incarnation(event.incarnation) is not None
+            and self.machine.state.pool.by_incarnation(event.incarnation) is not None
         ):
             self.processes[event.incarnation].has.pop(message.job, None)  # type: ignore[union-attr]
 
@@ -276,6 +281,8 @@ class World:
 
     def _do(self, todo: list[effects.Effect]) -> None:
         for effect in todo:
+            if isinstance(effect, effects.Send) and effect.id:
+                effect.event = replace(effect.event, id=effect.id)
             if not isinstance(effect, effects.Publish | effects.Log):
                 self._trace.update(_name(effect, self.now).encode())
             if self.bugs.breaks(effect):
@@ -376,16 +383,16 @@ class World:
         for text in process.has.values():
             if text.split()[0] not in KILLING:
                 self.innocent[text] = self.innocent.get(text, 0) + 1
-        worker = self.machine._pool._by_incarnation.get(process.incarnation)
+        worker = self.machine.state.pool._by_incarnation.get(process.incarnation)
         self.happen(inputs.ProcessEnded(process.incarnation, returncode, "its last line", oom_killed))
         if self.processes.get(process.incarnation) is process:
             del self.processes[process.incarnation]
-        if worker is not None and worker.last_death is not None:
-            self.causes.add(worker.last_death.cause.value)
+        if worker is not None and worker.last_exit is not None:
+            self.causes.add(worker.last_exit.cause.value)
 
     def bad_luck(self, text: str) -> int:
         """How many processes ended, or are about to, while they had this, though it is healthy."""
-        heard = self.machine._pool.by_incarnation
+        heard = self.machine.state.pool.by_incarnation
         ending = [p for p in self.processes.values() if not p.healthy or heard(p.incarnation) is None]
         return self.innocent.get(text, 0) + sum(text in process.has.values() for process in ending)
 

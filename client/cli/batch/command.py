@@ -1,4 +1,4 @@
-"""`glmttsctl batch`: every line of a JSONL file becomes an audio file; a bad one fails alone, a second run goes on."""
+"""`glmttsctl batch`: each line of a JSONL file becomes an audio file; a second run continues the first."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from glmtts.client import ConnectionLost, DaemonNotRunning, RequestFailed
-from glmtts.client.cli.batch.file import BadLine, BatchLine, OutputNames, read_lines
 from glmtts.protocol.audio_formats import FORMATS, AudioFormat
 from glmtts.protocol.requests import MAX_SEED, PRIORITIES
 
@@ -18,15 +17,15 @@ from ..failures import USAGE, Failure
 from ..say import parse_options
 from ..session import session, shared_options
 from ..ui.signals import Signalled, until_signal
-from .progress_file import NAME as JOURNAL
-from .progress_file import Journal, digest_of
+from .file import BadLine, BatchLine, Line, OutputNames, read_lines
+from .progress_file import NAME, ProgressFile, digest_of
 from .report import finish, progress
-from .runner import BatchRun, FailedLine, Line
+from .runner import BatchRun, FailedLine
 
-#: Lines that the daemon is given ahead: so many are spoken when this program is gone. It takes 1,024 jobs of one client
-#: unless told otherwise, and the same user may want to say something in between.
+#: Lines submitted ahead, which the daemon speaks when this program has ended. By default the daemon takes 1,024 jobs of
+#: one client; the rest is for other commands of the same user.
 _AHEAD = 800
-#: The same where they end with this program: enough to keep a few workers busy.
+#: Jobs that end with this program: enough to keep a few workers busy.
 _AHEAD_NOT_DURABLE = 4
 
 
@@ -38,7 +37,7 @@ _AHEAD_NOT_DURABLE = 4
     required=True,
     metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where the speech goes; made if it isn't there.",
+    help="The folder for the speech; created if missing.",
 )
 @click.option(
     "--format", "format", type=click.Choice(FORMATS), help="By default what a line's output name says, or wav."
@@ -52,63 +51,54 @@ _AHEAD_NOT_DURABLE = 4
     "--jobs",
     type=click.IntRange(1, 1_024),
     metavar="N",
-    help=f"Lines that the daemon is given ahead; {_AHEAD}, or {_AHEAD_NOT_DURABLE} with --no-durable.",
+    help=f"Submit N lines ahead.  [default: {_AHEAD}; {_AHEAD_NOT_DURABLE} with --no-durable]",
 )
 @click.option("--retries", type=click.IntRange(0, 100), default=5, show_default=True, help="For each line.")
-@click.option("--resume", is_flag=True, help="Go on with what was begun in DIR; refuse if nothing was.")
+@click.option("--resume", is_flag=True, help="Continue the batch in DIR; fail if there is none.")
 @click.option(
     "--durable/--no-durable",
     default=True,
-    help="Have the daemon write lines down, and go on with them when this command ends; on unless given.",
+    show_default=True,
+    help="Submit durable jobs: the daemon finishes them even if this command or the daemon itself ends.",
 )
-@click.option("--cancel-on-exit", is_flag=True, help="Cancel what is under way when the command is interrupted.")
+@click.option("--cancel-on-exit", is_flag=True, help="Cancel the submitted jobs when this command is interrupted.")
 @shared_options
 def batch(
     *,
     file: Path,
     folder: Path,
     format: AudioFormat | None,
-    sample_rate: int | None,
-    voice: str | None,
-    seed: int | None,
-    options: dict[str, Any],
-    priority: str,
     jobs: int | None,
     retries: int,
     resume: bool,
     durable: bool,
     cancel_on_exit: bool,
+    **request: Any,
 ) -> None:
-    """Speak every line of FILE, in the JSONL dialect of GLM-TTS or of its web interfaces.
+    """Speak every line of FILE, which is JSONL.
+
+    Its lines are in the dialect of GLM-TTS or of its web interfaces:
 
     \b
     {"uttid": "a1", "prompt_text": "...", "prompt_speech": "a.wav", "syn_text": "..."}
     {"output_name": "a1", "prompt_text": "...", "prompt_audio": "a.wav", "input_text": "..."}
 
     The prompt may be left out, and `voice` and `seed` may be added. Paths are relative to FILE. A line that can't be
-    spoken fails alone (see DIR/failures.jsonl; exit code 4); called again, the command goes on where it stopped.
+    spoken fails alone (see DIR/failures.jsonl; exit code 4). Run the command again to continue where it stopped.
 
-    The daemon writes lines down and goes on with them when this command is interrupted or its terminal is closed. The
-    same command, with --resume or without, fetches what was spoken meanwhile and goes on; no line is spoken twice.
+    The jobs are durable: the daemon finishes them when this command is interrupted or its terminal is closed. The same
+    command, with or without --resume, then fetches the speech and continues; no line is spoken twice.
     """
-    if resume and not (folder / JOURNAL).exists():
-        raise Failure(f"{folder}: no batch was begun there; leave --resume out to begin one", status=USAGE)
+    if resume and not (folder / NAME).exists():
+        raise Failure(f"{folder}: no batch was begun there; leave out --resume to begin one", status=USAGE)
     folder.mkdir(parents=True, exist_ok=True)
     run = session()
-    common = {"sample_rate": sample_rate, "options": options or None, "priority": priority}
-    with file.open("rb") as lines, Journal(folder) as journal:
-        todo, there, bad = _plan(
-            file=file,
-            found=read_lines(lines),
-            names=OutputNames(format),
-            journal=journal,
-            common=common,
-            voice=voice,
-            seed=seed,
-        )
+    request["options"] = request["options"] or None
+    with file.open("rb") as lines, ProgressFile(folder) as record:
+        todo, there, bad = _plan(file.parent, read_lines(lines), OutputNames(format), record, request)
         with progress(run, len(todo)) as (moved, note):
             ahead = jobs or (_AHEAD if durable else _AHEAD_NOT_DURABLE)
-            work = BatchRun(folder, journal, ahead, retries, note, moved, durable, cancel_on_exit, failed=bad)
+            work = BatchRun(folder, record, ahead, retries, note, moved, durable, cancel_on_exit, failed=bad)
             stopped: BaseException | None = None
             try:
                 asyncio.run(until_signal(work.run(run.endpoint, todo)))
@@ -118,46 +108,39 @@ def batch(
 
 
 def _plan(
-    *,
-    file: Path,
-    found: list[BatchLine | BadLine],
-    names: OutputNames,
-    journal: Journal,
-    common: dict[str, Any],
-    voice: str | None,
-    seed: int | None,
+    folder: Path, found: list[BatchLine | BadLine], names: OutputNames, record: ProgressFile, common: dict[str, Any]
 ) -> tuple[list[Line], int, list[FailedLine]]:
-    """The lines to speak, how many are there already, and those that can't be spoken."""
+    """The lines to speak, the number of lines that are done already, and the lines that can't be spoken."""
     todo: list[Line] = []
     bad: list[FailedLine] = []
-    digests: dict[Path, str] = {}
+    recordings: dict[Path, tuple[str, int]] = {}
     there = 0
     for line in found:
         if isinstance(line, BadLine):
             bad.append(FailedLine(line.number, "bad_line", line.reason))
             continue
         name, audio_format = names.give(line)
-        request: dict[str, Any] = {**common, "format": audio_format, "seed": seed if line.seed is None else line.seed}
-        identity = {"text": line.text, **request}
-        recording_bytes = 0
-        try:
-            if line.prompt is not None:
-                recording = file.parent / line.prompt
-                if recording not in digests:
-                    digests[recording] = hashlib.sha256(recording.read_bytes()).hexdigest()
-                recording_bytes = recording.stat().st_size
-                request |= {"prompt": recording, "prompt_text": line.prompt_text}
-                identity |= {"prompt": digests[recording], "prompt_text": line.prompt_text}
-            else:
-                request["voice"] = identity["voice"] = line.voice or voice
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            bad.append(FailedLine(line.number, "bad_line", f"prompt recording {line.prompt}: {reason}", name))
-            continue
-        # In which queue it waits makes no difference to the audio.
-        digest = digest_of({k: v for k, v in identity.items() if k != "priority"})
-        if journal.has(name, digest):
+        request = {**common, "format": audio_format, "seed": common["seed"] if line.seed is None else line.seed}
+        digest, size = "", 0
+        if line.prompt is not None:
+            path = folder / line.prompt
+            try:
+                if path not in recordings:
+                    recordings[path] = hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size
+            except (OSError, ValueError) as error:
+                reason = error.strerror if isinstance(error, OSError) else str(error)
+                bad.append(FailedLine(line.number, "bad_line", f"prompt recording {line.prompt}: {reason}", name))
+                continue
+            digest, size = recordings[path]
+            del request["voice"]
+            request |= {"prompt": path, "prompt_text": line.prompt_text}
+        else:
+            request["voice"] = line.voice or common["voice"]
+        # The priority makes no difference to the audio; of the recording, its content does.
+        identity = {k: v for k, v in request.items() if k != "priority"} | {"text": line.text}
+        whole = digest_of(identity | ({"prompt": digest} if line.prompt is not None else {}))
+        if record.has(name, whole):
             there += 1
         else:
-            todo.append(Line(line.number, name, digest, line.text, request, recording_bytes))
+            todo.append(Line(line.number, name, whole, line.text, request, size))
     return todo, there, bad

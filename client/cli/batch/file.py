@@ -2,7 +2,7 @@
 
 Upstream's lines have ``uttid, prompt_text, prompt_speech, syn_text``, the web interfaces' ``prompt_text, prompt_audio,
 input_text, output_name``. Both may also have ``voice`` and ``seed``, and the prompt may be left out. Unknown keys are
-let be, as upstream does. Nothing here opens a file.
+ignored, as upstream does. Nothing here opens a file.
 """
 
 from __future__ import annotations
@@ -44,6 +44,18 @@ class BadLine:
 
     number: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line to speak: its request, and the name of its output. ``recording_bytes`` is the size of its prompt."""
+
+    number: int
+    name: str
+    digest: str
+    text: str
+    request: dict[str, Any]
+    recording_bytes: int = 0
 
 
 class _Wrong(Exception):
@@ -120,9 +132,9 @@ def _seed(value: dict[str, Any]) -> int | None:
 
 
 class OutputNames:
-    """Plain file names for outputs, each given once: nothing leads out of the folder, and no line overwrites another.
+    """Gives each output a plain file name of its own: none leads out of the folder, no line overwrites another.
 
-    The names depend on the lines and their order alone, so that a second run finds the files of the first.
+    The names depend only on the lines and their order, so that a second run finds the files of the first.
     """
 
     def __init__(self, format: AudioFormat | None) -> None:
@@ -130,7 +142,7 @@ class OutputNames:
         self._taken: set[str] = set()
 
     def give(self, line: BatchLine) -> tuple[str, AudioFormat]:
-        """The file name of ``line``'s output, with its suffix, and the format that it is to be in."""
+        """The file name of ``line``'s output, with its suffix, and its format."""
         stem, suffix = _split(_safe(line.name))
         format = self._format or FORMAT_OF_SUFFIX.get(suffix, "wav")
         if FORMAT_OF_SUFFIX.get(suffix) != format:

@@ -1,4 +1,4 @@
-"""What a batch has done so far, in its output folder: by this it goes on where it stopped."""
+"""The record of a batch in its output folder, by which the next run continues where this one stopped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import secrets
 from collections import Counter
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 from ..failures import Failure
@@ -22,11 +21,11 @@ def digest_of(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-class Journal:
-    """One record per finished output, appended when the output is in place; a lock keeps a second batch out.
+class ProgressFile:
+    """Has a record for each finished output, appended when the output is in place; a lock keeps a second batch out.
 
-    It also gives the idempotency keys of durable jobs: the same one for an output until its job has ended and that was
-    recorded, then another, so that what failed or was thrown away is spoken anew and nothing else is.
+    It also makes the idempotency keys of durable jobs. An output keeps its key until the end of its job is recorded,
+    and then gets another: a failed job or a deleted output is spoken again, nothing else is.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,25 +36,23 @@ class Journal:
         self._ended: Counter[str] = Counter()
         self._batch = ""
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> ProgressFile:
         self._file = self._path.open("a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.close()
             raise Failure(
-                f"{self._folder}: another batch writes there; wait for it, or choose another folder"
+                f"{self._folder}: another batch is writing there. Wait for it, or choose another folder."
             ) from None
         self._read()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def has(self, name: str, digest: str) -> bool:
-        """Whether the output ``name`` is there, made from what ``digest`` stands for."""
+        """Whether the output ``name`` exists and was made from the values of ``digest``."""
         return self._digests.get(name) == digest and (self._folder / name).is_file()
 
     def add(self, name: str, digest: str, **facts: Any) -> None:
@@ -65,19 +62,20 @@ class Journal:
         self._ended[name] += 1
 
     def spent(self, name: str, code: str) -> None:
-        """The job of ``name`` has ended without an output, or its result is lost: its key is of no more use."""
+        """The job of ``name`` has ended without an output, or its result is lost: the next job needs another key."""
         self._append({"ended": name, "code": code})
         self._ended[name] += 1
 
     def key(self, name: str, digest: str) -> str:
         """The idempotency key for the job of ``name``.
 
-        It has the folder's own number in it: another folder's batch of the same lines shares nothing with this one.
+        It contains a random number of this folder, so that a batch of the same lines elsewhere shares no job with this
+        one.
         """
         if not self._batch:
             self._batch = secrets.token_hex(16)
             self._append({"batch": self._batch})
-            # Before the first job has it: a key that is forgotten is a line that is spoken twice.
+            # On disk before the first job has it: with a key that is lost, its line is spoken twice.
             os.fsync(self._file.fileno())
         whole = json.dumps([self._batch, name, digest, self._ended[name]])
         return f"batch-{hashlib.sha256(whole.encode()).hexdigest()[:48]}"
@@ -93,7 +91,7 @@ class Journal:
             try:
                 self._take(json.loads(line))
             except (ValueError, KeyError, TypeError):
-                continue  # cut off by a crash: its line is asked for again
+                continue  # cut off by a crash: the line is spoken again
         if content and not content.endswith(b"\n"):
             self._file.write(b"\n")
 

@@ -1,4 +1,4 @@
-"""What a batch says while it goes on and when it ends: a bar, the failures, and what becomes of the lines left."""
+"""The words of a batch: a progress bar, the failures, and at the end what becomes of the lines that are left."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from glmtts.client import RequestFailed
+from glmtts.client.files import write_whole
 
 from ..failures import JOB_FAILED, Failure, Finished, describe, exit_code
 from ..session import Session
-from ..ui.files import write_atomically
-from ..ui.output import duration, print_json
+from ..ui.humanize import duration
+from ..ui.output import print_json
 from ..ui.signals import Signalled
-from .durable import needs_no_journal
-from .runner import BatchRun
+from .runner import BatchRun, has_no_journal
 
 FAILURES = "failures.jsonl"
 
@@ -27,45 +27,29 @@ _SHOWN = 20
 
 @contextlib.contextmanager
 def progress(run: Session, total: int) -> Iterator[tuple[Callable[[], None], Callable[[str], None]]]:
-    """A bar with the time left where a person looks on; elsewhere only the remarks."""
+    """A bar with the time left on a terminal, elsewhere only the remarks: yields the functions for both."""
     if run.quiet or not sys.stderr.isatty() or not total:
         yield (lambda: None), run.note
         return
 
+    from rich import progress as bars
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
-    columns = (
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("lines"),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True, highlight=False), expand=True) as progress:
+    counts = (bars.MofNCompleteColumn(), bars.TextColumn("lines"), bars.TimeElapsedColumn())
+    columns = (bars.BarColumn(bar_width=None), *counts, bars.TextColumn("left:"), bars.TimeRemainingColumn())
+    with bars.Progress(*columns, console=Console(stderr=True, highlight=False), expand=True) as progress:
         task = progress.add_task("", total=total)
-        yield (
-            lambda: progress.advance(task),
-            lambda text: progress.console.print(text, markup=False),
-        )
+        yield (lambda: progress.advance(task), lambda text: progress.console.print(text, markup=False))
 
 
 def finish(run: Session, work: BatchRun, *, there: int, todo: int, stopped: BaseException | None) -> None:
-    """Say how it went, keep the failures, and end with the right exit code."""
+    """Print the summary, write the failures, and end with the right exit code."""
     work.failed.sort(key=lambda failed: failed.number)
     folder = work.folder
     failures = folder / FAILURES
     if work.failed:
         lines = (json.dumps(failed.as_map(), ensure_ascii=False) for failed in work.failed)
-        write_atomically(failures, "".join(f"{line}\n" for line in lines).encode(errors="replace"))
+        write_whole(failures, "".join(f"{line}\n" for line in lines).encode(errors="replace"))
     elif stopped is None:
         failures.unlink(missing_ok=True)
     missing = todo - work.spoken - sum(failed.code != "bad_line" for failed in work.failed)
@@ -78,7 +62,7 @@ def finish(run: Session, work: BatchRun, *, there: int, todo: int, stopped: Base
     if len(work.failed) > _SHOWN:
         run.note(f"... and {len(work.failed) - _SHOWN} more; all are in {failures}")
     parts = [f"{work.spoken} spoken ({duration(work.audio_s)} of speech)"]
-    parts += [f"{there} there already"] if there else []
+    parts += [f"{there} done before"] if there else []
     parts += [f"{len(work.failed)} failed (see {failures})"] if work.failed else []
     parts += [f"{missing} left"] if missing else []
     run.note(f"{folder}: {', '.join(parts)}.")
@@ -100,20 +84,19 @@ def finish(run: Session, work: BatchRun, *, there: int, todo: int, stopped: Base
 
 
 def _what_next(work: BatchRun, missing: int) -> str:
-    """What becomes of the lines that are left, and how to have them."""
+    """What becomes of the lines that are left, and how to get their speech."""
     if not (there := work.in_daemon):
-        return "The same command goes on from here."
-    lines = "1 line goes" if there == 1 else f"{there} lines go"
+        return "Run the same command again to continue."
+    lines, them = ("1 line", "it") if there == 1 else (f"{there} lines", "them")
     rest = missing - there
-    others = f", and goes on with the {'other' if rest == 1 else f'{rest} others'}" if rest > 0 else ""
-    fetches = "it" if there == 1 else "them"
-    return f"{lines} on in the daemon; the same command with --resume fetches {fetches}{others}."
+    others = f" and continue with the {'other' if rest == 1 else f'{rest} others'}" if rest > 0 else ""
+    return f"The daemon finishes {lines}; run the same command with --resume to fetch {them}{others}."
 
 
 def _advice(stopped: Exception) -> str:
-    if not needs_no_journal(stopped):
+    if not has_no_journal(stopped):
         return ""
     return (
-        "`glmttsctl status` says how its journal is; --no-durable has the lines spoken without one: those under way "
-        "then end with this command or the daemon, and the next run asks for them again. "
+        "`glmttsctl status` shows the state of the journal. With --no-durable lines are spoken without it; jobs then "
+        "end with this command or the daemon, and the next run submits them again. "
     )

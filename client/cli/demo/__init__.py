@@ -1,1 +1,1 @@
-"""``glmttsctl demo``: speech and a killed worker, on a daemon of its own."""
+"""``glmttsctl demo``: a demonstration with a daemon of its own."""

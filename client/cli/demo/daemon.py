@@ -1,4 +1,4 @@
-"""A daemon for a demonstration: of its own folder and configuration, started, watched and cleared away."""
+"""The daemon of a demonstration, with a folder and a configuration of its own, which leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from glmtts.client import Client, Control, DaemonNotRunning, GlmttsError, Timeout
 from glmtts.protocol.endpoints import MAX_PATH_BYTES, REQUESTS, WORKERS
@@ -35,12 +34,12 @@ max = 2
 rate = ""
 """
 
-_PATIENCE_S = 60.0
-_LOOK_AGAIN_S = 0.005
+_TIMEOUT_S = 60.0
+_POLL_S = 0.005
 
 
 class DemoDaemon:
-    """The daemon of a demonstration, from its start to the last trace of it."""
+    """Owns the daemon's process and folder, from the start to the removal of everything."""
 
     def __init__(self) -> None:
         self.folder = _make_folder()
@@ -55,14 +54,14 @@ class DemoDaemon:
         return self._process.pid
 
     def start(self) -> None:
-        """Start it, on a configuration written for it."""
+        """Write its configuration and start it."""
         config = self.folder / "glmtts.toml"
         config.write_text(_CONFIG.format(folder=self.folder))
         environment = {k: v for k, v in os.environ.items() if not k.startswith("GLMTTS_")}
         environment["GLMTTS_RUNTIME_DIR"] = str(self.folder)
         with self._log.open("wb") as log:
             self.started = time.perf_counter()
-            # Of its own session: Ctrl-C is for this program, which then ends the daemon in good order.
+            # In a session of its own: Ctrl-C is for this program, which then stops the daemon.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "glmtts.daemon.supervisor", "--config", str(config)],
                 stdin=subprocess.DEVNULL,
@@ -73,7 +72,7 @@ class DemoDaemon:
             )
 
     def until_accepting(self) -> float:
-        """Wait for its first answer; seconds since the start."""
+        """Wait for its first answer. Returns the seconds since its start."""
 
         def answers() -> bool:
             try:
@@ -87,25 +86,26 @@ class DemoDaemon:
         return time.perf_counter() - self.started
 
     def until_ready(self, count: int = 1, without: int = 0) -> dict[str, int]:
-        """Wait until ``count`` workers are up, none of them the process ``without``; their pids by name."""
+        """Wait for ``count`` ready workers, not counting the process ``without``. Returns their pids by name."""
         found: dict[str, int] = {}
         with Control(self.endpoint) as control:
 
             def ready() -> bool:
                 found.clear()
-                found.update({w["name"]: w["pid"] for w in _workers(control) if _can_work(w) and w["pid"] != without})
+                able = (w for w in control.workers()["workers"] if w["state"] in ("ready", "busy"))
+                found.update({w["name"]: w["pid"] for w in able if w["pid"] != without})
                 return len(found) >= count
 
             self._wait(f"have {count} ready workers", ready)
         return found
 
     def worker_count(self) -> int:
-        """How many workers there are, ready or not."""
+        """The number of workers, ready or not."""
         with Control(self.endpoint) as control:
-            return len(_workers(control))
+            return len(control.workers()["workers"])
 
     def stop(self) -> float:
-        """Ask it to end, and wait for that; the seconds that it took."""
+        """Stop it. Returns the seconds that it took."""
         assert self._process is not None
         began = time.perf_counter()
         with Control(self.endpoint) as control:
@@ -113,13 +113,13 @@ class DemoDaemon:
         try:
             self._process.wait(timeout=20.0)
         except subprocess.TimeoutExpired:
-            raise Failure("the daemon did not end within 20 s of being asked to") from None
+            raise Failure("the daemon did not end within 20 s after the request to stop") from None
         if self._process.returncode:
             raise Failure(f"the daemon ended with status {self._process.returncode}")
         return time.perf_counter() - began
 
     def processes(self) -> list[int]:
-        """Every process that lives in this demonstration: the daemon, its workers, and whatever those started."""
+        """Every process of this demonstration: the daemon, its workers, and their children."""
         mark = f"GLMTTS_RUNTIME_DIR={self.folder}".encode()
         alive = []
         for entry in Path("/proc").glob("[0-9]*"):
@@ -128,15 +128,15 @@ class DemoDaemon:
                     alive.append(int(entry.name))
         return alive
 
-    def last_words(self, lines: int = 15) -> str:
-        """The end of its log."""
+    def log_end(self, lines: int = 15) -> str:
+        """The last lines of its log."""
         try:
             return "\n".join(self._log.read_text(errors="replace").splitlines()[-lines:])
         except OSError:
             return ""
 
-    def clear_away(self) -> None:
-        """End whatever is left, without asking, and remove the folder."""
+    def remove(self) -> None:
+        """Kill all processes that are left, and remove the folder."""
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -145,44 +145,34 @@ class DemoDaemon:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _wait(self, what: str, ready: Callable[[], bool]) -> None:
-        ends = time.monotonic() + _PATIENCE_S
+        ends = time.monotonic() + _TIMEOUT_S
         assert self._process is not None
         while not ready():
             if self._process.poll() is not None:
                 raise Failure(f"the daemon ended with status {self._process.returncode} before it could {what}")
             if time.monotonic() > ends:
-                raise Failure(f"the daemon did not {what} within {_PATIENCE_S:.0f} s")
-            time.sleep(_LOOK_AGAIN_S)
+                raise Failure(f"the daemon did not {what} within {_TIMEOUT_S:.0f} s")
+            time.sleep(_POLL_S)
 
 
 @contextlib.contextmanager
 def demo_daemon() -> Iterator[DemoDaemon]:
-    """A daemon that is gone after the block, however the block ends."""
+    """A daemon that is removed after the block, however the block ends."""
     daemon = DemoDaemon()
     try:
         daemon.start()
         yield daemon
     except (GlmttsError, Failure) as error:
-        words = daemon.last_words()
-        said = f"\nThe daemon's last words:\n{words}" if words else ""
-        raise Failure(f"{error}{said}") from error
+        lines = daemon.log_end()
+        raise Failure(f"{error}\nThe end of the daemon's log:\n{lines}" if lines else str(error)) from error
     finally:
-        daemon.clear_away()
+        daemon.remove()
 
 
 def _make_folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="glmtts-demo-"))
-    # A socket's path is short by nature (unix(7)), and a TMPDIR may be long.
+    # The path of a socket must be short (unix(7)), and a TMPDIR may be long.
     if len(str(folder / WORKERS)) > MAX_PATH_BYTES:
         folder.rmdir()
         folder = Path(tempfile.mkdtemp(prefix="glmtts-demo-", dir="/tmp"))
     return folder
-
-
-def _workers(control: Control) -> list[dict[str, Any]]:
-    found = control.workers().get("workers") or []
-    return [worker for worker in found if isinstance(worker, dict)]
-
-
-def _can_work(worker: dict[str, Any]) -> bool:
-    return worker.get("state") in ("ready", "busy") and isinstance(worker.get("pid"), int)

@@ -1,78 +1,62 @@
-"""`glmttsctl top`: the daemon on one screen, live; without a terminal, or once, a picture of it as text."""
+"""`glmttsctl top`: the daemon on one screen, live; or once, as text."""
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 
 import click
+from rich.text import Text
 
 from ..session import session, shared_options
-from ..ui.output import print_json
-from ..ui.screen import QUIT, Ended, ended_by_signals, keys_at_once, pressed
+from ..ui.screen import show_live
+from ..ui.table import print_lines
+from ..ui.wrap import terminal_width
 from .feed import Feed, Snapshot
+from .frame import frame
 
-#: How long a key, or a new size of the window, may wait for its effect, in seconds.
+#: The longest wait for the effect of a key or of a new size of the window, in seconds.
 _TICK_S = 0.1
-
-_KEYS = "q quit"
 
 
 @click.command()
-@click.option("--interval", type=click.FloatRange(0.2, 60), default=1.0, metavar="SECONDS", help="Ask so often; 1.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.2, 60),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Refresh rate.",
+)
 @click.option("--once", is_flag=True, help="Print one picture and end.")
 @shared_options
 def top(interval: float, once: bool) -> None:
-    """Workers, GPUs, queue and what happened of late, live on a full screen. q ends it."""
+    """The daemon live on a full screen; q ends it."""
     run = session()
     feed = Feed(run.endpoint, interval)
-    if once or run.json or not (sys.stdout.isatty() and sys.stdin.isatty()):
-        try:
-            snapshot = feed.look()
-        finally:
-            feed.stop()
-        if run.json:
-            print_json({"status": snapshot.status, "workers": snapshot.workers, **snapshot.gpus})
-        else:
-            _print_once(snapshot)
-        return
-    feed.start()
     try:
-        _live(feed)
+        if once or run.json or not (sys.stdout.isatty() and sys.stdin.isatty()):
+            shot = feed.look()
+            answer = {"status": shot.status, "workers": shot.workers, **shot.gpus}
+            run.show(answer, lambda _: print_lines(frame(shot, terminal_width() or 120, None)))
+        else:
+            feed.start()
+            _live(feed)
     finally:
         feed.stop()
 
 
-def _print_once(snapshot: Snapshot) -> None:
-    from .frame import frame
-
-    # What goes into a pipe or a file is wide enough for everything.
-    width = shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else 120
-    for line in frame(snapshot, width, None):
-        click.echo(line.plain)
-
-
 def _live(feed: Feed) -> None:
-    from rich.console import Console, Group
-    from rich.live import Live
+    shown: tuple[Snapshot, int, int, int] | None = None
 
-    from .frame import frame
+    def draw(width: int, height: int) -> list[Text] | None:
+        nonlocal shown
+        snapshot = feed.latest()
+        # The clock is redrawn also while the daemon is gone.
+        wanted = (snapshot, width, height, int(time.time()) if snapshot.trouble else 0)
+        if shown is not None and shown[0] is snapshot and shown[1:] == wanted[1:]:
+            return None
+        shown = wanted
+        return frame(snapshot, width, height, "q quit")
 
-    console = Console(highlight=False)
-    shown: tuple[int, int, int, int] | None = None
-    try:
-        with keys_at_once(), ended_by_signals(), Live(console=console, screen=True, auto_refresh=False) as live:
-            while True:
-                snapshot = feed.latest()
-                width, height = shutil.get_terminal_size()
-                # The clock goes on while the daemon does not.
-                wanted = (snapshot.number, width, height, int(time.time()) if snapshot.trouble else 0)
-                if wanted != shown:
-                    console.size = (width, height)
-                    live.update(Group(*frame(snapshot, width, height, _KEYS)), refresh=True)
-                    shown = wanted
-                if pressed(_TICK_S) & QUIT:
-                    return
-    except (KeyboardInterrupt, Ended):
-        return
+    show_live(draw, _TICK_S)

@@ -1,4 +1,4 @@
-"""What `glmttsctl top` shows, gathered in a thread of its own: a daemon that is slow or gone freezes no screen."""
+"""What `glmttsctl top` shows, gathered in a thread, so that a slow or absent daemon does not freeze the screen."""
 
 from __future__ import annotations
 
@@ -7,29 +7,28 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from ..ui.humanize import History
-from ..ui.output import clean, humanise, plain
+from glmtts.client import Control, Forbidden, GlmttsError, News, ProtocolError, Watch
+
+from ..ui.humanize import History, humanise
+from ..ui.wrap import clean
 from ..workers import WANTED, death_in_words
 
-if TYPE_CHECKING:
-    from glmtts.client import Control, News, Watch
-
-#: The topics of which people want to read. A worker's every job is none of them.
+#: The events that are shown: not every job of a worker.
 _TOPICS = ("worker.draining", "worker.stopping", "worker.waiting", "alert.", "daemon.")
 
-#: How long the daemon may take to answer before it counts as not answering, in seconds.
-_PATIENCE_S = 3.0
+#: A daemon that takes longer for an answer, in seconds, counts as not answering.
+_TIMEOUT_S = 3.0
 
-#: How long a connection that broke may take to be there again; then a new one is made.
+#: A connection that broke may take this long to return; then a new one is made.
 _RECONNECT_S = 1.0
 
-#: Over how long the rate of jobs is taken, in seconds.
+#: The rate of jobs is taken over this many seconds.
 _RATE_S = 15.0
 
-#: Two looks at one death differ by less than that, in seconds.
+#: Two reports of one death differ by less than this, in seconds.
 _SAME_DEATH_S = 0.4
 
 _KEPT_EVENTS = 50
@@ -37,38 +36,36 @@ _KEPT_EVENTS = 50
 
 @dataclass
 class Happening:
-    """Something worth a line: ``style`` is a colour's name."""
+    """A line of the recent events; ``style`` is a colour's name."""
 
     at: float
     words: str
     style: str = ""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Snapshot:
-    """The daemon as it was a moment ago; ``trouble`` says why nothing newer is known."""
+    """The daemon's answers of one moment; ``trouble`` says why there are no newer ones."""
 
     status: Mapping[str, Any] = field(default_factory=dict)
     workers: Sequence[Mapping[str, Any]] = field(default_factory=list)
     gpus: Mapping[str, Any] = field(default_factory=dict)
-    running: Mapping[str, int] = field(default_factory=dict)
-    suspended: Mapping[str, int] = field(default_factory=dict)
+    classes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     rate: float | None = None
     series: Mapping[str, list[float]] = field(default_factory=dict)
-    happenings: list[Happening] = field(default_factory=list)
+    happenings: Sequence[Happening] = field(default_factory=list)
     trouble: str = ""
-    number: int = 0
 
 
 class Feed:
-    """Asks the daemon every ``interval_s`` seconds, between :meth:`start` and :meth:`stop`, and keeps the answer."""
+    """Asks the daemon every ``interval_s`` seconds between :meth:`start` and :meth:`stop`; owns the connections."""
 
     def __init__(self, endpoint: str | None, interval_s: float) -> None:
         self._endpoint = endpoint
         self._interval_s = interval_s
         self._control: Control | None = None
         self._watch: Watch | None = None
-        self._pid: Any = None
+        self._pid: int | None = None
         self._histories: dict[str, tuple[str, History]] = {}
         self._died_at: dict[str, float] = {}
         self._ended: deque[tuple[float, int]] = deque()
@@ -83,15 +80,15 @@ class Feed:
         self._thread.start()
 
     def stop(self) -> None:
-        """End, and close the connections. Waits for an answer that is due, for some seconds at most."""
+        """End, and close the connections. May wait some seconds for an answer that is due."""
         self._stopped.set()
         if self._thread.ident is None:
             self._disconnect()
         else:
-            self._thread.join(_PATIENCE_S + 1.0)
+            self._thread.join(_TIMEOUT_S + 1.0)
 
     def latest(self) -> Snapshot:
-        """The newest snapshot. Raises what the thread ended with, if it has."""
+        """The newest snapshot. Raises the error that ended the thread, if any."""
         if self._bug is not None:
             raise self._bug
         return self._snapshot
@@ -100,111 +97,97 @@ class Feed:
         try:
             while not self._stopped.is_set():
                 began = time.monotonic()
-                self.look_or_wait()
+                try:
+                    self.look()
+                except Forbidden:
+                    raise
+                except GlmttsError as error:
+                    self._disconnect()
+                    self._lose(str(error))
                 self._stopped.wait(max(0.0, began + self._interval_s - time.monotonic()))
         except BaseException as error:
             self._bug = error
         finally:
             self._disconnect()
 
-    def look_or_wait(self) -> None:
-        """Look once; where the daemon is not there, say so in the snapshot and keep what was known."""
-        from glmtts.client import Forbidden, GlmttsError
-
-        try:
-            self.look()
-        except Forbidden:
-            raise
-        except GlmttsError as error:
-            self._disconnect()
-            before = self._snapshot
-            if before.status and not before.trouble:
-                self._happenings.append(Happening(time.time(), "the daemon does not answer any more", "red"))
-            self._snapshot = Snapshot(
-                before.status, before.workers, before.gpus, before.running, before.suspended, None, before.series,
-                list(self._happenings), str(error), before.number + 1,
-            )  # fmt: skip
+    def _lose(self, trouble: str) -> None:
+        """Keep the last known answers, and say why they are old."""
+        if self._snapshot.status and not self._snapshot.trouble:
+            self._tell("the daemon does not answer any more", "red")
+        self._snapshot = replace(self._snapshot, rate=None, happenings=list(self._happenings), trouble=trouble)
 
     def look(self) -> Snapshot:
         """Ask everything once. Raises GlmttsError."""
-        from glmtts.client import Control, Watch
-
-        if self._control is None:
-            self._control = Control(self._endpoint, timeout=_PATIENCE_S, reconnect_s=_RECONNECT_S)
+        if self._control is None or self._watch is None:
+            self._control = Control(self._endpoint, timeout=_TIMEOUT_S, reconnect_s=_RECONNECT_S)
             self._watch = Watch(_TOPICS, self._endpoint, reconnect_s=None)
-            # Whoever draws has them at the next look: an event that came in between is not missed.
-            self._watch.next(0.2)
+            self._watch.next(0.2)  # let it connect: events from now on are not missed
         control = self._control
-        status: dict[str, Any] = plain(control.status())
-        workers = [w for w in plain(control.workers()).get("workers") or [] if isinstance(w, dict)]
-        gpus = _optional(control, "gpus")
-        classes = _optional(control, "queue", limit=0).get("classes")
-        now = time.monotonic()
+        status = control.status()
+        workers = control.workers().get("workers") or []
+        gpus = control.gpus()
+        classes = control.call("queue", limit=0).get("classes") or {}
         self._note_restart(status)
-        self._hear()
+        self._hear(self._watch)
         for worker in workers:
-            self._remember(worker)
+            self._add_memory(worker)
             self._note_death(worker)
         self._happenings = deque(sorted(self._happenings, key=lambda h: h.at), maxlen=_KEPT_EVENTS)
         series = {name: history.values for name, (_, history) in self._histories.items()}
-        self._snapshot = Snapshot(
-            status, workers, gpus, _counts(classes, "running"), _counts(classes, "suspended"),
-            self._rate(status, now), series, list(self._happenings), "", self._snapshot.number + 1,
-        )  # fmt: skip
+        rate = self._rate(status, time.monotonic())
+        self._snapshot = Snapshot(status, workers, gpus, classes, rate, series, list(self._happenings))
         return self._snapshot
+
+    def _tell(self, words: str, style: str, at: float | None = None) -> None:
+        self._happenings.append(Happening(time.time() if at is None else at, words, style))
 
     def _note_restart(self, status: Mapping[str, Any]) -> None:
         pid = status.get("pid")
         if self._pid is not None and pid != self._pid:
-            self._happenings.append(Happening(time.time(), f"the daemon was started anew (pid {pid})", "yellow"))
+            self._tell(f"the daemon was restarted (pid {pid})", "yellow")
             self._ended.clear()
             self._histories.clear()
             self._died_at.clear()
         elif self._snapshot.trouble and self._pid is not None:
-            self._happenings.append(Happening(time.time(), "the daemon answers again", "green"))
+            self._tell("the daemon answers again", "green")
         self._pid = pid
 
     def _note_death(self, worker: Mapping[str, Any]) -> None:
-        """A death that is not known yet: events tell when it was heard of, this tells when it was."""
+        """Tell of a new death, at the time when it happened."""
         death = worker.get("last_death")
-        ago = death.get("ago_s") if isinstance(death, Mapping) else None
-        if not isinstance(death, Mapping) or not isinstance(ago, (int, float)):
+        if not death or death.get("ago_s") is None:
             return
-        at, name = time.time() - ago, str(worker.get("name"))
+        at, name = time.time() - death["ago_s"], str(worker.get("name"))
         if at - self._died_at.get(name, -1e9) > _SAME_DEATH_S:
             self._died_at[name] = at
-            words = death_in_words({**death, "ago_s": None})
             verb, style = ("replaced", "yellow") if death.get("cause") in WANTED else ("died", "red")
-            self._happenings.append(Happening(at, f"{clean(name)} {verb}: {words}", style))
+            self._tell(f"{clean(name)} {verb}: {death_in_words({**death, 'ago_s': None})}", style, at)
 
-    def _remember(self, worker: Mapping[str, Any]) -> None:
-        """A worker's memory now, VRAM where it is known; the two are never mixed in one line."""
+    def _add_memory(self, worker: Mapping[str, Any]) -> None:
+        """Add the worker's VRAM to its series, or its host memory where VRAM was never known; never both."""
         name = str(worker.get("name"))
         known = self._histories.get(name)
-        # Between two processes nobody has VRAM: that does not turn its line into one of host memory.
+        # Between two processes a worker has no VRAM, and its series stays one of VRAM.
         kind = "rss" if worker.get("vram") is None and (known is None or known[0] == "rss") else "vram"
-        value = worker.get(kind)
-        if not isinstance(value, (int, float)):
+        if worker.get(kind) is None:
             return
         if known is None or known[0] != kind:
             known = self._histories[name] = (kind, History())
-        known[1].add(float(value))
+        known[1].add(float(worker[kind]))
 
     def _rate(self, status: Mapping[str, Any], now: float) -> float | None:
-        """Jobs that ended in a second, of late."""
-        ended = sum(count for count in ended_of(status).values())
+        """Jobs that ended per second."""
+        ended = sum(ended_of(status).values())
         self._ended.append((now, ended))
         while len(self._ended) > 2 and self._ended[1][0] <= now - _RATE_S:
             self._ended.popleft()
-        (then, before), passed = self._ended[0], now - self._ended[0][0]
-        return (ended - before) / passed if passed > 0 and ended >= before and then < now else None
+        then, before = self._ended[0]
+        return (ended - before) / (now - then) if now > then and ended >= before else None
 
-    def _hear(self) -> None:
-        from glmtts.client import ProtocolError
-
-        while self._watch is not None:
+    def _hear(self, watch: Watch) -> None:
+        while True:
             try:
-                news = self._watch.next(0)
+                news = watch.next(0)
             except ProtocolError:
                 continue
             if news is None:
@@ -214,8 +197,6 @@ class Feed:
                 self._happenings.append(happening)
 
     def _disconnect(self) -> None:
-        from glmtts.client import GlmttsError
-
         for connection in (self._control, self._watch):
             if connection is not None:
                 with contextlib.suppress(GlmttsError):
@@ -223,44 +204,20 @@ class Feed:
         self._control = self._watch = None
 
 
-def _optional(control: Control, op: str, **keys: Any) -> dict[str, Any]:
-    """The answer to what an older daemon does not know."""
-    from glmtts.client import BadRequest
-
-    try:
-        answer = plain(control.call(op, **keys))
-    except BadRequest:
-        return {}
-    return answer if isinstance(answer, dict) else {}
-
-
-def _counts(classes: Any, key: str) -> dict[str, int]:
-    """One number of each class that has it."""
-    if not isinstance(classes, Mapping):
-        return {}
-    found = {str(name): of.get(key) for name, of in classes.items() if isinstance(of, Mapping)}
-    return {name: count for name, count in found.items() if isinstance(count, int)}
-
-
-def ended_of(status: Mapping[str, Any]) -> dict[str, int]:
-    """How many jobs ended in what way."""
-    counts = status.get("counts")
-    ended = counts.get("ended") if isinstance(counts, Mapping) else None
-    return {str(k): v for k, v in ended.items() if isinstance(v, int)} if isinstance(ended, Mapping) else {}
+def ended_of(status: Mapping[str, Any]) -> Mapping[str, int]:
+    """The number of jobs by the way in which they ended."""
+    return (status.get("counts") or {}).get("ended") or {}
 
 
 def happening_of(news: News) -> Happening | None:
-    """An event as a line, or None for one that needs none."""
+    """An event as a line; None for one that needs none."""
     kind, _, state = news.topic.partition(".")
-    values = news.values
-    name = clean(str(values.get("name", "?")))
-    now = time.time()
+    values, now = news.values, time.time()
     if kind == "worker":
         reason = clean(str(values.get("reason") or ""))
-        return Happening(now, f"{name} {state}: {reason}", "yellow") if reason else None
+        return Happening(now, f"{clean(str(values.get('name')))} {state}: {reason}", "yellow") if reason else None
+    if kind == "alert" and values.get("state") == "cleared":
+        return Happening(now, f"alert {state} cleared", "green")
     if kind == "alert":
-        cleared = values.get("state") == "cleared"
-        message = humanise("", values.get("message") or state)
-        words = f"alert {state} cleared" if cleared else f"alert {state}: {message}"
-        return Happening(now, words, "green" if cleared else "red")
+        return Happening(now, f"alert {state}: {humanise('', values.get('message') or state)}", "red")
     return Happening(now, f"the daemon is {state}") if kind == "daemon" else None

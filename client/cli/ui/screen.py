@@ -1,43 +1,57 @@
-"""A command that has the whole terminal for a while: keys, signals and lines that never run over its edge."""
+"""A live picture on the whole terminal, which is left as it was however the command ends."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import select
+import shutil
 import signal
 import sys
 import termios
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING
 
-from .humanize import Piece
-
-if TYPE_CHECKING:
-    from rich.text import Text
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
 
 #: Keys that end it, Ctrl-C and Ctrl-D among them.
-QUIT = frozenset("qQ\x03\x04")
+_QUIT = frozenset("qQ\x03\x04")
 
 
-class Ended(Exception):
-    """A signal asks the command to end; the terminal is put back on the way."""
+class _Ended(Exception):
+    """A signal asks the command to end."""
 
 
-def text_of(line: Iterable[Piece], width: int) -> Text:
-    """A line for rich, cut where it must be; then it ends in an ellipsis, so that nobody takes it for the whole."""
-    from rich.text import Text
+def show_live(draw: Callable[[int, int], Sequence[Text] | None], every_s: float) -> None:
+    """Draw every ``every_s`` seconds until q, Ctrl-C, SIGTERM or the end of the terminal.
 
-    text = Text(no_wrap=True)
-    for piece, style in line:
-        text.append(piece, style or None)
-    text.rstrip()
-    text.truncate(width, overflow="ellipsis")
-    return text
+    Args:
+        draw: gets the width and the height of the terminal; returns its lines, or None to leave it as it is.
+    """
+    console = Console(highlight=False)
+    try:
+        with _keys_at_once(), _ended_by_signals(), Live(console=console, screen=True, auto_refresh=False) as live:
+            while True:
+                console.size = shutil.get_terminal_size()
+                lines = draw(*console.size)
+                if lines is not None:
+                    live.update(Group(*lines), refresh=True)
+                if _pressed(every_s) & _QUIT:
+                    return
+    except (KeyboardInterrupt, _Ended):
+        return
 
 
-def pressed(wait_s: float) -> set[str]:
+def cut(line: Text, width: int) -> Text:
+    """The line in at most ``width`` cells, with an ellipsis where it is cut."""
+    line.rstrip()
+    line.truncate(width, overflow="ellipsis")
+    return line
+
+
+def _pressed(wait_s: float) -> set[str]:
     """The keys that were pressed within ``wait_s``; the end of the input counts as Ctrl-D."""
     ready, _, _ = select.select([sys.stdin.fileno()], [], [], wait_s)
     if not ready:
@@ -46,8 +60,8 @@ def pressed(wait_s: float) -> set[str]:
 
 
 @contextlib.contextmanager
-def keys_at_once() -> Iterator[None]:
-    """Keys arrive without Enter and without an echo; Ctrl-Z, which would leave the screen as it is, does nothing."""
+def _keys_at_once() -> Iterator[None]:
+    """Keys arrive without Enter and without an echo. Ctrl-Z, which would leave the screen as it is, does nothing."""
     fd = sys.stdin.fileno()
     before = termios.tcgetattr(fd)
     changed = termios.tcgetattr(fd)
@@ -62,11 +76,11 @@ def keys_at_once() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """SIGTERM and a closed terminal end it by the same way as a key, with Ended."""
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and a closed terminal end the command as a key does."""
 
     def end(_number: int, _frame: FrameType | None) -> None:
-        raise Ended
+        raise _Ended
 
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:

@@ -1,4 +1,4 @@
-"""Long commands that end by a signal as they end by Ctrl-C: what they have is put in order first."""
+"""Signals that end a long command as Ctrl-C does, with its clean-up."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Signalled(Exception):
-    """A signal other than Ctrl-C's asks the batch to end."""
+    """SIGHUP or SIGTERM has ended the command."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.strsignal(number))
@@ -18,7 +18,7 @@ class Signalled(Exception):
 
 
 async def until_signal(work: Coroutine[Any, Any, None]) -> None:
-    """Do ``work``; a closed terminal and SIGTERM end it as Ctrl-C does. Raises Signalled."""
+    """Do ``work``; SIGHUP, from a closed terminal, and SIGTERM cancel it. Raises Signalled."""
     task = asyncio.current_task()
     loop = asyncio.get_running_loop()
     got: list[int] = []
@@ -27,14 +27,14 @@ async def until_signal(work: Coroutine[Any, Any, None]) -> None:
     def end(number: int) -> None:
         got.append(number)
         if number == signal.SIGHUP:
-            # Nobody reads there any more, and writing would fail.
+            # The terminal is closed, and writing to it would fail.
             for fd in on_terminal:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
         if task is not None:
             task.cancel()
 
     for number in (signal.SIGHUP, signal.SIGTERM):
-        # nohup(1) has a closed terminal ignored, and means it.
+        # nohup(1) makes its command ignore SIGHUP.
         if signal.getsignal(number) is not signal.SIG_IGN:
             loop.add_signal_handler(number, end, number)
     try:

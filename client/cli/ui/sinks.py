@@ -1,4 +1,4 @@
-"""Where streamed speech goes while it is made: a file, standard output, a player."""
+"""Targets of a stream: files and standard output."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from .files import AtomicFile, wav_header
-from .player import Player
+from glmtts.client.files import AtomicFile
+
+from .wav import wav_header
 
 
 class Sink(contextlib.AbstractContextManager["Sink"], abc.ABC):
-    """Takes samples in the order of the stream. What it opened is closed, or undone, when its block ends."""
+    """Takes the samples of a stream in order. The end of its block closes what it opened, or removes it on an error."""
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
@@ -27,18 +28,18 @@ class Sink(contextlib.AbstractContextManager["Sink"], abc.ABC):
 
     @abc.abstractmethod
     def start(self, sample_rate: int, channels: int) -> None:
-        """The first chunk has come, and it is of this shape."""
+        """Begin, with the shape of the first chunk."""
 
     @abc.abstractmethod
     def write(self, samples: bytes) -> None:
-        """The next samples."""
+        """Take the next samples."""
 
     def finish(self) -> None:
-        """All samples were written."""
+        """End, after the last samples."""
 
 
 class RawSink(Sink):
-    """The samples alone, to a file or to an open stream."""
+    """Only the samples, to a file or to an open stream."""
 
     def __init__(self, target: Path | BinaryIO) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ class RawSink(Sink):
 
 
 class WavSink(RawSink):
-    """A WAV file; where the target can't seek, its header gives the length as unknown."""
+    """A WAV file; its header gives the length as unknown where the target can't seek."""
 
     def __init__(self, target: Path | BinaryIO, *, is_float: bool) -> None:
         super().__init__(target)
@@ -83,25 +84,10 @@ class WavSink(RawSink):
         self._file.seek(end)
 
     def _can_go_back(self, distance: int) -> bool:
-        """Not in a pipe, in a device, or where each write lands at the end (``>> file``)."""
+        """Not in a pipe or a device, and not where each write is appended (``>> file``)."""
         if not self._file.seekable() or self._file.tell() < distance:
             return False
         return not fcntl.fcntl(self._file.fileno(), fcntl.F_GETFL) & os.O_APPEND
 
     def _header(self, data_bytes: int | None) -> bytes:
         return wav_header(*self._shape, 4 if self._is_float else 2, data_bytes, is_float=self._is_float)
-
-
-class PlayerSink(Sink):
-    """The loudspeaker."""
-
-    def __init__(self, player: str) -> None:
-        super().__init__()
-        self._name = player
-        self._player: Player
-
-    def start(self, sample_rate: int, channels: int) -> None:
-        self._player = self._stack.enter_context(Player(self._name, sample_rate, channels))
-
-    def write(self, samples: bytes) -> None:
-        self._player.write(samples)

@@ -1,6 +1,8 @@
-"""Requests of clients: who may have what, what is accepted and what refused, and what everybody may ask."""
+"""Requests of clients: jobs are accepted or refused, and questions about the daemon and their own jobs answered."""
 
 from __future__ import annotations
+
+from itertools import islice
 
 import msgspec
 from msgspec import UNSET
@@ -10,59 +12,35 @@ from glmtts.protocol.audio_formats import ENCODER_RATES, FORMATS, STREAM_FORMATS
 from glmtts.protocol.errors import ErrorCode, RequestError
 
 from ...engines import options as engine_options
-from ..context import Context
 from ..effects import Send
-from ..inputs import Client, JournalAdded, ReplyTo, Requested, StoredVoice
-from ..jobs.job import MAX_SUBSCRIBERS, Job, Subscriber
-from ..jobs.job_table import JobTable, content_digest, newest_first
-from ..jobs.queue import WaitingQueue
-from ..scheduling.admission import Admission, is_named
-from ..scheduling.completion import Completion
-from ..scheduling.dispatcher import Dispatcher
-from ..scheduling.durable import DurableJobs, key_taken
-from ..scheduling.forecast import Forecast, Outlook
-from ..scheduling.notifications import Notifications
-from ..scheduling.retry import Retries, quarantine_message
-from ..workers.pool import Pool
+from ..inputs import Client, ConnectionClosed, ConnectionOverrun, JournalAdded, JournalChanged, ReplyTo, Requested
+from ..jobs.job import MAX_SUBSCRIBERS, Ended, Job, Subscriber
+from ..jobs.job_table import content_digest
+from ..monitoring.problems import Problems
+from ..scheduling.admission import is_named
+from ..scheduling.deadlines import enqueue
+from ..scheduling.durable import key_taken
+from ..scheduling.forecast import Outlook
+from ..scheduling.retry import quarantine_message
+from ..scheduling.scheduler import Scheduler
+from ..state import State
+
+#: The error that a client gets whose unread events had to be thrown away.
+TOO_SLOW = "the client does not read, and the buffer for what it leaves unread is full ([limits] send_buffer_mib)"
 
 
 class ClientRequests:
-    """Admits jobs, and answers what clients ask of the daemon and of their own jobs."""
+    """Answers every request of a client. A client sees and cancels its own jobs only."""
 
-    def __init__(
-        self,
-        context: Context,
-        job_table: JobTable,
-        queue: WaitingQueue,
-        pool: Pool,
-        dispatcher: Dispatcher,
-        *,
-        admission: Admission,
-        notifications: Notifications,
-        durable_jobs: DurableJobs,
-        completion: Completion,
-        retries: Retries,
-        forecast: Forecast,
-        voices: dict[str, StoredVoice],
-        version: str,
-        boot: str,
-        outputs_folder: str,
-    ) -> None:
-        self._context = context
-        self._job_table = job_table
-        self._queue = queue
-        self._pool = pool
-        self._dispatcher = dispatcher
-        self._admission = admission
-        self._notifications = notifications
-        self._durable_jobs = durable_jobs
-        self._completion = completion
-        self._retries = retries
-        self._forecast = forecast
-        self._voices = voices
-        self._version = version
-        self._boot = boot
-        self._outputs_folder = outputs_folder
+    def __init__(self, state: State, scheduler: Scheduler, problems: Problems) -> None:
+        self._state = state
+        self._context, self._job_table = state.context, state.job_table
+        self._queue, self._pool, self._estimator = state.queue, state.pool, state.estimator
+        self._voices, self._installation = state.voices, state.installation
+        self._dispatcher, self._admission = scheduler.dispatcher, scheduler.admission
+        self._durable_jobs, self._completion = scheduler.durable_jobs, scheduler.completion
+        self._retries, self._forecast = scheduler.retries, scheduler.forecast
+        self._problems = problems
         #: Why no job is accepted at all, or ``""``.
         self.closed = ""
 
@@ -82,7 +60,7 @@ class ClientRequests:
     def _admit(self, event: Requested, request: requests.Synthesize) -> None:
         context, settings = self._context, self._context.settings
         client = self._acting_for(event.client, request)
-        # REQ clients, and those who want the last event alone, have nothing to hear a stream with: they get it whole.
+        # A REQ client, or one that wants the last event only, can't take a stream: it gets the file whole.
         hears_all = request.events == "all" and not event.to.envelope
         subscriber = Subscriber(event.to, request.id, hears_all)
         content = ""
@@ -110,7 +88,7 @@ class ClientRequests:
             sample_rate = settings.audio.sample_rate
         deadline_s = settings.queue.default_deadline_s if request.deadline_s is UNSET else request.deadline_s
         job = Job(
-            id=f"{self._boot}-{self._context.counters.created + 1}",
+            id=f"{self._installation.boot}-{self._context.counters.created + 1}",
             client=client,
             request=request,
             recording=event.body,
@@ -140,19 +118,20 @@ class ClientRequests:
     def _accept(self, job: Job, subscribers: list[Subscriber]) -> None:
         """The job is in the queue from now on."""
         context = self._context
-        self._dispatcher.take_up(job)
+        enqueue(self._state, job)
         hearing = [subscriber for subscriber in subscribers if subscriber.all_events]
         if hearing:
             self._say_accepted(job, hearing)
         context.log("debug", "job accepted", job=job.id, client=job.client.key, priority=job.request.priority)
         if context.watched:
             context.publish("job.waiting", job=job.id, client=job.client.key, priority=job.request.priority)
-        self._dispatcher.schedule()
-        if job.state == "waiting":
-            self._notifications.waits()
 
-    def recovered(self, job: Job) -> None:
-        """A job of an earlier daemon goes on."""
+    def on_journal_changed(self, event: JournalChanged) -> None:
+        """The journal can be used now, or can't any more; jobs of an earlier daemon are queued again."""
+        for job in self._durable_jobs.on_changed(event):
+            self._completion.guarded(job, self._recovered, job)
+
+    def _recovered(self, job: Job) -> None:
         job.cloned = self._names_a_recording(job.request)
         job.output_path = self._output_path(job.request)
         self._accept(job, [])
@@ -164,7 +143,7 @@ class ClientRequests:
             self._completion.guarded(added[0], self._accept, *added)
 
     def _output_path(self, request: requests.Synthesize) -> str:
-        return "" if request.output is UNSET else f"{self._outputs_folder}/{request.output}"
+        return "" if request.output is UNSET else f"{self._installation.outputs_folder}/{request.output}"
 
     def _names_a_recording(self, request: requests.Synthesize) -> bool:
         voice = self._context.settings.voices.default if request.voice is UNSET else request.voice
@@ -172,15 +151,15 @@ class ClientRequests:
 
     def _check_deadline(self, job: Job, deadline_s: float) -> None:
         """Refuse a job at once that could not be done in time if it were started now."""
-        if deadline_s and (least_s := self._dispatcher.least_s(job)) > deadline_s:
+        if deadline_s and (least_s := self._estimator.least_s(job)) > deadline_s:
             raise RequestError(
                 ErrorCode.DEADLINE_EXCEEDED,
-                f"deadline_s: {deadline_s:g} s are not enough; so long a text takes {least_s:.1f} s at the least",
+                f"deadline_s: {deadline_s:g} s are not enough; a text of this length takes at least {least_s:.1f} s",
             )
 
     def _say_accepted(self, job: Job, subscribers: list[Subscriber]) -> None:
         free = self._dispatcher.starts_at_once(job)
-        # Mostly nobody else waits, and there is nothing to look ahead at.
+        # Mostly no other job waits, and there is nothing to forecast.
         outlook = Outlook(0, 0.0) if free and len(self._queue) == 1 else self._forecast.of(job)
         wait_s = 0.0 if free and not outlook.position else outlook.wait_s
         job.estimated_wait_s = wait_s
@@ -195,12 +174,12 @@ class ClientRequests:
         warnings = []
         waiting = outlook.position + (0 if free else 1)
         if waiting > self._context.settings.queue.warn_waiting:
-            warnings.append(f"the queue is long: {outlook.position} wait before this job")
+            warnings.append(f"the queue is long: {outlook.position} jobs wait before this one")
         if self._queue.paused:
             warnings.append("the queue is paused by an operator: the job waits until it is resumed")
         if warnings:
             event.warning = "; ".join(warnings)
-        self._context.effects.extend(Send(s.to, msgspec.structs.replace(event, id=s.id)) for s in subscribers)
+        self._context.effects.extend(Send(s.to, event, None, s.id) for s in subscribers)
 
     def _join(
         self,
@@ -235,7 +214,7 @@ class ClientRequests:
         if len(job.subscribers) >= MAX_SUBSCRIBERS:
             raise RequestError(
                 ErrorCode.QUEUE_FULL,
-                f"job: {MAX_SUBSCRIBERS} requests wait for the events of {job.id} already; no more are taken",
+                f"job: {MAX_SUBSCRIBERS} requests wait for the events of {job.id} already, which is the limit",
                 retry_after_s=1.0,
             )
 
@@ -244,7 +223,7 @@ class ClientRequests:
             return client
         if not is_named(client, self._context.settings.limits.gateways):
             raise RequestError(ErrorCode.FORBIDDEN, f"on_behalf_of: user {client.user} is not one of [limits] gateways")
-        return Client(key=f"{client.key}/{request.on_behalf_of}", user=client.user)
+        return Client(client.owner, client.user, on_behalf_of=request.on_behalf_of)
 
     def _check_open(self) -> None:
         if self.closed:
@@ -256,9 +235,9 @@ class ClientRequests:
     def _check_allowed(self, client: Client, request: requests.Synthesize) -> None:
         users = getattr(self._context.settings.queue.classes, request.priority).users
         if users and not client.operator and not is_named(client, users):
-            raise RequestError(
-                ErrorCode.FORBIDDEN, f"priority: user {client.user} may not use {request.priority} on this daemon"
-            )
+            where = f"[queue.classes.{request.priority}] users"
+            message = f"priority: user {client.user} may not use {request.priority}, which is for {where}"
+            raise RequestError(ErrorCode.FORBIDDEN, message)
 
     def _check_speakable(self, request: requests.Synthesize) -> None:
         engine = self._context.settings.engine.name
@@ -268,7 +247,7 @@ class ClientRequests:
             self._check_voice(request)
         if request.output is not UNSET and request.output in self._job_table.outputs:
             raise RequestError(
-                ErrorCode.OUTPUT_EXISTS, f"output: another job is about to write {request.output}; choose another name"
+                ErrorCode.OUTPUT_EXISTS, f"output: another job writes {request.output}; choose another name"
             )
 
     @staticmethod
@@ -277,11 +256,11 @@ class ClientRequests:
         if rates and request.sample_rate is not UNSET and request.sample_rate not in rates:
             raise RequestError(
                 ErrorCode.BAD_REQUEST,
-                f"sample_rate: {audio_format}, the default format here, holds {', '.join(map(str, rates))} Hz alone",
+                f"sample_rate: {audio_format}, the default format here, supports only {', '.join(map(str, rates))} Hz",
             )
 
     def _check_voice(self, request: requests.Synthesize) -> None:
-        """Refuse a voice that is not there or not for this engine; and none, where the engine has none of its own."""
+        """Refuse a voice that is unknown or not for this engine, or missing where the engine has none of its own."""
         default = self._context.settings.voices.default
         name = default if request.voice is UNSET else request.voice
         if name in self._pool.own_voices:
@@ -290,14 +269,14 @@ class ClientRequests:
             if not self._pool.own_voices:
                 raise RequestError(
                     ErrorCode.BAD_REQUEST,
-                    f"voice: the engine {self._context.settings.engine.name} speaks with the voice of a recording: "
+                    f"voice: the engine {self._context.settings.engine.name} needs the voice of a recording: "
                     f"name one, or send a prompt; {self._known_voices()}",
                 )
             return
         if name not in self._voices:
             of_default = " ([voices] default)" if request.voice is UNSET else ""
             raise RequestError(
-                ErrorCode.VOICE_NOT_FOUND, f"voice: {name!r}{of_default} is not there; {self._known_voices()}"
+                ErrorCode.VOICE_NOT_FOUND, f"voice: {name!r}{of_default} is unknown; {self._known_voices()}"
             )
         if not self._clones_voices:
             raise RequestError(
@@ -321,7 +300,7 @@ class ClientRequests:
             for voice in self._voices.values()
             if voice.name not in own
         ]
-        return self._pool.voices + registered
+        return (self._pool.engine.voices if self._pool.engine else []) + registered
 
     @property
     def _clones_voices(self) -> bool:
@@ -332,9 +311,8 @@ class ClientRequests:
     def ping(self, event: Requested, request: requests.Ping) -> None:
         """Say that the daemon is there."""
         uptime_s = round(self._context.now - self._context.started_at, 3)
-        self._context.send(
-            event.to, events.Pong(id=request.id, version=self._version, protocol=VERSION, uptime_s=uptime_s)
-        )
+        version = self._installation.version
+        self._context.send(event.to, events.Pong(id=request.id, version=version, protocol=VERSION, uptime_s=uptime_s))
 
     def info(self, event: Requested, request: requests.Info) -> None:
         """Say what this daemon can do."""
@@ -344,7 +322,7 @@ class ClientRequests:
         default_voice = settings.voices.default or (engine.default_voice if engine else "")
         answer = events.InfoAnswer(
             id=request.id,
-            version=self._version,
+            version=self._installation.version,
             protocol=VERSION,
             engine=name,
             sample_rate=settings.audio.sample_rate,
@@ -378,16 +356,15 @@ class ClientRequests:
         self._context.send(event.to, events.VoicesAnswer(id=request.id, voices=self.voices()))
 
     def cancel(self, to: ReplyTo, request: requests.Cancel, client: Client | None) -> None:
-        """End a job; ``client`` is None for an operator, who may end anybody's."""
+        """End a job; ``client`` is None for an operator, who may end any."""
         job = self._own(to, request, client)
         if job is None:
             return
-        if job.live:
+        if isinstance(job, Job):
             who = "an operator" if client is None else "its client"
             self._completion.fail(job, ErrorCode.CANCELLED, f"cancelled by {who}")
-            self._dispatcher.schedule()
         state = job.ending.state if job.ending is not None else job.state
-        self._context.send(to, events.Result(id=request.id, values={"state": state, "job": job.id}))
+        self._context.send(to, events.Result(id=request.id, values={"state": state, "job": request.job}))
 
     def job(self, to: ReplyTo, request: requests.GetJob, client: Client | None) -> None:
         """Say how a job stands."""
@@ -397,36 +374,35 @@ class ClientRequests:
             self._context.send(to, events.JobAnswer(id=request.id, **msgspec.structs.asdict(info)))
 
     def jobs(self, to: ReplyTo, request: requests.ListJobs, client: Client | None) -> None:
-        """List a client's jobs, or for an operator everybody's."""
-        found = []
-        for job in self._job_table.newest():
-            if client is not None and job.client.key.split("/")[0] != client.key:
-                continue
-            if request.state is not UNSET and job.state != request.state:
-                continue
-            found.append(job)
-            if len(found) >= request.limit:
-                break
-        infos = [self._describe(job, with_client=client is None, exact=False) for job in newest_first(found)]
+        """List a client's jobs, or for an operator all."""
+        found = (
+            job
+            for job in self._job_table.newest()
+            if (client is None or job.client.owner == client.owner) and request.state in (UNSET, job.state)
+        )
+        infos = [self._describe(job, with_client=client is None, exact=False) for job in islice(found, request.limit)]
+        infos.sort(key=lambda info: info.created, reverse=True)
         self._context.send(to, events.JobsAnswer(id=request.id, jobs=infos))
 
-    def _describe(self, job: Job, *, with_client: bool, exact: bool = True) -> events.JobInfo:
+    def _describe(self, job: Job | Ended, *, with_client: bool, exact: bool = True) -> events.JobInfo:
+        if isinstance(job, Ended):
+            return job.describe(with_client=with_client)
         position = wait = None
         if job.state == "waiting":
-            # Counting is worth it for one job; in a list the position last told is near enough.
+            # Counting is worth it for one job; in a list the position that was last sent is near enough.
             position = max(0, job.told_position)
             if exact and job in self._queue:
                 position, wait = self._forecast.of(job)
         return job.describe(position, wait, with_client=with_client)
 
     def wait(self, event: Requested, request: requests.Wait) -> None:
-        """Tell the rest of a job's events under the id of this request."""
+        """Send the rest of a job's events under the id of this request."""
         job = self._own(event.to, request, event.client)
         if job is None:
             return
         subscriber = Subscriber(event.to, request.id, request.events == "all" and not event.to.envelope)
-        if not job.live:
-            self._replay(job.id, subscriber, event.client.key)
+        if isinstance(job, Ended):
+            self._replay(request.job, subscriber, event.client.owner)
             return
         try:
             self._check_audience(job)
@@ -452,15 +428,43 @@ class ClientRequests:
             f"{keep.keep_results_s:g} s, {keep.keep_results_mib} MiB of them in all",
         )
 
+    # --- connections
+
+    def on_connection_closed(self, event: ConnectionClosed) -> None:
+        """End streams that lose their listener; any other job stays, for a ``wait`` after a reconnect."""
+        for job in self._job_table.drop_connection(event.connection):
+            if job.request.stream and not job.durable and not job.subscribers:
+                self._completion.guarded(job, self._completion.fail, job, ErrorCode.CANCELLED, "its client went away")
+
+    def on_overrun(self, event: ConnectionOverrun) -> None:
+        """A client does not read the audio of a job: it gets no more of that."""
+        if (job := self._job_table.live.get(event.job)) is not None:
+            self.cut_off(event.connection, job, ErrorCode.SLOW_CONSUMER, TOO_SLOW)
+            self._problems.does_not_read(job.client.key)
+
+    def cut_off(self, connection: int, job: Job, code: ErrorCode, message: str) -> None:
+        """A connection missed some of a job's events: end its subscription with an error."""
+        if job.ending is not None and isinstance(job.ending.event, events.Error):
+            return
+        # A durable job stays, to be fetched when it is done; so does one that other connections hear.
+        if job.durable or any(s.to.connection != connection for s in job.subscribers):
+            error = events.Error.of("", code, message, job=job.id)
+            gone = self._job_table.unsubscribe(job, connection)
+            self._context.effects.extend(Send(s.to, error, None, s.id) for s in gone)
+        else:
+            self._completion.fail(job, code, message)
+
+    # --- whose job it is
+
     def _own(
         self, to: ReplyTo, request: requests.Cancel | requests.GetJob | requests.Wait, client: Client | None
-    ) -> Job | None:
-        """The job, if this client may know of it; the answer is the same for no job and for somebody else's.
+    ) -> Job | Ended | None:
+        """The job, if this client may know of it; the answer is the same for no job and for another client's.
 
         One that is not in memory is looked up in the journal, and answered from there.
         """
         job = self._job_table.find(request.job)
-        if job is not None and (client is None or job.client.key.split("/")[0] == client.key):
+        if job is not None and (client is None or job.client.owner == client.owner):
             return job
         if job is not None or not self._durable_jobs.find(to, request, client.key if client else None):
             message = f"job: there is no job {request.job!r} of yours"

@@ -1,7 +1,6 @@
-"""Whether the daemon does what it is there for: that jobs would be spoken, and that every worker can speak a word.
+"""Whether jobs are being served, and with ``deep`` whether every worker can speak a word.
 
-Nothing is started for the question, and no answer takes longer than was asked for: it is asked by machines, again and
-again.
+A check starts nothing, and is answered within its ``timeout_s``: monitoring asks again and again.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ from ..monitoring.problems import Problems
 from ..workers.pool import Pool
 from ..workers.worker import Worker, WorkerState
 
-#: Checks that go on at the same time: more are a mistake of whoever asks.
+#: Checks at the same time; more are a mistake of the caller.
 _MOST_CHECKS = 8
-#: A job that has moved so lately is speech enough: the worker is not asked for a word as well.
+#: A job that has moved this lately is proof enough: its worker is not asked for a word.
 _MOVES_S = 5.0
 
-#: ``spoke`` a word; ``speaking``: at a job, which moves; ``busy``: it had no time for a word; ``failed``: it tried, or
-#: has died; ``silent``: no answer; ``absent``: it has no process that could speak.
+#: ``spoke`` a word; ``speaking``: its job moves; ``busy`` with a job in the whole time; ``failed``: it tried, or has
+#: died; ``silent``: no answer; ``absent``: it has no process that can speak.
 Verdict = Literal["spoke", "speaking", "busy", "failed", "silent", "absent"]
 _WELL: frozenset[Verdict] = frozenset({"spoke", "speaking", "busy"})
 
 
 class _Asked(Struct):
-    """A check that waits for what workers say; by worker its process, and what was found of it."""
+    """A check that waits for workers: by name the process that was asked, and what was found."""
 
     to: ReplyTo
     id: str
@@ -44,7 +43,7 @@ class _Asked(Struct):
 
 
 class Health:
-    """Answers ``health``."""
+    """Owns the checks that wait for workers. Each is answered once."""
 
     def __init__(self, context: Context, pool: Pool, problems: Problems) -> None:
         self._context = context
@@ -59,7 +58,7 @@ class Health:
             self._answer(event.to, request.id, state, None)
             return
         if len(self._asked) >= _MOST_CHECKS:
-            message = f"{_MOST_CHECKS} checks go on already; ask again when they are through"
+            message = f"{_MOST_CHECKS} checks are running already; ask again when they are done"
             self._context.refuse(event.to, request.id, ErrorCode.UNAVAILABLE, message, retry_after_s=1.0)
             return
         self._checks += 1
@@ -81,12 +80,13 @@ class Health:
         return any(asked.to == to and asked.id == id for asked in self._asked.values())
 
     def _moves(self, worker: Worker) -> bool:
-        return any(done >= 0 and at >= self._context.now - _MOVES_S for at, done in worker.moved.values())
+        return any(done >= 0 and at >= self._context.now - _MOVES_S for at, done in worker.process.moved.values())
 
     @staticmethod
     def _why_absent(worker: Worker) -> str:
-        death = worker.doom or worker.last_death
-        reason = worker.reason or (death.detail if death else "")
+        process = worker.process
+        ended = process.exit_reason or process.replace_reason or worker.last_exit
+        reason = worker.reason or process.stuck or (ended.detail if ended else "")
         return f"{worker.state}: {reason}" if reason else worker.state.value
 
     @staticmethod
@@ -96,28 +96,23 @@ class Health:
     # --- what workers say
 
     def on_checked(self, worker: Worker, message: Checked) -> None:
-        """A worker has spoken its word, or could not."""
+        """A worker has spoken its word, or has failed to."""
         asked = self._asked.get(message.check)
         if asked is None or asked.incarnations.get(worker.name) != worker.incarnation:
             return
         took_s = round(self._context.now - asked.begun_at, 3)
         self._note(asked, worker.name, "failed" if message.problem else "spoke", message.problem, took_s)
 
-    def settle(self) -> None:
-        """Answer the checks of which everything is known; what has died meanwhile does not speak any more."""
-        for name, asked in list(self._asked.items()):
+    def reconcile(self) -> None:
+        """Answer the checks that are complete; a worker that has died meanwhile has failed."""
+        for name, asked in list(self._asked.items()) if self._asked else ():
             for worker, incarnation in asked.incarnations.items():
                 if worker not in asked.found and self._pool.by_incarnation(incarnation) is None:
                     there = self._pool.workers.get(worker)
-                    death = there and (there.doom or there.last_death)
+                    death = there and (there.process.exit_reason or there.last_exit)
                     self._note(asked, worker, "failed", death.detail if death else "its process is gone")
             if asked.incarnations.keys() <= asked.found.keys():
                 self._finish(name)
-
-    @property
-    def waiting(self) -> bool:
-        """Whether a check waits for workers."""
-        return bool(self._asked)
 
     def on_late(self, name: str) -> None:
         """Time is up."""
@@ -131,7 +126,7 @@ class Health:
             if there is not None and there.jobs and self._moves(there):
                 self._note(asked, worker, "busy")
             else:
-                self._note(asked, worker, "silent", "it has not spoken a word within the time")
+                self._note(asked, worker, "silent", "it did not answer in time")
         self._finish(name)
 
     def _finish(self, name: str) -> None:

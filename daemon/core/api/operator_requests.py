@@ -1,4 +1,4 @@
-"""What operators ask for on the control socket, but for pause, drain and stop, which machine.py decides."""
+"""What operators ask for on the control socket; lifecycle.py has pause, drain and stop, queue_report.py the queue."""
 
 from __future__ import annotations
 
@@ -11,27 +11,17 @@ from glmtts.protocol import control, events
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.requests import Cancel
 
-from ..alerts import Alerts
-from ..context import Context
 from ..effects import ChangeLogLevel, ReadLog, ReadSettings, StoreVoice, UseSettings, WriteMetrics
 from ..exit_causes import Cause
-from ..inputs import Controlled, ReplyTo, SettingsRead, StoredVoice, VoiceStored
-from ..jobs.estimates import Estimator
-from ..jobs.job_table import JobTable
-from ..jobs.queue import WaitingQueue
+from ..inputs import Controlled, ReplyTo, SettingsRead, VoiceStored
 from ..metric_types import Family
 from ..monitoring.problems import Problems
 from ..reload import plan
-from ..scheduling.admission import Admission, is_named
-from ..scheduling.completion import Completion
-from ..scheduling.dispatcher import Dispatcher
-from ..scheduling.durable import DurableJobs
-from ..scheduling.retry import Retries
+from ..scheduling.admission import is_named
+from ..scheduling.scheduler import Scheduler
 from ..settings import Settings
-from ..workers.autoscaler import Autoscaler
-from ..workers.gpus import Gpus
-from ..workers.pool import Pool
-from ..workers.recycler import Recycler
+from ..state import State
+from ..workers.report import describe
 from .client_requests import ClientRequests
 
 #: Jobs that an answer names at most.
@@ -39,58 +29,23 @@ _NAMED = 100
 
 
 class OperatorRequests:
-    """Answers operators, and changes what they may change while the daemon runs."""
+    """Answers the control socket, and applies a new configuration while the daemon runs."""
 
-    def __init__(
-        self,
-        context: Context,
-        job_table: JobTable,
-        queue: WaitingQueue,
-        pool: Pool,
-        dispatcher: Dispatcher,
-        *,
-        client_requests: ClientRequests,
-        admission: Admission,
-        durable_jobs: DurableJobs,
-        completion: Completion,
-        estimator: Estimator,
-        retries: Retries,
-        recycler: Recycler,
-        autoscaler: Autoscaler,
-        gpus: Gpus,
-        alerts: Alerts,
-        problems: Problems,
-        voices: dict[str, StoredVoice],
-        version: str,
-        config_file: str,
-        state_folder: str,
-    ) -> None:
-        self._context = context
-        self._job_table = job_table
-        self._queue = queue
-        self._pool = pool
-        self._dispatcher = dispatcher
+    def __init__(self, state: State, scheduler: Scheduler, client_requests: ClientRequests, problems: Problems) -> None:
+        self._state = state
+        self._context, self._job_table = state.context, state.job_table
+        self._queue, self._pool = state.queue, state.pool
+        self._recycler, self._autoscaler = state.recycler, state.autoscaler
+        self._scheduler = scheduler
+        self._completion, self._retries = scheduler.completion, scheduler.retries
         self._client_requests = client_requests
-        self._admission = admission
-        self._durable_jobs = durable_jobs
-        self._completion = completion
-        self._estimator = estimator
-        self._retries = retries
-        self._recycler = recycler
-        self._autoscaler = autoscaler
-        self._gpus = gpus
-        self._alerts = alerts
         self._problems = problems
-        self._voices = voices
-        self._version = version
-        self._config_file = config_file
-        self._state_folder = state_folder
 
     def _answer(self, to: ReplyTo, id: str, **values: Any) -> None:
         self._context.send(to, events.Result(id=id, values=values))
 
     def status(self, event: Controlled, state: str) -> None:
-        """The daemon in one map."""
+        """Answer with the whole daemon in one map."""
         by_class = {name: self._queue.length(name) for name in ("vip", "interactive", "batch")}
         waiting = len(self._queue)
         workers: dict[str, int] = {"ready": 0, "busy": 0, "starting": 0, "failed": 0} | self._pool.counts()
@@ -98,14 +53,14 @@ class OperatorRequests:
             event.to,
             event.request.id,
             state=state,
-            version=self._version,
+            version=self._state.installation.version,
             uptime_s=round(self._context.now - self._context.started_at, 3),
             engine=self._context.settings.engine.name,
             workers=workers,
             queue={
                 "waiting": waiting,
                 "running": len(self._job_table.live) - waiting,
-                "suspended": sum(len(worker.aside) for worker in self._pool),
+                "suspended": sum(len(worker.process.suspended) for worker in self._pool),
                 "by_class": by_class,
                 "paused": self._queue.paused,
             },
@@ -119,22 +74,23 @@ class OperatorRequests:
                 "recordings_bytes": self._job_table.recording_bytes,
                 "results_bytes": self._job_table.result_bytes,
             },
-            journal=self._durable_jobs.describe(),
-            estimates={"jobs": self._estimator.compared, "within_30_percent": self._estimator.within},
+            journal=self._scheduler.durable_jobs.describe(),
+            estimates={"jobs": self._state.estimator.compared, "within_30_percent": self._state.estimator.within},
             breaker=self._pool.circuit_breaker.state.value,
             quarantined=self._retries.quarantined_count(),
-            alerts=self._alerts.describe(),
+            alerts=self._state.alerts.describe(),
             attention=self._problems.describe(state, event.facts),
             **event.facts,
         )
 
     def workers(self, event: Controlled) -> None:
         """Every worker, and how many there are to be."""
-        self._answer(event.to, event.request.id, workers=self._pool.describe(), bounds=self._autoscaler.bounds())
+        workers = [describe(worker, self._context) for worker in self._pool]
+        self._answer(event.to, event.request.id, workers=workers, bounds=self._autoscaler.bounds())
 
     def gpus(self, event: Controlled) -> None:
         """Every GPU and who uses its memory."""
-        self._answer(event.to, event.request.id, **self._gpus.describe(list(self._pool)))
+        self._answer(event.to, event.request.id, **self._state.gpus.describe(list(self._pool)))
 
     def scale(self, event: Controlled, request: control.Scale) -> None:
         """Change how many workers there are."""
@@ -146,7 +102,7 @@ class OperatorRequests:
             self._answer(event.to, request.id, **self._autoscaler.describe())
 
     def quarantine(self, event: Controlled, request: control.Quarantine) -> None:
-        """What is not run any more; and let one of it, or all, run again."""
+        """List the quarantined contents, and clear one or all."""
         quarantine = self._retries.quarantine
         cleared = 0
         if request.clear == "all":
@@ -155,7 +111,7 @@ class OperatorRequests:
             cleared = int(quarantine.clear(request.clear))
             if not cleared:
                 self._context.refuse(
-                    event.to, request.id, ErrorCode.BAD_REQUEST, f"clear: nothing is held against {request.clear!r}"
+                    event.to, request.id, ErrorCode.BAD_REQUEST, f"clear: {request.clear!r} is not quarantined"
                 )
                 return
         if cleared:
@@ -165,7 +121,7 @@ class OperatorRequests:
         self._answer(event.to, request.id, quarantined=found, cleared=cleared)
 
     def cancel(self, event: Controlled, request: control.Cancel) -> None:
-        """End one job of anybody, or all that a client has."""
+        """End one job, or all jobs of a client."""
         if request.client is not msgspec.UNSET and request.job is msgspec.UNSET:
             self._cancel_client(event.to, request.id, request.client)
         elif request.job is not msgspec.UNSET and request.client is msgspec.UNSET:
@@ -175,14 +131,13 @@ class OperatorRequests:
             self._context.refuse(event.to, request.id, ErrorCode.BAD_REQUEST, message)
 
     def _cancel_client(self, to: ReplyTo, id: str, client: str) -> None:
-        """A client by any of its names; a gateway's user is all of its customers too."""
+        """End the jobs of a client by any of its names; a gateway's user stands for all of its customers too."""
         found = [
             job for job in self._job_table.live.values() if client == job.client.user or is_named(job.client, [client])
         ]
         for job in found:
             message = "cancelled by an operator, with all jobs of its client"
             self._completion.guarded(job, self._completion.fail, job, ErrorCode.CANCELLED, message)
-        self._dispatcher.schedule()
         self._answer(to, id, cancelled=len(found), jobs=[job.id for job in found[:_NAMED]])
 
     def recycle(self, event: Controlled, request: control.Recycle) -> None:
@@ -196,17 +151,9 @@ class OperatorRequests:
         chosen = [w for w in self._pool if request.worker in ("all", w.name)]
         asked = "asked for by an operator"
         recycled = [w.name for w in chosen if self._recycler.recycle(w, Cause.OPERATOR, asked, kind="operator")]
-        # Where fewer are left, the ones that are may take what they were kept free of.
-        self._dispatcher.schedule()
         self._answer(
             event.to, request.id, recycled=recycled, skipped=[w.name for w in chosen if w.name not in recycled]
         )
-
-    def pause(self, event: Controlled) -> None:
-        """Start no job until resumed."""
-        self._queue.paused = True
-        self._context.log("info", "queue paused by an operator")
-        self._answer(event.to, event.request.id, paused=True, waiting=len(self._queue))
 
     def log_level(self, event: Controlled, request: control.SetLogLevel) -> None:
         """Log from this level on."""
@@ -218,14 +165,14 @@ class OperatorRequests:
         self._context.effects.append(ChangeLogLevel(level))
 
     def config(self, event: Controlled) -> None:
-        """The configuration in force, and where it and the state are: a tool's own environment may say otherwise."""
+        """Answer with the live configuration and its file: a tool's own environment may name others."""
         values = msgspec.to_builtins(self._context.settings)
         self._answer(
             event.to,
             event.request.id,
             config=values,
-            file=self._config_file,
-            state_dir=self._state_folder,
+            file=self._state.installation.config_file,
+            state_dir=self._state.installation.state_folder,
             restart_needed=self._problems.restart_needed,
         )
 
@@ -246,14 +193,14 @@ class OperatorRequests:
         context = self._context
         if read.settings is None:
             words = "; ".join(read.problems)
-            context.log("error", "configuration is wrong, the old one stays", problems=words)
-            self._alerts.set(
-                "configuration", f"the configuration was read again and is wrong, so the old one stays: {words}"
+            context.log("error", "configuration is wrong, the old one stays in force", problems=words)
+            self._state.alerts.set(
+                "configuration", f"the new configuration is wrong, so the old one stays in force: {words}"
             )
             if read.to is not None:
                 context.refuse(read.to, read.id, ErrorCode.BAD_REQUEST, "\n".join(read.problems))
             return
-        self._alerts.set("configuration", "")
+        self._state.alerts.set("configuration", "")
         found = plan(context.settings, read.settings)
         self._apply(found.settings)
         renewed = (
@@ -269,7 +216,6 @@ class OperatorRequests:
         context.log("info", "configuration read again", **answer)
         if read.to is not None:
             self._answer(read.to, read.id, **answer, authorised_keys=read.authorised_keys or None)
-        self._dispatcher.schedule()
 
     def _apply(self, settings: Settings) -> None:
         old = self._context.settings.workers
@@ -281,8 +227,8 @@ class OperatorRequests:
         guarded(self._context.effects.append, UseSettings(settings))
         guarded(self._set_log_level, settings.daemon.log_level)
         guarded(self._queue.set_weights, settings.queue.classes)
-        guarded(self._admission.apply)
-        guarded(self._pool.apply)
+        guarded(self._scheduler.admission.apply)
+        guarded(self._pool.timers.apply, self._pool)
         guarded(partial(self._autoscaler.apply, bounds_changed=bounds_changed))
         guarded(self._completion.expire)
 
@@ -295,20 +241,18 @@ class OperatorRequests:
         self._context.effects.append(StoreVoice(event.to, request, event.body))
 
     def on_voice_stored(self, stored: VoiceStored) -> None:
-        """A voice is there, or gone, or could not be."""
+        """A voice was added or removed, or that failed."""
         if stored.error is not None:
             code, message = stored.error
             self._context.refuse(stored.to, stored.id, ErrorCode(code), message)
         elif stored.voice is None:
-            self._voices.pop(stored.name, None)
+            self._state.voices.pop(stored.name, None)
             self._context.log("info", "voice removed", voice=stored.name)
             self._answer(stored.to, stored.id, name=stored.name, removed=True)
         else:
-            self._voices[stored.name] = stored.voice
+            self._state.voices[stored.name] = stored.voice
             self._context.log("info", "voice added", voice=stored.name, seconds=stored.voice.seconds)
             values: dict[str, Any] = {"name": stored.name, "seconds": stored.voice.seconds}
             if self._pool.engine and not self._pool.engine.clones_voices:
-                values["warning"] = (
-                    f"the engine {self._pool.engine.engine} does not clone voices, and can't speak with it"
-                )
+                values["warning"] = f"the engine {self._pool.engine.engine} can't use it: it does not clone voices"
             self._answer(stored.to, stored.id, **values)

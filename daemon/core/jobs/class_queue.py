@@ -1,7 +1,7 @@
 """One class of the queue: its clients share it fairly, and each client's jobs are ordered by when they are due.
 
 A job is due at its deadline; one without is due some minutes after it came, so that a client's own urgent jobs
-overtake its others, but not for ever. Other clients' jobs are overtaken for a deadline only when it would be missed
+overtake its others, but not for ever. Other clients' jobs are overtaken for a deadline only where it would be missed
 otherwise, and only by a client that has not had more than its share."""
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from .job import Job
 
 #: Seconds after its acceptance at which a job without a deadline counts as due.
 DUE_AFTER_S = 300.0
-#: A job that was broken off so often does not come before its client's others any more.
+#: After this many broken attempts a job does not come before its client's others any more.
 _OFTEN = 3
 #: Entries of jobs that have left are cleared away when there are more of them than of others, and more than this.
 _STALE = 64
-#: Up to so many jobs of another client are looked at one by one when its share of what stands ahead is worked out, and
-#: up to so many of its own; more are counted as if they were alike.
+#: Jobs of another client, and of its own, that count one by one for the work ahead of a job; more count as if they were
+#: alike.
 _COUNTED, _COUNTED_OWN = 8, 64
-#: Up to about so many clients are looked at for what stands ahead of a job.
+#: Clients, roughly, that count for the work ahead of a job.
 _CLIENTS = 128
 
 #: When it is due (or has to be started), order of arrival, job.
@@ -43,25 +43,25 @@ class _Flow:
         self.work_s = 0.0
 
     def push(self, job: Job, order: int) -> None:
-        job.place = order
+        job.account.place = order
         insort(self.jobs, (due(job), order, job))
-        self.work_s += job.cost_s
+        self.work_s += job.account.cost_s
 
     def place(self, job: Job) -> int:
         """How many of the client's own jobs come before this one."""
-        return bisect_left(self.jobs, (due(job), job.place))
+        return bisect_left(self.jobs, (due(job), job.account.place))
 
     def remove(self, job: Job) -> None:
         del self.jobs[self.place(job)]
-        self.work_s = self.work_s - job.cost_s if self.jobs else 0.0
+        self.work_s = self.work_s - job.account.cost_s if self.jobs else 0.0
 
     def work_before_s(self, place: int) -> float:
-        """Seconds of work of the first so many jobs, about."""
+        """Seconds of work of the jobs before a place, roughly."""
         if place == len(self.jobs) - 1:
-            return self.work_s - self.jobs[place][2].cost_s
+            return self.work_s - self.jobs[place][2].account.cost_s
         if place > _COUNTED_OWN:
             return self.work_s * place / len(self.jobs)
-        return sum(job.cost_s for _, _, job in islice(self.jobs, place))
+        return sum(job.account.cost_s for _, _, job in islice(self.jobs, place))
 
 
 class ClassQueue:
@@ -96,10 +96,10 @@ class ClassQueue:
         flow.push(job, self._order)
         self._share.wake(job.client.key)
         self._length += 1
-        self.work_s += job.cost_s
+        self.work_s += job.account.cost_s
         if job.deadline_at is not None:
             self._with_deadline.add(self._order)
-            heapq.heappush(self._urgent, (job.deadline_at - job.cost_s, self._order, job))
+            heapq.heappush(self._urgent, (job.deadline_at - job.account.cost_s, self._order, job))
 
     def remove(self, job: Job) -> None:
         """Take a job out, which is not started. Raises KeyError if it is not here."""
@@ -113,9 +113,9 @@ class ClassQueue:
         flow = self._flows[client]
         flow.remove(job)
         self._length -= 1
-        self.work_s = self.work_s - job.cost_s if self._length else 0.0
+        self.work_s = self.work_s - job.account.cost_s if self._length else 0.0
         if job.deadline_at is not None:
-            self._with_deadline.discard(job.place)
+            self._with_deadline.discard(job.account.place)
             if len(self._urgent) > _STALE + 2 * len(self._with_deadline):
                 self._urgent = [entry for entry in self._urgent if entry[1] in self._with_deadline]
                 heapq.heapify(self._urgent)
@@ -132,15 +132,15 @@ class ClassQueue:
         job = self._flows[client].jobs[0][2]
         urgent = self._next_urgent(now)
         if urgent is not None and urgent is not job:
-            latest_start = (urgent.deadline_at or 0.0) - urgent.cost_s
+            latest_start = (urgent.deadline_at or 0.0) - urgent.account.cost_s
             # Behind the other one it would come too late, and its client is not so far ahead that it has to.
             ahead_s = self._share.tag(urgent.client.key) - self._share.virtual
-            if latest_start < now + job.cost_s and ahead_s <= urgent.cost_s:
+            if latest_start < now + job.account.cost_s and ahead_s <= urgent.account.cost_s:
                 return urgent
         return job
 
     def _next_urgent(self, now: float) -> Job | None:
-        """The job that has to be started soonest; one for which it is too late is no reason to overtake anybody."""
+        """The job that has to be started soonest, but for those that would be late anyway."""
         while self._urgent:
             latest_start, order, job = self._urgent[0]
             if latest_start >= now and order in self._with_deadline:
@@ -151,31 +151,31 @@ class ClassQueue:
     def take(self, job: Job) -> None:
         """The job is started: its client has had the time that it is expected to take."""
         more = self._leave(job) is not None
-        self._share.serve(job.client.key, job.cost_s, more=more)
+        self._share.serve(job.client.key, job.account.cost_s, more=more)
 
-    def go_on(self, client: str, seconds: float) -> None:
-        """A client's job that was put aside goes on, and takes so long."""
-        self._share.go_on(client, seconds)
+    def resume(self, client: str, seconds: float) -> None:
+        """A client's suspended job resumes, and takes ``seconds`` more."""
+        self._share.resume(client, seconds)
 
     def settle(self, client: str, charged_s: float, took_s: float) -> None:
-        """A client's job is through, or put aside: it was charged for so long, and has taken so long."""
+        """A client's job is done or suspended: its client pays ``took_s`` in place of ``charged_s``."""
         self._share.settle(client, charged_s, took_s)
         self._share.elapse(took_s)
 
     def tag(self, client: str) -> float:
-        """When a client's next job may begin, in the lane's virtual time."""
+        """When a client's next job may begin, in the virtual time of the class."""
         return self._share.tag(client)
 
     def had(self, client: str) -> float:
-        """How far a client has been served, in the lane's virtual time."""
+        """How far a client has been served, in the virtual time of the class."""
         return self._share.had(client)
 
     def rest(self) -> None:
-        """Nobody waits, and nothing is being spoken."""
+        """No job waits, and none is being spoken."""
         self._share.rest()
 
     def in_order(self) -> Iterator[Job]:
-        """All jobs in the order in which they would be started if no other came, deadlines of others aside."""
+        """All jobs in the order in which they would be started if no other came, but for urgent deadlines."""
         turns = self._share.turns()
         flows: dict[str, Iterator[_Entry]] = {}
         while (client := turns.next()) is not None:
@@ -186,13 +186,13 @@ class ClassQueue:
                 turns.leave()
             else:
                 yield entry[2]
-                turns.serve(entry[2].cost_s)
+                turns.serve(entry[2].account.cost_s)
 
     def ahead_of(self, job: Job) -> tuple[int, float]:
         """About how many jobs of this class are started before one of it, and their seconds of work.
 
-        Takes time by the number of clients up to some, and no more for more: what stands ahead of very many clients is
-        told from a part of them. Clients with many jobs are counted as if all of theirs were alike.
+        Takes time by the number of clients, up to some: of very many clients a sample counts. The jobs of a client that
+        has many count as if they were alike.
         """
         own = self._flows[job.client.key]
         own_count = own.place(job)
@@ -228,7 +228,7 @@ def _begun_within(flow: _Flow, room_s: float) -> tuple[int, float]:
         if work_s > room_s:
             break
         count += 1
-        work_s += job.cost_s
+        work_s += job.account.cost_s
     return count, work_s
 
 

@@ -22,17 +22,17 @@ BRIEF_S = 0.005
 _NEWEST = 0.2
 #: Kinds that are remembered at most.
 _MAX_KINDS = 256
-#: So many jobs of a kind, and it goes by them alone.
+#: With this many jobs of a kind, estimates go by them alone.
 _ENOUGH = 3
-#: So many, and a job is believed to take at least this part of what it would at the pace of the fastest of the last.
+#: With ``_SURE`` jobs of a kind, the next takes at least ``_AT_LEAST`` of what the fastest of the last would take.
 _SURE, _LAST, _AT_LEAST = 8, 20, 0.5
 #: Seconds for a letter, before anything was measured.
 _UNMEASURED_S = 0.05
-#: Characters; it takes about as long to begin with a text as to speak so many.
+#: Characters; to begin with a text takes about as long as to speak these.
 _SHORT = 20
 #: No time is measured more exactly than this.
 _SHORTEST_S = 1e-4
-#: Errors are counted over so many estimates, and only where there was something to wait for.
+#: Estimates over which errors are counted, and the shortest wait that counts.
 _JUDGED = 1_000
 _WORTH_JUDGING_S = 0.05
 _GOOD = 0.3
@@ -87,11 +87,11 @@ class Estimator:
         self.compared = 0
 
     def learn(self, job: Job, seconds: float) -> None:
-        """A job occupied a worker for so long."""
+        """A job occupied a worker for ``seconds``."""
         if not 0.0 <= seconds < math.inf:
             return
-        length = _length(job.request.text)
-        for line in (self._all, *(self._line(kind) for kind in _kinds(job))):
+        length, *kinds = _profile(job)
+        for line in (self._all, *(self._line(kind) for kind in kinds)):
             line.learn(length, seconds)
         average_s = seconds if self._average_s is None else self._average_s
         self._average_s = average_s + _NEWEST * (seconds - average_s)
@@ -106,8 +106,8 @@ class Estimator:
             self._kinds.move_to_end(kind)
         return line
 
-    def _best(self, job: Job) -> _Line:
-        for kind in _kinds(job):
+    def _best(self, kinds: list[tuple[str, ...]]) -> _Line:
+        for kind in kinds:
             line = self._kinds.get(kind)
             if line is not None and line.count >= _ENOUGH:
                 return line
@@ -120,17 +120,18 @@ class Estimator:
 
     def expect_s(self, job: Job) -> float:
         """Seconds that a job will occupy a worker."""
-        length = _length(job.request.text)
-        line = self._best(job)
+        length, *kinds = _profile(job)
+        line = self._best(kinds)
         return max(_SHORTEST_S, line.at(length) if line.count else length * _UNMEASURED_S)
 
     def least_s(self, job: Job) -> float:
         """Seconds that a job takes at the very least; 0 where too little was measured to say so."""
-        line = self._kinds.get(_kinds(job)[0])
+        length, kind, _ = _profile(job)
+        line = self._kinds.get(kind)
         if line is None or line.count < _SURE:
             return 0.0
         # Not by the line, which may be far off for a length that was never seen.
-        return _AT_LEAST * min(line.paces) * _length(job.request.text)
+        return _AT_LEAST * min(line.paces) * length
 
     @property
     def brief(self) -> bool:
@@ -138,7 +139,7 @@ class Estimator:
         return self._average_s is not None and self._average_s < BRIEF_S
 
     def judge(self, estimated_s: float, waited_s: float) -> None:
-        """A job that was told to wait ``estimated_s`` has waited for so long."""
+        """A job whose estimate was ``estimated_s`` has waited ``waited_s``."""
         if max(estimated_s, waited_s) >= _WORTH_JUDGING_S:
             self.compared += 1
             self._judged.append(abs(estimated_s - waited_s) <= _GOOD * waited_s)
@@ -154,12 +155,14 @@ def _length(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
-def _kinds(job: Job) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What a job is like, the narrowest first: its voice's kind with its options, and its voice's kind."""
-    request = job.request
-    voice = "prompt" if request.prompt is not UNSET else "registered" if job.cloned else "own"
-    script = "syllables" if _length(request.text) > 2 * len(request.text) else "letters"
-    if not request.options:
-        return ((voice, script, ""), (voice, script))
-    options = ",".join(f"{key}={value!r:.40}" for key, value in sorted(request.options.items()))
-    return ((voice, script, options[:400]), (voice, script))
+def _profile(job: Job) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
+    """A job's length, and its kind: by its voice and options, and by its voice alone."""
+    if job.account.profile is None:
+        request, length = job.request, _length(job.request.text)
+        voice = "prompt" if request.prompt is not UNSET else "registered" if job.cloned else "own"
+        script = "syllables" if length > 2 * len(request.text) else "letters"
+        options = ""
+        if request.options:
+            options = ",".join(f"{key}={value!r:.40}" for key, value in sorted(request.options.items()))
+        job.account.profile = length, (voice, script, options[:400]), (voice, script)
+    return job.account.profile

@@ -1,4 +1,4 @@
-"""Fair shares of time among flows (classes, or the clients of a class), whoever asks for how much.
+"""Fair shares of time among flows (classes, or the clients of a class), however much each asks for.
 
 Start-time fair queueing: every flow has a tag, the virtual time at which its next piece of work may begin; the
 smallest goes first, and what a flow is served moves its tag on by that time over its weight. Between two flows that
@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator, Mapping
 _FORGET_FROM = 64
 #: What is left of a sum of seconds by rounding.
 _NOTHING_S = 1e-9
-#: How fast the present moves on at least, as a part of what those move on who always wait.
+#: How fast the present moves at least, as a share of how fast a flow does that always waits.
 _PACE = 0.5
 #: Entries of flows that have been served since are cleared away when there are more of them than of others, and more
 #: than this.
@@ -26,7 +26,7 @@ _STALE = 64
 
 
 class FairShare:
-    """Whose turn it is. ``ranks`` orders flows whose turns are the same; without, who waits for longer goes first.
+    """Whose turn it is. ``ranks`` orders flows whose turns are the same; without, the longest wait goes first.
 
     ``handicaps``: by how much later, in virtual time, a flow's turn comes than its tag says. In the long run it gets
     its share all the same; for a while others may have more.
@@ -40,7 +40,7 @@ class FairShare:
         self._weights: dict[str, float] = {}
         #: When each flow's next piece may begin, if it has any: ahead of ``virtual`` where it has had more than others.
         self._after: dict[str, float] = {}
-        #: Seconds that flows were charged for work which is not through yet.
+        #: Seconds that flows were charged for work under way.
         self._under_way: dict[str, float] = {}
         #: Flows that have work waiting, with the tag and the place among equal ones; and the same by their turns.
         self._waiting: dict[str, tuple[float, int]] = {}
@@ -72,7 +72,7 @@ class FairShare:
     def now(self) -> float:
         """The present: how far that flow has been served which has had the least of all that wait or are being served.
 
-        Work under way does not count before it is through: it may take less than it was charged for, and those that
+        Work under way does not count before it is done: it may take less than it was charged for, and those that
         come anew would be behind for ever.
         """
         least = math.inf
@@ -124,13 +124,13 @@ class FairShare:
             self._after = {f: tag for f, tag in self._after.items() if tag > now or f in kept}
             self._forget_at = max(_FORGET_FROM, 2 * len(self._after))
 
-    def go_on(self, flow: str, seconds: float) -> None:
+    def resume(self, flow: str, seconds: float) -> None:
         """A flow that need not wait is given so much time: for the rest of what it had begun."""
         self._charge(flow, seconds)
         self._under_way[flow] = self._under_way.get(flow, 0.0) + seconds
 
     def settle(self, flow: str, charged_s: float, took_s: float) -> None:
-        """What the flow was charged ``charged_s`` for is through, or is put off, and has taken so long."""
+        """Work of the flow is done or suspended: it pays ``took_s`` in place of ``charged_s``."""
         left_s = self._under_way.get(flow, 0.0) - charged_s
         if left_s > _NOTHING_S:
             self._under_way[flow] = left_s
@@ -146,9 +146,9 @@ class FairShare:
             self._wait(flow, self._waiting[flow][0] + amount)
 
     def elapse(self, seconds: float) -> None:
-        """One of the flows has been served for so long: the present moves on, if slower than those who always wait.
+        """A flow was served for ``seconds``: the present moves on, if slower than the flows that always wait.
 
-        Without that it would stand still while ever new flows come, each to be served once, and who had been served
+        Otherwise it would stand still while ever new flows come, each to be served once, and a flow that was served
         before would wait for ever.
         """
         self.virtual += _PACE * seconds / max(1, len(self._waiting))
@@ -160,11 +160,11 @@ class FairShare:
         return max(self.now(), self._after.get(flow, 0.0))
 
     def had(self, flow: str) -> float:
-        """The virtual time up to which the flow has been served: a tag that does not move on while it is put off."""
+        """The virtual time up to which the flow has been served: a tag that stands while its work is suspended."""
         return self._after.get(flow, self._forgotten)
 
     def rest(self) -> None:
-        """Nobody waits, and nothing is being worked on: who had more than others owes them nothing any more."""
+        """No work waits or is under way: all debts between the flows are forgotten."""
         if self._after:
             self.virtual = max(self.virtual, *self._after.values())
             self._after.clear()

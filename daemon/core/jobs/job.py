@@ -7,14 +7,13 @@
        |            `----> cancelled
        `-> failed, cancelled
 
-A running job may be put aside in its worker for another one (``suspended``). The end of a durable job is told when it
-is on disk: until then it keeps its state, and has its end in ``ending``."""
+A running job may be suspended in its worker for another one. The end of a durable job is sent when it is on disk: until
+then the job keeps its state, and has its end in ``ending``."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Struct, field
+from msgspec.structs import replace
 
 from glmtts.protocol.audio_formats import AudioFormat
 from glmtts.protocol.events import Done, Error, JobInfo
@@ -31,7 +30,7 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 }
 
 
-#: Subscribers that one job may have: clients can ask to hear it as often as they like, and each costs memory.
+#: Subscribers that one job may have: clients can ask for its events as often as they like, and each costs memory.
 MAX_SUBSCRIBERS = 64
 
 
@@ -40,16 +39,16 @@ class IllegalTransition(Exception):
 
 
 class Subscriber(Struct):
-    """Somebody who is told of a job: under ``id``, and if not ``all_events`` of its end alone."""
+    """A request that is answered with a job's events: all of them, or only the last."""
 
     to: ReplyTo
     id: str
     all_events: bool
-    #: Whether he has heard the stream from its beginning.
+    #: Whether it got the stream from its beginning.
     heard: bool = False
 
     def wait_for(self, job: str) -> Wait:
-        """His request as one for the rest of a job's events."""
+        """The same as a request for the rest of a job's events."""
         return Wait(id=self.id, v=VERSION, job=job, events="all" if self.all_events else "final")
 
 
@@ -62,81 +61,44 @@ class Ending(Struct):
     result: str = ""
 
 
-class Job(Struct, kw_only=True):
-    """One accepted request for speech. Times are the core's clock, in seconds."""
+class Account(Struct):
+    """What the scheduler charges a job's client for it, in seconds of a worker's time."""
 
-    id: str
-    client: Client
-    request: Synthesize
-    recording: bytes | memoryview | None
-    #: Digest of what is spoken and how (ledger.content_digest), once somebody needed it.
-    content: str = ""
-    format: AudioFormat
-    #: In Hz; None where the worker chooses the nearest to the default that the format can hold.
-    sample_rate: int | None
-    #: Whether audio goes out while it is made; not so where nobody would hear it (REQ, ``events: "final"``).
-    streams: bool
-    accepted_at: float
-    created: float
-    deadline_at: float | None = None
-    #: Whether the journal has it, so that it survives the daemon.
-    durable: bool = False
-    #: Where its file goes, if it asked for one in the outputs folder.
-    output_path: str = ""
-    #: Whether its voice is a registered recording.
-    cloned: bool = False
-    state: JobState = "waiting"
-    #: Seconds for which it is expected to occupy a worker, and for how many its client is charged.
+    #: What the job is expected to take.
     cost_s: float = 0.0
+    #: What its client was charged so far, and how much of that is known to be right, because it was spoken before the
+    #: job was last suspended.
     charged_s: float = 0.0
-    #: How much of that is known to be right, because it was spoken before the job was last put aside.
     settled_s: float = 0.0
     #: Its place in the order in which jobs came to its client's part of the queue.
     place: int = 0
-    #: What its client was told of the waiting time.
-    estimated_wait_s: float | None = None
-    attempts: int = 0
-    #: How many of these ended through no fault of it: the daemon ended, or the worker died of another job.
-    excused: int = 0
-    #: How many of them the end of a daemon broke off.
-    interrupted: int = 0
-    #: It ran out of GPU memory once: it is tried once more, on a process that has had no other job.
-    needs_fresh: bool = False
-    #: Whether its worker works on it; until then it lies ready there, and its client takes it for waiting.
+    #: Its length and what it is like, as the estimator has found them.
+    profile: tuple[int, tuple[str, ...], tuple[str, ...]] | None = None
+
+
+class Attempt(Struct):
+    """One try at a job in a worker; a retry starts with a fresh one. Empty before the job was given to a worker."""
+
+    worker: str = ""
+    #: Whether the worker works on it; until then it lies ready there, and its client takes it for waiting.
     begun: bool = False
-    #: Whether it is put aside in its worker.
     suspended: bool = False
-    worker: str | None = None
     #: Since when the worker works on it without a break, and the seconds of work before that.
     active_since: float | None = None
     earlier_s: float = 0.0
-    #: Seconds of work at its last segment border.
-    border_s: float = 0.0
-    waited_s: float = 0.0
+    #: Seconds of work at its last segment boundary.
+    boundary_s: float = 0.0
     first_audio_at: float | None = None
     chunks: int = 0
     segment: int = 0
     segments: int = 0
     audio_s: float = 0.0
-    told_position: int = -1
-    subscribers: list[Subscriber] = []
-    ending: Ending | None = None
-    ended_at: float = 0.0
-    synthesis_s: float = 0.0
-    code: str = ""
-    message: str = ""
-    text_length: int = 0
-
-    @property
-    def live(self) -> bool:
-        """Whether it still waits or runs."""
-        return self.state in ("waiting", "running")
 
     def active_s(self, now: float) -> float:
         """For how many seconds the worker has worked on it."""
         return self.earlier_s + (now - self.active_since if self.active_since is not None else 0.0)
 
-    def go_on(self, now: float) -> None:
+    def resume(self, now: float) -> None:
         """The worker works on it from now on."""
         self.active_since = now
         self.suspended = False
@@ -146,10 +108,51 @@ class Job(Struct, kw_only=True):
         self.earlier_s = self.active_s(now)
         self.active_since = None
 
+
+class Job(Struct, kw_only=True):
+    """One request for speech from its acceptance to its end. Times are the core's clock, in seconds."""
+
+    id: str
+    client: Client
+    request: Synthesize
+    recording: bytes | memoryview | None
+    #: Digest of what is spoken and how (job_table.content_digest), once it was needed.
+    content: str = ""
+    format: AudioFormat
+    #: In Hz; None where the worker chooses the nearest to the default that the format can hold.
+    sample_rate: int | None
+    #: Whether audio goes out while it is made; not so where no request could get it (REQ, ``events: "final"``).
+    streams: bool
+    accepted_at: float
+    created: float
+    deadline_at: float | None = None
+    #: Whether the journal has it, so that it survives the daemon.
+    durable: bool = False
+    #: Where its file goes, if the request names one in the outputs folder.
+    output_path: str = ""
+    #: Whether its voice is a registered recording.
+    cloned: bool = False
+    state: JobState = "waiting"
+    account: Account = field(default_factory=Account)
+    attempt: Attempt = field(default_factory=Attempt)
+    attempts: int = 0
+    #: How many of these were not its fault: the daemon ended, or the worker died of another job.
+    excused: int = 0
+    #: How many of them the end of a daemon broke off.
+    interrupted: int = 0
+    #: It ran out of GPU memory once: it is tried once more, on a process that has had no other job.
+    needs_fresh: bool = False
+    waited_s: float = 0.0
+    #: The waiting time and the position that its client was last sent; -1: none since it came into the queue.
+    estimated_wait_s: float | None = None
+    told_position: int = -1
+    subscribers: list[Subscriber] = []
+    ending: Ending | None = None
+
     @property
-    def audio_was_sent(self) -> bool:
-        """Whether a client has heard a part of it, so that it can't be started again unnoticed."""
-        return self.chunks > 0
+    def live(self) -> bool:
+        """Whether it still waits or runs."""
+        return self.state in ("waiting", "running")
 
     def enter(self, state: JobState) -> None:
         """Change the state. Raises IllegalTransition, and changes nothing, where the table does not allow it."""
@@ -157,48 +160,67 @@ class Job(Struct, kw_only=True):
             raise IllegalTransition(f"job {self.id}: {self.state} -> {state}")
         self.state = state
 
-    def describe(self, position: int | None, estimated_wait_s: float | None, *, with_client: bool) -> JobInfo:
-        """The job as clients and operators see it."""
+    def describe(
+        self, position: int | None = None, estimated_wait_s: float | None = None, *, with_client: bool = True
+    ) -> JobInfo:
+        """The job as operators see it, and clients without ``with_client``."""
 
-        def known(value: Any, when: bool) -> Any:
-            return value if when else UNSET
-
-        ended = not self.live
-        return JobInfo(
+        attempt = self.attempt
+        info = JobInfo(
             job=self.id,
             state=self.state,
             priority=self.request.priority,
             created=self.created,
             attempts=self.attempts,
-            text_length=len(self.request.text) if self.live else self.text_length,
-            position=UNSET if position is None else position,
-            estimated_wait_s=UNSET if estimated_wait_s is None else estimated_wait_s,
-            client=known(self.client.key, with_client),
-            user=known(self.client.user, with_client),
-            durable=known(True, self.durable),
-            suspended=known(True, self.suspended and self.live),
-            worker=self.worker if self.worker is not None else UNSET,
-            segment=known(self.segment, self.segments > 0),
-            segments=known(self.segments, self.segments > 0),
-            audio_s=known(round(self.audio_s, 3), self.audio_s > 0),
-            waited_s=known(round(self.waited_s, 6), self.attempts > 0),
-            synthesis_s=known(round(self.synthesis_s, 6), ended and self.synthesis_s > 0),
-            code=known(self.code, bool(self.code)),
-            message=known(self.message, bool(self.message)),
+            text_length=len(self.request.text),
             output=self.request.output,
             key=self.request.key,
         )
+        if with_client:
+            info.client, info.user = self.client.key, self.client.user
+        if position is not None:
+            info.position = position
+        if estimated_wait_s is not None:
+            info.estimated_wait_s = estimated_wait_s
+        if self.durable:
+            info.durable = True
+        if attempt.worker:
+            info.worker = attempt.worker
+        if attempt.segments:
+            info.segment, info.segments = attempt.segment, attempt.segments
+        if attempt.audio_s > 0:
+            info.audio_s = round(attempt.audio_s, 3)
+        if self.attempts:
+            info.waited_s = round(self.waited_s, 6)
+        event = self.ending.event if self.ending is not None and not self.live else None
+        if isinstance(event, Error):
+            info.code, info.message = event.code, event.message
+        elif event is not None:
+            info.audio_s, info.synthesis_s = round(event.audio_s, 3), event.synthesis_s
+        elif attempt.suspended:
+            info.suspended = True
+        return info
 
 
 class Ended(Struct):
-    """The end of a job, kept for a while for whoever asks again."""
+    """An ended job as the table keeps it for a while: the answer to ``job``, and the last event with its audio."""
 
-    job: Job
+    info: JobInfo
+    client: Client
     ending: Ending
     expires_at: float
     body_dropped: bool = False
 
     @property
+    def state(self) -> str:
+        """How it ended."""
+        return self.info.state
+
+    @property
     def size(self) -> int:
-        """Bytes that keeping it costs, about."""
+        """Bytes of audio that it holds."""
         return len(self.ending.body) if self.ending.body is not None else 0
+
+    def describe(self, *, with_client: bool) -> JobInfo:
+        """The job as operators see it, and clients without ``with_client``."""
+        return self.info if with_client else replace(self.info, client=UNSET, user=UNSET)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import msgspec
 from msgspec import UNSET
@@ -17,8 +17,6 @@ from .job import Ended, Ending, Job, Subscriber
 
 #: Ended jobs that are remembered at most, with or without their result.
 MAX_ENDED = 10_000
-#: Characters of text that an ended job may keep.
-_SHORT = 200
 
 
 class JobTable:
@@ -63,12 +61,12 @@ class JobTable:
         return any(subscriber.to == to and subscriber.id == id for job in jobs for subscriber in job.subscribers)
 
     def subscribe(self, job: Job, subscriber: Subscriber) -> None:
-        """Tell one more of a live job's events."""
+        """Send a live job's events to one more request."""
         job.subscribers.append(subscriber)
         self._of_connection.setdefault(subscriber.to.connection, {})[job.id] = None
 
     def unsubscribe(self, job: Job, connection: int) -> list[Subscriber]:
-        """Tell a connection no more of a live job; returns whom that concerns."""
+        """Send nothing more of a live job to a connection; returns its requests for that job."""
         gone = [s for s in job.subscribers if s.to.connection == connection]
         job.subscribers = [s for s in job.subscribers if s.to.connection != connection]
         self._forget_subscription(job.id, connection)
@@ -101,14 +99,9 @@ class JobTable:
             self._keys.pop((job.client.key, job.request.key), None)
 
     def end(self, job: Job, ending: Ending, expires_at: float) -> None:
-        """Move a job that has ended out of the live ones and keep its last event."""
+        """Keep the end of a job in place of the job itself: thousands are kept, so each is small."""
         self.drop(job)
-        request = job.request
-        job.text_length = len(request.text)
-        # Thousands of ended jobs are remembered: not with all that they were to say. A short text is not worth a copy.
-        if job.text_length > _SHORT or request.options or request.prompt is not UNSET:
-            job.request = msgspec.structs.replace(request, text="", options={}, prompt=UNSET)
-        ended = Ended(job=job, ending=ending, expires_at=expires_at)
+        ended = Ended(info=job.describe(), client=job.client, ending=ending, expires_at=expires_at)
         self._ended[job.id] = ended
         if ending.body is not None:
             self._with_result[job.id] = ended
@@ -134,30 +127,26 @@ class JobTable:
 
     def _forget(self, ended: Ended) -> None:
         self._drop_result(ended)
-        del self._ended[ended.job.id]
+        del self._ended[ended.info.job]
 
     def _drop_result(self, ended: Ended) -> None:
-        if self._with_result.pop(ended.job.id, None) is not None:
+        if self._with_result.pop(ended.info.job, None) is not None:
             self.result_bytes -= ended.size
             ended.ending.body = None
             ended.body_dropped = True
 
-    def find(self, id: str) -> Job | None:
+    def find(self, id: str) -> Job | Ended | None:
         """A job, live or ended."""
-        if job := self.live.get(id):
-            return job
-        ended = self._ended.get(id)
-        return ended.job if ended else None
+        return self.live.get(id) or self._ended.get(id)
 
     def ended(self, id: str) -> Ended | None:
         """An ended job that is still remembered."""
         return self._ended.get(id)
 
-    def newest(self) -> Iterator[Job]:
-        """Every job that is known, the newest first."""
+    def newest(self) -> Iterator[Job | Ended]:
+        """Every job that is known: the live ones, then the ended ones, each the newest first."""
         yield from reversed(self.live.values())
-        for ended in reversed(self._ended.values()):
-            yield ended.job
+        yield from reversed(self._ended.values())
 
     def expire(self, now: float, max_result_bytes: int) -> float | None:
         """Drop results that are too old or too large in sum, and forget old jobs; returns when to come again."""
@@ -192,8 +181,3 @@ def content_digest(request: Synthesize, recording: bytes | memoryview | None) ->
     if recording is not None:
         digest.update(recording)
     return digest.hexdigest()
-
-
-def newest_first(jobs: Iterable[Job]) -> list[Job]:
-    """Jobs in the order in which ``jobs`` shows them."""
-    return sorted(jobs, key=lambda job: job.created, reverse=True)

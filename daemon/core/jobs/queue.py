@@ -1,8 +1,8 @@
 """The waiting jobs: three classes that share the workers' time by weight, and in each its clients in equal parts.
 
-Time is what is shared, not jobs: a chapter counts for as many sentences as it takes. Before all others come the few
-that ran out of GPU memory and are tried once more, on a process that has had no other job. Beside them are those that
-are accepted, but may not be started before the journal has them."""
+They share time, not jobs: a chapter counts for as many sentences as it takes. Before all others come the few that ran
+out of GPU memory and are tried once more, on a process that has had no other job. Jobs that the journal does not have
+yet are held: they wait, and may not be started."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .fair_share import FairShare
 from .job import Job
 
 _RANKS: dict[str, int] = {priority: rank for rank, priority in enumerate(PRIORITIES)}
-#: A class may have so many seconds, times its weight, before the next one below it gets its share: a sentence or two
-#: that come in the wake of others are not to wait for a chapter, because the class as a whole was served before.
+#: Seconds, times its weight, that a class may have before the next one below it gets its share: a sentence that comes
+#: in the wake of others does not wait for a chapter because the class as a whole was served before.
 HEAD_START_S = 5.0
 #: A job of the same class overtakes the rest of another only if it takes less than this part of it.
 _MUCH_SHORTER = 0.5
@@ -122,7 +122,7 @@ class WaitingQueue:
         """Add a job, or let one go that was held; ``front``: it had been started before."""
         if self._held.pop(job.id, None) is None:
             self._count(job)
-        self._clients[job.client.key].work_s += job.cost_s
+        self._clients[job.client.key].work_s += job.account.cost_s
         self._jobs[job.id] = job
         if front:
             self._jobs.move_to_end(job.id, last=False)
@@ -145,7 +145,7 @@ class WaitingQueue:
         waiting = self._clients[job.client.key]
         if self._held.pop(job.id, None) is None:
             del self._jobs[job.id]
-            waiting.work_s -= job.cost_s
+            waiting.work_s -= job.account.cost_s
         waiting.jobs[job.request.priority] -= 1
         waiting.count -= 1
         self._lengths[job.request.priority] -= 1
@@ -182,33 +182,31 @@ class WaitingQueue:
         priority = job.request.priority
         self._leave(job)
         self._class_queues[priority].take(job)
-        self._classes.serve(priority, job.cost_s, more=len(self._class_queues[priority]) > 0)
-        job.charged_s = job.cost_s
+        self._classes.serve(priority, job.account.cost_s, more=len(self._class_queues[priority]) > 0)
+        job.account.charged_s = job.account.cost_s
 
-    def go_on(self, job: Job, left_s: float) -> None:
-        """A job that was put aside goes on: the rest of it is charged for."""
-        job.charged_s += left_s
-        self._classes.go_on(job.request.priority, left_s)
-        self._class_queues[job.request.priority].go_on(job.client.key, left_s)
+    def resume(self, job: Job, left_s: float) -> None:
+        """A suspended job resumes: the rest of it is charged for."""
+        job.account.charged_s += left_s
+        self._classes.resume(job.request.priority, left_s)
+        self._class_queues[job.request.priority].resume(job.client.key, left_s)
 
     def settle(self, job: Job) -> None:
-        """A job that may have been started is through, for good or for another attempt, or is put aside: charged is
-        what it took.
-        """
-        charged_s, took_s = job.charged_s - job.settled_s, job.earlier_s - job.settled_s
+        """An attempt at a job is over, or suspended: its client is charged for the time that it took."""
+        charged_s, took_s = job.account.charged_s - job.account.settled_s, job.attempt.earlier_s - job.account.settled_s
         if charged_s or took_s:
-            job.charged_s = job.settled_s = job.earlier_s
+            job.account.charged_s = job.account.settled_s = job.attempt.earlier_s
             self._classes.settle(job.request.priority, charged_s, took_s)
             self._class_queues[job.request.priority].settle(job.client.key, charged_s, took_s)
 
     def rest(self) -> None:
-        """Nothing is being spoken; if nothing waits either, nobody owes anybody anything any more."""
+        """Nothing is being spoken; if nothing waits either, all debts are forgotten."""
         if not self:
             self._classes.rest()
             for class_queue in self._class_queues.values():
                 class_queue.rest()
 
-    # --- who goes before whom
+    # --- what goes first
 
     def goes_before(self, job: Job, begun: Job, left_s: float, *, unspoken_s: float) -> bool:
         """Whether a waiting job comes before the rest of one that was begun, which takes ``left_s`` more seconds.
@@ -224,7 +222,7 @@ class WaitingQueue:
             head_start = self._classes.handicap(other) - self._classes.handicap(mine)
             had = self._classes.had(other) - unspoken_s / self._classes.weight(other)
             return self._classes.tag(mine) <= had + head_start
-        if job.client.key == begun.client.key or job.cost_s > _MUCH_SHORTER * left_s:
+        if job.client.key == begun.client.key or job.account.cost_s > _MUCH_SHORTER * left_s:
             return False
         return self._behind_s(job, begun, unspoken_s) <= 0.0
 
@@ -241,7 +239,7 @@ class WaitingQueue:
         if job.request.priority != begun.request.priority or job.client.key == begun.client.key:
             return None
         in_s = max(0.0, self._behind_s(job, begun, unspoken_s))
-        return None if job.cost_s > _MUCH_SHORTER * (left_s - in_s) else in_s
+        return None if job.account.cost_s > _MUCH_SHORTER * (left_s - in_s) else in_s
 
     def in_order(self) -> Iterator[Job]:
         """All jobs that may be started, in the order in which they would be if no other came."""
@@ -254,7 +252,7 @@ class WaitingQueue:
                 turns.leave()
             else:
                 yield job
-                turns.serve(job.cost_s)
+                turns.serve(job.account.cost_s)
 
     def ahead_of(self, job: Job) -> tuple[int, float]:
         """About how many jobs are started before one that waits, and their seconds of work, all classes together.
@@ -262,7 +260,7 @@ class WaitingQueue:
         Takes time by the number of clients in its class, up to some.
         """
         fresh = len(self._for_fresh)
-        fresh_s = sum(other.cost_s for other in self._for_fresh.values())
+        fresh_s = sum(other.account.cost_s for other in self._for_fresh.values())
         if job.id in self._for_fresh:
             return 0, 0.0
         priority = job.request.priority

@@ -1,61 +1,40 @@
-"""Judges the daemon by the rules of alert_rules.py, every few seconds while anything goes on."""
+"""Applies the rules of alert_table.py to the daemon's figures, every few seconds while the daemon has work."""
 
 from __future__ import annotations
 
 from collections import deque
 
-from ..alerts import Alerts
-from ..context import Context
-from ..exit_causes import POLICIES
-from ..jobs.queue import WaitingQueue
 from ..scheduling.completion import Completion
-from ..workers.autoscaler import Autoscaler
-from ..workers.gpus import Gpus
-from ..workers.pool import Pool
-from .alert_rules import FAILURES, RULES, Condition, Figures, Finding, GpuFigures, Totals
+from ..state import State
+from .alert_rules import FAILURES, FAULTS, Condition, Figures, Finding, GpuFigures, Totals
+from .alert_table import ALERTS
 
-#: Causes of death that are faults.
-FAULTS = tuple(cause.value for cause, policy in POLICIES.items() if policy.fault)
-#: The window is as exact as this part of it.
+#: The window is exact to one part in this many.
 _STEPS = 60
 
 
 class AlertEvaluator:
-    """Keeps what was counted over the last minutes, and for how long each thing has been bad or good."""
+    """Owns the counters of the last minutes, and for each alert since when its rule has said the same."""
 
-    def __init__(
-        self,
-        context: Context,
-        alerts: Alerts,
-        *,
-        queue: WaitingQueue,
-        pool: Pool,
-        autoscaler: Autoscaler,
-        gpus: Gpus,
-        completion: Completion,
-    ) -> None:
-        self._context = context
-        self._alerts = alerts
-        self._queue = queue
-        self._pool = pool
-        self._autoscaler = autoscaler
-        self._gpus = gpus
+    def __init__(self, state: State, completion: Completion) -> None:
+        self._context, self._queue, self._alerts = state.context, state.queue, state.alerts
+        self._pool, self._autoscaler, self._gpus = state.pool, state.autoscaler, state.gpus
         self._completion = completion
         self._conditions: dict[tuple[str, str], Condition] = {}
-        #: The counters as they were, the oldest first: one from before the window, and those in it.
-        self._past: deque[tuple[float, Totals]] = deque([(context.now, Totals())])
+        #: Earlier values of the counters, the oldest first: one from before the window, and those within it.
+        self._past: deque[tuple[float, Totals]] = deque([(state.context.now, Totals())])
 
     def judge(self) -> None:
-        """Raise and clear what is to be; and come again, unless all is well and nothing goes on."""
+        """Raise and clear alerts, and judge again later unless the daemon is idle and well."""
         settings, now = self._context.settings.alerts, self._context.now
         figures = self.figures()
-        quiet = figures.lately == Totals() and not figures.waiting
-        for name, (rule, timing) in RULES.items():
-            raise_s = timing.raise_for * settings.for_s + timing.raise_windows * settings.window_s
-            clear_s = timing.clear_for * settings.for_s + timing.clear_windows * settings.window_s
-            # What was there and is not any more (a worker, a GPU) is well.
+        for name, alert in ALERTS.items():
+            if alert.rule is None:
+                continue
+            raise_s, clear_s = alert.raise_after(settings), alert.clear_after(settings)
+            # A worker or GPU that is gone is well.
             gone = [Finding(of, False) for known, of in self._conditions if known == name]
-            findings = {finding.of: finding for finding in (*gone, *rule(figures, settings))}
+            findings = {finding.of: finding for finding in (*gone, *alert.rule(figures, settings))}
             for of, finding in findings.items():
                 key = (name, of)
                 condition = self._conditions.get(key)
@@ -68,11 +47,11 @@ class AlertEvaluator:
                     self._alerts.set(f"{name}.{of}" if of else name, finding.message if raised else "")
                 if not raised and finding.bad is not True:
                     del self._conditions[key]
-        if not quiet or self._conditions:
+        if figures.lately != Totals() or figures.waiting or self._conditions:
             self._context.stir()
 
     def figures(self) -> Figures:
-        """What the rules look at, as it is now."""
+        """The present input of the rules."""
         settings = self._context.settings
         now = self._context.now
         totals = self._totals()
@@ -95,7 +74,7 @@ class AlertEvaluator:
             trends={
                 worker.name: trend
                 for worker in self._pool.workers.values()
-                if worker.serving and (trend := worker.watch.trend) is not None
+                if worker.serving and (trend := worker.process.watch.trend) is not None
             },
         )
 

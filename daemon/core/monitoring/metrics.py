@@ -1,334 +1,224 @@
-"""The metrics: what the core knows of itself, as families of samples. metrics_text.py writes them down elsewhere.
+"""The core's metrics as families of samples; daemon/metrics/exposition.py writes them as text.
 
-They come from where ``status``, ``workers`` and ``gpus`` have their figures, and from the same instant: the two can't
-disagree. No label has a user or a job in it: there are no more series than there are workers, GPUs and classes for.
+They are read from the same state, at the same instant, as the answers to ``status``, ``workers`` and ``gpus``: the two
+can't disagree. No label names a user or a job, so the number of series is bounded by workers, GPUs and classes.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
 
 from glmtts.protocol import VERSION
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.requests import PRIORITIES
 
-from ..alerts import Alerts
-from ..context import Context
-from ..jobs.estimates import Estimator
-from ..jobs.job_table import JobTable
-from ..jobs.queue import WaitingQueue
-from ..metric_types import Family, Kind, Value, kept, labelled, one_of, single
-from ..scheduling.completion import Completion
-from ..scheduling.durable import DurableJobs
-from ..scheduling.retry import Retries
-from ..workers.autoscaler import Autoscaler
+from ..metric_types import Family, Histogram, Kind, Value, kept
+from ..scheduling.scheduler import Scheduler
+from ..state import State
 from ..workers.circuit_breaker import BreakerState
 from ..workers.gpu_attribution import others
-from ..workers.gpus import Gpus
-from ..workers.pool import Pool
-from ..workers.worker import Worker, WorkerState
-from .alert_rules import EVENTS, OF_GPU, OF_WORKER, RULES
+from ..workers.worker import WorkerState
+from .alert_table import ALERTS
 
-#: How a job may end: the codes of errors, and ``done``.
+#: The ends of a job: ``done`` and the codes of errors.
 OUTCOMES = ("done", *(code.value for code in ErrorCode))
 STATES = ("running", "paused", "draining", "drained", "stopping")
-_ALERTS = tuple(name for name in (*RULES, *EVENTS) if name not in OF_GPU | OF_WORKER)
 _NVML_STATES = ("ok", "absent", "failing", "blocked")
+
+#: Help and labels of each metric. One that ends in ``_total`` is a counter.
+_METRICS: dict[str, tuple[str, ...]] = {
+    "glmtts_build_info": ("Version and engine of the daemon.", "version", "protocol", "engine", "python"),
+    "glmtts_state": ("State of the daemon.", "state"),
+    "glmtts_alert_active": ("Whether the daemon has raised this alert; of: its GPU or worker.", "alert", "of"),
+    "glmtts_jobs_accepted_total": ("Accepted jobs.",),
+    "glmtts_jobs_ended_total": ("Ended jobs by outcome.", "outcome"),
+    "glmtts_jobs_refused_total": ("Refused requests for speech.", "code"),
+    "glmtts_job_retries_total": ("Further attempts at jobs whose worker had failed.",),
+    "glmtts_jobs_waiting": ("Jobs waiting for a worker.", "class"),
+    "glmtts_jobs_running": ("Jobs held by workers, suspended ones excluded.", "class"),
+    "glmtts_jobs_suspended": ("Jobs suspended in their worker for more urgent ones.", "class"),
+    "glmtts_queue_paused": ("Whether an operator has paused the queue.",),
+    "glmtts_kept_results_bytes": ("Memory of kept results.",),
+    "glmtts_kept_recordings_bytes": ("Memory of recordings of live jobs.",),
+    "glmtts_quarantined_contents": ("Texts that are refused because workers died of them.",),
+    "glmtts_journal_up": ("Whether durable jobs are accepted.",),
+    "glmtts_journal_unfinished_jobs": ("Durable jobs that have not ended.",),
+    "glmtts_journal_recovered_total": ("Durable jobs recovered from an earlier daemon.",),
+    "glmtts_job_wait_seconds": ("From a job's acceptance until a worker begins it.", "class"),
+    "glmtts_job_first_audio_seconds": ("From a job's acceptance until its first audio.", "class"),
+    "glmtts_job_duration_seconds": ("From a job's acceptance until its end is sent.", "class"),
+    "glmtts_job_real_time_factor": ("Seconds of synthesis per second of speech, by job.",),
+    "glmtts_job_audio_seconds": ("Seconds of speech of each job.",),
+    "glmtts_synthesis_seconds_total": ("Seconds of synthesis by workers.",),
+    "glmtts_speech_seconds_total": ("Seconds of speech made.",),
+    "glmtts_wait_estimate_error_seconds": ("Difference between the estimated wait of a job and the real one.",),
+    "glmtts_wait_estimates_good_ratio": ("Share of the last 1,000 estimates within 30 % of the real wait.",),
+    "glmtts_workers": ("Workers by state.", "state"),
+    "glmtts_workers_bound": ("Least, most and wanted number of workers.", "bound"),
+    "glmtts_worker_starts_total": ("Worker processes started.",),
+    "glmtts_worker_restarts_total": ("Worker processes started in place of another.",),
+    "glmtts_worker_deaths_total": ("Worker processes that ended, by cause.", "cause"),
+    "glmtts_worker_recycles_total": ("Worker processes replaced, by reason.", "reason"),
+    "glmtts_breaker_state": ("State of the circuit breaker on worker starts.", "state"),
+    "glmtts_worker_memory_bytes": ("Host memory of a worker process.", "worker"),
+    "glmtts_worker_gpu_memory_bytes": (
+        "GPU memory of a worker; trust: its source (process: NVML, device: derived, torch: a lower bound).",
+        *("worker", "gpu", "trust"),
+    ),
+    "glmtts_worker_torch_bytes": ("GPU memory of a worker by torch's own count.", "worker", "kind"),
+    "glmtts_worker_memory_trend_bytes": ("Growth of a worker's memory per job; 0: none.", "worker"),
+    "glmtts_nvml_state": ("State of NVML.", "state"),
+    "glmtts_gpu_info": ("Name and uuid of a GPU.", "gpu", "name", "uuid"),
+    "glmtts_gpu_up": ("Whether the GPU answers NVML.", "gpu"),
+    "glmtts_gpu_memory_total_bytes": ("Memory of the GPU.", "gpu"),
+    "glmtts_gpu_memory_used_bytes": ("Memory of the GPU in use.", "gpu"),
+    "glmtts_gpu_memory_others_bytes": ("Memory of the GPU in use by other programs.", "gpu"),
+    "glmtts_gpu_utilization_ratio": ("Utilization of the GPU, 0 to 1.", "gpu"),
+    "glmtts_gpu_temperature_celsius": ("Temperature of the GPU.", "gpu"),
+    "glmtts_gpu_last_xid": ("The newest Xid of the GPU; 0: none.", "gpu"),
+    "glmtts_gpu_xid_errors_total": ("Xids of the GPU: caused by programs, and faults of its own.", "gpu", "kind"),
+    "glmtts_host_memory_total_bytes": ("Memory of the host or control group.",),
+    "glmtts_host_memory_available_bytes": ("Available memory of the host or control group.",),
+}
+
+#: A value, or one for each label or tuple of labels; None where it is unknown.
+Measured: TypeAlias = Value | Mapping[Any, Value | None] | None
 
 
 class CoreMetrics:
-    """Reads all of it at once, and changes nothing."""
+    """Reads the core's parts and changes nothing."""
 
-    def __init__(
-        self,
-        context: Context,
-        job_table: JobTable,
-        queue: WaitingQueue,
-        pool: Pool,
-        *,
-        autoscaler: Autoscaler,
-        gpus: Gpus,
-        completion: Completion,
-        durable_jobs: DurableJobs,
-        estimator: Estimator,
-        retries: Retries,
-        alerts: Alerts,
-        version: str,
-    ) -> None:
-        self._context = context
-        self._job_table = job_table
-        self._queue = queue
-        self._pool = pool
-        self._autoscaler = autoscaler
-        self._gpus = gpus
-        self._completion = completion
-        self._durable_jobs = durable_jobs
-        self._estimator = estimator
-        self._retries = retries
-        self._alerts = alerts
-        self._version = version
+    def __init__(self, state: State, scheduler: Scheduler) -> None:
+        self._state = state
+        self._scheduler = scheduler
 
     def take(self, state: str) -> list[Family]:
-        """Every metric of the core; ``state`` is the daemon's."""
-        return [
-            *self._daemon(state),
-            *self._jobs(),
-            *self._speech(),
-            *self._workers(),
-            *self._memory(),
-            *self._machine(),
-        ]
+        """Every metric of the core; ``state`` is that of the daemon."""
+        parts = (self._daemon(state), self._jobs(), self._speech(), self._workers(), self._memory(), self._machine())
+        return [_family(name, measured) for part in parts for name, measured in part.items()]
 
-    def _daemon(self, state: str) -> list[Family]:
-        context = self._context
-        about = {
-            "version": self._version,
-            "protocol": str(VERSION),
-            "engine": context.settings.engine.name,
-            "python": ".".join(map(str, sys.version_info[:3])),
+    def _daemon(self, state: str) -> dict[str, Measured]:
+        python = ".".join(map(str, sys.version_info[:3]))
+        about = (self._state.installation.version, str(VERSION), self._state.context.settings.engine.name, python)
+        raised = dict.fromkeys(self._state.alerts.names(), 1.0)
+        return {
+            "glmtts_build_info": {about: 1.0},
+            "glmtts_state": _one_of(STATES, state),
+            "glmtts_alert_active": {(name, ""): 0.0 for name, alert in ALERTS.items() if not alert.of} | raised,
         }
-        raised = dict.fromkeys(self._alerts.names(), 1.0)
-        alerts = {(name, ""): 0.0 for name in _ALERTS} | raised
-        return [
-            Family("glmtts_build_info", "gauge", "What runs here.", tuple(about), [(tuple(about.values()), 1.0)]),
-            one_of("glmtts_state", "Whether the daemon takes and starts jobs.", "state", STATES, state),
-            Family(
-                "glmtts_alert_active",
-                "gauge",
-                "Whether the daemon itself has this alert raised; of: the GPU or worker.",
-                ("alert", "of"),
-                list(alerts.items()),
-            ),
-        ]
 
-    def _jobs(self) -> list[Family]:
-        outcomes, refused = self._completion.outcomes, self._context.counters.refused
-        live = self._job_table.live
-        at_hand = [live[id] for worker in self._pool.workers.values() for id in worker.jobs if id in live]
-        running = dict.fromkeys(PRIORITIES, 0.0)
-        suspended = dict.fromkeys(PRIORITIES, 0.0)
-        for job in at_hand:
-            (suspended if job.suspended else running)[job.request.priority] += 1
-        waiting = ((priority, float(self._queue.length(priority))) for priority in PRIORITIES)
-        ended = ((outcome, float(outcomes.get(outcome, 0))) for outcome in OUTCOMES)
-        turned_away = ((code.value, float(refused.get(code.value, 0))) for code in ErrorCode)
-        return [
-            single(
-                "glmtts_jobs_accepted_total", "counter", "Jobs that were accepted.", self._context.counters.accepted
-            ),
-            labelled("glmtts_jobs_ended_total", "counter", "Jobs by how they ended.", "outcome", ended),
-            labelled(
-                "glmtts_jobs_refused_total", "counter", "Requests for speech that were refused.", "code", turned_away
-            ),
-            single(
-                "glmtts_job_retries_total",
-                "counter",
-                "Attempts at jobs whose worker had died of an earlier one.",
-                self._context.counters.retries,
-            ),
-            labelled("glmtts_jobs_waiting", "gauge", "Jobs that wait for a worker.", "class", waiting),
-            labelled("glmtts_jobs_running", "gauge", "Jobs that workers have.", "class", running.items()),
-            labelled(
-                "glmtts_jobs_suspended", "gauge", "Jobs put aside for more urgent ones.", "class", suspended.items()
-            ),
-            single("glmtts_queue_paused", "gauge", "Whether an operator has paused the queue.", self._queue.paused),
-            single(
-                "glmtts_kept_results_bytes", "gauge", "Memory of results that are kept.", self._job_table.result_bytes
-            ),
-            single(
-                "glmtts_kept_recordings_bytes",
-                "gauge",
-                "Memory of recordings of live jobs.",
-                self._job_table.recording_bytes,
-            ),
-            single(
-                "glmtts_quarantined_contents",
-                "gauge",
-                "Contents that are refused since workers died of them.",
-                self._retries.quarantined_count(),
-            ),
-            *self._journal(),
-        ]
+    def _jobs(self) -> dict[str, Measured]:
+        counters, job_table, queue = self._state.context.counters, self._state.job_table, self._state.queue
+        durable_jobs, outcomes = self._scheduler.durable_jobs, self._scheduler.completion.outcomes
+        running, suspended = dict.fromkeys(PRIORITIES, 0.0), dict.fromkeys(PRIORITIES, 0.0)
+        for worker in self._state.pool.workers.values():
+            for id in worker.jobs:
+                if job := job_table.live.get(id):
+                    (suspended if job.attempt.suspended else running)[job.request.priority] += 1
+        return {
+            "glmtts_jobs_accepted_total": counters.accepted,
+            "glmtts_jobs_ended_total": {of: outcomes.get(of, 0) for of in OUTCOMES},
+            "glmtts_jobs_refused_total": {code.value: counters.refused.get(code.value, 0) for code in ErrorCode},
+            "glmtts_job_retries_total": counters.retries,
+            "glmtts_jobs_waiting": {priority: queue.length(priority) for priority in PRIORITIES},
+            "glmtts_jobs_running": running,
+            "glmtts_jobs_suspended": suspended,
+            "glmtts_queue_paused": queue.paused,
+            "glmtts_kept_results_bytes": job_table.result_bytes,
+            "glmtts_kept_recordings_bytes": job_table.recording_bytes,
+            "glmtts_quarantined_contents": self._scheduler.retries.quarantined_count(),
+            "glmtts_journal_up": not durable_jobs.problem,
+            "glmtts_journal_unfinished_jobs": job_table.durable,
+            "glmtts_journal_recovered_total": durable_jobs.recovered,
+        }
 
-    def _journal(self) -> list[Family]:
-        durable_jobs = self._durable_jobs
-        return [
-            single("glmtts_journal_up", "gauge", "Whether durable jobs are accepted.", not durable_jobs.problem),
-            single(
-                "glmtts_journal_unfinished_jobs", "gauge", "Durable jobs that have not ended.", self._job_table.durable
-            ),
-            single(
-                "glmtts_journal_recovered_total",
-                "counter",
-                "Durable jobs taken over from earlier daemons.",
-                durable_jobs.recovered,
-            ),
-        ]
+    def _speech(self) -> dict[str, Measured]:
+        counters = self._state.context.counters
+        return {
+            "glmtts_job_wait_seconds": counters.wait,
+            "glmtts_job_first_audio_seconds": counters.first_audio,
+            "glmtts_job_duration_seconds": counters.duration,
+            "glmtts_job_real_time_factor": counters.real_time_factor,
+            "glmtts_job_audio_seconds": counters.audio,
+            "glmtts_synthesis_seconds_total": counters.synthesis_s,
+            "glmtts_speech_seconds_total": counters.spoken_s,
+            "glmtts_wait_estimate_error_seconds": counters.estimate_error,
+            "glmtts_wait_estimates_good_ratio": self._state.estimator.within,
+        }
 
-    def _speech(self) -> list[Family]:
-        counters = self._context.counters
-        by_class = (
-            ("glmtts_job_wait_seconds", "From a job's acceptance until a worker began it.", counters.wait),
-            ("glmtts_job_first_audio_seconds", "From a job's acceptance until its first audio.", counters.first_audio),
-            (
-                "glmtts_job_duration_seconds",
-                "From a job's acceptance until its client was told of its end.",
-                counters.duration,
+    def _workers(self) -> dict[str, Measured]:
+        counters, counts = self._state.context.counters, self._state.pool.counts()
+        return {
+            "glmtts_workers": {state.value: counts.get(state.value, 0) for state in WorkerState},
+            "glmtts_workers_bound": self._state.autoscaler.bounds(),
+            "glmtts_worker_starts_total": self._state.pool.starts,
+            "glmtts_worker_restarts_total": counters.restarts,
+            "glmtts_worker_deaths_total": counters.deaths,
+            "glmtts_worker_recycles_total": counters.recycles,
+            "glmtts_breaker_state": _one_of(
+                (s.value for s in BreakerState), self._state.pool.circuit_breaker.state.value
             ),
-        )
-        return [
-            *(
-                labelled(name, "histogram", help, "class", ((of, kept(values)) for of, values in each.items()))
-                for name, help, each in by_class
-            ),
-            single(
-                "glmtts_job_real_time_factor",
-                "histogram",
-                "Seconds of synthesis for a second of speech, by job.",
-                kept(counters.real_time_factor),
-            ),
-            single("glmtts_job_audio_seconds", "histogram", "Length of the speech of each job.", kept(counters.audio)),
-            single(
-                "glmtts_synthesis_seconds_total", "counter", "Time that workers spent speaking.", counters.synthesis_s
-            ),
-            single("glmtts_speech_seconds_total", "counter", "Speech that came of it.", counters.spoken_s),
-            single(
-                "glmtts_wait_estimate_error_seconds",
-                "histogram",
-                "How far the wait that a client was told was from the one that came.",
-                kept(counters.estimate_error),
-            ),
-            single(
-                "glmtts_wait_estimates_good_ratio",
-                "gauge",
-                "Share of the last 1,000 estimates that were within 30 % of what came.",
-                self._estimator.within,
-            ),
-        ]
+        }
 
-    def _workers(self) -> list[Family]:
-        counters, bounds = self._context.counters, self._autoscaler.bounds()
-        counts = self._pool.counts()
-        states = ((state.value, float(counts.get(state.value, 0))) for state in WorkerState)
-        circuit_breaker = self._pool.circuit_breaker.state.value
-        return [
-            labelled("glmtts_workers", "gauge", "Workers by state.", "state", states),
-            labelled(
-                "glmtts_workers_bound", "gauge", "How many workers there are to be.", "bound", _floats(bounds.items())
-            ),
-            single("glmtts_worker_starts_total", "counter", "Processes of workers started.", self._pool.starts),
-            single("glmtts_worker_restarts_total", "counter", "Those that came after another one.", counters.restarts),
-            labelled(
-                "glmtts_worker_deaths_total",
-                "counter",
-                "Processes that ended.",
-                "cause",
-                _floats(counters.deaths.items()),
-            ),
-            labelled(
-                "glmtts_worker_recycles_total",
-                "counter",
-                "Replacements of processes by why.",
-                "reason",
-                _floats(counters.recycles.items()),
-            ),
-            one_of(
-                "glmtts_breaker_state",
-                "Whether workers are started at will.",
-                "state",
-                (state.value for state in BreakerState),
-                circuit_breaker,
-            ),
-        ]
+    def _memory(self) -> dict[str, Measured]:
+        workers = [(w.name, w.gpu, w.process) for w in self._state.pool.workers.values() if w.process.pid is not None]
+        torch: dict[tuple[str, str], Value | None] = {}
+        for name, _, process in workers:
+            if memory := process.memory:
+                torch[name, "allocated"], torch[name, "reserved"] = memory.torch_allocated, memory.torch_reserved
+        return {
+            "glmtts_worker_memory_bytes": {
+                name: process.memory.rss if process.memory else None for name, _, process in workers
+            },
+            "glmtts_worker_gpu_memory_bytes": {
+                (name, str(gpu), process.share.trust): process.share.vram for name, gpu, process in workers
+            },
+            "glmtts_worker_torch_bytes": torch,
+            "glmtts_worker_memory_trend_bytes": {
+                name: trend.per_job if (trend := process.watch.trend) else 0.0 for name, _, process in workers
+            },
+        }
 
-    def _memory(self) -> list[Family]:
-        workers = [worker for worker in self._pool.workers.values() if worker.pid is not None]
-        host: list[tuple[tuple[str, ...], Value]] = []
-        torch: list[tuple[tuple[str, ...], Value]] = []
-        trends: list[tuple[tuple[str, ...], Value]] = []
-        for worker in workers:
-            memory, trend = worker.memory, worker.watch.trend
-            trends.append(((worker.name,), trend.per_job if trend else 0.0))
-            if memory is not None:
-                host.append(((worker.name,), memory.rss))
-                for kind, held in (("allocated", memory.torch_allocated), ("reserved", memory.torch_reserved)):
-                    if held is not None:
-                        torch.append(((worker.name, kind), held))
-        on_gpu = [
-            ((w.name, str(w.gpu), w.share.trust), float(w.share.vram)) for w in workers if w.share.vram is not None
-        ]
-        return [
-            Family("glmtts_worker_memory_bytes", "gauge", "Host memory of a worker's process.", ("worker",), host),
-            Family(
-                "glmtts_worker_gpu_memory_bytes",
-                "gauge",
-                "GPU memory of a worker; trust: who says so (process: NVML, device: worked out, torch: a lower bound).",
-                ("worker", "gpu", "trust"),
-                on_gpu,
-            ),
-            Family("glmtts_worker_torch_bytes", "gauge", "What torch says of it.", ("worker", "kind"), torch),
-            Family(
-                "glmtts_worker_memory_trend_bytes",
-                "gauge",
-                "How much a worker grows with each job; 0: not at all.",
-                ("worker",),
-                trends,
-            ),
-        ]
-
-    def _machine(self) -> list[Family]:
-        gpus = self._gpus
-        readings = [(str(index), gpu.reading) for index in gpus.indices if (gpu := gpus.find(index)) is not None]
-        ours: dict[str, list[Worker]] = {}
-        for worker in self._pool.workers.values():
-            if worker.pid is not None:
-                ours.setdefault(str(worker.gpu), []).append(worker)
-
-        def of(name: str, help: str, value: Any, kind: Kind = "gauge") -> Family:
-            values = ((gpu, value(gpu, reading)) for gpu, reading in readings)
-            return labelled(name, kind, help, "gpu", ((gpu, float(v)) for gpu, v in values if v is not None))
-
-        def percent(value: int | None) -> float | None:
-            return None if value is None else value / 100
-
-        xids = [
-            ((gpu, kind), float(count))
-            for gpu, r in readings
-            for kind, count in (("program", r.xids.of_programs), ("gpu", r.xids.of_gpu))
-        ]
-        return [
-            one_of("glmtts_nvml_state", "How NVML does.", "state", _NVML_STATES, gpus.nvml.state),
-            Family(
-                "glmtts_gpu_info",
-                "gauge",
-                "Which GPU this is.",
-                ("gpu", "name", "uuid"),
-                [((gpu, r.name, r.uuid), 1.0) for gpu, r in readings],
-            ),
-            of("glmtts_gpu_up", "Whether the GPU answers.", lambda _, r: r.state == "ok"),
-            of("glmtts_gpu_memory_total_bytes", "Memory of the GPU.", lambda _, r: r.total),
-            of("glmtts_gpu_memory_used_bytes", "What of it is taken.", lambda _, r: r.used),
-            of(
-                "glmtts_gpu_memory_others_bytes",
-                "What of it others than our workers have.",
-                lambda gpu, r: others(r, [worker.share for worker in ours.get(gpu, [])]),
-            ),
-            of("glmtts_gpu_utilization_ratio", "How busy it is.", lambda _, r: percent(r.utilization)),
-            of("glmtts_gpu_temperature_celsius", "How hot it is.", lambda _, r: r.temperature),
-            of("glmtts_gpu_last_xid", "The newest Xid that it has reported; 0: none.", lambda _, r: r.xids.last),
-            Family(
-                "glmtts_gpu_xid_errors_total",
-                "counter",
-                "Xids that it has reported: what programs bring about, and faults of its own.",
-                ("gpu", "kind"),
-                xids,
-            ),
-            single("glmtts_host_memory_total_bytes", "gauge", "Memory that the daemon may see.", gpus.host_total),
-            single("glmtts_host_memory_available_bytes", "gauge", "What of it is free.", gpus.host_available),
-        ]
+    def _machine(self) -> dict[str, Measured]:
+        gpus = self._state.gpus
+        readings = {str(index): gpu.reading for index in gpus.indices if (gpu := gpus.find(index)) is not None}
+        held = [(str(w.gpu), w.process.share) for w in self._state.pool if w.process.pid is not None]
+        xids: dict[tuple[str, str], Value | None] = {}
+        for of, reading in readings.items():
+            xids[of, "program"], xids[of, "gpu"] = reading.xids.of_programs, reading.xids.of_gpu
+        return {
+            "glmtts_nvml_state": _one_of(_NVML_STATES, gpus.nvml.state),
+            "glmtts_gpu_info": {(gpu, r.name, r.uuid): 1.0 for gpu, r in readings.items()},
+            "glmtts_gpu_up": {gpu: r.state == "ok" for gpu, r in readings.items()},
+            "glmtts_gpu_memory_total_bytes": {gpu: r.total for gpu, r in readings.items()},
+            "glmtts_gpu_memory_used_bytes": {gpu: r.used for gpu, r in readings.items()},
+            "glmtts_gpu_memory_others_bytes": {
+                gpu: others(r, [share for of, share in held if of == gpu]) for gpu, r in readings.items()
+            },
+            "glmtts_gpu_utilization_ratio": {
+                gpu: None if r.utilization is None else r.utilization / 100 for gpu, r in readings.items()
+            },
+            "glmtts_gpu_temperature_celsius": {gpu: r.temperature for gpu, r in readings.items()},
+            "glmtts_gpu_last_xid": {gpu: r.xids.last for gpu, r in readings.items()},
+            "glmtts_gpu_xid_errors_total": xids,
+            "glmtts_host_memory_total_bytes": gpus.host_total,
+            "glmtts_host_memory_available_bytes": gpus.host_available,
+        }
 
 
-def _floats(items: Iterable[tuple[str, int]]) -> Iterable[tuple[str, Value]]:
-    return ((name, float(value)) for name, value in items)
+def _one_of(states: Iterable[str], now: str) -> dict[str, Value | None]:
+    """A state as Prometheus has states: a series for each, of which one is 1."""
+    return {state: float(state == now) for state in states}
+
+
+def _family(name: str, measured: Measured) -> Family:
+    help, *labels = _METRICS[name]
+    samples: list[tuple[tuple[str, ...], Value]] = []
+    kind: Kind = "counter" if name.endswith("_total") else "gauge"
+    for of, value in (measured if isinstance(measured, Mapping) else {(): measured}).items():
+        if value is not None:
+            samples.append(((of,) if isinstance(of, str) else of, kept(value)))
+            kind = "histogram" if isinstance(value, Histogram) else kind
+    return Family(name, kind, help, tuple(labels), samples)

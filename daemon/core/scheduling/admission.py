@@ -1,4 +1,4 @@
-"""Whether there is room for one more job of a client: his rate, his share of the queue, and the queue itself."""
+"""Whether there is room for one more job of a client: its rate, its share of the queue, and the queue itself."""
 
 from __future__ import annotations
 
@@ -13,20 +13,17 @@ from glmtts.protocol import requests
 from glmtts.protocol.errors import ErrorCode, RequestError
 from glmtts.protocol.requests import Priority
 
-from ..context import Context
 from ..inputs import Client
-from ..jobs.job_table import JobTable
-from ..jobs.queue import WaitingQueue
 from ..settings import ClientLimits, Settings
-from ..workers.pool import Pool
+from ..state import State
 from .forecast import Forecast
 from .rate_limit import RateLimiter, parse_rate
 
 URGENT: tuple[Priority, ...] = ("vip", "interactive")
 BATCH: tuple[Priority, ...] = ("batch",)
-#: Where nobody knows better.
+#: Where the forecast has no answer.
 _RETRY_S = 1.0
-#: Who comes back at the time that was named must not find the place taken still.
+#: A client that comes back at the time that was named must find the place free.
 _SOONEST_S, _ROUNDING_S = 0.1, 0.001
 _MAX_KNOWN = 10_000
 
@@ -45,15 +42,11 @@ class Allowance(Struct, frozen=True):
 
 
 class Admission:
-    """Counts against limits, and refuses with the time at which it is worth coming back."""
+    """Owns what each client has used of its rates. A refusal says when to come back, and costs no token."""
 
-    def __init__(
-        self, context: Context, job_table: JobTable, queue: WaitingQueue, pool: Pool, forecast: Forecast
-    ) -> None:
-        self._context = context
-        self._job_table = job_table
-        self._queue = queue
-        self._pool = pool
+    def __init__(self, state: State, forecast: Forecast) -> None:
+        self._context, self._job_table = state.context, state.job_table
+        self._queue, self._pool = state.queue, state.pool
         self._forecast = forecast
         self._rate = RateLimiter()
         self._rate_batch = RateLimiter()
@@ -86,22 +79,27 @@ class Admission:
         """Take a token of the client's rate; or raise RequestError, and take none."""
         settings, allowed = self._context.settings, self._remember(client)
         if self._job_table.live_of_client.get(client.key, 0) >= allowed.max_jobs:
-            message = f"{allowed.max_jobs} jobs of yours are waiting or running; no more are taken"
+            message = (
+                f"you have {allowed.max_jobs} jobs waiting or running, which is your limit; send more when one is done"
+            )
             raise self._full(message, self._forecast.next_end_s(client.key))
         batch = request.priority == "batch"
         classes = BATCH if batch else URGENT
         places, share = _places(settings, batch=batch), allowed.share_batch if batch else allowed.share
         waiting = sum(self._queue.length(priority) for priority in classes)
-        # Who comes first, and while a worker is free, needs no place.
+        # The first job, while a worker is free, needs no place.
         if waiting or self._queue.paused or self._pool.free() is None:
             if waiting >= places:
-                raise self._full(f"the queue is full: {waiting} jobs wait", self._forecast.next_start_s(classes))
+                raise self._full(
+                    f"the queue is full: {waiting} jobs wait; try again later", self._forecast.next_start_s(classes)
+                )
             own = self._queue.waiting_of(client.key, classes)
             if own >= share:
-                message = f"{own} jobs of yours wait, a client's share of the {places} places ([queue] max_share)"
+                message = f"{own} jobs of yours wait, which is your share of {places} places ([queue] max_share)"
                 raise self._full(message, self._forecast.next_start_s(classes, client.key))
         if body is not None and self._job_table.recording_bytes + len(body) > settings.limits.recordings_mib << 20:
-            message = f"waiting jobs hold {settings.limits.recordings_mib} MiB of recordings; no more are taken"
+            limit = settings.limits.recordings_mib
+            message = f"waiting jobs hold {limit} MiB of recordings ([limits] recordings_mib); try again later"
             raise self._full(message, self._forecast.next_end_s())
         limiter, rate = (self._rate_batch, allowed.rate_batch) if batch else (self._rate, allowed.rate)
         after_s = limiter.take(client.key, rate, self._context.now)
@@ -158,17 +156,15 @@ def _places(settings: Settings, *, batch: bool) -> int:
 
 
 def names_of(client: Client) -> Sequence[str]:
-    """What a client may be called in the configuration: ``1000``, ``uid:1000``, ``alice``; ``alice/bob`` for whom a
-    gateway speaks for.
+    """The names of a client in the configuration: ``1000``, ``uid:1000``, ``alice``; of a gateway's customer
+    ``gate/carol``.
     """
-    _, slash, customer = client.key.partition("/")
-    if slash:
-        return (client.key, client.key.removeprefix("uid:"), f"{client.user}/{customer}")
-    return (client.key, client.key.removeprefix("uid:"), client.user)
+    name = f"{client.user}/{client.on_behalf_of}" if client.on_behalf_of else client.user
+    return (client.key, client.key.removeprefix("uid:"), name)
 
 
 def is_named(client: Client, names: Sequence[str]) -> bool:
-    """Whether one of these names is the client's."""
+    """Whether the client has one of these names."""
     return any(name in names for name in names_of(client))
 
 

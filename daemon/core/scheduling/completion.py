@@ -1,4 +1,4 @@
-"""The end of a job: told to everybody who waits for it, once, and of a durable one not before the end is on disk."""
+"""The end of a job: sent once to every request that waits for it; of a durable job when the end is on disk."""
 
 from __future__ import annotations
 
@@ -13,32 +13,28 @@ from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.requests import KEY_HOLDS_S
 from glmtts.protocol.worker import CancelJob
 
-from ..context import INTERNAL_ERROR, Context
+from ..context import INTERNAL_ERROR
 from ..effects import Effect, JournalEnd, Send, SendStored, SettleOutput, Tell
 from ..inputs import JournalEnded, ReplyTo
 from ..jobs.job import Ending, Job
-from ..jobs.job_table import JobTable
-from ..jobs.queue import WaitingQueue
-from ..workers.pool import Pool
+from ..state import State
 from ..workers.worker import Worker
 
-#: What those are told who wait for a durable job when the daemon ends.
-_GOES_ON = "the daemon stops; the job is durable and goes on when it is started again: ask for it with 'wait'"
+#: The error for requests that wait for a durable job when the daemon ends.
+_LEFT = "the daemon stops; the job is durable and resumes when the daemon is started again: ask for it with 'wait'"
 
 
 class Completion:
-    """Ends jobs, and keeps their ends for a while for whoever asks again."""
+    """Ends every job exactly once, and counts how jobs ended."""
 
-    def __init__(self, context: Context, job_table: JobTable, queue: WaitingQueue, pool: Pool) -> None:
-        self._context = context
-        self._job_table = job_table
-        self._queue = queue
-        self._pool = pool
+    def __init__(self, state: State) -> None:
+        self._context, self._job_table = state.context, state.job_table
+        self._queue, self._pool, self._alerts = state.queue, state.pool, state.alerts
         #: Ended jobs by how they ended: ``done``, or the code of their error.
         self.outcomes: dict[str, int] = {}
         #: Durable jobs that were left for the next daemon.
         self.left = 0
-        #: Outputs of jobs whose end was told, but is not on disk as the journal fails: an attempt of the next daemon
+        #: Outputs of jobs whose end was sent, but is not on disk as the journal fails: an attempt of the next daemon
         #: has to know them.
         self._unsettled: dict[str, SettleOutput] = {}
 
@@ -51,7 +47,7 @@ class Completion:
         retry_after_s: float | None = None,
         reason: str | None = None,
     ) -> None:
-        """End a live job with an error, if it is not ending already; a worker that has it is told to leave it.
+        """End a live job with an error, if it is not ending already; a worker that has it gets a cancel.
 
         ``reason`` is for the log, where ``message`` may quote what the client sent.
         """
@@ -62,7 +58,7 @@ class Completion:
             self._log_error(job, code, message, reason)
 
     def _withdraw(self, job: Job) -> list[Effect]:
-        """Take the job out of the queue; returns the effect that cancels it in a worker."""
+        """Take a job out of the queue; returns the effect that cancels it in a worker."""
         if job in self._queue:
             self._queue.remove(job)
         elif (worker := self._worker_of(job)) is not None:
@@ -70,7 +66,7 @@ class Completion:
         return []
 
     def _worker_of(self, job: Job) -> Worker | None:
-        worker = self._pool.workers.get(job.worker or "")
+        worker = self._pool.workers.get(job.attempt.worker)
         return worker if worker is not None and job.id in worker.jobs else None
 
     def guarded(self, job: Job, act: Callable[..., object], *arguments: Any) -> None:
@@ -99,28 +95,36 @@ class Completion:
         self._log_error(job, code, message, reason)
 
     def _end_in_error(self, job: Job, code: ErrorCode, message: str, retry_after_s: float | None) -> None:
-        job.code, job.message = code.value, message
         event = events.Error.of("", code, message, job=job.id, retry_after_s=retry_after_s)
         self.end(job, Ending("cancelled" if code is ErrorCode.CANCELLED else "failed", event))
 
     def _log_error(self, job: Job, code: ErrorCode, message: str, reason: str | None) -> None:
+        worker = {"worker": job.attempt.worker} if job.attempt.worker else {}
         self._context.log(
             "info" if code is ErrorCode.CANCELLED else "warning",
             "job ended in an error",
             job=job.id,
-            **({"worker": job.worker} if job.worker else {}),
+            **worker,
             client=job.client.key,
             code=code.value,
             reason=message if reason is None else reason,
         )
         if reason is not None and reason != message:
-            self._context.log("debug", "what its client was told", job=job.id, worker=job.worker, told=message)
+            self._context.log("debug", "error sent to the client", job=job.id, message_sent=message)
 
     def fail_waiting(self, code: ErrorCode, message: str, *, retry_after_s: float | None = None) -> None:
-        """End all that wait, but for durable ones: these can wait for better times."""
+        """End every waiting job that is not durable: durable ones can wait for better times."""
         for job in list(self._queue):
             if not job.durable:
                 self.guarded(job, partial(self.fail, job, code, message, retry_after_s=retry_after_s))
+
+    def refuse_if_unavailable(self) -> None:
+        """Keep no client waiting for a worker that can't be had."""
+        unavailable = self._pool.unavailable()
+        if unavailable:
+            reason, retry_after_s = unavailable
+            self.fail_waiting(ErrorCode.UNAVAILABLE, reason, retry_after_s=retry_after_s)
+        self._alerts.set("unavailable", unavailable[0] if unavailable else "")
 
     def end(self, job: Job, ending: Ending) -> None:
         """A job has ended, and is in no queue and on no worker any more."""
@@ -144,12 +148,12 @@ class Completion:
         context.effects.append(written)
 
     def _settle_account(self, job: Job) -> None:
-        """Its client is charged for the time that it really took."""
-        job.stop(self._context.now)
+        """Charge its client for the time that it really took."""
+        job.attempt.stop(self._context.now)
         self._queue.settle(job)
 
     def on_written(self, event: JournalEnded) -> None:
-        """The end of a durable job is on disk; or it can't be yet, and nobody is kept waiting for that."""
+        """The end of a durable job is on disk; or it can't be yet, and its clients don't wait for that."""
         job = self._job_table.live.get(event.job)
         if job is not None and job.ending is not None:
             self._tell(job, job.ending, settle=not event.problem)
@@ -157,7 +161,7 @@ class Completion:
             self._context.effects.append(settle)
 
     def wait_no_more(self) -> None:
-        """The daemon has to end, and the disk does not answer: tell the ends that are not on it."""
+        """The daemon has to end, and the disk does not answer: send the ends that are not on it."""
         for job in list(self._job_table.live.values()):
             if job.ending is not None:
                 self._context.guarded(partial(self._tell, job, job.ending, settle=False))
@@ -176,7 +180,7 @@ class Completion:
         keep = context.settings.queue
         outcome = ending.event.code if isinstance(ending.event, events.Error) else "done"
         job.enter(ending.state)
-        job.ending, job.ended_at = ending, context.now
+        job.ending = ending
         context.timers.cancel(("deadline", job.id))
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
         self._job_table.end(job, ending, context.now + keep.keep_results_s)
@@ -187,17 +191,16 @@ class Completion:
             context.counters.done(job, ending.event, context.now - job.accepted_at)
         context.stir()
         if context.watched:
-            context.publish(f"job.{ending.state}", job=job.id, outcome=outcome, worker=job.worker)
+            context.publish(f"job.{ending.state}", job=job.id, outcome=outcome, worker=job.attempt.worker or None)
 
     def send(self, to: ReplyTo, id: str, ending: Ending) -> None:
         """Send the last event of a job that has ended, with its audio if it has any."""
         self._context.effects.append(_last_event(to, id, ending))
 
     def leave(self, job: Job) -> None:
-        """A durable job is left to the next daemon; who waits for it is told so."""
-        told: list[Effect] = [
-            Send(s.to, events.Error.of(s.id, ErrorCode.SHUTTING_DOWN, _GOES_ON, job=job.id)) for s in job.subscribers
-        ]
+        """Leave a durable job to the next daemon; requests that wait for it get an error that says so."""
+        error = events.Error.of("", ErrorCode.SHUTTING_DOWN, _LEFT, job=job.id)
+        told: list[Effect] = [Send(s.to, error, None, s.id) for s in job.subscribers]
         told += self._withdraw(job)
         self._context.guarded(self._settle_account, job)
         self._context.timers.cancel(("deadline", job.id))
@@ -215,8 +218,6 @@ class Completion:
 
 def _last_event(to: ReplyTo, id: str, ending: Ending, *, heard: bool = False) -> Send | SendStored:
     """The last event of a job, with its audio if it has any and this client has not ``heard`` it as a stream."""
-    event = msgspec.structs.replace(ending.event, id=id)
-    if ending.result and isinstance(event, events.Done) and not heard:
-        event.chunks = msgspec.UNSET
-        return SendStored(to, event, ending.result)
-    return Send(to, event, ending.body)
+    if ending.result and isinstance(ending.event, events.Done) and not heard:
+        return SendStored(to, msgspec.structs.replace(ending.event, id=id, chunks=msgspec.UNSET), ending.result)
+    return Send(to, ending.event, ending.body, id)

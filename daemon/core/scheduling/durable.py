@@ -1,8 +1,6 @@
-"""Durable jobs: written down before they are accepted, taken up again by the next daemon, looked up when long ended."""
+"""Durable jobs: journalled before they are accepted, resumed by the next daemon, found when they have long ended."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import msgspec
 from msgspec import UNSET
@@ -10,56 +8,41 @@ from msgspec import UNSET
 from glmtts.protocol import events, requests
 from glmtts.protocol.errors import ErrorCode, RequestError
 
-from ..alerts import Alerts
-from ..context import Context
 from ..effects import JournalAdd, JournalFind
 from ..inputs import Client, JournalAdded, JournalChanged, JournalFound, JournalRow, ReplyTo, StoredLost
 from ..jobs.job import Ending, Job, Subscriber
-from ..jobs.job_table import JobTable
-from ..jobs.queue import WaitingQueue
+from ..state import State
 from .completion import Completion
+from .deadlines import enqueue
 
-#: A job that was broken off by the end of a daemon so many times is what ends it. Mostly it is not: workers are the
+#: Ends of a daemon during one job after which that job counts as their cause. Mostly it is not: workers are the
 #: kernel's first choice when memory runs out, and a daemon that is killed often breaks off whatever it speaks.
 MAX_INTERRUPTIONS = 100
-#: After so long it is worth asking whether the journal works again.
+#: When a client may ask again whether the journal works.
 _RETRY_S = 5.0
-#: After a result that could not be kept, so long no durable job is taken; then one may try.
+#: For how long no durable job is taken after a result could not be kept; then one may try.
 UNKEPT_S = 30.0
-_NO_JOURNAL = "this daemon keeps no journal."
+_NO_JOURNAL = "this daemon has no journal."
 
 
 class DurableJobs:
-    """Between the core and the journal."""
+    """Owns what waits for the disk. A durable job is accepted only when the journal has it."""
 
-    def __init__(
-        self,
-        context: Context,
-        job_table: JobTable,
-        queue: WaitingQueue,
-        *,
-        completion: Completion,
-        alerts: Alerts,
-    ) -> None:
-        self._context = context
-        self._job_table = job_table
-        self._queue = queue
+    def __init__(self, state: State, completion: Completion) -> None:
+        self._state = state
+        self._context, self._job_table, self._queue = state.context, state.job_table, state.queue
+        self._alerts = state.alerts
         self._completion = completion
-        self._alerts = alerts
-        #: Puts a job of an earlier daemon into the queue, and one that was held back there.
-        self.take_up: Callable[[Job], None] = lambda _: None
-        self.go_on: Callable[[Job], None] = lambda _: None
         #: Why no durable job is accepted, or ``""``.
         self.problem = _NO_JOURNAL
-        #: Accepted jobs that are not on disk yet, and who is told when they are.
+        #: Jobs that are not on disk yet, and the requests that are answered when they are.
         self._adding: dict[str, list[Subscriber]] = {}
         self.recovered = 0
         #: Why the last result of a durable job could not be kept, and until when no more are taken for that.
         self._unkept = ""
         self._unkept_until = 0.0
-        #: Jobs whose speech nobody could be given, and those whose speech nobody would be: they wait for the disk.
+        #: Jobs whose result would be lost, as it can't be kept and no request waits for it: they wait for the disk.
         self._waits_for_disk: dict[str, Job] = {}
-        #: Jobs that the journal could not take, or knew already.
 
     # --- the journal itself
 
@@ -75,10 +58,10 @@ class DurableJobs:
         return job.id not in self._adding
 
     def not_kept(self, job: Job, problem: str) -> bool:
-        """The result of a durable job could not be written: returns whether somebody is there who is sent it.
+        """The result of a durable job could not be written; returns whether it can be sent to a request instead.
 
-        Where nobody is, it would be lost: the job waits until results can be kept and is spoken once more, and so do
-        those that nobody waits for either.
+        Otherwise it is lost: the job waits until results can be kept and is spoken once more. So does every waiting job
+        that no request waits for.
         """
         self._unkept = f"results can't be kept: {problem}."
         self._unkept_until = self._context.now + UNKEPT_S
@@ -95,10 +78,10 @@ class DurableJobs:
         return job.durable and not job.output_path and not job.subscribers and not self._queue.is_held(job)
 
     def wait_for_disk(self, job: Job) -> None:
-        """A job that was spoken for nobody is in no queue and on no worker: it waits until it can be spoken again."""
+        """Hold a job whose result was lost, and which is in no queue and on no worker, until it can be spoken again."""
         job.excused += 1
-        # Nobody hears the rest of a stream: the speech is made whole.
-        job.streams, job.chunks, job.first_audio_at = False, 0, None
+        # The stream has no listener any more: the speech is made whole.
+        job.streams = False
         self._hold(job)
 
     def _hold(self, job: Job) -> None:
@@ -108,9 +91,9 @@ class DurableJobs:
             self._context.timers.set(("disk", ""), self._context.now + UNKEPT_S)
 
     def on_try_disk(self) -> None:
-        """One of those that wait for the disk finds out whether it can be written to again."""
+        """Start one of the jobs that wait for the disk, to find out whether it can be written to again."""
         if (job := self._next_for_disk()) is not None:
-            self._completion.guarded(job, self.go_on, job)
+            self._completion.guarded(job, enqueue, self._state, job)
         if self._waits_for_disk:
             self._context.timers.set(("disk", ""), self._context.now + UNKEPT_S)
 
@@ -120,10 +103,10 @@ class DurableJobs:
             self._unkept = ""
             self._context.guarded(self._alerts.set, "results", "")
         while (job := self._next_for_disk()) is not None:
-            self._completion.guarded(job, self.go_on, job)
+            self._completion.guarded(job, enqueue, self._state, job)
 
     def leave(self) -> None:
-        """The daemon ends: those that wait for the disk are the next one's."""
+        """Leave the jobs that wait for the disk to the next daemon."""
         while (job := self._next_for_disk()) is not None:
             self._completion.guarded(job, self._completion.leave, job)
 
@@ -138,33 +121,35 @@ class DurableJobs:
 
     @staticmethod
     def _unavailable(problem: str) -> RequestError:
-        way_out = 'To have it spoken all the same, though it would not survive a crash, send "durable": false.'
+        way_out = 'Send "durable": false for a job that would not survive a crash.'
         message = f"durable: {problem} {way_out}"
         return RequestError(ErrorCode.UNAVAILABLE, message, retry_after_s=_RETRY_S)
 
-    def on_changed(self, event: JournalChanged) -> None:
-        """The journal can be used now, or can't any more; jobs of an earlier daemon go on."""
+    def on_changed(self, event: JournalChanged) -> list[Job]:
+        """The journal can be used now, or can't any more; returns jobs of an earlier daemon to be queued."""
         self.problem = event.problem
         self._context.guarded(self._alerts.set, "journal", event.problem)
+        found: list[Job] = []
         for row in event.rows:
             # After an exception the row stays in the journal, for the next daemon.
-            self._context.guarded(self._recover, row)
+            self._context.guarded(self._recover, row, found)
         if event.rows:
-            self._context.log("info", "durable jobs of an earlier daemon go on", jobs=len(event.rows))
+            self._context.log("info", "durable jobs of an earlier daemon are queued again", jobs=len(event.rows))
+        return found
 
-    def _recover(self, row: JournalRow) -> None:
+    def _recover(self, row: JournalRow, found: list[Job]) -> None:
         context = self._context
         if self._job_table.find(row.job) is not None:
             return
         job = Job(
             id=row.job,
-            client=Client(row.client, row.user),
+            client=Client.of(row.client, row.user),
             request=row.request,
             recording=row.recording,
             content=row.content,
             format=row.format,
             sample_rate=row.sample_rate,
-            # Nobody hears a stream that was broken off: the speech is made whole, and kept for a ``wait``.
+            # A stream that was broken off has no listener: the speech is made whole, and kept for a ``wait``.
             streams=False,
             accepted_at=context.now - (context.wall - row.created),
             created=row.created,
@@ -177,18 +162,18 @@ class DurableJobs:
         self.recovered += 1
         self._job_table.add(job)
         if row.attempts >= MAX_INTERRUPTIONS:
-            message = f"the daemon ended {row.attempts} times while it was spoken; it is not tried again"
+            message = f"the daemon ended {row.attempts} times during this job; it is not tried again"
             self._completion.fail_withdrawn(job, ErrorCode.WORKER_CRASHED, message)
         elif job.deadline_at is not None and job.deadline_at <= context.now:
-            message = "not finished within its deadline, which passed while no daemon ran"
+            message = "not finished within its deadline, which passed while the daemon was down"
             self._completion.fail_withdrawn(job, ErrorCode.DEADLINE_EXCEEDED, message)
         else:
-            self._completion.guarded(job, self.take_up, job)
+            found.append(job)
 
     # --- new jobs
 
     def add(self, job: Job, subscriber: Subscriber) -> None:
-        """Write a job down; until that is done it is neither accepted nor started."""
+        """Journal a job; until that is done it is neither accepted nor started."""
         context = self._context
         deadline_at = None if job.deadline_at is None else context.wall + job.deadline_at - context.now
         row = JournalRow(
@@ -209,14 +194,14 @@ class DurableJobs:
         context.effects.append(JournalAdd(row))
 
     def hears_when_written(self, job: Job, subscriber: Subscriber) -> bool:
-        """Whether a job is not accepted yet: one more is told when it is."""
+        """Answer one more request when a job is accepted; returns False if it is already."""
         if job.id not in self._adding:
             return False
         self._adding[job.id].append(subscriber)
         return True
 
     def on_added(self, event: JournalAdded) -> tuple[Job, list[Subscriber]] | None:
-        """It is on disk: returns the job and who asked for it, if it is still wanted. Else they are told here."""
+        """Returns a job that is on disk, and the requests to answer, unless the job has ended; refuses it otherwise."""
         subscribers = self._adding.pop(event.job, None)
         job = self._job_table.live.get(event.job)
         if subscribers is None or job is None or job.ending is not None:
@@ -238,9 +223,8 @@ class DurableJobs:
         if event.known is not None:
             self._join(subscriber, job, event.known)
         else:
-            self._context.refuse(
-                subscriber.to, subscriber.id, error.code, error.message, retry_after_s=error.retry_after_s
-            )
+            after_s = error.retry_after_s
+            self._context.refuse(subscriber.to, subscriber.id, error.code, error.message, retry_after_s=after_s)
 
     def _join(self, subscriber: Subscriber, job: Job, known: tuple[str, str]) -> None:
         """The same key again, of a job that only the journal remembers."""
@@ -259,7 +243,7 @@ class DurableJobs:
     def find(self, to: ReplyTo, request: requests.Wait | requests.GetJob | requests.Cancel, client: str | None) -> bool:
         """Look in the journal for a job that is not in memory; returns whether there is a journal to look in.
 
-        What is there can mostly be read though nothing can be written.
+        A journal that can't be written can mostly still be read.
         """
         if self.problem == _NO_JOURNAL:
             return False
@@ -272,10 +256,10 @@ class DurableJobs:
         assert isinstance(request, requests.Wait | requests.GetJob | requests.Cancel)
         if row is not None and row.event is None and not event.problem:
             # Left for the next daemon, or its end could not be written yet.
-            message = f"job {row.job} is in the journal, and has no end there yet; ask again in a moment"
+            message = f"job {row.job} has not ended yet; ask again in a moment"
             self._context.refuse(event.to, request.id, ErrorCode.UNAVAILABLE, message, retry_after_s=_RETRY_S)
         elif event.problem:
-            message = f"job: {request.job} is not in memory, and the journal can't be asked: {event.problem}"
+            message = f"job: {request.job} is not in memory, and the journal can't be read: {event.problem}"
             self._context.refuse(event.to, request.id, ErrorCode.UNAVAILABLE, message, retry_after_s=_RETRY_S)
         elif row is None or row.event is None:
             message = f"job: there is no job {request.job!r} of yours"
@@ -310,29 +294,28 @@ class DurableJobs:
 
 
 def key_taken(id: str) -> str:
-    """What a client is told who uses an idempotency key for two different jobs."""
-    return f"key: it stands for job {id}, whose request was another; use a new key"
+    """The error for an idempotency key that is used for two different jobs."""
+    return f"key: it belongs to job {id}, which had another request; use a new key"
 
 
 def _described(row: JournalRow, *, with_client: bool) -> events.JobInfo:
     """A job of the journal as clients and operators see it."""
-    job = Job(
-        id=row.job,
-        client=Client(row.client, row.user),
-        request=row.request,
-        recording=None,
-        format=row.format,
-        sample_rate=row.sample_rate,
-        streams=False,
-        accepted_at=0.0,
-        created=row.created,
-        durable=True,
+    info = events.JobInfo(
+        job=row.job,
         state=row.state,
+        priority=row.request.priority,
+        created=row.created,
         attempts=row.attempts,
         text_length=row.text_length,
+        durable=True,
+        output=row.request.output,
+        key=row.request.key,
     )
+    if with_client:
+        info.client, info.user = row.client, row.user
     if isinstance(row.event, events.Error):
-        job.code, job.message = row.event.code, row.event.message
+        info.code, info.message = row.event.code, row.event.message
     elif row.event is not None:
-        job.audio_s, job.synthesis_s, job.waited_s = row.event.audio_s, row.event.synthesis_s, row.event.waited_s
-    return job.describe(None, None, with_client=with_client)
+        done = row.event
+        info.audio_s, info.synthesis_s, info.waited_s = round(done.audio_s, 3), done.synthesis_s, done.waited_s
+    return info

@@ -9,61 +9,53 @@ from typing import NamedTuple
 
 from glmtts.protocol.requests import PRIORITIES, Priority
 
-from ..context import Context
-from ..jobs.estimates import Estimator
 from ..jobs.job import Job
-from ..jobs.job_table import JobTable
-from ..jobs.queue import WaitingQueue
-from ..workers.pool import Pool
+from ..state import State
 from ..workers.worker import Worker
 
-#: The first of those who wait are gone through one by one, so that positions are exact where somebody looks.
+#: Waiting jobs that are placed one by one, so that the first positions are exact.
 _WALKED = 64
-#: A job that takes longer than was expected has still this part of that to go: nobody knows.
+#: A job that takes longer than was expected counts as having this part of that still to go.
 _NEVER_DONE = 0.1
-#: So many jobs are placed one by one on the workers; of more the bulk is spread evenly first.
+#: Jobs that are placed one by one on the workers; the bulk of more is spread evenly first.
 _PLACED = 64
 
 
 class Outlook(NamedTuple):
-    """How many jobs go before one, and in how many seconds it will be started; None if nobody can say."""
+    """How many jobs go before one, and in how many seconds it will be started; None if that is unknown."""
 
     position: int
     wait_s: float | None
 
 
 class Forecast:
-    """Looks ahead."""
+    """Estimates when jobs are started and done; it changes nothing."""
 
-    def __init__(
-        self, context: Context, job_table: JobTable, queue: WaitingQueue, pool: Pool, estimator: Estimator
-    ) -> None:
-        self._context = context
-        self._job_table = job_table
-        self._queue = queue
-        self._pool = pool
-        self._estimator = estimator
+    def __init__(self, state: State) -> None:
+        self._context, self._job_table = state.context, state.job_table
+        self._queue, self._pool, self._estimator = state.queue, state.pool, state.estimator
 
     # --- one job
 
     def left_s(self, job: Job) -> float:
         """Seconds of work that are left of a job that was begun."""
-        done_s = job.active_s(self._context.now)
-        expected_s = job.cost_s
-        if job.segment > 1 and job.segments > job.segment:
+        attempt, expected_s = job.attempt, job.account.cost_s
+        if attempt.segment > 1 and attempt.segments > attempt.segment:
             # Two segments tell more than what others took.
-            expected_s = job.border_s / job.segment * job.segments
-        return max(expected_s - done_s, _NEVER_DONE * expected_s)
+            expected_s = attempt.boundary_s / attempt.segment * attempt.segments
+        return max(expected_s - attempt.active_s(self._context.now), _NEVER_DONE * expected_s)
 
-    def border_s(self, job: Job) -> float:
-        """Seconds until a job that was begun reaches the next place at which it can be put aside."""
-        done_s = job.active_s(self._context.now)
-        if job.segments > 1:
-            segment_s = job.border_s / job.segment if job.segment else job.cost_s / job.segments
-            return min(max(segment_s - (done_s - job.border_s), _NEVER_DONE * segment_s), self.left_s(job))
-        return self.left_s(job)
+    def boundary_s(self, job: Job) -> float:
+        """Seconds until a job that was begun reaches the next segment boundary, where it can be suspended."""
+        attempt = job.attempt
+        if attempt.segments <= 1:
+            return self.left_s(job)
+        spoken = attempt.segment
+        segment_s = attempt.boundary_s / spoken if spoken else job.account.cost_s / attempt.segments
+        since_s = attempt.active_s(self._context.now) - attempt.boundary_s
+        return min(max(segment_s - since_s, _NEVER_DONE * segment_s), self.left_s(job))
 
-    # --- those who wait
+    # --- waiting jobs
 
     def of(self, job: Job) -> Outlook:
         """Where a job stands that waits."""
@@ -100,17 +92,17 @@ class Forecast:
         if not self._estimator.trained:
             return None
         live = self._job_table.live
-        at_work = (live[id] for worker in self._pool.workers.values() for id in worker.begun if id in live)
+        at_work = (live[id] for worker in self._pool.workers.values() for id in worker.process.begun if id in live)
         ends = [self.left_s(job) for job in at_work if client in ("", job.client.key)]
         if ends or not client:
             return min(ends, default=None)
         starts_in_s = self.next_start_s(PRIORITIES, client)
         found = (self._queue.first_of(client, priority) for priority in PRIORITIES)
-        costs = [job.cost_s for job in found if job is not None]
+        costs = [job.account.cost_s for job in found if job is not None]
         return None if starts_in_s is None or not costs else starts_in_s + min(costs)
 
     def view(self, job: Job | None = None, *, alone: bool = False) -> View:
-        """What the workers have left to do, now; jobs are then placed behind it.
+        """The work that the workers have left now; jobs are then placed behind it.
 
         With a ``job``, as that one finds them: jobs of its own class may give way to it as well. ``alone``: no others
         will be placed before it.
@@ -120,7 +112,7 @@ class Forecast:
         batch = job is not None and job.request.priority == "batch"
         if self._estimator.trained and not self._queue.paused:
             for worker in self._pool.workers.values():
-                if worker.serving and not worker.leaving:
+                if worker.serving and not worker.process.replace_reason:
                     if not (alone and batch):
                         urgent.append(self._free_in_s(worker, job, urgent=True))
                     if not alone or batch:
@@ -140,29 +132,29 @@ class Forecast:
     def _free_in_s(self, worker: Worker, waiting: Job | None, *, urgent: bool) -> float:
         """Seconds until a worker takes an urgent job, or any: the former need not wait for batch jobs to end."""
         live, total_s = self._job_table.live, 0.0
-        preempt = self._context.settings.queue.preempt and worker.slots == 1
+        preempt = self._context.settings.queue.preempt and worker.process.slots == 1
         for id in worker.jobs:
             job = live.get(id)
             if job is None:
                 continue
-            border_s = 0.0 if job.suspended else self.border_s(job)
+            boundary_s = 0.0 if job.attempt.suspended else self.boundary_s(job)
             if urgent and preempt and job.request.priority == "batch":
-                total_s += border_s
+                total_s += boundary_s
             elif preempt and waiting is not None and (in_s := self._gives_way_in_s(job, waiting)) is not None:
-                total_s += max(in_s, border_s)
+                total_s += max(in_s, boundary_s)
             else:
                 total_s += self.left_s(job)
-        return total_s / worker.slots
+        return total_s / worker.process.slots
 
     def _gives_way_in_s(self, begun: Job, waiting: Job) -> float | None:
-        """Seconds until a begun job can be put aside for one of its class that waits (preemption.py); None: never."""
+        """Seconds until a begun job can be suspended for a waiting one of its class (preemption.py); None: never."""
         if begun.client.key == waiting.client.key:
             return None
         heard = begun.streams and begun.request.priority != "batch"
-        # Without segments there are no borders.
-        if heard or not begun.begun or begun.segments == 1:
+        # A single segment has no boundary.
+        if heard or not begun.attempt.begun or begun.attempt.segments == 1:
             return None
-        unspoken_s = begun.charged_s - begun.active_s(self._context.now)
+        unspoken_s = begun.account.charged_s - begun.attempt.active_s(self._context.now)
         return self._queue.goes_before_in_s(waiting, begun, self.left_s(begun), unspoken_s=unspoken_s)
 
 
@@ -186,11 +178,11 @@ class View:
 
     def place(self, job: Job) -> None:
         """The job is the next that is started."""
-        # What a batch job takes is no obstacle to those who need not wait for it to end.
+        # Urgent jobs need not wait for a batch job to end.
         gives_way = self._preempt and job.request.priority == "batch"
         for workers in (self._patient,) if gives_way else (self._urgent, self._patient):
             if workers:
-                heapq.heapreplace(workers, workers[0] + job.cost_s)
+                heapq.heapreplace(workers, workers[0] + job.account.cost_s)
 
     def starts_behind_s(self, job: Job, count: int, work_s: float) -> float | None:
         """Seconds until a job is started before which ``count`` others come, with so much work in all."""

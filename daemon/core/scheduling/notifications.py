@@ -1,35 +1,30 @@
-"""What is said of a job on its way to those who hear all of it, each under the id of his own request."""
+"""Events on a job's way, for the requests that want all of them."""
 
 from __future__ import annotations
 
 from typing import TypeAlias
 
-import msgspec
 from msgspec import UNSET
 
 from glmtts.protocol import events
 
-from ..context import Context
 from ..effects import Effect, JournalStart, Send
 from ..jobs.job import Job
-from ..jobs.job_table import JobTable
-from ..jobs.queue import WaitingQueue
+from ..state import State
 from .forecast import Forecast
 
 _OnTheWay: TypeAlias = events.Started | events.Progress | events.Audio | events.Queued
-#: How many of the waiting hear of a change of their position: the others would wait for very long anyhow.
+#: Waiting jobs that get their position when it changes: those behind wait for very long anyway.
 TOLD_POSITIONS = 256
-#: At most so often, in seconds (docs/protocol.md).
+#: Seconds between two of them (docs/protocol.md).
 POSITIONS_EVERY_S = 1.0
 
 
 class Notifications:
-    """Tells subscribers; the end of a job is told by endings.py."""
+    """Sends events to subscribers; completion.py sends the end of a job."""
 
-    def __init__(self, context: Context, job_table: JobTable, queue: WaitingQueue, forecast: Forecast) -> None:
-        self._context = context
-        self._job_table = job_table
-        self._queue = queue
+    def __init__(self, state: State, forecast: Forecast) -> None:
+        self._context, self._job_table, self._queue = state.context, state.job_table, state.queue
         self._forecast = forecast
 
     def tell(
@@ -40,7 +35,7 @@ class Notifications:
         *,
         heard: bool = False,
     ) -> None:
-        """Send an event on a job's way to everybody who hears more than its end; ``heard``: and all until now."""
+        """Send an event to the requests that want all of them; ``heard``: and got the stream from its beginning."""
         self._context.effects.extend(_told(job, event, body, heard=heard))
 
     def begun(self, job: Job, gpu: int | None) -> None:
@@ -48,7 +43,7 @@ class Notifications:
         event = events.Started(
             id="",
             job=job.id,
-            worker=job.worker or "",
+            worker=job.attempt.worker or "",
             gpu=gpu,
             attempt=job.attempts,
             waited_s=round(job.waited_s, 6),
@@ -56,20 +51,20 @@ class Notifications:
         noted: list[Effect] = [JournalStart(job.id, job.attempts)] if job.durable else []
         self._context.effects.extend([*noted, *_told(job, event)])
         self.note("running", job)
-        self._context.log("debug", "job started", job=job.id, worker=job.worker, attempt=job.attempts)
+        self._context.log("debug", "job started", job=job.id, worker=job.attempt.worker, attempt=job.attempts)
 
     def note(self, what: str, job: Job) -> None:
-        """Tell whoever watches what has become of a job that has a worker."""
+        """Publish what a worker does with a job."""
         if self._context.watched:
-            self._context.publish(f"job.{what}", job=job.id, worker=job.worker, attempt=job.attempts)
+            self._context.publish(f"job.{what}", job=job.id, worker=job.attempt.worker, attempt=job.attempts)
 
     def waits(self) -> None:
-        """A job waits that may hear of its position later."""
+        """Have positions sent while jobs wait."""
         if ("positions", "") not in self._context.timers:
             self._context.timers.set(("positions", ""), self._context.now + POSITIONS_EVERY_S)
 
     def tell_positions(self) -> None:
-        """Tell the first in the queue whose position has changed."""
+        """Send their position to the first in the queue where it has changed."""
         size = len(self._queue)
         view = self._forecast.view()
         for position, job in enumerate(self._queue.in_order()):
@@ -94,7 +89,7 @@ class Notifications:
 
 def _told(job: Job, event: _OnTheWay, body: bytes | memoryview | None = None, *, heard: bool = False) -> list[Effect]:
     return [
-        Send(subscriber.to, msgspec.structs.replace(event, id=subscriber.id), body)
+        Send(subscriber.to, event, body, subscriber.id)
         for subscriber in job.subscribers
         if subscriber.all_events and (subscriber.heard or not heard)
     ]

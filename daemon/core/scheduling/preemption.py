@@ -1,46 +1,39 @@
-"""Which job is put aside at its next segment border for one that waits, and when it goes on.
+"""Which job is suspended at its next segment boundary for one that waits, and when it resumes.
 
-A class is served by its weight also while one of its jobs is aside: charged is what was spoken of it, so a batch job
-goes on as soon as the others have had their share, at least for one segment, and at once when nobody else waits."""
+A class is served by its weight also while one of its jobs is suspended: charged is what was spoken of it. So a batch
+job resumes when the others have had their share, for at least one segment, and at once when no other job waits."""
 
 from __future__ import annotations
 
-from ..context import Context
 from ..jobs.job import Job
-from ..jobs.job_table import JobTable
-from ..jobs.queue import WaitingQueue
-from ..workers.pool import Pool
+from ..state import State
 from ..workers.worker import Worker, WorkerState
 from .forecast import Forecast
 
-#: Jobs that one worker may have put aside: each holds memory, and the first of them waits for all.
-MAX_ASIDE = 3
+#: Jobs that one worker may have suspended: each holds memory, and the first of them waits for all.
+MAX_SUSPENDED = 3
 
 
 class Preemption:
-    """Decides it."""
+    """Suspends at most one job of each worker at a time, and never for a job of a lower class."""
 
-    def __init__(
-        self, context: Context, job_table: JobTable, queue: WaitingQueue, pool: Pool, forecast: Forecast
-    ) -> None:
-        self._context = context
-        self._job_table = job_table
-        self._queue = queue
-        self._pool = pool
+    def __init__(self, state: State, forecast: Forecast) -> None:
+        self._context, self._job_table = state.context, state.job_table
+        self._queue, self._pool = state.queue, state.pool
         self._forecast = forecast
 
     @property
     def possible(self) -> bool:
-        """Whether there is a job that could be put aside."""
+        """Whether there is a job that could be suspended."""
         if not self._context.settings.queue.preempt:
             return False
         return any(self._could_yield(worker) is not None for worker in self._pool.workers.values())
 
     def look(self, waiting: Job | None) -> None:
-        """A job waits, and no worker is free for it: have one put its job aside, if that may be."""
+        """A job waits, and no worker is free for it: have one suspend its job, if that may be."""
         if waiting is None or not self._context.settings.queue.preempt:
             return
-        asked = sum(bool(worker.to_suspend) for worker in self._pool.workers.values())
+        asked = sum(bool(worker.process.to_suspend) for worker in self._pool.workers.values())
         if asked >= self._queue.length(waiting.request.priority):
             return
         found: tuple[Worker, Job] | None = None
@@ -49,7 +42,7 @@ class Preemption:
             job = self._could_yield(worker)
             if job is None or not self.goes_before(waiting, job):
                 continue
-            # Who hears a stream wants no gap in it: at most for what is more urgent than all that he asks for.
+            # A stream with a listener is suspended only for a higher class.
             if job.request.priority == waiting.request.priority and _is_heard(job):
                 continue
             # The lowest class first, and in it the job that has the longest way to go.
@@ -61,32 +54,33 @@ class Preemption:
             self._pool.suspend(worker, job.id)
 
     def _could_yield(self, worker: Worker) -> Job | None:
-        """The job that a worker could put aside."""
-        if worker.state is not WorkerState.BUSY or worker.slots > 1 or worker.leaving or worker.to_suspend:
+        """The job that a worker could suspend."""
+        process = worker.process
+        if worker.state is not WorkerState.BUSY or process.slots > 1 or process.replace_reason or process.to_suspend:
             return None
-        if len(worker.aside) >= MAX_ASIDE or len(worker.at_hand) != 1:
+        if len(process.suspended) >= MAX_SUSPENDED or len(process.at_hand) != 1:
             return None
-        job = self._job_table.live.get(worker.at_hand[0])
-        if job is None or job.ending is not None or not job.begun:
+        job = self._job_table.live.get(process.at_hand[0])
+        if job is None or job.ending is not None or not job.attempt.begun:
             return None
-        # In its last segment it is done as soon as it could be put aside.
-        last = job.segments > 0 and job.segment >= job.segments - 1
+        # In its last segment it is done as soon as it could be suspended.
+        last = job.attempt.segments > 0 and job.attempt.segment >= job.attempt.segments - 1
         return None if last else job
 
     def goes_before(self, waiting: Job, begun: Job) -> bool:
-        """Whether a waiting job comes before the rest of one that is being spoken, or is put aside."""
-        unspoken_s = begun.charged_s - begun.active_s(self._context.now)
+        """Whether a waiting job comes before the rest of one that is being spoken, or is suspended."""
+        unspoken_s = begun.account.charged_s - begun.attempt.active_s(self._context.now)
         return self._queue.goes_before(waiting, begun, self._forecast.left_s(begun), unspoken_s=unspoken_s)
 
-    def put_aside(self, job: Job) -> None:
+    def suspended(self, job: Job) -> None:
         """A job stands still from now on: charged is what was spoken of it."""
-        job.stop(self._context.now)
-        job.suspended = True
+        job.attempt.stop(self._context.now)
+        job.attempt.suspended = True
         self._queue.settle(job)
 
     def resumed(self, job: Job) -> None:
-        """A job goes on: the rest of it is charged for."""
-        self._queue.go_on(job, self._forecast.left_s(job))
+        """A job resumes: the rest of it is charged for."""
+        self._queue.resume(job, self._forecast.left_s(job))
 
 
 def _is_heard(job: Job) -> bool:

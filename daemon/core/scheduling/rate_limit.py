@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 #: Clients whose bucket is remembered at most. A bucket that is dropped was the one used longest ago.
 _MAX_CLIENTS = 10_000
-#: Of a token: who comes back at the time that was named must not be sent away by a rounding error.
+#: Of a token: a client that comes back at the time that was named must not be refused for a rounding error.
 _ROUNDING = 1e-6
 
 _UNITS_S = {"second": 1.0, "minute": 60.0, "hour": 3_600.0, "day": 86_400.0}
@@ -32,7 +32,7 @@ def parse_rate(text: str) -> tuple[int, float] | None:
 
 
 class RateLimiter:
-    """So many jobs in so many seconds, each client by itself and by its own rate; bursts up to the whole count."""
+    """A token bucket for each client, filled by its own rate; a burst may take the whole count."""
 
     def __init__(self) -> None:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
@@ -67,5 +67,5 @@ class RateLimiter:
 
 
 def _until(wanted: float, tokens: float, count: int, seconds: float) -> float:
-    """Seconds until there are so many tokens, rounded up to milliseconds."""
+    """Seconds until there are ``wanted`` tokens, rounded up to milliseconds."""
     return math.ceil((wanted - tokens) * seconds / count * 1000) / 1000

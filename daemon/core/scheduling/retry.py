@@ -1,28 +1,109 @@
-"""What becomes of the jobs of a worker that died: another attempt, quarantine, or the end."""
+"""What becomes of the jobs of a worker that died: a retry, quarantine, or the end."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Collection
+from typing import Any
+
+from msgspec import Struct
 
 from glmtts.protocol.errors import ErrorCode
 
-from ..context import Context
 from ..exit_causes import POLICIES, Cause
-from ..jobs.job import Job
-from ..jobs.job_table import JobTable, content_digest
-from ..jobs.queue import WaitingQueue
-from ..workers.worker import Death
+from ..jobs.job import Attempt, Job
+from ..jobs.job_table import content_digest
+from ..state import State
+from ..workers.process import ExitReason
 from .completion import Completion
-from .quarantine import Quarantine
+
+#: Contents that are remembered.
+_MAX_ENTRIES = 1_000
+
+
+class Entry(Struct):
+    """Deaths of workers by one content: ``expires_at`` on the core's clock, and the last death in words."""
+
+    deaths: int
+    expires_at: float
+    cause: str = ""
+    detail: str = ""
+    client: str = ""
+    job: str = ""
+
+
+class Quarantine:
+    """Counts the workers that died of a content, until ``holds_s`` after the last one."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[str, Entry] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        return bool(self._entries)
+
+    def blame(
+        self,
+        digest: str,
+        now: float,
+        holds_s: float,
+        *,
+        cause: str = "",
+        detail: str = "",
+        client: str = "",
+        job: str = "",
+    ) -> int:
+        """A worker died of this; returns how many have by now."""
+        count = self.deaths(digest, now) + 1
+        self._entries[digest] = Entry(count, now + holds_s, cause, detail, client, job)
+        self._entries.move_to_end(digest)
+        if len(self._entries) > _MAX_ENTRIES:
+            self._entries.popitem(last=False)
+        return count
+
+    def deaths(self, digest: str, now: float) -> int:
+        """How many workers died of this lately."""
+        entry = self._entries.get(digest)
+        if entry is not None and entry.expires_at <= now:
+            del self._entries[digest]
+            return 0
+        return entry.deaths if entry is not None else 0
+
+    def clear(self, digest: str) -> bool:
+        """It was spoken after all, or an operator says so: nothing is held against it. Returns whether anything was."""
+        return self._entries.pop(digest, None) is not None
+
+    def clear_all(self) -> int:
+        """Forget all; returns how many there were."""
+        count = len(self._entries)
+        self._entries.clear()
+        return count
+
+    def count(self, now: float, at_least: int) -> int:
+        """How many are refused."""
+        return sum(entry.deaths >= at_least and entry.expires_at > now for entry in self._entries.values())
+
+    def describe(self, now: float, at_least: int) -> list[dict[str, Any]]:
+        """The refused contents as operators see them, the newest first."""
+        return [
+            {
+                "content": digest,
+                "deaths": entry.deaths,
+                "cause": entry.cause,
+                "detail": entry.detail,
+                "client": entry.client,
+                "job": entry.job,
+                "expires_in_s": round(entry.expires_at - now, 3),
+            }
+            for digest, entry in reversed(self._entries.items())
+            if entry.deaths >= at_least and entry.expires_at > now
+        ]
 
 
 class Retries:
-    """Decides them, and remembers of which contents workers died."""
+    """Owns the quarantine: contents that killed workers, by digest, are refused before they kill another."""
 
-    def __init__(self, context: Context, job_table: JobTable, queue: WaitingQueue, completion: Completion) -> None:
-        self._context = context
-        self._job_table = job_table
-        self._queue = queue
+    def __init__(self, state: State, completion: Completion) -> None:
+        self._context, self._job_table, self._queue = state.context, state.job_table, state.queue
         self._completion = completion
         self.quarantine = Quarantine()
 
@@ -50,7 +131,7 @@ class Retries:
         self._completion.fail_withdrawn(job, ErrorCode.QUARANTINED, quarantine_message(deaths))
         return True
 
-    def decide(self, death: Death, jobs: list[str], culprits: Collection[str] | None = None) -> None:
+    def decide(self, death: ExitReason, jobs: list[str], culprits: Collection[str] | None = None) -> None:
         """A worker died with these jobs.
 
         ``culprits``: those that may be to blame, where it is known; else each that it was working on may be.
@@ -60,22 +141,23 @@ class Retries:
         for job in had:
             if job is None or job.state != "running" or job.ending is not None:
                 continue
-            if job.begun:
+            if job.attempt.begun:
                 affected.append(job)
             else:
-                # It had lain ready in the worker: neither is it to blame, nor was that an attempt.
+                # It lay ready in the worker: it is not to blame, and that was no attempt.
                 self._completion.guarded(job, self._wait_again, job)
         policy = POLICIES[death.cause]
         if policy.blames_job:
-            blamed = [job for job in affected if not job.suspended and (culprits is None or job.id in culprits)]
+            spoken = [job for job in affected if not job.attempt.suspended]
+            blamed = [job for job in spoken if culprits is None or job.id in culprits]
             self._context.guarded(self._blame, blamed, death)
         for job in affected:
-            if job.suspended:
+            if job.attempt.suspended:
                 # The worker died of another one.
                 job.excused += 1
             self._completion.guarded(job, self._after_death, job, death)
 
-    def _blame(self, jobs: list[Job], death: Death) -> None:
+    def _blame(self, jobs: list[Job], death: ExitReason) -> None:
         """Count a worker's death against what it was speaking."""
         holds_s = self._context.settings.workers.restart.quarantine_s
         for job in {self.content(job): job for job in jobs}.values():
@@ -89,29 +171,29 @@ class Retries:
                 job=job.id,
             )
 
-    def _after_death(self, job: Job, death: Death) -> None:
+    def _after_death(self, job: Job, death: ExitReason) -> None:
         """Another attempt for a job whose worker died, or its end."""
         policy = POLICIES[death.cause]
         tried = job.attempts - job.excused
-        attempts_left = tried < self._context.settings.workers.restart.max_attempts and not job.audio_was_sent
+        attempts_left = tried < self._context.settings.workers.restart.max_attempts and not job.attempt.chunks > 0
         deaths = self.deaths_of(self.content(job)) if policy.blames_job else 0
-        out_of_memory = death.cause is Cause.OUT_OF_MEMORY and not job.suspended
+        out_of_memory = death.cause is Cause.OUT_OF_MEMORY and not job.attempt.suspended
         if attempts_left and deaths:
             message = f"{quarantine_message(deaths)}; the last: {death.detail}"
             self._completion.fail(job, ErrorCode.QUARANTINED, message)
         elif attempts_left and not (out_of_memory and job.needs_fresh):
             job.needs_fresh = job.needs_fresh or out_of_memory
-            died = job.worker
+            died = job.attempt.worker
             self._wait_again(job)
             self._context.log("info", "job waits for another attempt", job=job.id, worker=died, after=death.detail)
         else:
             notes = ""
-            if job.audio_was_sent:
-                notes = "; a part of it had been sent, so it was not started again"
+            if job.attempt.chunks > 0:
+                notes = "; part of the audio had been sent, so the job was not retried"
             elif out_of_memory and job.needs_fresh:
                 notes = ", and so did the one before; a shorter text may fit"
-            # What the worker died of was not the job that it had put aside.
-            code = ErrorCode.WORKER_CRASHED if job.suspended else policy.code
+            # The worker did not die of the job that it had suspended.
+            code = ErrorCode.WORKER_CRASHED if job.attempt.suspended else policy.code
             self._completion.fail(job, code, f"the worker failed ({death.detail}){notes}")
 
     def _wait_again(self, job: Job) -> None:
@@ -120,18 +202,15 @@ class Retries:
         self._queue.push(job, front=True)
 
     def take_back(self, job: Job) -> None:
-        """It is as if the job had not been begun, but that its client is charged for the time that it has had."""
+        """Drop the attempt; its client is charged for the time that it took."""
         job.enter("waiting")  # running -> waiting
-        job.stop(self._context.now)
+        job.attempt.stop(self._context.now)
         self._queue.settle(job)
-        job.charged_s = job.settled_s = job.earlier_s = job.border_s = 0.0
-        job.worker = None
-        job.begun = job.suspended = False
-        job.segment = job.segments = 0
-        job.audio_s = 0.0
+        job.account.charged_s = job.account.settled_s = 0.0
+        job.attempt = Attempt()
         job.told_position = -1
 
 
 def quarantine_message(deaths: int) -> str:
-    """What a client is told of a content that is not tried again."""
-    return f"{deaths} workers died of this very job lately; it is not tried again"
+    """The error for a content that is not tried again."""
+    return f"{deaths} workers died of this job lately; it is quarantined and not tried again"

@@ -1,4 +1,4 @@
-"""Whether anybody can speak in the near future; and if not, why, and when it is worth asking again."""
+"""Whether a worker will be available soon; and if not, why, and when clients should retry."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from .circuit_breaker import BreakerState, CircuitBreaker
 from .gpus import Gpus
 from .worker import Worker, WorkerState
 
-#: For so long a worker may wait for memory before requests are refused for it, and until they may come again.
+#: A worker may wait this long for memory before requests are refused; they may be retried after as long.
 _PATIENCE_S = 10.0
-#: Characters of a worker's last words that clients are told; operators see all of them (``glmttsctl workers``).
+#: Characters of the detail of an exit in errors to clients; operators see all of it (``glmttsctl workers``).
 _MOST_WORDS = 300
-#: States of a process that ends in good order, in whose place another one is started.
+#: States of a process that ends in good order and is followed by another.
 _RETURNING = frozenset({WorkerState.DRAINING, WorkerState.STOPPING})
 
 
 def unavailable(
-    workers: Collection[Worker], *, context: Context, circuit_breaker: CircuitBreaker, gpus: Gpus, engine: Ready | None
+    workers: Collection[Worker], context: Context, circuit_breaker: CircuitBreaker, gpus: Gpus, engine: Ready | None
 ) -> tuple[str, float] | None:
-    """Why no worker can be had, and in how many seconds it is worth asking again; None if one can.
+    """Why no worker will be available soon, and after how many seconds clients should retry; None if one will.
 
-    ``engine``: what the last process that was ready said; how long it took to load.
+    ``engine``: the Ready message of the last loaded process, which has its load time.
     """
     if any(worker.serving or _is_coming(worker) for worker in workers):
         return None
     if circuit_breaker.state is not BreakerState.CLOSED:
-        deaths = [worker.last_death for worker in workers if worker.last_death]
-        last = max(deaths, key=lambda death: death.at).detail if deaths else "?"
+        exits = [worker.last_exit for worker in workers if worker.last_exit]
+        last = max(exits, key=lambda reason: reason.at).detail if exits else "?"
         last = textwrap.shorten(last, _MOST_WORDS, placeholder=" ...")
-        reason = f"no worker can be kept alive ({circuit_breaker.faults} faults in a row); the last one: {last}"
+        reason = f"all workers keep crashing ({circuit_breaker.faults} faults in a row); the last one: {last}"
         return reason, _next_attempt_s(workers, context, engine)
     waiting = [
         worker
@@ -41,20 +41,20 @@ def unavailable(
         if worker.state is WorkerState.WAITING
         and (context.now - worker.waits_since >= _PATIENCE_S or gpus.is_lost(worker.gpu))
     ]
-    if waiting and len(waiting) == sum(not worker.stuck for worker in workers):
+    if waiting and len(waiting) == sum(not worker.process.stuck for worker in workers):
         return f"no worker can be started: {waiting[0].reason}", _PATIENCE_S
     return None
 
 
 def _is_coming(worker: Worker) -> bool:
-    """Whether it is being replaced in good order, or started for the first time: then it will be there soon."""
+    """Whether it is being replaced in good order, or started for the first time: it will be ready soon."""
     if worker.state is WorkerState.STARTING:
         return not worker.faults
-    return worker.state in _RETURNING and not worker.retiring and not worker.stuck
+    return worker.state in _RETURNING and not worker.retiring and not worker.process.stuck
 
 
 def _next_attempt_s(workers: Collection[Worker], context: Context, engine: Ready | None) -> float:
-    """Seconds until a worker that is tried next may be ready."""
+    """Seconds until the worker of the next attempt may be ready."""
     now, timers = context.now, context.timers
     backoffs = [due for w in workers if (due := timers.due(("backoff", w.name))) is not None]
     due = max(timers.due(("breaker", "")) or now, min(backoffs, default=now))

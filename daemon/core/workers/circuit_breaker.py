@@ -7,11 +7,11 @@
        |                                                           +------------(a fault)----------+
        +-------------------------(a job was spoken, or a worker lived for long)--------------------+
 
-Open, no worker is started; half open, one is, as a probe. Each further opening lasts longer. (M. Nygard, Release It!,
-ch. 5; the states' names are his.)
+Open, no failed worker is started; half open, one is, as a probe. Each further opening lasts longer. (M. Nygard,
+Release It!, ch. 5, has the names of the states.)
 
-The window's time stands still while a process loads that is going to fail: a model that takes a minute to load would
-else never fail often enough, and those who wait would never be told.
+The window's time stands still while a process loads and then fails: otherwise a model that takes a minute to load would
+never fail often enough, and waiting clients would never be answered.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ class BreakerState(enum.StrEnum):
 
 
 class CircuitBreaker:
-    """Counts faults; times are the core's clock, in seconds."""
+    """Owns the faults within the window. Times are the core's clock, in seconds."""
 
     def __init__(self) -> None:
         self.state = BreakerState.CLOSED
-        #: Times of the window's own clock, which does not go while processes load that fail.
+        #: Times of the window's own clock, which stops while processes load that fail.
         self._faults: deque[float] = deque(maxlen=1_000)
         self._clock = 0.0
         self._last_fault = 0.0
-        #: How often it opened since it was closed.
+        #: Number of openings since it was last closed.
         self.openings = 0
-        #: Since when it is not closed.
+        #: When it last left CLOSED.
         self.since = 0.0
 
     @property
     def faults(self) -> int:
-        """How many faults it counts at present."""
+        """Number of faults within the window."""
         return len(self._faults)
 
     def fault(self, now: float, failures: int, window_s: float, loading: tuple[float, float] = (0.0, 0.0)) -> bool:
-        """A process died of a fault; returns whether the breaker opens by that.
+        """Count the fault of a process. Returns whether the breaker opens.
 
-        ``loading``: from when until when that process loaded.
+        ``loading``: when that process began and ended loading.
         """
         begun, ended = loading
         loaded_s = max(0.0, ended - max(begun, self._last_fault))
@@ -71,7 +71,7 @@ class CircuitBreaker:
             self.state = BreakerState.HALF_OPEN  # OPEN -> HALF_OPEN
 
     def proof(self) -> bool:
-        """A worker has shown that it works; returns whether the breaker closes by that."""
+        """A worker has shown that it works. Returns whether the breaker closes."""
         if self._faults:
             self._faults.clear()
         if self.state is BreakerState.CLOSED:

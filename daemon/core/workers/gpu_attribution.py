@@ -1,8 +1,8 @@
-"""Whose video memory: what each worker holds of a GPU, as far as it can be told, and how far that can be trusted.
+"""How much of a GPU's memory each worker holds, and how far that figure can be trusted.
 
-NVML's figure for a process is the best there is. Where it has none (containers, WSL), the memory of the device that
-nobody else holds is the workers'. Where that can't be known either, there is what the worker says of its own torch,
-which leaves out the CUDA context and the libraries (hundreds of MiB).
+NVML's figure for a process is the best. Where it has none (containers, WSL), the rest of the device's used memory
+belongs to the workers. Where that is unknown too, the worker reports its own torch memory, which leaves out the CUDA
+context and the libraries (hundreds of MiB).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ Trust = Literal["process", "device", "torch", "none"]
 
 
 class Holder(Struct, frozen=True):
-    """A process of a worker on the GPU, from its start until it is reaped.
+    """A worker process on the GPU, from its start until it is reaped.
 
-    ``ready``: its model is loaded. Until then its torch figure, if there is one, is behind by gigabytes.
+    ``ready``: its model is loaded. Until then its torch figure is behind by gigabytes.
     """
 
     incarnation: int
@@ -30,28 +30,27 @@ class Holder(Struct, frozen=True):
 
 
 class Share(Struct, frozen=True):
-    """Bytes of a GPU that a worker holds, None where nobody can say.
+    """Bytes of a GPU that a worker holds, None where unknown.
 
-    ``process``: NVML said it for this process. ``device``: what is used on the GPU, less what was used before the
-    workers came and less what others hold. ``torch``: the worker's own figure, a lower bound.
+    ``process``: NVML's figure for this process. ``device``: the GPU's used memory, less what was used before the
+    workers started and what others hold. ``torch``: the worker's own figure, a lower bound.
     """
 
     vram: int | None
     trust: Trust
 
 
-_UNKNOWN = Share(None, "none")
+UNKNOWN = Share(None, "none")
 
 
-def attribute(gpu: GpuReading | None, holders: Sequence[Holder], baseline: int | None = None) -> dict[int, Share]:
-    """The share of each holder, by spawn.
+def attribute(gpu: GpuReading, holders: Sequence[Holder], baseline: int | None = None) -> dict[int, Share]:
+    """The share of each holder in a reading that is ok, by the holder's incarnation.
 
-    ``baseline`` is what was used on the GPU when none of our processes was there (drivers, other people's programs);
-    None if that was never seen. A reading that is not ok is an old one: then only the workers' own figures count.
+    ``baseline``: bytes that were used on the GPU without any worker process (drivers, other programs); None if that was
+    never seen.
     """
     shares: dict[int, Share] = {}
-    listed = gpu.processes if gpu is not None and gpu.state == "ok" else {}
-    used = gpu.used if gpu is not None and gpu.state == "ok" else None
+    listed, used = gpu.processes, gpu.used
     for holder in holders:
         vram = listed.get(holder.pid)
         if vram is not None:
@@ -70,7 +69,7 @@ def attribute(gpu: GpuReading | None, holders: Sequence[Holder], baseline: int |
 
 
 def _split(theirs: int | None, holders: Sequence[Holder]) -> dict[int, Share]:
-    """Split what holders have together, of whom NVML says nothing one by one."""
+    """Split memory that holders have together, where NVML has no figures for each."""
     own = [holder.torch_reserved if holder.ready else None for holder in holders]
     if theirs is not None:
         if len(holders) == 1:
@@ -80,20 +79,20 @@ def _split(theirs: int | None, holders: Sequence[Holder]) -> dict[int, Share]:
         else:
             known = [reserved for reserved in own if reserved is not None]
             if len(known) == len(holders) and sum(known) <= theirs:
-                # What torch does not count is a context and libraries: the same for each.
+                # Torch leaves out a context and libraries: the same for each.
                 each = (theirs - sum(known)) // len(holders)
                 return {
                     holder.incarnation: Share(reserved + each, "device")
                     for holder, reserved in zip(holders, known, strict=True)
                 }
     return {
-        holder.incarnation: _UNKNOWN if reserved is None else Share(reserved, "torch")
+        holder.incarnation: UNKNOWN if reserved is None else Share(reserved, "torch")
         for holder, reserved in zip(holders, own, strict=True)
     }
 
 
 def others(gpu: GpuReading, shares: Sequence[Share]) -> int | None:
-    """Bytes of the GPU that are in use, but not by these workers; None where that can't be told."""
+    """Bytes of the GPU that are used by other programs than these workers; None where unknown."""
     if gpu.used is None or gpu.state != "ok":
         return None
     held = 0

@@ -1,4 +1,4 @@
-"""What is known of the GPUs and of the host's memory, and whether there is room on them for one more worker."""
+"""Readings of the GPUs and of the host's memory, and whether there is room for one more worker."""
 
 from __future__ import annotations
 
@@ -9,34 +9,35 @@ from msgspec import Struct, structs
 
 from ..alerts import Alerts
 from ..context import Context
-from ..inputs import GpuReading, NvmlReading, ProcessReading, Sampled, Xids
-from .gpu_attribution import Holder, attribute, others
-from .worker import NOBODY_KNOWS, Worker, WorkerState
+from ..inputs import GpuReading, NvmlReading, Sampled, Xids
+from .gpu_attribution import UNKNOWN, Holder, attribute, others
+from .process import Process
+from .worker import Worker, WorkerState
 
-#: Older readings say nothing of the present: NVML is blocked, or the sampler is late.
+#: Older readings are out of date: NVML is blocked, or the sampler is late.
 _FRESH_S = 10.0
-#: What a worker needs is measured while it is young: later it may have leaked.
+#: The need of a worker is measured while it has done at most this many jobs: later it may have leaked.
 _YOUNG_JOBS = 8
-#: On so many processes; the largest counts.
+#: On this many processes; the largest counts.
 _REMEMBERED = 5
-#: A spare needs what a process takes, and some air: those at work grow while it loads, and it can wait, they can't.
+#: A spare needs room for a process and a margin: the running workers grow while it loads, and must not run out.
 _SPARE_MARGIN = 1.25
 
 
 class Gpu(Struct):
-    """One GPU: its last reading, when that was taken, and what others had taken before we came."""
+    """One GPU: its last reading, the time of that, and the memory in use without our workers."""
 
     reading: GpuReading
     at: float
     baseline: int | None = None
-    #: When a process of ours was last seen to end here: what it held is free at a later reading at the earliest.
+    #: When a process of ours last ended here: its memory is free in a later reading at the earliest.
     ended_at: float = 0.0
-    #: When it was last seen to have reported an Xid that is no program's.
+    #: When it last reported an Xid that no program causes.
     xid_at: float = float("-inf")
 
 
 class Gpus:
-    """Keeps the readings, and measures what one worker needs."""
+    """Owns the last reading of each GPU and of the host, and the measured need of one worker."""
 
     def __init__(self, context: Context, alerts: Alerts) -> None:
         self._context = context
@@ -46,35 +47,30 @@ class Gpus:
         self.sampled = False
         self.host_total: int | None = None
         self.host_available: int | None = None
-        #: By process, the last few: what each held of its GPU when it was loaded.
+        #: GPU memory of the last few processes when each was loaded, by incarnation.
         self._loaded: dict[int, int] = {}
 
     # --- readings
 
     def on_sampled(self, sampled: Sampled, workers: Iterable[Worker]) -> None:
-        """New readings: remember them, and tell each worker what it holds."""
+        """Keep new readings, and give each worker its share."""
         self.sampled = True
         self.nvml = sampled.nvml
         troubled = self.nvml.state in ("failing", "blocked")
         self._alerts.set("nvml", f"NVML is {self.nvml.state}: {self.nvml.detail}" if troubled else "")
         self.host_total, self.host_available = sampled.host_total, sampled.host_available
-        processes = {reading.incarnation: reading for reading in sampled.processes}
-        running = [worker for worker in workers if worker.pid is not None]
+        states = {reading.incarnation: reading.state for reading in sampled.processes}
+        running = [worker for worker in workers if worker.process.pid is not None]
         for worker in running:
-            self._look_at_process(worker, processes.get(worker.incarnation))
+            worker.process.process_state = states.get(worker.incarnation, worker.process.process_state)
         for reading in sampled.gpus:
-            self._look_at_gpu(reading, sampled.at, [w for w in running if w.gpu == reading.index])
+            self._look_at_gpu(reading, sampled.at, [w.process for w in running if w.gpu == reading.index])
         for worker in running:
-            # A reading that was begun before it was ready may show it half loaded.
-            if sampled.at >= worker.ready_at:
-                self._learn(worker)
+            # A reading from before it was ready may show it half loaded.
+            if worker.serving and sampled.at >= worker.process.ready_at:
+                self._learn(worker.process)
 
-    @staticmethod
-    def _look_at_process(worker: Worker, reading: ProcessReading | None) -> None:
-        if reading is not None:
-            worker.process_state = reading.state
-
-    def _look_at_gpu(self, reading: GpuReading, at: float, holders: list[Worker]) -> None:
+    def _look_at_gpu(self, reading: GpuReading, at: float, processes: list[Process]) -> None:
         gpu = self._gpus.get(reading.index)
         if gpu is None:
             gpu = self._gpus[reading.index] = Gpu(structs.replace(reading, xids=Xids()), at)
@@ -83,26 +79,26 @@ class Gpus:
         lost = reading.state == "lost"
         self._alerts.set(f"gpu_lost.{reading.index}", f"GPU {reading.index} is lost: {reading.detail}" if lost else "")
         if reading.state != "ok":
-            # What it held is not known any more: neither is it nothing.
+            # Its memory is unknown now, which is not zero.
             return
-        if not holders and at > gpu.ended_at:
+        if not processes and at > gpu.ended_at:
             gpu.baseline = reading.used
         shares = attribute(
             reading,
             [
                 Holder(
-                    incarnation=worker.incarnation,
-                    pid=worker.pid or 0,
-                    torch_reserved=worker.memory.torch_reserved if worker.memory else None,
-                    ready=worker.ready is not None,
+                    incarnation=process.incarnation,
+                    pid=process.pid or 0,
+                    torch_reserved=process.memory.torch_reserved if process.memory else None,
+                    ready=process.ready is not None,
                 )
-                for worker in holders
+                for process in processes
             ],
             gpu.baseline,
         )
-        for worker in holders:
-            worker.share = shares.get(worker.incarnation, NOBODY_KNOWS)
-            worker.sampled_reserved = worker.memory.torch_reserved if worker.memory else None
+        for process in processes:
+            process.share = shares.get(process.incarnation, UNKNOWN)
+            process.sampled_reserved = process.memory.torch_reserved if process.memory else None
 
     def _look_at_xids(self, gpu: Gpu, reading: GpuReading) -> None:
         if reading.xids == gpu.reading.xids:
@@ -113,18 +109,16 @@ class Gpus:
         xid = reading.xids.last_of_gpu if its_own else reading.xids.last
         self._context.log("error" if its_own else "warning", "GPU reports an error", gpu=reading.index, xid=xid)
 
-    def _learn(self, worker: Worker) -> None:
-        """The least that a young process was seen to hold is what it takes to be loaded: a job may take any more."""
-        if not worker.serving or worker.jobs_done > _YOUNG_JOBS or worker.share.trust not in ("process", "device"):
-            return
-        if worker.share.vram:
-            before = self._loaded.get(worker.incarnation, worker.share.vram)
-            self._loaded[worker.incarnation] = min(before, worker.share.vram)
+    def _learn(self, process: Process) -> None:
+        """The least memory of a young process is the need of a loaded model: a job may take any amount more."""
+        share = process.share
+        if share.vram and share.trust in ("process", "device") and process.jobs_done <= _YOUNG_JOBS:
+            self._loaded[process.incarnation] = min(self._loaded.get(process.incarnation, share.vram), share.vram)
             while len(self._loaded) > _REMEMBERED:
                 del self._loaded[next(iter(self._loaded))]
 
     def ended(self, index: int | None) -> None:
-        """A process of ours on this GPU is gone."""
+        """A worker process on this GPU has ended."""
         gpu = self._gpus.get(index) if index is not None else None
         if gpu is not None:
             gpu.ended_at = self._context.now
@@ -133,63 +127,77 @@ class Gpus:
 
     @property
     def indices(self) -> list[int]:
-        """The GPUs that NVML has shown."""
+        """The numbers of the GPUs that NVML has shown."""
         return sorted(self._gpus)
 
     def find(self, index: int | None) -> Gpu | None:
         return None if index is None else self._gpus.get(index)
 
     def memory(self) -> list[tuple[int, int | None, int | None]]:
-        """Of each GPU its number, and the bytes that are used and that it has; None where that is not known now."""
+        """Number, used bytes and total bytes of each GPU; None where unknown now."""
         now = self._context.now
         known = [(index, gpu.reading, now - gpu.at <= _FRESH_S) for index, gpu in self._gpus.items()]
         return [(i, r.used if fresh and r.state == "ok" else None, r.total) for i, r, fresh in known]
 
     def lately_xid(self, index: int, since: float) -> int:
-        """The Xid that a GPU has reported since then, if it was no program's; 0: none."""
+        """The last Xid since then that no program causes; 0: none."""
         gpu = self._gpus[index]
         return gpu.reading.xids.last_of_gpu if gpu.xid_at > since else 0
 
     def is_lost(self, index: int | None) -> bool:
-        """Whether nothing can be started there until somebody has mended it."""
+        """Whether no process can be started there until the GPU is repaired."""
         gpu = self.find(index)
         return gpu is not None and gpu.reading.state == "lost"
 
     def device(self, index: int | None) -> str | None:
-        """What CUDA_VISIBLE_DEVICES is set to for a worker on this GPU."""
+        """The value of CUDA_VISIBLE_DEVICES for a worker on this GPU."""
         if index is None:
             return None
         gpu = self._gpus.get(index)
         return gpu.reading.uuid if gpu else str(index)
 
+    def share_limit(self, index: int | None) -> float:
+        """The share of its GPU that a process may use, for torch's allocator, 0..1; 0: no limit."""
+        recycle = self._context.settings.workers.recycle
+        known = self.find(index)
+        if index is None:
+            return 0.0
+        share = recycle.max_vram_share or 1.0
+        if recycle.max_vram_mib and known and known.reading.total:
+            share = min(share, (recycle.max_vram_mib << 20) / known.reading.total)
+        return round(share, 4) if share < 1.0 else 0.0
+
     @property
     def need(self) -> int | None:
-        """Bytes of GPU memory that one worker needs; None as long as nobody knows."""
+        """Bytes of GPU memory that one worker needs; None while unknown."""
         return (self._context.settings.workers.vram_mib << 20) or max(self._loaded.values(), default=0) or None
 
     def free(self, index: int, workers: Iterable[Worker]) -> int | None:
-        """Bytes on a GPU that nobody has, nor will have when those that are loading have loaded; None if not known."""
+        """Free bytes of a GPU, less the memory that loading workers will still take; None where unknown."""
         gpu = self._gpus.get(index)
         if gpu is None or gpu.reading.state != "ok" or gpu.reading.free is None:
             return None
         if self._context.now - gpu.at > _FRESH_S:
             return None
         need = self.need or 0
-        coming = sum(
-            # Only NVML's own figure counts as loaded: the rest of a device may be a dead process's, on its way back.
-            max(0, need - ((worker.share.vram or 0) if worker.share.trust == "process" else 0))
-            for worker in workers
-            if worker.gpu == index and worker.state is WorkerState.STARTING
-        )
+        shares = [w.process.share for w in workers if w.gpu == index and self._is_loading(w, gpu)]
+        # Only NVML's own figure counts as loaded: the rest may be memory of a dead process on its way back.
+        coming = sum(max(0, need - ((share.vram or 0) if share.trust == "process" else 0)) for share in shares)
         return max(0, gpu.reading.free - coming)
 
+    @staticmethod
+    def _is_loading(worker: Worker, gpu: Gpu) -> bool:
+        """Whether the last reading of its GPU is older than the end of its start, and so shows it half loaded."""
+        starting = worker.state is WorkerState.STARTING
+        return starting or (worker.serving and gpu.at < worker.process.ready_at)
+
     def room(self, index: int, workers: Iterable[Worker]) -> int | None:
-        """How many more workers fit on a GPU; None if not known."""
+        """How many more workers fit on a GPU; None where unknown."""
         need, free = self.need, self.free(index, workers)
         return None if need is None or free is None else free // need
 
     def unseen(self, index: int | None) -> bool:
-        """Whether a process of ours has ended there since the last look: what it held may be free by now."""
+        """Whether a process of ours has ended there since the last reading: its memory may be free by now."""
         gpu = self.find(index)
         return gpu is not None and gpu.reading.state == "ok" and gpu.at <= gpu.ended_at
 
@@ -208,27 +216,25 @@ class Gpus:
         if gpu.reading.state != "ok" or self._context.now - gpu.at > _FRESH_S:
             return ""
         if self.unseen(index):
-            return f"the memory of the last process on GPU {index} has to be seen free"
+            return f"the memory of the last process on GPU {index} is not free yet"
         others = [other for other in workers if other is not worker]
         need = self.need
         if need is None:
             here = [other for other in others if other.gpu == index]
-            # One that has just been loaded is measured by the first reading after that.
-            if any(w.state is WorkerState.STARTING or (w.serving and gpu.at < w.ready_at) for w in here):
-                return f"what a worker needs on GPU {index} is measured on another one that is being loaded"
+            if any(self._is_loading(other, gpu) for other in here):
+                return f"the memory need of a worker on GPU {index} is measured on another one that is loading"
             return ""
         free = self.free(index, others)
-        if free is None and any(other.gpu == index and other.stuck for other in others):
-            return f"a process that can't be killed holds memory of GPU {index}, and what is free on it is not known"
+        if free is None and any(other.gpu == index and other.process.stuck for other in others):
+            return f"a process that can't be killed holds memory of GPU {index}, and its free memory is unknown"
         if free is not None and free < need:
             return f"GPU {index} has {mib(free)} MiB free, and a worker needs {mib(need)} MiB"
         return ""
 
     def spare_fits(self, worker: Worker, workers: Iterable[Worker]) -> bool:
-        """Whether a second process fits beside this worker's, by what was measured."""
-        if self.host_available is None or worker.memory is None:
-            return False
-        if self.host_available < worker.memory.rss * _SPARE_MARGIN:
+        """Whether a second process fits beside this worker's, as measured."""
+        memory = worker.process.memory
+        if self.host_available is None or memory is None or self.host_available < memory.rss * _SPARE_MARGIN:
             return False
         if worker.gpu is None:
             return True
@@ -238,7 +244,7 @@ class Gpus:
     # --- for people
 
     def describe(self, workers: list[Worker]) -> dict[str, Any]:
-        """Every GPU and who uses its memory, as ``gpus`` shows it."""
+        """Every GPU and the users of its memory, as ``gpus`` shows it."""
         return {
             "nvml": {
                 "state": self.nvml.state,
@@ -252,7 +258,7 @@ class Gpus:
 
     def _describe(self, gpu: Gpu, workers: list[Worker]) -> dict[str, Any]:
         reading = gpu.reading
-        ours = [worker for worker in workers if worker.gpu == reading.index and worker.pid is not None]
+        ours = [(w.name, w.process) for w in workers if w.gpu == reading.index and w.process.pid is not None]
         return {
             "index": reading.index,
             "uuid": reading.uuid,
@@ -266,9 +272,10 @@ class Gpus:
             "temperature": reading.temperature,
             "mig": reading.mig,
             "workers": [
-                {"name": w.name, "pid": w.pid, "vram": w.share.vram, "vram_trust": w.share.trust} for w in ours
+                {"name": name, "pid": process.pid, "vram": process.share.vram, "vram_trust": process.share.trust}
+                for name, process in ours
             ],
-            "others": others(reading, [worker.share for worker in ours]),
+            "others": others(reading, [process.share for _, process in ours]),
             "need": self.need,
             "room": self.room(reading.index, workers),
             "sampled_ago_s": round(self._context.now - gpu.at, 3),

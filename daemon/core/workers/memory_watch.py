@@ -1,55 +1,120 @@
-"""When a worker's memory grows: what it is that grows, whether a trim helps, and when to replace the process.
+"""When a worker's memory grows: which part of it, whether a trim helps, and when to replace the process.
 
-A :class:`MemoryWatch` judges the floors of one process: what it held when it was idle after a job. Never the peaks: one
-long text must not cost a healthy process. It answers with the mildest that will do: nothing, then a trim, then a
-recycle, and says why in words.
+A :class:`MemoryWatch` judges the idle samples of one process: its memory when it was idle after a job, never a peak,
+because one long text must not cost a healthy process. It answers with the mildest measure that will do: nothing, a
+trim, or a recycle, and says why in words.
 
-What grows tells what may help. Live tensors (``leak``), or all there is to see where torch says nothing: a trim is
-tried once. The cache over the live tensors (``fragmentation``): trims, as long as they bring it back. Beyond torch
-(``outside_torch``) and on the host (``host_leak``): as for tensors.
+The part that grows decides what may help. Live tensors (``leak``), or the whole figure where torch reports nothing: one
+trim is tried. The cache above the live tensors (``fragmentation``): trims, as long as they bring it back. Memory
+outside torch (``outside_torch``) and on the host (``host_leak``): as for tensors.
 
-When. The first ramp of a cache that fills and empties can't be told from a leak, and nothing is lost by waiting: memory
-that leaked hurts only at the limit. So growth, however certain, is let be until it matters: it is about to pass 90 % of
-the limit, or to reach the limit within ``horizon_jobs``. Nor does growth count that was there before without harm.
+When. The first ramp of a cache that fills and empties looks like a leak, and waiting costs nothing: leaked memory hurts
+only at the limit. So growth, however certain, is ignored until it matters: it is about to pass 90 % of the limit, or to
+reach the limit within ``horizon_jobs``. Growth up to a level that was reached before without harm does not count.
 
-How certain. A projection goes no further than a third of the jobs that it is projected from: twenty jobs ahead after
-sixty of growth. That makes a warm-up harmless without a guess at how long it is, since whatever settles projects to
-hardly more than it comes to: what approaches A exponentially to at most 1.2 A. Only where there may be no job after
-the next are four floors in a row enough, if they grew by as much as is left.
+How certain. A projection reaches no further than a third of the jobs that it is projected from: twenty jobs ahead after
+sixty of growth. That makes a warm-up harmless without a guess at how long it is, because a figure that settles projects
+to hardly more than its final value: one that approaches A exponentially to at most 1.2 A. Only where the next job may
+be the last are four samples in a row enough, if they grew by as much as is left.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 from msgspec import Struct
 
-from .floors import Floor, Kind, Limits, Trend, Verdict, amount_of, count_of, share_of
-from .trend import Series, Slope
+from .trend import Series, Slope, amount_of, count_of, share_of
 
-__all__ = ["Floor", "Kind", "Limits", "MemoryWatch", "Trend", "Verdict"]
+MIB = 1024 * 1024
 
-#: The share of a limit that nothing that grows shall pass.
+Kind = Literal["", "limit", "leak", "fragmentation", "outside_torch", "host_leak", "host_limit"]
+
+
+class IdleSample(Struct, frozen=True, kw_only=True):
+    """Memory of a process that was idle after ``jobs`` jobs, in bytes; None where a figure is unknown.
+
+    For a process that is never idle, the least of its last samples. ``vram`` is the memory that the device has given to
+    this process alone: None where another process may be in the figure.
+    """
+
+    jobs: int
+    rss: int | None = None
+    vram: int | None = None
+    torch_allocated: int | None = None
+    torch_reserved: int | None = None
+
+
+class Limit(Struct, frozen=True, order=True):
+    """Bytes that a process may hold, and the origin of the number in words: ``max_vram_mib``, ``GPU 0``.
+
+    A hard limit was configured: one sample above it is enough. Any other is the size of the machine: to be near it is
+    no fault, only to grow towards it.
+    """
+
+    bytes: int
+    words: str = ""
+    hard: bool = True
+
+
+class MemoryLimits(Struct, frozen=True, kw_only=True):
+    """Limits of one process on its GPU and on the host; None for no limit.
+
+    ``leak_min``: growth of fewer bytes is ignored. ``horizon_jobs``: a process is replaced when its growth will reach
+    the limit within that number of jobs; 0 never replaces one because of growth.
+    """
+
+    vram: Limit | None = None
+    rss: Limit | None = None
+    leak_min: int = 256 * MIB
+    horizon_jobs: int = 20
+
+
+class MemoryVerdict(Struct, frozen=True):
+    """What to do, which kind of growth calls for it, and why in words. ``urgent``: give the process no further job."""
+
+    action: Literal["none", "trim", "recycle"] = "none"
+    kind: Kind = ""
+    reason: str = ""
+    urgent: bool = False
+
+
+class Trend(Struct, frozen=True):
+    """Growth, in bytes per job over ``jobs`` jobs, of the figure that grows most."""
+
+    kind: Kind
+    per_job: float
+    jobs: int
+
+    @property
+    def words(self) -> str:
+        """``+38 MiB per job``."""
+        return f"+{amount_of(self.per_job)} per job"
+
+
+#: The share of a limit that growth must not pass.
 _LEVEL = 0.9
-#: Growth is tried to be trimmed away once it has this much, or less, of its way to the level left, in its own length.
+#: A trim is tried when the growth still possible up to that level is at most this share of the growth so far.
 _SOON = 0.25
-#: z of Mann-Kendall that makes a trend; and in haste, which four floors in a row reach.
+#: z of Mann-Kendall that makes a trend; the lower one, for haste, is reached by four samples in a row.
 _CERTAIN, _HASTY = 3.0, 1.6
-#: So few jobs from the limit there is no time for more evidence, nor for a trim.
+#: This few jobs from the limit there is no time for more evidence or for a trim.
 _HASTE_JOBS = 1.5
 #: How far a projection goes, as a share of the jobs that it is projected from.
 _REACH = 1 / 3
-#: The level counts as reached so many jobs, or that share of the limit, before it: growth comes in lumps. Where there
-#: is one figure for growth and noise, up to the third share, if it jumped that far before.
+#: The level counts as reached this many jobs, or that share of the limit, before it: growth comes in lumps. Where one
+#: figure holds growth and noise, up to the third share, if it has jumped that far before.
 _MARGIN_JOBS, _MARGIN, _MOST_MARGIN = 3, 0.02, 0.06
-#: A trim gave something back if it took away this share of the growth that it was for.
+#: A trim has helped if it took away this share of the growth that it was for.
 _HELPED = 0.5
-#: A worker that did not get round to a trim within so many jobs won't.
+#: A worker that has not trimmed within this many jobs will not.
 _PATIENCE_JOBS = 8
-#: A limit that a fresh process does not keep is taken as this many times what that process held.
+#: A limit below what a fresh process holds is replaced by this multiple of what that process held.
 _ROOM_TO_START = 1.02
-#: Without a horizon trims still go by this one.
+#: The horizon for trims where ``horizon_jobs`` is 0.
 _TRIM_HORIZON_JOBS = 20
 
-_WHAT: dict[str, str] = {
+_FIGURES: dict[str, str] = {
     "leak": "live tensors",
     "fragmentation": "torch's cache",
     "outside_torch": "memory outside torch",
@@ -58,84 +123,86 @@ _WHAT: dict[str, str] = {
 }
 
 
-_NOTHING = Verdict()
+_NOTHING = MemoryVerdict()
 
 
 class _Asked(Struct):
-    """A trim that was asked for after ``jobs`` jobs, to bring the figure ``name`` down to ``wanted``."""
+    """A trim requested after ``jobs`` jobs, to bring the figure ``name`` down to ``wanted`` bytes."""
 
     kind: Kind
     name: str
     jobs: int
     wanted: float
-    #: The process was trimmed; what it brought is seen as soon as the figure is.
+    #: The process has trimmed; the next sample with that figure shows the result.
     answered: bool = False
 
 
 class _Bound(Struct):
-    """A limit as it is applied to the figure ``name``; ``first`` is what a fresh process held."""
+    """A limit as it is applied to the figure ``name``; ``first`` is that figure of the fresh process."""
 
     name: str
-    bytes: int
-    words: str
-    hard: bool
+    limit: Limit
     first: int
+
+    @property
+    def bytes(self) -> int:
+        return self.limit.bytes
 
 
 class MemoryWatch:
-    """The floors of one process, and what follows from them. Takes a few microseconds a floor while nothing grows."""
+    """Owns the idle samples of one process. A sample costs a few microseconds while nothing grows."""
 
     def __init__(self) -> None:
-        self._series = {name: Series() for name in _WHAT}
+        self._series = {name: Series() for name in _FIGURES}
         self._jobs = 0
         self._leak_min = 0
-        #: Held by the process when it was fresh.
+        #: The figures of the fresh process.
         self._first: dict[str, int] = {}
         self._outside = 0
         self._device_seen = False
         self._asked: _Asked | None = None
-        #: What trims are in vain for.
+        #: Kinds of growth that a trim did not help.
         self._vain: set[Kind] = set()
-        #: After how many jobs trims were asked for, the newest three.
+        #: The numbers of jobs after which the newest three trims were requested.
         self._trims: list[int] = []
         self._first_trim = 0
-        #: The most that a text needed over the live tensors, which torch's cache shows when it had to grow for it.
+        #: The most memory that a text needed above the live tensors: torch's cache shows it when it had to grow.
         self._working = 0
         self._reserved = 0
         self._trend: tuple[int, Trend | None] = (-16, None)
 
-    def add(self, floor: Floor, limits: Limits) -> Verdict:
-        """Judge the process by one more floor. One of an earlier job than the last is ignored."""
-        if floor.jobs < self._jobs:
+    def add(self, sample: IdleSample, limits: MemoryLimits) -> MemoryVerdict:
+        """Judge the process by one more sample. A sample of an earlier job than the last is ignored."""
+        if sample.jobs < self._jobs:
             return _NOTHING
-        self._jobs = floor.jobs
+        self._jobs = sample.jobs
         self._leak_min = limits.leak_min
-        held = self._note(floor)
-        if self._asked is not None and floor.jobs - self._asked.jobs >= _PATIENCE_JOBS:
+        held = self._note(sample)
+        if self._asked is not None and sample.jobs - self._asked.jobs >= _PATIENCE_JOBS:
             self._vain.add(self._asked.kind)
             self._asked = None
         verdict = _NOTHING
         if held is not None and limits.vram is not None:
             cache = self._series["fragmentation"].last
-            bound = self._bound("device", limits.vram, limits.vram_words, limits.vram_hard)
+            bound = self._bound("device", limits.vram)
             verdict = self._over("limit", held, bound, cache) or self._grows(held, bound, limits)
-        if floor.rss is not None and limits.rss is not None and verdict.action != "recycle":
-            bound = self._bound("host_leak", limits.rss, limits.rss_words, limits.rss_hard)
-            host = self._over("host_limit", floor.rss, bound, None) or self._grows(floor.rss, bound, limits)
+        if sample.rss is not None and limits.rss is not None and verdict.action != "recycle":
+            bound = self._bound("host_leak", limits.rss)
+            host = self._over("host_limit", sample.rss, bound, None) or self._grows(sample.rss, bound, limits)
             if host.action != "none" or not verdict.reason:
                 verdict = host
         return verdict
 
-    def trimmed(self, floor: Floor) -> None:
-        """The process was trimmed, asked for or not, and holds this now; the next floor is judged in its light."""
-        held = self._parts(floor)
-        self._reserved = floor.torch_reserved or 0
-        self._keep(floor.jobs, held)
+    def trimmed(self, sample: IdleSample) -> None:
+        """The process has trimmed, requested or not, and holds this now; the next sample is judged by it."""
+        held = self._parts(sample)
+        self._reserved = sample.torch_reserved or 0
+        self._keep(sample.jobs, held)
         if self._asked is not None:
             self._asked.answered = True
-            self._see_what_it_brought(held)
+            self._judge_trim(held)
 
-    def _see_what_it_brought(self, held: dict[str, int]) -> None:
+    def _judge_trim(self, held: dict[str, int]) -> None:
         asked = self._asked
         if asked is None or not asked.answered or asked.name not in held:
             return
@@ -151,9 +218,9 @@ class MemoryWatch:
 
     @property
     def trend(self) -> Trend | None:
-        """What grows now, for people: long before anything needs to be done about it."""
+        """The growth that people see, long before anything needs to be done about it."""
         judged, trend = self._trend
-        # Looked at by every sample: a process that did 1,000 jobs does not change its trend within ten.
+        # Read with every sample: a process that has done 1,000 jobs does not change its trend within ten.
         if self._jobs - judged >= max(16, judged // 64):
             trend = self._find_trend()
             self._trend = (self._jobs, trend)
@@ -169,81 +236,81 @@ class MemoryWatch:
                 found.append(Trend(_kind(name), slope.per_job, slope.jobs))
         return max(found, key=lambda trend: trend.per_job, default=None)
 
-    def _parts(self, floor: Floor) -> dict[str, int]:
-        """The floor as figures that grow for different reasons."""
+    def _parts(self, sample: IdleSample) -> dict[str, int]:
+        """The sample as figures that grow for different reasons."""
         parts: dict[str, int] = {}
-        allocated, reserved, vram = floor.torch_allocated, floor.torch_reserved, floor.vram
+        allocated, reserved, vram = sample.torch_allocated, sample.torch_reserved, sample.vram
         if allocated is not None:
             parts["leak"] = allocated
         if reserved is not None:
             if allocated is not None and reserved >= allocated:
                 parts["fragmentation"] = reserved - allocated
-            # Less than torch's own: the two were not read at the same time.
+            # A figure below torch's own was not read at the same time.
             if vram is not None and vram >= reserved:
                 parts["outside_torch"] = vram - reserved
         if vram is not None:
             parts["device"] = vram
         elif reserved is not None:
             parts["device"] = reserved + parts.get("outside_torch", self._outside)
-        if floor.rss is not None:
-            parts["host_leak"] = floor.rss
+        if sample.rss is not None:
+            parts["host_leak"] = sample.rss
         return parts
 
     def _keep(self, jobs: int, parts: dict[str, int]) -> None:
         for name, value in parts.items():
-            # Where torch tells what it consists of, nothing is asked about the whole.
+            # Where torch reports its parts, the whole is not judged.
             if name != "device" or self._series["leak"].last is None:
                 self._series[name].add(jobs, value)
 
-    def _note(self, floor: Floor) -> int | None:
-        """Remember a floor; returns what it holds of the device."""
-        parts = self._parts(floor)
+    def _note(self, sample: IdleSample) -> int | None:
+        """Remember a sample. Returns its figure for the device."""
+        parts = self._parts(sample)
         self._outside = parts.get("outside_torch", self._outside)
-        if floor.torch_reserved is not None:
-            if floor.torch_reserved > self._reserved:
+        if sample.torch_reserved is not None:
+            if sample.torch_reserved > self._reserved:
                 self._working = max(self._working, parts.get("fragmentation", 0))
-            self._reserved = floor.torch_reserved
-        if floor.vram is not None and not self._device_seen:
-            # Until now it was torch's share alone: that the rest comes in view is no growth.
+            self._reserved = sample.torch_reserved
+        if sample.vram is not None and not self._device_seen:
+            # Until now the figure was torch's share alone: the rest coming into view is no growth.
             self._device_seen = True
             self._series["device"] = Series()
             self._first.pop("device", None)
-        self._keep(floor.jobs, parts)
-        self._see_what_it_brought(parts)
+        self._keep(sample.jobs, parts)
+        self._judge_trim(parts)
         for name, value in parts.items():
             self._first.setdefault(name, value)
         return parts.get("device")
 
     # --- over a limit
 
-    def _bound(self, name: str, limit: int, words: str, hard: bool) -> _Bound:
+    def _bound(self, name: str, limit: Limit) -> _Bound:
         first = self._first[name]
         least = round(first * _ROOM_TO_START)
-        if hard and limit < least:
-            # Replacing a process for what its successor will hold as well would go on for ever.
-            return _Bound(name, least, f"{words} leaves no room, so: what it held when fresh", hard, first)
-        return _Bound(name, limit, words, hard, first)
+        if limit.hard and limit.bytes < least:
+            # Its successor would hold as much and be replaced as well, for ever.
+            limit = Limit(least, f"{limit.words} is less than a fresh process holds, so: that much")
+        return _Bound(name, limit, first)
 
-    def _over(self, kind: Kind, held: int, bound: _Bound, cache: int | None) -> Verdict | None:
-        """What a hard limit says, if anything. ``cache``: what a trim can give back, None if nobody knows."""
-        if not bound.hard or held <= bound.bytes:
+    def _over(self, kind: Kind, held: int, bound: _Bound, cache: int | None) -> MemoryVerdict | None:
+        """Judge by a hard limit. ``cache``: bytes that a trim can give back, None if unknown."""
+        if not bound.limit.hard or held <= bound.bytes:
             return None
         excess = held - bound.bytes
-        reason = f"holds {share_of(held, bound.bytes, bound.words)} when idle"
+        reason = f"holds {share_of(held, bound.limit.bytes, bound.limit.words)} when idle"
         if self._asked is not None:
-            return Verdict("none", kind, f"{reason}, and has been asked to give some back")
-        # Without torch's word, what a trim can do is known only when it was tried.
+            return MemoryVerdict("none", kind, f"{reason}, and was asked to trim")
+        # Without torch's figures only a trial shows what a trim gives back.
         if kind in self._vain or (cache is not None and cache < excess):
-            return Verdict("recycle", kind, reason, urgent=True)
+            return MemoryVerdict("recycle", kind, reason, urgent=True)
         return self._ask(kind, bound.name, bound.bytes, reason)
 
     # --- growth
 
-    def _grows(self, held: int, bound: _Bound, limits: Limits) -> Verdict:
-        """What growth towards a limit calls for."""
+    def _grows(self, held: int, bound: _Bound, limits: MemoryLimits) -> MemoryVerdict:
+        """Judge growth towards a limit."""
         # Where there is little room from the start, less has to count as growth.
         least = min(limits.leak_min, max(limits.leak_min / 8, (bound.bytes - bound.first) / 2))
-        # What has gone less of the way than that matters to no rule below: this alone keeps the watch cheap.
+        # Growth that has gone less of the way matters to no rule below: this check keeps the watch cheap.
         least = max(least, held / 1000, (_LEVEL * bound.bytes - held) / 3)
         growing = self._growing(held, bound, least, _CERTAIN)
         verdict = self._judge_all(held, growing, least, bound, limits) if growing else _NOTHING
@@ -253,7 +320,7 @@ class MemoryWatch:
         return verdict
 
     def _growing(self, held: int, bound: _Bound, least: float, certainty: float) -> dict[str, Slope]:
-        """What grows, by name, as far as it is news."""
+        """The figures that grow beyond what was seen before, by name."""
         if bound.name == "host_leak":
             names: tuple[str, ...] = ("host_leak",)
         elif self._series["leak"].last is not None:
@@ -263,25 +330,27 @@ class MemoryWatch:
         growing = {}
         for name in names:
             slope = self._series[name].slope(least, certainty)
-            # It was that high before, and all went well; unless there was more room then.
+            # A level that was reached before does no harm, unless there was more room then.
             if slope is not None and (slope.above > 0 or held - slope.above >= _LEVEL * bound.bytes):
                 growing[name] = slope
         return growing
 
-    def _judge_all(self, held: int, growing: dict[str, Slope], least: float, bound: _Bound, limits: Limits) -> Verdict:
+    def _judge_all(
+        self, held: int, growing: dict[str, Slope], least: float, bound: _Bound, limits: MemoryLimits
+    ) -> MemoryVerdict:
         cache = self._series["fragmentation"]
         if bound.name == "host_leak" or cache.last is None:
-            # One figure for all: its noise has to fit, too.
+            # One figure for everything: its noise has to fit, too.
             figure = self._series[bound.name]
             return self._judge(held, max(held, figure.highest_lately()), growing, bound, limits, jump=figure.jump)
         grown = growing.get("fragmentation")
         if grown is not None and "fragmentation" in self._vain:
-            # The trim in vain gave back what a long text needed: that comes again.
+            # The useless trim gave back the memory that a long text needed: that comes again.
             again = held - cache.last + cache.highest_lately()
             return self._judge(held, again, growing, bound, limits, jump=cache.jump)
         leaks = {name: slope for name, slope in growing.items() if name != "fragmentation"}
         if leaks:
-            # What a trim brings back is no reason to recycle. But what a long text needed, the next one will need, too.
+            # Memory that a trim brings back is no reason to recycle. But the next long text will need as much again.
             refills = cache.slope(least, _CERTAIN)
             counted: float = (
                 held - refills.rise if refills is not None else max(held, held - cache.last + self._working)
@@ -299,12 +368,12 @@ class MemoryWatch:
         counted: float,
         growing: dict[str, Slope],
         bound: _Bound,
-        limits: Limits,
+        limits: MemoryLimits,
         *,
         trim: str = "",
         jump: int = 0,
-    ) -> Verdict:
-        """Judge growth from ``counted`` bytes. ``trim``: the figure that a trim is known to bring back, if any."""
+    ) -> MemoryVerdict:
+        """Judge growth from ``counted`` bytes. ``trim``: the figure that a trim is known to reduce, if any."""
         name = trim or max(growing, key=lambda name: growing[name].per_job)
         main = growing[name]
         per_job = sum(slope.per_job for slope in growing.values())
@@ -325,19 +394,19 @@ class MemoryWatch:
         reason = _growth(name, growing, held, jobs_left, bound)
         urgent = jobs_left <= _HASTE_JOBS * main.gap
         if near and not trim and (kind in self._vain or urgent):
-            return Verdict("recycle", kind, reason, urgent)
+            return MemoryVerdict("recycle", kind, reason, urgent)
         if self._asked is not None or kind in self._vain:
             return _NOTHING
         if trim and len(growing) > 1 and limits.horizon_jobs:
             lasts = (level - held + main.rise) / per_job
             if lasts < horizon / 4:
-                return Verdict(
+                return MemoryVerdict(
                     "recycle", kind, f"{reason}; a trim would last {count_of(max(0.0, lasts), 'job')}", urgent
                 )
         return self._ask(kind, name, self._wanted(name, main), reason)
 
-    def _in_haste(self, held: int, growing: dict[str, Slope], bound: _Bound) -> Verdict:
-        """The next job may be the last one that there is room for: a few floors in a row have to be enough."""
+    def _in_haste(self, held: int, growing: dict[str, Slope], bound: _Bound) -> MemoryVerdict:
+        """The next job may be the last that fits: a few samples in a row have to be enough."""
         name = max(growing, key=lambda name: growing[name].per_job)
         jobs_left = (bound.bytes - held) / sum(slope.per_job for slope in growing.values())
         if jobs_left > _HASTE_JOBS * growing[name].gap:
@@ -347,42 +416,42 @@ class MemoryWatch:
             if self._asked is not None:
                 return _NOTHING
             return self._ask(_kind(name), name, self._wanted(name, growing[name]), reason)
-        return Verdict("recycle", _kind(name), reason, urgent=True)
+        return MemoryVerdict("recycle", _kind(name), reason, urgent=True)
 
     def _wanted(self, name: str, slope: Slope) -> float:
-        """What a trim has to bring the figure down to, if it is to have taken the growth away."""
+        """The size of the figure at which a trim has taken the growth away."""
         wanted = (self._series[name].last or 0) - _HELPED * slope.rise
         if name in ("fragmentation", "device"):
-            # What the last text needed is given back in any case: that alone says nothing about the growth.
+            # The memory of the last text comes back in any case: that alone says nothing about the growth.
             return min(wanted, self._first[name] + _HELPED * slope.rise)
         return wanted
 
-    def _ask(self, kind: Kind, name: str, wanted: float, reason: str) -> Verdict:
-        """A trim, unless the last ones were too many to go on like that."""
+    def _ask(self, kind: Kind, name: str, wanted: float, reason: str) -> MemoryVerdict:
+        """Request a trim, or a recycle where trims have become too frequent."""
         trims = self._trims
         if len(trims) == 3:
             apart = (self._jobs - trims[0]) / 3
-            # A process that needed them as often when it was fresh would be replaced by one that does, too.
+            # A process that needed them as often when it was fresh would be replaced by another that does.
             if apart < _TRIM_HORIZON_JOBS / 4 and (self._first_trim >= 4 * apart or kind == "host_limit"):
-                return Verdict("recycle", kind, f"{reason}; trims are needed every {count_of(apart, 'job')}")
+                return MemoryVerdict("recycle", kind, f"{reason}; trims are needed every {count_of(apart, 'job')}")
             del trims[0]
         if not trims:
             self._first_trim = self._jobs
         trims.append(self._jobs)
         self._asked = _Asked(kind, name, self._jobs, wanted)
-        return Verdict("trim", kind, reason)
+        return MemoryVerdict("trim", kind, reason)
 
 
 def _kind(name: str) -> Kind:
-    # The other series have the names of the kinds that they show.
+    # The other series carry the name of their kind.
     return "leak" if name == "device" else name  # type: ignore[return-value]
 
 
 def _growth(name: str, growing: dict[str, Slope], held: int, jobs_left: float, bound: _Bound) -> str:
     main = growing[name]
-    others = [f"{_WHAT[other]} {amount_of(slope.per_job)}" for other, slope in growing.items() if other != name]
+    others = [f"{_FIGURES[other]} {amount_of(slope.per_job)}" for other, slope in growing.items() if other != name]
     also = f" (and {', '.join(others)})" if others else ""
     return (
-        f"{_WHAT[name]} grew {amount_of(main.per_job)} per job over {count_of(main.jobs, 'job')}{also}, "
-        f"{share_of(held, bound.bytes, bound.words)}, full in {count_of(max(0.0, jobs_left), 'job')}"
+        f"{_FIGURES[name]} grew {amount_of(main.per_job)} per job over {count_of(main.jobs, 'job')}{also}, "
+        f"{share_of(held, bound.limit.bytes, bound.limit.words)}, full in {count_of(max(0.0, jobs_left), 'job')}"
     )

@@ -1,4 +1,4 @@
-"""Where workers can be: how many at most, and on which GPU the next one is."""
+"""On which GPUs workers may be, how many at most, and on which the next one goes."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Iterable, Sequence
 
 from ..settings import Settings
 
-#: Engines that use a GPU where there is one.
+#: Engines that use a GPU.
 GPU_ENGINES = frozenset({"glmtts", "fault"})
 
 
 def asks_nvml(settings: Settings) -> bool:
-    """Whether it takes NVML to know where workers can be."""
+    """Whether the GPUs for workers are known only from NVML."""
     return settings.workers.gpus != "none" and settings.engine.name in GPU_ENGINES
 
 
 def gpus_of(settings: Settings, found: Sequence[int]) -> list[int]:
-    """The GPUs to use: those that the configuration names, or for ``"all"`` those that were found."""
+    """The GPUs to use: those of the configuration, or for ``"all"`` those that were found."""
     if not asks_nvml(settings):
         return []
     gpus = settings.workers.gpus
@@ -24,7 +24,7 @@ def gpus_of(settings: Settings, found: Sequence[int]) -> list[int]:
 
 
 def most(settings: Settings, gpus: Sequence[int]) -> int:
-    """How many workers there may be. Without GPUs the machine counts as one, and ``max`` alone decides if it is set."""
+    """The most workers that may run. Without GPUs the machine counts as one GPU, unless ``max`` is set."""
     workers = settings.workers
     if not gpus:
         return workers.max or max(workers.per_gpu, workers.min)

@@ -1,60 +1,56 @@
-"""A worker as operators see it: what ``workers`` answers, and what the events socket says of its memory."""
+"""A worker as operators see it: in the answer to ``workers`` and on the events socket."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from ..context import Context
-from .worker import Worker, WorkerState
+from .worker import Worker
 
 
 def describe(worker: Worker, context: Context) -> dict[str, Any]:
-    """Everything about a worker; sizes in bytes, None where nobody knows."""
-    now = context.now
-    death = worker.doom if worker.state is WorkerState.FAILED else worker.last_death
+    """Everything about a worker; sizes in bytes, None where unknown."""
+    now, process = context.now, worker.process
+    memory, ended = process.memory, worker.exit_reason
     backoff = context.timers.due(("backoff", worker.name))
-    trend = worker.watch.trend
-    reason = worker.reason or (worker.leaving.detail if worker.leaving else "")
+    trend = process.watch.trend
+    replaced = process.replace_reason.detail if process.replace_reason else ""
     return {
         "name": worker.name,
         "state": worker.state.value,
-        "pid": worker.pid,
+        "pid": process.pid,
         "gpu": worker.gpu,
-        "jobs": list(worker.jobs),
-        "suspended": list(worker.aside),
-        "jobs_done": worker.jobs_done_in_all,
-        "jobs_since_start": worker.jobs_done,
+        "jobs": list(process.jobs),
+        "suspended": list(process.suspended),
+        "jobs_done": worker.jobs_done,
+        "jobs_since_start": process.jobs_done,
         "restarts": worker.restarts,
-        "age_s": round(now - worker.spawned_at, 3) if worker.has_process else None,
-        "load_s": round(worker.ready.load_s, 3) if worker.ready else None,
-        "rss": worker.memory.rss if worker.memory else None,
-        "vram": worker.share.vram,
-        "vram_trust": worker.share.trust,
-        "torch_allocated": worker.memory.torch_allocated if worker.memory else None,
-        "torch_reserved": worker.memory.torch_reserved if worker.memory else None,
+        "age_s": round(now - process.started_at, 3) if worker.has_process else None,
+        "load_s": round(process.ready.load_s, 3) if process.ready else None,
+        "rss": memory.rss if memory else None,
+        "vram": process.share.vram,
+        "vram_trust": process.share.trust,
+        "torch_allocated": memory.torch_allocated if memory else None,
+        "torch_reserved": memory.torch_reserved if memory else None,
         "trend": trend.words if trend else "",
-        "trend_mib_per_job": _mib_per_job(worker),
-        "last_death": death and {"cause": death.cause.value, "detail": death.detail, "ago_s": round(now - death.at, 3)},
+        "trend_mib_per_job": round(trend.per_job / (1 << 20), 3) if trend else None,
+        "last_death": ended and {"cause": ended.cause.value, "detail": ended.detail, "ago_s": round(now - ended.at, 3)},
         "backoff_s": None if backoff is None else round(backoff - now, 3),
-        "reason": reason,
+        "reason": worker.reason or process.stuck or replaced,
         "replaces": worker.replaces,
-        "process_state": worker.process_state,
+        "process_state": process.process_state,
     }
 
 
-def memory_of(worker: Worker) -> dict[str, Any]:
-    """What its process holds."""
-    return {
-        "name": worker.name,
-        "pid": worker.pid,
-        "rss": worker.memory.rss if worker.memory else None,
-        "vram": worker.share.vram,
-        "vram_trust": worker.share.trust,
-        "trend_mib_per_job": _mib_per_job(worker),
-        "jobs_since_start": worker.jobs_done,
-    }
+#: The figures of ``describe`` that the events socket has with each sample.
+_MEMORY = ("name", "pid", "rss", "vram", "vram_trust", "trend_mib_per_job", "jobs_since_start")
 
 
-def _mib_per_job(worker: Worker) -> float | None:
-    trend = worker.watch.trend
-    return round(trend.per_job / (1 << 20), 3) if trend else None
+def publish_memory(workers: Iterable[Worker], context: Context) -> None:
+    """Publish the memory of each process."""
+    if context.watched:
+        for worker in workers:
+            if worker.process.pid is not None:
+                described = describe(worker, context)
+                context.publish("worker.memory", **{name: described[name] for name in _MEMORY})

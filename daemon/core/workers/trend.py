@@ -1,14 +1,14 @@
-"""Whether a figure grows job by job, and how fast: a robust slope over floors, at every time scale at once.
+"""Whether a figure grows job by job, and how fast: a robust slope over idle samples, at every time scale at once.
 
 The method. The Theil-Sen slope, the median of the slopes between all pairs of points, is unmoved by up to 29 % of
-outliers (Sen 1968). That there is growth at all is judged by the signs of the same pairs (Mann-Kendall), which alone
-raise false alarms (Machida et al., ISSREW 2013: a trend is no ageing). So two more questions are asked here: does it go
-on, or did it slow down (a warm-up, a cache that fills); and is it above everything seen before (a cache that fills and
-empties grows as a leak does, within known bounds). memory.py asks the last one: does it matter before long.
+outliers (Sen 1968). The signs of the same pairs say whether there is growth at all (Mann-Kendall), but alone they raise
+false alarms (Machida et al., ISSREW 2013: a trend is no ageing). So two more questions are asked here: does it
+continue, or has it slowed down (a warm-up, a cache that fills); and is it above everything seen before (a cache that
+fills and empties grows as a leak does, within known bounds). memory_watch.py asks the last one: does it matter soon.
 
 Scales. The newest points are kept as they are, older ones as medians of four, of sixteen, and so on: a leak of 200 MiB
 a job shows among the newest within four jobs, one of 1 MiB a job under 300 MiB of noise among the medians. That takes
-``POINTS`` points for each power of four of jobs, less than two hundred after a million jobs.
+``POINTS`` points for each power of four of jobs, fewer than two hundred after a million jobs.
 """
 
 from __future__ import annotations
@@ -25,23 +25,25 @@ POINTS = 24
 BLOCK = 4
 #: A slope needs this many points: with three, every third step of noise would be a trend.
 FEWEST = 4
-#: Growth in the last third of the time, as a share of that in the middle third, that is no slowing down. What settles
-#: exponentially passes during its first time constant and fails from then on.
+#: Growth has slowed down if the last third of the time brought less than this share of the growth in the middle third.
+#: A figure that settles exponentially passes during its first time constant and fails from then on.
 _GOES_ON = 0.5
 #: The lowest part of a rise that still counts as its beginning.
 _BEGINNING = 0.1
 
 
-class Slope(Struct, frozen=True):
-    """Growth that was found: ``rise`` in all, at ``per_job``, over ``jobs`` jobs and ``points`` points.
+_UNITS = ((1 << 20, "MiB"), (1 << 10, "KiB"), (1, "bytes"))
 
-    ``certainty`` is Mann-Kendall's z: 1.6 for four floors in a row that grow, 3 for one chance in a thousand.
-    ``gap`` is the jobs between the last two floors, ``above`` how far it now is above all that it was before it grew.
+
+class Slope(Struct, frozen=True):
+    """Growth of ``rise`` bytes in all, at ``per_job``, over ``jobs`` jobs.
+
+    ``certainty`` is Mann-Kendall's z: 1.6 for four samples in a row that grow, 3 for one chance in a thousand.
+    ``gap`` is the number of jobs between the last two samples, ``above`` the distance to the highest earlier level.
     """
 
     per_job: float
     jobs: int
-    points: int
     rise: float
     certainty: float
     above: int
@@ -49,7 +51,7 @@ class Slope(Struct, frozen=True):
 
 
 class _Scale:
-    """The newest points of one scale, and what is known of those before them."""
+    """The newest points of one scale, and the highest of those before them."""
 
     __slots__ = ("block", "highest", "jobs", "least", "slope", "values")
 
@@ -60,7 +62,7 @@ class _Scale:
         self.block: list[tuple[int, int]] = []
         #: The three highest of all points that were dropped, the highest last.
         self.highest: list[int] = []
-        #: What was found, and what growth was looked for then: infinite if the points are newer.
+        #: The slope that was found, and the least growth that was searched for; infinite if the points are newer.
         self.slope: Slope | None = None
         self.least = inf
 
@@ -82,13 +84,13 @@ class _Scale:
             highest.sort()
 
     def seen_before(self, index: int) -> int:
-        """The third highest of all before ``index``: one floor that was measured in mid-job is no bound."""
+        """The third highest of all before ``index``: one sample taken during a job is no bound."""
         highest = sorted(self.highest + self.values[:index])
         return highest[-3] if len(highest) > 2 else 0
 
 
 class Series:
-    """One figure of one process, by the number of jobs that it has done."""
+    """Owns one figure of one process, by the number of jobs that the process has done."""
 
     __slots__ = ("_jumps", "_lowest", "_scales", "last", "last_job")
 
@@ -100,7 +102,7 @@ class Series:
         self.last_job = -1
 
     def add(self, job: int, value: int) -> None:
-        """A floor. Of several after the same job the lowest counts; one of an earlier job is ignored."""
+        """Add a sample. Of several after the same job the lowest counts; one of an earlier job is ignored."""
         finest = self._scales[0]
         if job <= self.last_job:
             if job == self.last_job and self.last is not None and value < self.last:
@@ -124,7 +126,7 @@ class Series:
         if len(block) < BLOCK:
             return
         middle = sum(job for job, _ in block) // BLOCK
-        # The lower of the two in the middle: it is floors that are looked for.
+        # The lower of the two in the middle: noise only adds.
         median = sorted(value for _, value in block)[BLOCK // 2 - 1]
         block.clear()
         if index + 1 == len(self._scales):
@@ -133,7 +135,7 @@ class Series:
         self._to_next(index + 1, middle, median)
 
     def restart(self) -> None:
-        """Forget the way here, but not how high it went: a trim has brought the figure back."""
+        """Forget the growth, but not how high it went: a trim has brought the figure back."""
         scales, self._scales = self._scales, []
         for old in scales:
             new = _Scale()
@@ -142,11 +144,11 @@ class Series:
         self.last, self.last_job, self._lowest = None, -1, inf
 
     def slope(self, least: float, certainty: float) -> Slope | None:
-        """The newest growth that goes on, by at least ``least`` and at least as certain; None where there is none."""
+        """The newest growth that continues, of at least ``least`` bytes and at least that certain; or None."""
         last = self.last
         if last is None or last - self._lowest < least:
             return None
-        # The same for a while, although callers ask for less from floor to floor: what was found keeps its worth.
+        # Callers ask for less from sample to sample: a power of two keeps an earlier result valid for a while.
         gate = 1 << max(0, int(least).bit_length() - 1)
         newest: Slope | None = None
         for scale in self._scales:
@@ -159,7 +161,7 @@ class Series:
                 if newest is not None:
                     break
                 continue
-            # What was found on a coarse scale may be a while ago: it counts as long as nothing was given back.
+            # A slope on a coarse scale may be old: it counts as long as nothing was given back.
             if last < values[-1] - found.rise * _BEGINNING:
                 continue
             if newest is None:
@@ -174,11 +176,11 @@ class Series:
 
     @property
     def jump(self) -> int:
-        """The third largest rise from one floor to the next."""
+        """The third largest rise from one sample to the next."""
         return self._jumps[0]
 
     def highest_lately(self) -> int:
-        """The highest of the newest floors."""
+        """The highest of the newest samples."""
         return max(self._scales[0].values, default=0)
 
 
@@ -209,7 +211,7 @@ def _slope(scale: _Scale) -> Slope | None:
         return None
     span = jobs[-1] - jobs[0]
     above = values[-1] - scale.seen_before(first)
-    return Slope(per_job, span, count, per_job * span, certainty, above)
+    return Slope(per_job, span, per_job * span, certainty, above)
 
 
 def _goes_on(values: list[int]) -> bool:
@@ -222,3 +224,27 @@ def _goes_on(values: list[int]) -> bool:
 def _median(ordered: list[int] | list[float]) -> float:
     half = len(ordered) // 2
     return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+# --- figures in words
+
+
+def share_of(held: int, limit: int, name: str) -> str:
+    """``24,100 of 24,576 MiB (GPU 0)``."""
+    unit, words = next((unit, words) for unit, words in _UNITS if limit >= 10 * unit or unit == 1)
+    says = f" ({name})" if name else ""
+    return f"{round(held / unit):,} of {round(limit / unit):,} {words}{says}"
+
+
+def amount_of(number: float) -> str:
+    """``38 MiB``, ``3.2 KiB``, ``12 bytes``."""
+    for unit, words in _UNITS:
+        if number >= unit:
+            return f"{number / unit:,.{1 if unit > 1 and number < 9.95 * unit else 0}f} {words}"
+    return f"{number:.2g} bytes"
+
+
+def count_of(number: float, noun: str) -> str:
+    """``1 job``, ``1,200 jobs``."""
+    rounded = round(number)
+    return f"{rounded:,} {noun}{'' if rounded == 1 else 's'}"

@@ -1,23 +1,37 @@
-"""The command line against a scripted daemon; both sockets of it where a command needs them."""
+"""The command line against a scripted daemon: in this process, or in one of its own with a terminal."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pty
 import subprocess
 import sys
-from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 import pytest
 from click.testing import CliRunner, Result
 
 from glmtts.client.cli import main
-from glmtts.client.cli.ui.output import ESCAPES
+from glmtts.client.cli.ui.wrap import ESCAPES
 
-Ctl = Callable[..., Result]
+from ..scripted_daemon import ScriptedDaemon
+
+GLMTTSCTL = [sys.executable, "-c", "from glmtts.client.cli import main; main()"]
+
+
+class Ctl(Protocol):
+    """Calls glmttsctl with the scripted daemon's endpoint."""
+
+    def __call__(self, *arguments: object, input: str | None = None) -> Result: ...
+
+
+class OnTerminal(Protocol):
+    """Calls glmttsctl with a terminal for one of its streams, whose text is in ``stdout``; the other is a pipe."""
+
+    def __call__(
+        self, *arguments: str, width: int = 80, height: int = 24, stream: str = "stdout"
+    ) -> subprocess.CompletedProcess[str]: ...
 
 
 @pytest.fixture(autouse=True)
@@ -27,41 +41,34 @@ def no_endpoint_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def ctl(daemon: Any) -> Ctl:
-    """Calls glmttsctl with the scripted daemon's endpoint."""
-
-    def call(*arguments: object, **extra: Any) -> Result:
-        return CliRunner().invoke(main, ["--endpoint", daemon.endpoint, *map(str, arguments)], **extra)
+def ctl(daemon: ScriptedDaemon) -> Ctl:
+    def call(*arguments: object, input: str | None = None) -> Result:
+        return CliRunner().invoke(main, ["--endpoint", daemon.endpoint, *map(str, arguments)], input=input)
 
     return call
 
 
 @pytest.fixture
-def on_terminal(daemon: Any) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Calls glmttsctl with a terminal for its standard output; what it wrote there is in ``stdout``."""
-
-    def call(*arguments: str, width: int = 80, height: int = 24) -> subprocess.CompletedProcess[str]:
-        code = "from glmtts.client.cli import main; main()"
-        command = [sys.executable, "-c", code, *arguments, "--endpoint", daemon.endpoint]
+def on_terminal(daemon: ScriptedDaemon) -> OnTerminal:
+    def call(
+        *arguments: str, width: int = 80, height: int = 24, stream: str = "stdout"
+    ) -> subprocess.CompletedProcess[str]:
+        command = [*GLMTTSCTL, *arguments, "--endpoint", daemon.endpoint]
         environment = os.environ | {"COLUMNS": str(width), "LINES": str(height), "NO_COLOR": "1", "TERM": "xterm"}
         outer, inner = pty.openpty()
         try:
-            with subprocess.Popen(command, stdout=inner, stderr=subprocess.PIPE, env=environment) as process:
+            stdout, stderr = (inner if name == stream else subprocess.PIPE for name in ("stdout", "stderr"))
+            with subprocess.Popen(command, env=environment, stdout=stdout, stderr=stderr) as process:
                 os.close(inner)
                 shown = b""
-                # At its end a read fails, since nobody has the other side any more.
+                # Reading fails once the command has closed the other side.
                 with contextlib.suppress(OSError):
                     while read := os.read(outer, 65_536):
                         shown += read
-                _, errors = process.communicate(timeout=30)
+                out, errors = process.communicate(timeout=30)
         finally:
             os.close(outer)
         text = ESCAPES.sub("", shown.decode()).replace("\r\n", "\n")
-        return subprocess.CompletedProcess(command, process.returncode, text, errors.decode())
+        return subprocess.CompletedProcess(command, process.returncode, text, (errors or out or b"").decode())
 
     return call
-
-
-def answer(result: Result) -> Any:
-    """What the command printed as JSON."""
-    return json.loads(result.stdout)

@@ -1,4 +1,4 @@
-"""`glmttsctl batch`: a bad line fails alone, nothing is spoken twice, and what stops is gone on with."""
+"""`glmttsctl batch`: a bad line fails alone, nothing is spoken twice, and a second run continues the first."""
 
 from __future__ import annotations
 
@@ -6,236 +6,466 @@ import json
 import os
 import signal
 import subprocess
-import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
+from click.testing import Result
 
+from glmtts.client.cli.batch.progress_file import ProgressFile
 from glmtts.protocol import events
 from glmtts.protocol.errors import ErrorCode
+from glmtts.protocol.requests import Cancel, Request, Synthesize, Wait
+
+from ..scripted_daemon import DEADLINE_S, ScriptedDaemon, accepted, done
+from .conftest import GLMTTSCTL, Ctl, OnTerminal
+
+
+@dataclass
+class Job:
+    id: str
+    text: str
+    audio: bytes
+    end: ErrorCode | None = None
+    ended: bool = False
+    listeners: list[tuple[bytes, str]] = field(default_factory=list)
+
+
+class JournalledDaemon:
+    """A scripted daemon with a journal: jobs by key, which end at once, or when a test ends a text that is ``held``."""
+
+    def __init__(self, daemon: ScriptedDaemon) -> None:
+        self.daemon = daemon
+        self.spoken: list[str] = []
+        self.held: set[str] = set()
+        self.cancelled: list[str] = []
+        self.refuse: Callable[[Synthesize], events.Error | None] = lambda _: None
+        self._jobs: dict[str, Job] = {}
+        self._lock = threading.Lock()
+        daemon.script = self.script
+
+    def script(self, daemon: ScriptedDaemon, peer: bytes, request: Request, body: bytes) -> None:
+        with self._lock:
+            if isinstance(request, Synthesize):
+                self._synthesize(peer, request, body)
+            elif isinstance(request, Wait):
+                self._listen(self._find(request.job), peer, request.id)
+            elif isinstance(request, Cancel):
+                self.cancelled.append(self._find(request.job).text)
+                daemon.send(peer, events.Result(id=request.id, values={"state": "cancelled"}))
+
+    def _synthesize(self, peer: bytes, request: Synthesize, body: bytes) -> None:
+        if refusal := self.refuse(request):
+            self.daemon.send(peer, refusal)
+            return
+        # Without a key each request is a job of its own.
+        key = request.key if isinstance(request.key, str) else f"none-{len(self._jobs)}"
+        assert request.durable is isinstance(request.key, str) and 1 <= len(key) <= 128
+        job = self._jobs.get(key)
+        if job is None:
+            job = self._jobs[key] = Job(self.daemon.new_job(), request.text, body + request.text.encode())
+            self.spoken.append(request.text)
+        self.daemon.send(peer, accepted(job.id, request.id))
+        self._listen(job, peer, request.id)
+
+    def _listen(self, job: Job, peer: bytes, id: str) -> None:
+        job.listeners.append((peer, id))
+        if job.ended or job.text not in self.held:
+            self._tell(job)
+
+    def _tell(self, job: Job) -> None:
+        job.ended = True
+        for peer, id in job.listeners:
+            if job.end is None:
+                self.daemon.send(peer, done(job.id, id, job.audio), job.audio)
+            else:
+                self.daemon.send(peer, events.Error.of(id, job.end, "it says why", job=job.id))
+        job.listeners.clear()
+
+    def _find(self, id: str) -> Job:
+        return next(job for job in self._jobs.values() if job.id == id)
+
+    def end(self, *texts: str, error: ErrorCode | None = None) -> None:
+        """End the jobs of these texts, well or with an error; a later listener hears the same."""
+        with self._lock:
+            self.held -= set(texts)
+            for job in self._jobs.values():
+                if job.text in texts:
+                    job.end = error
+                    self._tell(job)
 
 
 @pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
+def journalled(daemon: ScriptedDaemon) -> JournalledDaemon:
+    return JournalledDaemon(daemon)
 
 
-def write(path: Path, *lines: Any) -> Path:
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
-    return path
+class Batch:
+    """Lines in a file, and the command that speaks them into ``out``: here, or as a process of its own."""
+
+    def __init__(self, ctl: Ctl, daemon: ScriptedDaemon, folder: Path) -> None:
+        self.out = folder / "out"
+        self.file = folder / "b.jsonl"
+        self._ctl = ctl
+        self._endpoint = daemon.endpoint
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def write(self, *lines: str | dict[str, str], **keys: str) -> None:
+        whole = [{"uttid": line, "syn_text": line} | keys if isinstance(line, str) else line for line in lines]
+        self.file.write_text("".join(json.dumps(line) + "\n" for line in whole))
+
+    def run(self, *more: object, out: Path | None = None) -> Result:
+        return self._ctl("batch", self.file, "--out", out or self.out, *more)
+
+    def begin(self, *more: str) -> subprocess.Popen[str]:
+        # The tests may run under nohup, and the command would then ignore a closed terminal too.
+        command = ["env", "--default-signal=HUP", *GLMTTSCTL, "batch", str(self.file), "--out", str(self.out)]
+        process = subprocess.Popen([*command, "--endpoint", self._endpoint, *more], stderr=subprocess.PIPE, text=True)
+        self.processes.append(process)
+        return process
+
+    @property
+    def outputs(self) -> list[str]:
+        return sorted(path.name for path in self.out.glob("*.wav"))
+
+    @property
+    def failures(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in (self.out / "failures.jsonl").read_text().splitlines()]
 
 
-def spoken(daemon: Any) -> list[str]:
-    """The texts that the daemon was asked for since the last time."""
-    texts = []
-    while not daemon.requests.empty():
-        _, request, _ = daemon.requests.get()
-        if request.__struct_config__.tag == "synthesize":
-            texts.append(request.text)
-    return sorted(texts)
+@pytest.fixture
+def batch(ctl: Ctl, daemon: ScriptedDaemon, tmp_path: Path) -> Iterator[Batch]:
+    made = Batch(ctl, daemon, tmp_path)
+    yield made
+    for process in made.processes:
+        process.kill()
+        process.communicate()
+
+
+def until_asked(daemon: ScriptedDaemon, count: int) -> None:
+    for _ in range(count):
+        daemon.next_of(Synthesize)
 
 
 def test_both_dialects_become_files_and_prompts_are_found_beside_the_batch(
-    ctl: Any, daemon: Any, tmp_path: Path, out: Path
+    batch: Batch, daemon: ScriptedDaemon, tmp_path: Path
 ) -> None:
     (tmp_path / "p.wav").write_bytes(b"RIFFprompt")
-    file = write(
-        tmp_path / "b.jsonl",
+    batch.write(
         {"uttid": "a1", "prompt_text": "喂", "prompt_speech": "p.wav", "syn_text": "one"},
         {"output_name": "b1", "prompt_text": "喂", "prompt_audio": str(tmp_path / "p.wav"), "input_text": "two"},
         {"output_name": "c1.flac", "input_text": "three", "voice": "en"},
     )
-    result = ctl("batch", file, "--out", out)
+    result = batch.run()
     assert result.exit_code == 0, result.output
-    assert (out / "a1.wav").read_bytes() == b"RIFFpromptone"
-    assert (out / "b1.wav").read_bytes() == b"RIFFprompttwo"
-    assert (out / "c1.flac").read_bytes() == b"three"
-    requests = {entry[1].text: entry[1] for entry in list(daemon.requests.queue)}
-    assert requests["one"].prompt.text == "喂"
-    assert requests["one"].priority == "batch"
-    assert (requests["three"].voice, requests["three"].format) == ("en", "flac")
-    assert not (out / "failures.jsonl").exists()
+    assert (batch.out / "a1.wav").read_bytes() == b"RIFFpromptone"
+    assert (batch.out / "b1.wav").read_bytes() == b"RIFFprompttwo"
+    assert (batch.out / "c1.flac").read_bytes() == b"three"
+    one, _, three = (daemon.next_of(Synthesize) for _ in range(3))
+    assert not isinstance(one.prompt, type(None)) and getattr(one.prompt, "text", "") == "喂"
+    assert one.priority == "batch"
+    assert (three.voice, three.format) == ("en", "flac")
+    assert not (batch.out / "failures.jsonl").exists()
 
 
-def test_a_bad_line_fails_alone_and_is_reported_by_its_number(ctl: Any, daemon: Any, tmp_path: Path, out: Path) -> None:
-    def script(daemon: Any, peer: bytes, request: Any, _body: bytes) -> None:
-        if request.text == "bad":
-            daemon.send(peer, events.Error.of(request.id, ErrorCode.SYNTHESIS_FAILED, "the engine choked", job="j"))
-        else:
-            speak(daemon, peer, request, _body)
-
-    speak, daemon.script = daemon.script, script
-    file = write(
-        tmp_path / "b.jsonl",
-        "{",
+def test_a_bad_line_fails_alone_and_is_reported_by_its_number(journalled: JournalledDaemon, batch: Batch) -> None:
+    journalled.refuse = lambda request: (
+        events.Error.of(request.id, ErrorCode.SYNTHESIS_FAILED, "the engine choked", job="j")
+        if request.text == "bad"
+        else None
+    )
+    batch.write(
+        {},
         {"uttid": "no-text"},
         {"uttid": "a", "syn_text": "bad"},
         {"uttid": "b", "syn_text": "x", "prompt_speech": "missing.wav", "prompt_text": "x"},
-        {"uttid": "good", "syn_text": "good"},
+        "good",
     )
-    result = ctl("batch", file, "--out", out)
+    result = batch.run()
     assert result.exit_code == 4
-    assert (out / "good.wav").exists()
-    failures = [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()]
+    assert batch.outputs == ["good.wav"]
+    failures = batch.failures
     assert [failure["line"] for failure in failures] == [1, 2, 3, 4]
     assert failures[2] == {"line": 3, "code": "synthesis_failed", "reason": "the engine choked", "output": "a.wav"}
-    assert "missing.wav: No such file" in failures[3]["reason"]
-    for number in (1, 2, 3, 4):
-        assert f"line {number}: " in result.stderr
-    assert "1 spoken" in result.stderr
-    assert "4 failed" in result.stderr
+    assert "missing.wav: No such file" in str(failures[3]["reason"])
+    for words in ("line 1: ", "line 2: ", "line 3: ", "line 4: ", "1 spoken", "4 failed"):
+        assert words in result.stderr
 
 
-def test_a_second_run_speaks_only_what_is_missing_or_has_changed(
-    ctl: Any, daemon: Any, tmp_path: Path, out: Path
+def test_a_second_run_speaks_only_the_lines_that_are_missing_or_changed(
+    journalled: JournalledDaemon, batch: Batch
 ) -> None:
-    lines = [{"uttid": name, "syn_text": f"text {name}"} for name in "abcd"]
-    file = write(tmp_path / "b.jsonl", *lines)
-    assert ctl("batch", file, "--out", out).exit_code == 0
-    assert len(spoken(daemon)) == 4
-    (out / "b.wav").unlink()
-    lines[2]["syn_text"] = "another text"
-    write(file, *lines)
-    result = ctl("batch", file, "--out", out, "--json")
-    assert spoken(daemon) == ["another text", "text b"]
-    summary = json.loads(result.stdout)
+    batch.write(*"abcd")
+    assert batch.run().exit_code == 0
+    journalled.spoken.clear()
+    (batch.out / "b.wav").unlink()
+    batch.write("a", "b", {"uttid": "c", "syn_text": "another text"}, "d")
+    summary = json.loads(batch.run("--json").stdout)
+    assert sorted(journalled.spoken) == ["another text", "b"]
     assert (summary["spoken"], summary["skipped"], summary["failed"]) == (2, 2, [])
-    ctl("batch", file, "--out", out, "--format", "mp3")
-    assert len(spoken(daemon)) == 4
-    assert (out / "a.mp3").exists()
+    journalled.spoken.clear()
+    batch.run("--format", "mp3")
+    assert len(journalled.spoken) == 4
+    assert (batch.out / "a.mp3").exists()
 
 
-def test_a_journal_cut_off_by_a_crash_costs_one_line_at_most(ctl: Any, daemon: Any, tmp_path: Path, out: Path) -> None:
-    file = write(tmp_path / "b.jsonl", *({"uttid": name, "syn_text": f"text {name}"} for name in "ab"))
-    ctl("batch", file, "--out", out, "--jobs", 1)
-    journal = out / ".glmtts-batch.jsonl"
-    journal.write_bytes(journal.read_bytes()[:-20])
-    spoken(daemon)
-    assert ctl("batch", file, "--out", out).exit_code == 0
-    assert spoken(daemon) == ["text b"]
-    assert ctl("batch", file, "--out", out).exit_code == 0
-    assert spoken(daemon) == []
+def test_a_record_cut_off_by_a_crash_costs_one_line_at_most(journalled: JournalledDaemon, batch: Batch) -> None:
+    batch.write("a", "b")
+    batch.run("--jobs", 1)
+    record = batch.out / ".glmtts-batch.jsonl"
+    record.write_bytes(record.read_bytes()[:-20])
+    assert batch.run().exit_code == 0
+    assert batch.run().exit_code == 0
+    assert batch.outputs == ["a.wav", "b.wav"] and journalled.spoken == ["a", "b"], "the job of b still has its result"
 
 
-def test_a_failure_that_may_pass_is_tried_again_and_not_for_ever(
-    ctl: Any, daemon: Any, tmp_path: Path, out: Path
+@pytest.mark.parametrize("mode", [[], ["--no-durable"]])
+def test_a_failure_that_may_pass_is_retried_and_not_for_ever(
+    journalled: JournalledDaemon, batch: Batch, mode: list[str]
 ) -> None:
     tries: dict[str, int] = {}
 
-    def script(daemon: Any, peer: bytes, request: Any, body: bytes) -> None:
+    def refuse(request: Synthesize) -> events.Error | None:
         tries[request.text] = tries.get(request.text, 0) + 1
-        if request.text == "never" or tries[request.text] < 3:
-            daemon.send(peer, events.Error.of(request.id, ErrorCode.WORKER_CRASHED, "died", retry_after_s=0.01))
-        else:
-            speak(daemon, peer, request, body)
+        fails = request.text == "never" or tries[request.text] < 3
+        return events.Error.of(request.id, ErrorCode.WORKER_CRASHED, "died", retry_after_s=0.01) if fails else None
 
-    speak, daemon.script = daemon.script, script
-    file = write(tmp_path / "b.jsonl", {"uttid": "a", "syn_text": "never"}, {"uttid": "b", "syn_text": "later"})
-    result = ctl("batch", file, "--out", out, "--retries", 3)
+    journalled.refuse = refuse
+    batch.write("never", "later")
+    result = batch.run("--retries", 3, *mode)
     assert result.exit_code == 4
     assert tries == {"never": 4, "later": 3}
-    assert (out / "b.wav").exists()
-
-
-def test_no_more_lines_are_under_way_than_was_said(ctl: Any, daemon: Any, say: Any, tmp_path: Path, out: Path) -> None:
-    waiting: list[tuple[bytes, str]] = []
-
-    def script(daemon: Any, peer: bytes, request: Any, _body: bytes) -> None:
-        waiting.append((peer, request.id))
-        assert len(waiting) <= 3
-        if len(waiting) == 3:
-            for number, (to, id) in enumerate(waiting):
-                daemon.send(to, say.done(f"j{number}", id, b"x"), b"x")
-            waiting.clear()
-
-    daemon.script = script
-    file = write(tmp_path / "b.jsonl", *({"uttid": str(n), "syn_text": f"text {n}"} for n in range(9)))
-    assert ctl("batch", file, "--out", out, "--jobs", 3, "--no-durable").exit_code == 0
-    assert len(list(out.glob("*.wav"))) == 9
+    assert batch.outputs == ["later.wav"]
 
 
 def test_a_daemon_that_can_not_work_stops_the_batch_instead_of_failing_every_line(
-    ctl: Any, daemon: Any, tmp_path: Path, out: Path
+    journalled: JournalledDaemon, batch: Batch
 ) -> None:
-    def script(daemon: Any, peer: bytes, request: Any, body: bytes) -> None:
-        if request.text == "text 0":
-            speak(daemon, peer, request, body)
-        else:
-            daemon.send(peer, events.Error.of(request.id, ErrorCode.UNAVAILABLE, "no GPU is left", retry_after_s=0.01))
-
-    speak, daemon.script = daemon.script, script
-    file = write(tmp_path / "b.jsonl", *({"uttid": str(n), "syn_text": f"text {n}"} for n in range(50)))
-    result = ctl("batch", file, "--out", out, "--retries", 1, "--jobs", 1)
+    journalled.refuse = lambda request: (
+        None
+        if request.text == "0"
+        else events.Error.of(request.id, ErrorCode.UNAVAILABLE, "no GPU is left", retry_after_s=0.01)
+    )
+    batch.write(*map(str, range(50)))
+    result = batch.run("--retries", 1, "--jobs", 1)
     assert result.exit_code == 3
-    assert "no GPU is left" in result.stderr
-    assert "The same command goes on from here" in result.stderr
-    assert "49 left" in result.stderr
-    assert not (out / "failures.jsonl").exists()
+    for words in ("no GPU is left", "Run the same command again to continue", "49 left"):
+        assert words in result.stderr
+    assert not (batch.out / "failures.jsonl").exists()
 
 
-def test_without_a_daemon_it_is_3(no_daemon: str, ctl: Any, tmp_path: Path, out: Path) -> None:
-    file = write(tmp_path / "b.jsonl", {"uttid": "a", "syn_text": "a"})
-    assert ctl("batch", file, "--out", out, "--endpoint", no_daemon).exit_code == 3
-
-
-def test_two_batches_do_not_write_into_one_folder(ctl: Any, tmp_path: Path, out: Path) -> None:
-    from glmtts.client.cli.batch.progress_file import Journal
-
-    file = write(tmp_path / "b.jsonl", {"uttid": "a", "syn_text": "a"})
-    out.mkdir()
-    with Journal(out):
-        result = ctl("batch", file, "--out", out)
+def test_two_batches_do_not_write_into_one_folder(batch: Batch) -> None:
+    batch.write("a")
+    batch.out.mkdir()
+    with ProgressFile(batch.out):
+        result = batch.run()
     assert result.exit_code == 1
-    assert "another batch writes there" in result.stderr
+    assert "another batch is writing there" in result.stderr
 
 
-def test_without_the_journal_ctrl_c_ends_the_jobs_and_the_next_run_goes_on(
-    ctl: Any, daemon: Any, say: Any, tmp_path: Path, out: Path
+def test_on_a_terminal_there_is_a_bar_with_the_time_left(batch: Batch, on_terminal: OnTerminal) -> None:
+    batch.write(*"abc")
+    result = on_terminal("batch", str(batch.file), "--out", str(batch.out), width=100, stream="stderr")
+    assert result.returncode == 0
+    assert "3/3" in result.stdout and "left:" in result.stdout
+
+
+# --- the end of the command
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGTERM, 143)])
+def test_the_daemon_finishes_the_lines_of_an_interrupted_command_and_resume_fetches_them(
+    journalled: JournalledDaemon, batch: Batch, daemon: ScriptedDaemon, number: int, status: int
 ) -> None:
-    def script(daemon: Any, peer: bytes, request: Any, body: bytes) -> None:
-        if request.__struct_config__.tag == "synthesize" and request.text == "held":
-            daemon.send(peer, say.accepted("held", request.id))
-        else:
-            speak(daemon, peer, request, body)
-
-    speak, daemon.script = daemon.script, script
-    file = write(tmp_path / "b.jsonl", {"uttid": "a", "syn_text": "quick"}, {"uttid": "b", "syn_text": "held"})
-    code = "from glmtts.client.cli import main; main()"
-    command = [sys.executable, "-c", code, "batch", str(file), "--out", str(out), "--no-durable", "--jobs", "1"]
-    with subprocess.Popen([*command, "--endpoint", daemon.endpoint], stderr=subprocess.PIPE, text=True) as process:
-        while daemon.next_request("synthesize")[1].text != "held":
-            pass
-        os.kill(process.pid, signal.SIGINT)
-        _, words = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert daemon.next_request("cancel")[1].job == "held"
-    assert "1 spoken" in words
-    assert "1 left" in words
-    assert "The same command goes on from here" in words
+    journalled.held = {"b", "c"}
+    batch.write(*"abcd")
+    process = batch.begin("--jobs", "2")
+    until_asked(daemon, 3)
+    os.kill(process.pid, number)
+    _, words = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == status
+    assert (
+        "The daemon finishes 2 lines; run the same command with --resume to fetch them and continue with the other."
+        in words
+    )
     assert "Traceback" not in words
-    assert sorted(path.name for path in out.iterdir()) == [".glmtts-batch.jsonl", "a.wav"]
-    daemon.script = speak
-    spoken(daemon)
-    assert ctl("batch", file, "--out", out).exit_code == 0
-    assert spoken(daemon) == ["held"]
+    assert journalled.cancelled == []
+    assert sorted(path.name for path in batch.out.iterdir()) == [".glmtts-batch.jsonl", "a.wav"]
+    journalled.end("b")
+    journalled.held.clear()
+    result = batch.run("--resume")
+    assert result.exit_code == 0, result.output
+    assert batch.outputs == ["a.wav", "b.wav", "c.wav", "d.wav"]
+    assert (batch.out / "b.wav").read_bytes() == b"b"
+    assert sorted(journalled.spoken) == ["a", "b", "c", "d"], "nothing is spoken twice"
 
 
-def test_on_a_terminal_there_is_a_bar_with_the_time_left(daemon: Any, tmp_path: Path, out: Path) -> None:
-    file = write(tmp_path / "b.jsonl", *({"uttid": str(n), "syn_text": f"text {n}"} for n in range(3)))
-    outer, inner = os.openpty()
-    code = "from glmtts.client.cli import main; main()"
-    command = [sys.executable, "-c", code, "batch", str(file), "--out", str(out), "--endpoint", daemon.endpoint]
-    environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1", "COLUMNS": "100"}
-    done = subprocess.run(command, stderr=inner, timeout=30, check=False, env=environment)
-    os.close(inner)
-    shown = b""
-    try:
-        while part := os.read(outer, 65_536):
-            shown += part
-    except OSError:  # EIO: everything was read and nobody holds the other end
-        pass
-    os.close(outer)
-    assert done.returncode == 0
-    assert b"3/3" in shown
-    assert b"left:" in shown
+@pytest.mark.parametrize("option", ["--cancel-on-exit", "--no-durable"])
+def test_jobs_that_are_not_to_outlive_the_command_are_cancelled_and_spoken_again_by_the_next_run(
+    journalled: JournalledDaemon, batch: Batch, daemon: ScriptedDaemon, option: str
+) -> None:
+    journalled.held = {"a", "b"}
+    batch.write("a", "b")
+    process = batch.begin(option)
+    until_asked(daemon, 2)
+    os.kill(process.pid, signal.SIGINT)
+    _, words = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 130
+    assert sorted(journalled.cancelled) == ["a", "b"]
+    assert "2 left" in words and "Run the same command again to continue" in words
+    journalled.end("a", "b", error=ErrorCode.CANCELLED)
+    assert batch.run().exit_code == 0
+    assert sorted(journalled.spoken) == ["a", "a", "b", "b"]
+
+
+def test_resume_refuses_a_folder_without_a_batch(batch: Batch) -> None:
+    batch.write("a")
+    result = batch.run("--resume")
+    assert result.exit_code == 2
+    assert "no batch was begun there" in result.stderr
+    assert not batch.out.exists()
+
+
+# --- the jobs
+
+
+@pytest.mark.parametrize("mode", [[], ["--no-durable"]])
+def test_lines_are_submitted_in_their_order_and_no_more_ahead_than_asked_for(
+    journalled: JournalledDaemon, batch: Batch, daemon: ScriptedDaemon, mode: list[str]
+) -> None:
+    texts = [f"{number:02}" for number in range(20)]
+    journalled.held = set(texts)
+    batch.write(*texts)
+    process = batch.begin("--jobs", "5", *mode)
+    until_asked(daemon, 5)
+    for number, text in enumerate(texts):
+        assert len(journalled.spoken) <= number + 5
+        journalled.end(text)
+        if number < 15:
+            until_asked(daemon, 1)
+    assert process.wait(DEADLINE_S) == 0
+    assert journalled.spoken == texts
+
+
+def test_a_restart_of_the_daemon_fails_no_line(
+    journalled: JournalledDaemon, batch: Batch, daemon: ScriptedDaemon
+) -> None:
+    texts = [f"{number:02}" for number in range(30)]
+    journalled.held = set(texts)
+    batch.write(*texts)
+    process = batch.begin("--jobs", "20")
+    until_asked(daemon, 20)
+    daemon.stop()
+    journalled.end(*texts[:10])
+    daemon.start()
+    for _ in range(20):
+        daemon.next_of(Wait)
+    journalled.end(*texts[10:])
+    _, words = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, words
+    assert len(batch.outputs) == 30
+    assert journalled.spoken == texts
+
+
+def test_a_line_whose_result_is_lost_is_spoken_again_under_another_key(
+    journalled: JournalledDaemon, batch: Batch, daemon: ScriptedDaemon
+) -> None:
+    journalled.held = {"a"}
+    batch.write("a")
+    process = batch.begin()
+    until_asked(daemon, 1)
+    process.kill()
+    process.wait(DEADLINE_S)
+    journalled.end("a", error=ErrorCode.JOB_NOT_FOUND)
+    result = batch.run("--resume")
+    assert result.exit_code == 0, result.output
+    assert "it is spoken again" in result.stderr
+    assert journalled.spoken == ["a", "a"]
+
+
+def test_a_line_that_failed_is_spoken_again_by_the_next_run(
+    journalled: JournalledDaemon, batch: Batch, daemon: ScriptedDaemon
+) -> None:
+    journalled.held = {"a"}
+    batch.write("a")
+    process = batch.begin()
+    until_asked(daemon, 1)
+    journalled.end("a", error=ErrorCode.SYNTHESIS_FAILED)
+    assert process.wait(DEADLINE_S) == 4
+    assert batch.run().exit_code == 0
+    assert journalled.spoken == ["a", "a"]
+
+
+def test_two_folders_share_no_job(journalled: JournalledDaemon, batch: Batch, tmp_path: Path) -> None:
+    batch.write("a")
+    for name in ("one", "two"):
+        assert batch.run(out=tmp_path / name).exit_code == 0
+    assert journalled.spoken == ["a", "a"]
+
+
+def test_while_the_queue_is_full_one_line_asks_and_none_fails(journalled: JournalledDaemon, batch: Batch) -> None:
+    refusals = iter([ErrorCode.QUEUE_FULL, ErrorCode.RATE_LIMITED, ErrorCode.QUEUE_FULL])
+    asked: list[str] = []
+
+    def refuse(request: Synthesize) -> events.Error | None:
+        asked.append(request.text)
+        code = next(refusals, None)
+        return events.Error.of(request.id, code, "not now", retry_after_s=0.05) if code else None
+
+    journalled.refuse = refuse
+    batch.write(*"abcdef")
+    result = batch.run()
+    assert result.exit_code == 0, result.output
+    assert asked == [*"aaaabcdef"], "the others do not ask while one waits"
+    assert result.stderr.count("not now (queue_full); trying again in 0.1 s") == 1
+
+
+def test_a_daemon_that_stops_is_waited_for(journalled: JournalledDaemon, batch: Batch) -> None:
+    refusals = iter([ErrorCode.SHUTTING_DOWN] * 8)
+
+    def refuse(request: Synthesize) -> events.Error | None:
+        code = next(refusals, None)
+        return events.Error.of(request.id, code, "it ends", retry_after_s=0.01) if code else None
+
+    journalled.refuse = refuse
+    batch.write("a", "b")
+    assert batch.run("--retries", 1).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (ErrorCode.BAD_REQUEST, "durable: this daemon keeps no journal; leave the key out, or send false"),
+        (ErrorCode.UNAVAILABLE, "the journal can't be used: the disk is full"),
+        (ErrorCode.UNAVAILABLE, 'durable: /var/lib/glmtts is read-only; send "durable": false to have it spoken'),
+    ],
+)
+def test_a_daemon_without_a_journal_refuses_the_batch_and_the_way_out_is_named(
+    journalled: JournalledDaemon, batch: Batch, code: ErrorCode, message: str
+) -> None:
+    journalled.refuse = lambda request: (
+        events.Error.of(request.id, code, message, retry_after_s=0.01) if request.durable else None
+    )
+    batch.write("a", "b")
+    result = batch.run("--retries", 1)
+    assert result.exit_code == 3
+    assert message in result.stderr and "--no-durable" in result.stderr
+    assert not (batch.out / "failures.jsonl").exists(), "no line is to blame"
+    assert batch.run("--no-durable").exit_code == 0
+
+
+def test_the_recordings_under_way_stay_within_bounds(
+    journalled: JournalledDaemon, batch: Batch, daemon: ScriptedDaemon, tmp_path: Path
+) -> None:
+    (tmp_path / "p.wav").write_bytes(bytes(9 << 20))
+    batch.write(*"abcdef", prompt_speech="p.wav", prompt_text="x")
+    journalled.held = set("abcdef")
+    process = batch.begin()
+    until_asked(daemon, 3)
+    journalled.end("b")
+    until_asked(daemon, 1)
+    assert journalled.spoken == ["a", "b", "c", "d"], "the fourth recording waits for the end of one of three"
+    journalled.end(*"acdef")
+    assert process.wait(DEADLINE_S) == 0

@@ -15,9 +15,13 @@ from msgspec import UNSET
 
 from glmtts.client.cli import main
 from glmtts.client.cli.config import toml_lines
-from glmtts.client.cli.ui.output import duration, humanise, size
-from glmtts.protocol import events
+from glmtts.client.cli.ui.humanize import duration, humanise, size
+from glmtts.protocol import control, events
 from glmtts.protocol.errors import ErrorCode
+from glmtts.protocol.requests import Request
+
+from ..scripted_daemon import ScriptedDaemon, accept_only, answering, op_of, refusing
+from .conftest import Ctl
 
 COMMANDS = sorted(main.list_commands(None))  # type: ignore[arg-type]
 
@@ -30,20 +34,20 @@ def test_every_command_explains_itself(name: str) -> None:
 
 
 @pytest.mark.parametrize("place", [["--json", "ping"], ["ping", "--json"]])
-def test_json_is_understood_before_and_after_the_command(ctl: Any, place: list[str]) -> None:
+def test_json_is_understood_before_and_after_the_command(ctl: Ctl, place: list[str]) -> None:
     result = ctl(*place)
     assert result.exit_code == 0
     assert json.loads(result.stdout)["protocol"] == 1
 
 
-def test_the_endpoint_after_the_command_wins(daemon: Any, no_daemon: str) -> None:
+def test_the_endpoint_after_the_command_wins(daemon: ScriptedDaemon, no_daemon: str) -> None:
     result = CliRunner().invoke(main, ["--endpoint", no_daemon, "ping", "--endpoint", daemon.endpoint])
     assert result.exit_code == 0
 
 
-@pytest.mark.parametrize("command", [["ping"], ["say", "hi", "-o", "x.wav"], ["status"], ["jobs"], ["voices"]])
-def test_without_a_daemon_a_command_says_so_and_how_to_start_it(no_daemon: str, command: list[str]) -> None:
-    result = CliRunner().invoke(main, [*command, "--endpoint", no_daemon])
+@pytest.mark.parametrize("command", ["ping", "say hi -o x.wav", "status", "jobs", "events", "events -f", "top --once"])
+def test_without_a_daemon_a_command_says_so_and_how_to_start_it(no_daemon: str, command: str) -> None:
+    result = CliRunner().invoke(main, [*command.split(), "--endpoint", no_daemon])
     assert result.exit_code == 3
     assert "glmttsd" in result.stderr
     assert "systemctl start glmtts" in result.stderr
@@ -77,44 +81,17 @@ def test_wrong_usage_is_2_and_json_as_well() -> None:
     ],
 )
 def test_the_exit_code_tells_a_failed_job_from_a_refusal_and_from_a_daemon_that_is_not_ready(
-    ctl: Any, daemon: Any, code: ErrorCode, job: str | None, expected: int
+    ctl: Ctl, daemon: ScriptedDaemon, code: ErrorCode, job: str | None, expected: int
 ) -> None:
-    def script(daemon: Any, peer: bytes, request: Any, _body: bytes) -> None:
-        extra = {} if job is None else {"job": job}
-        daemon.send(peer, events.Error.of(request.id, code, "it says why", **extra))
-
-    daemon.script = script
+    daemon.script = refusing(code, **({} if job is None else {"job": job}))
     result = ctl("wait", "j1")
     assert result.exit_code == expected
     assert f"it says why ({code})" in result.stderr
 
 
-def test_a_job_that_does_not_end_is_124(ctl: Any, daemon: Any, accept_only: Any) -> None:
+def test_a_job_that_does_not_end_is_124(ctl: Ctl, daemon: ScriptedDaemon) -> None:
     daemon.script = accept_only
     assert ctl("wait", "j1", "--timeout", "0.1").exit_code == 124
-
-
-def test_status_shows_keys_that_it_has_never_heard_of(ctl: Any, control_daemon: Any) -> None:
-    values = {
-        "state": "running",
-        "uptime_s": 200.0,
-        "queue": {"waiting": 3, "by_class": {"vip": 0}},
-        "memory": {"rss": 41 * 2**20},
-        "brand_new": [1, 2],
-        "alerts": ["the GPU is lost"],
-    }
-    control_daemon.script = lambda d, peer, request, _: d.send(peer, events.Result(id=request.id, values=values))
-    result = ctl("status")
-    assert result.exit_code == 0
-    for words in ("running", "3 min 20 s", "41.0 MiB", "brand new", "! the GPU is lost"):
-        assert words in result.stdout
-    assert json.loads(ctl("status", "--json").stdout) == values
-
-
-def test_status_of_a_daemon_that_starts_nothing_any_more_is_3(ctl: Any, control_daemon: Any) -> None:
-    values = {"state": "drained"}
-    control_daemon.script = lambda d, peer, request, _: d.send(peer, events.Result(id=request.id, values=values))
-    assert ctl("status").exit_code == 3
 
 
 @pytest.mark.parametrize(
@@ -137,35 +114,36 @@ def test_status_of_a_daemon_that_starts_nothing_any_more_is_3(ctl: Any, control_
     ],
 )
 def test_an_operation_reaches_the_control_socket(
-    ctl: Any, control_daemon: Any, command: list[str], op: str, keys: dict[str, Any]
+    ctl: Ctl, control_daemon: ScriptedDaemon, command: list[str], op: str, keys: dict[str, Any]
 ) -> None:
     result = ctl(*command)
     assert result.exit_code == 0, result.output
-    _, request, _ = control_daemon.next_request()
-    assert request.__struct_config__.tag == op
+    _, request, _ = control_daemon.next()
+    assert op_of(request) == op
     for key, value in keys.items():
         assert getattr(request, key) == value
 
 
-def test_a_voice_is_added_with_its_recording(ctl: Any, control_daemon: Any, tmp_path: Path) -> None:
+def test_a_voice_is_added_with_its_recording(ctl: Ctl, control_daemon: ScriptedDaemon, tmp_path: Path) -> None:
     recording = tmp_path / "amy.wav"
     recording.write_bytes(b"RIFF...")
     result = ctl("voice", "add", "amy", recording, "--text", "hello", "--language", "en", "--replace")
     assert result.exit_code == 0, result.output
-    _, request, body = control_daemon.next_request()
-    assert (request.name, request.text, request.language, request.replace) == ("amy", "hello", "en", True)
-    assert body == b"RIFF..."
+    asked = control_daemon.next()
+    assert isinstance(asked.request, control.VoiceAdd)
+    assert (asked.request.name, asked.request.text, asked.request.language) == ("amy", "hello", "en")
+    assert asked.request.replace and asked.body == b"RIFF..."
 
 
-def test_a_drain_that_ran_out_of_time_is_124(ctl: Any, control_daemon: Any) -> None:
+def test_a_drain_that_ran_out_of_time_is_124(ctl: Ctl, control_daemon: ScriptedDaemon) -> None:
     left = {"drained": False, "left": 2}
-    control_daemon.script = lambda d, peer, request, _: d.send(peer, events.Result(id=request.id, values=left))
+    control_daemon.script = answering(left)
     result = ctl("drain", "--timeout", "1")
     assert result.exit_code == 124
     assert "2 jobs are left" in result.stdout
 
 
-def test_jobs_are_a_table_that_a_pipe_gets_whole(ctl: Any, daemon: Any) -> None:
+def test_jobs_are_a_table_that_a_pipe_gets_whole(ctl: Ctl, daemon: ScriptedDaemon) -> None:
     jobs = [
         events.JobInfo(
             job="j" * 40, state="failed", priority="batch", created=0.0, attempts=2, text_length=5, message="很长" * 60
@@ -179,14 +157,7 @@ def test_jobs_are_a_table_that_a_pipe_gets_whole(ctl: Any, daemon: Any) -> None:
     assert json.loads(ctl("jobs", "--json").stdout)["jobs"][0]["attempts"] == 2
 
 
-def test_wait_writes_the_speech_of_a_job(ctl: Any, daemon: Any, say: Any, tmp_path: Path) -> None:
-    daemon.script = lambda d, peer, request, _: d.send(peer, say.done("j1", request.id, b"RIFF"), b"RIFF")
-    result = ctl("wait", "j1", "-o", tmp_path / "a.wav")
-    assert result.exit_code == 0, result.output
-    assert (tmp_path / "a.wav").read_bytes() == b"RIFF"
-
-
-def test_info_explains_the_options_of_the_engine(ctl: Any, daemon: Any) -> None:
+def test_info_explains_the_options_of_the_engine(ctl: Ctl, daemon: ScriptedDaemon) -> None:
     properties = {"speed": {"type": "number", "minimum": 0.5, "maximum": 2, "default": 1}}
     schema = {"$ref": "#/$defs/Options", "$defs": {"Options": {"properties": properties}}}
     info = events.InfoAnswer(
@@ -195,13 +166,13 @@ def test_info_explains_the_options_of_the_engine(ctl: Any, daemon: Any) -> None:
         options=schema, ready=True,
     )  # fmt: skip
 
-    def script(daemon: Any, peer: bytes, request: Any, _body: bytes) -> None:
+    def script(daemon: ScriptedDaemon, peer: bytes, request: Request, _body: bytes) -> None:
         info.id = request.id
         daemon.send(peer, info)
 
     daemon.script = script
     result = ctl("info")
-    assert "number >= 0.5 and <= 2, 1 unless given" in result.stdout
+    assert "number >= 0.5 and <= 2, default 1" in result.stdout
     assert json.loads(ctl("info", "--json").stdout)["options"] == schema
 
 
@@ -247,7 +218,7 @@ def test_values_are_shown_in_the_units_that_their_keys_name() -> None:
     assert (size(10), size(3 * 2**20)) == ("10 bytes", "3.0 MiB")
 
 
-def test_no_more_workers_are_asked_for_than_a_machine_can_have(ctl: Any, control_daemon: Any) -> None:
+def test_no_more_workers_are_asked_for_than_a_machine_can_have(ctl: Ctl, control_daemon: ScriptedDaemon) -> None:
     for option in ("--min", "--max"):
         refused = ctl("scale", option, 1_000_000)
         assert refused.exit_code == 2 and "256" in refused.stderr, refused.output
@@ -280,11 +251,11 @@ def test_a_check_of_a_good_file_warns_of_names_that_nobody_has(tmp_path: Path) -
 
 @pytest.mark.parametrize("gone", [False, True])
 def test_a_daemon_whose_clients_can_t_find_it_is_not_ready(
-    ctl: Any, daemon: Any, control_daemon: Any, gone: bool
+    ctl: Ctl, daemon: ScriptedDaemon, control_daemon: ScriptedDaemon, gone: bool
 ) -> None:
     if gone:
         Path(daemon.endpoint.removeprefix("ipc://")).unlink()
     well = {"healthy": True, "checked": "ready"}
-    control_daemon.script = lambda d, peer, request, _: d.send(peer, events.Result(id=request.id, values=well))
+    control_daemon.script = answering(well)
     result = ctl("health")
     assert result.exit_code == (3 if gone else 0) and ("no such socket" in result.stdout) is gone

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from glmtts.client import Forbidden
 from glmtts.client.cli import doctor as module
 from glmtts.client.cli import main
 from glmtts.protocol import events
+
+from ..scripted_daemon import Answers, Script, ScriptedDaemon, always
+from .conftest import Ctl
 
 
 @pytest.fixture
@@ -23,7 +26,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     return found
 
 
-def checks(result: Any) -> dict[str, Any]:
+def checks(result: Result) -> dict[str, Any]:
     return {check["name"]: check for check in json.loads(result.stdout)["checks"]}
 
 
@@ -31,7 +34,7 @@ def test_no_daemon_is_no_fault_of_the_machine(machine: list[dict[str, str]], no_
     assert not machine
     result = CliRunner().invoke(main, ["doctor", "--endpoint", no_daemon])
     assert result.exit_code == 0
-    assert "does not run" in result.stdout and "mend:  start it: glmttsd" in result.stdout
+    assert "does not run" in result.stdout and "fix:   start it: glmttsd" in result.stdout
 
 
 def test_one_wrong_thing_ends_it_with_1_and_is_said_with_its_mending(
@@ -41,25 +44,21 @@ def test_one_wrong_thing_ends_it_with_1_and_is_said_with_its_mending(
     result = CliRunner().invoke(main, ["doctor", "--endpoint", no_daemon])
     assert result.exit_code == 1
     assert (
-        "WRONG    driver" in result.stdout and "means: no GPU" in result.stdout and "mend:  modprobe" in result.stdout
+        "WRONG    driver" in result.stdout and "means: no GPU" in result.stdout and "fix:   modprobe" in result.stdout
     )
     assert all(len(line) <= 100 for line in result.stdout.splitlines())
 
 
-def pong(version: str, protocol: int = 1) -> Any:
-    def script(daemon: Any, peer: bytes, request: Any, _body: bytes) -> None:
-        daemon.send(peer, events.Pong(id=request.id, version=version, protocol=protocol, uptime_s=5.0))
-
-    return script
+def pong(version: str, protocol: int = 1) -> Script:
+    return always(lambda id: events.Pong(id=id, version=version, protocol=protocol, uptime_s=5.0))
 
 
 @pytest.mark.usefixtures("machine")
-def test_the_daemon_s_own_troubles_are_found(ctl: Any, daemon: Any, answers: dict[str, Any]) -> None:
+def test_the_daemon_s_own_troubles_are_found(ctl: Ctl, daemon: ScriptedDaemon, answers: Answers) -> None:
     daemon.script = pong("0.0.1")
     answers["status"] = {
         "state": "paused",
-        "internal_errors": 2,
-        "alerts": [{"name": "gpu_lost", "message": "GPU 1 is lost", "for_s": 5.0}],
+        "attention": [{"severity": "bad", "name": "gpu_lost.1", "what": "GPU 1 is lost", "do": "See dmesg."}],
     }
     answers["workers"] = {
         "workers": [
@@ -75,8 +74,7 @@ def test_the_daemon_s_own_troubles_are_found(ctl: Any, daemon: Any, answers: dic
         "daemon": "ok",
         "version": "warning",
         "state": "warning",
-        "alert": "wrong",
-        "internal errors": "warning",
+        "daemon: gpu_lost.1": "wrong",
         "workers": "warning",
         "worker w1": "wrong",
         "worker w2": "warning",
@@ -86,7 +84,7 @@ def test_the_daemon_s_own_troubles_are_found(ctl: Any, daemon: Any, answers: dic
 
 
 @pytest.mark.usefixtures("machine")
-def test_two_protocols_are_wrong(ctl: Any, daemon: Any, answers: dict[str, Any]) -> None:
+def test_two_protocols_are_wrong(ctl: Ctl, daemon: ScriptedDaemon, answers: Answers) -> None:
     daemon.script = pong("9.0.0", protocol=2)
     answers["status"] = {"state": "running"}
     assert checks(ctl("doctor", "--json"))["protocol"]["state"] == "wrong"
@@ -94,7 +92,7 @@ def test_two_protocols_are_wrong(ctl: Any, daemon: Any, answers: dict[str, Any])
 
 @pytest.mark.usefixtures("machine")
 def test_a_daemon_that_listens_and_says_nothing_is_wrong_and_not_waited_for(
-    ctl: Any, daemon: Any, monkeypatch: pytest.MonkeyPatch
+    ctl: Ctl, daemon: ScriptedDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_DAEMON_TIMEOUT_S", 0.2)
     daemon.script = lambda *_: None
@@ -104,7 +102,7 @@ def test_a_daemon_that_listens_and_says_nothing_is_wrong_and_not_waited_for(
 
 @pytest.mark.usefixtures("daemon")
 def test_who_may_not_open_the_socket_is_not_told_to_stop_the_daemon(
-    ctl: Any, machine: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+    ctl: Ctl, machine: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def closed(_: str) -> None:
         raise Forbidden("This user may not open it: ask to be added to the group")
@@ -133,11 +131,11 @@ def test_where_the_daemon_is_not_installed_the_doctor_says_so(monkeypatch: pytes
     monkeypatch.setattr(module.sys, "executable", "/bin/false")  # type: ignore[attr-defined]
     result = CliRunner().invoke(main, ["doctor", "--endpoint", no_daemon])
     assert result.exit_code == 0
-    assert "could not be looked at" in result.stdout
+    assert "can't be checked" in result.stdout
 
 
 def test_from_every_folder_the_running_daemons_own_configuration_is_looked_at(
-    ctl: Any, daemon: Any, answers: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ctl: Ctl, daemon: ScriptedDaemon, answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     daemon.script = pong("0.1.0")
     elsewhere = tmp_path / "elsewhere"

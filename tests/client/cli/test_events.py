@@ -15,7 +15,11 @@ from typing import Any
 
 import pytest
 
-DEADLINE_S = 10.0
+from ..scripted_daemon import DEADLINE_S, Publisher
+from .conftest import Ctl
+
+WhenHeard = Callable[[Callable[[], object]], None]
+Running = Callable[..., subprocess.Popen[str]]
 
 FAILED: dict[str, Any] = {
     "name": "w1",
@@ -28,11 +32,11 @@ FAILED: dict[str, Any] = {
 
 
 @pytest.fixture
-def when_heard(publisher: Any) -> Iterator[Callable[[Callable[[], None]], None]]:
+def when_heard(publisher: Publisher) -> Iterator[WhenHeard]:
     """Does something as soon as the command listens."""
     threads = []
 
-    def plan(act: Callable[[], None]) -> None:
+    def plan(act: Callable[[], object]) -> None:
         def run() -> None:
             publisher.wait_for_listener()
             act()
@@ -45,7 +49,9 @@ def when_heard(publisher: Any) -> Iterator[Callable[[Callable[[], None]], None]]
         thread.join(DEADLINE_S)
 
 
-def test_an_event_is_a_line_with_its_time_topic_and_values(ctl: Any, publisher: Any, when_heard: Any) -> None:
+def test_an_event_is_a_line_with_its_time_topic_and_values(
+    ctl: Ctl, publisher: Publisher, when_heard: WhenHeard
+) -> None:
     when_heard(lambda: publisher.say("worker.failed", **FAILED))
     result = ctl("events", "worker.", "--count", 1)
     assert result.exit_code == 0, result.output
@@ -56,8 +62,14 @@ def test_an_event_is_a_line_with_its_time_topic_and_values(ctl: Any, publisher: 
     assert result.stdout.count("\n") == 1
 
 
-def test_a_program_gets_every_event_as_an_object_of_its_own(ctl: Any, publisher: Any, when_heard: Any) -> None:
-    when_heard(lambda: [publisher.say("queue", waiting=n, id="kept") for n in range(3)])
+def test_a_program_gets_every_event_as_an_object_of_its_own(
+    ctl: Ctl, publisher: Publisher, when_heard: WhenHeard
+) -> None:
+    def tell() -> None:
+        for n in range(3):
+            publisher.say("queue", waiting=n, id="kept")
+
+    when_heard(tell)
     result = ctl("events", "--json", "--count", 3)
     found = [json.loads(line) for line in result.stdout.splitlines()]
     assert [event["values"] for event in found] == [{"waiting": n, "id": "kept"} for n in range(3)]
@@ -65,26 +77,20 @@ def test_a_program_gets_every_event_as_an_object_of_its_own(ctl: Any, publisher:
 
 
 @pytest.mark.usefixtures("publisher")
-def test_listening_for_a_time_ends_well_and_missing_events_are_124(ctl: Any) -> None:
+def test_listening_for_a_time_ends_well_and_missing_events_are_124(ctl: Ctl) -> None:
     assert ctl("events", "--timeout", "0.2").exit_code == 0
     result = ctl("events", "--timeout", "0.2", "--count", "1")
     assert result.exit_code == 124 and "0 of 1" in result.stderr
 
 
-def test_without_a_daemon_it_says_so(ctl: Any) -> None:
-    for arguments in ([], ["-f"]):
-        result = ctl("events", *arguments)
-        assert result.exit_code == 3 and "glmttsd" in result.stderr
-
-
-def test_the_end_of_the_daemon_ends_it_with_3(ctl: Any, publisher: Any, when_heard: Any) -> None:
+def test_the_end_of_the_daemon_ends_it_with_3(ctl: Ctl, publisher: Publisher, when_heard: WhenHeard) -> None:
     when_heard(publisher.stop)
     result = ctl("events")
     assert result.exit_code == 3 and "went away" in result.stderr
 
 
 @pytest.fixture
-def running(publisher: Any) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def running(publisher: Publisher) -> Iterator[Running]:
     """The command as a process of its own."""
     started = []
 
@@ -106,8 +112,9 @@ def running(publisher: Any) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.communicate()
 
 
-def test_follow_goes_on_when_the_daemon_was_restarted(running: Any, publisher: Any) -> None:
+def test_follow_goes_on_when_the_daemon_was_restarted(running: Running, publisher: Publisher) -> None:
     process = running("-f")
+    assert process.stdout is not None and process.stderr is not None
     publisher.say("daemon.draining")
     assert "daemon.draining" in process.stdout.readline()
     publisher.stop()
@@ -119,8 +126,9 @@ def test_follow_goes_on_when_the_daemon_was_restarted(running: Any, publisher: A
     assert "is back" in process.stderr.readline()
 
 
-def test_ctrl_c_ends_it_without_a_word(running: Any, publisher: Any) -> None:
+def test_ctrl_c_ends_it_without_a_word(running: Running, publisher: Publisher) -> None:
     process = running("-f")
+    assert process.stdout is not None and process.stderr is not None
     publisher.say("queue", waiting=1)
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
@@ -128,8 +136,9 @@ def test_ctrl_c_ends_it_without_a_word(running: Any, publisher: Any) -> None:
     assert (process.returncode, out, err) == (130, "", "")
 
 
-def test_a_reader_that_has_read_enough_ends_it_without_a_word(running: Any, publisher: Any) -> None:
+def test_a_reader_that_has_read_enough_ends_it_without_a_word(running: Running, publisher: Publisher) -> None:
     process = running("-f")
+    assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     publisher.say("queue", waiting=1)
     assert process.wait(DEADLINE_S) == 0

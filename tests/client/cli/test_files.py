@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from glmtts.client.cli.ui.files import AtomicFile, wav_header, write_atomically
 from glmtts.client.cli.ui.sinks import RawSink, WavSink
+from glmtts.client.cli.ui.wav import wav_header
+from glmtts.client.files import AtomicFile, write_whole
 
 SAMPLES = np.arange(-300, 300, dtype="<i2")
 
@@ -30,7 +31,7 @@ def test_a_file_that_could_not_be_finished_leaves_the_old_one_as_it_was(tmp_path
 
 
 def test_a_file_has_the_permissions_that_the_umask_leaves(tmp_path: Path) -> None:
-    write_atomically(tmp_path / "a.wav", b"x")
+    write_whole(tmp_path / "a.wav", b"x")
     umask = os.umask(0)
     os.umask(umask)
     assert stat.S_IMODE((tmp_path / "a.wav").stat().st_mode) == 0o666 & ~umask
@@ -39,10 +40,10 @@ def test_a_file_has_the_permissions_that_the_umask_leaves(tmp_path: Path) -> Non
 def test_a_link_stays_a_link_and_a_device_a_device(tmp_path: Path) -> None:
     link = tmp_path / "link.wav"
     link.symlink_to(tmp_path / "real.wav")
-    write_atomically(link, b"x")
+    write_whole(link, b"x")
     assert link.is_symlink()
     assert (tmp_path / "real.wav").read_bytes() == b"x"
-    write_atomically(Path("/dev/null"), b"x")
+    write_whole(Path("/dev/null"), b"x")
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 
 
@@ -52,14 +53,14 @@ def test_a_named_pipe_is_written_through(tmp_path: Path) -> None:
     read: list[bytes] = []
     reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
     reader.start()
-    write_atomically(pipe, b"speech")
+    write_whole(pipe, b"speech")
     reader.join(10)
     assert read == [b"speech"]
 
 
 def test_a_folder_that_is_not_there_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file") as raised:
-        write_atomically(tmp_path / "no" / "a.wav", b"x")
+        write_whole(tmp_path / "no" / "a.wav", b"x")
     assert raised.value.filename == str(tmp_path / "no" / "a.wav")
 
 

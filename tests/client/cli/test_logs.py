@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from ..scripted_daemon import Answers
+from .conftest import Ctl
 
 LINE = {"number": 1, "time": 1e9, "level": "info", "message": "a worker is ready", "fields": {"worker": "w0"}}
 
 
-def test_a_worker_of_which_nothing_is_kept_is_told_with_those_that_there_are(ctl: Any, answers: dict[str, Any]) -> None:
+def test_a_worker_of_which_nothing_is_kept_is_told_with_those_that_there_are(ctl: Ctl, answers: Answers) -> None:
     answers["logs"] = {"lines": [], "newest": 0, "pid": 1}
     answers["workers"] = {"workers": [{"name": "w0"}, {"name": "w1"}]}
     result = ctl("logs", "--worker", "w9")
@@ -17,15 +18,15 @@ def test_a_worker_of_which_nothing_is_kept_is_told_with_those_that_there_are(ctl
     assert "There is no worker now." in ctl("logs", "--worker", "w9", "--level", "error").stderr
 
 
-def test_a_job_or_a_level_of_which_nothing_is_kept_is_told(ctl: Any, answers: dict[str, Any]) -> None:
+def test_a_job_or_a_level_of_which_nothing_is_kept_is_told(ctl: Ctl, answers: Answers) -> None:
     answers["logs"] = {"lines": [], "newest": 0, "pid": 1}
     assert ctl("logs", "--job", "nope").stderr == "The daemon keeps no line about job nope.\n"
     said = ctl("logs", "--job", "nope", "--level", "error", "--json")
-    assert (said.stdout, said.stderr) == ("", "The daemon keeps no line of level error or graver about job nope.\n")
+    assert (said.stdout, said.stderr) == ("", "The daemon keeps no line of level error or above about job nope.\n")
     assert ctl("logs", "--job", "nope", "-q").stderr == ""
 
 
-def test_nothing_is_said_where_lines_are_shown_or_none_were_wanted(ctl: Any, answers: dict[str, Any]) -> None:
+def test_nothing_is_said_where_lines_are_shown_or_none_were_wanted(ctl: Ctl, answers: Answers) -> None:
     answers["logs"] = {"lines": [LINE], "newest": 1, "pid": 1}
     result = ctl("logs", "--worker", "w0")
     assert "a worker is ready" in result.stdout and result.stderr == ""

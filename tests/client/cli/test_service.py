@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from glmtts.client.cli import main, service_files
+from glmtts.client.cli import main, service, service_files
 
 ROOT = Path(__file__).resolve().parents[3]
 UNITS = "usr/local/lib/systemd/system"
@@ -22,7 +22,7 @@ Run = Callable[..., Result]
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     # Where the tests run, others may not be able to read the checkout, which is said and tested below.
-    monkeypatch.setattr(service_files, "closed_folder", lambda _: None)
+    monkeypatch.setattr(service, "closed_folder", lambda _: None)
     (tmp_path / "etc").mkdir()
     return tmp_path
 
@@ -93,7 +93,7 @@ def test_what_somebody_has_changed_is_neither_overwritten_nor_removed(run: Run, 
     assert str(unit) in refused.stderr and "drop-in" in refused.stderr
     assert not (root / UNITS / "glmtts.socket").exists(), "all or nothing"
     told = run("uninstall-service", "--yes").output
-    assert f"{unit}: stays, as somebody has changed it" in told
+    assert f"{unit}: stays, because it was edited" in told
     assert files(root) == {f"{UNITS}/glmtts.service", "etc/glmtts/glmtts.toml"}
     assert config.read_text() == "# mine\n"
 

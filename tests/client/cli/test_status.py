@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable
+import json
 from typing import Any
 
 import pytest
 
 from glmtts.client.cli.status import lines_of
-from glmtts.client.cli.ui.output import cells
+from glmtts.client.cli.ui.wrap import cells
+
+from ..scripted_daemon import Answers
+from .conftest import Ctl, OnTerminal
 
 LOST = {
     "severity": "bad", "name": "gpu_lost.1",
@@ -56,9 +58,9 @@ def test_a_screen_of_24_lines_has_it_all_with_what_is_wrong_at_its_top() -> None
     for line in (
         "state        running, up 3 h 20 min, version 0.1.0, engine glmtts, pid 2287",
         "workers      1 ready, 1 busy, 0 starting, 0 failed of 2",
-        "queue        3 waiting (0 vip, 1 interactive, 2 batch), 1 running, 0 put aside",
+        "queue        3 waiting (0 vip, 1 interactive, 2 batch), 1 running, 0 suspended",
         "counts       13 accepted; ended: 4 done, 1 worker_crashed; refused: 2 rate_limited",
-        "estimates    84 % of 312 jobs started within 30 % of the time told",
+        "estimates    84 % of 312 jobs started within 30 % of the estimated time",
         "journal      good, 4 unfinished, 0 recovered",
         "kept         recordings 0 bytes, results 50.8 KiB",
         "memory       rss 36.0 MiB",
@@ -69,8 +71,8 @@ def test_a_screen_of_24_lines_has_it_all_with_what_is_wrong_at_its_top() -> None
 def test_on_a_terminal_that_is_too_low_the_gravest_is_right_above_the_prompt() -> None:
     lines = shown(80, 16)
     assert lines[0].startswith("state"), "the figures scroll away"
-    marks = [line for line in lines if line.startswith(("! ", "What"))]
-    assert [mark[:9] for mark in marks] == ["What is w", "! 1 texts", "! Worker ", "! GPU 1 i"]
+    marks = [line for line in lines if line.startswith(("! ", "Problems"))]
+    assert [mark[:9] for mark in marks] == ["Problems,", "! 1 texts", "! Worker ", "! GPU 1 i"]
     assert lines[-1].endswith("back when the driver sees it."), "and it is said what to do"
     assert len(shown(80, 16, attention=[])) < 16
 
@@ -98,22 +100,23 @@ def test_what_stands_in_the_way_is_told() -> None:
         workers={"ready": 0, "total": 1, "backoff": 1}, tcp={"refused": 3}, estimates={"jobs": 0},
     ))  # fmt: skip
     for words in (
-        "breaker", "0 put aside, paused", "can't be used: the disk is full", "0 ready, 1 backoff of 1", "refused 3",
+        "breaker", "0 suspended, paused", "can't be used: the disk is full", "0 ready, 1 backoff of 1", "refused 3",
     ):  # fmt: skip
         assert words in text
     assert "estimates" not in text
 
 
-def test_an_older_or_a_newer_daemon_is_shown_as_it_comes() -> None:
-    lines = [text for text, _ in lines_of({"state": "running", "queue": 3, "workers": [], "new": {"a_s": 2}}, 80, 24)]
-    assert [line.split(maxsplit=1) for line in lines] == [
-        ["state", "running"], ["workers", "-"], ["queue", "3"], ["new", "a 2.00 s"],
-    ]  # fmt: skip
+def test_keys_of_a_newer_daemon_are_shown_as_they_come() -> None:
+    assert "brand new    a 2.00 s" in shown(brand_new={"a_s": 2})
 
 
-def test_the_command_looks_at_the_terminal_s_size(
-    on_terminal: Callable[..., subprocess.CompletedProcess[str]], answers: dict[str, Any]
-) -> None:
+def test_a_daemon_that_starts_no_job_any_more_is_3(ctl: Ctl, answers: Answers) -> None:
+    answers["status"] = {"state": "drained"}
+    assert ctl("status").exit_code == 3
+    assert json.loads(ctl("status", "--json").stdout) == answers["status"]
+
+
+def test_the_command_looks_at_the_terminal_s_size(on_terminal: OnTerminal, answers: Answers) -> None:
     answers["status"] = STATUS
     assert on_terminal("status", height=30).stdout.splitlines() == shown(80, 30)
     assert on_terminal("status", height=16).stdout.splitlines() == shown(80, 16)

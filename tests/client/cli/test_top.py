@@ -24,9 +24,12 @@ import pytest
 from glmtts.client import News
 from glmtts.client.cli.top.feed import Feed, Happening, Snapshot, happening_of
 from glmtts.client.cli.top.frame import frame
-from glmtts.client.cli.ui.output import cells
+from glmtts.client.cli.ui.wrap import cells
 from glmtts.client.cli.workers import WANTED, remarks
 from glmtts.daemon.core.exit_causes import POLICIES
+
+from ..scripted_daemon import Answers, Publisher, ScriptedDaemon
+from .conftest import Ctl
 
 DEADLINE_S = 15.0
 GIB = 2**30
@@ -60,7 +63,7 @@ def snapshot(workers: int = 4, cards: int = 2, **changes: Any) -> Snapshot:
         "status": status,
         "workers": rows,
         "gpus": {"nvml": {"state": "ok"}, "gpus": gpus},
-        "running": {"interactive": 1, "batch": 1},
+        "classes": {"interactive": {"running": 1}, "batch": {"running": 1, "suspended": 2}, "vip": {"suspended": 0}},
         "rate": 4.2,
         "series": {row["name"]: [1.0, 2.0, 3.0] * 20 for row in rows},
         "happenings": [Happening(1e9, f"w{n} died: crashed (killed by SIGSEGV)", "red") for n in range(50)],
@@ -89,9 +92,9 @@ def test_80_by_24_has_the_state_gpus_workers_and_the_last_events_whatever_there_
     assert "w49 died: crashed" in text, "the newest event"
 
 
-def test_jobs_that_were_put_aside_are_told_from_those_that_wait() -> None:
-    text = "\n".join(lines_of(snapshot(suspended={"batch": 2, "vip": 0}), 80, 24))
-    assert "batch 1/1 (2 aside)" in text and "vip 0/0 " in text
+def test_suspended_jobs_are_told_from_waiting_ones() -> None:
+    text = "\n".join(lines_of(snapshot(), 80, 24))
+    assert "batch 1/1 (2 suspended)" in text and "vip 0/0 " in text
 
 
 def test_what_is_left_out_is_counted() -> None:
@@ -142,7 +145,7 @@ def test_what_happens_is_told_in_a_line(topic: str, values: dict[str, Any], word
 
 
 @pytest.fixture
-def daemon_answers(answers: dict[str, Any], publisher: Any) -> dict[str, Any]:
+def daemon_answers(answers: Answers, publisher: Publisher) -> Answers:
     """Both operators' sockets, with what there is to see."""
     del publisher  # only its socket has to be there
     shot = snapshot()
@@ -156,7 +159,7 @@ def daemon_answers(answers: dict[str, Any], publisher: Any) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("daemon_answers")
-def test_without_a_terminal_it_prints_one_picture(ctl: Any) -> None:
+def test_without_a_terminal_it_prints_one_picture(ctl: Ctl) -> None:
     result = ctl("top")
     assert result.exit_code == 0, result.output
     assert "GPU 0" in result.stdout and "w3 " in result.stdout and "\x1b" not in result.stdout
@@ -171,7 +174,7 @@ def test_a_replacement_is_no_death_and_the_daemon_says_the_same_of_each_cause() 
     ]
 
 
-def test_a_death_is_told_once_and_so_is_the_next(daemon_answers: dict[str, Any], control_daemon: Any) -> None:
+def test_a_death_is_told_once_and_so_is_the_next(daemon_answers: Answers, control_daemon: ScriptedDaemon) -> None:
     worker = daemon_answers["workers"]["workers"][0]
     feed = Feed(f"ipc://{control_daemon.path.parent}/glmtts.sock", 1.0)
     try:
@@ -185,15 +188,6 @@ def test_a_death_is_told_once_and_so_is_the_next(daemon_answers: dict[str, Any],
         assert 55 < found[1].at - found[0].at < 65
     finally:
         feed.stop()
-
-
-def test_without_a_daemon_it_says_so(ctl: Any) -> None:
-    assert ctl("top", "--once").exit_code == 3
-
-
-def test_an_older_daemon_without_gpus_is_shown_too(ctl: Any, daemon_answers: dict[str, Any]) -> None:
-    daemon_answers["gpus"] = {}
-    assert ctl("top", "--once").exit_code == 0
 
 
 class Terminal:
@@ -242,7 +236,7 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(daemon_answers: dict[str, Any], control_daemon: Any) -> Iterator[Terminal]:
+def terminal(daemon_answers: Answers, control_daemon: ScriptedDaemon) -> Iterator[Terminal]:
     del daemon_answers
     with contextlib.closing(Terminal(f"ipc://{control_daemon.path.parent}/glmtts.sock")) as made:
         made.until("\x1b[?1049h")
@@ -266,13 +260,13 @@ def test_however_it_ends_the_terminal_is_as_it_was(terminal: Terminal, end: Call
 
 
 def test_it_outlives_the_daemon_and_shows_the_next_one(
-    terminal: Terminal, control_daemon: Any, answers: dict[str, Any]
+    terminal: Terminal, control_daemon: ScriptedDaemon, answers: Answers
 ) -> None:
     control_daemon.stop()
     terminal.until("waiting for the daemon...")
     answers["status"]["pid"] = 2
     control_daemon.start()
-    terminal.until("the daemon was started anew (pid 2)")
+    terminal.until("the daemon was restarted (pid 2)")
     os.write(terminal.master, b"q")
     assert terminal.ended() == 0
 

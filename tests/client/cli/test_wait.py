@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +9,35 @@ import pytest
 
 from glmtts.protocol import events
 from glmtts.protocol.errors import ErrorCode
+from glmtts.protocol.requests import GetJob, Request
 
-OnTerminal = Callable[..., subprocess.CompletedProcess[str]]
+from ..scripted_daemon import ScriptedDaemon, done
+from .conftest import Ctl, OnTerminal
 
 
 @pytest.fixture
-def job(daemon: Any, say: Any) -> dict[str, Any]:
+def job(daemon: ScriptedDaemon) -> dict[str, Any]:
     """How the job j1 stands; it is done when it is waited for, or ends in the error of its ``code``."""
     known: dict[str, Any] = {
         "job": "j1", "state": "running", "priority": "batch", "created": 0.0, "attempts": 1, "text_length": 5,
     }  # fmt: skip
 
-    def script(daemon: Any, peer: bytes, request: Any, _body: bytes) -> None:
-        if request.__struct_config__.tag == "job":
+    def script(daemon: ScriptedDaemon, peer: bytes, request: Request, _body: bytes) -> None:
+        if isinstance(request, GetJob):
             daemon.send(peer, events.JobAnswer(id=request.id, **known))
         elif "code" in known:
             daemon.send(peer, events.Error.of(request.id, ErrorCode(known["code"]), "it says why", job="j1"))
         elif "output" in known:
-            daemon.send(peer, say.done("j1", request.id, path="/srv/speech/a.wav"))
+            daemon.send(peer, done("j1", request.id, path="/srv/speech/a.wav"))
         else:
-            daemon.send(peer, say.done("j1", request.id, b"RIFF"), b"RIFF")
+            daemon.send(peer, done("j1", request.id, b"RIFF"), b"RIFF")
 
     daemon.script = script
     return known
 
 
 @pytest.mark.usefixtures("job")
-def test_a_pipe_gets_the_speech_and_stderr_how_it_went(ctl: Any, tmp_path: Path) -> None:
+def test_a_pipe_gets_the_speech_and_stderr_how_it_went(ctl: Ctl, tmp_path: Path) -> None:
     result = ctl("wait", "j1")
     assert (result.exit_code, result.stdout_bytes) == (0, b"RIFF")
     assert "1.00 s of speech (rtf" in result.stderr
@@ -48,17 +48,17 @@ def test_a_pipe_gets_the_speech_and_stderr_how_it_went(ctl: Any, tmp_path: Path)
 
 
 def test_on_a_terminal_it_asks_where_the_speech_should_go_before_it_waits(
-    on_terminal: OnTerminal, ctl: Any, daemon: Any, job: dict[str, Any]
+    on_terminal: OnTerminal, ctl: Ctl, daemon: ScriptedDaemon, job: dict[str, Any]
 ) -> None:
     done = on_terminal("wait", "j1")
     assert (done.returncode, done.stdout) == (2, "") and "-o FILE" in done.stderr
     assert ctl("wait", "j1", "--json").exit_code == 2, "nor can both go to standard output"
-    asked = [daemon.next_request()[1].__struct_config__.tag for _ in range(daemon.requests.qsize())]
+    asked = [daemon.next()[1].__struct_config__.tag for _ in range(daemon.requests.qsize())]
     assert set(asked) == {"job"} and job["state"] == "running"
 
 
 def test_a_job_whose_speech_is_kept_in_a_file_needs_no_o(
-    on_terminal: OnTerminal, ctl: Any, job: dict[str, Any], tmp_path: Path
+    on_terminal: OnTerminal, ctl: Ctl, job: dict[str, Any], tmp_path: Path
 ) -> None:
     job["output"] = "a.wav"
     done = on_terminal("wait", "j1")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Callable
-from typing import Any
 
 import click
 import pytest
@@ -13,11 +10,10 @@ import pytest
 from glmtts.client import News
 from glmtts.client.cli import doctor
 from glmtts.client.cli import events as module
-from glmtts.client.cli.ui.output import cells
-from glmtts.client.cli.ui.wrap import hung
-from glmtts.protocol import events
+from glmtts.client.cli.ui.wrap import cells, hanging
 
-OnTerminal = Callable[..., subprocess.CompletedProcess[str]]
+from ..scripted_daemon import Answers
+from .conftest import Ctl, OnTerminal
 
 DETAIL = (
     "nvmlDeviceGetHandleByIndex (GPU 1): GPU is lost: the GPU fell off the bus or can't be reached: see 'dmesg' for "
@@ -35,27 +31,27 @@ def words(text: str) -> list[str]:
 
 
 def test_a_line_ends_at_a_blank_and_the_next_begins_below_the_text() -> None:
-    assert hung("  -> ", "ask the driver why", 15) == ["  -> ask the", "     driver why"]
-    assert hung("! ", "", 10) == ["!"]
+    assert hanging("  -> ", "ask the driver why", 15) == ["  -> ask the", "     driver why"]
+    assert hanging("! ", "", 10) == ["!"]
 
 
 def test_a_pipe_gets_one_line() -> None:
-    assert hung("! ", DETAIL, None) == [f"! {DETAIL}"]
+    assert hanging("! ", DETAIL, None) == [f"! {DETAIL}"]
 
 
 def test_a_path_stays_whole_for_who_copies_it() -> None:
     path = "/" + "x" * 40
-    assert hung("! ", f"see {path} please", 20) == ["! see", f"  {path}", "  please"]
+    assert hanging("! ", f"see {path} please", 20) == ["! see", f"  {path}", "  please"]
 
 
 def test_chinese_which_has_no_blanks_ends_at_the_edge_as_well() -> None:
-    lines = hung("! ", "显卡掉线了" * 8 + " GPU", 20)
+    lines = hanging("! ", "显卡掉线了" * 8 + " GPU", 20)
     assert all(cells(line) <= 20 for line in lines) and len(lines) > 4
     assert "".join(line[2:] for line in lines).startswith("显卡掉线了" * 8)
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_no_word_of_workers_and_gpus_is_broken(on_terminal: OnTerminal, answers: dict[str, Any], width: int) -> None:
+def test_no_word_of_workers_and_gpus_is_broken(on_terminal: OnTerminal, answers: Answers, width: int) -> None:
     answers["workers"] = {"workers": [WORKER]}
     answers["gpus"] = {
         "nvml": {"state": "blocked", "detail": DETAIL},
@@ -69,7 +65,7 @@ def test_no_word_of_workers_and_gpus_is_broken(on_terminal: OnTerminal, answers:
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_no_word_of_what_health_says_is_broken(on_terminal: OnTerminal, answers: dict[str, Any], width: int) -> None:
+def test_no_word_of_what_health_says_is_broken(on_terminal: OnTerminal, answers: Answers, width: int) -> None:
     problem = {"severity": "bad", "name": "gpu_lost.1", "what": DETAIL, "do": DETAIL}
     answers["health"] = {"healthy": False, "problems": [problem]}
     shown = on_terminal("health", width=width).stdout
@@ -86,15 +82,11 @@ def test_an_event_goes_on_below_its_topic(monkeypatch: pytest.MonkeyPatch) -> No
     assert DETAIL in " ".join(words(click.unstyle(shown)))
 
 
+@pytest.mark.usefixtures("daemon")
 def test_the_doctor_fits_the_terminal_and_a_file_of_its_report_can_be_read(
-    on_terminal: OnTerminal, ctl: Any, daemon: Any, answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    on_terminal: OnTerminal, ctl: Ctl, answers: Answers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "_machine", lambda *_: [])
-
-    def script(daemon: Any, peer: bytes, request: Any, _body: bytes) -> None:
-        daemon.send(peer, events.Pong(id=request.id, version="0", protocol=1, uptime_s=5.0))
-
-    daemon.script = script
     problem = {"severity": "bad", "name": "gpu_lost.1", "what": DETAIL, "do": DETAIL}
     answers["status"] = {"state": "running", "attention": [problem]}
     answers["workers"] = {"workers": [WORKER]}
@@ -102,8 +94,8 @@ def test_the_doctor_fits_the_terminal_and_a_file_of_its_report_can_be_read(
         # What the machine has may have a path that is longer: of the daemon it is known what it says.
         said = shown[shown.index("WRONG    daemon: gpu_lost.1") :].splitlines()
         assert all(cells(line) <= width for line in said), said
-        assert "         means: something is broken for some; speech goes on" in said
-        assert any(line.startswith("         mend:  nvmlDevice") for line in said)
+        assert "         means: some requests fail; others are served" in said
+        assert any(line.startswith("         fix:   nvmlDevice") for line in said)
         assert words(shown).count("nvmlDeviceGetHandleByIndex") == 2
     checks = {check["name"]: check for check in json.loads(ctl("doctor", "--json").stdout)["checks"]}
     assert checks["daemon: gpu_lost.1"]["seen"] == DETAIL

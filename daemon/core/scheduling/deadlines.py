@@ -1,0 +1,39 @@
+"""How long a job may wait: into the queue, and out of it when its deadline can't be kept."""
+
+from __future__ import annotations
+
+from glmtts.protocol.errors import ErrorCode
+
+from ..jobs.job import Job
+from ..state import State
+from .completion import Completion
+
+
+def enqueue(state: State, job: Job) -> None:
+    """Put an accepted job into the queue; it may be started from now on."""
+    context = state.context
+    job.account.cost_s = state.estimator.expect_s(job)
+    state.queue.push(job)
+    context.stir()
+    if job.deadline_at is not None:
+        # While it waits it is given up as soon as it can't be done in time any more.
+        due = job.deadline_at - state.estimator.least_s(job)
+        context.timers.set(("deadline", job.id), max(context.now, due))
+
+
+def on_deadline(state: State, completion: Completion, id: str) -> None:
+    """End a job that is not finished in the time that its client gave it, or can't be any more."""
+    job = state.job_table.live.get(id)
+    if job is None or job.ending is not None or job.deadline_at is None:
+        return
+    left_s = job.deadline_at - state.context.now
+    begun = job.attempt.begun
+    if left_s > 0.0 and begun:
+        state.context.timers.set(("deadline", job.id), job.deadline_at)
+        return
+    if left_s > 0.0:
+        needs = f"it takes about {job.account.cost_s:.1f} s, and only {left_s:.1f} s were left until its deadline"
+        message = f"not started in time: {needs}"
+    else:
+        message = f"not finished within its deadline, which passed while it {'was spoken' if begun else 'waited'}"
+    completion.fail(job, ErrorCode.DEADLINE_EXCEEDED, message)

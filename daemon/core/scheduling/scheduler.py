@@ -1,0 +1,40 @@
+"""The parts that decide about jobs, each built on those before it."""
+
+from __future__ import annotations
+
+from ..state import State
+from .admission import Admission
+from .completion import Completion
+from .dispatcher import Dispatcher
+from .durable import DurableJobs
+from .forecast import Forecast
+from .notifications import Notifications
+from .retry import Retries
+from .worker_messages import WorkerMessages
+
+
+class Scheduler:
+    """Holds them; it decides nothing itself."""
+
+    def __init__(self, state: State) -> None:
+        self.forecast = Forecast(state)
+        self.notifications = Notifications(state, self.forecast)
+        self.completion = Completion(state)
+        self.retries = Retries(state, self.completion)
+        self.durable_jobs = DurableJobs(state, self.completion)
+        self.dispatcher = Dispatcher(
+            state,
+            completion=self.completion,
+            retries=self.retries,
+            forecast=self.forecast,
+            notifications=self.notifications,
+        )
+        self.worker_messages = WorkerMessages(
+            state,
+            dispatcher=self.dispatcher,
+            completion=self.completion,
+            retries=self.retries,
+            durable_jobs=self.durable_jobs,
+            notifications=self.notifications,
+        )
+        self.admission = Admission(state, self.forecast)

@@ -1,0 +1,296 @@
+"""Messages of workers: audio and progress go to clients, the end of a job to its completion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from glmtts.protocol import events
+from glmtts.protocol import worker as wire
+from glmtts.protocol.errors import ErrorCode
+
+from ..context import INTERNAL_ERROR
+from ..effects import SettleOutput
+from ..exit_causes import CAUSE_OF_CODE, Cause
+from ..inputs import ProcessEnded
+from ..jobs.job import Ending, Job
+from ..state import State
+from ..workers.worker import Worker, WorkerState
+from .completion import Completion
+from .dispatcher import Dispatcher
+from .durable import DurableJobs
+from .notifications import Notifications
+from .retry import Retries
+
+
+class WorkerMessages:
+    """Handles what workers say about their jobs. A message that is not possible at that point ends the process."""
+
+    def __init__(
+        self,
+        state: State,
+        *,
+        dispatcher: Dispatcher,
+        completion: Completion,
+        retries: Retries,
+        durable_jobs: DurableJobs,
+        notifications: Notifications,
+    ) -> None:
+        self._context, self._job_table, self._pool = state.context, state.job_table, state.pool
+        self._estimator, self._recycler = state.estimator, state.recycler
+        self._dispatcher = dispatcher
+        self._completion = completion
+        self._retries = retries
+        self._durable_jobs = durable_jobs
+        self._notifications = notifications
+
+    def on_message(self, worker: Worker, message: wire.WorkerMessage, body: bytes | memoryview | None) -> None:
+        """Handle a message; one that is not allowed at this point is a violation, and ends the process."""
+        handler = _HANDLERS.get(type(message))
+        if handler is None:
+            return
+        if worker.process.ready is None and not isinstance(message, wire.Hello | wire.Ready | wire.Bye):
+            self.violation(worker, f"{message.__struct_config__.tag} before ready")
+            return
+        handler(self, worker, message, body)
+
+    def violation(self, worker: Worker, what: str, culprits: Collection[str] | None = None) -> None:
+        """End a process that breaks the protocol: its memory may be damaged."""
+        if worker.state is not WorkerState.STOPPING:
+            self._retries.decide(*self._pool.fail(worker, Cause.PROTOCOL, f"protocol violation: {what}"), culprits)
+
+    def _job_of(self, worker: Worker, id: str) -> Job | None:
+        """The live job that a worker names; None if it has ended meanwhile, or is not that worker's."""
+        if id not in worker.jobs:
+            self.violation(worker, f"names job {id[:64]!r}, which it was not given")
+            return None
+        job = self._job_table.live.get(id)
+        if job is None or job.state != "running" or job.attempt.worker != worker.name or job.ending is not None:
+            return None
+        if not job.attempt.begun:
+            self._dispatcher.begin(job, worker)
+            self._context.jobs_dirty = True
+        return job
+
+    def on_beat(self, worker: Worker, message: wire.Beat) -> None:
+        if message.job in worker.jobs:
+            worker.process.progressed(message.job, self._context.now, message.done)
+            if failed := self._pool.runs_away(worker, message.done, message.expected):
+                self._retries.decide(*failed, [message.job])
+                return
+        self._job_of(worker, message.job)
+
+    def on_segment(self, worker: Worker, message: wire.SegmentDone) -> None:
+        worker.process.progressed(message.job, self._context.now)
+        job = self._job_of(worker, message.job)
+        if job is None:
+            return
+        attempt = job.attempt
+        attempt.segment, attempt.segments, attempt.audio_s = message.segment, message.segments, message.audio_s
+        attempt.boundary_s = attempt.active_s(self._context.now)
+        event = events.Progress(
+            id="",
+            job=job.id,
+            segment=message.segment,
+            segments=message.segments,
+            audio_s=round(message.audio_s, 6),
+        )
+        self._notifications.tell(job, event)
+
+    def on_audio(self, worker: Worker, message: wire.AudioChunk, body: bytes | memoryview | None) -> None:
+        job = self._job_of(worker, message.job)
+        if job is None:
+            return
+        if body is None or not job.streams or message.seq != job.attempt.chunks:
+            self.violation(worker, f"audio chunk {message.seq} where {job.attempt.chunks} was expected")
+            return
+        worker.process.progressed(message.job, self._context.now)
+        if job.attempt.first_audio_at is None:
+            job.attempt.first_audio_at = self._context.now
+        job.attempt.chunks += 1
+        if message.seq == 0:
+            for subscriber in job.subscribers:
+                subscriber.heard = subscriber.all_events
+        event = events.Audio(
+            id="",
+            job=job.id,
+            seq=message.seq,
+            format=job.format,
+            sample_rate=job.sample_rate or 0,
+            channels=1,
+        )
+        # A later request for a durable job gets it whole when it is done, and no part of it now.
+        self._notifications.tell(job, event, body, heard=job.durable)
+
+    def _give_back(self, worker: Worker, id: str, memory: wire.Memory | None, *, spoke: bool) -> None:
+        """The worker is done with a job, and with that begins the next that lies ready in it."""
+        self._begin_ready(self._pool.give_back(worker, id, memory, spoke=spoke), worker)
+        self._context.guarded(self._recycler.after_job, worker)
+
+    def _begin_ready(self, jobs: list[str], worker: Worker) -> None:
+        """The worker works on these now; some may have lain ready in it."""
+        for id in jobs:
+            job = self._job_table.live.get(id)
+            if job is not None and job.ending is None and not job.attempt.begun:
+                self._completion.guarded(job, self._dispatcher.begin, job, worker)
+
+    def on_finished(self, worker: Worker, message: wire.Finished, body: bytes | memoryview | None) -> None:
+        job = self._job_of(worker, message.job)
+        if job is None:
+            if message.job in worker.jobs:
+                self._give_back(worker, message.job, message.memory, spoke=True)
+                if message.path is not None:
+                    # It was cancelled a moment too late: its file is unknown to its client.
+                    self._context.effects.append(SettleOutput(message.job, message.path, wanted=False))
+            return
+        elsewhere = message.path is not None or message.result is not None
+        if (body is None) == (not job.streams and not elsewhere):
+            self.violation(worker, "a file is missing, or sent where none is wanted")
+            return
+        if job.streams and message.chunks != job.attempt.chunks:
+            self.violation(worker, f"a stream of {message.chunks} chunks, of which {job.attempt.chunks} came")
+            return
+        self._give_back(worker, job.id, message.memory, spoke=True)
+        now = self._context.now
+        if message.synthesis_s > 0.0:  # else an earlier attempt had done the work
+            self._estimator.learn(job, max(job.attempt.active_s(now), message.synthesis_s))
+        if self._retries.quarantine:
+            self._retries.quarantine.clear(self._retries.content(job))
+        if message.problem and not self._durable_jobs.not_kept(job, message.problem):
+            self._retries.take_back(job)
+            self._durable_jobs.wait_for_disk(job)
+            return
+        engine = worker.process.ready.engine if worker.process.ready else ""
+        first_audio_s = message.first_audio_s + job.waited_s
+        if job.attempt.first_audio_at is not None:
+            first_audio_s = job.attempt.first_audio_at - job.accepted_at
+        event = events.Done(
+            id="",
+            job=job.id,
+            format=job.format,
+            sample_rate=message.sample_rate,
+            audio_s=round(message.audio_s, 6),
+            waited_s=round(job.waited_s, 6),
+            synthesis_s=round(message.synthesis_s, 6),
+            first_audio_s=round(first_audio_s, 6),
+            rtf=round(message.synthesis_s / message.audio_s, 4) if message.audio_s else 0.0,
+            attempts=job.attempts,
+            engine=engine,
+            voice=message.voice,
+            sha256=message.sha256,
+        )
+        if message.path is not None:
+            event.path, event.bytes = message.path, message.bytes
+        if job.streams:
+            event.chunks = message.chunks
+        self._completion.end(job, Ending("done", event, body, message.result or ""))
+        self._context.log(
+            "info",
+            "job done",
+            job=job.id,
+            worker=worker.name,
+            client=job.client.key,
+            audio_s=event.audio_s,
+            waited_s=event.waited_s,
+            synthesis_s=event.synthesis_s,
+            total_s=round(now - job.accepted_at, 6),
+        )
+        if message.result is not None:
+            self._durable_jobs.kept()
+
+    def on_failed(self, worker: Worker, message: wire.Failed) -> None:
+        job = self._job_of(worker, message.job)
+        if message.fatal:
+            # FAILED: it broke the protocol, and its end is decided already.
+            if worker.state not in (WorkerState.STOPPING, WorkerState.FAILED):
+                cause = CAUSE_OF_CODE.get(message.code, Cause.CRASHED)
+                # It names the culprit, where it has several jobs.
+                culprits = [message.job] if message.job in worker.jobs else None
+                detail = message.reason or message.code
+                self._retries.decide(*self._pool.fail(worker, cause, detail, patient=True), culprits)
+            return
+        if message.job in worker.jobs:
+            self._give_back(worker, message.job, message.memory, spoke=False)
+        if job is not None:
+            try:
+                code = ErrorCode(message.code)
+            except ValueError:
+                code = ErrorCode.SYNTHESIS_FAILED
+            self._completion.fail(job, code, message.message, reason=message.reason or message.code)
+
+    def on_suspended(self, worker: Worker, message: wire.Suspended) -> None:
+        """A worker has suspended a job."""
+        job = self._job_of(worker, message.job)
+        if message.job not in worker.jobs:
+            return
+        if worker.process.to_suspend != message.job:
+            self.violation(worker, f"suspended {message.job!r} without being asked to")
+            return
+        if job is not None:
+            self._dispatcher.preemption.suspended(job)
+        self._begin_ready(self._pool.suspended(worker, message.job, message.memory), worker)
+        if job is not None:
+            self._notifications.note("suspended", job)
+
+    def on_trimmed(self, worker: Worker, message: wire.Trimmed) -> None:
+        self._recycler.on_trimmed(worker, message.memory)
+
+    def on_bye(self, worker: Worker, message: wire.Bye) -> None:
+        self._context.log("debug", "worker says goodbye", worker=worker.name, reason=message.reason)
+
+    def on_ready(self, worker: Worker, message: wire.Ready) -> None:
+        self._pool.on_ready(worker, message)
+        self._recycler.on_ready(worker)
+
+    # --- internal errors
+
+    def is_through(self, worker: Worker, id: str) -> None:
+        """The worker does not have this job, or no longer."""
+        if id in worker.jobs:
+            self._give_back(worker, id, None, spoke=False)
+
+    def on_not_told(self, worker: Worker, message: wire.SupervisorMessage) -> None:
+        """A message was not sent to a worker."""
+        match message:
+            case wire.SpeakJob(job=id) | wire.ResumeJob(job=id):
+                if isinstance(message, wire.SpeakJob):
+                    self.is_through(worker, id)
+                if (job := self._job_table.live.get(id)) is not None:
+                    self._completion.fail(job, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
+            case wire.SuspendJob():
+                worker.process.to_suspend = ""
+            case wire.CancelJob(job=id) if id in (*worker.process.suspended, worker.process.to_suspend):
+                # The worker would keep a suspended job for ever. Any other job ends by itself.
+                self.violation(worker, "it was not told to leave a suspended job", culprits=())
+            case _:
+                pass
+
+    # --- deaths
+
+    def on_ended(self, event: ProcessEnded) -> None:
+        """A worker's process is gone."""
+        ended = self._pool.on_ended(event.incarnation, event.returncode, event.last_words, oom_killed=event.oom_killed)
+        if ended is not None:
+            self._retries.decide(*ended)
+
+    def on_start_timeout(self, name: str) -> None:
+        if failed := self._pool.on_start_timeout(name):
+            self._retries.decide(*failed)
+
+    def on_hang_check(self, name: str) -> None:
+        stalled = self._pool.stalled(self._pool.workers[name])
+        if failed := self._pool.on_hang_check(name):
+            self._retries.decide(*failed, stalled)
+
+
+_HANDLERS: dict[type, Callable[..., None]] = {
+    wire.Ready: lambda self, worker, message, _: self.on_ready(worker, message),
+    wire.Hello: lambda *_: None,
+    wire.Beat: lambda self, worker, message, _: self.on_beat(worker, message),
+    wire.SegmentDone: lambda self, worker, message, _: self.on_segment(worker, message),
+    wire.AudioChunk: WorkerMessages.on_audio,
+    wire.Finished: WorkerMessages.on_finished,
+    wire.Failed: lambda self, worker, message, _: self.on_failed(worker, message),
+    wire.Suspended: lambda self, worker, message, _: self.on_suspended(worker, message),
+    wire.Trimmed: lambda self, worker, message, _: self.on_trimmed(worker, message),
+    wire.Bye: lambda self, worker, message, _: self.on_bye(worker, message),
+}

@@ -1,0 +1,57 @@
+"""What the parts of the core share: the jobs, the workers, and all that is known of them."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from .alerts import Alerts
+from .context import Context
+from .inputs import StoredVoice
+from .jobs.estimates import Estimator
+from .jobs.job_table import JobTable
+from .jobs.queue import WaitingQueue
+from .settings import Settings
+from .workers.autoscaler import Autoscaler
+from .workers.gpus import Gpus
+from .workers.pool import Pool
+from .workers.recycler import Recycler
+
+
+class Installation(Struct, frozen=True, kw_only=True):
+    """Which daemon this is, and where its files are; an empty path: nowhere."""
+
+    #: Begins the ids of this daemon's jobs.
+    boot: str
+    version: str
+    config_file: str = ""
+    state_folder: str = ""
+    outputs_folder: str = ""
+    #: Where results of durable jobs are kept until they are fetched.
+    results_folder: str = ""
+
+
+class State:
+    """Jobs and workers. Each part of the core takes this, and the parts below it that it calls."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        installation: Installation,
+        voices: dict[str, StoredVoice],
+        *,
+        now: float,
+        wall: float,
+        seed: int,
+    ) -> None:
+        self.context = Context(settings, now, wall, seed)
+        self.installation = installation
+        #: The registered voices by name.
+        self.voices = voices
+        self.job_table = JobTable()
+        self.queue = WaitingQueue(settings.queue.classes)
+        self.estimator = Estimator()
+        self.alerts = Alerts(self.context)
+        self.gpus = Gpus(self.context, self.alerts)
+        self.pool = Pool(self.context, self.gpus, self.alerts)
+        self.recycler = Recycler(self.context, self.pool, self.gpus)
+        self.autoscaler = Autoscaler(self.context, self.pool, self.gpus, self.queue)

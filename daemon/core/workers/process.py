@@ -1,0 +1,193 @@
+"""One process of a worker, from its start until it is reaped, and the reason for its end."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+
+from msgspec import Struct, field
+
+from glmtts.protocol.worker import Memory, Ready
+
+from ..exit_causes import CAUSE_OF_STATUS, Cause
+from .gpu_attribution import UNKNOWN, Share
+from .memory_watch import IdleSample, MemoryWatch
+
+
+class ExitReason(Struct, frozen=True):
+    """Why a process ended or is to end: the cause, the details in words, and the time of the decision."""
+
+    cause: Cause
+    detail: str
+    at: float
+
+
+class Process(Struct, kw_only=True):
+    """Everything that is true of one process alone: a new start has a new one, so nothing outlives the process.
+
+    A place without a process has a blank one. Times are the core's clock, in seconds.
+    """
+
+    incarnation: int = 0
+    #: The generation of the settings that it was started with (Pool.generation).
+    generation: int = 0
+    started_at: float = 0.0
+    pid: int | None = None
+    #: Its Ready message, once the model is loaded.
+    ready: Ready | None = None
+    ready_at: float = 0.0
+    idle_since: float = 0.0
+    #: Ids of its jobs, in the order in which it takes them on; a cancelled one stays until the process gives it back.
+    #: Of those that are not suspended the first ``slots`` are begun, the others lie ready.
+    jobs: list[str] = []
+    #: Those of them that are suspended, the last one last; and the one that is to be suspended at its next boundary.
+    suspended: list[str] = []
+    to_suspend: str = ""
+    #: When each begun job last made progress, and how many units were done then.
+    moved: dict[str, tuple[float, int]] = {}
+    jobs_taken: int = 0
+    jobs_done: int = 0
+    #: Why it ends, once it was told to end or has failed.
+    exit_reason: ExitReason | None = None
+    #: Why another process is to take its place, and whether it must go before that one is loaded.
+    replace_reason: ExitReason | None = None
+    replace_at_once: bool = False
+    #: SIGKILLs sent; and why it is no longer counted on, once several have not ended it.
+    kills: int = 0
+    stuck: str = ""
+    #: The letter of /proc: ``D`` is a process that nothing can end.
+    process_state: str = ""
+    #: The last report of its memory, its part of the GPU's, and torch's reserve when that was sampled.
+    memory: Memory | None = None
+    share: Share = UNKNOWN
+    sampled_reserved: int | None = None
+    #: Whether it has trimmed its memory since its last job.
+    trimmed: bool = False
+    watch: MemoryWatch = field(default_factory=MemoryWatch)
+    #: The source of the GPU figures in ``watch``: ``process``, ``device``, or ``""`` for torch.
+    watched_trust: str = ""
+    #: The last idle sample given to ``watch`` without a new reading of the GPU, and when.
+    idle_at: float = 0.0
+    idle_memory: Memory | None = None
+    #: The number of jobs done when ``watch`` last got a reading of the GPU; and, while busy, the last readings.
+    sampled_jobs: int = -1
+    busy_vram: list[int] = []
+
+    # --- jobs
+
+    @property
+    def slots(self) -> int:
+        """The number of jobs that it works on at once."""
+        return self.ready.slots if self.ready else 1
+
+    @property
+    def at_hand(self) -> Sequence[str]:
+        """Its jobs without the suspended ones."""
+        return [id for id in self.jobs if id not in self.suspended] if self.suspended else self.jobs
+
+    @property
+    def begun(self) -> Sequence[str]:
+        """The jobs that it works on."""
+        return self.at_hand[: self.slots]
+
+    @property
+    def may_resume(self) -> bool:
+        """Whether it has a suspended job, and a slot for that job or another."""
+        return bool(self.suspended) and len(self.jobs) - len(self.suspended) < self.slots
+
+    def take(self, job: str, now: float) -> bool:
+        """Add a job. Returns whether it is begun at once."""
+        self.jobs.append(job)
+        self.jobs_taken += 1
+        begins = len(self.jobs) - len(self.suspended) <= self.slots
+        if begins:
+            self.moved[job] = (now, -1)
+        return begins
+
+    def begin_ready(self, now: float) -> list[str]:
+        """Begin jobs that lie ready, as far as there are slots. Returns all begun jobs."""
+        begun = list(self.begun)
+        for job in begun:
+            self.moved.setdefault(job, (now, -1))
+        return begun
+
+    def suspend(self, job: str) -> None:
+        """The process has suspended a job."""
+        self.to_suspend = ""
+        self.suspended.append(job)
+        self.moved.pop(job, None)
+
+    def resume(self, job: str, now: float) -> None:
+        """The process continues a suspended job."""
+        self.suspended.remove(job)
+        self.moved[job] = (now, -1)
+
+    def progressed(self, job: str, now: float, done: int | None = None) -> None:
+        """A job has made progress, to ``done`` units; a beat with the same number again is no progress."""
+        _, last = self.moved.get(job, (0.0, -1))
+        if done is None or done != last:
+            self.moved[job] = (now, last if done is None else done)
+
+    def give_back(self, job: str) -> None:
+        """A job has ended in the process."""
+        self.jobs.remove(job)
+        self.moved.pop(job, None)
+        if job in self.suspended:
+            self.suspended.remove(job)
+        if self.to_suspend == job:
+            self.to_suspend = ""
+
+    def give_up_jobs(self) -> list[str]:
+        """Drop all jobs, because the process has failed or ended. Returns them."""
+        jobs, self.jobs = self.jobs, []
+        self.moved, self.suspended, self.to_suspend = {}, [], ""
+        return jobs
+
+    # --- memory
+
+    @property
+    def vram_by_torch(self) -> int | None:
+        """Bytes of its GPU in use now: the last sample, and torch's growth since; None where unknown."""
+        reserved = self.memory.torch_reserved if self.memory else None
+        if self.share.vram is None or reserved is None or self.sampled_reserved is None or not self.watched_trust:
+            return None
+        return max(reserved, self.share.vram + reserved - self.sampled_reserved)
+
+    def idle_sample(self, memory: Memory, vram: int | None) -> IdleSample:
+        """This memory as a sample for ``watch``."""
+        return IdleSample(
+            jobs=self.jobs_done,
+            rss=memory.rss,
+            vram=vram,
+            torch_allocated=memory.torch_allocated,
+            torch_reserved=memory.torch_reserved,
+        )
+
+    # --- its end
+
+    def unexpected_exit(self, returncode: int, last_words: str, *, oom_killed: bool, now: float) -> ExitReason:
+        """The reason for an end that was not asked for.
+
+        Args:
+            returncode: As in subprocess: negative for a signal.
+            last_words: The last line of its stderr, the best hint at why it could not start.
+            oom_killed: Whether the kernel killed it for want of memory.
+        """
+        detail = describe_exit(returncode)
+        if oom_killed:
+            detail = f"{detail} by the kernel, because the host ran out of memory"
+            return ExitReason(Cause.HOST_OOM, detail, now)
+        cause = CAUSE_OF_STATUS.get(returncode, Cause.CRASHED if self.ready else Cause.START_FAILED)
+        if self.ready is None and last_words:
+            detail = f"{detail} while it started: {last_words}"
+        return ExitReason(cause, detail, now)
+
+
+def describe_exit(returncode: int) -> str:
+    """How a process ended, in words: ``killed by SIGSEGV``, ``exited with status 3``."""
+    if returncode >= 0:
+        return f"exited with status {returncode}"
+    try:
+        return f"killed by {signal.Signals(-returncode).name}"
+    except ValueError:
+        return f"killed by signal {-returncode}"

@@ -1,0 +1,208 @@
+"""Who is let in, who is sent away and with what words, and what everybody may ask of their own jobs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from glmtts.daemon.core import inputs
+from glmtts.daemon.core.jobs.job import MAX_SUBSCRIBERS
+from glmtts.protocol import events, requests
+from glmtts.protocol import worker as wire
+
+from ..support.core_world import MakeWorld, World
+
+BOB = inputs.Client("uid:1002", "bob")
+ROOT = inputs.Client("uid:0", "root", operator=True)
+
+
+def refused(world: World, **keys: Any) -> Any:
+    """The error of a request that is not accepted."""
+    id = world.request(**keys)
+    assert world.names(id) == ["error"]
+    assert not isinstance(world.last(id).job, str)
+    return world.last(id)
+
+
+def test_a_job_that_starts_at_once_needs_no_room_in_the_queue(make_world: MakeWorld) -> None:
+    world = make_world(queue={"max_waiting": 0})
+    world.ready()
+    assert world.names(world.request()) == ["accepted", "started"]
+    assert refused(world).code == "queue_full"
+
+
+def test_recordings_that_wait_are_bounded(make_world: MakeWorld) -> None:
+    world = make_world(limits={"recordings_mib": 1})
+    keys: dict[str, Any] = {"prompt": requests.Prompt(text="x"), "body": bytes(600 << 10)}
+    id = world.request(**keys)
+    assert refused(world, **keys).code == "queue_full"
+    world.request(requests.Cancel(id="", v=1, job=world.job(id)))
+    assert world.names(world.request(**keys)) == ["accepted"]
+
+
+def test_a_request_that_is_refused_costs_nothing_of_the_rate(make_world: MakeWorld) -> None:
+    world = make_world(limits={"rate": "1/minute"}, audio={"default_format": "ogg"})
+    assert refused(world, options={"nonsense": 1}).code == "bad_request"
+    assert refused(world, sample_rate=44_100).code == "bad_request"
+    assert world.names(world.request()) == ["accepted"]
+
+
+def test_vip_is_for_those_who_are_named(world: World) -> None:
+    assert refused(world, priority="vip").code == "forbidden"
+    assert world.names(world.request(priority="vip", client=ROOT))[0] == "accepted"
+
+
+def test_what_an_engine_does_not_take_is_named_with_its_key(world: World) -> None:
+    assert refused(world, options={"seconds": "long"}).message.startswith("options.seconds: expected ")
+    assert refused(world, options={"second": 1}).message == "options.second: unknown key"
+    assert refused(world, options={"fault": "explode"}).message.startswith("options.fault: 'explode' is not one of ")
+
+
+def test_a_voice_that_is_not_there_is_refused_with_those_that_are(world: World) -> None:
+    assert "tone" in refused(world, voice="nobody").message
+    assert world.names(world.request(voice="tone"))[0] == "accepted"
+
+
+def test_an_engine_without_voices_of_its_own_says_at_once_that_it_needs_one(make_world: MakeWorld) -> None:
+    world = make_world()
+    world.ready(voices=())
+    error = refused(world)
+    assert (error.code, error.message) == (
+        "bad_request",
+        "voice: the engine fault needs the voice of a recording: name one, or send a prompt; "
+        "none is registered yet (glmttsctl voice add)",
+    )
+    assert world.names(world.request(prompt=requests.Prompt(text="hello"), body=b"RIFF"))[0] == "accepted"
+
+
+def test_a_default_voice_that_is_not_registered_is_named(make_world: MakeWorld) -> None:
+    world = make_world(voices={"default": "anna"})
+    world.ready()
+    error = refused(world)
+    assert (error.code, error.message) == (
+        "voice_not_found",
+        "voice: 'anna' ([voices] default) is unknown; there are tone",
+    )
+
+
+def test_two_jobs_do_not_write_one_file(world: World) -> None:
+    id = world.request(output="a.wav")
+    assert refused(world, output="a.wav").code == "output_exists"
+    world.finish(world.job(id), None, path="/out/a.wav")
+    assert world.last(id).path == "/out/a.wav"
+    assert world.names(world.request(output="a.wav"))[0] == "accepted"
+
+
+def test_a_gateway_speaks_for_its_users_and_nobody_else_does(make_world: MakeWorld) -> None:
+    world = make_world(limits={"gateways": ["bob"]}, queue={"max_per_client": 1})
+    assert refused(world, on_behalf_of="carol").code == "forbidden"
+    id = world.request(client=BOB, on_behalf_of="carol")
+    assert refused(world, client=BOB, on_behalf_of="carol").code == "queue_full"
+    assert world.names(world.request(client=BOB, on_behalf_of="dave")) == ["accepted"]
+    ask = world.request(requests.GetJob(id="", v=1, job=world.job(id)), client=BOB)
+    assert isinstance(world.last(ask), events.JobAnswer)
+
+
+def test_the_journal_that_is_not_there_is_not_promised(make_world: MakeWorld) -> None:
+    world = make_world(journal="none")
+    world.ready()
+    for keys in ({"durable": True}, {"priority": "batch"}):
+        error = refused(world, **keys)
+        assert (error.code, error.retryable, error.retry_after_s) == ("unavailable", True, 5.0)
+        assert '"durable": false' in error.message
+    assert world.names(world.request(priority="batch", durable=False)) == ["accepted", "started"]
+
+
+# --- keys
+
+
+def test_the_same_key_joins_the_job_while_it_lives_and_gets_its_result_after(world: World) -> None:
+    first = world.request(key="k")
+    again = world.request(key="k", connection=2)
+    assert world.job(first) == world.job(again)
+    world.finish(world.job(first), b"RIFF")
+    assert world.started() == ["hello"]
+    assert world.bodies(first) == world.bodies(again) == [b"RIFF"]
+    after = world.request(key="k")
+    assert world.names(after) == ["accepted", "done"]
+    assert world.bodies(after) == [b"RIFF"]
+
+
+def test_the_same_key_is_never_spoken_twice_even_when_its_result_is_gone(world: World) -> None:
+    world.finish(world.job(world.request(key="k")))
+    world.pass_time(400.0)
+    assert world.last(world.request(key="k")).code == "job_not_found"
+    world.pass_time(24 * 3_600.0)
+    assert world.names(world.request(key="k")) == ["accepted", "started"]
+
+
+def test_a_key_for_another_text_is_refused_and_a_key_of_another_client_is_another_key(world: World) -> None:
+    world.request(key="k", text="one")
+    error = refused(world, key="k", text="two")
+    assert error.code == "bad_request"
+    assert error.message.startswith("key: ")
+    assert world.names(world.request(key="k", text="two", client=BOB)) == ["accepted"]
+
+
+def test_a_job_that_ended_in_an_error_is_the_same_job_with_the_same_error(world: World) -> None:
+    id = world.request(key="k")
+    world.say(wire.Failed(job=world.job(id), code="synthesis_failed", message="its words"))
+    assert world.last(world.request(key="k")).code == "synthesis_failed"
+
+
+# --- waiting, looking, cancelling
+
+
+def test_a_client_that_comes_back_hears_the_rest_and_the_end(world: World) -> None:
+    id = world.request(stream=True)
+    wait = world.request(requests.Wait(id="", v=1, job=world.job(id)), connection=2)
+    world.audio(world.job(id), 0)
+    world.finish(world.job(id), None, chunks=1)
+    assert world.names(wait) == ["audio", "done"]
+
+
+def test_a_client_that_comes_back_after_the_end_gets_the_result_while_it_is_kept(world: World) -> None:
+    id = world.request()
+    world.step(inputs.ConnectionClosed(1))
+    world.finish(world.job(id), b"RIFF")
+    job = world.job(id)
+    assert world.bodies(world.request(requests.Wait(id="", v=1, job=job), connection=2)) == [b"RIFF"]
+    world.pass_time(301.0)
+    late = world.request(requests.Wait(id="", v=1, job=job), connection=2)
+    assert world.last(late).code == "job_not_found"
+
+
+@pytest.mark.parametrize("type_", [requests.Wait, requests.Cancel, requests.GetJob])
+def test_a_job_of_another_client_is_no_job(world: World, type_: type[Any]) -> None:
+    id = world.request()
+    ask = world.request(type_(id="", v=1, job=world.job(id)), client=BOB, connection=2)
+    assert world.last(ask).code == "job_not_found"
+    assert world.last(ask).message == world.last(
+        world.request(type_(id="", v=1, job=world.job(id) + "0"), client=BOB)
+    ).message.replace(world.job(id) + "0", world.job(id))
+    world.finish(world.job(id), b"RIFF")
+    assert world.names(ask) == ["error"]
+
+
+def test_one_job_is_not_told_to_thousands_of_requests(world: World) -> None:
+    id = world.request(key="k")
+    job = world.job(id)
+    for _ in range(MAX_SUBSCRIBERS - 1):
+        world.request(requests.Wait(id="", v=1, job=job))
+    assert world.last(world.request(requests.Wait(id="", v=1, job=job))).code == "queue_full"
+    assert world.last(world.request(key="k")).code == "queue_full"
+
+
+def test_clients_list_their_own_jobs_alone(world: World) -> None:
+    mine, _ = world.request(), world.request(client=BOB)
+    ask = world.request(requests.ListJobs(id="", v=1))
+    assert [job.job for job in world.last(ask).jobs] == [world.job(mine)]
+    ask = world.request(requests.ListJobs(id="", v=1, state="done"))
+    assert world.last(ask).jobs == []
+
+
+def test_a_long_queue_is_announced(world: World) -> None:
+    told = [world.told(world.request())[0] for _ in range(7)]
+    assert [isinstance(event.warning, str) for event in told] == [False] * 5 + [True] * 2
+    assert "the queue is long" in told[-1].warning
