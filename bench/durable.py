@@ -54,7 +54,7 @@ class Accepted:
 
 
 class Submitter:
-    """Several connections that always wait for so many jobs' ``accepted``."""
+    """Several connections that always have the same number of jobs waiting for ``accepted``."""
 
     def __init__(self, stack: ExitStack, folder: Path) -> None:
         self.daemon = Daemon(stack, folder, "daemon-durable")

@@ -48,7 +48,7 @@ def test_a_container_that_sees_its_group_as_the_root(machine: Path) -> None:
     kills.close()
 
 
-def test_a_container_that_is_told_the_path_in_the_host(machine: Path) -> None:
+def test_a_container_whose_proc_shows_the_path_on_the_host(machine: Path) -> None:
     write(machine / "cg/memory/memory.oom_control", CONTROL.format(6))
     kills = say(
         machine,

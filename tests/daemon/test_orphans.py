@@ -92,11 +92,11 @@ def test_a_worker_and_all_that_it_has_started_are_ended(start: Start, before: Re
     before.begun(worker, begun(worker), "gpu0/1")
     child = start(token)
     until(lambda: len(with_token(token)) == 5, "all are there")
-    everybody = with_token(token)
+    found = with_token(token)
     orphans = Records(tmp_path).sweep()
-    assert {orphan.pid for orphan in orphans} == set(everybody) and not any(orphan.stuck for orphan in orphans)
+    assert {orphan.pid for orphan in orphans} == set(found) and not any(orphan.stuck for orphan in orphans)
     assert {orphan.pid: orphan.worker for orphan in orphans if orphan.worker} == {worker: "gpu0/1"}
-    assert child in everybody and not any(alive(pid) for pid in everybody)
+    assert child in found and not any(alive(pid) for pid in found)
     assert Records(tmp_path).sweep() == []
 
 
@@ -123,7 +123,7 @@ def test_others_are_not_touched(start: Start, before: Records, tmp_path: Path) -
     strangers = [
         start(None),
         start(secrets.token_hex(16)),
-        # As if the pid of a worker had come to be somebody else's.
+        # As if the pid of a worker had been reused by another process.
         start(None),
         start(None),
     ]
@@ -134,7 +134,7 @@ def test_others_are_not_touched(start: Start, before: Records, tmp_path: Path) -
     assert all(alive(pid) for pid in strangers)
 
 
-def test_what_is_older_than_the_daemon_of_the_token_is_not_of_it(start: Start, tmp_path: Path) -> None:
+def test_a_process_older_than_the_daemon_of_its_token_is_not_touched(start: Start, tmp_path: Path) -> None:
     pid = start(token := secrets.token_hex(16))
     records = Records(tmp_path)
     write(tmp_path, Boot(token, records.boot.kernel, records.boot.namespace, begun(pid) + 1, {}).lines())
@@ -142,7 +142,7 @@ def test_what_is_older_than_the_daemon_of_the_token_is_not_of_it(start: Start, t
 
 
 @pytest.mark.parametrize("what", ["kernel", "namespace"])
-def test_a_record_of_another_kernel_or_container_names_nobody_here(start: Start, tmp_path: Path, what: str) -> None:
+def test_a_record_of_another_kernel_or_container_is_not_used(start: Start, tmp_path: Path, what: str) -> None:
     pid = start(token := secrets.token_hex(16))
     boot = Records(tmp_path).boot
     kernel = "0" * 36 if what == "kernel" else boot.kernel
@@ -173,7 +173,7 @@ def test_another_pid_namespace_is_not_touched(before: Records) -> None:
     assert outside.pid in found and inside not in found
 
 
-def test_the_daemon_does_not_end_itself_nor_who_has_started_it(before: Records, tmp_path: Path) -> None:
+def test_the_daemon_does_not_end_itself_nor_its_ancestors(before: Records, tmp_path: Path) -> None:
     """A daemon that an orphan has started: a script of a user, say, that a worker's engine ran."""
     code = (
         "import sys; from pathlib import Path; from glmtts.daemon.processes.orphans import Records; "
@@ -214,7 +214,7 @@ def freezer() -> Iterator[Callable[[int, bool], None]]:
     until(removed, "the group is empty")
 
 
-def test_what_can_t_be_killed_is_named_and_tried_again_at_the_next_start(
+def test_an_unkillable_process_is_reported_and_tried_again_at_the_next_start(
     start: Start, before: Records, tmp_path: Path, freezer: Callable[[int, bool], None]
 ) -> None:
     stuck, other = start(before.boot.token), start(before.boot.token)
@@ -243,7 +243,7 @@ def write(folder: Path, text: str | bytes, mode: int = 0o600) -> Path:
     return file
 
 
-def test_what_ends_is_forgotten_and_half_a_line_is_passed_over(before: Records) -> None:
+def test_ended_processes_leave_the_record_and_an_incomplete_line_is_skipped(before: Records) -> None:
     before.begun(11, 100, "gpu0/0")
     before.begun(12, 101, "gpu0/1")
     before.ended(11)
@@ -283,7 +283,7 @@ def test_a_damaged_record_does_no_harm(tmp_path: Path, start: Start, garbage: by
 
 
 @pytest.mark.parametrize("what", ["link", "fifo", "folder", "writable by others", "of another user"])
-def test_a_record_that_somebody_else_may_have_made_is_not_used(tmp_path: Path, start: Start, what: str) -> None:
+def test_a_record_that_another_user_may_have_written_is_not_used(tmp_path: Path, start: Start, what: str) -> None:
     before = Records(tmp_path)
     orphan = start(before.boot.token)
     file, text = tmp_path / FILE, (tmp_path / FILE).read_bytes()
@@ -346,7 +346,7 @@ def test_a_start_without_orphans_takes_no_time(tmp_path: Path) -> None:
 # --- the guardian
 
 
-def test_when_the_daemon_is_gone_the_guardian_ends_what_has_left_its_workers_groups(start: Start) -> None:
+def test_when_the_daemon_is_gone_the_guardian_ends_processes_that_left_their_worker_s_group(start: Start) -> None:
     token = secrets.token_hex(16)
     guard = Guardian(token)
     guard.ensure()

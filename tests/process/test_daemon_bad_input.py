@@ -65,7 +65,7 @@ NO_MAPS = {
 
 
 @pytest.mark.parametrize("what", NO_MAPS)
-def test_what_is_no_request_is_a_bad_request(daemon: Daemon, client: Peer, what: str) -> None:
+def test_an_invalid_message_is_a_bad_request(daemon: Daemon, client: Peer, what: str) -> None:
     with daemon.still_serves():
         # A message whose only frame is empty is a REQ socket's delimiter with nothing behind it.
         frames = [b"", b""] if what == "empty" else [NO_MAPS[what]]
@@ -225,7 +225,7 @@ def test_an_identity_that_changes_hands_takes_no_answers_along(daemon: Daemon, c
             assert not heir.socket.poll(50)
 
 
-def test_what_is_no_zeromq_at_all_is_not_answered(daemon: Daemon) -> None:
+def test_a_connection_that_does_not_speak_zeromq_is_closed(daemon: Daemon) -> None:
     # The last two pass for the oldest ZMTP, which has no handshake.
     nonsense = [
         b"\xff" * 64,

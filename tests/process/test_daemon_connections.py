@@ -41,7 +41,7 @@ def connect(daemon: Daemon, count: int, stack: contextlib.ExitStack) -> None:
         raw.connect(str(daemon.runtime / "glmtts.sock"))
 
 
-def test_thousands_of_silent_connections_keep_nobody_out(start: Start, many_descriptors: int) -> None:
+def test_thousands_of_silent_connections_leave_room_for_new_clients(start: Start, many_descriptors: int) -> None:
     daemon = start()
     early = daemon.client()
     early.speak()
@@ -101,7 +101,7 @@ def test_a_stream_that_is_not_read_ends_as_slow_consumer(start: Start) -> None:
         assert 1 << 20 <= len(audio) < 16 << 20
 
 
-def test_many_who_never_read_take_no_more_memory_than_one_may(start: Start) -> None:
+def test_many_clients_that_never_read_stay_within_one_memory_limit(start: Start) -> None:
     daemon = start(limits={"send_buffer_mib": 8}, queue={"keep_results_mib": 0, "max_waiting": 200})
     client = daemon.client()
     client.speak()
@@ -128,7 +128,7 @@ def test_the_memory_of_large_messages_is_given_back(daemon: Daemon, client: Peer
     daemon.until(lambda: daemon.rss_mib < before + 16, "what was sent is not kept")
 
 
-def test_one_who_asks_and_never_reads_the_answers_is_hung_up_on(start: Start) -> None:
+def test_a_client_that_never_reads_its_answers_is_disconnected(start: Start) -> None:
     daemon = start(limits={"send_buffer_mib": 1})
     client = daemon.client()
     with daemon.still_serves(40), contextlib.closing(daemon.client(RCVHWM=1, RCVBUF=4_096, SNDHWM=0)) as deaf:
@@ -205,7 +205,7 @@ def test_a_message_of_a_million_frames_does_not_stop_the_service_nor_cost_a_work
     assert daemon.workers()[0]["pid"] == before
 
 
-def test_who_reads_late_is_told_the_end_of_every_stream_though_others_needed_the_room(start: Start) -> None:
+def test_every_stream_of_a_late_reader_has_an_end_when_buffers_are_full(start: Start) -> None:
     """With more unread than the daemon keeps, streams end in ``slow_consumer``; none just falls silent."""
     daemon = start(limits={"send_buffer_mib": 16}, queue={"keep_results_mib": 0})
     late = [daemon.client(RCVHWM=1, RCVBUF=4_096) for _ in range(5)]

@@ -68,7 +68,7 @@ def test_the_configuration_in_force_can_be_read(daemon: Daemon) -> None:
     assert answer["config"]["workers"]["max"] == 2 and answer["config"]["workers"]["hang_timeout_s"] == 60.0
 
 
-def test_what_is_no_operation_is_refused_by_name(daemon: Daemon) -> None:
+def test_an_invalid_operation_is_refused_by_name(daemon: Daemon) -> None:
     operator = daemon.operator()
     for op in ("synthesize", "dance"):
         error = operator.refused(op, text="hello")
@@ -237,7 +237,7 @@ def test_a_reload_that_takes_fresh_workers_loses_no_job_and_leaves_no_gap(start:
 
     def renewed() -> bool:
         counts = daemon.status()["workers"]
-        assert counts["ready"] + counts["busy"] >= 1, "somebody can always speak"
+        assert counts["ready"] + counts["busy"] >= 1, "a worker is always ready"
         return counts["total"] == counts["ready"] == 2 and not before & {w["pid"] for w in daemon.workers()}
 
     daemon.until(renewed, "both workers are fresh")
@@ -251,7 +251,7 @@ def test_the_form_of_the_log_is_another_one_from_the_reload_on(start: Start) -> 
     daemon.until(lambda: '"message":"job done"' in daemon.log(), "a line in JSON")
 
 
-def test_a_file_that_was_named_relatively_is_told_by_a_name_that_means_it_everywhere(start: Start) -> None:
+def test_a_relative_configuration_path_is_reported_as_an_absolute_one(start: Start) -> None:
     daemon = start()
     daemon.stop()
     daemon.file = Path(os.path.relpath(daemon.file, daemon.folder))
@@ -267,7 +267,7 @@ def test_a_file_that_was_named_relatively_is_told_by_a_name_that_means_it_everyw
     assert f"{daemon.file}: queu" in alert["message"]
 
 
-def test_names_that_nobody_has_are_warned_of_at_the_start_and_at_each_reload(start: Start) -> None:
+def test_unknown_user_names_are_warned_of_at_the_start_and_at_each_reload(start: Start) -> None:
     daemon = start(limits={"gateways": ["nosuchuser"]})
     daemon.until(lambda: "limits.gateways: this machine has no user 'nosuchuser'" in daemon.log(), "it is warned of")
     daemon.configure({"limits": {"clients": {"nosuch": {"rate": ""}}}})

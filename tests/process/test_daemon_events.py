@@ -87,7 +87,7 @@ def test_a_watcher_hears_of_the_daemon_itself(daemon: Daemon, watcher: zmq.Socke
 
 
 @pytest.mark.usefixtures("watcher")
-def test_a_watcher_that_does_not_listen_costs_nobody_anything(daemon: Daemon, client: Peer) -> None:
+def test_a_watcher_that_does_not_read_slows_no_client(daemon: Daemon, client: Peer) -> None:
     with daemon.still_serves(32):
         for _ in range(400):
             client.speak(events="final", options={"seconds": 0.01})

@@ -1,4 +1,4 @@
-"""Many users, one GPU: nobody's book delays another's sentence, and no limit is dodged by being many."""
+"""Many users, one GPU: a book does not delay another client's sentence, and a client can't dodge its limits."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_sentence_waits_for_one_segment_of_a_book_whose_sound_is_not_touched(s
     events, audio = client.all(book)
     assert events[-1]["event"] == "done" and events[-1]["attempts"] == 1
     assert hashlib.sha256(audio).digest() == hashlib.sha256(undisturbed).digest()
-    assert events[-1]["synthesis_s"] < 20 * SEGMENT_S + 1.0, "the time aside is not the book's"
+    assert events[-1]["synthesis_s"] < 20 * SEGMENT_S + 1.0, "suspended time is not counted"
 
 
 def test_a_thousand_jobs_of_one_client_delay_another_s_sentence_by_no_more_than_a_segment(start: Start) -> None:
@@ -64,7 +64,7 @@ def test_a_rate_is_not_dodged_by_sockets_identities_ids_or_reconnecting(start: S
     daemon = start(limits={"rate": "5/hour"})
     results = []
     for number in range(12):
-        options = {"IDENTITY": f"somebody else {number}".encode()} if number % 2 else {}
+        options = {"IDENTITY": f"another {number}".encode()} if number % 2 else {}
         peer = daemon.client(zmq.REQ if number % 3 == 2 else zmq.DEALER, **options)
         results.append(peer.ask("synthesize", text="hello", id=f"id{number}"))
         peer.close()
@@ -75,11 +75,11 @@ def test_a_rate_is_not_dodged_by_sockets_identities_ids_or_reconnecting(start: S
     assert shown["tokens"] < 1 and shown["rate"] == "5/hour"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can switch users")
 def test_the_kernel_says_who_a_client_is_and_each_user_has_limits_of_its_own(start: Start) -> None:
     daemon = start(limits={"rate": "2/hour", "clients": {"65534": {"rate": "4/hour"}}}, daemon={"socket_mode": "0666"})
     daemon.folder.chmod(0o755)
-    # What it imports may lie where others can't read: it becomes somebody else afterwards.
+    # What it imports may lie where others can't read: it switches users afterwards.
     script = (
         "import os, sys, msgpack, zmq\n"
         "os.setuid(int(sys.argv[1]))\n"

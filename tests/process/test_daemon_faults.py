@@ -1,4 +1,4 @@
-"""Workers that fail in every way that they can: what the client is told, and that nobody else notices."""
+"""Workers that fail in every way: the client gets a named answer, and other clients notice nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .conftest import Daemon, Peer, Start
 
 SLOW: dict[str, Any] = {"seconds": 20.0, "rtf": 1.0}
 
-#: What a client is told of each fault, and how many attempts that took.
+#: The error code for each fault, and the number of attempts.
 ANSWERS = {
     "raise": ("synthesis_failed", 1),
     "exit": ("worker_crashed", 2),
@@ -80,7 +80,7 @@ def test_a_job_that_killed_two_workers_kills_no_third(daemon: Daemon, client: Pe
 
 
 @pytest.mark.parametrize("fault", ["leak_ram", "flood_stdout", "sleep", "audio"])
-def test_what_is_no_fault_of_the_job_does_not_fail_it(daemon: Daemon, client: Peer, fault: str) -> None:
+def test_a_harmless_fault_does_not_fail_its_job(daemon: Daemon, client: Peer, fault: str) -> None:
     with daemon.still_serves():
         options = {"fault": fault, "mib": 20, "seconds": 0.2}
         done, audio = client.speak(f"with {fault}", options=options)
@@ -134,7 +134,7 @@ def test_a_worker_that_is_stopped_from_outside_is_taken_for_hung(daemon: Daemon,
     assert done["event"] == "done" and done["attempts"] == 2
 
 
-def test_a_killed_idle_worker_is_replaced_before_anybody_misses_it(daemon: Daemon, client: Peer) -> None:
+def test_a_killed_idle_worker_is_replaced_before_the_next_job(daemon: Daemon, client: Peer) -> None:
     daemon.until_ready()
     before = {w["name"]: w["pid"] for w in daemon.workers()}
     for pid in before.values():
@@ -165,7 +165,7 @@ def test_an_engine_that_never_starts_is_unavailable_and_says_why(start: Start, h
     workers = {"start_timeout_s": timeout_s, "stop_timeout_s": 0.2, "restart": restart}
     daemon = start(wait=False, engine={"name": "fault", "fault": {"start": how}}, workers=workers)
     client = daemon.client()
-    # Accepted before anybody could know.
+    # Accepted before the first failure.
     error = client.refused("synthesize", text="early")
     assert error["code"] == "unavailable" and error["retryable"] and error["retry_after_s"] > 0
     assert ("SIGSEGV" if how == "crash" else "not ready") in error["message"]

@@ -49,7 +49,7 @@ def leave_children(daemon: Daemon, client: Peer) -> list[int]:
     """Have the worker start a child in its group and one in a session of its own; everything that lives then."""
     before = set(daemon.processes())
     client.speak("children", options={"fault": "fork_child"})
-    # A process that has just become another program has no environment yet, for as long as nobody lets it run.
+    # A process that has just become another program has no environment yet, until it is scheduled.
     daemon.until(lambda: len(set(daemon.processes()) - before) == 2, "both children are there")
     return sorted(before | set(daemon.processes()))
 
@@ -68,7 +68,7 @@ def bystander() -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.parametrize("how", ["hang", "recycle", "stop"])
-def test_what_a_worker_has_started_ends_with_it(start: Start, bystander: subprocess.Popen[bytes], how: str) -> None:
+def test_children_of_a_worker_end_with_it(start: Start, bystander: subprocess.Popen[bytes], how: str) -> None:
     quick = {"hang_timeout_s": 0.5, "stop_timeout_s": 0.5, "restart": {"backoff_initial_s": 0.05}}
     daemon = start(workers=quick)
     client = daemon.client()
@@ -128,7 +128,9 @@ def test_a_daemon_that_is_killed_before_its_workers_are_ready_leaves_nothing(sta
     daemon.until_nothing_is_left(1.0)
 
 
-def test_the_next_daemon_ends_what_nobody_was_left_to_end(start: Start, bystander: subprocess.Popen[bytes]) -> None:
+def test_the_next_daemon_ends_the_orphans_of_a_daemon_killed_with_its_guardian(
+    start: Start, bystander: subprocess.Popen[bytes]
+) -> None:
     daemon = start()
     leave_children(daemon, daemon.client())
     os.kill(guardian_of(daemon), signal.SIGKILL)

@@ -116,7 +116,7 @@ def test_a_folder_that_can_t_be_used_is_named(start: Start) -> None:
     assert str(daemon.runtime) in daemon.log() and "Traceback" not in daemon.log()
 
 
-def test_sockets_that_somebody_removes_are_made_again(start: Start) -> None:
+def test_removed_sockets_are_made_again(start: Start) -> None:
     daemon = start()
     here = daemon.client()
     here.speak("before")
@@ -124,7 +124,7 @@ def test_sockets_that_somebody_removes_are_made_again(start: Start) -> None:
     modes = [(daemon.runtime / name).stat().st_mode for name in names]
     for name in names:
         (daemon.runtime / name).unlink()
-    # Who is connected notices nothing, and who comes is served within seconds.
+    # Connected clients notice nothing; new clients are served within seconds.
     here.speak("meanwhile")
     daemon.until(lambda: all((daemon.runtime / name).exists() for name in names), "they are there again")
     assert [(daemon.runtime / name).stat().st_mode for name in names] == modes

@@ -188,7 +188,7 @@ def test_a_folder_that_is_gone_is_named_and_nothing_stays(daemon: Daemon, client
 @contextlib.contextmanager
 def another_user() -> Iterator[None]:
     if os.geteuid() != 0:
-        pytest.skip("only root can become somebody else")
+        pytest.skip("only root can switch users")
     os.seteuid(65_534)
     try:
         yield

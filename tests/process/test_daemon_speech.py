@@ -80,7 +80,7 @@ def test_a_req_client_gets_one_answer_for_each_request(daemon: Daemon, options: 
     assert req.refused("synthesize", text="x", options={"fault": "raise"})["code"] == "synthesis_failed"
 
 
-def test_who_wants_the_last_event_alone_gets_just_that(client: Peer) -> None:
+def test_events_final_sends_the_last_event_alone(client: Peer) -> None:
     events, audio = client.all(client.send("synthesize", text="hello", events="final"))
     assert [e["event"] for e in events] == ["done"] and read(audio)[1] == 24_000
 
@@ -138,7 +138,7 @@ def test_a_sentence_is_spoken_by_the_built_in_engine(espeak: Daemon, text: str, 
         assert len(streamed) == 2 * len(samples)
 
 
-def test_the_language_follows_the_text_and_the_voice_what_was_asked_for(espeak: Daemon) -> None:
+def test_the_language_follows_the_text_and_the_voice_the_request(espeak: Daemon) -> None:
     client = espeak.client()
     spoken = {client.speak(text)[0]["sha256"] for text in ("你好", "hello", "再见")}
     assert len(spoken) == 3

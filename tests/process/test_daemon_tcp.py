@@ -1,4 +1,4 @@
-"""Clients by TCP: who they are, what they may not do, and what they are told when they may not even connect."""
+"""Clients by TCP: their identity, their rights, and the errors that explain a refused connection."""
 
 from __future__ import annotations
 
@@ -113,10 +113,10 @@ def test_glmttsctl_speaks_with_keys_from_the_environment(daemon: Daemon, shared_
     assert done.returncode == 1 and "GLMTTS_SECRET_KEY" in done.stderr
 
 
-# --- who is who
+# --- identities and rights
 
 
-def test_nobody_sees_or_ends_the_jobs_of_another_key(daemon: Daemon, shared_lock: Lock) -> None:
+def test_a_key_does_not_see_or_end_the_jobs_of_another_key(daemon: Daemon, shared_lock: Lock) -> None:
     with peer(daemon, **shared_lock.curve("alice")) as alice, peer(daemon, **shared_lock.curve("bob")) as bob:
         job = alice.until(alice.send("synthesize", text="mine", options=SLOW), "started")["job"]
         for op in ("job", "cancel", "wait"):
@@ -158,12 +158,12 @@ def test_a_key_has_one_rate_over_all_connections_and_identities(start: Start, lo
     with peer(daemon, **lock.curve("alice")) as first, peer(daemon, **lock.curve("alice")) as second:
         first.speak()
         second.speak()
-    with peer(daemon, ROUTING_ID=b"somebody", **lock.curve("alice")) as third:
+    with peer(daemon, ROUTING_ID=b"one", **lock.curve("alice")) as third:
         third.speak()
         assert third.refused("synthesize", text="once more")["code"] == "rate_limited"
-    with peer(daemon, ROUTING_ID=b"else", **lock.curve("alice")) as fourth:
+    with peer(daemon, ROUTING_ID=b"another", **lock.curve("alice")) as fourth:
         assert fourth.refused("synthesize", text="once more")["code"] == "rate_limited"
-    with peer(daemon, ROUTING_ID=b"somebody", **lock.curve("bob")) as bob:
+    with peer(daemon, ROUTING_ID=b"one", **lock.curve("bob")) as bob:
         bob.speak()
 
 
@@ -171,7 +171,7 @@ def test_a_key_has_one_rate_over_all_connections_and_identities(start: Start, lo
 
 
 def soon(seconds: float = 8.0) -> Any:
-    """What happens in the block takes no longer: nobody waits for a connection that can't come."""
+    """The block takes no longer than this: no client waits for a connection that is refused."""
 
     @contextlib.contextmanager
     def clock() -> Iterator[None]:
@@ -182,7 +182,7 @@ def soon(seconds: float = 8.0) -> Any:
     return clock()
 
 
-def test_who_is_not_let_in_is_told_why_and_soon(daemon: Daemon, shared_lock: Lock) -> None:
+def test_a_refused_client_learns_the_reason_soon(daemon: Daemon, shared_lock: Lock) -> None:
     endpoint = by_tcp(daemon)
     with soon(), Client(endpoint, **shared_lock.of("mallory")) as client:
         with pytest.raises(Forbidden, match=f"key add NAME '{re.escape(shared_lock.pairs['mallory'][0])}'"):
@@ -208,7 +208,7 @@ def test_who_is_not_let_in_is_told_why_and_soon(daemon: Daemon, shared_lock: Loc
     [{}, {"PLAIN_USERNAME": b"root", "PLAIN_PASSWORD": b"root"}, "unknown", "wrong server"],
     ids=str,
 )
-def test_nothing_is_heard_of_who_has_no_good_key(daemon: Daemon, shared_lock: Lock, options: Any) -> None:
+def test_a_connection_without_a_good_key_is_refused(daemon: Daemon, shared_lock: Lock, options: Any) -> None:
     if isinstance(options, str):
         kind, options = options, shared_lock.curve("mallory" if options == "unknown" else "alice")
         if kind == "wrong server":
@@ -338,7 +338,7 @@ def test_a_list_with_a_bad_line_changes_nothing_and_names_it(start: Start, lock:
     lock.admit("alice")
     daemon = start(tcp=lock.tcp)
     with Client(by_tcp(daemon), 20, **lock.of("alice")) as alice:
-        lock.authorised.write_text("# nobody\nnot-a-key bob\n")
+        lock.authorised.write_text("# no key\nnot-a-key bob\n")
         refused = daemon.control("reload")
         assert (
             refused["event"] == "error" and f"{lock.authorised}:2: 'not-a-key' is no public key" in refused["message"]
@@ -346,7 +346,7 @@ def test_a_list_with_a_bad_line_changes_nothing_and_names_it(start: Start, lock:
         alice.speak("still in")
     with Client(by_tcp(daemon), 20, **lock.of("alice")) as again:
         again.speak("and in again")
-    lock.authorised.write_text("# nobody\n")
+    lock.authorised.write_text("# no key\n")
     assert daemon.control("reload")["event"] == "result"
     assert "no client can connect by TCP" in daemon.log()
 
@@ -367,7 +367,7 @@ def test_a_daemon_that_starts_again_finds_its_clients_again(start: Start, lock: 
 # --- without encryption
 
 
-def test_programs_of_this_machine_need_no_keys_and_are_nobody_in_particular(start: Start) -> None:
+def test_programs_of_this_machine_need_no_keys_and_have_no_special_rights(start: Start) -> None:
     daemon = start(tcp={"listen": LOOPBACK}, queue={"classes": {"vip": {"users": ["root", "tcp", "127.0.0.1"]}}})
     with Client(by_tcp(daemon), 20) as client:
         assert client.speak("hello").audio[:4] == b"RIFF"

@@ -74,7 +74,7 @@ class Asked:
 
 
 class Caller:
-    """A DEALER on the requests socket. ``name`` is part of every id, so that nobody else's answer goes unnoticed."""
+    """A DEALER on the requests socket. ``name`` is part of every id, so that an answer to another client is noticed."""
 
     _numbers = itertools.count(1)
 
@@ -85,7 +85,7 @@ class Caller:
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.connect(endpoint)
         self.asked: dict[str, Asked] = {}
-        #: Answers without an id that are still to come: those to messages that nobody could read.
+        #: Answers without an id that are still to come: those to unreadable messages.
         self.anonymous = 0
         self._ids = itertools.count(1)
 

@@ -1,4 +1,4 @@
-"""What a client is told of its wait at acceptance comes true: within 30 % for nine of ten, once jobs were seen."""
+"""The wait that is announced at acceptance comes true: within 30 % for nine of ten, once jobs were seen."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHINESE = "今天天气不错，我们去公园散步，孩子们在草地上奔
 
 
 def text(rng: random.Random, longest: int) -> str:
-    """Something to say, of any length up to so many characters, in one language or the other."""
+    """A text of any length up to a limit, in one language or the other."""
     source = rng.choice((WORDS, CHINESE))
     length = rng.randint(longest // 10, longest)
     return f"{rng.randrange(10**6)} {(source * (length // len(source) + 1))[:length]}"
@@ -40,7 +40,7 @@ def told_and_waited(client: Peer, requests: list[dict[str, Any]]) -> list[tuple[
     ("engine", "workers", "longest", "options"),
     [("fault", 1, 300, {"rtf": 0.01}), ("fault", 2, 300, {"rtf": 0.02}), ("espeak", 1, 1_500, {})],
 )
-def test_the_wait_that_is_told_comes_true(
+def test_the_announced_wait_comes_true(
     start: Start, engine: str, workers: int, longest: int, options: dict[str, Any]
 ) -> None:
     daemon = start(

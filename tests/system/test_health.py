@@ -41,7 +41,7 @@ def test_a_daemon_is_alive_then_ready_then_speaks_by_every_worker(start: Start) 
     assert health(daemon, "--ready")[0] == 0
     code, answer = health(daemon, "--deep")
     assert code == 0 and [(w["name"], w["verdict"]) for w in answer["workers"]] == [("w0", "spoke"), ("w1", "spoke")]
-    assert daemon.status()["counts"]["accepted"] == 0, "it is no job, and in nobody's figures"
+    assert daemon.status()["counts"]["accepted"] == 0, "a probe is not counted as a job"
 
 
 def test_a_worker_that_hangs_is_found_by_deep_alone_and_in_its_time(start: Start) -> None:

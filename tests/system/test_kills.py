@@ -21,13 +21,13 @@ KILLS = int(os.environ.get("GLMTTS_KILLS", "50"))
 SEED = int(os.environ.get("GLMTTS_KILLS_SEED", str(random.SystemRandom().randrange(10**6))))
 #: Everything has to be done so long after the last kill.
 PATIENCE_S = 120.0
-#: No more are sent while so many are to be done.
+#: No more jobs are sent while this many are open.
 MAX_MISSING = 100
 
 
 @dataclass
 class Wanted:
-    """A durable job that somebody wants, and what he has heard of it."""
+    """A durable job, and the events that its client has received."""
 
     request: dict[str, Any]
     job: str = ""

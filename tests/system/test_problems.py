@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from ..process.conftest import Daemon, Start
+from ..process.conftest import Daemon, MakeGpus, Start
 
 DOCS = Path(__file__).parents[2] / "docs" / "operations.md"
 GLMTTSCTL = str(Path(sys.executable).with_name("glmttsctl"))
@@ -42,7 +42,7 @@ def table() -> dict[str, Row]:
 
 
 ROWS = table()
-STAGES: dict[str, Callable[[Theatre], Any]] = {}
+STAGES: dict[str, Callable[[Theatre], Daemon]] = {}
 
 
 class Theatre:
@@ -53,8 +53,9 @@ class Theatre:
         self._request = request
 
     @property
-    def gpus(self) -> Any:
-        return self._request.getfixturevalue("make_fake_gpus")
+    def gpus(self) -> MakeGpus:
+        make: MakeGpus = self._request.getfixturevalue("make_fake_gpus")
+        return make
 
     def folder(self) -> Path:
         """A state folder of its own."""
@@ -72,10 +73,10 @@ class Theatre:
         return folder
 
 
-def stage(wrong: str) -> Callable[[Callable[[Theatre], Any]], Callable[[Theatre], Any]]:
+def stage(wrong: str) -> Callable[[Callable[[Theatre], Daemon]], Callable[[Theatre], Daemon]]:
     """The function brings about what the row ``wrong`` of the table is about, and returns the daemon."""
 
-    def add(function: Callable[[Theatre], Any]) -> Callable[[Theatre], Any]:
+    def add(function: Callable[[Theatre], Daemon]) -> Callable[[Theatre], Daemon]:
         STAGES[wrong] = function
         return function
 
@@ -87,7 +88,7 @@ def long(seconds: float) -> dict[str, Any]:
 
 
 @stage("another program has the GPU's memory")
-def gpu_full(theatre: Theatre) -> Any:
+def gpu_full(theatre: Theatre) -> Daemon:
     gpus = theatre.gpus(8_000)
     gpus.take(0, 7_000, pid=4_000_001)
     return theatre.start(
@@ -99,18 +100,18 @@ def gpu_full(theatre: Theatre) -> Any:
 
 
 @stage("workers can't be kept alive")
-def workers_crash(theatre: Theatre) -> Any:
+def workers_crash(theatre: Theatre) -> Daemon:
     restart = {"breaker_failures": 2, "backoff_initial_s": 0.05, "backoff_max_s": 60.0}
     return theatre.start(wait=False, engine={"fault": {"start": "crash"}}, workers={"restart": restart})
 
 
 @stage("the model is still being loaded")
-def loading(theatre: Theatre) -> Any:
+def loading(theatre: Theatre) -> Daemon:
     return theatre.start(wait=False, engine={"fault": {"start": "hang"}}, workers={"start_timeout_s": 300.0})
 
 
 @stage("a worker died, and was replaced")
-def worker_died(theatre: Theatre) -> Any:
+def worker_died(theatre: Theatre) -> Daemon:
     daemon = theatre.start()
     os.kill(daemon.workers()[0]["pid"], signal.SIGKILL)
     daemon.until(lambda: daemon.workers()[0]["last_death"], "its death is known")
@@ -119,7 +120,7 @@ def worker_died(theatre: Theatre) -> Any:
 
 
 @stage("a worker hangs, and is not killed yet")
-def no_progress(theatre: Theatre) -> Any:
+def no_progress(theatre: Theatre) -> Daemon:
     daemon = theatre.start(workers={"hang_timeout_s": 20.0})
     client = daemon.client()
     client.until(client.send("synthesize", text="long", options=long(60.0)), "started")
@@ -129,7 +130,7 @@ def no_progress(theatre: Theatre) -> Any:
 
 
 @stage("a worker's memory grows, and it is replaced")
-def worker_replaced(theatre: Theatre) -> Any:
+def worker_replaced(theatre: Theatre) -> Daemon:
     daemon = theatre.start(workers={"recycle": {"max_rss_mib": 200}})
     client = daemon.client()
     for number in range(3):
@@ -140,7 +141,7 @@ def worker_replaced(theatre: Theatre) -> Any:
 
 
 @stage("one client's book fills the queue")
-def one_client(theatre: Theatre) -> Any:
+def one_client(theatre: Theatre) -> Daemon:
     daemon = theatre.start()
     client = daemon.client()
     for number in range(12):
@@ -149,7 +150,7 @@ def one_client(theatre: Theatre) -> Any:
 
 
 @stage("too few workers for the load")
-def too_few_workers(theatre: Theatre) -> Any:
+def too_few_workers(theatre: Theatre) -> Daemon:
     daemon = theatre.start(limits={"gateways": ["root", str(os.getuid())]})
     client = daemon.client()
     for number in range(8):
@@ -158,7 +159,7 @@ def too_few_workers(theatre: Theatre) -> Any:
 
 
 @stage("the CPU speaks in place of the GPU")
-def cpu(theatre: Theatre) -> Any:
+def cpu(theatre: Theatre) -> Daemon:
     daemon = theatre.start(alerts={"for_s": 1.0})
     client = daemon.client()
     for number in range(4):
@@ -167,7 +168,7 @@ def cpu(theatre: Theatre) -> Any:
 
 
 @stage("the disk is full")
-def disk_full(theatre: Theatre) -> Any:
+def disk_full(theatre: Theatre) -> Daemon:
     disk = theatre.small_disk()
     daemon = theatre.start(daemon={"state_dir": str(disk)})
     with (disk / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError, match="space"):
@@ -181,14 +182,14 @@ def disk_full(theatre: Theatre) -> Any:
 
 
 @stage("another daemon has the journal")
-def journal_locked(theatre: Theatre) -> Any:
+def journal_locked(theatre: Theatre) -> Daemon:
     state = str(theatre.folder())
     theatre.start(daemon={"state_dir": state})
     return theatre.start(daemon={"state_dir": state})
 
 
 @stage("the journal is of a later version")
-def journal_of_later_version(theatre: Theatre) -> Any:
+def journal_of_later_version(theatre: Theatre) -> Daemon:
     state = theatre.folder()
     theatre.start(daemon={"state_dir": str(state)}).stop()
     with sqlite3.connect(state / "journal.db") as journal:
@@ -202,21 +203,21 @@ def journal_of_later_version(theatre: Theatre) -> Any:
 
 
 @stage("the queue is paused")
-def paused(theatre: Theatre) -> Any:
+def paused(theatre: Theatre) -> Daemon:
     daemon = theatre.start()
     daemon.control("pause")
     return daemon
 
 
 @stage("the daemon is drained")
-def drained(theatre: Theatre) -> Any:
+def drained(theatre: Theatre) -> Daemon:
     daemon = theatre.start()
     daemon.control("drain", timeout_s=5.0)
     return daemon
 
 
 @stage("the configuration is wrong, and was not applied")
-def wrong_configuration(theatre: Theatre) -> Any:
+def wrong_configuration(theatre: Theatre) -> Daemon:
     daemon = theatre.start()
     daemon.file.write_text("[workers]\nmax = -1\n")
     daemon.process.send_signal(signal.SIGHUP)
@@ -224,7 +225,7 @@ def wrong_configuration(theatre: Theatre) -> Any:
 
 
 @stage("a new value waits for a restart")
-def restart_needed(theatre: Theatre) -> Any:
+def restart_needed(theatre: Theatre) -> Daemon:
     daemon = theatre.start()
     daemon.configure({"limits": {"text_chars": 10}})
     daemon.control("reload")
@@ -232,16 +233,16 @@ def restart_needed(theatre: Theatre) -> Any:
 
 
 @stage("a client does not read")
-def slow_reader(theatre: Theatre) -> Any:
+def slow_reader(theatre: Theatre) -> Daemon:
     daemon = theatre.start(limits={"send_buffer_mib": 1})
     daemon.client(RCVHWM=1).send("synthesize", text="a", stream=True, options={"seconds": 3_000.0})
     return daemon
 
 
 @stage("the last worker was unloaded, and the next job waits for it")
-def asleep(theatre: Theatre) -> Any:
+def asleep(theatre: Theatre) -> Daemon:
     daemon = theatre.start(workers={"idle_unload_s": 0.2})
-    daemon.until(lambda: not daemon.workers(), "nobody is left")
+    daemon.until(lambda: not daemon.workers(), "no worker is left")
     return daemon
 
 

@@ -88,7 +88,7 @@ def test_it_speaks_replaces_its_workers_and_reaps_whatever_is_left_to_it(contain
     assert not daemon.zombies()
 
 
-def test_a_stop_lets_it_finish_what_it_speaks(contain: Callable[..., Contained]) -> None:
+def test_a_stop_lets_running_jobs_finish(contain: Callable[..., Contained]) -> None:
     daemon = contain()
     daemon.until_ready()
     client = daemon.client()

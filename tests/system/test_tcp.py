@@ -1,4 +1,4 @@
-"""TCP over minutes and from another language: who vanishes is noticed, who reads slowly is not taken for one."""
+"""TCP over minutes and from another language: a vanished client is noticed, a slow reader is not mistaken for one."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_client_that_vanishes_without_a_word_is_noticed_within_a_minute(start:
 
 
 @pytest.mark.timeout(200)
-def test_who_listens_at_the_speed_of_speech_hears_it_to_the_end(start: Start, lock: Lock) -> None:
+def test_a_client_that_reads_at_the_speed_of_speech_gets_the_whole_stream(start: Start, lock: Lock) -> None:
     daemon = start(tcp=lock.tcp)
     with Client(by_tcp(daemon), 20, **lock.of("alice")) as client:
         # Made at once, in pieces of half a second; read so slowly that it takes longer than silence may last.

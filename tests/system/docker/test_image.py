@@ -51,7 +51,7 @@ def test_it_speaks_as_the_compose_file_runs_it_and_is_healthy(run: Run) -> None:
     assert "0 to be looked at, 0 wrong" in doctor.stdout, doctor.stdout
 
 
-def test_what_never_gets_ready_is_called_unhealthy(run: Run) -> None:
+def test_a_daemon_that_never_gets_ready_is_unhealthy(run: Run) -> None:
     configuration = FAULT + '[engine.fault]\nstart = "crash"\n'
     container = run("--health-interval=1s", "--health-start-period=1s", configuration=configuration)
     container.until(lambda: container.inspect()["Health"]["Status"] == "unhealthy", "Docker calls it unhealthy")
@@ -69,7 +69,7 @@ def test_a_killed_worker_is_replaced_and_leaves_no_zombie(run: Run) -> None:
     assert not [line for line in container.processes() if line.startswith("Z")]
 
 
-def test_a_stop_lets_what_runs_be_finished(run: Run, engine: Engine) -> None:
+def test_a_stop_lets_running_jobs_finish(run: Run, engine: Engine) -> None:
     container = run(configuration=FAULT)
     container.until(lambda: ready(container), "it is ready")
     said: list[subprocess.CompletedProcess[str]] = []

@@ -110,7 +110,7 @@ def test_a_service_that_has_started_answers_and_says_how_its_workers_are(service
     until_ready(service)
 
 
-def test_the_group_s_members_are_served_by_their_own_name_and_nobody_else(service: Container) -> None:
+def test_the_group_s_members_are_served_by_their_own_name_and_other_users_are_not(service: Container) -> None:
     service.run("glmttsctl", "say", "hello", "-o", "/tmp/alice.wav", user="alice")
     alice = service.run("id", "-u", "alice").stdout.strip()
     service.until_logged(f"client=uid:{alice}")
