@@ -21,7 +21,8 @@ from glmtts.daemon.processes import guardian
 from glmtts.daemon.processes.guardian_client import Guardian
 from glmtts.daemon.processes.orphans import FILE, Boot, Records, parse
 
-PATIENCE_S = 10.0
+from ..support.processes import PATIENCE_S, alive, until
+
 Start = Callable[..., int]
 
 
@@ -53,22 +54,10 @@ def start() -> Iterator[Start]:
             popen.stdout.close()
 
 
-def alive(pid: int) -> bool:
-    about = guardian.stat(pid)
-    return about is not None and not about.gone
-
-
 def begun(pid: int) -> int:
     about = guardian.stat(pid)
     assert about is not None
     return about.started
-
-
-def until(condition: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
-    deadline = time.monotonic() + patience_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not in time: {what}"
-        time.sleep(0.005)
 
 
 def with_token(token: str) -> list[int]:
@@ -134,20 +123,16 @@ def test_others_are_not_touched(start: Start, before: Records, tmp_path: Path) -
     assert all(alive(pid) for pid in strangers)
 
 
-def test_a_process_older_than_the_daemon_of_its_token_is_not_touched(start: Start, tmp_path: Path) -> None:
-    pid = start(token := secrets.token_hex(16))
-    records = Records(tmp_path)
-    write(tmp_path, Boot(token, records.boot.kernel, records.boot.namespace, begun(pid) + 1, {}).lines())
-    assert Records(tmp_path).sweep() == [] and alive(pid)
-
-
-@pytest.mark.parametrize("what", ["kernel", "namespace"])
-def test_a_record_of_another_kernel_or_container_is_not_used(start: Start, tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize("other", ["kernel", "namespace", "younger daemon"])
+def test_a_record_of_another_kernel_container_or_younger_daemon_ends_nothing(
+    start: Start, tmp_path: Path, other: str
+) -> None:
     pid = start(token := secrets.token_hex(16))
     boot = Records(tmp_path).boot
-    kernel = "0" * 36 if what == "kernel" else boot.kernel
-    namespace = "pid:[1]" if what == "namespace" else boot.namespace
-    write(tmp_path, Boot(token, kernel, namespace, 0, {pid: (begun(pid), "gpu0/0")}).lines())
+    kernel = "0" * 36 if other == "kernel" else boot.kernel
+    namespace = "pid:[1]" if other == "namespace" else boot.namespace
+    started = begun(pid) + 1 if other == "younger daemon" else 0
+    write(tmp_path, Boot(token, kernel, namespace, started, {pid: (begun(pid), "gpu0/0")}).lines())
     assert Records(tmp_path).sweep() == [] and alive(pid)
 
 

@@ -23,7 +23,8 @@ from glmtts.daemon.processes import descendants, guardian
 from glmtts.daemon.processes.manager import Processes, WorkerProcess
 from glmtts.daemon.processes.orphans import FILE, Records
 
-PATIENCE_S = 10.0
+from ..support.processes import PATIENCE_S, alive
+
 Ended = tuple[int, int, bool]
 
 
@@ -127,11 +128,6 @@ def loop(tmp_path: Path) -> Iterator[Callable[[str], Loop]]:
     for made in loops:
         made.close()
     assert not zombies()
-
-
-def alive(pid: int) -> bool:
-    about = guardian.stat(pid)
-    return about is not None and not about.gone
 
 
 def zombies() -> list[int]:

@@ -40,27 +40,11 @@ GOOD = msgpack.packb({"v": 1, "op": "synthesize", "id": "x", "text": "hello", "o
 
 NO_MAPS = {
     "empty": b"",
-    "nil": b"\xc0",
-    "number": b"\x01",
     "array": msgpack.packb([1, 2, 3]),
-    "a reserved byte": b"\xc1",
     "text": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "a map and more": GOOD + b"\xc0",
-    "keys that are no strings": msgpack.packb({1: 2}),
-    "keys that are bytes": msgpack.packb({b"v": 1, b"op": b"ping"}),
-    "keys that are arrays": b"\x81\x90\x01",
-    "the same key twice": b"\x82\xa1v\x01\xa1v\x01",
-    "invalid UTF-8": b"\x81\xa4text\xa2\xff\xfe",
     "a map of 2^32 pairs": b"\xdf\xff\xff\xff\xff",
-    "an array of 2^32": b"\x81\xa7options\xdd\xff\xff\xff\xff",
-    "a string of 4 GiB": b"\x81\xa4text\xdb\xff\xff\xff\xff",
     "bytes of 4 GiB": b"\x81\xa4text\xc6\xff\xff\xff\xff",
-    "an extension": b"\x81\xa4text\xc7\x04\x01abcd",
-    "a timestamp": b"\x81\xa4text\xd6\xff\x00\x00\x00\x00",
-    "500 arrays deep": b"\x81\xa7options" + b"\x91" * 500 + b"\xc0",
     "60,000 arrays deep": b"\x81\xa7options" + b"\x91" * 60_000 + b"\xc0",
-    "60,000 maps deep": b"\x81\xa7options" + b"\x81\xa1a" * 20_000 + b"\xc0",
-    "60,000 empty arrays": b"\x81\xa7options\xdc\xea\x60" + b"\x90" * 60_000,
 }
 
 

@@ -196,15 +196,6 @@ def test_a_bad_voice_is_not_registered(daemon: Daemon, body: bytes | None, keys:
     assert not (daemon.state / "voices" / "bad").exists() and before["pid"] == daemon.status()["pid"]
 
 
-def test_a_voice_is_there_after_a_restart(start: Start) -> None:
-    daemon = start()
-    daemon.control("voice_add", recording(), name="stays", text="what is said")
-    before, _ = daemon.client().speak("hello", voice="stays")
-    daemon.stop()
-    daemon.restart()
-    assert daemon.client().speak("hello", voice="stays")[0]["sha256"] == before["sha256"]
-
-
 # --- the configuration
 
 

@@ -16,16 +16,12 @@ import pytest
 
 from glmtts.daemon.processes import guardian
 
+from ..support.processes import alive
 from .conftest import Daemon, Event, Peer, Start
 
 PATIENCE_S = 20.0
 
 BUSY: dict[str, Any] = {"options": {"seconds": 30.0, "rtf": 1.0}}
-
-
-def stat(pid: int) -> guardian.Stat | None:
-    about = guardian.stat(pid)
-    return None if about is None or about.gone else about
 
 
 def children_of(pid: int) -> list[int]:
@@ -81,7 +77,7 @@ def test_children_of_a_worker_end_with_it(start: Start, bystander: subprocess.Po
             daemon.control("recycle", worker="all")
         case "stop":
             daemon.stop()
-    daemon.until(lambda: not any(stat(pid) for pid in [worker, *children]), "the worker's tree is gone")
+    daemon.until(lambda: not any(alive(pid) for pid in [worker, *children]), "the worker's tree is gone")
     if how != "stop":
         client.speak("the next")
         daemon.until(lambda: not zombies_of(daemon), "none of it stays a zombie")
@@ -89,7 +85,7 @@ def test_children_of_a_worker_end_with_it(start: Start, bystander: subprocess.Po
 
 
 def zombies_of(daemon: Daemon) -> list[int]:
-    return [pid for pid in children_of(daemon.process.pid) if stat(pid) is None and guardian.stat(pid) is not None]
+    return [pid for pid in children_of(daemon.process.pid) if not alive(pid) and guardian.stat(pid)]
 
 
 def wrapper(folder: Path, before: str) -> str:
@@ -117,7 +113,7 @@ def test_a_second_after_the_daemon_was_killed_nothing_of_it_lives(
     assert len(daemon.processes()) == 5
     daemon.kill()
     daemon.until_nothing_is_left(1.0)
-    daemon.until(lambda: stat(protector) is None, "the guardian ends as well", 1.0)
+    daemon.until(lambda: not alive(protector), "the guardian ends as well", 1.0)
     assert bystander.poll() is None
 
 
@@ -137,11 +133,11 @@ def test_the_next_daemon_ends_the_orphans_of_a_daemon_killed_with_its_guardian(
     daemon.kill()
     daemon.until(lambda: len(daemon.processes()) == 1, "the child in a session of its own is left alone")
     (orphan,) = daemon.processes()
-    assert stat(orphan) is not None
+    assert alive(orphan)
     begun = time.monotonic()
     daemon.restart()
     assert time.monotonic() - begun < 5.0
-    assert stat(orphan) is None and bystander.poll() is None
+    assert not alive(orphan) and bystander.poll() is None
     assert f"{orphan}" in daemon.log() and "orphan of an earlier daemon ended" in daemon.log()
     daemon.client().speak("after that")
     daemon.stop()

@@ -146,15 +146,6 @@ def test_the_language_follows_the_text_and_the_voice_the_request(espeak: Daemon)
     assert len({client.speak("hello", voice=v)[0]["sha256"] for v in voices[:2]}) == min(2, len(voices))
 
 
-def test_same_text_voice_and_seed_are_the_same_bytes_and_others_are_not(client: Peer) -> None:
-    def digest(text: str = "one", **keys: Any) -> str:
-        return str(client.speak(text, **keys)[0]["sha256"])
-
-    same = digest()
-    assert digest() == digest() == digest(voice="tone", seed=0) == same
-    assert len({same, digest("two"), digest(seed=1), digest(voice="tone-low"), digest(format="flac")}) == 5
-
-
 def test_clients_at_the_same_time_never_get_each_other_s_audio(daemon: Daemon) -> None:
     texts = [f"client {number}" for number in range(8)]
     with contextlib.closing(daemon.client()) as client:

@@ -21,8 +21,8 @@ from glmtts.protocol import keys
 
 from ..support.tcp import LOOPBACK, Lock, by_tcp
 from .conftest import Daemon, Peer, Start
+from .glmttsctl import ctl, told
 
-GLMTTSCTL = str(Path(sys.executable).with_name("glmttsctl"))
 SLOW: dict[str, Any] = {"seconds": 20.0, "rtf": 1.0}
 
 
@@ -99,17 +99,11 @@ def test_a_recording_of_the_largest_size_arrives(daemon: Daemon, shared_lock: Lo
 
 
 def test_glmttsctl_speaks_with_keys_from_the_environment(daemon: Daemon, shared_lock: Lock, tmp_path: Path) -> None:
-    environment = os.environ | {
-        "GLMTTS_ENDPOINT": by_tcp(daemon),
-        "GLMTTS_SERVER_KEY": shared_lock.server_key,
-        "GLMTTS_SECRET_KEY": shared_lock.key("alice"),
-    }
-    command = [GLMTTSCTL, "say", "hello", "-o", str(tmp_path / "a.wav")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    server = {"GLMTTS_ENDPOINT": by_tcp(daemon), "GLMTTS_SERVER_KEY": shared_lock.server_key}
+    done = ctl(daemon, "say", "hello", "-o", tmp_path / "a.wav", **server, GLMTTS_SECRET_KEY=shared_lock.key("alice"))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "a.wav").read_bytes()[:4] == b"RIFF"
-    del environment["GLMTTS_SECRET_KEY"]
-    done = subprocess.run([GLMTTSCTL, "ping"], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = ctl(daemon, "ping", **server)
     assert done.returncode == 1 and "GLMTTS_SECRET_KEY" in done.stderr
 
 
@@ -273,65 +267,23 @@ def test_a_key_that_is_removed_is_out_at_the_reload_and_one_that_is_added_is_in(
 
 def test_an_operator_lets_a_client_in_and_out_by_one_command_each(start: Start, lock: Lock) -> None:
     daemon = start(tcp=lock.tcp)
-    environment = os.environ | {"GLMTTS_ENDPOINT": daemon.endpoint}
-
-    def key(*arguments: str) -> None:
-        command = [GLMTTSCTL, "key", *arguments, "--reload", "--config", str(daemon.file)]
-        subprocess.run(command, env=environment, check=True, timeout=60, capture_output=True)
-
+    reload = ["--reload", "--config", daemon.file]
     secret = lock.folder / "alice.key"
-    key("new", "alice", "--authorise", "--out", str(secret))
+    told(daemon, "key", "new", "alice", "--authorise", "--out", secret, *reload)
     with Client(by_tcp(daemon), 20, server_key=lock.server_key, secret_key=secret) as client:
         client.speak("in")
-        key("remove", "alice")
+        told(daemon, "key", "remove", "alice", *reload)
         with soon(), pytest.raises(Forbidden):
             while True:  # until it has heard that its connection is gone
                 client.ping()
 
 
-def test_a_key_goes_to_the_daemon_that_runs_whatever_configuration_others_would_find(
-    start: Start, lock: Lock, tmp_path: Path
-) -> None:
-    state = tmp_path / "elsewhere"
-    daemon = start(daemon={"state_dir": str(state)}, tcp=lock.tcp | {"authorised_keys": ""})
-    environment = os.environ | {"GLMTTS_ENDPOINT": daemon.endpoint, "STATE_DIRECTORY": str(tmp_path / "default")}
-    secret = lock.folder / "carol.key"
-    command = [GLMTTSCTL, "key", "new", "carol", "--authorise", "--reload", "--out", str(secret)]
-    done = subprocess.run(command, env=environment, check=False, timeout=60, capture_output=True, text=True, cwd="/")
-    assert done.returncode == 0 and str(state / "keys") in done.stderr, done.stderr
-    with Client(by_tcp(daemon), 20, server_key=lock.server_key, secret_key=secret) as client:
-        client.speak("in")
-
-
-def test_a_key_that_the_daemon_does_not_read_is_not_said_to_be_known(start: Start, lock: Lock, tmp_path: Path) -> None:
-    other = tmp_path / "other.toml"
-    other.write_text(f'[daemon]\nstate_dir = "{tmp_path}/other"\n')
-    daemon = start(tcp=lock.tcp)
-
-    def add(*arguments: str) -> str:
-        command = [GLMTTSCTL, "key", "add", "--reload", *arguments]
-        environment = os.environ | {"GLMTTS_ENDPOINT": daemon.endpoint}
-        done = subprocess.run(command, env=environment, check=False, timeout=60, capture_output=True, text=True)
-        assert done.returncode == 1, done.stderr
-        return done.stderr
-
-    assert f"reads its keys from {lock.authorised}" in add("carol", keys.generate()[0], "--config", str(other))
-    daemon.stop()
-    daemon.configure({})
-    daemon.restart()
-    assert "reads no keys" in add("dora", keys.generate()[0])
-
-
 def test_by_tcp_health_says_what_it_can_and_nothing_else(daemon: Daemon, shared_lock: Lock) -> None:
-    environment = os.environ | {"GLMTTS_ENDPOINT": by_tcp(daemon), "GLMTTS_SERVER_KEY": shared_lock.server_key}
-    environment["GLMTTS_SECRET_KEY"] = shared_lock.key("alice")
-
-    def health(depth: str) -> subprocess.CompletedProcess[str]:
-        command = [GLMTTSCTL, "health", depth]
-        return subprocess.run(command, env=environment, check=False, timeout=60, capture_output=True, text=True)
-
-    assert health("--live").stdout == "alive: yes\n"
-    assert (health("--ready").returncode, health("--ready").stdout) == (1, "")
+    far = {"GLMTTS_ENDPOINT": by_tcp(daemon), "GLMTTS_SERVER_KEY": shared_lock.server_key}
+    far["GLMTTS_SECRET_KEY"] = shared_lock.key("alice")
+    assert ctl(daemon, "health", "--live", **far).stdout == "alive: yes\n"
+    ready = ctl(daemon, "health", "--ready", **far)
+    assert (ready.returncode, ready.stdout) == (1, "")
 
 
 def test_a_list_with_a_bad_line_changes_nothing_and_names_it(start: Start, lock: Lock) -> None:

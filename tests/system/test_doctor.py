@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 from ..process.conftest import MakeGpus, Start
-
-GLMTTSCTL = str(Path(sys.executable).with_name("glmttsctl"))
+from ..process.glmttsctl import ctl
 
 
 def test_an_nvml_that_hangs_is_found_and_does_not_hang_the_doctor(start: Start, make_fake_gpus: MakeGpus) -> None:
@@ -22,15 +17,7 @@ def test_an_nvml_that_hangs_is_found_and_does_not_hang_the_doctor(start: Start, 
     with gpus.delay("nvmlDeviceGet*", 60.0) as fault:
         fault.until_hit()
         began = time.monotonic()
-        doctor = subprocess.run(
-            [GLMTTSCTL, "doctor", "--json"],
-            capture_output=True,
-            text=True,
-            timeout=55,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            env=os.environ | {"GLMTTS_ENDPOINT": daemon.endpoint} | gpus.environment(),
-        )
+        doctor = ctl(daemon, "doctor", "--json", **gpus.environment())
         assert time.monotonic() - began < 45.0
         assert doctor.returncode == 1
         checks = json.loads(doctor.stdout)["checks"]

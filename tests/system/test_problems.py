@@ -11,7 +11,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,9 +19,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from ..process.conftest import Daemon, MakeGpus, Start
+from ..process.glmttsctl import ctl
 
 DOCS = Path(__file__).parents[2] / "docs" / "operations.md"
-GLMTTSCTL = str(Path(sys.executable).with_name("glmttsctl"))
 
 
 class Row(NamedTuple):
@@ -244,13 +243,6 @@ def asleep(theatre: Theatre) -> Daemon:
     daemon = theatre.start(workers={"idle_unload_s": 0.2})
     daemon.until(lambda: not daemon.workers(), "no worker is left")
     return daemon
-
-
-def ctl(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"GLMTTS_ENDPOINT": daemon.endpoint, "NO_COLOR": "1"}
-    return subprocess.run(
-        [GLMTTSCTL, *arguments], capture_output=True, text=True, timeout=120, env=environment, check=False
-    )
 
 
 @pytest.fixture

@@ -189,17 +189,6 @@ def test_a_client_that_waits_has_its_speech_within_three_seconds_of_the_daemon_s
     assert median(took) < (3.0 if load < 2 * (os.cpu_count() or 1) else 15.0), took
 
 
-def test_a_worker_that_is_killed_costs_its_service_nothing(service: Container) -> None:
-    until_ready(service)
-    before = service.daemon
-    (worker,) = (pid for pid, line in service.processes().items() if "gpu_worker" in line)
-    service.kill(worker, "KILL")
-    service.run("glmttsctl", "say", "hello", "-o", "/tmp/a.wav")
-    assert service.daemon == before and service.show("NRestarts") == "0"
-    service.until_logged("killed by SIGKILL")
-    assert worker not in service.processes()
-
-
 def test_a_frozen_daemon_is_replaced_by_the_watchdog_and_no_durable_job_is_lost(service: Container, told: Told) -> None:
     configure(service, FAULT)
     service.run("systemctl", "restart", "glmtts.service")
