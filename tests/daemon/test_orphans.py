@@ -317,17 +317,6 @@ def test_the_record_costs_the_loop_next_to_nothing_and_stays_small(before: Recor
     assert parse(before.path.read_text())[0].workers == {}
 
 
-@pytest.mark.usefixtures("before")
-def test_a_start_without_orphans_takes_no_time(tmp_path: Path) -> None:
-    begun_at = time.perf_counter()
-    records = Records(tmp_path)
-    assert records.sweep() == []
-    assert time.perf_counter() - begun_at < 0.2
-    begun_at = time.perf_counter()
-    assert records.sweep() == []
-    assert time.perf_counter() - begun_at < 0.01
-
-
 # --- the guardian
 
 

@@ -38,28 +38,21 @@ def refused(client: Peer, **keys: Any) -> Any:
 
 GOOD = msgpack.packb({"v": 1, "op": "synthesize", "id": "x", "text": "hello", "options": {"seconds": 0.1}})
 
-NO_MAPS = {
-    "empty": b"",
-    "array": msgpack.packb([1, 2, 3]),
-    "text": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "a map of 2^32 pairs": b"\xdf\xff\xff\xff\xff",
-    "bytes of 4 GiB": b"\x81\xa4text\xc6\xff\xff\xff\xff",
-    "60,000 arrays deep": b"\x81\xa7options" + b"\x91" * 60_000 + b"\xc0",
-}
+INVALID = [
+    msgpack.packb([1, 2, 3]),
+    b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    # A map of 2^32 pairs, 4 GiB of bytes, and 60,000 nested arrays.
+    b"\xdf\xff\xff\xff\xff",
+    b"\x81\xa4text\xc6\xff\xff\xff\xff",
+    b"\x81\xa7options" + b"\x91" * 60_000 + b"\xc0",
+]
 
 
-@pytest.mark.parametrize("what", NO_MAPS)
-def test_an_invalid_message_is_a_bad_request(daemon: Daemon, client: Peer, what: str) -> None:
+def test_an_invalid_message_is_a_bad_request(daemon: Daemon, client: Peer) -> None:
     with daemon.still_serves():
-        # A message whose only frame is empty is a REQ socket's delimiter with nothing behind it.
-        frames = [b"", b""] if what == "empty" else [NO_MAPS[what]]
-        if what == "empty":
-            client.socket.send_multipart(frames)
-            _, header = client.socket.recv_multipart()
-            event = msgpack.unpackb(header)
-        else:
-            event = answered(client, *frames)
-        assert event["code"] == "bad_request" and event["id"] == ""
+        for message in INVALID:
+            event = answered(client, message)
+            assert event["code"] == "bad_request" and event["id"] == "", message[:20]
 
 
 def test_random_bytes_are_answered_one_by_one(daemon: Daemon, client: Peer) -> None:

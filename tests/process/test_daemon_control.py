@@ -202,13 +202,20 @@ def test_a_bad_voice_is_not_registered(daemon: Daemon, body: bytes | None, keys:
 def test_a_reload_applies_what_it_can_and_names_what_needs_a_restart(start: Start) -> None:
     daemon = start()
     client = daemon.client()
-    daemon.configure({"limits": {"text_chars": 10, "rate": "1/hour"}, "workers": {"hang_timeout_s": 7.0}})
+    daemon.configure(
+        {
+            "daemon": {"log_format": "json"},
+            "limits": {"text_chars": 10, "rate": "1/hour"},
+            "workers": {"hang_timeout_s": 7.0},
+        }
+    )
     answer = daemon.control("reload")
-    assert sorted(answer["applied"]) == ["limits.rate", "workers.hang_timeout_s"]
+    assert sorted(answer["applied"]) == ["daemon.log_format", "limits.rate", "workers.hang_timeout_s"]
     assert (answer["rolling"], answer["restart_needed"]) == ([], ["limits.text_chars"])
     config = daemon.control("config")["config"]
     assert config["workers"]["hang_timeout_s"] == 7.0 and config["limits"]["text_chars"] == 5_000
     client.speak("a text of more than ten characters")
+    daemon.until(lambda: '"message":"job done"' in daemon.log(), "a line in JSON")
     assert client.refused("synthesize", text="second")["code"] == "rate_limited"
 
 
@@ -232,14 +239,6 @@ def test_a_reload_that_takes_fresh_workers_loses_no_job_and_leaves_no_gap(start:
         return counts["total"] == counts["ready"] == 2 and not before & {w["pid"] for w in daemon.workers()}
 
     daemon.until(renewed, "both workers are fresh")
-
-
-def test_the_form_of_the_log_is_another_one_from_the_reload_on(start: Start) -> None:
-    daemon = start()
-    daemon.configure({"daemon": {"log_format": "json"}})
-    assert daemon.control("reload")["applied"] == ["daemon.log_format"]
-    daemon.client().speak()
-    daemon.until(lambda: '"message":"job done"' in daemon.log(), "a line in JSON")
 
 
 def test_a_relative_configuration_path_is_reported_as_an_absolute_one(start: Start) -> None:

@@ -74,16 +74,6 @@ def test_a_stop_does_not_wait_for_longer_than_it_may(start: Start) -> None:
     daemon.until_nothing_is_left()
 
 
-def test_a_stop_while_workers_load_does_not_wait_for_them(start: Start) -> None:
-    daemon = start(wait=False, engine={"name": "fault", "fault": {"start": "hang"}})
-    daemon.until(lambda: len(daemon.processes()) == 2, "the worker's process is there")
-    daemon.until(lambda: (daemon.runtime / "glmtts.sock").exists() and daemon.status(), "it answers")
-    begun = time.monotonic()
-    daemon.process.terminate()
-    assert daemon.process.wait(5) == 0 and time.monotonic() - begun < 1
-    daemon.until_nothing_is_left()
-
-
 # --- starting
 
 

@@ -113,13 +113,6 @@ def test_a_job_can_be_waited_for_from_another_connection(client: Peer, other: Pe
     assert event["event"] == "done" and body == audio
 
 
-def test_a_client_that_went_away_finds_its_result_when_it_comes_back(daemon: Daemon, client: Peer) -> None:
-    with contextlib.closing(daemon.client()) as gone:
-        _, job = submit(gone, text="for later", options={"seconds": 0.3, "rtf": 0.5}, format="wav")
-    events, audio = client.all(client.send("wait", job=job))
-    assert events[-1]["event"] == "done" and audio[:4] == b"RIFF"
-
-
 # --- cancelling
 
 
@@ -177,9 +170,6 @@ def test_a_folder_that_is_gone_is_named_and_nothing_stays(daemon: Daemon, client
         moved.rename(folder)
     client.speak(output="somewhere.wav")
     daemon.until(lambda: not [path for path in folder.iterdir() if path.name.startswith(".")], "no mark stays")
-
-
-# --- priorities and queues
 
 
 # --- other users

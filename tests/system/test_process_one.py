@@ -88,18 +88,6 @@ def test_it_speaks_replaces_its_workers_and_reaps_whatever_is_left_to_it(contain
     assert not daemon.zombies()
 
 
-def test_a_stop_lets_running_jobs_finish(contain: Callable[..., Contained]) -> None:
-    daemon = contain()
-    daemon.until_ready()
-    client = daemon.client()
-    id = client.send("synthesize", text="to its end", options={"seconds": 1.0, "rtf": 1.0})
-    client.until(id, "started")
-    daemon.first.terminate()
-    assert client.all(id)[0][-1]["event"] == "done"
-    assert daemon.process.wait(PATIENCE_S) == 0
-    assert not daemon.processes()
-
-
 def test_a_stop_while_it_starts_is_heard(contain: Callable[..., Contained]) -> None:
     daemon = contain(engine={"fault": {"start": "hang"}})
 

@@ -58,17 +58,6 @@ def test_a_daemon_that_never_gets_ready_is_unhealthy(run: Run) -> None:
     assert "ready: no" in container.inspect()["Health"]["Log"][-1]["Output"]
 
 
-def test_a_killed_worker_is_replaced_and_leaves_no_zombie(run: Run) -> None:
-    container = run(configuration=FAULT)
-    container.until(lambda: ready(container), "it is ready")
-    find = "grep -l gpu_worker /proc/[0-9]*/cmdline | grep -o '[0-9]*'"
-    before = container.run("sh", "-c", find).stdout.split()
-    container.run("sh", "-c", f"kill -9 {before[0]}")
-    container.run("glmttsctl", "say", "hello", "-o", "/tmp/a.wav")
-    assert not set(before[:1]) & set(container.run("sh", "-c", find).stdout.split())
-    assert not [line for line in container.processes() if line.startswith("Z")]
-
-
 def test_a_stop_lets_running_jobs_finish(run: Run, engine: Engine) -> None:
     container = run(configuration=FAULT)
     container.until(lambda: ready(container), "it is ready")
