@@ -17,9 +17,7 @@ import pytest
 from glmtts.daemon.processes import guardian
 
 from ..support.processes import alive
-from .conftest import Daemon, Event, Peer, Start
-
-PATIENCE_S = 20.0
+from .conftest import PATIENCE_S, Daemon, Event, Peer, Start
 
 BUSY: dict[str, Any] = {"options": {"seconds": 30.0, "rtf": 1.0}}
 
@@ -187,10 +185,10 @@ def test_restarts_leave_no_descriptor_thread_zombie_or_socket(start: Start) -> N
         daemon.until(lambda: len(children_of(pid)) == 2, "a worker and the guardian are all that there is")
         return descriptors(pid), threads(pid), sorted(path.name for path in daemon.runtime.iterdir())
 
-    crash(5)
+    crash(3)
     expected = settled()
     memory = daemon.rss_mib
-    crash(15)
+    crash(8)
 
     def nothing_more() -> bool:
         # Of the connections that this test made, one may have been open still when it was counted before.
