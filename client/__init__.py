@@ -10,6 +10,7 @@ operators.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
@@ -59,18 +60,11 @@ __all__ = [
 ]  # fmt: skip
 
 
+_LAZY = {"AsyncClient": ".aio", "AsyncStream": ".aio", "Control": ".control", "News": ".watch", "Watch": ".watch"}
+
+
 def __getattr__(name: str) -> Any:
     """Load asyncio, and other modules that most programs don't use, only when needed."""
-    if name in ("AsyncClient", "AsyncStream"):
-        from . import aio
-
-        return getattr(aio, name)
-    if name == "Control":
-        from .control import Control
-
-        return Control
-    if name in ("News", "Watch"):
-        from . import watch
-
-        return getattr(watch, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name], __name__), name)

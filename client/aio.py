@@ -16,7 +16,7 @@ from typing import Any, TypeVar, Unpack
 from glmtts.protocol.endpoints import requests_endpoint
 from glmtts.protocol.events import Done, InfoAnswer, JobAnswer, JobInfo, JobsAnswer, Pong, Result, Voice, VoicesAnswer
 
-from .connection import Connection, check_listening, read_recording
+from .connection import DaemonConnection, check_listening, read_recording
 from .curve import Key
 from .errors import Cancelled, GlmttsError
 from .exchange import Exchange, Job, JobExchange, OnEvent, collected, job_id, show, timed_out
@@ -51,7 +51,7 @@ class AsyncClient:
         self.endpoint = endpoint or requests_endpoint()
         self._timeout = timeout
         self._reconnect_s = reconnect_s
-        self._made: Connection | None = None
+        self._made: DaemonConnection | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting = 0
         self._closed = False
@@ -87,11 +87,8 @@ class AsyncClient:
         """
         deadline = self._deadline(timeout)
         exchange = await self._synthesize(text, options)
-        try:
+        with self._given_up_on_error(exchange):
             return await self._finish(exchange, deadline, on_event)
-        except BaseException:
-            self._give_up(exchange)
-            raise
 
     def stream(
         self,
@@ -118,11 +115,8 @@ class AsyncClient:
         """Submit ``text`` and return when the job is accepted; see :meth:`.sync.Client.submit`."""
         deadline = self._deadline(timeout)
         exchange = await self._synthesize(text, options)
-        try:
+        with self._given_up_on_error(exchange, cancel=options.get("key") is None):
             await self._until(lambda: exchange.finished or exchange.job, deadline, exchange)
-        except BaseException:
-            self._give_up(exchange, cancel=options.get("key") is None)
-            raise
         if exchange.job is None:
             exchange.check()
         if self._made is not None:
@@ -169,11 +163,8 @@ class AsyncClient:
     async def _ask(self, op: str, timeout: float | None, kind: type[T], **keys: Any) -> T:
         deadline = self._deadline(timeout)
         exchange = (await self._connection()).core.call(op, **keys)
-        try:
+        with self._given_up_on_error(exchange):
             await self._until(lambda: exchange.finished, deadline, exchange)
-        except BaseException:
-            self._give_up(exchange)
-            raise
         return exchange.result(kind)
 
     async def _synthesize(self, text: str, options: SpeechOptions, *, stream: bool = False) -> JobExchange:
@@ -192,6 +183,14 @@ class AsyncClient:
             self._made.core.collect(exchange)
         return exchange.speech()
 
+    @contextmanager
+    def _given_up_on_error(self, exchange: Exchange, *, cancel: bool = True) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._give_up(exchange, cancel=cancel)
+            raise
+
     def _give_up(self, exchange: Exchange, *, cancel: bool = True) -> None:
         if self._made is not None:
             job = exchange.job if isinstance(exchange, JobExchange) else None
@@ -200,7 +199,7 @@ class AsyncClient:
             if self._waiting:  # sending may consume the signal of a received message
                 asyncio.get_running_loop().call_soon(self._pump)
 
-    async def _connection(self) -> Connection:
+    async def _connection(self) -> DaemonConnection:
         """The connection, made or checked again if needed. Raises DaemonNotRunning."""
         loop = asyncio.get_running_loop()
         if self._loop is None:
@@ -213,7 +212,7 @@ class AsyncClient:
             raise GlmttsError("This client is closed.")
         if self._made is None:
             server_key, secret_key = self._keys
-            self._made = Connection(
+            self._made = DaemonConnection(
                 self.endpoint, reconnect_s=self._reconnect_s, server_key=server_key, secret_key=secret_key
             )
         self._made.check()
@@ -261,7 +260,7 @@ class AsyncClient:
             if self._waiting == 0 and made is self._made and made is not None:
                 self._watch(made, False)
 
-    def _watch(self, made: Connection, on: bool) -> None:
+    def _watch(self, made: DaemonConnection, on: bool) -> None:
         loop = asyncio.get_running_loop()
         for socket in (made.socket, made.monitor):
             if on:
@@ -306,12 +305,9 @@ class AsyncStream:
 
     async def __anext__(self) -> Chunk:
         exchange = await self._begin()
-        try:
+        with self._client._given_up_on_error(exchange):
             while not exchange.chunks and (not exchange.finished or exchange.events):
                 await self._news(exchange, lambda: exchange.finished or exchange.events or exchange.chunks)
-        except BaseException:
-            self._client._give_up(exchange)
-            raise
         if exchange.chunks:
             return exchange.take_chunk()
         self.done = exchange.result(Done)
@@ -324,11 +320,8 @@ class AsyncStream:
             self._exchange = await self._client._synthesize(self._text, self._options, stream=True)
         exchange = self._exchange
         if self.job is None:
-            try:
+            with self._client._given_up_on_error(exchange):
                 await self._news(exchange, lambda: exchange.finished or exchange.job)
-            except BaseException:
-                self._client._give_up(exchange)
-                raise
             if exchange.job is None:
                 exchange.check()
             self.job = Job(exchange)

@@ -52,7 +52,7 @@ _HANDSHAKE_FAILED = (
 )
 
 
-class Connection:
+class DaemonConnection:
     """Owns a DEALER connected to ``endpoint``, and its :class:`Core`.
 
     Raises:

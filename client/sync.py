@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar, Unpack
 from glmtts.protocol.endpoints import requests_endpoint
 from glmtts.protocol.events import Done, InfoAnswer, JobAnswer, JobInfo, JobsAnswer, Pong, Result, Voice, VoicesAnswer
 
-from .connection import Connection, read_recording
+from .connection import DaemonConnection, read_recording
 from .curve import Key
 from .errors import Cancelled, GlmttsError
 from .exchange import Exchange, Job, JobExchange, OnEvent, collected, job_id, show, timed_out
@@ -41,7 +41,9 @@ class BlockingConnection:
         # Held by one thread at a time, which may call again from a callback. A second thread gets an error: it would
         # have to wait for as long as the speech of the first takes.
         self._user = threading.RLock()
-        self._connection = Connection(endpoint, reconnect_s=reconnect_s, server_key=server_key, secret_key=secret_key)
+        self._connection = DaemonConnection(
+            endpoint, reconnect_s=reconnect_s, server_key=server_key, secret_key=secret_key
+        )
         self._core = self._connection.core
         self._closed = False
 
@@ -168,11 +170,8 @@ class Client(BlockingConnection):
         """
         with self._in_use():
             exchange = self._synthesize(text, options)
-            try:
+            with self._given_up_on_error(exchange):
                 return self._finish(exchange, self._deadline(timeout), on_event)
-            except BaseException:
-                self._give_up(exchange)
-                raise
 
     def stream(
         self,
@@ -188,13 +187,10 @@ class Client(BlockingConnection):
         """
         with self._in_use():
             exchange = self._synthesize(text, {"format": "pcm_s16le", **options}, stream=True)
-            try:
+            with self._given_up_on_error(exchange):
                 self._until(lambda: exchange.finished or exchange.job, self._deadline(timeout), exchange)
                 if exchange.job is None:
                     exchange.check()
-            except BaseException:
-                self._give_up(exchange)
-                raise
             return Stream(self, exchange, timeout, on_event)
 
     def submit(
@@ -212,11 +208,8 @@ class Client(BlockingConnection):
         """
         with self._in_use():
             exchange = self._synthesize(text, options)
-            try:
+            with self._given_up_on_error(exchange, cancel=options.get("key") is None):
                 self._until(lambda: exchange.finished or exchange.job, self._deadline(timeout), exchange)
-            except BaseException:
-                self._give_up(exchange, cancel=options.get("key") is None)
-                raise
             if exchange.job is None:
                 exchange.check()
             self._core.track(exchange)
@@ -272,6 +265,14 @@ class Client(BlockingConnection):
         self._core.collect(exchange)
         return exchange.speech()
 
+    @contextmanager
+    def _given_up_on_error(self, exchange: JobExchange, *, cancel: bool = True) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._give_up(exchange, cancel=cancel)
+            raise
+
     def _give_up(self, exchange: JobExchange, *, cancel: bool = True) -> None:
         self._core.abandon(exchange, Cancelled("cancelled by this client", job=exchange.job), cancel=cancel)
         self._connection.flush()
@@ -301,25 +302,15 @@ class Stream:
 
     def __next__(self) -> Chunk:
         client, exchange = self._client, self._exchange
-        with client._in_use():
-            try:
-                while not exchange.chunks and not self._at_end():
-                    client._until(
-                        lambda: exchange.finished or exchange.events or exchange.chunks,
-                        client._deadline(self._timeout),
-                        exchange,
-                    )
-                    show(exchange, self._on_event)
-            except BaseException:
-                client._give_up(exchange)
-                raise
+        with client._in_use(), client._given_up_on_error(exchange):
+            while not exchange.chunks and (not exchange.finished or exchange.events):
+                deadline = client._deadline(self._timeout)
+                client._until(lambda: exchange.finished or exchange.events or exchange.chunks, deadline, exchange)
+                show(exchange, self._on_event)
         if exchange.chunks:
             return exchange.take_chunk()
         self.done = exchange.result(Done)
         raise StopIteration
-
-    def _at_end(self) -> bool:
-        return self._exchange.finished and not self._exchange.events
 
     def close(self) -> None:
         """Cancel the job, unless it has ended."""

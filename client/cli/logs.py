@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from typing import Any, get_args
@@ -42,10 +43,8 @@ def logs(follow: bool, count: int, worker: str | None, job: str | None, level: s
     if asked and count and not lines:
         run.note(_none_in_words(run, asked))
     if follow:
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             _follow(run, answer, asked)
-        except KeyboardInterrupt:
-            return
     elif lines and len(lines) < count and not asked and answer.get("journal"):
         run.note(f"Older lines are in the journal: journalctl _PID={answer.get('pid')}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -129,10 +130,9 @@ def stop(now: bool) -> None:
                 f"kill -9 {_pid(control.endpoint)}. Durable jobs continue when it is started again."
             ) from None
         if now:
-            try:
+            # The second request ends the daemon at once, perhaps before its answer is sent.
+            with contextlib.suppress(ConnectionLost, DaemonNotRunning, Timeout):
                 control.call("stop", timeout=2.0)
-            except (ConnectionLost, DaemonNotRunning, Timeout):
-                pass  # the second request ends the daemon at once, perhaps before its answer is sent
     words = "The daemon is ending." if now else "The daemon ends after its running jobs; `stop --now` doesn't wait."
     run.show(answer, lambda _: words)
 

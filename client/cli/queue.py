@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -43,15 +45,15 @@ def queue(limit: int, client: str | None, watch: bool) -> None:
     """
     run = session()
     if not watch:
-        run.show(_ask(run, limit, client), lambda answer: print_lines(lines_of(answer, terminal_width())))
+        run.show(_ask(run.ask, limit, client), lambda answer: print_lines(lines_of(answer, terminal_width())))
     elif run.json or not (sys.stdout.isatty() and sys.stdin.isatty()):
         _follow(run, limit, client)
     else:
         _live(run, limit, client)
 
 
-def _ask(run: Session, limit: int, client: str | None) -> dict[str, Any]:
-    answer = run.ask("queue", timeout=3.0, limit=_MOST if client else limit)
+def _ask(call: Callable[..., dict[str, Any]], limit: int, client: str | None) -> dict[str, Any]:
+    answer = call("queue", limit=_MOST if client else limit)
     if client is None:
         return answer
     jobs = [job for job in answer.get("jobs") or [] if is_of(job, client)]
@@ -68,17 +70,15 @@ def is_of(row: Row, client: str) -> bool:
 
 def _follow(run: Session, limit: int, client: str | None) -> None:
     """One picture after another, for a pipe or a file."""
-    try:
+    with contextlib.suppress(KeyboardInterrupt), run.control() as control:
         while True:
-            answer = _ask(run, limit, client)
+            answer = _ask(control.call, limit, client)
             if run.json:
                 click.echo(json.dumps(answer, ensure_ascii=False))
             else:
                 print_lines([Text(time.strftime("%H:%M:%S")), *lines_of(answer, None), Text()])
             sys.stdout.flush()
             time.sleep(_INTERVAL_S)
-    except KeyboardInterrupt:
-        return
 
 
 def _live(run: Session, limit: int, client: str | None) -> None:
@@ -93,7 +93,7 @@ def _live(run: Session, limit: int, client: str | None) -> None:
         nonlocal lines
         trouble = []
         try:
-            lines = lines_of(_ask(run, limit, client), width)
+            lines = lines_of(_ask(functools.partial(run.ask, timeout=3.0), limit, client), width)
         except Forbidden:
             raise
         except GlmttsError as error:

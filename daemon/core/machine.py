@@ -11,7 +11,7 @@ from glmtts.protocol import worker as wire
 from . import inputs
 from .api.client_requests import ClientRequests
 from .api.health import Health
-from .api.lifecycle import Lifecycle, Summary
+from .api.lifecycle import Lifecycle, Phase, Summary
 from .api.operator_requests import OperatorRequests
 from .api.queue_report import QueueReport
 from .api.recovery import Recovery
@@ -29,10 +29,10 @@ from .workers.report import publish_memory
 
 #: Inputs and messages of workers that change nothing of what jobs and workers may do, and those that concern jobs
 #: alone; whatever a handler changes beyond that, it marks.
-_QUIET = frozenset({wire.AudioChunk, wire.Beat, inputs.TimePassed})
+_QUIET = frozenset({wire.AudioChunk, wire.Beat, wire.SegmentDone, inputs.TimePassed})
 _OF_JOBS = frozenset({inputs.Requested, inputs.ConnectionClosed, inputs.ConnectionOverrun, inputs.StoredLost})
 _OF_JOBS |= {inputs.JournalChanged, inputs.JournalAdded, inputs.JournalEnded, inputs.JournalFound}
-_OF_JOBS |= {wire.SegmentDone, wire.Finished, wire.Failed, wire.Suspended}
+_OF_JOBS |= {wire.Finished, wire.Failed, wire.Suspended}
 _OPERATOR = inputs.Client("operator", "operator", operator=True)
 #: Passes of one reconcile; two are common, and a bug must not make it endless.
 _MOST_PASSES = 10
@@ -205,6 +205,11 @@ class Machine:
     def watched(self, watched: bool) -> None:
         self._context.watched = watched
 
+    def describe(self) -> dict[str, int]:
+        """How many entries everything has that grows with use."""
+        waiting = {"waiting": len(self.state.queue), "disk": self.scheduler.durable_jobs.waiting}
+        return self.state.job_table.describe() | waiting | {"drains": self.lifecycle.drains}
+
     def measure(self) -> list[Family]:
         """Every metric, as of the last step."""
         return self._core_metrics.take(self.lifecycle.name)
@@ -267,19 +272,21 @@ class Machine:
                 guarded(state.pool.reconcile)
                 guarded(self.scheduler.completion.refuse_if_unavailable)
             context.jobs_dirty = False
-            guarded(self._dispatch)
-            guarded(self.lifecycle.reconcile)
+            guarded(self.scheduler.dispatcher.reconcile)
+            if state.queue and not state.queue.paused:
+                guarded(self._bring_workers)
+            if self.lifecycle.phase is not Phase.RUNNING:
+                guarded(self.lifecycle.reconcile)
             if not (context.jobs_dirty or context.workers_dirty):
                 break
-        guarded(self._health.reconcile)
+        if self._health.waiting:
+            guarded(self._health.reconcile)
 
-    def _dispatch(self) -> None:
-        queue = self.state.queue
-        self.scheduler.dispatcher.reconcile()
-        if queue and not queue.paused:
-            if queue.wants_fresh:
-                self.state.recycler.freshen()
-            self.state.autoscaler.on_waiting()
+    def _bring_workers(self) -> None:
+        """Jobs are left waiting: make a fresh process for one that needs it, or start one more worker."""
+        if self.state.queue.wants_fresh:
+            self.state.recycler.freshen()
+        self.state.autoscaler.on_waiting()
 
     def _recover(self) -> None:
         """Finish what an exception in this step has left half done, for jobs and for workers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from typing import TypeAlias
 
 #: The purpose of a timer, and the job or worker that it is about: ``("deadline", job)``, ``("backoff", worker)``.
@@ -21,6 +22,9 @@ class Timers:
 
     def __contains__(self, key: TimerKey) -> bool:
         return key in self._due
+
+    def __iter__(self) -> Iterator[TimerKey]:
+        return iter(self._due)
 
     def set(self, key: TimerKey, due: float) -> None:
         """Arm a timer, or move one that is armed."""

@@ -58,7 +58,7 @@ def test_a_client_that_does_not_read_ends_no_other_client_s_stream(world: World)
     world.finish(world.job(id), None, chunks=1)
     assert world.last(id).code == "slow_consumer"
     assert world.names(wait) == ["audio", "done"]
-    assert world.machine.state.job_table._of_connection == {}
+    assert not world.machine.describe()["connections"]
 
 
 # --- drain
@@ -169,7 +169,7 @@ def test_a_stop_ends_a_worker_in_any_state_and_leaves_no_timer(make_world: MakeW
         world.die(0)
     assert world.states() == ["stopped"]
     assert exited(world)
-    assert {purpose for purpose, _ in world.machine.state.context.timers._due} <= {"expire"}
+    assert {purpose for purpose, _ in world.machine.state.context.timers} <= {"expire"}
     world.pass_time(1_000.0)
     assert not world.effects(effects.Spawn)
 

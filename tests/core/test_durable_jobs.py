@@ -28,15 +28,8 @@ def holding(make_world: MakeWorld) -> Any:
 
 
 def nothing_is_left(world: World) -> bool:
-    machine = world.machine
-    job_table, queue, timers = machine.state.job_table, machine.state.queue, machine.state.context.timers
-    deadlines = [key for key in timers._due if key[0] == "deadline"]
-    counts = dict(job_table.live_of_client)
-    return (len(queue), job_table.live, counts, job_table.outputs, job_table.recording_bytes, deadlines) == (
-        0, {}, {}, set(), 0, [],
-    ) and not any(
-        (machine.scheduler.durable_jobs._adding, job_table._keys, job_table._of_connection, job_table._ended)
-    )  # fmt: skip
+    purposes = {purpose for purpose, _ in world.machine.state.context.timers}
+    return not any(world.machine.describe().values()) and "deadline" not in purposes
 
 
 # --- results that can't be kept
@@ -79,8 +72,8 @@ def test_speech_that_nobody_would_have_is_not_done_but_made_again_when_there_is_
 
 
 def nothing_is_left_but_results(world: World) -> bool:
-    waits_for_disk = world.machine.scheduler.durable_jobs._waits_for_disk
-    return not world.machine.state.queue and not world.live and not waits_for_disk
+    counts = world.machine.describe()
+    return not (counts["waiting"] or counts["live"] or counts["disk"])
 
 
 @pytest.mark.parametrize("when", ["waits", "tried"])
@@ -303,7 +296,7 @@ def test_a_job_that_is_cancelled_while_it_is_written_is_never_started(holding: W
     assert not holding.messages(wire.SpeakJob)
     assert holding.ends[job].state == "cancelled"
     assert holding.machine.state.job_table.live == {}
-    assert not holding.machine.scheduler.durable_jobs._adding
+    assert not holding.machine.describe()["disk"]
 
 
 # --- what only the journal remembers

@@ -80,15 +80,6 @@ def test_a_worker_waits_until_the_memory_of_the_last_process_is_seen_free(on_gpu
     assert spawned(on_gpu) == [("w0", 0)]
 
 
-def test_a_look_from_before_the_end_of_the_last_process_does_not_count(on_gpu: World) -> None:
-    before = on_gpu.now
-    on_gpu.pass_time(0.5)
-    on_gpu.operate(control.Recycle, worker="w0")
-    on_gpu.die(0)
-    on_gpu.sample(on_gpu.gpu(), at=before)
-    assert on_gpu.states() == ["waiting"]
-
-
 def test_a_waiting_worker_looks_again_soon_and_then_less_and_less_often(on_gpu: World) -> None:
     on_gpu.operate(control.Recycle, worker="w0")
     on_gpu.die(0)
@@ -133,12 +124,6 @@ def test_a_gpu_that_is_not_there_is_named_with_those_that_are(make_world: MakeWo
     world.sample(world.gpu(0), world.gpu(1))
     assert world.states() == ["waiting"]
     assert world.worker().reason == "there is no GPU 3 here ([workers] gpus); NVML shows 0, 1"
-
-
-def test_those_that_are_loading_have_their_memory_already(make_world: MakeWorld) -> None:
-    world = make_world(workers={"gpus": [0], "per_gpu": 3, "max": 3, "vram_mib": 8_000})
-    world.sample(world.gpu(total_mib=20_000))
-    assert world.states() == ["starting", "starting", "waiting"]
 
 
 def test_a_worker_that_has_just_loaded_has_memory_that_the_last_sample_did_not_show(make_world: MakeWorld) -> None:

@@ -39,7 +39,7 @@ def test_what_live_jobs_hold_is_given_back_at_their_end(make_job: MakeJob) -> No
         {},
         {},
     )
-    assert job_table._of_connection == {}
+    assert not job_table.describe()["connections"]
     assert isinstance(job_table.find(job.id), Ended)
 
 
@@ -67,7 +67,7 @@ def test_a_result_is_dropped_when_its_time_is_over_or_room_is_short(make_job: Ma
     assert job_table.expire(20.0, 250) == 30.0
     assert (job_table.ended(jobs[1].id), job_table.result_bytes) == (None, 100)
     assert job_table.expire(30.0, 250) is None
-    assert (job_table.result_bytes, len(job_table._with_result)) == (0, 0)
+    assert (job_table.result_bytes, job_table.describe()["results"]) == (0, 0)
 
 
 def test_however_many_jobs_end_between_two_expiries_memory_is_bounded(
@@ -79,7 +79,8 @@ def test_however_many_jobs_end_between_two_expiries_memory_is_bounded(
         job = make_job()
         job_table.add(job)
         end(job_table, job, b"x")
-    assert len(job_table._ended) == len(job_table._with_result) == job_table.result_bytes == 10
+    counts = job_table.describe()
+    assert counts["ended"] == counts["results"] == job_table.result_bytes == 10
 
 
 def test_a_connection_that_closes_leaves_its_jobs_to_others(make_job: MakeJob) -> None:
@@ -92,7 +93,7 @@ def test_a_connection_that_closes_leaves_its_jobs_to_others(make_job: MakeJob) -
     assert [s.to.connection for s in job.subscribers] == [2]
     assert job_table.drop_connection(1) == []
     assert job_table.drop_connection(2) == [other, job]
-    assert job_table._of_connection == {}
+    assert not job_table.describe()["connections"]
 
 
 def test_a_connection_that_is_told_no_more_of_a_job_is_forgotten(make_job: MakeJob) -> None:
@@ -102,7 +103,7 @@ def test_a_connection_that_is_told_no_more_of_a_job_is_forgotten(make_job: MakeJ
     job_table.subscribe(job, Subscriber(ReplyTo(2), "r2", True))
     assert [s.id for s in job_table.unsubscribe(job, 1)] == ["r"]
     assert job_table.unsubscribe(job, 1) == []
-    assert list(job_table._of_connection) == [2]
+    assert job_table.drop_connection(1) == [] and job_table.drop_connection(2) == [job]
 
 
 def test_a_key_stands_for_its_job_for_a_day_and_for_its_client_alone(make_job: MakeJob) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from glmtts.daemon.core import effects, inputs
 from glmtts.protocol import control
-from glmtts.protocol import worker as wire
 
 from ..support.core_world import MakeSettings, MakeWorld, World
 
@@ -35,18 +34,6 @@ def test_one_more_is_loaded_when_a_job_has_waited_for_long_and_not_before(make_w
     # While that one is loaded it may be enough.
     world.pass_time(20.0)
     assert world.states() == ["busy", "starting"]
-
-
-def test_there_are_never_more_than_may_be(make_world: MakeWorld) -> None:
-    world = make_world(2, workers={"min": 1, "scale_up_wait_s": 1.0, "hang_timeout_s": 1_000.0})
-    world.ready()
-    for _ in range(8):
-        world.request()
-    world.pass_time(1.5)
-    world.ready("w1")
-    world.pass_time(60.0)
-    assert world.states() == ["busy", "busy"]
-    assert bounds(world) == {"min": 1, "max": 2, "wanted": 2}
 
 
 def test_idle_workers_give_their_memory_back_and_one_comes_with_the_next_job(make_world: MakeWorld) -> None:
@@ -145,15 +132,18 @@ def test_a_worker_leaves_the_gpu_that_has_the_most(make_world: MakeWorld) -> Non
     assert sorted(world.states()) == ["ready", "ready", "stopping"]
 
 
-def test_a_process_that_nothing_ends_is_stood_in_for(world: World) -> None:
+def test_a_process_that_nothing_ends_is_told_of_and_another_takes_its_place(world: World) -> None:
+    def alerts() -> list[str]:
+        return [alert["name"] for alert in world.last(world.operate(control.Status)).values["alerts"]]
+
     world.operate(control.Recycle, worker="w0")
     world.pass_time(60.0)
-    assert world.worker().process.stuck
+    assert alerts() == ["worker_stuck.w0"]
+    assert world.last(world.operate(control.Workers)).values["workers"][0]["reason"] == "killed, and does not end"
     assert world.states() == ["stopping", "starting"]
     world.ready("w1")
     id = world.request()
     assert world.names(id) == ["accepted", "started"]
     # When it is gone at last, it is not started again.
     world.die(-9)
-    assert world.states() == ["busy"]
-    assert not world.messages(wire.Trim)
+    assert world.states() == ["busy"] and alerts() == []

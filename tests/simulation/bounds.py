@@ -88,9 +88,10 @@ class Bounds:
         machine, job_table = self._machine, self._job_table
         limits = machine.settings.limits
         must(Rule.BOUNDED, job_table.recording_bytes <= limits.recordings_mib << 20, "recordings")
-        must(Rule.BOUNDED, len(job_table._ended) <= MAX_ENDED, "ended jobs")
-        must(Rule.BOUNDED, len(job_table._keys) <= MAX_ENDED, "idempotency keys")
-        must(Rule.BOUNDED, len(job_table._with_result) <= len(job_table._ended), "results")
+        counts = job_table.describe()
+        must(Rule.BOUNDED, counts["ended"] <= MAX_ENDED, "ended jobs")
+        must(Rule.BOUNDED, counts["keys"] <= MAX_ENDED, "idempotency keys")
+        must(Rule.BOUNDED, counts["results"] <= counts["ended"], "results")
         must(Rule.BOUNDED, len(job_table.outputs) <= len(job_table.live), "names of outputs")
         must(Rule.BOUNDED, len(job_table.live_of_client) <= len(job_table.live), "clients")
         held = len(machine.scheduler.retries.quarantine._entries)

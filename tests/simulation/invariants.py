@@ -94,6 +94,7 @@ class Invariants:
     def unsure(self) -> None:
         """The step has met a bug."""
         self._blame.unsure()
+        self.starts.unsure(self._event)
 
     def sampled(self, sampled: inputs.Sampled, truth: dict[int, dict[int, int]]) -> None:
         """The core is about to be told of a sample."""
@@ -111,7 +112,7 @@ class Invariants:
         """The core hands a job to a worker."""
         self._blame.started(message)
         self._fairness.started(message.job, incarnation)
-        self._limits.started(message.job)
+        self._limits.started(message.job, self._event)
 
     def admitted(self, client: inputs.Client, request: requests.Synthesize) -> None:
         """The core has taken a job."""
@@ -265,8 +266,8 @@ class Invariants:
         stuck = {worker.name for worker in self._pool.workers.values() if worker.process.stuck}
         processes = set(self.starts.processes) - stuck
         must(Rule.ROOM, not processes, "processes are left", processes)
-        left = {key for key in self._context.timers._due if key[0] not in _HARMLESS and key != ("kill", key[1])}
-        left |= {key for key in self._context.timers._due if key[0] == "kill" and key[1] not in stuck}
+        left = {key for key in self._context.timers if key[0] not in _HARMLESS and key != ("kill", key[1])}
+        left |= {key for key in self._context.timers if key[0] == "kill" and key[1] not in stuck}
         must(Rule.ORDER, not left, "timers are left", left)
         for connection in self._world.clients.connections.values():
             if connection.open:

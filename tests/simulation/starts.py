@@ -81,6 +81,11 @@ class Starts:
                 self._world.operators.lowered_at = self._world.now
             self._seen[reading.index] = Seen(sampled.at, reading.state, reading.free, truth[reading.index])
 
+    def unsure(self, event: inputs.Input) -> None:
+        """The step has met a bug: the core may not know a sample."""
+        if isinstance(event, inputs.Sampled):
+            self._seen.clear()
+
     def before(self, event: inputs.Input) -> None:
         """A process shows that it works, or ends."""
         if not isinstance(event, inputs.Sampled | inputs.Requested):

@@ -105,7 +105,7 @@ class Health:
 
     def reconcile(self) -> None:
         """Answer the checks that are complete; a worker that has died meanwhile has failed."""
-        for name, asked in list(self._asked.items()) if self._asked else ():
+        for name, asked in list(self._asked.items()):
             for worker, incarnation in asked.incarnations.items():
                 if worker not in asked.found and self._pool.by_incarnation(incarnation) is None:
                     there = self._pool.workers.get(worker)
@@ -113,6 +113,11 @@ class Health:
                     self._note(asked, worker, "failed", death.detail if death else "its process is gone")
             if asked.incarnations.keys() <= asked.found.keys():
                 self._finish(name)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a check waits for workers."""
+        return bool(self._asked)
 
     def on_late(self, name: str) -> None:
         """Time is up."""

@@ -224,8 +224,6 @@ class Lifecycle:
 
     def reconcile(self) -> None:
         """Enter the next stage of a drain or a stop when the one before is complete."""
-        if self.phase is Phase.RUNNING:
-            return
         if self.phase is Phase.STOPPING:
             self._durable_jobs.leave()
         if self._job_table.live:

@@ -148,6 +148,19 @@ class JobTable:
         yield from reversed(self.live.values())
         yield from reversed(self._ended.values())
 
+    def describe(self) -> dict[str, int]:
+        """How many entries each of its parts has."""
+        return {
+            "live": len(self.live),
+            "ended": len(self._ended),
+            "results": len(self._with_result),
+            "keys": len(self._keys),
+            "connections": len(self._of_connection),
+            "outputs": len(self.outputs),
+            "clients": len(self.live_of_client),
+            "recording_bytes": self.recording_bytes,
+        }
+
     def expire(self, now: float, max_result_bytes: int) -> float | None:
         """Drop results that are too old or too large in sum, and forget old jobs; returns when to come again."""
         while self._with_result:

@@ -53,7 +53,7 @@ class Dispatcher:
             while self._queue.wants_fresh and (worker := self._pool.fresh()):
                 self._take(self._queue.pop_for_fresh(), worker)
             brief = self._brief()
-            while worker := self._pool.free(brief=brief):
+            while self._queue and (worker := self._pool.free(brief=brief)):
                 job = self._next()
                 if job is None:
                     break

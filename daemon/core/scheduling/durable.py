@@ -287,6 +287,11 @@ class DurableJobs:
             f"{keep.keep_durable_s:g} s, {keep.keep_durable_mib} MiB of them in all"
         )
 
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for the disk, before their acceptance or for room for their result."""
+        return len(self._adding) + len(self._waits_for_disk)
+
     def describe(self) -> dict[str, object]:
         """The journal as ``status`` shows it."""
         unfinished = self._job_table.durable

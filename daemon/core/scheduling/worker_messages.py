@@ -36,7 +36,7 @@ class WorkerMessages:
         notifications: Notifications,
     ) -> None:
         self._context, self._job_table, self._pool = state.context, state.job_table, state.pool
-        self._estimator, self._recycler = state.estimator, state.recycler
+        self._estimator, self._recycler, self._queue = state.estimator, state.recycler, state.queue
         self._dispatcher = dispatcher
         self._completion = completion
         self._retries = retries
@@ -87,6 +87,8 @@ class WorkerMessages:
         attempt = job.attempt
         attempt.segment, attempt.segments, attempt.audio_s = message.segment, message.segments, message.audio_s
         attempt.boundary_s = attempt.active_s(self._context.now)
+        # Without a waiting job nothing can be suspended here.
+        self._context.jobs_dirty = self._context.jobs_dirty or bool(self._queue)
         event = events.Progress(
             id="",
             job=job.id,

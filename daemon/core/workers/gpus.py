@@ -43,6 +43,8 @@ class Gpus:
         self._context = context
         self._alerts = alerts
         self._gpus: dict[int, Gpu] = {}
+        #: When a worker process last ended on a GPU that has not been sampled yet.
+        self._ended_unseen: dict[int, float] = {}
         self.nvml = NvmlReading()
         self.sampled = False
         self.host_total: int | None = None
@@ -74,6 +76,8 @@ class Gpus:
         gpu = self._gpus.get(reading.index)
         if gpu is None:
             gpu = self._gpus[reading.index] = Gpu(structs.replace(reading, xids=Xids()), at)
+            # A late first sample may still show the memory of a process that has ended since.
+            gpu.ended_at = self._ended_unseen.pop(reading.index, gpu.ended_at)
         self._look_at_xids(gpu, reading)
         gpu.reading, gpu.at = reading, at
         lost = reading.state == "lost"
@@ -119,9 +123,12 @@ class Gpus:
 
     def ended(self, index: int | None) -> None:
         """A worker process on this GPU has ended."""
-        gpu = self._gpus.get(index) if index is not None else None
-        if gpu is not None:
+        if index is None:
+            return
+        if (gpu := self._gpus.get(index)) is not None:
             gpu.ended_at = self._context.now
+        else:
+            self._ended_unseen[index] = self._context.now
 
     # --- what is asked
 
@@ -246,12 +253,7 @@ class Gpus:
     def describe(self, workers: list[Worker]) -> dict[str, Any]:
         """Every GPU and the users of its memory, as ``gpus`` shows it."""
         return {
-            "nvml": {
-                "state": self.nvml.state,
-                "detail": self.nvml.detail,
-                "driver": self.nvml.driver,
-                "version": self.nvml.version,
-            },
+            "nvml": structs.asdict(self.nvml),
             "gpus": [self._describe(self._gpus[index], workers) for index in self.indices],
             "host": {"total": self.host_total, "available": self.host_available},
         }
@@ -260,17 +262,7 @@ class Gpus:
         reading = gpu.reading
         ours = [(w.name, w.process) for w in workers if w.gpu == reading.index and w.process.pid is not None]
         return {
-            "index": reading.index,
-            "uuid": reading.uuid,
-            "name": reading.name,
-            "state": reading.state,
-            "detail": reading.detail,
-            "total": reading.total,
-            "used": reading.used,
-            "free": reading.free,
-            "utilization": reading.utilization,
-            "temperature": reading.temperature,
-            "mig": reading.mig,
+            **{name: value for name, value in structs.asdict(reading).items() if name not in ("processes", "xids")},
             "workers": [
                 {"name": name, "pid": process.pid, "vram": process.share.vram, "vram_trust": process.share.trust}
                 for name, process in ours

@@ -69,11 +69,11 @@ class Pool(WorkerTable):
     # --- workers come and go
 
     def add(self, gpu: int | None, *, replaces: Worker | None = None) -> Worker:
-        """Add a worker on this GPU; its process is started as soon as there is no obstacle."""
+        """Add a worker on this GPU; the step's reconcile starts its process as soon as there is no obstacle."""
         number = next(n for n in range(len(self.workers) + 1) if f"w{n}" not in self.workers)
         worker = Worker(name=f"w{number}", gpu=gpu, replaces=replaces.name if replaces else None)
         self.workers[worker.name] = worker
-        self._go(worker)
+        self._await_start(worker)
         return worker
 
     def retire(self, worker: Worker, cause: Cause, reason: str) -> None:
@@ -124,16 +124,18 @@ class Pool(WorkerTable):
             if worker.state is WorkerState.WAITING:
                 self._context.guarded(self._go, worker)
 
+    def _await_start(self, worker: Worker) -> None:
+        """Have the step's reconcile start it, which knows by then how many workers there shall be."""
+        worker.enter(WorkerState.WAITING)  # STOPPED, STOPPING or BACKOFF -> WAITING
+        worker.waits_since, worker.reason = self._context.now, ""
+        self._context.workers_dirty = True
+
     def _go(self, worker: Worker) -> None:
-        """Start the worker's process, or have it wait while there is an obstacle."""
+        """Start the process of a waiting worker, or have it wait on while there is an obstacle."""
         obstacle = self._obstacle(worker)
         if not obstacle:
             self._start(worker)
             return
-        if worker.state is not WorkerState.WAITING:
-            worker.enter(WorkerState.WAITING)  # STOPPED, STOPPING or BACKOFF -> WAITING
-            worker.waits_since = self._context.now
-            worker.reason = ""
         known, worker.reason = worker.reason, obstacle
         # A sample brings us here again: it must not be the reason for the next one.
         if ("wait", worker.name) not in self._context.timers:
@@ -157,7 +159,7 @@ class Pool(WorkerTable):
     def _start(self, worker: Worker) -> None:
         context = self._context
         device, share = self._gpus.device(worker.gpu), self._gpus.share_limit(worker.gpu)
-        worker.enter(WorkerState.STARTING)  # STOPPED, STOPPING, BACKOFF or WAITING -> STARTING
+        worker.enter(WorkerState.STARTING)  # WAITING -> STARTING
         worker.reason = ""
         self.restarts.started(worker)
         self.starts += 1
@@ -346,8 +348,10 @@ class Pool(WorkerTable):
                 continue
             if worker.state in (WorkerState.STOPPING, WorkerState.FAILED):
                 self._context.guarded(self._vacate, worker)
-            elif not self.stopping and not any((purpose, worker.name) in timers for purpose in ("backoff", "wait")):
-                self._context.guarded(self._go, worker)
+            elif (
+                worker.state is not WorkerState.WAITING and not self.stopping and ("backoff", worker.name) not in timers
+            ):
+                self._context.guarded(self._await_start, worker)
 
     def on_spawn_failed(self, incarnation: int, reason: str) -> None:
         """There is no process: the interpreter is missing, or the system can't start one more."""
@@ -369,7 +373,7 @@ class Pool(WorkerTable):
         else:
             worker.restarts += 1
             if worker.state is WorkerState.STOPPING:
-                self._go(worker)
+                self._await_start(worker)
             else:
                 self._back_off(worker)
 
@@ -381,7 +385,7 @@ class Pool(WorkerTable):
             self._context.log("info", "worker is started again later", worker=worker.name, in_s=round(delay_s, 3))
             self._tell_state(worker)
         else:
-            self._go(worker)
+            self._await_start(worker)
 
     # --- timers
 
@@ -439,7 +443,7 @@ class Pool(WorkerTable):
         """Start a failed worker again."""
         worker = self.workers[name]
         if worker.state is WorkerState.BACKOFF and not self.stopping:
-            self._go(worker)
+            self._await_start(worker)
 
     def _tell_state(self, worker: Worker) -> None:
         self._context.jobs_dirty = self._context.workers_dirty = True

@@ -288,7 +288,7 @@ class Recycler:
     def _look_at_spare(self, worker: Worker, spare: Worker) -> None:
         """Give up a spare that does not fit. One that fails otherwise is tried again: the old process still works."""
         died_of = spare.last_exit.cause if spare.last_exit else None
-        if spare.state is WorkerState.WAITING or died_of in (Cause.OUT_OF_MEMORY, Cause.HOST_OOM):
+        if (spare.state is WorkerState.WAITING and spare.reason) or died_of in (Cause.OUT_OF_MEMORY, Cause.HOST_OOM):
             self._drain_in_place(worker, spare)
 
     def _drain_in_place(self, worker: Worker, spare: Worker | None) -> None:

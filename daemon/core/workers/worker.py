@@ -4,10 +4,10 @@
 
     starting -> ready <-> busy
         |         |        |
-        |         +--------+--> draining -> stopping -> (gone, stopped, waiting, starting)
-        `---------+--------`--> failed -> backoff -> (waiting, starting)
+        |         +--------+--> draining -> stopping -> (gone, stopped, waiting)
+        `---------+--------`--> failed -> backoff -> (gone, stopped, waiting)
 
-    waiting -> starting       waiting: for free memory of its GPU, or for the circuit breaker
+    waiting -> starting       waiting: for the end of the step, for free memory of its GPU, or for the circuit breaker
 
 A worker is a place with a name, in which one process follows another. Messages of a process are ignored once its worker
 has failed.
@@ -41,11 +41,11 @@ TRANSITIONS: dict[WorkerState, frozenset[WorkerState]] = {
     _S.READY: frozenset({_S.BUSY, _S.DRAINING, _S.STOPPING, _S.FAILED}),
     _S.BUSY: frozenset({_S.READY, _S.DRAINING, _S.STOPPING, _S.FAILED}),
     _S.DRAINING: frozenset({_S.STOPPING, _S.FAILED}),
-    _S.STOPPING: frozenset({_S.STARTING, _S.WAITING, _S.STOPPED}),
+    _S.STOPPING: frozenset({_S.WAITING, _S.STOPPED}),
     _S.FAILED: frozenset({_S.BACKOFF, _S.STOPPED}),
-    _S.BACKOFF: frozenset({_S.STARTING, _S.WAITING, _S.STOPPED}),
+    _S.BACKOFF: frozenset({_S.WAITING, _S.STOPPED}),
     _S.WAITING: frozenset({_S.STARTING, _S.STOPPED}),
-    _S.STOPPED: frozenset({_S.STARTING, _S.WAITING}),
+    _S.STOPPED: frozenset({_S.WAITING}),
 }
 
 #: States of a worker that has a process.
