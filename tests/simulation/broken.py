@@ -77,7 +77,7 @@ BROKEN = [
     BrokenCore(Rule.ONE_END, jobs.a_beat_that_stands_still_counts),
     BrokenCore(Rule.ONE_END, jobs.deadlines_forgotten),
     BrokenCore(Rule.ONE_END, jobs.put_aside_and_forgotten),
-    BrokenCore(Rule.ROOM, jobs.effects_lost_with_an_error, shows_in=_with_bugs),
+    BrokenCore(Rule.ONE_END, jobs.effects_lost_with_an_error, shows_in=_with_bugs),
     BrokenCore(Rule.ONE_END, jobs.lost_by_a_bug_and_forgotten, shows_in=_with_bugs),
     BrokenCore(Rule.ONE_END, jobs.the_rest_of_a_step_lost_with_an_error, shows_in=_with_bugs),
     BrokenCore(Rule.ONE_END, jobs.failed_effects_ignored, shows_in=_with_bugs),

@@ -29,7 +29,7 @@ def two_processes_in_one_place(patch: Patch) -> None:
     def spare(self: Pool, worker: Worker) -> None:
         stop(self, worker)
         if not self.stopping:
-            worker.state = WorkerState.STOPPED
+            worker.state = WorkerState.WAITING
             self._start(worker)
 
     patch.setattr(Pool, "_stop", spare)
@@ -61,7 +61,7 @@ def more_workers_than_may_be(patch: Patch) -> None:
 def restarted_without_a_pause(patch: Patch) -> None:
     def at_once(self: Pool, worker: Worker) -> None:
         worker.enter(WorkerState.BACKOFF)
-        self._start(worker)
+        self._await_start(worker)
 
     patch.setattr(Pool, "_back_off", at_once)
 

@@ -24,7 +24,7 @@ _FALLIBLE = {
     "forecast": ("of", "left_s", "view"),
     "gpus": ("obstacle", "device", "on_sampled"),
     "pool": ("unavailable", "_vacate", "reconcile"),
-    "restarts": ("ended", "delay_s", "obstacle"),
+    "restarts": ("_pause_s",),
     "recycler": ("after_job", "_judge_idle", "reconcile"),
     "autoscaler": ("reconcile", "on_waiting"),
 }

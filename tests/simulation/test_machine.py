@@ -16,9 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from glmtts.daemon.core import machine
-
 from .broken import BROKEN, BrokenCore
+from .broken_jobs import deadlines_forgotten
 from .rules import Broken, Rule
 from .shrink import Life, shrunk
 from .soak import seeds
@@ -108,7 +107,7 @@ def test_every_invariant_of_the_design_is_broken_by_some_core() -> None:
 
 
 def test_a_failure_is_reduced_to_the_few_requests_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "on_deadline", lambda *_: None)
+    deadlines_forgotten(monkeypatch)
     life = next(life for seed in range(9) if shrunk(life := Life(seed, 300)) != life)
     smallest = shrunk(life)
     assert smallest.jobs < 100 and len(smallest.without) > 5 and "deadlines" not in smallest.without

@@ -65,7 +65,7 @@ class _Flow:
 
 
 class ClassQueue:
-    """The waiting jobs of one class."""
+    """Owns the waiting jobs of one class: a sorted part for each client, and the clients' shares."""
 
     def __init__(self) -> None:
         self._share = FairShare()

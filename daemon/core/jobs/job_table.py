@@ -1,4 +1,4 @@
-"""Every job the daemon knows: the live ones, and for a bounded while the ended ones with their results."""
+"""Every job that the daemon knows: the live ones, and for a while the ended ones with their results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_ENDED = 10_000
 
 
 class JobTable:
-    """Jobs by id, by connection, by client and by idempotency key, with the bytes that they hold."""
+    """Owns all jobs, by id, connection, client and idempotency key. A job is live or ended, never both."""
 
     def __init__(self) -> None:
         self.live: dict[str, Job] = {}
@@ -94,7 +94,7 @@ class JobTable:
         return found[:2]
 
     def forget_key(self, job: Job) -> None:
-        """A job was not accepted after all: its idempotency key stands for nothing."""
+        """Free the idempotency key of a job that was not accepted after all."""
         if job.request.key is not UNSET:
             self._keys.pop((job.client.key, job.request.key), None)
 

@@ -29,7 +29,7 @@ _MUCH_SHORTER = 0.5
 
 
 class Waiting(Struct):
-    """What waits of one client: how many jobs by class, and how many seconds of work those are that may be started."""
+    """The waiting jobs of one client: their number by class, and the seconds of work of those that may be started."""
 
     client: Client
     jobs: dict[Priority, int] = field(default_factory=lambda: dict.fromkeys(PRIORITIES, 0))
@@ -38,7 +38,7 @@ class Waiting(Struct):
 
 
 class WaitingQueue:
-    """Takes jobs in, and gives the next one out, in time by the logarithm of its length."""
+    """Owns every waiting job, in one class and one client's part of it. In and out take logarithmic time."""
 
     def __init__(self, classes: ClassesSettings) -> None:
         self._class_queues: dict[Priority, ClassQueue] = {priority: ClassQueue() for priority in PRIORITIES}
@@ -51,7 +51,7 @@ class WaitingQueue:
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._clients: dict[str, Waiting] = {}
         self._lengths: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
-        #: Whether none is to be started for now.
+        #: Whether an operator has paused the queue: no job is started.
         self.paused = False
         self.set_weights(classes)
 
@@ -99,7 +99,7 @@ class WaitingQueue:
         return self._class_queues[priority].first_of(client)
 
     def clients(self) -> Collection[Waiting]:
-        """What waits of every client that has anything waiting."""
+        """The waiting jobs of each client that has any."""
         return self._clients.values()
 
     @property
@@ -119,7 +119,7 @@ class WaitingQueue:
         self._count(job)
 
     def push(self, job: Job, *, front: bool = False) -> None:
-        """Add a job, or let one go that was held; ``front``: it had been started before."""
+        """Add a job, or release one that was held; ``front``: it had been started before."""
         if self._held.pop(job.id, None) is None:
             self._count(job)
         self._clients[job.client.key].work_s += job.account.cost_s

@@ -92,7 +92,7 @@ class Dispatcher:
 
     def _look_for_room(self) -> None:
         """No worker is free: one may suspend its job for the next, a batch job for another one of its class."""
-        # Nearly every step comes here: whose turn it is is worth asking only where a job could yield.
+        # Nearly every step comes here: look for the next job only where a running one could be suspended.
         if not self.preemption.possible:
             return
         first = self._next(batch=True)
@@ -114,12 +114,12 @@ class Dispatcher:
         Returns whether the job that it was to get was refused, so that there may be another one.
         """
         live = self._job_table.live
-        aside = (live[id] for id in reversed(worker.process.suspended) if id in live)
-        suspended = next((job for job in aside if job.ending is None), None)
+        held = (live[id] for id in reversed(worker.process.suspended) if id in live)
+        suspended = next((job for job in held if job.ending is None), None)
         takes_jobs = worker.state is WorkerState.BUSY and not worker.process.replace_reason and not self._queue.paused
-        # Of the workers that may have batch jobs it is one already.
+        # A worker that has a batch job may have another one.
         job = self._next(batch=self._has_batch(worker) or None) if takes_jobs else None
-        # Without ``suspended``, what it had suspended was cancelled, and it is about to say so.
+        # Without ``suspended``, its suspended jobs were cancelled, and it is about to report that.
         if job is not None and (suspended is None or self.preemption.goes_before(job, suspended)):
             self._queue.take(job)
             return not self._take(job, worker)
@@ -178,7 +178,7 @@ class Dispatcher:
         )
 
     def _result_path(self, job: Job) -> str | None:
-        """Where a durable job's file goes, if it goes nowhere else."""
+        """The file for the result of a durable job that has no output of its own."""
         folder = self._state.installation.results_folder
         return f"{folder}/{job.id}" if job.durable and not job.output_path and folder else None
 

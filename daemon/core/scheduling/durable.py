@@ -15,8 +15,8 @@ from ..state import State
 from .completion import Completion
 from .deadlines import enqueue
 
-#: Ends of a daemon during one job after which that job counts as their cause. Mostly it is not: workers are the
-#: kernel's first choice when memory runs out, and a daemon that is killed often breaks off whatever it speaks.
+#: Ends of a daemon during one job after which that job counts as their cause. Mostly it is not: a daemon that is
+#: killed often breaks off each job of its workers.
 MAX_INTERRUPTIONS = 100
 #: When a client may ask again whether the journal works.
 _RETRY_S = 5.0
@@ -121,8 +121,8 @@ class DurableJobs:
 
     @staticmethod
     def _unavailable(problem: str) -> RequestError:
-        way_out = 'Send "durable": false for a job that would not survive a crash.'
-        message = f"durable: {problem} {way_out}"
+        way_out = 'Send "durable": false to have it spoken anyway; a crash of the daemon then loses it.'
+        message = f"durable: {problem.rstrip('.')}. {way_out}"
         return RequestError(ErrorCode.UNAVAILABLE, message, retry_after_s=_RETRY_S)
 
     def on_changed(self, event: JournalChanged) -> list[Job]:
@@ -201,7 +201,7 @@ class DurableJobs:
         return True
 
     def on_added(self, event: JournalAdded) -> tuple[Job, list[Subscriber]] | None:
-        """Returns a job that is on disk, and the requests to answer, unless the job has ended; refuses it otherwise."""
+        """Return a job that is on disk and the requests to answer, unless it has ended; refuse one that is not."""
         subscribers = self._adding.pop(event.job, None)
         job = self._job_table.live.get(event.job)
         if subscribers is None or job is None or job.ending is not None:

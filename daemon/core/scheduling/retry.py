@@ -1,4 +1,4 @@
-"""What becomes of the jobs of a worker that died: a retry, quarantine, or the end."""
+"""Jobs of a worker that died: each is retried, quarantined, or ended."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Quarantine:
         client: str = "",
         job: str = "",
     ) -> int:
-        """A worker died of this; returns how many have by now."""
+        """Count one more worker that died of a content; returns their number."""
         count = self.deaths(digest, now) + 1
         self._entries[digest] = Entry(count, now + holds_s, cause, detail, client, job)
         self._entries.move_to_end(digest)
@@ -61,7 +61,7 @@ class Quarantine:
         return count
 
     def deaths(self, digest: str, now: float) -> int:
-        """How many workers died of this lately."""
+        """The number of workers that died of a content lately."""
         entry = self._entries.get(digest)
         if entry is not None and entry.expires_at <= now:
             del self._entries[digest]
@@ -69,7 +69,7 @@ class Quarantine:
         return entry.deaths if entry is not None else 0
 
     def clear(self, digest: str) -> bool:
-        """It was spoken after all, or an operator says so: nothing is held against it. Returns whether anything was."""
+        """Forget the deaths of a content, after it was spoken or by an operator; returns whether there were any."""
         return self._entries.pop(digest, None) is not None
 
     def clear_all(self) -> int:
@@ -79,7 +79,7 @@ class Quarantine:
         return count
 
     def count(self, now: float, at_least: int) -> int:
-        """How many are refused."""
+        """The number of contents that are refused."""
         return sum(entry.deaths >= at_least and entry.expires_at > now for entry in self._entries.values())
 
     def describe(self, now: float, at_least: int) -> list[dict[str, Any]]:
@@ -197,7 +197,7 @@ class Retries:
             self._completion.fail(job, code, f"the worker failed ({death.detail}){notes}")
 
     def _wait_again(self, job: Job) -> None:
-        """Back to the front of the queue."""
+        """Put a job back at the front of the queue."""
         self.take_back(job)
         self._queue.push(job, front=True)
 

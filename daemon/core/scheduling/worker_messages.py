@@ -129,7 +129,7 @@ class WorkerMessages:
         self._context.guarded(self._recycler.after_job, worker)
 
     def _begin_ready(self, jobs: list[str], worker: Worker) -> None:
-        """The worker works on these now; some may have lain ready in it."""
+        """The worker works on these jobs now; some of them lay ready in it."""
         for id in jobs:
             job = self._job_table.live.get(id)
             if job is not None and job.ending is None and not job.attempt.begun:
@@ -141,7 +141,7 @@ class WorkerMessages:
             if message.job in worker.jobs:
                 self._give_back(worker, message.job, message.memory, spoke=True)
                 if message.path is not None:
-                    # It was cancelled a moment too late: its file is unknown to its client.
+                    # It was cancelled a moment too late: its client does not know of the file.
                     self._context.effects.append(SettleOutput(message.job, message.path, wanted=False))
             return
         elsewhere = message.path is not None or message.result is not None
