@@ -76,9 +76,8 @@ check: install  ## formatting, lint, types, import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/mypy --follow-imports=silent tests/client tests/daemon tests/engines tests/fake_gpu tests/glmtts tests/protocol \
-	  tests/process/{worker_under_test,test_client_library}.py tests/process/test_{glmttsctl,gpu_worker}*.py \
-	  tests/process/test_daemon_{durable,gpu,logs,metrics,service_manager}.py
+	@$(BIN)/mypy --follow-imports=silent tests/client tests/daemon tests/engines tests/fake_gpu tests/glmtts tests/process \
+	  tests/protocol tests/system
 	@$(BIN)/lint-imports
 
 format: install  ## format, and fix what the linter can fix
@@ -99,7 +98,6 @@ bench: $(call has,test)  ## measure against the limits and the peers (minutes), 
 	@$(BIN)/python bench/preemption.py
 	@$(BIN)/python bench/estimates.py
 	@$(BIN)/python bench/durable.py
-	@$(BIN)/python bench/journal.py
 
 wheel: | $(BIN)/python  ## build the distribution into dist/
 	@rm -rf dist/glmtts_supervisor-*.whl build/lib build/bdist.*

@@ -1,4 +1,4 @@
-"""The core by itself, with one worker that says what it is told to: no process, no socket, no clock but the bench's."""
+"""The core by itself, with one scripted worker: no process, no socket, no clock but the bench's."""
 
 from __future__ import annotations
 

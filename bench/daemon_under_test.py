@@ -112,7 +112,7 @@ def starts(folder: Path, request: dict[str, Any], times: int) -> dict[str, float
 
 
 def rest(daemon: Daemon, seconds: float) -> dict[str, float]:
-    """Memory and share of a processor of a daemon that nobody asks anything."""
+    """Memory and share of a processor of an idle daemon."""
     begin, before = time.perf_counter(), cpu_s([daemon.child.pid])
     time.sleep(seconds)
     used, elapsed = cpu_s([daemon.child.pid]) - before, time.perf_counter() - begin

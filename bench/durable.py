@@ -1,7 +1,7 @@
 """How many durable jobs a second a daemon accepts, and how long each waits for its place on the disk.
 
 Through a real daemon whose queue is paused, from several connections; beside it, in turn, the same jobs without the
-journal. bench/journal.py measures the file alone. ``--folder`` names the disk. ``make bench`` runs it.
+journal. ``--folder`` names the disk. ``make bench`` runs it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Accepted:
 
 
 class Submitter:
-    """Several connections that always wait for so many jobs' ``accepted``."""
+    """Several connections that always have the same number of jobs waiting for ``accepted``."""
 
     def __init__(self, stack: ExitStack, folder: Path) -> None:
         self.daemon = Daemon(stack, folder, "daemon-durable")

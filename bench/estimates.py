@@ -1,4 +1,4 @@
-"""Whether the waiting time that a job is told when it is accepted is the one that comes.
+"""Compares the waiting time that is announced at acceptance with the real one.
 
 Real daemons, several clients who come when they like, up to 9 jobs waiting: eSpeak NG with texts of 20 to 3,000
 characters, and the fault engine with several kinds of jobs that each have their own pace, with one worker and two; and
@@ -34,7 +34,7 @@ MAX_WAITING = 9
 #: Shorter waits are not worth telling: the daemon does not judge its estimates by them either.
 WORTH_S = 0.05
 GOOD, AIM = 0.3, 0.9
-#: Waits are told apart by these bounds, in seconds.
+#: Waits are grouped by these bounds, in seconds.
 BOUNDS = (WORTH_S, 0.25, 1.0, 4.0, float("inf"))
 _SENTENCES = (
     "北风与太阳正在争论谁比较有本事。",
@@ -98,7 +98,7 @@ class Asker:
         return self._random.randint(1, MAX_WAITING)
 
     def pause_s(self, mean_s: float) -> float:
-        """Seconds until the next one comes, where nobody knows of the others."""
+        """Seconds until the next arrival of independent clients."""
         return self._random.expovariate(1 / mean_s)
 
 
@@ -219,9 +219,7 @@ def plot(results: report.Results, path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, print the table, write JSON and plot."""
-    parser = argparse.ArgumentParser(
-        prog="estimates.py", description="whether the waiting time that is told comes true"
-    )
+    parser = argparse.ArgumentParser(prog="estimates.py", description="whether the announced waiting time comes true")
     parser.add_argument("--seconds", type=float, default=40.0, help="for each")
     parser.add_argument("--only", default=",".join(WORLDS), help=f"with commas between: {', '.join(WORLDS)}")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for JSON and plot")

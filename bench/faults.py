@@ -281,7 +281,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="faults.py", description="what a worker's death costs")
     parser.add_argument("--quick", action="store_true", help="a look in under a minute, not a result")
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts, with commas between: {', '.join(PARTS)}")
-    parser.add_argument("--cycles", type=int, default=0, help="so many crashes in a row instead of 1,000")
+    parser.add_argument("--cycles", type=int, default=0, help="the number of crashes in a row instead of 1,000")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for the JSON")
     parser.add_argument("--limit-s", type=int, default=600, help="give up after that many seconds")
     options = parser.parse_args(argv)

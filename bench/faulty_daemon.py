@@ -92,7 +92,7 @@ class FaultyDaemon(Daemon):
 
 
 def holds(pid: int) -> dict[str, float]:
-    """What a process has: RSS in MiB, descriptors, threads, children that nobody has reaped."""
+    """What a process has: RSS in MiB, descriptors, threads, zombies."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     states = [Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] for child in children]
     return {

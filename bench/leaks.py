@@ -36,9 +36,9 @@ POLICIES = {
     "peak": "80 % of the limit, at any time",
     "trend": "any certain trend",
 }
-#: A leak that is not caught within so many jobs of its onset is given up.
+#: A leak that is not caught within this number of jobs after its onset is given up.
 MOST_JOBS = 60_000
-#: So often a policy may replace a process that does not leak yet, until nobody waits for it to leak.
+#: The most times that a policy may replace a process before its leak begins; then the trace ends.
 MOST_LIVES = 20
 
 

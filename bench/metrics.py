@@ -1,4 +1,4 @@
-"""What the metrics cost: a job in the core, a scrape, and whoever else wants something of the daemon during one.
+"""What the metrics cost: a job in the core, a scrape, and other requests during a scrape.
 
 The core's part is processor time, and needs no daemon. ``make bench`` runs it; docs/benchmarks.md says how to read it.
 """
@@ -143,7 +143,7 @@ def _least_us(run: Callable[[], object], times: int) -> float:
 
 
 def scrapes(stack: ExitStack, folder: Path, seconds: float) -> dict[str, Any]:
-    """A daemon that is asked for its metrics so many times a second, and pinged meanwhile."""
+    """A daemon that is scraped at a fixed rate, and pinged meanwhile."""
     daemon = Daemon(stack, folder, text=_METRICS)
     time.sleep(2.0)
     before = memory_mib(daemon.child.pid)["pss"]

@@ -1,7 +1,7 @@
 """Records the memory of real worker processes, job by job, for leaks.py: ``python bench/record_memory.py``.
 
 The workers are the daemon's own, spoken to over its private wire: the espeak engine, whose library leaks a little, and
-the fault engine, which leaks what it is told to, GPU memory on the fake GPU of the tests.
+the fault engine, which leaks on request, GPU memory on the fake GPU of the tests.
 """
 
 from __future__ import annotations

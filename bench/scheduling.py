@@ -34,10 +34,10 @@ LENGTHS = (10, 100, 1_000, 10_000, 100_000)
 CLIENTS = 100
 #: Seconds that a character takes here.
 _PACE_S = 0.01
-#: The aim: a decision with so many jobs of so many clients takes no longer than this, median.
+#: The aim: the median time of a decision at this many jobs and clients.
 AIM_US, AIM_AT = 50.0, 10_000
 
-#: What the jobs are: how many clients for so many jobs, and whether they have deadlines.
+#: What the jobs are: the number of clients for each number of jobs, and whether they have deadlines.
 CASES: dict[str, tuple[Callable[[int], int], bool]] = {
     "clients": (lambda jobs: min(CLIENTS, jobs), False),
     "deadlines": (lambda jobs: min(CLIENTS, jobs), True),
@@ -158,7 +158,7 @@ def steps(load: Load, waiting: int, times: int) -> dict[str, dict[str, float]]:
         world.step(world.request("uid:0", "x" * 100, final=True))
         world.step(world.finished(1.0))
     for _ in range(waiting):
-        # Those who want the last event alone are not told a position, which would take hours for so many clients.
+        # Clients with events "final" get no positions; those would take hours here.
         world.step(world.request(load.client().key, load.text(), load.deadline_s(waiting), final=True))
     accepted, ended, told = [], [], []
     for number in range(times):

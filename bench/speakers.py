@@ -39,7 +39,7 @@ def config(engine: str, *, workers: int = 1, **queue: Any) -> str:
 
 @dataclass(slots=True)
 class Spoken:
-    """One job, on the clock of whoever asked for it."""
+    """One job, on the client's clock."""
 
     client: str
     asked_at: float

@@ -6,7 +6,6 @@ It decides nothing. ``glmttsd --config FILE``, or ``python -m glmtts.daemon.supe
 from __future__ import annotations
 
 import argparse
-import contextlib
 import faulthandler
 import gc
 import os
@@ -38,6 +37,7 @@ from .operator_tasks import OperatorTasks
 from .processes.command import missing_packages
 from .processes.manager import Processes, WorkerProcess
 from .processes.orphans import Records
+from .processes.own_process import be_first_process, raise_descriptor_limit
 from .service.systemd import ServiceManager, inherited
 from .service.watchdog import SelfCheck
 from .storage import outputs
@@ -49,15 +49,15 @@ from .transport.event_publisher import EventPublisher
 from .transport.listeners import IO_THREADS, RuntimeDir, RuntimeDirError
 from .transport.worker_router import WorkerRouter
 
-#: Messages taken from the workers' socket before the others have their turn.
+#: Messages taken from the workers' socket in one turn.
 _BATCH = 64
-#: Operators' requests that may wait to be carried out: more than a few at a time are a mistake.
+#: Operators' requests that may wait in the background thread.
 _MAX_OPERATOR_TASKS = 64
-#: Blocks of this size or more leave the process when they are freed.
+#: Blocks of at least this size, in bytes, return to the system when they are freed.
 _LARGE = 1 << 20
-#: How long answers may take to leave when the daemon ends, in seconds.
+#: Time to send the last answers when the daemon ends, in seconds.
 _LINGER_S = 1.0
-#: Time between two checks that the sockets' files are there, in seconds.
+#: Time between two checks that the sockets' files exist, in seconds.
 _CHECK_SOCKETS_S = 5.0
 #: Exit statuses beside 0: sysexits(3).
 _EX_CONFIG, _EX_UNAVAILABLE, _EX_SOFTWARE = 78, 69, 70
@@ -111,7 +111,7 @@ class Supervisor:
         )
         loop.watch(self._workers.socket, self._on_workers)
         self._service.starting("ending processes of an earlier daemon")
-        self._sweep_orphans()
+        self._records.end_orphans(log)
         self._sampler = Sampler(loop.wakeup_fd, loop.clock, use_nvml=asks_nvml(settings))
         self._voices = VoiceStore(config.voices_dir(settings))
         self._operator_tasks = OperatorTasks(
@@ -139,7 +139,7 @@ class Supervisor:
             journal=self._journal.figures,
             send=lambda send: self._do([send]),
         )
-        #: Inputs that effects themselves brought about.
+        #: Inputs that effects caused; stepped before the loop continues.
         self._later: deque[inputs.Input] = deque()
         self._next_check = loop.clock() + _CHECK_SOCKETS_S
         self._status: int | None = None
@@ -166,7 +166,7 @@ class Supervisor:
             effects.InternalError: lambda e: self._loop.report(e.error),
             effects.Exit: self._exit,
         }
-        #: A watchdog of the service manager ends a daemon that fails this check.
+        #: The service manager's watchdog ends a daemon that fails this check.
         self._self_check = (
             SelfCheck(self._zmq, self._runtime.endpoint(endpoints.CONTROL)) if self._service.watches else None
         )
@@ -176,18 +176,6 @@ class Supervisor:
             log.warning("the service manager can't be reached", reason=self._service.problem)
 
     # --- the start
-
-    def _sweep_orphans(self) -> None:
-        """End what a killed daemon has left behind, before a worker of ours needs the GPU that it holds."""
-        for orphan in self._records.sweep():
-            what = f"worker {orphan.worker}" if orphan.worker else "started by a worker"
-            if orphan.stuck:
-                reason = "it is stuck in the kernel and can't be killed; its memory is not free"
-                self._log.error("orphan left", pid=orphan.pid, what=what, state=orphan.stuck, reason=reason)
-            else:
-                self._log.warning("orphan of an earlier daemon ended", pid=orphan.pid, what=what)
-        if self._records.problem:
-            self._log.warning("record of processes", reason=self._records.problem)
 
     def _make_machine(self) -> Machine:
         voices = self._voices.load_all()
@@ -245,7 +233,7 @@ class Supervisor:
         return self._status
 
     def _turn(self) -> None:
-        """Wait for something to happen, and deal with all that has."""
+        """Wait for events and handle them."""
         loop, machine = self._loop, self._machine
         dues = (machine.next_due, self._service.next_due(), self._next_check, self._clients.retry_due)
         began = loop.wait(min(due for due in dues if due is not None))
@@ -253,7 +241,7 @@ class Supervisor:
             self._step(inputs.ConnectionClosed(number))
         due = machine.next_due
         if due is not None and due <= loop.clock():
-            # Messages of workers count before a judgement on their silence: the loop itself may have been late.
+            # Messages of workers come before their timeouts: the loop itself may have been late.
             loop.guarded(self._on_workers)
             self._step(inputs.TimePassed())
         if loop.clock() >= self._next_check:
@@ -274,8 +262,8 @@ class Supervisor:
             except Exception as error:
                 self._loop.report(error)
                 self._later.append(inputs.EffectFailed(effect, f"{type(error).__name__}: {error}"))
-        # Inputs from effects come before everything else: a stream that lost a chunk must not end as done with the
-        # next message of its worker.
+        # Inputs from effects come first: a stream that lost a chunk must not end as done with the next message of its
+        # worker.
         overruns = self._clients.overruns
         while overruns:
             self._later.append(inputs.ConnectionOverrun(*overruns.popleft()))
@@ -283,7 +271,7 @@ class Supervisor:
             self._step(self._later.popleft())
 
     def _restore_sockets(self) -> None:
-        """Make sockets again whose files were removed: clients can't find the daemon without them."""
+        """Create sockets again whose files were removed, so that clients find the daemon."""
         self._next_check = self._loop.clock() + _CHECK_SOCKETS_S
         self._runtime.restore(
             {
@@ -320,7 +308,7 @@ class Supervisor:
         self._loop.guarded(self._deliveries.collect)
         for event in (*self._sampler.collect(), *self._journal.collect()):
             self._step(event)
-        # Last: its failure must not keep the others waiting.
+        # Last: a failure here must not delay the others.
         for event in self._metrics.collect():
             self._step(event)
 
@@ -332,7 +320,7 @@ class Supervisor:
             self._step(event)
 
     def _on_process_ended(self, process: WorkerProcess, returncode: int, oom_killed: bool) -> None:
-        # Its messages come first: an answer that has arrived is not lost with its sender.
+        # Its messages come first: an answer that has arrived must not be lost.
         self._on_workers()
         self._workers.forget(process)
         self._sampler.unwatch(process.incarnation)
@@ -392,7 +380,7 @@ class Supervisor:
     # --- the end
 
     def _close(self) -> None:
-        """Send what is left to the clients that read, and remove the sockets."""
+        """Send the last answers and remove the sockets."""
         self._clients.drain(_LINGER_S)
         self._metrics.close()
         self._sampler.close()
@@ -408,22 +396,6 @@ class Supervisor:
         self._service.close()
 
 
-def _raise_descriptor_limit() -> None:
-    """Allow as many descriptors as possible: ZeroMQ aborts the process when none is left for a client."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _be_first_process() -> None:
-    """Set up what an init process would: this is the first process of a container."""
-    # The kernel drops signals without a handler here, and the daemon would start in spite of a stop.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    # A session of its own tells the daemon's descendants from other orphans.
-    with contextlib.suppress(PermissionError):
-        os.setsid()
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the daemon in the foreground; returns its exit status."""
     parser = argparse.ArgumentParser(prog="glmttsd", description="Serve speech on a ZeroMQ socket.")
@@ -436,7 +408,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"glmttsd {__version__}")
     options = parser.parse_args(arguments)
     if os.getpid() == 1:
-        _be_first_process()
+        be_first_process()
     try:
         loaded = config.read(config.find(options.config))
     except config.ConfigError as error:
@@ -450,8 +422,8 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return _EX_CONFIG
-    _raise_descriptor_limit()
-    # The memory of large recordings and results is given back when they are gone.
+    raise_descriptor_limit()
+    # Return the memory of large recordings and results to the system when they are freed.
     malloc.map_from(_LARGE)
     # A watchdog ends a hung loop with SIGABRT; the traceback is then in the log.
     faulthandler.enable()

@@ -12,7 +12,7 @@ from .fake_gpu.fake_gpu import CannotBuildError, FakeGpus, build
 
 @pytest.fixture
 def make_fake_gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., FakeGpus]]:
-    """Makes GPUs of so many MiB each: ``make_fake_gpus(24_576, 24_576)``. Skips where they can't be built."""
+    """Makes GPUs by their memory in MiB: ``make_fake_gpus(24_576, 24_576)``. Skips where they can't be built."""
     try:
         build()
     except CannotBuildError as error:

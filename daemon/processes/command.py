@@ -1,4 +1,4 @@
-"""How a worker is started: its command line, and the environment that its configuration travels in."""
+"""How a worker is started: its command line, and the environment that carries its configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .. import config
 from ..core.settings import Settings
 from . import guardian
 
-#: What every worker imports, and the package that brings it.
+#: Modules that every worker imports, and their packages.
 PACKAGES = {
     "zmq": "pyzmq",
     "msgpack": "msgpack",
@@ -26,15 +26,15 @@ PACKAGES = {
     "soxr": "soxr",
 }
 
-#: What the daemon itself imports beside these, and only when it has a GPU or is asked for metrics.
+#: Modules that the daemon imports for GPUs and metrics, and their packages.
 _DAEMON_PACKAGES = {"pynvml": "nvidia-ml-py", "prometheus_client": "prometheus-client"}
 
 #: The oldest Python that a worker runs on.
 OLDEST_PYTHON = (3, 11)
 
-#: Runs the worker in an interpreter that this package is not installed in: it sees ``glmtts`` and nothing else of ours.
-#: What is wrong with the interpreter is the last line that it says, and thereby what the worker died of. Any Python can
-#: read this, be it from 2010.
+#: Runs the worker in an interpreter without this package: it sees ``glmtts`` and no other module of the daemon's
+#: environment. The last line of its output names what is wrong with the interpreter and becomes the cause of the
+#: worker's end. Python 2.6 can parse it, so that an old interpreter reports its version.
 _BOOTSTRAP = """
 import sys
 def end(words):
@@ -64,7 +64,7 @@ _PRIVATE = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATC
 
 
 def command(interpreter: str) -> list[str]:
-    """What runs a worker with this interpreter."""
+    """The command line of a worker with this interpreter."""
     if interpreter == sys.executable:
         return [interpreter, "-m", "glmtts.daemon.gpu_worker"]
     import glmtts
@@ -75,9 +75,9 @@ def command(interpreter: str) -> list[str]:
 
 
 def missing_packages(settings: Settings) -> list[str]:
-    """The packages that the daemon needs with these settings and that its own interpreter lacks.
+    """The packages that the daemon needs with these settings and that its interpreter lacks.
 
-    A client's installation has the daemon's code, but not its packages: those come with the extra ``daemon``.
+    An installation for clients has the daemon's code without its packages, which the extra ``daemon`` brings.
     """
     needed = dict(_DAEMON_PACKAGES)
     if config.engine_python(settings) == sys.executable:
@@ -88,10 +88,13 @@ def missing_packages(settings: Settings) -> list[str]:
 
 
 def environment(settings: Settings, worker: dict[str, Any], boot: str, device: str | None) -> dict[str, str]:
-    """The daemon's own environment, with what makes the process a worker.
+    """The environment of a worker: the daemon's own, and the worker's configuration.
 
-    ``worker`` has the keys of WorkerConfig that are this process's own; ``boot`` is its token (guardian.py), ``device``
-    what CUDA_VISIBLE_DEVICES is set to, None to leave it as it is.
+    Args:
+        settings: The daemon's settings.
+        worker: The keys of WorkerConfig that differ from worker to worker.
+        boot: The boot token (guardian.py).
+        device: The value of CUDA_VISIBLE_DEVICES; None leaves it unchanged.
     """
     engine = settings.engine
     worker = {

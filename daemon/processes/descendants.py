@@ -1,10 +1,10 @@
-"""What workers have started, and have left behind at their end: the daemon becomes its parent, ends it, and reaps it.
+"""Processes that ended workers left behind: the daemon adopts them, ends them and reaps them.
 
-A kill of the worker's process group misses children that have left it. A snapshot of the tree before the kill misses
-those that are made meanwhile, and all of them when the worker crashes by itself. So the daemon is a *subreaper*
-(``PR_SET_CHILD_SUBREAPER``, prctl(2)): at a worker's death the kernel makes every child of it a child of the daemon.
-Then they are found without a look at all of /proc, and can't be mistaken for anybody else: the pid of a child stays its
-own until we have reaped it.
+A kill of the worker's process group misses children that have left the group. A snapshot of the tree before the kill
+misses children that are forked meanwhile, and all of them when the worker crashes by itself. So the daemon is a
+*subreaper* (``PR_SET_CHILD_SUBREAPER``, prctl(2)): when a worker dies, the kernel makes its children children of the
+daemon. The daemon finds them without a scan of /proc and can't confuse them with other processes: the pid of a child is
+not reused before the child is reaped.
 """
 
 from __future__ import annotations
@@ -22,48 +22,53 @@ _PR_SET_CHILD_SUBREAPER = 36
 #: The children of a thread; a kernel without CONFIG_PROC_CHILDREN has no such file.
 _CHILDREN = "/proc/{0}/task/{0}/children"
 
-#: A worker that has left a fork bomb takes no more of the loop at one time than that; each death brings the next look.
+#: Processes killed in one turn of the loop: a fork bomb must not block it. Each death starts the next turn.
 _MAX_AT_ONCE = 200
 
 
 def adopt(*, on: bool = True) -> None:
-    """From now on this process becomes the parent of what its descendants leave behind."""
+    """Make this process the subreaper of its descendants, or with ``on=False`` no longer."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0)
 
 
 def children() -> list[int]:
-    """The children that this process's main thread has started or adopted; what is adopted is always that thread's."""
+    """The pids of the main thread's children; the kernel gives it every adopted one too."""
     own = os.getpid()
     try:
         with open(_CHILDREN.format(own), "rb") as file:  # noqa: PTH123 (half the time)
             return [int(pid) for pid in file.read().split()]
     except OSError:
-        everybody = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208
-        return [pid for pid in everybody if (about := guardian.stat(pid)) is not None and about.parent == own]
+        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208
+        return [pid for pid in pids if (about := guardian.stat(pid)) is not None and about.parent == own]
 
 
 class Descendants:
-    """The adopted processes, apart from the daemon's own children."""
+    """Owns the adopted processes: each is reaped, and killed first if its worker has ended."""
 
     def __init__(self, incarnation_of: Callable[[str], int | None]) -> None:
-        """``spawn_of``: the spawn that a boot token was made for, None if it is not one of this daemon's."""
+        """``incarnation_of``: the incarnation that a boot token was made for; None for a token of another daemon."""
         self._incarnation_of = incarnation_of
         own = guardian.stat(os.getpid())
         self._session = own.session if own is not None else 0
         self._not_before = own.started if own is not None else 0
 
     def tidy(self, own: Collection[int | None], living: Mapping[int, tuple[int, int]], *, all: bool = False) -> int:
-        """Reap adopted processes that have ended, and kill those whose worker has. Never waits.
+        """Reap adopted processes that have ended, and kill those whose worker has ended. Never waits.
 
-        ``own``: children that somebody else reaps. ``living``: the workers that live, as pid -> (start time, spawn).
-        ``all``: the daemon ends, and nothing of a worker may stay. Returns how many are still to be reaped.
+        Args:
+            own: Children that other code reaps.
+            living: The living workers, as pid -> (start time in clock ticks, incarnation).
+            all: Kill every descendant of a worker, because the daemon ends.
+
+        Returns:
+            The number of processes that were killed and not reaped yet.
         """
         left = 0
         for pid in children():
             if pid in own:
                 continue
             about = guardian.stat(pid)
-            # What the daemon has started beside workers is in its session; what comes of a worker never is.
+            # The daemon's other children are in its session; descendants of workers never are.
             if about is None or about.session == self._session:
                 continue
             if about.gone:
@@ -78,14 +83,14 @@ class Descendants:
     def _is_left_behind(
         self, pid: int, about: guardian.Stat, living: Mapping[int, tuple[int, int]], *, all: bool
     ) -> bool:
-        """Whether the worker that it comes of is dead: a living one's child becomes ours too, if its parent ends."""
+        """Whether its worker is dead. A grandchild of a living worker is adopted too, when its parent ends."""
         if about.started < self._not_before:
             return False
-        # The first process of a container is given everybody's orphans: there the token alone counts.
+        # The first process of a container adopts every orphan there: only the token tells which are a worker's.
         is_init = os.getpid() == 1
         if not is_init and (all or not any(started <= about.started for started, _ in living.values())):
             return True
-        # Its worker's session says it; its environment does, but not while reading that could wait.
+        # The session of a living worker proves it. The environment would too, but reading it can block in state D.
         if about.session in living or about.state == "D":
             return False
         incarnation = self._incarnation_of(guardian.boot_of(pid))
@@ -95,7 +100,7 @@ class Descendants:
 
     @staticmethod
     def _kill(pid: int, about: guardian.Stat) -> None:
-        # Our child, not reaped yet: neither its pid nor its group's can be anybody else's.
+        # A child that is not reaped keeps its pid and its group's id: the signal can't reach another process.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if about.group == pid:
                 os.killpg(pid, signal.SIGKILL)

@@ -1,16 +1,16 @@
 """Ends every process that carries a daemon's boot token. Run as a script, it waits for that daemon's end first.
 
-Each daemon makes a token when it starts, and each worker gets it in its environment (``GLMTTS_BOOT``); whatever a
-worker starts inherits it. The kernel keeps the environment that a process was started with, so the token finds the
-children that have left their worker's group and session, which the lifeline (lifeline.py) can't reach.
+Each daemon makes a token when it starts, and each worker gets it in its environment (``GLMTTS_BOOT``); the worker's
+children inherit it. The kernel keeps the environment that a process was started with, so the token also finds children
+that have left their worker's group and session. The lifeline (lifeline.py) can't reach those.
 
-The guardian is a process of its own because nothing else outlives a SIGKILL of the daemon: it sleeps until the pipe
-that only the daemon can write to is closed, ends what carries the token, and goes. It is given nothing but that pipe,
-imports nothing of ours, and needs no installed package: ``python -I -S guardian.py``.
+The guardian is a separate process because it has to outlive a SIGKILL of the daemon. It sleeps until the daemon, the
+only writer of its pipe, is gone, ends the processes that carry the token, and exits. It gets nothing but that pipe,
+imports no other module of this package, and needs no installed package: ``python -I -S guardian.py``.
 
-What it can't find: a process that has cleared its environment or written over it (setproctitle does), has left its
-worker's group, and whose parents are gone. As long as the daemon lives, that one is found too (descendants.py); after
-it, only a service manager that kills the whole control group can.
+It can't find a process that has cleared or overwritten its environment (setproctitle does), has left its worker's
+group, and has no living parent. While the daemon lives, it finds that one too (descendants.py); afterwards only a
+service manager that kills the whole control group does.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import signal
 import time
 from collections.abc import Iterable
 
-#: Token of the daemon, a dot, and the number of the spawn.
+#: Token of the daemon, a dot, and the number of the incarnation.
 VARIABLE = "GLMTTS_BOOT"
 
-#: A first look may miss a child that is being made; between two looks it has the time to appear.
+#: Time between two scans: a child that was being forked during the first appears in the second.
 _PAUSE_S = 0.02
-#: Looks that must find nobody before it is believed.
-_QUIET_LOOKS = 3
-#: The guardian does not wait for longer for what can't be killed: it would stay for ever.
+#: Scans in a row that must find no process before the sweep ends.
+_QUIET_SCANS = 3
+#: The guardian's longest wait for processes that can't be killed.
 _PATIENCE_S = 30.0
 
 
 class Stat:
-    """What /proc/PID/stat says. Unlike ``environ`` and ``cmdline`` it can always be read without waiting."""
+    """The fields of /proc/PID/stat. Unlike ``environ`` and ``cmdline``, that file never blocks its reader."""
 
     __slots__ = ("group", "parent", "session", "started", "state")
 
@@ -61,7 +61,7 @@ def _read(path: str) -> bytes:
 
 
 def stat(pid: int) -> Stat | None:
-    """How a process is; None when there is none."""
+    """The state of a process; None when there is none."""
     try:
         return Stat(_read(f"/proc/{pid}/stat"))
     except (OSError, ValueError, IndexError):
@@ -69,9 +69,9 @@ def stat(pid: int) -> Stat | None:
 
 
 def boot_of(pid: int) -> str:
-    """What a process was started with in ``GLMTTS_BOOT``; empty when it is not there or not ours to read.
+    """The ``GLMTTS_BOOT`` that a process was started with; empty when it has none or may not be read.
 
-    Reading it can wait for a process that is stuck in the kernel with its memory map locked.
+    Reading it can block on a process that is stuck in the kernel with its memory map locked.
     """
     try:
         environment = b"\0" + _read(f"/proc/{pid}/environ")
@@ -84,19 +84,19 @@ def boot_of(pid: int) -> str:
 def find(tokens: Iterable[str], not_before: int = 0) -> dict[int, Stat]:
     """The processes that carry one of the tokens, and their descendants: of our user, in our pid namespace.
 
-    Never this process nor one that it descends from, whatever they carry, and none that was started before
-    ``not_before`` (in clock ticks): what the daemon of the token has started is younger than that daemon.
+    Leaves out this process, its ancestors, and processes started before ``not_before`` (in clock ticks): the
+    descendants of a daemon are younger than the daemon.
     """
     wanted = set(tokens)
     namespace, user = os.readlink("/proc/self/ns/pid"), os.geteuid()  # noqa: PTH115 (pathlib is heavy)
-    everybody: dict[int, Stat] = {}
+    processes: dict[int, Stat] = {}
     for name in os.listdir("/proc"):  # noqa: PTH208 (ten times as fast, and there may be thousands)
         if name.isdigit() and (about := stat(int(name))) is not None:
-            everybody[int(name)] = about
-    spared = _line_of(os.getpid(), everybody)
+            processes[int(name)] = about
+    spared = _line_of(os.getpid(), processes)
 
     def ours(pid: int, about: Stat) -> bool:
-        # Kernel threads have no memory, and nobody else's processes are ours to end.
+        # Kernel threads have no memory; processes of other users are never touched.
         if pid in spared or about.gone or about.started < not_before:
             return False
         try:
@@ -105,28 +105,28 @@ def find(tokens: Iterable[str], not_before: int = 0) -> dict[int, Stat]:
             return False
 
     found = {}
-    # What is stuck in the kernel comes last: reading its environment may wait, and the others shall not wait for it.
-    for pid, about in sorted(everybody.items(), key=lambda entry: entry[1].state == "D"):
+    # Processes stuck in the kernel come last: reading their environment may block the scan.
+    for pid, about in sorted(processes.items(), key=lambda entry: entry[1].state == "D"):
         if ours(pid, about) and boot_of(pid).partition(".")[0] in wanted and _same_namespace(pid, namespace):
             found[pid] = about
     children: dict[int, list[int]] = {}
-    for pid, about in everybody.items():
+    for pid, about in processes.items():
         children.setdefault(about.parent, []).append(pid)
     waiting = list(found)
     while waiting:
         for pid in children.get(waiting.pop(), ()):
-            if pid not in found and ours(pid, everybody[pid]) and _same_namespace(pid, namespace):
-                found[pid] = everybody[pid]
+            if pid not in found and ours(pid, processes[pid]) and _same_namespace(pid, namespace):
+                found[pid] = processes[pid]
                 waiting.append(pid)
     return found
 
 
-def _line_of(pid: int, everybody: dict[int, Stat]) -> set[int]:
-    """A process and all that it descends from."""
+def _line_of(pid: int, processes: dict[int, Stat]) -> set[int]:
+    """A process and its ancestors."""
     line = set()
-    while pid in everybody and pid not in line:
+    while pid in processes and pid not in line:
         line.add(pid)
-        pid = everybody[pid].parent
+        pid = processes[pid].parent
     return line
 
 
@@ -138,14 +138,14 @@ def _same_namespace(pid: int, namespace: str) -> bool:
 
 
 def end(found: dict[int, Stat]) -> dict[int, int]:
-    """Send SIGKILL to these very processes; returns a pidfd of each that was there, to be closed by the caller."""
+    """Send SIGKILL to these processes; returns a pidfd of each that still existed, to be closed by the caller."""
     descriptors = {}
     for pid, about in found.items():
         try:
             descriptor = os.pidfd_open(pid)
         except OSError:
             continue
-        # From here on the pid can't come to mean another process without our noticing.
+        # From here on the pidfd refers to this process, even if its pid is reused.
         now = stat(pid)
         if now is None or now.started != about.started:
             os.close(descriptor)
@@ -161,9 +161,9 @@ def end(found: dict[int, Stat]) -> dict[int, int]:
 
 
 def sweep(tokens: Iterable[str], patience_s: float, not_before: int = 0) -> tuple[dict[int, Stat], dict[int, Stat]]:
-    """End everything that carries one of the tokens, and wait for its end.
+    """End every process that carries one of the tokens, and wait for its end.
 
-    Returns what was found, and what of it is still there after ``patience_s``: it can't be killed now.
+    Returns the processes that were found, and those still there after ``patience_s``: they can't be killed now.
     """
     deadline = time.monotonic() + patience_s
     wanted = list(tokens)
@@ -172,10 +172,9 @@ def sweep(tokens: Iterable[str], patience_s: float, not_before: int = 0) -> tupl
     while True:
         found = find(wanted, not_before)
         everything |= found
-        # A daemon that starts has nobody to wait for when the first look finds nobody: its predecessor's guardian
-        # has looked already.
+        # One scan without a find is enough at a start: the predecessor's guardian has swept already.
         quiet = quiet + 1 if not found else 0
-        if quiet >= (_QUIET_LOOKS if everything else 1):
+        if quiet >= (_QUIET_SCANS if everything else 1):
             return everything, {}
         wait_gone(end(found), deadline)
         if time.monotonic() >= deadline:
@@ -198,18 +197,18 @@ def wait_gone(descriptors: dict[int, int], deadline: float) -> None:
 
 
 def main() -> None:
-    """Read the token from stdin, wait there for the daemon's end, and end what carries the token."""
-    # The daemon tells when it is over, by ending; a service manager asks everybody.
+    """Read the token from stdin, wait for the end of the daemon (end of file), and end the processes of the token."""
+    # Only the daemon's end counts; a service manager sends its signals to every process of the service.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    told = b""
+    read = b""
     while chunk := os.read(0, 4096):
-        told += chunk
-    token = told.decode(errors="replace").strip()
+        read += chunk
+    token = read.decode(errors="replace").strip()
     if not token:
         return
     deadline = time.monotonic() + _PATIENCE_S
-    # Twice: a worker that the daemon had begun to make when it died may not have had its environment yet.
+    # Twice: a worker that was being started when the daemon died may not have had its environment yet.
     for _ in range(2):
         sweep([token], max(0.0, deadline - time.monotonic()))
         time.sleep(5 * _PAUSE_S)

@@ -9,12 +9,12 @@ import sys
 
 from . import guardian
 
-#: What the interpreter itself may need to start; the guardian has nothing else of the daemon's, its mark least of all.
+#: The variables that the interpreter itself may need; the guardian gets no others, and never the boot token.
 _NEEDED = ("LD_LIBRARY_PATH", "PATH")
 
 
 class Guardian:
-    """At most one process, which ends whatever carries ``token`` when the daemon is gone."""
+    """Owns at most one guardian process, which ends all processes that carry ``token`` when the daemon is gone."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -29,7 +29,7 @@ class Guardian:
     def ensure(self) -> None:
         """Start one unless there is one. Raises OSError.
 
-        Not as soon as it ends, but before the next worker: where it can't live it would end again at once.
+        A guardian that ended is replaced before the next worker starts, not at once: it might end again immediately.
         """
         self.reap()
         if self._popen is not None:
@@ -39,7 +39,7 @@ class Guardian:
             self._popen = subprocess.Popen(
                 [sys.executable, "-I", "-S", guardian.__file__],
                 stdin=read_end,
-                # Who reads the daemon's output to its end does not wait for the guardian.
+                # A program that reads the daemon's output to the end must not wait for the guardian.
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env={name: os.environ[name] for name in _NEEDED if name in os.environ},
@@ -52,18 +52,18 @@ class Guardian:
         finally:
             os.close(read_end)
         self._pipe = write_end
-        # Not inherited by anybody: when the daemon ends, the pipe does.
+        # No child inherits the write end: the pipe is closed when the daemon ends.
         with contextlib.suppress(BrokenPipeError):
             os.write(write_end, self._token.encode())
 
     def reap(self) -> None:
-        """Leave no zombie of one that was killed."""
+        """Reap a guardian that was killed."""
         if self._popen is not None and self._popen.poll() is not None:
             self._popen = None
             os.close(self._pipe)
 
     def dismiss(self, *, clean: bool) -> None:
-        """The daemon ends. Where something of it is left, the guardian goes on to end that."""
+        """The daemon ends. Unless it is ``clean``, the guardian stays to end the processes that are left."""
         if self._popen is None:
             return
         if clean:
@@ -72,6 +72,6 @@ class Guardian:
         if clean:
             self._popen.wait()
         else:
-            # It ends by itself, and is nobody's zombie then: its parent is gone.
+            # It ends by itself after this process, its parent, is gone, so there is no zombie to reap.
             self._popen.returncode = 0
         self._popen = None

@@ -1,11 +1,11 @@
-"""Worker processes: starting them, hearing what they print, learning of their end at once, and signalling them.
+"""Worker processes: starting them, reading their output, noticing their end at once, and signalling them.
 
-A worker is a fresh interpreter in a session of its own. Its end is noticed through a pidfd; its stdout and stderr are
-pipes that are read as far as the loop has time for; a third pipe ties its life to the daemon's (lifeline.py).
+A worker is a fresh interpreter in a session of its own. A pidfd reports its end; its stdout and stderr are pipes that
+the loop reads in bounded pieces; a third pipe ties its life to the daemon's (lifeline.py).
 
-Nothing that a worker has started outlives it: at its end its group is killed, and then what had left the group
-(descendants.py). Nothing outlives the daemon: see lifeline.py for its workers, guardian.py for what they have started,
-and orphans.py for what the next daemon does, should those two have been killed as well.
+No child of a worker outlives it: at its end its group is killed, then the children that had left the group
+(descendants.py). No process outlives the daemon: lifeline.py ends its workers, guardian.py ends their children, and if
+both were killed as well, the next daemon ends the rest (orphans.py).
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from .guardian_client import Guardian
 from .oom import OomKills
 from .orphans import Records
 
-#: What is read of a pipe at one time: a worker that floods its stdout takes no more of the loop than that.
+#: Bytes read from a pipe in one turn, so that a worker that floods its stdout does not block the loop.
 _READ_BYTES = 64 * 1024
 
-#: Where memory runs out, the kernel takes a worker before the daemon, which can replace it: oom_score_adj, -1000..1000.
+#: oom_score_adj of workers, -1000..1000: when memory runs out, the kernel kills a worker before the daemon.
 _OOM_SCORE_ADJ = 500
 
-#: How long the daemon's end waits for its processes; what can't be killed is left to the guardian.
+#: How long the daemon's end waits for its processes; the guardian ends those that are left.
 _END_S = 1.0
 
 
 class WorkerProcess:
-    """One process of a worker."""
+    """One process of a worker, from its start until it is reaped; owns its pidfd, its pipes and its lifeline."""
 
     def __init__(self, incarnation: int, name: str, popen: subprocess.Popen[bytes], token: str, lifeline: int) -> None:
         self.incarnation = incarnation
@@ -55,23 +55,26 @@ class WorkerProcess:
         self.outputs = {popen.stdout.fileno(): WorkerOutput(), popen.stderr.fileno(): WorkerOutput()}
         self.stderr_fd = popen.stderr.fileno()
         self.last_words = ""
-        #: Whether it is loaded: from then on it may be given texts, and what it prints may have them in it.
+        #: Whether it is loaded. From then on it gets texts, and its output may contain them.
         self.ready = False
-        #: Where it is reached on the workers socket, once it has said hello.
+        #: Its address on the workers' socket, known since its ``hello``.
         self.routing_id = b""
         about = guardian.stat(popen.pid)
         #: In clock ticks since the machine's start; never None, because it is not reaped yet.
         self.started = about.started if about is not None else 0
-        #: Whether it was us who sent SIGKILL.
+        #: Whether this daemon sent it SIGKILL.
         self.killed = False
-        #: The kernel's count of out-of-memory kills when the process was last known to live.
+        #: The kernel's count of out-of-memory kills when the process was last seen alive.
         self.oom_kills: int | None = None
         for fd in self.outputs:
             os.set_blocking(fd, False)
 
 
 class Processes:
-    """All worker processes. ``watch`` and ``unwatch`` register descriptors with the loop's poller."""
+    """Owns all worker processes: each is watched until its end, and reported by ``on_ended`` once.
+
+    ``watch`` and ``unwatch`` register descriptors with the loop's poller.
+    """
 
     def __init__(
         self,
@@ -86,9 +89,9 @@ class Processes:
         on_line: Callable[[WorkerProcess, str], None],
         clock: Callable[[], float],
     ) -> None:
-        """``on_ended`` is told the process, its return code, and whether the kernel killed it for want of memory.
+        """``on_ended`` gets the process, its return code, and whether the kernel killed it for lack of memory.
 
-        Makes this process the one that adopts what workers leave behind: ``tidy`` must be called at each SIGCHLD.
+        This process becomes the subreaper of its workers' children: call ``tidy`` at each SIGCHLD.
         """
         self._settings = settings
         self._endpoint = endpoint
@@ -106,21 +109,21 @@ class Processes:
         adopt()
 
     def use(self, settings: Settings, interpreter: str) -> None:
-        """Start processes by these settings from now on."""
+        """Use these settings for processes started from now on."""
         self._settings, self._interpreter = settings, interpreter
 
     def find(self, incarnation: int) -> WorkerProcess | None:
-        """The process of a spawn, as long as it is not reaped."""
+        """The process of an incarnation; None when it is reaped."""
         return self._by_incarnation.get(incarnation)
 
     @property
     def guardian_pid(self) -> int | None:
-        """The process that ends what is left when this one was killed; None when there is none now."""
+        """The pid of the guardian, which cleans up if this process is killed; None when there is none."""
         return self._guardian.pid
 
     @property
     def oom_source(self) -> Path | None:
-        """Where the kernel's out-of-memory kills are counted; None where nobody counts."""
+        """The file with the kernel's count of out-of-memory kills; None on systems without one."""
         return self._oom.source
 
     def with_token(self, token: str) -> WorkerProcess | None:
@@ -133,8 +136,8 @@ class Processes:
     def start(self, incarnation: int, name: str, gpu: int | None, device: str | None, vram_share: float) -> int:
         """Start a worker's process and return its pid. Raises OSError.
 
-        ``device`` is what CUDA_VISIBLE_DEVICES is set to, ``gpu`` where there is none; without either it is left as it
-        is. ``vram_share``: the share of the GPU's memory that it may use, 0..1; 0 for no limit.
+        CUDA_VISIBLE_DEVICES is set to ``device``, or to ``gpu`` without one; without both it is left unchanged.
+        ``vram_share`` is the share of the GPU's memory that the worker may use, 0..1; 0 means no limit.
         """
         self._guardian.ensure()
         token = secrets.token_hex(16)
@@ -167,7 +170,7 @@ class Processes:
         try:
             process = WorkerProcess(incarnation, name, popen, token, write_end)
         except OSError:
-            # No descriptor is left for it: it can't be watched, so it can't be.
+            # No descriptor is left to watch it with.
             os.close(write_end)
             popen.kill()
             popen.wait()
@@ -185,7 +188,7 @@ class Processes:
         return process.pid
 
     def signal(self, incarnation: int, which: str) -> None:
-        """Send SIGTERM to a worker, or SIGKILL to its whole group; one that is gone does not matter."""
+        """Send SIGTERM to a worker, or SIGKILL to its whole group; does nothing when the worker is gone."""
         process = self._by_incarnation.get(incarnation)
         if process is None:
             return
@@ -194,7 +197,7 @@ class Processes:
                 signal.pidfd_send_signal(process.pidfd, signal.SIGTERM)
             else:
                 process.killed = True
-                # Not reaped yet, so its pid, and its group's, can't be anybody else's.
+                # It is not reaped yet, so its pid and its group's id can't have been reused.
                 os.killpg(process.pid, signal.SIGKILL)
 
     def state(self, incarnation: int) -> str:
@@ -204,7 +207,7 @@ class Processes:
         return about.state if about is not None else ""
 
     def _read(self, process: WorkerProcess, fd: int) -> None:
-        """Read some of what a worker has printed."""
+        """Read a piece of a worker's output."""
         try:
             chunk = os.read(fd, _READ_BYTES)
         except BlockingIOError:
@@ -229,10 +232,10 @@ class Processes:
             self._tell(process, fd, output.end(self._clock()))
 
     def _reap(self, process: WorkerProcess) -> None:
-        """The process is gone: learn how, end what is left of its group, and give its descriptors back."""
+        """Kill the rest of an ended worker's group, release its descriptors, and report its end."""
         if not _has_ended(process.pid):
             return
-        # Not reaped yet: the group is its own.
+        # It is not reaped yet, so the group's id can't have been reused.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         returncode = process.popen.wait()
@@ -241,9 +244,9 @@ class Processes:
         self._on_ended(process, returncode, oom_killed)
 
     def _release(self, process: WorkerProcess) -> None:
-        """Forget a process that is reaped, and end what it has left behind."""
+        """Forget a process that is reaped, and end the children that it left behind."""
         for fd in list(process.outputs):
-            # Its last words; what a child of it goes on to print is not waited for.
+            # Its last output. Later output of its children is dropped.
             self._read(process, fd)
             self._close_output(process, fd)
         for pipe in (process.popen.stdout, process.popen.stderr):
@@ -257,7 +260,7 @@ class Processes:
         self.tidy()
 
     def tidy(self) -> None:
-        """Reap what ended workers have left behind, and end what of it still lives. To be called at each SIGCHLD."""
+        """Reap and end the processes that ended workers left behind. Call it at each SIGCHLD."""
         self._guardian.reap()
         self._tidy()
 
@@ -267,12 +270,12 @@ class Processes:
         return self._descendants.tidy(own, {} if all else living, all=all)
 
     def _was_oom_killed(self, process: WorkerProcess, returncode: int) -> bool:
-        """Whether it died by a SIGKILL that is none of ours while the kernel has counted a kill of its own."""
-        # A shell that wraps the interpreter says 137.
+        """Whether it died by a SIGKILL that this daemon did not send while the kernel counted an out-of-memory kill."""
+        # A shell that wraps the interpreter exits with 137.
         if process.killed or returncode not in (-signal.SIGKILL, 128 + signal.SIGKILL):
             return False
         count, before = self._oom.count(), process.oom_kills
-        # A kill that is explained now explains no later death. Those that died at the same moment keep their claim.
+        # The kill that explains this death explains no later one. Processes that died at the same moment keep theirs.
         ready = poll()
         others = {p.pidfd: p for p in self._by_incarnation.values() if p is not process}
         for pidfd in others:
@@ -284,7 +287,7 @@ class Processes:
         return count is not None and before is not None and count > before
 
     def kill_all(self) -> None:
-        """End every process now, for a daemon that ends: nothing of it stays, nor of what workers have started."""
+        """End every worker and its children now, because the daemon ends."""
         deadline = time.monotonic() + _END_S
         for incarnation in list(self._by_incarnation):
             self.signal(incarnation, "kill")
@@ -301,12 +304,12 @@ class Processes:
 
 
 def _has_ended(pid: int) -> bool:
-    """Whether our child has ended; it is left to be reaped."""
+    """Whether this child has ended; does not reap it."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _make_preferred_victim(pid: int) -> None:
-    """Raising the score needs no privilege, and what the worker starts inherits it."""
+    """Raise its oom_score_adj, which needs no privilege and is inherited by its children."""
     file = Path(f"/proc/{pid}/oom_score_adj")
     with contextlib.suppress(OSError, ValueError):
         if int(file.read_bytes()) < _OOM_SCORE_ADJ:

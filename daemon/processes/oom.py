@@ -1,8 +1,8 @@
-"""Tells a worker that the kernel killed for want of memory from one that somebody else killed: both die by SIGKILL.
+"""Tells an out-of-memory kill by the kernel from any other SIGKILL of a worker.
 
 The kernel counts its victims per control group: in ``memory.events`` (cgroup v2) or ``memory.oom_control`` (v1),
-whichever limit was reached, a group's own, a parent's or the machine's. Where there is no group, ``/proc/vmstat``
-counts those of the whole machine. It counts before it kills: the figure has grown by the time that the death is seen.
+whichever limit was reached: the group's own, a parent's or the machine's. Without a group, ``/proc/vmstat`` counts
+those of the whole machine. The kernel counts before it kills, so the count has grown by the time the death is seen.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class OomKills:
-    """The kernel's count of out-of-memory kills where this process, and with it its workers, lives."""
+    """Reads the kernel's count of out-of-memory kills for the control group of this process and its workers."""
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self._file = -1
@@ -29,7 +29,7 @@ class OomKills:
             self.close()
 
     def count(self) -> int | None:
-        """How many there have been; None where nobody counts."""
+        """The count so far; None on systems without one."""
         if self._file < 0:
             return None
         try:
@@ -71,7 +71,7 @@ def _candidates(proc: Path) -> list[Path]:
 
 
 def _folders(point: Path, root: str, group: str) -> list[Path]:
-    """Where a group's folder may be: a container sees a part of the tree, and may be told the path in the whole."""
+    """Where a group's folder may be: a container sees a part of the tree, but /proc may show the path on the host."""
     inside = group.removeprefix(root) if root != "/" else group
     folder = point / inside.lstrip("/")
     return [folder] if folder == point else [folder, point]

@@ -1,9 +1,9 @@
-"""What a daemon that died has left behind: recorded while it lives, ended by the next one that starts in its folder.
+"""Processes that a dead daemon left behind: recorded while it lives, ended by the next daemon in its runtime folder.
 
-A worker dies with its daemon by the lifeline, and what has left the worker's group by the guardian. This is the third
-line, for the day when these were killed too, or not yet there. A process is ended if it carries the boot token of a
-daemon that held this very runtime folder (whose lock we hold now), under our user, in our pid namespace, under the same
-kernel, and was started after that daemon. Everything else is left alone, whatever the record says.
+The lifeline ends the workers of a dead daemon, and the guardian ends their children. This is the third line, for the
+case that both were killed too, or not started yet. A process is ended if it carries the boot token of a daemon that
+held this runtime folder (whose lock this daemon holds now), belongs to the same user, pid namespace and kernel, and is
+younger than that daemon. No other process is touched, whatever the record says.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from ..log.logger import Logger
 from . import guardian
 
 FILE = "processes"
 
-#: A record longer than that is none of ours.
+#: A longer file is not a record of a daemon.
 _MAX_BYTES = 1 << 20
-#: Written anew without those that have ended, when it has grown to this.
+#: The record is rewritten without ended processes when it has grown by this.
 _COMPACT_BYTES = 64 << 10
-#: Of so many daemons before us, one after the other, what could not be killed is tried again.
+#: Number of earlier daemons whose unkillable processes are tried again.
 _MAX_BOOTS = 16
 _BOOT = re.compile(r"boot 1 ([0-9a-f]{32}) ([0-9a-f-]{36}) (pid:\[\d+\]) (\d{1,20})")
 _WORKER = re.compile(r"([+-]) (\d{1,10}) (\d{1,20}) ([\x21-\x7e]{1,200})")
@@ -36,7 +37,7 @@ class Boot(Struct):
     """One start of a daemon: its token, when its process started (clock ticks), and its workers by pid."""
 
     token: str
-    #: Of the kernel, and the pid namespace: pids and start times of others mean nothing to us.
+    #: Ids of the kernel's boot and of the pid namespace: pids and start times are valid within these alone.
     kernel: str
     namespace: str
     started: int
@@ -49,7 +50,7 @@ class Boot(Struct):
 
 
 class Orphan(Struct, frozen=True):
-    """A process that a daemon before us has left behind. ``worker``: its name, empty for what a worker has started."""
+    """A process that an earlier daemon left behind. ``worker``: its name; empty for a child of a worker."""
 
     pid: int
     worker: str
@@ -58,12 +59,12 @@ class Orphan(Struct, frozen=True):
 
 
 class Records:
-    """The record of this daemon's processes in the runtime folder, whose lock must be held."""
+    """Owns the record of this daemon's processes in the runtime folder, whose lock must be held."""
 
     def __init__(self, folder: Path) -> None:
-        """Read what is left of daemons before, and begin anew. Never raises: a daemon works without a record."""
+        """Read the records of earlier daemons and begin a new one. Never raises: a daemon works without a record."""
         self.path = folder / FILE
-        #: Why there is no record, or what was wrong with the one that was there; for the log.
+        #: Why there is no record, or what was wrong with the old one; for the log.
         self.problem = ""
         own = guardian.stat(os.getpid())
         self.boot = Boot(
@@ -82,12 +83,12 @@ class Records:
         ]
         self._write()
 
-    # --- the daemons before us
+    # --- earlier daemons
 
     def sweep(self, patience_s: float = 2.0) -> list[Orphan]:
-        """End what daemons before us have left, and wait for its end; takes no time when there were none.
+        """End the processes of earlier daemons and wait for their end; returns at once when there were none.
 
-        What is still there after ``patience_s`` stays in the record for the next start.
+        Processes still there after ``patience_s`` stay in the record for the next start.
         """
         if not self._before:
             return []
@@ -102,10 +103,10 @@ class Records:
             left.update(stuck)
             done.set()
 
-        # Looking at a process that is stuck in the kernel can get stuck as well; that thread is left to itself.
+        # Reading /proc of a process that is stuck in the kernel can block for ever; the thread is then abandoned.
         threading.Thread(target=run, name="orphans", daemon=True).start()
         if not done.wait(patience_s + 0.5):
-            self.problem = "looking for orphans of the daemon before took too long: a process is stuck in the kernel"
+            self.problem = "the search for orphans of an earlier daemon took too long: a process is stuck in the kernel"
             return []
         names = {(pid, started): name for b in self._before for pid, (started, name) in b.workers.items()}
         orphans = [
@@ -117,30 +118,42 @@ class Records:
             self._write()
         return orphans
 
+    def end_orphans(self, log: Logger) -> None:
+        """Sweep, and log each orphan: a worker of this daemon may need the GPU that it holds."""
+        for orphan in self.sweep():
+            what = f"worker {orphan.worker}" if orphan.worker else "started by a worker"
+            if orphan.stuck:
+                reason = "it is stuck in the kernel and can't be killed; its memory is not free"
+                log.error("orphan left", pid=orphan.pid, what=what, state=orphan.stuck, reason=reason)
+            else:
+                log.warning("orphan of an earlier daemon ended", pid=orphan.pid, what=what)
+        if self.problem:
+            log.warning("record of processes", reason=self.problem)
+
     # --- this daemon's processes
 
     def token(self, incarnation: int) -> str:
-        """What the process of this spawn has in its environment."""
+        """The boot token for the environment of this incarnation's process."""
         return f"{self.boot.token}.{incarnation}"
 
     def incarnation_of(self, token: str) -> int | None:
-        """The spawn that a token was made for; None if it is not one of this daemon's."""
+        """The incarnation that a token was made for; None for a token of another daemon."""
         boot, _, incarnation = token.partition(".")
         return int(incarnation) if boot == self.boot.token and incarnation.isdecimal() else None
 
     def begun(self, pid: int, started: int, name: str) -> None:
-        """A worker's process runs."""
+        """Note that a worker's process was started at ``started`` (clock ticks)."""
         name = re.sub(r"[^\x21-\x7e]", "?", name)[:200] or "?"
         self.boot.workers[pid] = (started, name)
         self._append(f"+ {pid} {started} {name}\n")
 
     def ended(self, pid: int) -> None:
-        """A worker's process is gone."""
+        """Note that a worker's process has ended."""
         if (worker := self.boot.workers.pop(pid, None)) is not None:
             self._append(f"- {pid} {worker[0]} {worker[1]}\n")
 
     def close(self, *, clean: bool = True) -> None:
-        """The daemon ends. Where all of its processes are gone, there is nothing to tell the next one."""
+        """Close the record; remove it when all processes of this daemon and of earlier ones are gone."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -151,7 +164,7 @@ class Records:
     # --- the file
 
     def _append(self, line: str) -> None:
-        """One write to the page cache, never flushed: the record of a kernel that is gone is of no use."""
+        """Write without a flush to disk: the record is worthless after a restart of the machine."""
         if self._file < 0:
             return
         if self._size > _COMPACT_BYTES:
@@ -163,7 +176,7 @@ class Records:
             self._give_up(error)
 
     def _write(self) -> None:
-        """Write the record anew, in one step."""
+        """Replace the record atomically."""
         data = "".join(boot.lines() for boot in [*self._before, self.boot]).encode()
         temporary = self.path.with_name(f"{FILE}.new")
         try:
@@ -179,13 +192,13 @@ class Records:
         except OSError as error:
             self._give_up(error)
         else:
-            # What it has grown by counts, not what it must have.
+            # Counts growth beyond the necessary lines.
             self._size = 0
 
     def _give_up(self, error: OSError) -> None:
         self.problem = (
-            f"{self.path}: {error.strerror}: no record of the workers is kept; should this daemon be killed together "
-            "with its guardian, the next one can't end what they leave behind"
+            f"{self.path}: {error.strerror}: no record of the workers is kept. If this daemon is killed together with "
+            "its guardian, the next daemon can't end the processes that they leave behind."
         )
         if self._file >= 0:
             os.close(self._file)
@@ -193,12 +206,12 @@ class Records:
 
     def _read(self) -> list[Boot]:
         try:
-            # A link leads elsewhere, and opening a FIFO would wait.
+            # Follow no link, and do not block on a FIFO.
             file = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         except FileNotFoundError:
             return []
         except OSError as error:
-            self.problem = f"{self.path}: {error.strerror}: the record of the daemon before is not used"
+            self.problem = f"{self.path}: {error.strerror}: the record of the earlier daemon is not used"
             return []
         try:
             about = os.fstat(file)
@@ -208,22 +221,22 @@ class Records:
             elif about.st_uid != os.geteuid():
                 wrong = f"belongs to user {about.st_uid}"
             elif about.st_mode & 0o022:
-                wrong = "others may write to it"
+                wrong = "other users may write to it"
             elif about.st_size > _MAX_BYTES:
-                wrong = f"{about.st_size} bytes, more than any record has"
+                wrong = f"{about.st_size} bytes, too large for a record"
             if wrong:
-                self.problem = f"{self.path}: {wrong}: the record of the daemon before is not used"
+                self.problem = f"{self.path}: {wrong}: the record of the earlier daemon is not used"
                 return []
             return parse(os.read(file, _MAX_BYTES).decode(errors="replace"))
         except OSError as error:
-            self.problem = f"{self.path}: {error.strerror}: the record of the daemon before is not used"
+            self.problem = f"{self.path}: {error.strerror}: the record of the earlier daemon is not used"
             return []
         finally:
             os.close(file)
 
 
 def parse(text: str) -> list[Boot]:
-    """What a record tells; lines that make no sense (the last may be half a line) are passed over."""
+    """Parse a record; skips malformed lines (the last may be incomplete)."""
     boots: list[Boot] = []
     for line in text.split("\n"):
         if boot := _BOOT.fullmatch(line):
@@ -239,5 +252,5 @@ def parse(text: str) -> list[Boot]:
 
 
 def _kernel() -> str:
-    """Changes with each start of the machine."""
+    """The id of the kernel's boot; it changes with each start of the machine."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

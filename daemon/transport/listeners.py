@@ -1,7 +1,7 @@
-"""The listening sockets: those in the runtime folder, made by us with their modes and handed to ZeroMQ as descriptors,
-and the one for TCP.
+"""The listening sockets: those in the runtime folder, created with their modes and passed to ZeroMQ as descriptors, and
+the TCP socket.
 
-ZeroMQ's own bind makes a socket that everybody may open, and takes a path over from a daemon that still listens on it.
+ZeroMQ's own bind creates a socket that every user may open, and replaces the socket of a daemon that still listens.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from ..log.logger import Logger
 
 _BACKLOG = 4096
 
-#: What a service manager calls the sockets that it may hand over (FileDescriptorName). Only clients of the requests
-#: socket have reason to wait at it while there is no daemon.
+#: Sockets that a service manager may hand over, by their FileDescriptorName. Only clients of the requests socket have
+#: a reason to connect before the daemon runs.
 _HANDED_OVER = {"requests": REQUESTS}
-#: How long the sockets of a daemon that has just ended may still be there, in seconds.
+#: Longest time that the sockets of a daemon that has just ended may still exist, in seconds.
 _GOING_S = 1.0
 #: Flags of a socket that listens, in /proc/net/unix: __SO_ACCEPTCON.
 _LISTENS = 1 << 16
@@ -40,11 +40,11 @@ LOCAL_THREAD, TCP_THREAD = 0b01, 0b10
 
 
 class RuntimeDirError(Exception):
-    """The runtime folder, or the TCP address, can't be used; the message says why, and what to do."""
+    """The runtime folder or the TCP address can't be used; the message says why, and what to do."""
 
 
 class RuntimeDir:
-    """The runtime folder, held under a lock as long as the daemon lives: two daemons can't share one."""
+    """Owns the runtime folder and its lock while the daemon lives: two daemons can't share a folder."""
 
     def __init__(self, path: Path, inherited: Mapping[str, int] | None = None) -> None:
         """Make the folder if it is not there, check whose it is, and lock it. Raises RuntimeDirError.
@@ -65,8 +65,8 @@ class RuntimeDir:
                 "[daemon] runtime_dir or GLMTTS_RUNTIME_DIR."
             )
         try:
-            # Others may look up the requests socket in it; what they may open, the sockets' own modes say. The one in
-            # /tmp, where anybody may make folders, is ours alone.
+            # Other users may look up sockets in it; the sockets' modes say which they may open. The folder in /tmp,
+            # where every user may create folders, is private.
             private = path == Path(f"/tmp/glmtts-{os.geteuid()}")
             path.mkdir(mode=0o700 if private else 0o755, parents=True, exist_ok=True)
             status = path.stat(follow_symlinks=False)
@@ -74,7 +74,7 @@ class RuntimeDir:
                 raise RuntimeDirError(f"{path}: not a folder")
             if status.st_uid != os.geteuid():
                 raise RuntimeDirError(
-                    f"{path}: belongs to user {status.st_uid}, who could put other sockets in the place of ours. "
+                    f"{path}: belongs to user {status.st_uid}, who could replace the daemon's sockets. "
                     "Remove it, or set another folder in [daemon] runtime_dir or GLMTTS_RUNTIME_DIR."
                 )
             self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -104,9 +104,7 @@ class RuntimeDir:
         return f"ipc://{self.path / name}"
 
     def listen(self, name: str, mode: int, group: str = "") -> int:
-        """Make a listening socket, or take over the one that is there, and return its descriptor. Raises
-        RuntimeDirError.
-        """
+        """Create a listening socket or take over the inherited one; returns its descriptor. Raises RuntimeDirError."""
         path = self.path / name
         if name in self._inherited:
             descriptor = _taken_over(self._inherited.pop(name), path, mode, group)
@@ -118,12 +116,12 @@ class RuntimeDir:
     def _make(self, path: Path, mode: int, group: str) -> int:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            # What lies there is of a dead daemon: we hold the lock.
+            # A file here belongs to a dead daemon, because the folder's lock is held.
             path.unlink(missing_ok=True)
             listener.bind(os.fspath(path))
             if group:
                 os.chown(path, -1, grp.getgrnam(group).gr_gid)
-            # Before listen(): until then nobody can connect, whatever the mode.
+            # Before listen(): until then no client can connect, whatever the mode.
             path.chmod(mode)
             listener.listen(_BACKLOG)
             self._files[path.name] = path.stat().st_ino
@@ -135,11 +133,11 @@ class RuntimeDir:
         return listener.detach()
 
     def restore(self, sockets: Mapping[str, zmq.Socket[bytes]], log: Logger) -> None:
-        """Make the file of each socket again that was removed or replaced: clients can't find the daemon without it."""
+        """Create each socket again whose file was removed or replaced, so that clients find the daemon."""
         removed = {name for name, inode in self._files.items() if _inode(self.path / name) != inode}
         for name in sorted(removed):
             try:
-                # The old socket still listens where no client finds it.
+                # The old socket still listens, but no client can find it.
                 sockets[name].setsockopt(zmq.USE_FD, self._listen_again(name))
                 sockets[name].bind(self.endpoint(name))
             except (RuntimeDirError, zmq.ZMQError) as error:
@@ -158,7 +156,7 @@ class RuntimeDir:
         return self._make(self.path / name, *self._made[name])
 
     def close(self) -> None:
-        """Remove the sockets and give the folder free. The lock's file stays: removing it would race a new daemon."""
+        """Remove the sockets and release the lock. The lock's file stays: removing it would race a new daemon."""
         for name in self._made:
             with contextlib.suppress(OSError):
                 (self.path / name).unlink()
@@ -174,7 +172,7 @@ def _inode(path: Path) -> int:
 
 
 def _taken_over(descriptor: int, path: Path, mode: int, group: str) -> int:
-    """A listening socket that a service manager made, checked, with our mode and group; it goes on after our end."""
+    """Check a listening socket of the service manager and set its mode and group; it outlives the daemon."""
     bound: object = None
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as listener:
         listens = listener.family == socket.AF_UNIX and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
@@ -182,8 +180,8 @@ def _taken_over(descriptor: int, path: Path, mode: int, group: str) -> int:
             bound = listener.getsockname()
     if not isinstance(bound, str) or os.path.realpath(bound) != os.path.realpath(path):
         raise RuntimeDirError(
-            f"{path}: the socket that was handed over for it is {bound or 'no listening stream socket'}: clients would "
-            "look for it in vain. Set the same folder in ListenStream of the socket unit and in GLMTTS_RUNTIME_DIR."
+            f"{path}: the socket that was handed over for it is {bound or 'no listening stream socket'}: clients could "
+            "not find it. Set the same folder in ListenStream of the socket unit and in GLMTTS_RUNTIME_DIR."
         )
     try:
         about = path.stat(follow_symlinks=False)
@@ -196,8 +194,8 @@ def _taken_over(descriptor: int, path: Path, mode: int, group: str) -> int:
         raise RuntimeDirError(f"there is no group {group!r}: see [daemon] socket_group") from None
     except FileNotFoundError:
         raise RuntimeDirError(
-            f"{path}: somebody has removed the socket that was handed over for it, and no client can find it any more. "
-            "Have the service manager make it again: systemctl restart glmtts.socket"
+            f"{path}: the socket that was handed over for it has been removed, so clients can't find the daemon. "
+            "Let the service manager create it again: systemctl restart glmtts.socket"
         ) from None
     except OSError as error:
         raise RuntimeDirError(
@@ -209,20 +207,19 @@ def _taken_over(descriptor: int, path: Path, mode: int, group: str) -> int:
 
 
 def _wait_for_silence(path: Path) -> None:
-    """Make sure that nobody listens at ``path``, though the folder's lock is ours. Raises RuntimeDirError."""
+    """Wait until no process listens at ``path``. Raises RuntimeDirError when one still does."""
     deadline = time.monotonic() + _GOING_S
     while _is_listened_to(path):
         if time.monotonic() > deadline:
             raise RuntimeDirError(
-                f"{path}: something that is no daemon of ours listens there; a socket unit, if 'systemctl status "
-                "glmtts.socket' shows one. Start the daemon by its unit then ('systemctl start glmtts.service'), or "
-                "give this one a runtime folder of its own."
+                f"{path}: another program listens there. If 'systemctl status glmtts.socket' shows a socket unit, "
+                "start the daemon by its unit ('systemctl start glmtts.service'); otherwise set another runtime folder."
             )
         time.sleep(0.01)
 
 
 def _is_listened_to(path: Path) -> bool:
-    """Whether a process has a listening socket of this path; connecting would tell too, but be heard."""
+    """Whether a process listens at this path; does not connect, which that process would notice."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/net/unix").read_bytes().splitlines()[1:]:
             # Num: RefCount Protocol Flags Type St Inode Path
@@ -236,7 +233,7 @@ def listen_tcp(address: Address) -> tuple[int, Address]:
     """Listen at the address; returns the descriptor, and the address with the port. Raises RuntimeDirError."""
     listener = socket.socket(socket.AF_INET6 if address.is_ipv6 else socket.AF_INET, socket.SOCK_STREAM)
     try:
-        # A daemon that starts again need not wait for the last packets of the one before.
+        # A restarted daemon must not wait for the TIME_WAIT of its predecessor's connections.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if address.is_ipv6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)

@@ -1,6 +1,6 @@
-"""Who is at the other end of a connection, by what cannot be made up: the kernel's word, or the key of the handshake.
+"""Identifies the client at the other end of a connection, by SO_PEERCRED or by the key of the CURVE handshake.
 
-Every key and user that stands for a client from elsewhere has a colon in it, which no user of a machine has.
+The names of remote clients contain a colon, which names of local users can't contain.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ..core.inputs import Client
 
 
 class Peer(NamedTuple):
-    """A client, and what the log says of its connection."""
+    """A client, and the fields that log lines about its connection have."""
 
     client: Client
     log: dict[str, Any]
 
 
-#: Tells who sent a frame; None: one that may not connect any more.
+#: Returns the sender of a frame; None when its key has been removed.
 Identify = Callable[[zmq.Frame], Peer | None]
 
 
@@ -45,15 +45,15 @@ class LocalPeers:
 
 
 def plain_tcp_peer(frame: zmq.Frame) -> Peer:
-    """``tcp:ADDRESS``: all programs of one address are one client, and nobody knows whose they are."""
+    """``tcp:ADDRESS``: all programs at one address count as one client."""
     peer = str(frame.get("Peer-Address"))
-    # A local program may take any of 127.0.0.0/8 for its own.
+    # A local program may use any address of 127.0.0.0/8.
     address = "tcp:127.0.0.1" if peer.startswith("127.") else f"tcp:{peer}"
     return Peer(Client(address, address), {"client": address})
 
 
 class CurvePeers:
-    """Clients by the public key that they have proved to hold the secret of; ``names`` may be set anew."""
+    """Clients by the public key of their CURVE handshake. ``names`` may be replaced at any time."""
 
     def __init__(self, names: Mapping[str, str]) -> None:
         self.names = names
@@ -62,11 +62,11 @@ class CurvePeers:
         """``curve:`` and the key in hexadecimal digits (Z85 has a slash, which sets a gateway's customers apart), with
         the user ``key:NAME``. None for a key that has been removed.
         """
-        # It was set by the authenticator: of a connection with CURVE a peer can't set it.
+        # The authenticator sets it; with CURVE, a peer can't.
         return self._named(str(frame.get("User-Id")), str(frame.get("Peer-Address")))
 
     def again(self, peer: Peer) -> Peer | None:
-        """The same client by the names of now; None when its key has been removed."""
+        """The same client by the current names; None when its key has been removed."""
         return self._named(peer.log["public_key"], peer.log["address"])
 
     def _named(self, key: str, address: str) -> Peer | None:
@@ -78,7 +78,7 @@ class CurvePeers:
 
 
 def credentials(address: str) -> tuple[int, int]:
-    """uid and pid of ``localhost:uid:gid:pid``, as libzmq writes what SO_PEERCRED says; -1 for an unknown peer."""
+    """uid and pid of ``localhost:uid:gid:pid``, libzmq's form of SO_PEERCRED; -1, -1 for an unknown peer."""
     parts = address.split(":")
     if len(parts) == 4:
         with contextlib.suppress(ValueError):
@@ -89,7 +89,7 @@ def credentials(address: str) -> tuple[int, int]:
 def _user_name(uid: int) -> str:
     with contextlib.suppress(KeyError, OverflowError):
         name = pwd.getpwuid(uid).pw_name
-        # Whatever a directory service says: names with a colon are those of keys.
+        # A directory service could return a name with a colon; those are reserved for remote clients.
         if ":" not in name:
             return name
     return str(uid)

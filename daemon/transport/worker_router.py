@@ -1,6 +1,6 @@
-"""The workers' socket: what worker processes say, as inputs of the core, and what they are told.
+"""The workers' socket: turns messages of worker processes into inputs of the core, and sends messages to workers.
 
-A process is believed to be a worker once it has shown the token that it was started with; what others say is dropped.
+A process counts as a worker once its ``hello`` has the token that it was started with; other messages are dropped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .listeners import LOCAL_THREAD
 
 
 class WorkerRouter:
-    """A ROUTER on the descriptor of a listening socket. Nothing here waits."""
+    """Owns the ROUTER and the map from its routing ids to incarnations. Never blocks."""
 
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], descriptor: int, endpoint: str, processes: Processes, log: Logger
@@ -33,12 +33,12 @@ class WorkerRouter:
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.AFFINITY, LOCAL_THREAD)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        # A worker that is faster than the loop waits: its audio is not piled up here.
+        # A worker that is faster than the loop has to wait: its audio must not accumulate here.
         self.socket.setsockopt(zmq.RCVHWM, 64)
         self.socket.bind(endpoint)
 
     def receive(self, most: int) -> Iterator[inputs.WorkerSaid | inputs.WorkerGarbled]:
-        """What has come in, up to so many messages."""
+        """Receive up to ``most`` messages."""
         receive = self.socket.recv
         state: Callable[[int], Any] = self.socket.getsockopt
         for _ in range(most):
@@ -72,27 +72,27 @@ class WorkerRouter:
         return inputs.WorkerSaid(incarnation, message, body)
 
     def _hello(self, routing_id: bytes, hello: wire.Hello) -> int | None:
-        """A process says that it is a worker: it is one if it has the token of one that has not said so yet."""
+        """Bind the routing id to the process with this token, if it has sent no ``hello`` yet."""
         process = self._processes.with_token(hello.token)
         if process is None or process.routing_id:
-            self._log.warning("a stranger on the workers' socket", pid=hello.pid)
+            self._log.warning("unknown process on the workers' socket", pid=hello.pid)
             return None
         process.routing_id = routing_id
         self._incarnation_of[routing_id] = process.incarnation
         return process.incarnation
 
     def forget(self, process: WorkerProcess) -> None:
-        """The process is gone."""
+        """Drop the routing id of a process that has ended."""
         self._incarnation_of.pop(process.routing_id, None)
 
     def tell(self, effect: effects.Tell) -> None:
-        """Send a message to a process, if it can still be reached."""
+        """Send a message to a process; does nothing when the process is gone."""
         process = self._processes.find(effect.incarnation)
         if process is None or not process.routing_id:
             return
         frames: list[bytes | memoryview] = [process.routing_id, wire.encode(effect.message)]
         if effect.body is not None:
             frames.append(effect.body)
-        # A worker whose socket is gone is about to end, and its end is noticed.
+        # A worker without a socket is about to end, and its pidfd reports that.
         with contextlib.suppress(zmq.ZMQError):
             self.socket.send_multipart(frames, zmq.NOBLOCK)

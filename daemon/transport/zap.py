@@ -1,4 +1,4 @@
-"""Judges the keys of clients that connect by TCP when ZeroMQ asks for it (ZAP, RFC 27), in the daemon's own loop."""
+"""Accepts or refuses the keys of TCP clients: the ZAP handler (RFC 27), in the daemon's loop."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from zmq.utils import z85
 
 from ..log.logger import Logger
 
-#: Where ZeroMQ asks. It has to be bound before a socket with CURVE is.
+#: The endpoint of ZAP requests. It has to be bound before a socket with CURVE is.
 _ENDPOINT = "inproc://zeromq.zap.01"
-#: Requests that are taken before others have their turn.
+#: Requests answered in one turn of the loop.
 _BATCH = 64
-#: Refusals are logged at most this often, in seconds: whoever can reach the port can cause them.
+#: Least time between two log lines about refusals, in seconds: any program that reaches the port can cause them.
 _LOG_EVERY_S = 10.0
 
 
 class Authenticator:
-    """``names`` has the keys that may connect, and may be set anew at any time: it holds for the next handshakes."""
+    """Owns the ZAP socket. ``names`` has the keys that may connect; a new value holds for later handshakes."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Authenticator:
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.bind(_ENDPOINT)
         self.names = names
-        #: Handshakes with a key that nobody knows.
+        #: Number of handshakes refused for an unknown key.
         self.refused = 0
         self._log = log
         self._clock = clock
@@ -39,7 +39,7 @@ class Authenticator:
         self._unlogged = 0
 
     def answer(self) -> None:
-        """Answer what ZeroMQ has asked."""
+        """Answer the requests that have arrived."""
         for _ in range(_BATCH):
             try:
                 request = self.socket.recv_multipart(zmq.NOBLOCK)
@@ -49,11 +49,11 @@ class Authenticator:
 
     def _judge(self, request: list[bytes]) -> list[bytes]:
         number = request[1] if len(request) > 1 else b""
-        # version, number, domain, address, identity, mechanism, credentials: it is ZeroMQ that says so, not a peer.
+        # version, number, domain, address, identity, mechanism, credentials: written by libzmq, not by a peer.
         if len(request) == 7 and request[0] == b"1.0" and request[5] == b"CURVE" and len(request[6]) == 32:
             key = z85.encode(request[6])
             if key.decode("ascii") in self.names:
-                # What stands for the user is what every message of the connection will carry as its User-Id.
+                # Every message of this connection will carry the key as its User-Id.
                 return [b"1.0", number, b"200", b"OK", key, b""]
             self._note_refusal(key.decode("ascii"), request[3].decode("ascii", "replace"))
         return [b"1.0", number, b"400", b"this key is not in the daemon's authorised_keys", b"", b""]
@@ -70,5 +70,5 @@ class Authenticator:
         self._log_from, self._unlogged = now + _LOG_EVERY_S, 0
 
     def close(self) -> None:
-        """Close the socket; after those that ask it."""
+        """Close the socket. The sockets with CURVE must be closed before."""
         self.socket.close(0)

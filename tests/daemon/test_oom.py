@@ -41,32 +41,33 @@ def test_a_service_s_own_group_is_counted_not_the_machine(machine: Path) -> None
     assert kills.count() is None
 
 
-def test_a_container_that_sees_its_group_as_the_root(machine: Path) -> None:
-    write(machine / "cg/memory.events", EVENTS.format(5))
-    kills = say(machine, "0::/\n", "30 23 0:26 / ROOT/cg rw - cgroup2 cgroup2 rw")
-    assert kills.count() == 5
-    kills.close()
-
-
-def test_a_container_that_is_told_the_path_in_the_host(machine: Path) -> None:
-    write(machine / "cg/memory/memory.oom_control", CONTROL.format(6))
-    kills = say(
-        machine,
-        "4:memory:/docker/abc\n0::/\n",
-        "35 31 0:32 /docker/abc ROOT/cg/memory rw - cgroup cgroup rw,memory",
-        "41 31 0:38 / ROOT/cg/unified rw - cgroup2 cgroup2 rw",
-    )
-    assert kills.count() == 6
-    kills.close()
-
-
-@pytest.mark.parametrize("mounts", [(), ("31 23 0:28 / ROOT/cg rw - cgroup2 cgroup2 rw",), ("nonsense - ",)])
-def test_without_a_group_the_machine_s_own_count_is_used(machine: Path, mounts: tuple[str, ...]) -> None:
-    kills = say(machine, "0::/\nnonsense\n", *mounts)
-    assert kills.count() == 40
-    kills.close()
-
-
 def test_an_old_kernel_that_counts_nothing_is_no_error(tmp_path: Path) -> None:
     kills = OomKills(tmp_path)
     assert kills.count() is None and kills.source is None
+
+
+@pytest.mark.parametrize(
+    ("groups", "mounts", "count"),
+    [
+        # A container that sees its group as the root, and one whose /proc shows the path on the host.
+        ("0::/", ["30 23 0:26 / ROOT/v2 rw - cgroup2 cgroup2 rw"], 5),
+        (
+            "4:memory:/docker/abc\n0::/",
+            [
+                "35 31 0:32 /docker/abc ROOT/v1 rw - cgroup cgroup rw,memory",
+                "41 31 0:38 / ROOT/unified rw - cgroup2 cgroup2 rw",
+            ],
+            6,
+        ),
+        # Without a group, the count of the whole machine.
+        ("0::/\nnonsense", [], 40),
+        ("0::/\nnonsense", ["31 23 0:28 / ROOT/cg rw - cgroup2 cgroup2 rw"], 40),
+        ("0::/\nnonsense", ["nonsense - "], 40),
+    ],
+)
+def test_the_nearest_count_is_used(machine: Path, groups: str, mounts: list[str], count: int) -> None:
+    write(machine / "v2/memory.events", EVENTS.format(5))
+    write(machine / "v1/memory.oom_control", CONTROL.format(6))
+    kills = say(machine, f"{groups}\n", *mounts)
+    assert kills.count() == count
+    kills.close()

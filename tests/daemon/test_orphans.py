@@ -21,7 +21,8 @@ from glmtts.daemon.processes import guardian
 from glmtts.daemon.processes.guardian_client import Guardian
 from glmtts.daemon.processes.orphans import FILE, Boot, Records, parse
 
-PATIENCE_S = 10.0
+from ..support.processes import PATIENCE_S, alive, until
+
 Start = Callable[..., int]
 
 
@@ -53,22 +54,10 @@ def start() -> Iterator[Start]:
             popen.stdout.close()
 
 
-def alive(pid: int) -> bool:
-    about = guardian.stat(pid)
-    return about is not None and not about.gone
-
-
 def begun(pid: int) -> int:
     about = guardian.stat(pid)
     assert about is not None
     return about.started
-
-
-def until(condition: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
-    deadline = time.monotonic() + patience_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not in time: {what}"
-        time.sleep(0.005)
 
 
 def with_token(token: str) -> list[int]:
@@ -92,11 +81,11 @@ def test_a_worker_and_all_that_it_has_started_are_ended(start: Start, before: Re
     before.begun(worker, begun(worker), "gpu0/1")
     child = start(token)
     until(lambda: len(with_token(token)) == 5, "all are there")
-    everybody = with_token(token)
+    found = with_token(token)
     orphans = Records(tmp_path).sweep()
-    assert {orphan.pid for orphan in orphans} == set(everybody) and not any(orphan.stuck for orphan in orphans)
+    assert {orphan.pid for orphan in orphans} == set(found) and not any(orphan.stuck for orphan in orphans)
     assert {orphan.pid: orphan.worker for orphan in orphans if orphan.worker} == {worker: "gpu0/1"}
-    assert child in everybody and not any(alive(pid) for pid in everybody)
+    assert child in found and not any(alive(pid) for pid in found)
     assert Records(tmp_path).sweep() == []
 
 
@@ -123,7 +112,7 @@ def test_others_are_not_touched(start: Start, before: Records, tmp_path: Path) -
     strangers = [
         start(None),
         start(secrets.token_hex(16)),
-        # As if the pid of a worker had come to be somebody else's.
+        # As if the pid of a worker had been reused by another process.
         start(None),
         start(None),
     ]
@@ -134,20 +123,16 @@ def test_others_are_not_touched(start: Start, before: Records, tmp_path: Path) -
     assert all(alive(pid) for pid in strangers)
 
 
-def test_what_is_older_than_the_daemon_of_the_token_is_not_of_it(start: Start, tmp_path: Path) -> None:
-    pid = start(token := secrets.token_hex(16))
-    records = Records(tmp_path)
-    write(tmp_path, Boot(token, records.boot.kernel, records.boot.namespace, begun(pid) + 1, {}).lines())
-    assert Records(tmp_path).sweep() == [] and alive(pid)
-
-
-@pytest.mark.parametrize("what", ["kernel", "namespace"])
-def test_a_record_of_another_kernel_or_container_names_nobody_here(start: Start, tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize("other", ["kernel", "namespace", "younger daemon"])
+def test_a_record_of_another_kernel_container_or_younger_daemon_ends_nothing(
+    start: Start, tmp_path: Path, other: str
+) -> None:
     pid = start(token := secrets.token_hex(16))
     boot = Records(tmp_path).boot
-    kernel = "0" * 36 if what == "kernel" else boot.kernel
-    namespace = "pid:[1]" if what == "namespace" else boot.namespace
-    write(tmp_path, Boot(token, kernel, namespace, 0, {pid: (begun(pid), "gpu0/0")}).lines())
+    kernel = "0" * 36 if other == "kernel" else boot.kernel
+    namespace = "pid:[1]" if other == "namespace" else boot.namespace
+    started = begun(pid) + 1 if other == "younger daemon" else 0
+    write(tmp_path, Boot(token, kernel, namespace, started, {pid: (begun(pid), "gpu0/0")}).lines())
     assert Records(tmp_path).sweep() == [] and alive(pid)
 
 
@@ -173,7 +158,7 @@ def test_another_pid_namespace_is_not_touched(before: Records) -> None:
     assert outside.pid in found and inside not in found
 
 
-def test_the_daemon_does_not_end_itself_nor_who_has_started_it(before: Records, tmp_path: Path) -> None:
+def test_the_daemon_does_not_end_itself_nor_its_ancestors(before: Records, tmp_path: Path) -> None:
     """A daemon that an orphan has started: a script of a user, say, that a worker's engine ran."""
     code = (
         "import sys; from pathlib import Path; from glmtts.daemon.processes.orphans import Records; "
@@ -214,7 +199,7 @@ def freezer() -> Iterator[Callable[[int, bool], None]]:
     until(removed, "the group is empty")
 
 
-def test_what_can_t_be_killed_is_named_and_tried_again_at_the_next_start(
+def test_an_unkillable_process_is_reported_and_tried_again_at_the_next_start(
     start: Start, before: Records, tmp_path: Path, freezer: Callable[[int, bool], None]
 ) -> None:
     stuck, other = start(before.boot.token), start(before.boot.token)
@@ -243,7 +228,7 @@ def write(folder: Path, text: str | bytes, mode: int = 0o600) -> Path:
     return file
 
 
-def test_what_ends_is_forgotten_and_half_a_line_is_passed_over(before: Records) -> None:
+def test_ended_processes_leave_the_record_and_an_incomplete_line_is_skipped(before: Records) -> None:
     before.begun(11, 100, "gpu0/0")
     before.begun(12, 101, "gpu0/1")
     before.ended(11)
@@ -282,8 +267,8 @@ def test_a_damaged_record_does_no_harm(tmp_path: Path, start: Start, garbage: by
     records.close()
 
 
-@pytest.mark.parametrize("what", ["link", "fifo", "folder", "others may write", "of another user"])
-def test_a_record_that_somebody_else_may_have_made_is_not_used(tmp_path: Path, start: Start, what: str) -> None:
+@pytest.mark.parametrize("what", ["link", "fifo", "folder", "writable by others", "of another user"])
+def test_a_record_that_another_user_may_have_written_is_not_used(tmp_path: Path, start: Start, what: str) -> None:
     before = Records(tmp_path)
     orphan = start(before.boot.token)
     file, text = tmp_path / FILE, (tmp_path / FILE).read_bytes()
@@ -297,7 +282,7 @@ def test_a_record_that_somebody_else_may_have_made_is_not_used(tmp_path: Path, s
             os.mkfifo(file)
         case "folder":
             (file / "full").mkdir(parents=True)
-        case "others may write":
+        case "writable by others":
             write(tmp_path, text, 0o666)
         case _:
             if os.geteuid() != 0:
@@ -332,21 +317,10 @@ def test_the_record_costs_the_loop_next_to_nothing_and_stays_small(before: Recor
     assert parse(before.path.read_text())[0].workers == {}
 
 
-@pytest.mark.usefixtures("before")
-def test_a_start_without_orphans_takes_no_time(tmp_path: Path) -> None:
-    begun_at = time.perf_counter()
-    records = Records(tmp_path)
-    assert records.sweep() == []
-    assert time.perf_counter() - begun_at < 0.2
-    begun_at = time.perf_counter()
-    assert records.sweep() == []
-    assert time.perf_counter() - begun_at < 0.01
-
-
 # --- the guardian
 
 
-def test_when_the_daemon_is_gone_the_guardian_ends_what_has_left_its_workers_groups(start: Start) -> None:
+def test_when_the_daemon_is_gone_the_guardian_ends_processes_that_left_their_worker_s_group(start: Start) -> None:
     token = secrets.token_hex(16)
     guard = Guardian(token)
     guard.ensure()

@@ -1,4 +1,4 @@
-"""Who a client is: nothing that it says of itself, and nothing that gives it another's rights."""
+"""The identity of a client: it can't choose it, and it never gets the rights of another client."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def client(identify: Any, **properties: str) -> Any:
 def test_a_local_user_is_whom_the_kernel_names() -> None:
     local = LocalPeers()
     assert client(local, Peer_Address="localhost:0:0:77").operator is True
-    nobody = client(local, Peer_Address="localhost:4000000:0:78")
-    assert (nobody.key, nobody.user, nobody.operator) == ("uid:4000000", "4000000", False)
+    stranger = client(local, Peer_Address="localhost:4000000:0:78")
+    assert (stranger.key, stranger.user, stranger.operator) == ("uid:4000000", "4000000", False)
     assert client(local, Peer_Address="127.0.0.1").key == "uid:-1"
 
 

@@ -23,7 +23,8 @@ from glmtts.daemon.processes import descendants, guardian
 from glmtts.daemon.processes.manager import Processes, WorkerProcess
 from glmtts.daemon.processes.orphans import FILE, Records
 
-PATIENCE_S = 10.0
+from ..support.processes import PATIENCE_S, alive
+
 Ended = tuple[int, int, bool]
 
 
@@ -129,13 +130,8 @@ def loop(tmp_path: Path) -> Iterator[Callable[[str], Loop]]:
     assert not zombies()
 
 
-def alive(pid: int) -> bool:
-    about = guardian.stat(pid)
-    return about is not None and not about.gone
-
-
 def zombies() -> list[int]:
-    """Children of this process that nobody has reaped."""
+    """Children of this process that are not reaped."""
     return [pid for pid in descendants.children() if (about := guardian.stat(pid)) is not None and about.gone]
 
 
@@ -238,7 +234,7 @@ def test_a_worker_s_end_does_not_touch_what_another_worker_has_started(loop: Cal
     made.until(lambda: not any(alive(pid) for pid in [*of_first.values(), *of_second.values()]), "all are gone")
 
 
-def test_what_is_the_daemon_s_own_is_neither_ended_nor_reaped(loop: Callable[[str], Loop]) -> None:
+def test_other_children_of_the_daemon_are_neither_ended_nor_reaped(loop: Callable[[str], Loop]) -> None:
     made = loop("exit 1")
     with subprocess.Popen(["sleep", "1000"]) as living, subprocess.Popen(["sh", "-c", "exit 7"]) as ended:
         made.until(lambda: ended.pid in zombies(), "it is over")
@@ -288,7 +284,9 @@ print("done")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a pid namespace")
-def test_as_the_first_process_of_a_container_it_reaps_everybody_and_ends_its_own_alone(tmp_path: Path) -> None:
+def test_process_one_of_a_container_reaps_every_orphan_and_kills_those_of_its_workers(
+    tmp_path: Path,
+) -> None:
     command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", FIRST_PROCESS, str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     if "unshare" in result.stderr:
@@ -325,7 +323,7 @@ def test_a_guardian_that_was_killed_has_a_successor(loop: Callable[[str], Loop])
 # --- out of memory
 
 
-def test_a_sigkill_by_somebody_is_not_taken_for_the_kernel_s(loop: Callable[[str], Loop]) -> None:
+def test_a_sigkill_by_a_user_is_not_taken_for_an_out_of_memory_kill(loop: Callable[[str], Loop]) -> None:
     made = loop("exec sleep 1000")
     process = made.start()
     os.kill(process.pid, signal.SIGKILL)
@@ -368,9 +366,7 @@ def small_group() -> Iterator[Path]:
                 time.sleep(0.01)
 
 
-def test_a_worker_that_the_kernel_kills_for_want_of_memory_is_told_apart(
-    small_group: Path, loop: Callable[[str], Loop]
-) -> None:
+def test_an_out_of_memory_kill_by_the_kernel_is_recognised(small_group: Path, loop: Callable[[str], Loop]) -> None:
     # Holds its memory in a pipeline's end: tail keeps the only line of an endless file.
     made = loop("case $GLMTTS_WORKER in *greedy*) exec tail /dev/zero;; esac; exec sleep 1000")
     assert made.processes.oom_source is not None and small_group.name in str(made.processes.oom_source)

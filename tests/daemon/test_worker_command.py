@@ -43,7 +43,7 @@ def test_an_interpreter_without_the_packages_says_the_line_that_installs_them(tm
     assert "-m pip install pyzmq msgpack msgspec numpy soundfile soxr" in words
 
 
-def test_a_package_that_is_there_and_broken_is_named_with_what_is_wrong(tmp_path: Path) -> None:
+def test_a_broken_package_is_reported_with_its_error(tmp_path: Path) -> None:
     (tmp_path / "zmq.py").write_text('raise ImportError("libzmq.so.5: wrong ELF class")')
     broken = script(tmp_path / "python", f'PYTHONPATH={tmp_path} exec {sys.executable} "$@"')
     words = last_words(broken)

@@ -183,7 +183,7 @@ class Daemon:
         self.until_ready()
 
     def until_ready(self, workers: int | None = None, patience_s: float = PATIENCE_S) -> None:
-        """Wait until so many workers can speak; without a number all of them."""
+        """Wait until this many workers are ready; without a number, all of them."""
 
         def ready() -> bool:
             if self.process.poll() is not None:

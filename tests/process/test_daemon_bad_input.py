@@ -15,13 +15,15 @@ import pytest
 import soundfile
 import zmq
 
+from .conftest import Daemon, Peer, Start
+
 
 @pytest.fixture(scope="module")
-def daemon(start_shared: Any) -> Any:
+def daemon(start_shared: Start) -> Daemon:
     return start_shared(limits={"body_mib": 1}, queue={"max_waiting": 10_000})
 
 
-def answered(client: Any, *frames: bytes) -> Any:
+def answered(client: Peer, *frames: bytes) -> Any:
     """What the daemon says to a message of exactly these frames."""
     client.socket.send_multipart(frames)
     event, body = client.receive()
@@ -30,53 +32,30 @@ def answered(client: Any, *frames: bytes) -> Any:
     return event
 
 
-def refused(client: Any, **keys: Any) -> Any:
+def refused(client: Peer, **keys: Any) -> Any:
     return client.refused("synthesize", **({"text": "hello"} | keys))
 
 
 GOOD = msgpack.packb({"v": 1, "op": "synthesize", "id": "x", "text": "hello", "options": {"seconds": 0.1}})
 
-NO_MAPS = {
-    "empty": b"",
-    "nil": b"\xc0",
-    "number": b"\x01",
-    "array": msgpack.packb([1, 2, 3]),
-    "a reserved byte": b"\xc1",
-    "text": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "a map and more": GOOD + b"\xc0",
-    "keys that are no strings": msgpack.packb({1: 2}),
-    "keys that are bytes": msgpack.packb({b"v": 1, b"op": b"ping"}),
-    "keys that are arrays": b"\x81\x90\x01",
-    "the same key twice": b"\x82\xa1v\x01\xa1v\x01",
-    "invalid UTF-8": b"\x81\xa4text\xa2\xff\xfe",
-    "a map of 2^32 pairs": b"\xdf\xff\xff\xff\xff",
-    "an array of 2^32": b"\x81\xa7options\xdd\xff\xff\xff\xff",
-    "a string of 4 GiB": b"\x81\xa4text\xdb\xff\xff\xff\xff",
-    "bytes of 4 GiB": b"\x81\xa4text\xc6\xff\xff\xff\xff",
-    "an extension": b"\x81\xa4text\xc7\x04\x01abcd",
-    "a timestamp": b"\x81\xa4text\xd6\xff\x00\x00\x00\x00",
-    "500 arrays deep": b"\x81\xa7options" + b"\x91" * 500 + b"\xc0",
-    "60,000 arrays deep": b"\x81\xa7options" + b"\x91" * 60_000 + b"\xc0",
-    "60,000 maps deep": b"\x81\xa7options" + b"\x81\xa1a" * 20_000 + b"\xc0",
-    "60,000 empty arrays": b"\x81\xa7options\xdc\xea\x60" + b"\x90" * 60_000,
-}
+INVALID = [
+    msgpack.packb([1, 2, 3]),
+    b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    # A map of 2^32 pairs, 4 GiB of bytes, and 60,000 nested arrays.
+    b"\xdf\xff\xff\xff\xff",
+    b"\x81\xa4text\xc6\xff\xff\xff\xff",
+    b"\x81\xa7options" + b"\x91" * 60_000 + b"\xc0",
+]
 
 
-@pytest.mark.parametrize("what", NO_MAPS)
-def test_what_is_no_request_is_a_bad_request(daemon: Any, client: Any, what: str) -> None:
+def test_an_invalid_message_is_a_bad_request(daemon: Daemon, client: Peer) -> None:
     with daemon.still_serves():
-        # A message whose only frame is empty is a REQ socket's delimiter with nothing behind it.
-        frames = [b"", b""] if what == "empty" else [NO_MAPS[what]]
-        if what == "empty":
-            client.socket.send_multipart(frames)
-            _, header = client.socket.recv_multipart()
-            event = msgpack.unpackb(header)
-        else:
-            event = answered(client, *frames)
-        assert event["code"] == "bad_request" and event["id"] == ""
+        for message in INVALID:
+            event = answered(client, message)
+            assert event["code"] == "bad_request" and event["id"] == "", message[:20]
 
 
-def test_random_bytes_are_answered_one_by_one(daemon: Any, client: Any) -> None:
+def test_random_bytes_are_answered_one_by_one(daemon: Daemon, client: Peer) -> None:
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     chance = random.Random(seed)
@@ -91,91 +70,10 @@ def test_random_bytes_are_answered_one_by_one(daemon: Any, client: Any) -> None:
             assert event["event"] == "error" and event["code"] == "bad_request", event
 
 
-def test_a_request_cut_off_at_any_byte_is_answered(daemon: Any, client: Any) -> None:
-    with daemon.still_serves():
-        for length in range(1, len(GOOD)):
-            assert answered(client, GOOD[:length])["code"] == "bad_request"
-
-
-def test_a_request_with_any_byte_changed_is_answered(daemon: Any, client: Any) -> None:
-    chance = random.Random(7)
-    with daemon.still_serves():
-        for position in range(len(GOOD)):
-            changed = bytearray(GOOD)
-            changed[position] ^= 1 << chance.randrange(8)
-            client.socket.send(bytes(changed))
-            event, _ = client.receive()
-            while event["event"] not in ("done", "error"):
-                event, _ = client.receive()
-
-
-def test_an_array_of_a_million_is_too_large(daemon: Any, client: Any) -> None:
-    with daemon.still_serves(16):
-        huge = msgpack.packb({"v": 1, "op": "synthesize", "id": "x", "text": "a", "options": {"a": [0] * 1_000_000}})
-        event = answered(client, huge)
-        assert event["code"] == "too_large" and "65536" in event["message"]
-
-
 # --- keys
 
-WRONG: list[Any] = [
-    None,
-    True,
-    0,
-    -1,
-    1.5,
-    2**63,
-    float("nan"),
-    float("inf"),
-    b"bytes",
-    "",
-    "\0",
-    [],
-    [1],
-    {},
-    {"a": 1},
-]
-KEYS: dict[str, list[str]] = {
-    "synthesize": [
-        "text", "voice", "prompt", "format", "sample_rate", "stream", "events", "output", "priority", "deadline_s",
-        "durable", "key", "seed", "options", "on_behalf_of",
-    ],
-    "wait": ["job", "events"],
-    "cancel": ["job"],
-    "job": ["job"],
-    "jobs": ["state", "limit"],
-}  # fmt: skip
 
-
-@pytest.mark.parametrize(("op", "key"), [(op, key) for op, keys in KEYS.items() for key in keys])
-def test_a_wrong_value_is_refused_by_the_name_of_its_key(client: Any, op: str, key: str) -> None:
-    base: dict[str, Any] = {"synthesize": {"text": "hello", "options": {"seconds": 0.1}}}.get(op, {"job": "a-1"})
-    if op == "jobs":
-        base = {}
-    names = 0
-    for value in WRONG:
-        last = client.ask(op, **(base | {key: value}))
-        if last["event"] == "error" and last["code"] == "bad_request":
-            assert last["message"].startswith(key), (value, last["message"])
-            names += 1
-        else:
-            # Some of these values are good ones for some keys, or name what is not there.
-            assert last["event"] in ("done", "jobs") or last["code"] in (
-                "job_not_found", "voice_not_found", "deadline_exceeded", "forbidden",
-            ), (value, last)  # fmt: skip
-    assert names >= 8
-
-
-@pytest.mark.parametrize("missing", ["v", "op", "id", "text"])
-def test_a_missing_key_is_named(client: Any, missing: str) -> None:
-    request = {"v": 1, "op": "synthesize", "id": "mine", "text": "hello"}
-    del request[missing]
-    event = answered(client, msgpack.packb(request))
-    assert event["code"] == "bad_request" and event["message"].startswith(missing)
-    assert event["id"] == ("" if missing == "id" else "mine")
-
-
-def test_an_unknown_key_is_named_and_not_ignored(client: Any) -> None:
+def test_an_unknown_key_is_named_and_not_ignored(client: Peer) -> None:
     for request in ({"op": "synthesize", "text": "hello", "vioce": "tone"}, {"op": "ping", "vioce": 1}):
         assert client.refused(**request)["message"].startswith("vioce")
     assert refused(client, options={"secnods": 1})["message"].startswith("options.secnods")
@@ -183,27 +81,7 @@ def test_an_unknown_key_is_named_and_not_ignored(client: Any) -> None:
     assert client.refused("status")["code"] == "bad_request"
 
 
-def test_versions_that_this_daemon_does_not_speak_are_refused(client: Any) -> None:
-    for version in (0, 2, 1.0, "1", True, None):
-        assert client.refused("ping", v=version)["message"].startswith("v:")
-
-
-def test_ids_of_every_length(client: Any) -> None:
-    for length in range(130):
-        id = "é" * length
-        client.send("ping", id=id)
-        event, _ = client.receive()
-        if 1 <= length <= 64:
-            assert event["event"] == "pong" and event["id"] == id
-        else:
-            assert event["code"] == "bad_request" and event["message"].startswith("id") and event["id"] == ""
-    for id in (7, None, b"x", ["x"], {"x": 1}, True):
-        client.send("ping", id=id)
-        event, _ = client.receive()
-        assert event["code"] == "bad_request" and event["id"] == ""
-
-
-def test_an_id_in_use_twice_is_the_clients_own_business(daemon: Any, client: Any) -> None:
+def test_an_id_in_use_twice_is_the_clients_own_business(daemon: Daemon, client: Peer) -> None:
     with daemon.still_serves():
         for _ in range(2):
             client.send("synthesize", text="hello", id="same")
@@ -212,38 +90,6 @@ def test_an_id_in_use_twice_is_the_clients_own_business(daemon: Any, client: Any
 
 
 # --- texts, files, recordings
-
-
-@pytest.mark.parametrize("text", ["", " ", "\n\t", "...", "。", "😀", "\0", "a\0b", "\x1b[31mred", "a\x7f", "a\x85b"])
-def test_a_text_that_can_t_be_spoken_is_refused(client: Any, text: str) -> None:
-    error = refused(client, text=text)
-    assert error["code"] == "bad_request" and error["message"].startswith("text")
-
-
-def test_lone_surrogates_are_refused(daemon: Any, client: Any) -> None:
-    with daemon.still_serves():
-        for key in ("text", "voice", "key", "output"):
-            error = refused(client, **{key: "a\ud800b"})
-            assert error["code"] == "bad_request" and error["message"].startswith(key)
-        client.send("ping", id="a\ud800b")
-        assert client.receive()[0]["id"] == ""
-
-
-def test_the_longest_text_is_spoken_and_one_character_more_is_not(client: Any) -> None:
-    short = {"seconds": 0.1}
-    assert client.speak("今" * 5_000, options=short)[0]["event"] == "done"
-    error = refused(client, text="今" * 5_001, options=short)
-    assert error["code"] == "too_large" and "5001" in error["message"]
-
-
-@pytest.mark.parametrize(
-    "name", ["a/b", "/etc/passwd", "../x", "..", ".", ".hidden", "a\0b", "a\nb", "a\\b", "", "x" * 201, "今" * 67]
-)
-def test_an_output_that_is_no_plain_name_is_refused(daemon: Any, client: Any, name: str) -> None:
-    before = sorted(p.name for p in (daemon.state / "outputs").iterdir())
-    error = refused(client, output=name)
-    assert error["code"] == "bad_request" and error["message"].startswith("output")
-    assert sorted(p.name for p in (daemon.state / "outputs").iterdir()) == before
 
 
 def wav(seconds: float, rate: int = 16_000, loudness: float = 0.3) -> bytes:
@@ -269,7 +115,7 @@ def wav(seconds: float, rate: int = 16_000, loudness: float = 0.3) -> bytes:
     ],
 )
 def test_a_recording_that_is_none_is_bad_audio_and_costs_no_worker(
-    daemon: Any, client: Any, what: str, recording: bytes
+    daemon: Daemon, client: Peer, what: str, recording: bytes
 ) -> None:
     pid = daemon.workers()[0]["pid"]
     error = refused(client, body=recording, prompt={"text": "said"})
@@ -278,18 +124,10 @@ def test_a_recording_that_is_none_is_bad_audio_and_costs_no_worker(
     client.speak()
 
 
-def test_a_body_where_none_belongs_and_none_where_one_does(client: Any) -> None:
-    assert refused(client, body=b"x")["message"].startswith("body")
-    assert refused(client, prompt={"text": "said"})["message"].startswith("prompt")
-    assert client.refused("ping", b"x")["message"].startswith("body")
-    assert refused(client, body=wav(2), prompt={"text": "said"}, voice="tone")["message"].startswith("voice")
-    assert refused(client, body=wav(2), prompt={})["message"].startswith("prompt.text")
-
-
 # --- frames
 
 
-def test_frames_beyond_their_limits_are_too_large(daemon: Any, client: Any) -> None:
+def test_frames_beyond_their_limits_are_too_large(daemon: Daemon, client: Peer) -> None:
     with daemon.still_serves():
         padded = msgpack.packb({"v": 1, "op": "ping", "id": "x", "pad": "a" * 70_000})
         assert answered(client, padded)["code"] == "too_large"
@@ -297,21 +135,21 @@ def test_frames_beyond_their_limits_are_too_large(daemon: Any, client: Any) -> N
         assert error["code"] == "too_large" and error["message"].startswith("body")
 
 
-def test_a_frame_far_beyond_the_limit_ends_its_connection_and_no_other(daemon: Any, client: Any) -> None:
+def test_a_frame_far_beyond_the_limit_ends_its_connection_and_no_other(daemon: Daemon, client: Peer) -> None:
     with daemon.still_serves(), contextlib.closing(daemon.client()) as huge:
         for _ in range(5):
             huge.send("synthesize", b"x" * (8 << 20), text="hello", prompt={"text": "said"})
         assert client.ask("ping")["event"] == "pong"
 
 
-@pytest.mark.parametrize("count", [2, 5, 6, 7, 8, 100, 900])
-def test_many_frames_are_refused(daemon: Any, client: Any, count: int) -> None:
+@pytest.mark.parametrize("count", [2, 900])
+def test_many_frames_are_refused(daemon: Daemon, client: Peer, count: int) -> None:
     with daemon.still_serves():
         event = answered(client, GOOD, *[b"x"] * count)
         assert event["code"] == "bad_request" and event["message"].startswith("body") and event["id"] == "x"
 
 
-def test_empty_frames_are_no_way_around(daemon: Any) -> None:
+def test_empty_frames_are_no_way_around(daemon: Daemon) -> None:
     with daemon.still_serves():
         for frames in ([b""], [b"", b""], [b"abcd", b""], [b"abcd", b"", b""], [b"", GOOD, b""], [b"", b"", GOOD]):
             with contextlib.closing(daemon.client()) as client:
@@ -325,7 +163,7 @@ def test_empty_frames_are_no_way_around(daemon: Any) -> None:
 
 
 @contextlib.contextmanager
-def named(daemon: Any, identity: bytes) -> Iterator[Any]:
+def named(daemon: Daemon, identity: bytes) -> Iterator[Peer]:
     """A client with an identity of its choice, gone as far as the daemon is concerned when the block is left.
 
     As long as ZeroMQ has a connection of that name it does not hear a second one.
@@ -337,13 +175,13 @@ def named(daemon: Any, identity: bytes) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("identity", [b"a", b"\xff" * 255, b"glmtts", "客户".encode()])
-def test_an_identity_of_the_client_s_choice_is_served(daemon: Any, identity: bytes) -> None:
+def test_an_identity_of_the_client_s_choice_is_served(daemon: Daemon, identity: bytes) -> None:
     for _ in range(2):
         with named(daemon, identity) as client:
             client.speak()
 
 
-def test_a_client_that_takes_another_s_identity_gets_nothing_of_it(daemon: Any) -> None:
+def test_a_client_that_takes_another_s_identity_gets_nothing_of_it(daemon: Daemon) -> None:
     with daemon.still_serves(), named(daemon, b"alice") as alice:
         id = alice.send("synthesize", text="for alice", options={"seconds": 0.5, "rtf": 1.0}, stream=True)
         alice.until(id, "started")
@@ -354,7 +192,7 @@ def test_a_client_that_takes_another_s_identity_gets_nothing_of_it(daemon: Any) 
             assert not mallory.socket.poll(200)
 
 
-def test_an_identity_that_changes_hands_takes_no_answers_along(daemon: Any, client: Any) -> None:
+def test_an_identity_that_changes_hands_takes_no_answers_along(daemon: Daemon, client: Peer) -> None:
     for _ in range(3):
         with named(daemon, b"bob") as bob:
             bob.until(bob.send("synthesize", text="for bob", options={"seconds": 0.2, "rtf": 1.0}), "started")
@@ -364,7 +202,7 @@ def test_an_identity_that_changes_hands_takes_no_answers_along(daemon: Any, clie
             assert not heir.socket.poll(50)
 
 
-def test_what_is_no_zeromq_at_all_is_not_answered(daemon: Any) -> None:
+def test_a_connection_that_does_not_speak_zeromq_is_closed(daemon: Daemon) -> None:
     # The last two pass for the oldest ZMTP, which has no handshake.
     nonsense = [
         b"\xff" * 64,
@@ -380,7 +218,7 @@ def test_what_is_no_zeromq_at_all_is_not_answered(daemon: Any) -> None:
         daemon.until(lambda: daemon.status()["connections"] <= 2, "what can't be ZeroMQ is hung up on")
 
 
-def test_other_kinds_of_sockets_do_no_harm(daemon: Any) -> None:
+def test_other_kinds_of_sockets_do_no_harm(daemon: Daemon) -> None:
     with daemon.still_serves():
         for kind in (zmq.PUSH, zmq.SUB, zmq.PUB, zmq.PAIR):
             with contextlib.closing(daemon.client(kind)) as peer:

@@ -13,8 +13,15 @@ from typing import Any
 import pytest
 import zmq
 
+from .conftest import Daemon, Peer, Start
+
 #: 48 kB a second, as fast as the worker can make it.
 LONG: dict[str, Any] = {"seconds": 2_000.0}
+
+
+@pytest.fixture(scope="module")
+def daemon(start_shared: Start) -> Daemon:
+    return start_shared()
 
 
 @pytest.fixture
@@ -26,7 +33,7 @@ def many_descriptors() -> Iterator[int]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def connect(daemon: Any, count: int, stack: contextlib.ExitStack) -> None:
+def connect(daemon: Daemon, count: int, stack: contextlib.ExitStack) -> None:
     """That many connections that never say a word."""
     for _ in range(count):
         raw = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -34,7 +41,7 @@ def connect(daemon: Any, count: int, stack: contextlib.ExitStack) -> None:
         raw.connect(str(daemon.runtime / "glmtts.sock"))
 
 
-def test_thousands_of_silent_connections_keep_nobody_out(start: Any, many_descriptors: int) -> None:
+def test_thousands_of_silent_connections_leave_room_for_new_clients(start: Start, many_descriptors: int) -> None:
     daemon = start()
     early = daemon.client()
     early.speak()
@@ -49,7 +56,7 @@ def test_thousands_of_silent_connections_keep_nobody_out(start: Any, many_descri
     early.speak()
 
 
-def test_a_daemon_with_few_descriptors_does_not_end_for_want_of_them(start: Any, many_descriptors: int) -> None:
+def test_a_daemon_with_few_descriptors_does_not_end_for_want_of_them(start: Start, many_descriptors: int) -> None:
     few = 2_048
     daemon = start()
     daemon.stop()
@@ -65,9 +72,7 @@ def test_a_daemon_with_few_descriptors_does_not_end_for_want_of_them(start: Any,
         assert daemon.status()["connections"] <= few / 2
 
 
-def test_a_stream_whose_client_vanishes_is_cancelled(start: Any) -> None:
-    daemon = start()
-    client = daemon.client()
+def test_a_stream_whose_client_vanishes_is_cancelled(daemon: Daemon, client: Peer) -> None:
     with contextlib.closing(daemon.client()) as vanishing:
         id = vanishing.send("synthesize", text="gone", stream=True, options={"seconds": 60.0, "rtf": 1.0})
         vanishing.until(id, "audio")
@@ -82,7 +87,7 @@ def test_a_stream_whose_client_vanishes_is_cancelled(start: Any) -> None:
     client.speak()
 
 
-def test_a_stream_that_is_not_read_ends_as_slow_consumer(start: Any) -> None:
+def test_a_stream_that_is_not_read_ends_as_slow_consumer(start: Start) -> None:
     daemon = start(limits={"send_buffer_mib": 4}, queue={"keep_results_mib": 0})
     client = daemon.client()
     with daemon.still_serves(40), contextlib.closing(daemon.client(RCVHWM=1, RCVBUF=4_096)) as deaf:
@@ -96,7 +101,7 @@ def test_a_stream_that_is_not_read_ends_as_slow_consumer(start: Any) -> None:
         assert 1 << 20 <= len(audio) < 16 << 20
 
 
-def test_many_who_never_read_take_no_more_memory_than_one_may(start: Any) -> None:
+def test_many_clients_that_never_read_stay_within_one_memory_limit(start: Start) -> None:
     daemon = start(limits={"send_buffer_mib": 8}, queue={"keep_results_mib": 0, "max_waiting": 200})
     client = daemon.client()
     client.speak()
@@ -112,9 +117,7 @@ def test_many_who_never_read_take_no_more_memory_than_one_may(start: Any) -> Non
         client.speak("meanwhile")
 
 
-def test_the_memory_of_large_messages_is_given_back(start: Any) -> None:
-    daemon = start()
-    client = daemon.client()
+def test_the_memory_of_large_messages_is_given_back(daemon: Daemon, client: Peer) -> None:
     client.speak()
     before = daemon.rss_mib
     for _ in range(2):
@@ -125,7 +128,7 @@ def test_the_memory_of_large_messages_is_given_back(start: Any) -> None:
     daemon.until(lambda: daemon.rss_mib < before + 16, "what was sent is not kept")
 
 
-def test_one_who_asks_and_never_reads_the_answers_is_hung_up_on(start: Any) -> None:
+def test_a_client_that_never_reads_its_answers_is_disconnected(start: Start) -> None:
     daemon = start(limits={"send_buffer_mib": 1})
     client = daemon.client()
     with daemon.still_serves(40), contextlib.closing(daemon.client(RCVHWM=1, RCVBUF=4_096, SNDHWM=0)) as deaf:
@@ -135,7 +138,7 @@ def test_one_who_asks_and_never_reads_the_answers_is_hung_up_on(start: Any) -> N
         client.speak("meanwhile")
 
 
-def test_a_client_that_reads_late_but_reads_loses_nothing(start: Any) -> None:
+def test_a_client_that_reads_late_but_reads_loses_nothing(start: Start) -> None:
     daemon = start()
     client, slow = daemon.client(), daemon.client(RCVHWM=1)
     expected, _ = client.speak("patience", stream=True, options={"seconds": 400.0})
@@ -146,13 +149,11 @@ def test_a_client_that_reads_late_but_reads_loses_nothing(start: Any) -> None:
     assert len(audio) == 400 * 48_000
 
 
-def test_a_flood_of_requests_leaves_others_their_turn(start: Any) -> None:
-    daemon = start(workers={"max": 1})
-    client = daemon.client()
+def test_a_flood_of_requests_leaves_others_their_turn(daemon: Daemon, client: Peer) -> None:
     client.speak()
     stop = threading.Event()
 
-    def flood(peer: Any) -> None:
+    def flood(peer: Peer) -> None:
         while not stop.is_set():
             peer.send("ping")
             while peer.socket.poll(0):
@@ -172,15 +173,14 @@ def test_a_flood_of_requests_leaves_others_their_turn(start: Any) -> None:
             thread.join()
 
 
-def test_frames_without_an_end_cost_their_sender_its_connection_alone(start: Any) -> None:
+def test_frames_without_an_end_cost_their_sender_its_connection_alone(daemon: Daemon) -> None:
     """A message is delivered when its last frame is there; until then it is ZeroMQ's."""
-    daemon = start()
     with daemon.still_serves(100), contextlib.closing(daemon.client()) as endless:
         for _ in range(1_000):
             endless.socket.send(b"x" * 10_000, zmq.SNDMORE)
 
 
-def test_a_message_of_a_million_frames_does_not_stop_the_service_nor_cost_a_worker_its_life(start: Any) -> None:
+def test_a_message_of_a_million_frames_does_not_stop_the_service_nor_cost_a_worker_its_life(start: Start) -> None:
     daemon = start(workers={"max": 1, "hang_timeout_s": 1.0})
     client = daemon.client()
     before = daemon.workers()[0]["pid"]
@@ -205,7 +205,7 @@ def test_a_message_of_a_million_frames_does_not_stop_the_service_nor_cost_a_work
     assert daemon.workers()[0]["pid"] == before
 
 
-def test_who_reads_late_is_told_the_end_of_every_stream_though_others_needed_the_room(start: Any) -> None:
+def test_every_stream_of_a_late_reader_has_an_end_when_buffers_are_full(start: Start) -> None:
     """With more unread than the daemon keeps, streams end in ``slow_consumer``; none just falls silent."""
     daemon = start(limits={"send_buffer_mib": 16}, queue={"keep_results_mib": 0})
     late = [daemon.client(RCVHWM=1, RCVBUF=4_096) for _ in range(5)]

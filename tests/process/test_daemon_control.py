@@ -15,11 +15,13 @@ import pytest
 import soundfile
 import zmq
 
+from .conftest import Daemon, Peer, Start
+
 SLOW: dict[str, Any] = {"seconds": 20.0, "rtf": 1.0}
 
 
 @pytest.fixture(scope="module")
-def daemon(start_shared: Any) -> Any:
+def daemon(start_shared: Start) -> Daemon:
     return start_shared(workers={"max": 2})
 
 
@@ -32,7 +34,7 @@ def recording(seconds: float = 2.0) -> bytes:
 # --- looking
 
 
-def test_status_tells_how_the_daemon_stands(daemon: Any, client: Any) -> None:
+def test_status_tells_how_the_daemon_stands(daemon: Daemon, client: Peer) -> None:
     before = daemon.status()
     client.speak()
     client.refused("synthesize", text="x", options={"fault": "raise"})
@@ -44,13 +46,10 @@ def test_status_tells_how_the_daemon_stands(daemon: Any, client: Any) -> None:
     assert status["counts"]["ended"]["synthesis_failed"] == 1
     assert status["memory"]["rss"] / 2**20 == pytest.approx(daemon.rss_mib, rel=0.2)
     assert status["internal_errors"] == 0 and status["connections"] >= 1
+    assert daemon.rss_mib < 45, "the supervisor is small"
 
 
-def test_the_supervisor_is_small_at_rest(daemon: Any) -> None:
-    assert daemon.rss_mib < 45
-
-
-def test_workers_are_shown_with_their_processes(daemon: Any, client: Any) -> None:
+def test_workers_are_shown_with_their_processes(daemon: Daemon, client: Peer) -> None:
     workers = daemon.workers()
     assert [w["name"] for w in workers] == ["w0", "w1"]
     for worker in workers:
@@ -63,24 +62,13 @@ def test_workers_are_shown_with_their_processes(daemon: Any, client: Any) -> Non
     client.ask("cancel", job=started["job"])
 
 
-def test_an_operator_sees_and_ends_everybody_s_jobs(daemon: Any, client: Any) -> None:
-    id = client.send("synthesize", text="hello", options=SLOW)
-    job = client.until(id, "started")["job"]
-    assert [j["job"] for j in daemon.control("jobs", state="running")["jobs"]] == [job]
-    shown = daemon.control("job", job=job)
-    assert shown["client"] == f"uid:{os.geteuid()}" and shown["state"] == "running"
-    assert daemon.control("cancel", job=job)["state"] == "cancelled"
-    error = client.all(id)[0][-1]
-    assert error["code"] == "cancelled" and "operator" in error["message"]
-
-
-def test_the_configuration_in_force_can_be_read(daemon: Any) -> None:
+def test_the_configuration_in_force_can_be_read(daemon: Daemon) -> None:
     answer = daemon.control("config")
     assert answer["file"] == str(daemon.file)
     assert answer["config"]["workers"]["max"] == 2 and answer["config"]["workers"]["hang_timeout_s"] == 60.0
 
 
-def test_what_is_no_operation_is_refused_by_name(daemon: Any) -> None:
+def test_an_invalid_operation_is_refused_by_name(daemon: Daemon) -> None:
     operator = daemon.operator()
     for op in ("synthesize", "dance"):
         error = operator.refused(op, text="hello")
@@ -95,8 +83,8 @@ def test_what_is_no_operation_is_refused_by_name(daemon: Any) -> None:
     assert operator.ask("ping")["event"] == "pong"
 
 
-def test_an_operator_can_use_a_req_socket(daemon: Any) -> None:
-    req = zmq.Context.instance().socket(zmq.REQ)
+def test_an_operator_can_use_a_req_socket(daemon: Daemon) -> None:
+    req: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REQ)
     with contextlib.closing(req):
         req.linger = 0
         req.connect(daemon.control_endpoint)
@@ -108,7 +96,7 @@ def test_an_operator_can_use_a_req_socket(daemon: Any) -> None:
 # --- doing
 
 
-def replaced(daemon: Any, before: set[int]) -> None:
+def replaced(daemon: Daemon, before: set[int]) -> None:
     """Wait until none of these processes serves, and as many others do."""
 
     def are_others() -> bool:
@@ -119,7 +107,7 @@ def replaced(daemon: Any, before: set[int]) -> None:
     daemon.until(are_others, "the workers are replaced")
 
 
-def test_a_worker_is_recycled_after_its_job(daemon: Any, client: Any) -> None:
+def test_a_worker_is_recycled_after_its_job(daemon: Daemon, client: Peer) -> None:
     id = client.send("synthesize", text="unhurt", options={"seconds": 0.5, "rtf": 1.0})
     name = client.until(id, "started")["worker"]
     before = {w["name"]: w for w in daemon.workers()}
@@ -132,7 +120,7 @@ def test_a_worker_is_recycled_after_its_job(daemon: Any, client: Any) -> None:
     assert next(w["pid"] for w in daemon.workers() if w["name"] == other) == before[other]["pid"]
 
 
-def test_all_workers_are_recycled_and_no_job_is_lost(daemon: Any, client: Any) -> None:
+def test_all_workers_are_recycled_and_no_job_is_lost(daemon: Daemon, client: Peer) -> None:
     before = {w["name"]: w["pid"] for w in daemon.workers()}
     ids = [client.send("synthesize", text=f"job {n}", options={"seconds": 0.2, "rtf": 0.5}) for n in range(6)]
     assert sorted(daemon.control("recycle", worker="all")["recycled"]) == sorted(before)
@@ -140,7 +128,7 @@ def test_all_workers_are_recycled_and_no_job_is_lost(daemon: Any, client: Any) -
     replaced(daemon, set(before.values()))
 
 
-def test_workers_are_added_and_taken_away_while_jobs_are_spoken(daemon: Any, client: Any) -> None:
+def test_workers_are_added_and_taken_away_while_jobs_are_spoken(daemon: Daemon, client: Peer) -> None:
     ids = [client.send("synthesize", text=f"job {n}", options={"seconds": 0.2, "rtf": 0.5}) for n in range(8)]
     answer = daemon.control("scale", min=3, max=3)
     assert (answer["min"], answer["max"], answer["workers"]) == (3, 3, 3)
@@ -151,20 +139,7 @@ def test_workers_are_added_and_taken_away_while_jobs_are_spoken(daemon: Any, cli
     assert "min" in daemon.control("scale", min=3)["message"]
 
 
-def test_a_paused_queue_starts_nothing_until_it_is_resumed(daemon: Any, client: Any) -> None:
-    assert daemon.control("pause")["paused"] is True
-    try:
-        id = client.send("synthesize", text="later")
-        accepted = client.until(id, "accepted")
-        assert "paused" in accepted["warning"] and daemon.status()["state"] == "paused"
-        assert client.ask("job", job=accepted["job"])["state"] == "waiting"
-    finally:
-        assert daemon.control("resume")["event"] == "result"
-    assert client.all(id)[0][-1]["event"] == "done"
-    assert daemon.status()["state"] == "running"
-
-
-def test_a_drain_is_answered_when_the_last_job_is_done_and_resume_ends_it(daemon: Any, client: Any) -> None:
+def test_a_drain_is_answered_when_the_last_job_is_done_and_resume_ends_it(daemon: Daemon, client: Peer) -> None:
     id = client.send("synthesize", text="the last", options={"seconds": 0.4, "rtf": 1.0})
     client.until(id, "started")
     operator = daemon.operator()
@@ -178,17 +153,7 @@ def test_a_drain_is_answered_when_the_last_job_is_done_and_resume_ends_it(daemon
     client.speak()
 
 
-def test_a_drain_that_takes_too_long_says_how_many_are_left(daemon: Any, client: Any) -> None:
-    id = client.send("synthesize", text="long", options=SLOW)
-    job = client.until(id, "started")["job"]
-    answer = daemon.control("drain", timeout_s=0.2)
-    assert answer["drained"] is False and answer["left"] == 1
-    daemon.control("cancel", job=job)
-    daemon.control("resume")
-    client.speak()
-
-
-def test_the_log_can_be_made_to_say_more(daemon: Any, client: Any) -> None:
+def test_the_log_can_be_made_to_say_more(daemon: Daemon, client: Peer) -> None:
     assert daemon.control("log_level", level="debug")["level"] == "debug"
     done, _ = client.speak()
     daemon.until(lambda: f"job accepted job={done['job']}" in daemon.log(), "every step is in the log")
@@ -200,7 +165,7 @@ def test_the_log_can_be_made_to_say_more(daemon: Any, client: Any) -> None:
 # --- voices
 
 
-def test_a_registered_voice_can_be_spoken_with_until_it_is_removed(daemon: Any, client: Any) -> None:
+def test_a_registered_voice_can_be_spoken_with_until_it_is_removed(daemon: Daemon, client: Peer) -> None:
     added = daemon.control("voice_add", recording(), name="my-voice", text="what is said", description="mine")
     assert added["event"] == "result" and added["name"] == "my-voice" and added["seconds"] == 2.0
     assert "my-voice" in [v["name"] for v in client.ask("voices")["voices"]]
@@ -220,47 +185,41 @@ def test_a_registered_voice_can_be_spoken_with_until_it_is_removed(daemon: Any, 
     ("body", "keys", "code"),
     [
         (b"RIFF" + b"\0" * 100, {}, "bad_audio"),
-        (b"", {}, "bad_audio"),
         (recording(0.2), {}, "bad_audio"),
         (recording(), {"name": "../up"}, "bad_request"),
-        (recording(), {"name": ""}, "bad_request"),
-        (recording(), {"text": ""}, "bad_request"),
-        (None, {}, "bad_request"),
     ],
 )
-def test_a_bad_voice_is_not_registered(daemon: Any, body: bytes | None, keys: dict[str, str], code: str) -> None:
+def test_a_bad_voice_is_not_registered(daemon: Daemon, body: bytes | None, keys: dict[str, str], code: str) -> None:
     before = daemon.control("status")
     error = daemon.control("voice_add", body, **({"name": "bad", "text": "said"} | keys))
     assert error["event"] == "error" and error["code"] == code, error
     assert not (daemon.state / "voices" / "bad").exists() and before["pid"] == daemon.status()["pid"]
 
 
-def test_a_voice_is_there_after_a_restart(start: Any) -> None:
-    daemon = start()
-    daemon.control("voice_add", recording(), name="stays", text="what is said")
-    before, _ = daemon.client().speak("hello", voice="stays")
-    daemon.stop()
-    daemon.restart()
-    assert daemon.client().speak("hello", voice="stays")[0]["sha256"] == before["sha256"]
-
-
 # --- the configuration
 
 
-def test_a_reload_applies_what_it_can_and_names_what_needs_a_restart(start: Any) -> None:
+def test_a_reload_applies_what_it_can_and_names_what_needs_a_restart(start: Start) -> None:
     daemon = start()
     client = daemon.client()
-    daemon.configure({"limits": {"text_chars": 10, "rate": "1/hour"}, "workers": {"hang_timeout_s": 7.0}})
+    daemon.configure(
+        {
+            "daemon": {"log_format": "json"},
+            "limits": {"text_chars": 10, "rate": "1/hour"},
+            "workers": {"hang_timeout_s": 7.0},
+        }
+    )
     answer = daemon.control("reload")
-    assert sorted(answer["applied"]) == ["limits.rate", "workers.hang_timeout_s"]
+    assert sorted(answer["applied"]) == ["daemon.log_format", "limits.rate", "workers.hang_timeout_s"]
     assert (answer["rolling"], answer["restart_needed"]) == ([], ["limits.text_chars"])
     config = daemon.control("config")["config"]
     assert config["workers"]["hang_timeout_s"] == 7.0 and config["limits"]["text_chars"] == 5_000
     client.speak("a text of more than ten characters")
+    daemon.until(lambda: '"message":"job done"' in daemon.log(), "a line in JSON")
     assert client.refused("synthesize", text="second")["code"] == "rate_limited"
 
 
-def test_a_reload_that_takes_fresh_workers_loses_no_job_and_leaves_no_gap(start: Any) -> None:
+def test_a_reload_that_takes_fresh_workers_loses_no_job_and_leaves_no_gap(start: Start) -> None:
     daemon = start(workers={"max": 2})
     client = daemon.client()
     before = {worker["pid"] for worker in daemon.workers()}
@@ -276,60 +235,13 @@ def test_a_reload_that_takes_fresh_workers_loses_no_job_and_leaves_no_gap(start:
 
     def renewed() -> bool:
         counts = daemon.status()["workers"]
-        assert counts["ready"] + counts["busy"] >= 1, "somebody can always speak"
+        assert counts["ready"] + counts["busy"] >= 1, "a worker is always ready"
         return counts["total"] == counts["ready"] == 2 and not before & {w["pid"] for w in daemon.workers()}
 
     daemon.until(renewed, "both workers are fresh")
 
 
-def test_a_worker_that_the_new_configuration_can_t_start_does_not_replace_one_that_works(start: Any) -> None:
-    daemon = start()
-    daemon.configure({"engine": {"python": "/bin/false"}})
-    assert daemon.control("reload")["rolling"] == ["engine.python"]
-    daemon.until(lambda: any(w["last_death"] for w in daemon.workers()), "the spare has failed")
-    daemon.client().speak()
-    daemon.configure({})
-    daemon.control("reload")
-    daemon.until(lambda: [w["state"] for w in daemon.workers()] == ["ready"], "all is as before")
-    daemon.client().speak()
-
-
-def test_the_form_of_the_log_is_another_one_from_the_reload_on(start: Any) -> None:
-    daemon = start()
-    daemon.configure({"daemon": {"log_format": "json"}})
-    assert daemon.control("reload")["applied"] == ["daemon.log_format"]
-    daemon.client().speak()
-    daemon.until(lambda: '"message":"job done"' in daemon.log(), "a line in JSON")
-
-
-def test_a_reload_changes_how_many_workers_there_are(start: Any) -> None:
-    daemon = start()
-    daemon.configure({"workers": {"max": 2}})
-    assert daemon.control("reload")["applied"] == ["workers.max"]
-    daemon.until_ready(2)
-    daemon.configure({"workers": {"max": 1}})
-    daemon.control("reload")
-    daemon.until(lambda: len(daemon.workers()) == 1, "one worker is gone")
-    daemon.client().speak()
-
-
-def test_a_wrong_configuration_changes_nothing(start: Any) -> None:
-    daemon = start()
-    before = daemon.control("config")["config"]
-    daemon.configure({"limits": {"rate": "1/hour"}, "workers": {"hang_timeout": 7.0}})
-    error = daemon.control("reload")
-    assert error["code"] == "bad_request" and "workers.hang_timeout" in error["message"]
-    assert "hang_timeout_s" in error["message"]
-    daemon.file.write_text("this is not TOML")
-    assert "not TOML" in daemon.control("reload")["message"]
-    daemon.file.unlink()
-    assert daemon.control("reload")["code"] == "bad_request"
-    assert daemon.control("config")["config"] == before
-    for _ in range(3):
-        daemon.client().speak()
-
-
-def test_a_file_that_was_named_relatively_is_told_by_a_name_that_means_it_everywhere(start: Any) -> None:
+def test_a_relative_configuration_path_is_reported_as_an_absolute_one(start: Start) -> None:
     daemon = start()
     daemon.stop()
     daemon.file = Path(os.path.relpath(daemon.file, daemon.folder))
@@ -345,7 +257,7 @@ def test_a_file_that_was_named_relatively_is_told_by_a_name_that_means_it_everyw
     assert f"{daemon.file}: queu" in alert["message"]
 
 
-def test_names_that_nobody_has_are_warned_of_at_the_start_and_at_each_reload(start: Any) -> None:
+def test_unknown_user_names_are_warned_of_at_the_start_and_at_each_reload(start: Start) -> None:
     daemon = start(limits={"gateways": ["nosuchuser"]})
     daemon.until(lambda: "limits.gateways: this machine has no user 'nosuchuser'" in daemon.log(), "it is warned of")
     daemon.configure({"limits": {"clients": {"nosuch": {"rate": ""}}}})
@@ -353,7 +265,7 @@ def test_names_that_nobody_has_are_warned_of_at_the_start_and_at_each_reload(sta
     daemon.until(lambda: "limits.clients.nosuch: this machine has no user" in daemon.log(), "this one too")
 
 
-def test_sighup_reads_the_configuration_again(start: Any) -> None:
+def test_sighup_reads_the_configuration_again(start: Start) -> None:
     daemon = start()
     daemon.configure({"workers": {"hang_timeout_s": 7.0}})
     daemon.process.send_signal(signal.SIGHUP)

@@ -12,17 +12,19 @@ import msgpack
 import pytest
 import zmq
 
+from .conftest import Daemon, Peer, Start
+
 SLOW: dict[str, Any] = {"seconds": 20.0, "rtf": 1.0}
 
 
 @pytest.fixture(scope="module")
-def daemon(start_shared: Any) -> Any:
+def daemon(start_shared: Start) -> Daemon:
     return start_shared(workers={"max": 2})
 
 
 @pytest.fixture
-def watcher(daemon: Any) -> Iterator[Any]:
-    socket = zmq.Context.instance().socket(zmq.SUB)
+def watcher(daemon: Daemon) -> Iterator[zmq.Socket[bytes]]:
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
     with contextlib.closing(socket):
         socket.linger = 0
         socket.connect(daemon.events_endpoint)
@@ -32,7 +34,7 @@ def watcher(daemon: Any) -> Iterator[Any]:
         yield socket
 
 
-def _primed(daemon: Any, socket: Any) -> bool:
+def _primed(daemon: Daemon, socket: zmq.Socket[bytes]) -> bool:
     """Whether a job of our own is heard of; drops all that is."""
     with contextlib.closing(daemon.client()) as client:
         job = client.speak("heard?", events="final")[0]["job"]
@@ -43,7 +45,7 @@ def _primed(daemon: Any, socket: Any) -> bool:
     return False
 
 
-def hear(watcher: Any, *topics: str) -> list[tuple[str, Any]]:
+def hear(watcher: zmq.Socket[bytes], *topics: str) -> list[tuple[str, Any]]:
     """Listen until each of the topics was heard, in this order."""
     heard: list[tuple[str, Any]] = []
     for topic in topics:
@@ -55,7 +57,7 @@ def hear(watcher: Any, *topics: str) -> list[tuple[str, Any]]:
     return [(name.strip(), values) for name, values in heard]
 
 
-def test_a_watcher_hears_of_jobs(client: Any, watcher: Any) -> None:
+def test_a_watcher_hears_of_jobs(client: Peer, watcher: zmq.Socket[bytes]) -> None:
     done, _ = client.speak()
     heard = dict(hear(watcher, "job.waiting", "job.running", "job.done"))
     assert {heard[t]["job"] for t in heard if t.startswith("job.")} == {done["job"]}
@@ -66,7 +68,7 @@ def test_a_watcher_hears_of_jobs(client: Any, watcher: Any) -> None:
     assert dict(hear(watcher, "job.failed"))["job.failed"]["outcome"] == "deadline_exceeded"
 
 
-def test_a_watcher_hears_of_workers_and_the_queue(daemon: Any, client: Any, watcher: Any) -> None:
+def test_a_watcher_hears_of_workers_and_the_queue(daemon: Daemon, client: Peer, watcher: zmq.Socket[bytes]) -> None:
     pid = daemon.workers()[1]["pid"]
     os.kill(pid, signal.SIGKILL)
     heard = hear(watcher, "worker.starting", "worker.ready")
@@ -78,14 +80,14 @@ def test_a_watcher_hears_of_workers_and_the_queue(daemon: Any, client: Any, watc
         client.all(id)
 
 
-def test_a_watcher_hears_of_the_daemon_itself(daemon: Any, watcher: Any) -> None:
+def test_a_watcher_hears_of_the_daemon_itself(daemon: Daemon, watcher: zmq.Socket[bytes]) -> None:
     daemon.control("drain")
     daemon.control("resume")
     hear(watcher, "daemon.draining", "daemon.drained", "daemon.running")
 
 
 @pytest.mark.usefixtures("watcher")
-def test_a_watcher_that_does_not_listen_costs_nobody_anything(daemon: Any, client: Any) -> None:
+def test_a_watcher_that_does_not_read_slows_no_client(daemon: Daemon, client: Peer) -> None:
     with daemon.still_serves(32):
         for _ in range(400):
             client.speak(events="final", options={"seconds": 0.01})

@@ -1,54 +1,44 @@
-"""Workers that fail in every way that they can: what the client is told, and that nobody else notices."""
+"""Workers that fail in every way: the client gets a named answer, and other clients notice nothing."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from .conftest import Daemon, Peer, Start
+
 SLOW: dict[str, Any] = {"seconds": 20.0, "rtf": 1.0}
 
-#: What a client is told of each fault, and how many attempts that took.
+#: The error code for each fault, the number of attempts, and words of the message.
 ANSWERS = {
-    "raise": ("synthesis_failed", 1),
-    "exit": ("worker_crashed", 2),
-    "segv": ("worker_crashed", 2),
-    "abort": ("worker_crashed", 2),
-    "kill": ("worker_crashed", 2),
-    "garbage": ("worker_crashed", 2),
-    "oom": ("out_of_memory", 2),
-    "hang": ("hung", 2),
-    "hang_gil": ("hung", 2),
-}
-WORDS = {
-    "raise": "the fault that was asked for",
-    "exit": "status 3",
-    "segv": "SIGSEGV",
-    "abort": "SIGABRT",
-    "kill": "SIGKILL",
-    "garbage": "protocol violation",
-    "oom": "memory",
-    "hang": "no progress",
-    "hang_gil": "no progress",
+    "raise": ("synthesis_failed", 1, "the fault that was asked for"),
+    "exit": ("worker_crashed", 2, "status 3"),
+    "segv": ("worker_crashed", 2, "SIGSEGV"),
+    "abort": ("worker_crashed", 2, "SIGABRT"),
+    "kill": ("worker_crashed", 2, "SIGKILL"),
+    "garbage": ("worker_crashed", 2, "protocol violation"),
+    "oom": ("out_of_memory", 2, "memory"),
+    "hang": ("hung", 2, "no progress"),
+    "hang_gil": ("hung", 2, "no progress"),
 }
 RETRYABLE = {"worker_crashed", "hung"}
 
 
 @pytest.fixture(scope="module")
-def daemon(start_shared: Any) -> Any:
+def daemon(start_shared: Start) -> Daemon:
     restart = {"backoff_initial_s": 0.05, "backoff_max_s": 0.2, "breaker_failures": 50}
     return start_shared(
         workers={"max": 2, "hang_timeout_s": 1.0, "stop_timeout_s": 0.3, "restart": restart},
     )
 
 
-def fails(client: Any, fault: str, text: str, **keys: Any) -> tuple[list[Any], Any]:
+def fails(client: Peer, fault: str, text: str, **keys: Any) -> tuple[list[Any], Any]:
     options = {"fault": fault} | keys.pop("options", {})
     events, _ = client.all(client.send("synthesize", text=text, options=options, **keys))
     assert events[-1]["event"] == "error", events[-1]
@@ -56,12 +46,12 @@ def fails(client: Any, fault: str, text: str, **keys: Any) -> tuple[list[Any], A
 
 
 @pytest.mark.parametrize("fault", ANSWERS)
-def test_a_fault_has_its_answer_and_the_next_job_is_spoken(daemon: Any, client: Any, fault: str) -> None:
-    code, attempts = ANSWERS[fault]
+def test_a_fault_has_its_answer_and_the_next_job_is_spoken(daemon: Daemon, client: Peer, fault: str) -> None:
+    code, attempts, words = ANSWERS[fault]
     begun = time.monotonic()
     events, error = fails(client, fault, f"this {fault}")
     assert error["code"] == code and error["retryable"] is (code in RETRYABLE), error
-    assert WORDS[fault] in error["message"]
+    assert words in error["message"]
     assert [e["attempt"] for e in events if e["event"] == "started"] == list(range(1, attempts + 1))
     if fault in ("hang", "hang_gil"):
         assert 2.0 <= time.monotonic() - begun < 5.0
@@ -69,7 +59,7 @@ def test_a_fault_has_its_answer_and_the_next_job_is_spoken(daemon: Any, client: 
     daemon.until_ready()
 
 
-def test_a_job_that_killed_two_workers_kills_no_third(daemon: Any, client: Any) -> None:
+def test_a_job_that_killed_two_workers_kills_no_third(daemon: Daemon, client: Peer) -> None:
     fails(client, "segv", "poison")
     before = sum(w["restarts"] for w in daemon.workers())
     error = client.refused("synthesize", text="poison", options={"fault": "segv"})
@@ -79,21 +69,21 @@ def test_a_job_that_killed_two_workers_kills_no_third(daemon: Any, client: Any) 
 
 
 @pytest.mark.parametrize("fault", ["leak_ram", "flood_stdout", "sleep", "audio"])
-def test_what_is_no_fault_of_the_job_does_not_fail_it(daemon: Any, client: Any, fault: str) -> None:
+def test_a_harmless_fault_does_not_fail_its_job(daemon: Daemon, client: Peer, fault: str) -> None:
     with daemon.still_serves():
         options = {"fault": fault, "mib": 20, "seconds": 0.2}
         done, audio = client.speak(f"with {fault}", options=options)
         assert done["attempts"] == 1 and audio[:4] == b"RIFF"
 
 
-def test_a_leak_on_a_gpu_that_is_not_there_is_refused_by_name(client: Any) -> None:
+def test_a_leak_on_a_gpu_that_is_not_there_is_refused_by_name(client: Peer) -> None:
     if Path("/dev/nvidia0").exists():
         pytest.skip("there is a GPU here")
     _, error = fails(client, "leak_vram", "leak")
     assert error["code"] == "bad_request" and "leak_vram" in error["message"]
 
 
-def test_a_killed_worker_costs_its_job_a_second_at_most_and_others_nothing(daemon: Any) -> None:
+def test_a_killed_worker_costs_its_job_a_second_at_most_and_others_nothing(daemon: Daemon) -> None:
     victim, bystander = daemon.client(), daemon.client()
     alone, _ = bystander.speak("bystander", stream=True, options={"seconds": 1.5, "segments": 3, "rtf": 0.0})
     ids = [
@@ -117,18 +107,8 @@ def test_a_killed_worker_costs_its_job_a_second_at_most_and_others_nothing(daemo
     assert death["cause"] == "crashed" and "SIGKILL" in death["detail"]
 
 
-def test_a_job_that_loses_two_workers_is_answered_at_once(daemon: Any, client: Any) -> None:
-    id = client.send("synthesize", text="unlucky", options=SLOW)
-    for _ in range(2):
-        os.kill(daemon.worker_of(client.until(id, "started")), signal.SIGKILL)
-        killed = time.monotonic()
-    error = client.all(id)[0][-1]
-    assert time.monotonic() - killed < 0.5
-    assert error["code"] == "worker_crashed" and error["retryable"] and "SIGKILL" in error["message"]
-
-
-@pytest.mark.parametrize("fault", ["segv", "kill", "exit", "hang"])
-def test_a_stream_that_was_heard_in_part_is_never_begun_again(client: Any, fault: str) -> None:
+@pytest.mark.parametrize("fault", ["segv", "hang"])
+def test_a_stream_that_was_heard_in_part_is_never_begun_again(client: Peer, fault: str) -> None:
     options = {"seconds": 0.4, "segments": 2, "after_segments": 1}
     events, error = fails(client, fault, f"half {fault}", stream=True, options=options)
     assert error["code"] == ("hung" if fault == "hang" else "worker_crashed")
@@ -136,22 +116,14 @@ def test_a_stream_that_was_heard_in_part_is_never_begun_again(client: Any, fault
     assert [e["event"] for e in events].count("started") == 1 and "audio" in {e["event"] for e in events}
 
 
-def test_a_stream_of_which_nothing_was_heard_is_begun_again(daemon: Any, client: Any) -> None:
-    id = client.send("synthesize", text="in time", stream=True, options={"seconds": 0.5, "rtf": 1.5})
-    os.kill(daemon.worker_of(client.until(id, "started")), signal.SIGKILL)
-    events, audio = client.all(id)
-    assert events[-1]["attempts"] == 2 and len(audio) == 24_000
-    assert [e["seq"] for e in events if e["event"] == "audio"] == list(range(events[-1]["chunks"]))
-
-
-def test_a_worker_that_is_stopped_from_outside_is_taken_for_hung(daemon: Any, client: Any) -> None:
+def test_a_worker_that_is_stopped_from_outside_is_taken_for_hung(daemon: Daemon, client: Peer) -> None:
     id = client.send("synthesize", text="frozen", options={"seconds": 0.5, "rtf": 1.0})
     os.kill(daemon.worker_of(client.until(id, "started")), signal.SIGSTOP)
     done = client.all(id)[0][-1]
     assert done["event"] == "done" and done["attempts"] == 2
 
 
-def test_a_killed_idle_worker_is_replaced_before_anybody_misses_it(daemon: Any, client: Any) -> None:
+def test_a_killed_idle_worker_is_replaced_before_the_next_job(daemon: Daemon, client: Peer) -> None:
     daemon.until_ready()
     before = {w["name"]: w["pid"] for w in daemon.workers()}
     for pid in before.values():
@@ -166,7 +138,7 @@ def test_a_killed_idle_worker_is_replaced_before_anybody_misses_it(daemon: Any, 
 # --- at the start
 
 
-def test_a_slow_start_is_waited_for(start: Any) -> None:
+def test_a_slow_start_is_waited_for(start: Start) -> None:
     daemon = start(wait=False, engine={"name": "fault", "fault": {"start": "slow", "start_s": 0.7}})
     daemon.until((daemon.runtime / "glmtts.sock").exists, "the socket is there")
     client = daemon.client()
@@ -176,13 +148,13 @@ def test_a_slow_start_is_waited_for(start: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["crash", "hang"])
-def test_an_engine_that_never_starts_is_unavailable_and_says_why(start: Any, how: str) -> None:
+def test_an_engine_that_never_starts_is_unavailable_and_says_why(start: Start, how: str) -> None:
     restart = {"backoff_initial_s": 0.02, "backoff_max_s": 0.2, "breaker_failures": 2}
     timeout_s = 0.4 if how == "hang" else 20.0
     workers = {"start_timeout_s": timeout_s, "stop_timeout_s": 0.2, "restart": restart}
     daemon = start(wait=False, engine={"name": "fault", "fault": {"start": how}}, workers=workers)
     client = daemon.client()
-    # Accepted before anybody could know.
+    # Accepted before the first failure.
     error = client.refused("synthesize", text="early")
     assert error["code"] == "unavailable" and error["retryable"] and error["retry_after_s"] > 0
     assert ("SIGSEGV" if how == "crash" else "not ready") in error["message"]
@@ -193,7 +165,7 @@ def test_an_engine_that_never_starts_is_unavailable_and_says_why(start: Any, how
     assert client.ask("info")["ready"] is False
 
 
-def test_an_interpreter_that_can_t_run_the_worker_is_unavailable(start: Any, tmp_path: Path) -> None:
+def test_an_interpreter_that_can_t_run_the_worker_is_unavailable(start: Start, tmp_path: Path) -> None:
     script = tmp_path / "python"
     script.write_text("#!/bin/sh\necho 'no torch here' >&2\nexit 5\n")
     script.chmod(0o755)
@@ -203,21 +175,11 @@ def test_an_interpreter_that_can_t_run_the_worker_is_unavailable(start: Any, tmp
     assert error["code"] == "unavailable" and "no torch here" in error["message"] and "5" in error["message"]
 
 
-def test_an_interpreter_without_the_packages_is_the_cause_that_operators_see(start: Any, tmp_path: Path) -> None:
-    script = tmp_path / "python"
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
-    script.chmod(0o755)
-    daemon = start(wait=False, engine={"name": "fault", "python": str(script)})
-    daemon.until(lambda: daemon.workers()[0]["last_death"], "the worker has failed")
-    death = daemon.workers()[0]["last_death"]
-    assert death["cause"] == "start_failed" and "-m pip install pyzmq msgpack" in death["detail"], death
-
-
 # --- the daemon itself is killed
 
 
-@pytest.mark.parametrize("state", ["idle", "hang_gil", "hang", "speaking", "starting"])
-def test_no_worker_outlives_a_killed_daemon(start: Any, state: str) -> None:
+@pytest.mark.parametrize("state", ["hang_gil", "hang", "starting"])
+def test_no_worker_outlives_a_killed_daemon(start: Start, state: str) -> None:
     slow = {"fault": {"start": "hang"}} if state == "starting" else {}
     daemon = start(wait=state != "starting", engine={"name": "fault"} | slow, workers={"max": 2})
     daemon.until(lambda: len(daemon.processes()) == 3, "the workers' processes are there")
@@ -225,15 +187,14 @@ def test_no_worker_outlives_a_killed_daemon(start: Any, state: str) -> None:
     if state == "starting":
         # A process that does not know of its daemon yet is killed as its child: both are meant here.
         daemon.status()
-    elif state != "idle":
-        options = SLOW if state == "speaking" else {"fault": state, "after_segments": 1, "seconds": 0.2}
-        id = client.send("synthesize", text="hello", stream=True, options=options)
-        client.until(id, "started" if state == "speaking" else "audio")
+    else:
+        options = {"fault": state, "after_segments": 1, "seconds": 0.2}
+        client.until(client.send("synthesize", text="hello", stream=True, options=options), "audio")
     daemon.kill()
     daemon.until_nothing_is_left(1.0)
 
 
-def test_a_killed_daemon_s_successor_takes_its_place(start: Any) -> None:
+def test_a_killed_daemon_s_successor_takes_its_place(start: Start) -> None:
     daemon = start()
     waiting = daemon.client()
     job = waiting.until(waiting.send("synthesize", text="lost", options=SLOW), "started")["job"]

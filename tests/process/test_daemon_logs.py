@@ -102,7 +102,8 @@ def test_no_client_s_text_is_in_the_log_however_its_job_failed(daemon: Daemon) -
     ]
     # The place of each error is in the log, though its message is not.
     assert (
-        "KeyError, raised at daemon/engines/fault/engine.py:" in daemon.log() and "own words may quote" in daemon.log()
+        "KeyError, raised at daemon/engines/fault/engine.py:" in daemon.log()
+        and "message may quote the text" in daemon.log()
     )
     assert not [line for text in (daemon.log(), *shown) for line in text.splitlines() if MARKED in line]
 
@@ -113,8 +114,8 @@ def test_at_debug_level_a_text_is_logged_to_find_a_mistake(daemon: Daemon) -> No
         client = daemon.client()
         job = client.ask("synthesize", text=f"{MARKED} once more", options={"fault": "quote"})["job"]
         lines = daemon.control("logs", job=job)["lines"]
-        (told,) = [line["fields"]["told"] for line in lines if "told" in line["fields"]]
-        assert MARKED in told
+        (sent,) = [line["fields"]["message_sent"] for line in lines if "message_sent" in line["fields"]]
+        assert MARKED in sent
         daemon.until(lambda: f"speaking {MARKED} once more" in daemon.log(), "what the engine printed")
     finally:
         daemon.control("log_level", level="info")

@@ -13,14 +13,16 @@ import pytest
 import soundfile
 import zmq
 
+from .conftest import Daemon, Peer, Start
+
 
 @pytest.fixture(scope="module")
-def daemon(start_shared: Any) -> Any:
+def daemon(start_shared: Start) -> Daemon:
     return start_shared(workers={"max": 2})
 
 
 @pytest.fixture(scope="module")
-def espeak(start_shared: Any) -> Any:
+def espeak(start_shared: Start) -> Daemon:
     return start_shared(engine={"name": "espeak"})
 
 
@@ -29,7 +31,7 @@ def read(audio: bytes) -> tuple[Any, int]:
     return samples, rate
 
 
-def test_a_dealer_hears_every_event_and_gets_a_wav(client: Any) -> None:
+def test_a_dealer_hears_every_event_and_gets_a_wav(client: Peer) -> None:
     events, audio = client.all(client.send("synthesize", text="hello", options={"seconds": 0.4, "segments": 2}))
     assert [e["event"] for e in events] == ["accepted", "started", "progress", "progress", "done"]
     accepted, started, *_, done = events
@@ -42,7 +44,7 @@ def test_a_dealer_hears_every_event_and_gets_a_wav(client: Any) -> None:
     assert 0.2 < np.abs(samples).max() < 0.4
 
 
-def test_a_dealer_streams(client: Any) -> None:
+def test_a_dealer_streams(client: Peer) -> None:
     options = {"seconds": 2.0, "segments": 2}
     events, audio = client.all(client.send("synthesize", text="hello", stream=True, options=options))
     chunks = [e for e in events if e["event"] == "audio"]
@@ -55,7 +57,7 @@ def test_a_dealer_streams(client: Any) -> None:
     assert whole == audio
 
 
-def test_a_stream_begins_before_the_speech_is_complete(client: Any) -> None:
+def test_a_stream_begins_before_the_speech_is_complete(client: Peer) -> None:
     id = client.send("synthesize", text="hello", stream=True, options={"seconds": 3.0, "segments": 3, "rtf": 0.2})
     client.until(id, "audio")
     assert client.ask("job", job=client.until(id, "progress")["job"])["state"] == "running"
@@ -63,21 +65,22 @@ def test_a_stream_begins_before_the_speech_is_complete(client: Any) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"REQ_CORRELATE": 1, "REQ_RELAXED": 1}], ids=["REQ", "REQ_CORRELATE"])
-def test_a_req_client_gets_one_answer_for_each_request(daemon: Any, options: dict[str, int]) -> None:
+def test_a_req_client_gets_one_answer_for_each_request(daemon: Daemon, options: dict[str, int]) -> None:
     req = daemon.client(zmq.REQ, **options)
     for _ in range(2):
         req.send("synthesize", text="hello")
         event, audio = req.receive()
-        assert event["event"] == "done" and read(audio)[1] == 24_000
+        assert event["event"] == "done" and audio and read(audio)[1] == 24_000
     req.send("synthesize", text="hello", stream=True)
     event, audio = req.receive()
-    assert event["event"] == "done" and event["format"] == "pcm_s16le" and len(audio) == 2 * event["audio_s"] * 24_000
+    assert event["event"] == "done" and event["format"] == "pcm_s16le"
+    assert audio and len(audio) == 2 * event["audio_s"] * 24_000
     assert req.ask("ping")["event"] == "pong"
     assert req.refused("synthesize", text="")["code"] == "bad_request"
     assert req.refused("synthesize", text="x", options={"fault": "raise"})["code"] == "synthesis_failed"
 
 
-def test_who_wants_the_last_event_alone_gets_just_that(client: Any) -> None:
+def test_events_final_sends_the_last_event_alone(client: Peer) -> None:
     events, audio = client.all(client.send("synthesize", text="hello", events="final"))
     assert [e["event"] for e in events] == ["done"] and read(audio)[1] == 24_000
 
@@ -91,11 +94,11 @@ def test_who_wants_the_last_event_alone_gets_just_that(client: Any) -> None:
         ("mp3", "MP3", "MPEG_LAYER_III"),
     ],
 )
-@pytest.mark.parametrize("rate", [None, 8_000, 16_000, 48_000])
+@pytest.mark.parametrize("rate", [None, 48_000])
 def test_every_file_format_opens_in_other_programs(
-    client: Any, audio_format: str, kind: str, subtype: str, rate: int | None
+    client: Peer, audio_format: str, kind: str, subtype: str, rate: int | None
 ) -> None:
-    keys = {} if rate is None else {"sample_rate": rate}
+    keys: dict[str, Any] = {} if rate is None else {"sample_rate": rate}
     done, audio = client.speak(format=audio_format, options={"seconds": 1.0}, **keys)
     info = soundfile.info(io.BytesIO(audio))
     assert (info.format, info.subtype, info.channels) == (kind, subtype, 1)
@@ -110,7 +113,7 @@ def test_every_file_format_opens_in_other_programs(
 @pytest.mark.parametrize(("audio_format", "dtype"), [("pcm_s16le", "<i2"), ("pcm_f32le", "<f4")])
 @pytest.mark.parametrize("stream", [False, True])
 def test_samples_without_a_header_are_what_the_file_holds(
-    client: Any, audio_format: str, dtype: str, stream: bool
+    client: Peer, audio_format: str, dtype: str, stream: bool
 ) -> None:
     _, wav = client.speak(sample_rate=32_000, options={"seconds": 0.7})
     done, audio = client.speak(format=audio_format, stream=stream, sample_rate=32_000, options={"seconds": 0.7})
@@ -120,7 +123,7 @@ def test_samples_without_a_header_are_what_the_file_holds(
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("今天天气不错", (0.8, 3.0)), ("The weather is fine.", (0.8, 3.0))])
-def test_a_sentence_is_spoken_by_the_built_in_engine(espeak: Any, text: str, seconds: tuple[float, float]) -> None:
+def test_a_sentence_is_spoken_by_the_built_in_engine(espeak: Daemon, text: str, seconds: tuple[float, float]) -> None:
     with contextlib.closing(espeak.client()) as client:
         done, audio = client.speak(text)
         samples, rate = read(audio)
@@ -135,7 +138,7 @@ def test_a_sentence_is_spoken_by_the_built_in_engine(espeak: Any, text: str, sec
         assert len(streamed) == 2 * len(samples)
 
 
-def test_the_language_follows_the_text_and_the_voice_what_was_asked_for(espeak: Any) -> None:
+def test_the_language_follows_the_text_and_the_voice_the_request(espeak: Daemon) -> None:
     client = espeak.client()
     spoken = {client.speak(text)[0]["sha256"] for text in ("你好", "hello", "再见")}
     assert len(spoken) == 3
@@ -143,16 +146,7 @@ def test_the_language_follows_the_text_and_the_voice_what_was_asked_for(espeak: 
     assert len({client.speak("hello", voice=v)[0]["sha256"] for v in voices[:2]}) == min(2, len(voices))
 
 
-def test_same_text_voice_and_seed_are_the_same_bytes_and_others_are_not(client: Any) -> None:
-    def digest(text: str = "one", **keys: Any) -> str:
-        return str(client.speak(text, **keys)[0]["sha256"])
-
-    same = digest()
-    assert digest() == digest() == digest(voice="tone", seed=0) == same
-    assert len({same, digest("two"), digest(seed=1), digest(voice="tone-low"), digest(format="flac")}) == 5
-
-
-def test_clients_at_the_same_time_never_get_each_other_s_audio(daemon: Any) -> None:
+def test_clients_at_the_same_time_never_get_each_other_s_audio(daemon: Daemon) -> None:
     texts = [f"client {number}" for number in range(8)]
     with contextlib.closing(daemon.client()) as client:
         alone = {text: client.speak(text)[0]["sha256"] for text in texts}
@@ -160,7 +154,7 @@ def test_clients_at_the_same_time_never_get_each_other_s_audio(daemon: Any) -> N
     wrong: list[Any] = []
     finished = threading.Barrier(len(texts) + 1)
 
-    def speak_often(text: str, peer: Any) -> None:
+    def speak_often(text: str, peer: Peer) -> None:
         try:
             ids = [(peer.send("synthesize", text=text, stream=n % 2 == 1), n % 2 == 1) for n in range(12)]
             for id, streamed in ids:
@@ -178,7 +172,7 @@ def test_clients_at_the_same_time_never_get_each_other_s_audio(daemon: Any) -> N
     assert not wrong
 
 
-def test_a_voice_is_cloned_from_the_recording_in_the_request(client: Any) -> None:
+def test_a_voice_is_cloned_from_the_recording_in_the_request(client: Peer) -> None:
     def recording(hz: float) -> bytes:
         buffer = io.BytesIO()
         soundfile.write(buffer, 0.3 * np.sin(np.arange(32_000) * hz * 2 * np.pi / 16_000), 16_000, format="WAV")

@@ -74,7 +74,7 @@ class Asked:
 
 
 class Caller:
-    """A DEALER on the requests socket. ``name`` is part of every id, so that nobody else's answer goes unnoticed."""
+    """A DEALER on the requests socket. ``name`` is part of every id, so that an answer to another client is noticed."""
 
     _numbers = itertools.count(1)
 
@@ -82,10 +82,10 @@ class Caller:
         self.name = f"{name}.{next(self._numbers)}"
         self.notes = notes
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-        self.socket.linger = 0
+        self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.connect(endpoint)
         self.asked: dict[str, Asked] = {}
-        #: Answers without an id that are still to come: those to messages that nobody could read.
+        #: Answers without an id that are still to come: those to unreadable messages.
         self.anonymous = 0
         self._ids = itertools.count(1)
 
@@ -117,7 +117,7 @@ class Caller:
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
-            if self.socket.poll(left * 1e3):
+            if self.socket.poll(int(left * 1e3) + 1):
                 self._hear(self.socket.recv_multipart())
         return True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -77,7 +78,7 @@ class Customer(threading.Thread):
         finally:
             self.caller.close()
 
-    def listen(self, until: Any, patience_s: float) -> bool:
+    def listen(self, until: Callable[[], object], patience_s: float) -> bool:
         return self.caller.listen(until, patience_s)
 
     # --- what it wants
@@ -99,7 +100,7 @@ class Customer(threading.Thread):
             mib = self.vram_mib if fault.endswith(("_vram", "_outside")) else 20
             options |= {"mib": self.random.randint(1, mib or 20), "after_segments": self.random.choice((0, 0, 1, 2))}
         if fault not in HARMLESS and self.random.random() < 0.3:
-            # Now and then the same poison from everybody; no other job shares its content.
+            # Now and then all clients send the same poison; no other job shares its content.
             return Speech(f"the poison called {fault}", options={"fault": fault, "seconds": 0.3})
         self._texts += 1
         return Speech(
@@ -176,7 +177,7 @@ class Customer(threading.Thread):
         self.ends(waits)
 
     def nonsense(self) -> None:
-        """Say what nobody can understand."""
+        """Send an invalid message."""
         for _ in range(self.random.randint(1, 5)):
             self.caller.send_nonsense(*self.random.choice(_UNREADABLE))
         asked = [
@@ -185,7 +186,7 @@ class Customer(threading.Thread):
             self.caller.ask("synthesize", text="x", options={"fault": "love"}),
             self.caller.ask("synthesize", text="x" * 6_000),
             self.caller.ask("ping", v=2),
-            self.caller.ask("wait", job="nobody's"),
+            self.caller.ask("wait", job="unknown"),
         ]
         self.ends(*asked)
         for one in asked:

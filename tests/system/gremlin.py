@@ -60,7 +60,7 @@ class Gremlin(threading.Thread):
             (self.look, 4),
         ]
         if self.gpus:
-            deeds.append((lambda gpus=self.gpus: self.trouble(gpus), 5))
+            deeds.append((partial(self.trouble, self.gpus), 5))
         try:
             while time.monotonic() < self.until:
                 self.random.choices([deed for deed, _ in deeds], [weight for _, weight in deeds])[0]()

@@ -37,7 +37,7 @@ def requirements(*programs: str) -> None:
 
 
 def system() -> Path:
-    """The folder of the system; nobody writes to it. Raises NoImageError."""
+    """The folder of the system, which is read only by agreement. Raises NoImageError."""
     folder = CACHE / f"{_SUITE}-{'-'.join(_PACKAGES)}"
     with _alone():
         if folder.is_dir():

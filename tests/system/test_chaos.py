@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from ..fake_gpu.fake_gpu import FakeGpus
-from ..process.conftest import Daemon, merged
+from ..process.conftest import Daemon, MakeGpus, Start, merged
 from .caller import Caller, Notes
 from .customer import Customer
 from .gremlin import Gremlin
@@ -32,9 +32,9 @@ DURATION_S = float(os.environ.get("GLMTTS_CHAOS_S", "10"))
 SEED = os.environ.get("GLMTTS_CHAOS_SEED") or secrets.token_hex(4)
 CLIENTS = 16
 #: By the settings below a job that is not answered after this time never will be: it waits behind at most 40 others
-#: on three workers, has two attempts of a second of silence each, and nobody pauses the queue for longer than that.
+#: on three workers, has two attempts of a second of silence each, and the queue is never paused for longer than that.
 PATIENCE_S = 40.0
-#: What became of jobs that nothing was wrong with, and that nobody cancelled.
+#: The ends of healthy jobs that were not cancelled.
 HEALTHY = {"audio: done", *(f"audio: {code}" for code in DISRUPTED)}
 #: Growth of the supervisor from the end of the warm-up to the end: what the allocator wastes, not what is kept.
 GROWTH_MIB = 8.0
@@ -93,14 +93,14 @@ class Watch(threading.Thread):
 
 
 @pytest.mark.timeout(DURATION_S + 180)
-def test_whatever_happens_everybody_is_answered_once_and_with_his_own_audio(start: Any, tmp_path: Path) -> None:
+def test_every_client_is_answered_once_and_with_its_own_audio_under_chaos(start: Start, tmp_path: Path) -> None:
     daemon = start(**CONFIG)
     with log_kept(daemon, tmp_path):
         chaos(daemon, CONFIG)
 
 
 @pytest.mark.timeout(DURATION_S + 180)
-def test_nor_do_gpus_in_trouble_change_that(start: Any, make_fake_gpus: Any, tmp_path: Path) -> None:
+def test_nor_do_gpus_in_trouble_change_that(start: Start, make_fake_gpus: MakeGpus, tmp_path: Path) -> None:
     gpus = make_fake_gpus(GPU_MIB, GPU_MIB)
     config = merged(CONFIG, ON_GPUS)
     daemon = start(environment=gpus.environment(), **config)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
-from typing import Any
 
-GLMTTSCTL = str(Path(sys.executable).with_name("glmttsctl"))
+from ..process.conftest import MakeGpus, Start
+from ..process.glmttsctl import ctl
 
 
-def test_an_nvml_that_hangs_is_found_and_does_not_hang_the_doctor(start: Any, make_fake_gpus: Any) -> None:
+def test_an_nvml_that_hangs_is_found_and_does_not_hang_the_doctor(start: Start, make_fake_gpus: MakeGpus) -> None:
     gpus = make_fake_gpus(8_000, 8_000)
     daemon = start(
         environment=gpus.environment(), engine={"fault": {"vram_mib": 2_000}}, workers={"gpus": "all", "max": 0}
@@ -21,15 +17,7 @@ def test_an_nvml_that_hangs_is_found_and_does_not_hang_the_doctor(start: Any, ma
     with gpus.delay("nvmlDeviceGet*", 60.0) as fault:
         fault.until_hit()
         began = time.monotonic()
-        doctor = subprocess.run(
-            [GLMTTSCTL, "doctor", "--json"],
-            capture_output=True,
-            text=True,
-            timeout=55,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            env=os.environ | {"GLMTTS_ENDPOINT": daemon.endpoint} | gpus.environment(),
-        )
+        doctor = ctl(daemon, "doctor", "--json", **gpus.environment())
         assert time.monotonic() - began < 45.0
         assert doctor.returncode == 1
         checks = json.loads(doctor.stdout)["checks"]

@@ -1,4 +1,4 @@
-"""What a client is told of its wait at acceptance comes true: within 30 % for nine of ten, once jobs were seen."""
+"""The wait that is announced at acceptance comes true: within 30 % for nine of ten, once jobs were seen."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from ..process.conftest import Peer, Start
+
 #: How far off an estimate may be, of how many; and the shortest wait that is one: the machine is shared.
 GOOD, NINE_OF_TEN, WORTH_S = 0.3, 0.9, 0.1
 WORDS = "the weather is nice today and nobody in this town would have thought that it ever could be so again "
@@ -15,13 +17,13 @@ CHINESE = "今天天气不错，我们去公园散步，孩子们在草地上奔
 
 
 def text(rng: random.Random, longest: int) -> str:
-    """Something to say, of any length up to so many characters, in one language or the other."""
+    """A text of any length up to a limit, in one language or the other."""
     source = rng.choice((WORDS, CHINESE))
     length = rng.randint(longest // 10, longest)
     return f"{rng.randrange(10**6)} {(source * (length // len(source) + 1))[:length]}"
 
 
-def told_and_waited(client: Any, requests: list[dict[str, Any]]) -> list[tuple[float, float]]:
+def told_and_waited(client: Peer, requests: list[dict[str, Any]]) -> list[tuple[float, float]]:
     """Send them all; what each was told, and how long it waited."""
     ids = [client.send("synthesize", format="pcm_s16le", **keys) for keys in requests]
     pairs = []
@@ -38,8 +40,8 @@ def told_and_waited(client: Any, requests: list[dict[str, Any]]) -> list[tuple[f
     ("engine", "workers", "longest", "options"),
     [("fault", 1, 300, {"rtf": 0.01}), ("fault", 2, 300, {"rtf": 0.02}), ("espeak", 1, 1_500, {})],
 )
-def test_the_wait_that_is_told_comes_true(
-    start: Any, engine: str, workers: int, longest: int, options: dict[str, Any]
+def test_the_announced_wait_comes_true(
+    start: Start, engine: str, workers: int, longest: int, options: dict[str, Any]
 ) -> None:
     daemon = start(
         engine={"name": engine},

@@ -5,30 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
-GLMTTSCTL = str(Path(sys.executable).with_name("glmttsctl"))
+from ..process.conftest import Daemon, Start
+from ..process.glmttsctl import ctl
 
 
-def health(daemon: Any, *options: str) -> tuple[int, dict[str, Any]]:
+def health(daemon: Daemon, *options: str) -> tuple[int, dict[str, Any]]:
     """The exit code, and what is said."""
-    done = subprocess.run(
-        [GLMTTSCTL, "health", *options, "--json"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=os.environ | {"GLMTTS_ENDPOINT": daemon.endpoint},
-    )
+    done = ctl(daemon, "health", *options, "--json")
     answer: dict[str, Any] = json.loads(done.stdout)
     return done.returncode, answer
 
 
-def test_a_daemon_is_alive_then_ready_then_speaks_by_every_worker(start: Any) -> None:
+def test_a_daemon_is_alive_then_ready_then_speaks_by_every_worker(start: Start) -> None:
     daemon = start(wait=False, workers={"max": 2}, engine={"fault": {"start": "slow", "start_s": 2.0}})
     daemon.until(daemon.control_is_open, "the daemon answers")
     assert health(daemon, "--live")[0] == 0
@@ -38,10 +29,10 @@ def test_a_daemon_is_alive_then_ready_then_speaks_by_every_worker(start: Any) ->
     assert health(daemon, "--ready")[0] == 0
     code, answer = health(daemon, "--deep")
     assert code == 0 and [(w["name"], w["verdict"]) for w in answer["workers"]] == [("w0", "spoke"), ("w1", "spoke")]
-    assert daemon.status()["counts"]["accepted"] == 0, "it is no job, and in nobody's figures"
+    assert daemon.status()["counts"]["accepted"] == 0, "a probe is not counted as a job"
 
 
-def test_a_worker_that_hangs_is_found_by_deep_alone_and_in_its_time(start: Any) -> None:
+def test_a_worker_that_hangs_is_found_by_deep_alone_and_in_its_time(start: Start) -> None:
     daemon = start()
     os.kill(pid := daemon.workers()[0]["pid"], signal.SIGSTOP)
     try:
@@ -54,7 +45,7 @@ def test_a_worker_that_hangs_is_found_by_deep_alone_and_in_its_time(start: Any) 
     assert health(daemon, "--deep")[0] == 0
 
 
-def test_a_daemon_that_is_frozen_or_not_there_is_not_alive(start: Any) -> None:
+def test_a_daemon_that_is_frozen_or_not_there_is_not_alive(start: Start) -> None:
     daemon = start()
     daemon.process.send_signal(signal.SIGSTOP)
     try:
@@ -68,32 +59,3 @@ def test_a_daemon_that_is_frozen_or_not_there_is_not_alive(start: Any) -> None:
     daemon.stop()
     code, answer = health(daemon, "--live")
     assert code == 3 and "glmttsd" in answer["problem"]
-
-
-def test_after_a_cuda_error_it_is_unwell_until_the_next_worker_is_there(start: Any, fake_gpus: Any) -> None:
-    daemon = start(
-        workers={"gpus": "all", "vram_mib": 1_000},
-        engine={"fault": {"vram_mib": 1_000, "start": "slow", "start_s": 1.0}},
-        environment=fake_gpus.environment(),
-    )
-    client = daemon.client()
-    id = client.send("synthesize", text="a", options={"fault": "illegal_access"})
-    client.until(id, "started")
-    daemon.until(lambda: daemon.workers()[0]["last_death"], "the worker is gone")
-    code, answer = health(daemon)
-    assert code == 3 and "illegal memory access" in json.dumps(answer["problems"])
-    assert client.all(id)[0][-1]["code"] in ("worker_crashed", "quarantined")
-    daemon.until_ready()
-    assert health(daemon, "--deep")[0] == 0
-
-
-def test_where_the_gpu_is_not_there_it_says_so(start: Any, fake_gpus: Any) -> None:
-    daemon = start(
-        wait=False,
-        workers={"gpus": [3]},
-        engine={"fault": {"vram_mib": 1_000}},
-        environment=fake_gpus.environment(),
-    )
-    daemon.until(lambda: any(w["state"] == "waiting" for w in daemon.workers()), "its worker waits")
-    code, answer = health(daemon)
-    assert code == 3 and "there is no GPU 3 here" in answer["problems"][0]["what"]

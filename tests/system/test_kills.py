@@ -15,17 +15,19 @@ from typing import Any
 
 import pytest
 
+from ..process.conftest import Peer, Start
+
 KILLS = int(os.environ.get("GLMTTS_KILLS", "50"))
 SEED = int(os.environ.get("GLMTTS_KILLS_SEED", str(random.SystemRandom().randrange(10**6))))
 #: Everything has to be done so long after the last kill.
 PATIENCE_S = 120.0
-#: No more are sent while so many are to be done.
+#: No more jobs are sent while this many are open.
 MAX_MISSING = 100
 
 
 @dataclass
 class Wanted:
-    """A durable job that somebody wants, and what he has heard of it."""
+    """A durable job, and the events that its client has received."""
 
     request: dict[str, Any]
     job: str = ""
@@ -40,9 +42,9 @@ class Author:
         self._random = rng
         self.wanted: list[Wanted] = []
         self._asked: dict[str, Wanted] = {}
-        self._client: Any = None
+        self._client: Peer
 
-    def connect(self, client: Any) -> None:
+    def connect(self, client: Peer) -> None:
         """To a new daemon: what was accepted is waited for, what was not is asked for once more by its key."""
         self._client = client
         self._asked = {}
@@ -100,7 +102,7 @@ class Author:
 
 
 @pytest.mark.timeout(60 + 6 * KILLS + PATIENCE_S)
-def test_no_durable_job_is_lost_or_spoken_twice_however_often_the_daemon_is_killed(start: Any) -> None:
+def test_no_durable_job_is_lost_or_spoken_twice_however_often_the_daemon_is_killed(start: Start) -> None:
     print(f"GLMTTS_KILLS={KILLS} GLMTTS_KILLS_SEED={SEED}")
     rng = random.Random(SEED)
     daemon = start(

@@ -7,12 +7,17 @@ from typing import Any
 
 import pytest
 
+from ..fake_gpu.fake_gpu import FakeGpus
+from ..process.conftest import Start
+
 JOBS = 10_000
 AT_ONCE = 8
 
 
 @pytest.mark.timeout(600)
-def test_a_healthy_worker_with_noisy_memory_is_not_replaced_in_ten_thousand_jobs(start: Any, fake_gpus: Any) -> None:
+def test_a_healthy_worker_with_noisy_memory_is_not_replaced_in_ten_thousand_jobs(
+    start: Start, fake_gpus: FakeGpus
+) -> None:
     """Texts of all lengths make torch's cache grow to the size of the largest, and a few new voices stay for good."""
     random.seed(1)
     daemon = start(

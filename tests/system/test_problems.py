@@ -11,7 +11,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,8 +18,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from ..process.conftest import Daemon, MakeGpus, Start
+from ..process.glmttsctl import ctl
+
 DOCS = Path(__file__).parents[2] / "docs" / "operations.md"
-GLMTTSCTL = str(Path(sys.executable).with_name("glmttsctl"))
 
 
 class Row(NamedTuple):
@@ -36,23 +37,24 @@ class Row(NamedTuple):
 def table() -> dict[str, Row]:
     text = DOCS.read_text(encoding="utf-8")
     found = re.findall(r"^\| ([^|`]+) \| `(\w+)` \| `([^|]+)` \| (wrong|warning) \| ([03]) \|$", text, re.MULTILINE)
-    return {row[0]: Row(*row[:4], int(row[4])) for row in found}
+    return {row[0]: Row(row[0], row[1], row[2], row[3], int(row[4])) for row in found}
 
 
 ROWS = table()
-STAGES: dict[str, Callable[[Theatre], Any]] = {}
+STAGES: dict[str, Callable[[Theatre], Daemon]] = {}
 
 
 class Theatre:
     """What a staging has at hand: it starts daemons, has GPUs made, and tidies up behind itself."""
 
-    def __init__(self, start: Callable[..., Any], request: pytest.FixtureRequest) -> None:
+    def __init__(self, start: Start, request: pytest.FixtureRequest) -> None:
         self.start = start
         self._request = request
 
     @property
-    def gpus(self) -> Any:
-        return self._request.getfixturevalue("make_fake_gpus")
+    def gpus(self) -> MakeGpus:
+        make: MakeGpus = self._request.getfixturevalue("make_fake_gpus")
+        return make
 
     def folder(self) -> Path:
         """A state folder of its own."""
@@ -70,10 +72,10 @@ class Theatre:
         return folder
 
 
-def stage(wrong: str) -> Callable[[Callable[[Theatre], Any]], Callable[[Theatre], Any]]:
+def stage(wrong: str) -> Callable[[Callable[[Theatre], Daemon]], Callable[[Theatre], Daemon]]:
     """The function brings about what the row ``wrong`` of the table is about, and returns the daemon."""
 
-    def add(function: Callable[[Theatre], Any]) -> Callable[[Theatre], Any]:
+    def add(function: Callable[[Theatre], Daemon]) -> Callable[[Theatre], Daemon]:
         STAGES[wrong] = function
         return function
 
@@ -85,7 +87,7 @@ def long(seconds: float) -> dict[str, Any]:
 
 
 @stage("another program has the GPU's memory")
-def gpu_full(theatre: Theatre) -> Any:
+def gpu_full(theatre: Theatre) -> Daemon:
     gpus = theatre.gpus(8_000)
     gpus.take(0, 7_000, pid=4_000_001)
     return theatre.start(
@@ -97,18 +99,18 @@ def gpu_full(theatre: Theatre) -> Any:
 
 
 @stage("workers can't be kept alive")
-def workers_crash(theatre: Theatre) -> Any:
+def workers_crash(theatre: Theatre) -> Daemon:
     restart = {"breaker_failures": 2, "backoff_initial_s": 0.05, "backoff_max_s": 60.0}
     return theatre.start(wait=False, engine={"fault": {"start": "crash"}}, workers={"restart": restart})
 
 
 @stage("the model is still being loaded")
-def loading(theatre: Theatre) -> Any:
+def loading(theatre: Theatre) -> Daemon:
     return theatre.start(wait=False, engine={"fault": {"start": "hang"}}, workers={"start_timeout_s": 300.0})
 
 
 @stage("a worker died, and was replaced")
-def worker_died(theatre: Theatre) -> Any:
+def worker_died(theatre: Theatre) -> Daemon:
     daemon = theatre.start()
     os.kill(daemon.workers()[0]["pid"], signal.SIGKILL)
     daemon.until(lambda: daemon.workers()[0]["last_death"], "its death is known")
@@ -117,7 +119,7 @@ def worker_died(theatre: Theatre) -> Any:
 
 
 @stage("a worker hangs, and is not killed yet")
-def no_progress(theatre: Theatre) -> Any:
+def no_progress(theatre: Theatre) -> Daemon:
     daemon = theatre.start(workers={"hang_timeout_s": 20.0})
     client = daemon.client()
     client.until(client.send("synthesize", text="long", options=long(60.0)), "started")
@@ -127,7 +129,7 @@ def no_progress(theatre: Theatre) -> Any:
 
 
 @stage("a worker's memory grows, and it is replaced")
-def worker_replaced(theatre: Theatre) -> Any:
+def worker_replaced(theatre: Theatre) -> Daemon:
     daemon = theatre.start(workers={"recycle": {"max_rss_mib": 200}})
     client = daemon.client()
     for number in range(3):
@@ -138,7 +140,7 @@ def worker_replaced(theatre: Theatre) -> Any:
 
 
 @stage("one client's book fills the queue")
-def one_client(theatre: Theatre) -> Any:
+def one_client(theatre: Theatre) -> Daemon:
     daemon = theatre.start()
     client = daemon.client()
     for number in range(12):
@@ -147,7 +149,7 @@ def one_client(theatre: Theatre) -> Any:
 
 
 @stage("too few workers for the load")
-def too_few_workers(theatre: Theatre) -> Any:
+def too_few_workers(theatre: Theatre) -> Daemon:
     daemon = theatre.start(limits={"gateways": ["root", str(os.getuid())]})
     client = daemon.client()
     for number in range(8):
@@ -156,7 +158,7 @@ def too_few_workers(theatre: Theatre) -> Any:
 
 
 @stage("the CPU speaks in place of the GPU")
-def cpu(theatre: Theatre) -> Any:
+def cpu(theatre: Theatre) -> Daemon:
     daemon = theatre.start(alerts={"for_s": 1.0})
     client = daemon.client()
     for number in range(4):
@@ -165,7 +167,7 @@ def cpu(theatre: Theatre) -> Any:
 
 
 @stage("the disk is full")
-def disk_full(theatre: Theatre) -> Any:
+def disk_full(theatre: Theatre) -> Daemon:
     disk = theatre.small_disk()
     daemon = theatre.start(daemon={"state_dir": str(disk)})
     with (disk / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError, match="space"):
@@ -179,14 +181,14 @@ def disk_full(theatre: Theatre) -> Any:
 
 
 @stage("another daemon has the journal")
-def journal_locked(theatre: Theatre) -> Any:
+def journal_locked(theatre: Theatre) -> Daemon:
     state = str(theatre.folder())
     theatre.start(daemon={"state_dir": state})
     return theatre.start(daemon={"state_dir": state})
 
 
 @stage("the journal is of a later version")
-def journal_of_later_version(theatre: Theatre) -> Any:
+def journal_of_later_version(theatre: Theatre) -> Daemon:
     state = theatre.folder()
     theatre.start(daemon={"state_dir": str(state)}).stop()
     with sqlite3.connect(state / "journal.db") as journal:
@@ -200,21 +202,21 @@ def journal_of_later_version(theatre: Theatre) -> Any:
 
 
 @stage("the queue is paused")
-def paused(theatre: Theatre) -> Any:
+def paused(theatre: Theatre) -> Daemon:
     daemon = theatre.start()
     daemon.control("pause")
     return daemon
 
 
 @stage("the daemon is drained")
-def drained(theatre: Theatre) -> Any:
+def drained(theatre: Theatre) -> Daemon:
     daemon = theatre.start()
     daemon.control("drain", timeout_s=5.0)
     return daemon
 
 
 @stage("the configuration is wrong, and was not applied")
-def wrong_configuration(theatre: Theatre) -> Any:
+def wrong_configuration(theatre: Theatre) -> Daemon:
     daemon = theatre.start()
     daemon.file.write_text("[workers]\nmax = -1\n")
     daemon.process.send_signal(signal.SIGHUP)
@@ -222,7 +224,7 @@ def wrong_configuration(theatre: Theatre) -> Any:
 
 
 @stage("a new value waits for a restart")
-def restart_needed(theatre: Theatre) -> Any:
+def restart_needed(theatre: Theatre) -> Daemon:
     daemon = theatre.start()
     daemon.configure({"limits": {"text_chars": 10}})
     daemon.control("reload")
@@ -230,28 +232,21 @@ def restart_needed(theatre: Theatre) -> Any:
 
 
 @stage("a client does not read")
-def slow_reader(theatre: Theatre) -> Any:
+def slow_reader(theatre: Theatre) -> Daemon:
     daemon = theatre.start(limits={"send_buffer_mib": 1})
     daemon.client(RCVHWM=1).send("synthesize", text="a", stream=True, options={"seconds": 3_000.0})
     return daemon
 
 
 @stage("the last worker was unloaded, and the next job waits for it")
-def asleep(theatre: Theatre) -> Any:
+def asleep(theatre: Theatre) -> Daemon:
     daemon = theatre.start(workers={"idle_unload_s": 0.2})
-    daemon.until(lambda: not daemon.workers(), "nobody is left")
+    daemon.until(lambda: not daemon.workers(), "no worker is left")
     return daemon
 
 
-def ctl(daemon: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"GLMTTS_ENDPOINT": daemon.endpoint, "NO_COLOR": "1"}
-    return subprocess.run(
-        [GLMTTSCTL, *arguments], capture_output=True, text=True, timeout=120, env=environment, check=False
-    )
-
-
 @pytest.fixture
-def theatre(start: Callable[..., Any], request: pytest.FixtureRequest) -> Iterator[Theatre]:
+def theatre(start: Start, request: pytest.FixtureRequest) -> Iterator[Theatre]:
     yield Theatre(start, request)
 
 
@@ -284,7 +279,7 @@ def test_an_operator_is_shown_what_is_wrong_and_what_to_do(theatre: Theatre, wro
     let_go(daemon)
 
 
-def let_go(daemon: Any) -> None:
+def let_go(daemon: Daemon) -> None:
     """End a daemon without waiting for the jobs that it has."""
     daemon.process.terminate()
     try:

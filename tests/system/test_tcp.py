@@ -1,4 +1,4 @@
-"""TCP over minutes and from another language: who vanishes is noticed, who reads slowly is not taken for one."""
+"""TCP over minutes and from another language: a vanished client is noticed, a slow reader is not mistaken for one."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from glmtts.client import Client
 
-from ..process.test_daemon_tcp import Lock, by_tcp
+from ..process.conftest import Start
+from ..support.tcp import Lock, by_tcp
 
 #: The client of README.md, with the keys from the environment.
 NODE_CLIENT = """
@@ -58,9 +57,7 @@ def lock(tmp_path: Path) -> Lock:
 
 
 @pytest.mark.timeout(150)
-def test_a_client_that_vanishes_without_a_word_is_noticed_within_a_minute(
-    start: Callable[..., Any], lock: Lock
-) -> None:
+def test_a_client_that_vanishes_without_a_word_is_noticed_within_a_minute(start: Start, lock: Lock) -> None:
     daemon = start(tcp=lock.tcp)
     endpoint = by_tcp(daemon)
     environment = os.environ | {"GLMTTS_SERVER_KEY": lock.server_key, "GLMTTS_SECRET_KEY": lock.key("alice")}
@@ -77,7 +74,7 @@ def test_a_client_that_vanishes_without_a_word_is_noticed_within_a_minute(
 
 
 @pytest.mark.timeout(200)
-def test_who_listens_at_the_speed_of_speech_hears_it_to_the_end(start: Callable[..., Any], lock: Lock) -> None:
+def test_a_client_that_reads_at_the_speed_of_speech_gets_the_whole_stream(start: Start, lock: Lock) -> None:
     daemon = start(tcp=lock.tcp)
     with Client(by_tcp(daemon), 20, **lock.of("alice")) as client:
         # Made at once, in pieces of half a second; read so slowly that it takes longer than silence may last.
@@ -91,7 +88,7 @@ def test_who_listens_at_the_speed_of_speech_hears_it_to_the_end(start: Callable[
 
 
 @pytest.mark.timeout(300)
-def test_a_program_in_node_speaks_with_curve(start: Callable[..., Any], lock: Lock, tmp_path: Path) -> None:
+def test_a_program_in_node_speaks_with_curve(start: Start, lock: Lock, tmp_path: Path) -> None:
     if not shutil.which("npm") or not shutil.which("node"):
         pytest.skip("there is no npm here, which fetches Node's zeromq")
     folder = tmp_path / "node"

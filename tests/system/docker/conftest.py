@@ -10,10 +10,9 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from .. import image
 from .engine import Contained, Engine, NoEngineError
@@ -89,5 +88,5 @@ def run(engine: Engine, tmp_path: Path) -> Iterator[Callable[..., Contained]]:
     engine.run("volume", "rm", *_volumes(service))
 
 
-def _volumes(service: Any) -> list[str]:
+def _volumes(service: dict[str, list[str]]) -> list[str]:
     return [volume.split(":")[0] for volume in service["volumes"] if not volume.startswith((".", "/"))]

@@ -14,7 +14,7 @@ import pytest
 from .. import image
 from .container import CannotBootError, Container
 
-#: What differs from the defaults, so that nobody waits for long and nobody is limited by another test's jobs.
+#: What differs from the defaults, so that no test waits for long or is limited by another test's jobs.
 CONFIGURATION = """
 [workers]
 gpus = "none"

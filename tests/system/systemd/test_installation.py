@@ -73,6 +73,6 @@ def test_two_instances_run_beside_each_other_and_go_one_by_one(bare: Container) 
     assert bare.processes("glmtts@en.service") == {} and len(bare.processes("glmtts@zh.service")) == 3
     bare.run("glmttsctl", "--endpoint", "ipc:///run/glmtts-zh/glmtts.sock", "say", "hello", "-o", "/tmp/a.wav")
     bare.run("glmttsctl", "uninstall-service", "--yes", "--instance", "zh", timeout=60)
-    # Their configurations were changed, and are somebody's.
+    # Their changed configurations are kept.
     assert system_files(bare) - before == {"/etc/glmtts", "/etc/glmtts/en.toml", "/etc/glmtts/zh.toml"}
     bare.run("rm", "-r", "/etc/glmtts", "/var/lib/glmtts-en", "/var/lib/glmtts-zh")
