@@ -76,8 +76,7 @@ check: install  ## formatting, lint, types, import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/mypy --follow-imports=silent tests/client tests/daemon tests/engines tests/fake_gpu tests/glmtts tests/process \
-	  tests/protocol tests/system
+	@$(BIN)/mypy --follow-imports=silent tests
 	@$(BIN)/lint-imports
 
 format: install  ## format, and fix what the linter can fix

@@ -29,8 +29,8 @@ class Watcher:
     def __init__(self, daemon: Any) -> None:
         self.raised: set[str] = set()
         self.cleared: set[str] = set()
-        self._socket = zmq.Context.instance().socket(zmq.SUB)
-        self._socket.linger = 0
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
+        self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.connect(daemon.events_endpoint)
         self._socket.subscribe("alert.")
         self._closed = threading.Event()
@@ -199,4 +199,4 @@ def test_every_panel_of_the_dashboard_has_data(start: Any, fake_gpus: Any, prome
 
 
 def has_data(series: list[Any] | None) -> bool:
-    return bool(series) and any(sample["value"][1] != "NaN" for sample in series)
+    return series is not None and any(sample["value"][1] != "NaN" for sample in series)

@@ -115,7 +115,7 @@ def test_when_it_is_killed_nothing_is_left(contain: Callable[..., Contained]) ->
 
 
 def test_the_files_of_the_image_are_there_and_its_configuration_is_good() -> None:
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     folder = DEPLOY / "docker"
     compose = yaml.safe_load((folder / "compose.yaml").read_text())
