@@ -1,7 +1,7 @@
 """HTTP for Prometheus, served by an event loop in a thread of its own: it may be slow, the daemon's loop is not.
 
 A connection that sends nothing, or reads nothing, delays no other: each has a deadline, and when there are too many
-the oldest is closed for the next.
+the oldest is closed for the next, one without a request before those with one.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class MetricsServer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         self._closing = asyncio.Event()
-        #: The handler of each connection, the oldest first.
-        self._handlers: dict[asyncio.Task[None], None] = {}
+        #: The handler of each connection, the oldest first, and whether its request has come.
+        self._handlers: dict[asyncio.Task[None], bool] = {}
         self._written_at, self._text = float("-inf"), b""
         #: The text that was asked for and has not come yet.
         self._wanted: asyncio.Future[bytes] | None = None
@@ -127,13 +127,13 @@ class MetricsServer:
         handler = asyncio.current_task()
         assert handler is not None
         if len(self._handlers) >= MAX_CONNECTIONS:
-            oldest = next(iter(self._handlers))
+            oldest = min(self._handlers, key=self._handlers.__getitem__)
             del self._handlers[oldest]
             oldest.cancel()
-        self._handlers[handler] = None
+        self._handlers[handler] = False
         try:
             async with asyncio.timeout(_DEADLINE_S):
-                writer.write(await self._answer(reader))
+                writer.write(await self._answer(handler, reader))
                 writer.close()
                 await writer.wait_closed()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.CancelledError):
@@ -142,11 +142,13 @@ class MetricsServer:
             self._handlers.pop(handler, None)
             writer.transport.abort()
 
-    async def _answer(self, reader: asyncio.StreamReader) -> bytes:
+    async def _answer(self, handler: asyncio.Task[None], reader: asyncio.StreamReader) -> bytes:
         try:
             head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:
             return _response("431 Request Header Fields Too Large")
+        if handler in self._handlers:
+            self._handlers[handler] = True
         method, _, rest = head.partition(b"\r\n")[0].partition(b" ")
         target, _, version = rest.partition(b" ")
         if not version.startswith(b"HTTP/1."):
