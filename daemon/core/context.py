@@ -1,4 +1,4 @@
-"""What every part of the core has at hand during a step: the time, the settings, the timers, and a list for effects."""
+"""Shared by all parts of the core during one step: the time, the settings, the timers, the effects."""
 
 from __future__ import annotations
 

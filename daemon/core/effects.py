@@ -1,4 +1,4 @@
-"""What the core asks the shell to do. Effects are done in their order."""
+"""Effects: actions that the core requests from the shell, which carries them out in order."""
 
 from __future__ import annotations
 

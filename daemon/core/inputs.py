@@ -1,4 +1,4 @@
-"""What can happen to the daemon: the events that the shell hands to the core."""
+"""Inputs of the core, a type for each thing that can happen to the daemon."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Families of samples, and histograms that are cheap to add to."""
+"""Types of metrics: a family (name, labels, values), and a histogram that is cheap to add to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a change of each key of the configuration takes: nothing, fresh worker processes, or a restart of the daemon.
+"""For each key of the configuration: whether a change applies at once, needs fresh processes, or needs a restart.
 
 A key stands here by its full path, so that a new one must be thought about: a test compares them with the settings.
 Keys that the configuration's rules compare with each other are of one class: applying one of them alone could make what

@@ -1,4 +1,4 @@
-"""A finding of the doctor."""
+"""The doctor's findings, and whether this configuration needs a GPU."""
 
 from __future__ import annotations
 

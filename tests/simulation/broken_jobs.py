@@ -18,6 +18,7 @@ from glmtts.daemon.core.scheduling.dispatcher import Dispatcher
 from glmtts.daemon.core.scheduling.durable import DurableJobs
 from glmtts.daemon.core.scheduling.retry import Retries
 from glmtts.daemon.core.scheduling.worker_messages import WorkerMessages
+from glmtts.daemon.core.workers import hang_check
 from glmtts.daemon.core.workers.pool import Pool
 from glmtts.daemon.core.workers.process import Process
 from glmtts.daemon.core.workers.worker import Worker, WorkerState
@@ -51,7 +52,7 @@ def never_restarted(patch: Patch) -> None:
 
 
 def hangs_go_unnoticed(patch: Patch) -> None:
-    patch.setattr(Pool, "on_hang_check", lambda *_: None)
+    patch.setattr(hang_check, "check", lambda *_: None)
 
 
 def a_beat_that_stands_still_counts(patch: Patch) -> None:

@@ -1,4 +1,4 @@
-"""Internal errors: after an exception in a handler, or of an effect, every request is answered and every job ends."""
+"""Recovery from exceptions in handlers and effects: every request is answered, and every job ends."""
 
 from __future__ import annotations
 

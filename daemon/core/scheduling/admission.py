@@ -1,4 +1,4 @@
-"""Whether there is room for one more job of a client: its rate, its share of the queue, and the queue itself."""
+"""Refuses a job for lack of room: the client's rate, its share of the queue, a full queue, memory for recordings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a job may wait: into the queue, and out of it when its deadline can't be kept."""
+"""Puts an accepted job into the queue, and ends it when its deadline passes or can't be met."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Events on a job's way, for the requests that want all of them."""
+"""Sends a job's events before its end (started, progress, audio, position) to the requests that want them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts that decide about jobs, each built on those before it."""
+"""Builds the parts that decide about jobs, and holds them. It decides nothing itself."""
 
 from __future__ import annotations
 

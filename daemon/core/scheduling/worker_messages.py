@@ -14,6 +14,7 @@ from ..exit_causes import CAUSE_OF_CODE, Cause
 from ..inputs import ProcessEnded
 from ..jobs.job import Ending, Job
 from ..state import State
+from ..workers import hang_check
 from ..workers.worker import Worker, WorkerState
 from .completion import Completion
 from .dispatcher import Dispatcher
@@ -74,7 +75,7 @@ class WorkerMessages:
     def on_beat(self, worker: Worker, message: wire.Beat) -> None:
         if message.job in worker.jobs:
             worker.process.progressed(message.job, self._context.now, message.done)
-            if failed := self._pool.runs_away(worker, message.done, message.expected):
+            if failed := hang_check.check_runaway(self._pool, worker, message.done, message.expected):
                 self._retries.decide(*failed, [message.job])
                 return
         self._job_of(worker, message.job)
@@ -279,8 +280,9 @@ class WorkerMessages:
             self._retries.decide(*failed)
 
     def on_hang_check(self, name: str) -> None:
-        stalled = self._pool.stalled(self._pool.workers[name])
-        if failed := self._pool.on_hang_check(name):
+        worker = self._pool.workers[name]
+        stalled = hang_check.stalled(self._context, worker)
+        if failed := hang_check.check(self._pool, self._context, worker):
             self._retries.decide(*failed, stalled)
 
 

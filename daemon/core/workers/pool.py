@@ -1,4 +1,4 @@
-"""Starts, stops and replaces the processes of the workers.
+"""Starts and stops worker processes, and fails those that do not start or do not end.
 
 The number of workers is the autoscaler's decision, their replacement the recycler's, and the place of each job the
 dispatcher's.
@@ -21,7 +21,7 @@ from .gpus import Gpus
 from .process import ExitReason, Process
 from .report import describe
 from .restart_policy import RestartPolicy
-from .worker import WORKING, Worker, WorkerState
+from .worker import Worker, WorkerState
 from .worker_table import WorkerTable
 from .worker_timers import WorkerTimers
 
@@ -33,8 +33,6 @@ _STUCK_AFTER_KILLS = 3
 #: mostly return a dead process's memory within a tenth of a second.
 _LOOK_AGAIN_S = 2.0
 _LOOK_SOON_S = 0.05
-#: A job that has made this many times the units that its engine expected will not end.
-_RUNAWAY = 20
 
 
 class Pool(WorkerTable):
@@ -395,30 +393,6 @@ class Pool(WorkerTable):
             return None
         timeout = self._context.settings.workers.start_timeout_s
         return self.fail(self.workers[name], Cause.START_TIMEOUT, f"not ready {timeout:g} s after its start")
-
-    def on_hang_check(self, name: str) -> tuple[ExitReason, list[str]] | None:
-        """Fail a process in which a begun job has made no progress for ``hang_timeout_s``."""
-        worker = self.workers[name]
-        if worker.state not in WORKING or not worker.process.moved:
-            return None
-        timeout, moved_at = self._context.settings.workers.hang_timeout_s, worker.moved_at(self._context.now)
-        if self._context.now < moved_at + timeout:
-            self.timers.set(worker, "hang", timeout, moved_at)
-            return None
-        return self.fail(worker, Cause.HUNG, f"no progress for {timeout:g} s")
-
-    def stalled(self, worker: Worker) -> list[str]:
-        """The jobs without progress for long; all of them, if the whole process stands still."""
-        since = self._context.now - self._context.settings.workers.hang_timeout_s / 2
-        return [job for job, (at, _) in worker.process.moved.items() if at <= since]
-
-    def runs_away(self, worker: Worker, done: int, expected: int | None) -> tuple[ExitReason, list[str]] | None:
-        """Fail a process whose job has gone far beyond the units that its engine expected: it will not end."""
-        # A process that is ending already may still be at a cancelled job.
-        if worker.state not in WORKING or not expected or done <= _RUNAWAY * expected:
-            return None
-        detail = f"no end in sight: made {done:,} units where about {expected:,} were expected"
-        return self.fail(worker, Cause.HUNG, detail)
 
     def on_kill_due(self, name: str) -> None:
         """The process did not end in the time that it had, or after a SIGKILL."""

@@ -1,4 +1,4 @@
-"""The timers of each worker. Their times come from ``[workers]``, where 0 means never."""
+"""Sets and cancels each worker's timers. Their times come from ``[workers]``, where 0 means never."""
 
 from __future__ import annotations
 
