@@ -1,8 +1,10 @@
-"""What the parts of the core share: the jobs, the workers, and all that is known of them."""
+"""The state that the parts of the core share: jobs, workers, GPUs, voices."""
 
 from __future__ import annotations
 
 from msgspec import Struct
+
+from glmtts.protocol.events import Voice
 
 from .alerts import Alerts
 from .context import Context
@@ -55,3 +57,13 @@ class State:
         self.pool = Pool(self.context, self.gpus, self.alerts)
         self.recycler = Recycler(self.context, self.pool, self.gpus)
         self.autoscaler = Autoscaler(self.context, self.pool, self.gpus, self.queue)
+
+    def all_voices(self) -> list[Voice]:
+        """Every voice: the engine's own, and the registered ones."""
+        own, engine = self.pool.own_voices, self.pool.engine
+        registered = [
+            Voice(name=voice.name, language=voice.language, description=voice.description)
+            for voice in self.voices.values()
+            if voice.name not in own
+        ]
+        return (engine.voices if engine else []) + registered

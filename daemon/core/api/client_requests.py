@@ -8,22 +8,22 @@ import msgspec
 from msgspec import UNSET
 
 from glmtts.protocol import VERSION, events, requests
-from glmtts.protocol.audio_formats import ENCODER_RATES, FORMATS, STREAM_FORMATS, AudioFormat
+from glmtts.protocol.audio_formats import FORMATS, STREAM_FORMATS, AudioFormat
 from glmtts.protocol.errors import ErrorCode, RequestError
 
 from ...engines import options as engine_options
 from ..effects import Send
 from ..inputs import Client, ConnectionClosed, ConnectionOverrun, JournalAdded, JournalChanged, ReplyTo, Requested
-from ..jobs.job import MAX_SUBSCRIBERS, Ended, Job, Subscriber
+from ..jobs.job import Ended, Job, Subscriber
 from ..jobs.job_table import content_digest
 from ..monitoring.problems import Problems
-from ..scheduling.admission import is_named
 from ..scheduling.deadlines import enqueue
 from ..scheduling.durable import key_taken
 from ..scheduling.forecast import Outlook
 from ..scheduling.retry import quarantine_message
 from ..scheduling.scheduler import Scheduler
 from ..state import State
+from . import refusals
 
 #: The error that a client gets whose unread events had to be thrown away.
 TOO_SLOW = "the client does not read, and the buffer for what it leaves unread is full ([limits] send_buffer_mib)"
@@ -35,7 +35,7 @@ class ClientRequests:
     def __init__(self, state: State, scheduler: Scheduler, problems: Problems) -> None:
         self._state = state
         self._context, self._job_table = state.context, state.job_table
-        self._queue, self._pool, self._estimator = state.queue, state.pool, state.estimator
+        self._queue, self._pool = state.queue, state.pool
         self._voices, self._installation = state.voices, state.installation
         self._dispatcher, self._admission = scheduler.dispatcher, scheduler.admission
         self._durable_jobs, self._completion = scheduler.durable_jobs, scheduler.completion
@@ -59,7 +59,7 @@ class ClientRequests:
 
     def _admit(self, event: Requested, request: requests.Synthesize) -> None:
         context, settings = self._context, self._context.settings
-        client = self._acting_for(event.client, request)
+        client = refusals.acting_for(self._state, event.client, request)
         # A REQ client, or one that wants the last event only, can't take a stream: it gets the file whole.
         hears_all = request.events == "all" and not event.to.envelope
         subscriber = Subscriber(event.to, request.id, hears_all)
@@ -69,9 +69,9 @@ class ClientRequests:
             if known := self._job_table.with_key(client.key, request.key, context.now):
                 self._join(request, known, content, subscriber, client.key)
                 return
-        self._check_open()
-        self._check_allowed(event.client, request)
-        self._check_speakable(request)
+        refusals.check_open(self._state, self.closed)
+        refusals.check_allowed(self._state, event.client, request)
+        refusals.check_speakable(self._state, request)
         durable = request.priority == "batch" if request.durable is UNSET else request.durable
         if durable:
             self._durable_jobs.check()
@@ -82,7 +82,7 @@ class ClientRequests:
         audio_format: AudioFormat = request.resolved_format
         if request.format is UNSET and not request.stream:
             audio_format = settings.audio.default_format
-            self._check_rate_of_default(request, audio_format)
+            refusals.check_rate_of_default(request, audio_format)
         sample_rate = None if request.sample_rate is UNSET else request.sample_rate
         if sample_rate is None and audio_format in STREAM_FORMATS:
             sample_rate = settings.audio.sample_rate
@@ -104,7 +104,7 @@ class ClientRequests:
             deadline_at=context.now + deadline_s if deadline_s else None,
             subscribers=[subscriber],
         )
-        self._check_deadline(job, deadline_s)
+        refusals.check_deadline(self._state, job, deadline_s)
         # Last, because it takes a token of the client's rate.
         self._admission.check(client, request, event.body)
         self._context.counters.created += 1
@@ -149,14 +149,6 @@ class ClientRequests:
         voice = self._context.settings.voices.default if request.voice is UNSET else request.voice
         return request.prompt is UNSET and voice in self._voices and voice not in self._pool.own_voices
 
-    def _check_deadline(self, job: Job, deadline_s: float) -> None:
-        """Refuse a job at once that could not be done in time if it were started now."""
-        if deadline_s and (least_s := self._estimator.least_s(job)) > deadline_s:
-            raise RequestError(
-                ErrorCode.DEADLINE_EXCEEDED,
-                f"deadline_s: {deadline_s:g} s are not enough; a text of this length takes at least {least_s:.1f} s",
-            )
-
     def _say_accepted(self, job: Job, subscribers: list[Subscriber]) -> None:
         free = self._dispatcher.starts_at_once(job)
         # Mostly no other job waits, and there is nothing to forecast.
@@ -194,7 +186,7 @@ class ClientRequests:
         if content != first_content:
             raise RequestError(ErrorCode.BAD_REQUEST, key_taken(id))
         if job := self._job_table.live.get(id):
-            self._check_audience(job)
+            refusals.check_audience(job)
             if subscriber.all_events and not self._durable_jobs.hears_when_written(job, subscriber):
                 position = self._forecast.of(job).position if job in self._queue else 0
                 self._context.send(
@@ -208,103 +200,6 @@ class ClientRequests:
                 subscriber.to, events.Accepted(id=request.id, job=id, position=0, queue_size=len(self._queue))
             )
         self._replay(id, subscriber, owner)
-
-    @staticmethod
-    def _check_audience(job: Job) -> None:
-        if len(job.subscribers) >= MAX_SUBSCRIBERS:
-            raise RequestError(
-                ErrorCode.QUEUE_FULL,
-                f"job: {MAX_SUBSCRIBERS} requests wait for the events of {job.id} already, which is the limit",
-                retry_after_s=1.0,
-            )
-
-    def _acting_for(self, client: Client, request: requests.Synthesize) -> Client:
-        if request.on_behalf_of is UNSET:
-            return client
-        if not is_named(client, self._context.settings.limits.gateways):
-            raise RequestError(ErrorCode.FORBIDDEN, f"on_behalf_of: user {client.user} is not one of [limits] gateways")
-        return Client(client.owner, client.user, on_behalf_of=request.on_behalf_of)
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise RequestError(ErrorCode.SHUTTING_DOWN, self.closed)
-        if unavailable := self._pool.unavailable():
-            reason, retry_after_s = unavailable
-            raise RequestError(ErrorCode.UNAVAILABLE, reason, retry_after_s=retry_after_s)
-
-    def _check_allowed(self, client: Client, request: requests.Synthesize) -> None:
-        users = getattr(self._context.settings.queue.classes, request.priority).users
-        if users and not client.operator and not is_named(client, users):
-            where = f"[queue.classes.{request.priority}] users"
-            message = f"priority: user {client.user} may not use {request.priority}, which is for {where}"
-            raise RequestError(ErrorCode.FORBIDDEN, message)
-
-    def _check_speakable(self, request: requests.Synthesize) -> None:
-        engine = self._context.settings.engine.name
-        if problem := engine_options.check(engine, request.options):
-            raise RequestError(ErrorCode.BAD_REQUEST, problem)
-        if request.prompt is UNSET and self._pool.engine:
-            self._check_voice(request)
-        if request.output is not UNSET and request.output in self._job_table.outputs:
-            raise RequestError(
-                ErrorCode.OUTPUT_EXISTS, f"output: another job writes {request.output}; choose another name"
-            )
-
-    @staticmethod
-    def _check_rate_of_default(request: requests.Synthesize, audio_format: AudioFormat) -> None:
-        rates = ENCODER_RATES.get(audio_format)
-        if rates and request.sample_rate is not UNSET and request.sample_rate not in rates:
-            raise RequestError(
-                ErrorCode.BAD_REQUEST,
-                f"sample_rate: {audio_format}, the default format here, supports only {', '.join(map(str, rates))} Hz",
-            )
-
-    def _check_voice(self, request: requests.Synthesize) -> None:
-        """Refuse a voice that is unknown or not for this engine, or missing where the engine has none of its own."""
-        default = self._context.settings.voices.default
-        name = default if request.voice is UNSET else request.voice
-        if name in self._pool.own_voices:
-            return
-        if not name:
-            if not self._pool.own_voices:
-                raise RequestError(
-                    ErrorCode.BAD_REQUEST,
-                    f"voice: the engine {self._context.settings.engine.name} needs the voice of a recording: "
-                    f"name one, or send a prompt; {self._known_voices()}",
-                )
-            return
-        if name not in self._voices:
-            of_default = " ([voices] default)" if request.voice is UNSET else ""
-            raise RequestError(
-                ErrorCode.VOICE_NOT_FOUND, f"voice: {name!r}{of_default} is unknown; {self._known_voices()}"
-            )
-        if not self._clones_voices:
-            raise RequestError(
-                ErrorCode.BAD_REQUEST,
-                f"voice: {name!r} is a registered recording, and the engine {self._context.settings.engine.name} does "
-                "not clone voices; name one of its own",
-            )
-
-    def _known_voices(self) -> str:
-        known = self.voices()
-        if not known:
-            return "none is registered yet (glmttsctl voice add)"
-        more = f" and {len(known) - 12} more" if len(known) > 12 else ""
-        return f"there are {', '.join(voice.name for voice in known[:12])}{more}"
-
-    def voices(self) -> list[events.Voice]:
-        """Every voice: the engine's own, and the registered ones."""
-        own = self._pool.own_voices
-        registered = [
-            events.Voice(name=voice.name, language=voice.language, description=voice.description)
-            for voice in self._voices.values()
-            if voice.name not in own
-        ]
-        return (self._pool.engine.voices if self._pool.engine else []) + registered
-
-    @property
-    def _clones_voices(self) -> bool:
-        return self._pool.engine.clones_voices if self._pool.engine else False
 
     # --- the other requests
 
@@ -328,9 +223,9 @@ class ClientRequests:
             sample_rate=settings.audio.sample_rate,
             sample_rates=engine.sample_rates if engine else [],
             formats=list(FORMATS),
-            voices=self.voices(),
+            voices=self._state.all_voices(),
             default_voice=default_voice,
-            clones_voices=self._clones_voices,
+            clones_voices=self._pool.engine is not None and self._pool.engine.clones_voices,
             limits={
                 "text_chars": limits.text_chars,
                 "header_bytes": limits.header_kib << 10,
@@ -353,7 +248,7 @@ class ClientRequests:
 
     def list_voices(self, event: Requested, request: requests.Voices) -> None:
         """Say which voices can be named."""
-        self._context.send(event.to, events.VoicesAnswer(id=request.id, voices=self.voices()))
+        self._context.send(event.to, events.VoicesAnswer(id=request.id, voices=self._state.all_voices()))
 
     def cancel(self, to: ReplyTo, request: requests.Cancel, client: Client | None) -> None:
         """End a job; ``client`` is None for an operator, who may end any."""
@@ -405,7 +300,7 @@ class ClientRequests:
             self._replay(request.job, subscriber, event.client.owner)
             return
         try:
-            self._check_audience(job)
+            refusals.check_audience(job)
         except RequestError as error:
             self._context.refuse(event.to, request.id, error.code, error.message, retry_after_s=error.retry_after_s)
         else:

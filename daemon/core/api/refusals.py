@@ -1,0 +1,122 @@
+"""Why a request for speech is refused, and what its client can do about it. Each check raises RequestError.
+
+Refusals for lack of room (rate, share, full queue) are in scheduling/admission.py; those for the form of a message are
+the codec's.
+"""
+
+from __future__ import annotations
+
+from msgspec import UNSET
+
+from glmtts.protocol import requests
+from glmtts.protocol.audio_formats import ENCODER_RATES, AudioFormat
+from glmtts.protocol.errors import ErrorCode, RequestError
+
+from ...engines import options as engine_options
+from ..inputs import Client
+from ..jobs.job import MAX_SUBSCRIBERS, Job
+from ..scheduling.admission import is_named
+from ..state import State
+
+#: Voices that an error names.
+_NAMED = 12
+
+
+def acting_for(state: State, client: Client, request: requests.Synthesize) -> Client:
+    """The client that the job belongs to: itself, or the customer that a gateway names."""
+    if request.on_behalf_of is UNSET:
+        return client
+    if not is_named(client, state.context.settings.limits.gateways):
+        raise RequestError(ErrorCode.FORBIDDEN, f"on_behalf_of: user {client.user} is not one of [limits] gateways")
+    return Client(client.owner, client.user, on_behalf_of=request.on_behalf_of)
+
+
+def check_open(state: State, closed: str) -> None:
+    """Refuse every job while the daemon drains or stops (``closed`` says so), or no worker can be had."""
+    if closed:
+        raise RequestError(ErrorCode.SHUTTING_DOWN, closed)
+    if unavailable := state.pool.unavailable():
+        reason, retry_after_s = unavailable
+        raise RequestError(ErrorCode.UNAVAILABLE, reason, retry_after_s=retry_after_s)
+
+
+def check_allowed(state: State, client: Client, request: requests.Synthesize) -> None:
+    """Refuse a priority that is for other users."""
+    users = getattr(state.context.settings.queue.classes, request.priority).users
+    if users and not client.operator and not is_named(client, users):
+        where = f"[queue.classes.{request.priority}] users"
+        message = f"priority: user {client.user} may not use {request.priority}, which is for {where}"
+        raise RequestError(ErrorCode.FORBIDDEN, message)
+
+
+def check_speakable(state: State, request: requests.Synthesize) -> None:
+    """Refuse options and voices that the engine does not know, and an output that another job writes."""
+    if problem := engine_options.check(state.context.settings.engine.name, request.options):
+        raise RequestError(ErrorCode.BAD_REQUEST, problem)
+    if request.prompt is UNSET and state.pool.engine:
+        _check_voice(state, request)
+    if request.output is not UNSET and request.output in state.job_table.outputs:
+        raise RequestError(ErrorCode.OUTPUT_EXISTS, f"output: another job writes {request.output}; choose another name")
+
+
+def _check_voice(state: State, request: requests.Synthesize) -> None:
+    """Refuse a voice that is unknown or not for this engine, or missing where the engine has none of its own."""
+    settings, pool = state.context.settings, state.pool
+    name = settings.voices.default if request.voice is UNSET else request.voice
+    if name in pool.own_voices:
+        return
+    if not name:
+        if not pool.own_voices:
+            raise RequestError(
+                ErrorCode.BAD_REQUEST,
+                f"voice: the engine {settings.engine.name} needs the voice of a recording: name one, or send a "
+                f"prompt; {_known_voices(state)}",
+            )
+        return
+    if name not in state.voices:
+        of_default = " ([voices] default)" if request.voice is UNSET else ""
+        message = f"voice: {name!r}{of_default} is unknown; {_known_voices(state)}"
+        raise RequestError(ErrorCode.VOICE_NOT_FOUND, message)
+    if not (pool.engine and pool.engine.clones_voices):
+        raise RequestError(
+            ErrorCode.BAD_REQUEST,
+            f"voice: {name!r} is a registered recording, and the engine {settings.engine.name} does not clone voices; "
+            "name one of its own",
+        )
+
+
+def _known_voices(state: State) -> str:
+    known = state.all_voices()
+    if not known:
+        return "none is registered yet (glmttsctl voice add)"
+    more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
+    return f"there are {', '.join(voice.name for voice in known[:_NAMED])}{more}"
+
+
+def check_rate_of_default(request: requests.Synthesize, audio_format: AudioFormat) -> None:
+    """Refuse a sample rate that the default format does not support."""
+    rates = ENCODER_RATES.get(audio_format)
+    if rates and request.sample_rate is not UNSET and request.sample_rate not in rates:
+        raise RequestError(
+            ErrorCode.BAD_REQUEST,
+            f"sample_rate: {audio_format}, the default format here, supports only {', '.join(map(str, rates))} Hz",
+        )
+
+
+def check_deadline(state: State, job: Job, deadline_s: float) -> None:
+    """Refuse a job that could not be done in time if it were started now."""
+    if deadline_s and (least_s := state.estimator.least_s(job)) > deadline_s:
+        raise RequestError(
+            ErrorCode.DEADLINE_EXCEEDED,
+            f"deadline_s: {deadline_s:g} s are not enough; a text of this length takes at least {least_s:.1f} s",
+        )
+
+
+def check_audience(job: Job) -> None:
+    """Refuse one more request for the events of the same job."""
+    if len(job.subscribers) >= MAX_SUBSCRIBERS:
+        raise RequestError(
+            ErrorCode.QUEUE_FULL,
+            f"job: {MAX_SUBSCRIBERS} requests wait for the events of {job.id} already, which is the limit",
+            retry_after_s=1.0,
+        )
