@@ -1,4 +1,4 @@
-"""What a caller gives and gets: the options of a job, its finished speech, and the chunks of a stream."""
+"""Values of the client's API: the options of a job, its finished speech, and the chunks of a stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Alerts: each is raised once, and cleared when its trouble is over."""
+"""The raised alerts: each is published once when it is raised, and once when it is cleared."""
 
 from __future__ import annotations
 

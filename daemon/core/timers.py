@@ -1,4 +1,4 @@
-"""Named timers without a clock: which are due is asked with the time as an argument."""
+"""Named timers without a clock: the caller passes the time."""
 
 from __future__ import annotations
 

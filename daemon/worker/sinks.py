@@ -1,4 +1,4 @@
-"""Where a job's samples go: into the encoder of a file, or out to the supervisor; and where the finished file goes."""
+"""Sinks for a job's samples, an encoder of a file or a stream to the supervisor, and the way of a finished file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The words of a batch: a progress bar, the failures, and at the end what becomes of the lines that are left."""
+"""Output of a batch: the progress bar, the failures, and the closing summary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `glmttsctl top` shows, gathered in a thread, so that a slow or absent daemon does not freeze the screen."""
+"""The figures of `glmttsctl top`, gathered in a thread, so that a slow or absent daemon does not freeze the screen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What operators ask for on the control socket; lifecycle.py has pause, drain and stop, queue_report.py the queue."""
+"""Requests of operators on the control socket; lifecycle.py has pause, drain and stop, queue_report.py the queue."""
 
 from __future__ import annotations
 

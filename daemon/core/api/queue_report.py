@@ -1,4 +1,4 @@
-"""What operators see of the queue and of limits: which clients wait, how long, and how much of its limits each used."""
+"""The queue and the limits as operators see them: waiting clients, their waits, and their use of each limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fair shares of time among flows (classes, or the clients of a class), however much each asks for.
+"""Fair shares of time among flows (classes, or the clients of a class), whatever the demand of each.
 
 Start-time fair queueing: every flow has a tag, the virtual time at which its next piece of work may begin; the
 smallest goes first, and what a flow is served moves its tag on by that time over its weight. Between two flows that

@@ -1,4 +1,4 @@
-"""Problems for an operator, in plain words and with what to do: ``attention`` in ``status``, the gravest first.
+"""Problems for an operator, in plain words and with what to do: ``attention`` in ``status``, most serious first.
 
 An alert says that a figure is bad; a problem says why, as far as the daemon can know. docs/operations.md has the table.
 """

@@ -1,1 +1,1 @@
-"""What joins jobs and workers: admission, dispatch, preemption, completion, retries."""
+"""Jobs meet workers here: admission, dispatch, preemption, completion, retries."""

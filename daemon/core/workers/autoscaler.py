@@ -1,4 +1,4 @@
-"""The number of workers: between ``min`` and ``max``, by how long jobs wait, on the GPUs with the fewest.
+"""The number of workers, between ``min`` and ``max``, by the waiting time of jobs; a new one goes to the emptiest GPU.
 
 The measure is waiting time, not load of the processor: a worker that waits for its GPU uses none.
 """
