@@ -18,7 +18,9 @@ from ..config.tcp_access import Address
 from .exposition import CONTENT_TYPE
 
 #: Connections at a time, and how long each may take in all. Prometheus has one, and gives up after 10 s by default.
-MAX_CONNECTIONS = 16
+MAX_CONNECTIONS = 64
+#: Connections accepted in one turn: a burst of dead ones is gone before it could push a request out.
+_BACKLOG = 16
 _DEADLINE_S = 10.0
 #: How long the daemon's loop may take to hand over its metrics before the request is answered with 503.
 _ANSWER_S = 5.0
@@ -105,7 +107,7 @@ class MetricsServer:
                 continue
             self.port = listener.getsockname()[1]
             server = await asyncio.start_server(
-                self._handle, sock=listener, backlog=MAX_CONNECTIONS, limit=_MAX_REQUEST_BYTES
+                self._handle, sock=listener, backlog=_BACKLOG, limit=_MAX_REQUEST_BYTES
             )
             self._tell("")
             await self._closing.wait()
@@ -115,7 +117,7 @@ class MetricsServer:
         address, ipv6 = self._address, self._address.is_ipv6
         family = socket.AF_INET6 if ipv6 else socket.AF_INET
         return socket.create_server(
-            (address.host, address.port), family=family, backlog=MAX_CONNECTIONS, dualstack_ipv6=ipv6
+            (address.host, address.port), family=family, backlog=_BACKLOG, dualstack_ipv6=ipv6
         )
 
     def _tell(self, problem: str) -> None:
