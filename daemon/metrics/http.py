@@ -106,9 +106,7 @@ class MetricsServer:
                     await asyncio.wait_for(self._closing.wait(), _RETRY_S)
                 continue
             self.port = listener.getsockname()[1]
-            server = await asyncio.start_server(
-                self._handle, sock=listener, backlog=_BACKLOG, limit=_MAX_REQUEST_BYTES
-            )
+            server = await asyncio.start_server(self._handle, sock=listener, backlog=_BACKLOG, limit=_MAX_REQUEST_BYTES)
             self._tell("")
             await self._closing.wait()
             server.close()
@@ -116,9 +114,7 @@ class MetricsServer:
     def _bind(self) -> socket.socket:
         address, ipv6 = self._address, self._address.is_ipv6
         family = socket.AF_INET6 if ipv6 else socket.AF_INET
-        return socket.create_server(
-            (address.host, address.port), family=family, backlog=_BACKLOG, dualstack_ipv6=ipv6
-        )
+        return socket.create_server((address.host, address.port), family=family, backlog=_BACKLOG, dualstack_ipv6=ipv6)
 
     def _tell(self, problem: str) -> None:
         if problem != self._problem:
