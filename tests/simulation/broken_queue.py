@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from glmtts.daemon.core.api import client_requests
+from glmtts.daemon.core.api import refusals
 from glmtts.daemon.core.api.client_requests import ClientRequests
 from glmtts.daemon.core.jobs import class_queue
 from glmtts.daemon.core.jobs.class_queue import ClassQueue
@@ -134,7 +134,7 @@ def rates_forgotten_by_a_reload(patch: Patch) -> None:
 
 
 def customers_take_what_their_gateway_has_not(patch: Patch) -> None:
-    patch.setattr(client_requests, "is_named", lambda *_: True)
+    patch.setattr(refusals, "is_named", lambda *_: True)
 
 
 def as_many_aside_as_it_takes(patch: Patch) -> None:
