@@ -48,7 +48,7 @@ def test_it_speaks_as_the_compose_file_runs_it_and_is_healthy(run: Run) -> None:
     assert "glmttsd" in first and len(others) == 2
     assert container.run("id", "-u").stdout.strip() == "10001"
     doctor = container.run("glmttsctl", "doctor")
-    assert "0 to be looked at, 0 wrong" in doctor.stdout, doctor.stdout
+    assert "0 warnings, 0 wrong" in doctor.stdout, doctor.stdout
 
 
 def test_a_daemon_that_never_gets_ready_is_unhealthy(run: Run) -> None:
