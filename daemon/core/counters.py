@@ -97,7 +97,7 @@ class Counters:
         self.recycles[reason] = self.recycles.get(reason, 0) + 1
 
     def estimated(self, estimated_s: float, waited_s: float) -> None:
-        """A job has waited for ``waited_s``; its client was told ``estimated_s``."""
+        """A job has waited for ``waited_s``; its client had the estimate ``estimated_s``."""
         self.estimate_error.add(abs(estimated_s - waited_s))
 
 

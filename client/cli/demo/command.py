@@ -155,7 +155,7 @@ class _Kill:
         self.answered = 0.0
 
     def during(self, text: str) -> str:
-        """Speak ``text`` and kill its worker. Returns what the client was told; "" when the job was done before."""
+        """Speak ``text`` and kill its worker. Returns the client's view of it; "" if the job was done before."""
         with Client(self._daemon.endpoint, timeout=60.0) as client:
             try:
                 speech = client.speak(text, on_event=self._on_event)
@@ -164,13 +164,13 @@ class _Kill:
                     raise
                 self.answered = time.perf_counter()
                 after = duration(self.answered - self.at)
-                return f"its client was told so {after} later: {error.message} ({error.code})"
+                return f"its client got the error {after} later: {error.message} ({error.code})"
         if speech.attempts < 2:
             return ""
         if not self.answered:
             raise Failure("the job was retried, but its client was not told")
         return (
-            f"{duration(self.answered - self.at)} later its client was told that {self._second} retries the job "
+            f"{duration(self.answered - self.at)} later its client learned that {self._second} retries the job "
             f"(attempt {speech.attempts}),\n   and it had all {duration(speech.audio_s)} of the speech "
             f"{duration(time.perf_counter() - self.at)} after the kill"
         )

@@ -47,7 +47,7 @@ class Process(Struct, kw_only=True):
     moved: dict[str, tuple[float, int]] = {}
     jobs_taken: int = 0
     jobs_done: int = 0
-    #: Why it ends, once it was told to end or has failed.
+    #: Why it ends, once it was asked to end or has failed.
     exit_reason: ExitReason | None = None
     #: Why another process is to take its place, and whether it must go before that one is loaded.
     replace_reason: ExitReason | None = None
