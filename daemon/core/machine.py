@@ -268,8 +268,9 @@ class Machine:
         for _ in range(_MOST_PASSES):
             if context.workers_dirty:
                 context.workers_dirty = False
-                guarded(state.recycler.reconcile)
+                # Their number first: a worker that is to go gets no spare.
                 guarded(state.autoscaler.reconcile)
+                guarded(state.recycler.reconcile)
                 guarded(state.pool.reconcile)
                 guarded(self.scheduler.completion.refuse_if_unavailable)
             context.jobs_dirty = False
