@@ -119,7 +119,7 @@ class OutputExists(RequestFailed, code="output_exists"):
 
 
 class OutputFailed(RequestFailed, code="output_failed"):
-    """The output file can't be written; no part of it is left."""
+    """The output file can't be written, and no partial file remains."""
 
 
 class QueueFull(RequestFailed, code="queue_full"):

@@ -74,5 +74,5 @@ def _cancel_client(run: Session, client: str, *, yes: bool) -> None:
     answer = run.ask("cancel", client=client)
     cancelled = answer.get("cancelled", 0)
     words = f"{cancelled:,} {'job' if cancelled == 1 else 'jobs'} of {clean(client)} cancelled."
-    none = f"{clean(client)} has no waiting or running job; `glmttsctl queue` shows who has."
+    none = f"{clean(client)} has no waiting or running job; `glmttsctl queue` lists the clients with jobs."
     run.show(answer, lambda _: words if cancelled else none)

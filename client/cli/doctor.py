@@ -200,7 +200,7 @@ def _workers(workers: Sequence[Mapping[str, Any]]) -> list[Check]:
     able = sum(worker.get("state") in ("ready", "busy") for worker in workers)
     checks = [_check("workers", f"{able} of {len(workers)} can speak")]
     if workers and not able:
-        checks[0] |= {"state": "warning", "means": "no job is spoken now", "mend": "glmttsctl workers says why"}
+        checks[0] |= {"state": "warning", "means": "no job can run now", "mend": "glmttsctl workers says why"}
     for worker in workers:
         name, death = f"worker {clean(str(worker.get('name', '?')))}", worker.get("last_death") or {}
         if worker.get("process_state") == "D":

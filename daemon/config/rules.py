@@ -93,7 +93,7 @@ def _daemon(settings: Settings) -> Iterator[str]:
 def _engine(settings: Settings) -> Iterator[str]:
     engine = settings.engine
     python = engine.python
-    if python and not (python.startswith("/") and os.path.isfile(python) and os.access(python, os.X_OK)):  # noqa: PTH113
+    if python and not (python.startswith("/") and os.path.isfile(python) and os.access(python, os.X_OK)):  # noqa: PTH113 - as below
         yield f"engine.python: {python} is not an executable file; name the interpreter by its absolute path"
     if not engine.warmup_text.strip():
         yield "engine.warmup_text: blank, but a worker speaks it before it is ready; write a short sentence"

@@ -175,7 +175,7 @@ class WaitingQueue:
     def peek(self, now: float, without: Collection[Priority] = ()) -> Job | None:
         """The job whose turn it is, but for the classes ``without``; None if there is none."""
         priority = self._classes.next(without)
-        return None if priority is None else self._class_queues[priority].next(now)  # type: ignore[index]
+        return None if priority is None else self._class_queues[priority].next(now)  # type: ignore[index]  # the flow is a priority
 
     def take(self, job: Job) -> None:
         """Take out a job, which is started: its class and its client have had the time that it is expected to take."""
@@ -186,7 +186,7 @@ class WaitingQueue:
         job.account.charged_s = job.account.cost_s
 
     def resume(self, job: Job, left_s: float) -> None:
-        """A suspended job resumes: the rest of it is charged for."""
+        """A suspended job resumes: its client is charged for the remaining time."""
         job.account.charged_s += left_s
         self._classes.resume(job.request.priority, left_s)
         self._class_queues[job.request.priority].resume(job.client.key, left_s)
@@ -247,7 +247,7 @@ class WaitingQueue:
         turns = self._classes.turns()
         class_queues = {priority: class_queue.in_order() for priority, class_queue in self._class_queues.items()}
         while (priority := turns.next()) is not None:
-            job = next(class_queues[priority], None)  # type: ignore[index]
+            job = next(class_queues[priority], None)  # type: ignore[index]  # as above
             if job is None:
                 turns.leave()
             else:
@@ -269,7 +269,7 @@ class WaitingQueue:
         start += self._classes.handicap(priority)
         total, total_s = count + fresh, work_s + fresh_s
         for other, tag in self._classes.tags():
-            class_queue = self._class_queues[other]  # type: ignore[index]
+            class_queue = self._class_queues[other]  # type: ignore[index]  # as above
             room_s = (start - tag - self._classes.handicap(other)) * self._classes.weight(other)
             before = room_s > 0.0 or (room_s == 0.0 and _RANKS[other] < _RANKS[priority])
             if other == priority or not before:

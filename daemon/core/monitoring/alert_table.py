@@ -17,11 +17,17 @@ from ..settings import AlertSettings, QueueSettings
 from . import alert_rules as rules
 
 Span = Callable[[AlertSettings], float]
-#: Spans of time that the settings give.
-_AT_ONCE: Span = lambda _: 0.0  # noqa: E731
+#: Spans of time that the settings give, in seconds.
 _FOR: Span = attrgetter("for_s")
-_TWICE_FOR: Span = lambda settings: 2 * settings.for_s  # noqa: E731
 _WINDOW: Span = attrgetter("window_s")
+
+
+def _at_once(_: AlertSettings) -> float:
+    return 0.0
+
+
+def _twice_for(settings: AlertSettings) -> float:
+    return 2 * settings.for_s
 
 
 class Alert(Struct, frozen=True, kw_only=True):
@@ -38,8 +44,8 @@ class Alert(Struct, frozen=True, kw_only=True):
     do: str
     slow: bool = False
     rule: rules.Rule | None = None
-    raise_after: Span = _AT_ONCE
-    clear_after: Span = _AT_ONCE
+    raise_after: Span = _at_once
+    clear_after: Span = _at_once
     of: Literal["", "gpu", "worker"] = ""
     severity: Literal["warning", "critical"] = "critical"
     summary: str = ""
@@ -102,7 +108,7 @@ ALERTS: dict[str, Alert] = {
     "no_worker_ready": Alert(
         do=_LOOK_AT_MACHINE,
         rule=rules.no_worker_ready,
-        raise_after=_TWICE_FOR,
+        raise_after=_twice_for,
         summary="no worker of {{ $labels.instance }} is ready",
         expr='sum without (state) (glmtts_workers{state=~"ready|busy"}) == 0 '
         'and sum without (bound) (glmtts_workers_bound{bound="wanted"}) > 0',
@@ -173,7 +179,7 @@ ALERTS: dict[str, Alert] = {
 #: Prometheus alone can see that the daemon is gone.
 _ABSENT = Alert(
     do="",
-    raise_after=_TWICE_FOR,
+    raise_after=_twice_for,
     summary="glmttsd {{ $labels.instance }} does not answer: it is down, or its loop is stuck",
     expr='up{job="glmtts"} == 0 or absent(up{job="glmtts"})',
 )

@@ -79,7 +79,7 @@ class Preemption:
         self._queue.settle(job)
 
     def resumed(self, job: Job) -> None:
-        """A job resumes: the rest of it is charged for."""
+        """A job resumes: its client is charged for the remaining time."""
         self._queue.resume(job, self._forecast.left_s(job))
 
 
