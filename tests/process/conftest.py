@@ -257,6 +257,11 @@ class Daemon:
         log.file = self.log_file
         return log
 
+    def until_logged(self, *texts: str) -> None:
+        """Wait until each is in the log: a living daemon writes it from a thread."""
+        for text in texts:
+            self.until(lambda: text in self.log(), f"{text!r} is logged")  # noqa: B023
+
     @property
     def rss_mib(self) -> float:
         status = Path(f"/proc/{self.process.pid}/status").read_text()

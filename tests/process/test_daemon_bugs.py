@@ -48,4 +48,4 @@ def test_a_request_that_meets_a_bug_is_answered_once_and_the_same_worker_speaks_
     # Nor does it count as being at a job that was never sent to it.
     assert (after["state"], after["jobs"]) == ("ready", [])
     assert daemon.status()["internal_errors"] == errors + 1
-    assert "internal error" in daemon.log() and "daemon_with_bugs.py" in daemon.log()
+    daemon.until_logged("internal error", "daemon_with_bugs.py")

@@ -62,7 +62,7 @@ def test_a_daemon_with_few_descriptors_does_not_end_for_want_of_them(start: Star
     daemon.stop()
     daemon.process = daemon.launch(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (few, few)))
     daemon.until_ready()
-    assert "LimitNOFILE" in daemon.log()
+    daemon.until_logged("LimitNOFILE")
     early = daemon.client()
     early.speak()
     with daemon.still_serves(), contextlib.ExitStack() as stack:

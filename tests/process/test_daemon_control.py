@@ -250,7 +250,7 @@ def test_a_relative_configuration_path_is_reported_as_an_absolute_one(start: Sta
     daemon.file = daemon.folder / daemon.file
     answer = daemon.control("config")
     assert (answer["file"], answer["state_dir"]) == (str(daemon.file), str(daemon.state))
-    assert f"config={daemon.file}" in daemon.log()
+    daemon.until_logged(f"config={daemon.file}")
     daemon.file.write_text("[queu]\n")
     assert daemon.control("reload")["message"].startswith(f"{daemon.file}: queu")
     (alert,) = daemon.status()["alerts"]

@@ -134,7 +134,7 @@ def test_a_recycle_with_room_leaves_no_moment_without_a_worker(start_on: Start, 
     assert waited and max(waited) < 0.2
     (worker,) = daemon.workers()
     assert worker["restarts"] == 1 and worker["last_death"]["cause"] == "operator"
-    assert "spare is loaded first" in daemon.log()
+    daemon.until_logged("spare is loaded first")
 
 
 def test_a_recycle_without_room_only_delays_the_jobs_that_wait(start_on: Start, make_fake_gpus: MakeGpus) -> None:

@@ -136,7 +136,7 @@ def test_the_next_daemon_ends_the_orphans_of_a_daemon_killed_with_its_guardian(
     daemon.restart()
     assert time.monotonic() - begun < 5.0
     assert not alive(orphan) and bystander.poll() is None
-    assert f"{orphan}" in daemon.log() and "orphan of an earlier daemon ended" in daemon.log()
+    daemon.until_logged(f"{orphan}", "orphan of an earlier daemon ended")
     daemon.client().speak("after that")
     daemon.stop()
     assert [path.name for path in daemon.runtime.iterdir()] == ["lock"]

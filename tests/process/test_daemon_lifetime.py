@@ -121,6 +121,7 @@ def test_removed_sockets_are_made_again(start: Start) -> None:
     daemon.client().speak("after")
     os.kill(daemon.workers()[0]["pid"], signal.SIGKILL)
     daemon.client().speak("by a worker that came since")
-    assert daemon.log().count("made again") == 4 and daemon.status()["internal_errors"] == 0
+    daemon.until(lambda: daemon.log().count("made again") == 4, "each is logged")
+    assert daemon.status()["internal_errors"] == 0
     daemon.stop()
     assert not [name for name in names if (daemon.runtime / name).exists()]

@@ -212,7 +212,7 @@ def test_of_two_daemons_with_one_port_the_second_speaks_alerts_and_takes_the_por
 def test_metrics_beyond_this_machine_are_served_with_a_warning(start: Start) -> None:
     daemon = start(metrics={"listen": "0.0.0.0:0"})
     assert scrape(port_of(daemon))
-    assert "metrics are served beyond this machine" in daemon.log()
+    daemon.until_logged("metrics are served beyond this machine")
 
 
 def test_other_requests_get_the_right_status(daemon: Daemon, port: int) -> None:

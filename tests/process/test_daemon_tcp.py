@@ -300,7 +300,7 @@ def test_a_list_with_a_bad_line_changes_nothing_and_names_it(start: Start, lock:
         again.speak("and in again")
     lock.authorised.write_text("# no key\n")
     assert daemon.control("reload")["event"] == "result"
-    assert "no client can connect by TCP" in daemon.log()
+    daemon.until_logged("no client can connect by TCP")
 
 
 def test_a_daemon_that_starts_again_finds_its_clients_again(start: Start, lock: Lock) -> None:
