@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from msgspec import UNSET, Struct
 
+from glmtts.protocol.audio_formats import misnamed
+
 from .errors import GlmttsError
 from .files import write_whole
 
@@ -25,7 +27,8 @@ class SpeechOptions(TypedDict, total=False):
         voice: a registered voice.
         prompt: a recording to clone instead: a path, or the bytes of a WAV, FLAC, OGG or MP3 file, 1 to 30 s.
         prompt_text: what is said in the recording.
-        format: ``wav``, ``flac``, ``ogg``, ``mp3``, ``pcm_s16le`` or ``pcm_f32le``.
+        format: ``wav``, ``flac``, ``ogg``, ``mp3``, ``pcm_s16le`` or ``pcm_f32le``; by default what the ending of
+            ``output`` says.
         sample_rate: in Hz.
         output: the name of a file in the daemon's output folder, written instead of sending the audio.
         priority: ``vip``, ``interactive`` or ``batch``.
@@ -99,11 +102,17 @@ class Speech(Struct, frozen=True, kw_only=True):
 
         Raises:
             OSError: the file can't be written.
-            GlmttsError: there is no audio here, because it was streamed or written by the daemon.
+            GlmttsError: there is no audio here, because it was streamed or written by the daemon; or the ending of
+                ``path`` says another format than the audio has (nothing here can convert it).
         """
         if not self.audio:
             where = f"the daemon wrote it to {self.path}" if self.path else "it was sent as a stream"
             raise GlmttsError(f"There is no audio to save in {os.fspath(path)!r}: {where}.")
+        if problem := misnamed(Path(path).name, self.format):
+            raise GlmttsError(
+                f"The speech can't be saved as {os.fspath(path)!r}: {problem} when it is spoken "
+                "(`speak(text, format=...)`). Nothing was written."
+            )
         write_whole(Path(path), self.audio)
         return Path(path)
 
