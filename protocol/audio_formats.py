@@ -37,8 +37,11 @@ FORMAT_OF_SUFFIX: dict[str, AudioFormat] = {
 
 #: Endings of sound and video files that are not made here: a program believes the name.
 _OTHER_SUFFIXES = frozenset(
-    ".3gp .aac .ac3 .aif .aifc .aiff .alac .amr .ape .au .caf .m4a .m4b .m4r .mka .mkv .mov .mp2 .mp4 .mpeg .mpg .snd .spx "
-    ".voc .w64 .weba .webm .wma .wv".split()
+    {
+        *(".3gp", ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".alac", ".amr", ".ape", ".au", ".caf", ".m4a", ".m4b"),
+        *(".m4r", ".mka", ".mkv", ".mov", ".mp2", ".mp4", ".mpeg", ".mpg", ".snd", ".spx", ".voc", ".w64", ".weba"),
+        *(".webm", ".wma", ".wv"),
+    }
 )
 #: What is taken for an ending: "v1.2" and "chapter.1" have none.
 _SUFFIX = re.compile(r"(?<=.)\.(?=[0-9]*[A-Za-z])[0-9A-Za-z]{2,5}\Z")
@@ -49,12 +52,14 @@ def format_of_name(name: str) -> AudioFormat | None:
     return FORMAT_OF_SUFFIX.get(_suffix(name))
 
 
-def misnamed(name: str, format: AudioFormat | None) -> str:
+def misnamed(name: str, format: str | None) -> str:
     """Why a file of this name can't be in ``format``, or ``""``; None: the name alone has to say the format."""
     suffix = _suffix(name)
     meant = FORMAT_OF_SUFFIX.get(suffix)
     if format is None:
-        return "" if meant or not suffix else f"{suffix} is none of the known formats ({_KNOWN}); give the format as well"
+        return (
+            "" if meant or not suffix else f"{suffix} is none of the known formats ({_KNOWN}); give the format as well"
+        )
     if meant is None:
         wrong = suffix in _OTHER_SUFFIXES
         return f"{suffix} is the ending of another kind of file than {format}; use {suffix_of(format)}" if wrong else ""
@@ -64,7 +69,7 @@ def misnamed(name: str, format: AudioFormat | None) -> str:
     return f"{suffix} says {meant}, but the format is {format}; use {suffix_of(format)}, or the format {meant}"
 
 
-def suffix_of(format: AudioFormat) -> str:
+def suffix_of(format: str) -> str:
     """The usual file name ending of a format: ``.wav``; ``.pcm`` for samples without a header."""
     return ".pcm" if format.startswith("pcm") else f".{format}"
 

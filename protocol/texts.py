@@ -1,8 +1,8 @@
 """Texts to speak: one fold and one judge, for every text and transcript and before any engine.
 
-Folding writes a text as people type it: Unicode's NFKC (UAX #15) for characters whose reading it keeps, one kind of line
-end and of blank, nothing invisible. NFKC would change how ``①``, ``½``, ``x²``, ``㎡``, ``℃``, ``™``, ``Ⅷ`` or ``ﷺ`` is
-read, and would take from engines the marks at which they pause (``，！？：；（）…``): these stay.
+Folding writes a text as people type it: Unicode's NFKC (UAX #15) for characters whose reading it keeps, one kind of
+line end and of blank, nothing invisible. NFKC would change how ``①``, ``½``, ``x²``, ``㎡``, ``℃``, ``™``, ``Ⅷ`` or
+``ﷺ`` is read, and would take from engines the marks at which they pause (``，！？：；（）…``): these stay.
 """
 
 from __future__ import annotations
@@ -113,9 +113,7 @@ _RADICALS = dict(
         strict=True,
     )
 )
-_LETTER_TAGS = frozenset(
-    {"<compat>", "<font>", "<wide>", "<narrow>", "<initial>", "<medial>", "<final>", "<isolated>"}
-)
+_LETTER_TAGS = frozenset({"<compat>", "<font>", "<wide>", "<narrow>", "<initial>", "<medial>", "<final>", "<isolated>"})
 _MARK_TAGS = frozenset({"<wide>", "<narrow>", "<small>", "<vertical>"})
 #: An Arabic word; longer ligatures are whole sentences, which are read otherwise.
 _LONGEST = 4
@@ -124,7 +122,7 @@ _LONGEST = 4
 @cache
 def _table() -> dict[int, str]:
     """What each character that folding changes by itself becomes. Made for the first text that needs it (3 ms)."""
-    table = {code: " " for code in _codes(_BLANK)} | dict.fromkeys(_codes(_INVISIBLE), "")
+    table = dict.fromkeys(_codes(_BLANK), " ") | dict.fromkeys(_codes(_INVISIBLE), "")
     for code in _codes(_COMPATIBLE):
         if code not in table and (folded := _folded(chr(code))) != chr(code):
             table[code] = folded

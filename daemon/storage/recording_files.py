@@ -8,7 +8,8 @@ from __future__ import annotations
 import struct
 
 ACCEPTED = "send a WAV, FLAC, OGG or MP3 file"
-_CONVERT = "convert it, for example with `ffmpeg -i FILE -ac 1 recording.wav`"
+CONVERT = "convert it, for example with `ffmpeg -i FILE -ac 1 recording.wav`"
+_BAD = "the recording can't be decoded"
 
 #: What people send instead, by the bytes at an offset.
 _CONTAINERS: tuple[tuple[int, bytes, str], ...] = (
@@ -35,14 +36,20 @@ _OTHERS: tuple[tuple[bytes, str], ...] = (
     (b"\x89PNG", "a picture (PNG)"),
     (b"\xff\xd8\xff", "a picture (JPEG)"),
     (b"GIF8", "a picture (GIF)"),
-    (b"PK\x03\x04", "a ZIP file; unpack it"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z file; unpack it"),
-    (b"Rar!", "a RAR file; unpack it"),
-    (b"\x1f\x8b", "a gzip file; unpack it"),
+    (b"PK\x03\x04", "a ZIP file, to be unpacked first"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z file, to be unpacked first"),
+    (b"Rar!", "a RAR file, to be unpacked first"),
+    (b"\x1f\x8b", "a gzip file, to be unpacked first"),
     (b"\x7fELF", "a program"),
 )
 #: ISO base media files: the brand, at byte 8, and what people call the file.
-_BRANDS = {b"M4A": "M4A", b"M4B": "M4A", b"qt ": "QuickTime (MOV)", b"3gp": "3GP", b"3g2": "3GP", b"hei": "HEIC", b"avi": "AVIF"}
+_BRANDS = {
+    b"M4A": "an M4A file",
+    b"M4B": "an M4A file",
+    b"qt ": "a QuickTime (MOV) file",
+    b"3gp": "a 3GP file",
+    b"3g2": "a 3GP file",
+}
 
 
 def recording_ending(data: bytes) -> str:
@@ -64,16 +71,14 @@ def not_a_recording(data: bytes) -> str:
         return f"the recording is empty (0 bytes); {ACCEPTED}"
     if not any(data[:4096]):
         return f"the recording begins with {min(len(data), 4096)} zero bytes: it was not written to the end; {ACCEPTED}"
-    if name := _container(data):
-        return f"the recording is {name}; {ACCEPTED}: {_CONVERT}"
     if data[:10].lstrip(b"\x02").startswith(b"#!SILK"):
-        return f"the recording is a SILK file, as WeChat's voice messages are; {ACCEPTED}: convert it with a SILK decoder"
-    for begin, name in _OTHERS:
-        if data.startswith(begin):
-            return f"the recording is {name}; {ACCEPTED}"
-    if name := _text(data):
-        return f"the recording is {name}; {ACCEPTED}"
-    return f"the recording is not a WAV, FLAC, OGG or MP3 file; if it has sound in another format, {_CONVERT}"
+        return f"{_BAD}: it is a SILK file, as WeChat's voice messages are; {ACCEPTED}: convert it with a SILK decoder"
+    other = next((name for begin, name in _OTHERS if data.startswith(begin)), "") or _text(data)
+    if other:
+        return f"{_BAD}: it is {other}; {ACCEPTED}"
+    if name := _container(data):
+        return f"{_BAD}: it is {name}; {ACCEPTED}: {CONVERT}"
+    return f"{_BAD}: it is no WAV, FLAC, OGG or MP3 file; if there is sound in it, {CONVERT}"
 
 
 def _container(data: bytes) -> str:
@@ -81,14 +86,13 @@ def _container(data: bytes) -> str:
         if data[offset : offset + len(magic)] == magic:
             return name
     if data[4:8] == b"ftyp":
-        kind = _BRANDS.get(data[8:11], "MP4")
-        return f"an {kind} file" if kind[0] in "MAH" else f"a {kind} file"
+        return _BRANDS.get(data[8:11], "an MP4 file")
     if data[:4] == b"\x1a\x45\xdf\xa3":
         return "a WebM file" if b"webm" in data[:64] else "a Matroska (MKV) file"
-    # ISO/IEC 13818-7: an ADTS frame; layer II and I of MPEG audio.
+    # An ADTS frame (ISO/IEC 13818-7), and layer II of MPEG audio.
     if len(data) > 1 and data[0] == 0xFF and data[1] & 0xF6 == 0xF0:
         return "an AAC file"
-    if len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0 and data[1] & 0x06 in (0x04, 0x06):
+    if len(data) > 1 and data[0] == 0xFF and data[1] & 0xE6 == 0xE4:
         return "an MP2 file"
     return "an MPEG transport stream" if data[:1] == b"\x47" and data[188:189] == b"\x47" else ""
 
@@ -110,9 +114,9 @@ def _text(data: bytes) -> str:
     if lower.startswith((b"{", b"[")):
         return "a JSON file"
     if begin.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer; fetch the file itself with `git lfs pull`"
+        return "a Git LFS pointer (`git lfs pull` fetches the file itself)"
     if begin.startswith((b"data:", b"UklGR", b"SUQz", b"T2dnUw", b"ZkxhQ", b"//u", b"//v")):
-        return "Base64 text; send the decoded bytes"
+        return "Base64 text, to be decoded first"
     try:
         begin.decode()
     except UnicodeDecodeError as error:
@@ -125,7 +129,8 @@ def with_true_size(data: bytes) -> bytes:
     """A WAV file as it would be had its recorder ended it; any other file as it is.
 
     A recorder that is killed, or that writes to a pipe, leaves the size of the samples at 0 or at what it was a while
-    ago. The samples go to the end of the file then: no other chunk follows. (libsndfile reads sizes that are too large.)
+    ago. The samples go to the end of the file then: no other chunk follows. libsndfile itself copes with sizes that are
+    too large.
     """
     order = {b"RIFF": "<", b"RF64": "<", b"RIFX": ">"}.get(data[:4], "")
     if not order or data[8:12] != b"WAVE":

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .recording_files import ACCEPTED, not_a_recording, recording_ending, with_true_size
+from .recording_files import ACCEPTED, CONVERT, not_a_recording, recording_ending, with_true_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,7 +70,7 @@ def decode(data: bytes, *, min_s: float = 1.0, max_s: float = 30.0) -> Recording
             samples = _read_mono(file, max_s)
             rate, channels = int(file.samplerate), int(file.channels)
     except (soundfile.SoundFileError, ValueError, TypeError, OSError, MemoryError) as error:
-        raise BadRecordingError(f"the recording can't be decoded ({_words(error)}); {ACCEPTED}") from None
+        raise BadRecordingError(f"the recording can't be decoded ({_words(error)}); {ACCEPTED}: {CONVERT}") from None
     seconds = len(samples) / rate
     if seconds < min_s:
         raise BadRecordingError(f"the recording has {seconds:.2f} s; at least {min_s:g} s are needed")
@@ -90,11 +90,10 @@ def _check_samples(samples: NDArray[np.float32], rate: int) -> None:
         broken = level > max(_LEAST_BROKEN, _BROKEN_PEAK * float(np.quantile(level, 0.999)))
     if broken.any():
         first = int(np.argmax(broken))
-        count = int(np.count_nonzero(broken))
+        what = "far beyond all others" if np.isfinite(samples[first]) else "not numbers"
         raise BadRecordingError(
-            f"the recording has {count} broken {'sample' if count == 1 else 'samples'}, which are not numbers or far "
-            f"beyond all others (the first is {samples[first]:.4g}, at {first / rate:.3f} s); cut them out, or export it "
-            "again as 16-bit WAV"
+            f"the recording has samples that are {what}: {np.count_nonzero(broken)}, the first ({samples[first]:.4g}) "
+            f"at {first / rate:.3f} s; cut them out, or export the recording again as 16-bit WAV"
         )
     part = min(round(_PART_S * rate), len(samples))
     # The spread within a part: an offset, which a muted microphone may have, is no sound.
@@ -102,8 +101,8 @@ def _check_samples(samples: NDArray[np.float32], rate: int) -> None:
     peak = float(np.max(np.abs(samples)))
     if spread[-min(len(spread), math.ceil(_VOICE_S / _PART_S))] / max(peak, 1.0) < _SILENCE_RMS:
         raise BadRecordingError(
-            "the recording is silent; record it louder, and check that the microphone is not muted and that its channels "
-            "don't cancel out"
+            "the recording is silent; record it louder, and check that the microphone is not muted and that its "
+            "channels don't cancel out"
         )
 
 
@@ -138,8 +137,8 @@ def _read_mono(file: Any, max_s: float) -> NDArray[np.float32]:
             if endless and count:
                 break
             raise BadRecordingError(
-                f"the recording is damaged or cut off after {count / file.samplerate:.0f} s ({_words(error)}); send the "
-                "whole file"
+                f"the recording is damaged or cut off after {count / file.samplerate:.0f} s ({_words(error)}); send "
+                "the whole file"
             ) from None
         if not len(block):
             break

@@ -301,7 +301,9 @@ def test_texts_and_transcripts_reach_the_engine_folded() -> None:
     assert isinstance(request, requests.Synthesize) and request.prompt is not msgspec.UNSET
     assert (request.text, request.prompt.text) == ("123\n人工", "hello")
     voice = {"v": 1, "op": "voice_add", "id": "a1", "name": "anna", "text": "a\x0cb"}
-    assert decode_control([msgpack.packb(voice), b"RIFF"], LIMITS) == control.VoiceAdd(id="a1", v=1, name="anna", text="a\nb")
+    assert decode_control([msgpack.packb(voice), b"RIFF"], LIMITS) == control.VoiceAdd(
+        id="a1", v=1, name="anna", text="a\nb"
+    )
 
 
 def test_a_text_that_folding_makes_too_long_is_too_large() -> None:
