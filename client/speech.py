@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from msgspec import UNSET, Struct
 
-from glmtts.protocol.audio_formats import misnamed
+from glmtts.protocol.audio_formats import format_of_name, misnamed
 
 from .errors import GlmttsError
 from .files import write_whole
@@ -109,10 +109,9 @@ class Speech(Struct, frozen=True, kw_only=True):
             where = f"the daemon wrote it to {self.path}" if self.path else "it was sent as a stream"
             raise GlmttsError(f"There is no audio to save in {os.fspath(path)!r}: {where}.")
         if problem := misnamed(Path(path).name, self.format):
-            raise GlmttsError(
-                f"The speech can't be saved as {os.fspath(path)!r}: {problem} when it is spoken "
-                "(`speak(text, format=...)`). Nothing was written."
-            )
+            meant = format_of_name(Path(path).name)
+            speak = f'; speak(text, format="{meant}") makes such a file' if meant else ""
+            raise GlmttsError(f"The speech is not saved as {os.fspath(path)!r}: {problem}{speak}.")
         write_whole(Path(path), self.audio)
         return Path(path)
 

@@ -56,15 +56,15 @@ def misnamed(name: str, format: str | None) -> str:
     """Why a file of this name can't be in ``format``, or ``""``; None: the name alone has to say the format."""
     suffix = _suffix(name)
     meant = FORMAT_OF_SUFFIX.get(suffix)
-    if format is None:
-        return (
-            "" if meant or not suffix else f"{suffix} is none of the known formats ({_KNOWN}); give the format as well"
-        )
     if meant is None:
-        wrong = suffix in _OTHER_SUFFIXES
-        return f"{suffix} is the ending of another kind of file than {format}; use {suffix_of(format)}" if wrong else ""
+        if format is None and suffix:
+            others = "use one of them" if suffix in _OTHER_SUFFIXES else "give the format as well"
+            return f"{suffix} is none of the known formats ({_KNOWN}); {others}"
+        if format is not None and suffix in _OTHER_SUFFIXES:
+            return f"{suffix} is the ending of another kind of file than {format}; use {suffix_of(format)}"
+        return ""
     # Both kinds of samples without a header have the same endings.
-    if meant == format or suffix_of(meant) == suffix_of(format):
+    if format is None or suffix_of(meant) == suffix_of(format):
         return ""
     return f"{suffix} says {meant}, but the format is {format}; use {suffix_of(format)}, or the format {meant}"
 
