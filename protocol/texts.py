@@ -1,8 +1,8 @@
 """Texts to speak: one fold and one judge, for every text and transcript and before any engine.
 
 Folding writes a text as people type it: Unicode's NFKC (UAX #15) for characters whose reading it keeps, one kind of
-line end and of blank, nothing invisible. NFKC would change how ``①``, ``½``, ``x²``, ``㎡``, ``℃``, ``™``, ``Ⅷ`` or
-``ﷺ`` is read, and would take from engines the marks at which they pause (``，！？：；（）…``): these stay.
+line end and of blank, nothing invisible. NFKC would change how ``①``, ``½``, ``x²``, ``H₂O``, ``㎡``, ``℃``, ``™``,
+``Ⅷ`` or ``ﷺ`` is read, and would take from engines the marks at which they pause (``，！？：；（）…``): these stay.
 """
 
 from __future__ import annotations
@@ -64,7 +64,6 @@ def fold(text: str) -> str:
     text = text.translate(_table())
     text = _JOINER.sub("", text)
     text = _WIDE_STOP.sub(".", text)
-    text = _SUBSCRIPT.sub(lambda digits: unicodedata.normalize("NFKC", digits[0]), text)
     return unicodedata.normalize("NFC", text)
 
 
@@ -84,8 +83,6 @@ _MARKS = "!(),.:;?[]{}~"
 _BETWEEN_WIDE_DIGITS = re.compile("(?<=[０-９])(?:：(?=[０-９])|，(?=[０-９]{3}(?![０-９])))")
 #: 3．5 and www．example．org. Elsewhere it is a full stop.
 _WIDE_STOP = re.compile("(?<=[0-9A-Za-z])．(?=[0-9A-Za-z])")
-#: H₂O; alone, such a digit is a footnote or an index.
-_SUBSCRIPT = re.compile("(?<=[A-Za-z)])[₀-₉]+")
 #: Spelling in scripts from Hebrew to Mongolian, and word ends in those of South-East Asia; elsewhere nothing.
 _JOINER = re.compile("(?<![\u0590-\u109f\u1780-\u18af])[\u180e\u200b-\u200d]")
 
@@ -102,7 +99,7 @@ _COMPATIBLE = (
     "\ufe70-\ufefc\uff02-\uff07\uff0a\uff0b\uff0d-\uff19\uff1c-\uff1e\uff20-\uff3a\uff3c\uff3e-\uff5a\uff5c\uff61-\uffee"
     "\U0001d400-\U0001d7ff"
 )
-_TOUCHED = re.compile(f"[\r\x0b\x0c\x85\u2028\u2029₀-₉\u180e\u200b-\u200d{_BLANK}{_INVISIBLE}{_COMPATIBLE}]")
+_TOUCHED = re.compile(f"[\r\x0b\x0c\x85\u2028\u2029\u180e\u200b-\u200d{_BLANK}{_INVISIBLE}{_COMPATIBLE}]")
 
 #: Radicals that NFKC does not know, as fonts of PDFs put them for whole characters, and the same characters
 #: (EquivalentUnifiedIdeograph.txt of the Unicode Character Database).
