@@ -434,6 +434,17 @@ def test_a_suspended_job_for_long_is_not_taken_for_hung_and_one_that_goes_on_is_
     assert stage.world.states() == ["failed"]
 
 
+def test_a_worker_that_owes_only_the_end_of_a_cancelled_suspended_job_is_watched(make_stage: MakeStage) -> None:
+    stage = make_stage(workers={"hang_timeout_s": 3.0})
+    aside(stage)
+    world = stage.world
+    world.request(requests.Cancel(id="", v=1, job=stage.of(CHAPTER)))
+    world.say(_finished(world.worker().process.at_hand[0]), b"RIFF")
+    assert world.worker().jobs == [stage.of(CHAPTER)]
+    world.pass_time(3.1)
+    assert world.states() == ["failed"]
+
+
 def test_a_worker_that_suspends_a_job_unasked_is_not_trusted_any_more(world: World) -> None:
     id = world.request()
     world.say(wire.Suspended(job=world.job(id)))

@@ -54,7 +54,9 @@ class Aside:
         )
         must(
             Rule.ORDER,
-            not set(worker.process.moved) & set(worker.process.suspended),
+            # With nothing else to do, it owes the ends of those that were cancelled.
+            not (worker.process.at_hand or any(job.ending is None for job in suspended))
+            or not set(worker.process.moved) & set(worker.process.suspended),
             worker.name,
             "may hang in what it has put aside",
         )
