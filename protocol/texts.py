@@ -13,8 +13,6 @@ from functools import cache
 
 #: Why a text without a letter and a digit is refused: for it, engines speak a full stop or nothing.
 NOTHING_TO_SPEAK = "there is no letter or digit in it to speak"
-#: What to do about a useless transcript.
-GIVE_THE_WORDS = "give the words that are said in the recording"
 
 
 class TextError(ValueError):
@@ -36,7 +34,9 @@ def transcript(text: str) -> str:
     try:
         return speakable(text)
     except TextError as error:
-        raise TextError(f"{error}; {GIVE_THE_WORDS}") from None
+        if str(error) != NOTHING_TO_SPEAK:
+            raise
+        raise TextError(f"{NOTHING_TO_SPEAK}; give the words that are said in the recording") from None
 
 
 def wrong_character(text: str, position: int) -> str:

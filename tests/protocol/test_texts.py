@@ -105,5 +105,7 @@ def test_ordinary_english_and_chinese_is_what_it_was(text: str) -> None:
     ],
 )
 def test_a_refusal_names_the_character_and_its_place_in_what_was_sent(text: str, words: str) -> None:
-    with pytest.raises(TextError, match=words.replace("+", r"\+")):
-        speakable(text)
+    for judge in (speakable, transcript):
+        with pytest.raises(TextError, match=words.replace("+", r"\+")) as caught:
+            judge(text)
+        assert ("words that are said" in str(caught.value)) == (judge is transcript and "no letter" in words)
