@@ -22,8 +22,12 @@ from ..state import State
 _NAMED = 12
 
 
-def acting_for(state: State, client: Client, request: requests.Synthesize) -> Client:
-    """The client that the job belongs to: itself, or the customer that a gateway names."""
+def acting_for(
+    state: State,
+    client: Client,
+    request: requests.Synthesize | requests.Cancel | requests.GetJob | requests.Wait | requests.ListJobs,
+) -> Client:
+    """The client whose job it is, or who asks for it: itself, or the customer that a gateway names."""
     if request.on_behalf_of is UNSET:
         return client
     if not is_named(client, state.context.settings.limits.gateways):
