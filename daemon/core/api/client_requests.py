@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET
 
 from glmtts.protocol import VERSION, events, requests
-from glmtts.protocol.audio_formats import FORMATS, STREAM_FORMATS, AudioFormat
+from glmtts.protocol.audio_formats import FORMATS, PCM_FORMATS, AudioFormat, nearest_rate
 from glmtts.protocol.errors import ErrorCode, RequestError
 
 from ...engines import options as engine_options
@@ -26,7 +26,7 @@ from ..state import State
 from . import refusals
 
 #: Additions within the protocol's version, as ``info`` names them.
-FEATURES = ["on_behalf_of"]
+FEATURES = ["on_behalf_of", "streams"]
 
 #: The error that a client gets whose unread events had to be thrown away.
 TOO_SLOW = "the client does not read, and the buffer for what it leaves unread is full ([limits] send_buffer_mib)"
@@ -87,8 +87,8 @@ class ClientRequests:
             audio_format = settings.audio.default_format
             refusals.check_rate_of_default(request, audio_format)
         sample_rate = None if request.sample_rate is UNSET else request.sample_rate
-        if sample_rate is None and audio_format in STREAM_FORMATS:
-            sample_rate = settings.audio.sample_rate
+        if sample_rate is None and (request.stream or audio_format in PCM_FORMATS):
+            sample_rate = nearest_rate(audio_format, settings.audio.sample_rate)
         deadline_s = settings.queue.default_deadline_s if request.deadline_s is UNSET else request.deadline_s
         job = Job(
             id=f"{self._installation.boot}-{self._context.counters.created + 1}",
