@@ -124,6 +124,12 @@ class AsyncClient:
         show(exchange, on_event)
         return Job(exchange)
 
+    def leave(self, job: Job) -> None:
+        """Stop following a submitted job, which goes on; ``wait`` with its id fetches it later."""
+        if self._made is not None:
+            self._made.core.collect(job._exchange)
+            self._made.core.abandon(job._exchange, Cancelled("left by this client", job=job.id), cancel=False)
+
     async def wait(
         self,
         job: Job | str,

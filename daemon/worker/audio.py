@@ -106,7 +106,6 @@ def sample_bytes(audio_format: str) -> int:
     return 4 if audio_format == "pcm_f32le" else 1 if "law" in audio_format else 2
 
 
-
 #: The samples of a WAV file by its codec (RFC 2361): the tag, and the bytes of a sample.
 _WAV_CODECS = {"wav": (1, 2), "wav_alaw": (6, 1), "wav_ulaw": (7, 1)}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -118,7 +118,7 @@ def test_a_gateway_that_acts_for_a_customer_sees_and_cancels_the_jobs_of_that_cu
         assert ask(kind, client=ROOT, job=job, on_behalf_of="carol").code == "forbidden"
     assert ask(requests.ListJobs, on_behalf_of="dave").jobs == []
     assert ask(requests.ListJobs, client=ROOT, on_behalf_of="carol").code == "forbidden"
-    for mine in ({"on_behalf_of": "carol"}, {}):
+    for mine in cast("list[dict[str, Any]]", [{"on_behalf_of": "carol"}, {}]):
         assert [info.job for info in ask(requests.ListJobs, **mine).jobs] == [job]
         assert ask(requests.GetJob, job=job, **mine).state == "waiting"
     assert ask(requests.Cancel, job=job, on_behalf_of="carol").values["state"] == "cancelled"
