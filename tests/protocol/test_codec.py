@@ -160,13 +160,12 @@ def test_a_message_without_frames_is_refused() -> None:
         ({"voice": ""}, "voice"),
         ({"voice": "a" * 65}, "voice"),
         ({"format": "wave"}, "format"),
-        ({"stream": True, "format": "wav"}, "format"),
-        ({"stream": True, "format": "ogg"}, "format"),
         ({"stream": True, "output": "a.pcm"}, "output"),
         ({"sample_rate": 7_999}, "sample_rate"),
         ({"sample_rate": 48_001}, "sample_rate"),
         ({"sample_rate": 22_050, "format": "ogg"}, "sample_rate"),
         ({"sample_rate": 22_051, "format": "mp3"}, "sample_rate"),
+        ({"sample_rate": 16_000, "format": "wav_ulaw"}, "sample_rate"),
         ({"events": "some"}, "events"),
         ({"priority": "urgent"}, "priority"),
         ({"deadline_s": 0}, "deadline_s"),
@@ -330,6 +329,8 @@ def test_a_plain_file_name_is_accepted(name: str) -> None:
         ("a.mp3", "mp3", "mp3"),
         ("a.xyz", "flac", "flac"),
         ("a.raw", "pcm_f32le", "pcm_f32le"),
+        ("a.raw", "ulaw", "ulaw"),
+        ("a.wav", "wav_alaw", "wav_alaw"),
     ],
 )
 def test_an_output_is_what_its_name_says(name: str, asked: Any, made: str) -> None:
