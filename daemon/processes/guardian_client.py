@@ -29,7 +29,7 @@ class Guardian:
     def ensure(self) -> None:
         """Start one unless there is one. Raises OSError.
 
-        A guardian that ended is replaced before the next worker starts, not at once: it might end again immediately.
+        A guardian that ended is replaced within seconds, not at once: it might end again immediately.
         """
         self.reap()
         if self._popen is not None:
