@@ -236,8 +236,10 @@ class Lifecycle:
         if self.phase is Phase.STOPPING:
             self._context.timers.cancel(("stop", ""))
             self._context.timers.cancel(("late", ""))
+            self._context.timers.cancel(("reach", ""))
             self._pool.stop_all(at_once=False)
             if self._pool.empty and not self._exited:
                 self._exited = True
                 self._context.timers.cancel(JUDGE)
+                self._durable_jobs.refuse_lookups()
                 self._context.effects.append(Exit(self._status))
