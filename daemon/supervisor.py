@@ -150,6 +150,7 @@ class Supervisor:
             processes=self._processes,
             journal=self._journal,
             voices=self._machine.state.voices.values,
+            manager=lambda: self._service.problem,
             reached_by_tcp=self._clients.tcp is not None,
         )
         self._next_look = loop.clock() + LOOK_S

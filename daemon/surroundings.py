@@ -30,6 +30,7 @@ from .transport.listeners import RuntimeDirError, TakenError
 LOOK_S = 5.0
 #: Looks without an answer of the disk after which that is a problem.
 _SLOW_LOOKS = 6
+_TRIES = f"The daemon tries again every {LOOK_S:g} s; it ends after some minutes, once no connected client has a job"
 #: Voices that a message names at most.
 _NAMED = 3
 
@@ -49,6 +50,7 @@ class Surroundings:
         processes: Processes,
         journal: Journal,
         voices: Callable[[], Iterable[StoredVoice]],
+        manager: Callable[[], str],
         reached_by_tcp: bool,
     ) -> None:
         """
@@ -58,6 +60,7 @@ class Surroundings:
                 Raises RuntimeDirError.
             step: Takes a changed result to the core.
             voices: The registered voices.
+            manager: Why the service manager can't be reached, or ``""``.
             reached_by_tcp: Whether clients can find the daemon without its runtime folder.
         """
         self._files = Files(settings, config_file, log)
@@ -69,6 +72,7 @@ class Surroundings:
         self._processes = processes
         self._journal = journal
         self._voices = voices
+        self._manager = manager
         self._reached_by_tcp = reached_by_tcp
         self._looks_begun = 0
         #: What the loop has found, what the thread has found, and what the core knows.
@@ -89,9 +93,11 @@ class Surroundings:
             if problem := self._processes.restore():
                 seen.problems["records"] = problem
         except RuntimeDirError as error:
-            seen.problems["runtime_folder"] = f"new clients can't find the daemon: {error}"
+            seen.problems["runtime_folder"] = f"new clients can't find the daemon: {str(error).rstrip('.')}. {_TRIES}"
             seen.out_of_reach = not self._reached_by_tcp
             seen.taken = isinstance(error, TakenError)
+        if problem := self._manager():
+            seen.problems["service_manager"] = f"the service manager can't be reached: {problem}"
         self._journal.look()
         if not self._looks_begun:
             voices = list(self._voices())
@@ -140,7 +146,7 @@ class Files:
         settings = self.settings
         state, outputs = config.state_dir(settings), config.outputs_dir(settings)
         problems = {
-            "state_folder": self._folder(state, "durable jobs are refused, and no voice can be added"),
+            "state_folder": self._folder(state, "durable jobs and new voices fail"),
             "outputs": self._folder(outputs, "requests with 'output' fail"),
             "voices": _recordings(voices, config.voices_dir(settings)),
             "configuration": self._configuration(),
@@ -149,10 +155,11 @@ class Files:
             ),
             "python": _program(sys.executable, "the daemon can't check recordings, and can't be started again"),
             "engine_root": self._root(),
+            "cache": _cache(config.cache_dir(settings)),
             "keys": self._keys(),
             "log": self._log.restore(),
         }
-        if problems["state_folder"] and state in outputs.parents:
+        if state in outputs.parents and not _is_folder(state):
             problems["outputs"] = ""
         return {name: printable(problem) for name, problem in problems.items() if problem}
 
@@ -168,7 +175,7 @@ class Files:
                 self._log.warning("a folder was removed, and is made again", folder=printable(folder))
                 about = folder.stat()
         except OSError as error:
-            return f"the folder {folder} is gone and can't be made again ({error.strerror}): {means}"
+            return f"the folder {folder} is gone or out of reach ({error.strerror}): {means}. Put it back"
         if not stat.S_ISDIR(about.st_mode):
             return f"{folder} is not a folder: {means}. Remove it, and the daemon makes the folder again"
         self._devices[folder] = about.st_dev
@@ -186,9 +193,9 @@ class Files:
 
     def _configuration(self) -> str:
         file = self._config_file
-        if file is None or file.is_file():
+        if file is None or (_is_file(file) and os.access(file, os.R_OK)):
             return ""
-        what = "is not a file any more" if file.exists() else "is gone"
+        what = "can't be read by the daemon's user" if _is_file(file) else "is gone, or is no file any more"
         return (
             f"the configuration {file} {what}: the one in force stays, a reload fails, and the daemon can't be started "
             "again with it. Put it back ('glmttsctl config show' prints the values in force)"
@@ -196,7 +203,7 @@ class Files:
 
     def _root(self) -> str:
         root = self.settings.engine.glmtts.root if self.settings.engine.name == "glmtts" else ""
-        if not root or Path(root).is_dir():
+        if not root or _is_folder(Path(root)):
             return ""
         return (
             f"the checkout {root} ([engine.glmtts] root) is gone: no worker can be started again; those that run go on"
@@ -205,17 +212,17 @@ class Files:
     def _keys(self) -> str:
         tcp = self.settings.tcp
         for file in key_files(tcp, config.state_dir(self.settings)) if tcp.listen else ():
-            if file in self._known_keys and not file.is_file():
+            if file in self._known_keys and not _is_file(file):
                 return f"the key file {file} is gone: the keys in force stay until the next reload. Put it back"
-            if file.is_file():
+            if _is_file(file):
                 self._known_keys.add(file)
         return ""
 
 
 def _recordings(voices: list[StoredVoice], folder: Path) -> str:
-    if folder.exists() and not folder.is_dir():
+    if _exists(folder) and not _is_folder(folder):
         return f"{folder} is not a folder: no voice can be added. Remove it, and the next voice makes the folder again"
-    gone = [voice for voice in voices if not Path(voice.path).is_file()]
+    gone = [voice for voice in voices if not _is_file(Path(voice.path))]
     if not gone:
         return ""
     names = ", ".join(repr(voice.name) for voice in gone[:_NAMED]) + (", ..." if len(gone) > _NAMED else "")
@@ -225,7 +232,28 @@ def _recordings(voices: list[StoredVoice], folder: Path) -> str:
     )
 
 
+def _cache(folder: Path) -> str:
+    if _is_folder(folder) or not _exists(folder):
+        return ""
+    return f"{folder} is not a folder: workers of some engines can't be started. Remove it: they make it again"
+
+
 def _program(path: str, means: str) -> str:
     if shutil.which(path) is not None:
         return ""
     return f"{path} is gone or can't be run: {means}. Install it again, or set another [engine] python"
+
+
+# Unlike the methods of Path, these raise nothing where a folder above may not be entered.
+
+
+def _exists(path: Path) -> bool:
+    return os.path.lexists(path)
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113 - see above
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 - see above

@@ -48,7 +48,8 @@ class Guardian:
             )
         except (OSError, subprocess.SubprocessError) as error:
             os.close(write_end)
-            raise OSError(f"{sys.executable}: {error}") from None
+            reason = (getattr(error, "strerror", None) or str(error)).lower()
+            raise OSError(f"the interpreter {sys.executable} can't be started: {reason}") from None
         finally:
             os.close(read_end)
         self._pipe = write_end
