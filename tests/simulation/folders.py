@@ -20,9 +20,9 @@ class Folders:
     def __init__(self, world: World, seed: int, scene: Scene, without: Iterable[str]) -> None:
         self._world = world
         self._random = random.Random(f"folders {seed}")
-        wanted = self._random.random() < 0.25 and "folders" not in without
+        wanted = self._random.random() < 0.4 and "folders" not in without
         self._every_s = (
-            self._random.choice([20.0, 200.0]) if wanted and not (scene.gapless or scene.leak_must_be_seen) else 0.0
+            self._random.choice([3.0, 15.0]) if wanted and not (scene.gapless or scene.leak_must_be_seen) else 0.0
         )
         self._over = False
         #: How often the folder was gone for a while.
@@ -43,9 +43,9 @@ class Folders:
             return
         self.gone += 1
         problems = {"runtime_folder": "it was removed", "voices": "they are gone"}
-        taken = self._random.random() < 0.2
+        taken = self._random.random() < 0.5
         self._world.happen(inputs.SurroundingsSeen(problems, out_of_reach=self._random.random() < 0.8, taken=taken))
-        self._world.after(self._random.choice([5.0, 30.0, 1_000.0]), self._come_back)
+        self._world.after(self._random.choice([2.0, 10.0, 30.0]), self._come_back)
 
     def _come_back(self) -> None:
         if self._every_s:
