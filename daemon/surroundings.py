@@ -170,7 +170,7 @@ class Files:
                 about = folder.stat()
             except FileNotFoundError:
                 if not self._may_be_made(folder):
-                    return f"the folder {folder} is gone, and so is the one that it was in: {means}. Put it back"
+                    return f"the folder {folder} is gone, and the one above it too, or its disk: {means}. Put it back"
                 folder.mkdir(mode=0o750, exist_ok=True)
                 self._log.warning("a folder was removed, and is made again", folder=printable(folder))
                 about = folder.stat()

@@ -262,13 +262,13 @@ class Processes:
 
     def restore(self) -> str:
         """Start the guardian and write the record again if they are gone; returns why that fails, or ``""``."""
-        self._records.restore()
+        problem = self._records.restore()
         if self._by_incarnation:
             try:
                 self._guardian.ensure()
             except OSError as error:
-                return f"the guardian of the workers can't be started: {error}"
-        return self._records.problem
+                problem = f"the guardian of the workers can't be started: {error}"
+        return problem
 
     def tidy(self) -> None:
         """Reap and end the processes that ended workers left behind. Call it at each SIGCHLD."""

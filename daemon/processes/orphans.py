@@ -132,11 +132,14 @@ class Records:
 
     # --- this daemon's processes
 
-    def restore(self) -> None:
-        """Write the record again if its file was removed or replaced, or could not be written before."""
+    def restore(self) -> str:
+        """Write the record again if its file was removed or replaced, or could not be written before.
+
+        Returns why there is none all the same, or ``""``.
+        """
         if not self._is_in_place():
-            self.problem = ""
             self._write()
+        return self.problem if self._file < 0 else ""
 
     def _is_in_place(self) -> bool:
         try:

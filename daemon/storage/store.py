@@ -172,10 +172,11 @@ class Store:
                 self.rescued, _ = self.unfinished(0.0)
             self.close()
             raise self._replaced()
+        if removed:
+            self._check_disk()
+            # Not the folders above it: they may be on a disk that is mounted later.
+            self._folder.mkdir(mode=0o750, exist_ok=True)
         try:
-            if removed:
-                # Not the folders above it: they may be on a disk that is mounted later.
-                self._folder.mkdir(mode=0o750, exist_ok=True)
             self._hold()
         except JournalError:
             # Another daemon writes there.
@@ -188,6 +189,13 @@ class Store:
         self._connection = None
         self.open()
         return f"files of {self.shown} were removed while it was in use, and are written anew with all jobs"
+
+    def _check_disk(self) -> None:
+        """Raise JournalError if the folder would be on another disk: its own is not mounted, and may come back."""
+        there = self._folder if self._folder.exists() else self._folder.parent
+        if there.stat().st_dev != self._place[0]:
+            what = f"the disk on which it was is not mounted at {there} any more"
+            raise JournalError(message(self.file, what, "Mount it again, or restart the daemon to use the other one."))
 
     def _replaced(self) -> JournalError:
         remedy = (

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import grp
 import os
+import resource
 import socket
 import stat
 import time
@@ -30,6 +31,8 @@ _BACKLOG = 4096
 _HANDED_OVER = {"requests": REQUESTS}
 #: Longest time that the sockets of a daemon that has just ended may still exist, in seconds.
 _GOING_S = 1.0
+#: Sockets that are made again may take this part of the descriptors.
+_REMADE_SHARE = 8
 #: Flags of a socket that listens, in /proc/net/unix: __SO_ACCEPTCON.
 _LISTENS = 1 << 16
 
@@ -82,6 +85,8 @@ class RuntimeDir:
         self._files: dict[str, tuple[int, int]] = {}
         self._made: set[str] = set()
         self._handed_over = set(self._inherited)
+        #: How often a socket was made again; each time takes a descriptor for good.
+        self._remade = 0
 
     def _claim(self) -> int:
         """Make the folder if it is not there, check whose it is, and lock it; returns the lock's descriptor.
@@ -173,13 +178,21 @@ class RuntimeDir:
         for name, place in sorted(self._files.items()):
             if _place(self.path / name) == place:
                 continue
-            # The old socket still listens, but no client can find it.
+            # The old socket still listens, but no client can find it. It can't be closed: ZeroMQ would close its
+            # connections too.
+            if self._remade >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _REMADE_SHARE:
+                raise RuntimeDirError(
+                    f"{self.path / name}: the sockets were removed and made again so often that this would use up the "
+                    "daemon's descriptors. Find the program that removes them ('inotifywait', 'auditctl'), and restart "
+                    "the daemon"
+                )
             descriptor = self._make(self.path / name, *self._wanted[name])
             try:
                 sockets[name].setsockopt(zmq.USE_FD, descriptor)
                 sockets[name].bind(self.endpoint(name))
             except zmq.ZMQError as error:
                 raise RuntimeDirError(f"{self.path / name}: {error}") from None
+            self._remade += 1
             log.warning("the socket's file was removed, and is made again", socket=name)
         if lost := sorted(self._handed_over & self._made):
             return (

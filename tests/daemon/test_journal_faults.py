@@ -262,6 +262,23 @@ def test_a_journal_that_is_replaced_gets_the_jobs_that_have_not_ended(tmp_path: 
         assert [(job.job, job.recording) for job in rig.opened.rows] == [("a-1", None), ("a-2", b"voice")]
 
 
+@needs_mount
+def test_a_journal_waits_for_its_disk_and_is_not_written_to_the_one_below(tmp_path: Path) -> None:
+    code = """
+with Rig(DISK / "state") as rig:
+    rig.add(row("a-1"))
+    subprocess.run(["mount", "--move", DISK, ELSEWHERE], check=True)
+    print(rig.add(row("a-2")).problem)
+    assert not any(DISK.iterdir())
+    subprocess.run(["mount", "--move", ELSEWHERE, DISK], check=True)
+    rig.until(inputs.JournalChanged, lambda changed: not changed.problem)
+    rig.add(row("a-3"))
+with Rig(DISK / "state") as rig:
+    assert [job.job for job in rig.opened.rows] == ["a-1", "a-3"]
+"""
+    assert "the disk on which it was is not mounted" in on_a_disk(f"ELSEWHERE = {str(tmp_path)!r}\n{code}", "size=8m")
+
+
 def test_a_lock_that_another_daemon_has_taken_is_respected(tmp_path: Path) -> None:
     with Rig(tmp_path) as rig:
         rig.add(row("a-1"))
@@ -484,7 +501,7 @@ def test_a_file_in_the_place_of_a_folder_is_reported(tmp_path: Path, name: str) 
         assert rig.opened.problem.startswith(f"{file}") and MEANS in rig.opened.problem
         assert "this, or a part of its path, is not a folder" in rig.opened.problem
         file.unlink()
-        assert rig.until(inputs.JournalChanged).problem == ""
+        rig.until(inputs.JournalChanged, lambda changed: not changed.problem)
 
 
 UNPRIVILEGED = """

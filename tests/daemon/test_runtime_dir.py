@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -170,3 +171,14 @@ def test_a_daemon_that_starts_while_the_folder_of_another_is_gone_says_which_pro
     second.close()
     # What it has left does not keep the first one from coming back.
     assert rig.restore() == "" and rig.serves(rig.connect())
+
+
+def test_sockets_that_are_removed_again_and_again_don_t_use_up_the_descriptors(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (24, 24))
+    for _ in range(3):
+        (rig.folder / NAME).unlink()
+        assert rig.restore() == ""
+    (rig.folder / NAME).unlink()
+    is_refused(rig, "descriptors.*restart the daemon")
