@@ -146,6 +146,7 @@ class Supervisor:
             log,
             background=Background(loop.wakeup_fd, 1),
             restore=self._restore_sockets,
+            can_be_found=lambda: self._runtime.can_be_found,
             step=self._step,
             processes=self._processes,
             journal=self._journal,

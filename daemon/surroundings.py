@@ -46,6 +46,7 @@ class Surroundings:
         *,
         background: Background,
         restore: Callable[[], str],
+        can_be_found: Callable[[], bool],
         step: Callable[[SurroundingsSeen], None],
         processes: Processes,
         journal: Journal,
@@ -58,6 +59,7 @@ class Surroundings:
             background: A thread of this object's own.
             restore: Makes the runtime folder and its sockets again; returns a lasting problem of theirs, or ``""``.
                 Raises RuntimeDirError.
+            can_be_found: Whether clients find the requests socket all the same.
             step: Takes a changed result to the core.
             voices: The registered voices.
             manager: Why the service manager can't be reached, or ``""``.
@@ -68,6 +70,7 @@ class Surroundings:
         # The thread starts with the daemon, so that a growing number of threads is always a leak.
         background.run(lambda: None, lambda _: None)
         self._restore = restore
+        self._can_be_found = can_be_found
         self._step = step
         self._processes = processes
         self._journal = journal
@@ -93,8 +96,13 @@ class Surroundings:
             if problem := self._processes.restore():
                 seen.problems["records"] = problem
         except RuntimeDirError as error:
-            seen.problems["runtime_folder"] = f"new clients can't find the daemon: {str(error).rstrip('.')}. {_TRIES}"
-            seen.out_of_reach = not self._reached_by_tcp
+            if self._can_be_found():
+                seen.problems["runtime_folder"] = str(error)
+            else:
+                seen.problems["runtime_folder"] = (
+                    f"new clients can't find the daemon: {str(error).rstrip('.')}. {_TRIES}"
+                )
+                seen.out_of_reach = not self._reached_by_tcp
             seen.taken = isinstance(error, TakenError)
         if problem := self._manager():
             seen.problems["service_manager"] = f"the service manager can't be reached: {problem}"

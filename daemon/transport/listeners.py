@@ -201,6 +201,14 @@ class RuntimeDir:
             )
         return ""
 
+    @property
+    def can_be_found(self) -> bool:
+        """Whether clients find the requests socket, whatever else is wrong with the folder."""
+        with contextlib.suppress(RuntimeDirError, OSError):
+            self._check()
+            return _place(self.path / REQUESTS) == self._files[REQUESTS]
+        return False
+
     def _restore_folder(self, log: Logger) -> None:
         mode: int | None = None
         try:

@@ -105,6 +105,15 @@ def test_the_folder_has_the_mode_again_that_a_service_manager_gave_it(tmp_path: 
         assert stat.S_IMODE(folder.stat().st_mode) == 0o710
 
 
+def test_a_lock_that_is_something_else_is_named_and_clients_find_the_daemon(rig: Rig) -> None:
+    (rig.folder / "lock").unlink()
+    (rig.folder / "lock").mkdir()
+    is_refused(rig, "lock: Is a directory")
+    assert rig.runtime.can_be_found and rig.serves(rig.connect())
+    (rig.folder / NAME).unlink()
+    assert not rig.runtime.can_be_found
+
+
 def test_others_can_t_write_to_the_folder_for_long_and_a_stricter_mode_stays(rig: Rig) -> None:
     for mode, then in ((0o777, 0o755), (0o700, 0o700), (0o000, 0o700)):
         rig.folder.chmod(mode)
