@@ -99,10 +99,11 @@ class Surroundings:
             if self._can_be_found():
                 seen.problems["runtime_folder"] = str(error)
             else:
-                seen.problems["runtime_folder"] = (
-                    f"new clients can't find the daemon: {str(error).rstrip('.')}. {_TRIES}"
-                )
                 seen.out_of_reach = not self._reached_by_tcp
+                tries = _TRIES if seen.out_of_reach else "They still find it by TCP"
+                seen.problems["runtime_folder"] = (
+                    f"new clients can't find the daemon: {str(error).rstrip('.')}. {tries}"
+                )
             seen.taken = isinstance(error, TakenError)
         if problem := self._manager():
             seen.problems["service_manager"] = f"the service manager can't be reached: {problem}"

@@ -193,6 +193,8 @@ class Store:
     def _check_disk(self) -> None:
         """Raise JournalError if the folder would be on another disk: its own is not mounted, and may come back."""
         there = self._folder if self._folder.exists() else self._folder.parent
+        if not there.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._folder))
         if there.stat().st_dev != self._place[0]:
             what = f"the disk on which it was is not mounted at {there} any more"
             raise JournalError(message(self.file, what, "Mount it again, or restart the daemon to use the other one."))

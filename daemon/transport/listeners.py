@@ -101,7 +101,7 @@ class RuntimeDir:
         except OSError as error:
             raise RuntimeDirError(
                 f"{error.filename or self.path}: {error.strerror}. Set a folder that this user can write to in "
-                "[daemon] runtime_dir or GLMTTS_RUNTIME_DIR."
+                f"[daemon] runtime_dir or GLMTTS_RUNTIME_DIR.{_out_of_reach(self.path / REQUESTS)}"
             ) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -306,6 +306,14 @@ def _wait_for_silence(path: Path) -> None:
         time.sleep(0.01)
 
 
+def _out_of_reach(path: Path) -> str:
+    """For the message about a folder that can't be used: which other daemon had it before, if one still runs."""
+    pid = _holder(_listeners(path))
+    if pid in (None, 1, os.getpid()):
+        return ""
+    return f" A daemon (pid {pid}) that had this folder still runs, out of reach: 'kill {pid}' ends it."
+
+
 def _listeners(path: Path) -> set[str]:
     """The sockets that listen at this path, as /proc/PID/fd shows them; does not connect, which would be noticed."""
     found = set()
@@ -320,6 +328,8 @@ def _listeners(path: Path) -> set[str]:
 
 def _holder(sockets: set[str]) -> int | None:
     """The process that has one of these sockets open; None where this user may not see it."""
+    if not sockets:
+        return None
     for descriptors in Path("/proc").glob("[0-9]*/fd"):
         with contextlib.suppress(OSError):
             if any(str(descriptor.readlink()) in sockets for descriptor in descriptors.iterdir()):
