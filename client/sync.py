@@ -129,6 +129,7 @@ class Client(BlockingConnection):
 
     Raises:
         DaemonNotRunning: no daemon answers; also raised by every method.
+        UntrustedDaemon: another user could listen there; also raised by every method.
         ConnectionLost: the daemon went away during a call and does not know the request any more.
         Timeout: a call took longer than its timeout.
         RequestFailed: the daemon answered with an error; each error code has a subclass.
