@@ -8,6 +8,9 @@ AudioFormat = Literal["wav", "flac", "ogg", "mp3", "pcm_s16le", "pcm_f32le"]
 
 FORMATS: tuple[AudioFormat, ...] = ("wav", "flac", "ogg", "mp3", "pcm_s16le", "pcm_f32le")
 
+#: The largest recording that a daemon can be configured to take.
+MAX_RECORDING_MIB = 256
+
 #: The formats of a stream: every chunk can be played by itself.
 STREAM_FORMATS: tuple[AudioFormat, ...] = ("pcm_s16le", "pcm_f32le")
 

@@ -78,8 +78,6 @@ def stranger_s_folder(folder: Path) -> str:
             trusted.add(status.st_uid)
         if not stat.S_ISDIR(status.st_mode):
             return f"{folder} is no folder"
-        if open_to_others(status):
-            return f"other users may write in {folder}"
         real = folder.resolve()
         for part in dict.fromkeys((folder, *folder.parents, real, *real.parents)):
             # A link belongs to its maker; a folder's owner can replace what is in it.
@@ -88,6 +86,8 @@ def stranger_s_folder(folder: Path) -> str:
                 return f"{part} belongs to user {about.st_uid}"
             if stat.S_ISDIR(about.st_mode) and about.st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
                 return f"every user may replace what is in {part}"
+        if open_to_others(status):
+            return f"other users may write in {folder}"
     except FileNotFoundError:
         return ""
     except (OSError, RuntimeError) as error:

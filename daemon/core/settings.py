@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
+from glmtts.protocol.audio_formats import MAX_RECORDING_MIB
 from glmtts.protocol.control import MAX_WORKERS
 
 Seconds = Annotated[float, Meta(ge=0)]
@@ -153,7 +154,7 @@ class LimitsSettings(Section, frozen=True):
     gateways: list[str] = []
     text_chars: Annotated[int, Meta(ge=1, le=100_000)] = 5_000
     header_kib: Annotated[int, Meta(ge=4, le=1_024)] = 64
-    body_mib: Annotated[int, Meta(ge=1, le=256)] = 16
+    body_mib: Annotated[int, Meta(ge=1, le=MAX_RECORDING_MIB)] = 16
     recordings_mib: Count = 256
     recording_min_s: PositiveSeconds = 1.0
     recording_max_s: PositiveSeconds = 30.0

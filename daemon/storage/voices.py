@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from glmtts.protocol.control import VoiceAdd
 from glmtts.protocol.errors import ErrorCode
+from glmtts.protocol.files import read_file
 
 from ..core.inputs import StoredVoice
 from .outputs import put, sync_folder
@@ -151,10 +152,9 @@ class VoiceStore:
         folder = self.folder / name
         try:
             _check_name(name)
-            with (folder / _FILE).open("rb") as file:
-                about = msgspec.json.decode(file.read(_MAX_FILE_BYTES), type=_Description)
+            about = msgspec.json.decode(read_file(folder / _FILE, _MAX_FILE_BYTES), type=_Description)
             recording = folder / about.recording
-            if "/" in about.recording or not recording.is_file():
+            if "/" in about.recording or recording.is_symlink() or not recording.is_file():
                 raise VoiceError(ErrorCode.BAD_AUDIO, f"its recording {about.recording!r} is missing")
             size = recording.stat().st_size
         except msgspec.MsgspecError as error:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import zmq
 
-from glmtts.protocol.endpoints import CONTROL, EVENTS, MAX_PATH_BYTES, REQUESTS, WORKERS
+from glmtts.protocol.endpoints import CONTROL, EVENTS, MAX_PATH_BYTES, REQUESTS, WORKERS, open_to_others
 
 from ..config.tcp_access import Address
 from ..log.logger import Logger
@@ -40,7 +40,29 @@ LOCAL_THREAD, TCP_THREAD = 0b01, 0b10
 
 
 class RuntimeDirError(Exception):
-    """The runtime folder or the TCP address can't be used; the message says why, and what to do."""
+    """The runtime folder, the state folder or the TCP address can't be used; the message says why, and what to do."""
+
+
+def check_state_folder(path: Path) -> None:
+    """Refuse a state folder that another user owns or every user may write in: the daemon would trust what is there.
+
+    A group may write, as in volumes of containers. Raises RuntimeDirError.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return  # it is made later, or reported where it is needed
+    mode = stat.S_IMODE(status.st_mode)
+    if status.st_uid not in (0, os.geteuid()):
+        problem = f"belongs to user {status.st_uid}"
+    elif mode & stat.S_IWOTH:
+        problem = f"every user may write in it (mode {mode:04o})"
+    else:
+        return
+    raise RuntimeDirError(
+        f"{path}: {problem}, and so could replace the journal, voices and keys. Start the daemon as that folder's owner, "
+        "chmod o-w it, or set another folder in [daemon] state_dir."
+    )
 
 
 class RuntimeDir:
@@ -77,7 +99,13 @@ class RuntimeDir:
                     f"{path}: belongs to user {status.st_uid}, who could replace the daemon's sockets. "
                     "Remove it, or set another folder in [daemon] runtime_dir or GLMTTS_RUNTIME_DIR."
                 )
-            self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if open_to_others(status):
+                raise RuntimeDirError(
+                    f"{path}: other users may write in it (mode {stat.S_IMODE(status.st_mode):04o}) and could replace "
+                    "the daemon's sockets. Remove it or chmod 755 it, or set another folder in [daemon] runtime_dir or "
+                    "GLMTTS_RUNTIME_DIR."
+                )
+            self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise RuntimeDirError(
                 f"{error.filename or path}: {error.strerror}. Set a folder that this user can write to in "

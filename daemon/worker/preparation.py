@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from glmtts.protocol.audio_formats import FORMATS, STREAM_FORMATS
+from glmtts.protocol.audio_formats import FORMATS, MAX_RECORDING_MIB, STREAM_FORMATS
+from glmtts.protocol.files import read_file
 from glmtts.protocol.worker import SpeakJob
 
 from ..engines import options as engine_options
@@ -75,7 +75,7 @@ class Preparation:
         data = body
         if job.recording is not None:
             try:
-                data = Path(job.recording).read_bytes()
+                data = read_file(job.recording, MAX_RECORDING_MIB << 20)
             except OSError as error:
                 raise EngineError(
                     "voice_not_found", f"voice: the recording of {job.voice!r} can't be read: {error.strerror}"
