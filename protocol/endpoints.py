@@ -66,7 +66,7 @@ class FoundEndpoint(str):
 
 
 def stranger_s_folder(folder: Path) -> str:
-    """Why a user other than this one and root could put sockets into ``folder``; ``""`` if none can, or it is not there.
+    """Why a user beside this one and root could put sockets into ``folder``; ``""`` if none can, or it is not there.
 
     A folder may belong to another user where root alone writes in the folder above it, as in ``/run``: then root has
     given it to that user, who runs the machine's daemon.
@@ -131,7 +131,8 @@ def requests_endpoint() -> str:
 
 
 def _is_there(endpoint: FoundEndpoint) -> bool:
-    return os.path.exists(endpoint.removeprefix("ipc://"))
+    # Path.exists raises an error for the folder of another user.
+    return os.path.exists(endpoint.removeprefix("ipc://"))  # noqa: PTH110
 
 
 def sibling_endpoint(requests: str, name: str) -> str:

@@ -60,8 +60,8 @@ def check_state_folder(path: Path) -> None:
     else:
         return
     raise RuntimeDirError(
-        f"{path}: {problem}, and so could replace the journal, voices and keys. Start the daemon as that folder's owner, "
-        "chmod o-w it, or set another folder in [daemon] state_dir."
+        f"{path}: {problem}, and so could replace the journal, voices and keys. Start the daemon as that folder's "
+        "owner, chmod o-w it, or set another folder in [daemon] state_dir."
     )
 
 
