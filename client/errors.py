@@ -35,8 +35,8 @@ class UntrustedDaemon(GlmttsError):
     def __init__(self, endpoint: str, reason: str) -> None:
         super().__init__(
             f"{endpoint} is not trusted, because {reason}: another user could read and answer your requests. If you "
-            "trust that user, name the endpoint yourself (GLMTTS_ENDPOINT, or --endpoint of glmttsctl); if not, have the "
-            "folder removed."
+            "trust that user, name the endpoint yourself (GLMTTS_ENDPOINT, or --endpoint of glmttsctl); if not, have "
+            "the folder removed."
         )
         self.endpoint = endpoint
         self.reason = reason
