@@ -76,6 +76,8 @@ class DaemonConnection:
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
         self.socket.linger = _LINGER_MS
+        # What a connection could not send ends with it: the next one may be to another process.
+        self.socket.immediate = True
         self.socket.rcvhwm = _RECEIVE_AHEAD
         self.socket.reconnect_ivl, self.socket.reconnect_ivl_max = RECONNECT_MS
         self.socket.tcp_keepalive = 1
@@ -108,6 +110,12 @@ class DaemonConnection:
 
     def flush(self) -> None:
         """Send as much as can be sent now."""
+        if self.core.outgoing:
+            # The daemon may have gone, and another process come, since the last step.
+            self._hear_news()
+            self._send()
+
+    def _send(self) -> None:
         core = self.core
         while core.connected and core.outgoing:
             try:
@@ -126,7 +134,7 @@ class DaemonConnection:
         else:
             return True
         self.core.tick(time.monotonic())
-        self.flush()
+        self._send()
         # A send consumes the signal that the descriptor gets for a received message: without another look now, an event
         # loop would not wake up for it.
         return bool(int(self.socket.get(zmq.EVENTS)) & zmq.POLLIN)

@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,6 +109,15 @@ def victim() -> Iterator[int]:
     shutil.rmtree(f"/tmp/glmtts-{uid}", ignore_errors=True)
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder of root's that every user may enter, unlike pytest's."""
+    folder = Path(tempfile.mkdtemp(prefix="glmtts-", dir="/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
 def run(uid: int, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*as_user(uid), *command], capture_output=True, text=True, cwd="/", timeout=30, check=False,
@@ -126,13 +136,9 @@ def test_no_client_sends_anything_to_a_folder_that_a_stranger_has_made(victim: i
         assert heard(listener) == b""
 
 
-def test_a_daemon_starts_in_no_folder_that_others_may_write(victim: int, tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
-    for parent in (*tmp_path.parents,):
-        if parent.name.startswith("pytest-"):
-            parent.chmod(0o755)
-    folders = {"runtime_dir": tmp_path / "run", "state_dir": tmp_path / "state"}
-    file = tmp_path / "glmtts.toml"
+def test_a_daemon_starts_in_no_folder_that_others_may_write(victim: int, open_folder: Path) -> None:
+    folders = {"runtime_dir": open_folder / "run", "state_dir": open_folder / "state"}
+    file = open_folder / "glmtts.toml"
     file.write_text("[daemon]\n" + "".join(f'{key} = "{folder}"\n' for key, folder in folders.items()))
     for key, spoilt in folders.items():
         for folder in folders.values():
@@ -164,14 +170,9 @@ def test_a_process_of_a_stranger_is_not_trusted_in_the_best_of_folders(tmp_path:
                 process.kill()
 
 
-def test_a_stranger_who_takes_the_place_of_a_daemon_that_went_away_gets_nothing(tmp_path: Path) -> None:
-    shared = tmp_path / "shared"
-    shared.mkdir()
-    shared.chmod(0o1777)
-    for parent in (tmp_path, *tmp_path.parents):
-        if parent.name.startswith(("pytest-", tmp_path.name)):
-            parent.chmod(0o755)
-    folder = shared / "run"
+def test_a_stranger_who_takes_the_place_of_a_daemon_that_went_away_gets_nothing(open_folder: Path) -> None:
+    open_folder.chmod(0o1777)
+    folder = open_folder / "run"
     folder.mkdir()
 
     daemon = ScriptedDaemon(folder / "glmtts.sock", codec.decode_request)
