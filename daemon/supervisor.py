@@ -197,7 +197,7 @@ class Supervisor:
                 config_file=str(self._config.file or ""),
                 state_folder=str(config.state_dir(self._settings)),
                 outputs_folder=str(folder),
-                results_folder=str(config.state_dir(self._settings) / "results"),
+                results_folder=str(config.results_dir(self._settings)),
             ),
             now=self._loop.clock(),
             wall=time.time(),

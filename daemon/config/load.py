@@ -126,6 +126,11 @@ def outputs_dir(settings: Settings) -> Path:
     return Path(settings.audio.outputs).absolute() if settings.audio.outputs else state_dir(settings) / "outputs"
 
 
+def results_dir(settings: Settings) -> Path:
+    """The folder of the results of durable jobs."""
+    return state_dir(settings) / "results"
+
+
 def voices_dir(settings: Settings) -> Path:
     """The folder of the registered voices."""
     return Path(settings.voices.folder).absolute() if settings.voices.folder else state_dir(settings) / "voices"

@@ -59,6 +59,7 @@ class EngineSettings(Section, frozen=True):
     name: Literal["espeak", "glmtts", "fault"] = "espeak"
     python: str = ""
     warmup_text: str = "你好。"
+    confine: bool = True
     fault: FaultEngineSettings = FaultEngineSettings()
     glmtts: GlmttsEngineSettings = GlmttsEngineSettings()
 

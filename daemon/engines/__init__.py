@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 
 NAMES: tuple[str, ...] = ("espeak", "fault", "glmtts")
 
+#: Engines in C that need nothing but their package: their workers are confined. GLM-TTS needs the GPU's devices, its
+#: compiler's cache and its checkout, and runs no untrusted bytes in C; the fault engine imitates what others do wrong.
+CONFINED = frozenset({"espeak"})
+
 
 def load(
     name: str,

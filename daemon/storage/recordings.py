@@ -1,7 +1,8 @@
 """Reference recordings: decoded, or refused with the reason.
 
 ``python -m glmtts.daemon.storage.recordings`` checks the recording on its standard input and prints JSON. The daemon
-runs it as a process of its own, so that a decoder that crashes on a hostile file takes nothing else with it.
+runs it as a process of its own, so that a decoder that crashes on a hostile file takes nothing else with it, and one
+that does what the file says has nothing to do it with.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from .. import confinement
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -106,6 +109,14 @@ def _read_mono(file: Any, max_s: float) -> NDArray[np.float32]:
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
+def confine() -> None:
+    """Take everything but its libraries from this process, which reads untrusted bytes with decoders in C."""
+    import soundfile  # noqa: F401 - it may look for its library with other programs
+
+    confinement.confine_files([])
+    confinement.confine_calls()
+
+
 def main(argv: list[str] | None = None) -> int:
     """``[MIN_S MAX_S]``: check standard input; print {"seconds", "sample_rate", "channels"} or {"error"}."""
     arguments = sys.argv[1:] if argv is None else argv
@@ -114,6 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError:
         print("usage: python -m glmtts.daemon.storage.recordings [MIN_S MAX_S] < RECORDING", file=sys.stderr)
         return 2
+    confine()
     try:
         recording = decode(sys.stdin.buffer.read(), min_s=min_s, max_s=max_s)
     except BadRecordingError as error:

@@ -223,7 +223,16 @@ def check_recording(
     command = [python, "-m", "glmtts.daemon.storage.recordings", str(min_s), str(max_s)]
     try:
         # `python -m` puts the current folder first in the path, so it must not be the daemon's.
-        process = subprocess.run(command, input=data, capture_output=True, timeout=timeout_s, check=False, cwd="/")
+        process = subprocess.run(
+            command,
+            input=data,
+            capture_output=True,
+            timeout=timeout_s,
+            check=False,
+            cwd="/",
+            # A thread of numpy's would not be confined.
+            env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+        )
     except subprocess.TimeoutExpired:
         raise VoiceError(ErrorCode.BAD_AUDIO, f"the recording could not be decoded within {timeout_s:g} s") from None
     except OSError as error:
