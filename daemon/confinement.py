@@ -18,7 +18,6 @@ import platform
 import struct
 import sys
 from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
@@ -106,11 +105,12 @@ class Confinement:
         return folder in self._folders and self._folders[folder] != _identity(folder)
 
 
-def confine_files(read: Iterable[Path], write: Iterable[Path] = (), read_write: Iterable[Path] = ()) -> Confinement:
+def confine_files(write: Iterable[Path] = (), read_write: Iterable[Path] = ()) -> Confinement:
     """Permit this thread, and the threads that it starts, no files but these: call it before the first one.
 
+    The interpreter and its packages can still be read.
+
     Args:
-        read: folders that may be read, beside those of the interpreter and its packages.
         write: folders in which files may be made, but none of others read.
         read_write: folders in which files may be made and read.
     """
@@ -126,7 +126,6 @@ def confine_files(read: Iterable[Path], write: Iterable[Path] = (), read_write: 
             for paths, access in (
                 (map(Path, _SYSTEM), _READ),
                 (_of_interpreter(), _READ),
-                (read, _READ),
                 ([Path("/dev/null")], _READ_FILE | _WRITE_FILE),
                 (write, _MAKE),
                 (read_write, _MAKE | _READ_FILE),
@@ -211,12 +210,12 @@ def _permit(ruleset: int, path: Path, access: int) -> None:
 
 
 def _of_interpreter() -> set[Path]:
-    """The folders of the interpreter, of its packages, and of this one, whose files may be links to a checkout."""
-    found = {Path(sys.prefix), Path(sys.base_prefix), Path(os.__file__).parent, Path(__file__).resolve().parent}
-    if (protocol := find_spec("glmtts.protocol")) is not None and protocol.origin:
-        found.add(Path(protocol.origin).resolve().parent)
+    """The folders of the interpreter and its packages, and those of loaded modules, which may be links to elsewhere."""
+    found = {Path(sys.prefix), Path(sys.base_prefix), Path(os.__file__).parent}
     listed = (*sys.path, *os.environ.get("LD_LIBRARY_PATH", "").split(":"))
     found |= {Path(entry).absolute() for entry in listed if entry}
+    files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+    found |= {Path(file).resolve().parent for file in files if file}
     # `python -m` puts the working folder into the path.
     return found - {Path("/")}
 

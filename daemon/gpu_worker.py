@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import os
 import signal
 import sys
@@ -161,14 +162,17 @@ def run(config: WorkerConfig, connection: SupervisorConnection, confined: Confin
 def _confine(config: WorkerConfig) -> Confinement:
     """Take the files that the worker does not need, before ZeroMQ starts the first thread."""
     with contextlib.suppress(Exception):
-        # soundfile may look for its library with other programs. What fails here fails again where it is reported.
+        # Now, because soundfile may look for its library with other programs, and packages may be links to anywhere.
+        # What fails here fails again where it is reported.
         from .worker import runner  # noqa: F401
+
+        importlib.import_module(CONFINED[config.engine])
     outputs, results = Path(config.outputs_dir), Path(config.results_dir)
     for folder, mode in ((outputs, 0o750), (results, 0o700)):
         with contextlib.suppress(OSError):
             # A rule can't be made for a folder that is not there.
             folder.mkdir(mode=mode, exist_ok=True)
-    return confinement.confine_files([], write=[results], read_write=[outputs])
+    return confinement.confine_files(write=[results], read_write=[outputs])
 
 
 def _start(

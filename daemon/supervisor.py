@@ -179,11 +179,11 @@ class Supervisor:
     # --- the start
 
     def _make_machine(self) -> Machine:
+        instance = self._voices.instance = outputs.instance_of(config.state_dir(self._settings))
         voices = self._voices.load_all()
         for name, problem in self._voices.damaged.items():
             self._log.warning("voice can't be used", voice=name, reason=problem)
         folder = config.outputs_dir(self._settings)
-        instance = outputs.instance_of(config.state_dir(self._settings))
         try:
             folder.mkdir(mode=0o750, parents=True, exist_ok=True)
             outputs.sweep(folder, keep={row.job for row in self._first_of_journal.rows}, instance=instance)

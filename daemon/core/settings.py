@@ -86,7 +86,7 @@ class RestartSettings(Section, frozen=True):
 
 
 class WorkersSettings(Section, frozen=True):
-    gpus: Literal["all", "none"] | list[Annotated[int, Meta(ge=0)]] = "all"
+    gpus: Literal["all", "none"] | list[Annotated[int, Meta(ge=0, le=1_023)]] = "all"
     per_gpu: Annotated[int, Meta(ge=1, le=MAX_WORKERS)] = 1
     min: Annotated[int, Meta(ge=0, le=MAX_WORKERS)] = 0
     max: Annotated[int, Meta(ge=0, le=MAX_WORKERS)] = 0

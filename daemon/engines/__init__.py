@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 NAMES: tuple[str, ...] = ("espeak", "fault", "glmtts")
 
-#: Engines in C that need nothing but their package: their workers are confined. GLM-TTS needs the GPU's devices, its
-#: compiler's cache and its checkout, and runs no untrusted bytes in C; the fault engine imitates what others do wrong.
-CONFINED = frozenset({"espeak"})
+#: Engines in C that need nothing but a package, and its name: their workers are confined. GLM-TTS needs the GPU's
+#: devices, its compiler's cache and its checkout; the fault engine imitates what others do wrong.
+CONFINED = {"espeak": "espeakng_loader"}
 
 
 def load(

@@ -113,7 +113,7 @@ def confine() -> None:
     """Take everything but its libraries from this process, which reads untrusted bytes with decoders in C."""
     import soundfile  # noqa: F401 - it may look for its library with other programs
 
-    confinement.confine_files([])
+    confinement.confine_files()
     confinement.confine_calls()
 
 

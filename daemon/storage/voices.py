@@ -61,6 +61,8 @@ class VoiceStore:
         self.folder = folder
         #: The voices that :meth:`load_all` skipped, and why.
         self.damaged: dict[str, str] = {}
+        #: Begins the names of what this daemon makes here, so that others that share the folder leave it alone.
+        self.instance = ""
         self._tidied = False
 
     def load_all(self) -> dict[str, StoredVoice]:
@@ -79,7 +81,7 @@ class VoiceStore:
             self.damaged[str(self.folder)] = f"the folder of the voices can't be read: {error.strerror}"
             return voices
         for entry in entries:
-            if entry.name.startswith((".adding-", ".removed-")) and not self._tidied:
+            if entry.name.startswith((f".adding-{self.instance}", f".removed-{self.instance}")) and not self._tidied:
                 _remove_tree(entry)
             elif not entry.name.startswith(".") and entry.is_dir():
                 try:
@@ -137,7 +139,7 @@ class VoiceStore:
         """Remove a voice. Raises VoiceError: ``voice_not_found``, ``output_failed``."""
         _check_name(name)
         # Renamed first, so that a crash leaves no partial voice.
-        gone = self.folder / f".removed-{os.urandom(6).hex()}"
+        gone = self.folder / f".removed-{self.instance}-{os.urandom(6).hex()}"
         try:
             (self.folder / name).rename(gone)
         except FileNotFoundError:
@@ -168,7 +170,7 @@ class VoiceStore:
         return _stored(folder, about)
 
     def _make(self, target: Path, recording: bytes, about: _Description) -> None:
-        adding = self.folder / f".adding-{os.urandom(6).hex()}"
+        adding = self.folder / f".adding-{self.instance}-{os.urandom(6).hex()}"
         adding.mkdir(mode=0o750)
         try:
             adding.chmod(0o750)

@@ -21,7 +21,7 @@ sys.path.remove("")
 from glmtts.daemon import confinement
 from glmtts.daemon.storage import outputs
 work = Path(sys.argv[1])
-confined = confinement.confine_files([], write=[work / "results"], read_write=[work / "outputs"])
+confined = confinement.confine_files(write=[work / "results"], read_write=[work / "outputs"])
 lacking = [confined.lacking, confinement.confine_calls()]
 found = {}
 def attempt(name, call):
@@ -74,7 +74,7 @@ def test_a_confined_process_can_do_its_work_and_nothing_else(tmp_path: Path) -> 
 
 def test_a_kernel_without_it_leaves_the_process_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(confinement, "landlock_abi", lambda: 0)
-    confined = confinement.confine_files([], write=[tmp_path])
+    confined = confinement.confine_files(write=[tmp_path])
     assert "Landlock" in confined.lacking and not confined.has_lost(tmp_path)
     assert Path("/etc/passwd").read_bytes()
     monkeypatch.setattr("platform.machine", lambda: "vax")
