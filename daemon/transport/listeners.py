@@ -44,24 +44,31 @@ class RuntimeDirError(Exception):
 
 
 def check_state_folder(path: Path) -> None:
-    """Refuse a state folder that another user owns or every user may write in: the daemon would trust what is there.
+    """Refuse a state folder that another user owns, or has written in: the daemon would trust what is there.
 
-    A group may write, as in volumes of containers. Raises RuntimeDirError.
+    A new file system is often open to everyone; that is ended where no stranger has used it yet. A group may write, as
+    in volumes of containers. Raises RuntimeDirError.
     """
+    trusted = (0, os.geteuid())
     try:
         status = path.stat()
+        mode = stat.S_IMODE(status.st_mode)
+        if status.st_uid not in trusted:
+            problem = f"belongs to user {status.st_uid}"
+        elif not mode & stat.S_IWOTH:
+            return
+        else:
+            problem = f"every user may write in it (mode {mode:04o})"
+            with contextlib.suppress(PermissionError):
+                path.chmod(mode & ~stat.S_IWOTH)
+                if all(entry.lstat().st_uid in trusted for entry in path.iterdir()):
+                    return
+                problem = "every user could write in it, and it has files of others"
     except OSError:
         return  # it is made later, or reported where it is needed
-    mode = stat.S_IMODE(status.st_mode)
-    if status.st_uid not in (0, os.geteuid()):
-        problem = f"belongs to user {status.st_uid}"
-    elif mode & stat.S_IWOTH:
-        problem = f"every user may write in it (mode {mode:04o})"
-    else:
-        return
     raise RuntimeDirError(
-        f"{path}: {problem}, and so could replace the journal, voices and keys. Start the daemon as that folder's "
-        "owner, chmod o-w it, or set another folder in [daemon] state_dir."
+        f"{path}: {problem}, who could replace the journal, voices and keys. Start the daemon as the folder's owner, "
+        "remove what is not its own, chmod o-w it, or set another folder in [daemon] state_dir."
     )
 
 

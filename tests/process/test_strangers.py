@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -136,20 +136,37 @@ def test_no_client_sends_anything_to_a_folder_that_a_stranger_has_made(victim: i
         assert heard(listener) == b""
 
 
-def test_a_daemon_starts_in_no_folder_that_others_may_write(victim: int, open_folder: Path) -> None:
+def leave_a_file(folder: Path) -> None:
+    folder.chmod(0o1777)
+    (folder / "journal.db").touch()
+    os.chown(folder / "journal.db", STRANGER, STRANGER)
+
+
+def give_away(folder: Path) -> None:
+    os.chown(folder, STRANGER, STRANGER)
+
+
+@pytest.mark.parametrize(
+    ("key", "spoil"),
+    [
+        ("runtime_dir", lambda folder: folder.chmod(0o777)),
+        ("runtime_dir", give_away),
+        ("state_dir", leave_a_file),
+        ("state_dir", give_away),
+    ],
+)
+def test_a_daemon_starts_with_no_folder_that_others_could_change(
+    victim: int, open_folder: Path, key: str, spoil: Callable[[Path], None]
+) -> None:
     folders = {"runtime_dir": open_folder / "run", "state_dir": open_folder / "state"}
     file = open_folder / "glmtts.toml"
-    file.write_text("[daemon]\n" + "".join(f'{key} = "{folder}"\n' for key, folder in folders.items()))
-    for key, spoilt in folders.items():
-        for folder in folders.values():
-            folder.mkdir(mode=0o755)
-            os.chown(folder, victim, victim)
-        for spoil in (lambda f: f.chmod(0o777), lambda f: os.chown(f, STRANGER, STRANGER)):
-            spoil(spoilt)
-            done = run(victim, sys.executable, "-m", "glmtts.daemon.supervisor", "--config", str(file))
-            assert done.returncode == 69 and str(spoilt) in done.stderr and key in done.stderr, done
-        for folder in folders.values():
-            shutil.rmtree(folder)
+    file.write_text("[daemon]\n" + "".join(f'{name} = "{folder}"\n' for name, folder in folders.items()))
+    for folder in folders.values():
+        folder.mkdir(mode=0o755)
+        os.chown(folder, victim, victim)
+    spoil(folders[key])
+    done = run(victim, sys.executable, "-m", "glmtts.daemon.supervisor", "--config", str(file))
+    assert done.returncode == 69 and str(folders[key]) in done.stderr and key in done.stderr, done
 
 
 def test_a_process_of_a_stranger_is_not_trusted_in_the_best_of_folders(tmp_path: Path) -> None:
