@@ -215,9 +215,18 @@ def _of_interpreter() -> set[Path]:
     listed = (*sys.path, *os.environ.get("LD_LIBRARY_PATH", "").split(":"))
     found |= {Path(entry).absolute() for entry in listed if entry}
     files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
-    found |= {Path(file).resolve().parent for file in files if file}
+    # A file or its folder may be the link. There are hundreds of files, in few folders.
+    folders = {os.path.dirname(place) for file in files if file for place in (file, _target(file))}  # noqa: PTH120
+    found |= {Path(folder).resolve() for folder in folders if folder}
     # `python -m` puts the working folder into the path.
     return found - {Path("/")}
+
+
+def _target(file: str) -> str:
+    try:
+        return os.path.join(os.path.dirname(file), os.readlink(file))  # noqa: PTH115, PTH118, PTH120 (pathlib is slow)
+    except OSError:
+        return file
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

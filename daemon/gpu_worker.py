@@ -206,7 +206,7 @@ def _start(
         connection.until_connected()
         lacking = "; ".join(filter(None, (confined.lacking, confinement.confine_calls())))
         if lacking:
-            log.say(log.WARNING, f"the engine can't be confined fully: {lacking}")
+            log.say(log.INFO, f"the engine can't be confined fully: {lacking}")
     connection.send(
         Ready(
             engine=engine.name,
