@@ -76,7 +76,7 @@ class DaemonConnection:
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
         self.socket.linger = _LINGER_MS
-        # What a connection could not send ends with it: the next one may be to another process.
+        # Unsent messages end with their connection: the next one may be to another process.
         self.socket.immediate = True
         self.socket.rcvhwm = _RECEIVE_AHEAD
         self.socket.reconnect_ivl, self.socket.reconnect_ivl_max = RECONNECT_MS

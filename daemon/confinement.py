@@ -1,6 +1,6 @@
-"""Takes from a process what it does not need, before a library in C reads untrusted bytes in it.
+"""Takes files, network and other processes from a process before a library in C reads untrusted bytes in it.
 
-A text or a recording may overflow a buffer of such a library, and then decide what the process does. Landlock
+A text or a recording may overflow a buffer of such a library, and then control the process. Landlock
 (landlock(7)) leaves it its libraries to read and the folders that are named; seccomp (seccomp(2)) takes the network,
 other programs and other processes. Both need no privilege, hold for good, and are inherited. Where the kernel has
 neither, the process runs as before.
@@ -36,7 +36,7 @@ _MAKE = _READ_DIR | _WRITE_FILE | _REMOVE_FILE | _MAKE_REG
 #: Rights that a rule for a file, not a folder, can have.
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE
 
-#: What an interpreter and its packages read beside their own folders.
+#: Read by an interpreter and its packages beside their own folders.
 _SYSTEM = (
     *("/usr", "/lib", "/lib64", "/nix/store", "/etc/ld.so.cache", "/etc/localtime", "/dev/urandom", "/dev/zero"),
     *("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/sys/devices/system/cpu"),
@@ -93,7 +93,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Confinement:
-    """What was taken from this process; ``lacking`` says in words what the kernel could not take, and why."""
+    """The restrictions of this process; ``lacking`` names those that the kernel does not have, and why."""
 
     def __init__(self, lacking: str, folders: Iterable[Path]) -> None:
         self.lacking = lacking

@@ -163,7 +163,7 @@ def _confine(config: WorkerConfig) -> Confinement:
     """Take the files that the worker does not need, before ZeroMQ starts the first thread."""
     with contextlib.suppress(Exception):
         # Now, because soundfile may look for its library with other programs, and packages may be links to anywhere.
-        # What fails here fails again where it is reported.
+        # A failure here is reported where it happens again.
         from .worker import runner  # noqa: F401
 
         importlib.import_module(CONFINED[config.engine])

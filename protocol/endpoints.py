@@ -80,12 +80,12 @@ def stranger_s_folder(folder: Path) -> str:
             return f"{folder} is no folder"
         real = folder.resolve()
         for part in dict.fromkeys((folder, *folder.parents, real, *real.parents)):
-            # A link belongs to its maker; a folder's owner can replace what is in it.
+            # A link belongs to its maker; a folder's owner can replace its content.
             about = part.lstat()
             if about.st_uid not in trusted:
                 return f"{part} belongs to user {about.st_uid}"
             if stat.S_ISDIR(about.st_mode) and about.st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
-                return f"every user may replace what is in {part}"
+                return f"every user may replace the content of {part}"
         if open_to_others(status):
             return f"other users may write in {folder}"
     except FileNotFoundError:

@@ -59,7 +59,7 @@ class Ready(Message, tag="ready", kw_only=True):
     load_s: float
     warmup_s: float
     memory: Memory
-    #: ``yes`` for an engine in C that was confined; ``not`` and what the kernel could not take; empty for others.
+    #: ``yes`` for an engine in C that was confined; ``not`` and the reason; empty for others.
     confined: str = ""
 
 

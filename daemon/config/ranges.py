@@ -29,7 +29,7 @@ class Range(NamedTuple):
     or_zero: bool = False
 
     def problem(self, value: Any) -> str:
-        """What is wrong with a value, or ``""``; values that are no numbers are judged by their type."""
+        """The problem of a value, or ``""``; values that are no numbers are judged by their type."""
         if isinstance(value, bool) or not isinstance(value, int | float):
             return ""
         if self.least <= value <= self.most or (self.or_zero and value == 0):

@@ -128,11 +128,11 @@ def clock(_settings: Settings) -> list[Check]:
 
 
 def confined_engine(settings: Settings) -> list[Check]:
-    """Whether the kernel can take what it does not need from an engine in C, and from decoders of recordings."""
+    """Whether the kernel can confine an engine in C, and the decoders of recordings."""
     abi, filters = confinement.landlock_abi(), confinement.has_filters()
     seen = f"{f'Landlock {abi}' if abi else 'no Landlock'}, {'filters' if filters else 'no filters'} of system calls"
     off = settings.engine.name in CONFINED and not settings.engine.confine
-    means = "a text or a recording that takes over a library in C can read and write what the daemon can"
+    means = "a text or a recording that takes over a library in C can reach all files of the daemon's user"
     remedy = (
         "a kernel from 5.13 on with Landlock in its list lsm=; a container's profile must permit landlock_*, seccomp"
     )

@@ -1,8 +1,8 @@
 """Reference recordings: decoded, or refused with the reason.
 
 ``python -m glmtts.daemon.storage.recordings`` checks the recording on its standard input and prints JSON. The daemon
-runs it as a process of its own, so that a decoder that crashes on a hostile file takes nothing else with it, and one
-that does what the file says has nothing to do it with.
+runs it as a process of its own, so that a decoder that crashes on a hostile file takes nothing else with it, and
+confines it, so that a decoder that such a file takes over can do no harm.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class VoiceStore:
         self.folder = folder
         #: The voices that :meth:`load_all` skipped, and why.
         self.damaged: dict[str, str] = {}
-        #: Begins the names of what this daemon makes here, so that others that share the folder leave it alone.
+        #: Begins the names of unfinished voices, so that other daemons with this folder leave them alone.
         self.instance = ""
         self._tidied = False
 

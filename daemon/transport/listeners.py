@@ -68,7 +68,7 @@ def check_state_folder(path: Path) -> None:
         return  # it is made later, or reported where it is needed
     raise RuntimeDirError(
         f"{path}: {problem}, who could replace the journal, voices and keys. Start the daemon as the folder's owner, "
-        "remove what is not its own, chmod o-w it, or set another folder in [daemon] state_dir."
+        "remove the files of others, chmod o-w it, or set another folder in [daemon] state_dir."
     )
 
 

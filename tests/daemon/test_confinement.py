@@ -1,4 +1,4 @@
-"""A library in C that was taken over can do little: what the kernel refuses a confined process."""
+"""A library in C that was taken over can do little: the kernel refuses a confined process almost everything."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from glmtts.daemon import confinement
 
-#: Confines itself, tries everything, and prints what each attempt came to.
+#: Confines itself, tries everything, and prints which attempts succeeded.
 _TRY = """
 import json, os, resource, signal, socket, sys, threading
 from pathlib import Path
