@@ -16,7 +16,7 @@ from typing import Any, TypeVar, Unpack
 from glmtts.protocol.endpoints import requests_endpoint
 from glmtts.protocol.events import Done, InfoAnswer, JobAnswer, JobInfo, JobsAnswer, Pong, Result, Voice, VoicesAnswer
 
-from .connection import DaemonConnection, check_listening, read_recording
+from .connection import DaemonConnection, check_listening, deadline_after, read_recording
 from .curve import Key
 from .errors import Cancelled, GlmttsError
 from .exchange import Exchange, Job, JobExchange, OnEvent, collected, job_id, show, timed_out
@@ -241,8 +241,7 @@ class AsyncClient:
         return self._made
 
     def _deadline(self, timeout: float | None) -> float:
-        timeout = self._timeout if timeout is None else timeout
-        return math.inf if timeout is None else time.monotonic() + timeout
+        return deadline_after(self._timeout if timeout is None else timeout)
 
     async def _until(self, ready: Callable[[], object], deadline: float, exchange: Exchange) -> None:
         """Wait for ``ready()``, which only a change of ``exchange`` can make true. Raises Timeout at ``deadline``."""

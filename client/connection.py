@@ -14,14 +14,15 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import zmq
 
-from glmtts.protocol.endpoints import CONTROL, EVENTS, MAX_PATH_BYTES
+from glmtts.protocol.endpoints import CONTROL, EVENTS, MAX_PATH_BYTES, FoundEndpoint
 
 from .curve import Handshakes, Key, find_keys
-from .errors import DaemonNotRunning, Forbidden, GlmttsError
+from .errors import DaemonNotRunning, Forbidden, GlmttsError, UntrustedDaemon
 from .protocol import Core
 
 #: A closing client waits this long, in milliseconds, to send its last messages, such as a cancel.
@@ -57,6 +58,7 @@ class DaemonConnection:
 
     Raises:
         DaemonNotRunning: nothing listens there.
+        UntrustedDaemon: another user could listen there.
         GlmttsError: the keys can't be used, or the endpoint is none.
     """
 
@@ -68,10 +70,14 @@ class DaemonConnection:
         self.endpoint = endpoint
         #: Whether ZeroMQ was disconnected from the endpoint.
         self._refused = False
+        #: Whether the process at the other end of the present connection is trusted.
+        self._trusted = False
         self.core = Core(endpoint, time.monotonic(), reconnect_s=reconnect_s)
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
         self.socket.linger = _LINGER_MS
+        # Unsent messages end with their connection: the next one may be to another process.
+        self.socket.immediate = True
         self.socket.rcvhwm = _RECEIVE_AHEAD
         self.socket.reconnect_ivl, self.socket.reconnect_ivl_max = RECONNECT_MS
         self.socket.tcp_keepalive = 1
@@ -85,7 +91,7 @@ class DaemonConnection:
             self.socket.curve_secretkey = keys.secret.encode("ascii")
         self._handshakes = Handshakes(endpoint, keys)
         self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED
+            zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED
         )
         try:
             self.socket.connect(endpoint)
@@ -104,6 +110,12 @@ class DaemonConnection:
 
     def flush(self) -> None:
         """Send as much as can be sent now."""
+        if self.core.outgoing:
+            # The daemon may have gone, and another process come, since the last step.
+            self._hear_news()
+            self._send()
+
+    def _send(self) -> None:
         core = self.core
         while core.connected and core.outgoing:
             try:
@@ -114,14 +126,15 @@ class DaemonConnection:
 
     def step(self, most: int) -> bool:
         """Receive up to ``most`` messages and all changes of the connection, and send. True if there may be more."""
+        # Before the messages: those of a process that is not trusted must not be read.
+        self._hear_news()
         for _ in range(most):
             if not self._receive():
                 break
         else:
             return True
-        self._hear_news()
         self.core.tick(time.monotonic())
-        self.flush()
+        self._send()
         # A send consumes the signal that the descriptor gets for a received message: without another look now, an event
         # loop would not wake up for it.
         return bool(int(self.socket.get(zmq.EVENTS)) & zmq.POLLIN)
@@ -135,24 +148,35 @@ class DaemonConnection:
         return True
 
     def _hear_news(self) -> None:
-        while True:
-            try:
-                event, value = MONITOR_FRAME.unpack(self.monitor.recv_multipart(zmq.NOBLOCK)[0])
-            except zmq.Again:
+        news = list(self._news())
+        for event, value in news:
+            # ZeroMQ connects again by itself, perhaps to another process.
+            if event == zmq.EVENT_CONNECTED and (why := untrusted(self.endpoint, value)):
+                self._refuse(why)
                 return
+        for event, value in news:
             if event & _HANDSHAKE_FAILED:
-                if why := self._handshakes.failed(event, value):
-                    self._refuse(why)
-            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                if why_not := self._handshakes.failed(event, value):
+                    self._refuse(why_not)
+            elif event == zmq.EVENT_CONNECTED:
+                self._trusted = True
+            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED and self._trusted:
                 self._handshakes.succeeded()
                 self.core.connection_made()
             elif event == zmq.EVENT_DISCONNECTED:
+                self._trusted = False
                 while self._receive():  # the last messages may have the end of a job
                     pass
                 self.core.connection_broke(time.monotonic())
 
+    def _news(self) -> Iterator[tuple[int, int]]:
+        # Asking costs a tenth of the exception for an empty socket.
+        while int(self.monitor.get(zmq.EVENTS)) & zmq.POLLIN:
+            yield MONITOR_FRAME.unpack(self.monitor.recv_multipart(zmq.NOBLOCK)[0])
+
     def _refuse(self, why: GlmttsError) -> None:
         self._refused = True
+        self._trusted = False
         with contextlib.suppress(zmq.ZMQError):  # ZeroMQ may have disconnected already
             self.socket.disconnect(self.endpoint)
         self.core.refused(why)
@@ -186,8 +210,11 @@ def check_listening(endpoint: str) -> None:
 
     Raises:
         DaemonNotRunning: nothing listens there.
+        UntrustedDaemon: another user could listen there.
         Forbidden: this user may not connect.
     """
+    if isinstance(endpoint, FoundEndpoint) and (problem := endpoint.problem()):
+        raise UntrustedDaemon(endpoint, problem)
     try:
         if endpoint.startswith("ipc://"):
             _probe_ipc(endpoint, endpoint.removeprefix("ipc://"))
@@ -224,6 +251,30 @@ def _probe_ipc(endpoint: str, path: str) -> None:
             if error.errno == errno.ENOTSOCK:
                 raise DaemonNotRunning(endpoint, "that file is no socket") from None
             raise
+        else:
+            if isinstance(endpoint, FoundEndpoint) and (problem := endpoint.problem_of_peer(probe)):
+                raise UntrustedDaemon(endpoint, problem)
+
+
+def untrusted(endpoint: str, descriptor: int) -> UntrustedDaemon | None:
+    """The error if a connection that ZeroMQ has made to ``endpoint`` must not be used; None if it may be."""
+    if not isinstance(endpoint, FoundEndpoint):
+        return None
+    problem = endpoint.problem()
+    if not problem:
+        # ZeroMQ may have closed it since. The folder then decides alone: no stranger can make a socket in it.
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connected:
+            problem = endpoint.problem_of_peer(connected)
+    return UntrustedDaemon(endpoint, problem) if problem else None
+
+
+def deadline_after(timeout: float | None) -> float:
+    """The monotonic time ``timeout`` seconds from now; None waits as long as it takes. Raises GlmttsError."""
+    if timeout is None:
+        return math.inf
+    if math.isnan(timeout):
+        raise GlmttsError("timeout: nan is no time; give seconds, or leave it out to wait as long as it takes.")
+    return time.monotonic() + timeout
 
 
 def read_recording(prompt: str | os.PathLike[str] | bytes | None) -> bytes | None:

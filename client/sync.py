@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar, Unpack
 from glmtts.protocol.endpoints import requests_endpoint
 from glmtts.protocol.events import Done, InfoAnswer, JobAnswer, JobInfo, JobsAnswer, Pong, Result, Voice, VoicesAnswer
 
-from .connection import DaemonConnection, read_recording
+from .connection import DaemonConnection, deadline_after, read_recording
 from .curve import Key
 from .errors import Cancelled, GlmttsError
 from .exchange import Exchange, Job, JobExchange, OnEvent, collected, job_id, show, timed_out
@@ -80,8 +80,7 @@ class BlockingConnection:
             self._user.release()
 
     def _deadline(self, timeout: float | None) -> float:
-        timeout = self._timeout if timeout is None else timeout
-        return math.inf if timeout is None else time.monotonic() + timeout
+        return deadline_after(self._timeout if timeout is None else timeout)
 
     def _until(self, ready: Callable[[], object], deadline: float, exchange: Exchange) -> None:
         """Serve the connection until ``ready()``. Raises Timeout at ``deadline``."""
@@ -129,6 +128,7 @@ class Client(BlockingConnection):
 
     Raises:
         DaemonNotRunning: no daemon answers; also raised by every method.
+        UntrustedDaemon: another user could listen there; also raised by every method.
         ConnectionLost: the daemon went away during a call and does not know the request any more.
         Timeout: a call took longer than its timeout.
         RequestFailed: the daemon answered with an error; each error code has a subclass.

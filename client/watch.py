@@ -16,8 +16,8 @@ import zmq
 
 from glmtts.protocol.endpoints import EVENTS, requests_endpoint, sibling_endpoint
 
-from .connection import MONITOR_FRAME, RECONNECT_MS, check_listening
-from .errors import ConnectionLost, DaemonNotRunning, GlmttsError, ProtocolError
+from .connection import MONITOR_FRAME, RECONNECT_MS, check_listening, untrusted
+from .errors import ConnectionLost, DaemonNotRunning, GlmttsError, ProtocolError, UntrustedDaemon
 
 _LONGEST_POLL_S = 3_600.0
 
@@ -50,6 +50,7 @@ class Watch:
 
     Raises:
         DaemonNotRunning: no daemon answers.
+        UntrustedDaemon: another user could listen there; raised by the iteration too.
         Forbidden: this user is no operator.
         ConnectionLost: the daemon went away and did not come back; raised by the iteration.
         ProtocolError: a message is no event; later ones can still be read.
@@ -66,6 +67,7 @@ class Watch:
         check_listening(self.endpoint)
         self.connected = False
         self.connections = 0
+        self._untrusted: UntrustedDaemon | None = None
         self._reconnect_s = math.inf if reconnect_s is None else reconnect_s
         self._give_up_at = time.monotonic() + max(self._reconnect_s, _CONNECT_S)
         self._context = zmq.Context()
@@ -73,7 +75,7 @@ class Watch:
         self._socket.linger = 0
         self._socket.reconnect_ivl, self._socket.reconnect_ivl_max = RECONNECT_MS
         self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+            zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
         )
         for topic in list(topics) or [""]:
             self._socket.subscribe(topic)
@@ -87,6 +89,8 @@ class Watch:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while True:
             self._check_connection()
+            if self._untrusted is not None:
+                raise self._untrusted
             try:
                 return _news(self._socket.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
@@ -102,9 +106,12 @@ class Watch:
     def _check_connection(self) -> None:
         while True:
             try:
-                event, _ = MONITOR_FRAME.unpack(self._monitor.recv_multipart(zmq.NOBLOCK)[0])
+                event, value = MONITOR_FRAME.unpack(self._monitor.recv_multipart(zmq.NOBLOCK)[0])
             except zmq.Again:
                 return
+            if event == zmq.EVENT_CONNECTED:
+                self._untrusted = self._untrusted or untrusted(self.endpoint, value)
+                continue
             self.connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
             if self.connected:
                 self.connections += 1

@@ -47,7 +47,7 @@ from .storage.voices import VoiceStore
 from .surroundings import LOOK_S, Surroundings
 from .transport.client_listeners import ClientListeners
 from .transport.event_publisher import EventPublisher
-from .transport.listeners import IO_THREADS, RuntimeDir, RuntimeDirError
+from .transport.listeners import IO_THREADS, RuntimeDir, RuntimeDirError, check_state_folder
 from .transport.worker_router import WorkerRouter
 
 #: Messages taken from the workers' socket in one turn.
@@ -73,6 +73,7 @@ class Supervisor:
         self._log = log
         self._loop = loop = Loop(log)
         self._service = ServiceManager()
+        check_state_folder(config.state_dir(settings))
         self._runtime = RuntimeDir(endpoints.runtime_dir(settings.daemon.runtime_dir), inherited())
         self._zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context(IO_THREADS if loaded.tcp else 1)
         self._background = Background(loop.wakeup_fd, _MAX_OPERATOR_TASKS)
@@ -191,24 +192,25 @@ class Supervisor:
     # --- the start
 
     def _make_machine(self) -> Machine:
+        instance = self._voices.instance = outputs.instance_of(config.state_dir(self._settings))
         voices = self._voices.load_all()
         for name, problem in self._voices.damaged.items():
             self._log.warning("voice can't be used", voice=name, reason=problem)
         folder = config.outputs_dir(self._settings)
         try:
             folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-            outputs.sweep(folder, keep={row.job for row in self._first_of_journal.rows})
+            outputs.sweep(folder, keep={row.job for row in self._first_of_journal.rows}, instance=instance)
         except OSError as error:
             self._log.warning("outputs can't be written", folder=str(folder), reason=error.strerror)
         return Machine(
             self._settings,
             Installation(
-                boot=secrets.token_hex(4),
+                boot=instance + secrets.token_hex(4),
                 version=__version__,
                 config_file=str(self._config.file or ""),
                 state_folder=str(config.state_dir(self._settings)),
                 outputs_folder=str(folder),
-                results_folder=str(config.state_dir(self._settings) / "results"),
+                results_folder=str(config.results_dir(self._settings)),
                 managed=self._service.wanted,
             ),
             now=self._loop.clock(),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import os
 import re
 import sys
@@ -23,6 +22,7 @@ from glmtts.protocol.keys import KeyProblem
 
 from ..core.settings import Section, Settings, flat
 from . import tcp_access
+from .ranges import RANGES
 from .rules import combinations, key_in_toml, quoted
 
 #: The file that is read if neither ``--config`` nor ``$GLMTTS_CONFIG`` names one.
@@ -31,8 +31,8 @@ SYSTEM_FILE = Path("/etc/glmtts/glmtts.toml")
 #: A larger file is not a configuration, but perhaps a recording.
 _MAX_FILE_BYTES = 1024 * 1024
 
-#: The largest number of any setting: system calls with 64 bits can't overflow below it.
-_MAX_NUMBER = 10**12
+#: The keys of one client begin with it.
+_CLIENT = re.compile(r"^limits\.clients\..*\.")
 
 
 class Config(Struct, frozen=True):
@@ -126,6 +126,11 @@ def state_dir(settings: Settings) -> Path:
 def outputs_dir(settings: Settings) -> Path:
     """The folder in which ``output`` writes files."""
     return Path(settings.audio.outputs).absolute() if settings.audio.outputs else state_dir(settings) / "outputs"
+
+
+def results_dir(settings: Settings) -> Path:
+    """The folder of the results of durable jobs."""
+    return state_dir(settings) / "results"
 
 
 def voices_dir(settings: Settings) -> Path:
@@ -223,16 +228,15 @@ def _sections(table: dict[str, Any], section: type[Section], path: str, problems
 
 def _value(value: Any, expected: Any, path: str) -> str:
     """The problem of a key's value, or ``""``."""
+    allowed = RANGES.get(_CLIENT.sub("limits.clients.NAME.", path))
+    if allowed and (problem := allowed.problem(value)):
+        return problem
     try:
-        converted = msgspec.convert(value, expected)
+        msgspec.convert(value, expected)
     except msgspec.ValidationError as error:
         return _expectation(str(error), value, expected, path)
     except RecursionError:
         return "nested too deeply"
-    if isinstance(converted, float) and not math.isfinite(converted):
-        return f"expected a finite number, got {_shown(value)}; 0 means no limit where that is allowed"
-    if isinstance(converted, int | float) and converted > _MAX_NUMBER:
-        return f"expected at most {_MAX_NUMBER}, got {_shown(value)}"
     return ""
 
 

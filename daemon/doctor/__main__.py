@@ -34,7 +34,7 @@ class Group(NamedTuple):
 #: Groups run side by side. A driver may take seconds for each GPU, an import of torch much longer.
 GROUPS: dict[str, Group] = {
     "host": Group(
-        (host.python, host.limits, host.memory_limits, host.clock, host.container),
+        (host.python, host.limits, host.memory_limits, host.clock, host.confined_engine, host.container),
         10.0,
         "the machine itself is in trouble: see the load and the kernel's log",
     ),

@@ -11,7 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+from .. import confinement
 from ..core.settings import Settings
+from ..engines import CONFINED
 from ..gpu.device import has_host_pids
 from ..gpu.host_memory import HostMemory
 from .check import Check, finding, memory, needs_gpu, ok, warning, wrong
@@ -123,6 +125,20 @@ def clock(_settings: Settings) -> list[Check]:
     # struct timex of adjtimex(2) with modes = 0: the clock is read, nothing is set.
     state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512))
     return [ok("clock", f"{now}, {'not synchronised' if state == _TIME_ERROR else 'synchronised'}")]
+
+
+def confined_engine(settings: Settings) -> list[Check]:
+    """Whether the kernel can confine an engine in C, and the decoders of recordings."""
+    abi, filters = confinement.landlock_abi(), confinement.has_filters()
+    seen = f"{f'Landlock {abi}' if abi else 'no Landlock'}, {'filters' if filters else 'no filters'} of system calls"
+    off = settings.engine.name in CONFINED and not settings.engine.confine
+    means = "a text or a recording that takes over a library in C can reach all files of the daemon's user"
+    remedy = (
+        "a kernel from 5.13 on with Landlock in its list lsm=; a container's profile must permit landlock_*, seccomp"
+    )
+    if off:
+        seen, remedy = f"{seen}; off", "set [engine] confine = true"
+    return [finding("warning" if off or not (abi and filters) else "ok", "confinement", seen, means, remedy)]
 
 
 def container(settings: Settings) -> list[Check]:

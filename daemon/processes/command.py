@@ -107,6 +107,9 @@ def environment(settings: Settings, worker: dict[str, Any], boot: str, device: s
         "default_sample_rate": settings.audio.sample_rate,
         "needs_gpu": settings.workers.gpus != "none",
         "cache_dir": str(config.cache_dir(settings)),
+        "confine": engine.confine,
+        "outputs_dir": str(config.outputs_dir(settings)),
+        "results_dir": str(config.results_dir(settings)),
     } | worker
     environment = {name: value for name, value in os.environ.items() if name not in _PRIVATE}
     environment["GLMTTS_WORKER"] = json.dumps(worker)

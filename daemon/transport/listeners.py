@@ -19,7 +19,7 @@ from pathlib import Path
 
 import zmq
 
-from glmtts.protocol.endpoints import CONTROL, EVENTS, MAX_PATH_BYTES, REQUESTS, WORKERS
+from glmtts.protocol.endpoints import CONTROL, EVENTS, MAX_PATH_BYTES, REQUESTS, WORKERS, open_to_others
 
 from ..config.tcp_access import Address
 from ..log.logger import Logger
@@ -43,7 +43,36 @@ LOCAL_THREAD, TCP_THREAD = 0b01, 0b10
 
 
 class RuntimeDirError(Exception):
-    """The runtime folder or the TCP address can't be used; the message says why, and what to do."""
+    """The runtime folder, the state folder or the TCP address can't be used; the message says why, and what to do."""
+
+
+def check_state_folder(path: Path) -> None:
+    """Refuse a state folder that another user owns, or has written in: the daemon would trust what is there.
+
+    A new file system is often open to everyone; that is ended where no stranger has used it yet. A group may write, as
+    in volumes of containers. Raises RuntimeDirError.
+    """
+    trusted = (0, os.geteuid())
+    try:
+        status = path.stat()
+        mode = stat.S_IMODE(status.st_mode)
+        if status.st_uid not in trusted:
+            problem = f"belongs to user {status.st_uid}"
+        elif not mode & stat.S_IWOTH:
+            return
+        else:
+            problem = f"every user may write in it (mode {mode:04o})"
+            with contextlib.suppress(PermissionError):
+                path.chmod(mode & ~stat.S_IWOTH)
+                if all(entry.lstat().st_uid in trusted for entry in path.iterdir()):
+                    return
+                problem = "every user could write in it, and it has files of others"
+    except OSError:
+        return  # it is made later, or reported where it is needed
+    raise RuntimeDirError(
+        f"{path}: {problem}, who could replace the journal, voices and keys. Start the daemon as the folder's owner, "
+        "remove the files of others, chmod o-w it, or set another folder in [daemon] state_dir."
+    )
 
 
 class TakenError(RuntimeDirError):
@@ -79,6 +108,13 @@ class RuntimeDir:
         self._lock = self._claim()
         #: A folder that is made again gets the mode and group that this one has, which a service manager may have set.
         about = path.stat()
+        if open_to_others(about):
+            os.close(self._lock)
+            raise RuntimeDirError(
+                f"{path}: other users may write in it (mode {stat.S_IMODE(about.st_mode):04o}) and could replace the "
+                "daemon's sockets. Remove it or chmod 755 it, or set another folder in [daemon] runtime_dir or "
+                "GLMTTS_RUNTIME_DIR."
+            )
         self._mode, self._group = stat.S_IMODE(about.st_mode), about.st_gid
         #: The sockets with their modes and groups; and those that were made here, each with its device and inode.
         self._wanted: dict[str, tuple[int, str]] = {}
