@@ -21,6 +21,8 @@ from typing import Any
 #: The time that an address has before the next one is tried beside it, and the time for the whole search, in seconds.
 _AHEAD_S, _WITHIN_S = 0.25, 3.0
 
+_LAST_PORT = 65_535
+
 _Found = tuple[Any, ...]
 
 
@@ -38,6 +40,8 @@ def reach(host: str, port: int) -> str:
 
     Raises OSError; ``strerror`` says what is wrong, with the name.
     """
+    if not 0 < port <= _LAST_PORT:
+        raise OSError(errno.EINVAL, f"there is no port {port}: ports go from 1 to {_LAST_PORT}")
     deadline = time.monotonic() + _WITHIN_S
     if is_numeric(host):
         return _first(_look_up(host, port, socket.AI_NUMERICHOST), deadline)

@@ -143,7 +143,7 @@ class DaemonConnection:
     def _look_again(self) -> None:
         """While the daemon is away: see in a thread whether its name leads elsewhere now."""
         host, port = _host_and_port(self.endpoint)
-        if self._refused or port is None or is_numeric(host):
+        if port is None or self._refused or is_numeric(host):
             return
         with contextlib.suppress(queue.Empty):
             self._go_to(self._search.get_nowait())
@@ -255,8 +255,9 @@ def check_listening(endpoint: str) -> str:
             _probe_ipc(endpoint, endpoint.removeprefix("ipc://"))
         elif endpoint.startswith("tcp://"):
             host, port = _host_and_port(endpoint)
-            if port is not None:  # otherwise ZeroMQ says what is wrong with it
-                return reach(host, port)
+            if port is None:
+                raise GlmttsError(f"{endpoint!r} is no endpoint that can be connected to: it ends in no port, as in :5555.")
+            return reach(host, port)
     except PermissionError as error:
         if endpoint.startswith("tcp://"):  # a firewall
             raise DaemonNotRunning(endpoint, str(error.strerror)) from None
