@@ -22,6 +22,7 @@ from typing import Any
 import zmq
 
 from glmtts.protocol import endpoints, events
+from glmtts.protocol.inherited import put_right
 
 from . import __version__, config, malloc
 from .core import effects, inputs
@@ -398,6 +399,7 @@ class Supervisor:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the daemon in the foreground; returns its exit status."""
+    put_right()
     parser = argparse.ArgumentParser(prog="glmttsd", description="Serve speech on a ZeroMQ socket.")
     parser.add_argument(
         "--config",

@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from glmtts.protocol import inherited
+
 from .. import config
 from ..core.settings import Settings
 from . import engine, files, gpu, host
@@ -105,7 +107,8 @@ def answer_of(group: str, process: subprocess.Popen[bytes], deadline: float) -> 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the checks as JSON; the exit status is 1 if anything is wrong, else 0."""
-    parser = argparse.ArgumentParser(prog="python -m glmtts.daemon.doctor", description=__doc__.splitlines()[0])
+    inherited.put_right()
+    parser = argparse.ArgumentParser(prog="python -m glmtts.daemon.doctor")
     parser.add_argument("--config", metavar="FILE", help="'': the built-in defaults; found, where none is given")
     parser.add_argument("--group", choices=list(GROUPS))
     options = parser.parse_args(arguments)
