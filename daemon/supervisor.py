@@ -274,6 +274,8 @@ class Supervisor:
     def _restore_sockets(self) -> None:
         """Create sockets again whose files were removed, so that clients find the daemon."""
         self._next_check = self._loop.clock() + _CHECK_SOCKETS_S
+        # A SIGCHLD is lost where the wakeup pipe is full.
+        self._processes.tidy()
         self._runtime.restore(
             {
                 endpoints.REQUESTS: self._clients.requests.socket,
@@ -304,7 +306,7 @@ class Supervisor:
             elif number == signal.SIGHUP:
                 self._read_settings(effects.ReadSettings())
             elif number == signal.SIGCHLD:
-                self._processes.tidy()
+                self._loop.guarded(self._processes.tidy)
         self._loop.guarded(self._background.collect)
         self._loop.guarded(self._deliveries.collect)
         for event in (*self._sampler.collect(), *self._journal.collect()):

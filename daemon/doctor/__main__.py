@@ -64,6 +64,8 @@ def examine(group: str, path: Path | None) -> list[Check]:
     for check in GROUPS[group].checks:
         try:
             found += check(settings)
+        except config.ConfigError:
+            continue  # a finding already: the configuration is wrong
         except PermissionError as error:
             seen = f"this user may not read {error.filename or error.strerror}"
             means = "only the daemon's user and root can check it"
