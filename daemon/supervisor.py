@@ -38,7 +38,7 @@ from .operator_tasks import OperatorTasks
 from .processes.command import missing_packages
 from .processes.manager import Processes, WorkerProcess
 from .processes.orphans import Records
-from .processes.own_process import be_first_process, raise_descriptor_limit
+from .processes.own_process import UnfitError, be_first_process, check_limits, raise_descriptor_limit
 from .service.systemd import ServiceManager, inherited
 from .service.watchdog import SelfCheck
 from .storage import outputs
@@ -427,6 +427,11 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return _EX_CONFIG
     raise_descriptor_limit()
+    try:
+        check_limits(sockets=2 if loaded.tcp else 1)
+    except UnfitError as error:
+        print(f"glmttsd can't start: {error}", file=sys.stderr)
+        return _EX_UNAVAILABLE
     # Return the memory of large recordings and results to the system when they are freed.
     malloc.map_from(_LARGE)
     # A watchdog ends a hung loop with SIGABRT; the traceback is then in the log.

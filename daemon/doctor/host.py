@@ -14,6 +14,7 @@ from pathlib import Path
 from ..core.settings import Settings
 from ..gpu.device import has_host_pids
 from ..gpu.host_memory import HostMemory
+from ..processes.own_process import descriptors_needed
 from .check import Check, finding, memory, needs_gpu, ok, warning, wrong
 
 #: What the daemon imports beside the standard library.
@@ -103,6 +104,15 @@ def limits(settings: Settings) -> list[Check]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = min(settings.limits.max_connections * 2 + 256, _FEW_DESCRIPTORS)
     endless = hard == resource.RLIM_INFINITY
+    if not endless and hard < (needed := descriptors_needed(2 if settings.tcp.listen else 1)):
+        return [
+            wrong(
+                "open files",
+                f"{soft} now, at most {hard}",
+                f"the daemon does not start: it needs {needed}, because a burst of connections would end it",
+                "raise it: LimitNOFILE= in the unit, --ulimit nofile= of a container, or ulimit -Hn",
+            )
+        ]
     return [
         finding(
             "ok" if endless or hard >= wanted else "warning",

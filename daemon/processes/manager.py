@@ -25,7 +25,7 @@ from ..log.worker_output import WorkerOutput, understood
 from . import guardian
 from .command import command, environment
 from .descendants import Descendants, adopt
-from .guardian_client import Guardian
+from .guardian_client import Guardian, not_started
 from .oom import OomKills
 from .orphans import Records
 
@@ -163,7 +163,7 @@ class Processes:
             )
         except (OSError, subprocess.SubprocessError) as error:
             os.close(write_end)
-            raise OSError(f"{self._interpreter}: {error}") from None
+            raise OSError(not_started(self._interpreter, error)) from None
         finally:
             os.close(read_end)
         process = WorkerProcess(incarnation, name, popen, token, write_end)
