@@ -219,7 +219,7 @@ class DaemonConnection:
     def poll(self, wait_s: float) -> None:
         """Wait until :meth:`step` has something to do, at most ``wait_s`` seconds. Raises GlmttsError after a fork."""
         if self.inherited:
-            raise GlmttsError("This call began before the process was forked. The process that began it has its answer.")
+            raise GlmttsError("This call began before the process was forked, and the answer goes to that process.")
         poller = zmq.Poller()
         backlog = self.core.connected and self.core.outgoing
         poller.register(self.socket, zmq.POLLIN | zmq.POLLOUT if backlog else zmq.POLLIN)
@@ -256,7 +256,7 @@ def check_listening(endpoint: str) -> str:
         elif endpoint.startswith("tcp://"):
             host, port = _host_and_port(endpoint)
             if port is None:
-                raise GlmttsError(f"{endpoint!r} is no endpoint that can be connected to: it ends in no port, as in :5555.")
+                raise GlmttsError(f"{endpoint!r} is no endpoint that can be connected to: it names no port.")
             return reach(host, port)
     except PermissionError as error:
         if endpoint.startswith("tcp://"):  # a firewall

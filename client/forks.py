@@ -49,7 +49,7 @@ def _after_fork() -> None:
     if not wanted:
         return
     with contextlib.suppress(OSError):
-        for name in os.listdir("/proc/self/fd"):
+        for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
             with contextlib.suppress(OSError):
                 if stat.S_ISSOCK(os.fstat(int(name)).st_mode) and _peer(int(name)) in wanted:
                     os.close(int(name))

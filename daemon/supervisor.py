@@ -38,7 +38,14 @@ from .operator_tasks import OperatorTasks
 from .processes.command import missing_packages
 from .processes.manager import Processes, WorkerProcess
 from .processes.orphans import Records
-from .processes.own_process import UnfitError, be_first_process, check_limits, raise_descriptor_limit
+from .processes.own_process import (
+    UnfitError,
+    be_first_process,
+    check_limits,
+    keep_files_private,
+    raise_descriptor_limit,
+    signals_to_hear,
+)
 from .service.systemd import ServiceManager, inherited
 from .service.watchdog import SelfCheck
 from .storage import outputs
@@ -208,7 +215,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Serve until an operator or a signal ends it; returns the exit status."""
-        self._loop.on_wakeup((signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD), self._on_wakeup)
+        self._loop.on_wakeup(signals_to_hear(), self._on_wakeup)
         self._log.info(
             "daemon serves",
             version=__version__,
@@ -427,6 +434,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return _EX_CONFIG
     raise_descriptor_limit()
+    keep_files_private()
     try:
         check_limits(sockets=2 if loaded.tcp else 1)
     except UnfitError as error:

@@ -105,7 +105,8 @@ class Processes:
         self._guardian = Guardian(records.boot.token)
         self._descendants = Descendants(records.incarnation_of)
         self._oom = OomKills()
-        adopt()
+        with contextlib.suppress(OSError):  # a container forbids it; the doctor says what that means
+            adopt()
 
     def use(self, settings: Settings, interpreter: str) -> None:
         """Use these settings for processes started from now on."""

@@ -39,6 +39,19 @@ def raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def signals_to_hear() -> tuple[signal.Signals, ...]:
+    """The signals that mean something to the daemon; the terminal that it may write its log to can't stop it."""
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    heard = (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
+    # A shell script that starts the daemon in the background (&) has it ignore Ctrl-C.
+    return heard if signal.getsignal(signal.SIGINT) == signal.SIG_IGN else (*heard, signal.SIGINT)
+
+
+def keep_files_private() -> None:
+    """Let no other user write the daemon's files, and let itself read them, whatever umask it was started with."""
+    os.umask((os.umask(0o022) | 0o002) & ~0o700)
+
+
 def possible_connections(sockets: int) -> int:
     """The connections that each of so many requests sockets can have: half of the descriptors stay free for bursts."""
     return (_limit(resource.getrlimit(resource.RLIMIT_NOFILE)[0]) - _OWN) // (2 * sockets)

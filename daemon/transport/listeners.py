@@ -68,7 +68,12 @@ class RuntimeDir:
             # Other users may look up sockets in it; the sockets' modes say which they may open. The folder in /tmp,
             # where every user may create folders, is private.
             private = path == Path(f"/tmp/glmtts-{os.geteuid()}")
-            path.mkdir(mode=0o700 if private else 0o755, parents=True, exist_ok=True)
+            # Whatever umask the daemon was started with: in a private folder no other user finds the sockets.
+            before = os.umask(0o077 if private else 0o022)
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            finally:
+                os.umask(before)
             status = path.stat(follow_symlinks=False)
             if not stat.S_ISDIR(status.st_mode):
                 raise RuntimeDirError(f"{path}: not a folder")

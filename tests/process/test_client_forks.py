@@ -1,5 +1,5 @@
-"""Clients in forked processes, as gunicorn --preload, uWSGI, Celery and multiprocessing make them: nothing hangs, and the
-parent's connection is not harmed."""
+"""Clients in forked processes, as gunicorn --preload, uWSGI, Celery and multiprocessing make them: none hangs, and none
+harms the connection of its parent."""
 
 from __future__ import annotations
 
@@ -72,7 +72,9 @@ def test_a_client_in_use_by_another_thread_at_the_fork_is_free_in_the_child(daem
 import threading
 client = Client()
 heard = threading.Event()
-other = threading.Thread(target=lambda: client.speak("slowly", options={"fault": "sleep", "seconds": 1}, on_event=lambda event: heard.set()))
+slowly = {"fault": "sleep", "seconds": 1}
+speak = lambda: client.speak("slowly", options=slowly, on_event=lambda event: heard.set())
+other = threading.Thread(target=speak)
 other.start()
 heard.wait(10)
 print(in_child(lambda: client.speak("in the child", timeout=5).format))

@@ -77,9 +77,7 @@ def test_an_address_that_does_not_answer_costs_a_moment(addresses: list[str], si
         assert time.monotonic() - began < 2.0
 
 
-def test_a_daemon_that_moves_to_another_address_of_its_name_is_found_again(
-    start: Start, addresses: list[str]
-) -> None:
+def test_a_daemon_that_moves_to_another_address_of_its_name_is_found_again(start: Start, addresses: list[str]) -> None:
     daemon = start(tcp={"listen": LOOPBACK})
     port = port_of(daemon)
     addresses[:] = ["127.0.0.1"]
