@@ -14,7 +14,7 @@ from pathlib import Path
 from ..core.settings import Settings
 from ..gpu.device import has_host_pids
 from ..gpu.host_memory import HostMemory
-from ..processes.own_process import UnfitError, check_limits, raise_descriptor_limit
+from ..processes.own_process import UnfitError, check_limits
 from .check import Check, finding, memory, needs_gpu, ok, warning, wrong
 
 #: What the daemon imports beside the standard library.
@@ -104,7 +104,6 @@ def limits(settings: Settings) -> list[Check]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = min(settings.limits.max_connections * 2 + 256, _FEW_DESCRIPTORS)
     endless = hard == resource.RLIM_INFINITY
-    raise_descriptor_limit()
     try:
         check_limits(sockets=2 if settings.tcp.listen else 1)
     except UnfitError as error:

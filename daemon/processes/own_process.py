@@ -71,10 +71,10 @@ def check_limits(sockets: int) -> None:
     """Check that the daemon can work, and that no client can end it. Raises UnfitError."""
     if guardian.stat(os.getpid()) is None:
         raise UnfitError("/proc is not mounted, or hides this process: the daemon finds its processes there. Mount it.")
-    soft, needed = resource.getrlimit(resource.RLIMIT_NOFILE)[0], descriptors_needed(sockets)
-    if _limit(soft) < needed:
+    hard, needed = resource.getrlimit(resource.RLIMIT_NOFILE)[1], descriptors_needed(sockets)
+    if _limit(hard) < needed:
         raise UnfitError(
-            f"this process may open {soft} files at most, and the daemon needs {needed}: with fewer, a burst of "
+            f"this process may open {hard} files at most, and the daemon needs {needed}: with fewer, a burst of "
             "connections ends it. Raise the limit: LimitNOFILE= in the unit, --ulimit nofile= of a container, or "
             "ulimit -Hn."
         )

@@ -30,10 +30,13 @@ def forbid(errno: int, *names: str) -> None:
     code = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
     buffer = ctypes.create_string_buffer(code, len(code))
     filter = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program), ctypes.addressof(buffer)))
-    libc = ctypes.CDLL(None, use_errno=True)
     zero = ctypes.c_ulong(0)
-    assert libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), zero, zero, zero) == 0
-    assert libc.prctl(_PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), filter, zero, zero) == 0
+    for option, *values in (
+        (_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), zero),
+        (_PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), filter),
+    ):
+        if ctypes.CDLL(None, use_errno=True).prctl(option, *values, zero, zero):
+            raise OSError(ctypes.get_errno(), "prctl")
 
 
 def deaf() -> None:
