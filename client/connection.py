@@ -27,6 +27,7 @@ from .addresses import is_numeric, reach
 from .curve import Handshakes, Key, find_keys
 from .errors import DaemonNotRunning, Forbidden, GlmttsError
 from .protocol import Core
+from .room import check_room
 
 #: A closing client waits this long, in milliseconds, to send its last messages, such as a cancel.
 _LINGER_MS = 500
@@ -81,6 +82,7 @@ class DaemonConnection:
         reached: str | None = None,
     ) -> None:
         keys = find_keys(endpoint, server_key, secret_key)
+        check_room()
         self.endpoint = endpoint
         self._pid = os.getpid()
         #: The endpoint as ZeroMQ gets it, with an address in place of a name; and the search for another address.

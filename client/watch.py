@@ -20,6 +20,7 @@ from glmtts.protocol.endpoints import EVENTS, requests_endpoint, sibling_endpoin
 from . import forks
 from .connection import MONITOR_FRAME, RECONNECT_MS, check_listening
 from .errors import ConnectionLost, DaemonNotRunning, GlmttsError, ProtocolError
+from .room import check_room
 
 _LONGEST_POLL_S = 3_600.0
 
@@ -71,6 +72,7 @@ class Watch:
         self._connect()
 
     def _connect(self) -> None:
+        check_room()
         check_listening(self.endpoint)
         self._pid = os.getpid()
         self.connected = False

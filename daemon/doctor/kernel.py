@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -84,8 +85,6 @@ def runtime_files(settings: Settings) -> list[Check]:
     """Whether sockets and locks can be made in the runtime folder: some network and shared folders have neither."""
     folder = runtime_dir(settings.daemon.runtime_dir)
     there = folder if folder.exists() else folder.parent
-    if not os.access(there, os.W_OK):
-        return []  # another check names the folder's owner
     try:
         with (
             # Short names: the path of a socket is limited.
@@ -95,8 +94,14 @@ def runtime_files(settings: Settings) -> list[Check]:
         ):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             listener.bind(f"{made}/s")
+    except PermissionError as error:
+        if error.errno == errno.EACCES:
+            return []  # another check names the folder's owner
+        problem = error.strerror
     except OSError as error:
-        means = "the daemon does not start: it can't make its lock or its sockets there"
-        remedy = "set a folder on a local disk in [daemon] runtime_dir or GLMTTS_RUNTIME_DIR"
-        return [wrong("runtime folder's files", f"{there}: {error.strerror or error}", means, remedy)]
-    return [ok("runtime folder's files", f"{there}: sockets and locks work")]
+        problem = error.strerror or str(error)
+    else:
+        return [ok("runtime folder's files", f"{there}: sockets and locks work")]
+    means = "the daemon does not start: it can't make its lock or its sockets there"
+    remedy = "set a folder on a local disk in [daemon] runtime_dir or GLMTTS_RUNTIME_DIR"
+    return [wrong("runtime folder's files", f"{there}: {problem}", means, remedy)]

@@ -12,7 +12,9 @@ import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,8 +30,8 @@ class Inheriting(Daemon):
 
     lines: tuple[str, ...] = ()
 
-    def launch(self, through: object = (), **options: object) -> subprocess.Popen[bytes]:
-        return super().launch([sys.executable, inheriting.__file__, *self.lines, "--"])
+    def launch(self, through: Sequence[str] = (), **options: Any) -> subprocess.Popen[bytes]:
+        return super().launch([*through, sys.executable, inheriting.__file__, *self.lines, "--"], **options)
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def test_the_daemon_serves_with_closed_streams_and_gives_their_numbers_to_no_fil
     daemon = start_after(*(f"os.close({fd})" for fd in closed))
     daemon.client().speak()
     for fd in closed:
-        assert os.readlink(f"/proc/{daemon.process.pid}/fd/{fd}") == "/dev/null"
+        assert Path(f"/proc/{daemon.process.pid}/fd/{fd}").readlink() == Path(os.devnull)
     daemon.stop()
 
 
