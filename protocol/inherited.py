@@ -22,9 +22,11 @@ def put_right() -> None:
 
 def _open_standard_streams() -> None:
     # Otherwise the next file that is opened gets the number, a lock or a database, and what is printed goes there.
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(fd, True)
-    os.close(fd)
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
     # Python has None for a stream that was closed at its start, and some libraries can't work with that.
     sys.stdin = sys.stdin or _stream(0)
     sys.stdout = sys.stdout or _stream(1)
