@@ -9,7 +9,7 @@ import pytest
 
 from glmtts.daemon.core import effects, inputs
 from glmtts.daemon.core.scheduling.preemption import MAX_SUSPENDED
-from glmtts.daemon.core.settings import ClassesSettings, VipSettings
+from glmtts.daemon.core.settings import ClassesSettings, InteractiveSettings, VipSettings
 from glmtts.protocol import control, events, requests
 from glmtts.protocol import worker as wire
 
@@ -504,3 +504,23 @@ def test_a_suspended_batch_job_counts_for_the_worker_that_has_it(make_stage: Mak
         holding = [w.name for w in stage.world.pool if any(live[id].request.priority == "batch" for id in w.jobs)]
         assert len(holding) <= 1
     assert len([1 for _, what, _ in stage.log if what == "ends"]) == 4
+
+
+def test_sentences_on_workers_without_batch_jobs_are_not_held_against_them_when_these_are_gone(
+    make_stage: MakeStage,
+) -> None:
+    classes = ClassesSettings(interactive=InteractiveSettings(weight=1))
+    queue = {"max_waiting": 100, "max_share": 1.0, "interactive_workers": 2, "classes": classes}
+    stage = make_stage(3, queue=queue)
+    for number in range(40):
+        chapter(stage, f"{number:02}" + CHAPTER, client=BOB)
+    # One worker speaks the chapters. The others speak sentences: twice as much.
+    for number in range(100):
+        for _ in range(2):
+            stage.world.request(text=f"{number:10}", client=CAROL)
+        stage.run(1.0)
+    stage.world.operate(control.Scale, max=1)
+    stage.run(20.0)
+    sentence = stage.world.request(text=f"{0:10}", client=DAVE)
+    stage.run(8.0)
+    assert isinstance(stage.world.last(sentence), events.Done)

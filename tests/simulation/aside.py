@@ -52,6 +52,9 @@ class Aside:
             worker.name,
             "speaks what it has put aside",
         )
+        waits = [job.id for job in suspended if job.ending is None]
+        if worker.process.may_resume and waits and worker.state in (WorkerState.BUSY, WorkerState.DRAINING):
+            must(Rule.ONE_END, False, worker.name, "does nothing, and has put aside", waits)
         must(
             Rule.ORDER,
             # With nothing else to do, it owes the ends of those that were cancelled.
@@ -60,9 +63,6 @@ class Aside:
             worker.name,
             "may hang in what it has put aside",
         )
-        waits = [job.id for job in suspended if job.ending is None]
-        if worker.process.may_resume and waits and worker.state in (WorkerState.BUSY, WorkerState.DRAINING):
-            must(Rule.ONE_END, False, worker.name, "does nothing, and has put aside", waits)
 
     def _at_border(self, message: wire.SegmentDone) -> None:
         """A batch job has come to a border: does it run on though another should come before it?"""

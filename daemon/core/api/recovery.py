@@ -47,6 +47,7 @@ class Recovery:
             case inputs.Requested(to=to, request=request) | inputs.Controlled(to=to, request=request):
                 self._answer(to, request.id)
             case inputs.JournalFound(to=to, request=request):
+                self._durable_jobs.looked_up(to, request.id)
                 self._answer(to, request.id)
             case (
                 inputs.StoredLost(to=to, id=id)
@@ -109,7 +110,7 @@ class Recovery:
             case JournalAdd(row=row):
                 self._client_requests.on_journal_added(inputs.JournalAdded(row.job, event.problem))
             case JournalFind():
-                self._durable_jobs.on_not_looked_up(effect)
+                self._durable_jobs.looked_up(effect.to, effect.request.id)
             case JournalEnd(job=id):
                 self._completion.on_written(inputs.JournalEnded(id, event.problem))
             case _:

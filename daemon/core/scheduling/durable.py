@@ -266,14 +266,14 @@ class DurableJobs:
             message = "the daemon is stopping; ask again when it has been started again"
             self._context.refuse(to, id, ErrorCode.SHUTTING_DOWN, message)
 
-    def on_not_looked_up(self, effect: JournalFind) -> None:
-        """The lookup was not carried out, and its request was refused."""
-        self._finding.discard((effect.to, effect.request.id))
+    def looked_up(self, to: ReplyTo, id: str) -> None:
+        """The request does not wait for a lookup any more."""
+        self._finding.discard((to, id))
 
     def on_found(self, event: JournalFound) -> None:
         """Answer with what the journal has."""
         request, row = event.request, event.row
-        self._finding.discard((event.to, request.id))
+        self.looked_up(event.to, request.id)
         assert isinstance(request, requests.Wait | requests.GetJob | requests.Cancel)
         if row is not None and row.event is None and not event.problem:
             # Left for the next daemon, or its end could not be written yet.
