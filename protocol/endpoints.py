@@ -13,6 +13,9 @@ WORKERS = "workers.sock"
 #: The runtime folder of a daemon that serves the whole machine.
 MACHINE_DIR = Path("/run/glmtts")
 
+#: Where the daemon of a user may be, by the user's number: with a login session, and without one.
+_SESSION_DIRS = ("/run/user/{}/glmtts", "/tmp/glmtts-{}")
+
 #: sun_path of sockaddr_un has 108 bytes with its closing NUL (unix(7)).
 MAX_PATH_BYTES = 107
 
@@ -40,13 +43,31 @@ def runtime_dir(configured: str = "") -> Path:
 def requests_endpoint() -> str:
     """The endpoint of the requests socket, for a client: ``GLMTTS_ENDPOINT``, else the socket in the runtime folder.
 
-    Without a named folder, and without a daemon of the user's own, it is that of the machine's daemon.
+    Without a named folder it is that of a daemon of the user's own, whichever kind of session it was started in, or of
+    the machine's daemon.
     """
     if named := os.environ.get("GLMTTS_ENDPOINT"):
         return named
     own, machine_s = runtime_dir() / REQUESTS, MACHINE_DIR / REQUESTS
     is_named = bool(os.environ.get("GLMTTS_RUNTIME_DIR"))
+    if not is_named and not own.exists() and (other := _of_another_session()):
+        return f"ipc://{other}"
     return f"ipc://{own if is_named or own.exists() or not machine_s.exists() else machine_s}"
+
+
+def _of_another_session() -> Path | None:
+    """The socket of this user's daemon, started where ``XDG_RUNTIME_DIR`` is set and it is not here, or the reverse: by
+    cron, by an init script, in a login session.
+    """
+    user = os.geteuid()
+    for folder in (Path(pattern.format(user)) for pattern in _SESSION_DIRS):
+        try:
+            about = folder.stat(follow_symlinks=False)
+            if about.st_uid == user and not about.st_mode & 0o022 and (folder / REQUESTS).exists():
+                return folder / REQUESTS
+        except OSError:
+            continue
+    return None
 
 
 def sibling_endpoint(requests: str, name: str) -> str:
