@@ -59,7 +59,7 @@ def possible_connections(sockets: int) -> int:
 
 def backlog() -> int:
     """Connections that may wait to be accepted: after a pause of the process, ZeroMQ accepts them all at once."""
-    return min(_BACKLOG, possible_connections(4))
+    return min(_BACKLOG, possible_connections(2))
 
 
 def descriptors_needed(sockets: int) -> int:

@@ -52,7 +52,7 @@ def run(daemon: Daemon, script: str, **options: Any) -> str:
         env=environment, capture_output=True, text=True, timeout=40, check=False, **options,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-1000:]
-    return done.stdout
+    return str(done.stdout)
 
 
 @pytest.mark.parametrize("first", ["pass", "client.speak('before')"], ids=["unused", "used"])
