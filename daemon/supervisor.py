@@ -22,7 +22,7 @@ from typing import Any
 import zmq
 
 from glmtts.protocol import endpoints, events
-from glmtts.protocol.inherited import put_right
+from glmtts.protocol.inherited import put_right, raise_descriptor_limit
 
 from . import __version__, config, malloc
 from .core import effects, inputs
@@ -43,7 +43,6 @@ from .processes.own_process import (
     be_first_process,
     check_limits,
     keep_files_private,
-    raise_descriptor_limit,
     signals_to_hear,
 )
 from .service.systemd import ServiceManager, inherited

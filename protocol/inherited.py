@@ -3,8 +3,10 @@ those that they can't work with, whoever started them: cron, ssh, an init script
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import resource
 import signal
 import sys
 from typing import TextIO
@@ -18,6 +20,13 @@ def put_right() -> None:
     if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
         # The kernel would reap the children, and their exit statuses would be lost.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def raise_descriptor_limit() -> None:
+    """Allow as many descriptors as possible, for a program with many connections."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _open_standard_streams() -> None:

@@ -32,13 +32,6 @@ class UnfitError(Exception):
     """The daemon can't run under the limits of this process; the message says which, and what to do."""
 
 
-def raise_descriptor_limit() -> None:
-    """Allow as many descriptors as possible."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def signals_to_hear() -> tuple[signal.Signals, ...]:
     """The signals that mean something to the daemon; the terminal that it may write its log to can't stop it."""
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
