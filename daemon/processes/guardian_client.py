@@ -30,7 +30,7 @@ class Guardian:
     def ensure(self) -> None:
         """Start one unless there is one. Raises OSError.
 
-        A guardian that ended is replaced before the next worker starts, not at once: it might end again immediately.
+        A guardian that ended is replaced within seconds, not at once: it might end again immediately.
         """
         self.reap()
         if self._popen is not None:
@@ -90,4 +90,5 @@ def not_started(program: str, error: Exception) -> str:
             return "no memory for another process: free some, or raise its limit (ulimit -v, MemoryMax=)"
         case errno.EMFILE | errno.ENFILE:
             return "no descriptor is left for another process: raise the limit of open files (LimitNOFILE=, ulimit -n)"
-    return f"{program}: {getattr(error, 'strerror', None) or error}"
+    reason = (getattr(error, "strerror", None) or str(error)).lower()
+    return f"the interpreter {program} can't be started: {reason}"

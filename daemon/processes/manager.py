@@ -246,6 +246,16 @@ class Processes:
         self._records.ended(process.pid)
         self._tidy()
 
+    def restore(self) -> str:
+        """Start the guardian and write the record again if they are gone; returns why that fails, or ``""``."""
+        problem = self._records.restore()
+        if self._by_incarnation:
+            try:
+                self._guardian.ensure()
+            except OSError as error:
+                problem = f"the guardian of the workers can't be started: {error}"
+        return problem
+
     def tidy(self) -> None:
         """Report the workers that have ended; reap and end the processes that they left. Call it at each SIGCHLD."""
         self._guardian.reap()

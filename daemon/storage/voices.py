@@ -129,9 +129,10 @@ class VoiceStore:
             else:
                 self._make(target, recording, about)
         except OSError as error:
-            raise VoiceError(
-                ErrorCode.OUTPUT_FAILED, f"the voice can't be written to {target}: {error.strerror or error}"
-            ) from error
+            reason = error.strerror or error
+            if isinstance(error, FileExistsError | NotADirectoryError):
+                reason = f"{error.filename} is not a folder; remove it"
+            raise VoiceError(ErrorCode.OUTPUT_FAILED, f"the voice can't be written to {target}: {reason}") from error
         return _stored(target, about)
 
     def remove(self, name: str) -> None:
