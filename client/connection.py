@@ -11,8 +11,10 @@ import contextlib
 import errno
 import math
 import os
+import queue
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +23,12 @@ import zmq
 
 from glmtts.protocol.endpoints import CONTROL, EVENTS, MAX_PATH_BYTES, FoundEndpoint
 
+from . import forks
+from .addresses import is_numeric, reach
 from .curve import Handshakes, Key, find_keys
 from .errors import DaemonNotRunning, Forbidden, GlmttsError, UntrustedDaemon
 from .protocol import Core
+from .room import check_room
 
 #: A closing client waits this long, in milliseconds, to send its last messages, such as a cancel.
 _LINGER_MS = 500
@@ -41,7 +46,12 @@ _HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS = 15_000, 40_000
 #: Pauses between attempts to reconnect, in milliseconds: the first, and the longest.
 RECONNECT_MS = (50, 1_000)
 
-_CONNECT_TIMEOUT_S = 3.0
+#: An attempt to connect by TCP ends after this time, in milliseconds: the next one may go to another address.
+_CONNECT_TIMEOUT_MS = 5_000
+
+#: The least time between two look-ups of a daemon's name, in seconds.
+_LOOK_UP_AGAIN_S = 1.0
+
 _LONGEST_POLL_S = 3_600.0
 
 #: A zmq_socket_monitor event: its number and a value (zmq_socket_monitor(3)).
@@ -54,7 +64,9 @@ _HANDSHAKE_FAILED = (
 
 
 class DaemonConnection:
-    """Owns a DEALER connected to ``endpoint``, and its :class:`Core`.
+    """Owns a DEALER connected to ``endpoint``, and its :class:`Core`. In a forked process it is dead (forks.py).
+
+    ``reached``: what :func:`check_listening` has returned for the endpoint, if it was called already.
 
     Raises:
         DaemonNotRunning: nothing listens there.
@@ -63,11 +75,23 @@ class DaemonConnection:
     """
 
     def __init__(
-        self, endpoint: str, *, reconnect_s: float, server_key: Key | None = None, secret_key: Key | None = None
+        self,
+        endpoint: str,
+        *,
+        reconnect_s: float,
+        server_key: Key | None = None,
+        secret_key: Key | None = None,
+        reached: str | None = None,
     ) -> None:
         keys = find_keys(endpoint, server_key, secret_key)
-        check_listening(endpoint)
+        check_room()
         self.endpoint = endpoint
+        self._pid = os.getpid()
+        #: The endpoint as ZeroMQ gets it, with an address in place of a name; and the search for another address.
+        self._address = reached or check_listening(endpoint)
+        self._search: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._searched_at = -math.inf
+        self._searching: threading.Thread | None = None
         #: Whether ZeroMQ was disconnected from the endpoint.
         self._refused = False
         #: Whether the process at the other end of the present connection is trusted.
@@ -83,6 +107,7 @@ class DaemonConnection:
         self.socket.tcp_keepalive = 1
         self.socket.ipv6 = True
         if endpoint.startswith("tcp://"):
+            self.socket.connect_timeout = _CONNECT_TIMEOUT_MS
             self.socket.rcvhwm = _RECEIVE_AHEAD_TCP
             self.socket.heartbeat_ivl, self.socket.heartbeat_timeout = _HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS
         if keys is not None:
@@ -91,26 +116,59 @@ class DaemonConnection:
             self.socket.curve_secretkey = keys.secret.encode("ascii")
         self._handshakes = Handshakes(endpoint, keys)
         self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(
-            zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED
+            zmq.EVENT_CONNECTED
+            | zmq.EVENT_HANDSHAKE_SUCCEEDED
+            | zmq.EVENT_DISCONNECTED
+            | zmq.EVENT_CONNECT_RETRIED
+            | _HANDSHAKE_FAILED
         )
         try:
-            self.socket.connect(endpoint)
+            self.socket.connect(self._address)
         except zmq.ZMQError as error:
             self.close()
             raise GlmttsError(f"{endpoint!r} is no endpoint that can be connected to: {error}.") from None
+        forks.follow(self, self._address)
 
-    def check(self) -> None:
+    @property
+    def inherited(self) -> bool:
+        """Whether this process is a fork of the one that made the connection, and may not touch it."""
+        return self._pid != os.getpid()
+
+    def check(self, reached: str | None = None) -> None:
         """Before a new request: look for a daemon that was given up. Raises DaemonNotRunning."""
         if self.core.gave_up:
-            check_listening(self.endpoint)
-            if self._refused:
-                self.socket.connect(self.endpoint)
-                self._refused = False
+            self._go_to(reached or check_listening(self.endpoint))
             self.core.try_again(time.monotonic())
+
+    def _go_to(self, address: str) -> None:
+        """Connect to this address of the daemon, instead of another one."""
+        if address != self._address or self._refused:
+            self._disconnect()
+            self._address, self._refused = address, False
+            self.socket.connect(address)
+            forks.follow(self, address)
+
+    def _disconnect(self) -> None:
+        with contextlib.suppress(zmq.ZMQError):  # ZeroMQ may have disconnected already
+            self.socket.disconnect(self._address)
+
+    def _look_again(self) -> None:
+        """While the daemon is away: see in a thread whether its name leads elsewhere now."""
+        host, port = _host_and_port(self.endpoint)
+        if port is None or self._refused or is_numeric(host):
+            return
+        with contextlib.suppress(queue.Empty):
+            self._go_to(self._search.get_nowait())
+        if self._searching is not None and self._searching.is_alive():
+            return
+        if (now := time.monotonic()) >= self._searched_at + _LOOK_UP_AGAIN_S:
+            self._searched_at = now
+            self._searching = threading.Thread(target=_search, args=(host, port, self._search), daemon=True)
+            self._searching.start()
 
     def flush(self) -> None:
         """Send as much as can be sent now."""
-        if self.core.outgoing:
+        if self.core.outgoing and not self.inherited:
             # The daemon may have gone, and another process come, since the last step.
             self._hear_news()
             self._send()
@@ -126,6 +184,8 @@ class DaemonConnection:
 
     def step(self, most: int) -> bool:
         """Receive up to ``most`` messages and all changes of the connection, and send. True if there may be more."""
+        if self.inherited:
+            return False
         # Before the messages: those of a process that is not trusted must not be read.
         self._hear_news()
         for _ in range(most):
@@ -168,6 +228,8 @@ class DaemonConnection:
                 while self._receive():  # the last messages may have the end of a job
                     pass
                 self.core.connection_broke(time.monotonic())
+        if news and news[-1][0] == zmq.EVENT_CONNECT_RETRIED:
+            self._look_again()
 
     def _news(self) -> Iterator[tuple[int, int]]:
         # Asking costs a tenth of the exception for an empty socket.
@@ -177,12 +239,13 @@ class DaemonConnection:
     def _refuse(self, why: GlmttsError) -> None:
         self._refused = True
         self._trusted = False
-        with contextlib.suppress(zmq.ZMQError):  # ZeroMQ may have disconnected already
-            self.socket.disconnect(self.endpoint)
+        self._disconnect()
         self.core.refused(why)
 
     def poll(self, wait_s: float) -> None:
-        """Wait until :meth:`step` has something to do, at most ``wait_s`` seconds."""
+        """Wait until :meth:`step` has something to do, at most ``wait_s`` seconds. Raises GlmttsError after a fork."""
+        if self.inherited:
+            raise GlmttsError("This call began before the process was forked, and the answer goes to that process.")
         poller = zmq.Poller()
         backlog = self.core.connected and self.core.outgoing
         poller.register(self.socket, zmq.POLLIN | zmq.POLLOUT if backlog else zmq.POLLIN)
@@ -191,7 +254,7 @@ class DaemonConnection:
 
     def close(self) -> None:
         """Send the cancels of abandoned jobs, within half a second, and close."""
-        if not self.socket.closed:
+        if not self.socket.closed and not self.inherited:
             self.flush()
             deadline = time.monotonic() + _LINGER_MS / 1_000
             while self.core.connected and self.core.owes_cancel and (left := deadline - time.monotonic()) > 0:
@@ -203,10 +266,11 @@ class DaemonConnection:
             self._context.term()
 
 
-def check_listening(endpoint: str) -> None:
+def check_listening(endpoint: str) -> str:
     """Check that a daemon listens at ``endpoint``: ZeroMQ itself would try for ever, in silence.
 
-    Takes up to 3 s for ``tcp://``, no time for ``ipc://``.
+    Takes up to 3 s for ``tcp://`` and as long again for a name, no time for ``ipc://``. Returns the endpoint with the
+    address that answers in place of a name.
 
     Raises:
         DaemonNotRunning: nothing listens there.
@@ -219,10 +283,13 @@ def check_listening(endpoint: str) -> None:
         if endpoint.startswith("ipc://"):
             _probe_ipc(endpoint, endpoint.removeprefix("ipc://"))
         elif endpoint.startswith("tcp://"):
-            host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-            if port.isascii() and port.isdecimal():  # otherwise ZeroMQ says what is wrong with it
-                socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
-    except PermissionError:
+            host, port = _host_and_port(endpoint)
+            if port is None:
+                raise GlmttsError(f"{endpoint!r} is no endpoint that can be connected to: it names no port.")
+            return reach(host, port)
+    except PermissionError as error:
+        if endpoint.startswith("tcp://"):  # a firewall
+            raise DaemonNotRunning(endpoint, str(error.strerror)) from None
         whose, key = "the group that owns the socket", "socket_group"
         if endpoint.endswith((f"/{CONTROL}", f"/{EVENTS}")):
             whose, key = "the operators' group, or run this as the daemon's user or as root", "admin_group"
@@ -233,8 +300,21 @@ def check_listening(endpoint: str) -> None:
     except FileNotFoundError:
         raise DaemonNotRunning(endpoint, "there is no such socket") from None
     except (OSError, OverflowError) as error:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
         raise DaemonNotRunning(endpoint, reason) from None
+    return endpoint
+
+
+def _host_and_port(endpoint: str) -> tuple[str, int | None]:
+    """The parts of a ``tcp://`` endpoint; the port is None where there is none, or for ``ipc://``."""
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    is_tcp = endpoint.startswith("tcp://") and port.isascii() and port.isdecimal()
+    return host.strip("[]"), int(port) if is_tcp else None
+
+
+def _search(host: str, port: int, found: queue.SimpleQueue[str]) -> None:
+    with contextlib.suppress(OSError, OverflowError):  # not there yet
+        found.put(reach(host, port))
 
 
 def _probe_ipc(endpoint: str, path: str) -> None:

@@ -109,8 +109,9 @@ class Core:
             del self._by_job[exchange.job]
 
     def abandon(self, exchange: Exchange, why: GlmttsError, *, cancel: bool = True) -> None:
-        """End a request from this side and, with ``cancel``, cancel its job. No effect on an ended one."""
-        if exchange.finished:
+        """End a request from this side and, with ``cancel``, cancel its job. No effect on an ended one, or on one of
+        another connection: in a forked process, that of its parent."""
+        if exchange.finished or self._by_id.get(exchange.ids[0]) is not exchange:
             return
         exchange.fail(why)
         self._settle(exchange, cancel=cancel)

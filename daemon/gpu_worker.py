@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
-from glmtts.protocol import exit_codes
+from glmtts.protocol import exit_codes, inherited
 from glmtts.protocol.worker import (
     Bye,
     CancelJob,
@@ -91,6 +91,7 @@ def take_config(environment: dict[str, str] | os._Environ[str]) -> WorkerConfig:
 
 
 def main() -> NoReturn:
+    inherited.put_right()
     _print_line_by_line()
     try:
         config = take_config(os.environ)

@@ -22,6 +22,7 @@ from typing import Any
 import zmq
 
 from glmtts.protocol import endpoints, events
+from glmtts.protocol.inherited import put_right, raise_descriptor_limit
 
 from . import __version__, config, malloc
 from .core import effects, inputs
@@ -37,7 +38,13 @@ from .operator_tasks import OperatorTasks
 from .processes.command import missing_packages
 from .processes.manager import Processes, WorkerProcess
 from .processes.orphans import Records
-from .processes.own_process import be_first_process, raise_descriptor_limit
+from .processes.own_process import (
+    UnfitError,
+    be_first_process,
+    check_limits,
+    keep_files_private,
+    signals_to_hear,
+)
 from .service.systemd import ServiceManager, inherited
 from .service.watchdog import SelfCheck
 from .storage import outputs
@@ -223,7 +230,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Serve until an operator or a signal ends it; returns the exit status."""
-        self._loop.on_wakeup((signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD), self._on_wakeup)
+        self._loop.on_wakeup(signals_to_hear(), self._on_wakeup)
         self._log.info(
             "daemon serves",
             version=__version__,
@@ -263,6 +270,8 @@ class Supervisor:
         if loop.clock() >= self._next_look:
             self._next_look = loop.clock() + LOOK_S
             loop.guarded(self._surroundings.look)
+            # A SIGCHLD is lost where the wakeup pipe is full.
+            loop.guarded(self._processes.tidy)
         self._clients.flush()
         self._metrics.lag.add(loop.clock() - began)
         if self._service.wanted:
@@ -319,7 +328,7 @@ class Supervisor:
             elif number == signal.SIGHUP:
                 self._read_settings(effects.ReadSettings())
             elif number == signal.SIGCHLD:
-                self._processes.tidy()
+                self._loop.guarded(self._processes.tidy)
         self._loop.guarded(self._background.collect)
         self._loop.guarded(self._deliveries.collect)
         self._loop.guarded(self._surroundings.collect)
@@ -416,6 +425,7 @@ class Supervisor:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the daemon in the foreground; returns its exit status."""
+    put_right()
     parser = argparse.ArgumentParser(prog="glmttsd", description="Serve speech on a ZeroMQ socket.")
     parser.add_argument(
         "--config",
@@ -441,6 +451,12 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return _EX_CONFIG
     raise_descriptor_limit()
+    keep_files_private()
+    try:
+        check_limits(sockets=2 if loaded.tcp else 1)
+    except UnfitError as error:
+        print(f"glmttsd can't start: {error}", file=sys.stderr)
+        return _EX_UNAVAILABLE
     # Return the memory of large recordings and results to the system when they are freed.
     malloc.map_from(_LARGE)
     # A watchdog ends a hung loop with SIGABRT; the traceback is then in the log.

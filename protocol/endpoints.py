@@ -16,6 +16,9 @@ WORKERS = "workers.sock"
 #: The runtime folder of a daemon that serves the whole machine.
 MACHINE_DIR = Path("/run/glmtts")
 
+#: Where the daemon of a user may be, by the user's number: with a login session, and without one.
+_SESSION_DIRS = ("/run/user/{}/glmtts", "/tmp/glmtts-{}")
+
 #: sun_path of sockaddr_un has 108 bytes with its closing NUL (unix(7)).
 MAX_PATH_BYTES = 107
 
@@ -119,20 +122,37 @@ def open_to_others(status: os.stat_result) -> bool:
 def requests_endpoint() -> str:
     """The endpoint of the requests socket, for a client: ``GLMTTS_ENDPOINT``, else the socket in the runtime folder.
 
-    Without a named folder, and without a daemon of the user's own, it is that of the machine's daemon. A socket in a
-    folder that a stranger has made is not the user's own.
+    Without a named folder it is that of a daemon of the user's own, whichever kind of session it was started in, or of
+    the machine's daemon. A socket in a folder that a stranger has made is not the user's own.
     """
     if named := os.environ.get("GLMTTS_ENDPOINT"):
         return named
     own, machine_s = (FoundEndpoint(f"ipc://{folder / REQUESTS}") for folder in (runtime_dir(), MACHINE_DIR))
-    if os.environ.get("GLMTTS_RUNTIME_DIR") or not _is_there(machine_s):
+    if os.environ.get("GLMTTS_RUNTIME_DIR") or (_is_there(own) and not own.problem()):
         return own
-    return own if _is_there(own) and not own.problem() else machine_s
+    if other := _of_another_session():
+        return FoundEndpoint(f"ipc://{other}")
+    return machine_s if _is_there(machine_s) else own
 
 
 def _is_there(endpoint: FoundEndpoint) -> bool:
     # Path.exists raises an error for the folder of another user.
     return os.path.exists(endpoint.removeprefix("ipc://"))  # noqa: PTH110
+
+
+def _of_another_session() -> Path | None:
+    """The socket of this user's daemon, started where ``XDG_RUNTIME_DIR`` is set and it is not here, or the reverse: by
+    cron, by an init script, in a login session.
+    """
+    user = os.geteuid()
+    for folder in (Path(pattern.format(user)) for pattern in _SESSION_DIRS):
+        try:
+            about = folder.stat(follow_symlinks=False)
+            if about.st_uid == user and not about.st_mode & 0o022 and (folder / REQUESTS).exists():
+                return folder / REQUESTS
+        except OSError:
+            continue
+    return None
 
 
 def sibling_endpoint(requests: str, name: str) -> str:

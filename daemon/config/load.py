@@ -74,6 +74,7 @@ def read(path: Path | None) -> Config:
     Raises ConfigError with all problems at once.
     """
     if path is None:
+        state_dir(Settings())
         return Config(Settings(), None)
     try:
         settings = parse(read_text(path))
@@ -109,7 +110,7 @@ def state_dir(settings: Settings) -> Path:
     """The folder of all that outlives the daemon.
 
     The first that is set: ``[daemon] state_dir``, ``$STATE_DIRECTORY`` (systemd), /var/lib/glmtts for root,
-    ``$XDG_STATE_HOME/glmtts``, ~/.local/state/glmtts.
+    ``$XDG_STATE_HOME/glmtts``, ~/.local/state/glmtts. Raises ConfigError for a user without a home folder.
     """
     if settings.daemon.state_dir:
         return Path(settings.daemon.state_dir).absolute()
@@ -119,8 +120,18 @@ def state_dir(settings: Settings) -> Path:
         return Path("/var/lib/glmtts")
     xdg = os.environ.get("XDG_STATE_HOME", "")
     # The XDG base directory specification has relative paths ignored.
-    base = Path(xdg) if xdg.startswith("/") else Path("~/.local/state").expanduser()
-    return base / "glmtts"
+    if xdg.startswith("/"):
+        return Path(xdg) / "glmtts"
+    try:
+        return Path("~/.local/state/glmtts").expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            [
+                f"daemon.state_dir: not set, and user {os.geteuid()} has no home folder for it (HOME is not set, and "
+                "/etc/passwd has no such user): set it, or the variable HOME or XDG_STATE_HOME, to a folder that this "
+                "user can write"
+            ]
+        ) from None
 
 
 def outputs_dir(settings: Settings) -> Path:

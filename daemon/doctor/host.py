@@ -16,6 +16,7 @@ from ..core.settings import Settings
 from ..engines import CONFINED
 from ..gpu.device import has_host_pids
 from ..gpu.host_memory import HostMemory
+from ..processes.own_process import UnfitError, check_limits
 from .check import Check, finding, memory, needs_gpu, ok, warning, wrong
 
 #: What the daemon imports beside the standard library.
@@ -101,10 +102,14 @@ def _shared_memory() -> Check:
 
 
 def limits(settings: Settings) -> list[Check]:
-    """The number of open files: each client's connection is one."""
+    """The limits of this process, open files above all: each client's connection is one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = min(settings.limits.max_connections * 2 + 256, _FEW_DESCRIPTORS)
     endless = hard == resource.RLIM_INFINITY
+    try:
+        check_limits(sockets=2 if settings.tcp.listen else 1)
+    except UnfitError as error:
+        return [wrong("limits", str(error), "the daemon does not start under the limits of this process")]
     return [
         finding(
             "ok" if endless or hard >= wanted else "warning",

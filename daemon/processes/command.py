@@ -115,6 +115,12 @@ def environment(settings: Settings, worker: dict[str, Any], boot: str, device: s
     environment["GLMTTS_WORKER"] = json.dumps(worker)
     environment[guardian.VARIABLE] = boot
     environment["PYTHONUNBUFFERED"] = "1"
+    if os.path.expanduser("~") == "~":  # noqa: PTH111 - pathlib raises
+        # Libraries keep caches there. Without a home folder they would make one called "~".
+        environment["HOME"] = str(config.cache_dir(settings))
+    if config.engine_python(settings) != sys.executable:
+        # It tells the daemon's Python where its library is, and any other would not start with it.
+        environment.pop("PYTHONHOME", None)
     if device is not None:
         environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         environment["CUDA_VISIBLE_DEVICES"] = device

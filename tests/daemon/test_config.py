@@ -446,6 +446,19 @@ def test_state_outputs_and_voices_have_a_place_for_every_kind_of_user(monkeypatc
     )
 
 
+@pytest.mark.usefixtures("bare_environment")
+def test_a_user_without_a_home_folder_hears_what_to_set_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(config.ConfigError, match=r"daemon\.state_dir: not set, and user 1234 has no home folder"):
+        config.read(None)
+    monkeypatch.setenv("XDG_STATE_HOME", "/srv/state")
+    assert config.read(None).settings == Settings()
+
+
 # --- the command
 
 

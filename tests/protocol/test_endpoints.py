@@ -63,6 +63,23 @@ def test_who_has_no_daemon_of_his_own_is_served_by_the_machine_s(
     assert endpoints.requests_endpoint() == f"ipc://{own}/glmtts.sock"
 
 
+def test_a_daemon_that_cron_started_is_found_in_a_login_session(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    user = os.getuid()
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    if user == 0:
+        monkeypatch.setattr(endpoints, "MACHINE_DIR", tmp_path)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    folder = tmp_path / "of-cron"
+    monkeypatch.setattr(endpoints, "_SESSION_DIRS", (str(tmp_path / "none-{}"), f"{folder}"))
+    folder.mkdir(mode=0o700)
+    (folder / "glmtts.sock").touch()
+    assert endpoints.requests_endpoint() == f"ipc://{folder}/glmtts.sock"
+    folder.chmod(0o777)
+    assert "of-cron" not in endpoints.requests_endpoint(), "another user may have made the socket"
+
+
 def test_the_operators_sockets_lie_beside_the_requests_socket() -> None:
     control = endpoints.sibling_endpoint("ipc:///run/glmtts/glmtts.sock", endpoints.CONTROL)
     assert control == "ipc:///run/glmtts/control.sock"
