@@ -170,6 +170,32 @@ def test_both_dialects_become_files_and_prompts_are_found_beside_the_batch(
     assert not (batch.out / "failures.jsonl").exists()
 
 
+def test_a_prompt_is_found_beside_the_file_then_in_the_current_folder_then_above_the_file(
+    journalled: JournalledDaemon, batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside, here, above = tmp_path / "checkout/examples", tmp_path / "here", tmp_path / "checkout"
+    for folder in (beside, here, above):
+        (folder / "examples").mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(here)
+    batch.file = beside / "b.jsonl"
+    for place in (above, here, beside):  # each comes before the one that was found so far
+        (place / "examples/p.wav").write_bytes(place.name.encode())
+        batch.write({"uttid": "a", "prompt_text": "x", "prompt_speech": "examples/p.wav", "syn_text": " it is"})
+        assert batch.run().exit_code == 0
+        assert (batch.out / "a.wav").read_bytes() == f"{place.name} it is".encode()
+
+
+def test_a_file_that_is_no_batch_is_refused_before_anything_is_spoken(
+    journalled: JournalledDaemon, batch: Batch
+) -> None:
+    batch.file.write_bytes('{"syn_text": "Hello"}\n{"syn_text": "今天"}\n'.encode("gbk"))
+    result = batch.run()
+    assert result.exit_code == 2
+    assert "iconv -f gb18030 -t utf-8" in result.stderr.replace("\n", " ")
+    assert not journalled.spoken
+    assert not batch.out.exists()
+
+
 def test_a_bad_line_fails_alone_and_is_reported_by_its_number(journalled: JournalledDaemon, batch: Batch) -> None:
     journalled.refuse = lambda request: (
         events.Error.of(request.id, ErrorCode.SYNTHESIS_FAILED, "the engine choked", job="j")
