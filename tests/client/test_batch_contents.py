@@ -42,7 +42,7 @@ def texts(data: bytes) -> list[str]:
         TEXT.replace("}\n", "},\n").encode(),
         json.dumps(ROWS, indent=2).encode(),
         json.dumps(ROWS).encode("utf-16"),
-        "[\n".encode() + TEXT.replace("}\n", "},\n").encode() + b"]\n",
+        b"[\n" + TEXT.replace("}\n", "},\n").encode() + b"]\n",
         "".join(json.dumps(row, indent=2) for row in ROWS).encode(),
     ],
 )

@@ -170,8 +170,9 @@ def test_both_dialects_become_files_and_prompts_are_found_beside_the_batch(
     assert not (batch.out / "failures.jsonl").exists()
 
 
+@pytest.mark.usefixtures("journalled")
 def test_a_prompt_is_found_beside_the_file_then_in_the_current_folder_then_above_the_file(
-    journalled: JournalledDaemon, batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beside, here, above = tmp_path / "checkout/examples", tmp_path / "here", tmp_path / "checkout"
     for folder in (beside, here, above):
