@@ -137,7 +137,7 @@ class Core:
         if any(exchange.sent and _may_close(exchange) for exchange in unanswered):
             control = self.endpoint.endswith(f"/{CONTROL}")
             question = self.call("config" if control else "info")
-            question.watchers.append(lambda: question.finished and self._on_limits(question))
+            question.watchers.append(lambda: self._on_limits(question))
 
     def _send_again(self, exchange: Exchange) -> None:
         if exchange.resent >= _MAX_RESENDS:
@@ -150,6 +150,8 @@ class Core:
 
     def _on_limits(self, question: Exchange) -> None:
         """After the end of a connection over which a large body was sent: its limit, if the daemon has told it."""
+        if not question.finished:
+            return
         limit = _body_limit(question.answer)
         for exchange in self.in_flight():
             if not exchange.sent or not _may_close(exchange):

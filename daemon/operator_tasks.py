@@ -18,6 +18,7 @@ from .config.tcp_access import Access
 from .core import effects, inputs
 from .core.settings import LimitsSettings
 from .loop import Background
+from .storage.pause import PauseFile
 from .storage.voices import VoiceError, VoiceStore, check_recording
 
 _TOO_MANY = "too many operations are waiting; try again"
@@ -33,15 +34,18 @@ class OperatorTasks:
         *,
         config_file: Path | None,
         voices: VoiceStore,
+        pause: PauseFile,
         limits: LimitsSettings,
         admit: Callable[[Access | None], str] | None = None,
         warn: Callable[[str], None],
+        warn_of_pause: Callable[[str], None],
     ) -> None:
         """
         Args:
             step: takes the outcome to the core; called in the loop.
             admit: takes the clients that may connect by TCP after a reload; returns the file that names them.
             warn: takes a probable mistake in the configuration.
+            warn_of_pause: takes the reason why a pause, or its end, could not be written down.
         """
         self._background = background
         self._step = step
@@ -50,6 +54,8 @@ class OperatorTasks:
         self.limits = limits
         self._admit = admit
         self._warn = warn
+        self._pause = pause
+        self._warn_of_pause = warn_of_pause
 
     def read_settings(self, effect: effects.ReadSettings) -> None:
         """Read the configuration again; SettingsRead follows."""
@@ -77,6 +83,16 @@ class OperatorTasks:
 
         if config.names_in(loaded.settings):
             self._background.run(lambda: config.unknown_names(loaded.settings, loaded.tcp), then)
+
+    def keep_pause(self, effect: effects.KeepPause) -> None:
+        """Write down whether the queue is paused."""
+
+        def then(result: Any) -> None:
+            if isinstance(result, Exception):
+                self._warn_of_pause(str(result))
+
+        if not self._background.run(lambda: self._pause.write(effect.since), then):
+            then(RuntimeError(_TOO_MANY))
 
     def store_voice(self, effect: effects.StoreVoice) -> None:
         """Store or remove a voice; VoiceStored follows."""

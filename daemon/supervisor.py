@@ -43,6 +43,7 @@ from .service.watchdog import SelfCheck
 from .storage import outputs
 from .storage.deliveries import Deliveries
 from .storage.journal import Journal
+from .storage.pause import PauseFile
 from .storage.voices import VoiceStore
 from .transport.client_listeners import ClientListeners
 from .transport.event_publisher import EventPublisher
@@ -114,14 +115,17 @@ class Supervisor:
         self._records.end_orphans(log)
         self._sampler = Sampler(loop.wakeup_fd, loop.clock, use_nvml=asks_nvml(settings))
         self._voices = VoiceStore(config.voices_dir(settings))
+        self._pause = PauseFile(config.state_dir(settings))
         self._operator_tasks = OperatorTasks(
             self._background,
             self._on_operator_task,
             config_file=loaded.file,
             voices=self._voices,
+            pause=self._pause,
             limits=settings.limits,
             admit=self._clients.tcp.admit if self._clients.tcp else None,
             warn=lambda problem: log.warning("the configuration is probably mistaken", reason=problem),
+            warn_of_pause=lambda problem: log.warning("the next daemon will not know of this pause", reason=problem),
         )
         self._journal = Journal(
             config.state_dir(settings), loop.wakeup_fd, on_warning=lambda line: log.warning("journal", reason=line)
@@ -153,6 +157,7 @@ class Supervisor:
             effects.Log: lambda e: log.log(e.level, e.message, **e.fields),
             effects.ChangeLogLevel: self._change_log_level,
             effects.UseSettings: self._use_settings,
+            effects.KeepPause: self._operator_tasks.keep_pause,
             effects.ReadSettings: self._read_settings,
             effects.StoreVoice: self._operator_tasks.store_voice,
             effects.WriteMetrics: self._metrics.write,
@@ -201,7 +206,17 @@ class Supervisor:
             wall=time.time(),
             seed=secrets.randbits(64),
             voices=voices,
+            paused_since=self._read_pause(),
         )
+
+    def _read_pause(self) -> float | None:
+        since = self._pause.read()
+        if since is not None:
+            self._log.warning(
+                "queue is paused, as an operator left it: accepted jobs wait until 'glmttsctl resume'",
+                since=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since)),
+            )
+        return since
 
     # --- the loop
 

@@ -76,6 +76,8 @@ class Preparation:
         if job.recording is not None:
             try:
                 data = Path(job.recording).read_bytes()
+            except FileNotFoundError:
+                raise EngineError("voice_not_found", f"voice: {job.voice!r} was removed before the job began") from None
             except OSError as error:
                 raise EngineError(
                     "voice_not_found", f"voice: the recording of {job.voice!r} can't be read: {error.strerror}"

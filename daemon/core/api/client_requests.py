@@ -18,7 +18,7 @@ from ..jobs.job import Ended, Job, Subscriber
 from ..jobs.job_table import content_digest
 from ..monitoring.problems import Problems
 from ..scheduling.deadlines import enqueue
-from ..scheduling.durable import key_taken
+from ..scheduling.durable import NEW_KEY, key_taken, no_such_job
 from ..scheduling.forecast import Outlook
 from ..scheduling.retry import quarantine_message
 from ..scheduling.scheduler import Scheduler
@@ -315,12 +315,13 @@ class ClientRequests:
         if ended is None and self._durable_jobs.find(subscriber.to, subscriber.wait_for(id), owner):
             return
         keep = self._context.settings.queue
+        by_key = NEW_KEY if ended is None or ended.info.key is not UNSET else ""
         self._context.refuse(
             subscriber.to,
             subscriber.id,
             ErrorCode.JOB_NOT_FOUND,
             f"job {id} has ended, and its result is not kept any more: results are kept for "
-            f"{keep.keep_results_s:g} s, {keep.keep_results_mib} MiB of them in all",
+            f"{keep.keep_results_s:g} s, {keep.keep_results_mib} MiB of them in all{by_key}",
         )
 
     # --- connections
@@ -362,6 +363,6 @@ class ClientRequests:
         if job is not None and (client is None or job.client.owner == client.owner):
             return job
         if job is not None or not self._durable_jobs.find(to, request, client.key if client else None):
-            message = f"job: there is no job {request.job!r} of yours"
+            message = no_such_job(request.job, self._context.settings.queue)
             self._context.refuse(to, request.id, ErrorCode.JOB_NOT_FOUND, message)
         return None
