@@ -42,6 +42,7 @@ from .service.systemd import ServiceManager, inherited
 from .service.watchdog import SelfCheck
 from .storage import outputs
 from .storage.deliveries import Deliveries
+from .storage.filesystems import network_filesystem
 from .storage.journal import Journal
 from .storage.pause import PauseFile
 from .storage.voices import VoiceStore
@@ -115,6 +116,13 @@ class Supervisor:
         self._records.end_orphans(log)
         self._sampler = Sampler(loop.wakeup_fd, loop.clock, use_nvml=asks_nvml(settings))
         self._voices = VoiceStore(config.voices_dir(settings))
+        if kind := network_filesystem(config.state_dir(settings)):
+            log.warning(
+                "state folder is on the network, where the journal may fail; take a local disk",
+                key="[daemon] state_dir",
+                filesystem=kind,
+                folder=str(config.state_dir(settings)),
+            )
         self._pause = PauseFile(config.state_dir(settings))
         self._operator_tasks = OperatorTasks(
             self._background,

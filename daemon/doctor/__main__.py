@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,11 +55,24 @@ GROUPS: dict[str, Group] = {
 }
 
 
+#: What a start of the daemon with this configuration needs, in a second or two: for ``glmttsctl config check``.
+START: dict[str, Group] = {
+    "engine": GROUPS["engine"],
+    "engine's files": GROUPS["engine's files"],
+    "engine's installation": Group((engine.installed,), 30.0, "the workers' Python does not end"),
+    "state folder": Group((files.state,), 10.0, GROUPS["places"].silence),
+}
+
+
+def _group(name: str) -> Group:
+    return GROUPS[name] if name in GROUPS else START[name]
+
+
 def examine(group: str, path: Path | None) -> list[Check]:
     """Run every check of a group. One that fails by itself is a finding too."""
     settings, _ = files.configuration(path)
     found: list[Check] = []
-    for check in GROUPS[group].checks:
+    for check in _group(group).checks:
         try:
             found += check(settings)
         except PermissionError as error:
@@ -72,19 +85,19 @@ def examine(group: str, path: Path | None) -> list[Check]:
     return found
 
 
-def examine_all(path: Path | None) -> list[Check]:
-    """Run every group side by side, each in a process of its own."""
+def examine_all(path: Path | None, groups: Mapping[str, Group]) -> list[Check]:
+    """Run groups side by side, each in a process of its own."""
     found = files.configuration(path, look_up=True)[1]
     command = [sys.executable, "-m", "glmtts.daemon.doctor", "--config", str(path or "")]
     running = {
         group: subprocess.Popen(
             [*command, "--group", group], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
-        for group in GROUPS
+        for group in groups
     }
     began = time.monotonic()
     for group, process in running.items():
-        found += answer_of(group, process, began + GROUPS[group].timeout_s)
+        found += answer_of(group, process, began + groups[group].timeout_s)
     return found
 
 
@@ -96,7 +109,7 @@ def answer_of(group: str, process: subprocess.Popen[bytes], deadline: float) -> 
     except subprocess.TimeoutExpired:
         # Not waited for: SIGKILL does not end a process in uninterruptible sleep.
         process.kill()
-        return [wrong(group, f"no answer within {GROUPS[group].timeout_s:g} s", GROUPS[group].silence)]
+        return [wrong(group, f"no answer within {_group(group).timeout_s:g} s", _group(group).silence)]
     except msgspec.DecodeError:
         last = err.decode(errors="replace").strip().splitlines()
         seen = f"ended with status {process.returncode}" + (f": {last[-1][:300]}" if last else "")
@@ -107,10 +120,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the checks as JSON; the exit status is 1 if anything is wrong, else 0."""
     parser = argparse.ArgumentParser(prog="python -m glmtts.daemon.doctor", description=__doc__.splitlines()[0])
     parser.add_argument("--config", metavar="FILE", help="'': the built-in defaults; found, where none is given")
-    parser.add_argument("--group", choices=list(GROUPS))
+    parser.add_argument("--group", choices=[*GROUPS, *START])
+    parser.add_argument("--start", action="store_true", help="only what a start of the daemon needs")
     options = parser.parse_args(arguments)
     path = config.find(options.config)
-    found = examine(options.group, path) if options.group else examine_all(path)
+    found = examine(options.group, path) if options.group else examine_all(path, START if options.start else GROUPS)
     sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
     sys.stdout.flush()
     # A library's threads, or a process that can't be killed, must not keep this one.

@@ -68,6 +68,10 @@ class EngineChecks:
         """Checks that take milliseconds: files, models."""
         return []
 
+    def installed(self, place: Workplace) -> list[Check]:  # noqa: ARG002
+        """Checks that take a second or two: what is installed in the workers' interpreter."""
+        return []
+
     def packages(self, place: Workplace) -> list[Check]:  # noqa: ARG002
         """Checks that may take half a minute: imports in the workers' interpreter."""
         return []
