@@ -19,7 +19,7 @@ from glmtts.protocol.events import Done, InfoAnswer, JobAnswer, JobInfo, JobsAns
 from .connection import DaemonConnection, check_listening, read_recording
 from .curve import Key
 from .errors import Cancelled, GlmttsError
-from .exchange import Exchange, Job, JobExchange, OnEvent, collected, job_id, show, timed_out
+from .exchange import Exchange, Job, JobExchange, OnEvent, collected, deadline_after, job_id, show, timed_out
 from .speech import Chunk, Speech, SpeechOptions
 
 T = TypeVar("T")
@@ -220,7 +220,7 @@ class AsyncClient:
 
     def _deadline(self, timeout: float | None) -> float:
         timeout = self._timeout if timeout is None else timeout
-        return math.inf if timeout is None else time.monotonic() + timeout
+        return deadline_after(timeout)
 
     async def _until(self, ready: Callable[[], object], deadline: float, exchange: Exchange) -> None:
         """Wait for ``ready()``, which only a change of ``exchange`` can make true. Raises Timeout at ``deadline``."""

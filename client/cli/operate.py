@@ -12,7 +12,7 @@ import click
 from glmtts.protocol.control import MAX_WORKERS, LogLevel
 
 from .failures import FAILED, TIMED_OUT, Finished
-from .session import session, shared_options, timeout_option
+from .session import MOST_SECONDS, session, shared_options, timeout_option
 from .ui.humanize import humanise
 
 
@@ -84,7 +84,8 @@ def drain(timeout: float | None) -> None:
     """
     run = session()
     with run.control(timeout=None) as control:
-        answer = control.drain(timeout)
+        # The daemon takes no longer time; without one it waits as long as it takes.
+        answer = control.drain(None if timeout is None or timeout > MOST_SECONDS else timeout)
     drained = answer.get("drained", True)
     left = answer.get("left", 0)
     words = "Drained: no job is left." if drained else f"Not drained in time: {left} jobs are left."

@@ -20,7 +20,7 @@ from glmtts.protocol.events import Accepted, Done, Started
 from glmtts.protocol.requests import MAX_SEED, PRIORITIES
 
 from .retry import with_retries
-from .session import Session, session, shared_options, timeout_option
+from .session import MOST_SECONDS, Seconds, Session, session, shared_options, timeout_option
 from .ui.humanize import duration
 from .ui.output import print_json
 from .ui.player import PlayerSink, find_player
@@ -60,7 +60,7 @@ def parse_options(_ctx: click.Context, _param: click.Parameter, values: tuple[st
 @click.option(
     "--deadline",
     "deadline_s",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(min=0, min_open=True, max=MOST_SECONDS),
     metavar="SECONDS",
     help="The daemon gives up if the job is not done by then.",
 )
