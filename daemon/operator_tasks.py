@@ -12,6 +12,7 @@ from typing import Any
 
 from glmtts.protocol.control import VoiceAdd, VoiceRemove
 from glmtts.protocol.errors import ErrorCode
+from glmtts.protocol.system_words import error_in_words
 
 from . import config
 from .config.tcp_access import Access
@@ -65,7 +66,7 @@ class OperatorTasks:
                 keys = self._admit(result.tcp) if self._admit else ""
                 event = inputs.SettingsRead(result.settings, [], effect.to, effect.id, authorised_keys=keys)
             else:
-                problems = result.problems if isinstance(result, config.ConfigError) else [str(result)]
+                problems = result.problems if isinstance(result, config.ConfigError) else [error_in_words(result)]
                 event = inputs.SettingsRead(None, problems, effect.to, effect.id)
             self._step(event)
             if isinstance(result, config.Config):
@@ -78,7 +79,9 @@ class OperatorTasks:
         """Warn of unknown names: in the background, since a directory on the network may be slow."""
 
         def then(result: Any) -> None:
-            for problem in result if isinstance(result, list) else [f"names were not looked up: {result}"]:
+            for problem in (
+                result if isinstance(result, list) else [f"names were not looked up: {error_in_words(result)}"]
+            ):
                 self._warn(problem)
 
         if config.names_in(loaded.settings):
@@ -89,7 +92,7 @@ class OperatorTasks:
 
         def then(result: Any) -> None:
             if isinstance(result, Exception):
-                self._warn_of_pause(str(result))
+                self._warn_of_pause(error_in_words(result))
 
         if not self._background.run(lambda: self._pause.write(effect.since), then):
             then(RuntimeError(_TOO_MANY))
@@ -110,7 +113,7 @@ class OperatorTasks:
             if isinstance(result, VoiceError):
                 event.error = (result.code.value, result.message)
             elif isinstance(result, Exception):
-                event.error = (ErrorCode.UNAVAILABLE.value, f"the voice could not be stored: {result}")
+                event.error = (ErrorCode.UNAVAILABLE.value, f"the voice could not be stored: {error_in_words(result)}")
             else:
                 event.voice = result
             self._step(event)

@@ -22,6 +22,7 @@ from typing import Any
 import zmq
 
 from glmtts.protocol import endpoints, events
+from glmtts.protocol.system_words import error_in_words
 
 from . import __version__, config, malloc
 from .core import effects, inputs
@@ -376,7 +377,7 @@ class Supervisor:
         try:
             pid = self._processes.start(effect.incarnation, effect.name, effect.gpu, effect.device, effect.vram_share)
         except OSError as error:
-            self._later.append(inputs.SpawnFailed(effect.incarnation, str(error)))
+            self._later.append(inputs.SpawnFailed(effect.incarnation, error_in_words(error, starting=True)))
         else:
             self._sampler.watch(effect.incarnation, pid)
             self._later.append(inputs.Spawned(effect.incarnation, pid))

@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from glmtts.protocol.system_words import error_in_words, exit_in_words
+
 from .. import config
 from ..core.settings import Settings
 from . import engine, files, gpu, host
@@ -80,7 +82,7 @@ def examine(group: str, path: Path | None) -> list[Check]:
             means = "only the daemon's user and root can check it"
             found.append(warning(check.__name__, seen, means, "run it as one of them: sudo glmttsctl doctor"))
         except Exception as error:
-            seen = f"the check failed: {type(error).__name__}: {error}"
+            seen = f"the check failed: {type(error).__name__}: {error_in_words(error)}"
             found.append(warning(check.__name__, seen, "the doctor has a bug", "please report it"))
     return found
 
@@ -112,7 +114,7 @@ def answer_of(group: str, process: subprocess.Popen[bytes], deadline: float) -> 
         return [wrong(group, f"no answer within {_group(group).timeout_s:g} s", _group(group).silence)]
     except msgspec.DecodeError:
         last = err.decode(errors="replace").strip().splitlines()
-        seen = f"ended with status {process.returncode}" + (f": {last[-1][:300]}" if last else "")
+        seen = exit_in_words(process.returncode) + (f": {last[-1][:300]}" if last else "")
         return [wrong(group, seen, "a library that it loads crashed its process")]
 
 

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 
+from glmtts.protocol.system_words import error_in_words
+
 from . import guardian
 
 #: The variables that the interpreter itself may need; the guardian gets no others, and never the boot token.
@@ -48,7 +50,7 @@ class Guardian:
             )
         except (OSError, subprocess.SubprocessError) as error:
             os.close(write_end)
-            raise OSError(f"{sys.executable}: {error}") from None
+            raise OSError(f"{sys.executable}: {error_in_words(error, starting=True)}") from None
         finally:
             os.close(read_end)
         self._pipe = write_end

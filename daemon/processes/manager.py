@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from select import POLLIN, poll
 
+from glmtts.protocol.system_words import error_in_words
+
 from ..core.settings import Settings
 from ..log.worker_output import WorkerOutput, understood
 from . import guardian
@@ -164,7 +166,7 @@ class Processes:
             )
         except (OSError, subprocess.SubprocessError) as error:
             os.close(write_end)
-            raise OSError(f"{self._interpreter}: {error}") from None
+            raise OSError(f"{self._interpreter}: {error_in_words(error, starting=True)}") from None
         finally:
             os.close(read_end)
         try:

@@ -12,6 +12,8 @@ import os
 import re
 from pathlib import Path
 
+from glmtts.protocol.system_words import error_in_words
+
 #: Begins the names of files that are being written, followed by the writer's pid and start time.
 TEMPORARY_PREFIX = ".glmtts-tmp-"
 #: Begins the names of marks, followed by the job's id.
@@ -227,4 +229,4 @@ _REASONS: dict[int, str] = {
 
 def _explain(path: Path, error: OSError) -> str:
     reason = _REASONS.get(error.errno or 0, "{words} in {folder}")
-    return f"output: {path.name} was not written: " + reason.format(folder=path.parent, words=error.strerror)
+    return f"output: {path.name} was not written: " + reason.format(folder=path.parent, words=error_in_words(error))

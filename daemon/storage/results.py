@@ -12,6 +12,8 @@ import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from glmtts.protocol.system_words import error_in_words
+
 from .problems import printable
 
 #: Larger than an hour of the largest format: a larger file is not a result.
@@ -91,7 +93,9 @@ class Results:
             try:
                 (self.folder / name).unlink(missing_ok=True)
             except (OSError, ValueError) as error:
-                problems.append(printable(f"the result {self.folder / name} could not be removed: {error}"))
+                problems.append(
+                    printable(f"the result {self.folder / name} could not be removed: {error_in_words(error)}")
+                )
         return problems
 
     def rename_old(self) -> Path | None:
