@@ -18,6 +18,7 @@ from glmtts.client.files import write_whole
 from glmtts.protocol.audio_formats import FORMAT_OF_SUFFIX, FORMATS, STREAM_FORMATS, AudioFormat
 from glmtts.protocol.events import Accepted, Done, Started
 from glmtts.protocol.requests import MAX_SEED, PRIORITIES
+from glmtts.protocol.text_encodings import conversion, utf16_of
 
 from .retry import with_retries
 from .session import MOST_SECONDS, Seconds, Session, session, shared_options, timeout_option
@@ -162,10 +163,15 @@ def _format_of_name(name: str | None) -> AudioFormat | None:
 
 
 def _read_text(text: str) -> str:
+    read = b""
     try:
         if text == "-":
-            text = sys.stdin.buffer.read().decode("utf-8-sig")
+            read = sys.stdin.buffer.read()
+            text = read.decode(utf16_of(read) or "utf-8").removeprefix("\ufeff")
         text.encode()
+    except UnicodeDecodeError as error:
+        line = read[max(0, read.rfind(b"\n", 0, error.start)) :].strip().partition(b"\n")[0]
+        raise click.UsageError(f"The text is not valid UTF-8. {conversion(read, line, '-')}") from None
     except UnicodeError:
         raise click.UsageError("The text is not valid UTF-8.") from None
     if not text.strip():

@@ -81,6 +81,9 @@ def examine(group: str, path: Path | None) -> list[Check]:
             seen = f"this user may not read {error.filename or error.strerror}"
             means = "only the daemon's user and root can check it"
             found.append(warning(check.__name__, seen, means, "run it as one of them: sudo glmttsctl doctor"))
+        except OSError as error:
+            means, remedy = "this could not be checked", "see the error, and run the doctor again"
+            found.append(warning(check.__name__, error_in_words(error), means, remedy))
         except Exception as error:
             seen = f"the check failed: {type(error).__name__}: {error_in_words(error)}"
             found.append(warning(check.__name__, seen, "the doctor has a bug", "please report it"))

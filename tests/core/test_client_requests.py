@@ -140,6 +140,21 @@ def test_the_same_key_is_never_spoken_twice_even_when_its_result_is_gone(world: 
     assert world.names(world.request(key="k")) == ["accepted", "started"]
 
 
+def test_a_key_whose_job_failed_says_that_a_new_key_is_needed_to_try_again(world: World) -> None:
+    first = world.request(key="k")
+    for _ in range(2):
+        world.die()
+        world.come_back()
+    failed = world.last(first)
+    assert failed.retryable and "new key" not in failed.message
+    again = world.last(world.request(key="k"))
+    assert (again.code, again.job) == (failed.code, failed.job)
+    assert (
+        again.message
+        == f"{failed.message} (this job has ended; send the request with a new key to have it spoken again)"
+    )
+
+
 def test_a_key_for_another_text_is_refused_and_a_key_of_another_client_is_another_key(world: World) -> None:
     world.request(key="k", text="one")
     error = refused(world, key="k", text="two")

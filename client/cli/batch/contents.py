@@ -7,12 +7,13 @@ taken for a batch: the file is refused as a whole, before a word of it is spoken
 
 from __future__ import annotations
 
-import codecs
 import json
 import re
 import shlex
 from pathlib import Path
 from typing import BinaryIO
+
+from glmtts.protocol.text_encodings import conversion, utf16_of
 
 from .file import NO_TEXT, BadLine, BatchLine, read_lines
 
@@ -20,19 +21,6 @@ from .file import NO_TEXT, BadLine, BatchLine, read_lines
 MAX_BYTES = 1 << 30
 _HEAD_BYTES = 4096
 
-_BOMS = (
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark is its beginning
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
-#: Where the first two characters, which are ASCII in JSON, have their zero bytes (RFC 4627, section 3).
-_ZEROS = (
-    (re.compile(rb"[^\0]\0\0\0[^\0]\0\0\0"), "utf-32-le"),
-    (re.compile(rb"\0\0\0[^\0]\0\0\0[^\0]"), "utf-32-be"),
-    (re.compile(rb"[^\0]\0[^\0]\0"), "utf-16-le"),
-    (re.compile(rb"\0[^\0]\0[^\0]"), "utf-16-be"),
-)
 _EXAMPLE = '{"uttid": "a1", "syn_text": "你好"}'
 _OFFICE = "Save it as plain text or as CSV (UTF-8) in its program, and make a batch of that"
 _NO_TEXT = f"A batch has a line such as {_EXAMPLE} for each job"
@@ -60,27 +48,12 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"\xff\xd8\xff", "a picture", _NO_TEXT),
     (b"\x7fELF", "a program", _NO_TEXT),
 )
-_KANA = ("\u3040", "\u30ff")
-_HANGUL = ("\uac00", "\ud7a3")
-#: Encodings to suggest, in the order in which they are tried: how iconv and people call them; and, where a text in
-#: another one decodes as well, the letters that have to be there, and their least share beyond ASCII.
-_ENCODINGS: tuple[tuple[str, str, tuple[str, str] | None, float], ...] = (
-    ("euc-kr", "EUC-KR", _HANGUL, 0.8),
-    ("shift-jis", "Shift-JIS", _KANA, 0.3),
-    ("euc-jp", "EUC-JP", _KANA, 0.3),
-    ("gb2312", "GBK or GB18030", None, 0.0),
-    ("big5", "Big5", None, 0.0),
-    ("gb18030", "GBK or GB18030", None, 0.0),
-)
 _BETWEEN = re.compile(r"[\s,\ufeff\x1a]*")
 #: Bytes that are not UTF-8, as Python keeps them in a string.
 _DAMAGED = re.compile("[\udc80-\udcff]")
 _LINE_END = re.compile(r"\r\n|\r|\n")
-_SAMPLE = 30
 #: Bytes of which a third or more is zero in UTF-16.
 _ZEROS_SEEN = 24
-#: Characters from which on a text in EUC-KR is told from one in GBK.
-_ENOUGH = 5
 _FROM_CSV = (
     "python3 -c 'import csv,json,sys; [print(json.dumps(row, ensure_ascii=False)) for row in "
     "csv.DictReader(sys.stdin{dialect})]' < {file} > batch.jsonl; its first line names the columns, such as "
@@ -126,7 +99,7 @@ def _check_kind(head: bytes, path: Path) -> None:
         document = next((name for mark, name in _ZIPPED if mark in head), "")
         kinds = [(f"a document ({document})", _OFFICE) if document else ("a zip archive", "Unpack it: unzip {file}")]
     for what, do in kinds:
-        raise WrongFile(f"{path} is {what}, and no JSONL. {do.replace('{file}', quoted(path))}")
+        raise WrongFile(f"{path} is {what}, and no JSONL. {do.replace('{file}', shlex.quote(str(path)))}")
 
 
 _ZIPPED = (
@@ -140,9 +113,7 @@ _ZIPPED = (
 
 def _decode(data: bytes, path: Path) -> str:
     """The text. A few lines that are not UTF-8 keep their bytes, as surrogates. Raises WrongFile."""
-    encoding = next((name for mark, name in _BOMS if data.startswith(mark)), "")
-    encoding = encoding or next((name for zeros, name in _ZEROS if zeros.match(data)), "")
-    if encoding:
+    if encoding := utf16_of(data):
         try:
             text = data.decode(encoding)
         except UnicodeDecodeError as error:
@@ -178,41 +149,7 @@ def _almost_utf8(data: bytes, path: Path) -> str:
     damaged = [line for line in beyond if _DAMAGED.search(line)]
     if len(damaged) * 4 <= len(beyond):
         return text
-    raise WrongFile(f"{path}: {_not_utf8(data, _raw(damaged[0]), path)}")
-
-
-def _not_utf8(data: bytes, line: bytes, path: Path) -> str:
-    """Words for a text in an unknown encoding: the likely one, with a line to check it by, and how to convert it."""
-    encoding, name = _likely_encoding(data)
-    if not encoding:
-        return (
-            "not UTF-8, and in no encoding that is recognised. Save it as UTF-8 in the program that wrote it, or "
-            f"convert it from its encoding: iconv -f ENCODING -t utf-8 {quoted(path)} > batch.jsonl"
-        )
-    sample = "".join(c if c.isprintable() else " " for c in line.decode(encoding, "replace"))
-    start = max(0, next((i for i, c in enumerate(sample) if not c.isascii()), 0) - 5)
-    return (
-        f'not UTF-8. It looks like {name}, as which it says "{sample[start : start + _SAMPLE]}". If that reads well, '
-        f"convert it: iconv -f {encoding} -t utf-8 {quoted(path)} > batch.jsonl"
-    )
-
-
-def _likely_encoding(data: bytes) -> tuple[str, str]:
-    """A name for iconv and one for people; empty without a likely one."""
-    beyond = re.findall(rb"[\x80-\xff]+", data)
-    if sum(len(run) == 1 for run in beyond) > 0.8 * len(beyond):  # letters between ASCII, as in "caf\xe9"
-        return "windows-1252", "Windows-1252 or Latin-1"
-    for encoding, name, letters, share in _ENCODINGS:
-        try:
-            text = data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        strange = [c for c in text if not c.isascii()]
-        if letters is None:
-            return encoding.replace("gb2312", "gb18030"), name
-        if len(strange) >= _ENOUGH and sum(letters[0] <= c <= letters[1] for c in strange) >= share * len(strange):
-            return encoding, name
-    return "", ""
+    raise WrongFile(f"{path}: not UTF-8. {conversion(data, _raw(damaged[0]), path, 'batch.jsonl')}")
 
 
 def _objects(text: str) -> list[dict[str, object]]:
@@ -244,13 +181,13 @@ def _no_text(objects: list[dict[str, object]], lines: list[str], path: Path) -> 
     do = f".{inner}[]" if inner.isidentifier() else "{syn_text: .KEY}"
     return (
         f"{NO_TEXT}, and no line or object has it; the keys of the first are {keys}. Make a batch of it with: "
-        f"jq -c '{do}' {quoted(path)} > batch.jsonl"
+        f"jq -c '{do}' {shlex.quote(str(path))} > batch.jsonl"
     )
 
 
 def _looks_like(lines: list[str], path: Path) -> str:
     """What a text that is no batch looks like, and how to make a batch of it."""
-    file = quoted(path)
+    file = shlex.quote(str(path))
     filled = [line.strip() for line in lines if line.strip()][:100]
     first = filled[0]
     if re.search(r"^\d\d:\d\d(:\d\d)?[,.]\d{3} --> ", "\n".join(filled), re.MULTILINE):
@@ -290,8 +227,3 @@ def _is_table(lines: list[str], separator: str) -> bool:
     if len(columns) < 2 or not all(re.fullmatch(r"[\w -]{1,40}", name) for name in columns):
         return False
     return all(line.count(separator) >= len(columns) - 1 for line in lines[1:])
-
-
-def quoted(path: Path) -> str:
-    """A path as a shell takes it."""
-    return shlex.quote(str(path))

@@ -14,7 +14,7 @@ from glmtts.protocol.errors import ErrorCode, RequestError
 from ...engines import options as engine_options
 from ..effects import Send
 from ..inputs import Client, ConnectionClosed, ConnectionOverrun, JournalAdded, JournalChanged, ReplyTo, Requested
-from ..jobs.job import Ended, Job, Subscriber
+from ..jobs.job import Ended, Ending, Job, Subscriber
 from ..jobs.job_table import content_digest
 from ..monitoring.problems import Problems
 from ..scheduling.deadlines import enqueue
@@ -199,6 +199,12 @@ class ClientRequests:
             self._context.send(
                 subscriber.to, events.Accepted(id=request.id, job=id, position=0, queue_size=len(self._queue))
             )
+        ended = self._job_table.ended(id)
+        if ended is not None and isinstance(failed := ended.ending.event, events.Error) and failed.retryable:
+            # Sent again and again with the same key, it would fail in the same way for a day.
+            error = msgspec.structs.replace(failed, message=f"{failed.message} (this job has ended{NEW_KEY})")
+            self._completion.send(subscriber.to, subscriber.id, Ending(ended.ending.state, error))
+            return
         self._replay(id, subscriber, owner)
 
     # --- the other requests

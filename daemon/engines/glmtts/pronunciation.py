@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
+from glmtts.protocol.text_encodings import conversion
+
 #: Largest dictionary, in bytes: some hundred thousand words.
 MAX_BYTES = 8 * 1024 * 1024
 #: Longest word and longest reading, in characters.
@@ -99,6 +101,13 @@ def load(path: Path, is_token: Callable[[str], bool], known: Collection[str] = (
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise ValueError(f"{path}: is larger than {MAX_BYTES // 2**20} MiB, the most that a dictionary may have")
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        bad = content.splitlines()[number - 1 : number] or [content]
+        words = conversion(content, bad[0], path, "dictionary.jsonl")
+        raise ValueError(f"{path}:{number}: is not UTF-8. {words}") from None
     readings: dict[str, str] = {}
     lines: dict[str, int] = {}
     problems: list[str] = []
