@@ -47,6 +47,7 @@ from .storage.filesystems import network_filesystem
 from .storage.journal import Journal
 from .storage.pause import PauseFile
 from .storage.voices import VoiceStore
+from .surroundings import LOOK_S, Surroundings
 from .transport.client_listeners import ClientListeners
 from .transport.event_publisher import EventPublisher
 from .transport.listeners import IO_THREADS, RuntimeDir, RuntimeDirError
@@ -60,8 +61,6 @@ _MAX_OPERATOR_TASKS = 64
 _LARGE = 1 << 20
 #: Time to send the last answers when the daemon ends, in seconds.
 _LINGER_S = 1.0
-#: Time between two checks that the sockets' files exist, in seconds.
-_CHECK_SOCKETS_S = 5.0
 #: Exit statuses beside 0: sysexits(3).
 _EX_CONFIG, _EX_UNAVAILABLE, _EX_SOFTWARE = 78, 69, 70
 
@@ -154,7 +153,21 @@ class Supervisor:
         )
         #: Inputs that effects caused; stepped before the loop continues.
         self._later: deque[inputs.Input] = deque()
-        self._next_check = loop.clock() + _CHECK_SOCKETS_S
+        self._surroundings = Surroundings(
+            settings,
+            loaded.file,
+            log,
+            background=Background(loop.wakeup_fd, 1),
+            restore=self._restore_sockets,
+            can_be_found=lambda: self._runtime.can_be_found,
+            step=self._step,
+            processes=self._processes,
+            journal=self._journal,
+            voices=self._machine.state.voices.values,
+            manager=lambda: self._service.problem,
+            reached_by_tcp=self._clients.tcp is not None,
+        )
+        self._next_look = loop.clock() + LOOK_S
         self._status: int | None = None
         self._effects: dict[type, Callable[[Any], None]] = {
             effects.Send: self._clients.send,
@@ -210,6 +223,7 @@ class Supervisor:
                 state_folder=str(config.state_dir(self._settings)),
                 outputs_folder=str(folder),
                 results_folder=str(config.state_dir(self._settings) / "results"),
+                managed=self._service.wanted,
             ),
             now=self._loop.clock(),
             wall=time.time(),
@@ -259,7 +273,7 @@ class Supervisor:
     def _turn(self) -> None:
         """Wait for events and handle them."""
         loop, machine = self._loop, self._machine
-        dues = (machine.next_due, self._service.next_due(), self._next_check, self._clients.retry_due)
+        dues = (machine.next_due, self._service.next_due(), self._next_look, self._clients.retry_due)
         began = loop.wait(min(due for due in dues if due is not None))
         for number in self._clients.closed():
             self._step(inputs.ConnectionClosed(number))
@@ -268,8 +282,9 @@ class Supervisor:
             # Messages of workers come before their timeouts: the loop itself may have been late.
             loop.guarded(self._on_workers)
             self._step(inputs.TimePassed())
-        if loop.clock() >= self._next_check:
-            loop.guarded(self._restore_sockets)
+        if loop.clock() >= self._next_look:
+            self._next_look = loop.clock() + LOOK_S
+            loop.guarded(self._surroundings.look)
         self._clients.flush()
         self._metrics.lag.add(loop.clock() - began)
         if self._service.wanted:
@@ -294,10 +309,9 @@ class Supervisor:
         while self._later:
             self._step(self._later.popleft())
 
-    def _restore_sockets(self) -> None:
-        """Create sockets again whose files were removed, so that clients find the daemon."""
-        self._next_check = self._loop.clock() + _CHECK_SOCKETS_S
-        self._runtime.restore(
+    def _restore_sockets(self) -> str:
+        """Make the runtime folder and its sockets again if they were removed. Raises RuntimeDirError."""
+        return self._runtime.restore(
             {
                 endpoints.REQUESTS: self._clients.requests.socket,
                 endpoints.CONTROL: self._clients.control.socket,
@@ -330,6 +344,7 @@ class Supervisor:
                 self._processes.tidy()
         self._loop.guarded(self._background.collect)
         self._loop.guarded(self._deliveries.collect)
+        self._loop.guarded(self._surroundings.collect)
         for event in (*self._sampler.collect(), *self._journal.collect()):
             self._step(event)
         # Last: a failure here must not delay the others.
@@ -389,6 +404,7 @@ class Supervisor:
         self._log.format = effect.settings.daemon.log_format
         self._processes.use(effect.settings, config.engine_python(effect.settings))
         self._operator_tasks.limits = effect.settings.limits
+        self._surroundings.use(effect.settings)
 
     def _read_settings(self, effect: effects.ReadSettings) -> None:
         self._service.reloading()

@@ -100,6 +100,7 @@ CASES = [
             ("results", "", "a:9464 can't keep the results of durable jobs"),
             ("nvml", "", "NVML on a:9464 fails or hangs: GPU memory is unknown"),
             ("gpu_lost", "1", "GPU 1 of a:9464 is lost"),
+            ("surroundings", "outputs", "a:9464 lacks something that it needs: outputs"),
             ("worker_stuck", "w2", "worker w2 of a:9464 was killed and does not end"),
         )
     ),

@@ -46,6 +46,7 @@ KINDS = (
     "crashes",  # of the daemon, and restarts of it
     "journal",  # times in which nothing can be written
     "bugs",  # exceptions in the core's handlers, and in the shell's effects
+    "folders",  # the runtime folder is removed, or taken by another daemon
     "crowds",  # a client with very many jobs at once
 )
 

@@ -42,7 +42,7 @@ def test_the_accidents_do_happen() -> None:
     codes: set[str] = set()
     causes: set[str] = set()
     problems: set[str] = set()
-    kills = stops = aside = bugs = 0
+    kills = stops = aside = bugs = gone = 0
     for seed in range(24):
         world = World(seed, 300)
         world.run()
@@ -50,8 +50,9 @@ def test_the_accidents_do_happen() -> None:
         causes |= world.causes
         kills, stops, aside = kills + world.kills, stops + world.stops, aside + world.suspended
         problems |= world.journal.problems
+        gone += world.folders.gone
         bugs += min(world.bugs.met, world.bugs.effects_met)
-    assert bugs > 20
+    assert bugs > 15 and gone > 5
     assert kills > 5 and stops and aside > 50 and problems
     assert codes >= {
         "done", "queue_full", "unavailable", "cancelled", "worker_crashed", "hung", "out_of_memory", "quarantined",

@@ -26,6 +26,7 @@ from glmtts.protocol import worker as wire
 from .accidents import KILLING, scene_of
 from .bugs import Bugs, Injected
 from .clients import Clients
+from .folders import Folders
 from .hardware import Hardware
 from .invariants import Invariants
 from .journal import WALL, Journal
@@ -88,6 +89,7 @@ class World:
         self._trace = hashlib.sha256()
         self.hardware = Hardware(self)
         self.bugs = Bugs(seed, self.scene, self.without)
+        self.folders = Folders(self, seed, self.scene, self.without)
         self._failed: deque[inputs.Input] = deque()
         self.machine = self._machine(self.scene.settings)
         self.journal = Journal(self)
@@ -146,6 +148,7 @@ class World:
         self.journal.open()
         if self.scene.daemon_ends:
             self.after(self.random.expovariate(1 / self.scene.daemon_ends), self._end_daemon)
+        self.folders.open()
         self.after(0.0, self.clients.arrive)
         self.after(self.random.uniform(0, 10), self.operators.act)
         self._go_on(lambda: self.jobs_left <= 0)
@@ -153,6 +156,7 @@ class World:
         self.sick = False
         self.hardware.heal()
         self.journal.heal()
+        self.folders.heal()
         self.operators.ask(control.Resume(id=self.id(), v=1))
         self._kill_next = False
         self._go_on(lambda: self._quiet, "an accepted job did not end")
