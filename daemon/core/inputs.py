@@ -58,7 +58,8 @@ class Requested(Struct):
 
 
 class Controlled(Struct):
-    """A valid operation came on the control socket. ``facts`` is what the shell adds to ``status``."""
+    """A valid operation came on the control socket. ``facts`` is what the shell adds to ``status``,
+    and to ``limits``."""
 
     to: ReplyTo
     request: ControlRequest

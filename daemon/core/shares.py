@@ -29,10 +29,12 @@ class Table(NamedTuple):
 
 #: The tables whose losses are counted.
 TABLES: dict[str, Table] = {
-    "ended": Table("ended jobs in memory", of_jobs=True),
+    "ended": Table("ended jobs in memory that have a result or a key", of_jobs=True),
+    "ended_bare": Table("ended jobs in memory without a result or a key", of_jobs=True),
     "results": Table("results in memory ([queue] keep_results_mib)"),
     "keys": Table("idempotency keys in memory"),
-    "journal": Table("ended jobs of the journal", of_jobs=True),
+    "journal": Table("ended jobs of the journal that have a result or a key", of_jobs=True),
+    "journal_bare": Table("ended jobs of the journal without a result or a key", of_jobs=True),
     "durable_results": Table("results of durable jobs ([queue] keep_durable_mib)"),
     "rates": Table("names whose use of the rate is remembered"),
     "quarantine": Table("contents that workers died of"),
@@ -121,6 +123,10 @@ class Shares:
         """How much an owner holds, with all its customers."""
         return self._owners.amounts.get(owner, 0)
 
+    def held(self, client: str) -> int:
+        """How much a client holds: an owner with all its customers."""
+        return self.of(client) if "/" in client else self.of_owner(client)
+
     def owners(self) -> dict[str, int]:
         """How much each owner holds: a copy, which another thread may take."""
         return self._owners.amounts.copy()
@@ -176,19 +182,16 @@ class Removals:
     """Counts the rows that were removed early, because their client held most of a full table."""
 
     def __init__(self) -> None:
-        #: By table.
+        #: Rows that were removed while other clients held some too, by table; and the last client, with its table.
         self.counts: dict[str, int] = dict.fromkeys(TABLES, 0)
-        #: The last client that lost a row while others held some too, the table, and how many such rows there were.
         self.last: tuple[str, str] | None = None
-        self.contended = 0
         self._of_client: OrderedDict[str, dict[str, int]] = OrderedDict()
 
     def note(self, table: str, client: str, count: int = 1, *, shared: bool = True) -> None:
         """Rows of a client were removed from a table, ``shared`` with other clients at that time."""
-        self.counts[table] += count
         if shared:
             self.last = client, table
-            self.contended += count
+            self.counts[table] += count
         # A gateway may ask for the jobs of its customers without naming them.
         for name in {client, owner_of(client)}:
             lost = self._of_client.get(name)
@@ -197,6 +200,11 @@ class Removals:
                 if len(self._of_client) > _MAX_LOSERS:
                     self._of_client.popitem(last=False)
             lost[table] = lost.get(table, 0) + count
+
+    @property
+    def total(self) -> int:
+        """How many rows were removed while other clients held some too."""
+        return sum(self.counts.values())
 
     def of(self, client: str) -> dict[str, int]:
         """How many rows a client has lost, by table."""

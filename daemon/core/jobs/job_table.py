@@ -148,16 +148,16 @@ class JobTable:
         # The journal has the durable ones, with their keys.
         if ending.body is not None or (job.request.key is not UNSET and not job.durable):
             self._kept.add(client, job.id)
-            self._make_room(self._kept, MAX_ENDED)
+            self._make_room("ended", self._kept, MAX_ENDED)
         else:
             self._bare.add(client, job.id)
-            self._make_room(self._bare, MAX_BARE)
+            self._make_room("ended_bare", self._bare, MAX_BARE)
 
-    def _make_room(self, rows: SharedRows[str], most: int) -> None:
+    def _make_room(self, table: str, rows: SharedRows[str], most: int) -> None:
         while len(rows) > most:
             client, id = rows.first_out()
             if not self._ended[id].info.durable:
-                self._note("ended", client, rows)
+                self._note(table, client, rows)
             self._forget(self._ended[id])
 
     def drop(self, job: Job) -> None:
@@ -191,7 +191,7 @@ class JobTable:
         ended.body_dropped = True
         if ended.info.key is UNSET and self._kept.remove(client, id):
             self._bare.add(client, id)
-            self._make_room(self._bare, MAX_BARE)
+            self._make_room("ended_bare", self._bare, MAX_BARE)
 
     def find(self, id: str) -> Job | Ended | None:
         """A job, live or ended."""
@@ -219,14 +219,14 @@ class JobTable:
             "recording_bytes": self.recording_bytes,
         }
 
-    def held(self, client: str) -> dict[str, int]:
-        """How much a client holds of each table; an owner without a slash in its key, with all its customers."""
-        of = Shares.of if "/" in client else Shares.of_owner
+    def shares(self) -> dict[str, tuple[Shares, int | None]]:
+        """What clients hold of each table, and how much that may be in all; None where the settings say it."""
         return {
-            "ended": of(self._kept.shares, client) + of(self._bare.shares, client),
-            "results_bytes": of(self._results.shares, client),
-            "keys": of(self._keys_of.shares, client),
-            "recordings_bytes": of(self.recordings, client),
+            "ended": (self._kept.shares, MAX_ENDED),
+            "ended_bare": (self._bare.shares, MAX_BARE),
+            "results": (self._results.shares, None),
+            "keys": (self._keys_of.shares, MAX_KEYS),
+            "recordings": (self.recordings, None),
         }
 
     def expire(self, now: float, max_result_bytes: int) -> float | None:

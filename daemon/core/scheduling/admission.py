@@ -15,10 +15,10 @@ from glmtts.protocol.requests import Priority
 
 from ..inputs import Client
 from ..settings import ClientLimits, Settings
-from ..shares import SharedRows
+from ..shares import SharedRows, Shares
 from ..state import State
 from .forecast import Forecast
-from .rate_limit import RateLimiter, parse_rate
+from .rate_limit import MAX_CLIENTS, RateLimiter, parse_rate
 
 URGENT: tuple[Priority, ...] = ("vip", "interactive")
 BATCH: tuple[Priority, ...] = ("batch",)
@@ -167,10 +167,28 @@ class Admission:
             "max_jobs": queue.max_per_client,
         }
 
+    def _tables(self) -> dict[str, tuple[Shares, int]]:
+        settings = self._context.settings
+        bytes_of = {
+            "results": settings.queue.keep_results_mib << 20,
+            "recordings": settings.limits.recordings_mib << 20,
+        }
+        tables = self._job_table.shares() | {
+            "rates": (self._rate.shares, MAX_CLIENTS),
+            "rates_batch": (self._rate_batch.shares, MAX_CLIENTS),
+        }
+        return {name: (shares, bytes_of[name] if most is None else most) for name, (shares, most) in tables.items()}
+
+    def describe_tables(self) -> dict[str, dict[str, int]]:
+        """How full each table is that clients share, in rows or bytes, and the share of each that has any."""
+        return {
+            name: {"held": shares.total, "most": most, "clients": len(shares), "share": most // max(1, len(shares))}
+            for name, (shares, most) in self._tables().items()
+        }
+
     def describe(self, client: Client) -> dict[str, Any]:
         """A client's limits, and how far it has used them."""
         allowed, now = self.allowance(client), self._context.now
-        rates = max(limiter.held(client.key) for limiter in (self._rate, self._rate_batch))
         tokens, next_s = self._rate.left(client.key, allowed.rate, now)
         tokens_batch, next_batch_s = self._rate_batch.left(client.key, allowed.rate_batch, now)
         return {
@@ -190,7 +208,7 @@ class Admission:
             "share_batch": allowed.share_batch,
             "own": allowed.own,
             "gateway": is_named(client, self._context.settings.limits.gateways),
-            "held": self._job_table.held(client.key) | {"rates": rates},
+            "held": {table: shares.held(client.key) for table, (shares, _) in self._tables().items()},
             "removed": self._removals.of(client.key),
         }
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ..shares import Removals, Shares, owner_of
 
 #: Clients whose bucket is remembered at most.
-_MAX_CLIENTS = 10_000
+MAX_CLIENTS = 10_000
 #: Owners at most for which it is remembered that buckets of theirs were forgotten before they were full.
 _MAX_FLOORS = 1_000
 #: Heaps are cleared of entries of forgotten buckets when those are more than the others, and more than this.
@@ -84,7 +84,7 @@ class RateLimiter:
 
     def __init__(self, removals: Removals | None = None) -> None:
         self._buckets: dict[str, _Bucket] = {}
-        self._shares = Shares()
+        self.shares = Shares()
         self._soonest = _Soonest()
         self._soonest_of: dict[str, _Soonest] = {}
         #: When a bucket is full that is forgotten: of each owner the last, and the last of all other owners.
@@ -113,14 +113,14 @@ class RateLimiter:
         of_owner = self._soonest_of.get(owner)
         if of_owner is None:
             of_owner = self._soonest_of[owner] = _Soonest()
-        self._shares.add(client, 1)
-        of_owner.add(client, full_at, self._shares.of_owner(owner), self._full_at)
+        self.shares.add(client, 1)
+        of_owner.add(client, full_at, self.shares.of_owner(owner), self._full_at)
         self._soonest.add(client, full_at, len(self._buckets), self._full_at)
-        if len(self._buckets) <= _MAX_CLIENTS:
+        if len(self._buckets) <= MAX_CLIENTS:
             return
         first = self._soonest.first(self._full_at)
         if first is not None and first[0] > now:
-            owner = owner_of(self._shares.greatest())
+            owner = owner_of(self.shares.greatest())
             first = self._soonest_of[owner].first(self._full_at)
         if first is not None:
             self._forget(*first, now)
@@ -128,7 +128,7 @@ class RateLimiter:
     def _forget(self, full_at: float, client: str, now: float) -> None:
         owner = owner_of(client)
         if full_at > now:
-            self._removals.note("rates", client, shared=len(self._shares) > 1)
+            self._removals.note("rates", client, shared=len(self.shares) > 1)
             self._floors[owner] = max(full_at, self._floors.get(owner, full_at))
             if len(self._floors) > _MAX_FLOORS:
                 self._floors = {of: at for of, at in self._floors.items() if at > now}
@@ -136,8 +136,8 @@ class RateLimiter:
                 self._floor = max(self._floor, *self._floors.values())
                 self._floors.clear()
         del self._buckets[client]
-        self._shares.add(client, -1)
-        if not self._shares.of_owner(owner):
+        self.shares.add(client, -1)
+        if not self.shares.of_owner(owner):
             del self._soonest_of[owner]
 
     def _full_at(self, client: str) -> float | None:
@@ -161,10 +161,6 @@ class RateLimiter:
     def clients(self) -> list[str]:
         """Clients whose bucket is remembered."""
         return list(self._buckets)
-
-    def held(self, client: str) -> int:
-        """How many buckets of a client are remembered: of an owner with those of its customers."""
-        return self._shares.of(client) if "/" in client else self._shares.of_owner(client)
 
 
 def _until(wanted: float, tokens: float, count: int, seconds: float) -> float:
