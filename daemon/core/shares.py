@@ -184,6 +184,11 @@ class SharedRows(Generic[K]):
         client = self.shares.greatest()
         return client, next(iter(self._of_client[client]))
 
+    def last_in(self) -> tuple[str, K]:
+        """The client that holds most, and its newest row. There has to be one."""
+        client = self.shares.greatest()
+        return client, next(reversed(self._of_client[client]))
+
 
 class Removals:
     """Counts the rows that were removed early, because their client held most of a full table."""

@@ -380,7 +380,7 @@ journal.close()
     [
         (
             "PRAGMA user_version = 99",
-            f"a later version of the daemon wrote it (schema 99, this one knows {schema.VERSION})",
+            f"a later version of the daemon wrote it (schema 99, this one knows {VERSION})",
         ),
         ("PRAGMA application_id = 7", "a database of another program"),
     ],
