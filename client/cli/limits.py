@@ -110,5 +110,9 @@ def _print_tables(tables: Mapping[str, Row], row: Row) -> None:
         if held.get(name) or removed.get(name):
             shown = size if name.endswith(("results", "recordings")) else "{:,}".format
             lost = f"; {removed[name]:,} rows lost early, as it held most" if removed.get(name) else ""
-            of_all = f"{shown(table['held'])} of {shown(table['most'])} are taken by {table['clients']:,} clients"
+            of_all = f"{shown(table['held'])} of {shown(table['most'])} are taken by {_clients(table['clients'])}"
             click.echo(f"{clean(name):<16}  {shown(held.get(name, 0))}; {of_all}{lost}")
+
+
+def _clients(count: int) -> str:
+    return "1 client" if count == 1 else f"{count:,} clients"
