@@ -22,6 +22,7 @@ from typing import Any
 import zmq
 
 from glmtts.protocol import endpoints, events
+from glmtts.protocol.control import ControlRequest, GetLimits
 from glmtts.protocol.inherited import put_right, raise_descriptor_limit
 from glmtts.protocol.system_words import error_in_words
 
@@ -386,8 +387,10 @@ class Supervisor:
         if isinstance(event, inputs.SettingsRead):
             self._service.reloaded()
 
-    def _facts(self) -> dict[str, Any]:
-        """The shell's part of ``status``."""
+    def _facts(self, request: ControlRequest | None = None) -> dict[str, Any]:
+        """The shell's part of ``status``, or of the answer to ``limits``."""
+        if isinstance(request, GetLimits):
+            return self._journal.tables(self._machine.settings.queue.keep_durable_mib << 20)
         rss = int(Path("/proc/self/statm").read_bytes().split()[1]) * resource.getpagesize()
         return {
             "pid": os.getpid(),

@@ -62,7 +62,8 @@ class Requested(Struct):
 
 
 class Controlled(Struct):
-    """A valid operation came on the control socket. ``facts`` is what the shell adds to ``status``."""
+    """A valid operation came on the control socket. ``facts`` is what the shell adds to ``status``,
+    and to ``limits``."""
 
     to: ReplyTo
     request: ControlRequest
@@ -306,6 +307,17 @@ class JournalFound(Struct):
     problem: str = ""
 
 
+class JournalRemoved(Struct):
+    """A table of the journal was full (``journal`` or ``durable_results``, see shares.TABLES): so many rows of the
+    client that held most were removed before their time, ``shared`` with other clients.
+    """
+
+    table: str
+    client: str
+    count: int
+    shared: bool
+
+
 class StoredLost(Struct):
     """The file of a SendStored could not be read."""
 
@@ -340,6 +352,7 @@ class TimePassed(Struct):
 Input = (
     Requested | Controlled | ConnectionClosed | ConnectionOverrun | Spawned | SpawnFailed | WorkerSaid
     | WorkerGarbled | ProcessEnded | Sampled | MetricsServed | StopAsked | SettingsRead | VoiceStored
-    | JournalChanged | JournalAdded | JournalEnded | JournalFound | StoredLost | SurroundingsSeen | EffectFailed
+    | JournalChanged | JournalAdded | JournalEnded | JournalFound | JournalRemoved | StoredLost | SurroundingsSeen
+    | EffectFailed
     | TimePassed
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -135,10 +136,38 @@ class StoreMachine(RuleBasedStateMachine):
             assert self.store.results.remove(useless) == []
         seq = {job: place for place, job in enumerate(self.rows)}
         oldest = sorted(self.sizes, key=lambda job: (self.expires[job], seq[job]))
-        while len(oldest) > 1 and sum(self.sizes.values()) > keep_bytes:
-            job = oldest.pop(0)
-            del self.sizes[job]
-            self.rows[job].result = ""
+        newest = oldest[-1] if oldest else ""
+        # Of clients that hold the same, any may lose first.
+        gone = [job for job in oldest if self._noted(job) == ""]
+        while sum(self.sizes.values()) > keep_bytes:
+            held: Counter[str] = Counter()
+            owned: Counter[str] = Counter()
+            for job in oldest:
+                held[self.rows[job].client] += self.sizes[job]
+                owned[self._owner(job)] += self.sizes[job]
+            may: dict[str, str] = {}
+            for job in oldest:
+                client, owner = self.rows[job].client, self._owner(job)
+                alike = (held[other] for other in held if other.partition("/")[0] == owner)
+                if owned[owner] == max(owned.values()) and held[client] == max(alike):
+                    may.setdefault(client, job)
+            loses = next((job for job in may.values() if job in gone), newest)
+            if loses == newest:
+                assert newest in may.values()
+                break
+            oldest.remove(loses)
+            gone.remove(loses)
+            del self.sizes[loses]
+            self.rows[loses].result = ""
+        assert not gone
+
+    def _noted(self, job: str) -> str:
+        found = self.store.find(job)
+        assert found is not None
+        return found.result
+
+    def _owner(self, job: str) -> str:
+        return self.rows[job].client.partition("/")[0]
 
     @precondition(lambda self: self.rows)
     @rule()
@@ -156,6 +185,9 @@ class StoreMachine(RuleBasedStateMachine):
         self.store = Store(self.folder)
         self.store.open()
 
+    def _kept(self, row: JournalRow) -> bool:
+        return bool(row.result) or row in self.keys.values()
+
     @invariant()
     def the_rows_are_those_of_the_model(self) -> None:
         if not hasattr(self, "store"):
@@ -170,6 +202,15 @@ class StoreMachine(RuleBasedStateMachine):
             if found is not None and model is not None:
                 found.recording = model.recording
                 assert found == model
+        counted = {
+            "bare": Counter(r.client for job, r in self.rows.items() if job in self.expires and not self._kept(r)),
+            "kept": Counter(r.client for job, r in self.rows.items() if job in self.expires and self._kept(r)),
+        }
+        for client in ("uid:1", "uid:2", "uid:1/bea"):
+            assert self.store.bare.of(client) == counted["bare"][client]
+            assert self.store.kept.of(client) == counted["kept"][client]
+            own = [size for job, size in self.sizes.items() if self.rows[job].client == client]
+            assert self.store.results_of.of(client) == sum(own)
         assert self.store.result_bytes == sum(self.sizes.values())
         assert self.store.next_expiry() == min(self.expires.values(), default=None)
         files = {path.name for path in (self.folder / "results").iterdir()}

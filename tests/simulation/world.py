@@ -13,6 +13,7 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 
 from msgspec.structs import replace
 
@@ -30,6 +31,7 @@ from .folders import Folders
 from .hardware import Hardware
 from .invariants import Invariants
 from .journal import WALL, Journal
+from .neighbours import MALLORY, Flood, small_tables
 from .operators import Operators
 from .processes import Process
 from .promises import Promises
@@ -43,13 +45,21 @@ PATIENCE_S = 600.0
 
 
 class World:
-    """Runs ``jobs`` requests for speech through daemons' lives, ``without`` some kinds of accidents."""
+    """Runs ``jobs`` requests for speech through daemons' lives, ``without`` some kinds of accidents.
 
-    def __init__(self, seed: int, jobs: int, without: Iterable[str] = ()) -> None:
+    ``floods``: one client more floods the tables that all share, which are small then.
+    """
+
+    def __init__(self, seed: int, jobs: int, without: Iterable[str] = (), *, floods: bool = False) -> None:
         self.seed = seed
+        self.floods = floods
         self.random = random.Random(seed)
         self.without = frozenset(without)
         self.scene = scene_of(self.random, self.without)
+        if floods:
+            limits = self.scene.settings.limits
+            limits = replace(limits, gateways=[*limits.gateways, MALLORY.user])
+            self.scene.settings = replace(self.scene.settings, limits=limits)
         self.now = 1_000.0
         #: No process gets ready.
         self.sick = False
@@ -92,9 +102,11 @@ class World:
         self.folders = Folders(self, seed, self.scene, self.without)
         self._failed: deque[inputs.Input] = deque()
         self.machine = self._machine(self.scene.settings)
+        self._removals = 0
         self.journal = Journal(self)
         self.promises = Promises(self)
         self.clients = Clients(self)
+        self.flood = Flood(self)
         self.operators = Operators(self)
         self.invariants = Invariants(self)
 
@@ -111,6 +123,11 @@ class World:
         classes = machine.state.queue._classes
         classes._handicaps = {name: HEAD_START_S * rank for name, rank in classes._ranks.items()}
         return machine
+
+    @property
+    def removals(self) -> int:
+        """Rows of shared tables that the daemons of this life have removed early."""
+        return self._removals + sum(self.machine.state.removals.counts.values())
 
     # --- time
 
@@ -143,6 +160,10 @@ class World:
 
     def run(self) -> None:
         """Live from the start to the exit. Raises Broken."""
+        with small_tables() if self.floods else nullcontext():
+            self._live()
+
+    def _live(self) -> None:
         self._do(self.machine.open())
         self.hardware.open()
         self.journal.open()
@@ -255,6 +276,7 @@ class World:
         self.owed.clear()
         self.now += self.random.choice((0.0, 0.5, 4.0)) * self.random.random()
         self.daemon += 1
+        self._removals = self.removals
         self.dead = self.exited = self._kill_next = False
         self.machine = self._machine(self.machine.settings)
         self.operators.begin_again()

@@ -6,6 +6,7 @@ from itertools import islice
 
 import msgspec
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from glmtts.protocol import VERSION, events, requests
 from glmtts.protocol.audio_formats import FORMATS, PCM_FORMATS, AudioFormat, nearest_rate
@@ -18,7 +19,7 @@ from ..jobs.job import Ended, Ending, Job, Subscriber
 from ..jobs.job_table import content_digest
 from ..monitoring.problems import Problems
 from ..scheduling.deadlines import enqueue
-from ..scheduling.durable import NEW_KEY, key_taken, no_such_job
+from ..scheduling.durable import NEW_KEY, key_taken, no_such_job, removed_early
 from ..scheduling.forecast import Outlook
 from ..scheduling.retry import quarantine_message
 from ..scheduling.scheduler import Scheduler
@@ -296,7 +297,11 @@ class ClientRequests:
 
     def _describe(self, job: Job | Ended, *, with_client: bool, exact: bool = True) -> events.JobInfo:
         if isinstance(job, Ended):
-            return job.describe(with_client=with_client)
+            info = job.describe(with_client=with_client)
+            keep = self._context.settings.queue
+            if job.body_dropped and keep.keep_results_mib:
+                info = replace(info, note=removed_early(keep.keep_results_mib, "keep_results_mib"))
+            return info
         position = wait = None
         if job.state == "waiting":
             # Counting is worth it for one job; in a list the position that was last sent is near enough.
@@ -331,13 +336,14 @@ class ClientRequests:
             return
         keep = self._context.settings.queue
         by_key = NEW_KEY if ended is None or ended.info.key is not UNSET else ""
-        self._context.refuse(
-            subscriber.to,
-            subscriber.id,
-            ErrorCode.JOB_NOT_FOUND,
-            f"job {id} has ended, and its result is not kept any more: results are kept for "
-            f"{keep.keep_results_s:g} s, {keep.keep_results_mib} MiB of them in all{by_key}",
-        )
+        if ended is not None and keep.keep_results_mib:
+            message = f"job {id} has ended, and {removed_early(keep.keep_results_mib, 'keep_results_mib')}"
+        else:
+            message = (
+                f"job {id} has ended, and its result is not kept any more: results are kept for "
+                f"{keep.keep_results_s:g} s, {keep.keep_results_mib} MiB of them in all"
+            )
+        self._context.refuse(subscriber.to, subscriber.id, ErrorCode.JOB_NOT_FOUND, message + by_key)
 
     # --- connections
 
@@ -384,5 +390,6 @@ class ClientRequests:
             return job
         if job is not None or not self._durable_jobs.find(to, request, asker.key if asker else None):
             message = no_such_job(request.job, self._context.settings.queue)
+            message += self._state.removals.words(asker.key) if asker else ""
             self._context.refuse(to, request.id, ErrorCode.JOB_NOT_FOUND, message)
         return None

@@ -9,7 +9,16 @@ from glmtts.protocol import events, requests
 from glmtts.protocol.errors import ErrorCode, RequestError
 
 from ..effects import JournalAdd, JournalFind
-from ..inputs import Client, JournalAdded, JournalChanged, JournalFound, JournalRow, ReplyTo, StoredLost
+from ..inputs import (
+    Client,
+    JournalAdded,
+    JournalChanged,
+    JournalFound,
+    JournalRemoved,
+    JournalRow,
+    ReplyTo,
+    StoredLost,
+)
 from ..jobs.job import Ending, Job, Subscriber
 from ..settings import QueueSettings
 from ..state import State
@@ -290,21 +299,27 @@ class DurableJobs:
             self._context.refuse(event.to, request.id, ErrorCode.JOB_NOT_FOUND, message)
         elif row is None or row.event is None:
             message = no_such_job(request.job, self._context.settings.queue)
+            message += "" if event.client is None else self._state.removals.words(event.client)
             self._context.refuse(event.to, request.id, ErrorCode.JOB_NOT_FOUND, message)
         elif isinstance(request, requests.Cancel):
             self._context.send(event.to, events.Result(id=request.id, values={"state": row.state, "job": row.job}))
         elif isinstance(request, requests.GetJob):
             info = _described(row, with_client=event.client is None)
+            if _lost_result(row):
+                info.note = removed_early(self._context.settings.queue.keep_durable_mib, "keep_durable_mib")
             self._context.send(event.to, events.JobAnswer(id=request.id, **msgspec.structs.asdict(info)))
-        elif isinstance(row.event, events.Done) and not row.result and row.event.path is UNSET:
-            self._context.refuse(
-                event.to,
-                request.id,
-                ErrorCode.JOB_NOT_FOUND,
-                self._not_kept(row.job, by_key=row.request.key is not UNSET),
-            )
+        elif _lost_result(row):
+            keep_mib = self._context.settings.queue.keep_durable_mib
+            message = f"job {row.job} has ended, and {removed_early(keep_mib, 'keep_durable_mib')}"
+            message += NEW_KEY if row.request.key is not UNSET else ""
+            self._context.refuse(event.to, request.id, ErrorCode.JOB_NOT_FOUND, message)
         else:
             self._completion.send(event.to, request.id, Ending(row.state, row.event, result=row.result))
+
+    def on_removed(self, event: JournalRemoved) -> None:
+        """The journal was full, and rows or results of the client that held most were removed."""
+        self._state.removals.note(event.table, event.client, event.count, shared=event.shared)
+        self._context.stir()
 
     def on_lost(self, event: StoredLost) -> None:
         """A result that should be on disk is not, or can't be read."""
@@ -342,6 +357,19 @@ def no_such_job(id: str, keep: QueueSettings) -> str:
 def key_taken(id: str) -> str:
     """The error for an idempotency key that is used for two different jobs."""
     return f"key: it belongs to job {id}, which had another request; use a new key"
+
+
+def removed_early(keep_mib: int, key: str) -> str:
+    """Why the result of an ended job was removed before its time, and what its client can do about that."""
+    return (
+        f"its result is not kept any more: the results of all clients took more than {keep_mib} MiB ([queue] {key}), "
+        "and yours took the most, so it was removed early; fetch results sooner"
+    )
+
+
+def _lost_result(row: JournalRow) -> bool:
+    """Whether the result of a job that is done was removed to make room."""
+    return isinstance(row.event, events.Done) and not row.result and row.event.path is UNSET
 
 
 def _described(row: JournalRow, *, with_client: bool) -> events.JobInfo:
