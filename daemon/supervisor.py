@@ -127,7 +127,7 @@ class Supervisor:
             config.state_dir(settings), loop.wakeup_fd, on_warning=lambda line: log.warning("journal", reason=line)
         )
         self._first_of_journal = self._journal.open(on_wait=lambda: self._service.starting("reading the journal"))
-        self._deliveries = Deliveries(loop.wakeup_fd, lambda send: self._do([send]), self._step, log)
+        self._deliveries = Deliveries(loop.wakeup_fd, self._clients, lambda send: self._do([send]), self._step, log)
         self._machine = self._make_machine()
         self._metrics = Metrics(
             settings.metrics,
@@ -247,6 +247,7 @@ class Supervisor:
         if loop.clock() >= self._next_check:
             loop.guarded(self._restore_sockets)
         self._clients.flush()
+        loop.guarded(self._deliveries.advance)
         self._metrics.lag.add(loop.clock() - began)
         if self._service.wanted:
             loop.guarded(self._report_to_service_manager)

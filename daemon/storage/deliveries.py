@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from ..core import effects, inputs
 from ..log.logger import Logger
@@ -11,16 +13,36 @@ from ..loop import Background
 from . import outputs
 from .results import ResultLostError, read_result
 
-#: Files that may wait to be read or settled: more than jobs can end at a time.
-_MAX_WAITING = 20_000
+#: Files that may wait to be settled, and results that may wait to be read, of all clients: more than jobs can end at a
+#: time. And of one client, so that others have room.
+_MAX_WAITING, _MAX_OF_CLIENT = 20_000, 5_000
+#: Results of one client that are looked at in a turn, to find one that its connection has room for.
+_MOST_LOOKS = 64
+
+
+class Receivers(Protocol):
+    """The clients' connections, by number."""
+
+    def client_of(self, connection: int) -> str | None:
+        """The client of a connection; None when it is gone."""
+
+    def expect(self, connection: int, size: int) -> bool:
+        """Whether there is room for a result of so many bytes; if so, ``expected`` follows."""
+
+    def expected(self, connection: int) -> None:
+        """The result was sent, or could not be read."""
 
 
 class Deliveries:
-    """Reads one file at a time, so that no more than one is in memory before it is sent."""
+    """Reads one result at a time, when there is room to send it: until then it waits on the disk.
+
+    Clients take turns, and one that does not read its results holds up no other.
+    """
 
     def __init__(
         self,
         wakeup_fd: int,
+        receivers: Receivers,
         send: Callable[[effects.Send], None],
         step: Callable[[inputs.Input], None],
         log: Logger,
@@ -29,22 +51,72 @@ class Deliveries:
         self._background = Background(wakeup_fd, _MAX_WAITING)
         # The thread starts with the daemon, so that a growing number of threads is always a leak.
         self._background.run(lambda: None, lambda _: None)
+        self._receivers = receivers
         self._send = send
         self._step = step
         self._log = log
+        #: Results to be read, by client; the client whose result was read last comes last.
+        self._waiting: OrderedDict[str, deque[effects.SendStored]] = OrderedDict()
+        self._count = 0
+        self._reading = False
 
     def send_stored(self, effect: effects.SendStored) -> None:
         """Read a result, and send it."""
+        client = self._receivers.client_of(effect.to.connection)
+        if client is None:
+            return
+        waiting = self._waiting.setdefault(client, deque())
+        if self._count >= _MAX_WAITING or len(waiting) >= _MAX_OF_CLIENT:
+            self._lost(effect, ResultLostError("too many results wait to be read; ask again in a moment"))
+            return
+        waiting.append(effect)
+        self._count += 1
+        self.advance()
 
+    def advance(self) -> None:
+        """Read the next result for which there is room."""
+        if self._reading or not self._waiting:
+            return
+        for client in list(self._waiting):
+            effect = self._next_of(self._waiting[client])
+            if not self._waiting[client]:
+                del self._waiting[client]
+            else:
+                self._waiting.move_to_end(client)
+            if effect is not None:
+                self._read(effect)
+                return
+
+    def _next_of(self, waiting: deque[effects.SendStored]) -> effects.SendStored | None:
+        """Take the first result that its connection has room for; those of connections that are gone are dropped."""
+        for _ in range(min(_MOST_LOOKS, len(waiting))):
+            effect = waiting.popleft()
+            self._count -= 1
+            if self._receivers.client_of(effect.to.connection) is None:
+                continue
+            if self._receivers.expect(effect.to.connection, effect.event.bytes or 0):
+                return effect
+            waiting.append(effect)
+            self._count += 1
+        return None
+
+    def _read(self, effect: effects.SendStored) -> None:
         def then(result: object) -> None:
+            self._reading = False
             if isinstance(result, bytes):
                 self._send(effects.Send(effect.to, effect.event, result))
             else:
-                problem = str(result) if isinstance(result, ResultLostError) else f"{type(result).__name__}: {result}"
-                self._step(inputs.StoredLost(effect.to, effect.event.id, effect.event.job, problem))
+                self._lost(effect, result)
+            self._receivers.expected(effect.to.connection)
+            self.advance()
 
+        self._reading = True
         if not self._background.run(lambda: read_result(effect.path), then):
             then(ResultLostError("too many results wait to be read; ask again in a moment"))
+
+    def _lost(self, effect: effects.SendStored, result: object) -> None:
+        problem = str(result) if isinstance(result, ResultLostError) else f"{type(result).__name__}: {result}"
+        self._step(inputs.StoredLost(effect.to, effect.event.id, effect.event.job, problem))
 
     def settle(self, effect: effects.SettleOutput) -> None:
         """Remove the mark of an output, and the file too if the job ended badly."""

@@ -23,7 +23,7 @@ from ..log.logger import Logger
 from ..loop import Loop
 from .client_router import ClientRouter, Received
 from .listeners import RuntimeDir
-from .peers import LocalPeers
+from .peers import LocalPeers, local_holder
 from .tcp_listener import TcpListener
 
 #: Messages taken from one socket before the others have their turn.
@@ -74,6 +74,7 @@ class ClientListeners:
         daemon = settings.daemon
         connections = self._possible_connections(settings, sockets=2 if access else 1)
         of_router: dict[str, Any] = {
+            "clock": loop.clock,
             "numbers": itertools.count(1),
             "overruns": self.overruns,
             "body_bytes": self._limits.body_bytes,
@@ -86,6 +87,7 @@ class ClientListeners:
                 runtime.listen(name, mode, group),
                 runtime.endpoint(name),
                 identify=LocalPeers(),
+                holder_of=local_holder,
                 max_connections=connections,
                 **of_router,
             )
@@ -179,13 +181,28 @@ class ClientListeners:
             return
         if effect.id:
             event.id = effect.id
-        if router.send(to.connection, to.envelope, codec.encode(event), body):
+        if router.send(to.connection, to.envelope, codec.encode(event), body, final=event.final):
             return
         if isinstance(event, events.Audio):
             self.overruns.append((to.connection, event.job))
             return
         error = events.Error.of(event.id, ErrorCode.SLOW_CONSUMER, _UNREAD, job=getattr(event, "job", ""))
         router.send(to.connection, to.envelope, codec.encode(error), None)
+
+    def client_of(self, connection: int) -> str | None:
+        """The client of a connection; None when it is gone."""
+        router = self._router_of.get(connection)
+        return None if router is None else router.client_of(connection)
+
+    def expect(self, connection: int, size: int) -> bool:
+        """Whether a result of so many bytes may be read from the disk for a connection; ``expected`` follows."""
+        router = self._router_of.get(connection)
+        return router is None or router.expect(connection, size)
+
+    def expected(self, connection: int) -> None:
+        """The result was sent, or could not be read."""
+        if router := self._router_of.get(connection):
+            router.expected(connection)
 
     @property
     def retry_due(self) -> float | None:
