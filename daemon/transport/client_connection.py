@@ -47,6 +47,7 @@ class Connection:
         "gone",
         "in_flight",
         "in_flight_bytes",
+        "looked_at",
         "moved_at",
         "number",
         "outbox",
@@ -54,6 +55,7 @@ class Connection:
         "parked_bytes",
         "peer",
         "routing_id",
+        "sample",
         "unanswered",
         "uncounted",
         "unread",
@@ -75,8 +77,9 @@ class Connection:
         #: Bodies that ZeroMQ holds.
         self.in_flight: deque[InFlight] = deque()
         self.in_flight_bytes = 0
-        #: When the client was last seen to take something, or began to leave something unread.
-        self.moved_at = 0.0
+        #: The last look at whether the client reads: the figure, its time, and when the figure last changed.
+        self.sample = -1
+        self.looked_at = self.moved_at = 0.0
         #: Bytes sent since the last entry of ``in_flight``.
         self.uncounted = 0
 

@@ -307,8 +307,8 @@ class ClientRouter:
             return True
         parked = False
         if body is not None and not self.unread.fits(connection, len(body)):
-            parked, unread = final, self.unread
-            if not (unread.may_park(connection, len(body)) if final else unread.make_room(len(body), connection)):
+            parked = final
+            if not self.unread.may_send(connection, len(body), whole=final):
                 return False
         connection.unanswered -= final
         frames: list[bytes | memoryview] = [*envelope, header]
@@ -376,8 +376,8 @@ class ClientRouter:
 
     @property
     def waiting(self) -> bool:
-        """Whether a message waits to be sent, or a result for its turn."""
-        return bool(self._waiting) or self.unread.wanted
+        """Whether a message waits to be sent, or it matters who reads."""
+        return bool(self._waiting) or self.unread.pressing
 
     def flush(self) -> int:
         """Send what ZeroMQ takes now; returns the number of messages."""

@@ -19,25 +19,25 @@ from .client_connection import Connection, InFlight, Waiting, progress
 OVERHEAD = 300
 #: Results beyond the budget that are sent at a time, one of each client.
 _TURNS = 3
-#: While others wait for a turn, one ends whose client has read nothing for this long, in seconds,
+#: A client that has read nothing for this long, in seconds, does not read.
 _STALL_S = 10.0
-#: or which has taken this long and a second for so many bytes: the slowest reader that is waited for.
+#: While others wait for a turn, it ends after this time and a second for so many bytes.
 _LONGEST_S, _SLOWEST = 30.0, 128 << 10
-#: Least time between two looks at a reader.
-_LOOK_S = 0.25
+#: Time between two looks at the readers, and the time after which the earlier look says nothing.
+_LOOK_S, _LOOK_AGAIN_S = 0.25, 3.0
+#: A result of at most this share of the budget goes like a part of a stream, without a turn.
+_SMALL = 16
 
 
 class _Turn:
     """A result that is sent beyond the budget. ``in_flight``: None until ZeroMQ has taken it."""
 
-    __slots__ = ("connection", "ends_at", "in_flight", "looked_at", "moved_at", "sample")
+    __slots__ = ("connection", "ends_at", "in_flight")
 
     def __init__(self, connection: Connection, size: int, now: float) -> None:
         self.connection = connection
         self.in_flight: InFlight | None = None
         self.ends_at = now + _LONGEST_S + size / _SLOWEST
-        self.looked_at = self.moved_at = now
-        self.sample = -2
 
     @property
     def over(self) -> bool:
@@ -91,17 +91,18 @@ class Unread:
         self._coming = 0
         #: Whether a result waits for a turn.
         self.wanted = False
+        self._looked_at = 0.0
 
     # --- what is counted
 
     def queued(self, connection: Connection, message: Waiting) -> None:
         """A message waits in the connection's outbox."""
         connection.outbox.append(message)
+        self._loaded[connection.number] = connection
         if message.parked:
             connection.parked_bytes += message.size
             self._parked[connection.peer.client.key] += message.size
             return
-        self._load(connection)
         connection.outbox_bytes += message.size
         self.bytes += message.size
 
@@ -114,14 +115,13 @@ class Unread:
         else:
             connection.outbox_bytes -= message.size
             self.bytes -= message.size
-        connection.moved_at = self._clock()
 
     def sent(self, connection: Connection, entry: InFlight) -> None:
         """ZeroMQ has taken a large body."""
         turn = self._turns.get(connection.peer.client.key)
         if turn is not None and turn.connection is connection and not entry.size:
             turn.in_flight = entry
-        self._load(connection)
+        self._loaded[connection.number] = connection
         self.bytes += entry.size
         self._held_bytes += entry.size
 
@@ -142,9 +142,7 @@ class Unread:
 
     def release(self, connection: Connection) -> None:
         """Count no more what the client has read."""
-        size = connection.release_sent(encrypted=self._encrypts)
-        if size:
-            connection.moved_at = self._clock()
+        if connection.in_flight and (size := connection.release_sent(encrypted=self._encrypts)):
             self.bytes -= size
             self._held_bytes -= size
 
@@ -154,11 +152,6 @@ class Unread:
             self.release(connection)
             if not connection.in_flight and not connection.outbox:
                 del self._loaded[connection.number]
-
-    def _load(self, connection: Connection) -> None:
-        if connection.number not in self._loaded:
-            self._loaded[connection.number] = connection
-            connection.moved_at = self._clock()
 
     def _unpark(self, connection: Connection, size: int) -> None:
         if size:
@@ -194,6 +187,12 @@ class Unread:
         """
         return self._held_bytes <= 0 or self._held_bytes + size <= self._budget
 
+    def may_send(self, connection: Connection, size: int, *, whole: bool) -> bool:
+        """Make room for a body that does not fit, or let it wait; ``whole``: it is a result, not a part of a stream."""
+        if not whole or size <= self._budget // _SMALL:
+            return self.make_room(size, connection)
+        return self._may_park(connection, size) or (size <= self._share and self.make_room(size, connection))
+
     def make_room(self, size: int, sender: Connection | None) -> bool:
         """Drop what the greatest holders leave unread until ``size`` more bytes fit.
 
@@ -210,18 +209,21 @@ class Unread:
         return True
 
     def _greatest(self) -> Connection | None:
-        """Of the client that leaves most unread: the connection with most, one that still reads only if all do."""
+        """The connection with most unread bytes, of the client with most; one that reads only if all do."""
         loaded = [connection for connection in self._loaded.values() if connection.unsent_bytes]
+        deaf = [connection for connection in loaded if self._is_deaf(connection)]
         of_client: defaultdict[str, int] = defaultdict(int)
-        for connection in loaded:
+        for connection in deaf or loaded:
             of_client[connection.peer.client.key] += connection.unsent_bytes
-        client = max(of_client, key=of_client.__getitem__, default="")
-        stalled = self._clock() - _STALL_S
         return max(
-            (connection for connection in loaded if connection.peer.client.key == client),
-            key=lambda connection: (connection.moved_at < stalled, connection.unsent_bytes),
+            deaf or loaded,
+            key=lambda connection: (of_client[connection.peer.client.key], connection.unsent_bytes),
             default=None,
         )
+
+    def _is_deaf(self, connection: Connection) -> bool:
+        now = self._clock()
+        return now - connection.looked_at <= _LOOK_AGAIN_S and now - connection.moved_at > _STALL_S
 
     def _drop_outbox(self, connection: Connection) -> bool:
         """Drop the bodies that wait for a connection; returns whether there were any.
@@ -255,7 +257,7 @@ class Unread:
 
     # --- results that wait for their turn
 
-    def may_park(self, connection: Connection, size: int) -> bool:
+    def _may_park(self, connection: Connection, size: int) -> bool:
         """Whether a result that does not fit may wait in memory until there is room, or until it has its turn."""
         if connection.number == self._coming:
             return True
@@ -301,19 +303,29 @@ class Unread:
             if turn.over:
                 del self._turns[key]
 
+    @property
+    def pressing(self) -> bool:
+        """Whether it matters who reads: much is unread, or a result waits for a turn."""
+        return self.wanted or self.bytes > self._budget // 2
+
     def look_at_readers(self) -> None:
-        """End the turn of a client that does not read while others wait for one."""
+        """See who reads while memory is short; end the turn of a client that does not while others wait for one."""
+        now = self._clock()
+        if not self.pressing or now - self._looked_at < _LOOK_S:
+            return
+        self._looked_at = now
+        self.release_all()
+        for connection in self._loaded.values():
+            sample = progress(connection.fd, encrypted=self._encrypts)
+            if sample != connection.sample or now - connection.looked_at > _LOOK_AGAIN_S:
+                connection.sample, connection.moved_at = sample, now
+            connection.looked_at = now
         if not self.wanted:
             return
-        now, before = self._clock(), len(self._turns)
+        before = len(self._turns)
         self._end_turns()
-        self.wanted = len(self._turns) == before
+        # Who still waits asks again.
+        self.wanted = 0 < len(self._turns) == before
         for turn in list(self._turns.values()):
-            if now - turn.looked_at < _LOOK_S or (turn.in_flight is None and not turn.connection.outbox):
-                continue
-            turn.looked_at = now
-            sample = progress(turn.connection.fd, encrypted=self._encrypts)
-            if sample != turn.sample:
-                turn.sample, turn.moved_at = sample, now
-            if now - turn.moved_at > _STALL_S or now > turn.ends_at:
+            if self._is_deaf(turn.connection) or now > turn.ends_at:
                 self._end(turn.connection)
