@@ -22,6 +22,7 @@ from typing import Any
 import zmq
 
 from glmtts.protocol import endpoints, events
+from glmtts.protocol.control import ControlRequest, GetLimits
 
 from . import __version__, config, malloc
 from .core import effects, inputs
@@ -337,8 +338,10 @@ class Supervisor:
         if isinstance(event, inputs.SettingsRead):
             self._service.reloaded()
 
-    def _facts(self) -> dict[str, Any]:
-        """The shell's part of ``status``."""
+    def _facts(self, request: ControlRequest | None = None) -> dict[str, Any]:
+        """The shell's part of ``status``, or of the answer to ``limits``."""
+        if isinstance(request, GetLimits):
+            return self._journal.tables(self._machine.settings.queue.keep_durable_mib << 20)
         rss = int(Path("/proc/self/statm").read_bytes().split()[1]) * resource.getpagesize()
         return {
             "pid": os.getpid(),

@@ -162,6 +162,7 @@ class JobInfo(Struct, kw_only=True):
     """A job as ``job`` and ``jobs`` show it. ``created`` is seconds since 1970, UTC.
 
     ``client`` and ``user`` are sent to operators only. ``suspended``: it began, and now waits for a more urgent job.
+    ``note``: why the result of an ended job is not there any more.
     """
 
     job: str
@@ -186,6 +187,7 @@ class JobInfo(Struct, kw_only=True):
     message: str | UnsetType = UNSET
     output: str | UnsetType = UNSET
     key: str | UnsetType = UNSET
+    note: str | UnsetType = UNSET
 
 
 class JobAnswer(JobInfo, tag_field="event", tag="job", kw_only=True):

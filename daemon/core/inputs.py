@@ -58,7 +58,8 @@ class Requested(Struct):
 
 
 class Controlled(Struct):
-    """A valid operation came on the control socket. ``facts`` is what the shell adds to ``status``."""
+    """A valid operation came on the control socket. ``facts`` is what the shell adds to ``status``,
+    and to ``limits``."""
 
     to: ReplyTo
     request: ControlRequest
@@ -302,6 +303,17 @@ class JournalFound(Struct):
     problem: str = ""
 
 
+class JournalRemoved(Struct):
+    """A table of the journal was full (``journal`` or ``durable_results``, see shares.TABLES): so many rows of the
+    client that held most were removed before their time, ``shared`` with other clients.
+    """
+
+    table: str
+    client: str
+    count: int
+    shared: bool
+
+
 class StoredLost(Struct):
     """The file of a SendStored could not be read."""
 
@@ -325,5 +337,6 @@ class TimePassed(Struct):
 Input = (
     Requested | Controlled | ConnectionClosed | ConnectionOverrun | Spawned | SpawnFailed | WorkerSaid
     | WorkerGarbled | ProcessEnded | Sampled | MetricsServed | StopAsked | SettingsRead | VoiceStored
-    | JournalChanged | JournalAdded | JournalEnded | JournalFound | StoredLost | EffectFailed | TimePassed
+    | JournalChanged | JournalAdded | JournalEnded | JournalFound | JournalRemoved | StoredLost | EffectFailed
+    | TimePassed
 )  # fmt: skip

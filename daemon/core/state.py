@@ -13,6 +13,7 @@ from .jobs.estimates import Estimator
 from .jobs.job_table import JobTable
 from .jobs.queue import WaitingQueue
 from .settings import Settings
+from .shares import Removals
 from .workers.autoscaler import Autoscaler
 from .workers.gpus import Gpus
 from .workers.pool import Pool
@@ -49,9 +50,10 @@ class State:
         self.installation = installation
         #: The registered voices by name.
         self.voices = voices
-        self.job_table = JobTable()
+        self.removals = Removals()
+        self.job_table = JobTable(self.removals)
         self.queue = WaitingQueue(settings.queue.classes)
-        self.estimator = Estimator()
+        self.estimator = Estimator(self.removals)
         self.alerts = Alerts(self.context)
         self.gpus = Gpus(self.context, self.alerts)
         self.pool = Pool(self.context, self.gpus, self.alerts)

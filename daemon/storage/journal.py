@@ -12,12 +12,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct, structs
 
 from ..core import effects, inputs
 from .problems import message
-from .store import Store
+from .store import MAX_BARE, MAX_ENDED, Store
 from .writer import Writer, found
 
 
@@ -161,6 +162,21 @@ class Journal:
         with self._lock:
             figures, since = self._figures, [at for at in (self._taken_since, self._waits_since) if at is not None]
         return structs.replace(figures, lag_s=time.monotonic() - min(since)) if since else figures
+
+    def tables(self, keep_bytes: int) -> dict[str, dict[str, Any]]:
+        """What clients hold of the journal, for ``limits``: rows, and bytes of results, by owner."""
+        store, found = self._store, {}
+        for name, shares, most in (
+            ("journal", store.kept, MAX_ENDED),
+            ("journal_bare", store.bare, MAX_BARE),
+            ("durable_results", store.results_of, keep_bytes),
+        ):
+            # A copy, since the thread may change it meanwhile.
+            owners = shares.owners()
+            share = most // max(1, len(owners))
+            held = sum(owners.values())
+            found[name] = {"held": held, "most": most, "clients": len(owners), "share": share, "owners": owners}
+        return found
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Write the waiting records, for at most ``timeout_s``, and close. The last answers can still be collected."""

@@ -20,6 +20,12 @@ from .problems import JournalError, damaged, message
 #: "GTTS": tells the file from the databases of other programs (and so does file(1)).
 APPLICATION_ID = 0x47545453
 
+#: Ended jobs without a result or a key, those with one, and those with a result: conditions of indexes, which SQLite
+#: uses for a query that has the same words.
+BARE = "expires_at IS NOT NULL AND result = '' AND key IS NULL"
+KEPT = "expires_at IS NOT NULL AND (result <> '' OR key IS NOT NULL)"
+WITH_RESULT = "result <> ''"
+
 #: Entry N brings a file of version N to version N + 1. A change of the schema is one more entry, never a change of an
 #: earlier one.
 _STEPS: tuple[tuple[str, ...], ...] = (
@@ -51,6 +57,12 @@ _STEPS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX jobs_results ON jobs (expires_at, seq, result_bytes) WHERE result <> ''",
         # A table of their own: a recording has up to 16 MiB, and a query over the jobs must not read it.
         "CREATE TABLE recordings (seq INTEGER PRIMARY KEY, data BLOB NOT NULL)",
+    ),
+    (
+        # The oldest row of each client: without a result or a key, with one, and with a result.
+        f"CREATE INDEX jobs_bare ON jobs (client, expires_at) WHERE {BARE}",
+        f"CREATE INDEX jobs_kept ON jobs (client, expires_at) WHERE {KEPT}",
+        f"CREATE INDEX jobs_results_of ON jobs (client, expires_at, seq, result_bytes) WHERE {WITH_RESULT}",
     ),
 )
 VERSION = len(_STEPS)

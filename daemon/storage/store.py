@@ -19,13 +19,14 @@ from glmtts.protocol.events import Done, Error
 from glmtts.protocol.requests import KEY_HOLDS_S, JobState, Synthesize
 
 from ..core.effects import JournalEnd
-from ..core.inputs import JournalRow
+from ..core.inputs import JournalRemoved, JournalRow
+from ..core.shares import Shares
 from . import schema
 from .problems import JournalError, is_damage, message, printable
 from .results import Results
 
-#: The most ended jobs that are remembered.
-MAX_ENDED = 100_000
+#: The most ended jobs that are remembered: those with a result or a key, and those without.
+MAX_ENDED, MAX_BARE = 75_000, 25_000
 #: The request of an ended job is cut if it has more bytes: to this many characters of its text.
 _LARGE_REQUEST, _SHORT = 1_000, 200
 #: Free pages that the file keeps for later rows, and how many of the others are returned to the disk at a time.
@@ -73,8 +74,11 @@ class Store:
         #: The file's path, for messages.
         self.shown = printable(self.file)
         self.results = Results(folder / "results")
-        #: The size of all results together.
-        self.result_bytes = 0
+        #: Ended jobs with a result or a key, and those without; and the bytes of results.
+        self.kept, self.bare, self.results_of = Shares(), Shares(), Shares()
+        #: Rows and results that were removed early by this transaction or the last.
+        self.removed: list[JournalRemoved] = []
+        self._undo: list[tuple[Shares, str, int]] = []
         #: The number of jobs, ended ones included.
         self.rows = 0
         #: Whether there was no journal before the first attempt to open it.
@@ -88,6 +92,11 @@ class Store:
     @property
     def is_open(self) -> bool:
         return self._connection is not None
+
+    @property
+    def result_bytes(self) -> int:
+        """The size of all results together."""
+        return self.results_of.total
 
     @property
     def bytes(self) -> int:
@@ -108,9 +117,14 @@ class Store:
         connection = schema.connect(self.file, self._busy_s)
         try:
             self._place = self._place_now()
-            (self.result_bytes,) = connection.execute(
-                "SELECT coalesce(sum(result_bytes), 0) FROM jobs WHERE result <> ''"
-            ).fetchone()
+            self.bare, self.kept, self.results_of = (
+                _shares(connection, f"SELECT client, {what} FROM jobs WHERE {where} GROUP BY client")
+                for what, where in (
+                    ("count(*)", schema.BARE),
+                    ("count(*)", schema.KEPT),
+                    ("sum(result_bytes)", schema.WITH_RESULT),
+                )
+            )
             (self.rows,) = connection.execute("SELECT count(*) FROM jobs").fetchone()
         except BaseException:
             connection.close()
@@ -141,19 +155,29 @@ class Store:
                 "Stop the daemon before you move it: the jobs that were in it are now in the daemon's memory alone."
             )
             raise JournalError(message(self.file, "the journal was moved or replaced while it was in use", remedy))
-        before = self.result_bytes, self.rows
+        before = self.rows
+        self._undo, self.removed = [], []
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield
             connection.execute("COMMIT")
         except BaseException:
-            self.result_bytes, self.rows = before
+            self.rows, self.removed = before, []
+            for shares, client, amount in self._undo:
+                shares.add(client, -amount)
             with contextlib.suppress(sqlite3.Error):
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
             raise
 
     # --- in a transaction
+
+    def _count(self, shares: Shares, client: str, amount: int) -> None:
+        shares.add(client, amount)
+        self._undo.append((shares, client, amount))
+
+    def _rows_like(self, key: str | None, result: str) -> Shares:
+        return self.kept if result or key is not None else self.bare
 
     def add(self, row: JournalRow) -> tuple[str, str] | None:
         """Add a row; or return (id, content) of the job that has its idempotency key, and add nothing.
@@ -182,13 +206,17 @@ class Store:
 
     def _with_key(self, row: JournalRow, key: str) -> tuple[str, str] | None:
         found = self._sql.execute(
-            "SELECT seq, job, content, created FROM jobs WHERE client = ? AND key = ?", (row.client, key)
+            "SELECT seq, job, content, created, result, expires_at FROM jobs WHERE client = ? AND key = ?",
+            (row.client, key),
         ).fetchone()
         if found is None:
             return None
-        seq, job, content, created = found
+        seq, job, content, created, result, expires_at = found
         if row.created - created < KEY_HOLDS_S:
             return job, content
+        if expires_at is not None and not result:
+            self._count(self.kept, row.client, -1)
+            self._count(self.bare, row.client, 1)
         self._sql.execute("UPDATE jobs SET key = NULL WHERE seq = ?", (seq,))
         return None
 
@@ -206,21 +234,24 @@ class Store:
             values,
         ).rowcount
         if found:
-            self._shorten(end.job)
-            self._sql.execute("DELETE FROM recordings WHERE seq = (SELECT seq FROM jobs WHERE job = ?)", (end.job,))
-            self.result_bytes += size
+            seq, client, key, request = self._sql.execute(
+                "SELECT seq, client, key, request FROM jobs WHERE job = ?", (end.job,)
+            ).fetchone()
+            self._shorten(seq, request)
+            self._sql.execute("DELETE FROM recordings WHERE seq = ?", (seq,))
+            self._count(self._rows_like(key, result), client, 1)
+            self._count(self.results_of, client, size)
             return True
         return self._sql.execute("SELECT 1 FROM jobs WHERE job = ?", (end.job,)).fetchone() is not None
 
-    def _shorten(self, job: str) -> None:
+    def _shorten(self, seq: int, request: Any) -> None:
         """Cut a long request: any client could fill the disk with the texts of ended jobs."""
-        (request,) = self._sql.execute("SELECT request FROM jobs WHERE job = ?", (job,)).fetchone()
         if len(request) <= _LARGE_REQUEST:
             return
         with contextlib.suppress(msgspec.MsgspecError):
             known = _requests.decode(request)
             short = msgspec.structs.replace(known, text=known.text[:_SHORT], options={}, prompt=UNSET)
-            self._sql.execute("UPDATE jobs SET request = ? WHERE job = ?", (encode(short), job))
+            self._sql.execute("UPDATE jobs SET request = ? WHERE seq = ?", (encode(short), seq))
 
     def forget(self, jobs: Iterable[str]) -> None:
         """Remove living jobs."""
@@ -250,26 +281,66 @@ class Store:
                     (encode(event), expires_at, seq),
                 )
                 self._sql.execute("DELETE FROM recordings WHERE seq = ?", (seq,))
+                (client, key) = self._sql.execute("SELECT client, key FROM jobs WHERE seq = ?", (seq,)).fetchone()
+                self._count(self._rows_like(key, ""), _text(client), 1)
         return rows, problems
 
     def expire(self, now: float, limit: int) -> tuple[list[str], bool]:
         """Remove at most ``limit`` rows that have expired or are too many, and return free pages to the disk.
 
+        Of rows that are too many, those of the client that has most go first, its oldest first.
+
         Returns:
             The notes of the result files to remove, and whether there is more to do.
         """
-        (ended,) = self._sql.execute("SELECT count(*) FROM jobs WHERE expires_at IS NOT NULL").fetchone()
-        due = "expires_at <= ?" if ended <= MAX_ENDED else "(expires_at <= ? OR expires_at IS NOT NULL)"
-        limit = limit if ended <= MAX_ENDED else min(limit, ended - MAX_ENDED)
         found = self._sql.execute(
-            f"SELECT seq, result, result_bytes FROM jobs WHERE {due} ORDER BY expires_at LIMIT ?", (now, limit)
+            "SELECT seq, client, key, result, result_bytes FROM jobs WHERE expires_at <= ? ORDER BY expires_at LIMIT ?",
+            (now, limit),
         ).fetchall()
-        for seq, _, size in found:
-            self._sql.execute("DELETE FROM jobs WHERE seq = ?", (seq,))
-            self.result_bytes -= size
-            self.rows -= 1
+        for row in found:
+            self._remove(*row)
+        useless = [result for _, _, _, result, _ in found if result]
+        left = limit - len(found)
+        for table, shares, most, condition in (
+            ("journal_bare", self.bare, MAX_BARE, schema.BARE),
+            ("journal", self.kept, MAX_ENDED, schema.KEPT),
+        ):
+            while left and (row := self._first_out(shares, most, condition)):
+                self._note_removed(table, row[1], shares)
+                self._remove(*row)
+                useless += [row[3]] if row[3] else []
+                left -= 1
         given_back = self._give_back()
-        return [result for _, result, _ in found if result], len(found) == limit or given_back
+        return useless, not left or given_back
+
+    def _first_out(self, shares: Shares, most: int, condition: str) -> tuple[Any, ...] | None:
+        """While clients hold more than ``most`` together: the oldest row of the one that holds most."""
+        while shares.total > most:
+            client = shares.greatest()
+            row: tuple[Any, ...] | None = self._sql.execute(
+                "SELECT seq, client, key, result, result_bytes FROM jobs"
+                f" WHERE client = ? AND {condition} ORDER BY expires_at, seq LIMIT 1",
+                (client,),
+            ).fetchone()
+            if row is not None:
+                return row
+            # Another program has changed the file.
+            self._count(shares, client, -shares.of(client))
+        return None
+
+    def _remove(self, seq: int, client: str, key: str | None, result: str, size: int) -> None:
+        """Remove the row of an ended job."""
+        self._sql.execute("DELETE FROM jobs WHERE seq = ?", (seq,))
+        self._count(self._rows_like(key, result), client, -1)
+        self._count(self.results_of, client, -size)
+        self.rows -= 1
+
+    def _note_removed(self, table: str, client: str, shares: Shares) -> None:
+        last = self.removed[-1] if self.removed else None
+        if last is not None and (last.table, last.client) == (table, client):
+            last.count += 1
+        else:
+            self.removed.append(JournalRemoved(table, client, 1, len(shares) > 1))
 
     def _give_back(self) -> bool:
         """Return some of the file's free pages to the disk; returns whether there may be more."""
@@ -282,22 +353,27 @@ class Store:
         return bool(left < free)
 
     def shrink(self, keep_bytes: int, limit: int) -> tuple[list[str], bool]:
-        """Drop at most ``limit`` of the oldest results while all have more than ``keep_bytes`` together.
+        """Drop at most ``limit`` results while all have more than ``keep_bytes`` together.
 
-        The newest stays, since it is about to be sent. Returns as :meth:`expire` does.
+        The client whose results take most loses its oldest first. The newest of all stays, since it is about to be
+        sent. Returns as :meth:`expire` does.
         """
         if self.result_bytes <= keep_bytes:
             return [], False
-        found = self._sql.execute(
-            "SELECT seq, result, result_bytes FROM jobs WHERE result <> '' ORDER BY expires_at, seq LIMIT ?",
-            (limit + 1,),
-        ).fetchall()
-        dropped = []
-        for seq, result, size in found[:-1]:
-            if self.result_bytes <= keep_bytes:
+        dropped: list[str] = []
+        newest = self._sql.execute(
+            f"SELECT seq FROM jobs WHERE {schema.WITH_RESULT} ORDER BY expires_at DESC, seq DESC LIMIT 1"
+        ).fetchone()
+        while len(dropped) < limit and (row := self._first_out(self.results_of, keep_bytes, schema.WITH_RESULT)):
+            seq, client, key, result, size = row
+            if (seq,) == newest:
                 break
             self._sql.execute("UPDATE jobs SET result = '', result_bytes = 0 WHERE seq = ?", (seq,))
-            self.result_bytes -= size
+            self._note_removed("durable_results", client, self.results_of)
+            self._count(self.results_of, client, -size)
+            if key is None:
+                self._count(self.kept, client, -1)
+                self._count(self.bare, client, 1)
             dropped.append(result)
         return dropped, len(dropped) == limit
 
@@ -343,6 +419,14 @@ class Store:
             )
         except (msgspec.MsgspecError, ValueError, TypeError) as error:
             raise UnreadableRowError(f"the journal's row of job {_text(columns[0])} can't be read: {error}") from None
+
+
+def _shares(connection: sqlite3.Connection, query: str) -> Shares:
+    """How much each client holds, by a query for the clients and their amounts."""
+    shares = Shares()
+    for client, amount in connection.execute(query):
+        shares.add(_text(client), amount)
+    return shares
 
 
 def _text(value: object) -> str:

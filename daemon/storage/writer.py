@@ -116,6 +116,7 @@ class Writer:
         self.writes += 1
         self.write_s += time.monotonic() - began
         self.answers += answers
+        self.answers += self._store.removed
         # A job that was cancelled, or whose worker died, may have left a file.
         useless += [job for job, end in self._ends.items() if not end.result]
         self._written(unknown)

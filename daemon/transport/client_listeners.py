@@ -13,6 +13,7 @@ from typing import Any
 import zmq
 
 from glmtts.protocol import codec, endpoints, events
+from glmtts.protocol.control import ControlRequest
 from glmtts.protocol.errors import ErrorCode, RequestError
 
 from ..config.tcp_access import Access
@@ -55,9 +56,9 @@ class ClientListeners:
         settings: Settings,
         access: Access | None,
         step: Callable[[inputs.Input], None],
-        facts: Callable[[], dict[str, Any]],
+        facts: Callable[[ControlRequest], dict[str, Any]],
     ) -> None:
-        """Open the sockets; raises RuntimeDirError. ``step`` takes an input, ``facts`` gives the shell's status."""
+        """Open the sockets; raises RuntimeDirError. ``step`` takes an input, ``facts`` adds to an operator's answer."""
         self._log = log
         self._loop = loop
         self._step = step
@@ -146,7 +147,8 @@ class ClientListeners:
 
     def _operation(self, received: Received, to: inputs.ReplyTo) -> inputs.Input:
         frames = received.frames
-        return inputs.Controlled(to, codec.decode_control(frames, self._limits), _body(frames), self._facts())
+        request = codec.decode_control(frames, self._limits)
+        return inputs.Controlled(to, request, _body(frames), self._facts(request))
 
     def _id_of(self, received: Received) -> str:
         """The id of a decoded request, so that its sender can match the answer; ``""`` if it has none."""

@@ -138,7 +138,7 @@ def test_a_key_of_a_job_that_was_not_accepted_after_all_stands_for_nothing(make_
 def test_a_key_that_is_used_again_after_a_day_holds_for_another(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_ENDED", 2)
+    monkeypatch.setattr(module, "MAX_KEYS", 2)
     job_table = JobTable()
     for name in ("a", "b", "a", "c"):
         job_table.add(make_job(key=name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -135,10 +136,24 @@ class StoreMachine(RuleBasedStateMachine):
             assert self.store.results.remove(useless) == []
         seq = {job: place for place, job in enumerate(self.rows)}
         oldest = sorted(self.sizes, key=lambda job: (self.expires[job], seq[job]))
-        while len(oldest) > 1 and sum(self.sizes.values()) > keep_bytes:
-            job = oldest.pop(0)
+        newest = oldest[-1] if oldest else ""
+        while sum(self.sizes.values()) > keep_bytes:
+            held: Counter[str] = Counter()
+            for job in oldest:
+                held[self.rows[job].client] += self.sizes[job]
+                held[self._owner(job) + "/*"] += self.sizes[job]
+            most = min(held, key=lambda name: (-held[name] if name.endswith("/*") else 0, name))
+            own = [job for job in oldest if self._owner(job) + "/*" == most]
+            client = min((self.rows[job].client for job in own), key=lambda name: (-held[name], name))
+            job = next(job for job in own if self.rows[job].client == client)
+            if job == newest:
+                break
+            oldest.remove(job)
             del self.sizes[job]
             self.rows[job].result = ""
+
+    def _owner(self, job: str) -> str:
+        return self.rows[job].client.partition("/")[0]
 
     @precondition(lambda self: self.rows)
     @rule()
@@ -156,6 +171,9 @@ class StoreMachine(RuleBasedStateMachine):
         self.store = Store(self.folder)
         self.store.open()
 
+    def _kept(self, row: JournalRow) -> bool:
+        return bool(row.result) or row in self.keys.values()
+
     @invariant()
     def the_rows_are_those_of_the_model(self) -> None:
         if not hasattr(self, "store"):
@@ -170,6 +188,15 @@ class StoreMachine(RuleBasedStateMachine):
             if found is not None and model is not None:
                 found.recording = model.recording
                 assert found == model
+        counted = {
+            "bare": Counter(r.client for job, r in self.rows.items() if job in self.expires and not self._kept(r)),
+            "kept": Counter(r.client for job, r in self.rows.items() if job in self.expires and self._kept(r)),
+        }
+        for client in ("uid:1", "uid:2", "uid:1/bea"):
+            assert self.store.bare.of(client) == counted["bare"][client]
+            assert self.store.kept.of(client) == counted["kept"][client]
+            own = [size for job, size in self.sizes.items() if self.rows[job].client == client]
+            assert self.store.results_of.of(client) == sum(own)
         assert self.store.result_bytes == sum(self.sizes.values())
         assert self.store.next_expiry() == min(self.expires.values(), default=None)
         files = {path.name for path in (self.folder / "results").iterdir()}

@@ -6,6 +6,7 @@ from itertools import islice
 
 import msgspec
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from glmtts.protocol import VERSION, events, requests
 from glmtts.protocol.audio_formats import FORMATS, STREAM_FORMATS, AudioFormat
@@ -18,7 +19,7 @@ from ..jobs.job import Ended, Job, Subscriber
 from ..jobs.job_table import content_digest
 from ..monitoring.problems import Problems
 from ..scheduling.deadlines import enqueue
-from ..scheduling.durable import key_taken
+from ..scheduling.durable import key_taken, removed_early
 from ..scheduling.forecast import Outlook
 from ..scheduling.retry import quarantine_message
 from ..scheduling.scheduler import Scheduler
@@ -281,7 +282,11 @@ class ClientRequests:
 
     def _describe(self, job: Job | Ended, *, with_client: bool, exact: bool = True) -> events.JobInfo:
         if isinstance(job, Ended):
-            return job.describe(with_client=with_client)
+            info = job.describe(with_client=with_client)
+            keep = self._context.settings.queue
+            if job.body_dropped and keep.keep_results_mib:
+                info = replace(info, note=removed_early(keep.keep_results_mib, "keep_results_mib"))
+            return info
         position = wait = None
         if job.state == "waiting":
             # Counting is worth it for one job; in a list the position that was last sent is near enough.
@@ -315,13 +320,14 @@ class ClientRequests:
         if ended is None and self._durable_jobs.find(subscriber.to, subscriber.wait_for(id), owner):
             return
         keep = self._context.settings.queue
-        self._context.refuse(
-            subscriber.to,
-            subscriber.id,
-            ErrorCode.JOB_NOT_FOUND,
-            f"job {id} has ended, and its result is not kept any more: results are kept for "
-            f"{keep.keep_results_s:g} s, {keep.keep_results_mib} MiB of them in all",
-        )
+        if ended is not None and keep.keep_results_mib:
+            message = f"job {id} has ended, and {removed_early(keep.keep_results_mib, 'keep_results_mib')}"
+        else:
+            message = (
+                f"job {id} has ended, and its result is not kept any more: results are kept for "
+                f"{keep.keep_results_s:g} s, {keep.keep_results_mib} MiB of them in all"
+            )
+        self._context.refuse(subscriber.to, subscriber.id, ErrorCode.JOB_NOT_FOUND, message)
 
     # --- connections
 
@@ -363,5 +369,6 @@ class ClientRequests:
             return job
         if job is not None or not self._durable_jobs.find(to, request, client.key if client else None):
             message = f"job: there is no job {request.job!r} of yours"
+            message += self._state.removals.words(client.key) if client else ""
             self._context.refuse(to, request.id, ErrorCode.JOB_NOT_FOUND, message)
         return None

@@ -103,8 +103,13 @@ class QueueReport:
             clients = [client for client in clients if client.key == wanted or is_named(client, [wanted])]
             key = wanted if ":" in wanted else f"user:{wanted}"
             clients = clients or [Client.of(key, wanted.partition("/")[0])]
-        values = {
-            "limits": self._admission.describe_general(),
-            "clients": [self._admission.describe(client) for client in clients[-_SHOWN_CLIENTS:]],
-        }
+        shown = [self._admission.describe(client) for client in clients[-_SHOWN_CLIENTS:]]
+        tables = self._admission.describe_tables()
+        # What the journal's thread counts comes with the request.
+        for name, table in event.facts.items():
+            tables[name] = {key: value for key, value in table.items() if key != "owners"}
+            for row in shown:
+                if "/" not in row["client"]:
+                    row["held"][name] = table["owners"].get(row["client"], 0)
+        values = {"limits": self._admission.describe_general(), "clients": shown, "tables": tables}
         self._context.send(event.to, events.Result(id=request.id, values=values))

@@ -8,10 +8,11 @@ changes its pace. A kind that is new goes by the kinds that are like it."""
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections import deque
 
 from msgspec import UNSET, Struct, field
 
+from ..shares import Removals, SharedRows
 from .job import Job
 
 #: How much less a job counts with each one after it: about the last twenty count.
@@ -41,6 +42,8 @@ _GOOD = 0.3
 class _Line(Struct):
     """Sums of a weighted fit of ``seconds = a + b * length``, with ``a`` and ``b`` not below 0."""
 
+    #: The client that sent the first job of the kind, in whose share it counts.
+    client: str = ""
     count: int = 0
     w: float = 0.0
     wx: float = 0.0
@@ -78,9 +81,11 @@ class _Line(Struct):
 class Estimator:
     """Learns from jobs that are done, and says what to expect of others."""
 
-    def __init__(self) -> None:
+    def __init__(self, removals: Removals | None = None) -> None:
         self._all = _Line()
-        self._kinds: OrderedDict[tuple[str, ...], _Line] = OrderedDict()
+        self._kinds: dict[tuple[str, ...], _Line] = {}
+        self._of_client: SharedRows[tuple[str, ...]] = SharedRows()
+        self._removals = removals or Removals()
         self._average_s: float | None = None
         self._judged: deque[bool] = deque(maxlen=_JUDGED)
         #: How many estimates of waiting time could be compared with what came.
@@ -91,19 +96,23 @@ class Estimator:
         if not 0.0 <= seconds < math.inf:
             return
         length, *kinds = _profile(job)
-        for line in (self._all, *(self._line(kind) for kind in kinds)):
+        for line in (self._all, *(self._line(kind, job.client.key) for kind in kinds)):
             line.learn(length, seconds)
         average_s = seconds if self._average_s is None else self._average_s
         self._average_s = average_s + _NEWEST * (seconds - average_s)
 
-    def _line(self, kind: tuple[str, ...]) -> _Line:
+    def _line(self, kind: tuple[str, ...], client: str) -> _Line:
         line = self._kinds.get(kind)
-        if line is None:
-            line = self._kinds[kind] = _Line()
-            if len(self._kinds) > _MAX_KINDS:
-                self._kinds.popitem(last=False)
-        else:
-            self._kinds.move_to_end(kind)
+        if line is not None:
+            self._of_client.renew(line.client, kind)
+            return line
+        line = self._kinds[kind] = _Line(client)
+        self._of_client.add(client, kind)
+        if len(self._kinds) > _MAX_KINDS:
+            loser, oldest = self._of_client.first_out()
+            self._removals.note("estimates", loser, shared=len(self._of_client.shares) > 1)
+            self._of_client.remove(loser, oldest)
+            del self._kinds[oldest]
         return line
 
     def _best(self, kinds: list[tuple[str, ...]]) -> _Line:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 from msgspec import UNSET
@@ -13,29 +14,50 @@ from glmtts.protocol.codec import encode
 from glmtts.protocol.requests import KEY_HOLDS_S, Synthesize
 
 from ..inputs import ReplyTo
+from ..shares import Removals, SharedRows, Shares
 from .job import Ended, Ending, Job, Subscriber
 
-#: Ended jobs that are remembered at most, with or without their result.
-MAX_ENDED = 10_000
+#: Ended jobs that are remembered at most: those with a result or a key, and those without.
+MAX_ENDED, MAX_BARE = 7_500, 2_500
+#: Idempotency keys that are remembered at most.
+MAX_KEYS = 10_000
 
 
 class JobTable:
-    """Owns all jobs, by id, connection, client and idempotency key. A job is live or ended, never both."""
+    """Owns all jobs, by id, connection, client and idempotency key. A job is live or ended, never both.
 
-    def __init__(self) -> None:
+    Of a full table the client that holds most loses first. Ended jobs without a result or a key have a table of their
+    own, so that none of them removes a result.
+    """
+
+    def __init__(self, removals: Removals | None = None) -> None:
         self.live: dict[str, Job] = {}
         self.live_of_client: defaultdict[str, int] = defaultdict(int)
         #: How many live jobs are durable.
         self.durable = 0
         self.outputs: set[str] = set()
         #: Bytes of recordings that live jobs hold.
-        self.recording_bytes = 0
-        self.result_bytes = 0
+        self.recordings = Shares()
         #: Dicts for sets, which have no order: a schedule that failed must fail again in the same way.
         self._of_connection: dict[int, dict[str, None]] = {}
         self._ended: OrderedDict[str, Ended] = OrderedDict()
-        self._with_result: OrderedDict[str, Ended] = OrderedDict()
+        self._kept: SharedRows[str] = SharedRows()
+        self._bare: SharedRows[str] = SharedRows()
+        #: In bytes.
+        self._results: SharedRows[str] = SharedRows()
         self._keys: OrderedDict[tuple[str, str], tuple[str, str, float]] = OrderedDict()
+        self._keys_of: SharedRows[tuple[str, str]] = SharedRows()
+        self._removals = removals or Removals()
+
+    @property
+    def recording_bytes(self) -> int:
+        """Bytes of recordings of live jobs."""
+        return self.recordings.total
+
+    @property
+    def result_bytes(self) -> int:
+        """Bytes of results of ended jobs."""
+        return self._results.shares.total
 
     def add(self, job: Job) -> None:
         """Remember an accepted job; one with an idempotency key has its ``content``."""
@@ -43,17 +65,34 @@ class JobTable:
         self.live_of_client[job.client.key] += 1
         self.durable += job.durable
         if job.recording is not None:
-            self.recording_bytes += len(job.recording)
+            self.recordings.add(job.client.key, len(job.recording))
         if job.request.output is not UNSET:
             self.outputs.add(job.request.output)
         if job.request.key is not UNSET:
-            key = (job.client.key, job.request.key)
-            self._keys[key] = (job.id, job.content, job.accepted_at + KEY_HOLDS_S)
-            self._keys.move_to_end(key)
-            if len(self._keys) > MAX_ENDED:
-                self._keys.popitem(last=False)
+            self._remember_key(job, job.request.key)
         for subscriber in job.subscribers:
             self._of_connection.setdefault(subscriber.to.connection, {})[job.id] = None
+
+    def _remember_key(self, job: Job, name: str) -> None:
+        client = job.client.key
+        key = (client, name)
+        if key in self._keys:
+            self._keys.move_to_end(key)
+            self._keys_of.renew(client, key)
+        else:
+            self._keys_of.add(client, key)
+        self._keys[key] = (job.id, job.content, job.accepted_at + KEY_HOLDS_S)
+        if len(self._keys) > MAX_KEYS:
+            client, key = self._keys_of.first_out()
+            self._note("keys", client, self._keys_of)
+            self._drop_key(key)
+
+    def _drop_key(self, key: tuple[str, str]) -> None:
+        if self._keys.pop(key, None) is not None:
+            self._keys_of.remove(key[0], key)
+
+    def _note(self, table: str, client: str, rows: SharedRows[Any]) -> None:
+        self._removals.note(table, client, shared=len(rows.shares) > 1)
 
     def awaits(self, to: ReplyTo, id: str) -> bool:
         """Whether a live job is going to answer this request."""
@@ -96,18 +135,30 @@ class JobTable:
     def forget_key(self, job: Job) -> None:
         """Free the idempotency key of a job that was not accepted after all."""
         if job.request.key is not UNSET:
-            self._keys.pop((job.client.key, job.request.key), None)
+            self._drop_key((job.client.key, job.request.key))
 
     def end(self, job: Job, ending: Ending, expires_at: float) -> None:
         """Keep the end of a job in place of the job itself: thousands are kept, so each is small."""
         self.drop(job)
         ended = Ended(info=job.describe(), client=job.client, ending=ending, expires_at=expires_at)
         self._ended[job.id] = ended
+        client = job.client.key
         if ending.body is not None:
-            self._with_result[job.id] = ended
-            self.result_bytes += ended.size
-        if len(self._ended) > MAX_ENDED:
-            self._forget(next(iter(self._ended.values())))
+            self._results.add(client, job.id, ended.size)
+        # The journal has the durable ones, with their keys.
+        if ending.body is not None or (job.request.key is not UNSET and not job.durable):
+            self._kept.add(client, job.id)
+            self._make_room("ended", self._kept, MAX_ENDED)
+        else:
+            self._bare.add(client, job.id)
+            self._make_room("ended_bare", self._bare, MAX_BARE)
+
+    def _make_room(self, table: str, rows: SharedRows[str], most: int) -> None:
+        while len(rows) > most:
+            client, id = rows.first_out()
+            if not self._ended[id].info.durable:
+                self._note(table, client, rows)
+            self._forget(self._ended[id])
 
     def drop(self, job: Job) -> None:
         """Forget a live job: it has ended, or is left to the journal."""
@@ -117,7 +168,7 @@ class JobTable:
         if not self.live_of_client[job.client.key]:
             del self.live_of_client[job.client.key]
         if job.recording is not None:
-            self.recording_bytes -= len(job.recording)
+            self.recordings.add(job.client.key, -len(job.recording))
             job.recording = None
         if job.request.output is not UNSET:
             self.outputs.discard(job.request.output)
@@ -126,14 +177,21 @@ class JobTable:
         job.subscribers = []
 
     def _forget(self, ended: Ended) -> None:
-        self._drop_result(ended)
-        del self._ended[ended.info.job]
+        id, client = ended.info.job, ended.client.key
+        self._results.remove(client, id)
+        self._kept.remove(client, id)
+        self._bare.remove(client, id)
+        del self._ended[id]
 
     def _drop_result(self, ended: Ended) -> None:
-        if self._with_result.pop(ended.info.job, None) is not None:
-            self.result_bytes -= ended.size
-            ended.ending.body = None
-            ended.body_dropped = True
+        """Remove the result of the client whose results take most; the job stays, and says so."""
+        id, client = ended.info.job, ended.client.key
+        self._results.remove(client, id)
+        ended.ending.body = None
+        ended.body_dropped = True
+        if ended.info.key is UNSET and self._kept.remove(client, id):
+            self._bare.add(client, id)
+            self._make_room("ended_bare", self._bare, MAX_BARE)
 
     def find(self, id: str) -> Job | Ended | None:
         """A job, live or ended."""
@@ -153,7 +211,7 @@ class JobTable:
         return {
             "live": len(self.live),
             "ended": len(self._ended),
-            "results": len(self._with_result),
+            "results": len(self._results),
             "keys": len(self._keys),
             "connections": len(self._of_connection),
             "outputs": len(self.outputs),
@@ -161,20 +219,30 @@ class JobTable:
             "recording_bytes": self.recording_bytes,
         }
 
+    def shares(self) -> dict[str, tuple[Shares, int | None]]:
+        """What clients hold of each table, and how much that may be in all; None where the settings say it."""
+        return {
+            "ended": (self._kept.shares, MAX_ENDED),
+            "ended_bare": (self._bare.shares, MAX_BARE),
+            "results": (self._results.shares, None),
+            "keys": (self._keys_of.shares, MAX_KEYS),
+            "recordings": (self.recordings, None),
+        }
+
     def expire(self, now: float, max_result_bytes: int) -> float | None:
-        """Drop results that are too old or too large in sum, and forget old jobs; returns when to come again."""
-        while self._with_result:
-            ended = next(iter(self._with_result.values()))
-            if ended.expires_at > now and self.result_bytes <= max_result_bytes:
-                break
-            self._drop_result(ended)
+        """Forget old jobs, and drop results that take too much in sum; returns when to come again."""
         while self._ended:
             ended = next(iter(self._ended.values()))
             if ended.expires_at > now:
                 break
             self._forget(ended)
+        while self.result_bytes > max_result_bytes:
+            client, id = self._results.first_out()
+            if max_result_bytes:
+                self._note("results", client, self._results)
+            self._drop_result(self._ended[id])
         while self._keys and next(iter(self._keys.values()))[2] <= now:
-            self._keys.popitem(last=False)
+            self._drop_key(next(iter(self._keys)))
         return next(iter(self._ended.values())).expires_at if self._ended else None
 
 

@@ -50,6 +50,8 @@ class WaitingQueue:
         #: All others; those that had been started before come first.
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._clients: dict[str, Waiting] = {}
+        #: By owner: a gateway's customers all together.
+        self._owners: dict[str, dict[Priority, int]] = {}
         self._lengths: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
         #: Whether an operator has paused the queue: no job is started.
         self.paused = False
@@ -93,6 +95,11 @@ class WaitingQueue:
         """How many jobs of a client wait in some classes."""
         waiting = self._clients.get(client)
         return sum(waiting.jobs[priority] for priority in priorities) if waiting else 0
+
+    def waiting_of_owner(self, owner: str, priorities: Collection[Priority]) -> int:
+        """How many jobs of an owner and all its customers wait in some classes."""
+        jobs = self._owners.get(owner)
+        return sum(jobs[priority] for priority in priorities) if jobs else 0
 
     def first_of(self, client: str, priority: Priority) -> Job | None:
         """The job of a client that is started first of a class, if it has one there that may be."""
@@ -139,6 +146,9 @@ class WaitingQueue:
             waiting = self._clients[job.client.key] = Waiting(job.client)
         waiting.jobs[job.request.priority] += 1
         waiting.count += 1
+        if job.client.owner not in self._owners:
+            self._owners[job.client.owner] = dict.fromkeys(PRIORITIES, 0)
+        self._owners[job.client.owner][job.request.priority] += 1
         self._lengths[job.request.priority] += 1
 
     def _leave(self, job: Job) -> None:
@@ -149,8 +159,12 @@ class WaitingQueue:
         waiting.jobs[job.request.priority] -= 1
         waiting.count -= 1
         self._lengths[job.request.priority] -= 1
+        of_owner = self._owners[job.client.owner]
+        of_owner[job.request.priority] -= 1
         if not waiting.count:
             del self._clients[job.client.key]
+            if not any(of_owner.values()):
+                del self._owners[job.client.owner]
 
     def remove(self, job: Job) -> None:
         """Take a job out of the queue. Raises KeyError if it is not in it."""

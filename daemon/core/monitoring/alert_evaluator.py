@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from ..scheduling.completion import Completion
+from ..shares import TABLES
 from ..state import State
 from .alert_rules import FAILURES, FAULTS, Condition, Figures, Finding, GpuFigures, Totals
 from .alert_table import ALERTS
@@ -19,7 +20,7 @@ class AlertEvaluator:
     def __init__(self, state: State, completion: Completion) -> None:
         self._context, self._queue, self._alerts = state.context, state.queue, state.alerts
         self._pool, self._autoscaler, self._gpus = state.pool, state.autoscaler, state.gpus
-        self._completion = completion
+        self._completion, self._removals = completion, state.removals
         self._conditions: dict[tuple[str, str], Condition] = {}
         #: Earlier values of the counters, the oldest first: one from before the window, and those within it.
         self._past: deque[tuple[float, Totals]] = deque([(state.context.now, Totals())])
@@ -76,6 +77,7 @@ class AlertEvaluator:
                 for worker in self._pool.workers.values()
                 if worker.serving and (trend := worker.process.watch.trend) is not None
             },
+            loser=(loser[0], TABLES[loser[1]].words) if (loser := self._removals.last) else ("", ""),
         )
 
     def _totals(self) -> Totals:
@@ -92,4 +94,5 @@ class AlertEvaluator:
             synthesis_s=counters.synthesis_s,
             audio_s=counters.spoken_s,
             faults=sum(counters.deaths[cause] for cause in FAULTS),
+            removed=self._removals.total,
         )

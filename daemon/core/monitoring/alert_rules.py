@@ -42,6 +42,8 @@ class Totals(NamedTuple):
     audio_s: float = 0.0
     #: Processes of workers that ended with a fault.
     faults: int = 0
+    #: Rows of full tables that clients lost early, because they held most of what several share.
+    removed: int = 0
 
     def since(self, before: Totals) -> Totals:
         """The growth since ``before``."""
@@ -67,6 +69,8 @@ class Figures(Struct, frozen=True, kw_only=True):
     wanted: int = 0
     gpus: dict[int, GpuFigures] = {}
     trends: dict[str, Trend] = {}
+    #: The client that lost a row last, and of which rows (shares.TABLES).
+    loser: tuple[str, str] = ("", "")
 
 
 class Finding(NamedTuple):
@@ -149,6 +153,15 @@ def slower_than_real_time(figures: Figures, settings: AlertSettings) -> Iterator
         "(is the GPU hot, or does another program use it?)"
     )
     yield Finding("", _level(factor, settings.rtf, _BETTER * settings.rtf), message)
+
+
+def share_exhausted(figures: Figures, settings: AlertSettings) -> Iterator[Finding]:
+    client, rows = figures.loser
+    message = (
+        f"{figures.lately.removed} rows of full tables were removed early within {settings.window_s:g} s; the last: "
+        f"{client} holds most of all clients' {rows}, and loses its oldest (glmttsctl limits)"
+    )
+    yield Finding("", figures.lately.removed > 0, message)
 
 
 def memory_trend(figures: Figures, _: AlertSettings) -> Iterator[Finding]:

@@ -161,6 +161,15 @@ ALERTS: dict[str, Alert] = {
         severity="warning",
         summary="NVML on {{ $labels.instance }} fails or hangs: GPU memory is unknown",
     ),
+    "share_exhausted": Alert(
+        do="glmttsctl limits shows what each client holds and has lost; the others lose nothing. Where the client is "
+        "right, raise the limit that the message names, if any; else limit it in [limits.clients].",
+        slow=True,
+        rule=rules.share_exhausted,
+        severity="warning",
+        summary="a client of {{ $labels.instance }} loses {{ $value | humanize }} rows: it holds most of a full table",
+        expr="sum without (table) (increase(glmtts_removed_early_total[$window])) > 0",
+    ),
     "journal": Alert(
         do="Fix the problem above. Other requests are still served; the journal is tried again every few seconds.",
         summary="{{ $labels.instance }} takes no durable jobs: its journal can't be written",

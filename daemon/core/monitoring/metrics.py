@@ -42,6 +42,10 @@ _METRICS: dict[str, tuple[str, ...]] = {
     "glmtts_queue_paused": ("Whether an operator has paused the queue.",),
     "glmtts_kept_results_bytes": ("Memory of kept results.",),
     "glmtts_kept_recordings_bytes": ("Memory of recordings of live jobs.",),
+    "glmtts_removed_early_total": (
+        "Rows of a full table that the client holding most of it lost, while other clients had some too.",
+        "table",
+    ),
     "glmtts_quarantined_contents": ("Texts that are refused because workers died of them.",),
     "glmtts_journal_up": ("Whether durable jobs are accepted.",),
     "glmtts_journal_unfinished_jobs": ("Durable jobs that have not ended.",),
@@ -128,6 +132,7 @@ class CoreMetrics:
             "glmtts_queue_paused": queue.paused,
             "glmtts_kept_results_bytes": job_table.result_bytes,
             "glmtts_kept_recordings_bytes": job_table.recording_bytes,
+            "glmtts_removed_early_total": self._state.removals.counts,
             "glmtts_quarantined_contents": self._scheduler.retries.quarantined_count(),
             "glmtts_journal_up": not durable_jobs.problem,
             "glmtts_journal_unfinished_jobs": job_table.durable,

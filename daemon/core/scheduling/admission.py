@@ -15,9 +15,10 @@ from glmtts.protocol.requests import Priority
 
 from ..inputs import Client
 from ..settings import ClientLimits, Settings
+from ..shares import SharedRows, Shares
 from ..state import State
 from .forecast import Forecast
-from .rate_limit import RateLimiter, parse_rate
+from .rate_limit import MAX_CLIENTS, RateLimiter, parse_rate
 
 URGENT: tuple[Priority, ...] = ("vip", "interactive")
 BATCH: tuple[Priority, ...] = ("batch",)
@@ -25,11 +26,16 @@ BATCH: tuple[Priority, ...] = ("batch",)
 _RETRY_S = 1.0
 #: A client that comes back at the time that was named must find the place free.
 _SOONEST_S, _ROUNDING_S = 0.1, 0.001
+#: Clients at most that ``limits`` shows as those that came lately.
 _MAX_KNOWN = 10_000
 
 
 class Allowance(Struct, frozen=True):
-    """What one client may have: ``rate`` as ``(count, seconds)`` or None, and its places in the two queues."""
+    """What one client may have: ``rate`` as ``(count, seconds)`` or None, and its places in the two queues.
+
+    ``part`` is its share as a part of one. Those that begin with ``all`` are for an owner and all its customers
+    together, and leave a share for others.
+    """
 
     rate: tuple[int, float] | None
     rate_batch: tuple[int, float] | None
@@ -38,6 +44,10 @@ class Allowance(Struct, frozen=True):
     max_jobs: int
     share: int
     share_batch: int
+    all_share: int
+    all_share_batch: int
+    part: float
+    all_part: float
     own: bool
 
 
@@ -48,10 +58,12 @@ class Admission:
         self._context, self._job_table = state.context, state.job_table
         self._queue, self._pool = state.queue, state.pool
         self._forecast = forecast
-        self._rate = RateLimiter()
-        self._rate_batch = RateLimiter()
+        self._removals = state.removals
+        self._rate = RateLimiter(state.removals)
+        self._rate_batch = RateLimiter(state.removals)
         #: Clients that came lately, the last one last.
         self._known: OrderedDict[str, tuple[Client, Allowance]] = OrderedDict()
+        self._known_of: SharedRows[str] = SharedRows()
 
     def apply(self) -> None:
         """The settings have changed; what clients have used of their rates stays used."""
@@ -68,11 +80,18 @@ class Admission:
         return [client for client, _ in self._known.values()]
 
     def _remember(self, client: Client) -> Allowance:
-        allowed = self.allowance(client)
-        self._known[client.key] = (client, allowed)
-        self._known.move_to_end(client.key)
+        key, allowed = client.key, self.allowance(client)
+        known = key in self._known
+        self._known[key] = (client, allowed)
+        if known:
+            self._known.move_to_end(key)
+            self._known_of.renew(key, key)
+            return allowed
+        self._known_of.add(key, key)
         if len(self._known) > _MAX_KNOWN:
-            self._known.popitem(last=False)
+            _, oldest = self._known_of.first_out()
+            self._known_of.remove(oldest, oldest)
+            del self._known[oldest]
         return allowed
 
     def check(self, client: Client, request: requests.Synthesize, body: bytes | memoryview | None) -> None:
@@ -97,15 +116,37 @@ class Admission:
             if own >= share:
                 message = f"{own} jobs of yours wait, which is your share of {places} places ([queue] max_share)"
                 raise self._full(message, self._forecast.next_start_s(classes, client.key))
-        if body is not None and self._job_table.recording_bytes + len(body) > settings.limits.recordings_mib << 20:
-            limit = settings.limits.recordings_mib
-            message = f"waiting jobs hold {limit} MiB of recordings ([limits] recordings_mib); try again later"
-            raise self._full(message, self._forecast.next_end_s())
+            all_share = allowed.all_share_batch if batch else allowed.all_share
+            together = self._queue.waiting_of_owner(client.owner, classes)
+            if together >= all_share:
+                message = (
+                    f"{together} jobs of your gateway's customers wait, which is its share of {places} places "
+                    "([queue] max_share); try again later"
+                )
+                raise self._full(message, self._forecast.next_start_s(classes))
+        if body is not None:
+            self._check_recordings(client, allowed, len(body))
         limiter, rate = (self._rate_batch, allowed.rate_batch) if batch else (self._rate, allowed.rate)
         after_s = limiter.take(client.key, rate, self._context.now)
         if after_s is not None:
             words = allowed.rate_batch_words if batch else allowed.rate_words
             raise RequestError(ErrorCode.RATE_LIMITED, f"more than {words} jobs of yours", retry_after_s=after_s)
+
+    def _check_recordings(self, client: Client, allowed: Allowance, size: int) -> None:
+        """Refuse a recording for which there is no room, or none in the client's share."""
+        limit, recordings = self._context.settings.limits.recordings_mib, self._job_table.recordings
+        if recordings.total + size > limit << 20:
+            message = f"waiting jobs hold {limit} MiB of recordings ([limits] recordings_mib); try again later"
+            raise self._full(message, self._forecast.next_end_s())
+        own, together = recordings.of(client.key), recordings.of_owner(client.owner)
+        too_much = own and own + size > allowed.part * (limit << 20)
+        if too_much or (together and together + size > allowed.all_part * (limit << 20)):
+            message = (
+                f"waiting jobs of {'yours' if too_much else 'all customers of your gateway'} hold "
+                f"{(own if too_much else together) >> 20} MiB of recordings, which is the share of {limit} MiB "
+                "([limits] recordings_mib, [queue] max_share); send more when one is done"
+            )
+            raise self._full(message, self._forecast.next_end_s(client.key if too_much else ""))
 
     @staticmethod
     def _full(message: str, after_s: float | None) -> RequestError:
@@ -124,6 +165,25 @@ class Admission:
             "max_waiting_batch": queue.max_waiting_batch,
             "max_share": queue.max_share,
             "max_jobs": queue.max_per_client,
+        }
+
+    def _tables(self) -> dict[str, tuple[Shares, int]]:
+        settings = self._context.settings
+        bytes_of = {
+            "results": settings.queue.keep_results_mib << 20,
+            "recordings": settings.limits.recordings_mib << 20,
+        }
+        tables = self._job_table.shares() | {
+            "rates": (self._rate.shares, MAX_CLIENTS),
+            "rates_batch": (self._rate_batch.shares, MAX_CLIENTS),
+        }
+        return {name: (shares, bytes_of[name] if most is None else most) for name, (shares, most) in tables.items()}
+
+    def describe_tables(self) -> dict[str, dict[str, int]]:
+        """How full each table is that clients share, in rows or bytes, and the share of each that has any."""
+        return {
+            name: {"held": shares.total, "most": most, "clients": len(shares), "share": most // max(1, len(shares))}
+            for name, (shares, most) in self._tables().items()
         }
 
     def describe(self, client: Client) -> dict[str, Any]:
@@ -148,6 +208,8 @@ class Admission:
             "share_batch": allowed.share_batch,
             "own": allowed.own,
             "gateway": is_named(client, self._context.settings.limits.gateways),
+            "held": {table: shares.held(client.key) for table, (shares, _) in self._tables().items()},
+            "removed": self._removals.of(client.key),
         }
 
 
@@ -172,17 +234,24 @@ def _allowance(settings: Settings, client: Client) -> Allowance:
     limits, queue = settings.limits, settings.queue
     own = next((limits.clients[name] for name in names_of(client) if name in limits.clients), None)
     given = own or ClientLimits()
+    gateway = _allowance(settings, Client(client.owner, client.user)) if client.on_behalf_of else None
     rate = limits.rate if given.rate is None else given.rate
     rate_batch = limits.rate_batch if given.rate_batch is None else given.rate_batch
     share = queue.max_share if given.max_share is None else given.max_share
+    most, most_batch = queue.max_waiting, queue.max_waiting_batch
+    places, places_batch = _part(share, most), _part(share, most_batch)
     return Allowance(
         rate=parse_rate(rate),
         rate_batch=parse_rate(rate_batch),
         rate_words=rate,
         rate_batch_words=rate_batch,
         max_jobs=queue.max_per_client if given.max_jobs is None else given.max_jobs,
-        share=_part(share, queue.max_waiting),
-        share_batch=_part(share, queue.max_waiting_batch),
+        share=places,
+        share_batch=places_batch,
+        all_share=gateway.all_share if gateway else max(places, most - places),
+        all_share_batch=gateway.all_share_batch if gateway else max(places_batch, most_batch - places_batch),
+        part=share,
+        all_part=gateway.all_part if gateway else max(share, 1 - share),
         own=own is not None,
     )
 

@@ -9,7 +9,16 @@ from glmtts.protocol import events, requests
 from glmtts.protocol.errors import ErrorCode, RequestError
 
 from ..effects import JournalAdd, JournalFind
-from ..inputs import Client, JournalAdded, JournalChanged, JournalFound, JournalRow, ReplyTo, StoredLost
+from ..inputs import (
+    Client,
+    JournalAdded,
+    JournalChanged,
+    JournalFound,
+    JournalRemoved,
+    JournalRow,
+    ReplyTo,
+    StoredLost,
+)
 from ..jobs.job import Ending, Job, Subscriber
 from ..state import State
 from .completion import Completion
@@ -264,29 +273,32 @@ class DurableJobs:
             self._context.refuse(event.to, request.id, ErrorCode.UNAVAILABLE, message, retry_after_s=_RETRY_S)
         elif row is None or row.event is None:
             message = f"job: there is no job {request.job!r} of yours"
+            message += "" if event.client is None else self._state.removals.words(event.client)
             self._context.refuse(event.to, request.id, ErrorCode.JOB_NOT_FOUND, message)
         elif isinstance(request, requests.Cancel):
             self._context.send(event.to, events.Result(id=request.id, values={"state": row.state, "job": row.job}))
         elif isinstance(request, requests.GetJob):
             info = _described(row, with_client=event.client is None)
+            if _lost_result(row):
+                info.note = removed_early(self._context.settings.queue.keep_durable_mib, "keep_durable_mib")
             self._context.send(event.to, events.JobAnswer(id=request.id, **msgspec.structs.asdict(info)))
-        elif isinstance(row.event, events.Done) and not row.result and row.event.path is UNSET:
-            self._context.refuse(event.to, request.id, ErrorCode.JOB_NOT_FOUND, self._not_kept(row.job))
+        elif _lost_result(row):
+            keep_mib = self._context.settings.queue.keep_durable_mib
+            message = f"job {row.job} has ended, and {removed_early(keep_mib, 'keep_durable_mib')}"
+            self._context.refuse(event.to, request.id, ErrorCode.JOB_NOT_FOUND, message)
         else:
             self._completion.send(event.to, request.id, Ending(row.state, row.event, result=row.result))
+
+    def on_removed(self, event: JournalRemoved) -> None:
+        """The journal was full, and rows or results of the client that held most were removed."""
+        self._state.removals.note(event.table, event.client, event.count, shared=event.shared)
+        self._context.stir()
 
     def on_lost(self, event: StoredLost) -> None:
         """A result that should be on disk is not, or can't be read."""
         message = f"job {event.job} is done, but its result can't be read: {event.problem}"
         self._context.log("error", "result can't be read", job=event.job, reason=event.problem)
         self._context.refuse(event.to, event.id, ErrorCode.JOB_NOT_FOUND, message)
-
-    def _not_kept(self, id: str) -> str:
-        keep = self._context.settings.queue
-        return (
-            f"job {id} has ended, and its result is not kept any more: results of durable jobs are kept for "
-            f"{keep.keep_durable_s:g} s, {keep.keep_durable_mib} MiB of them in all"
-        )
 
     @property
     def waiting(self) -> int:
@@ -302,6 +314,19 @@ class DurableJobs:
 def key_taken(id: str) -> str:
     """The error for an idempotency key that is used for two different jobs."""
     return f"key: it belongs to job {id}, which had another request; use a new key"
+
+
+def removed_early(keep_mib: int, key: str) -> str:
+    """Why the result of an ended job was removed before its time, and what its client can do about that."""
+    return (
+        f"its result is not kept any more: the results of all clients took more than {keep_mib} MiB ([queue] {key}), "
+        "and yours took the most, so it was removed early; fetch results sooner"
+    )
+
+
+def _lost_result(row: JournalRow) -> bool:
+    """Whether the result of a job that is done was removed to make room."""
+    return isinstance(row.event, events.Done) and not row.result and row.event.path is UNSET
 
 
 def _described(row: JournalRow, *, with_client: bool) -> events.JobInfo:

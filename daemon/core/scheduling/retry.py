@@ -13,6 +13,7 @@ from glmtts.protocol.errors import ErrorCode
 from ..exit_causes import POLICIES, Cause
 from ..jobs.job import Attempt, Job
 from ..jobs.job_table import content_digest
+from ..shares import Removals, SharedRows
 from ..state import State
 from ..workers.process import ExitReason
 from .completion import Completion
@@ -33,10 +34,15 @@ class Entry(Struct):
 
 
 class Quarantine:
-    """Counts the workers that died of a content, until ``holds_s`` after the last one."""
+    """Counts the workers that died of a content, until ``holds_s`` after the last one.
 
-    def __init__(self) -> None:
+    A content counts for the client of the job that a worker died of last.
+    """
+
+    def __init__(self, removals: Removals | None = None) -> None:
         self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._of_client: SharedRows[str] = SharedRows()
+        self._removals = removals or Removals()
 
     def __bool__(self) -> bool:
         return bool(self._entries)
@@ -54,28 +60,36 @@ class Quarantine:
     ) -> int:
         """Count one more worker that died of a content; returns their number."""
         count = self.deaths(digest, now) + 1
+        self._drop(digest)
         self._entries[digest] = Entry(count, now + holds_s, cause, detail, client, job)
-        self._entries.move_to_end(digest)
+        self._of_client.add(client, digest)
         if len(self._entries) > _MAX_ENTRIES:
-            self._entries.popitem(last=False)
+            loser, oldest = self._of_client.first_out()
+            self._removals.note("quarantine", loser, shared=len(self._of_client.shares) > 1)
+            self._drop(oldest)
         return count
+
+    def _drop(self, digest: str) -> bool:
+        entry = self._entries.pop(digest, None)
+        return entry is not None and self._of_client.remove(entry.client, digest)
 
     def deaths(self, digest: str, now: float) -> int:
         """The number of workers that died of a content lately."""
         entry = self._entries.get(digest)
         if entry is not None and entry.expires_at <= now:
-            del self._entries[digest]
+            self._drop(digest)
             return 0
         return entry.deaths if entry is not None else 0
 
     def clear(self, digest: str) -> bool:
         """Forget the deaths of a content, after it was spoken or by an operator; returns whether there were any."""
-        return self._entries.pop(digest, None) is not None
+        return self._drop(digest)
 
     def clear_all(self) -> int:
         """Forget all; returns how many there were."""
         count = len(self._entries)
-        self._entries.clear()
+        for digest in list(self._entries):
+            self._drop(digest)
         return count
 
     def count(self, now: float, at_least: int) -> int:
@@ -105,7 +119,7 @@ class Retries:
     def __init__(self, state: State, completion: Completion) -> None:
         self._context, self._job_table, self._queue = state.context, state.job_table, state.queue
         self._completion = completion
-        self.quarantine = Quarantine()
+        self.quarantine = Quarantine(state.removals)
 
     @staticmethod
     def content(job: Job) -> str:
