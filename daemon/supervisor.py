@@ -44,6 +44,7 @@ from .service.watchdog import SelfCheck
 from .storage import outputs
 from .storage.deliveries import Deliveries
 from .storage.journal import Journal
+from .storage.output_owners import OutputOwners
 from .storage.voices import VoiceStore
 from .transport.client_listeners import ClientListeners
 from .transport.event_publisher import EventPublisher
@@ -58,7 +59,7 @@ _MAX_OPERATOR_TASKS = 64
 _LARGE = 1 << 20
 #: Time to send the last answers when the daemon ends, in seconds.
 _LINGER_S = 1.0
-#: Time between two checks that the sockets' files exist, in seconds.
+#: Time between two looks at the sockets' files, the connections and the disk, in seconds.
 _CHECK_SOCKETS_S = 5.0
 #: Exit statuses beside 0: sysexits(3).
 _EX_CONFIG, _EX_UNAVAILABLE, _EX_SOFTWARE = 78, 69, 70
@@ -128,7 +129,15 @@ class Supervisor:
             config.state_dir(settings), loop.wakeup_fd, on_warning=lambda line: log.warning("journal", reason=line)
         )
         self._first_of_journal = self._journal.open(on_wait=lambda: self._service.starting("reading the journal"))
-        self._deliveries = Deliveries(loop.wakeup_fd, self._clients, lambda send: self._do([send]), self._step, log)
+        self._deliveries = Deliveries(
+            loop.wakeup_fd,
+            log,
+            receivers=self._clients,
+            send=lambda send: self._do([send]),
+            step=self._step,
+            owners=OutputOwners(config.outputs_dir(settings), config.state_dir(settings) / "outputs.owners"),
+            keep_free=lambda: self._machine.settings.limits.disk_reserve_mib << 20,
+        )
         self._machine = self._make_machine()
         self._metrics = Metrics(
             settings.metrics,
@@ -164,6 +173,7 @@ class Supervisor:
             effects.JournalFind: self._journal.find,
             effects.SendStored: self._deliveries.send_stored,
             effects.SettleOutput: self._deliveries.settle,
+            effects.MeasureOutputs: lambda _: self._deliveries.measure_soon(),
             effects.InternalError: lambda e: self._loop.report(e.error),
             effects.Exit: self._exit,
         }
@@ -246,7 +256,7 @@ class Supervisor:
             loop.guarded(self._on_workers)
             self._step(inputs.TimePassed())
         if loop.clock() >= self._next_check:
-            loop.guarded(self._restore_sockets)
+            loop.guarded(self._look_around)
         self._clients.flush()
         loop.guarded(self._deliveries.advance)
         self._metrics.lag.add(loop.clock() - began)
@@ -272,9 +282,16 @@ class Supervisor:
         while self._later:
             self._step(self._later.popleft())
 
+    def _look_around(self) -> None:
+        """Look at what changes without an event: sockets' files, crowds of connections, the disk."""
+        self._next_check = self._loop.clock() + _CHECK_SOCKETS_S
+        self._restore_sockets()
+        if (crowd := self._clients.new_crowd()) is not None:
+            self._step(inputs.ConnectionsCrowded(crowd))
+        self._deliveries.measure_outputs()
+
     def _restore_sockets(self) -> None:
         """Create sockets again whose files were removed, so that clients find the daemon."""
-        self._next_check = self._loop.clock() + _CHECK_SOCKETS_S
         self._runtime.restore(
             {
                 endpoints.REQUESTS: self._clients.requests.socket,
@@ -341,7 +358,7 @@ class Supervisor:
     def _facts(self, request: ControlRequest | None = None) -> dict[str, Any]:
         """The shell's part of ``status``, or of the answer to ``limits``."""
         if isinstance(request, GetLimits):
-            return self._journal.tables(self._machine.settings.queue.keep_durable_mib << 20)
+            return self._journal.tables(self._machine.settings.queue.keep_durable_mib << 20) | self._clients.tables()
         rss = int(Path("/proc/self/statm").read_bytes().split()[1]) * resource.getpagesize()
         return {
             "pid": os.getpid(),

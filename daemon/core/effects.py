@@ -166,11 +166,17 @@ class SettleOutput(Struct):
     """``job`` has ended: remove the mark by which another attempt would know what it has written to ``path``.
 
     ``wanted``: whether it ended well; otherwise the file is removed too, if it is there and that job wrote it.
+    ``client``: whose the file is.
     """
 
     job: str
     path: str
     wanted: bool
+    client: str = ""
+
+
+class MeasureOutputs(Struct):
+    """Measure the outputs folder soon, and hand back OutputsMeasured; it comes regularly without asking, too."""
 
 
 class InternalError(Struct):
@@ -188,5 +194,5 @@ class Exit(Struct):
 Effect = (
     Send | Tell | Spawn | Signal | Sample | Publish | Log | ChangeLogLevel | UseSettings | ReadLog | ReadSettings
     | StoreVoice | WriteMetrics | JournalAdd | JournalStart | JournalEnd | JournalFind | SendStored | SettleOutput
-    | InternalError | Exit
+    | MeasureOutputs | InternalError | Exit
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from ..core import effects, inputs
 from ..log.logger import Logger
 from ..loop import Background
 from . import outputs
+from .output_owners import OutputOwners
 from .results import ResultLostError, read_result
 
 #: Files that may wait to be settled, and results that may wait to be read, of all clients: more than jobs can end at a
@@ -18,6 +20,9 @@ from .results import ResultLostError, read_result
 _MAX_WAITING, _MAX_OF_CLIENT = 20_000, 5_000
 #: Results of one client that are looked at in a turn, to find one that its connection has room for.
 _MOST_LOOKS = 64
+#: Time between two measurements of the outputs, in seconds: without a reason, with one, and at least this many times
+#: as long as the last one took.
+_MEASURE_S, _MEASURE_SOON_S, _MEASURE_PART = 60.0, 2.0, 20
 
 
 class Receivers(Protocol):
@@ -42,12 +47,17 @@ class Deliveries:
     def __init__(
         self,
         wakeup_fd: int,
+        log: Logger,
+        *,
         receivers: Receivers,
         send: Callable[[effects.Send], None],
         step: Callable[[inputs.Input], None],
-        log: Logger,
+        owners: OutputOwners,
+        keep_free: Callable[[], int],
     ) -> None:
-        """``send`` hands an event with its body to a client; ``step`` takes a lost result to the core."""
+        """``send`` hands an event with its body to a client; ``step`` takes inputs to the core. ``owners``
+        knows whose the outputs are, ``keep_free`` how many bytes they leave on the disk.
+        """
         self._background = Background(wakeup_fd, _MAX_WAITING)
         # The thread starts with the daemon, so that a growing number of threads is always a leak.
         self._background.run(lambda: None, lambda _: None)
@@ -59,6 +69,10 @@ class Deliveries:
         self._waiting: OrderedDict[str, deque[effects.SendStored]] = OrderedDict()
         self._count = 0
         self._reading = False
+        self._owners = owners
+        self._keep_free = keep_free
+        self._measuring = self._measure_soon = False
+        self._measured_at = self._measure_from = float("-inf")
 
     def send_stored(self, effect: effects.SendStored) -> None:
         """Read a result, and send it."""
@@ -125,9 +139,37 @@ class Deliveries:
             if isinstance(result, Exception):
                 self._log.warning("output not settled", job=effect.job, file=effect.path, reason=str(result))
 
-        settle = outputs.settle if effect.wanted else outputs.discard
+        def settle() -> None:
+            path = Path(effect.path)
+            if effect.wanted:
+                self._owners.note(path.name, effect.client)
+                outputs.settle(path, effect.job)
+            else:
+                outputs.discard(path, effect.job)
+
         # The next daemon sweeps the marks that are left when too many wait.
-        self._background.run(lambda: settle(Path(effect.path), effect.job), then)
+        self._background.run(settle, then)
+
+    def measure_soon(self) -> None:
+        """Measure the outputs when that was not done just now: a client was refused, and may have removed some."""
+        self._measure_soon = True
+
+    def measure_outputs(self) -> None:
+        """Measure the outputs if it is time; called every few seconds."""
+        now = time.monotonic()
+        pause_s = _MEASURE_SOON_S if self._measure_soon else _MEASURE_S
+        if self._measuring or now < max(self._measure_from, self._measured_at + pause_s):
+            return
+        self._measuring, self._measure_soon = True, False
+
+        def then(result: object) -> None:
+            self._measuring, self._measured_at = False, time.monotonic()
+            self._measure_from = self._measured_at + _MEASURE_PART * (self._measured_at - now)
+            if isinstance(result, inputs.OutputsMeasured):
+                self._step(result)
+
+        if not self._background.run(lambda: self._owners.measure(self._keep_free()), then):
+            self._measuring = False
 
     def collect(self) -> None:
         """Hand over the results of finished work; called in the loop."""

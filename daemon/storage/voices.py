@@ -20,6 +20,7 @@ from glmtts.protocol.control import VoiceAdd
 from glmtts.protocol.errors import ErrorCode
 
 from ..core.inputs import StoredVoice
+from . import free_space
 from .outputs import put, sync_folder
 
 _NAME = re.compile(r"[\w-]{1,64}")
@@ -91,10 +92,13 @@ class VoiceStore:
         self._tidied = True
         return voices
 
-    def add(self, request: VoiceAdd, recording: bytes, *, seconds: float, sample_rate: int) -> StoredVoice:
+    def add(
+        self, request: VoiceAdd, recording: bytes, *, seconds: float, sample_rate: int, keep_free: int = 0
+    ) -> StoredVoice:
         """Register a voice whose recording has passed :func:`check_recording`, and sync it.
 
-        Raises VoiceError: ``bad_request`` for a name that is invalid or taken, ``bad_audio``, ``output_failed``.
+        ``keep_free``: bytes that it leaves on the disk. Raises VoiceError: ``bad_request`` for a name that is invalid
+        or taken, ``bad_audio``, ``output_failed``.
         """
         name = request.name
         _check_name(name)
@@ -117,6 +121,12 @@ class VoiceStore:
         target = self.folder / name
         try:
             self.folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+            if free_space.above(self.folder, keep_free) < len(recording):
+                raise VoiceError(
+                    ErrorCode.OUTPUT_FAILED,
+                    f"the voice can't be written to {target}: what is free there is kept for the journal ([limits] "
+                    "disk_reserve_mib); remove files there",
+                )
             if target.exists():
                 if not request.replace:
                     raise VoiceError(

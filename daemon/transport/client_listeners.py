@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import resource
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -33,6 +33,8 @@ _BATCH = 64
 _OWN_DESCRIPTORS = 256
 #: Connections of operators at a time.
 _CONTROL_CONNECTIONS = 64
+#: How long an alert about too many connections lasts after the last one had to end, in seconds.
+_CROWD_S = 30.0
 #: Waits between two tries to send what clients do not take, in seconds.
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.001, 0.1
 #: What a client hears when the daemon fails.
@@ -102,6 +104,14 @@ class ClientListeners:
         #: The sockets for speech, and all.
         self._serving = [self.requests, self.tcp.router] if self.tcp else [self.requests]
         self._routers = [*self._serving, self.control]
+        self._named = {"requests": self.requests, "operators": self.control}
+        if self.tcp:
+            self._named["TCP"] = self.tcp.router
+        self._send_buffer_bytes = len(self._serving) * settings.limits.send_buffer_mib << 20
+        #: By the names of sockets: connections that had to end, when they were last reported. What was reported, and
+        #: when.
+        self._turned_away: dict[str, int] = {}
+        self._crowd, self._crowded_at = "", 0.0
         for router in self._routers:
             loop.watch(router.socket, partial(self._receive, router))
             loop.watch(router.monitor, router.read_monitor)
@@ -231,6 +241,38 @@ class ClientListeners:
             **({"tcp": self.tcp.facts()} if self.tcp else {}),
         }
 
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """What clients hold of the connections and of the memory for unread data, for ``limits``."""
+        connections: Counter[str] = Counter()
+        unread: Counter[str] = Counter()
+        for router in self._serving:
+            connections.update(router.shares.by_client())
+            unread.update(router.unread.by_client())
+        most = sum(router.shares.most for router in self._serving)
+        return {"connections": _table(connections, most), "unread": _table(unread, self._send_buffer_bytes)}
+
+    def new_crowd(self) -> str | None:
+        """Why connections had to end, if that has changed: ``""`` when none has had to for a while."""
+        now = self._loop.clock()
+        problems = []
+        for name, router in self._named.items():
+            ended = router.turned_away - self._turned_away.get(name, 0)
+            self._turned_away[name] = router.turned_away
+            crowd = router.shares.greatest()
+            if ended and crowd:
+                user = f" ({crowd.user})" if crowd.user else ""
+                problems.append(
+                    f"{crowd.client}{user} holds {crowd.connections} of at most {router.shares.most} connections for "
+                    f"{name}: {ended} had to end for new ones, the idle ones of the client with most first"
+                )
+        if problems:
+            self._crowded_at, self._crowd = now, "; ".join(problems)
+            return self._crowd
+        if self._crowd and now - self._crowded_at > _CROWD_S:
+            self._crowd = ""
+            return ""
+        return None
+
     # --- the end
 
     def drain(self, timeout_s: float) -> None:
@@ -246,6 +288,11 @@ class ClientListeners:
             router.close(linger_ms)
         if self.tcp:
             self.tcp.close()
+
+
+def _table(held: Counter[str], most: int) -> dict[str, Any]:
+    share = most // max(1, len(held))
+    return {"held": held.total(), "most": most, "clients": len(held), "share": share, "owners": dict(held)}
 
 
 def _body(frames: list[bytes | memoryview]) -> bytes | memoryview | None:
