@@ -230,6 +230,7 @@ class Supervisor:
         )
         self._operator_tasks.look_up_names(self._config)
         self._metrics.open()
+        self._deliveries.measure_outputs()
         self._do(self._machine.open())
         self._step(self._first_of_journal)
         self._first_of_journal.rows = []

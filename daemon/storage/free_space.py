@@ -10,13 +10,14 @@ _PART = 10
 _INODES = 1_000
 
 
-def above(folder: Path, keep_free: int) -> int:
+def above(folder: Path, keep_free: int, *, for_results: bool = False) -> int:
     """Bytes that may be written to the folder's disk so that ``keep_free`` bytes, or a tenth of it, stay free.
 
-    Negative if there are fewer already. Raises OSError.
+    Results may take half of what outputs and voices leave. Negative if there are fewer already. Raises OSError.
     """
     disk = os.statvfs(folder)
     # Some file systems have no fixed number of inodes, and say 0.
     if disk.f_files and disk.f_favail <= min(_INODES, disk.f_files // _PART):
         return 0
-    return disk.f_bavail * disk.f_frsize - min(keep_free, disk.f_blocks * disk.f_frsize // _PART)
+    kept = min(keep_free, disk.f_blocks * disk.f_frsize // _PART)
+    return disk.f_bavail * disk.f_frsize - (kept // 2 if for_results else kept)

@@ -95,8 +95,7 @@ def deliver(job: SpeakJob, file: bytes, finished: Finished) -> bytes | None:
         try:
             # The folder may have been removed.
             Path(job.result).parent.mkdir(mode=0o700, exist_ok=True)
-            # Half of what outputs leave is for results.
-            if free_space.above(Path(job.result).parent, job.keep_free // 2) < len(file):
+            if free_space.above(Path(job.result).parent, job.keep_free, for_results=True) < len(file):
                 raise OSError(errno.ENOSPC, "the free space is kept for the journal ([limits] disk_reserve_mib)")
             outputs.replace(Path(job.result), file)
         except OSError as error:
