@@ -409,7 +409,7 @@ class Supervisor:
         self._journal.close()
         self._runtime.close()
         self._clients.close(int(_LINGER_S * 1000))
-        self._events.socket.close(0)
+        self._events.close()
         self._workers.socket.close(0)
         if self._self_check:
             self._self_check.close()

@@ -8,7 +8,6 @@ identity.
 from __future__ import annotations
 
 import contextlib
-import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ import zmq
 from .client_connection import Connection, Waiting, shut_down
 from .connection_shares import ConnectionShares
 from .listeners import LOCAL_THREAD
+from .monitor import monitored, read_events
 from .peers import HolderOf, Identify, Peer
 from .unread import OVERHEAD, Unread
 
@@ -30,11 +30,6 @@ _MAX_FRAMES = 6
 #: Further frames of such a message are read and dropped: all of a mistake's at once, a flood's in parts.
 _FRAMES_OF_A_MISTAKE = 1_000
 _SKIPPED_AT_ONCE = 4_000
-
-#: A zmq_socket_monitor event: its number and a value (zmq_socket_monitor(3)). pyzmq's own parser loads asyncio, which
-#: would delay the start.
-_MONITOR_FRAME = struct.Struct("=hi")
-_MONITORED = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 
 
 class Received(NamedTuple):
@@ -100,7 +95,7 @@ class ClientRouter:
             *options,
         ):
             self.socket.setsockopt(option, value)
-        self.monitor = self.socket.get_monitor_socket(_MONITORED)
+        self.monitor = monitored(self.socket)
         self.socket.bind(endpoint)
         self._identify = identify
         self._numbers = numbers
@@ -214,12 +209,7 @@ class ClientRouter:
 
     def read_monitor(self) -> None:
         """Take in which connections have opened and closed."""
-        while True:
-            try:
-                frames = self.monitor.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            event, fd = _MONITOR_FRAME.unpack(frames[0])
+        for event, fd in read_events(self.monitor):
             if event == zmq.EVENT_ACCEPTED:
                 self._open[fd] = None
                 gives_way = self.shares.opened(fd, self._holder_of(fd))
