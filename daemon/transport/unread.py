@@ -25,6 +25,8 @@ _STALL_S = 10.0
 _LONGEST_S, _SLOWEST = 30.0, 128 << 10
 #: Time between two looks at the readers, and the time after which the earlier look says nothing.
 _LOOK_S, _LOOK_AGAIN_S = 0.25, 3.0
+#: A result that waits for a turn asks for it again within this time, in seconds.
+_WANTED_S = 2.0
 #: A result of at most this share of the budget goes like a part of a stream, without a turn.
 _SMALL = 16
 
@@ -89,8 +91,8 @@ class Unread:
         self._parked: defaultdict[str, int] = defaultdict(int)
         #: A connection whose result is being read from the disk, because there was room.
         self._coming = 0
-        #: Whether a result waits for a turn.
-        self.wanted = False
+        #: When a result was last refused a turn, or 0. Those that wait ask again and again.
+        self._wanted_at = 0.0
         self._looked_at = 0.0
 
     # --- what is counted
@@ -122,6 +124,9 @@ class Unread:
         if turn is not None and turn.connection is connection and not entry.size:
             turn.in_flight = entry
         self._loaded[connection.number] = connection
+        if len(connection.in_flight) == 1:
+            # Until now there was nothing for it to read.
+            connection.moved_at = self._clock()
         self.bytes += entry.size
         self._held_bytes += entry.size
 
@@ -191,10 +196,12 @@ class Unread:
         """Make room for a body that does not fit, or let it wait; ``whole``: it is a result, not a part of a stream."""
         if not whole or size <= self._budget // _SMALL:
             return self.make_room(size, connection)
-        return self._may_park(connection, size) or (size <= self._share and self.make_room(size, connection))
+        if self._may_park(connection, size):
+            return True
+        return size <= self._share and self.make_room(size, connection, of_deaf=True)
 
-    def make_room(self, size: int, sender: Connection | None) -> bool:
-        """Drop what the greatest holders leave unread until ``size`` more bytes fit.
+    def make_room(self, size: int, sender: Connection | None, *, of_deaf: bool = False) -> bool:
+        """Drop what the greatest holders leave unread until ``size`` more bytes fit; ``of_deaf``: no reader's data.
 
         Returns False if ``sender`` is the one that would lose them, or holds its share already.
         """
@@ -202,7 +209,7 @@ class Unread:
         if sender is not None and sender.unsent_bytes and sender.unsent_bytes + size > self._share:
             return False
         while self.bytes + size > self._budget and (greatest := self._greatest()) is not None:
-            if greatest is sender:
+            if greatest is sender or (of_deaf and not self._is_deaf(greatest)):
                 return False
             if not self._drop_outbox(greatest):
                 self._end(greatest)
@@ -267,7 +274,7 @@ class Unread:
     def expect(self, connection: Connection, size: int) -> bool:
         """Whether there is room for a result that is still on disk; if so, it will be taken (see ``expected``)."""
         if connection.parked_bytes:
-            self.wanted = True
+            self._wanted_at = self._clock()
             return False
         if not self.fits(connection, size) and not self.take_turn(connection, size):
             return False
@@ -292,9 +299,10 @@ class Unread:
         key = connection.peer.client.key
         self._end_turns()
         if key in self._turns or len(self._turns) >= _TURNS:
-            self.wanted = True
+            self._wanted_at = self._clock()
             return False
-        self._turns[key] = _Turn(connection, size, self._clock())
+        connection.moved_at = self._clock()
+        self._turns[key] = _Turn(connection, size, connection.moved_at)
         return True
 
     def _end_turns(self) -> None:
@@ -304,9 +312,14 @@ class Unread:
                 del self._turns[key]
 
     @property
+    def wanted(self) -> bool:
+        """Whether a result waits for a turn."""
+        return self._wanted_at > 0.0 and self._clock() - self._wanted_at < _WANTED_S
+
+    @property
     def pressing(self) -> bool:
         """Whether it matters who reads: much is unread, or a result waits for a turn."""
-        return self.wanted or self.bytes > self._budget // 2
+        return self.bytes > self._budget // 2 or self.wanted
 
     def look_at_readers(self) -> None:
         """See who reads while memory is short; end the turn of a client that does not while others wait for one."""
@@ -321,11 +334,9 @@ class Unread:
                 connection.sample, connection.moved_at = sample, now
             connection.looked_at = now
         if not self.wanted:
+            self._wanted_at = 0.0
             return
-        before = len(self._turns)
         self._end_turns()
-        # Who still waits asks again.
-        self.wanted = 0 < len(self._turns) == before
         for turn in list(self._turns.values()):
             if self._is_deaf(turn.connection) or now > turn.ends_at:
                 self._end(turn.connection)

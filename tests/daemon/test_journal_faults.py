@@ -377,7 +377,10 @@ journal.close()
 @pytest.mark.parametrize(
     ("sql", "words"),
     [
-        ("PRAGMA user_version = 99", f"a later version of the daemon wrote it (schema 99, this one knows {schema.VERSION})"),
+        (
+            "PRAGMA user_version = 99",
+            f"a later version of the daemon wrote it (schema 99, this one knows {schema.VERSION})",
+        ),
         ("PRAGMA application_id = 7", "a database of another program"),
     ],
 )

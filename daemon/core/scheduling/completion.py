@@ -14,7 +14,7 @@ from glmtts.protocol.requests import KEY_HOLDS_S
 from glmtts.protocol.worker import CancelJob
 
 from ..context import INTERNAL_ERROR
-from ..effects import Effect, JournalEnd, Send, SendStored, SettleOutput, Tell
+from ..effects import Effect, JournalEnd, MeasureOutputs, Send, SendStored, SettleOutput, Tell
 from ..inputs import JournalEnded, ReplyTo
 from ..jobs.job import Ending, Job
 from ..state import State
@@ -173,16 +173,18 @@ class Completion:
         context = self._context
         # Code that can raise comes before the job ends, or after every subscriber has its last event.
         told: list[Effect] = [_last_event(s.to, s.id, ending, heard=s.heard) for s in job.subscribers]
+        outcome = ending.event.code if isinstance(ending.event, events.Error) else "done"
         if job.output_path and job.attempts:
             settled = SettleOutput(job.id, job.output_path, wanted=ending.state == "done", client=job.client.key)
             if isinstance(ending.event, events.Done):
                 context.guarded(self._output_shares.wrote, job.client, ending.event.bytes or 0)
+            elif outcome == ErrorCode.OUTPUT_FAILED:
+                told.append(MeasureOutputs())
             if settle:
                 told.append(settled)
             else:
                 self._unsettled[job.id] = settled
         keep = context.settings.queue
-        outcome = ending.event.code if isinstance(ending.event, events.Error) else "done"
         job.enter(ending.state)
         job.ending = ending
         context.timers.cancel(("deadline", job.id))
