@@ -144,6 +144,8 @@ class JournalEnd(Struct):
     result: str
     expires_at: float
     keep_bytes: int
+    #: Bytes that results leave free on the disk, so that the next one finds room: as many as it brings go then.
+    keep_free: int = 0
 
 
 class JournalFind(Struct):

@@ -144,6 +144,7 @@ class Completion:
             result=ending.result,
             expires_at=context.wall + keep_s,
             keep_bytes=keep.keep_durable_mib << 20,
+            keep_free=context.settings.limits.disk_reserve_mib << 20,
         )
         context.timers.cancel(("deadline", job.id))
         job.ending = ending
