@@ -6,23 +6,30 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ..core import effects, inputs
 from ..log.logger import Logger
 from ..loop import Background
 from . import outputs
 from .output_owners import OutputOwners
-from .results import ResultLostError, read_result
+from .results import ResultLostError, read_result, size_of
 
 #: Files that may wait to be settled, and results that may wait to be read, of all clients: more than jobs can end at a
 #: time. And of one client, so that others have room.
 _MAX_WAITING, _MAX_OF_CLIENT = 20_000, 5_000
+#: A result of at most so many bytes is read without asking for its size first.
+_SMALL_BYTES = 256 << 10
 #: Results of one client that are looked at in a turn, to find one that its connection has room for.
 _MOST_LOOKS = 64
 #: Time between two measurements of the outputs, in seconds: without a reason, with one, and at least this many times
 #: as long as the last one took.
 _MEASURE_S, _MEASURE_SOON_S, _MEASURE_PART = 60.0, 2.0, 20
+
+
+class _Stored(NamedTuple):
+    effect: effects.SendStored
+    size: int
 
 
 class Receivers(Protocol):
@@ -65,8 +72,9 @@ class Deliveries:
         self._send = send
         self._step = step
         self._log = log
-        #: Results to be read, by client; the client whose result was read last comes last.
-        self._waiting: OrderedDict[str, deque[effects.SendStored]] = OrderedDict()
+        #: Results to be read with their sizes, as far as those are known, by client; the client whose result was read
+        #: last comes last.
+        self._waiting: OrderedDict[str, deque[_Stored]] = OrderedDict()
         self._count = 0
         self._reading = False
         self._owners = owners
@@ -83,7 +91,7 @@ class Deliveries:
         if self._count >= _MAX_WAITING or len(waiting) >= _MAX_OF_CLIENT:
             self._lost(effect, ResultLostError("too many results wait to be read; ask again in a moment"))
             return
-        waiting.append(effect)
+        waiting.append(_Stored(effect, _SMALL_BYTES))
         self._count += 1
         self.advance()
 
@@ -92,32 +100,43 @@ class Deliveries:
         if self._reading or not self._waiting:
             return
         for client in list(self._waiting):
-            effect = self._next_of(self._waiting[client])
+            stored = self._next_of(self._waiting[client])
             if not self._waiting[client]:
                 del self._waiting[client]
             else:
                 self._waiting.move_to_end(client)
-            if effect is not None:
-                self._read(effect)
+            if stored is not None:
+                self._read(client, stored)
                 return
 
-    def _next_of(self, waiting: deque[effects.SendStored]) -> effects.SendStored | None:
+    def _next_of(self, waiting: deque[_Stored]) -> _Stored | None:
         """Take the first result that its connection has room for; those of connections that are gone are dropped."""
         for _ in range(min(_MOST_LOOKS, len(waiting))):
-            effect = waiting.popleft()
+            stored = waiting.popleft()
             self._count -= 1
-            if self._receivers.client_of(effect.to.connection) is None:
+            connection = stored.effect.to.connection
+            if self._receivers.client_of(connection) is None:
                 continue
-            if self._receivers.expect(effect.to.connection, effect.event.bytes or 0):
-                return effect
-            waiting.append(effect)
+            if self._receivers.expect(connection, stored.size):
+                return stored
+            waiting.append(stored)
             self._count += 1
         return None
 
-    def _read(self, effect: effects.SendStored) -> None:
+    def _read(self, client: str, stored: _Stored) -> None:
+        effect = stored.effect
+
+        def read() -> bytes | int:
+            size = size_of(effect.path)
+            return size if size > stored.size else read_result(effect.path)
+
         def then(result: object) -> None:
             self._reading = False
-            if isinstance(result, bytes):
+            if isinstance(result, int):
+                # It has to wait until there is room for so much.
+                self._waiting.setdefault(client, deque()).appendleft(_Stored(effect, result))
+                self._count += 1
+            elif isinstance(result, bytes):
                 self._send(effects.Send(effect.to, effect.event, result))
             else:
                 self._lost(effect, result)
@@ -125,7 +144,7 @@ class Deliveries:
             self.advance()
 
         self._reading = True
-        if not self._background.run(lambda: read_result(effect.path), then):
+        if not self._background.run(read, then):
             then(ResultLostError("too many results wait to be read; ask again in a moment"))
 
     def _lost(self, effect: effects.SendStored, result: object) -> None:
