@@ -52,38 +52,43 @@ def owner_of(client: str) -> str:
 class _Amounts:
     """How much each name holds, and the name that holds most. Both take amortised logarithmic time at most."""
 
-    __slots__ = ("_ceilings", "_heap", "amounts")
+    __slots__ = ("_heap", "held")
 
     def __init__(self) -> None:
-        self.amounts: dict[str, int] = {}
-        #: At least what each name holds, so that not every row that comes has to go through the heap.
-        self._ceilings: dict[str, int] = {}
+        #: Of each name what it holds, and its ceiling: at least that, so that few rows go through the heap.
+        self.held: dict[str, list[int]] = {}
         self._heap: list[tuple[int, str]] = []
 
     def add(self, name: str, amount: int) -> None:
-        held = self.amounts[name] = self.amounts.get(name, 0) + amount
-        if held <= 0:
-            del self.amounts[name]
-            self._ceilings.pop(name, None)
-        elif held > self._ceilings.get(name, 0):
-            self._raise(name, 2 * held)
+        held = self.held.get(name)
+        if held is None:
+            if amount <= 0:
+                return
+            held = self.held[name] = [0, 0]
+        now = held[0] = held[0] + amount
+        if now <= 0:
+            del self.held[name]
+        elif now > held[1]:
+            held[1] = 2 * now
+            heapq.heappush(self._heap, (-2 * now, name))
+            if len(self._heap) > _STALE + 2 * len(self.held):
+                self._heap = [(-ceiling, name) for name, (_, ceiling) in self.held.items()]
+                heapq.heapify(self._heap)
 
-    def _raise(self, name: str, ceiling: int) -> None:
-        self._ceilings[name] = ceiling
-        heapq.heappush(self._heap, (-ceiling, name))
-        if len(self._heap) > _STALE + 2 * len(self.amounts):
-            self._heap = [(-ceiling, name) for name, ceiling in self._ceilings.items()]
-            heapq.heapify(self._heap)
+    def of(self, name: str) -> int:
+        held = self.held.get(name)
+        return held[0] if held is not None else 0
 
     def greatest(self) -> str:
         heap = self._heap
         while True:
             ceiling, name = heap[0]
-            if self._ceilings.get(name) != -ceiling:
+            held = self.held.get(name)
+            if held is None or held[1] != -ceiling:
                 heapq.heappop(heap)
-            elif self.amounts[name] < -ceiling:
-                held = self._ceilings[name] = self.amounts[name]
-                heapq.heapreplace(heap, (-held, name))
+            elif held[0] != held[1]:
+                held[1] = held[0]
+                heapq.heapreplace(heap, (-held[0], name))
             else:
                 return name
 
@@ -94,46 +99,51 @@ class Shares:
     def __init__(self) -> None:
         self.total = 0
         self._owners = _Amounts()
+        #: Of each owner that has, or had, customers here: itself and each of them.
         self._customers: dict[str, _Amounts] = {}
 
     def add(self, client: str, amount: int) -> None:
         """A client holds so much more, or less where it is negative."""
-        if not amount:
-            return
         self.total += amount
+        if "/" not in client and client not in self._customers:
+            self._owners.add(client, amount)
+            return
         owner = owner_of(client)
-        self._owners.add(owner, amount)
         customers = self._customers.get(owner)
         if customers is None:
             customers = self._customers[owner] = _Amounts()
+            customers.add(owner, self._owners.of(owner))
+        self._owners.add(owner, amount)
         customers.add(client, amount)
-        if not customers.amounts:
+        if not customers.held:
             del self._customers[owner]
 
     def greatest(self) -> str:
         """The client that holds most: of the owner that holds most. There has to be one."""
-        return self._customers[self._owners.greatest()].greatest()
+        owner = self._owners.greatest()
+        customers = self._customers.get(owner)
+        return owner if customers is None else customers.greatest()
 
     def of(self, client: str) -> int:
         """How much a client holds; an owner by itself, without its customers."""
-        customers = self._customers.get(owner_of(client))
-        return customers.amounts.get(client, 0) if customers is not None else 0
+        owner = owner_of(client)
+        return self._customers.get(owner, self._owners).of(client)
 
     def of_owner(self, owner: str) -> int:
         """How much an owner holds, with all its customers."""
-        return self._owners.amounts.get(owner, 0)
+        return self._owners.of(owner)
 
     def held(self, client: str) -> int:
         """How much a client holds: an owner with all its customers."""
         return self.of(client) if "/" in client else self.of_owner(client)
 
     def owners(self) -> dict[str, int]:
-        """How much each owner holds: a copy, which another thread may take."""
-        return self._owners.amounts.copy()
+        """How much each owner holds; another thread may ask, since the copy is made at once."""
+        return {owner: held for owner, (held, _) in self._owners.held.copy().items()}
 
     def __len__(self) -> int:
         """How many owners hold anything."""
-        return len(self._owners.amounts)
+        return len(self._owners.held)
 
 
 class SharedRows(Generic[K]):
@@ -141,11 +151,8 @@ class SharedRows(Generic[K]):
 
     def __init__(self) -> None:
         self.shares = Shares()
-        self._count = 0
+        self.count = 0
         self._of_client: dict[str, OrderedDict[K, int]] = {}
-
-    def __len__(self) -> int:
-        return self._count
 
     def add(self, client: str, key: K, size: int = 1) -> None:
         """A client has one more row, its newest."""
@@ -153,7 +160,7 @@ class SharedRows(Generic[K]):
         if rows is None:
             rows = self._of_client[client] = OrderedDict()
         rows[key] = size
-        self._count += 1
+        self.count += 1
         self.shares.add(client, size)
 
     def renew(self, client: str, key: K) -> None:
@@ -168,7 +175,7 @@ class SharedRows(Generic[K]):
             return False
         if not rows:
             del self._of_client[client]
-        self._count -= 1
+        self.count -= 1
         self.shares.add(client, -size)
         return True
 
@@ -176,6 +183,11 @@ class SharedRows(Generic[K]):
         """The client that holds most, and its oldest row. There has to be one."""
         client = self.shares.greatest()
         return client, next(iter(self._of_client[client]))
+
+    def last_in(self) -> tuple[str, K]:
+        """The client that holds most, and its newest row. There has to be one."""
+        client = self.shares.greatest()
+        return client, next(reversed(self._of_client[client]))
 
 
 class Removals:

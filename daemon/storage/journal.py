@@ -7,6 +7,7 @@ serves many jobs. writer.py is that thread's work, store.py the rows.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 import time
@@ -17,9 +18,13 @@ from typing import Any
 from msgspec import Struct, structs
 
 from ..core import effects, inputs
+from ..core.shares import SharedRows
 from .problems import message
 from .store import MAX_BARE, MAX_ENDED, Store
 from .writer import Writer, found
+
+#: An add that waits counts as so many bytes beside its own: no more of them wait than the limit of their number.
+_BYTES_OF_ADD = 16 << 10
 
 
 class JournalFigures(Struct, frozen=True):
@@ -37,7 +42,8 @@ class JournalFigures(Struct, frozen=True):
 class Journal:
     """Owns the journal in a folder, and the thread that writes it. Its methods never wait for the disk, save ``open``.
 
-    Adds and look-ups wait in queues with limits. Starts and ends need none: a job has one of each at most, and while
+    Adds and look-ups wait in queues with limits: when one is full, the newest of the client that has most there is
+    refused. Starts and ends need none: a job has one of each at most, and while
     nothing can be written no durable job is accepted, so there are never more than living jobs.
     """
 
@@ -74,9 +80,11 @@ class Journal:
         # All that follows is shared under the lock, which is held for a few assignments only.
         self._lock = threading.Condition(threading.Lock())
         self._closed = False
-        self._adds: list[effects.JournalAdd] = []
-        self._adds_bytes = 0
-        self._finds: list[effects.JournalFind] = []
+        self._adds: dict[str, effects.JournalAdd] = {}
+        self._adds_of: SharedRows[str] = SharedRows()
+        self._finds: dict[int, effects.JournalFind] = {}
+        self._finds_of: SharedRows[int] = SharedRows()
+        self._find_numbers = itertools.count()
         self._starts: dict[str, int] = {}
         self._ends: dict[str, effects.JournalEnd] = {}
         self._results: list[inputs.Input] = []
@@ -116,17 +124,32 @@ class Journal:
         row = effect.row
         size = len(row.request.text) + (0 if row.recording is None else len(row.recording))
         with self._lock:
-            room = self._adds_bytes + size <= self._max_queued_bytes or not self._adds
-            if room and len(self._adds) < self._max_queued:
-                self._adds.append(effect)
-                self._adds_bytes += size
-                self._has_work()
-                return
-            problem = (
-                f"the disk is behind: {len(self._adds)} jobs with {self._adds_bytes >> 20} MiB wait to be written to "
-                f"{self._store.shown}; send the job again in a moment"
-            )
-            self._hand_back([inputs.JournalAdded(row.job, problem)])
+            self._adds[row.job] = effect
+            self._adds_of.add(row.client, row.job, size + _BYTES_OF_ADD)
+            while len(self._adds) > 1 and self._too_many_adds():
+                self._refuse_add()
+            self._has_work()
+
+    def _too_many_adds(self) -> bool:
+        waiting = self._adds_of
+        return waiting.count > self._max_queued or self._adds_bytes > self._max_queued_bytes
+
+    @property
+    def _adds_bytes(self) -> int:
+        return self._adds_of.shares.total - self._adds_of.count * _BYTES_OF_ADD
+
+    def _refuse_add(self) -> None:
+        """Refuse the newest add of the client whose adds have most bytes."""
+        problem = (
+            f"the disk is behind: {len(self._adds) - 1} jobs wait to be written to {self._store.shown}, and yours have "
+            "most bytes of all; send the job again in a moment"
+        )
+        client, job = self._adds_of.last_in()
+        shared = len(self._adds_of.shares) > 1
+        self._adds_of.remove(client, job)
+        del self._adds[job]
+        removed = inputs.JournalRemoved("journal_queue", client, 1, shared)
+        self._hand_back([inputs.JournalAdded(job, problem), removed])
 
     def start(self, effect: effects.JournalStart) -> None:
         """Note that an attempt begins."""
@@ -142,13 +165,21 @@ class Journal:
 
     def find(self, effect: effects.JournalFind) -> None:
         """Look a job up; JournalFound follows."""
+        client, number = effect.client or "", next(self._find_numbers)
         with self._lock:
-            if len(self._finds) < self._max_queued:
-                self._finds.append(effect)
-                self._lock.notify_all()
-                return
-            problem = f"{len(self._finds)} look-ups wait for the disk of {self._store.shown} already; ask again later"
-            self._hand_back([found(effect, problem=problem)])
+            self._finds[number] = effect
+            self._finds_of.add(client, number)
+            if len(self._finds) > self._max_queued:
+                client, number = self._finds_of.last_in()
+                shared = len(self._finds_of.shares) > 1
+                self._finds_of.remove(client, number)
+                problem = (
+                    f"{len(self._finds) - 1} look-ups wait for the disk of {self._store.shown}, and most of them are "
+                    "yours; ask again later"
+                )
+                answer = found(self._finds.pop(number), problem=problem)
+                self._hand_back([answer, inputs.JournalRemoved("lookups", client, 1, shared)])
+            self._lock.notify_all()
 
     def collect(self) -> list[inputs.Input]:
         """The answers since the last call, in their order."""
@@ -220,11 +251,11 @@ class Journal:
         while self._wait():
             with self._lock:
                 adds, finds, starts, ends = self._adds, self._finds, self._starts, self._ends
-                self._adds, self._finds, self._starts, self._ends = [], [], {}, {}
-                self._adds_bytes = 0
+                self._adds, self._finds, self._starts, self._ends = {}, {}, {}, {}
+                self._adds_of, self._finds_of = SharedRows(), SharedRows()
                 self._taken_since, self._waits_since = self._taken_since or self._waits_since, None
             try:
-                writer.turn(adds, finds, starts, ends)
+                writer.turn(list(adds.values()), list(finds.values()), starts, ends)
             except Exception as error:
                 # A bug, since the writer answers every failure; the next turn may succeed.
                 writer.warnings.append(f"the journal met an error: {type(error).__name__}: {error}")

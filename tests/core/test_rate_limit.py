@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from glmtts.daemon.core.scheduling import rate_limit
 from glmtts.daemon.core.scheduling.rate_limit import RateLimiter, parse_rate
 
 TEN_A_MINUTE = (10, 60.0)
@@ -79,6 +80,47 @@ def test_many_clients_take_bounded_memory() -> None:
     for client in range(20_000):
         limiter.take(str(client), ONE_A_MINUTE, 0.0)
     assert len(limiter.clients()) == 10_000
+
+
+def test_the_names_of_a_gateway_fill_nobody_s_bucket() -> None:
+    limiter = RateLimiter()
+    rate = (10, 3_600.0)
+    assert [limiter.take("uid:3", rate, 0.0) for _ in range(10)] == [None] * 10
+    taken = sum(limiter.take(f"uid:2/{name}", rate, name / 1_000) is None for name in range(14_000))
+    assert (taken, len(limiter.clients())) == (14_000, 10_000)
+    assert limiter.take("uid:3", rate, 14.0) == pytest.approx(346.0)
+    assert limiter.left("uid:4", rate, 14.0) == (10.0, 0.0), "a client that comes anew has all of its tokens"
+    tokens, _ = limiter.left("uid:2/0", rate, 14.0)
+    assert tokens is not None and tokens < 9.1, "and none is given back by a bucket that was forgotten"
+
+
+def test_full_buckets_are_forgotten_first_whosever_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_limit, "MAX_CLIENTS", 10)
+    limiter = RateLimiter()
+    for name in range(5):
+        limiter.take(f"uid:2/{name}", (1, 1.0), 0.0)
+    for name in range(10):
+        limiter.take(f"uid:3/{name}", (1, 60.0), 2.0)
+    assert sorted(limiter.clients()) == [f"uid:3/{name}" for name in range(10)]
+    assert limiter.left("uid:3/new", (1, 60.0), 2.0) == (1.0, 0.0)
+
+
+def test_however_many_names_come_and_go_none_has_more_than_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_limit, "MAX_CLIENTS", 8)
+    rng = random.Random(3)
+    limiter, now = RateLimiter(), 0.0
+    exact: dict[str, tuple[float, float]] = {}
+    for _ in range(20_000):
+        now += rng.expovariate(20.0)
+        client = rng.choice(("uid:1", f"uid:2/{rng.randrange(20)}", f"uid:3/{rng.randrange(3)}"))
+        count, seconds = rate = (2, 60.0) if client.endswith("2") else (5, 10.0)
+        tokens, since = exact.get(client, (float(count), now))
+        tokens = min(float(count), tokens + (now - since) * count / seconds)
+        allowed = limiter.take(client, rate, now) is None
+        assert tokens >= 1 - 1e-5 or not allowed, f"{client} has {tokens} tokens"
+        assert allowed or tokens < 1 or client != "uid:1", "who holds one bucket alone never loses it"
+        exact[client] = (tokens - allowed, now)
+    assert len(limiter.clients()) <= 8
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pytest
 
 from glmtts.daemon.core import effects, inputs
 from glmtts.daemon.storage import schema
+from glmtts.daemon.storage.schema import VERSION
 from glmtts.daemon.storage.store import Store
 
 from .journal_rig import Rig, end, python, row, run
@@ -379,7 +380,7 @@ journal.close()
     [
         (
             "PRAGMA user_version = 99",
-            f"a later version of the daemon wrote it (schema 99, this one knows {schema.VERSION})",
+            f"a later version of the daemon wrote it (schema 99, this one knows {VERSION})",
         ),
         ("PRAGMA application_id = 7", "a database of another program"),
     ],

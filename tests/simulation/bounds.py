@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from glmtts.daemon.core.jobs import job_table as table
 from glmtts.daemon.core.jobs.job import MAX_SUBSCRIBERS
-from glmtts.daemon.core.jobs.job_table import MAX_ENDED
 from glmtts.daemon.core.monitoring.alert_evaluator import _STEPS
 from glmtts.daemon.core.monitoring.alert_table import ALERTS
 from glmtts.daemon.core.scheduling import retry
@@ -38,7 +38,7 @@ class Bounds:
         self._job_table = machine.state.job_table
         self._queue = machine.state.queue
         self._pool = machine.state.pool
-        self._most_timers = 0
+        self._most_timers = self._most_flows = 0
 
     def look(self) -> None:
         """What takes no time, after every step."""
@@ -69,13 +69,14 @@ class Bounds:
         must(Rule.BOUNDED, workers <= most, workers, "workers")
 
     def _look_at_heaps(self) -> None:
-        """What has left the queue leaves no more in it than what is there, and a few."""
+        """What has left the queue leaves no more in it than what was there at once, and a few."""
         for share in (
             self._queue._classes,
             *(class_queue._share for class_queue in self._queue._class_queues.values()),
         ):
-            must(Rule.BOUNDED, len(share._heap) <= 2 * len(share) + 66, "a heap of flows grows")
-            must(Rule.BOUNDED, len(share._after) <= 2 * len(share) + 66, "tags of flows are kept")
+            self._most_flows = most = max(self._most_flows, len(share))
+            must(Rule.BOUNDED, len(share._heap) <= 2 * most + 66, "a heap of flows grows")
+            must(Rule.BOUNDED, len(share._after) <= 2 * most + 66, "tags of flows are kept")
         for class_queue in self._queue._class_queues.values():
             must(
                 Rule.BOUNDED,
@@ -89,8 +90,8 @@ class Bounds:
         limits = machine.settings.limits
         must(Rule.BOUNDED, job_table.recording_bytes <= limits.recordings_mib << 20, "recordings")
         counts = job_table.describe()
-        must(Rule.BOUNDED, counts["ended"] <= MAX_ENDED, "ended jobs")
-        must(Rule.BOUNDED, counts["keys"] <= MAX_ENDED, "idempotency keys")
+        must(Rule.BOUNDED, counts["ended"] <= table.MAX_ENDED + table.MAX_BARE, "ended jobs")
+        must(Rule.BOUNDED, counts["keys"] <= table.MAX_KEYS, "idempotency keys")
         must(Rule.BOUNDED, counts["results"] <= counts["ended"], "results")
         must(Rule.BOUNDED, len(job_table.outputs) <= len(job_table.live), "names of outputs")
         must(Rule.BOUNDED, len(job_table.live_of_client) <= len(job_table.live), "clients")

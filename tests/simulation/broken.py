@@ -24,6 +24,8 @@ class BrokenCore:
     shows_in: Callable[[Scene], bool] = lambda _: True
     #: Accidents without which it shows sooner.
     without: tuple[str, ...] = ()
+    #: Whether a client floods the tables that all share.
+    floods: bool = False
 
     def __str__(self) -> str:
         return f"{self.rule:d}-{self.break_it.__name__}"
@@ -123,5 +125,7 @@ BROKEN = [
     BrokenCore(Rule.ORDER, queue.work_not_counted_back),
     BrokenCore(Rule.NO_IDLENESS, queue.idle_while_jobs_wait),
     BrokenCore(Rule.LEAK_SEEN, workers.leaks_not_seen, jobs=1_500, shows_in=lambda scene: scene.leak_must_be_seen),
+    BrokenCore(Rule.SHARES, queue.the_oldest_row_goes, jobs=150, floods=True),
+    BrokenCore(Rule.SHARES, queue.customers_are_owners, jobs=150, floods=True),
     BrokenCore(Rule.NO_GAP, workers.recycled_without_a_spare, shows_in=lambda scene: scene.gapless),
 ]

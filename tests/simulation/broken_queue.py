@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from glmtts.daemon.core import shares
 from glmtts.daemon.core.api import refusals
 from glmtts.daemon.core.api.client_requests import ClientRequests
 from glmtts.daemon.core.jobs import class_queue
@@ -15,11 +16,12 @@ from glmtts.daemon.core.jobs.fair_share import FairShare
 from glmtts.daemon.core.jobs.job import Job
 from glmtts.daemon.core.jobs.job_table import JobTable
 from glmtts.daemon.core.jobs.queue import WaitingQueue
-from glmtts.daemon.core.scheduling import preemption
+from glmtts.daemon.core.scheduling import preemption, rate_limit
 from glmtts.daemon.core.scheduling.admission import Admission
 from glmtts.daemon.core.scheduling.preemption import Preemption
 from glmtts.daemon.core.scheduling.rate_limit import RateLimiter
 from glmtts.daemon.core.scheduling.retry import Quarantine, Retries
+from glmtts.daemon.core.shares import SharedRows
 from glmtts.daemon.core.workers.pool import Pool
 from glmtts.daemon.core.workers.worker import Worker, WorkerState
 
@@ -140,6 +142,26 @@ def customers_take_what_their_gateway_has_not(patch: Patch) -> None:
 def as_many_aside_as_it_takes(patch: Patch) -> None:
     patch.setattr(preemption, "MAX_SUSPENDED", 100)
     patch.setattr(Preemption, "goes_before", lambda *_: True)
+
+
+# --- 12: shares
+
+
+def the_oldest_row_goes(patch: Patch) -> None:
+    def first_out(self: SharedRows[str]) -> tuple[str, str]:
+        oldest = {next(iter(rows)): client for client, rows in self._of_client.items()}
+        row = min(oldest, key=str)
+        return oldest[row], row
+
+    patch.setattr(SharedRows, "first_out", first_out)
+
+
+def customers_are_owners(patch: Patch) -> None:
+    for module in (shares, rate_limit):
+        patch.setattr(module, "owner_of", lambda client: client)
+
+
+# --- 0: the sums
 
 
 def work_not_counted_back(patch: Patch) -> None:

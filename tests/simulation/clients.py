@@ -182,6 +182,8 @@ class Clients:
             self._request(self._open[place])
         if rng.random() < 0.01 and "crowds" not in world.without:
             self._crowd(place)
+        if world.floods:
+            world.flood.come()
         # Busy hours and quiet ones.
         busy = world.operators.highest * (4.0 if int(world.now / 10) % 3 else 2.0)
         if int(world.now / 30) % 7 == 6:
@@ -276,6 +278,8 @@ class Clients:
         world = self._world
         rng = world.random
         own = [n for n, c in enumerate(self._open) if c.client.key == connection.client.key]
+        if not own:
+            return
         what = rng.random()
         place = rng.choice(own if rng.random() < 0.8 else range(len(self._open)))
         if what < 0.12 and "cancels" not in world.without:

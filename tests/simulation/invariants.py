@@ -16,6 +16,7 @@ from .bounds import Bounds
 from .fairness import Fairness
 from .hearing import Hearing
 from .limits import Limits
+from .neighbours import Neighbours
 from .rules import Rule, must
 from .starts import Starts
 
@@ -61,6 +62,7 @@ class Invariants:
         self._limits = Limits(world, machine)
         self._aside = Aside(world, machine)
         self._bounds = Bounds(world, machine)
+        self._neighbours = Neighbours(world, machine)
         self._event: inputs.Input = inputs.TimePassed()
         self._served = False
 
@@ -136,6 +138,8 @@ class Invariants:
         self._fairness.after()
         self._aside.after(self._event)
         self._bounds.look()
+        if self._world.floods:
+            self._neighbours.look()
         if self._world.steps % _EVERY == 0:
             self.look_at_everything()
 
@@ -220,7 +224,8 @@ class Invariants:
         must(Rule.BOUNDED, job_table.recording_bytes == held, "recording_bytes")
         kept = [ended for ended in job_table._ended.values() if ended.ending.body is not None]
         must(Rule.BOUNDED, job_table.result_bytes == sum(ended.size for ended in kept), "result_bytes")
-        must(Rule.BOUNDED, list(job_table._with_result.values()) == kept, "results that nobody can find are kept")
+        results = {id for rows in job_table._results._of_client.values() for id in rows}
+        must(Rule.BOUNDED, results == {ended.info.job for ended in kept}, "results that nobody can find are kept")
         self._look_at_sums()
         ended = sum(self._completion.outcomes.values()) + self._completion.left
         taken = self.accepted - self._context.counters.withdrawn + self._durable_jobs.recovered

@@ -39,7 +39,8 @@ class Limits:
         key = client.key
         if request.on_behalf_of is not UNSET:
             key = f"{key}/{request.on_behalf_of}"
-            must(Rule.BOUNDED, client.user == "user3", client.key, "speaks for others, and is no gateway")
+            gateways = self._machine.settings.limits.gateways
+            must(Rule.BOUNDED, client.user in gateways, client.key, "speaks for others, and is no gateway")
         settings = self._machine.settings
         own = settings.limits.clients.get(key) or settings.limits.clients.get(client.user) or ClientLimits()
         if "/" in key:

@@ -32,6 +32,8 @@ class Rule(enum.IntEnum):
     LEAK_SEEN = 10
     #: Recycling with room for a spare leaves nobody without a worker.
     NO_GAP = 11
+    #: Of a full table that all clients share, only the client that holds most loses a row.
+    SHARES = 12
 
 
 class Broken(AssertionError):

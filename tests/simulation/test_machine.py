@@ -38,6 +38,14 @@ def test_whatever_happens_every_job_ends_once_and_nobody_hears_another_s(seed: i
     assert world.clients.accepted > JOBS // 10
 
 
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.timeout(600)
+def test_a_client_that_floods_every_table_takes_nothing_from_its_neighbours(seed: int) -> None:
+    world = World(seed, 150, floods=True)
+    world.run()
+    assert world.removals > 20
+
+
 def test_the_accidents_do_happen() -> None:
     codes: set[str] = set()
     causes: set[str] = set()
@@ -98,7 +106,7 @@ def test_a_broken_core_is_noticed(core: BrokenCore, monkeypatch: pytest.MonkeyPa
 
 def lives_for(core: BrokenCore) -> Iterator[World]:
     """Lives in which it can show, from the first seed on."""
-    worlds = (World(seed, core.jobs, core.without) for seed in itertools.count())
+    worlds = (World(seed, core.jobs, core.without, floods=core.floods) for seed in itertools.count())
     return (world for world in worlds if core.shows_in(world.scene))
 
 

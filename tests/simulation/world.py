@@ -13,6 +13,7 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 
 from msgspec.structs import replace
 
@@ -29,6 +30,7 @@ from .clients import Clients
 from .hardware import Hardware
 from .invariants import Invariants
 from .journal import WALL, Journal
+from .neighbours import MALLORY, Flood, small_tables
 from .operators import Operators
 from .processes import Process
 from .promises import Promises
@@ -42,13 +44,21 @@ PATIENCE_S = 600.0
 
 
 class World:
-    """Runs ``jobs`` requests for speech through daemons' lives, ``without`` some kinds of accidents."""
+    """Runs ``jobs`` requests for speech through daemons' lives, ``without`` some kinds of accidents.
 
-    def __init__(self, seed: int, jobs: int, without: Iterable[str] = ()) -> None:
+    ``floods``: one client more floods the tables that all share, which are small then.
+    """
+
+    def __init__(self, seed: int, jobs: int, without: Iterable[str] = (), *, floods: bool = False) -> None:
         self.seed = seed
+        self.floods = floods
         self.random = random.Random(seed)
         self.without = frozenset(without)
         self.scene = scene_of(self.random, self.without)
+        if floods:
+            limits = self.scene.settings.limits
+            limits = replace(limits, gateways=[*limits.gateways, MALLORY.user])
+            self.scene.settings = replace(self.scene.settings, limits=limits)
         self.now = 1_000.0
         #: No process gets ready.
         self.sick = False
@@ -93,6 +103,7 @@ class World:
         self.journal = Journal(self)
         self.promises = Promises(self)
         self.clients = Clients(self)
+        self.flood = Flood(self)
         self.operators = Operators(self)
         self.invariants = Invariants(self)
 
@@ -109,6 +120,11 @@ class World:
         classes = machine.state.queue._classes
         classes._handicaps = {name: HEAD_START_S * rank for name, rank in classes._ranks.items()}
         return machine
+
+    @property
+    def removals(self) -> int:
+        """Rows of shared tables that this daemon has removed early."""
+        return sum(sum(lost.values()) for lost in self.machine.state.removals._of_client.values())
 
     # --- time
 
@@ -141,6 +157,10 @@ class World:
 
     def run(self) -> None:
         """Live from the start to the exit. Raises Broken."""
+        with small_tables() if self.floods else nullcontext():
+            self._live()
+
+    def _live(self) -> None:
         self._do(self.machine.open())
         self.hardware.open()
         self.journal.open()

@@ -148,17 +148,23 @@ class JobTable:
         # The journal has the durable ones, with their keys.
         if ending.body is not None or (job.request.key is not UNSET and not job.durable):
             self._kept.add(client, job.id)
-            self._make_room("ended", self._kept, MAX_ENDED)
+            if self._kept.count > MAX_ENDED:
+                self._make_room("ended", self._kept)
         else:
-            self._bare.add(client, job.id)
-            self._make_room("ended_bare", self._bare, MAX_BARE)
+            self._add_bare(client, job.id)
 
-    def _make_room(self, table: str, rows: SharedRows[str], most: int) -> None:
-        while len(rows) > most:
-            client, id = rows.first_out()
-            if not self._ended[id].info.durable:
-                self._note(table, client, rows)
-            self._forget(self._ended[id])
+    def _add_bare(self, client: str, id: str) -> None:
+        self._bare.add(client, id)
+        if self._bare.count > MAX_BARE:
+            self._make_room("ended_bare", self._bare)
+
+    def _make_room(self, table: str, rows: SharedRows[str]) -> None:
+        client, id = rows.first_out()
+        ended = self._ended[id]
+        # The journal has the durable ones.
+        if ended.info.durable is not True:
+            self._note(table, client, rows)
+        self._forget(ended)
 
     def drop(self, job: Job) -> None:
         """Forget a live job: it has ended, or is left to the journal."""
@@ -178,9 +184,10 @@ class JobTable:
 
     def _forget(self, ended: Ended) -> None:
         id, client = ended.info.job, ended.client.key
-        self._results.remove(client, id)
-        self._kept.remove(client, id)
-        self._bare.remove(client, id)
+        if ended.ending.body is not None:
+            self._results.remove(client, id)
+        if not self._kept.remove(client, id):
+            self._bare.remove(client, id)
         del self._ended[id]
 
     def _drop_result(self, ended: Ended) -> None:
@@ -190,8 +197,7 @@ class JobTable:
         ended.ending.body = None
         ended.body_dropped = True
         if ended.info.key is UNSET and self._kept.remove(client, id):
-            self._bare.add(client, id)
-            self._make_room("ended_bare", self._bare, MAX_BARE)
+            self._add_bare(client, id)
 
     def find(self, id: str) -> Job | Ended | None:
         """A job, live or ended."""
@@ -211,7 +217,7 @@ class JobTable:
         return {
             "live": len(self.live),
             "ended": len(self._ended),
-            "results": len(self._results),
+            "results": self._results.count,
             "keys": len(self._keys),
             "connections": len(self._of_connection),
             "outputs": len(self.outputs),

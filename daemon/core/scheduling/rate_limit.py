@@ -11,7 +11,6 @@ import heapq
 import math
 import re
 from collections.abc import Callable
-from typing import NamedTuple
 
 from ..shares import Removals, Shares, owner_of
 
@@ -42,12 +41,6 @@ def parse_rate(text: str) -> tuple[int, float] | None:
             f"got {text[:60]!r}"
         )
     return int(match[1]), _UNITS_S[match[2]]
-
-
-class _Bucket(NamedTuple):
-    tokens: float
-    since: float
-    full_at: float
 
 
 class _Soonest:
@@ -83,7 +76,8 @@ class RateLimiter:
     """A token bucket for each client, filled by its own rate; a burst may take the whole count."""
 
     def __init__(self, removals: Removals | None = None) -> None:
-        self._buckets: dict[str, _Bucket] = {}
+        #: Tokens, when that was so, and when it is full.
+        self._buckets: dict[str, tuple[float, float, float]] = {}
         self.shares = Shares()
         self._soonest = _Soonest()
         self._soonest_of: dict[str, _Soonest] = {}
@@ -101,10 +95,11 @@ class RateLimiter:
         if tokens < 1 - _ROUNDING:
             return _until(1, tokens, count, seconds)
         tokens -= 1
+        full_at = now + (count - tokens) * seconds / count
         known = client in self._buckets
-        bucket = self._buckets[client] = _Bucket(tokens, now, now + (count - tokens) * seconds / count)
+        self._buckets[client] = (tokens, now, full_at)
         if not known:
-            self._remember(client, bucket.full_at, now)
+            self._remember(client, full_at, now)
         return None
 
     def _remember(self, client: str, full_at: float, now: float) -> None:
@@ -142,12 +137,12 @@ class RateLimiter:
 
     def _full_at(self, client: str) -> float | None:
         bucket = self._buckets.get(client)
-        return None if bucket is None else bucket.full_at
+        return None if bucket is None else bucket[2]
 
     def _tokens(self, client: str, count: int, seconds: float, now: float) -> float:
         bucket = self._buckets.get(client)
         if bucket is not None:
-            return min(float(count), bucket.tokens + (now - bucket.since) * count / seconds)
+            return min(float(count), bucket[0] + (now - bucket[1]) * count / seconds)
         floor = max(self._floor, self._floors.get(owner_of(client), self._floor)) if self._floors else self._floor
         return min(float(count), max(0.0, count - (floor - now) * count / seconds))
 
