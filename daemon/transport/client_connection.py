@@ -59,6 +59,7 @@ class Connection:
         "unanswered",
         "uncounted",
         "unread",
+        "used",
     )
 
     def __init__(self, number: int, routing_id: bytes, fd: int, peer: Peer) -> None:
@@ -69,6 +70,8 @@ class Connection:
         self.gone = False
         #: Whether the daemon ended it because of what it left unread.
         self.unread = False
+        #: Whether a further message has come since its use was last looked at.
+        self.used = False
         #: Requests whose last event was not sent yet.
         self.unanswered = 0
         #: Messages that ZeroMQ did not take yet. Those that wait for their turn count apart.

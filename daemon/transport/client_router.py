@@ -163,7 +163,7 @@ class ClientRouter:
             if connection is None or connection.fd != fd:
                 connection = self._new(routing_id, fd, first)
             else:
-                self.shares.used(connection)
+                connection.used = True
             if connection is not None:
                 connection.unanswered += 1
                 yield _split(connection, frames)
@@ -296,7 +296,14 @@ class ClientRouter:
         if connection is None:
             return True
         parked = False
-        if body is not None and not self.unread.fits(connection, len(body)):
+        if (
+            body is not None
+            and (
+                connection.unsent_bytes + len(body) > self.unread.share
+                or self.unread.bytes + len(body) > self._send_buffer_bytes
+            )
+            and not self.unread.fits(connection, len(body))
+        ):
             parked = final
             if not self.unread.may_send(connection, len(body), whole=final):
                 return False

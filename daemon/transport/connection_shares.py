@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import islice
 from typing import NamedTuple
 
 from .client_connection import Connection
 
-#: Connections with a request under way that are passed over in the search for an idle one.
+#: Connections that are passed over in the search for an idle one: used lately, or with a request under way.
 _MOST_LOOKS = 64
 
 
@@ -20,7 +21,10 @@ class Crowd(NamedTuple):
 
 
 class _Holder:
-    """The connections of one client by descriptor: those without a message so far by age, the others by last use."""
+    """The connections of one client by descriptor: those without a message so far by age, the others about by last use.
+
+    A message only marks its connection as used, which costs nothing; the search for an idle one puts those last.
+    """
 
     __slots__ = ("key", "silent", "spoken", "user")
 
@@ -78,12 +82,6 @@ class ConnectionShares:
         holder.spoken[connection.fd] = connection
         self._holder_of[connection.fd] = holder
 
-    def used(self, connection: Connection) -> None:
-        """A further message has come from it."""
-        holder = self._holder_of.get(connection.fd)
-        if holder is not None and connection.fd in holder.spoken:
-            holder.spoken.move_to_end(connection.fd)
-
     def ended(self, fd: int) -> None:
         """A connection has ended, or is about to."""
         holder = self._holder_of.pop(fd, None)
@@ -127,8 +125,15 @@ class ConnectionShares:
         oldest = next(iter(greatest.silent), newcomer)
         if oldest != newcomer:
             return oldest
-        for _, (fd, connection) in zip(range(_MOST_LOOKS), greatest.spoken.items(), strict=False):
-            if connection.idle:
+        spoken = greatest.spoken
+        for _ in range(min(_MOST_LOOKS, len(spoken))):
+            fd = next(iter(spoken))
+            if not spoken[fd].used and spoken[fd].idle:
+                return fd
+            spoken[fd].used = False
+            spoken.move_to_end(fd)
+        for fd in islice(spoken, _MOST_LOOKS):
+            if spoken[fd].idle:
                 return fd
         if greatest is its_holder:
             return newcomer

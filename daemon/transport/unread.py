@@ -75,7 +75,7 @@ class Unread:
         """
         self._budget = budget
         #: The share of one connection, so that others have room beside it.
-        self._share = budget // 2
+        self.share = budget // 2
         self._encrypts = encrypts
         self._clock = clock
         self._end = end
@@ -183,7 +183,7 @@ class Unread:
         return self._has_room(connection, size)
 
     def _has_room(self, connection: Connection, size: int) -> bool:
-        return connection.unsent_bytes + size <= self._share and self.bytes + size <= self._budget
+        return connection.unsent_bytes + size <= self.share and self.bytes + size <= self._budget
 
     def fits_into_zeromq(self, size: int) -> bool:
         """Whether there is memory for another encrypted copy. If ZeroMQ holds nothing, a message of any size may go.
@@ -198,7 +198,7 @@ class Unread:
             return self.make_room(size, connection)
         if self._may_park(connection, size):
             return True
-        return size <= self._share and self.make_room(size, connection, of_deaf=True)
+        return size <= self.share and self.make_room(size, connection, of_deaf=True)
 
     def make_room(self, size: int, sender: Connection | None, *, of_deaf: bool = False) -> bool:
         """Drop what the greatest holders leave unread until ``size`` more bytes fit; ``of_deaf``: no reader's data.
@@ -206,7 +206,7 @@ class Unread:
         Returns False if ``sender`` is the one that would lose them, or holds its share already.
         """
         self.release_all()
-        if sender is not None and sender.unsent_bytes and sender.unsent_bytes + size > self._share:
+        if sender is not None and sender.unsent_bytes and sender.unsent_bytes + size > self.share:
             return False
         while self.bytes + size > self._budget and (greatest := self._greatest()) is not None:
             if greatest is sender or (of_deaf and not self._is_deaf(greatest)):
@@ -269,7 +269,7 @@ class Unread:
         if connection.number == self._coming:
             return True
         client, total = self._parked.get(connection.peer.client.key, 0), sum(self._parked.values())
-        return (not total or total + size <= self._budget) and (not client or client + size <= self._share)
+        return (not total or total + size <= self._budget) and (not client or client + size <= self.share)
 
     def expect(self, connection: Connection, size: int) -> bool:
         """Whether there is room for a result that is still on disk; if so, it will be taken (see ``expected``)."""
@@ -319,12 +319,11 @@ class Unread:
     @property
     def pressing(self) -> bool:
         """Whether it matters who reads: much is unread, or a result waits for a turn."""
-        return self.bytes > self._budget // 2 or self.wanted
+        return self.bytes > self.share or self._wanted_at > 0.0
 
     def look_at_readers(self) -> None:
         """See who reads while memory is short; end the turn of a client that does not while others wait for one."""
-        now = self._clock()
-        if not self.pressing or now - self._looked_at < _LOOK_S:
+        if not self.pressing or (now := self._clock()) - self._looked_at < _LOOK_S:
             return
         self._looked_at = now
         self.release_all()
