@@ -10,7 +10,7 @@ import click
 
 from .queue import who
 from .session import session, shared_options
-from .ui.humanize import age
+from .ui.humanize import age, humanise
 from .ui.table import Column, lay_out, print_lines
 from .ui.wrap import clean, terminal_width
 
@@ -66,6 +66,8 @@ def _columns(found: Sequence[Row], width: int | None) -> list[Column]:
         _used("waiting", found, "waiting", "share"),
         _used("batch", found, "waiting_batch", "share_batch"),
         _used("live", found, "jobs", "max_jobs", rank=3),
+        _held("connections", found, rank=4),
+        _held("outputs", found, rank=5),
         Column("note", [_note(row) for row in found], rank=2),
     ]
 
@@ -90,6 +92,13 @@ def _used(heading: str, found: Sequence[Row], used: str, most: str, *, rank: int
     texts = [f"{_count(row, used)}/{_count(row, most)}" for row in found]
     full = [row.get(most) is not None and (row.get(used) or 0) >= row[most] for row in found]
     return Column(heading, texts, rank=rank, right=True, styles=["red" if is_full else "" for is_full in full])
+
+
+def _held(table: str, found: Sequence[Row], *, rank: int) -> Column:
+    """What each client holds of a table; the column is left out where none holds anything."""
+    held = [(row.get("held") or {}).get(table) or 0 for row in found]
+    texts = [humanise("" if table == "connections" else f"{table}_bytes", value) for value in held]
+    return Column(table, texts if any(held) else [""] * len(found), rank=rank, right=True)
 
 
 def _note(row: Row) -> str:
