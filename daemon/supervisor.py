@@ -59,7 +59,7 @@ _MAX_OPERATOR_TASKS = 64
 _LARGE = 1 << 20
 #: Time to send the last answers when the daemon ends, in seconds.
 _LINGER_S = 1.0
-#: Time between two looks at the sockets' files, the connections and the disk, in seconds.
+#: Time between two looks at the sockets' files and the disk, in seconds.
 _CHECK_SOCKETS_S = 5.0
 #: Exit statuses beside 0: sysexits(3).
 _EX_CONFIG, _EX_UNAVAILABLE, _EX_SOFTWARE = 78, 69, 70
@@ -251,6 +251,8 @@ class Supervisor:
         began = loop.wait(min(due for due in dues if due is not None))
         for number in self._clients.closed():
             self._step(inputs.ConnectionClosed(number))
+        if (crowd := self._clients.new_crowd()) is not None:
+            self._step(inputs.ConnectionsCrowded(crowd))
         due = machine.next_due
         if due is not None and due <= loop.clock():
             # Messages of workers come before their timeouts: the loop itself may have been late.
@@ -284,11 +286,9 @@ class Supervisor:
             self._step(self._later.popleft())
 
     def _look_around(self) -> None:
-        """Look at what changes without an event: sockets' files, crowds of connections, the disk."""
+        """Look at what changes without an event: sockets' files and the disk."""
         self._next_check = self._loop.clock() + _CHECK_SOCKETS_S
         self._restore_sockets()
-        if (crowd := self._clients.new_crowd()) is not None:
-            self._step(inputs.ConnectionsCrowded(crowd))
         self._deliveries.measure_outputs()
 
     def _restore_sockets(self) -> None:

@@ -35,6 +35,8 @@ _OWN_DESCRIPTORS = 256
 _CONTROL_CONNECTIONS = 64
 #: How long an alert about too many connections lasts after the last one had to end, in seconds.
 _CROWD_S = 30.0
+#: Least time between two reports of that.
+_CROWD_AGAIN_S = 2.0
 #: Waits between two tries to send what clients do not take, in seconds.
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.001, 0.1
 #: What a client hears when the daemon fails.
@@ -108,10 +110,8 @@ class ClientListeners:
         if self.tcp:
             self._named["TCP"] = self.tcp.router
         self._send_buffer_bytes = len(self._serving) * settings.limits.send_buffer_mib << 20
-        #: By the names of sockets: connections that had to end, when they were last reported. What was reported, and
-        #: when.
-        self._turned_away: dict[str, int] = {}
-        self._crowd, self._crowded_at = "", 0.0
+        #: When connections that had to end were last reported, and when there is something to report again.
+        self._crowded_at, self._crowd_due = float("-inf"), float("inf")
         for router in self._routers:
             loop.watch(router.socket, partial(self._receive, router))
             loop.watch(router.monitor, router.read_monitor)
@@ -175,6 +175,8 @@ class ClientListeners:
     def closed(self) -> Iterator[int]:
         """The numbers of connections that have ended since the last call."""
         for router in self._routers:
+            if router.turned_away != router.turned_away_reported:
+                self._crowd_due = min(self._crowd_due, max(self._loop.clock(), self._crowded_at + _CROWD_AGAIN_S))
             for connection in router.closed():
                 self._router_of.pop(connection.number, None)
                 if connection.unread:
@@ -254,24 +256,24 @@ class ClientListeners:
     def new_crowd(self) -> str | None:
         """Why connections had to end, if that has changed: ``""`` when none has had to for a while."""
         now = self._loop.clock()
+        if now < self._crowd_due:
+            return None
         problems = []
         for name, router in self._named.items():
-            ended = router.turned_away - self._turned_away.get(name, 0)
-            self._turned_away[name] = router.turned_away
+            ended = router.turned_away - router.turned_away_reported
+            router.turned_away_reported = router.turned_away
             crowd = router.shares.greatest()
             if ended and crowd:
                 user = f" ({crowd.user})" if crowd.user else ""
                 problems.append(
-                    f"{crowd.client}{user} holds {crowd.connections} of at most {router.shares.most} connections for "
+                    f"the client {crowd.client}{user} holds {crowd.connections} of at most {router.shares.most} connections for "
                     f"{name}: {ended} had to end for new ones, the idle ones of the client with most first"
                 )
         if problems:
-            self._crowded_at, self._crowd = now, "; ".join(problems)
-            return self._crowd
-        if self._crowd and now - self._crowded_at > _CROWD_S:
-            self._crowd = ""
-            return ""
-        return None
+            self._crowded_at, self._crowd_due = now, now + _CROWD_S
+            return "; ".join(problems)
+        self._crowd_due = float("inf")
+        return ""
 
     # --- the end
 

@@ -117,7 +117,7 @@ class ClientRouter:
         self._closed: list[Connection] = []
         self._waiting: dict[int, Connection] = {}
         #: Connections that were ended because too many were open.
-        self.turned_away = 0
+        self.turned_away = self.turned_away_reported = 0
         #: Connections that were ended for a message of thousands of frames, and whether one is being read now.
         self.floods_ended = 0
         self._in_flood = False
