@@ -266,8 +266,9 @@ class ClientListeners:
             if ended and crowd:
                 user = f" ({crowd.user})" if crowd.user else ""
                 problems.append(
-                    f"the client {crowd.client}{user} holds {crowd.connections} of at most {router.shares.most} connections for "
-                    f"{name}: {ended} had to end for new ones, the idle ones of the client with most first"
+                    f"the client {crowd.client}{user} holds {crowd.connections} of at most {router.shares.most} "
+                    f"connections for {name}: {ended} had to end for new ones, the idle ones of the client with most "
+                    "first"
                 )
         if problems:
             self._crowded_at, self._crowd_due = now, now + _CROWD_S
