@@ -10,7 +10,7 @@ import click
 
 from .queue import who
 from .session import session, shared_options
-from .ui.humanize import age, humanise
+from .ui.humanize import age, size
 from .ui.table import Column, lay_out, print_lines
 from .ui.wrap import clean, terminal_width
 
@@ -27,7 +27,8 @@ def limits(client: str | None) -> None:
 
     The limits in force, and how much of them each client, or CLIENT alone, has used. CLIENT is a user, or a client
     as `glmttsctl queue` shows it, such as uid:1000. NEXT JOB says when its rate lets it send the next job, and how many
-    at once. A client may have limits of its own: [limits.clients] in the configuration.
+    at once. A client may have limits of its own: [limits.clients] in the configuration. For CLIENT alone, what it holds
+    of the tables that all clients share is shown too: of a full one, the client that holds most loses its oldest rows.
     """
     run = session()
     run.show(run.ask("limits", client=client), lambda answer: _print(answer, client))
@@ -46,6 +47,9 @@ def _print(answer: Mapping[str, Any], client: str | None) -> None:
     if found := answer.get("clients"):
         width = terminal_width()
         print_lines(lay_out(_columns(found, width), width))
+        if client is not None and len(found) == 1:
+            click.echo()
+            _print_tables(answer.get("tables") or {}, found[0])
     else:
         click.echo("No client has sent a request yet." if client is None else f"The client {client} is unknown.")
 
@@ -97,9 +101,27 @@ def _used(heading: str, found: Sequence[Row], used: str, most: str, *, rank: int
 def _held(table: str, found: Sequence[Row], *, rank: int) -> Column:
     """What each client holds of a table; the column is left out where none holds anything."""
     held = [(row.get("held") or {}).get(table) or 0 for row in found]
-    texts = [humanise("" if table == "connections" else f"{table}_bytes", value) for value in held]
+    texts = [f"{value:,}" if table == "connections" else size(value) for value in held]
     return Column(table, texts if any(held) else [""] * len(found), rank=rank, right=True)
 
 
 def _note(row: Row) -> str:
-    return ", ".join(word for key, word in (("own", "own limits"), ("gateway", "gateway")) if row.get(key))
+    notes = [word for key, word in (("own", "own limits"), ("gateway", "gateway")) if row.get(key)]
+    if lost := sum((row.get("removed") or {}).values()):
+        notes.append(f"lost {lost:,} rows early")
+    return ", ".join(notes)
+
+
+def _print_tables(tables: Mapping[str, Row], row: Row) -> None:
+    """What one client holds of the tables that all share, and has lost."""
+    held, removed = row.get("held") or {}, row.get("removed") or {}
+    for name, table in tables.items():
+        if held.get(name) or removed.get(name):
+            shown = size if name.endswith(("results", "recordings", "outputs", "unread")) else "{:,}".format
+            lost = f"; {removed[name]:,} rows lost early, as it held most" if removed.get(name) else ""
+            of_all = f"{shown(table['held'])} of {shown(table['most'])} are taken by {_clients(table['clients'])}"
+            click.echo(f"{clean(name):<16}  {shown(held.get(name, 0))}; {of_all}{lost}")
+
+
+def _clients(count: int) -> str:
+    return "1 client" if count == 1 else f"{count:,} clients"

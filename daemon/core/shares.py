@@ -50,29 +50,35 @@ def owner_of(client: str) -> str:
 
 
 class _Amounts:
-    """How much each name holds, and the name that holds most. Both take amortised logarithmic time at most."""
+    """How much each name holds, and the name that holds most: of several the one that came first.
 
-    __slots__ = ("_heap", "held")
+    Both take amortised logarithmic time at most.
+    """
+
+    __slots__ = ("_heap", "_order", "held")
 
     def __init__(self) -> None:
-        #: Of each name what it holds, and its ceiling: at least that, so that few rows go through the heap.
+        #: Of each name what it holds, its ceiling, which is at least that, so that few rows go through the heap, and
+        #: its place in the order of those with the same.
         self.held: dict[str, list[int]] = {}
-        self._heap: list[tuple[int, str]] = []
+        self._heap: list[tuple[int, int, str]] = []
+        self._order = 0
 
     def add(self, name: str, amount: int) -> None:
         held = self.held.get(name)
         if held is None:
             if amount <= 0:
                 return
-            held = self.held[name] = [0, 0]
+            self._order += 1
+            held = self.held[name] = [0, 0, self._order]
         now = held[0] = held[0] + amount
         if now <= 0:
             del self.held[name]
         elif now > held[1]:
             held[1] = 2 * now
-            heapq.heappush(self._heap, (-2 * now, name))
+            heapq.heappush(self._heap, (-2 * now, held[2], name))
             if len(self._heap) > _STALE + 2 * len(self.held):
-                self._heap = [(-ceiling, name) for name, (_, ceiling) in self.held.items()]
+                self._heap = [(-ceiling, place, name) for name, (_, ceiling, place) in self.held.items()]
                 heapq.heapify(self._heap)
 
     def of(self, name: str) -> int:
@@ -82,13 +88,13 @@ class _Amounts:
     def greatest(self) -> str:
         heap = self._heap
         while True:
-            ceiling, name = heap[0]
+            ceiling, place, name = heap[0]
             held = self.held.get(name)
-            if held is None or held[1] != -ceiling:
+            if held is None or held[1:] != [-ceiling, place]:
                 heapq.heappop(heap)
             elif held[0] != held[1]:
                 held[1] = held[0]
-                heapq.heapreplace(heap, (-held[0], name))
+                heapq.heapreplace(heap, (-held[0], place, name))
             else:
                 return name
 
@@ -139,7 +145,7 @@ class Shares:
 
     def owners(self) -> dict[str, int]:
         """How much each owner holds; another thread may ask, since the copy is made at once."""
-        return {owner: held for owner, (held, _) in self._owners.held.copy().items()}
+        return {owner: held[0] for owner, held in self._owners.held.copy().items()}
 
     def __len__(self) -> int:
         """How many owners hold anything."""

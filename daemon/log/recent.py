@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
-from itertools import islice
 from typing import Any
 
 from msgspec import UNSET
 
 from glmtts.protocol.control import LogLevel, Logs
 
+from ..core.shares import SharedRows
 from .format import RANK, plain
 
 #: Longer texts and lists are cut.
@@ -20,20 +19,31 @@ _MAX_ANSWER = 200_000
 
 
 class RecentLines:
-    """The last ``most`` lines, numbered from 1. The log's thread adds them, and the loop reads them."""
+    """The last ``most`` lines, numbered from 1. The log's thread adds them, and the loop reads them.
+
+    When there are too many, the oldest of those about the client with most lines goes, so that no client drives out
+    the lines about the daemon, or about another client.
+    """
 
     def __init__(self, most: int) -> None:
-        self._lines: deque[dict[str, Any]] = deque(maxlen=most)
+        self._most = most
+        self._lines: dict[int, dict[str, Any]] = {}
+        self._of_client: SharedRows[int] = SharedRows()
         self._number = 0
         self._lock = threading.Lock()
 
     def add(self, at: float, level: LogLevel, message: str, fields: dict[str, Any]) -> None:
-        """Keep a line, and drop the oldest if there are too many."""
+        """Keep a line, and drop one if there are too many."""
         kept = {name: plain(value, _MAX_CHARS, _MAX_ITEMS) for name, value in fields.items()}
         line = {"time": round(at, 3), "level": level, "message": message[:_MAX_CHARS], "fields": kept}
         with self._lock:
             self._number += 1
-            self._lines.append({"number": self._number, **line})
+            self._lines[self._number] = {"number": self._number, **line}
+            self._of_client.add(str(kept.get("client", "")), self._number)
+            if len(self._lines) > self._most:
+                client, oldest = self._of_client.first_out()
+                self._of_client.remove(client, oldest)
+                del self._lines[oldest]
 
     def describe(self, asked: Logs) -> dict[str, Any]:
         """The lines that were asked for, the oldest first.
@@ -43,11 +53,12 @@ class RecentLines:
             ``after`` that had been dropped before this request.
         """
         with self._lock:
-            lines, newest = list(self._lines), self._number
-        oldest = newest - len(lines) + 1
+            lines, newest = list(self._lines.values()), self._number
         following = asked.after is not UNSET
-        after = asked.after if asked.after is not UNSET else oldest - 1
-        wanted = [line for line in islice(lines, max(0, after - oldest + 1), None) if _matches(line, asked)]
+        after = asked.after if asked.after is not UNSET else 0
+        lines = [line for line in lines if line["number"] > after]
+        lost = max(0, newest - after - len(lines)) if following else 0
+        wanted = [line for line in lines if _matches(line, asked)]
         if following and len(wanted) > asked.limit:
             wanted = wanted[: asked.limit]
             newest = wanted[-1]["number"] if wanted else after
@@ -60,7 +71,7 @@ class RecentLines:
                 newest = found[-1]["number"] if following else newest
                 break
             found.append(line)
-        return {"lines": found if following else found[::-1], "newest": newest, "lost": max(0, oldest - after - 1)}
+        return {"lines": found if following else found[::-1], "newest": newest, "lost": lost}
 
 
 def _matches(line: dict[str, Any], asked: Logs) -> bool:

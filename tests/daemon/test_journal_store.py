@@ -137,20 +137,34 @@ class StoreMachine(RuleBasedStateMachine):
         seq = {job: place for place, job in enumerate(self.rows)}
         oldest = sorted(self.sizes, key=lambda job: (self.expires[job], seq[job]))
         newest = oldest[-1] if oldest else ""
+        # Of clients that hold the same, any may lose first.
+        gone = [job for job in oldest if self._noted(job) == ""]
         while sum(self.sizes.values()) > keep_bytes:
             held: Counter[str] = Counter()
+            owned: Counter[str] = Counter()
             for job in oldest:
                 held[self.rows[job].client] += self.sizes[job]
-                held[self._owner(job) + "/*"] += self.sizes[job]
-            most = min(held, key=lambda name: (-held[name] if name.endswith("/*") else 0, name))
-            own = [job for job in oldest if self._owner(job) + "/*" == most]
-            client = min((self.rows[job].client for job in own), key=lambda name: (-held[name], name))
-            job = next(job for job in own if self.rows[job].client == client)
-            if job == newest:
+                owned[self._owner(job)] += self.sizes[job]
+            may: dict[str, str] = {}
+            for job in oldest:
+                client, owner = self.rows[job].client, self._owner(job)
+                alike = (held[other] for other in held if other.partition("/")[0] == owner)
+                if owned[owner] == max(owned.values()) and held[client] == max(alike):
+                    may.setdefault(client, job)
+            loses = next((job for job in may.values() if job in gone), newest)
+            if loses == newest:
+                assert newest in may.values()
                 break
-            oldest.remove(job)
-            del self.sizes[job]
-            self.rows[job].result = ""
+            oldest.remove(loses)
+            gone.remove(loses)
+            del self.sizes[loses]
+            self.rows[loses].result = ""
+        assert not gone
+
+    def _noted(self, job: str) -> str:
+        found = self.store.find(job)
+        assert found is not None
+        return found.result
 
     def _owner(self, job: str) -> str:
         return self.rows[job].client.partition("/")[0]

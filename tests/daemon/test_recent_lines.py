@@ -68,3 +68,15 @@ def test_long_values_are_cut_and_a_long_answer_is_given_in_parts() -> None:
         seen, after = seen + len(part), part[-1]["number"]
         assert sum(len(str(line)) for line in part) < 500_000
     assert seen == 500
+
+
+def test_a_client_that_floods_the_log_drives_out_its_own_lines() -> None:
+    recent = RecentLines(100)
+    recent.add(1.0, "error", "worker died", {"worker": "w0"})
+    recent.add(2.0, "warning", "job ended in an error", {"client": "uid:3"})
+    for number in range(1_000):
+        recent.add(3.0, "info", f"cancelled {number}", {"client": f"uid:2/customer {number}"})
+    answer = recent.describe(asked(limit=500))
+    assert numbers(answer) == [1, 2, *range(905, 1_003)]
+    followed = recent.describe(asked(after=0, limit=500))
+    assert (followed["lost"], followed["newest"]) == (902, 1_002)

@@ -38,6 +38,16 @@ FIRED_LIVE = {
 }
 CASES = [
     Case(
+        "share_exhausted",
+        {
+            'glmtts_removed_early_total{table="results"}': "0x8 7x40",
+            'glmtts_removed_early_total{table="keys"}': "3x48",
+        },
+        ("1m", "9m"),
+        "3m",
+        "a client of a:9464 holds most of a full table, and loses its oldest rows",
+    ),
+    Case(
         "queue_long",
         # The chapters of a book may wait.
         {

@@ -51,7 +51,9 @@ def test_limits_of_its_own_are_shown_and_kept_to(filled: Daemon) -> None:
     (row,) = answered(filled, "limits", USER)["clients"]
     assert (row["own"], row["rate_batch"], row["jobs"], row["max_jobs"]) == (True, "1000/hour", 6, 7)
     assert row["waiting_batch"] == 5 and row["waiting"] == 1
-    general = answered(filled, "limits")["limits"]
+    shown = answered(filled, "limits")
+    general, journal = shown["limits"], shown["tables"]["journal"]
+    assert journal == {"held": 0, "most": 75_000, "clients": 0, "share": 75_000}
     assert general["rate"] == "30/minute" and general["max_share"] == 0.8
     words = ctl(filled, "limits").stdout
     assert "own limits" in words and "30/minute (vip, interactive)" in words and "6/7" in words

@@ -100,6 +100,7 @@ class World:
         self.bugs = Bugs(seed, self.scene, self.without)
         self._failed: deque[inputs.Input] = deque()
         self.machine = self._machine(self.scene.settings)
+        self._removals = 0
         self.journal = Journal(self)
         self.promises = Promises(self)
         self.clients = Clients(self)
@@ -123,8 +124,8 @@ class World:
 
     @property
     def removals(self) -> int:
-        """Rows of shared tables that this daemon has removed early."""
-        return sum(sum(lost.values()) for lost in self.machine.state.removals._of_client.values())
+        """Rows of shared tables that the daemons of this life have removed early."""
+        return self._removals + sum(self.machine.state.removals.counts.values())
 
     # --- time
 
@@ -271,6 +272,7 @@ class World:
         self.owed.clear()
         self.now += self.random.choice((0.0, 0.5, 4.0)) * self.random.random()
         self.daemon += 1
+        self._removals = self.removals
         self.dead = self.exited = self._kill_next = False
         self.machine = self._machine(self.machine.settings)
         self.operators.begin_again()

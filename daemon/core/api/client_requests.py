@@ -383,6 +383,6 @@ class ClientRequests:
             return job
         if job is not None or not self._durable_jobs.find(to, request, asker.key if asker else None):
             message = f"job: there is no job {request.job!r} of yours"
-            message += self._state.removals.words(client.key) if client else ""
+            message += self._state.removals.words(asker.key) if asker else ""
             self._context.refuse(to, request.id, ErrorCode.JOB_NOT_FOUND, message)
         return None

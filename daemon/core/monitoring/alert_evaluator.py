@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from ..scheduling.completion import Completion
-from ..shares import TABLES
+from ..shares import TABLES, owner_of
 from ..state import State
 from .alert_rules import FAILURES, FAULTS, Condition, Figures, Finding, GpuFigures, Totals
 from .alert_table import ALERTS
@@ -77,7 +77,8 @@ class AlertEvaluator:
                 for worker in self._pool.workers.values()
                 if worker.serving and (trend := worker.process.watch.trend) is not None
             },
-            loser=(loser[0], TABLES[loser[1]].words) if (loser := self._removals.last) else ("", ""),
+            # Without the customer, whose name a gateway may have from anywhere.
+            loser=(owner_of(loser[0]), TABLES[loser[1]].words) if (loser := self._removals.last) else ("", ""),
         )
 
     def _totals(self) -> Totals:

@@ -167,7 +167,7 @@ ALERTS: dict[str, Alert] = {
         slow=True,
         rule=rules.share_exhausted,
         severity="warning",
-        summary="a client of {{ $labels.instance }} loses {{ $value | humanize }} rows: it holds most of a full table",
+        summary="a client of {{ $labels.instance }} holds most of a full table, and loses its oldest rows",
         expr="sum without (table) (increase(glmtts_removed_early_total[$window])) > 0",
     ),
     "journal": Alert(

@@ -187,6 +187,21 @@ GENERAL = {
 }  # fmt: skip
 
 
+def test_limits_of_one_client_show_what_it_holds_and_has_lost(ctl: Ctl, answers: Answers) -> None:
+    row = {"client": "uid:1001", "user": "bob", "held": {"results": 3 << 20, "keys": 4}, "removed": {"results": 7}}
+    tables = {
+        "results": {"held": 32 << 20, "most": 32 << 20, "clients": 2, "share": 16 << 20},
+        "keys": {"held": 9, "most": 10_000, "clients": 3, "share": 3_333},
+        "ended": {"held": 0, "most": 7_500, "clients": 0, "share": 7_500},
+    }
+    answers["limits"] = {"limits": GENERAL, "clients": [row], "tables": tables}
+    said = ctl("limits", "bob").stdout
+    assert "lost 7 rows early" in said and "ended" not in said
+    assert "3.0 MiB; 32.0 MiB of 32.0 MiB are taken by 2 clients; 7 rows lost early, as it held most" in said
+    assert "4; 9 of 10,000 are taken by 3 clients" in said
+    assert "MiB" not in ctl("limits").stdout
+
+
 def test_limits_say_what_each_may_still_do_and_when_the_next_job_is_taken(ctl: Ctl, answers: Answers) -> None:
     rows = [
         limit_row(own=True, rate="60/minute"),
