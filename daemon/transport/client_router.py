@@ -327,8 +327,11 @@ class ClientRouter:
         apart = parked and (self.unread.has_turn(connection) or not self.unread.fits(connection, len(last)))
         if apart and not self.unread.take_turn(connection, len(last)):
             return False
-        if self._encrypts and len(last) >= _LARGE and not apart and not self._may_encrypt(len(last)):
-            return False
+        if self._encrypts and len(last) >= _LARGE and not apart:
+            may_encrypt = self._may_encrypt(len(last))
+            if connection.gone or not may_encrypt:
+                # To ask may have shown that the connection has ended.
+                return connection.gone
         try:
             send(connection.routing_id, zmq.SNDMORE | zmq.NOBLOCK)
         except zmq.Again:
@@ -389,7 +392,7 @@ class ClientRouter:
                     break
                 self.unread.dequeued(connection)
                 sent += 1
-            if not connection.outbox:
+            if not connection.outbox or connection.gone:
                 self._waiting.pop(number, None)
         return sent
 

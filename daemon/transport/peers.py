@@ -84,6 +84,8 @@ class CurvePeers:
 def local_holder(fd: int) -> str:
     """``uid:1000``, the name of the connection's client."""
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as connection:
+        if connection.family != socket.AF_UNIX:
+            return ""  # it has ended, and its descriptor is another connection's
         _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         return f"uid:{uid}"
     return ""
@@ -92,6 +94,8 @@ def local_holder(fd: int) -> str:
 def tcp_holder(fd: int) -> str:
     """``tcp:ADDRESS``; of IPv6 the network, since one host may use any address of it."""
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as connection:
+        if connection.family not in (socket.AF_INET, socket.AF_INET6):
+            return ""  # it has ended, and its descriptor is another connection's
         host = str(connection.getpeername()[0]).removeprefix("::ffff:")
         if ":" in host:
             network = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])[:8]

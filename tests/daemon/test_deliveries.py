@@ -66,7 +66,7 @@ class Post:
 
     def ask(self, connection: int, size: int = 100) -> None:
         file = self.folder / f"r-{size}"
-        if size:
+        if size and not file.exists():
             file.write_bytes(bytes(size))
         self.deliveries.send_stored(effects.SendStored(inputs.ReplyTo(connection), done("a-1"), str(file)))
 
