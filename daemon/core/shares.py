@@ -90,7 +90,7 @@ class _Amounts:
         while True:
             ceiling, place, name = heap[0]
             held = self.held.get(name)
-            if held is None or held[1:] != [-ceiling, place]:
+            if held is None or held[1] != -ceiling or held[2] != place:
                 heapq.heappop(heap)
             elif held[0] != held[1]:
                 held[1] = held[0]
@@ -211,7 +211,7 @@ class Removals:
             self.last = client, table
             self.counts[table] += count
         # A gateway may ask for the jobs of its customers without naming them.
-        for name in {client, owner_of(client)}:
+        for name in (client, owner_of(client)) if "/" in client else (client,):
             lost = self._of_client.get(name)
             if lost is None:
                 lost = self._of_client[name] = {}
