@@ -125,5 +125,9 @@ class OperatorTasks:
         limits = self.limits
         found = check_recording(recording, sys.executable, limits.recording_min_s, limits.recording_max_s)
         return self._voices.add(
-            request, recording, seconds=float(found["seconds"]), sample_rate=int(found["sample_rate"])
+            request,
+            recording,
+            seconds=float(found["seconds"]),
+            sample_rate=int(found["sample_rate"]),
+            keep_free=limits.disk_reserve_mib << 20,
         )

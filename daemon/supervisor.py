@@ -53,6 +53,7 @@ from .storage import outputs
 from .storage.deliveries import Deliveries
 from .storage.filesystems import network_filesystem
 from .storage.journal import Journal
+from .storage.output_owners import OutputOwners
 from .storage.pause import PauseFile
 from .storage.voices import VoiceStore
 from .surroundings import LOOK_S, Surroundings
@@ -148,7 +149,15 @@ class Supervisor:
             config.state_dir(settings), loop.wakeup_fd, on_warning=lambda line: log.warning("journal", reason=line)
         )
         self._first_of_journal = self._journal.open(on_wait=lambda: self._service.starting("reading the journal"))
-        self._deliveries = Deliveries(loop.wakeup_fd, lambda send: self._do([send]), self._step, log)
+        self._deliveries = Deliveries(
+            loop.wakeup_fd,
+            log,
+            receivers=self._clients,
+            send=lambda send: self._do([send]),
+            step=self._step,
+            owners=OutputOwners(config.outputs_dir(settings), config.state_dir(settings) / "outputs.owners"),
+            keep_free=lambda: self._machine.settings.limits.disk_reserve_mib << 20,
+        )
         self._machine = self._make_machine()
         self._metrics = Metrics(
             settings.metrics,
@@ -199,6 +208,7 @@ class Supervisor:
             effects.JournalFind: self._journal.find,
             effects.SendStored: self._deliveries.send_stored,
             effects.SettleOutput: self._deliveries.settle,
+            effects.MeasureOutputs: lambda _: self._deliveries.measure_soon(),
             effects.InternalError: lambda e: self._loop.report(e.error),
             effects.Exit: self._exit,
         }
@@ -267,6 +277,7 @@ class Supervisor:
         )
         self._operator_tasks.look_up_names(self._config)
         self._metrics.open()
+        self._deliveries.measure_outputs()
         self._do(self._machine.open())
         self._step(self._first_of_journal)
         self._first_of_journal.rows = []
@@ -287,6 +298,8 @@ class Supervisor:
         began = loop.wait(min(due for due in dues if due is not None))
         for number in self._clients.closed():
             self._step(inputs.ConnectionClosed(number))
+        if (crowd := self._clients.new_crowd()) is not None:
+            self._step(inputs.ConnectionsCrowded(crowd))
         due = machine.next_due
         if due is not None and due <= loop.clock():
             # Messages of workers come before their timeouts: the loop itself may have been late.
@@ -295,9 +308,11 @@ class Supervisor:
         if loop.clock() >= self._next_look:
             self._next_look = loop.clock() + LOOK_S
             loop.guarded(self._surroundings.look)
+            loop.guarded(self._deliveries.measure_outputs)
             # A SIGCHLD is lost where the wakeup pipe is full.
             loop.guarded(self._processes.tidy)
         self._clients.flush()
+        loop.guarded(self._deliveries.advance)
         self._metrics.lag.add(loop.clock() - began)
         if self._service.wanted:
             loop.guarded(self._report_to_service_manager)
@@ -390,7 +405,7 @@ class Supervisor:
     def _facts(self, request: ControlRequest | None = None) -> dict[str, Any]:
         """The shell's part of ``status``, or of the answer to ``limits``."""
         if isinstance(request, GetLimits):
-            return self._journal.tables(self._machine.settings.queue.keep_durable_mib << 20)
+            return self._journal.tables(self._machine.settings.queue.keep_durable_mib << 20) | self._clients.tables()
         rss = int(Path("/proc/self/statm").read_bytes().split()[1]) * resource.getpagesize()
         return {
             "pid": os.getpid(),
@@ -441,7 +456,7 @@ class Supervisor:
         self._journal.close()
         self._runtime.close()
         self._clients.close(int(_LINGER_S * 1000))
-        self._events.socket.close(0)
+        self._events.close()
         self._workers.socket.close(0)
         if self._self_check:
             self._self_check.close()

@@ -162,6 +162,7 @@ class SpeakJob(Message, tag="job", kw_only=True):
     ``sample_rate``: in Hz; None: the engine's own.
     ``recording``: the path of a registered voice's recording; ``prompt_text``: its transcript, or that of the body.
     ``output``: the absolute path of a file to create. One that an earlier attempt at this job left there counts.
+    ``output_room``: bytes that the output may take; None: any number. ``keep_free``: bytes that it leaves on the disk.
     ``result``: the absolute path for the finished file of a durable job; if it can't be written, the file is sent.
     """
 
@@ -176,6 +177,8 @@ class SpeakJob(Message, tag="job", kw_only=True):
     prompt_text: str | None = None
     recording: str | None = None
     output: str | None = None
+    output_room: int | None = None
+    keep_free: int = 0
     result: str | None = None
 
 

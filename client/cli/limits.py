@@ -70,6 +70,8 @@ def _columns(found: Sequence[Row], width: int | None) -> list[Column]:
         _used("waiting", found, "waiting", "share"),
         _used("batch", found, "waiting_batch", "share_batch"),
         _used("live", found, "jobs", "max_jobs", rank=3),
+        _held("connections", found, rank=4),
+        _held("outputs", found, rank=5),
         Column("note", [_note(row) for row in found], rank=2),
     ]
 
@@ -96,6 +98,13 @@ def _used(heading: str, found: Sequence[Row], used: str, most: str, *, rank: int
     return Column(heading, texts, rank=rank, right=True, styles=["red" if is_full else "" for is_full in full])
 
 
+def _held(table: str, found: Sequence[Row], *, rank: int) -> Column:
+    """What each client holds of a table; the column is left out where none holds anything."""
+    held = [(row.get("held") or {}).get(table) or 0 for row in found]
+    texts = [f"{value:,}" if table == "connections" else size(value) for value in held]
+    return Column(table, texts if any(held) else [""] * len(found), rank=rank, right=True)
+
+
 def _note(row: Row) -> str:
     notes = [word for key, word in (("own", "own limits"), ("gateway", "gateway")) if row.get(key)]
     if lost := sum((row.get("removed") or {}).values()):
@@ -108,7 +117,7 @@ def _print_tables(tables: Mapping[str, Row], row: Row) -> None:
     held, removed = row.get("held") or {}, row.get("removed") or {}
     for name, table in tables.items():
         if held.get(name) or removed.get(name):
-            shown = size if name.endswith(("results", "recordings")) else "{:,}".format
+            shown = size if name.endswith(("results", "recordings", "outputs", "unread")) else "{:,}".format
             lost = f"; {removed[name]:,} rows lost early, as it held most" if removed.get(name) else ""
             of_all = f"{shown(table['held'])} of {shown(table['most'])} are taken by {_clients(table['clients'])}"
             click.echo(f"{clean(name):<16}  {shown(held.get(name, 0))}; {of_all}{lost}")

@@ -150,6 +150,8 @@ class JournalEnd(Struct):
     result: str
     expires_at: float
     keep_bytes: int
+    #: Bytes that results leave free on the disk, so that the next one finds room: as many as it brings go then.
+    keep_free: int = 0
 
 
 class JournalFind(Struct):
@@ -172,11 +174,17 @@ class SettleOutput(Struct):
     """``job`` has ended: remove the mark by which another attempt would know what it has written to ``path``.
 
     ``wanted``: whether it ended well; otherwise the file is removed too, if it is there and that job wrote it.
+    ``client``: whose the file is.
     """
 
     job: str
     path: str
     wanted: bool
+    client: str = ""
+
+
+class MeasureOutputs(Struct):
+    """Measure the outputs folder soon, and hand back OutputsMeasured; it comes regularly without asking, too."""
 
 
 class InternalError(Struct):
@@ -194,5 +202,5 @@ class Exit(Struct):
 Effect = (
     Send | Tell | Spawn | Signal | Sample | Publish | Log | ChangeLogLevel | UseSettings | KeepPause | ReadLog
     | ReadSettings | StoreVoice | WriteMetrics | JournalAdd | JournalStart | JournalEnd | JournalFind | SendStored
-    | SettleOutput | InternalError | Exit
+    | SettleOutput | MeasureOutputs | InternalError | Exit
 )  # fmt: skip

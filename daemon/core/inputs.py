@@ -198,6 +198,19 @@ class Sampled(Struct, kw_only=True):
     host_available: int | None = None
 
 
+class OutputsMeasured(Struct):
+    """What the output files of each client take, in bytes, and what is free above the reserve; None: unknown."""
+
+    by_client: dict[str, int]
+    free: int | None
+
+
+class ConnectionsCrowded(Struct):
+    """Connections had to end lately because too many were open, and whose; ``""``: not any more."""
+
+    problem: str
+
+
 class MetricsServed(Struct):
     """The metrics can be fetched over HTTP (``problem`` is ``""``), or they can't, and why."""
 
@@ -353,6 +366,5 @@ Input = (
     Requested | Controlled | ConnectionClosed | ConnectionOverrun | Spawned | SpawnFailed | WorkerSaid
     | WorkerGarbled | ProcessEnded | Sampled | MetricsServed | StopAsked | SettingsRead | VoiceStored
     | JournalChanged | JournalAdded | JournalEnded | JournalFound | JournalRemoved | StoredLost | SurroundingsSeen
-    | EffectFailed
-    | TimePassed
+    | OutputsMeasured | ConnectionsCrowded | EffectFailed | TimePassed
 )  # fmt: skip

@@ -31,7 +31,7 @@ from .workers.report import publish_memory
 #: Inputs and messages of workers that change nothing of what jobs and workers may do, and those that concern jobs
 #: alone; whatever a handler changes beyond that, it marks.
 _QUIET = frozenset({wire.AudioChunk, wire.Beat, wire.SegmentDone, inputs.SurroundingsSeen, inputs.TimePassed})
-_QUIET |= {inputs.JournalRemoved}
+_QUIET |= {inputs.JournalRemoved, inputs.OutputsMeasured, inputs.ConnectionsCrowded}
 _OF_JOBS = frozenset({inputs.Requested, inputs.ConnectionClosed, inputs.ConnectionOverrun, inputs.StoredLost})
 _OF_JOBS |= {inputs.JournalChanged, inputs.JournalAdded, inputs.JournalEnded, inputs.JournalFound}
 _OF_JOBS |= {wire.Finished, wire.Failed, wire.Suspended}
@@ -106,6 +106,8 @@ class Machine:
             inputs.JournalRemoved: durable_jobs.on_removed,
             inputs.StoredLost: durable_jobs.on_lost,
             inputs.SurroundingsSeen: self._surroundings.on_seen,
+            inputs.OutputsMeasured: self.scheduler.output_shares.on_measured,
+            inputs.ConnectionsCrowded: lambda e: self.state.alerts.set("connections", e.problem),
             inputs.EffectFailed: self._recovery.on_effect_failed,
             inputs.TimePassed: lambda _: None,
         }

@@ -36,7 +36,7 @@ queue.interactive_workers queue.default_deadline_s queue.keep_results_s queue.ke
 queue.keep_durable_mib
 queue.classes.vip.weight queue.classes.vip.users queue.classes.interactive.weight queue.classes.interactive.users
 queue.classes.batch.weight queue.classes.batch.users
-limits.rate limits.rate_batch limits.clients limits.gateways
+limits.rate limits.rate_batch limits.clients limits.gateways limits.outputs_mib limits.disk_reserve_mib
 audio.sample_rate audio.default_format
 voices.default
 alerts.gpu_memory_share alerts.response_s alerts.error_share alerts.rtf alerts.faults alerts.window_s alerts.for_s

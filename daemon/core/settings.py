@@ -161,6 +161,8 @@ class LimitsSettings(Section, frozen=True):
     recording_max_s: PositiveSeconds = 30.0
     send_buffer_mib: Count = 64
     max_connections: Count = 4_096
+    outputs_mib: Mib = 10_240
+    disk_reserve_mib: Mib = 256
 
 
 class AudioSettings(Section, frozen=True):

@@ -1,7 +1,7 @@
 """HTTP for Prometheus, served by an event loop in a thread of its own: it may be slow, the daemon's loop is not.
 
 A connection that sends nothing, or reads nothing, delays no other: each has a deadline, and when there are too many
-the oldest is closed for the next, one without a request before those with one.
+the host with most of them loses its oldest for the next, one without a request before those with one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from glmtts.protocol.system_words import error_in_words
@@ -51,8 +52,8 @@ class MetricsServer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         self._closing = asyncio.Event()
-        #: The handler of each connection, the oldest first, and whether its request has come.
-        self._handlers: dict[asyncio.Task[None], bool] = {}
+        #: The handler of each connection, the oldest first: whether its request has come, and its host.
+        self._handlers: dict[asyncio.Task[None], tuple[bool, str]] = {}
         self._written_at, self._text = float("-inf"), b""
         #: The text that was asked for and has not come yet.
         self._wanted: asyncio.Future[bytes] | None = None
@@ -125,11 +126,15 @@ class MetricsServer:
     async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         handler = asyncio.current_task()
         assert handler is not None
+        peer = writer.get_extra_info("peername")
+        host = str(peer[0]) if peer else ""
         if len(self._handlers) >= MAX_CONNECTIONS:
-            oldest = min(self._handlers, key=self._handlers.__getitem__)
+            (greatest, _), *_ = Counter(host for _, host in self._handlers.values()).most_common(1)
+            of_host = {task: asked for task, (asked, its_host) in self._handlers.items() if its_host == greatest}
+            oldest = min(of_host, key=of_host.__getitem__)
             del self._handlers[oldest]
             oldest.cancel()
-        self._handlers[handler] = False
+        self._handlers[handler] = False, host
         try:
             async with asyncio.timeout(_DEADLINE_S):
                 writer.write(await self._answer(handler, reader))
@@ -147,7 +152,7 @@ class MetricsServer:
         except asyncio.LimitOverrunError:
             return _response("431 Request Header Fields Too Large")
         if handler in self._handlers:
-            self._handlers[handler] = True
+            self._handlers[handler] = True, self._handlers[handler][1]
         method, _, rest = head.partition(b"\r\n")[0].partition(b" ")
         target, _, version = rest.partition(b" ")
         if not version.startswith(b"HTTP/1."):

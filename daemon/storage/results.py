@@ -40,6 +40,14 @@ def read_result(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         raise ResultLostError(f"the result {name} does not fit into the daemon's memory now; ask again later") from None
 
 
+def size_of(path: str | Path) -> int:
+    """The size of a result's file in bytes; 0 if it can't be seen."""
+    try:
+        return os.stat(path, follow_symlinks=False).st_size  # noqa: PTH116 - a str is as good
+    except OSError:
+        return 0
+
+
 class Results:
     """The folder of the results. The journal notes a file in it by its name, so that the folder can be moved."""
 

@@ -24,6 +24,7 @@ from glmtts.protocol.system_words import error_in_words, exit_in_words
 from glmtts.protocol.texts import TextError, transcript
 
 from ..core.inputs import StoredVoice
+from . import free_space
 from .outputs import put, sync_folder
 from .recording_files import not_a_recording, recording_ending
 
@@ -98,10 +99,13 @@ class VoiceStore:
         self._tidied = True
         return voices
 
-    def add(self, request: VoiceAdd, recording: bytes, *, seconds: float, sample_rate: int) -> StoredVoice:
+    def add(
+        self, request: VoiceAdd, recording: bytes, *, seconds: float, sample_rate: int, keep_free: int = 0
+    ) -> StoredVoice:
         """Register a voice whose recording has passed :func:`check_recording`, and sync it.
 
-        Raises VoiceError: ``bad_request`` for a name that is invalid or taken, ``bad_audio``, ``output_failed``.
+        ``keep_free``: bytes that it leaves on the disk. Raises VoiceError: ``bad_request`` for a name that is invalid
+        or taken, ``bad_audio``, ``output_failed``.
         """
         name = request.name
         _check_name(name)
@@ -124,6 +128,12 @@ class VoiceStore:
         target = self.folder / name
         try:
             self.folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+            if free_space.above(self.folder, keep_free) < len(recording):
+                raise VoiceError(
+                    ErrorCode.OUTPUT_FAILED,
+                    f"the voice can't be written to {target}: what is free there is kept for the journal ([limits] "
+                    "disk_reserve_mib); remove files there",
+                )
             if target.exists():
                 if not request.replace:
                     raise VoiceError(

@@ -5,12 +5,14 @@ While the journal can't be written to, adds are refused at once, and ends are ke
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 
 from glmtts.protocol.requests import KEY_HOLDS_S, Cancel, GetJob, Wait
 
 from ..core import effects, inputs
+from . import free_space
 from .problems import explain, keeps_connection, printable
 from .store import Store, UnreadableRowError
 
@@ -53,6 +55,8 @@ class Writer:
         self._uncertain: set[str] = set()
         self._handed_over = False
         self._keep_bytes: int | None = None
+        #: What a full disk leaves of that; None where there is room.
+        self._disk_bytes: int | None = None
         self._tidy_at = _NEVER
         self._ends_since_tidy = 0
 
@@ -199,17 +203,37 @@ class Writer:
         """Write the starts and ends; returns the jobs that are not in the journal."""
         for job, attempts in self._starts.items():
             self._store.start(job, attempts)
+        before, keep_free = self._store.result_bytes, 0
         unknown = []
         for job, end in self._ends.items():
             if not self._store.end(end):
                 unknown.append(job)
-            self._keep_bytes = end.keep_bytes
+            self._keep_bytes, keep_free = end.keep_bytes, end.keep_free
             self._tidy_at = min(self._tidy_at, end.expires_at)
         self._ends_since_tidy += len(self._ends)
-        too_much = self._keep_bytes is not None and self._store.result_bytes > self._keep_bytes
-        if too_much or self._ends_since_tidy >= _TIDY_AFTER_ENDS:
+        if (added := self._store.result_bytes - before) > 0 and keep_free:
+            self._look_at_disk(added, keep_free)
+        if self._too_much or self._ends_since_tidy >= _TIDY_AFTER_ENDS:
             self._tidy_at = _NOW
         return unknown
+
+    def _look_at_disk(self, added: int, keep_free: int) -> None:
+        """On a full disk results make room for new ones, and for no more than those: others may have filled it."""
+        with contextlib.suppress(OSError):
+            missing = added - free_space.above(self._store.results.folder, keep_free)
+            self._disk_bytes = self._store.result_bytes - min(missing, 2 * added) if missing > 0 else None
+
+    @property
+    def _keep(self) -> int | None:
+        """Bytes of results that may stay; None where no end has said it."""
+        if self._keep_bytes is None or self._disk_bytes is None:
+            return self._keep_bytes
+        return max(0, min(self._keep_bytes, self._disk_bytes))
+
+    @property
+    def _too_much(self) -> bool:
+        keep = self._keep
+        return keep is not None and self._store.result_bytes > keep
 
     def _written(self, unknown: list[str]) -> None:
         """Answer the records that are now on disk."""
@@ -228,10 +252,12 @@ class Writer:
             return []
         self._ends_since_tidy = 0
         useless, more = self._store.expire(self._wall(), _TIDY_LIMIT)
-        if self._keep_bytes is not None:
-            dropped, still_more = self._store.shrink(self._keep_bytes, _TIDY_LIMIT)
+        if (keep := self._keep) is not None:
+            dropped, still_more = self._store.shrink(keep, _TIDY_LIMIT)
             useless += dropped
             more = more or still_more
+            if not still_more:
+                self._disk_bytes = None
         following = self._store.next_expiry()
         self._tidy_at = _NOW if more else _NEVER if following is None else following
         return useless

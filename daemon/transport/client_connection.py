@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import struct
+import termios
 from collections import deque
 from typing import NamedTuple
 
@@ -19,7 +21,7 @@ _TCP_INFO_BYTES = _ACKED_OFFSET + 8
 
 
 class InFlight(NamedTuple):
-    """A body that ZeroMQ holds. ``size`` includes the smaller messages sent before it.
+    """A body that ZeroMQ holds. ``size`` includes the smaller messages sent before it; 0: they don't count.
 
     ``until``: for an encrypted connection, the count of acknowledged bytes from which ZeroMQ's copy is gone.
     """
@@ -27,6 +29,14 @@ class InFlight(NamedTuple):
     tracker: zmq.MessageTracker
     size: int
     until: int
+
+
+class Waiting(NamedTuple):
+    """A message in an outbox. ``parked``: a large result that waits until there is room for it in ZeroMQ."""
+
+    frames: list[bytes | memoryview]
+    size: int
+    parked: bool = False
 
 
 class Connection:
@@ -37,13 +47,19 @@ class Connection:
         "gone",
         "in_flight",
         "in_flight_bytes",
+        "looked_at",
+        "moved_at",
         "number",
         "outbox",
         "outbox_bytes",
+        "parked_bytes",
         "peer",
         "routing_id",
+        "sample",
+        "unanswered",
         "uncounted",
         "unread",
+        "used",
     )
 
     def __init__(self, number: int, routing_id: bytes, fd: int, peer: Peer) -> None:
@@ -54,12 +70,19 @@ class Connection:
         self.gone = False
         #: Whether the daemon ended it because of what it left unread.
         self.unread = False
-        #: Messages that ZeroMQ did not take yet, with their sizes.
-        self.outbox: deque[tuple[list[bytes | memoryview], int]] = deque()
-        self.outbox_bytes = 0
+        #: Whether a further message has come since its use was last looked at.
+        self.used = False
+        #: Requests whose last event was not sent yet.
+        self.unanswered = 0
+        #: Messages that ZeroMQ did not take yet. Those that wait for their turn count apart.
+        self.outbox: deque[Waiting] = deque()
+        self.outbox_bytes = self.parked_bytes = 0
         #: Bodies that ZeroMQ holds.
         self.in_flight: deque[InFlight] = deque()
         self.in_flight_bytes = 0
+        #: The last look at whether the client reads: the figure, its time, and when the figure last changed.
+        self.sample = -1
+        self.looked_at = self.moved_at = 0.0
         #: Bytes sent since the last entry of ``in_flight``.
         self.uncounted = 0
 
@@ -68,15 +91,21 @@ class Connection:
         """Counted bytes that the client has not taken: in the outbox and in ZeroMQ."""
         return self.outbox_bytes + self.in_flight_bytes
 
-    def hold(self, tracker: zmq.MessageTracker, *, encrypted: bool) -> int:
-        """Count a large body that ZeroMQ has taken, and the small messages before it; returns their bytes."""
+    @property
+    def idle(self) -> bool:
+        """Whether no request is under way, and all answers have been taken."""
+        return self.unanswered <= 0 and not self.outbox and all(body.tracker.done for body in self.in_flight)
+
+    def hold(self, tracker: zmq.MessageTracker, *, encrypted: bool, apart: bool = False) -> InFlight:
+        """Keep a large body that ZeroMQ has taken, and count it and the small messages before it unless ``apart``."""
         size, until = self.uncounted, 0
         if encrypted:
             until = size + (self.in_flight[-1].until if self.in_flight else max(0, acknowledged_bytes(self.fd)))
-        self.in_flight.append(InFlight(tracker, size, until))
-        self.in_flight_bytes += size
+        entry = InFlight(tracker, 0 if apart else size, until)
+        self.in_flight.append(entry)
+        self.in_flight_bytes += entry.size
         self.uncounted = 0
-        return size
+        return entry
 
     def release_sent(self, *, encrypted: bool) -> int:
         """Drop the bodies that ZeroMQ is done with; returns their bytes."""
@@ -93,7 +122,7 @@ class Connection:
         """Drop everything that waits for the connection."""
         self.outbox.clear()
         self.in_flight.clear()
-        self.outbox_bytes = self.in_flight_bytes = 0
+        self.outbox_bytes = self.parked_bytes = self.in_flight_bytes = 0
 
 
 def acknowledged_bytes(fd: int) -> int:
@@ -104,6 +133,16 @@ def acknowledged_bytes(fd: int) -> int:
     except OSError:
         return -1
     return int(struct.unpack_from("=Q", info, _ACKED_OFFSET)[0]) if len(info) >= _TCP_INFO_BYTES else -1
+
+
+def progress(fd: int, *, encrypted: bool) -> int:
+    """A figure that changes while the peer reads: bytes acknowledged by TCP, or bytes that it has yet to read."""
+    if (acked := acknowledged_bytes(fd)) >= 0 or encrypted:
+        return acked
+    try:
+        return int(struct.unpack("i", fcntl.ioctl(fd, termios.TIOCOUTQ, b"\0\0\0\0"))[0])
+    except OSError:
+        return -1
 
 
 def shut_down(fd: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -24,13 +24,17 @@ from ..loop import Loop
 from ..processes.own_process import possible_connections
 from .client_router import ClientRouter, Received
 from .listeners import RuntimeDir
-from .peers import LocalPeers
+from .peers import LocalPeers, local_holder
 from .tcp_listener import TcpListener
 
 #: Messages taken from one socket before the others have their turn.
 _BATCH = 64
 #: Connections of operators at a time.
 _CONTROL_CONNECTIONS = 64
+#: How long an alert about too many connections lasts after the last one had to end, in seconds.
+_CROWD_S = 30.0
+#: Least time between two reports of that.
+_CROWD_AGAIN_S = 2.0
 #: Waits between two tries to send what clients do not take, in seconds.
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.001, 0.1
 #: What a client hears when the daemon fails.
@@ -73,6 +77,7 @@ class ClientListeners:
         daemon = settings.daemon
         connections = self._possible_connections(settings, sockets=2 if access else 1)
         of_router: dict[str, Any] = {
+            "clock": loop.clock,
             "numbers": itertools.count(1),
             "overruns": self.overruns,
             "body_bytes": self._limits.body_bytes,
@@ -85,6 +90,7 @@ class ClientListeners:
                 runtime.listen(name, mode, group),
                 runtime.endpoint(name),
                 identify=LocalPeers(),
+                holder_of=local_holder,
                 max_connections=connections,
                 **of_router,
             )
@@ -98,6 +104,12 @@ class ClientListeners:
         #: The sockets for speech, and all.
         self._serving = [self.requests, self.tcp.router] if self.tcp else [self.requests]
         self._routers = [*self._serving, self.control]
+        self._named = {"requests": self.requests, "operators": self.control}
+        if self.tcp:
+            self._named["TCP"] = self.tcp.router
+        self._send_buffer_bytes = len(self._serving) * settings.limits.send_buffer_mib << 20
+        #: When connections that had to end were last reported, and when there is something to report again.
+        self._crowded_at, self._crowd_due = float("-inf"), float("inf")
         for router in self._routers:
             loop.watch(router.socket, partial(self._receive, router))
             loop.watch(router.monitor, router.read_monitor)
@@ -157,6 +169,8 @@ class ClientListeners:
     def closed(self) -> Iterator[int]:
         """The numbers of connections that have ended since the last call."""
         for router in self._routers:
+            if router.turned_away != router.turned_away_reported:
+                self._crowd_due = min(self._crowd_due, max(self._loop.clock(), self._crowded_at + _CROWD_AGAIN_S))
             for connection in router.closed():
                 self._router_of.pop(connection.number, None)
                 if connection.unread:
@@ -175,13 +189,28 @@ class ClientListeners:
             return
         if effect.id:
             event.id = effect.id
-        if router.send(to.connection, to.envelope, codec.encode(event), body):
+        if router.send(to.connection, to.envelope, codec.encode(event), body, final=event.final):
             return
         if isinstance(event, events.Audio):
             self.overruns.append((to.connection, event.job))
             return
         error = events.Error.of(event.id, ErrorCode.SLOW_CONSUMER, _UNREAD, job=getattr(event, "job", ""))
         router.send(to.connection, to.envelope, codec.encode(error), None)
+
+    def client_of(self, connection: int) -> str | None:
+        """The client of a connection; None when it is gone."""
+        router = self._router_of.get(connection)
+        return None if router is None else router.client_of(connection)
+
+    def expect(self, connection: int, size: int) -> bool:
+        """Whether a result of so many bytes may be read from the disk for a connection; ``expected`` follows."""
+        router = self._router_of.get(connection)
+        return router is None or router.expect(connection, size)
+
+    def expected(self, connection: int) -> None:
+        """The result was sent, or could not be read."""
+        if router := self._router_of.get(connection):
+            router.expected(connection)
 
     @property
     def retry_due(self) -> float | None:
@@ -208,6 +237,39 @@ class ClientListeners:
             **({"tcp": self.tcp.facts()} if self.tcp else {}),
         }
 
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """What clients hold of the connections and of the memory for unread data, for ``limits``."""
+        connections: Counter[str] = Counter()
+        unread: Counter[str] = Counter()
+        for router in self._serving:
+            connections.update(router.shares.by_client())
+            unread.update(router.unread.by_client())
+        most = sum(router.shares.most for router in self._serving)
+        return {"connections": _table(connections, most), "unread": _table(unread, self._send_buffer_bytes)}
+
+    def new_crowd(self) -> str | None:
+        """Why connections had to end, if that has changed: ``""`` when none has had to for a while."""
+        now = self._loop.clock()
+        if now < self._crowd_due:
+            return None
+        problems = []
+        for name, router in self._named.items():
+            ended = router.turned_away - router.turned_away_reported
+            router.turned_away_reported = router.turned_away
+            crowd = router.shares.greatest()
+            if ended and crowd:
+                user = f" ({crowd.user})" if crowd.user else ""
+                problems.append(
+                    f"the client {crowd.client}{user} holds {crowd.connections} of at most {router.shares.most} "
+                    f"connections for {name}: {ended} had to end for new ones, the idle ones of the client with most "
+                    "first"
+                )
+        if problems:
+            self._crowded_at, self._crowd_due = now, now + _CROWD_S
+            return "; ".join(problems)
+        self._crowd_due = float("inf")
+        return ""
+
     # --- the end
 
     def drain(self, timeout_s: float) -> None:
@@ -223,6 +285,11 @@ class ClientListeners:
             router.close(linger_ms)
         if self.tcp:
             self.tcp.close()
+
+
+def _table(held: Counter[str], most: int) -> dict[str, Any]:
+    share = most // max(1, len(held))
+    return {"held": held.total(), "most": most, "clients": len(held), "share": share, "owners": dict(held)}
 
 
 def _body(frames: list[bytes | memoryview]) -> bytes | memoryview | None:

@@ -8,20 +8,18 @@ identity.
 from __future__ import annotations
 
 import contextlib
-import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import zmq
 
-from glmtts.protocol import codec, events
-from glmtts.protocol.errors import ErrorCode
-
-from ..core.api.client_requests import TOO_SLOW
-from .client_connection import Connection, shut_down
+from .client_connection import Connection, Waiting, shut_down
+from .connection_shares import ConnectionShares
 from .listeners import LOCAL_THREAD
-from .peers import Identify, Peer
+from .monitor import monitored, read_events
+from .peers import HolderOf, Identify, Peer
+from .unread import OVERHEAD, Unread
 
 #: Bodies of this size or more go to ZeroMQ without a copy, and count until ZeroMQ is done with them.
 _LARGE = 64 * 1024
@@ -32,13 +30,6 @@ _MAX_FRAMES = 6
 #: Further frames of such a message are read and dropped: all of a mistake's at once, a flood's in parts.
 _FRAMES_OF_A_MISTAKE = 1_000
 _SKIPPED_AT_ONCE = 4_000
-#: Memory that a queued message takes beside its bytes, roughly.
-_OVERHEAD = 300
-
-#: A zmq_socket_monitor event: its number and a value (zmq_socket_monitor(3)). pyzmq's own parser loads asyncio, which
-#: would delay the start.
-_MONITOR_FRAME = struct.Struct("=hi")
-_MONITORED = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 
 
 class Received(NamedTuple):
@@ -52,7 +43,8 @@ class Received(NamedTuple):
 class ClientRouter:
     """One socket for clients or operators, and the connections on it. Used in the loop's thread alone.
 
-    Invariant: what clients leave unread takes at most ``send_buffer_bytes``, for bodies, and twice that in all.
+    Invariant: what clients leave unread takes at most ``send_buffer_bytes`` for bodies, and twice that in all, beside
+    the few large results that :class:`Unread` lets go beyond that.
     """
 
     def __init__(
@@ -62,6 +54,8 @@ class ClientRouter:
         endpoint: str,
         *,
         identify: Identify,
+        holder_of: HolderOf,
+        clock: Callable[[], float],
         numbers: Iterator[int],
         overruns: deque[tuple[int, str]],
         body_bytes: int,
@@ -74,6 +68,8 @@ class ClientRouter:
 
         Args:
             identify: Tells whose connection a frame comes from.
+            holder_of: Tells whose connection a descriptor is, before its first message.
+            clock: The time in seconds.
             numbers: The number of each new connection.
             overruns: Receives (connection, job) for each stream of which a part was dropped unread.
             body_bytes: The largest accepted body.
@@ -99,31 +95,29 @@ class ClientRouter:
             *options,
         ):
             self.socket.setsockopt(option, value)
-        self.monitor = self.socket.get_monitor_socket(_MONITORED)
+        self.monitor = monitored(self.socket)
         self.socket.bind(endpoint)
         self._identify = identify
         self._numbers = numbers
-        self._overruns = overruns
+        self._holder_of = holder_of
         self._send_buffer_bytes = send_buffer_bytes
-        #: The share of one connection, so that others have room beside it.
-        self._share_bytes = send_buffer_bytes // 2
-        self._max_connections = max_connections
         self._encrypts = encrypts
-        #: Bytes that ZeroMQ holds, and those of them for connections that it has yet to end, by descriptor.
-        self._held_bytes = 0
-        self._leaving: dict[int, int] = {}
+        self.unread = Unread(
+            send_buffer_bytes,
+            encrypts=encrypts,
+            clock=clock,
+            end=self._end_unread,
+            overrun=lambda number, job: overruns.append((number, job)),
+        )
+        self.shares = ConnectionShares(max_connections)
         self._by_routing_id: dict[bytes, Connection] = {}
         self._by_number: dict[int, Connection] = {}
         #: Open connections by descriptor; None before the first message.
         self._open: dict[int, Connection | None] = {}
-        #: Descriptors of connections without a message so far, the oldest first.
-        self._silent: dict[int, None] = {}
-        #: An upper bound of the sum of all ``unsent_bytes``: what has left meanwhile is subtracted when it matters.
-        self._unsent_bytes = 0
         self._closed: list[Connection] = []
         self._waiting: dict[int, Connection] = {}
-        #: Connections that were turned away because too many were open.
-        self.turned_away = 0
+        #: Connections that were ended because too many were open.
+        self.turned_away = self.turned_away_reported = 0
         #: Connections that were ended for a message of thousands of frames, and whether one is being read now.
         self.floods_ended = 0
         self._in_flood = False
@@ -135,7 +129,7 @@ class ClientRouter:
     @property
     def connections(self) -> int:
         """Open connections, including those without a message so far."""
-        return len(self._open)
+        return len(self.shares)
 
     # --- receiving
 
@@ -168,7 +162,10 @@ class ClientRouter:
                 continue
             if connection is None or connection.fd != fd:
                 connection = self._new(routing_id, fd, first)
+            else:
+                connection.used = True
             if connection is not None:
+                connection.unanswered += 1
                 yield _split(connection, frames)
 
     def _skip(self, most: int) -> bool:
@@ -205,50 +202,44 @@ class ClientRouter:
             self._closed.append(connection)
             return connection
         self._open[fd] = connection
-        self._silent.pop(fd, None)
+        self.shares.spoke(connection)
         self._by_routing_id[routing_id] = connection
         self._by_number[connection.number] = connection
         return connection
 
     def read_monitor(self) -> None:
         """Take in which connections have opened and closed."""
-        while True:
-            try:
-                frames = self.monitor.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            event, fd = _MONITOR_FRAME.unpack(frames[0])
+        for event, fd in read_events(self.monitor):
             if event == zmq.EVENT_ACCEPTED:
-                self._open[fd] = self._silent[fd] = None
-                if len(self._open) > self._max_connections:
-                    self._turn_away()
+                self._open[fd] = None
+                gives_way = self.shares.opened(fd, self._holder_of(fd))
+                if gives_way is not None:
+                    self._turn_away(gives_way)
             elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
                 self.handshakes_failed += 1
             else:
-                self._silent.pop(fd, None)
+                self.shares.ended(fd)
                 self._close(self._open.pop(fd, None))
-                self._held_bytes -= self._leaving.pop(fd, 0)
+                self.unread.disconnected(fd)
 
-    def _turn_away(self) -> None:
-        """Over the limit: end the connection that has been open for longest without a message.
-
-        A ZeroMQ client reconnects by itself, and loses no request.
-        """
-        fd = next(iter(self._silent))
-        del self._silent[fd]
+    def _turn_away(self, fd: int) -> None:
+        """Over the limit: end the connection that gives way. A ZeroMQ client reconnects by itself."""
         self.turned_away += 1
         shut_down(fd)
+        self._close(self._open.get(fd))
+
+    def _end_unread(self, connection: Connection) -> None:
+        """End the connection of a client that does not read."""
+        self.unread_ended += 1
+        connection.unread = True
+        shut_down(connection.fd)
+        self._close(connection)
 
     def _close(self, connection: Connection | None) -> None:
         if connection is None or connection.gone:
             return
         connection.gone = True
-        self._unsent_bytes -= connection.unsent_bytes
-        if connection.fd in self._open:
-            self._leaving[connection.fd] = self._leaving.get(connection.fd, 0) + connection.in_flight_bytes
-        else:
-            self._held_bytes -= connection.in_flight_bytes
-        connection.clear()
+        self.unread.closed(connection, fd_is_open=connection.fd in self._open)
         self._by_number.pop(connection.number, None)
         self._waiting.pop(connection.number, None)
         if self._by_routing_id.get(connection.routing_id) is connection:
@@ -272,9 +263,9 @@ class ClientRouter:
                 ended.append(connection)
             else:
                 connection.peer = peer
-        for fd in self._silent:
+        for fd in self.shares.silent():
+            self.shares.ended(fd)
             shut_down(fd)
-        self._silent.clear()
         return ended
 
     def closed(self) -> list[Connection]:
@@ -284,8 +275,18 @@ class ClientRouter:
 
     # --- sending
 
-    def send(self, number: int, envelope: tuple[bytes, ...], header: bytes, body: bytes | memoryview | None) -> bool:
+    def send(
+        self,
+        number: int,
+        envelope: tuple[bytes, ...],
+        header: bytes,
+        body: bytes | memoryview | None,
+        *,
+        final: bool = True,
+    ) -> bool:
         """Send a message, or queue it until ZeroMQ takes it. Does nothing for a connection that is gone.
+
+        A ``final`` message is the last one for its request; with a body, it may wait until there is room for that.
 
         Returns:
             False, with nothing sent, if the message has a body and the client leaves too much unread. A message without
@@ -294,98 +295,43 @@ class ClientRouter:
         connection = self._by_number.get(number)
         if connection is None:
             return True
+        parked = False
         if (
             body is not None
             and (
-                connection.unsent_bytes + len(body) > self._share_bytes
-                or self._unsent_bytes + len(body) > self._send_buffer_bytes
+                connection.unsent_bytes + len(body) > self.unread.share
+                or self.unread.bytes + len(body) > self._send_buffer_bytes
             )
-            and not self._make_room(len(body), connection)
+            and not self.unread.fits(connection, len(body))
         ):
-            return False
+            parked = final
+            if not self.unread.may_send(connection, len(body), whole=final):
+                return False
+        connection.unanswered -= final
         frames: list[bytes | memoryview] = [*envelope, header]
         if body is not None:
             frames.append(body)
-        if not connection.outbox and self._try(connection, frames):
+        if not connection.outbox and self._try(connection, frames, parked=parked):
             return True
-        size = sum(map(len, frames)) + _OVERHEAD
-        connection.outbox.append((frames, size))
-        connection.outbox_bytes += size
-        self._unsent_bytes += size
+        self.unread.queued(connection, Waiting(frames, sum(map(len, frames)) + OVERHEAD, parked))
         self._waiting[number] = connection
-        if self._unsent_bytes > 2 * self._send_buffer_bytes:
-            self._make_room(-self._send_buffer_bytes, None)
+        if self.unread.bytes > 2 * self._send_buffer_bytes:
+            self.unread.make_room(-self._send_buffer_bytes, None)
         return True
 
-    def _make_room(self, size: int, sender: Connection | None) -> bool:
-        """Drop what the greatest holders leave unread until ``size`` more bytes fit.
-
-        Returns False if ``sender`` is the greatest holder, or holds its share already.
-        """
-        for connection in self._by_number.values():
-            self._release_sent(connection)
-        if sender is not None and sender.unsent_bytes and sender.unsent_bytes + size > self._share_bytes:
-            return False
-        while self._unsent_bytes and self._unsent_bytes + size > self._send_buffer_bytes:
-            greatest = max(self._by_number.values(), key=lambda connection: connection.unsent_bytes)
-            if greatest is sender:
-                return False
-            if self._drop_outbox(greatest):
-                continue
-            self.unread_ended += 1
-            greatest.unread = True
-            shut_down(greatest.fd)
-            self._close(greatest)
-        return True
-
-    def _drop_outbox(self, connection: Connection) -> bool:
-        """Drop the bodies that wait for a connection; returns whether there were any.
-
-        Their jobs end in ``slow_consumer`` for it. Where the job's ``done`` waits here too, the error takes its place;
-        the other jobs go to ``overruns``.
-        """
-        kept: deque[tuple[list[bytes | memoryview], int]] = deque()
-        jobs: dict[str, None] = {}
-        for frames, size in connection.outbox:
-            header = next(i for i, frame in enumerate(frames) if frame)
-            event = codec.decode_event(frames[header])
-            job = getattr(event, "job", "")
-            if len(frames) == header + 1 and (job not in jobs or not event or not event.final):
-                kept.append((frames, size))
-                continue
-            jobs[job] = None
-            if isinstance(event, events.Done):
-                error = events.Error.of(event.id, ErrorCode.SLOW_CONSUMER, TOO_SLOW, job=job)
-                kept.append(([*frames[:header], codec.encode(error)], _OVERHEAD))
-                del jobs[job]
-        dropped = connection.outbox_bytes - sum(size for _, size in kept)
-        connection.outbox = kept
-        connection.outbox_bytes -= dropped
-        self._unsent_bytes -= dropped
-        self._overruns.extend((connection.number, job) for job in jobs)
-        return dropped > 0
-
-    def _release_sent(self, connection: Connection) -> None:
-        size = connection.release_sent(encrypted=self._encrypts)
-        self._unsent_bytes -= size
-        self._held_bytes -= size
-
-    def _may_encrypt(self, size: int) -> bool:
-        """Whether there is memory for another copy in ZeroMQ. If ZeroMQ holds nothing, a message of any size may go.
-
-        Copies for an ended connection count until ZeroMQ has ended it too.
-        """
-        if self._held_bytes and self._held_bytes + size > self._send_buffer_bytes:
-            self.read_monitor()
-        return not self._held_bytes or self._held_bytes + size <= self._send_buffer_bytes
-
-    def _try(self, connection: Connection, frames: list[bytes | memoryview]) -> bool:
+    def _try(self, connection: Connection, frames: list[bytes | memoryview], *, parked: bool) -> bool:
         """Returns False if ZeroMQ does not take the message now; True if it did, or the connection is gone."""
-        send, last = self.socket.send, frames[-1]
-        if self._encrypts and len(last) >= _LARGE and not self._may_encrypt(len(last)):
-            return False
         if connection.gone:
             return True
+        send, last = self.socket.send, frames[-1]
+        apart = parked and (self.unread.has_turn(connection) or not self.unread.fits(connection, len(last)))
+        if apart and not self.unread.take_turn(connection, len(last)):
+            return False
+        if self._encrypts and len(last) >= _LARGE and not apart:
+            may_encrypt = self._may_encrypt(len(last))
+            if connection.gone or not may_encrypt:
+                # To ask may have shown that the connection has ended.
+                return connection.gone
         try:
             send(connection.routing_id, zmq.SNDMORE | zmq.NOBLOCK)
         except zmq.Again:
@@ -402,33 +348,51 @@ class ClientRouter:
         if connection.uncounted < _GROUP and len(last) < _LARGE:
             send(last)
         else:
-            self._release_sent(connection)
+            self.unread.release(connection)
             tracker = send(zmq.Frame(last, track=True, copy=False, copy_threshold=0), copy=False)
-            size = connection.hold(tracker, encrypted=self._encrypts)
-            self._unsent_bytes += size
-            self._held_bytes += size
+            self.unread.sent(connection, connection.hold(tracker, encrypted=self._encrypts, apart=apart))
         return True
+
+    def _may_encrypt(self, size: int) -> bool:
+        if not self.unread.fits_into_zeromq(size):
+            self.read_monitor()
+        return self.unread.fits_into_zeromq(size)
+
+    # --- results on disk, which are read when there is room for them
+
+    def client_of(self, number: int) -> str | None:
+        """The client of a connection; None when it is gone."""
+        connection = self._by_number.get(number)
+        return None if connection is None else connection.peer.client.key
+
+    def expect(self, number: int, size: int) -> bool:
+        """Whether a result of this size may be read for the connection; ``expected`` follows. True if it is gone."""
+        connection = self._by_number.get(number)
+        return connection is None or self.unread.expect(connection, size)
+
+    def expected(self, number: int) -> None:
+        """The result was sent, or could not be read."""
+        self.unread.expected(self._by_number.get(number))
 
     @property
     def waiting(self) -> bool:
-        """Whether a message waits to be sent."""
-        return bool(self._waiting)
+        """Whether a message waits to be sent, or it matters who reads."""
+        return bool(self._waiting) or self.unread.pressing
 
     def flush(self) -> int:
         """Send what ZeroMQ takes now; returns the number of messages."""
         sent = 0
         if self._encrypts and self._waiting:
-            for connection in self._by_number.values():
-                self._release_sent(connection)
+            self.unread.release_all()
+        self.unread.look_at_readers()
         for number, connection in list(self._waiting.items()):
-            while connection.outbox and self._try(connection, connection.outbox[0][0]):
-                if connection.gone:
+            while connection.outbox:
+                first = connection.outbox[0]
+                if not self._try(connection, first.frames, parked=first.parked) or connection.gone:
                     break
-                _, size = connection.outbox.popleft()
-                connection.outbox_bytes -= size
-                self._unsent_bytes -= size
+                self.unread.dequeued(connection)
                 sent += 1
-            if not connection.outbox:
+            if not connection.outbox or connection.gone:
                 self._waiting.pop(number, None)
         return sent
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import socket
+import struct
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -26,6 +28,8 @@ class Peer(NamedTuple):
 
 #: Returns the sender of a frame; None when its key has been removed.
 Identify = Callable[[zmq.Frame], Peer | None]
+#: Returns whose connection a descriptor is as far as that is known before its first message: by uid or address.
+HolderOf = Callable[[int], str]
 
 
 class LocalPeers:
@@ -75,6 +79,30 @@ class CurvePeers:
             return None
         client = Client(f"curve:{z85.decode(key.encode('ascii')).hex()}", f"key:{name}")
         return Peer(client, {"client": client.user, "address": address, "public_key": key})
+
+
+def local_holder(fd: int) -> str:
+    """``uid:1000``, the name of the connection's client."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as connection:
+        if connection.family != socket.AF_UNIX:
+            return ""  # it has ended, and its descriptor is another connection's
+        _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return f"uid:{uid}"
+    return ""
+
+
+def tcp_holder(fd: int) -> str:
+    """``tcp:ADDRESS``; of IPv6 the network, since one host may use any address of it."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as connection:
+        if connection.family not in (socket.AF_INET, socket.AF_INET6):
+            return ""  # it has ended, and its descriptor is another connection's
+        host = str(connection.getpeername()[0]).removeprefix("::ffff:")
+        if ":" in host:
+            network = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])[:8]
+            return f"tcp:{socket.inet_ntop(socket.AF_INET6, network + bytes(8))}/64"
+        # A local program may use any address of 127.0.0.0/8.
+        return "tcp:127.0.0.1" if host.startswith("127.") else f"tcp:{host}"
+    return ""
 
 
 def credentials(address: str) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from ..log.logger import Logger
 from ..loop import Loop
 from .client_router import ClientRouter
 from .listeners import TCP_THREAD, listen_tcp
-from .peers import CurvePeers, plain_tcp_peer
+from .peers import CurvePeers, plain_tcp_peer, tcp_holder
 from .zap import Authenticator
 
 #: The end of a host that vanished silently is noticed after the sum of both, in milliseconds.
@@ -60,6 +60,7 @@ class TcpListener:
             listener,
             self.address.endpoint,
             identify=self._peers or plain_tcp_peer,
+            holder_of=tcp_holder,
             options=options,
             encrypts=access.secret is not None,
             **of_router,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glmtts.protocol.worker import AudioChunk, Finished, SpeakJob
 
-from ..storage import outputs
+from ..storage import free_space, outputs
 from . import audio, log
 from .connection import SupervisorConnection
 from .progress import JobCancelledError
@@ -89,6 +90,7 @@ def deliver(job: SpeakJob, file: bytes, finished: Finished) -> bytes | None:
     OutputError for an output that can't be written.
     """
     if job.output is not None:
+        _check_room(job, len(file))
         written = outputs.write_new(Path(job.output), file, job.job)
         if written is not file:
             describe(finished, written)
@@ -97,6 +99,8 @@ def deliver(job: SpeakJob, file: bytes, finished: Finished) -> bytes | None:
         try:
             # The folder may have been removed.
             Path(job.result).parent.mkdir(mode=0o700, exist_ok=True)
+            if free_space.above(Path(job.result).parent, job.keep_free, for_results=True) < len(file):
+                raise OSError(errno.ENOSPC, "the free space is kept for the journal ([limits] disk_reserve_mib)")
             outputs.replace(Path(job.result), file)
         except OSError as error:
             reason = error.strerror or type(error).__name__
@@ -107,6 +111,28 @@ def deliver(job: SpeakJob, file: bytes, finished: Finished) -> bytes | None:
             return None
     # A stream has been sent already.
     return None if job.stream else file
+
+
+def _check_room(job: SpeakJob, size: int) -> None:
+    """Raise OutputError for an output that would take more than its client's share, or than the disk has to spare."""
+    folder = Path(job.output or "").parent
+    name, mib = Path(job.output or "").name, size / (1 << 20)
+    if job.output_room is not None and size > job.output_room:
+        raise outputs.OutputFailedError(
+            f"output: {name} was not written: it has {mib:.1f} MiB, and your files in {folder} may take "
+            f"{max(0, job.output_room) / (1 << 20):.1f} MiB more ([limits] outputs_mib, and your share of the disk). "
+            "Move files away, or send the job without output"
+        )
+    try:
+        room = free_space.above(folder, job.keep_free)
+    except OSError:
+        return  # the attempt to write says why
+    if size > room:
+        raise outputs.OutputFailedError(
+            f"output: {name} was not written: it has {mib:.1f} MiB, and in {folder} {max(0, room) / (1 << 20):.1f} MiB "
+            "are free beside what is kept for the journal ([limits] disk_reserve_mib). Remove files there, or send the "
+            "job without output"
+        )
 
 
 def describe(finished: Finished, file: bytes) -> None:

@@ -57,9 +57,9 @@ def done(job: str) -> Done:
 
 
 def end(
-    job: str, *, result: str = "", expires_at: float = 1e9 + DAY_S, keep_bytes: int = 1 << 40
+    job: str, *, result: str = "", expires_at: float = 1e9 + DAY_S, keep_bytes: int = 1 << 40, keep_free: int = 0
 ) -> effects.JournalEnd:
-    return effects.JournalEnd(job, "done", done(job), result, expires_at, keep_bytes)
+    return effects.JournalEnd(job, "done", done(job), result, expires_at, keep_bytes, keep_free)
 
 
 class Rig:

@@ -9,6 +9,7 @@ import stat
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -276,6 +277,37 @@ def test_the_oldest_results_make_room_and_their_jobs_stay(tmp_path: Path) -> Non
         rig.end("b-1", keep_bytes=0)
         rig.found("b-1")
         assert [path.name for path in (tmp_path / "results").iterdir()] == ["a-99.wav"]
+
+
+def test_on_a_full_disk_a_client_s_results_make_room_for_new_ones_and_for_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, others = tmp_path / "results", 0
+
+    def disk(_: object) -> SimpleNamespace:
+        free = 5_000 - others - sum(file.stat().st_size for file in results.iterdir())
+        return SimpleNamespace(f_bavail=free, f_frsize=1, f_blocks=1_000_000, f_files=0, f_favail=0)
+
+    with Rig(tmp_path) as rig:
+        monkeypatch.setattr(os, "statvfs", disk)
+
+        def keep(job: str, client: str) -> None:
+            (results / job).write_bytes(b"x" * 100)
+            rig.add(row(job, client=client))
+            rig.end(job, result=str(results / job), expires_at=2e9, keep_free=1_000)
+            rig.found(job)  # the journal is done with it
+
+        keep("b-1", "uid:2")
+        for number in range(60):
+            keep(f"a-{number}", "uid:1")
+        left = {file.name for file in results.iterdir()}
+        # A tenth of the disk would be more than what is kept free.
+        assert len(left) == 39 and {"b-1", "a-59"} <= left
+        # Another program fills the disk: it does not cost all results that there are.
+        others = 10_000
+        for number in range(60, 63):
+            keep(f"a-{number}", "uid:1")
+        assert 30 <= len(list(results.iterdir())) < 39
 
 
 def test_no_other_user_reads_texts_and_results(tmp_path: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import pwd
+import socket
 from typing import Any
 
 import pytest
 
-from glmtts.daemon.transport.peers import CurvePeers, LocalPeers, plain_tcp_peer
+from glmtts.daemon.transport.peers import CurvePeers, LocalPeers, local_holder, plain_tcp_peer, tcp_holder
 from glmtts.protocol import keys
 
 
@@ -60,3 +61,20 @@ def test_a_client_with_a_key_is_its_key_under_its_name() -> None:
     peers.names = {}
     assert peers.again(peer) is None
     assert client(peers, Peer_Address="10.0.0.1", User_Id=public) is None
+
+
+def test_a_descriptor_that_is_another_connection_s_by_now_belongs_to_no_client() -> None:
+    """Between the report of a connection and the look at it, the connection may have ended."""
+    with socket.socket(socket.AF_UNIX) as local, socket.socket(socket.AF_INET) as remote:
+        read, write = os.pipe()
+        for fd in (local.fileno(), read, 1 << 20):
+            assert tcp_holder(fd) == ""
+        for fd in (remote.fileno(), read, 1 << 20):
+            assert local_holder(fd) == ""
+        os.close(read)
+        os.close(write)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert local_holder(ours.fileno()) == f"uid:{os.geteuid()}" and tcp_holder(ours.fileno()) == ""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        assert tcp_holder(client.fileno()) == "tcp:127.0.0.1"

@@ -108,6 +108,12 @@ CASES = [
         for name, of, summary in (
             ("unavailable", "", "a:9464 refuses speech: no worker can be started"),
             ("results", "", "a:9464 can't keep the results of durable jobs"),
+            (
+                "connections",
+                "",
+                "a client of a:9464 holds most of the connections, and loses its idle ones",
+            ),
+            ("outputs", "", "a:9464 refuses outputs: a client has its share, or the disk is full"),
             ("nvml", "", "NVML on a:9464 fails or hangs: GPU memory is unknown"),
             ("gpu_lost", "1", "GPU 1 of a:9464 is lost"),
             ("surroundings", "outputs", "a:9464 lacks something that it needs: outputs"),

@@ -310,6 +310,18 @@ class Daemon:
         assert self.status()["internal_errors"] == 0, self.log()[-4000:]
 
 
+@contextlib.contextmanager
+def another_user() -> Iterator[None]:
+    """Be user 65534: the kernel notes who connects, when it does. Skips the test where that is not possible."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can switch users")
+    os.seteuid(65_534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
 #: Starts daemons that end with the test: ``start(queue={...})``.
 Start = Callable[..., Daemon]
 MakeGpus = Callable[..., FakeGpus]

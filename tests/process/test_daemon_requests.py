@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import stat
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 import zmq
 
-from .conftest import Daemon, Peer, Start
+from .conftest import Daemon, Peer, Start, another_user
 
 #: A job that takes its time, and moves.
 SLOW: dict[str, Any] = {"seconds": 20.0, "rtf": 1.0}
@@ -174,17 +173,6 @@ def test_a_folder_that_is_gone_is_named_and_nothing_stays(daemon: Daemon, client
 
 
 # --- other users
-
-
-@contextlib.contextmanager
-def another_user() -> Iterator[None]:
-    if os.geteuid() != 0:
-        pytest.skip("only root can switch users")
-    os.seteuid(65_534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 def test_a_user_sees_and_ends_its_own_jobs_alone(start: Start) -> None:

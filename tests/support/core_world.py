@@ -208,7 +208,7 @@ class World:
             voice="tone",
             sha256="0" * 64,
             chunks=keys.pop("chunks", 0),
-            bytes=len(body or b""),
+            bytes=keys.pop("bytes", len(body or b"")),
             path=keys.pop("path", None),
             result=keys.pop("result", None),
             problem=keys.pop("problem", ""),

@@ -22,6 +22,8 @@ from ..state import State
 
 #: Clients that one answer shows at most: those with the most to do.
 _SHOWN_CLIENTS = 200
+#: Clients that ``limits`` shows for each table though they have sent no job lately: those that hold most.
+_MOST = 3
 
 
 class QueueReport:
@@ -103,7 +105,17 @@ class QueueReport:
             clients = [client for client in clients if client.key == wanted or is_named(client, [wanted])]
             key = wanted if ":" in wanted else f"user:{wanted}"
             clients = clients or [Client.of(key, wanted.partition("/")[0])]
-        shown = [self._admission.describe(client) for client in clients[-_SHOWN_CLIENTS:]]
+        clients = clients[-_SHOWN_CLIENTS:]
+        if request.client is UNSET:
+            # A client that sends no job may still hold most of something.
+            known = {client.key for client in clients}
+            most = {
+                key
+                for table in event.facts.values()
+                for key in heapq.nlargest(_MOST, table["owners"], table["owners"].get)
+            }
+            clients = [*(Client.of(key, key) for key in sorted(most - known)), *clients]
+        shown = [self._admission.describe(client) for client in clients]
         tables = self._admission.describe_tables()
         # What the journal's thread counts comes with the request.
         for name, table in event.facts.items():

@@ -184,6 +184,19 @@ ALERTS: dict[str, Alert] = {
         of="thing",
         summary="{{ $labels.instance }} lacks something that it needs: {{ $labels.of }}",
     ),
+    "connections": Alert(
+        do="glmttsctl limits shows the connections of each client. A program should keep one connection; see which one "
+        "opens so many, and raise [limits] max_connections if they are all needed.",
+        slow=True,
+        severity="warning",
+        summary="a client of {{ $labels.instance }} holds most of the connections, and loses its idle ones",
+    ),
+    "outputs": Alert(
+        do="glmttsctl limits shows what each client's files take. Have them moved from the folder of the outputs, or "
+        "raise [limits] outputs_mib; no other client is refused unless the disk is full.",
+        severity="warning",
+        summary="{{ $labels.instance }} refuses outputs: a client has its share, or the disk is full",
+    ),
     "metrics": Alert(do="Set another port in [metrics] listen. Speech is not affected."),
     "configuration": Alert(
         do="Fix the file (glmttsctl config check FILE), then run glmttsctl reload; until then the old one holds."

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from glmtts.protocol import requests
 from glmtts.protocol.errors import ErrorCode, RequestError
@@ -18,6 +18,7 @@ from ..settings import ClientLimits, Settings
 from ..shares import SharedRows, Shares
 from ..state import State
 from .forecast import Forecast
+from .output_shares import OutputShares
 from .rate_limit import MAX_CLIENTS, RateLimiter, parse_rate
 
 URGENT: tuple[Priority, ...] = ("vip", "interactive")
@@ -54,10 +55,11 @@ class Allowance(Struct, frozen=True):
 class Admission:
     """Owns what each client has used of its rates. A refusal says when to come back, and costs no token."""
 
-    def __init__(self, state: State, forecast: Forecast) -> None:
+    def __init__(self, state: State, forecast: Forecast, output_shares: OutputShares) -> None:
         self._context, self._job_table = state.context, state.job_table
         self._queue, self._pool = state.queue, state.pool
         self._forecast = forecast
+        self._output_shares = output_shares
         self._removals = state.removals
         self._rate = RateLimiter(state.removals)
         self._rate_batch = RateLimiter(state.removals)
@@ -126,6 +128,8 @@ class Admission:
                 raise self._full(message, self._forecast.next_start_s(classes))
         if body is not None:
             self._check_recordings(client, allowed, len(body))
+        if request.output is not UNSET:
+            self._output_shares.check(client)
         limiter, rate = (self._rate_batch, allowed.rate_batch) if batch else (self._rate, allowed.rate)
         after_s = limiter.take(client.key, rate, self._context.now)
         if after_s is not None:
@@ -174,6 +178,7 @@ class Admission:
             "recordings": settings.limits.recordings_mib << 20,
         }
         tables = self._job_table.shares() | {
+            "outputs": (self._output_shares.shares, self._output_shares.most),
             "rates": (self._rate.shares, MAX_CLIENTS),
             "rates_batch": (self._rate_batch.shares, MAX_CLIENTS),
         }

@@ -14,11 +14,12 @@ from glmtts.protocol.requests import KEY_HOLDS_S
 from glmtts.protocol.worker import CancelJob
 
 from ..context import INTERNAL_ERROR
-from ..effects import Effect, JournalEnd, Send, SendStored, SettleOutput, Tell
+from ..effects import Effect, JournalEnd, MeasureOutputs, Send, SendStored, SettleOutput, Tell
 from ..inputs import JournalEnded, ReplyTo
 from ..jobs.job import Ending, Job
 from ..state import State
 from ..workers.worker import Worker
+from .output_shares import OutputShares
 
 #: The error for requests that wait for a durable job when the daemon ends.
 _LEFT = "the daemon stops; the job is durable and resumes when the daemon is started again: ask for it with 'wait'"
@@ -27,9 +28,10 @@ _LEFT = "the daemon stops; the job is durable and resumes when the daemon is sta
 class Completion:
     """Ends every job exactly once, and counts how jobs ended."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, output_shares: OutputShares) -> None:
         self._context, self._job_table = state.context, state.job_table
         self._queue, self._pool, self._alerts = state.queue, state.pool, state.alerts
+        self._output_shares = output_shares
         #: Ended jobs by how they ended: ``done``, or the code of their error.
         self.outcomes: dict[str, int] = {}
         #: Durable jobs that were left for the next daemon.
@@ -142,6 +144,7 @@ class Completion:
             result=ending.result,
             expires_at=context.wall + keep_s,
             keep_bytes=keep.keep_durable_mib << 20,
+            keep_free=context.settings.limits.disk_reserve_mib << 20,
         )
         context.timers.cancel(("deadline", job.id))
         job.ending = ending
@@ -171,14 +174,18 @@ class Completion:
         context = self._context
         # Code that can raise comes before the job ends, or after every subscriber has its last event.
         told: list[Effect] = [_last_event(s.to, s.id, ending, heard=s.heard) for s in job.subscribers]
+        outcome = ending.event.code if isinstance(ending.event, events.Error) else "done"
         if job.output_path and job.attempts:
-            settled = SettleOutput(job.id, job.output_path, wanted=ending.state == "done")
+            settled = SettleOutput(job.id, job.output_path, wanted=ending.state == "done", client=job.client.key)
+            if isinstance(ending.event, events.Done):
+                context.guarded(self._output_shares.wrote, job.client, ending.event.bytes or 0)
+            elif outcome == ErrorCode.OUTPUT_FAILED:
+                told.append(MeasureOutputs())
             if settle:
                 told.append(settled)
             else:
                 self._unsettled[job.id] = settled
         keep = context.settings.queue
-        outcome = ending.event.code if isinstance(ending.event, events.Error) else "done"
         job.enter(ending.state)
         job.ending = ending
         context.timers.cancel(("deadline", job.id))

@@ -16,6 +16,7 @@ from ..workers.worker import Worker, WorkerState
 from .completion import Completion
 from .forecast import Forecast
 from .notifications import Notifications
+from .output_shares import OutputShares
 from .preemption import Preemption
 from .retry import Retries
 
@@ -33,6 +34,7 @@ class Dispatcher:
         retries: Retries,
         forecast: Forecast,
         notifications: Notifications,
+        output_shares: OutputShares,
     ) -> None:
         self._state = state
         self._context, self._job_table, self._queue = state.context, state.job_table, state.queue
@@ -40,6 +42,7 @@ class Dispatcher:
         self._completion = completion
         self._retries = retries
         self._notifications = notifications
+        self._output_shares = output_shares
         self.preemption = Preemption(state, forecast)
 
     def starts_at_once(self, job: Job) -> bool:
@@ -142,7 +145,7 @@ class Dispatcher:
         return job.id in worker.jobs
 
     def _start(self, job: Job, worker: Worker) -> None:
-        if self._retries.refuse_quarantined(job) or self._refuse_without_voice(job):
+        if self._retries.refuse_quarantined(job) or self._refuse_without_voice(job) or self._refuse_output(job):
             return
         # No code that can raise stands between a job's state and the message that sends it.
         tell = Tell(worker.incarnation, self._message(job), job.recording)
@@ -152,6 +155,14 @@ class Dispatcher:
         self._context.effects.append(tell)
         if begins:
             self.begin(job, worker)
+
+    def _refuse_output(self, job: Job) -> bool:
+        """End a job that was taken out of the queue if there is no room for its output any more."""
+        # An earlier attempt may have written it.
+        if not job.output_path or job.attempts or not (problem := self._output_shares.problem(job.client)):
+            return False
+        self._completion.fail_withdrawn(job, ErrorCode.OUTPUT_FAILED, problem)
+        return True
 
     def _refuse_without_voice(self, job: Job) -> bool:
         """End a job that was taken out of the queue if its voice is gone: it speaks with the voice as it is now."""
@@ -190,6 +201,8 @@ class Dispatcher:
             prompt_text=prompt_text,
             recording=stored.path if stored else None,
             output=job.output_path or None,
+            output_room=self._output_shares.room(job.client) if job.output_path else None,
+            keep_free=self._context.settings.limits.disk_reserve_mib << 20,
             result=self._result_path(job),
         )
 

@@ -9,6 +9,7 @@ from .dispatcher import Dispatcher
 from .durable import DurableJobs
 from .forecast import Forecast
 from .notifications import Notifications
+from .output_shares import OutputShares
 from .retry import Retries
 from .worker_messages import WorkerMessages
 
@@ -19,7 +20,8 @@ class Scheduler:
     def __init__(self, state: State) -> None:
         self.forecast = Forecast(state)
         self.notifications = Notifications(state, self.forecast)
-        self.completion = Completion(state)
+        self.output_shares = OutputShares(state)
+        self.completion = Completion(state, self.output_shares)
         self.retries = Retries(state, self.completion)
         self.durable_jobs = DurableJobs(state, self.completion)
         self.dispatcher = Dispatcher(
@@ -28,6 +30,7 @@ class Scheduler:
             retries=self.retries,
             forecast=self.forecast,
             notifications=self.notifications,
+            output_shares=self.output_shares,
         )
         self.worker_messages = WorkerMessages(
             state,
@@ -37,4 +40,4 @@ class Scheduler:
             durable_jobs=self.durable_jobs,
             notifications=self.notifications,
         )
-        self.admission = Admission(state, self.forecast)
+        self.admission = Admission(state, self.forecast, self.output_shares)
