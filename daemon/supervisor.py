@@ -73,7 +73,7 @@ class Supervisor:
         self._settings = settings
         self._log = log
         self._loop = loop = Loop(log)
-        self._service = ServiceManager()
+        self._service = ServiceManager(clock=loop.clock)
         self._runtime = RuntimeDir(endpoints.runtime_dir(settings.daemon.runtime_dir), inherited())
         self._zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context(IO_THREADS if loaded.tcp else 1)
         self._background = Background(loop.wakeup_fd, _MAX_OPERATOR_TASKS)
@@ -168,7 +168,7 @@ class Supervisor:
         }
         #: The service manager's watchdog ends a daemon that fails this check.
         self._self_check = (
-            SelfCheck(self._zmq, self._runtime.endpoint(endpoints.CONTROL)) if self._service.watches else None
+            SelfCheck(self._zmq, self._runtime.endpoint(endpoints.CONTROL), loop.clock) if self._service.watches else None
         )
         if self._self_check:
             loop.watch(self._self_check.socket, self._self_check.receive)
@@ -224,6 +224,7 @@ class Supervisor:
         self._first_of_journal.rows = []
         # Objects that live as long as the daemon need not be visited by every collection.
         gc.freeze()
+        self._loop.running.start()
         try:
             while self._status is None:
                 self._turn()
@@ -247,12 +248,17 @@ class Supervisor:
         if loop.clock() >= self._next_check:
             loop.guarded(self._restore_sockets)
         self._clients.flush()
-        self._metrics.lag.add(loop.clock() - began)
+        self._metrics.lag.add(time.monotonic() - began)
         if self._service.wanted:
             loop.guarded(self._report_to_service_manager)
 
     def _step(self, event: inputs.Input) -> None:
-        self._do(self._machine.step(event, self._loop.clock()))
+        running = self._loop.running
+        now, wall = running.turn(), time.time()
+        if standstill_s := running.take_standstill():
+            self._service.stood_still()
+            self._do(self._machine.step(inputs.StoodStill(standstill_s), now, wall))
+        self._do(self._machine.step(event, now, wall))
 
     def _do(self, todo: list[effects.Effect]) -> None:
         """Carry out effects in their order. An exception in one loses no other, and the core hears of it."""

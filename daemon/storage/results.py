@@ -36,8 +36,8 @@ def read_result(path: str | Path, max_bytes: int = MAX_RESULT_BYTES) -> bytes:
             data = file.read(status.st_size)
     except FileNotFoundError:
         raise ResultLostError(
-            f"the result {name} is gone: it made room for newer ones ([queue] keep_durable_mib), or was removed by "
-            "hand; send the job again"
+            f"the result {name} is gone: it was kept for [queue] keep_durable_s, or made room for newer ones "
+            "(keep_durable_mib), or was removed by hand; send the job again"
         ) from None
     except OSError as error:
         raise ResultLostError(

@@ -52,6 +52,16 @@ _STEPS: tuple[tuple[str, ...], ...] = (
         # A table of their own: a recording has up to 16 MiB, and a query over the jobs must not read it.
         "CREATE TABLE recordings (seq INTEGER PRIMARY KEY, data BLOB NOT NULL)",
     ),
+    (
+        # One row: a moment by the clocks of timeline.py, by whose time all columns are dated.
+        """CREATE TABLE clock (
+            id INTEGER PRIMARY KEY CHECK (id = 1),
+            boot TEXT NOT NULL,
+            boot_s REAL NOT NULL,
+            wall REAL NOT NULL,
+            time REAL NOT NULL
+        )""",
+    ),
 )
 VERSION = len(_STEPS)
 

@@ -6,9 +6,9 @@ While the journal can't be written to, adds are refused at once, and ends are ke
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from glmtts.protocol.requests import KEY_HOLDS_S, Cancel, GetJob, Wait
+from glmtts.protocol.requests import Cancel, GetJob, Wait
 
 from ..core import effects, inputs
 from .problems import explain, keeps_connection, printable
@@ -18,7 +18,7 @@ from .store import Store, UnreadableRowError
 _TIDY_AFTER_ENDS = 1_000
 #: The most expired jobs, and the most superfluous results, that one transaction removes.
 _TIDY_LIMIT = 64
-#: The longest pause between two looks at the wall clock, which may be set.
+#: The longest pause between two looks at the clock: the machine may be suspended meanwhile.
 _TIDY_PAUSE_S = 60.0
 #: A journal that fails after having worked this long is retried with the shortest pause.
 _STEADY_S = 30.0
@@ -31,8 +31,8 @@ class Writer:
     ``answers`` collects inputs for the core, ``warnings`` lines for the log.
     """
 
-    def __init__(self, store: Store, wall: Callable[[], float], retry_s: tuple[float, float]) -> None:
-        """``wall`` is the time in seconds since 1970; see :class:`.journal.Journal` for ``retry_s``."""
+    def __init__(self, store: Store, retry_s: tuple[float, float]) -> None:
+        """See :class:`.journal.Journal` for ``retry_s``."""
         self.answers: list[inputs.Input] = []
         self.warnings: list[str] = []
         #: Why the journal can't be used; ``""`` while it can be, None before it was opened.
@@ -40,7 +40,7 @@ class Writer:
         #: Transactions that reached the disk, the seconds that they took, and transactions that failed.
         self.writes, self.write_s, self.failures = 0, 0.0, 0
         self._store = store
-        self._wall = wall
+        self._timeline = store.timeline
         self._retry_s = retry_s
         self._retry_at = _NOW
         self._delay_s = retry_s[0]
@@ -53,6 +53,7 @@ class Writer:
         self._uncertain: set[str] = set()
         self._handed_over = False
         self._keep_bytes: int | None = None
+        #: When something may have to be removed, on the journal's timeline.
         self._tidy_at = _NEVER
         self._ends_since_tidy = 0
 
@@ -67,7 +68,7 @@ class Writer:
             return self._retry_at - time.monotonic()
         if self._tidy_at == _NEVER:
             return None
-        return min(self._tidy_at - self._wall(), _TIDY_PAUSE_S)
+        return min(self._tidy_at - self._timeline.now(), _TIDY_PAUSE_S)
 
     def turn(
         self,
@@ -81,7 +82,7 @@ class Writer:
         self._ends = (ends or {}) | self._ends
         if self.problem != "" and time.monotonic() >= self._retry_at:
             self._recover()
-        if self.problem == "" and (adds or self._starts or self._ends or self._tidy_at <= self._wall()):
+        if self.problem == "" and (adds or self._starts or self._ends or self._tidy_at <= self._timeline.now()):
             self._write(adds)
         else:
             self._refuse(adds)
@@ -108,6 +109,7 @@ class Writer:
                 answers = [self._add(effect.row) for effect in adds]
                 unknown = self._write_pending()
                 useless = self._tidy()
+                self._store.note_time()
         except Exception as error:
             self._uncertain.update(effect.row.job for effect in adds)
             self._fail(error)
@@ -133,8 +135,9 @@ class Writer:
                 self._store.prove()
                 self._store.forget(self._uncertain)
                 if not self._handed_over:
-                    rows, damaged = self._store.unfinished(self._wall() + KEY_HOLDS_S)
+                    rows, damaged = self._store.unfinished()
                 unknown = self._write_pending()
+                self._store.note_time()
             if not self._handed_over:
                 self._sweep(rows)
         except Exception as error:
@@ -145,7 +148,8 @@ class Writer:
         self.problem = ""
         self._working_since = time.monotonic()
         self._tidy_at = _NOW
-        self.warnings += damaged
+        self.warnings += damaged + self._timeline.notes
+        self._timeline.notes = []
         self.answers.append(inputs.JournalChanged("", rows))
         self._written(unknown)
 
@@ -182,7 +186,7 @@ class Writer:
             if not self._store.end(end):
                 unknown.append(job)
             self._keep_bytes = end.keep_bytes
-            self._tidy_at = min(self._tidy_at, end.expires_at)
+            self._tidy_at = min(self._tidy_at, self._timeline.now() + end.keep_s)
         self._ends_since_tidy += len(self._ends)
         too_much = self._keep_bytes is not None and self._store.result_bytes > self._keep_bytes
         if too_much or self._ends_since_tidy >= _TIDY_AFTER_ENDS:
@@ -202,15 +206,19 @@ class Writer:
 
     def _tidy(self) -> list[str]:
         """Remove a bounded number of expired rows and old results; returns the notes of the files to remove."""
-        if self._tidy_at > self._wall():
+        now = self._timeline.now()
+        if self._tidy_at > now:
             return []
         self._ends_since_tidy = 0
-        useless, more = self._store.expire(self._wall(), _TIDY_LIMIT)
+        # Before the time is certain, a job goes only where there are too many.
+        useless, more = self._store.expire(now if self._timeline.settled else _NOW, _TIDY_LIMIT)
         if self._keep_bytes is not None:
             dropped, still_more = self._store.shrink(self._keep_bytes, _TIDY_LIMIT)
             useless += dropped
             more = more or still_more
         following = self._store.next_expiry()
+        if following is not None and not self._timeline.settled:
+            following = max(following, now + self._timeline.settles_in_s)
         self._tidy_at = _NOW if more else _NEVER if following is None else following
         return useless
 

@@ -377,7 +377,7 @@ journal.close()
 @pytest.mark.parametrize(
     ("sql", "words"),
     [
-        ("PRAGMA user_version = 99", "a later version of the daemon wrote it (schema 99, this one knows 1)"),
+        ("PRAGMA user_version = 99", "a later version of the daemon wrote it (schema 99, this one knows 2)"),
         ("PRAGMA application_id = 7", "a database of another program"),
     ],
 )

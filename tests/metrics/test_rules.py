@@ -98,6 +98,7 @@ CASES = [
         for name, of, summary in (
             ("unavailable", "", "a:9464 refuses speech: no worker can be started"),
             ("results", "", "a:9464 can't keep the results of durable jobs"),
+            ("clock", "", "the clock of a:9464 was set by more than a minute"),
             ("nvml", "", "NVML on a:9464 fails or hangs: GPU memory is unknown"),
             ("gpu_lost", "1", "GPU 1 of a:9464 is lost"),
             ("worker_stuck", "w2", "worker w2 of a:9464 was killed and does not end"),

@@ -182,15 +182,16 @@ class Hardware:
             return
         self._sampling, self._asked = True, False
         world = self._world
-        began = world.now
+        began = world.clocks.core_now
         took = _BLOCKED_S if self.nvml == "blocked" else world.random.choice([0.001, 0.01, 0.2])
         # What a reading says was so at some time after it began.
-        world.later(took * world.random.random(), lambda: self._read(began, began + took))
+        until = world.now + took
+        world.later(took * world.random.random(), lambda: self._read(began, until))
 
     def _read(self, began: float, until: float) -> None:
         sampled = self._look(began)
         truth = {gpu.index: dict(gpu.held) for gpu in self.gpus}
-        self._world.later(until - self._world.now, lambda: self._deliver(sampled, truth))
+        self._world.later(max(0.0, until - self._world.now), lambda: self._deliver(sampled, truth))
 
     def _deliver(self, sampled: inputs.Sampled, truth: dict[int, dict[int, int]]) -> None:
         self._sampling = False

@@ -17,8 +17,6 @@ from .rules import Rule, must
 if TYPE_CHECKING:
     from .world import World
 
-#: Seconds between the core's clock and the one on the wall.
-WALL = 1.7e9
 _PROBLEM = "/state/journal.db: no space left on device"
 
 
@@ -43,6 +41,8 @@ class Journal:
         self._world = world
         self.rows: dict[str, inputs.JournalRow] = {}
         self._expires: dict[str, float] = {}
+        #: When each job was added, and its deadline, by a clock that nobody can set.
+        self._times: dict[str, tuple[float, float | None]] = {}
         self._keys: dict[tuple[str, str], str] = {}
         #: Files of results, the oldest first.
         self.results: dict[str, bytes] = {}
@@ -210,7 +210,7 @@ class Journal:
         self._uncertain.clear()
         rows = []
         if not self._handed_over:
-            rows = [replace(row) for row in self.rows.values() if row.event is None]
+            rows = [self._handed_over_now(row) for row in self.rows.values() if row.event is None]
             self.due.update(row.job for row in rows)
             # The shell clears away what dead attempts have left, but for jobs that go on.
             self._world.marks = {(path, job) for path, job in self._world.marks if job in self.due}
@@ -222,6 +222,10 @@ class Journal:
         self._answer([inputs.JournalChanged("", rows), *self._commit(pending)])
         self._begin()
 
+    def _handed_over_now(self, row: inputs.JournalRow) -> inputs.JournalRow:
+        now, (added, deadline_at) = self._world.now, self._times[row.job]
+        return replace(row, age_s=now - added, deadline_in_s=None if deadline_at is None else deadline_at - now)
+
     # --- the file
 
     def _commit(self, pending: Pending) -> list[inputs.Input]:
@@ -232,7 +236,7 @@ class Journal:
         for job, end in pending.ends.items():
             if (row := self.rows.get(job)) is not None:
                 row.state, row.event, row.result, row.recording = end.state, end.event, end.result, None
-                self._expires[job] = end.expires_at
+                self._expires[job] = self._world.now + end.keep_s
             self._shrink(end.keep_bytes)
             answers.append(inputs.JournalEnded(job))
         self._expire()
@@ -246,16 +250,19 @@ class Journal:
                 return known.job, known.content
             self._keys[key] = row.job
         self.rows[row.job] = replace(row)
+        now = self._world.now
+        self._times[row.job] = now, None if row.deadline_in_s is None else now + row.deadline_in_s
         return None
 
     def _forget(self, job: str) -> None:
         row = self.rows.pop(job, None)
+        self._times.pop(job, None)
         if row is not None:
             self.results.pop(row.result, None)
 
     def _expire(self) -> None:
-        wall = self._world.now + WALL
-        for job in [job for job, at in self._expires.items() if at <= wall]:
+        now = self._world.now
+        for job in [job for job, at in self._expires.items() if at <= now]:
             del self._expires[job]
             self._forget(job)
 

@@ -170,6 +170,13 @@ ALERTS: dict[str, Alert] = {
         do="Make room in [daemon] state_dir, or lower [queue] keep_durable_mib.",
         summary="{{ $labels.instance }} can't keep the results of durable jobs",
     ),
+    "clock": Alert(
+        do="Nothing, if that was meant: a time service has put a wrong clock right. If it happens again, see timedatectl, "
+        "and whether two time services run.",
+        slow=True,
+        severity="warning",
+        summary="the clock of {{ $labels.instance }} was set by more than a minute",
+    ),
     "metrics": Alert(do="Set another port in [metrics] listen. Speech is not affected."),
     "configuration": Alert(
         do="Fix the file (glmttsctl config check FILE), then run glmttsctl reload; until then the old one holds."

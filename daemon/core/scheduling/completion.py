@@ -140,7 +140,7 @@ class Completion:
             state=ending.state,
             event=ending.event,
             result=ending.result,
-            expires_at=context.wall + keep_s,
+            keep_s=keep_s,
             keep_bytes=keep.keep_durable_mib << 20,
         )
         context.timers.cancel(("deadline", job.id))

@@ -21,6 +21,20 @@ def enqueue(state: State, job: Job) -> None:
         context.timers.set(("deadline", job.id), max(context.now, due))
 
 
+def age(state: State, seconds: float) -> None:
+    """Make every live job older: time has passed for its client in which the daemon did not run."""
+    timers = state.context.timers
+    for job in state.job_table.live.values():
+        job.accepted_at -= seconds
+        if job.attempt.first_audio_at is not None:
+            job.attempt.first_audio_at -= seconds
+        if job.deadline_at is not None:
+            job.deadline_at -= seconds
+            if (due := timers.due(("deadline", job.id))) is not None:
+                timers.set(("deadline", job.id), due - seconds)
+    state.queue.reorder()
+
+
 def on_deadline(state: State, completion: Completion, id: str) -> None:
     """End a job that is not finished in the time that its client gave it, or can't be any more."""
     job = state.job_table.live.get(id)
