@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar, Unpack
 from glmtts.protocol.endpoints import requests_endpoint
 from glmtts.protocol.events import Done, InfoAnswer, JobAnswer, JobInfo, JobsAnswer, Pong, Result, Voice, VoicesAnswer
 
-from .connection import DaemonConnection, read_recording
+from .connection import DaemonConnection, extended, read_recording
 from .curve import Key
 from .errors import Cancelled, GlmttsError
 from .exchange import Exchange, Job, JobExchange, OnEvent, collected, job_id, show, timed_out
@@ -93,6 +93,7 @@ class BlockingConnection:
             connection.poll(wait)
             with _uninterrupted():
                 connection.step(_MESSAGES_A_STEP)
+            deadline = extended(deadline)
             if time.monotonic() >= deadline and not ready():
                 raise timed_out(exchange)
 

@@ -16,7 +16,7 @@ import zmq
 
 from glmtts.protocol.endpoints import EVENTS, requests_endpoint, sibling_endpoint
 
-from .connection import MONITOR_FRAME, RECONNECT_MS, check_listening
+from .connection import MONITOR_FRAME, RECONNECT_MS, check_listening, extended
 from .errors import ConnectionLost, DaemonNotRunning, GlmttsError, ProtocolError
 
 _LONGEST_POLL_S = 3_600.0
@@ -91,6 +91,7 @@ class Watch:
                 return _news(self._socket.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
                 pass
+            self._give_up_at = extended(self._give_up_at)
             now = time.monotonic()
             if not self.connected and now >= self._give_up_at:
                 raise self._gone()

@@ -32,8 +32,8 @@ def boot_id() -> str:
 class RunningClock:
     """Seconds in which the loop was running: a standstill (suspend, SIGSTOP, ``docker pause``) counts as no time.
 
-    A worker is given time to say something, and the daemon must be there to hear it. ``now`` is for any thread, the
-    rest for the loop's. Invariant: it never goes back.
+    A worker is given time to say something, and the daemon must be there to hear it. For the loop's thread: another
+    may see it jump ahead before the loop has noticed a standstill.
     """
 
     def __init__(self, read: Callable[[], float] = boot_time) -> None:

@@ -27,7 +27,7 @@ class Loop:
 
     def __init__(self, log: Logger) -> None:
         self.running = RunningClock()
-        #: The time of everything that waits for the loop, for any thread.
+        #: The time of all that waits for the loop, and in it.
         self.clock = self.running.now
         #: Exceptions that reached the loop; each is a bug.
         self.internal_errors = 0

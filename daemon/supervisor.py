@@ -112,7 +112,7 @@ class Supervisor:
         loop.watch(self._workers.socket, self._on_workers)
         self._service.starting("ending processes of an earlier daemon")
         self._records.end_orphans(log)
-        self._sampler = Sampler(loop.wakeup_fd, loop.clock, use_nvml=asks_nvml(settings))
+        self._sampler = Sampler(loop.wakeup_fd, time.monotonic, use_nvml=asks_nvml(settings))
         self._voices = VoiceStore(config.voices_dir(settings))
         self._operator_tasks = OperatorTasks(
             self._background,
@@ -312,7 +312,11 @@ class Supervisor:
                 self._processes.tidy()
         self._loop.guarded(self._background.collect)
         self._loop.guarded(self._deliveries.collect)
-        for event in (*self._sampler.collect(), *self._journal.collect()):
+        for sampled in self._sampler.collect():
+            # On the core's clock: what is as old as this may have been longer ago, where the loop stood still.
+            sampled.at += self._loop.clock() - time.monotonic()
+            self._step(sampled)
+        for event in self._journal.collect():
             self._step(event)
         # Last: a failure here must not delay the others.
         for event in self._metrics.collect():

@@ -353,8 +353,6 @@ class Machine:
             self._context.timers.set(("clock", ""), self._context.now + _CLOCK_ALERT_S)
 
     def _on_sampled(self, event: inputs.Sampled) -> None:
-        # The sampler's thread may run again before the loop has noticed that both stood still.
-        event.at = min(event.at, self._context.now)
         self.state.gpus.on_sampled(event, self.state.pool)
         self.state.recycler.on_sampled()
         self.state.autoscaler.on_sampled()

@@ -3,6 +3,7 @@ still. It draws from numbers of its own, beside those of the schedule."""
 
 from __future__ import annotations
 
+import math
 import random
 from typing import TYPE_CHECKING
 
@@ -45,8 +46,11 @@ class Clocks:
         return self._world.now + WALL + self._set_s
 
     def real(self, core: float) -> float:
-        """A time of the core's clock, if the daemon does not stand still before."""
-        return core + self._stood_still_s
+        """When the core's clock shows this, if the daemon does not stand still before."""
+        now = core + self._stood_still_s
+        while now - self._stood_still_s < core:
+            now = math.nextafter(now, math.inf)
+        return now
 
     def open(self) -> None:
         """The first accident comes later."""

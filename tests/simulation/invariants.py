@@ -39,6 +39,8 @@ _HARMLESS = {"expire", "positions", "grow", "look", "clock"}
 _MAY_HAVE_JOBS = {WorkerState.DRAINING, WorkerState.STOPPING}
 #: After so long the memory of a process is back, and was looked at.
 _SEEN_FREE_S = 4.0
+#: No segment takes so long.
+_PATIENT_S = 2.0
 #: Every so many steps, everything is counted again.
 _EVERY = 100
 
@@ -204,7 +206,9 @@ class Invariants:
         """A process has failed: for its silence only if it was its own."""
         process = self._world.processes.get(worker.incarnation)
         late = worker.exit_reason.cause in (Cause.HUNG, Cause.START_TIMEOUT) if worker.exit_reason else False
-        if late and process is not None and not self._world.scene.bugs:
+        # Shorter than that a healthy process may really be late.
+        patient = self._context.settings.workers.hang_timeout_s >= _PATIENT_S
+        if late and patient and process is not None and not self._world.scene.bugs:
             must(Rule.QUARANTINE, process.silent, worker.name, "works, and is taken for hung:", process.has)
 
     def look_at_everything(self) -> None:

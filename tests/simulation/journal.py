@@ -13,6 +13,7 @@ from glmtts.daemon.core import effects, inputs
 from glmtts.protocol.events import Error
 
 from .rules import Rule, must
+from .texts import takes_s
 
 if TYPE_CHECKING:
     from .world import World
@@ -134,17 +135,32 @@ class Journal:
             case effects.JournalAdd():
                 must(Rule.OUTPUT_ONCE, effect.row.job not in self.rows, effect.row.job, "is written down twice")
                 pending.adds.append(effect.row)
+                now, left_s = self._world.now, effect.row.deadline_in_s
+                self._times[effect.row.job] = now, None if left_s is None else now + left_s
             case effects.JournalStart():
                 pending.starts[effect.job] = effect.attempts
             case effects.JournalEnd():
                 row = self.rows.get(effect.job)
                 again = effect.job in pending.ends or (row is not None and row.event is not None)
                 must(Rule.OUTPUT_ONCE, not again, effect.job, "is ended twice")
+                keep_s = self._world.machine.settings.queue.keep_durable_s
+                must(Rule.OUTPUT_ONCE, effect.keep_s >= keep_s, effect.job, "is kept for", effect.keep_s, "s alone")
+                self._look_at_deadline(effect)
                 pending.ends[effect.job] = effect
             case effects.JournalFind():
                 self._world.owed.add((effect.to.connection, effect.request.id))
                 pending.finds.append(effect)
         self._begin()
+
+    def _look_at_deadline(self, end: effects.JournalEnd) -> None:
+        """A job is given up when its deadline has come, over all daemons and whatever the wall clock says."""
+        deadline_at = self._times.get(end.job, (0.0, None))[1]
+        if self._world.clocks.workers_frozen:
+            return  # jobs have taken longer than their texts do, and the core has learnt that
+        if deadline_at is not None and isinstance(end.event, Error) and end.event.code == "deadline_exceeded":
+            left_s = deadline_at - self._world.now
+            soon = left_s < 1.5 * takes_s(self.rows[end.job].request.text, self._world.scene)
+            must(Rule.ONE_END, soon, end.job, "is given up with", left_s, "s left")
 
     def _begin(self) -> None:
         """All that comes while it is at the disk is written at once, afterwards."""
@@ -250,8 +266,6 @@ class Journal:
                 return known.job, known.content
             self._keys[key] = row.job
         self.rows[row.job] = replace(row)
-        now = self._world.now
-        self._times[row.job] = now, None if row.deadline_in_s is None else now + row.deadline_in_s
         return None
 
     def _forget(self, job: str) -> None:

@@ -8,6 +8,9 @@ from ..jobs.job import Job
 from ..state import State
 from .completion import Completion
 
+#: A standstill from this length on spoils the measured time of a job, in seconds.
+_NOTABLE_S = 1.0
+
 
 def enqueue(state: State, job: Job) -> None:
     """Put an accepted job into the queue; it may be started from now on."""
@@ -26,6 +29,7 @@ def age(state: State, seconds: float) -> None:
     timers = state.context.timers
     for job in state.job_table.live.values():
         job.accepted_at -= seconds
+        job.attempt.stood_still |= job.attempt.begun and seconds >= _NOTABLE_S
         if job.attempt.first_audio_at is not None:
             job.attempt.first_audio_at -= seconds
         if job.deadline_at is not None:
