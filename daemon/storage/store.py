@@ -198,7 +198,7 @@ class Store:
         if found is None:
             return None
         seq, job, content, created = found
-        if self.timeline.now() - created < KEY_HOLDS_S:
+        if self.timeline.sure() - created < KEY_HOLDS_S:
             return job, content
         self._sql.execute("UPDATE jobs SET key = NULL WHERE seq = ?", (seq,))
         return None

@@ -82,9 +82,13 @@ class Timeline:
         """Seconds since 1970, as this journal counts them."""
         return self._began + self._boot_s() - self._began_s
 
+    def sure(self) -> float:
+        """The earliest that it can be now: what has expired by this time may be removed."""
+        return self.now() - (0.0 if self.settled else self._gap_s)
+
     @property
     def settled(self) -> bool:
-        """Whether results and keys may be removed for their age."""
+        """Whether the time is certain."""
         return self._boot_s() >= self._grace_until
 
     @property

@@ -210,8 +210,7 @@ class Writer:
         if self._tidy_at > now:
             return []
         self._ends_since_tidy = 0
-        # Before the time is certain, a job goes only where there are too many.
-        useless, more = self._store.expire(now if self._timeline.settled else _NOW, _TIDY_LIMIT)
+        useless, more = self._store.expire(self._timeline.sure(), _TIDY_LIMIT)
         if self._keep_bytes is not None:
             dropped, still_more = self._store.shrink(self._keep_bytes, _TIDY_LIMIT)
             useless += dropped

@@ -63,7 +63,7 @@ def end(
     return effects.JournalEnd(job, "done", done(job), result, keep_s, keep_bytes)
 
 
-def timeline(now: Callable[[], float]) -> Timeline:
+def steady(now: Callable[[], float]) -> Timeline:
     """One on which seconds pass as ``now`` says, and whose wall clock is right."""
     return Timeline(now, now, lambda: "this boot")
 
@@ -77,6 +77,7 @@ class Rig:
         *,
         now: float = 1e9,
         wall: Callable[[], float] | None = None,
+        timeline: Timeline | None = None,
         retry_s: tuple[float, float] = (0.02, 0.1),
         **limits: Any,
     ) -> None:
@@ -90,7 +91,7 @@ class Rig:
             folder,
             self._write,
             on_warning=self.warnings.append,
-            timeline=timeline(wall or (lambda: self.now)),
+            timeline=timeline or steady(wall or (lambda: self.now)),
             retry_s=retry_s,
             **limits,
         )

@@ -22,7 +22,7 @@ from glmtts.protocol.codec import encode_map
 from glmtts.protocol.events import Error
 from glmtts.protocol.requests import Cancel, ListJobs, Wait
 
-from .journal_rig import DAY_S, TO, Rig, done, end, row, timeline
+from .journal_rig import DAY_S, TO, Rig, done, end, row, steady
 
 
 def test_a_job_of_the_daemon_before_is_handed_over_whole_and_once(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_an_idle_journal_removes_what_expires_by_itself(tmp_path: Path) -> None:
 
 def test_an_idle_journal_wakes_for_the_clock_alone(tmp_path: Path) -> None:
     now = [1e9]
-    writer = Writer(Store(tmp_path, timeline=timeline(lambda: now[0])), (0.02, 0.1))
+    writer = Writer(Store(tmp_path, timeline=steady(lambda: now[0])), (0.02, 0.1))
     writer.turn()
     assert writer.pause_s() is None
     writer.turn([effects.JournalAdd(row("a-1"))], ends={"a-1": end("a-1", keep_s=7)})
@@ -393,7 +393,7 @@ def test_rows_writes_and_size_are_known_without_a_look_at_the_disk(tmp_path: Pat
 def test_the_file_gives_room_back_after_a_rush_of_recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "_FREE_PAGES_KEPT", 64)
     now = [1e9]
-    writer = Writer(Store(tmp_path, timeline=timeline(lambda: now[0])), (0.02, 0.1))
+    writer = Writer(Store(tmp_path, timeline=steady(lambda: now[0])), (0.02, 0.1))
     adds = [effects.JournalAdd(row(f"a-{number}", recording=bytes(200_000))) for number in range(20)]
     writer.turn()
     writer.turn(adds, ends={add.row.job: end(add.row.job, keep_s=10) for add in adds})

@@ -15,7 +15,7 @@ from glmtts.daemon.core.inputs import JournalRow
 from glmtts.daemon.storage.store import Store
 from glmtts.protocol.requests import KEY_HOLDS_S
 
-from .journal_rig import done, end, row, timeline
+from .journal_rig import done, end, row, steady
 
 JOBS = st.integers(0, 12).map("j-{}".format)
 KEYS = st.one_of(st.none(), st.sampled_from(["k", "l"]))
@@ -39,7 +39,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.sizes: dict[str, int] = {}
         self.keys: dict[tuple[str, str], JournalRow] = {}
         self.now = 1e9
-        self.store = Store(self.folder, timeline=timeline(lambda: self.now))
+        self.store = Store(self.folder, timeline=steady(lambda: self.now))
         self.store.open()
 
     def teardown(self) -> None:
@@ -153,7 +153,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.store.close(for_good=True)
-        self.store = Store(self.folder, timeline=timeline(lambda: self.now))
+        self.store = Store(self.folder, timeline=steady(lambda: self.now))
         self.store.open()
 
     @invariant()
