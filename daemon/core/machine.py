@@ -349,6 +349,7 @@ class Machine:
         if isinstance(event, inputs.StoodStill):
             by_s -= event.seconds
         if abs(by_s) >= SET_S:
+            self._context.log("warning", "the machine's clock was set", by_s=round(by_s, 3))
             self.state.alerts.set("clock", clock_was_set(by_s))
             self._context.timers.set(("clock", ""), self._context.now + _CLOCK_ALERT_S)
 
