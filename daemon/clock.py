@@ -40,7 +40,8 @@ class RunningClock:
         self._read = read
         self._stood_still_s = 0.0
         self._unreported_s = 0.0
-        self.start()
+        self._last = read()
+        self._may_take_s = LATE_S
 
     def now(self) -> float:
         """The time on this clock."""

@@ -168,7 +168,9 @@ class Supervisor:
         }
         #: The service manager's watchdog ends a daemon that fails this check.
         self._self_check = (
-            SelfCheck(self._zmq, self._runtime.endpoint(endpoints.CONTROL), loop.clock) if self._service.watches else None
+            SelfCheck(self._zmq, self._runtime.endpoint(endpoints.CONTROL), loop.clock)
+            if self._service.watches
+            else None
         )
         if self._self_check:
             loop.watch(self._self_check.socket, self._self_check.receive)

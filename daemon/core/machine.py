@@ -367,6 +367,6 @@ def clock_was_set(by_s: float) -> str:
     hours, seconds = divmod(seconds, 3_600)
     span = f"{days} d {hours} h" if days else f"{hours} h {seconds // 60} min" if hours else f"{seconds} s"
     return (
-        f"the machine's clock was set {'forward' if by_s > 0 else 'back'} by {span} while the daemon ran: deadlines and "
-        "the age of results and keys do not follow it, and nothing is removed because of it"
+        f"the machine's clock was set {'forward' if by_s > 0 else 'back'} by {span} while the daemon ran: deadlines "
+        "and the age of results and keys do not follow it, and nothing is removed because of it"
     )

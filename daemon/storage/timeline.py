@@ -69,8 +69,8 @@ class Timeline:
         self.look()
         if abs(self.skew - before) > _SHORT_S:
             self.notes.append(
-                f"the machine's clock was set by {self.skew - before:+.0f} s while no daemon ran: deadlines and the age "
-                "of results and keys do not follow it"
+                f"the machine's clock was set by {self.skew - before:+.0f} s while no daemon ran: deadlines and the "
+                "age of results and keys do not follow it"
             )
         if not self.settled:
             self.notes.append(

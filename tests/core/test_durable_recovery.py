@@ -163,9 +163,7 @@ def test_the_end_of_a_daemon_costs_a_job_no_attempt_until_it_may_be_what_ends_it
 
 
 def test_a_deadline_goes_on_while_no_daemon_runs(make_world: MakeWorld) -> None:
-    world = recovered(
-        make_world, row(1, deadline_in_s=-1.0), row(2, deadline_in_s=5.0), row(3, deadline_in_s=50.0)
-    )
+    world = recovered(make_world, row(1, deadline_in_s=-1.0), row(2, deadline_in_s=5.0), row(3, deadline_in_s=50.0))
     assert "while the daemon was down" in world.ends["a-1"].event.message
     world.pass_time(5.1)
     assert world.ends["a-2"].event.code == "deadline_exceeded"

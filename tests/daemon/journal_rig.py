@@ -57,9 +57,7 @@ def done(job: str) -> Done:
     )
 
 
-def end(
-    job: str, *, result: str = "", keep_s: float = DAY_S, keep_bytes: int = 1 << 40
-) -> effects.JournalEnd:
+def end(job: str, *, result: str = "", keep_s: float = DAY_S, keep_bytes: int = 1 << 40) -> effects.JournalEnd:
     return effects.JournalEnd(job, "done", done(job), result, keep_s, keep_bytes)
 
 

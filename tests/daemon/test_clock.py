@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 
 from glmtts.daemon.clock import LATE_S, RunningClock
@@ -52,5 +51,3 @@ def test_a_long_start_is_no_standstill(machine: Machine) -> None:
     machine.now += 1.0
     clock.turn()
     assert clock.take_standstill() == 0.0
-
-

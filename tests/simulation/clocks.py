@@ -77,7 +77,7 @@ class Clocks:
         world.after(rng.expovariate(0.2), self._act)
 
     def holds(self, process: Process | None, now: float) -> float | None:
-        """Until when an action that is due ``now`` waits, which is that of a process or of anything else; None: it happens now."""
+        """Until when an action that is due ``now`` waits; None: it happens. ``process``: what would do it."""
         if self.frozen_until is not None and (process is None or self._all):
             return self.frozen_until
         if process is not None and process.frozen_until > now:

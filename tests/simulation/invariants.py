@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from glmtts.daemon.core import effects, inputs
-from glmtts.daemon.core.jobs.job import Job
 from glmtts.daemon.core.exit_causes import Cause
+from glmtts.daemon.core.jobs.job import Job
 from glmtts.daemon.core.workers.worker import WITH_PROCESS, Worker, WorkerState
 from glmtts.protocol import requests
 from glmtts.protocol import worker as wire

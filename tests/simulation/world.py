@@ -198,7 +198,11 @@ class World:
                 self._start_again()
             stuck = stuck + 1 if self.now == before else 0
             # What workers have said while the daemon stood still comes all at once.
-            must(Rule.NO_SPIN, stuck < (20_000 if self.clocks.freezes else 1_000), "time stands still: a timer is set again and again")
+            must(
+                Rule.NO_SPIN,
+                stuck < (20_000 if self.clocks.freezes else 1_000),
+                "time stands still: a timer is set again and again",
+            )
             must(Rule.ONE_END, not otherwise or self.now < give_up_at, otherwise)
 
     def happen(self, event: inputs.Input) -> None:

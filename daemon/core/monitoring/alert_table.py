@@ -171,8 +171,8 @@ ALERTS: dict[str, Alert] = {
         summary="{{ $labels.instance }} can't keep the results of durable jobs",
     ),
     "clock": Alert(
-        do="Nothing, if that was meant: a time service has put a wrong clock right. If it happens again, see timedatectl, "
-        "and whether two time services run.",
+        do="Nothing, if that was meant: a time service has put a wrong clock right. If it happens again, see "
+        "timedatectl, and whether two time services run.",
         slow=True,
         severity="warning",
         summary="the clock of {{ $labels.instance }} was set by more than a minute",

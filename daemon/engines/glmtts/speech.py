@@ -29,7 +29,7 @@ class SpeechCancelledError(Exception):
     """The job was cancelled."""
 
 
-#: A step counts for at most this long, in seconds: a process that was stopped or frozen meanwhile has done nothing wrong.
+#: A step counts for at most this long, in seconds: a process may have been stopped or frozen meanwhile.
 _LONGEST_STEP_S = 5.0
 
 
@@ -51,7 +51,8 @@ class Steps:
         self._max_segment_s = max_segment_s
         self._done = 0
         self._expected: int | None = None
-        self.begin_segment()
+        self._left_s = max_segment_s
+        self._last = time.monotonic()
 
     def __call__(self) -> None:
         """Raises SpeechCancelledError, and EngineError when time is up."""
