@@ -305,6 +305,16 @@ def test_a_job_that_is_being_written_when_the_daemon_stops_is_refused_and_does_n
     assert len(holding.effects(effects.Exit)) == 1
 
 
+def test_a_daemon_that_exits_answers_requests_that_wait_for_the_journal(holding: World) -> None:
+    asked = holding.request(requests.Wait(id="", v=1, job="a-1", events="final"))
+    holding.step(inputs.StopAsked("SIGTERM"))
+    assert not holding.told(asked)
+    holding.die(0)
+    assert holding.effects(effects.Exit)
+    error = holding.last(asked)
+    assert (error.code, error.retryable) == ("shutting_down", True)
+
+
 def test_a_stopping_daemon_waits_for_the_ends_to_be_on_disk(holding: World) -> None:
     id = holding.request(priority="batch")
     holding.write()

@@ -81,6 +81,16 @@ def test_a_sample_without_a_reading_of_the_gpu_measures_no_worker(make_world: Ma
     assert "has 7,000 MiB free, and a worker needs 8,000 MiB" in world.worker("w1").reason
 
 
+def test_a_process_that_is_dead_before_its_end_is_known_measures_no_worker(make_world: MakeWorld) -> None:
+    world = make_world(1, workers={"gpus": [0]})
+    world.sample(world.gpu(used_mib=4_600))
+    world.ready()
+    world.sample(world.gpu(used_mib=9_000, w0=4_400))
+    need = world.machine.state.gpus.need
+    world.sample(world.gpu(used_mib=4_637))
+    assert world.machine.state.gpus.need == need == 4_400 << 20
+
+
 def test_a_worker_waits_until_the_memory_of_the_last_process_is_seen_free(on_gpu: World) -> None:
     on_gpu.operate(control.Recycle, worker="w0")
     on_gpu.die(0)

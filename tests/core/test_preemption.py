@@ -9,7 +9,7 @@ import pytest
 
 from glmtts.daemon.core import effects, inputs
 from glmtts.daemon.core.scheduling.preemption import MAX_SUSPENDED
-from glmtts.daemon.core.settings import ClassesSettings, VipSettings
+from glmtts.daemon.core.settings import ClassesSettings, InteractiveSettings, VipSettings
 from glmtts.protocol import control, events, requests
 from glmtts.protocol import worker as wire
 
@@ -434,6 +434,17 @@ def test_a_suspended_job_for_long_is_not_taken_for_hung_and_one_that_goes_on_is_
     assert stage.world.states() == ["failed"]
 
 
+def test_a_worker_that_owes_only_the_end_of_a_cancelled_suspended_job_is_watched(make_stage: MakeStage) -> None:
+    stage = make_stage(workers={"hang_timeout_s": 3.0})
+    aside(stage)
+    world = stage.world
+    world.request(requests.Cancel(id="", v=1, job=stage.of(CHAPTER)))
+    world.say(_finished(world.worker().process.at_hand[0]), b"RIFF")
+    assert world.worker().jobs == [stage.of(CHAPTER)]
+    world.pass_time(3.1)
+    assert world.states() == ["failed"]
+
+
 def test_a_worker_that_suspends_a_job_unasked_is_not_trusted_any_more(world: World) -> None:
     id = world.request()
     world.say(wire.Suspended(job=world.job(id)))
@@ -493,3 +504,23 @@ def test_a_suspended_batch_job_counts_for_the_worker_that_has_it(make_stage: Mak
         holding = [w.name for w in stage.world.pool if any(live[id].request.priority == "batch" for id in w.jobs)]
         assert len(holding) <= 1
     assert len([1 for _, what, _ in stage.log if what == "ends"]) == 4
+
+
+def test_sentences_on_workers_without_batch_jobs_are_not_held_against_them_when_these_are_gone(
+    make_stage: MakeStage,
+) -> None:
+    classes = ClassesSettings(interactive=InteractiveSettings(weight=1))
+    queue = {"max_waiting": 100, "max_share": 1.0, "interactive_workers": 2, "classes": classes}
+    stage = make_stage(3, queue=queue)
+    for number in range(40):
+        chapter(stage, f"{number:02}" + CHAPTER, client=BOB)
+    # One worker speaks the chapters. The others speak sentences: twice as much.
+    for number in range(100):
+        for _ in range(2):
+            stage.world.request(text=f"{number:10}", client=CAROL)
+        stage.run(1.0)
+    stage.world.operate(control.Scale, max=1)
+    stage.run(20.0)
+    sentence = stage.world.request(text=f"{0:10}", client=DAVE)
+    stage.run(8.0)
+    assert isinstance(stage.world.last(sentence), events.Done)

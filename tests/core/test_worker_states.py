@@ -66,6 +66,21 @@ def test_a_suspended_job_frees_its_slot_and_is_not_watched() -> None:
     assert not process.jobs and not process.moved
 
 
+def test_suspended_jobs_are_watched_while_there_is_no_other() -> None:
+    process = Process(ready=READY)
+    for job in ("a", "b", "c"):
+        process.take(job, 1.0)
+        process.suspend(job)
+    process.begin_ready(2.0)
+    assert set(process.moved) == {"a", "b", "c"}
+    process.take("d", 3.0)
+    assert process.moved == {"d": (3.0, -1)}
+    process.give_back("d")
+    process.begin_ready(4.0)
+    process.resume("b", 5.0)
+    assert process.moved == {"b": (5.0, -1)}
+
+
 def test_a_beat_that_repeats_its_number_is_no_progress() -> None:
     process = Process(ready=READY)
     process.take("a", 1.0)

@@ -52,15 +52,17 @@ class Aside:
             worker.name,
             "speaks what it has put aside",
         )
-        must(
-            Rule.ORDER,
-            not set(worker.process.moved) & set(worker.process.suspended),
-            worker.name,
-            "may hang in what it has put aside",
-        )
         waits = [job.id for job in suspended if job.ending is None]
         if worker.process.may_resume and waits and worker.state in (WorkerState.BUSY, WorkerState.DRAINING):
             must(Rule.ONE_END, False, worker.name, "does nothing, and has put aside", waits)
+        must(
+            Rule.ORDER,
+            # With nothing else to do, it owes the ends of those that were cancelled.
+            not (worker.process.at_hand or any(job.ending is None for job in suspended))
+            or not set(worker.process.moved) & set(worker.process.suspended),
+            worker.name,
+            "may hang in what it has put aside",
+        )
 
     def _at_border(self, message: wire.SegmentDone) -> None:
         """A batch job has come to a border: does it run on though another should come before it?"""

@@ -238,4 +238,5 @@ class Lifecycle:
             if self._pool.empty and not self._exited:
                 self._exited = True
                 self._context.timers.cancel(JUDGE)
+                self._durable_jobs.refuse_lookups()
                 self._context.effects.append(Exit(0))

@@ -9,7 +9,7 @@ from glmtts.protocol.errors import ErrorCode
 
 from .. import inputs
 from ..context import INTERNAL_ERROR, request_of
-from ..effects import JournalAdd, JournalEnd, Send, Signal, Spawn, Tell
+from ..effects import JournalAdd, JournalEnd, JournalFind, Send, Signal, Spawn, Tell
 from ..scheduling.scheduler import Scheduler
 from ..state import State
 from .client_requests import ClientRequests
@@ -35,6 +35,7 @@ class Recovery:
     ) -> None:
         self._context, self._job_table, self._pool = state.context, state.job_table, state.pool
         self._completion, self._worker_messages = scheduler.completion, scheduler.worker_messages
+        self._durable_jobs = scheduler.durable_jobs
         self._client_requests = client_requests
         self._health = health
         self._lifecycle = lifecycle
@@ -46,6 +47,7 @@ class Recovery:
             case inputs.Requested(to=to, request=request) | inputs.Controlled(to=to, request=request):
                 self._answer(to, request.id)
             case inputs.JournalFound(to=to, request=request):
+                self._durable_jobs.looked_up(to, request.id)
                 self._answer(to, request.id)
             case (
                 inputs.StoredLost(to=to, id=id)
@@ -107,6 +109,8 @@ class Recovery:
                     self._context.jobs_dirty = self._context.workers_dirty = False
             case JournalAdd(row=row):
                 self._client_requests.on_journal_added(inputs.JournalAdded(row.job, event.problem))
+            case JournalFind():
+                self._durable_jobs.looked_up(effect.to, effect.request.id)
             case JournalEnd(job=id):
                 self._completion.on_written(inputs.JournalEnded(id, event.problem))
             case _:

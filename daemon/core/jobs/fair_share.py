@@ -113,6 +113,8 @@ class FairShare:
 
     def serve(self, flow: str, seconds: float, *, more: bool) -> None:
         """A waiting flow is given so much time, in its turn or not; ``more``: it has more work waiting."""
+        if self._handicaps:
+            self._pass_over(flow)
         start, _ = self._waiting.pop(flow)
         self._after[flow] = start + seconds / self.weight(flow)
         self._under_way[flow] = self._under_way.get(flow, 0.0) + seconds
@@ -123,6 +125,18 @@ class FairShare:
             kept = self._waiting.keys() | self._under_way.keys()
             self._after = {f: tag for f, tag in self._after.items() if tag > now or f in kept}
             self._forget_at = max(_FORGET_FROM, 2 * len(self._after))
+
+    def _pass_over(self, served: str) -> None:
+        """Move the turns up to that of ``served`` which came before it, and could not be taken.
+
+        They have no credit from work that was not theirs to have: on a worker that takes no jobs of their class.
+        """
+        turn, _, _ = self._turn(served, self._waiting[served])
+        for flow, (start, _) in list(self._waiting.items()):
+            missed = turn - self._handicaps.get(flow, 0.0) - start
+            if missed > 0.0:
+                self._wait(flow, start + missed)
+                self._after[flow] = max(self._after.get(flow, 0.0), start + missed)
 
     def resume(self, flow: str, seconds: float) -> None:
         """A flow that need not wait is given so much time: for the rest of what it had begun."""

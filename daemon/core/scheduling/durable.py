@@ -41,6 +41,8 @@ class DurableJobs:
         #: Why the last result of a durable job could not be kept, and until when no more are taken for that.
         self._unkept = ""
         self._unkept_until = 0.0
+        #: Requests about jobs that are looked up in the journal.
+        self._finding: set[tuple[ReplyTo, str]] = set()
         #: Jobs whose result would be lost, as it can't be kept and no request waits for it: they wait for the disk.
         self._waits_for_disk: dict[str, Job] = {}
 
@@ -236,7 +238,7 @@ class DurableJobs:
             self._context.send(
                 subscriber.to, events.Accepted(id=subscriber.id, job=id, position=0, queue_size=len(self._queue))
             )
-        self._context.effects.append(JournalFind(subscriber.to, subscriber.wait_for(id), job.client.key))
+        self._look_up(subscriber.to, subscriber.wait_for(id), job.client.key)
 
     # --- jobs that only the journal remembers
 
@@ -247,12 +249,30 @@ class DurableJobs:
         """
         if self.problem == _NO_JOURNAL:
             return False
-        self._context.effects.append(JournalFind(to, request, client))
+        self._look_up(to, request, client)
         return True
+
+    def _look_up(
+        self, to: ReplyTo, request: requests.Wait | requests.GetJob | requests.Cancel, client: str | None
+    ) -> None:
+        self._finding.add((to, request.id))
+        self._context.effects.append(JournalFind(to, request, client))
+
+    def refuse_lookups(self) -> None:
+        """Refuse the requests whose jobs are still being looked up: the daemon exits."""
+        while self._finding:
+            to, id = self._finding.pop()
+            message = "the daemon is stopping; ask again when it has been started again"
+            self._context.refuse(to, id, ErrorCode.SHUTTING_DOWN, message)
+
+    def looked_up(self, to: ReplyTo, id: str) -> None:
+        """The request does not wait for a lookup any more."""
+        self._finding.discard((to, id))
 
     def on_found(self, event: JournalFound) -> None:
         """Answer with what the journal has."""
         request, row = event.request, event.row
+        self.looked_up(event.to, request.id)
         assert isinstance(request, requests.Wait | requests.GetJob | requests.Cancel)
         if row is not None and row.event is None and not event.problem:
             # Left for the next daemon, or its end could not be written yet.

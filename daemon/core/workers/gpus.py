@@ -97,7 +97,9 @@ class Gpus:
             gpu.baseline,
         )
         for process in processes:
-            process.share = shares.get(process.incarnation, UNKNOWN)
+            # A process that NVML had a figure for, and has none for now, is dead: the rest of the GPU is not its share.
+            ended = process.share.trust == "process" and process.pid not in reading.processes
+            process.share = UNKNOWN if ended else shares.get(process.incarnation, UNKNOWN)
             process.sampled_reserved = process.memory.torch_reserved if process.memory else None
             # A reading from before it was ready may show it half loaded.
             if process.ready is not None and at >= process.ready_at:

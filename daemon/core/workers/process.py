@@ -43,7 +43,7 @@ class Process(Struct, kw_only=True):
     #: Those of them that are suspended, the last one last; and the one that is to be suspended at its next boundary.
     suspended: list[str] = []
     to_suspend: str = ""
-    #: When each begun job last made progress, and how many units were done then.
+    #: When each begun job last made progress, and how many units were done then. While all are suspended: of these.
     moved: dict[str, tuple[float, int]] = {}
     jobs_taken: int = 0
     jobs_done: int = 0
@@ -101,13 +101,14 @@ class Process(Struct, kw_only=True):
         self.jobs_taken += 1
         begins = len(self.jobs) - len(self.suspended) <= self.slots
         if begins:
-            self.moved[job] = (now, -1)
+            self._work_on(job, now)
         return begins
 
     def begin_ready(self, now: float) -> list[str]:
         """Begin jobs that lie ready, as far as there are slots. Returns all begun jobs."""
         begun = list(self.begun)
-        for job in begun:
+        # With no other job, a suspended one resumes at once, or was cancelled and its end is due.
+        for job in begun or self.suspended:
             self.moved.setdefault(job, (now, -1))
         return begun
 
@@ -120,6 +121,11 @@ class Process(Struct, kw_only=True):
     def resume(self, job: str, now: float) -> None:
         """The process continues a suspended job."""
         self.suspended.remove(job)
+        self._work_on(job, now)
+
+    def _work_on(self, job: str, now: float) -> None:
+        for other in self.suspended:
+            self.moved.pop(other, None)
         self.moved[job] = (now, -1)
 
     def progressed(self, job: str, now: float, done: int | None = None) -> None:
