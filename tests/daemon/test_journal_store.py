@@ -163,8 +163,8 @@ class StoreMachine(RuleBasedStateMachine):
         with self.store.transaction():
             unfinished, problems = self.store.unfinished()
         assert problems == []
-        for model in self.rows.values():
-            model.age_s = self.now - model.created
+        for there in self.rows.values():
+            there.age_s = self.now - there.created
         assert unfinished == [job for job in self.rows.values() if job.job not in self.expires]
         for number in range(13):
             found, model = self.store.find(f"j-{number}"), self.rows.get(f"j-{number}")

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 from glmtts.daemon.core import inputs
 
 from .accidents import Scene
+from .clocks import Clocks
 
 #: The sampler looks so often by itself; NVML that blocks makes it wait for so long.
 _EVERY_S, _EVERY_WITHOUT_NVML_S = 1.0, 5.0
@@ -29,6 +30,7 @@ class Surroundings(Protocol):
     """What the hardware needs of its world."""
 
     now: float
+    clocks: Clocks
     random: random.Random
     scene: Scene
     without: frozenset[str]
