@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-#: A loop that turns this much later than it meant to, in seconds, has stood still.
-LATE_S = 0.2
+#: A loop that turns so late, in seconds, had no processor for that time; from the second figure on, it stood still.
+LATE_S, STANDSTILL_S = 0.2, 1.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -38,37 +38,39 @@ class RunningClock:
 
     def __init__(self, read: Callable[[], float] = boot_time) -> None:
         self._read = read
-        self._stood_still_s = 0.0
-        self._unreported_s = 0.0
+        self._lost_s = 0.0
+        #: Seconds of standstills that were not taken yet.
+        self.stood_still = 0.0
         self._last = read()
-        self._may_take_s = LATE_S
+        self._waits_s = 0.0
 
     def now(self) -> float:
         """The time on this clock."""
-        return self._read() - self._stood_still_s
+        return self._read() - self._lost_s
 
     def start(self) -> None:
         """The loop begins: the time before was not its own."""
         self._last = self._read()
-        self._may_take_s = LATE_S
+        self._waits_s = 0.0
 
     def wait(self, seconds: float) -> None:
         """The loop is going to wait for at most ``seconds``."""
-        self._may_take_s = seconds + LATE_S
+        self._waits_s = seconds
 
     def turn(self) -> float:
-        """The loop is running; returns the time. All time since the last turn counts as none if it was too long."""
+        """The loop is running; returns the time. What it came too late since the last turn counts as no time."""
         now = self._read()
         gap_s = now - self._last
-        if gap_s > self._may_take_s:
-            # The wait as well: how much of it was over at the standstill is unknown.
-            self._stood_still_s += gap_s
-            self._unreported_s += gap_s
-        self._last = now
-        self._may_take_s = LATE_S
-        return now - self._stood_still_s
+        late_s = gap_s - self._waits_s
+        if late_s > LATE_S:
+            # After a standstill the wait as well: how much of it was over before is unknown.
+            lost_s = gap_s if late_s >= STANDSTILL_S else late_s
+            self._lost_s += lost_s
+            self.stood_still += lost_s
+        self._last, self._waits_s = now, 0.0
+        return now - self._lost_s
 
     def take_standstill(self) -> float:
         """Seconds for which the loop has stood still since the last call."""
-        seconds, self._unreported_s = self._unreported_s, 0.0
+        seconds, self.stood_still = self.stood_still, 0.0
         return seconds

@@ -24,6 +24,7 @@ import zmq
 from glmtts.protocol import endpoints, events
 
 from . import __version__, config, malloc
+from .clock import STANDSTILL_S
 from .core import effects, inputs
 from .core.machine import Machine
 from .core.state import Installation
@@ -59,6 +60,8 @@ _LARGE = 1 << 20
 _LINGER_S = 1.0
 #: Time between two checks that the sockets' files exist, in seconds.
 _CHECK_SOCKETS_S = 5.0
+#: After a standstill, milliseconds to wait for what workers have said.
+_LAST_WORDS_MS = 20
 #: Exit statuses beside 0: sysexits(3).
 _EX_CONFIG, _EX_UNAVAILABLE, _EX_SOFTWARE = 78, 69, 70
 
@@ -243,7 +246,7 @@ class Supervisor:
         for number in self._clients.closed():
             self._step(inputs.ConnectionClosed(number))
         due = machine.next_due
-        if due is not None and due <= loop.clock():
+        if loop.running.stood_still or (due is not None and due <= loop.clock()):
             # Messages of workers come before their timeouts: the loop itself may have been late.
             loop.guarded(self._on_workers)
             self._step(inputs.TimePassed())
@@ -256,11 +259,22 @@ class Supervisor:
 
     def _step(self, event: inputs.Input) -> None:
         running = self._loop.running
-        now, wall = running.turn(), time.time()
-        if standstill_s := running.take_standstill():
-            self._service.stood_still()
-            self._do(self._machine.step(inputs.StoodStill(standstill_s), now, wall))
-        self._do(self._machine.step(event, now, wall))
+        now = running.turn()
+        if running.stood_still and not isinstance(event, inputs.WorkerSaid | inputs.WorkerGarbled):
+            self._catch_up()
+            now = running.turn()
+        self._do(self._machine.step(event, now, time.time()))
+
+    def _catch_up(self) -> None:
+        """The loop runs again after a standstill: workers are heard before the time has passed for their jobs."""
+        running = self._loop.running
+        seconds = running.take_standstill()
+        if seconds >= STANDSTILL_S:
+            # ZeroMQ's thread stood still as well, and has what they said in a moment.
+            self._workers.socket.poll(_LAST_WORDS_MS)
+        self._loop.guarded(self._on_workers)
+        self._service.stood_still()
+        self._do(self._machine.step(inputs.StoodStill(seconds), running.turn(), time.time()))
 
     def _do(self, todo: list[effects.Effect]) -> None:
         """Carry out effects in their order. An exception in one loses no other, and the core hears of it."""

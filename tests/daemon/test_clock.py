@@ -32,6 +32,16 @@ def test_a_wait_and_its_usual_lateness_count_and_a_standstill_does_not(machine: 
     assert clock.take_standstill() == pytest.approx(63.0) and clock.take_standstill() == 0.0
 
 
+def test_a_loop_that_is_always_a_little_late_still_measures_its_waits(machine: Machine) -> None:
+    clock = RunningClock(machine)
+    for _ in range(10):
+        clock.wait(0.9)
+        machine.now += 0.9 + 2 * LATE_S
+        clock.turn()
+    assert clock.now() == pytest.approx(1_009.0), "a hang is noticed on a busy machine too"
+    assert clock.take_standstill() == pytest.approx(20 * LATE_S)
+
+
 def test_a_standstill_in_the_middle_of_the_work_is_noticed_at_the_next_step(machine: Machine) -> None:
     clock = RunningClock(machine)
     clock.wait(5.0)
