@@ -11,7 +11,7 @@ help:  ## this list
 
 # One .venv for all. Each target installs what it needs, an extra of pyproject.toml, and leaves a stamp. A strict editable
 # install is a tree of links, made once: it is made anew when a file comes or goes.
-FILES := $(shell find protocol client daemon etc systemd -type f ! -name '*.pyc' | sort)
+FILES := $(shell find protocol client daemon gateway etc systemd -type f ! -name '*.pyc' | sort)
 SUM := $(shell echo $(FILES) | cat - pyproject.toml | cksum | cut -d' ' -f1)
 has = $(VENV)/.has-$(1)-$(SUM)
 # Extras that another one includes.
@@ -39,7 +39,7 @@ demo: $(call has,espeak)  ## speak two sentences, kill a worker in mid-job, show
 # Tests of processes wait more than they compute: one more of them than processors, at most 4.
 PROCESS_TESTS := $(shell n=$$(($$(nproc) + 1)); echo $$((n < 4 ? n : 4)))
 test: $(call has,test)  ## every test that takes part in each change (under 5 minutes on two cores)
-	@$(BIN)/python -m pytest -q -n logical --maxprocesses=8 tests/core tests/daemon tests/client tests/protocol tests/engines tests/fake_gpu tests/simulation
+	@$(BIN)/python -m pytest -q -n logical --maxprocesses=8 tests/core tests/daemon tests/client tests/protocol tests/engines tests/fake_gpu tests/gateway tests/simulation
 	@$(BIN)/python -m pytest -q -n $(PROCESS_TESTS) --dist worksteal tests/process
 
 # The engine against a stand-in for GLM-TTS; with ROOT against a checkout of it that has a checkpoint, and PYTHON_OF_ROOT

@@ -124,29 +124,51 @@ class AsyncClient:
         show(exchange, on_event)
         return Job(exchange)
 
-    async def wait(self, job: Job | str, *, timeout: float | None = None, on_event: OnEvent | None = None) -> Speech:
+    def leave(self, job: Job) -> None:
+        """Stop following a submitted job, which goes on; ``wait`` with its id fetches it later."""
+        if self._made is not None:
+            self._made.core.collect(job._exchange)
+            self._made.core.abandon(job._exchange, Cancelled("left by this client", job=job.id), cancel=False)
+
+    async def wait(
+        self,
+        job: Job | str,
+        *,
+        timeout: float | None = None,
+        on_event: OnEvent | None = None,
+        on_behalf_of: str | None = None,
+    ) -> Speech:
         """Wait for a job, and return its speech. A timeout or an interruption does not cancel the job."""
         deadline = self._deadline(timeout)
         exchange = collected(job)
         if exchange is None and self._made is not None:
             exchange = self._made.core.tracked(job_id(job))
         if exchange is None:
-            exchange = (await self._connection()).core.wait(job_id(job))
+            exchange = (await self._connection()).core.wait(job_id(job), on_behalf_of)
         return await self._finish(exchange, deadline, on_event)
 
-    async def cancel(self, job: Job | str, *, timeout: float | None = None) -> str:
+    async def cancel(self, job: Job | str, *, timeout: float | None = None, on_behalf_of: str | None = None) -> str:
         """Cancel a job, and return its state. A call that waits for it raises Cancelled."""
-        return str((await self._ask("cancel", timeout, Result, job=job_id(job))).values.get("state", ""))
+        return str(
+            (await self._ask("cancel", timeout, Result, job=job_id(job), on_behalf_of=on_behalf_of)).values.get(
+                "state", ""
+            )
+        )
 
-    async def job(self, job: Job | str, *, timeout: float | None = None) -> JobAnswer:
+    async def job(self, job: Job | str, *, timeout: float | None = None, on_behalf_of: str | None = None) -> JobAnswer:
         """The state of a job."""
-        return await self._ask("job", timeout, JobAnswer, job=job_id(job))
+        return await self._ask("job", timeout, JobAnswer, job=job_id(job), on_behalf_of=on_behalf_of)
 
     async def jobs(
-        self, state: str | None = None, limit: int | None = None, *, timeout: float | None = None
+        self,
+        state: str | None = None,
+        limit: int | None = None,
+        *,
+        timeout: float | None = None,
+        on_behalf_of: str | None = None,
     ) -> list[JobInfo]:
         """The newest ``limit`` jobs of this client; ``state`` is waiting, running, done, failed or cancelled."""
-        return (await self._ask("jobs", timeout, JobsAnswer, state=state, limit=limit)).jobs
+        return (await self._ask("jobs", timeout, JobsAnswer, state=state, limit=limit, on_behalf_of=on_behalf_of)).jobs
 
     async def info(self, *, timeout: float | None = None) -> InfoAnswer:
         """The daemon's engine, formats, sample rates, voices, limits and options."""

@@ -80,9 +80,9 @@ class Core:
         may_resend = options.get("key") is not None
         return self._launch(JobExchange(id, "synthesize", frames, may_resend=may_resend, streaming=stream))
 
-    def wait(self, job: str) -> JobExchange:
+    def wait(self, job: str, on_behalf_of: str | None = None) -> JobExchange:
         """Request the remaining events of a job."""
-        id, frames = self._request("wait", {"job": job})
+        id, frames = self._request("wait", {"job": job, "on_behalf_of": on_behalf_of})
         exchange = self._launch(JobExchange(id, "wait", frames, may_resend=True, job=job))
         self._by_job[job] = exchange
         return exchange

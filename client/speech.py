@@ -25,7 +25,8 @@ class SpeechOptions(TypedDict, total=False):
         voice: a registered voice.
         prompt: a recording to clone instead: a path, or the bytes of a WAV, FLAC, OGG or MP3 file, 1 to 30 s.
         prompt_text: what is said in the recording.
-        format: ``wav``, ``flac``, ``ogg``, ``mp3``, ``pcm_s16le`` or ``pcm_f32le``.
+        format: ``wav``, ``flac``, ``ogg``, ``mp3``, ``pcm_s16le``, ``pcm_f32le``, or for telephony ``ulaw``, ``alaw``,
+            ``wav_ulaw`` or ``wav_alaw``.
         sample_rate: in Hz.
         output: the name of a file in the daemon's output folder, written instead of sending the audio.
         priority: ``vip``, ``interactive`` or ``batch``.
@@ -136,9 +137,10 @@ class Speech(Struct, frozen=True, kw_only=True):
 
 
 class Chunk(Struct, frozen=True, kw_only=True):
-    """A piece of a stream: ``samples`` in ``format`` (``pcm_s16le`` or ``pcm_f32le``), ``sample_rate`` in Hz.
+    """A piece of a stream in ``format``, ``sample_rate`` in Hz. ``seq`` counts 0, 1, 2, ... without a gap.
 
-    ``seq`` counts 0, 1, 2, ... without a gap.
+    ``samples`` are samples for ``pcm_s16le`` and ``pcm_f32le``. For any other format they are the next bytes of the
+    file.
     """
 
     seq: int
@@ -149,9 +151,10 @@ class Chunk(Struct, frozen=True, kw_only=True):
 
     @property
     def duration_s(self) -> float:
-        """Seconds of speech in this chunk."""
-        frame = _SAMPLE_BYTES.get(self.format, 2) * self.channels
-        return len(self.samples) / frame / self.sample_rate
+        """Seconds of speech in this chunk. Raises GlmttsError for a format other than PCM."""
+        if self.format not in _SAMPLE_BYTES:
+            raise GlmttsError(f"A piece of {self.format} has no duration of its own; the done event has audio_s.")
+        return len(self.samples) / _SAMPLE_BYTES[self.format] / self.channels / self.sample_rate
 
     def __repr__(self) -> str:
         return f"Chunk({self.seq}, {len(self.samples)} bytes of {self.format}, {self.sample_rate} Hz)"

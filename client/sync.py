@@ -217,29 +217,43 @@ class Client(BlockingConnection):
             show(exchange, on_event)
             return Job(exchange)
 
-    def wait(self, job: Job | str, *, timeout: float | None = None, on_event: OnEvent | None = None) -> Speech:
+    def wait(
+        self,
+        job: Job | str,
+        *,
+        timeout: float | None = None,
+        on_event: OnEvent | None = None,
+        on_behalf_of: str | None = None,
+    ) -> Speech:
         """Wait for a job, and return its speech. A timeout or an interruption does not cancel the job."""
         with self._in_use():
             deadline = self._deadline(timeout)
             exchange = collected(job) or self._core.tracked(job_id(job))
             if exchange is None:
                 self._connection.check()
-                exchange = self._core.wait(job_id(job))
+                exchange = self._core.wait(job_id(job), on_behalf_of)
             return self._finish(exchange, deadline, on_event)
 
-    def cancel(self, job: Job | str, *, timeout: float | None = None) -> str:
+    def cancel(self, job: Job | str, *, timeout: float | None = None, on_behalf_of: str | None = None) -> str:
         """Cancel a job, and return its state. A call that waits for it raises Cancelled."""
-        return str(self._ask("cancel", timeout, Result, job=job_id(job)).values.get("state", ""))
+        return str(
+            self._ask("cancel", timeout, Result, job=job_id(job), on_behalf_of=on_behalf_of).values.get("state", "")
+        )
 
-    def job(self, job: Job | str, *, timeout: float | None = None) -> JobAnswer:
+    def job(self, job: Job | str, *, timeout: float | None = None, on_behalf_of: str | None = None) -> JobAnswer:
         """The state of a job."""
-        return self._ask("job", timeout, JobAnswer, job=job_id(job))
+        return self._ask("job", timeout, JobAnswer, job=job_id(job), on_behalf_of=on_behalf_of)
 
     def jobs(
-        self, state: str | None = None, limit: int | None = None, *, timeout: float | None = None
+        self,
+        state: str | None = None,
+        limit: int | None = None,
+        *,
+        timeout: float | None = None,
+        on_behalf_of: str | None = None,
     ) -> list[JobInfo]:
         """The newest ``limit`` jobs of this client; ``state`` is waiting, running, done, failed or cancelled."""
-        return self._ask("jobs", timeout, JobsAnswer, state=state, limit=limit).jobs
+        return self._ask("jobs", timeout, JobsAnswer, state=state, limit=limit, on_behalf_of=on_behalf_of).jobs
 
     def info(self, *, timeout: float | None = None) -> InfoAnswer:
         """The daemon's engine, formats, sample rates, voices, limits and options."""

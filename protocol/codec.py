@@ -16,7 +16,7 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from . import control, events
-from .audio_formats import ENCODER_RATES, STREAM_FORMATS
+from .audio_formats import ENCODER_RATES
 from .errors import ErrorCode, RequestError
 from .requests import VERSION, ClientRequest, Synthesize
 
@@ -252,11 +252,8 @@ def _check_synthesize(request: Synthesize, has_body: bool, limits: CodecLimits) 
     elif has_body:
         raise refuse("body: a recording is accepted with prompt alone")
     audio_format = request.resolved_format
-    if request.stream:
-        if audio_format not in STREAM_FORMATS:
-            raise refuse(f"format: {audio_format} can't be streamed; use one of {', '.join(STREAM_FORMATS)}")
-        if request.output is not UNSET:
-            raise refuse("output: not together with stream; send one of the two")
+    if request.stream and request.output is not UNSET:
+        raise refuse("output: not together with stream; send one of the two")
     rates = ENCODER_RATES.get(audio_format)
     if rates and request.sample_rate is not UNSET and request.sample_rate not in rates:
         raise refuse(f"sample_rate: {audio_format} holds {', '.join(map(str, rates))} Hz alone")

@@ -136,7 +136,10 @@ class Voice(Struct, kw_only=True):
 
 
 class InfoAnswer(Event, tag="info", kw_only=True):
-    """The daemon's capabilities. ``options`` is the JSON Schema of the engine's options."""
+    """The daemon's capabilities. ``options`` is the JSON Schema of the engine's options.
+
+    ``features`` names the additions within the protocol's version that it has.
+    """
 
     version: str
     protocol: int
@@ -150,6 +153,7 @@ class InfoAnswer(Event, tag="info", kw_only=True):
     limits: dict[str, Any]
     options: dict[str, Any]
     ready: bool
+    features: list[str] = []
 
 
 class VoicesAnswer(Event, tag="voices", kw_only=True):

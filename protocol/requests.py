@@ -23,6 +23,9 @@ MAX_SEED = 2**32 - 1
 #: Characters of a gateway's name for a customer.
 MAX_ON_BEHALF_OF = 128
 
+#: Whose job or request it is, as a gateway names its customers.
+OnBehalfOf = Annotated[str, Meta(min_length=1, max_length=MAX_ON_BEHALF_OF)]
+
 #: How long a ``key`` stands for the same job.
 KEY_HOLDS_S = 24 * 3600.0
 
@@ -57,7 +60,7 @@ class Synthesize(Request, tag="synthesize", kw_only=True, omit_defaults=True):
     key: Annotated[str, Meta(min_length=1, max_length=128)] | UnsetType = UNSET
     seed: Annotated[int, Meta(ge=0, le=MAX_SEED)] = 0
     options: dict[str, Any] = {}
-    on_behalf_of: Annotated[str, Meta(min_length=1, max_length=MAX_ON_BEHALF_OF)] | UnsetType = UNSET
+    on_behalf_of: OnBehalfOf | UnsetType = UNSET
 
     @property
     def resolved_format(self) -> AudioFormat:
@@ -79,16 +82,18 @@ class Voices(Request, tag="voices", kw_only=True):
     """The voices that can be named in ``voice``."""
 
 
-class Cancel(Request, tag="cancel", kw_only=True):
+class Cancel(Request, tag="cancel", kw_only=True, omit_defaults=True):
     """Cancel one of the client's own jobs; on the control socket any job."""
 
     job: JobId
+    on_behalf_of: OnBehalfOf | UnsetType = UNSET
 
 
-class GetJob(Request, tag="job", kw_only=True):
+class GetJob(Request, tag="job", kw_only=True, omit_defaults=True):
     """The state of one job."""
 
     job: JobId
+    on_behalf_of: OnBehalfOf | UnsetType = UNSET
 
 
 class Wait(Request, tag="wait", kw_only=True, omit_defaults=True):
@@ -96,6 +101,7 @@ class Wait(Request, tag="wait", kw_only=True, omit_defaults=True):
 
     job: JobId
     events: Literal["all", "final"] = "all"
+    on_behalf_of: OnBehalfOf | UnsetType = UNSET
 
 
 class ListJobs(Request, tag="jobs", kw_only=True, omit_defaults=True):
@@ -103,6 +109,7 @@ class ListJobs(Request, tag="jobs", kw_only=True, omit_defaults=True):
 
     state: JobState | UnsetType = UNSET
     limit: Annotated[int, Meta(ge=1, le=1_000)] = 100
+    on_behalf_of: OnBehalfOf | UnsetType = UNSET
 
 
 ClientRequest = Synthesize | Ping | Info | Voices | Cancel | GetJob | Wait | ListJobs

@@ -20,8 +20,8 @@ _MODULES = {
     "status": "status", "health": "health", "logs": "logs", "workers": "workers", "gpus": "gpus", "top": "top.command",
     "events": "events", "metrics": "operate", "recycle": "operate", "scale": "operate", "quarantine": "quarantine",
     "pause": "operate", "resume": "operate", "drain": "operate", "reload": "operate", "stop": "operate",
-    "log-level": "operate", "config": "config", "key": "key", "doctor": "doctor", "install-service": "service",
-    "uninstall-service": "service", "demo": "demo.command", "completion": "about",
+    "log-level": "operate", "config": "config", "key": "key", "apikey": "apikey", "doctor": "doctor",
+    "install-service": "service", "uninstall-service": "service", "demo": "demo.command", "completion": "about",
 }  # fmt: skip
 
 

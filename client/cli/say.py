@@ -15,7 +15,7 @@ import click
 
 from glmtts.client import Client, JobEvent, Speech, Timeout
 from glmtts.client.files import write_whole
-from glmtts.protocol.audio_formats import FORMAT_OF_SUFFIX, FORMATS, STREAM_FORMATS, AudioFormat
+from glmtts.protocol.audio_formats import FORMAT_OF_SUFFIX, FORMATS, AudioFormat
 from glmtts.protocol.events import Accepted, Done, Started
 from glmtts.protocol.requests import MAX_SEED, PRIORITIES
 
@@ -142,9 +142,7 @@ def _choose_target(
     if not stream and not play:
         return Target(file, chosen or "wav")
     wrapped = chosen == "wav"
-    if chosen is not None and not wrapped and chosen not in STREAM_FORMATS:
-        raise click.UsageError(f"{chosen} can't be streamed or played; use wav, pcm_s16le or pcm_f32le.")
-    if play and chosen == "pcm_f32le":
+    if play and chosen not in (None, "wav", "pcm_s16le"):
         raise click.UsageError("Players take 16-bit samples; use wav or pcm_s16le with --play.")
     samples: AudioFormat = chosen if chosen is not None and not wrapped else "pcm_s16le"
     return Target(file, samples, wrapped=wrapped, player=find_player() if play else None, streamed=True)

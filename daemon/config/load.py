@@ -93,6 +93,8 @@ def parse(text: str) -> Settings:
         raise ConfigError([_syntax(str(error))]) from None
     except RecursionError:
         raise ConfigError(["not TOML: nested too deeply"]) from None
+    # Another program's; glmtts-gateway checks it.
+    document.pop("gateway", None)
     problems: list[str] = []
     good = check_section(document, Settings, "", problems)
     # Combinations are checked in the valid sections too, so that all problems are reported at once.

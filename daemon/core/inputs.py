@@ -21,7 +21,7 @@ class Client(Struct, frozen=True):
 
     The ``user`` of a client by TCP has a colon in it, as no user of a machine has. ``operator``: root, or the user that
     the daemon runs as. ``on_behalf_of``: the customer that the owner, a gateway, speaks for. Limits and shares go by
-    ``key`` (``uid:7/carol`` for a customer), what a client may see of jobs by ``owner``.
+    ``key`` (``uid:7/carol`` for a customer).
     """
 
     owner: str
@@ -33,6 +33,10 @@ class Client(Struct, frozen=True):
     def __post_init__(self) -> None:
         key = f"{self.owner}/{self.on_behalf_of}" if self.on_behalf_of else self.owner
         force_setattr(self, "key", key)
+
+    def may_see(self, client: Client) -> bool:
+        """Whether it may see and cancel a client's jobs: its own, of all its customers unless it acts for one."""
+        return self.owner == client.owner and self.on_behalf_of in ("", client.on_behalf_of)
 
     @classmethod
     def of(cls, key: str, user: str) -> Client:

@@ -10,17 +10,18 @@ import abc
 import io
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glmtts.protocol.audio_formats import ENCODER_RATES, FORMATS
+from glmtts.protocol.audio_formats import ENCODER_RATES, FORMATS, nearest_rate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Samples = NDArray[np.float32]
+    Convert = Callable[[Samples], bytes]
 
 
 def output_rate(requested: int | None, default: int, audio_format: str) -> int:
@@ -28,9 +29,9 @@ def output_rate(requested: int | None, default: int, audio_format: str) -> int:
 
     Raises ValueError for a requested rate that the format does not support.
     """
-    rates = ENCODER_RATES.get(audio_format)
     if requested is None:
-        return default if not rates else min(rates, key=lambda rate: (abs(rate - default), -rate))
+        return nearest_rate(audio_format, default)
+    rates = ENCODER_RATES.get(audio_format)
     if rates and requested not in rates:
         raise ValueError(f"{audio_format} supports only {', '.join(map(str, rates))} Hz")
     return requested
@@ -78,23 +79,59 @@ def pcm_f32le(samples: Samples) -> bytes:
 _WAV_HEADER_BYTES = 44
 
 
-def wav_header(data_bytes: int, sample_rate: int) -> bytes:
-    """The bytes before the samples of a mono 16-bit WAV file."""
-    # A RIFF file counts its bytes in 32 bits; more than 4 GiB is marked as "until the end", as most programs read it.
-    size = min(data_bytes, 0xFFFFFFFF - 36)
+def g711(audio_format: str) -> Convert:
+    """The conversion to bytes of ITU-T G.711: ``ulaw`` or ``alaw``."""
+    import soundfile
+
+    subtype = audio_format.removeprefix("wav_").upper()
+
+    def convert(samples: Samples) -> bytes:
+        buffer = io.BytesIO()
+        with soundfile.SoundFile(buffer, "w", samplerate=8_000, channels=1, format="RAW", subtype=subtype) as file:
+            file.write(np.clip(samples, -1.0, 1.0))
+        return buffer.getvalue()
+
+    return convert
+
+
+def converter(audio_format: str) -> Convert:
+    """The conversion of samples to the bytes of a format whose samples stand side by side."""
+    if audio_format == "pcm_f32le":
+        return pcm_f32le
+    return g711(audio_format) if "law" in audio_format else pcm_s16le
+
+
+def sample_bytes(audio_format: str) -> int:
+    """The bytes of one sample in a format whose samples stand side by side."""
+    return 4 if audio_format == "pcm_f32le" else 1 if "law" in audio_format else 2
+
+
+#: The samples of a WAV file by its codec (RFC 2361): the tag, and the bytes of a sample.
+_WAV_CODECS = {"wav": (1, 2), "wav_alaw": (6, 1), "wav_ulaw": (7, 1)}
+
+
+def wav_header(data_bytes: int | None, sample_rate: int, audio_format: str = "wav") -> bytes:
+    """The bytes before the samples of a mono WAV file, 16-bit or G.711.
+
+    ``data_bytes``: None, and more than 4 GiB, is marked as "until the end", as most programs read it.
+    """
+    # A RIFF file counts its bytes in 32 bits.
+    unknown = data_bytes is None or data_bytes > 0xFFFFFFFF - 36
+    size = 0xFFFFFFFF if unknown or data_bytes is None else data_bytes
+    tag, width = _WAV_CODECS[audio_format]
     return struct.pack(
         "<4sI4s4sIHHIIHH4sI",
         b"RIFF",
-        36 + size,
+        size if unknown else 36 + size,
         b"WAVE",
         b"fmt ",
         16,
-        1,
+        tag,
         1,
         sample_rate,
-        sample_rate * 2,
-        2,
-        16,
+        sample_rate * width,
+        width,
+        8 * width,
         b"data",
         size,
     )
@@ -102,15 +139,15 @@ def wav_header(data_bytes: int, sample_rate: int) -> bytes:
 
 def duration_s(data: bytes, audio_format: str, sample_rate: int) -> float:
     """The duration in seconds of a file made by this module; 0 for a file that was damaged since."""
-    if audio_format in _LIBSNDFILE:
+    if audio_format in LIBSNDFILE:
         import soundfile
 
         try:
             return float(soundfile.info(io.BytesIO(data)).duration)
         except soundfile.LibsndfileError:
             return 0.0
-    header = _WAV_HEADER_BYTES if audio_format == "wav" else 0
-    return max(0, len(data) - header) / (4 if audio_format == "pcm_f32le" else 2) / sample_rate
+    header = _WAV_HEADER_BYTES if audio_format in _WAV_CODECS else 0
+    return max(0, len(data) - header) / sample_bytes(audio_format) / sample_rate
 
 
 class Encoder(abc.ABC):
@@ -127,7 +164,7 @@ class Encoder(abc.ABC):
 
 def encoder(audio_format: str, sample_rate: int) -> Encoder:
     """An encoder for one of the formats of the wire. Raises ValueError for any other."""
-    if audio_format in _LIBSNDFILE:
+    if audio_format in LIBSNDFILE:
         return _SndfileEncoder(audio_format, sample_rate)
     if audio_format in FORMATS:
         return _PcmEncoder(audio_format, sample_rate)
@@ -135,24 +172,24 @@ def encoder(audio_format: str, sample_rate: int) -> Encoder:
 
 
 class _PcmEncoder(Encoder):
-    """``wav``, ``pcm_s16le`` and ``pcm_f32le``."""
+    """Every format whose samples stand side by side, with a header or without."""
 
     def __init__(self, audio_format: str, sample_rate: int) -> None:
-        self._convert = pcm_f32le if audio_format == "pcm_f32le" else pcm_s16le
-        self._wav_rate = sample_rate if audio_format == "wav" else 0
+        self._convert = converter(audio_format)
+        self._format, self._rate = audio_format, sample_rate
         self._parts: list[bytes] = []
 
     def add(self, samples: Samples) -> None:
         self._parts.append(self._convert(samples))
 
     def finish(self) -> bytes:
-        if self._wav_rate:
-            self._parts.insert(0, wav_header(sum(map(len, self._parts)), self._wav_rate))
+        if self._format in _WAV_CODECS:
+            self._parts.insert(0, wav_header(sum(map(len, self._parts)), self._rate, self._format))
         return b"".join(self._parts)
 
 
 #: Formats that libsndfile encodes: its format and subtype.
-_LIBSNDFILE = {"flac": ("FLAC", "PCM_16"), "ogg": ("OGG", "OPUS"), "mp3": ("MP3", "MPEG_LAYER_III")}
+LIBSNDFILE = {"flac": ("FLAC", "PCM_16"), "ogg": ("OGG", "OPUS"), "mp3": ("MP3", "MPEG_LAYER_III")}
 
 
 class _SndfileEncoder(Encoder):
@@ -163,7 +200,7 @@ class _SndfileEncoder(Encoder):
 
         self._is_ogg = audio_format == "ogg"
         self._buffer = io.BytesIO()
-        container, subtype = _LIBSNDFILE[audio_format]
+        container, subtype = LIBSNDFILE[audio_format]
         self._file: Any = soundfile.SoundFile(
             self._buffer, "w", samplerate=sample_rate, channels=1, format=container, subtype=subtype
         )
@@ -195,23 +232,35 @@ def _ogg_crc(page: bytes) -> int:
     return int(f"{crc:032b}"[::-1], 2)
 
 
+def ogg_pages(data: bytes) -> list[bytes]:
+    """The whole pages of an Ogg stream; what is left may become one (RFC 3533 section 6)."""
+    pages: list[bytes] = []
+    at = 0
+    while len(data) >= at + 27 and len(data) >= (body := at + 27 + data[at + 26]):
+        end = body + sum(data[at + 27 : body])
+        if end > len(data):
+            break
+        pages.append(data[at:end])
+        at = end
+    return pages
+
+
+def with_serial(page: bytes, serial: int) -> bytes:
+    """An Ogg page with another serial number of its stream."""
+    fixed = bytearray(page)
+    struct.pack_into("<I", fixed, 14, serial)
+    struct.pack_into("<I", fixed, 22, 0)
+    struct.pack_into("<I", fixed, 22, _ogg_crc(bytes(fixed)))
+    return bytes(fixed)
+
+
 def with_steady_serial(data: bytes) -> bytes:
     """Replace the random serial number of an Ogg file of one stream by a checksum of its content.
 
     With libsndfile's random number, equal audio would make different files.
     """
-    pages: list[tuple[int, int]] = []
+    pages = ogg_pages(data)
     content = 0
-    at = 0
-    while at < len(data):
-        lacing_end = at + 27 + data[at + 26]
-        end = lacing_end + sum(data[at + 27 : lacing_end])
-        pages.append((at, end))
-        content = zlib.crc32(data[lacing_end:end], content)
-        at = end
-    fixed = bytearray(data)
-    for start, end in pages:
-        struct.pack_into("<II", fixed, start + 14, content, struct.unpack_from("<I", data, start + 18)[0])
-        struct.pack_into("<I", fixed, start + 22, 0)
-        struct.pack_into("<I", fixed, start + 22, _ogg_crc(bytes(fixed[start:end])))
-    return bytes(fixed)
+    for page in pages:
+        content = zlib.crc32(page[27 + page[26] :], content)
+    return b"".join(with_serial(page, content) for page in pages)

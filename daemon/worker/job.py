@@ -40,7 +40,7 @@ class RunningJob:
         self._heartbeat = heartbeat
         self._connection = connection
         native = utterance.sample_rate
-        self._sink = StreamSink(job, connection) if job.stream else FileSink(job.format, rate)
+        self._sink = StreamSink(job, connection, rate) if job.stream else FileSink(job.format, rate)
         self._resampler = audio.Resampler(native, rate) if native != rate else None
         self._pieces = cast("Generator[Piece, None, None]", engine.synthesize(utterance))
         self._samples_in = 0

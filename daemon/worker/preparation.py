@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from glmtts.protocol.audio_formats import FORMATS, STREAM_FORMATS
+from glmtts.protocol.audio_formats import FORMATS
 from glmtts.protocol.worker import SpeakJob
 
 from ..engines import options as engine_options
@@ -35,8 +35,8 @@ class Preparation:
 
     def rate(self, job: SpeakJob) -> int:
         """The rate in Hz of the finished audio, which the format must be able to hold."""
-        if job.format not in (STREAM_FORMATS if job.stream else FORMATS):
-            raise EngineError("bad_request", f"format: {job.format} can't be {'streamed' if job.stream else 'made'}")
+        if job.format not in FORMATS:
+            raise EngineError("bad_request", f"format: {job.format} can't be made")
         try:
             return audio.output_rate(job.sample_rate, self._default_rate, job.format)
         except ValueError as error:

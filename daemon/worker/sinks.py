@@ -12,6 +12,7 @@ from ..storage import outputs
 from . import audio, log
 from .connection import SupervisorConnection
 from .progress import JobCancelledError
+from .stream_encoders import stream_encoder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,21 +46,23 @@ class FileSink:
 
 
 class StreamSink:
-    """Sends the samples as they come, ``chunks`` messages so far; keeps them too if the job has a ``result``."""
+    """Sends the file in pieces, ``chunks`` messages so far; keeps it too if the job has a ``result``."""
 
-    def __init__(self, job: SpeakJob, connection: SupervisorConnection) -> None:
+    def __init__(self, job: SpeakJob, connection: SupervisorConnection, rate: int) -> None:
         self._job = job.job
         self._connection = connection
-        self._convert = audio.pcm_f32le if job.format == "pcm_f32le" else audio.pcm_s16le
+        self._encoder = stream_encoder(job.format, rate)
         self._hash = hashlib.sha256()
         self._kept = bytearray() if job.result is not None else None
         self.samples = self.chunks = self.size = 0
         self.sha256 = ""
 
     def add(self, samples: Samples) -> None:
-        """Send the next samples, of shape (n,). Raises JobCancelledError."""
+        """Encode and send the next samples, of shape (n,). Raises JobCancelledError."""
         self.samples += len(samples)
-        data = self._convert(samples)
+        self._send(self._encoder.add(samples))
+
+    def _send(self, data: bytes) -> None:
         self._hash.update(data)
         self.size += len(data)
         if self._kept is not None:
@@ -73,7 +76,8 @@ class StreamSink:
             self.chunks += 1
 
     def finish(self) -> bytes | None:
-        """All that was sent, if the job has a ``result``."""
+        """Send the last piece. Returns all that was sent, if the job has a ``result``. Raises JobCancelledError."""
+        self._send(self._encoder.finish())
         self.sha256 = self._hash.hexdigest()
         return None if self._kept is None else bytes(self._kept)
 

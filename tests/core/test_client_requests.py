@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -14,6 +14,7 @@ from glmtts.protocol import worker as wire
 from ..support.core_world import MakeWorld, World
 
 BOB = inputs.Client("uid:1002", "bob")
+DAVE = inputs.Client("uid:1003", "dave")
 ROOT = inputs.Client("uid:0", "root", operator=True)
 
 
@@ -102,6 +103,28 @@ def test_a_gateway_speaks_for_its_users_and_nobody_else_does(make_world: MakeWor
     assert world.names(world.request(client=BOB, on_behalf_of="dave")) == ["accepted"]
     ask = world.request(requests.GetJob(id="", v=1, job=world.job(id)), client=BOB)
     assert isinstance(world.last(ask), events.JobAnswer)
+
+
+def test_a_gateway_that_acts_for_a_customer_sees_and_cancels_the_jobs_of_that_customer_alone(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world(limits={"gateways": ["bob"]}, journal="none")
+    job = world.job(world.request(client=BOB, on_behalf_of="carol"))
+
+    def ask(kind: type[Any], client: inputs.Client = BOB, **keys: Any) -> Any:
+        return world.last(world.request(kind(id="", v=1, **keys), client=client))
+
+    for kind in (requests.GetJob, requests.Wait, requests.Cancel):
+        assert ask(kind, job=job, on_behalf_of="dave").code == "job_not_found"
+        assert ask(kind, client=DAVE, job=job, on_behalf_of="carol").code == "forbidden"
+    assert ask(requests.ListJobs, on_behalf_of="dave").jobs == []
+    assert ask(requests.ListJobs, client=DAVE, on_behalf_of="carol").code == "forbidden"
+    # An operator may act for any customer, of its own.
+    assert ask(requests.ListJobs, client=ROOT, on_behalf_of="carol").jobs == []
+    for mine in cast("list[dict[str, Any]]", [{"on_behalf_of": "carol"}, {}]):
+        assert [info.job for info in ask(requests.ListJobs, **mine).jobs] == [job]
+        assert ask(requests.GetJob, job=job, **mine).state == "waiting"
+    assert ask(requests.Cancel, job=job, on_behalf_of="carol").values["state"] == "cancelled"
 
 
 def test_the_journal_that_is_not_there_is_not_promised(make_world: MakeWorld) -> None:

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 from glmtts.daemon.worker import audio
+from glmtts.daemon.worker.stream_encoders import stream_encoder
 from glmtts.protocol.audio_formats import ENCODER_RATES, FORMATS
 
 
@@ -34,6 +35,57 @@ def test_a_file_plays_as_long_as_loud_and_as_high_as_it_was_spoken(audio_format:
     assert np.argmax(np.abs(np.fft.rfft(decoded))) * rate / len(decoded) == pytest.approx(440, abs=2)
 
 
+@pytest.mark.parametrize("law", ["ulaw", "alaw"])
+def test_telephony_is_g711_with_a_header_or_bare(law: str) -> None:
+    samples = tone(rate=8_000)
+    bare, file = (encode(audio_format, samples, 8_000) for audio_format in (law, f"wav_{law}"))
+    assert file[-8_000:] == bare and len(bare) == 8_000
+    assert soundfile.info(io.BytesIO(file)).subtype == law.upper()
+    decoded, rate = soundfile.read(io.BytesIO(file), dtype="float32")
+    assert rate == 8_000 and np.abs(decoded - samples).max() < 0.02
+
+
+@pytest.mark.parametrize("audio_format", FORMATS)
+@pytest.mark.parametrize("seconds", [0.0, 0.05, 3.3])
+def test_the_pieces_of_a_stream_are_a_file_with_the_same_sound(audio_format: str, seconds: float) -> None:
+    rate = 8_000 if "law" in audio_format else 24_000
+    samples = tone(seconds, rate)
+
+    def pieces() -> list[bytes]:
+        encoder = stream_encoder(audio_format, rate)
+        return [encoder.add(samples[start : start + 2_400]) for start in range(0, len(samples), 2_400)] + [
+            encoder.finish()
+        ]
+
+    sent = pieces()
+    assert sent == pieces(), "equal sound makes equal bytes"
+    stream, file = b"".join(sent), encode(audio_format, samples, rate)
+    if audio_format == "ogg":
+        # The pages are the same but for the serial number.
+        assert [page[27:] for page in audio.ogg_pages(stream)] == [page[27:] for page in audio.ogg_pages(file)]
+        heard, expected = (soundfile.read(io.BytesIO(data))[0].tolist() for data in (stream, file))
+        assert heard == expected
+        return
+    # Sizes and checksums that are known at the end alone: in the header, and in a frame without sound.
+    lacks = {"wav": 44, "wav_ulaw": 44, "wav_alaw": 44, "flac": 42}.get(audio_format, 0)
+    assert stream[lacks:] == file[192 if audio_format == "mp3" else lacks :]
+    if audio_format.startswith("wav"):
+        assert soundfile.read(io.BytesIO(stream))[0].tolist() == soundfile.read(io.BytesIO(file))[0].tolist()
+
+
+@pytest.mark.parametrize("rate", ENCODER_RATES["mp3"])
+def test_an_mp3_stream_leaves_out_the_frame_without_sound_at_every_rate(rate: int) -> None:
+    encoder, samples = stream_encoder("mp3", rate), tone(0.5, rate)
+    stream = encoder.add(samples) + encoder.finish()
+    assert encode("mp3", samples, rate).endswith(stream)
+    assert stream[0] == 0xFF and stream[1] & 0xE0 == 0xE0 and b"Info" not in stream[:64]
+
+
+@pytest.mark.parametrize(("audio_format", "seconds"), [("wav", 0.1), ("mp3", 0.1), ("ogg", 0.1), ("flac", 0.2)])
+def test_the_first_piece_of_a_stream_comes_with_the_first_sound(audio_format: str, seconds: float) -> None:
+    assert len(stream_encoder(audio_format, 24_000).add(tone(seconds))) > 150
+
+
 def test_the_wav_header_tells_the_truth_to_a_strict_reader() -> None:
     data = encode("wav", tone(0.5))
     with wave.open(io.BytesIO(data)) as file:
@@ -50,7 +102,7 @@ def test_the_wav_header_tells_the_truth_to_a_strict_reader() -> None:
 @pytest.mark.parametrize("audio_format", FORMATS)
 def test_no_sound_at_all_is_still_a_valid_file(audio_format: str) -> None:
     data = encode(audio_format, np.zeros(0, np.float32))
-    if not audio_format.startswith("pcm"):
+    if audio_format in ("wav", "flac", "ogg", "mp3", "wav_ulaw", "wav_alaw"):
         assert soundfile.info(io.BytesIO(data)).frames <= 2_000
 
 

@@ -57,6 +57,8 @@ def test_the_packaged_file_has_every_key_in_order_and_one_line_of_why() -> None:
         elif match := re.fullmatch(r"(\w+) = (.*)", line):
             path = f"{section}.{match[1]}"
             found.append(path)
+            if section == "gateway":
+                found.pop()  # glmtts-gateway's; tests/gateway compares it
             if not section.startswith("queue.classes.") or section.endswith(".vip"):
                 assert re.search(r" # \w", line), f"{path} has no line of why"
     assert sorted(found) == sorted(_in_order(Settings))

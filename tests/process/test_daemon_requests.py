@@ -60,7 +60,8 @@ def test_info_tells_what_the_daemon_can_do(client: Peer) -> None:
     info = client.ask("info")
     assert info["engine"] == "fault" and info["protocol"] == 1 and info["ready"] is True
     assert info["sample_rate"] == 24_000 and info["sample_rates"] == [24_000, 32_000]
-    assert set(info["formats"]) == {"wav", "flac", "ogg", "mp3", "pcm_s16le", "pcm_f32le"}
+    assert {"wav", "flac", "ogg", "mp3", "pcm_s16le", "pcm_f32le", "wav_ulaw"} <= set(info["formats"])
+    assert {"on_behalf_of", "streams"} <= set(info["features"])
     assert info["default_voice"] == "tone" and info["clones_voices"] is True
     assert info["limits"]["text_chars"] == 5_000 and info["limits"]["recording_max_s"] == 20.0
     assert "fault" in str(info["options"])

@@ -85,7 +85,7 @@ def test_events_final_sends_the_last_event_alone(client: Peer) -> None:
     assert [e["event"] for e in events] == ["done"] and read(audio)[1] == 24_000
 
 
-@pytest.mark.parametrize(
+FILES = pytest.mark.parametrize(
     ("audio_format", "kind", "subtype"),
     [
         ("wav", "WAV", "PCM_16"),
@@ -94,6 +94,24 @@ def test_events_final_sends_the_last_event_alone(client: Peer) -> None:
         ("mp3", "MP3", "MPEG_LAYER_III"),
     ],
 )
+
+
+@FILES
+def test_a_stream_of_every_format_is_a_file_of_which_the_first_bytes_come_early(
+    client: Peer, audio_format: str, kind: str, subtype: str
+) -> None:
+    options = {"fault": "audio", "seconds": 4.0, "rtf": 0.1, "segments": 4}
+    events, audio = client.all(client.send("synthesize", text="x", stream=True, format=audio_format, options=options))
+    names = [event["event"] for event in events]
+    assert names[-1] == "done" and names.index("audio") < names.index("progress")
+    first, done = events[names.index("audio")], events[-1]
+    assert (first["format"], first["sample_rate"], done["sample_rate"]) == (audio_format, 24_000, 24_000)
+    assert hashlib.sha256(audio).hexdigest() == done["sha256"] and done["chunks"] == names.count("audio")
+    info = soundfile.info(io.BytesIO(audio))
+    assert (info.format, info.subtype, info.samplerate) == (kind, subtype, 24_000)
+
+
+@FILES
 @pytest.mark.parametrize("rate", [None, 48_000])
 def test_every_file_format_opens_in_other_programs(
     client: Peer, audio_format: str, kind: str, subtype: str, rate: int | None

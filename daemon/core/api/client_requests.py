@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET
 
 from glmtts.protocol import VERSION, events, requests
-from glmtts.protocol.audio_formats import FORMATS, STREAM_FORMATS, AudioFormat
+from glmtts.protocol.audio_formats import FORMATS, PCM_FORMATS, AudioFormat, nearest_rate
 from glmtts.protocol.errors import ErrorCode, RequestError
 
 from ...engines import options as engine_options
@@ -24,6 +24,9 @@ from ..scheduling.retry import quarantine_message
 from ..scheduling.scheduler import Scheduler
 from ..state import State
 from . import refusals
+
+#: Additions within the protocol's version, as ``info`` names them.
+FEATURES = ["on_behalf_of", "streams"]
 
 #: The error that a client gets whose unread events had to be thrown away.
 TOO_SLOW = "the client does not read, and the buffer for what it leaves unread is full ([limits] send_buffer_mib)"
@@ -84,8 +87,8 @@ class ClientRequests:
             audio_format = settings.audio.default_format
             refusals.check_rate_of_default(request, audio_format)
         sample_rate = None if request.sample_rate is UNSET else request.sample_rate
-        if sample_rate is None and audio_format in STREAM_FORMATS:
-            sample_rate = settings.audio.sample_rate
+        if sample_rate is None and (request.stream or audio_format in PCM_FORMATS):
+            sample_rate = nearest_rate(audio_format, settings.audio.sample_rate)
         deadline_s = settings.queue.default_deadline_s if request.deadline_s is UNSET else request.deadline_s
         job = Job(
             id=f"{self._installation.boot}-{self._context.counters.created + 1}",
@@ -241,6 +244,7 @@ class ClientRequests:
                 "max_share": settings.queue.max_share,
                 "durable": not self._durable_jobs.problem,
             },
+            features=FEATURES,
             options=engine_options.schema(name),
             ready=self._pool.serving > 0 and not self.closed and not self._queue.paused,
         )
@@ -270,10 +274,15 @@ class ClientRequests:
 
     def jobs(self, to: ReplyTo, request: requests.ListJobs, client: Client | None) -> None:
         """List a client's jobs, or for an operator all."""
+        try:
+            asker = client and refusals.acting_for(self._state, client, request)
+        except RequestError as error:
+            self._context.refuse(to, request.id, error.code, error.message)
+            return
         found = (
             job
             for job in self._job_table.newest()
-            if (client is None or job.client.owner == client.owner) and request.state in (UNSET, job.state)
+            if (asker is None or asker.may_see(job.client)) and request.state in (UNSET, job.state)
         )
         infos = [self._describe(job, with_client=client is None, exact=False) for job in islice(found, request.limit)]
         infos.sort(key=lambda info: info.created, reverse=True)
@@ -358,10 +367,15 @@ class ClientRequests:
 
         One that is not in memory is looked up in the journal, and answered from there.
         """
+        try:
+            asker = client and refusals.acting_for(self._state, client, request)
+        except RequestError as error:
+            self._context.refuse(to, request.id, error.code, error.message)
+            return None
         job = self._job_table.find(request.job)
-        if job is not None and (client is None or job.client.owner == client.owner):
+        if job is not None and (asker is None or asker.may_see(job.client)):
             return job
-        if job is not None or not self._durable_jobs.find(to, request, client.key if client else None):
+        if job is not None or not self._durable_jobs.find(to, request, asker.key if asker else None):
             message = f"job: there is no job {request.job!r} of yours"
             self._context.refuse(to, request.id, ErrorCode.JOB_NOT_FOUND, message)
         return None

@@ -22,11 +22,18 @@ from ..state import State
 _NAMED = 12
 
 
-def acting_for(state: State, client: Client, request: requests.Synthesize) -> Client:
-    """The client that the job belongs to: itself, or the customer that a gateway names."""
+def acting_for(
+    state: State,
+    client: Client,
+    request: requests.Synthesize | requests.Cancel | requests.GetJob | requests.Wait | requests.ListJobs,
+) -> Client:
+    """The client whose job it is, or who asks for it: itself, or the customer that a gateway names.
+
+    An operator may do what every client may, and so act for any.
+    """
     if request.on_behalf_of is UNSET:
         return client
-    if not is_named(client, state.context.settings.limits.gateways):
+    if not client.operator and not is_named(client, state.context.settings.limits.gateways):
         raise RequestError(ErrorCode.FORBIDDEN, f"on_behalf_of: user {client.user} is not one of [limits] gateways")
     return Client(client.owner, client.user, on_behalf_of=request.on_behalf_of)
 

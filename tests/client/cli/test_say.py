@@ -116,7 +116,7 @@ def test_a_streamed_pipe_gets_the_samples_as_they_are_made(daemon: ScriptedDaemo
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["-o", "a.flac", "--stream"], "can't be streamed"),
+        (["-o", "a.flac", "--play"], "16-bit samples"),
         (["-o", "a.xyz"], ".xyz is none of the known formats"),
         (["-o", "a.wav", "--output", "b.wav"], "--output"),
         (["-o", "-", "--json"], "standard output"),

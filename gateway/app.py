@@ -1,0 +1,101 @@
+"""The ASGI application: its routes, its connection to the daemon, and the answer to each kind of error."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from glmtts.client import AsyncClient, GlmttsError
+
+from . import errors, jobs, lists, observed, speech, task_api
+from .bodies import ClientGoneError
+from .customers import Customers
+from .errors import HttpError
+from .settings import Settings
+
+_log = logging.getLogger("glmtts.gateway")
+
+_ROUTES = [
+    Route("/v1/audio/speech", speech.speech, methods=["POST"]),
+    Route("/v1/audio/jobs", jobs.create, methods=["POST"]),
+    Route("/v1/audio/jobs", jobs.listed, methods=["GET"]),
+    Route("/v1/audio/jobs/{id}", jobs.one, methods=["GET"]),
+    Route("/v1/audio/jobs/{id}", jobs.delete, methods=["DELETE"]),
+    Route("/v1/audio/jobs/{id}/audio", jobs.audio, methods=["GET"]),
+    Route("/v1/audio/jobs/{id}/events", jobs.events, methods=["GET"]),
+    Route("/v1/audio/voices", lists.voices, methods=["GET"]),
+    Route("/v1/audio/models", lists.audio_models, methods=["GET"]),
+    Route("/v1/models", lists.models, methods=["GET"]),
+    Route("/api/tts", task_api.create, methods=["POST"]),
+    Route("/api/tts/{id}", task_api.one, methods=["GET"]),
+    Route("/api/tts/{id}/audio", task_api.audio, methods=["GET"]),
+    Route("/livez", lists.live, methods=["GET"]),
+    Route("/readyz", lists.ready, methods=["GET"]),
+    Route("/metrics", observed.metrics, methods=["GET"]),
+]
+
+
+def build(settings: Settings) -> ASGIApp:
+    """The application. Raises ApiKeyProblem and OSError for the file of keys."""
+    customers = Customers(settings)
+    metrics = observed.Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        app.state.client = AsyncClient(settings.endpoint or None, reconnect_s=10.0)
+        try:
+            yield
+        finally:
+            await app.state.client.close()
+
+    app = Starlette(
+        routes=_ROUTES,
+        lifespan=lifespan,
+        exception_handlers={
+            HttpError: _on_http_error,
+            GlmttsError: _on_daemon_error,
+            HTTPException: _on_no_route,
+            ClientGoneError: _on_client_gone,
+            Exception: _on_bug,
+        },
+    )
+    app.state.settings, app.state.customers, app.state.metrics = settings, customers, metrics
+    return observed.Observed(app, metrics)
+
+
+async def _on_http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HttpError)
+    return error.response()
+
+
+async def _on_daemon_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, GlmttsError)
+    return errors.of_daemon(error).response()
+
+
+async def _on_no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    words = {404: f"there is no {request.url.path} here", 405: f"{request.method} is not for {request.url.path}"}
+    headers = dict(error.headers or {})
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+    return HttpError(
+        error.status_code, words.get(error.status_code, error.detail), code=code, headers=headers
+    ).response()
+
+
+async def _on_client_gone(_: Request, __: Exception) -> Response:
+    """There is no connection any more that could carry this."""
+    return Response(status_code=499)
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    _log.error("internal error at %s", request.url.path, exc_info=error)
+    return HttpError(500, "an internal error of the gateway, which is in its log", code="internal_error").response()

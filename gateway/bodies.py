@@ -1,0 +1,105 @@
+"""Bodies of requests: read within a size and a time, decoded, and refused with the key at fault."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import re
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+
+from .errors import HttpError
+
+T = TypeVar("T")
+
+#: Seconds that a body may take to come.
+_BODY_S = 60.0
+#: msgspec names the key at the end of its message.
+_AT = re.compile(r" - at `\$\.?([^`]*)`$")
+
+
+class ClientGoneError(Exception):
+    """The other side has closed its connection."""
+
+
+async def read(request: Request, most: int) -> bytes:
+    """The body, of at most ``most`` bytes. Raises HttpError."""
+    too_large = HttpError(413, f"the body is over {most >> 20} MiB ([gateway] body_mib)", code="too_large")
+    if int(request.headers.get("content-length", "0") or 0) > most:
+        raise too_large
+    parts = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_S):
+            async for part in request.stream():
+                parts += part
+                if len(parts) > most:
+                    raise too_large
+    except TimeoutError:
+        raise HttpError(408, f"the body did not come within {_BODY_S:g} s", code="timeout", retryable=True) from None
+    return bytes(parts)
+
+
+def decode(body: bytes, kind: type[T]) -> tuple[T, list[str]]:
+    """A JSON object as ``kind``, and its keys that are none of that type's. Raises HttpError."""
+    try:
+        values: Any = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise HttpError(400, f"the body is no JSON: {error}") from None
+    except RecursionError:
+        raise HttpError(400, "the body is nested too deeply") from None
+    if not isinstance(values, dict):
+        raise HttpError(400, 'the body is to be a JSON object, such as {"input": "..."}')
+    known = {field.encode_name for field in msgspec.structs.fields(kind)}  # type: ignore[arg-type]  # a Struct
+    ignored = [key for key in values if key not in known]
+    # OpenAI's packages send null for what is not given.
+    given = {key: value for key, value in values.items() if key in known and value is not None}
+    try:
+        return msgspec.convert(given, kind), ignored
+    except msgspec.ValidationError as error:
+        place = _AT.search(str(error))
+        key = place[1].partition(".")[0].partition("[")[0] if place else ""
+        message = _AT.sub("", str(error))
+        missing = re.search(r"missing required field `(\w+)`", message)
+        param = missing[1] if missing else key
+        raise HttpError(400, f"{param}: {message}" if param else message, param=param or None) from None
+
+
+def recording(source: str, param: str) -> bytes:
+    """The bytes of a recording given as base64 or as a ``data:`` URI; nothing is fetched. Raises HttpError."""
+    if source.startswith("data:"):
+        head, comma, source = source.partition(",")
+        if not comma or not head.endswith(";base64"):
+            raise HttpError(400, f"{param}: a data: URI has to end its head with ';base64,'", param=param)
+    elif "://" in source[:16] or source.startswith(("/", ".")):
+        message = f"{param}: send the recording itself, as base64 or a data: URI; addresses and paths are not read"
+        raise HttpError(400, message, param=param)
+    try:
+        return base64.b64decode("".join(source.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise HttpError(400, f"{param}: this is no base64", param=param) from None
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """Do ``work``, and cancel it when the client closes its connection. Raises ClientGoneError."""
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGoneError
+    finally:
+        watch.cancel()
+        if not task.done():
+            task.cancel()
+            # The daemon is told to cancel before the handler ends.
+            await asyncio.wait({task})
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

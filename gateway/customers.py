@@ -1,0 +1,136 @@
+"""Who asks: a key, a user that a key speaks for, or an address. The daemon's limits and shares go by that name."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import logging
+from pathlib import Path
+
+from msgspec import Struct
+from starlette.requests import HTTPConnection
+
+from glmtts.protocol import api_keys
+from glmtts.protocol.api_keys import ApiKey, ApiKeyProblem
+from glmtts.protocol.requests import MAX_ON_BEHALF_OF
+
+from .errors import HttpError
+from .settings import Settings
+
+_log = logging.getLogger("glmtts.gateway")
+
+#: Headers in which a chat front end names its user (Open WebUI, ENABLE_FORWARD_USER_INFO_HEADERS).
+_USER_HEADERS = ("x-glmtts-user", "x-openwebui-user-id")
+#: An IPv6 customer has at least this much of the address space, and can't have a share for each address in it.
+_IPV6_PREFIX = 64
+
+
+class Customer(Struct, frozen=True):
+    """``name``: the daemon's ``on_behalf_of``. ``priorities``: the classes that it may use."""
+
+    name: str
+    priorities: tuple[str, ...]
+    has_key: bool
+
+
+class Customers:
+    """Knows the keys, and reads their file again when it has changed."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Read the keys. Raises ApiKeyProblem and OSError."""
+        self._settings = settings
+        self._file = Path(settings.api_keys) if settings.api_keys else None
+        self._keys: list[ApiKey] = []
+        self._read_at: tuple[int, int] | None = None
+        self._proxies = [ipaddress.ip_network(network) for network in settings.trusted_proxies if network != "unix"]
+        if self._file is not None:
+            self._read(self._file)
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether a request without a key is refused."""
+        return self._file is not None and not self._settings.anonymous
+
+    def of(self, request: HTTPConnection) -> Customer:
+        """The customer of a request. Raises HttpError."""
+        key = _key_of(request)
+        if key is not None:
+            return self._with_key(key, request)
+        if self.needs_key:
+            raise HttpError(
+                401,
+                "this service needs an API key: send it as 'Authorization: Bearer glm-...'",
+                code="no_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        return Customer(f"ip:{self.address(request)}", ("interactive", "batch"), has_key=False)
+
+    def _with_key(self, key: str, request: HTTPConnection) -> Customer:
+        if self._file is None:
+            # Programs send one even where none is needed: OpenAI's packages don't start without.
+            return Customer(f"ip:{self.address(request)}", ("interactive", "batch"), has_key=False)
+        self._read_again(self._file)
+        found = api_keys.find(self._keys, key)
+        if found is None:
+            message = "this API key is unknown; the operator of this service makes one with 'glmttsctl apikey new NAME'"
+            raise HttpError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        name = found.name
+        if found.forwards_users and (user := _user_of(request)):
+            name = f"{name}/{user}"
+            if len(name) > MAX_ON_BEHALF_OF:
+                name = f"{found.name}/{hashlib.sha256(user.encode()).hexdigest()[:32]}"
+        return Customer(name, found.priorities, has_key=True)
+
+    def address(self, request: HTTPConnection) -> str:
+        """The address that a request comes from: the peer's, or what trusted proxies say of it."""
+        hops = [hop.strip() for line in request.headers.getlist("x-forwarded-for") for hop in line.split(",")]
+        peer = request.client.host if request.client else ""
+        trusted = "unix" in self._settings.trusted_proxies if not peer else self._is_trusted(peer)
+        # From the right: everything left of the first address that no trusted proxy has written may be invented.
+        while trusted and hops:
+            peer = hops.pop()
+            trusted = self._is_trusted(peer)
+        try:
+            address = ipaddress.ip_address(peer)
+        except ValueError:
+            return "local"
+        if isinstance(address, ipaddress.IPv6Address):
+            if address.ipv4_mapped:
+                return str(address.ipv4_mapped)
+            return str(ipaddress.ip_network((address, _IPV6_PREFIX), strict=False).network_address)
+        return str(address)
+
+    def _is_trusted(self, peer: str) -> bool:
+        try:
+            address = ipaddress.ip_address(peer)
+        except ValueError:
+            return False
+        return any(address in network for network in self._proxies)
+
+    def _read(self, file: Path) -> None:
+        stat = file.stat()
+        self._keys = api_keys.parse(file.read_text(encoding="utf-8"))
+        self._read_at = (stat.st_mtime_ns, stat.st_ino)
+
+    def _read_again(self, file: Path) -> None:
+        try:
+            stat = file.stat()
+            if (stat.st_mtime_ns, stat.st_ino) != self._read_at:
+                self._read(file)
+                _log.info("read %d API keys from %s", len(self._keys), file)
+        except (OSError, ApiKeyProblem, UnicodeDecodeError) as error:
+            # Those that were read before stay in force: a mistake in the file locks no customer out.
+            _log.error("API keys can't be read from %s, the old ones stay in force: %s", file, error)
+
+
+def _key_of(request: HTTPConnection) -> str | None:
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and key.strip():
+        return key.strip()
+    return request.headers.get("x-api-key") or None
+
+
+def _user_of(request: HTTPConnection) -> str:
+    """The user that the customer names, with nothing in it that could confuse a log."""
+    user = next((value for header in _USER_HEADERS if (value := request.headers.get(header))), "")
+    return "".join(character for character in user if character.isprintable())

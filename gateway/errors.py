@@ -1,0 +1,114 @@
+"""Errors as HTTP answers, in the form of OpenAI's API.
+
+OpenAI's packages send a request again on 408, 409, 429 and 5xx, unless ``x-should-retry`` says otherwise, after
+``retry-after-ms`` or ``retry-after`` (openai-python, ``_base_client.py``): both come from the daemon's error.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from starlette.responses import JSONResponse
+
+from glmtts.client import ConnectionLost, DaemonNotRunning, GlmttsError, RequestFailed, Timeout
+from glmtts.protocol.errors import ErrorCode
+
+#: Statuses by the protocol's code; any other is 500.
+_STATUS = {
+    ErrorCode.BAD_REQUEST: 400,
+    ErrorCode.VOICE_NOT_FOUND: 400,
+    ErrorCode.BAD_AUDIO: 400,
+    ErrorCode.FORBIDDEN: 403,
+    ErrorCode.JOB_NOT_FOUND: 404,
+    ErrorCode.OUTPUT_EXISTS: 409,
+    ErrorCode.CANCELLED: 409,
+    ErrorCode.TOO_LARGE: 413,
+    ErrorCode.QUARANTINED: 422,
+    ErrorCode.RATE_LIMITED: 429,
+    ErrorCode.QUEUE_FULL: 503,
+    ErrorCode.UNAVAILABLE: 503,
+    ErrorCode.SHUTTING_DOWN: 503,
+    ErrorCode.DEADLINE_EXCEEDED: 504,
+}
+#: Keys of the protocol that have another name over HTTP.
+_PARAMS = {"text": "input", "format": "response_format", "key": "Idempotency-Key", "prompt": "ref_audio"}
+#: A message of the daemon begins with the key at fault.
+_FIELD = re.compile(r"([a-z_]+)(?:\.[a-z_]+)?: ")
+#: Seconds after which to try again when the daemon is away.
+_AWAY_S = 5.0
+
+
+class HttpError(Exception):
+    """An answer other than the one that was asked for."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str = "bad_request",
+        param: str | None = None,
+        retryable: bool = False,
+        retry_after_s: float | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.retryable = retryable
+        self.retry_after_s = retry_after_s
+        self.headers = headers or {}
+
+    @property
+    def body(self) -> dict[str, object]:
+        """The answer's body."""
+        kind = (
+            "rate_limit_error"
+            if self.status == 429
+            else "invalid_request_error"
+            if self.status < 500
+            else "server_error"
+        )
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        """The whole answer."""
+        headers = {"x-should-retry": "true" if self.retryable else "false", "Cache-Control": "no-store", **self.headers}
+        if self.retry_after_s is not None:
+            headers["retry-after"] = str(math.ceil(self.retry_after_s))
+            headers["retry-after-ms"] = str(math.ceil(self.retry_after_s * 1_000))
+        return JSONResponse(self.body, self.status, headers)
+
+
+def of_daemon(error: GlmttsError) -> HttpError:
+    """The answer for an error of the client library."""
+    if isinstance(error, RequestFailed):
+        found = _FIELD.match(error.message)
+        param = _PARAMS.get(found[1], found[1]) if found and error.code in _NAMES_A_KEY else None
+        message = f"{param}{error.message[len(found[1]) :]}" if found and param else error.message
+        return HttpError(
+            _STATUS.get(ErrorCode(error.code), 500) if error.code in set(ErrorCode) else 500,
+            message,
+            code=error.code,
+            param=param,
+            retryable=error.retryable,
+            retry_after_s=error.retry_after_s,
+        )
+    if isinstance(error, DaemonNotRunning | ConnectionLost):
+        message = "the speech daemon is away; it may come back in a moment"
+        return HttpError(503, message, code="unavailable", retryable=True, retry_after_s=_AWAY_S)
+    if isinstance(error, Timeout):
+        return HttpError(504, str(error), code="timeout", retryable=True)
+    return HttpError(500, str(error), code="internal_error")
+
+
+_NAMES_A_KEY = {
+    ErrorCode.BAD_REQUEST,
+    ErrorCode.VOICE_NOT_FOUND,
+    ErrorCode.BAD_AUDIO,
+    ErrorCode.TOO_LARGE,
+    ErrorCode.FORBIDDEN,
+}

@@ -1,0 +1,158 @@
+"""``/v1/audio/jobs``: durable jobs, which outlive the connection, the gateway and the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+from msgspec import UNSET
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from glmtts.client import AsyncClient, GlmttsError
+from glmtts.client.exchange import JobEvent
+from glmtts.protocol.events import JobInfo
+
+from . import bodies, errors, speech
+from .errors import HttpError
+from .requests import FORMATS, SpeechRequest
+
+_MEDIA_TYPES = dict(FORMATS.values())
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+
+
+def described(info: JobInfo) -> dict[str, Any]:
+    """A job as JSON."""
+    values: dict[str, Any] = {
+        "id": info.job,
+        "object": "audio.job",
+        "status": info.state,
+        "priority": info.priority,
+        "created_at": int(info.created),
+        "characters": info.text_length,
+    }
+    names = ("position", "estimated_wait_s", "segment", "segments", "audio_s", "waited_s", "synthesis_s")
+    for name in names:
+        if (value := getattr(info, name)) is not UNSET:
+            values[name] = value
+    if info.code is not UNSET:
+        values["error"] = {"code": info.code, "message": info.message if info.message is not UNSET else ""}
+    return values
+
+
+async def create(request: Request) -> Response:
+    """Take a job. It is on disk when the answer goes out."""
+    state = request.app.state
+    customer = state.customers.of(request)
+    body = await bodies.read(request, state.settings.body_mib << 20)
+    asked, _ = bodies.decode(body, SpeechRequest)
+    options = asked.options_for(customer, state.settings, request.headers.get("idempotency-key"))
+    client: AsyncClient = state.client
+    job = await client.submit(asked.input, **(options | {"durable": True}))
+    client.leave(job)
+    values = {
+        "id": job.id,
+        "object": "audio.job",
+        "status": "waiting",
+        "position": job.position,
+        "estimated_wait_s": job.estimated_wait_s,
+        "warning": job.warning,
+    }
+    return JSONResponse(values, 202, {"Location": f"/v1/audio/jobs/{job.id}", "Cache-Control": "no-store"})
+
+
+async def listed(request: Request) -> Response:
+    """The customer's newest jobs that the daemon has in memory."""
+    customer = request.app.state.customers.of(request)
+    try:
+        limit = min(1_000, max(1, int(request.query_params.get("limit", "100"))))
+    except ValueError:
+        raise HttpError(400, "limit: a number from 1 to 1000", param="limit") from None
+    found = await request.app.state.client.jobs(limit=limit, on_behalf_of=customer.name)
+    return JSONResponse({"object": "list", "data": [described(info) for info in found]})
+
+
+async def one(request: Request) -> Response:
+    """The state of a job."""
+    customer = request.app.state.customers.of(request)
+    info = await request.app.state.client.job(request.path_params["id"], on_behalf_of=customer.name)
+    return JSONResponse(described(info), headers={"Cache-Control": "no-store"})
+
+
+async def delete(request: Request) -> Response:
+    """Cancel a job."""
+    customer = request.app.state.customers.of(request)
+    id = request.path_params["id"]
+    state = await request.app.state.client.cancel(id, on_behalf_of=customer.name)
+    return JSONResponse({"id": id, "object": "audio.job", "status": state})
+
+
+async def audio(request: Request) -> Response:
+    """The audio of a job, or a range of it; waits for a job that has not ended."""
+    customer = request.app.state.customers.of(request)
+    client: AsyncClient = request.app.state.client
+    found = await bodies.unless_gone(request, client.wait(request.path_params["id"], on_behalf_of=customer.name))
+    headers = {
+        **speech.HEADERS,
+        "x-glmtts-job": found.job,
+        "x-audio-sample-rate": str(found.sample_rate),
+        "Accept-Ranges": "bytes",
+        "ETag": f'"{found.sha256}"',
+    }
+    media_type = _MEDIA_TYPES.get(found.format, "application/octet-stream")
+    part = _part(request.headers.get("range", ""), len(found.audio))
+    if part is None:
+        return Response(found.audio, media_type=media_type, headers=headers)
+    first, end = part
+    headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(found.audio)}"
+    return Response(found.audio[first:end], 206, media_type=media_type, headers=headers)
+
+
+def _part(asked: str, size: int) -> tuple[int, int] | None:
+    """The first byte of a range and the one behind its last; None for the whole (RFC 9110, section 14)."""
+    found = _RANGE.fullmatch(asked.strip())
+    if found is None or found[0] == "bytes=-":
+        # Several ranges, and units that are not known, may be answered with the whole.
+        return None
+    if not found[1]:
+        first, end = max(0, size - int(found[2])), size
+    else:
+        first, end = int(found[1]), min(size, int(found[2]) + 1) if found[2] else size
+    if first >= end:
+        if found[2] and found[1] and int(found[2]) < int(found[1]):
+            return None
+        raise HttpError(416, f"the file has {size} bytes", headers={"Content-Range": f"bytes */{size}"})
+    return first, end
+
+
+async def events(request: Request) -> Response:
+    """The events of a job, as server-sent events, up to its end."""
+    customer = request.app.state.customers.of(request)
+    client: AsyncClient = request.app.state.client
+    # A job of another customer is refused before the answer begins.
+    await client.job(request.path_params["id"], on_behalf_of=customer.name)
+    told = _told(client, request.path_params["id"], customer.name)
+    return StreamingResponse(told, media_type="text/event-stream", headers=speech.HEADERS)
+
+
+async def _told(client: AsyncClient, id: str, customer: str) -> AsyncIterator[str]:
+    heard: asyncio.Queue[JobEvent] = asyncio.Queue()
+    waiting = asyncio.ensure_future(client.wait(id, on_behalf_of=customer, on_event=heard.put_nowait))
+    news: asyncio.Task[JobEvent] | None = None
+    try:
+        while not (waiting.done() and heard.empty()):
+            news = news or asyncio.ensure_future(heard.get())
+            await asyncio.wait({waiting, news}, return_when=asyncio.FIRST_COMPLETED)
+            if news.done():
+                event, news = news.result(), None
+                yield speech.sse("job", {"id": id, "event": speech.in_words(event)})
+        found = waiting.result()
+        yield speech.sse("done", {"id": id, "audio_s": found.audio_s, "url": f"/v1/audio/jobs/{id}/audio"})
+    except GlmttsError as error:
+        yield speech.sse("error", {"id": id, **errors.of_daemon(error).body})
+    finally:
+        waiting.cancel()
+        if news is not None:
+            news.cancel()

@@ -1,0 +1,59 @@
+"""``glmtts-gateway``: serves speech over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+
+from glmtts.protocol.api_keys import ApiKeyProblem
+
+from . import __version__, app, settings
+from .server import inherited, server
+
+#: Exit statuses: sysexits(3).
+_EX_CONFIG, _EX_UNAVAILABLE = 78, 69
+
+_log = logging.getLogger("glmtts.gateway")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until a signal ends it; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="glmtts-gateway", description="Serve speech over HTTP, for the daemon.")
+    parser.add_argument("--config", metavar="FILE", help="the configuration, of which [gateway] is read")
+    parser.add_argument("--listen", metavar="ADDRESS", help="in place of [gateway] listen")
+    parser.add_argument("--version", action="version", version=f"glmtts-gateway {__version__}")
+    options = parser.parse_args(arguments)
+    try:
+        chosen = settings.read(settings.find(options.config))
+        listen = settings.parse_listen(options.listen or chosen.listen)
+        if not (listen.is_loopback or chosen.api_keys or chosen.anonymous):
+            raise settings.SettingsError(
+                f"[gateway] listen: {options.listen or chosen.listen} is open to other machines, and everybody there "
+                "could speak. Set [gateway] api_keys (glmttsctl apikey new NAME makes a key), or anonymous = true"
+            )
+        application = app.build(chosen)
+    except settings.SettingsError as error:
+        print(error, file=sys.stderr)
+        return _EX_CONFIG
+    except (ApiKeyProblem, OSError, UnicodeDecodeError) as error:
+        print(f"{chosen.api_keys}: {error}", file=sys.stderr)
+        return _EX_CONFIG
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    serving = server(application, chosen, listen)
+    sockets = inherited()
+    where = "sockets of the service manager" if sockets else listen.path or f"http://{listen.host}:{listen.port}"
+    _log.info("gateway serves at %s", where)
+    try:
+        asyncio.run(serving.serve(sockets=sockets or None))
+    except OSError as error:
+        _log.error("gateway can't listen at %s: %s", where, error.strerror)
+        return _EX_UNAVAILABLE
+    except KeyboardInterrupt:
+        pass
+    return 0 if serving.started else _EX_UNAVAILABLE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

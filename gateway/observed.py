@@ -1,0 +1,99 @@
+"""Every request has an id, a line in the log and its place in the metrics; none of them has a text."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import generate_latest
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_log = logging.getLogger("glmtts.gateway.access")
+
+
+class Metrics:
+    """The gateway's own metrics; the daemon has those of jobs and workers."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        labels = ["route", "status"]
+        self.requests = Counter("glmtts_gateway_requests_total", "Answered requests.", labels, registry=self.registry)
+        self.open = Gauge("glmtts_gateway_open_requests", "Requests that are being answered.", registry=self.registry)
+        self.first_byte = Histogram(
+            "glmtts_gateway_first_byte_seconds",
+            "Time from the request to the first byte of its answer's body.",
+            ["route"],
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+            registry=self.registry,
+        )
+
+
+class Observed:
+    """Wraps the application."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        metrics, began = self._metrics, time.monotonic()
+        id, seen = f"req_{secrets.token_hex(8)}", _Seen()
+
+        async def observed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                seen.status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", id.encode())]
+                seen.job = next((value for name, value in message["headers"] if name == b"x-glmtts-job"), b"").decode()
+            elif message.get("body"):
+                seen.first_s = seen.first_s or time.monotonic() - began
+                seen.bytes += len(message["body"])
+            await send(message)
+
+        metrics.open.inc()
+        try:
+            await self._app(scope, receive, observed)
+        finally:
+            metrics.open.dec()
+            route: Any = scope.get("route")
+            path = getattr(route, "path", "none")
+            metrics.requests.labels(path, str(seen.status or 499)).inc()
+            if seen.first_s:
+                metrics.first_byte.labels(path).observe(seen.first_s)
+            _log.info(
+                "%s %s %s bytes=%d first_s=%.3f total_s=%.3f request=%s%s",
+                scope["method"],
+                path,
+                seen.status or "client gone",
+                seen.bytes,
+                seen.first_s,
+                time.monotonic() - began,
+                id,
+                f" job={seen.job}" if seen.job else "",
+            )
+
+
+class _Seen:
+    """What was seen of an answer."""
+
+    status = 0
+    bytes = 0
+    first_s = 0.0
+    job = ""
+
+
+async def metrics(request: Request) -> Response:
+    """The metrics, for a scraper on this machine or one with a key."""
+    peer = request.client.host if request.client else ""
+    if peer not in ("", "127.0.0.1", "::1"):
+        request.app.state.customers.of(request)
+    return PlainTextResponse(
+        generate_latest(request.app.state.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8"
+    )

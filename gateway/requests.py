@@ -1,0 +1,105 @@
+"""The body of a request for speech, in OpenAI's words, and what it means to the daemon."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType, field
+
+from glmtts.protocol.requests import MAX_SEED
+
+from . import bodies
+from .customers import Customer
+from .errors import HttpError
+from .settings import OPENAI_VOICES, Settings
+
+#: Formats of the protocol and media types by OpenAI's ``response_format``.
+FORMATS = {
+    "mp3": ("mp3", "audio/mpeg"),
+    "opus": ("ogg", "audio/ogg"),
+    "flac": ("flac", "audio/flac"),
+    "wav": ("wav", "audio/wav"),
+    "pcm": ("pcm_s16le", "audio/pcm"),
+}
+#: The sample rate of ``pcm``, which has no header to say it (OpenAI's reference: 24 kHz).
+_PCM_RATE = 24_000
+
+
+class VoiceId(Struct):
+    """A voice by its id, as OpenAI's custom voices are named."""
+
+    id: str
+
+
+class SpeechRequest(Struct, kw_only=True):
+    """The body of ``POST /v1/audio/speech`` and ``POST /v1/audio/jobs``."""
+
+    input: str
+    model: str = ""
+    voice: str | VoiceId = ""
+    speaker: str = ""
+    response_format: str = "mp3"
+    speed: Annotated[float, Meta(ge=0.25, le=4.0)] = 1.0
+    stream_format: Literal["audio", "sse"] = "audio"
+    stream: bool = False
+    #: Taken, and of no effect: GLM-TTS follows the recording of its voice.
+    instructions: str = ""
+    language: str = ""
+    ref_audio: str = ""
+    ref_text: str = ""
+    sample_rate: Annotated[int, Meta(ge=8_000, le=48_000)] | UnsetType = UNSET
+    seed: Annotated[int, Meta(ge=0, le=MAX_SEED)] = 0
+    priority: Literal["vip", "interactive", "batch"] | UnsetType = UNSET
+    durable: bool | UnsetType = UNSET
+    deadline_s: Annotated[float, Meta(gt=0)] | UnsetType = UNSET
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sse(self) -> bool:
+        """Whether the answer is a stream of events."""
+        return self.stream or self.stream_format == "sse"
+
+    def media_type(self) -> str:
+        """The media type of the audio. Raises HttpError for a format that there is not."""
+        if self.response_format not in FORMATS:
+            message = f"response_format: {self.response_format!r} is none of {', '.join(FORMATS)}"
+            raise HttpError(400, message, param="response_format")
+        return FORMATS[self.response_format][1]
+
+    def options_for(self, customer: Customer, settings: Settings, key: str | None) -> dict[str, Any]:
+        """The options of the client library. ``key``: the request's Idempotency-Key. Raises HttpError."""
+        self.media_type()
+        if self.speed != 1.0:
+            raise HttpError(400, "speed: this service speaks at speed 1.0 only", param="speed")
+        priority = "interactive" if self.priority is UNSET else self.priority
+        if priority not in customer.priorities:
+            message = f"priority: {priority} is not for this customer, which may use {', '.join(customer.priorities)}"
+            raise HttpError(403, message, code="forbidden", param="priority")
+        options: dict[str, Any] = {
+            "format": FORMATS[self.response_format][0],
+            "priority": priority,
+            "seed": self.seed,
+            "options": self.options or None,
+            "on_behalf_of": customer.name,
+            "key": key,
+        }
+        if self.response_format == "pcm":
+            options["sample_rate"] = _PCM_RATE
+        for name in ("sample_rate", "durable", "deadline_s"):
+            if (value := getattr(self, name)) is not UNSET:
+                options[name] = value
+        if self.ref_audio:
+            if not self.ref_text:
+                raise HttpError(400, "ref_text: what is said in ref_audio is missing", param="ref_text")
+            options["prompt"] = bodies.recording(self.ref_audio, "ref_audio")
+            options["prompt_text"] = self.ref_text
+        elif voice := self._voice(settings):
+            options["voice"] = voice
+        return options
+
+    def _voice(self, settings: Settings) -> str:
+        """The daemon's name of the voice; ``""`` for its default."""
+        asked = self.voice.id if isinstance(self.voice, VoiceId) else self.voice or self.speaker
+        if asked in settings.voices:
+            return settings.voices[asked]
+        return "" if asked in OPENAI_VOICES else asked

@@ -1,0 +1,138 @@
+"""``POST /v1/audio/speech``: audio as it is made, as bytes or as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from glmtts.client import AsyncClient, Cancelled, GlmttsError
+from glmtts.client.aio import AsyncStream
+from glmtts.client.exchange import JobEvent
+from glmtts.client.speech import Chunk
+from glmtts.protocol.events import Accepted, Done, Progress, Queued, Started
+
+from . import bodies, errors
+from .errors import HttpError
+from .requests import SpeechRequest
+
+#: Speech tokens that GLM-TTS makes for a second, as ``usage`` counts output (zai-org/GLM-TTS: 25 Hz).
+_TOKENS_A_SECOND = 25
+#: Of every answer with audio: it is the asker's alone, and no proxy is to gather it.
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+async def speech(request: Request) -> Response:
+    """Speak a text. The status goes out with the first audio, so an earlier failure has its own status."""
+    state = request.app.state
+    customer = state.customers.of(request)
+    body = await bodies.read(request, state.settings.body_mib << 20)
+    asked, ignored = bodies.decode(body, SpeechRequest)
+    options = asked.options_for(customer, state.settings, request.headers.get("idempotency-key"))
+    client: AsyncClient = state.client
+    headers = dict(HEADERS)
+    if ignored:
+        headers["x-glmtts-ignored"] = ", ".join(name for name in ignored if name.isascii() and name.isprintable())[:500]
+    if asked.sse:
+        return await _events(request, client, asked, options, headers)
+    stream = client.stream(asked.input, **options)
+    first = await bodies.unless_gone(request, _first(stream))
+    headers |= {"x-glmtts-job": stream.job.id if stream.job else "", "x-audio-sample-rate": str(first.sample_rate)}
+    return StreamingResponse(_bytes(first, stream), media_type=asked.media_type(), headers=headers)
+
+
+async def _first(stream: AsyncStream) -> Chunk:
+    async for chunk in stream:
+        return chunk
+    raise HttpError(500, "the speech is empty", code="synthesis_failed")
+
+
+async def _bytes(first: Chunk, stream: AsyncStream) -> AsyncIterator[bytes]:
+    """The audio. An error on the way breaks the answer off: a file that looks whole is whole."""
+    try:
+        yield first.samples
+        async for chunk in stream:
+            if chunk.samples:
+                yield chunk.samples
+    finally:
+        await stream.close()
+
+
+# --- server-sent events
+
+
+async def _events(
+    request: Request, client: AsyncClient, asked: SpeechRequest, options: dict[str, Any], headers: dict[str, str]
+) -> Response:
+    heard: asyncio.Queue[JobEvent] = asyncio.Queue()
+    stream = client.stream(asked.input, on_event=heard.put_nowait, **options)
+    await bodies.unless_gone(request, stream.__aenter__())
+    headers["x-glmtts-job"] = stream.job.id if stream.job else ""
+    return StreamingResponse(_told(stream, heard, asked), media_type="text/event-stream", headers=headers)
+
+
+async def _told(stream: AsyncStream, heard: asyncio.Queue[JobEvent], asked: SpeechRequest) -> AsyncIterator[str]:
+    """The events of a stream: comments while it waits, deltas, and one end."""
+    waiting: asyncio.Task[Chunk | None] | None = None
+    news: asyncio.Task[JobEvent] | None = None
+    try:
+        while True:
+            waiting = waiting or asyncio.ensure_future(_next(stream))
+            news = news or asyncio.ensure_future(heard.get())
+            await asyncio.wait({waiting, news}, return_when=asyncio.FIRST_COMPLETED)
+            if news.done():
+                if comment := in_words(news.result()):
+                    yield f": {comment}\n\n"
+                news = None
+            if waiting.done():
+                chunk, waiting = waiting.result(), None
+                if chunk is None:
+                    break
+                if chunk.samples:
+                    audio = base64.b64encode(chunk.samples).decode()
+                    yield sse("speech.audio.delta", {"type": "speech.audio.delta", "audio": audio})
+        assert stream.done is not None
+        yield sse("speech.audio.done", {"type": "speech.audio.done", "usage": _usage(asked.input, stream.done)})
+    except Cancelled:
+        raise
+    except GlmttsError as error:
+        yield sse("speech.audio.error", {"type": "speech.audio.error", **errors.of_daemon(error).body})
+    finally:
+        for task in (waiting, news):
+            if task is not None:
+                task.cancel()
+        await stream.close()
+
+
+async def _next(stream: AsyncStream) -> Chunk | None:
+    return await anext(stream, None)
+
+
+def _usage(text: str, done: Done) -> dict[str, int]:
+    tokens = round(done.audio_s * _TOKENS_A_SECOND)
+    return {"input_tokens": len(text), "output_tokens": tokens, "total_tokens": len(text) + tokens}
+
+
+def sse(event: str, data: object) -> str:
+    """One server-sent event."""
+    return f"event: {event}\ndata: {msgspec.json.encode(data).decode()}\n\n"
+
+
+def in_words(event: JobEvent) -> str:
+    """An event of a job as one line: ``queued position=3 wait=12``."""
+    match event:
+        case Accepted() | Queued():
+            wait = "" if event.estimated_wait_s is UNSET else f" wait={event.estimated_wait_s:.0f}"
+            return f"queued position={event.position}{wait}"
+        case Started():
+            return "started"
+        case Progress():
+            return f"progress segment={event.segment} segments={event.segments}"
+        case _:
+            return ""

@@ -1,0 +1,133 @@
+"""Who a request belongs to: by key, by the user that a key names, by an address that can't be forged."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from starlette.requests import HTTPConnection
+
+from glmtts.gateway.customers import Customers
+from glmtts.gateway.errors import HttpError
+from glmtts.gateway.settings import Settings, SettingsError, parse_listen
+from glmtts.protocol import api_keys
+from glmtts.protocol.api_keys import ApiKey, ApiKeyProblem
+
+
+def request(peer: str | None = "192.0.2.1", **headers: str) -> HTTPConnection:
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return HTTPConnection({"type": "http", "headers": raw, "client": (peer, 1) if peer else None})
+
+
+def keys_file(folder: Path, **more: Any) -> tuple[Path, str]:
+    """A file with one key, of alice; and the key."""
+    key = api_keys.new_key()
+    file = folder / "keys.toml"
+    file.write_text(api_keys.entry(ApiKey(name="alice", sha256=api_keys.digest(key), **more)))
+    return file, key
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "proxies", "name"),
+    [
+        ("192.0.2.1", "", [], "ip:192.0.2.1"),
+        ("192.0.2.1", "203.0.113.9", [], "ip:192.0.2.1"),
+        ("10.0.0.2", "203.0.113.9", ["10.0.0.0/8"], "ip:203.0.113.9"),
+        # The visitor has sent a header of its own, to which the proxy has added the address that it saw.
+        ("10.0.0.2", "1.2.3.4, 203.0.113.9", ["10.0.0.0/8"], "ip:203.0.113.9"),
+        ("10.0.0.2", "1.2.3.4, 203.0.113.9, 10.0.0.3", ["10.0.0.0/8"], "ip:203.0.113.9"),
+        ("10.0.0.2", "nonsense", ["10.0.0.0/8"], "ip:local"),
+        ("2001:db8::1:2", "", [], "ip:2001:db8::"),
+        ("::ffff:192.0.2.1", "", [], "ip:192.0.2.1"),
+        (None, "203.0.113.9", [], "ip:local"),
+        (None, "203.0.113.9", ["unix"], "ip:203.0.113.9"),
+    ],
+)
+def test_a_visitor_is_known_by_an_address_that_it_can_not_choose(
+    peer: str | None, forwarded: str, proxies: list[str], name: str
+) -> None:
+    headers = {"x_forwarded_for": forwarded} if forwarded else {}
+    customers = Customers(Settings(trusted_proxies=proxies))
+    assert customers.of(request(peer, **headers)).name == name
+
+
+def test_a_key_is_a_customer_and_a_wrong_one_is_refused(tmp_path: Path) -> None:
+    file, key = keys_file(tmp_path, priorities=("batch",))
+    customers = Customers(Settings(api_keys=str(file)))
+    alice = customers.of(request(authorization=f"Bearer {key}"))
+    assert (alice.name, alice.priorities) == ("alice", ("batch",))
+    assert customers.of(request(x_api_key=key)).name == "alice"
+    for headers in ({}, {"authorization": f"Bearer {key}x"}, {"authorization": "Basic eDp5"}):
+        with pytest.raises(HttpError) as refused:
+            customers.of(request(**headers))
+        assert refused.value.status == 401
+
+
+def test_without_keys_a_key_that_a_program_sends_anyway_does_no_harm() -> None:
+    assert Customers(Settings()).of(request(authorization="Bearer sk-none")).name == "ip:192.0.2.1"
+
+
+def test_a_front_end_names_its_user_only_with_a_key_that_may(tmp_path: Path) -> None:
+    for forwards, name in ((True, "alice/user 7"), (False, "alice")):
+        file, key = keys_file(tmp_path, forwards_users=forwards)
+        customers = Customers(Settings(api_keys=str(file)))
+        headers = {"authorization": f"Bearer {key}"}
+        assert customers.of(request(**headers, x_openwebui_user_id="user 7")).name == name
+    file, key = keys_file(tmp_path, forwards_users=True)
+    long = Customers(Settings(api_keys=str(file))).of(
+        request(authorization=f"Bearer {key}", x_openwebui_user_id="u" * 500)
+    )
+    assert len(long.name) <= 128
+
+
+def test_a_changed_file_of_keys_is_read_and_a_broken_one_locks_no_customer_out(tmp_path: Path) -> None:
+    file, first = keys_file(tmp_path)
+    customers = Customers(Settings(api_keys=str(file)))
+    second = api_keys.new_key()
+    with file.open("a") as lines:
+        lines.write(api_keys.entry(ApiKey(name="bob", sha256=api_keys.digest(second))))
+    os.utime(file, ns=(1, 1))
+    assert customers.of(request(authorization=f"Bearer {second}")).name == "bob"
+    file.write_text("[[key]]\nname = 3\n")
+    assert customers.of(request(authorization=f"Bearer {first}")).name == "alice"
+    file.unlink()
+    assert customers.of(request(authorization=f"Bearer {first}")).name == "alice"
+
+
+@pytest.mark.parametrize(
+    "text", ["no toml", "[[key]]\nname = 'a/b'\nsha256 = '0'", "keys = []", "[[key]]\nname = 'a'\nsha256 = 'zz'"]
+)
+def test_a_wrong_file_of_keys_is_refused(text: str) -> None:
+    with pytest.raises(ApiKeyProblem):
+        api_keys.parse(text)
+
+
+def test_two_keys_of_one_name_are_refused() -> None:
+    entry = api_keys.entry(ApiKey(name="alice", sha256="0" * 64))
+    with pytest.raises(ApiKeyProblem, match="twice"):
+        api_keys.parse(entry + entry)
+
+
+def test_the_packaged_configuration_has_every_key_with_its_default() -> None:
+    file = Path(__file__).parents[2] / "etc" / "glmtts.toml"
+    section = tomllib.loads(file.read_text())["gateway"]
+    assert msgspec.convert(section, Settings) == Settings()
+    assert set(section) == set(Settings.__struct_fields__)
+
+
+@pytest.mark.parametrize("listen", ["8080", "example.com:80", "127.0.0.1:", "127.0.0.1:70000", "relative.sock", ":80"])
+def test_a_wrong_address_to_listen_at_is_refused(listen: str) -> None:
+    with pytest.raises(SettingsError):
+        parse_listen(listen)
+
+
+@pytest.mark.parametrize(
+    ("listen", "loopback"),
+    [("127.0.0.1:0", True), ("[::1]:80", True), ("localhost:80", True), ("/run/g.sock", True), ("0.0.0.0:80", False)],
+)
+def test_which_addresses_are_this_machine_s_alone(listen: str, loopback: bool) -> None:
+    assert parse_listen(listen).is_loopback is loopback
