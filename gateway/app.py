@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from glmtts.client import AsyncClient, GlmttsError
 
-from . import errors, jobs, lists, observed, speech, task_api
+from . import errors, jobs, lists, observed, openapi, speech, task_api
 from .bodies import ClientGoneError
 from .customers import Customers
 from .errors import HttpError
@@ -23,12 +23,23 @@ from .settings import Settings
 
 _log = logging.getLogger("glmtts.gateway")
 
+_Handler = Callable[[Request], Awaitable[Response]]
+
+
+def _by_method(path: str, **handlers: _Handler) -> Route:
+    """One route for several methods, so that its 405 names them all."""
+
+    async def handle(request: Request) -> Response:
+        # Starlette adds HEAD to GET.
+        return await handlers[request.method if request.method in handlers else "GET"](request)
+
+    return Route(path, handle, methods=list(handlers))
+
+
 _ROUTES = [
     Route("/v1/audio/speech", speech.speech, methods=["POST"]),
-    Route("/v1/audio/jobs", jobs.create, methods=["POST"]),
-    Route("/v1/audio/jobs", jobs.listed, methods=["GET"]),
-    Route("/v1/audio/jobs/{id}", jobs.one, methods=["GET"]),
-    Route("/v1/audio/jobs/{id}", jobs.delete, methods=["DELETE"]),
+    _by_method("/v1/audio/jobs", GET=jobs.listed, POST=jobs.create),
+    _by_method("/v1/audio/jobs/{id}", GET=jobs.one, DELETE=jobs.delete),
     Route("/v1/audio/jobs/{id}/audio", jobs.audio, methods=["GET"]),
     Route("/v1/audio/jobs/{id}/events", jobs.events, methods=["GET"]),
     Route("/v1/audio/voices", lists.voices, methods=["GET"]),
@@ -37,6 +48,7 @@ _ROUTES = [
     Route("/api/tts", task_api.create, methods=["POST"]),
     Route("/api/tts/{id}", task_api.one, methods=["GET"]),
     Route("/api/tts/{id}/audio", task_api.audio, methods=["GET"]),
+    Route("/openapi.json", openapi.openapi, methods=["GET"]),
     Route("/livez", lists.live, methods=["GET"]),
     Route("/readyz", lists.ready, methods=["GET"]),
     Route("/metrics", observed.metrics, methods=["GET"]),

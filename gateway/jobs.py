@@ -66,10 +66,10 @@ async def create(request: Request) -> Response:
 async def listed(request: Request) -> Response:
     """The customer's newest jobs that the daemon has in memory."""
     customer = request.app.state.customers.of(request)
-    try:
-        limit = min(1_000, max(1, int(request.query_params.get("limit", "100"))))
-    except ValueError:
-        raise HttpError(400, "limit: a number from 1 to 1000", param="limit") from None
+    asked = request.query_params.get("limit", "100")
+    limit = int(asked) if re.fullmatch("[0-9]{1,4}", asked) else 0
+    if not 1 <= limit <= 1_000:
+        raise HttpError(400, "limit: a number from 1 to 1000", param="limit")
     found = await request.app.state.client.jobs(limit=limit, on_behalf_of=customer.name)
     return JSONResponse({"object": "list", "data": [described(info) for info in found]})
 
