@@ -31,6 +31,8 @@ class Clocks:
         self._stood_still_s = 0.0
         #: Until when the daemon stands still, and whether everything else does.
         self.frozen_until: float | None = None
+        #: When the daemon ran again for the last time.
+        self.thawed_at = -math.inf
         self._all = False
         #: How often each thing happened.
         self.sets = self.freezes = self.workers_frozen = 0
@@ -88,7 +90,8 @@ class Clocks:
         """The daemon runs again, and notices that it had stood still."""
         world = self._world
         assert self.frozen_until is not None
-        world.now, self.frozen_until = self.frozen_until, None
+        world.now = self.thawed_at = self.frozen_until
+        self.frozen_until = None
         seconds = world.now - self._froze_at
         self._stood_still_s += seconds
         world.clients.had_to_wait()
