@@ -16,6 +16,7 @@ import msgpack
 from glmtts.protocol import codec
 from glmtts.protocol.events import Accepted, Error
 from glmtts.protocol.requests import VERSION
+from glmtts.protocol.texts import wrong_character
 
 from .errors import BadRequest, ConnectionLost, DaemonNotRunning, GlmttsError, ProtocolError, failure_of
 from .exchange import Exchange, JobExchange
@@ -294,11 +295,7 @@ def _encode(values: dict[str, Any]) -> bytes:
             try:
                 codec.encode_map({key: value})
             except UnicodeEncodeError as unencodable:
-                character = unencodable.object[unencodable.start]
-                raise BadRequest(
-                    f"{key}: U+{ord(character):04X} at position {unencodable.start} is half a character (a lone "
-                    "surrogate) and can't be sent; decode the text anew, or leave it out"
-                ) from None
+                raise BadRequest(f"{key}: {wrong_character(unencodable.object, unencodable.start)}") from None
             except (ValueError, TypeError, OverflowError, RecursionError) as unencodable:
                 raise BadRequest(f"{key}: can't be sent ({unencodable})") from None
         raise BadRequest(f"the request can't be sent ({error})") from None

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from msgspec import UNSET, Struct
 
+from glmtts.protocol.audio_formats import format_of_name, misnamed
+
 from .errors import GlmttsError
 from .files import write_whole
 
@@ -26,7 +28,7 @@ class SpeechOptions(TypedDict, total=False):
         prompt: a recording to clone instead: a path, or the bytes of a WAV, FLAC, OGG or MP3 file, 1 to 30 s.
         prompt_text: what is said in the recording.
         format: ``wav``, ``flac``, ``ogg``, ``mp3``, ``pcm_s16le``, ``pcm_f32le``, or for telephony ``ulaw``, ``alaw``,
-            ``wav_ulaw`` or ``wav_alaw``.
+            ``wav_ulaw`` or ``wav_alaw``; by default what the ending of ``output`` says.
         sample_rate: in Hz.
         output: the name of a file in the daemon's output folder, written instead of sending the audio.
         priority: ``vip``, ``interactive`` or ``batch``.
@@ -100,11 +102,16 @@ class Speech(Struct, frozen=True, kw_only=True):
 
         Raises:
             OSError: the file can't be written.
-            GlmttsError: there is no audio here, because it was streamed or written by the daemon.
+            GlmttsError: there is no audio here, because it was streamed or written by the daemon; or the ending of
+                ``path`` says another format than the audio has (nothing here can convert it).
         """
         if not self.audio:
             where = f"the daemon wrote it to {self.path}" if self.path else "it was sent as a stream"
             raise GlmttsError(f"There is no audio to save in {os.fspath(path)!r}: {where}.")
+        if problem := misnamed(Path(path).name, self.format):
+            meant = format_of_name(Path(path).name)
+            speak = f'; speak(text, format="{meant}") makes such a file' if meant else ""
+            raise GlmttsError(f"The speech is not saved as {os.fspath(path)!r}: {problem}{speak}.")
         write_whole(Path(path), self.audio)
         return Path(path)
 

@@ -45,6 +45,7 @@ from .storage import outputs
 from .storage.deliveries import Deliveries
 from .storage.journal import Journal
 from .storage.voices import VoiceStore
+from .surroundings import LOOK_S, Surroundings
 from .transport.client_listeners import ClientListeners
 from .transport.event_publisher import EventPublisher
 from .transport.listeners import IO_THREADS, RuntimeDir, RuntimeDirError
@@ -58,8 +59,6 @@ _MAX_OPERATOR_TASKS = 64
 _LARGE = 1 << 20
 #: Time to send the last answers when the daemon ends, in seconds.
 _LINGER_S = 1.0
-#: Time between two checks that the sockets' files exist, in seconds.
-_CHECK_SOCKETS_S = 5.0
 #: After a standstill, milliseconds to wait for what workers have said.
 _LAST_WORDS_MS = 20
 #: Exit statuses beside 0: sysexits(3).
@@ -144,7 +143,21 @@ class Supervisor:
         )
         #: Inputs that effects caused; stepped before the loop continues.
         self._later: deque[inputs.Input] = deque()
-        self._next_check = loop.clock() + _CHECK_SOCKETS_S
+        self._surroundings = Surroundings(
+            settings,
+            loaded.file,
+            log,
+            background=Background(loop.wakeup_fd, 1),
+            restore=self._restore_sockets,
+            can_be_found=lambda: self._runtime.can_be_found,
+            step=self._step,
+            processes=self._processes,
+            journal=self._journal,
+            voices=self._machine.state.voices.values,
+            manager=lambda: self._service.problem,
+            reached_by_tcp=self._clients.tcp is not None,
+        )
+        self._next_look = loop.clock() + LOOK_S
         self._status: int | None = None
         self._effects: dict[type, Callable[[Any], None]] = {
             effects.Send: self._clients.send,
@@ -201,6 +214,7 @@ class Supervisor:
                 state_folder=str(config.state_dir(self._settings)),
                 outputs_folder=str(folder),
                 results_folder=str(config.state_dir(self._settings) / "results"),
+                managed=self._service.wanted,
             ),
             now=self._loop.clock(),
             wall=time.time(),
@@ -241,7 +255,7 @@ class Supervisor:
     def _turn(self) -> None:
         """Wait for events and handle them."""
         loop, machine = self._loop, self._machine
-        dues = (machine.next_due, self._service.next_due(), self._next_check, self._clients.retry_due)
+        dues = (machine.next_due, self._service.next_due(), self._next_look, self._clients.retry_due)
         began = loop.wait(min(due for due in dues if due is not None))
         for number in self._clients.closed():
             self._step(inputs.ConnectionClosed(number))
@@ -250,8 +264,9 @@ class Supervisor:
             # Messages of workers come before their timeouts: the loop itself may have been late.
             loop.guarded(self._on_workers)
             self._step(inputs.TimePassed())
-        if loop.clock() >= self._next_check:
-            loop.guarded(self._restore_sockets)
+        if loop.clock() >= self._next_look:
+            self._next_look = loop.clock() + LOOK_S
+            loop.guarded(self._surroundings.look)
         self._clients.flush()
         self._metrics.lag.add(time.monotonic() - began)
         if self._service.wanted:
@@ -292,10 +307,9 @@ class Supervisor:
         while self._later:
             self._step(self._later.popleft())
 
-    def _restore_sockets(self) -> None:
-        """Create sockets again whose files were removed, so that clients find the daemon."""
-        self._next_check = self._loop.clock() + _CHECK_SOCKETS_S
-        self._runtime.restore(
+    def _restore_sockets(self) -> str:
+        """Make the runtime folder and its sockets again if they were removed. Raises RuntimeDirError."""
+        return self._runtime.restore(
             {
                 endpoints.REQUESTS: self._clients.requests.socket,
                 endpoints.CONTROL: self._clients.control.socket,
@@ -328,6 +342,7 @@ class Supervisor:
                 self._processes.tidy()
         self._loop.guarded(self._background.collect)
         self._loop.guarded(self._deliveries.collect)
+        self._loop.guarded(self._surroundings.collect)
         for sampled in self._sampler.collect():
             # On the core's clock: what is as old as this may have been longer ago, where the loop stood still.
             sampled.at += self._loop.clock() - time.monotonic()
@@ -391,6 +406,7 @@ class Supervisor:
         self._log.format = effect.settings.daemon.log_format
         self._processes.use(effect.settings, config.engine_python(effect.settings))
         self._operator_tasks.limits = effect.settings.limits
+        self._surroundings.use(effect.settings)
 
     def _read_settings(self, effect: effects.ReadSettings) -> None:
         self._service.reloading()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, get_args
 
 AudioFormat = Literal[
@@ -34,8 +35,10 @@ def nearest_rate(audio_format: str, rate: int) -> int:
 #: The format for the ending of a file name.
 FORMAT_OF_SUFFIX: dict[str, AudioFormat] = {
     ".wav": "wav",
+    ".wave": "wav",
     ".flac": "flac",
     ".ogg": "ogg",
+    ".oga": "ogg",
     ".opus": "ogg",
     ".mp3": "mp3",
     ".pcm": "pcm_s16le",
@@ -43,3 +46,50 @@ FORMAT_OF_SUFFIX: dict[str, AudioFormat] = {
     ".ulaw": "ulaw",
     ".alaw": "alaw",
 }
+
+#: Endings of sound and video files that are not made here: a program believes the name.
+_OTHER_SUFFIXES = frozenset(
+    {
+        *(".3gp", ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".alac", ".amr", ".ape", ".au", ".caf", ".m4a", ".m4b"),
+        *(".m4r", ".mka", ".mkv", ".mov", ".mp2", ".mp4", ".mpeg", ".mpg", ".snd", ".spx", ".voc", ".w64", ".weba"),
+        *(".webm", ".wma", ".wv"),
+    }
+)
+#: What is taken for an ending: "v1.2" and "chapter.1" have none.
+_SUFFIX = re.compile(r"(?<=.)\.(?=[0-9]*[A-Za-z])[0-9A-Za-z]{2,5}\Z")
+
+
+def format_of_name(name: str) -> AudioFormat | None:
+    """The format that the ending of a file name says, or None."""
+    return FORMAT_OF_SUFFIX.get(_suffix(name))
+
+
+def misnamed(name: str, format: str | None) -> str:
+    """Why a file of this name can't be in ``format``, or ``""``; None: the name alone has to say the format."""
+    suffix = _suffix(name)
+    meant = FORMAT_OF_SUFFIX.get(suffix)
+    if meant is None:
+        if format is None and suffix:
+            others = "use one of them" if suffix in _OTHER_SUFFIXES else "give the format as well"
+            return f"{suffix} is none of the known formats ({_KNOWN}); {others}"
+        if format is not None and suffix in _OTHER_SUFFIXES:
+            return f"{suffix} is the ending of another kind of file than {format}; use {suffix_of(format)}"
+        return ""
+    # Several kinds of samples share an ending; the name of bare ones says no more than that.
+    bare = suffix in (".pcm", ".raw") and format in ("ulaw", "alaw")
+    if format is None or suffix_of(meant) == suffix_of(format) or bare:
+        return ""
+    return f"{suffix} says {meant}, but the format is {format}; use {suffix_of(format)}, or the format {meant}"
+
+
+def suffix_of(format: str) -> str:
+    """The usual file name ending of a format: ``.wav``; ``.pcm`` for samples without a header."""
+    return f".{format.partition('_')[0]}"
+
+
+def _suffix(name: str) -> str:
+    found = _SUFFIX.search(name)
+    return found[0].lower() if found else ""
+
+
+_KNOWN = " ".join(FORMAT_OF_SUFFIX)

@@ -15,8 +15,8 @@ import msgpack
 import msgspec
 from msgspec import UNSET, Struct
 
-from . import control, events
-from .audio_formats import ENCODER_RATES
+from . import control, events, texts
+from .audio_formats import ENCODER_RATES, misnamed
 from .errors import ErrorCode, RequestError
 from .requests import VERSION, ClientRequest, Synthesize
 
@@ -111,7 +111,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def decode_request(frames: Sequence[bytes | memoryview], limits: CodecLimits) -> ClientRequest:
-    """Decode and validate a request of the requests socket: ``frames`` is ``[header, body...]``.
+    """Decode and validate a request of the requests socket: ``frames`` is ``[header, body...]``. Its texts are folded.
 
     Raises RequestError naming the offending field.
     """
@@ -124,13 +124,18 @@ def decode_request(frames: Sequence[bytes | memoryview], limits: CodecLimits) ->
 
 
 def decode_control(frames: Sequence[bytes | memoryview], limits: CodecLimits) -> control.ControlRequest:
-    """Decode and validate an operation of the control socket. Raises RequestError naming the offending field."""
+    """Decode and validate an operation of the control socket; a transcript is folded. Raises as decode_request."""
     request = _decode(frames, limits, _control_decoder, _CONTROL_TYPES)
     takes_body = type(request) is control.VoiceAdd
     if takes_body and len(frames) < 2:
         raise RequestError(ErrorCode.BAD_REQUEST, "body: voice_add needs the recording as its body", id=request.id)
     if not takes_body and len(frames) > 1:
         raise RequestError(ErrorCode.BAD_REQUEST, f"body: {_op_of(request)} takes none", id=request.id)
+    if type(request) is control.VoiceAdd:
+        try:
+            request.text = texts.transcript(request.text)
+        except texts.TextError as error:
+            raise RequestError(ErrorCode.BAD_REQUEST, f"text: {error}", id=request.id) from None
     return request
 
 
@@ -234,16 +239,24 @@ def _decode_carefully(frames: Sequence[bytes | memoryview], limits: CodecLimits,
 
 
 def _check_synthesize(request: Synthesize, has_body: bool, limits: CodecLimits) -> None:
-    """Check what involves several fields, and whether the text has anything to speak."""
+    """Fold the texts; check them, and what involves several fields."""
 
     def refuse(message: str, code: ErrorCode = ErrorCode.BAD_REQUEST) -> RequestError:
         return RequestError(code, message, id=request.id)
 
     length = len(request.text)
+    if length <= limits.text_chars:
+        key = "text"
+        try:
+            request.text = texts.speakable(request.text)
+            if request.prompt is not UNSET:
+                key = "prompt.text"
+                request.prompt.text = texts.transcript(request.prompt.text)
+        except texts.TextError as error:
+            raise refuse(f"{key}: {error}") from None
+        length = len(request.text)
     if length > limits.text_chars:
         raise refuse(f"text: {length} characters; at most {limits.text_chars} are accepted", ErrorCode.TOO_LARGE)
-    if problem := unspeakable(request.text):
-        raise refuse(f"text: {problem}")
     if request.prompt is not UNSET:
         if request.voice is not UNSET:
             raise refuse("voice: not together with prompt; send one of the two")
@@ -257,26 +270,12 @@ def _check_synthesize(request: Synthesize, has_body: bool, limits: CodecLimits) 
     rates = ENCODER_RATES.get(audio_format)
     if rates and request.sample_rate is not UNSET and request.sample_rate not in rates:
         raise refuse(f"sample_rate: {audio_format} holds {', '.join(map(str, rates))} Hz alone")
-    if request.output is not UNSET and (problem := bad_file_name(request.output)):
-        raise refuse(f"output: {problem}")
+    if request.output is not UNSET:
+        asked = None if request.format is UNSET else request.format
+        if problem := bad_file_name(request.output) or misnamed(request.output, asked):
+            raise refuse(f"output: {problem}")
     if request.options and _deeper_than(request.options, _MAX_OPTIONS_DEPTH):
         raise refuse(f"options: nested deeper than {_MAX_OPTIONS_DEPTH} containers")
-
-
-def unspeakable(text: str) -> str:
-    """Why ``text`` can't be spoken, or ``""``.
-
-    It needs a letter or a digit: for a text without one, engines speak a full stop or nothing.
-    """
-    if control := _CONTROL.search(text):
-        return f"control character U+{ord(control[0]):04X} at position {control.start()}"
-    return "" if _SPOKEN.search(text) else "there is no letter or digit in it to speak"
-
-
-#: Regular expressions, because a loop over 5,000 characters would block the daemon for a millisecond.
-#: Unicode's categories Cc and Cs without tab, newline and carriage return; and what str.isalnum() takes.
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-_SPOKEN = re.compile(r"[^\W_]")
 
 
 def bad_file_name(name: str) -> str:
@@ -285,7 +284,7 @@ def bad_file_name(name: str) -> str:
         return "a plain file name, never a path"
     if name in (".", "..") or name.startswith("."):
         return "must not begin with a dot"
-    if any(c in "\t\n\r" for c in name) or _CONTROL.search(name):
+    if texts.has_control_character(name):
         return "has a control character in it"
     if len(name.encode()) > 200:
         return "longer than 200 bytes"

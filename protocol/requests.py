@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from .audio_formats import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, AudioFormat
+from .audio_formats import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, AudioFormat, format_of_name
 
 #: The version of the protocol that this package speaks.
 VERSION = 1
@@ -63,11 +63,16 @@ class Synthesize(Request, tag="synthesize", kw_only=True, omit_defaults=True):
     on_behalf_of: OnBehalfOf | UnsetType = UNSET
 
     @property
-    def resolved_format(self) -> AudioFormat:
-        """The format asked for, or the protocol's default: WAV, and 16-bit PCM for a stream."""
+    def named_format(self) -> AudioFormat | None:
+        """The format asked for: by ``format``, else by the ending of ``output``."""
         if self.format is not UNSET:
             return self.format
-        return "pcm_s16le" if self.stream else "wav"
+        return None if self.output is UNSET else format_of_name(self.output)
+
+    @property
+    def resolved_format(self) -> AudioFormat:
+        """The format asked for, or the protocol's default: WAV, and 16-bit PCM for a stream."""
+        return self.named_format or ("pcm_s16le" if self.stream else "wav")
 
 
 class Ping(Request, tag="ping", kw_only=True):

@@ -15,9 +15,10 @@ import click
 
 from glmtts.client import Client, JobEvent, Speech, Timeout
 from glmtts.client.files import write_whole
-from glmtts.protocol.audio_formats import FORMAT_OF_SUFFIX, FORMATS, AudioFormat
+from glmtts.protocol.audio_formats import FORMATS, AudioFormat, format_of_name, misnamed
 from glmtts.protocol.events import Accepted, Done, Started
 from glmtts.protocol.requests import MAX_SEED, PRIORITIES
+from glmtts.protocol.texts import NOTHING_TO_SPEAK
 
 from .retry import with_retries
 from .session import Session, session, shared_options, timeout_option
@@ -138,7 +139,7 @@ def _choose_target(
         file = "-"
     if file == "-" and run.json:
         raise click.UsageError("--json and the speech can't both go to standard output; give -o FILE.")
-    chosen = format or _format_of_name(file if file not in (None, "-") else output)
+    chosen = _format_of(file if file not in (None, "-") else output, format)
     if not stream and not play:
         return Target(file, chosen or "wav")
     wrapped = chosen == "wav"
@@ -148,15 +149,13 @@ def _choose_target(
     return Target(file, samples, wrapped=wrapped, player=find_player() if play else None, streamed=True)
 
 
-def _format_of_name(name: str | None) -> AudioFormat | None:
-    suffix = Path(name or "").suffix.lower()
-    if not suffix or (name and name.startswith("/dev/")):
-        return None
-    if suffix not in FORMAT_OF_SUFFIX:
-        raise click.UsageError(
-            f"{name}: {suffix} is none of the known formats ({' '.join(FORMAT_OF_SUFFIX)}); --format names one."
-        )
-    return FORMAT_OF_SUFFIX[suffix]
+def _format_of(name: str | None, asked: AudioFormat | None) -> AudioFormat | None:
+    """The format asked for, else that of the file's name; a usage error where the two contradict each other."""
+    if not name or name.startswith("/dev/"):
+        return asked
+    if problem := misnamed(Path(name).name, asked):
+        raise click.UsageError(f"{name}: {problem} (--format gives one).")
+    return asked or format_of_name(Path(name).name)
 
 
 def _read_text(text: str) -> str:
@@ -167,7 +166,7 @@ def _read_text(text: str) -> str:
     except UnicodeError:
         raise click.UsageError("The text is not valid UTF-8.") from None
     if not text.strip():
-        raise click.UsageError("There is no text to speak.")
+        raise click.UsageError(f"text: {NOTHING_TO_SPEAK}.")
     return text.strip()
 
 

@@ -11,6 +11,7 @@ from glmtts.protocol import authorised_keys
 from glmtts.protocol.audio_formats import ENCODER_RATES
 from glmtts.protocol.endpoints import EVENTS, MAX_PATH_BYTES
 from glmtts.protocol.requests import MAX_ON_BEHALF_OF
+from glmtts.protocol.texts import TextError, speakable
 
 from ..core.scheduling.rate_limit import parse_rate
 from ..core.settings import ClientLimits, FaultEngineSettings, LimitsSettings, Settings, flat
@@ -95,8 +96,10 @@ def _engine(settings: Settings) -> Iterator[str]:
     python = engine.python
     if python and not (python.startswith("/") and os.path.isfile(python) and os.access(python, os.X_OK)):  # noqa: PTH113 - as below
         yield f"engine.python: {python} is not an executable file; name the interpreter by its absolute path"
-    if not engine.warmup_text.strip():
-        yield "engine.warmup_text: blank, but a worker speaks it before it is ready; write a short sentence"
+    try:
+        speakable(engine.warmup_text)
+    except TextError as error:
+        yield f"engine.warmup_text: {error}, but a worker speaks it before it is ready; write a short sentence"
     if engine.name != "fault" and engine.fault != FaultEngineSettings():
         yield f'engine.fault: settings of the fault engine, but engine.name is "{engine.name}"; leave the section out'
     if engine.fault.start == "slow" and engine.fault.start_s == 0:

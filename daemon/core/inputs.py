@@ -317,6 +317,17 @@ class StoredLost(Struct):
     problem: str
 
 
+class SurroundingsSeen(Struct):
+    """What the daemon needs and is gone or can't be used now: a message for each, by name.
+
+    ``out_of_reach``: no new client can find the daemon. ``taken``: another daemon holds its runtime folder.
+    """
+
+    problems: dict[str, str]
+    out_of_reach: bool = False
+    taken: bool = False
+
+
 class EffectFailed(Struct):
     """``effect`` (one of effects.Effect) raised an exception in the shell, and was not carried out."""
 
@@ -337,6 +348,7 @@ class TimePassed(Struct):
 Input = (
     Requested | Controlled | ConnectionClosed | ConnectionOverrun | Spawned | SpawnFailed | WorkerSaid
     | WorkerGarbled | ProcessEnded | Sampled | MetricsServed | StopAsked | SettingsRead | VoiceStored
-    | JournalChanged | JournalAdded | JournalEnded | JournalFound | StoredLost | EffectFailed | StoodStill
+    | JournalChanged | JournalAdded | JournalEnded | JournalFound | StoredLost | SurroundingsSeen | EffectFailed
+    | StoodStill
     | TimePassed
 )  # fmt: skip

@@ -15,6 +15,7 @@ from .api.lifecycle import Lifecycle, Phase, Summary
 from .api.operator_requests import OperatorRequests
 from .api.queue_report import QueueReport
 from .api.recovery import Recovery
+from .api.surroundings import Surroundings
 from .effects import Effect, Sample
 from .metric_types import Family
 from .monitoring.alert_evaluator import AlertEvaluator
@@ -29,7 +30,7 @@ from .workers.report import publish_memory
 
 #: Inputs and messages of workers that change nothing of what jobs and workers may do, and those that concern jobs
 #: alone; whatever a handler changes beyond that, it marks.
-_QUIET = frozenset({wire.AudioChunk, wire.Beat, wire.SegmentDone, inputs.TimePassed})
+_QUIET = frozenset({wire.AudioChunk, wire.Beat, wire.SegmentDone, inputs.SurroundingsSeen, inputs.TimePassed})
 _OF_JOBS = frozenset({inputs.Requested, inputs.ConnectionClosed, inputs.ConnectionOverrun, inputs.StoredLost})
 _OF_JOBS |= {inputs.JournalChanged, inputs.JournalAdded, inputs.JournalEnded, inputs.JournalFound}
 _OF_JOBS |= {wire.Finished, wire.Failed, wire.Suspended}
@@ -73,6 +74,7 @@ class Machine:
         self._client_requests = ClientRequests(state, scheduler, self._problems)
         self._operator_requests = OperatorRequests(state, scheduler, self._client_requests, self._problems)
         self.lifecycle = Lifecycle(state, scheduler, self._client_requests)
+        self._surroundings = Surroundings(state, self.lifecycle)
         self._recovery = Recovery(
             state,
             scheduler,
@@ -112,6 +114,7 @@ class Machine:
             inputs.JournalEnded: self.scheduler.completion.on_written,
             inputs.JournalFound: durable_jobs.on_found,
             inputs.StoredLost: durable_jobs.on_lost,
+            inputs.SurroundingsSeen: self._surroundings.on_seen,
             inputs.EffectFailed: self._recovery.on_effect_failed,
             inputs.StoodStill: self._on_stood_still,
             inputs.TimePassed: lambda _: None,
@@ -184,6 +187,7 @@ class Machine:
             "drain": lifecycle.answer_drain,
             "stop": lambda _: lifecycle.on_stop_timeout(),
             "late": lambda _: completion.wait_no_more(),
+            "reach": lambda _: self._surroundings.on_late(),
             "disk": lambda _: scheduler.durable_jobs.on_try_disk(),
             "clock": lambda _: self.state.alerts.set("clock", ""),
             "recover": lambda _: None,  # the step recovers, as the recovery before has failed

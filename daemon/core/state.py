@@ -30,6 +30,8 @@ class Installation(Struct, frozen=True, kw_only=True):
     outputs_folder: str = ""
     #: Where results of durable jobs are kept until they are fetched.
     results_folder: str = ""
+    #: Whether a service manager starts the daemon again when it ends with an error.
+    managed: bool = False
 
 
 class State:

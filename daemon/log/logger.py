@@ -11,8 +11,10 @@ import contextlib
 import os
 import queue
 import select
+import stat
 import threading
 import time
+from pathlib import Path
 from typing import Any, Literal
 
 from glmtts.protocol.control import LogLevel
@@ -37,7 +39,7 @@ class Logger:
     """Writes lines to a file descriptor until it is closed. Every method may be called from any thread.
 
     ``level`` and ``format`` may be set at any time. ``recent`` has the last lines, and ``dropped`` counts the lines
-    that were lost because the descriptor was read too slowly.
+    that were lost because the descriptor was read too slowly, or could not be written to.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class Logger:
         self.recent = RecentLines(keep)
         self.dropped = 0
         self._reported = 0
+        #: Lines that could not be written since the last one that was, and why.
+        self._unwritten, self._reason = 0, ""
         self._fd = fd
         self._capacity = capacity
         self._closed = False
@@ -101,6 +105,33 @@ class Logger:
         fields["traceback"] = traceback_of(error) if self.enabled("debug") else quiet_traceback_of(error)
         self._put("error", message, fields)
 
+    def restore(self) -> str:
+        """Make the log's file again if it was removed, or take the one that is in its place; returns why it can't be.
+
+        Where the log is no file, as with systemd, there is nothing to do.
+        """
+        try:
+            about = os.fstat(self._fd)
+            if not stat.S_ISREG(about.st_mode) or about.st_nlink:
+                return ""
+            # The kernel marks the name of a removed file.
+            name = str(Path(f"/proc/self/fd/{self._fd}").readlink()).removesuffix(" (deleted)")
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            fd = os.open(name, flags, stat.S_IMODE(about.st_mode))
+            try:
+                found = os.fstat(fd)
+                if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, os.geteuid()):
+                    return f"the log's file {name} was removed, and there is something else: remove that"
+                os.set_blocking(fd, True)
+                os.dup2(fd, self._fd, inheritable=self._fd <= 2)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            return f"the log's file was removed and can't be made again ({reason}): 'glmttsctl logs' has the last lines"
+        self.warning("the log's file was removed, and is made again", file=name)
+        return ""
+
     def close(self, timeout_s: float = 1.0) -> bool:
         """Write the lines that wait, for at most ``timeout_s``; returns whether all were written."""
         if not self._closed:
@@ -137,7 +168,18 @@ class Logger:
                 self._reported += lost
                 message = "log lines lost: the log is read too slowly"
                 lines.append(self._line((time.time(), "warning", message, {"lines": lost})))
-            self._write(b"".join(lines))
+            if unwritten := self._unwritten:
+                message = "log lines lost: they could not be written"
+                fields = {"lines": unwritten, "reason": self._reason}
+                lines.append(self._line((time.time(), "warning", message, fields)))
+            if self._write(b"".join(lines)):
+                self._unwritten -= unwritten
+            else:
+                new = len(records) - (not open)
+                self._unwritten += new
+                with self._counting:
+                    self.dropped += new
+                self._reported += new
             if open and self._records.empty():
                 # Waking this thread for each line would cost the loop more than the line itself.
                 self._hurry.wait(_GATHER_S)
@@ -148,15 +190,18 @@ class Logger:
         prefix = f"<{_PRIORITY[record[1]]}>" if self.in_journal else ""
         return f"{prefix}{line}\n".encode("utf-8", "backslashreplace")
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes) -> bool:
         view = memoryview(data)
         while view:
             try:
                 view = view[os.write(self._fd, view) :]
             except BlockingIOError:
                 select.select([], [self._fd], [])
-            except OSError:
-                return  # the reader is gone, or stderr is closed
+            except OSError as error:
+                # The disk is full, the reader is gone, or stderr is closed.
+                self._reason = error.strerror or str(error)
+                return False
+        return True
 
 
 def is_journal(fd: int) -> bool:

@@ -29,7 +29,7 @@ class Guardian:
     def ensure(self) -> None:
         """Start one unless there is one. Raises OSError.
 
-        A guardian that ended is replaced before the next worker starts, not at once: it might end again immediately.
+        A guardian that ended is replaced within seconds, not at once: it might end again immediately.
         """
         self.reap()
         if self._popen is not None:
@@ -48,7 +48,8 @@ class Guardian:
             )
         except (OSError, subprocess.SubprocessError) as error:
             os.close(write_end)
-            raise OSError(f"{sys.executable}: {error}") from None
+            reason = (getattr(error, "strerror", None) or str(error)).lower()
+            raise OSError(f"the interpreter {sys.executable} can't be started: {reason}") from None
         finally:
             os.close(read_end)
         self._pipe = write_end

@@ -164,7 +164,8 @@ class Processes:
             )
         except (OSError, subprocess.SubprocessError) as error:
             os.close(write_end)
-            raise OSError(f"{self._interpreter}: {error}") from None
+            reason = (getattr(error, "strerror", None) or str(error)).lower()
+            raise OSError(f"the interpreter {self._interpreter} can't be started: {reason}") from None
         finally:
             os.close(read_end)
         try:
@@ -258,6 +259,16 @@ class Processes:
         del self._by_incarnation[process.incarnation]
         self._records.ended(process.pid)
         self.tidy()
+
+    def restore(self) -> str:
+        """Start the guardian and write the record again if they are gone; returns why that fails, or ``""``."""
+        problem = self._records.restore()
+        if self._by_incarnation:
+            try:
+                self._guardian.ensure()
+            except OSError as error:
+                problem = f"the guardian of the workers can't be started: {error}"
+        return problem
 
     def tidy(self) -> None:
         """Reap and end the processes that ended workers left behind. Call it at each SIGCHLD."""

@@ -132,6 +132,21 @@ class Records:
 
     # --- this daemon's processes
 
+    def restore(self) -> str:
+        """Write the record again if its file was removed or replaced, or could not be written before.
+
+        Returns why there is none all the same, or ``""``.
+        """
+        if not self._is_in_place():
+            self._write()
+        return self.problem if self._file < 0 else ""
+
+    def _is_in_place(self) -> bool:
+        try:
+            return self._file >= 0 and os.path.samestat(os.fstat(self._file), self.path.lstat())
+        except OSError:
+            return False
+
     def token(self, incarnation: int) -> str:
         """The boot token for the environment of this incarnation's process."""
         return f"{self.boot.token}.{incarnation}"
@@ -155,9 +170,10 @@ class Records:
     def close(self, *, clean: bool = True) -> None:
         """Close the record; remove it when all processes of this daemon and of earlier ones are gone."""
         if self._file >= 0:
+            is_own = self._is_in_place()
             os.close(self._file)
             self._file = -1
-            if clean and not self._before:
+            if clean and is_own and not self._before:
                 with contextlib.suppress(OSError):
                     self.path.unlink()
 

@@ -39,7 +39,7 @@ class ServiceManager:
         self, environment: Mapping[str, str] = os.environ, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._clock = clock
-        #: Why nothing can be sent, for the log; ``""`` where it can, or where there is no service manager.
+        #: Why nothing could be sent last, for the log; ``""`` where it could, or where there is no service manager.
         self.problem = ""
         self._address = environment.get("NOTIFY_SOCKET", "")
         self._socket: socket.socket | None = None
@@ -146,6 +146,7 @@ class ServiceManager:
         while self._waiting and self._socket is not None:
             try:
                 self._socket.sendto(self._waiting[0], self._address)
+                self.problem = ""
             except BlockingIOError:
                 return
             except OSError as error:

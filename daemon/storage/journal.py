@@ -79,6 +79,7 @@ class Journal:
         self._finds: list[effects.JournalFind] = []
         self._starts: dict[str, int] = {}
         self._ends: dict[str, effects.JournalEnd] = {}
+        self._looks = False
         self._results: list[inputs.Input] = []
         #: When the oldest record arrived that the thread has not taken, and the oldest that it has not written.
         self._waits_since: float | None = None
@@ -150,6 +151,12 @@ class Journal:
             problem = f"{len(self._finds)} look-ups wait for the disk of {self._store.shown} already; ask again later"
             self._hand_back([found(effect, problem=problem)])
 
+    def look(self) -> None:
+        """Look whether the files are still there, and write them anew if not."""
+        with self._lock:
+            self._looks = True
+            self._lock.notify_all()
+
     def collect(self) -> list[inputs.Input]:
         """The answers since the last call, in their order."""
         with self._lock:
@@ -206,7 +213,7 @@ class Journal:
             with self._lock:
                 adds, finds, starts, ends = self._adds, self._finds, self._starts, self._ends
                 self._adds, self._finds, self._starts, self._ends = [], [], {}, {}
-                self._adds_bytes = 0
+                self._adds_bytes, self._looks = 0, False
                 self._taken_since, self._waits_since = self._taken_since or self._waits_since, None
             try:
                 writer.turn(adds, finds, starts, ends)
@@ -222,7 +229,7 @@ class Journal:
     def _wait(self) -> bool:
         """Wait for work; returns False at the end, when all work is done."""
         with self._lock:
-            while not (self._adds or self._finds or self._starts or self._ends):
+            while not (self._adds or self._finds or self._starts or self._ends or self._looks):
                 if self._closed:
                     return False
                 pause_s = self._writer.pause_s()

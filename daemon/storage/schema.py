@@ -123,6 +123,34 @@ def close_untouched(connection: sqlite3.Connection, file: Path) -> None:
         connection.close()
 
 
+def files_beside(file: Path) -> list[Path]:
+    """The journal's write-ahead log and its index."""
+    return [file.with_name(f"{file.name}{ending}") for ending in ("-wal", "-shm")]
+
+
+def rewrite(connection: sqlite3.Connection, file: Path) -> None:
+    """Write the content of an open connection to ``file``, because its files were removed, and close the connection.
+
+    Raises sqlite3.Error, OSError; the connection is then open, and ``file`` as it was.
+    """
+    fresh = file.with_name(f"{file.name}.new")
+    for left in (fresh, fresh.with_name(f"{fresh.name}-journal"), *files_beside(fresh)):
+        left.unlink(missing_ok=True)
+    fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with contextlib.closing(_connect(fresh, "rw", 0.0)) as copy:
+            connection.backup(copy)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    for left in files_beside(file):
+        left.unlink(missing_ok=True)
+    fresh.rename(file)
+    sync_folder(file.parent)
+    # Before the new file is opened: the last connection to close removes the log and the index by their names.
+    connection.close()
+
+
 def _prepare(file: Path) -> bool:
     """Check the bytes where SQLite does not; returns whether the file is new. Raises JournalError, OSError."""
     log = Path(f"{file}-wal")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -34,6 +35,9 @@ _MARK_EVERY_S = 60.0
 _NEVER = float("-inf")
 #: Free pages that the file keeps for later rows, and how many of the others are returned to the disk at a time.
 _FREE_PAGES_KEPT, _FREE_PAGES_GIVEN_BACK = 4_096, 512
+
+#: The place of a file that is not there.
+_GONE = (0, 0)
 
 _requests = msgspec.msgpack.Decoder(Synthesize)
 _events: msgspec.msgpack.Decoder[Done | Error] = msgspec.msgpack.Decoder(Done | Error)
@@ -84,13 +88,17 @@ class Store:
         self.result_bytes = 0
         #: The number of jobs, ended ones included.
         self.rows = 0
+        #: Jobs that have not ended and are not in the file that has replaced the journal.
+        self.rescued: list[JournalRow] = []
         #: Whether there was no journal before the first attempt to open it.
         self.is_new = False
         self._folder = folder
         self._busy_s = busy_s
         self._connection: sqlite3.Connection | None = None
         self._lock: int | None = None
-        self._place = (0, 0)
+        #: The device and inode of the file; and those of its log and index, as far as they were seen.
+        self._place = _GONE
+        self._places_beside = [_GONE, _GONE]
 
     @property
     def is_open(self) -> bool:
@@ -108,13 +116,12 @@ class Store:
     def open(self) -> None:
         """Open the journal, or make it."""
         self._folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-        if self._lock is None:
-            self._lock = schema.hold(self._folder / "journal.lock")
+        self._hold()
         self.results.make()
         self.is_new = self.is_new or not self.file.exists()
         connection = schema.connect(self.file, self._busy_s)
         try:
-            self._place = self._place_now()
+            self._place, self._places_beside = _place(self.file), [_GONE, _GONE]
             (self.result_bytes,) = connection.execute(
                 "SELECT coalesce(sum(result_bytes), 0) FROM jobs WHERE result <> ''"
             ).fetchone()
@@ -142,15 +149,79 @@ class Store:
             os.close(self._lock)
             self._lock = None
 
+    def _hold(self) -> None:
+        """Hold the lock of the journal; its file may have been removed."""
+        file = self._folder / "journal.lock"
+        if self._lock is not None:
+            held = os.fstat(self._lock)
+            if _place(file) == (held.st_dev, held.st_ino):
+                return
+        # The old lock is held until the new one is.
+        lock = schema.hold(file)
+        if self._lock is not None:
+            os.close(self._lock)
+        self._lock = lock
+
+    def heal(self) -> str:
+        """Write the journal anew if its files were removed: the open connection still has everything.
+
+        Returns a line for the log, or ``""`` where there was nothing to do. After an exception the connection is still
+        open, unless the journal was replaced, or belongs to another daemon now.
+        """
+        if self._connection is None:
+            return ""
+        place = _place(self.file)
+        beside = [_place(file) for file in schema.files_beside(self.file)]
+        # They come into being with the first use of the file.
+        known = [before if before != _GONE else now for before, now in zip(self._places_beside, beside, strict=True)]
+        removed = place == _GONE or beside != known
+        if place not in (_GONE, self._place):
+            if not self.file.is_file():
+                raise IsADirectoryError(errno.EISDIR, "something that is no file is in its place", str(self.file))
+            with contextlib.suppress(sqlite3.Error):
+                self.rescued, _ = self.unfinished()
+            self.close()
+            raise self._replaced()
+        if removed:
+            self._check_disk()
+            # Not the folders above it: they may be on a disk that is mounted later.
+            self._folder.mkdir(mode=0o750, exist_ok=True)
+        try:
+            self._hold()
+        except JournalError:
+            # Another daemon writes there.
+            self.close()
+            raise
+        self._places_beside = known
+        if not removed:
+            return ""
+        schema.rewrite(self._connection, self.file)
+        self._connection = None
+        self.open()
+        return f"files of {self.shown} were removed while it was in use, and are written anew with all jobs"
+
+    def _check_disk(self) -> None:
+        """Raise JournalError if the folder would be on another disk: its own is not mounted, and may come back."""
+        there = self._folder if self._folder.exists() else self._folder.parent
+        if not there.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._folder))
+        if there.stat().st_dev != self._place[0]:
+            what = f"the disk on which it was is not mounted at {there} any more"
+            raise JournalError(message(self.file, what, "Mount it again, or restart the daemon to use the other one."))
+
+    def _replaced(self) -> JournalError:
+        remedy = (
+            "Stop the daemon before you replace it: jobs that have not ended are added to the new one, the others are "
+            "in the old one alone."
+        )
+        return JournalError(message(self.file, "the journal was moved or replaced while it was in use", remedy))
+
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """Everything done inside is on disk when it ends, or nothing is."""
         connection = self._sql
-        if self._place_now() != self._place:
-            remedy = (
-                "Stop the daemon before you move it: the jobs that were in it are now in the daemon's memory alone."
-            )
-            raise JournalError(message(self.file, "the journal was moved or replaced while it was in use", remedy))
+        if _place(self.file) != self._place:
+            raise self._replaced()
         before = self.result_bytes, self.rows
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -173,10 +244,13 @@ class Store:
         key = None if row.request.key is UNSET else row.request.key
         if key is not None and (known := self._with_key(row, key)) is not None:
             return known
-        deadline_at = None if row.deadline_in_s is None else self.timeline.now() + row.deadline_in_s
+        now = self.timeline.now()
+        # One that comes from another file of the journal has an age, and its date may be of another clock.
+        created = now - row.age_s if row.age_s else self.timeline.of_date(row.created)
+        deadline_at = None if row.deadline_in_s is None else now + row.deadline_in_s
         values = (
             *(row.job, row.client, row.user, key, encode(row.request), row.content, row.text_length),
-            *(row.format, row.sample_rate, self.timeline.of_date(row.created), deadline_at, row.attempts, row.state),
+            *(row.format, row.sample_rate, created, deadline_at, row.attempts, row.state),
         )
         try:
             cursor = self._sql.execute(
@@ -250,6 +324,13 @@ class Store:
                 (mark.boot, mark.boot_s, mark.wall, mark.time),
             )
             self._marked_at = mark.time
+
+    def add_rescued(self) -> None:
+        """Add the jobs of a replaced journal that have not ended."""
+        for row in self.rescued:
+            # The other file may be an earlier copy, which has some of them.
+            with contextlib.suppress(ValueError):
+                self.add(row)
 
     def prove(self) -> None:
         """Make this transaction write to the disk, which proves that the disk can be written to."""
@@ -347,13 +428,6 @@ class Store:
             raise JournalError(message(self.file, "the journal is not open", "Please report it."))
         return self._connection
 
-    def _place_now(self) -> tuple[int, int]:
-        try:
-            status = self.file.stat()
-        except OSError:
-            return (0, 0)
-        return status.st_dev, status.st_ino
-
     def _row(self, columns: list[Any]) -> JournalRow:
         try:
             values = dict(zip(_COLUMNS.split(", "), columns, strict=True))
@@ -380,6 +454,14 @@ def _mark(connection: sqlite3.Connection) -> Mark | None:
         (newest,) = connection.execute("SELECT max(created) FROM jobs").fetchone()
         found = None if newest is None else ("", 0.0, newest, newest)
     return None if found is None else Mark(*found)
+
+
+def _place(file: Path) -> tuple[int, int]:
+    try:
+        status = file.stat()
+    except OSError:
+        return _GONE
+    return status.st_dev, status.st_ino
 
 
 def _text(value: object) -> str:

@@ -18,9 +18,11 @@ from msgspec import Struct
 
 from glmtts.protocol.control import VoiceAdd
 from glmtts.protocol.errors import ErrorCode
+from glmtts.protocol.texts import TextError, transcript
 
 from ..core.inputs import StoredVoice
 from .outputs import put, sync_folder
+from .recording_files import not_a_recording, recording_ending
 
 _NAME = re.compile(r"[\w-]{1,64}")
 _FILE = "voice.json"
@@ -100,7 +102,7 @@ class VoiceStore:
         _check_name(name)
         ending = recording_ending(recording)
         if not ending:
-            raise VoiceError(ErrorCode.BAD_AUDIO, "the recording is not a WAV, FLAC, OGG or MP3 file")
+            raise VoiceError(ErrorCode.BAD_AUDIO, not_a_recording(recording))
         digest = hashlib.sha256(recording).hexdigest()
         about = _Description(
             # The name depends on the content, so a replaced recording stays readable for the jobs that use it.
@@ -127,9 +129,10 @@ class VoiceStore:
             else:
                 self._make(target, recording, about)
         except OSError as error:
-            raise VoiceError(
-                ErrorCode.OUTPUT_FAILED, f"the voice can't be written to {target}: {error.strerror or error}"
-            ) from error
+            reason = error.strerror or error
+            if isinstance(error, FileExistsError | NotADirectoryError):
+                reason = f"{error.filename} is not a folder; remove it"
+            raise VoiceError(ErrorCode.OUTPUT_FAILED, f"the voice can't be written to {target}: {reason}") from error
         return _stored(target, about)
 
     def remove(self, name: str) -> None:
@@ -165,6 +168,10 @@ class VoiceStore:
             raise VoiceError(
                 ErrorCode.BAD_AUDIO, f"its recording has {size} bytes, where {about.bytes} were registered"
             )
+        try:
+            about = msgspec.structs.replace(about, text=transcript(about.text))
+        except TextError as error:
+            raise VoiceError(ErrorCode.BAD_REQUEST, f"its transcript: {error}") from None
         return _stored(folder, about)
 
     def _make(self, target: Path, recording: bytes, about: _Description) -> None:
@@ -195,19 +202,6 @@ class VoiceStore:
         sync_folder(target)
 
 
-def recording_ending(recording: bytes) -> str:
-    """The file name ending by the first bytes: ``.wav``, ``.flac``, ``.ogg``, ``.mp3``, or ``""`` for none of them."""
-    if recording[:4] in (b"RIFF", b"RF64") and recording[8:12] == b"WAVE":
-        return ".wav"
-    if recording[:4] == b"fLaC":
-        return ".flac"
-    if recording[:4] == b"OggS":
-        return ".ogg"
-    # ISO/IEC 11172-3: eleven bits set begin a frame, then no reserved version and layer III; ID3v2 tags come before it.
-    frame = len(recording) > 1 and recording[0] == 0xFF and recording[1] & 0xE6 == 0xE2 and recording[1] & 0x18 != 0x08
-    return ".mp3" if recording[:3] == b"ID3" or frame else ""
-
-
 def check_recording(
     data: bytes, python: str, min_s: float, max_s: float, timeout_s: float = 20.0
 ) -> dict[str, float | int]:
@@ -219,7 +213,7 @@ def check_recording(
     import subprocess
 
     if not recording_ending(data):
-        raise VoiceError(ErrorCode.BAD_AUDIO, "the recording is not a WAV, FLAC, OGG or MP3 file")
+        raise VoiceError(ErrorCode.BAD_AUDIO, not_a_recording(data))
     command = [python, "-m", "glmtts.daemon.storage.recordings", str(min_s), str(max_s)]
     try:
         # `python -m` puts the current folder first in the path, so it must not be the daemon's.

@@ -80,6 +80,8 @@ class Writer:
         """Write the records that have arrived or are due. Every add and look-up is answered, whatever fails."""
         self._starts |= starts or {}
         self._ends = (ends or {}) | self._ends
+        if self.problem == "":
+            self._heal()
         if self.problem != "" and time.monotonic() >= self._retry_at:
             self._recover()
         if self.problem == "" and (adds or self._starts or self._ends or self._tidy_at <= self._timeline.now()):
@@ -96,6 +98,8 @@ class Writer:
         """Try once more to write the rest, and close the file."""
         if self.problem != "" and (self._starts or self._ends):
             self._recover()
+        else:
+            self._heal()
         if self._ends:
             self.warnings.append(
                 f"the ends of {len(self._ends)} durable jobs were not written: the next daemon runs them again"
@@ -124,16 +128,29 @@ class Writer:
         # After the rows, since the next daemon removes files that a crash leaves without a row.
         self.warnings += self._store.results.remove(useless)
 
+    def _heal(self) -> bool:
+        """Write files of the journal that were removed anew; returns False if that fails: it is tried again."""
+        try:
+            if line := self._store.heal():
+                self.warnings.append(line)
+        except Exception as error:
+            self._fail(error, keep=True)
+            return False
+        return True
+
     def _recover(self) -> None:
         """Open the journal, or prove that it can be written to again."""
         rows: list[inputs.JournalRow] = []
         damaged: list[str] = []
+        if not self._heal():
+            return
         try:
             if not self._store.is_open:
                 self._store.open()
             with self._store.transaction():
                 self._store.prove()
                 self._store.forget(self._uncertain)
+                self._store.add_rescued()
                 if not self._handed_over:
                     rows, damaged = self._store.unfinished()
                 unknown = self._write_pending()
@@ -144,6 +161,7 @@ class Writer:
             self._fail(error)
             return
         self._handed_over = True
+        self._store.rescued = []
         self._uncertain.clear()
         self.problem = ""
         self._working_since = time.monotonic()
@@ -153,8 +171,11 @@ class Writer:
         self.answers.append(inputs.JournalChanged("", rows))
         self._written(unknown)
 
-    def _fail(self, error: Exception) -> None:
-        """Note that the journal can't be used, and when to retry: later each time, unless it had worked for long."""
+    def _fail(self, error: Exception, *, keep: bool = False) -> None:
+        """Note that the journal can't be used, and when to retry: later each time, unless it had worked for long.
+
+        ``keep``: the connection stays open, as it has what is on no disk.
+        """
         now = time.monotonic()
         self.failures += 1
         if self.problem == "" and now - self._working_since >= _STEADY_S:
@@ -162,7 +183,7 @@ class Writer:
         self._retry_at = now + self._delay_s
         self._delay_s = min(self._retry_s[1], self._delay_s * 2)
         problem = explain(error, self._store.file)
-        if not keeps_connection(error):
+        if not keep and not keeps_connection(error):
             self._store.close(error)
         if problem != self.problem:
             self.problem = problem

@@ -10,10 +10,13 @@ from typing import cast
 from glmtts.protocol.worker import Finished, Memory, SpeakJob
 
 from ..engines.base import Engine, EngineError, Piece, Utterance
-from . import audio
+from . import audio, log
 from .connection import SupervisorConnection
 from .progress import Heartbeat, JobCancelledError
 from .sinks import FileSink, StreamSink, deliver
+
+#: The power of -100 dB: engines say nothing with exact zeros, where they have no reading for what is written.
+_SILENCE = 1e-10
 
 
 class RunningJob:
@@ -44,6 +47,7 @@ class RunningJob:
         self._resampler = audio.Resampler(native, rate) if native != rate else None
         self._pieces = cast("Generator[Piece, None, None]", engine.synthesize(utterance))
         self._samples_in = 0
+        self._energy = self._segment_energy = 0.0
         self._first_audio_s = 0.0
         #: Seconds of work before the last suspension, and when the job last resumed.
         self._spent_s = 0.0
@@ -73,8 +77,17 @@ class RunningJob:
     def finish(self, memory: Callable[[], Memory]) -> tuple[Finished, bytes | None]:
         """The message for the end of the job, and the file to send with it, if any.
 
-        Raises JobCancelledError, and OutputError for an output that can't be written.
+        Raises JobCancelledError, EngineError for speech without a sound, and OutputError for an output that can't be
+        written.
         """
+        # Every text has a letter or a digit in it.
+        if self._energy <= _SILENCE * self._samples_in:
+            seconds = self._samples_in / self._utterance.sample_rate
+            raise EngineError(
+                "synthesis_failed",
+                f"the engine made {seconds:.2f} s of silence: it has no sound for anything in this text; write it in a "
+                "script that the voice reads, or choose a voice that reads this one",
+            )
         if self._resampler:
             self._sink.add(self._resampler.finish())
         file = self._sink.finish()
@@ -106,12 +119,19 @@ class RunningJob:
             return None
         self._samples_in += len(piece.samples)
         # Their energy is finite only if every sample is.
-        if not math.isfinite(piece.samples.dot(piece.samples)):
+        energy = float(piece.samples.dot(piece.samples))
+        if not math.isfinite(energy):
             raise EngineError(
                 "synthesis_failed", "the engine made samples that are not numbers; try another seed or shorter text"
             )
         self._sink.add(self._resampler.add(piece.samples) if self._resampler else piece.samples)
         self._first_audio_s = self._first_audio_s or self._spent()
+        self._energy += energy
+        self._segment_energy += energy
+        if piece.ends_segment:
+            if not self._segment_energy:
+                log.say(log.WARNING, f"segment {piece.segment + 1} of {piece.segments} is silent", self._job.job)
+            self._segment_energy = 0.0
         if piece.ends_segment and piece.segments > 1:
             self._heartbeat.segment_done(piece, self._samples_in / self._utterance.sample_rate)
         return piece

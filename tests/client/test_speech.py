@@ -34,3 +34,16 @@ def test_printing_a_result_does_not_print_its_audio() -> None:
 def test_a_chunk_knows_how_long_it_plays() -> None:
     assert Chunk(seq=0, samples=bytes(9_600), format="pcm_s16le", sample_rate=24_000, channels=1).duration_s == 0.2
     assert Chunk(seq=0, samples=bytes(9_600), format="pcm_f32le", sample_rate=24_000, channels=1).duration_s == 0.1
+
+
+@pytest.mark.parametrize("name", ["a.mp3", "a.OGG", "a.m4a"])
+def test_speech_is_not_saved_under_a_name_that_says_another_format(tmp_path: Path, name: str) -> None:
+    speech = Speech.of(done("j1", "r1"), b"RIFF")
+    with pytest.raises(GlmttsError, match=r"is not saved as .*; use \.wav"):
+        speech.save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.WAVE", "a", "v1.2", "a.xyz", ".mp3"])
+def test_speech_is_saved_under_any_other_name(tmp_path: Path, name: str) -> None:
+    assert Speech.of(done("j1", "r1"), b"RIFF").save(tmp_path / name).read_bytes() == b"RIFF"

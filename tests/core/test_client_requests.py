@@ -49,6 +49,15 @@ def test_a_request_that_is_refused_costs_nothing_of_the_rate(make_world: MakeWor
     assert world.names(world.request()) == ["accepted"]
 
 
+@pytest.mark.parametrize(("output", "made"), [("a.mp3", "mp3"), ("chapter.1", "ogg")])
+def test_the_name_of_an_output_says_its_format_before_the_default_does(
+    make_world: MakeWorld, output: str, made: str
+) -> None:
+    world = make_world(audio={"default_format": "ogg"})
+    id = world.request(output=output)
+    assert next(iter(world.live.values())).format == made, id
+
+
 def test_vip_is_for_those_who_are_named(world: World) -> None:
     assert refused(world, priority="vip").code == "forbidden"
     assert world.names(world.request(priority="vip", client=ROOT))[0] == "accepted"

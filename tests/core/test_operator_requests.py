@@ -112,3 +112,13 @@ def test_status_counts_what_there_is(world: World) -> None:
 
 def test_every_operation_of_the_protocol_is_served(world: World) -> None:
     assert set(world.machine._controls) == set(get_args(control.ControlRequest))
+
+
+def test_a_voice_whose_folder_is_gone_can_be_removed(world: World) -> None:
+    world.machine.state.voices["anna"] = inputs.StoredVoice("anna", "/voices/anna/r.wav", "hello")
+    error = ("voice_not_found", "there is no registered voice 'anna'")
+    for left in (True, False):
+        id = world.operate(control.VoiceRemove, name="anna")
+        world.step(inputs.VoiceStored(world.effects(effects.StoreVoice)[-1].to, id, "anna", error=error))
+        assert ("removed" in getattr(world.last(id), "values", {})) is left
+    assert "anna" not in world.machine.state.voices

@@ -261,6 +261,7 @@ def test_the_settings_of_an_unused_engine_may_stay() -> None:
         ('[engine]\npython = "python3"', "engine.python"),
         ('[engine]\npython = "/etc"', "engine.python"),
         ('[engine]\nwarmup_text = " "', "engine.warmup_text"),
+        ('[engine]\nwarmup_text = "…"', "engine.warmup_text"),
         ('[engine.fault]\nstart = "crash"', "engine.fault"),
         ('[engine.glmtts]\nroot = "GLM-TTS"', "engine.glmtts.root"),
         ('[engine]\nname = "glmtts"\n[engine.glmtts]\nroot = "/etc/passwd"', "engine.glmtts.root"),

@@ -175,18 +175,119 @@ def test_a_log_that_was_cut_by_the_power_is_no_damage(crashed: Path) -> None:
     assert schema.log_problem(log) == ""
 
 
-def test_a_file_that_was_moved_away_in_use_is_begun_anew_and_said(tmp_path: Path) -> None:
+def backup(file: Path, to: Path) -> None:
+    with contextlib.closing(sqlite3.connect(file)) as source, contextlib.closing(sqlite3.connect(to)) as copy:
+        source.backup(copy)
+
+
+def _move_away(folder: Path) -> None:
+    for path in folder.glob("journal.db*"):
+        path.rename(folder / path.name.replace("journal", "old"))
+
+
+def _remove(*names: str) -> Callable[[Path], None]:
+    def lose(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+
+    return lose
+
+
+@pytest.mark.parametrize(
+    "lose",
+    [
+        _move_away,
+        _remove("journal.db"),
+        _remove("journal.db-wal"),
+        _remove("journal.db", "journal.db-wal", "journal.db-shm", "journal.lock"),
+        shutil.rmtree,
+    ],
+    ids=["moved", "file", "log", "all", "folder"],
+)
+@pytest.mark.parametrize("idle", [True, False])
+def test_no_job_is_lost_with_files_that_are_removed_in_use(
+    tmp_path: Path, lose: Callable[[Path], None], idle: bool
+) -> None:
+    folder = tmp_path / "state"
+    with Rig(folder) as rig:
+        rig.add(row("ended", key="k"))
+        rig.add(row("a-1", recording=b"voice"))
+        rig.end("ended")
+        lose(folder)
+        if idle:
+            rig.journal.look()
+        else:
+            assert rig.add(row("a-2")) == inputs.JournalAdded("a-2")
+        rig.found("a-1")
+        assert "written anew with all jobs" in rig.warnings[-1] and not rig.journal.figures().failures
+        assert rig.add(row("a-3", key="k")).known == ("ended", "content of ended")
+        assert not (folder / "journal.db").stat().st_mode & 0o077
+        # As if it was killed now: another process reads what is on the disk.
+        copy = tmp_path / "copy"
+        shutil.copytree(folder, copy)
+    for place in (copy, folder):
+        with Rig(place) as rig:
+            assert [job.job for job in rig.opened.rows] == (["a-1"] if idle else ["a-1", "a-2"])
+            assert rig.opened.rows[0].recording == b"voice"
+            found = rig.found("ended")
+            assert found is not None and found.state == "done"
+
+
+def test_jobs_are_refused_while_the_folder_can_t_be_made_again_and_kept_until_it_can(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    with Rig(folder) as rig:
+        rig.add(row("a-1"))
+        shutil.rmtree(folder)
+        folder.write_text("not a folder")
+        problem = rig.add(row("a-2")).problem
+        assert "is not a folder" in problem and MEANS in problem
+        # The journal can still be read.
+        assert rig.found("a-1") is not None
+        folder.unlink()
+        assert rig.until(inputs.JournalChanged, lambda changed: not changed.problem) == inputs.JournalChanged("")
+        rig.add(row("a-3"))
+    with Rig(folder) as rig:
+        assert [job.job for job in rig.opened.rows] == ["a-1", "a-3"]
+
+
+def test_a_journal_that_is_replaced_gets_the_jobs_that_have_not_ended(tmp_path: Path) -> None:
     with Rig(tmp_path) as rig:
         rig.add(row("a-1"))
-        for path in tmp_path.glob("journal.db*"):
-            path.rename(tmp_path / path.name.replace("journal", "old"))
-        assert "was moved or replaced while it was in use" in rig.add(row("a-2")).problem
-        assert "was moved or replaced" in rig.until(inputs.JournalChanged).problem
-        assert rig.until(inputs.JournalChanged) == inputs.JournalChanged("")
-        assert rig.add(row("a-3")).problem == ""
-        assert rig.end("a-1").problem == "" and "job a-1 has ended" in rig.warnings[-1]
+        backup(rig.file, tmp_path / "backup")
+        rig.add(row("a-2", recording=b"voice"))
+        (tmp_path / "backup").rename(rig.file)
+        assert "was moved or replaced while it was in use" in rig.add(row("a-3")).problem
+        assert rig.until(inputs.JournalChanged, lambda changed: not changed.problem) == inputs.JournalChanged("")
     with Rig(tmp_path) as rig:
-        assert [job.job for job in rig.opened.rows] == ["a-3"]
+        assert [(job.job, job.recording) for job in rig.opened.rows] == [("a-1", None), ("a-2", b"voice")]
+
+
+@needs_mount
+def test_a_journal_waits_for_its_disk_and_is_not_written_to_the_one_below(tmp_path: Path) -> None:
+    code = """
+with Rig(DISK / "state") as rig:
+    rig.add(row("a-1"))
+    subprocess.run(["mount", "--move", DISK, ELSEWHERE], check=True)
+    print(rig.add(row("a-2")).problem)
+    assert not any(DISK.iterdir())
+    subprocess.run(["mount", "--move", ELSEWHERE, DISK], check=True)
+    rig.until(inputs.JournalChanged, lambda changed: not changed.problem)
+    rig.add(row("a-3"))
+with Rig(DISK / "state") as rig:
+    assert [job.job for job in rig.opened.rows] == ["a-1", "a-3"]
+"""
+    assert "the disk on which it was is not mounted" in on_a_disk(f"ELSEWHERE = {str(tmp_path)!r}\n{code}", "size=8m")
+
+
+def test_a_lock_that_another_daemon_has_taken_is_respected(tmp_path: Path) -> None:
+    with Rig(tmp_path) as rig:
+        rig.add(row("a-1"))
+        (tmp_path / "journal.lock").unlink()
+        other = schema.hold(tmp_path / "journal.lock")
+        assert f"another daemon (pid {os.getpid()}) keeps its journal here" in rig.add(row("a-2")).problem
+        os.close(other)
+        assert rig.until(inputs.JournalChanged, lambda changed: not changed.problem) == inputs.JournalChanged("")
+        assert rig.add(row("a-3")).problem == ""
 
 
 @pytest.fixture
@@ -400,7 +501,7 @@ def test_a_file_in_the_place_of_a_folder_is_reported(tmp_path: Path, name: str) 
         assert rig.opened.problem.startswith(f"{file}") and MEANS in rig.opened.problem
         assert "this, or a part of its path, is not a folder" in rig.opened.problem
         file.unlink()
-        assert rig.until(inputs.JournalChanged).problem == ""
+        rig.until(inputs.JournalChanged, lambda changed: not changed.problem)
 
 
 UNPRIVILEGED = """

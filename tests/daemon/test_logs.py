@@ -182,6 +182,24 @@ def test_a_log_whose_reader_is_gone_does_not_end_the_daemon() -> None:
     os.close(writing)
 
 
+def test_lines_that_a_full_disk_loses_are_counted_and_said_when_there_is_room(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    fd = os.open("/dev/full", os.O_WRONLY)
+    log = Logger(fd=fd, journal=False)
+    for _ in range(3):
+        log.warning("lost")
+    while log.dropped < 3:
+        time.sleep(0.001)
+    room = os.open(file, os.O_WRONLY | os.O_CREAT)
+    os.dup2(room, fd)
+    log.warning("there is room")
+    assert log.close(5)
+    assert "lost: they could not be written lines=3" in file.read_text() and "there is room" in file.read_text()
+    assert log.dropped == 3
+    os.close(room)
+    os.close(fd)
+
+
 def test_a_warning_is_not_held_back_to_be_written_with_later_lines(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,6 +84,86 @@ BAD = {
 }
 
 
+def wav_of_size(riff: int, data: int, subtype: str = "PCM_16", before: bytes = b"", after: bytes = b"") -> bytes:
+    """A WAV of two seconds as a recorder leaves it that is killed, or that writes to a pipe."""
+    whole = bytearray(file(tone(), subtype=subtype))
+    at = whole.index(b"data")
+    struct.pack_into("<I", whole, 4, riff)
+    struct.pack_into("<I", whole, at + 4, data)
+    return bytes(whole[:at] + before + whole[at:] + after)
+
+
+LAVF = b"LIST\x1a\0\0\0INFOISFT\x0e\0\0\0Lavf60.16.100\0"
+SPIKED = {value: np.insert(tone(), 1_000, value).astype(np.float32) for value in (1e30, -5.0, np.nan, np.inf)}
+
+BAD |= {
+    "header only, then a chunk": (GOOD[:40] + b"\0\0\0\0" + LAVF, "has 0.00 s"),
+    "muted, with an offset": (file(np.full(32_000, 0.02, np.float32)), "silent"),
+    "muted, with a drifting offset": (file(np.linspace(-0.05, 0.05, 32_000, dtype=np.float32)), "silent"),
+    "a click": (file(np.insert(np.zeros(32_000, np.float32), 9, 1.0)), "silent"),
+    "cut off": (file(tone(4.0), container="FLAC")[:-900], "cut off after 3 s"),
+    **{
+        f"spike of {value}": (file(samples, subtype="FLOAT"), r"1, the first \(.*\) at 0.062 s; cut them out")
+        for value, samples in SPIKED.items()
+    },
+    "a spike beyond float32": (file(np.insert(tone().astype("f8"), 9, 1e300), subtype="DOUBLE"), "not numbers: 1"),
+    "m4a": (b"\0\0\0\x1cftypM4A \0\0\2\0" + bytes(90), "an M4A file; .* `ffmpeg -i FILE"),
+    "mp4": (b"\0\0\0\x20ftypisom" + bytes(90), "an MP4 file; .* `ffmpeg"),
+    "mov": (b"\0\0\0\x14ftypqt  " + bytes(90), "QuickTime"),
+    "webm": (b"\x1a\x45\xdf\xa3\x9fB\x82\x84webm" + bytes(90), "WebM file; .* `ffmpeg"),
+    "amr": (b"#!AMR\n" + bytes(90), "AMR file; .* `ffmpeg"),
+    "aac": (b"\xff\xf1\x50\x80" + bytes(90), "AAC file; .* `ffmpeg"),
+    "wma": (bytes.fromhex("3026b2758e66cf11") + bytes(90), "WMA"),
+    "wechat": (b"\x02#!SILK_V3" + bytes(90), "WeChat"),
+    "web page": (b"\n<!DOCTYPE html><html>", "a web page"),
+    "json": (b'{"detail": "not found"}', "a JSON file"),
+    "chinese": ("今天天气不错。".encode() * 99, "a text file"),
+    "utf-16": ("hello".encode("utf-16"), "a text file"),
+    "base64": (b"UklGRiQAAABXQVZFZm10", "Base64"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+    "zip": (b"PK\x03\x04" + bytes(90), "a ZIP file"),
+    "zeros": (bytes(9_000), "zero bytes"),
+}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(wav_of_size(riff, size) for riff in (0, 36, 0xFFFFFFFF) for size in (0, 1, 100, 32_000, 0xFFFFFFFF)),
+        *(wav_of_size(0, 0, subtype) for subtype in ("PCM_U8", "PCM_24", "FLOAT", "DOUBLE", "ULAW")),
+        wav_of_size(0, 0, before=LAVF),
+        wav_of_size(0xFFFFFFFF, 0xFFFFFFFF, before=LAVF),
+        wav_of_size(len(GOOD) - 8, len(GOOD) - 44, after=LAVF),
+    ],
+)
+def test_a_recorder_that_did_not_finish_its_header_has_recorded_all_the_same(data: bytes) -> None:
+    assert decode(data).seconds == pytest.approx(2.0, abs=0.001)
+
+
+def test_a_flac_file_from_a_pipe_is_read_to_its_end() -> None:
+    data = bytearray(file(tone(), container="FLAC"))
+    data[21] &= 0xF0  # 36 bits of STREAMINFO: the number of samples
+    data[22:26] = bytes(4)
+    assert decode(bytes(data)).seconds == pytest.approx(2.0, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        tone() * 32_768 / 0.3,
+        np.insert(tone(), 9, 3.0),
+        tone() + 0.4,
+        np.concatenate([np.zeros(128_000, np.float32), tone(0.5)]),
+        np.clip(tone() * 50, -1, 1),
+    ],
+    ids=["in the scale of 16 bits", "a little over full scale", "an offset", "a short word", "clipped"],
+)
+def test_a_voice_that_is_there_is_taken_and_heard(samples: NDArray[np.float32]) -> None:
+    found = decode(file(samples.astype(np.float32), subtype="FLOAT")).samples
+    assert np.max(np.abs(found)) <= 1.0
+    assert np.sort(np.abs(found - np.median(found)))[-2_000] > 0.05
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_recording_is_refused_in_words_that_help(name: str) -> None:
     data, words = BAD[name]

@@ -18,7 +18,8 @@ import pytest
 from glmtts.daemon.core.inputs import StoredVoice
 from glmtts.daemon.storage import voices
 from glmtts.daemon.storage.outputs import put
-from glmtts.daemon.storage.voices import VoiceError, VoiceStore, check_recording, recording_ending
+from glmtts.daemon.storage.recording_files import recording_ending
+from glmtts.daemon.storage.voices import VoiceError, VoiceStore, check_recording
 from glmtts.protocol.control import VoiceAdd
 from glmtts.protocol.errors import ErrorCode
 
@@ -193,6 +194,18 @@ def test_the_format_of_a_recording_follows_from_its_first_bytes(data: bytes, end
     assert recording_ending(data) == ending
 
 
+def test_a_voice_of_an_earlier_version_whose_transcript_says_nothing_is_named_at_the_start(tmp_path: Path) -> None:
+    """Every job with it would fail."""
+    store = VoiceStore(tmp_path)
+    for name in ("anna", "bob"):
+        folder = Path(add(store, name).path).parent
+        described = json.loads((folder / "voice.json").read_text())
+        described["text"] = "..." if name == "anna" else "ｏｋ\x0c"
+        (folder / "voice.json").write_text(json.dumps(described))
+    assert {name: voice.text for name, voice in store.load_all().items()} == {"bob": "ok\n"}
+    assert "its transcript: there is no letter or digit" in store.damaged["anna"]
+
+
 # --- the check, in a process of its own
 
 
@@ -215,6 +228,7 @@ def test_a_recording_that_does_not_fit_is_refused_with_the_reason() -> None:
     assert error.code is ErrorCode.BAD_AUDIO
     assert "0.5" in error.message
     assert bad(b"hello").code is ErrorCode.BAD_AUDIO
+    assert bad(b"").message.startswith("the recording is empty")
     assert bad(WAV[:30] + b"\xff" * 100).code is ErrorCode.BAD_AUDIO
 
 

@@ -196,6 +196,11 @@ def test_rate_and_pitch_are_heard(engine: Engine) -> None:
     assert digest(speak(engine, ENGLISH, pitch=90)) != digest(normal)
 
 
+@pytest.mark.parametrize(("written", "read"), [("٣", "3"), ("①", "1"), ("第⑫步", "第 12 步"), ("①②", "1 2")])
+def test_a_number_is_heard_however_it_is_written(engine: Engine, written: str, read: str) -> None:
+    assert digest(speak(engine, written)) == digest(speak(engine, read))
+
+
 def test_markup_is_read_and_not_obeyed(engine: Engine) -> None:
     assert len(speak(engine, 'a <break time="9s"/> b [[aI]] c')) / RATE < 8
 

@@ -101,6 +101,7 @@ CASES = [
             ("clock", "", "the clock of a:9464 was set by more than a minute"),
             ("nvml", "", "NVML on a:9464 fails or hangs: GPU memory is unknown"),
             ("gpu_lost", "1", "GPU 1 of a:9464 is lost"),
+            ("surroundings", "outputs", "a:9464 lacks something that it needs: outputs"),
             ("worker_stuck", "w2", "worker w2 of a:9464 was killed and does not end"),
         )
     ),

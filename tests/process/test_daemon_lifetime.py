@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from functools import partial
@@ -106,22 +107,25 @@ def test_a_folder_that_can_t_be_used_is_named(start: Start) -> None:
     assert str(daemon.runtime) in daemon.log() and "Traceback" not in daemon.log()
 
 
-def test_removed_sockets_are_made_again(start: Start) -> None:
+def test_a_removed_runtime_folder_is_made_again_with_all_in_it(start: Start) -> None:
     daemon = start()
     here = daemon.client()
     here.speak("before")
     names = ("glmtts.sock", "control.sock", "events.sock", "workers.sock")
     modes = [(daemon.runtime / name).stat().st_mode for name in names]
-    for name in names:
-        (daemon.runtime / name).unlink()
+    shutil.rmtree(daemon.runtime)
     # Connected clients notice nothing; new clients are served within seconds.
     here.speak("meanwhile")
+    second = daemon.launch()
+    assert second.wait(10) == 69
+    daemon.until_logged(f"kill {daemon.process.pid}")
     daemon.until(lambda: all((daemon.runtime / name).exists() for name in names), "they are there again")
     assert [(daemon.runtime / name).stat().st_mode for name in names] == modes
+    assert sorted(p.name for p in daemon.runtime.iterdir()) == sorted((*names, "lock", "processes"))
     daemon.client().speak("after")
     os.kill(daemon.workers()[0]["pid"], signal.SIGKILL)
     daemon.client().speak("by a worker that came since")
-    daemon.until(lambda: daemon.log().count("made again") == 4, "each is logged")
+    daemon.until(lambda: daemon.log().count("file was removed, and is made again") == 4, "each is logged")
     assert daemon.status()["internal_errors"] == 0
     daemon.stop()
     assert not [name for name in names if (daemon.runtime / name).exists()]

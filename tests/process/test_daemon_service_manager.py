@@ -131,7 +131,21 @@ def test_a_daemon_that_is_started_beside_the_socket_unit_does_not_steal_its_clie
         assert path.exists()
 
 
-@pytest.mark.parametrize("what", ["elsewhere", "removed", "name", "stream"])
+def test_a_daemon_whose_inherited_socket_was_removed_serves_at_one_of_its_own(start: Start) -> None:
+    daemon = start()
+    daemon.stop()
+    path = daemon.runtime / "glmtts.sock"
+    with closing(listening_at(path)) as listener:
+        path.unlink()
+        activate(daemon, listener)
+        daemon.until(path.exists, "the socket is made")
+        daemon.client().speak("as ever")
+        daemon.until(lambda: "systemctl restart glmtts.socket" in str(daemon.status()["attention"]), "it is an alert")
+        daemon.stop()
+        assert not path.exists()
+
+
+@pytest.mark.parametrize("what", ["elsewhere", "name", "stream"])
 def test_an_unusable_socket_is_refused_with_the_reason(start: Start, what: str) -> None:
     daemon = start()
     daemon.stop()
@@ -143,13 +157,10 @@ def test_an_unusable_socket_is_refused_with_the_reason(start: Start, what: str) 
     else:
         wrong = listening_at(place)
     with closing(wrong):
-        if what == "removed":
-            path.unlink()
         activate(daemon, wrong, "control" if what == "name" else "requests")
         assert daemon.process.wait(10) == 69
     said = {
         "elsewhere": "ListenStream",
-        "removed": "systemctl restart glmtts.socket",
         "name": "FileDescriptorName",
         "stream": "no listening stream socket",
     }

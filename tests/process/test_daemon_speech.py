@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -162,6 +163,33 @@ def test_the_language_follows_the_text_and_the_voice_the_request(espeak: Daemon)
     assert len(spoken) == 3
     voices = [v["name"] for v in client.ask("voices")["voices"]]
     assert len({client.speak("hello", voice=v)[0]["sha256"] for v in voices[:2]}) == min(2, len(voices))
+
+
+def test_a_text_from_another_keyboard_or_a_pdf_is_the_same_speech(espeak: Daemon) -> None:
+    """It was 7 ms of silence, and done."""
+    with contextlib.closing(espeak.client()) as client:
+        for plain, same in (
+            ("123", "１２３"),
+            ("hello world", "ｈｅｌｌｏ　ｗｏｒｌｄ"),
+            ("人工智能", "⼈工智能"),
+            ("office", "oﬃ\xadce"),
+        ):
+            assert client.speak(same)[1] == client.speak(plain)[1]
+
+
+def test_speech_without_a_sound_is_never_done(espeak: Daemon) -> None:
+    with contextlib.closing(espeak.client()) as client:
+        for stream in (False, True):
+            error = client.all(client.send("synthesize", text="ℹ", voice="cmn", stream=stream))[0][-1]
+            assert (error["event"], error.get("code")) == ("error", "synthesis_failed")
+            assert "silence" in error["message"]
+
+
+def test_an_output_is_in_the_format_that_its_name_says(client: Peer) -> None:
+    done, _ = client.speak(output="named.flac")
+    assert done["format"] == "flac" and Path(done["path"]).read_bytes()[:4] == b"fLaC"
+    error = client.all(client.send("synthesize", text="a", output="named.mp3", format="wav"))[0][-1]
+    assert error["code"] == "bad_request" and error["message"].startswith("output: .mp3 says mp3")
 
 
 def test_clients_at_the_same_time_never_get_each_other_s_audio(daemon: Daemon) -> None:

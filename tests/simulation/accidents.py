@@ -47,6 +47,7 @@ KINDS = (
     "journal",  # times in which nothing can be written
     "bugs",  # exceptions in the core's handlers, and in the shell's effects
     "clocks",  # the wall clock is set, and the daemon or a worker stands still
+    "folders",  # the runtime folder is removed, or taken by another daemon
     "crowds",  # a client with very many jobs at once
 )
 

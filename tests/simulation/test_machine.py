@@ -42,7 +42,7 @@ def test_the_accidents_do_happen() -> None:
     codes: set[str] = set()
     causes: set[str] = set()
     problems: set[str] = set()
-    kills = stops = aside = bugs = 0
+    kills = stops = aside = bugs = gone = 0
     sets = freezes = frozen = 0
     for seed in range(24):
         world = World(seed, 300)
@@ -51,10 +51,11 @@ def test_the_accidents_do_happen() -> None:
         causes |= world.causes
         kills, stops, aside = kills + world.kills, stops + world.stops, aside + world.suspended
         problems |= world.journal.problems
+        gone += world.folders.gone
         bugs += min(world.bugs.met, world.bugs.effects_met)
         clocks = world.clocks
         sets, freezes, frozen = sets + clocks.sets, freezes + clocks.freezes, frozen + clocks.workers_frozen
-    assert bugs > 15 and sets > 5 and freezes > 10 and frozen
+    assert bugs > 15 and gone > 5 and sets > 5 and freezes > 10 and frozen
     assert kills > 5 and stops and aside > 50 and problems
     assert codes >= {
         "done", "queue_full", "unavailable", "cancelled", "worker_crashed", "hung", "out_of_memory", "quarantined",

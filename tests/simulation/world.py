@@ -27,6 +27,7 @@ from .accidents import KILLING, scene_of
 from .bugs import Bugs, Injected
 from .clients import Clients
 from .clocks import Clocks
+from .folders import Folders
 from .hardware import Hardware
 from .invariants import Invariants
 from .journal import Journal
@@ -91,6 +92,7 @@ class World:
         self._trace = hashlib.sha256()
         self.hardware = Hardware(self)
         self.bugs = Bugs(seed, self.scene, self.without)
+        self.folders = Folders(self, seed, self.scene, self.without)
         self._failed: deque[inputs.Input] = deque()
         self.machine = self._machine(self.scene.settings)
         self.journal = Journal(self)
@@ -150,6 +152,7 @@ class World:
         if self.scene.daemon_ends:
             self.after(self.random.expovariate(1 / self.scene.daemon_ends), self._end_daemon)
         self.clocks.open()
+        self.folders.open()
         self.after(0.0, self.clients.arrive)
         self.after(self.random.uniform(0, 10), self.operators.act)
         self._go_on(lambda: self.jobs_left <= 0)
@@ -157,6 +160,7 @@ class World:
         self.sick = False
         self.hardware.heal()
         self.journal.heal()
+        self.folders.heal()
         self.operators.ask(control.Resume(id=self.id(), v=1))
         self._kill_next = False
         self._go_on(lambda: self._quiet, "an accepted job did not end")

@@ -61,6 +61,7 @@ class World:
         *,
         journal: Literal["works", "holds", "fails", "none"] = "works",
         results_folder: str = "/results",
+        managed: bool = False,
         **sections: Any,
     ) -> None:
         self.now = 100.0
@@ -69,7 +70,7 @@ class World:
         sections["workers"] = {"max": count} | sections.get("workers", {})
         self.machine = Machine(
             settings(**sections),
-            Installation(boot="b", version="1", outputs_folder="/out", results_folder=results_folder),
+            Installation(boot="b", version="1", outputs_folder="/out", results_folder=results_folder, managed=managed),
             now=self.now,
             wall=self.now + self.ahead_s,
             seed=1,

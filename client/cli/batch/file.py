@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from glmtts.protocol.audio_formats import FORMAT_OF_SUFFIX, AudioFormat
-from glmtts.protocol.codec import unspeakable
+from glmtts.protocol.audio_formats import FORMAT_OF_SUFFIX, AudioFormat, suffix_of
 from glmtts.protocol.requests import MAX_SEED
+from glmtts.protocol.texts import TextError, speakable, transcript
 
 _TEXT_KEYS = ("syn_text", "input_text", "text")
 _PROMPT_KEYS = ("prompt_speech", "prompt_audio")
@@ -85,17 +85,23 @@ def _read_line(number: int, raw: bytes) -> BatchLine:
         raise _Wrong(f"not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise _Wrong('not a JSON object; a line looks like {"uttid": "a1", "syn_text": "你好"}')
-    text = _string(value, _TEXT_KEYS)
+    text = _string(value, _TEXT_KEYS, blank=True)
     if text is None:
         raise _Wrong(f"no text: one of {', '.join(_TEXT_KEYS)} is needed")
-    if problem := unspeakable(text):
-        raise _Wrong(f"text: {problem}")
-    prompt, prompt_text = _string(value, _PROMPT_KEYS), _string(value, ("prompt_text",))
+    prompt, prompt_text = _string(value, _PROMPT_KEYS), _string(value, ("prompt_text",), blank=True)
     if prompt and not prompt_text:
         raise _Wrong("prompt_text: missing; it is what is said in the recording")
     voice = _string(value, ("voice",))
     if voice and prompt:
         raise _Wrong("voice: not together with a prompt recording; give one of the two")
+    key = "text"
+    try:
+        speakable(text)
+        if prompt and prompt_text:
+            key = "prompt_text"
+            transcript(prompt_text)
+    except TextError as error:
+        raise _Wrong(f"{key}: {error}") from None
     return BatchLine(
         number=number,
         text=text,
@@ -107,8 +113,11 @@ def _read_line(number: int, raw: bytes) -> BatchLine:
     )
 
 
-def _string(value: dict[str, Any], keys: tuple[str, ...]) -> str | None:
-    """The one of ``keys`` that is there, None if it is empty or absent. A number does as an ``uttid``."""
+def _string(value: dict[str, Any], keys: tuple[str, ...], *, blank: bool = False) -> str | None:
+    """The one of ``keys`` that is there, None if it is absent, empty or, unless ``blank``, of blanks alone.
+
+    A number does as an ``uttid``.
+    """
     given = [key for key in keys if value.get(key) not in (None, "")]
     if not given:
         return None
@@ -119,7 +128,7 @@ def _string(value: dict[str, Any], keys: tuple[str, ...]) -> str | None:
         return str(item)
     if not isinstance(item, str):
         raise _Wrong(f"{given[0]}: expected a string")
-    return item if item.strip() else None
+    return item if blank or item.strip() else None
 
 
 def _seed(value: dict[str, Any]) -> int | None:
@@ -155,11 +164,6 @@ class OutputNames:
             name = f"{stem}-{count}{suffix}"
         self._taken.add(name.casefold())
         return name, format
-
-
-def suffix_of(format: AudioFormat) -> str:
-    """The usual file name ending of a format: ``.wav``; ``.pcm`` for samples without a header."""
-    return ".pcm" if format.startswith("pcm") else f".{format}"
 
 
 def _safe(name: str) -> str:

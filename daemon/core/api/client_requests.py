@@ -83,7 +83,7 @@ class ClientRequests:
             if deaths := self._retries.deaths_of(content):
                 raise RequestError(ErrorCode.QUARANTINED, quarantine_message(deaths))
         audio_format: AudioFormat = request.resolved_format
-        if request.format is UNSET and not request.stream:
+        if request.named_format is None and not request.stream:
             audio_format = settings.audio.default_format
             refusals.check_rate_of_default(request, audio_format)
         sample_rate = None if request.sample_rate is UNSET else request.sample_rate

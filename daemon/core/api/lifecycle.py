@@ -81,6 +81,7 @@ class Lifecycle:
         self._drains: dict[str, tuple[ReplyTo, str]] = {}
         self._drains_asked = 0
         self._exited = False
+        self._status = 0
 
     @property
     def name(self) -> str:
@@ -173,15 +174,15 @@ class Lifecycle:
 
     def on_stop(self, event: Controlled) -> None:
         """An operator stops the daemon."""
-        self._stop("an operator")
+        self.stop("an operator")
         values = {"state": self.name, "left": len(self._job_table.live)}
         self._context.send(event.to, events.Result(id=event.request.id, values=values))
 
     def on_stop_asked(self, event: StopAsked) -> None:
         """A signal stops the daemon."""
-        self._stop(event.signal)
+        self.stop(event.signal)
 
-    def _stop(self, by: str) -> None:
+    def stop(self, by: str, status: int = 0) -> None:
         """Finish the accepted jobs within drain_timeout_s; asked a second time, end at once."""
         context = self._context
         if self.phase is Phase.STOPPING:
@@ -189,6 +190,7 @@ class Lifecycle:
             self._end_jobs("the daemon was stopped at once")
             self._pool.stop_all(at_once=True)
             return
+        self._status = status
         timeout_s = context.settings.daemon.drain_timeout_s
         context.log("info", "daemon stops", asked_by=by, jobs=len(self._job_table.live), drain_timeout_s=timeout_s)
         self._client_requests.closed = "the daemon is stopping; try again when it has been started again"
@@ -234,9 +236,10 @@ class Lifecycle:
         if self.phase is Phase.STOPPING:
             self._context.timers.cancel(("stop", ""))
             self._context.timers.cancel(("late", ""))
+            self._context.timers.cancel(("reach", ""))
             self._pool.stop_all(at_once=False)
             if self._pool.empty and not self._exited:
                 self._exited = True
                 self._context.timers.cancel(JUDGE)
                 self._durable_jobs.refuse_lookups()
-                self._context.effects.append(Exit(0))
+                self._context.effects.append(Exit(self._status))

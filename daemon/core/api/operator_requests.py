@@ -242,8 +242,12 @@ class OperatorRequests:
 
     def on_voice_stored(self, stored: VoiceStored) -> None:
         """A voice was added or removed, or that failed."""
-        if stored.error is not None:
-            code, message = stored.error
+        error = stored.error
+        if error is not None and error[0] == ErrorCode.VOICE_NOT_FOUND.value and stored.name in self._state.voices:
+            # Its folder is gone already: there is nothing left to remove but the name.
+            error = None
+        if error is not None:
+            code, message = error
             self._context.refuse(stored.to, stored.id, ErrorCode(code), message)
         elif stored.voice is None:
             self._state.voices.pop(stored.name, None)

@@ -35,7 +35,7 @@ class Alert(Struct, frozen=True, kw_only=True):
 
     ``do``: the advice of ``attention``. ``slow``: jobs take longer, and nothing is broken. ``rule``: None for an alert
     that the core raises where the trouble arises. ``raise_after``, ``clear_after``: seconds for which the rule must say
-    the same. ``of``: the alert is about one GPU or worker, and has its number or name (``gpu_lost.0``).
+    the same. ``of``: the alert is about one GPU, worker or thing, and has its number or name (``gpu_lost.0``).
 
     ``severity``, ``summary``, ``expr``: Prometheus's rule, without a summary there is none. ``expr`` may name figures
     (``$response_s``); by default it reads the alert that the daemon itself has raised.
@@ -46,7 +46,7 @@ class Alert(Struct, frozen=True, kw_only=True):
     rule: rules.Rule | None = None
     raise_after: Span = _at_once
     clear_after: Span = _at_once
-    of: Literal["", "gpu", "worker"] = ""
+    of: Literal["", "gpu", "worker", "thing"] = ""
     severity: Literal["warning", "critical"] = "critical"
     summary: str = ""
     expr: str = ""
@@ -176,6 +176,11 @@ ALERTS: dict[str, Alert] = {
         slow=True,
         severity="warning",
         summary="the clock of {{ $labels.instance }} was set by more than a minute",
+    ),
+    "surroundings": Alert(
+        do="Put it back as it was: the daemon looks every few seconds. docs/operations.md has what each is needed for.",
+        of="thing",
+        summary="{{ $labels.instance }} lacks something that it needs: {{ $labels.of }}",
     ),
     "metrics": Alert(do="Set another port in [metrics] listen. Speech is not affected."),
     "configuration": Alert(

@@ -31,7 +31,11 @@ _NVML_STATES = ("ok", "absent", "failing", "blocked")
 _METRICS: dict[str, tuple[str, ...]] = {
     "glmtts_build_info": ("Version and engine of the daemon.", "version", "protocol", "engine", "python"),
     "glmtts_state": ("State of the daemon.", "state"),
-    "glmtts_alert_active": ("Whether the daemon has raised this alert; of: its GPU or worker.", "alert", "of"),
+    "glmtts_alert_active": (
+        "Whether the daemon has raised this alert; of: its GPU, its worker, or the thing that is gone.",
+        "alert",
+        "of",
+    ),
     "glmtts_jobs_accepted_total": ("Accepted jobs.",),
     "glmtts_jobs_ended_total": ("Ended jobs by outcome.", "outcome"),
     "glmtts_jobs_refused_total": ("Refused requests for speech.", "code"),

@@ -278,8 +278,11 @@ class Problems:
             do = "Please report the tracebacks: glmttsctl logs --level error."
             yield Problem("internal_errors", "note", what, do)
         if dropped := facts.get("log_lines_dropped"):
-            what = f"{dropped} lines of the log were lost, because the reader of the daemon's stderr is too slow."
-            yield Problem("log_lost", "note", what, "Fix that reader, or log less (glmttsctl log-level warning).")
+            what = (
+                f"{dropped} lines of the log were lost: the daemon's stderr is read too slowly, or can't be written to."
+            )
+            do = "Fix its reader, or the disk that it is on, or log less (glmttsctl log-level warning)."
+            yield Problem("log_lost", "note", what, do)
 
 
 def _last_death(workers: list[Worker]) -> Worker | None:

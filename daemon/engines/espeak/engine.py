@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 _AUTO = "auto"
 _MANDARIN = "cmn"
 _ENGLISH = "en-us"
+#: Digits that the library speaks in the voices of their own script alone, and numbers in circles or brackets, or with a
+#: full stop, which it never speaks.
+_NUMBER = re.compile("(?![0-9])\\d|[①-⒛⓪-⓿❶-➓㉑-㉟㊱-㊿]")
 #: Idle instances of the library that are kept: one, and a second for a job that begins while another is suspended.
 _KEPT = 2
 
@@ -55,9 +60,11 @@ class EspeakEngine(Engine):
 
     def synthesize(self, utterance: Utterance) -> Iterator[Piece]:
         sentences = split(utterance.text)
-        passages = [Passage(self._voice_for(sentence, utterance.voice), sentence.text) for sentence in sentences]
+        passages = [
+            Passage(self._voice_for(sentence, utterance.voice), _NUMBER.sub(_plain, sentence.text))
+            for sentence in sentences
+        ]
         library = self._take_library()
-        spoke = False
         try:
             library.start(passages, utterance.options)
             for segment in range(len(sentences)):
@@ -70,10 +77,7 @@ class EspeakEngine(Engine):
                     if held is not None:
                         yield Piece(held, segment, len(sentences), False)
                     held = chunk
-                spoke = spoke or held is not None
                 yield Piece(np.zeros(0, np.float32) if held is None else held, segment, len(sentences), True)
-            if not spoke:
-                raise EngineError("synthesis_failed", "eSpeak NG has no sound for anything in this text")
         finally:
             library.stop()
             self._put_back(library)
@@ -105,6 +109,11 @@ class EspeakEngine(Engine):
             surplus = next(library for library in self._idle if library.is_copy)
             self._idle.remove(surplus)
             surplus.close()
+
+
+def _plain(number: re.Match[str]) -> str:
+    value = str(int(unicodedata.numeric(number[0])))
+    return value if number[0].isdecimal() else f" {value} "
 
 
 def _named(library: EspeakLibrary) -> dict[str, tuple[Voice, str]]:

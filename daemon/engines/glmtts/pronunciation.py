@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
+from glmtts.protocol.texts import fold
+
 #: Largest dictionary, in bytes: some hundred thousand words.
 MAX_BYTES = 8 * 1024 * 1024
 #: Longest word and longest reading, in characters.
@@ -142,7 +144,8 @@ def _pairs(line: bytes) -> list[tuple[str, str]]:
     for word, reading in found:
         if not isinstance(reading, str):
             raise ValueError(f"{word!r}: has no string as its reading")
-    return [(str(word), str(reading)) for word, reading in found]
+    # The texts in which the words are looked up are folded.
+    return [(fold(str(word)), str(reading)) for word, reading in found]
 
 
 class _Object(list[tuple[str, object]]):

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from glmtts.protocol.texts import TextError, fold, speakable
+
 from ..base import EngineError
 from . import split
 from .normalise_parts import LIMIT_MS, Part, cost_ms, is_chinese, join, parts
@@ -20,14 +22,6 @@ _LETTER = re.compile(r"[^\W\d_]")
 _ASCII_LETTER_OR_HAN = re.compile("[A-Za-z㐀-䶿一-鿿]")
 #: A single Greek letter is a symbol, spoken by its name.
 _SYMBOL = re.compile("(?<![\u0370-\u03ff])[\u0391-\u03c9\u2126](?![\u0370-\u03ff])")
-_SURROGATE = re.compile("[\ud800-\udfff]")
-#: Control characters except blanks, and formatting characters: zero-width, direction, byte order mark.
-_INVISIBLE = re.compile(
-    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\U000e0000-\U000e007f]"
-)
-#: Line ends that upstream would pass to the tokenizer.
-_LINE_END = re.compile("\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 _KANA = "Japanese kana"
 _SCRIPTS = {"HIRAGANA": _KANA, "KATAKANA": _KANA, "KATAKANA-HIRAGANA": _KANA, "HANGUL": "Korean Hangul"}
 _SCIENTIFIC = re.compile(r"([-−]?)(\d+(?:\.\d+)?)\s*[*x×]\s*(\d+(?:\.\d+)?)\^([-−]?)(\d+(?:\.\d+)?)")
@@ -36,17 +30,16 @@ _NOT_ASCII_DIGIT = re.compile(r"(?![0-9])\d")
 
 def check_speakable(text: str) -> None:
     """Raise EngineError ``bad_request`` for a text with nothing that GLM-TTS can speak."""
-    if found := _SURROGATE.search(text):
-        where = f"U+{ord(found[0]):04X} at position {found.start() + 1}"
-        raise _refusal(f"has half a character, {where}; send valid Unicode")
+    try:
+        speakable(text)
+    except TextError as error:
+        raise _refusal(str(error)) from None
     letters = [letter for letter in _LETTER.findall(_SYMBOL.sub("a", text)) if letter.isalpha()]
     others = (letter for letter in letters if not _ASCII_LETTER_OR_HAN.match(letter))
     foreign = Counter(script for script in map(_foreign_script, others) if script)
     if foreign.total() > _FOREIGN_SHARE * len(letters):
         scripts = " and ".join(script for script, _ in foreign.most_common(2))
         raise _refusal(f"is written in {scripts}; GLM-TTS speaks Chinese and English")
-    if not is_spoken(text):
-        raise _refusal("has nothing to speak: " + ("it is blank" if not text.strip() else "no letter and no digit"))
 
 
 class Texts:
@@ -70,12 +63,13 @@ class Texts:
         ``beat`` is called between parts. Raises EngineError: ``bad_request`` if nothing to speak is left,
         ``synthesis_failed`` if upstream's normaliser fails.
         """
-        visible = _LINE_END.sub("\n", _INVISIBLE.sub("", text))
-        if cost_ms(visible, is_chinese(visible)) <= LIMIT_MS:
-            normalised = self._read(visible)
+        # Again, for a durable job of an earlier version.
+        text = fold(text)
+        if cost_ms(text, is_chinese(text)) <= LIMIT_MS:
+            normalised = self._read(text)
         else:
             results = []
-            for part in parts(visible):
+            for part in parts(text):
                 results.append(self._read_part(part))
                 beat()
             normalised = join(results)
