@@ -44,7 +44,7 @@ def test_the_accidents_do_happen() -> None:
     problems: set[str] = set()
     kills = stops = aside = bugs = gone = 0
     sets = freezes = frozen = 0
-    for seed in range(24):
+    for seed in range(26):
         world = World(seed, 300)
         world.run()
         codes |= set(world.clients.codes)
