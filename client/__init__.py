@@ -39,6 +39,7 @@ from .errors import (
     Timeout,
     TooLarge,
     Unavailable,
+    UntrustedDaemon,
     VoiceNotFound,
     WorkerCrashed,
 )
@@ -56,7 +57,8 @@ __all__ = [
     "DaemonNotRunning", "DeadlineExceeded", "Forbidden", "GlmttsError", "HandshakeFailed", "Hung", "Job", "JobEvent",
     "JobNotFound", "News", "OutOfMemory", "OutputExists", "OutputFailed", "ProtocolError", "Quarantined", "QueueFull",
     "RateLimited", "RequestFailed", "ShuttingDown", "SlowConsumer", "Speech", "SpeechOptions", "Stream",
-    "SynthesisFailed", "Timeout", "TooLarge", "Unavailable", "VoiceNotFound", "Watch", "WorkerCrashed",
+    "SynthesisFailed", "Timeout", "TooLarge", "Unavailable", "UntrustedDaemon", "VoiceNotFound", "Watch",
+    "WorkerCrashed",
 ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, Unpack
 from glmtts.protocol.endpoints import requests_endpoint
 from glmtts.protocol.events import Done, InfoAnswer, JobAnswer, JobInfo, JobsAnswer, Pong, Result, Voice, VoicesAnswer
 
-from .connection import DaemonConnection, check_listening, extended, read_recording
+from .connection import DaemonConnection, check_listening, deadline_after, extended, read_recording
 from .curve import Key
 from .errors import Cancelled, GlmttsError
 from .exchange import Exchange, Job, JobExchange, OnEvent, collected, job_id, show, timed_out
@@ -35,7 +35,8 @@ class AsyncClient:
             async for chunk in client.stream("今天天气不错"):
                 play(chunk.samples)
 
-    Its arguments, methods and errors are those of :class:`~.sync.Client`.
+    Its arguments, methods and errors are those of :class:`~.sync.Client`. In a forked process it belongs to the event
+    loop that uses it there first.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class AsyncClient:
         self.endpoint = endpoint or requests_endpoint()
         self._timeout = timeout
         self._reconnect_s = reconnect_s
+        self._pid = os.getpid()
         self._made: DaemonConnection | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting = 0
@@ -67,7 +69,7 @@ class AsyncClient:
         """Close the connection. The daemon cancels its streams and finishes its other jobs. Closing twice is fine."""
         self._closed = True
         made, self._made = self._made, None
-        if made is not None:
+        if made is not None and not made.inherited:
             for exchange in made.core.in_flight():
                 made.core.abandon(exchange, GlmttsError("This client was closed."), cancel=False)
             self._watch(made, False)
@@ -141,7 +143,7 @@ class AsyncClient:
         """Wait for a job, and return its speech. A timeout or an interruption does not cancel the job."""
         deadline = self._deadline(timeout)
         exchange = collected(job)
-        if exchange is None and self._made is not None:
+        if exchange is None and self._made is not None and not self._made.inherited:
             exchange = self._made.core.tracked(job_id(job))
         if exchange is None:
             exchange = (await self._connection()).core.wait(job_id(job), on_behalf_of)
@@ -224,25 +226,31 @@ class AsyncClient:
     async def _connection(self) -> DaemonConnection:
         """The connection, made or checked again if needed. Raises DaemonNotRunning."""
         loop = asyncio.get_running_loop()
+        if self._pid != os.getpid():
+            self._pid, self._made, self._loop, self._waiting = os.getpid(), None, None, 0
         if self._loop is None:
             self._loop = loop
         if self._loop is not loop:
             raise GlmttsError("This client belongs to another event loop. Make one for each.")
+        reached = None
         if (self._made is None or self._made.core.gave_up) and self.endpoint.startswith("tcp://"):
-            await asyncio.to_thread(check_listening, self.endpoint)  # a far host may not answer at once
+            reached = await asyncio.to_thread(check_listening, self.endpoint)  # a far host may not answer at once
         if self._closed:
             raise GlmttsError("This client is closed.")
         if self._made is None:
             server_key, secret_key = self._keys
             self._made = DaemonConnection(
-                self.endpoint, reconnect_s=self._reconnect_s, server_key=server_key, secret_key=secret_key
+                self.endpoint,
+                reconnect_s=self._reconnect_s,
+                server_key=server_key,
+                secret_key=secret_key,
+                reached=reached,
             )
-        self._made.check()
+        self._made.check(reached)
         return self._made
 
     def _deadline(self, timeout: float | None) -> float:
-        timeout = self._timeout if timeout is None else timeout
-        return math.inf if timeout is None else time.monotonic() + timeout
+        return deadline_after(self._timeout if timeout is None else timeout)
 
     async def _until(self, ready: Callable[[], object], deadline: float, exchange: Exchange) -> None:
         """Wait for ``ready()``, which only a change of ``exchange`` can make true. Raises Timeout at ``deadline``."""
@@ -284,6 +292,8 @@ class AsyncClient:
                 self._watch(made, False)
 
     def _watch(self, made: DaemonConnection, on: bool) -> None:
+        if made.inherited:  # a forked process shares the selector of its parent's loop too
+            return
         loop = asyncio.get_running_loop()
         for socket in (made.socket, made.monitor):
             if on:
@@ -320,6 +330,7 @@ class AsyncStream:
         self._on_event = on_event
         self._exchange: JobExchange | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
         self.job: Job | None = None
         self.done: Done | None = None
 
@@ -339,9 +350,11 @@ class AsyncStream:
     async def _begin(self) -> JobExchange:
         """Send the request, if it is not sent yet, and wait for its acceptance."""
         if self._exchange is None:
-            self._loop = asyncio.get_running_loop()
+            self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
             self._exchange = await self._client._synthesize(self._text, self._options, stream=True)
         exchange = self._exchange
+        if self._pid != os.getpid() and not exchange.finished:
+            raise GlmttsError("This stream began before the process was forked: begin one of this process's own.")
         if self.job is None:
             with self._client._given_up_on_error(exchange):
                 await self._news(exchange, lambda: exchange.finished or exchange.job)
@@ -369,5 +382,6 @@ class AsyncStream:
 
     def __del__(self) -> None:
         exchange, loop = self._exchange, self._loop
-        if exchange is not None and loop is not None and not exchange.finished and not loop.is_closed():
+        of_parent = self._client._made is None or self._client._made.inherited
+        if exchange is not None and loop is not None and not (exchange.finished or loop.is_closed() or of_parent):
             loop.call_soon_threadsafe(self._client._give_up, exchange)

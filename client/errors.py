@@ -29,6 +29,22 @@ class DaemonNotRunning(GlmttsError):
         return type(self), (self.endpoint, self.reason)
 
 
+class UntrustedDaemon(GlmttsError):
+    """Another user could be listening where this client looked for the daemon, so it sends nothing there."""
+
+    def __init__(self, endpoint: str, reason: str) -> None:
+        super().__init__(
+            f"{endpoint} is not trusted, because {reason}: another user could read and answer your requests. If you "
+            "trust that user, name the endpoint yourself (GLMTTS_ENDPOINT, or --endpoint of glmttsctl); if not, have "
+            "the folder removed."
+        )
+        self.endpoint = endpoint
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[UntrustedDaemon], tuple[str, str]]:
+        return type(self), (self.endpoint, self.reason)
+
+
 class HandshakeFailed(GlmttsError):
     """Something answers at the endpoint, but the keys or the encryption of the two sides do not match."""
 

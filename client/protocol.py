@@ -8,6 +8,7 @@ Nothing here raises for any bytes from the daemon.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from typing import Any, NamedTuple, TypeVar
 
@@ -108,8 +109,9 @@ class Core:
             del self._by_job[exchange.job]
 
     def abandon(self, exchange: Exchange, why: GlmttsError, *, cancel: bool = True) -> None:
-        """End a request from this side and, with ``cancel``, cancel its job. No effect on an ended one."""
-        if exchange.finished:
+        """End a request from this side and, with ``cancel``, cancel its job. No effect on an ended one, or on one of
+        another connection: in a forked process, that of its parent."""
+        if exchange.finished or self._by_id.get(exchange.ids[0]) is not exchange:
             return
         exchange.fail(why)
         self._settle(exchange, cancel=cancel)
@@ -161,12 +163,12 @@ class Core:
         self.outgoing.clear()
 
     def refused(self, why: GlmttsError) -> None:
-        """The daemon refuses this client's keys: all requests end."""
+        """The daemon refuses this client's keys, or the client refuses the daemon: all requests end."""
         self.connected = False
         self.give_up_at = None
         for exchange in self.in_flight():
             # One error object for each request: raising one changes its traceback.
-            exchange.fail(type(why)(str(why)))
+            exchange.fail(copy.copy(why))
             self._settle(exchange, cancel=False)
         self.outgoing.clear()
 

@@ -8,12 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Self, TypeVar, Unpack
 
 from glmtts.protocol.endpoints import requests_endpoint
 from glmtts.protocol.events import Done, InfoAnswer, JobAnswer, JobInfo, JobsAnswer, Pong, Result, Voice, VoicesAnswer
 
-from .connection import DaemonConnection, extended, read_recording
+from . import forks
+from .connection import DaemonConnection, deadline_after, extended, read_recording
 from .curve import Key
 from .errors import Cancelled, GlmttsError
 from .exchange import Exchange, Job, JobExchange, OnEvent, collected, job_id, show, timed_out
@@ -41,11 +43,13 @@ class BlockingConnection:
         # Held by one thread at a time, which may call again from a callback. A second thread gets an error: it would
         # have to wait for as long as the speech of the first takes.
         self._user = threading.RLock()
-        self._connection = DaemonConnection(
-            endpoint, reconnect_s=reconnect_s, server_key=server_key, secret_key=secret_key
+        self._connect = partial(
+            DaemonConnection, endpoint, reconnect_s=reconnect_s, server_key=server_key, secret_key=secret_key
         )
+        self._connection = self._connect()
         self._core = self._connection.core
         self._closed = False
+        forks.renew_lock_of(self)
 
     def __enter__(self) -> Self:
         return self
@@ -62,26 +66,36 @@ class BlockingConnection:
         """Close the connection. The daemon cancels its streams and finishes its other jobs. Closing twice is fine."""
         if self._closed:
             return
+        if self._connection.inherited:  # it is the parent's, which closes it
+            self._closed = True
+            return
         with self._in_use():
             self._closed = True
             self._connection.close()
 
+    def after_fork(self) -> None:
+        """In a forked process: no thread uses this client here, whichever did at the fork."""
+        self._user = threading.RLock()
+
     @contextmanager
     def _in_use(self) -> Iterator[None]:
-        if not self._user.acquire(blocking=False):
+        user = self._user
+        if not user.acquire(blocking=False):
             raise GlmttsError(
                 "This client is in use by another thread. A client is for one thread at a time: make one for each."
             )
         try:
             if self._closed:
                 raise GlmttsError("This client is closed.")
+            if self._connection.inherited:
+                self._connection = self._connect()
+                self._core = self._connection.core
             yield
         finally:
-            self._user.release()
+            user.release()
 
     def _deadline(self, timeout: float | None) -> float:
-        timeout = self._timeout if timeout is None else timeout
-        return math.inf if timeout is None else time.monotonic() + timeout
+        return deadline_after(self._timeout if timeout is None else timeout)
 
     def _until(self, ready: Callable[[], object], deadline: float, exchange: Exchange) -> None:
         """Serve the connection until ``ready()``. Raises Timeout at ``deadline``."""
@@ -118,7 +132,8 @@ class Client(BlockingConnection):
             client.speak("今天天气不错").save("a.wav")
 
     A client is for one thread at a time. It can have many jobs in flight: ``submit`` them, and ``wait`` in any order.
-    After a restart of the daemon it reconnects and asks for the jobs in flight again.
+    After a restart of the daemon it reconnects and asks for the jobs in flight again. In a forked process it makes a
+    connection of its own; a :class:`Stream` stays with the process that began it.
 
     Args:
         endpoint: by default that of the daemon on this machine.
@@ -130,6 +145,7 @@ class Client(BlockingConnection):
 
     Raises:
         DaemonNotRunning: no daemon answers; also raised by every method.
+        UntrustedDaemon: another user could listen there; also raised by every method.
         ConnectionLost: the daemon went away during a call and does not know the request any more.
         Timeout: a call took longer than its timeout.
         RequestFailed: the daemon answered with an error; each error code has a subclass.
@@ -306,6 +322,7 @@ class Stream:
 
     def __init__(self, client: Client, exchange: JobExchange, timeout: float | None, on_event: OnEvent | None) -> None:
         self._client = client
+        self._core = client._core
         self._exchange = exchange
         self._timeout = timeout
         self._on_event = on_event
@@ -318,6 +335,8 @@ class Stream:
     def __next__(self) -> Chunk:
         client, exchange = self._client, self._exchange
         with client._in_use(), client._given_up_on_error(exchange):
+            if client._core is not self._core and not exchange.finished:
+                raise GlmttsError("This stream began before the process was forked: begin one of this process's own.")
             while not exchange.chunks and (not exchange.finished or exchange.events):
                 deadline = client._deadline(self._timeout)
                 client._until(lambda: exchange.finished or exchange.events or exchange.chunks, deadline, exchange)
@@ -329,7 +348,8 @@ class Stream:
 
     def close(self) -> None:
         """Cancel the job, unless it has ended."""
-        if not self._exchange.finished and not self._client._closed:
+        inherited = self._client._connection.inherited
+        if not self._exchange.finished and not self._client._closed and not inherited:
             with self._client._in_use():
                 self._client._give_up(self._exchange)
         self._exchange.chunks.clear()

@@ -7,6 +7,7 @@ A slow reader misses events, and so does one that is not connected yet. For a co
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -16,8 +17,10 @@ import zmq
 
 from glmtts.protocol.endpoints import EVENTS, requests_endpoint, sibling_endpoint
 
-from .connection import MONITOR_FRAME, RECONNECT_MS, check_listening, extended
-from .errors import ConnectionLost, DaemonNotRunning, GlmttsError, ProtocolError
+from . import forks
+from .connection import MONITOR_FRAME, RECONNECT_MS, check_listening, extended, untrusted
+from .errors import ConnectionLost, DaemonNotRunning, GlmttsError, ProtocolError, UntrustedDaemon
+from .room import check_room
 
 _LONGEST_POLL_S = 3_600.0
 
@@ -33,7 +36,7 @@ class News(NamedTuple):
 
 
 class Watch:
-    """The events of a daemon on this machine, as an iterator.
+    """The events of a daemon on this machine, as an iterator. In a forked process it makes a connection of its own.
 
         with Watch(["worker.", "alert."]) as watch:
             for topic, values in watch:
@@ -50,6 +53,7 @@ class Watch:
 
     Raises:
         DaemonNotRunning: no daemon answers.
+        UntrustedDaemon: another user could listen there; raised by the iteration too.
         Forbidden: this user is no operator.
         ConnectionLost: the daemon went away and did not come back; raised by the iteration.
         ProtocolError: a message is no event; later ones can still be read.
@@ -63,21 +67,30 @@ class Watch:
             self.endpoint = sibling_endpoint(endpoint or requests_endpoint(), EVENTS)
         except ValueError as error:
             raise GlmttsError(f"{error}.") from None
+        self._topics = list(topics) or [""]
+        self._reconnect_s = math.inf if reconnect_s is None else reconnect_s
+        self._closed = False
+        self._connect()
+
+    def _connect(self) -> None:
+        check_room()
         check_listening(self.endpoint)
+        self._pid = os.getpid()
         self.connected = False
         self.connections = 0
-        self._reconnect_s = math.inf if reconnect_s is None else reconnect_s
+        self._untrusted: UntrustedDaemon | None = None
         self._give_up_at = time.monotonic() + max(self._reconnect_s, _CONNECT_S)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._socket.linger = 0
         self._socket.reconnect_ivl, self._socket.reconnect_ivl_max = RECONNECT_MS
         self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+            zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
         )
-        for topic in list(topics) or [""]:
+        for topic in self._topics:
             self._socket.subscribe(topic)
         self._socket.connect(self.endpoint)
+        forks.follow(self, self.endpoint)
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
@@ -85,8 +98,14 @@ class Watch:
     def next(self, timeout: float | None = None) -> News | None:
         """The next event; None without one within ``timeout`` seconds (None: wait as long as it takes)."""
         deadline = math.inf if timeout is None else time.monotonic() + timeout
+        if self._closed:
+            raise GlmttsError("This watch is closed.")
+        if self._pid != os.getpid():  # the connection is the parent's (forks.py)
+            self._connect()
         while True:
             self._check_connection()
+            if self._untrusted is not None:
+                raise self._untrusted
             try:
                 return _news(self._socket.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
@@ -103,9 +122,12 @@ class Watch:
     def _check_connection(self) -> None:
         while True:
             try:
-                event, _ = MONITOR_FRAME.unpack(self._monitor.recv_multipart(zmq.NOBLOCK)[0])
+                event, value = MONITOR_FRAME.unpack(self._monitor.recv_multipart(zmq.NOBLOCK)[0])
             except zmq.Again:
                 return
+            if event == zmq.EVENT_CONNECTED:
+                self._untrusted = self._untrusted or untrusted(self.endpoint, value)
+                continue
             self.connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
             if self.connected:
                 self.connections += 1
@@ -126,11 +148,12 @@ class Watch:
 
     def close(self) -> None:
         """Close the connection. Closing twice is fine."""
-        if not self._socket.closed:
+        if not self._closed and self._pid == os.getpid():
             self._socket.disable_monitor()
             self._monitor.close()
             self._socket.close()
             self._context.term()
+        self._closed = True
 
     def __enter__(self) -> Watch:
         return self

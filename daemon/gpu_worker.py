@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import os
 import signal
 import sys
 import time
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
-from glmtts.protocol import exit_codes
+from glmtts.protocol import exit_codes, inherited
 from glmtts.protocol.worker import (
     Bye,
     CancelJob,
@@ -34,14 +36,15 @@ from glmtts.protocol.worker import (
     WorkerProtocolError,
 )
 
-from . import malloc
-from .engines import load
+from . import confinement, malloc
+from .engines import CONFINED, load
 from .engines.cuda_errors import fatal_kind
 from .storage.outputs import started
 from .worker import lifeline, log
 from .worker.connection import SupervisorConnection
 
 if TYPE_CHECKING:
+    from .confinement import Confinement
     from .engines.base import Engine
     from .worker.runner import JobRunner
 
@@ -69,6 +72,10 @@ class WorkerConfig(msgspec.Struct, kw_only=True):
     needs_gpu: bool = False
     #: A folder that all workers share; its contents can be deleted at any time.
     cache_dir: str = ""
+    #: Whether an engine in C is confined, and the folders in which it makes files nevertheless.
+    confine: bool = False
+    outputs_dir: str = ""
+    results_dir: str = ""
 
 
 def take_config(environment: dict[str, str] | os._Environ[str]) -> WorkerConfig:
@@ -84,6 +91,7 @@ def take_config(environment: dict[str, str] | os._Environ[str]) -> WorkerConfig:
 
 
 def main() -> NoReturn:
+    inherited.put_right()
     _print_line_by_line()
     try:
         config = take_config(os.environ)
@@ -97,11 +105,14 @@ def main() -> NoReturn:
         _exit(exit_codes.DAEMON_GONE, str(error))
     # numpy's BLAS would start a busy thread per core; no engine multiplies matrices with it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    connection = SupervisorConnection(config.endpoint)
+    with contextlib.suppress(OSError):
+        confinement.no_new_privileges()
+    confined = _confine(config) if config.confine and config.engine in CONFINED else None
+    connection = SupervisorConnection(config.endpoint, watched=confined is not None)
     signal.signal(signal.SIGTERM, lambda *_: connection.terminate())
     code, reason = exit_codes.STOPPED, ""
     try:
-        code, reason = run(config, connection)
+        code, reason = run(config, connection, confined)
     except WorkerProtocolError as error:
         code, reason = exit_codes.PROTOCOL, f"the supervisor sent a message that this version does not know: {error}"
     except Exception as error:
@@ -112,12 +123,12 @@ def main() -> NoReturn:
     _exit(code, reason)
 
 
-def run(config: WorkerConfig, connection: SupervisorConnection) -> tuple[int, str]:
+def run(config: WorkerConfig, connection: SupervisorConnection, confined: Confinement | None = None) -> tuple[int, str]:
     """Everything between hello and bye. Returns an exit code, and a reason where the code does not say it."""
     own = os.getpid()
     connection.send(Hello(token=config.token, pid=own, started=started(own), python=sys.version.partition(" ")[0]))
     try:
-        engine, runner = _start(config, connection)
+        engine, runner = _start(config, connection, confined)
     except (Exception, SystemExit) as error:
         traceback.print_exc()
         code = exit_codes.OF_FATAL_ERROR.get(fatal_kind(error), exit_codes.ENGINE_UNAVAILABLE)
@@ -149,7 +160,25 @@ def run(config: WorkerConfig, connection: SupervisorConnection) -> tuple[int, st
     return exit_codes.STOPPED, ""
 
 
-def _start(config: WorkerConfig, connection: SupervisorConnection) -> tuple[Engine, JobRunner]:
+def _confine(config: WorkerConfig) -> Confinement:
+    """Take the files that the worker does not need, before ZeroMQ starts the first thread."""
+    with contextlib.suppress(Exception):
+        # Now, because soundfile may look for its library with other programs, and packages may be links to anywhere.
+        # A failure here is reported where it happens again.
+        from .worker import runner  # noqa: F401
+
+        importlib.import_module(CONFINED[config.engine])
+    outputs, results = Path(config.outputs_dir), Path(config.results_dir)
+    for folder, mode in ((outputs, 0o750), (results, 0o700)):
+        with contextlib.suppress(OSError):
+            # A rule can't be made for a folder that is not there.
+            folder.mkdir(mode=mode, exist_ok=True)
+    return confinement.confine_files(write=[results], read_write=[outputs])
+
+
+def _start(
+    config: WorkerConfig, connection: SupervisorConnection, confined: Confinement | None
+) -> tuple[Engine, JobRunner]:
     begun = time.monotonic()
     engine = load(
         config.engine,
@@ -169,8 +198,16 @@ def _start(config: WorkerConfig, connection: SupervisorConnection) -> tuple[Engi
         default_sample_rate=config.default_sample_rate,
         recording_min_s=config.recording_min_s,
         recording_max_s=config.recording_max_s,
+        confined=confined,
     )
     runner.warm_up(config.warmup_text)
+    lacking = ""
+    if confined is not None:
+        # Texts of clients come after "ready".
+        connection.until_connected()
+        lacking = "; ".join(filter(None, (confined.lacking, confinement.confine_calls())))
+        if lacking:
+            log.say(log.INFO, f"the engine can't be confined fully: {lacking}")
     connection.send(
         Ready(
             engine=engine.name,
@@ -180,6 +217,7 @@ def _start(config: WorkerConfig, connection: SupervisorConnection) -> tuple[Engi
             default_voice=engine.voices[0].name if engine.voices else "",
             clones_voices=engine.clones_voices,
             slots=engine.slots,
+            confined="" if confined is None else f"not {lacking}" if lacking else "yes",
             load_s=loaded - begun,
             warmup_s=time.monotonic() - loaded,
             memory=runner.memory(),

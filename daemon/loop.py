@@ -101,17 +101,14 @@ class Background:
         self._wakeup_fd = wakeup_fd
         self._tasks: queue.Queue[_Task | None] = queue.Queue(max_waiting)
         self._results: queue.SimpleQueue[tuple[Callable[[Any], None], Any]] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        # Made now: later there may be no room for it. And a growing number of threads is always a leak.
+        threading.Thread(target=self._work, name="background", daemon=True).start()
 
     def run(self, task: Callable[[], Any], then: Callable[[Any], None]) -> bool:
         """Run ``task`` in the thread, then ``then`` in the loop with its result or the exception that it raised.
 
         Returns False, and runs nothing, if too many tasks wait already.
         """
-        if self._thread is None:
-            # Most daemons never need it.
-            self._thread = threading.Thread(target=self._work, name="background", daemon=True)
-            self._thread.start()
         try:
             self._tasks.put_nowait((task, then))
         except queue.Full:

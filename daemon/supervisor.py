@@ -22,6 +22,7 @@ from typing import Any
 import zmq
 
 from glmtts.protocol import endpoints, events
+from glmtts.protocol.inherited import put_right, raise_descriptor_limit
 
 from . import __version__, config, malloc
 from .clock import STANDSTILL_S
@@ -38,7 +39,13 @@ from .operator_tasks import OperatorTasks
 from .processes.command import missing_packages
 from .processes.manager import Processes, WorkerProcess
 from .processes.orphans import Records
-from .processes.own_process import be_first_process, raise_descriptor_limit
+from .processes.own_process import (
+    UnfitError,
+    be_first_process,
+    check_limits,
+    keep_files_private,
+    signals_to_hear,
+)
 from .service.systemd import ServiceManager, inherited
 from .service.watchdog import SelfCheck
 from .storage import outputs
@@ -48,7 +55,7 @@ from .storage.voices import VoiceStore
 from .surroundings import LOOK_S, Surroundings
 from .transport.client_listeners import ClientListeners
 from .transport.event_publisher import EventPublisher
-from .transport.listeners import IO_THREADS, RuntimeDir, RuntimeDirError
+from .transport.listeners import IO_THREADS, RuntimeDir, RuntimeDirError, check_state_folder
 from .transport.worker_router import WorkerRouter
 
 #: Messages taken from the workers' socket in one turn.
@@ -76,6 +83,7 @@ class Supervisor:
         self._log = log
         self._loop = loop = Loop(log)
         self._service = ServiceManager(clock=loop.clock)
+        check_state_folder(config.state_dir(settings))
         self._runtime = RuntimeDir(endpoints.runtime_dir(settings.daemon.runtime_dir), inherited())
         self._zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context(IO_THREADS if loaded.tcp else 1)
         self._background = Background(loop.wakeup_fd, _MAX_OPERATOR_TASKS)
@@ -196,24 +204,25 @@ class Supervisor:
     # --- the start
 
     def _make_machine(self) -> Machine:
+        instance = self._voices.instance = outputs.instance_of(config.state_dir(self._settings))
         voices = self._voices.load_all()
         for name, problem in self._voices.damaged.items():
             self._log.warning("voice can't be used", voice=name, reason=problem)
         folder = config.outputs_dir(self._settings)
         try:
             folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-            outputs.sweep(folder, keep={row.job for row in self._first_of_journal.rows})
+            outputs.sweep(folder, keep={row.job for row in self._first_of_journal.rows}, instance=instance)
         except OSError as error:
             self._log.warning("outputs can't be written", folder=str(folder), reason=error.strerror)
         return Machine(
             self._settings,
             Installation(
-                boot=secrets.token_hex(4),
+                boot=instance + secrets.token_hex(4),
                 version=__version__,
                 config_file=str(self._config.file or ""),
                 state_folder=str(config.state_dir(self._settings)),
                 outputs_folder=str(folder),
-                results_folder=str(config.state_dir(self._settings) / "results"),
+                results_folder=str(config.results_dir(self._settings)),
                 managed=self._service.wanted,
             ),
             now=self._loop.clock(),
@@ -226,7 +235,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Serve until an operator or a signal ends it; returns the exit status."""
-        self._loop.on_wakeup((signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD), self._on_wakeup)
+        self._loop.on_wakeup(signals_to_hear(), self._on_wakeup)
         self._log.info(
             "daemon serves",
             version=__version__,
@@ -267,6 +276,8 @@ class Supervisor:
         if loop.clock() >= self._next_look:
             self._next_look = loop.clock() + LOOK_S
             loop.guarded(self._surroundings.look)
+            # A SIGCHLD is lost where the wakeup pipe is full.
+            loop.guarded(self._processes.tidy)
         self._clients.flush()
         self._metrics.lag.add(time.monotonic() - began)
         if self._service.wanted:
@@ -339,7 +350,7 @@ class Supervisor:
             elif number == signal.SIGHUP:
                 self._read_settings(effects.ReadSettings())
             elif number == signal.SIGCHLD:
-                self._processes.tidy()
+                self._loop.guarded(self._processes.tidy)
         self._loop.guarded(self._background.collect)
         self._loop.guarded(self._deliveries.collect)
         self._loop.guarded(self._surroundings.collect)
@@ -440,6 +451,7 @@ class Supervisor:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the daemon in the foreground; returns its exit status."""
+    put_right()
     parser = argparse.ArgumentParser(prog="glmttsd", description="Serve speech on a ZeroMQ socket.")
     parser.add_argument(
         "--config",
@@ -465,6 +477,12 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return _EX_CONFIG
     raise_descriptor_limit()
+    keep_files_private()
+    try:
+        check_limits(sockets=2 if loaded.tcp else 1)
+    except UnfitError as error:
+        print(f"glmttsd can't start: {error}", file=sys.stderr)
+        return _EX_UNAVAILABLE
     # Return the memory of large recordings and results to the system when they are freed.
     malloc.map_from(_LARGE)
     # A watchdog ends a hung loop with SIGABRT; the traceback is then in the log.

@@ -8,6 +8,7 @@ import logging
 import sys
 
 from glmtts.protocol.api_keys import ApiKeyProblem
+from glmtts.protocol.inherited import put_right, raise_descriptor_limit
 
 from . import __version__, app, settings
 from .server import inherited, server
@@ -20,6 +21,8 @@ _log = logging.getLogger("glmtts.gateway")
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve until a signal ends it; returns the exit status."""
+    put_right()
+    raise_descriptor_limit()
     parser = argparse.ArgumentParser(prog="glmtts-gateway", description="Serve speech over HTTP, for the daemon.")
     parser.add_argument("--config", metavar="FILE", help="the configuration, of which [gateway] is read")
     parser.add_argument("--listen", metavar="ADDRESS", help="in place of [gateway] listen")

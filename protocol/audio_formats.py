@@ -11,6 +11,9 @@ AudioFormat = Literal[
 
 FORMATS: tuple[AudioFormat, ...] = get_args(AudioFormat)
 
+#: The largest recording that a daemon can be configured to take.
+MAX_RECORDING_MIB = 256
+
 #: Bare samples: every chunk of a stream can be played by itself.
 PCM_FORMATS: tuple[AudioFormat, ...] = ("pcm_s16le", "pcm_f32le")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,6 +59,7 @@ def read(path: Path) -> list[Entry]:
     """The entries of the file. Raises KeyProblem, and FileNotFoundError."""
     try:
         with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
             data = file.read(_MAX_FILE_BYTES + 1)
         text = data.decode("utf-8-sig")
     except FileNotFoundError:
@@ -66,6 +69,10 @@ def read(path: Path) -> list[Entry]:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise KeyProblem(f"{path}:{line}: not UTF-8") from None
+    if mode & stat.S_IWOTH:
+        raise KeyProblem(
+            f"{path}: every user may write this file, and so admit clients; chmod o-w it, and check its keys"
+        )
     if len(data) > _MAX_FILE_BYTES:
         raise KeyProblem(f"{path}: larger than 1 MiB: not a list of keys")
     return parse(text, path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgpack
@@ -326,6 +326,7 @@ _WIRE_NAMES = {"`object`": "a map", "`array`": "an array", "`null`": "null", "`b
 _PATH = re.compile(r"^(?P<what>.*?) - at (?P<path>.+)$", re.DOTALL)
 _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<name>.*)`$", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(?P<name>.*)`$", re.DOTALL)
+_BOUND = re.compile(r"^Expected `(?:int|float)` [<>]")
 _TYPE_NAME = re.compile(r"`(\w+)`")
 
 
@@ -348,18 +349,31 @@ def field_problem(message: str, value: dict[str, Any], type_: type[Any]) -> str:
     if "matching regex" in message:
         # The one pattern of the protocol is that of a registered voice's name.
         return f"{path}: use 1..64 letters, digits, hyphens and underscores"
+    if _BOUND.match(message) and path in value and (allowed := _range(type_, path)):
+        return f"{path}: {_short(value[path])} is out of range: {allowed}"
     message = _TYPE_NAME.sub(lambda m: _WIRE_NAMES.get(m[0], m[1]), message)
     return f"{path or 'header'}: {message[:1].lower()}{message[1:200]}"
 
 
 def _choices(type_: type[Any], key: str) -> list[str]:
     """The values that a key of ``type_`` may have."""
-    found: list[str] = []
+    return [str(choice) for part in _parts(type_, key) if get_origin(part) is Literal for choice in get_args(part)]
+
+
+def _range(type_: type[Any], key: str) -> str:
+    """The numbers that a key of ``type_`` may have, in words; ``""`` without any bound."""
+    for part in _parts(type_, key):
+        if isinstance(part, msgspec.Meta):
+            least = f"above {part.gt:g}" if part.gt is not None else "" if part.ge is None else f"from {part.ge:g}"
+            return f"{least} to {part.le:.10g}" if part.le is not None else least
+    return ""
+
+
+def _parts(type_: type[Any], key: str) -> Iterator[Any]:
+    """The annotation of a key of ``type_``, and all that it is made of."""
     pending = [field.type for field in msgspec.structs.fields(type_) if field.encode_name == key]
     while pending:
-        annotation = pending.pop()
-        if get_origin(annotation) is Literal:
-            found += map(str, get_args(annotation))
-        else:
-            pending += get_args(annotation)
-    return found
+        part = pending.pop()
+        yield part
+        if get_origin(part) is not Literal:
+            pending += get_args(part)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
-from .requests import GetJob, JobId, ListJobs, Ping, Request
+from .requests import MAX_DEADLINE_S, GetJob, JobId, ListJobs, Ping, Request
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -95,7 +95,7 @@ class Resume(Request, tag="resume", kw_only=True):
 class Drain(Request, tag="drain", kw_only=True, omit_defaults=True):
     """Accept no new job and finish those accepted; answered when that is done, or after ``timeout_s``."""
 
-    timeout_s: Annotated[float, Meta(gt=0)] | UnsetType = UNSET
+    timeout_s: Annotated[float, Meta(gt=0, le=MAX_DEADLINE_S)] | UnsetType = UNSET
 
 
 class Stop(Request, tag="stop", kw_only=True):

@@ -11,6 +11,9 @@ from .audio_formats import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, AudioFormat, format
 #: The version of the protocol that this package speaks.
 VERSION = 1
 
+#: The longest deadline, in seconds: 30 days.
+MAX_DEADLINE_S = 30 * 86_400.0
+
 Id = Annotated[str, Meta(min_length=1, max_length=64)]
 JobId = Annotated[str, Meta(min_length=1, max_length=64)]
 Priority = Literal["vip", "interactive", "batch"]
@@ -55,7 +58,7 @@ class Synthesize(Request, tag="synthesize", kw_only=True, omit_defaults=True):
     events: Literal["all", "final"] = "all"
     output: Annotated[str, Meta(min_length=1)] | UnsetType = UNSET
     priority: Priority = "interactive"
-    deadline_s: Annotated[float, Meta(gt=0, le=30 * 86_400.0)] | UnsetType = UNSET
+    deadline_s: Annotated[float, Meta(gt=0, le=MAX_DEADLINE_S)] | UnsetType = UNSET
     durable: bool | UnsetType = UNSET
     key: Annotated[str, Meta(min_length=1, max_length=128)] | UnsetType = UNSET
     seed: Annotated[int, Meta(ge=0, le=MAX_SEED)] = 0

@@ -59,6 +59,8 @@ class Ready(Message, tag="ready", kw_only=True):
     load_s: float
     warmup_s: float
     memory: Memory
+    #: ``yes`` for an engine in C that was confined; ``not`` and the reason; empty for others.
+    confined: str = ""
 
 
 class Beat(Message, tag="beat", kw_only=True):

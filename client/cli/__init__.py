@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from glmtts.protocol import inherited
+
 from .failures import exit_code
 from .session import report, shared_options
 
@@ -51,6 +53,7 @@ class _Commands(click.Group):
         arguments = list(sys.argv[1:] if args is None else args)
         if not standalone_mode:
             return super().main(arguments, prog_name, standalone_mode=False, **extra)
+        inherited.put_right()
         try:
             result = super().main(arguments, prog_name, standalone_mode=False, **extra)
         except Exception as error:

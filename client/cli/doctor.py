@@ -106,6 +106,9 @@ def _machine(run: Session, file: str | None, live: LiveConfig | None) -> list[Ch
     except subprocess.TimeoutExpired:
         seen = f"no answer within {_MACHINE_TIMEOUT_S:.0f} s"
         return [_check("machine", seen, "wrong", "not even its checks could start", "look at the load of the machine")]
+    except OSError as error:
+        means = "no more processes can be made, or this Python can't be run: no worker could start either"
+        return [_check("machine", f"can't be checked: {error.strerror}", "wrong", means, "see ulimit -u and pids.max")]
     except ValueError:
         last = done.stderr.decode(errors="replace").strip().splitlines()
         return [

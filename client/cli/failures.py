@@ -58,7 +58,7 @@ def exit_code(error: Exception) -> int:
 
 def describe(error: Exception) -> dict[str, Any]:
     """The failure as the ``error`` map of ``--json``."""
-    from glmtts.client import ConnectionLost, DaemonNotRunning, GlmttsError, RequestFailed, Timeout
+    from glmtts.client import ConnectionLost, DaemonNotRunning, GlmttsError, RequestFailed, Timeout, UntrustedDaemon
 
     match error:
         case Failure():
@@ -76,6 +76,8 @@ def describe(error: Exception) -> dict[str, Any]:
             return described | {key: value for key, value in optional.items() if value is not None}
         case DaemonNotRunning():
             return {"code": "not_running", "message": str(error)}
+        case UntrustedDaemon():
+            return {"code": "untrusted", "message": str(error)}
         case ConnectionLost():
             return {"code": "connection_lost", "message": str(error)}
         case Timeout():
@@ -87,4 +89,4 @@ def describe(error: Exception) -> dict[str, Any]:
 
 
 #: Codes of this program, which add nothing to the message.
-PLAIN_CODES = frozenset({"failed", "usage", "interrupted", "not_running", "connection_lost", "timeout"})
+PLAIN_CODES = frozenset({"failed", "usage", "interrupted", "not_running", "untrusted", "connection_lost", "timeout"})

@@ -47,7 +47,7 @@ def health(depth: str, timeout: float | None) -> None:
 
 
 def _ask(run: Session, depth: str, timeout_s: float) -> dict[str, Any]:
-    from glmtts.client import Forbidden, GlmttsError, HandshakeFailed
+    from glmtts.client import Forbidden, GlmttsError, HandshakeFailed, UntrustedDaemon
     from glmtts.client.connection import check_listening
     from glmtts.protocol.endpoints import requests_endpoint
 
@@ -68,7 +68,7 @@ def _ask(run: Session, depth: str, timeout_s: float) -> dict[str, Any]:
             check_listening(endpoint)  # the clients' socket may be gone while the control socket is there
             answer = {"healthy": bool(found.get("healthy")), "live": True} | found
     except GlmttsError as error:
-        if isinstance(error, (Forbidden, HandshakeFailed)) or type(error) is GlmttsError:
+        if isinstance(error, (Forbidden, HandshakeFailed, UntrustedDaemon)) or type(error) is GlmttsError:
             raise  # this client can't ask: the daemon may be well
         answer = {"healthy": False, "live": False, "problem": str(error)}
     return answer | {"checked": depth, "took_s": round(time.monotonic() - began, 3)}

@@ -108,8 +108,11 @@ def report(error: Exception, *, as_json: bool) -> None:
     Raises ``error`` itself where it is unexpected: that is a bug, and its traceback is needed.
     """
     if as_json:
-        click.echo(json.dumps({"error": describe(error)}, ensure_ascii=False))
-        return
+        try:
+            click.echo(json.dumps({"error": describe(error)}, ensure_ascii=False))
+            return
+        except OSError:  # stdout itself is what fails: a full disk, a terminal that is gone
+            pass
     if isinstance(error, click.UsageError):
         error.show()
         return

@@ -11,6 +11,7 @@ from .load import (
     packaged_default,
     parse,
     read,
+    results_dir,
     state_dir,
     voices_dir,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "packaged_default",
     "parse",
     "read",
+    "results_dir",
     "state_dir",
     "unknown_names",
     "voices_dir",

@@ -6,6 +6,8 @@ import json
 import sys
 from pathlib import Path
 
+from glmtts.protocol.inherited import put_right
+
 from ..core.settings import Settings
 from .load import ConfigError, find, packaged_default, parse, read, read_text, state_dir
 from .names import unknown_names
@@ -28,16 +30,17 @@ def _print_key_files(path: Path | None) -> int:
     """Print where the key files are; they need not exist, because the caller may be about to make them."""
     try:
         settings = Settings() if path is None else parse(read_text(path))
+        server, clients = key_files(settings.tcp, state_dir(settings))
     except ConfigError as error:
         print("\n".join(f"{path}: {problem}" for problem in error.problems), file=sys.stderr)
         return 2
-    server, clients = key_files(settings.tcp, state_dir(settings))
     print(json.dumps({"server_key": str(server), "authorised_keys": str(clients)}))
     return 0
 
 
 def main(arguments: list[str]) -> int:
     """Run the command; returns its exit status."""
+    put_right()
     match arguments:
         case ["default"]:
             sys.stdout.write(packaged_default())

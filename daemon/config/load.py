@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import os
 import re
 import sys
@@ -23,6 +22,7 @@ from glmtts.protocol.keys import KeyProblem
 
 from ..core.settings import Section, Settings, flat
 from . import tcp_access
+from .ranges import RANGES
 from .rules import combinations, key_in_toml, quoted
 
 #: The file that is read if neither ``--config`` nor ``$GLMTTS_CONFIG`` names one.
@@ -31,8 +31,8 @@ SYSTEM_FILE = Path("/etc/glmtts/glmtts.toml")
 #: A larger file is not a configuration, but perhaps a recording.
 _MAX_FILE_BYTES = 1024 * 1024
 
-#: The largest number of any setting: system calls with 64 bits can't overflow below it.
-_MAX_NUMBER = 10**12
+#: The keys of one client begin with it.
+_CLIENT = re.compile(r"^limits\.clients\..*\.")
 
 
 class Config(Struct, frozen=True):
@@ -74,6 +74,7 @@ def read(path: Path | None) -> Config:
     Raises ConfigError with all problems at once.
     """
     if path is None:
+        state_dir(Settings())
         return Config(Settings(), None)
     try:
         settings = parse(read_text(path))
@@ -109,7 +110,7 @@ def state_dir(settings: Settings) -> Path:
     """The folder of all that outlives the daemon.
 
     The first that is set: ``[daemon] state_dir``, ``$STATE_DIRECTORY`` (systemd), /var/lib/glmtts for root,
-    ``$XDG_STATE_HOME/glmtts``, ~/.local/state/glmtts.
+    ``$XDG_STATE_HOME/glmtts``, ~/.local/state/glmtts. Raises ConfigError for a user without a home folder.
     """
     if settings.daemon.state_dir:
         return Path(settings.daemon.state_dir).absolute()
@@ -119,13 +120,28 @@ def state_dir(settings: Settings) -> Path:
         return Path("/var/lib/glmtts")
     xdg = os.environ.get("XDG_STATE_HOME", "")
     # The XDG base directory specification has relative paths ignored.
-    base = Path(xdg) if xdg.startswith("/") else Path("~/.local/state").expanduser()
-    return base / "glmtts"
+    if xdg.startswith("/"):
+        return Path(xdg) / "glmtts"
+    try:
+        return Path("~/.local/state/glmtts").expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            [
+                f"daemon.state_dir: not set, and user {os.geteuid()} has no home folder for it (HOME is not set, and "
+                "/etc/passwd has no such user): set it, or the variable HOME or XDG_STATE_HOME, to a folder that this "
+                "user can write"
+            ]
+        ) from None
 
 
 def outputs_dir(settings: Settings) -> Path:
     """The folder in which ``output`` writes files."""
     return Path(settings.audio.outputs).absolute() if settings.audio.outputs else state_dir(settings) / "outputs"
+
+
+def results_dir(settings: Settings) -> Path:
+    """The folder of the results of durable jobs."""
+    return state_dir(settings) / "results"
 
 
 def voices_dir(settings: Settings) -> Path:
@@ -223,16 +239,15 @@ def _sections(table: dict[str, Any], section: type[Section], path: str, problems
 
 def _value(value: Any, expected: Any, path: str) -> str:
     """The problem of a key's value, or ``""``."""
+    allowed = RANGES.get(_CLIENT.sub("limits.clients.NAME.", path))
+    if allowed and (problem := allowed.problem(value)):
+        return problem
     try:
-        converted = msgspec.convert(value, expected)
+        msgspec.convert(value, expected)
     except msgspec.ValidationError as error:
         return _expectation(str(error), value, expected, path)
     except RecursionError:
         return "nested too deeply"
-    if isinstance(converted, float) and not math.isfinite(converted):
-        return f"expected a finite number, got {_shown(value)}; 0 means no limit where that is allowed"
-    if isinstance(converted, int | float) and converted > _MAX_NUMBER:
-        return f"expected at most {_MAX_NUMBER}, got {_shown(value)}"
     return ""
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
+from glmtts.protocol.audio_formats import MAX_RECORDING_MIB
 from glmtts.protocol.control import MAX_WORKERS
 
 Seconds = Annotated[float, Meta(ge=0)]
@@ -58,6 +59,7 @@ class EngineSettings(Section, frozen=True):
     name: Literal["espeak", "glmtts", "fault"] = "espeak"
     python: str = ""
     warmup_text: str = "你好。"
+    confine: bool = True
     fault: FaultEngineSettings = FaultEngineSettings()
     glmtts: GlmttsEngineSettings = GlmttsEngineSettings()
 
@@ -84,7 +86,7 @@ class RestartSettings(Section, frozen=True):
 
 
 class WorkersSettings(Section, frozen=True):
-    gpus: Literal["all", "none"] | list[Annotated[int, Meta(ge=0)]] = "all"
+    gpus: Literal["all", "none"] | list[Annotated[int, Meta(ge=0, le=1_023)]] = "all"
     per_gpu: Annotated[int, Meta(ge=1, le=MAX_WORKERS)] = 1
     min: Annotated[int, Meta(ge=0, le=MAX_WORKERS)] = 0
     max: Annotated[int, Meta(ge=0, le=MAX_WORKERS)] = 0
@@ -153,7 +155,7 @@ class LimitsSettings(Section, frozen=True):
     gateways: list[str] = []
     text_chars: Annotated[int, Meta(ge=1, le=100_000)] = 5_000
     header_kib: Annotated[int, Meta(ge=4, le=1_024)] = 64
-    body_mib: Annotated[int, Meta(ge=1, le=256)] = 16
+    body_mib: Annotated[int, Meta(ge=1, le=MAX_RECORDING_MIB)] = 16
     recordings_mib: Count = 256
     recording_min_s: PositiveSeconds = 1.0
     recording_max_s: PositiveSeconds = 30.0

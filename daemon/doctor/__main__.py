@@ -17,9 +17,12 @@ from typing import NamedTuple
 
 import msgspec
 
+from glmtts.protocol import inherited
+
 from .. import config
 from ..core.settings import Settings
-from . import engine, files, gpu, host
+from ..processes.guardian_client import not_started
+from . import engine, files, gpu, host, kernel
 from .check import Check, warning, wrong
 
 
@@ -34,12 +37,17 @@ class Group(NamedTuple):
 #: Groups run side by side. A driver may take seconds for each GPU, an import of torch much longer.
 GROUPS: dict[str, Group] = {
     "host": Group(
-        (host.python, host.limits, host.memory_limits, host.clock, host.container),
+        (
+            *(host.python, host.limits, host.memory_limits, host.clock, host.confined_engine, host.container),
+            kernel.system_calls,
+        ),
         10.0,
         "the machine itself is in trouble: see the load and the kernel's log",
     ),
     "places": Group(
-        (files.runtime, files.folders), 10.0, "a disk does not answer, often one on the network: see mount and df"
+        (files.runtime, files.folders, kernel.runtime_files),
+        10.0,
+        "a disk does not answer, often one on the network: see mount and df",
     ),
     "devices": Group((gpu.devices, gpu.xids), 10.0, "the driver or the kernel's log does not answer: see the load"),
     "NVML": Group(
@@ -62,6 +70,8 @@ def examine(group: str, path: Path | None) -> list[Check]:
     for check in GROUPS[group].checks:
         try:
             found += check(settings)
+        except config.ConfigError:
+            continue  # a finding already: the configuration is wrong
         except PermissionError as error:
             seen = f"this user may not read {error.filename or error.strerror}"
             means = "only the daemon's user and root can check it"
@@ -76,12 +86,14 @@ def examine_all(path: Path | None) -> list[Check]:
     """Run every group side by side, each in a process of its own."""
     found = files.configuration(path, look_up=True)[1]
     command = [sys.executable, "-m", "glmtts.daemon.doctor", "--config", str(path or "")]
-    running = {
-        group: subprocess.Popen(
-            [*command, "--group", group], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        for group in GROUPS
-    }
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    for group in GROUPS:
+        try:
+            running[group] = subprocess.Popen(
+                [*command, "--group", group], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+        except OSError as error:
+            found.append(wrong(group, not_started(sys.executable, error), "these checks, and workers, can't start"))
     began = time.monotonic()
     for group, process in running.items():
         found += answer_of(group, process, began + GROUPS[group].timeout_s)
@@ -105,7 +117,8 @@ def answer_of(group: str, process: subprocess.Popen[bytes], deadline: float) -> 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the checks as JSON; the exit status is 1 if anything is wrong, else 0."""
-    parser = argparse.ArgumentParser(prog="python -m glmtts.daemon.doctor", description=__doc__.splitlines()[0])
+    inherited.put_right()
+    parser = argparse.ArgumentParser(prog="python -m glmtts.daemon.doctor")
     parser.add_argument("--config", metavar="FILE", help="'': the built-in defaults; found, where none is given")
     parser.add_argument("--group", choices=list(GROUPS))
     options = parser.parse_args(arguments)

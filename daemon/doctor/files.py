@@ -12,7 +12,16 @@ import stat
 import tempfile
 from pathlib import Path
 
-from glmtts.protocol.endpoints import CONTROL, EVENTS, MAX_PATH_BYTES, REQUESTS, WORKERS, runtime_dir
+from glmtts.protocol.endpoints import (
+    CONTROL,
+    EVENTS,
+    MAX_PATH_BYTES,
+    REQUESTS,
+    WORKERS,
+    open_to_others,
+    runtime_dir,
+    stranger_s_folder,
+)
 
 from .. import config
 from ..core.settings import Settings
@@ -79,6 +88,13 @@ def runtime(settings: Settings) -> list[Check]:
     if not stat.S_ISDIR(status.st_mode):
         remedy = "remove it, or set another folder in [daemon] runtime_dir"
         return [wrong(name, f"{folder}: not a folder", "the daemon can't put its sockets there", remedy)]
+    if open_to_others(status):
+        means = "every user who may write in it could replace the sockets: the daemon does not start there"
+        return [wrong(name, f"{folder}: {_owner(status)}", means, f"chmod 755 {folder}, or set another folder")]
+    if problem := stranger_s_folder(folder):
+        means = "clients send nothing to the sockets in it, as another user could listen there"
+        remedy = "have that folder removed, or name another in GLMTTS_RUNTIME_DIR, or the endpoint in GLMTTS_ENDPOINT"
+        return [warning(name, f"{folder}: {problem}", means, remedy)]
     looked = runtime_dir()
     return [
         finding(

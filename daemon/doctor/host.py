@@ -11,9 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+from .. import confinement
 from ..core.settings import Settings
+from ..engines import CONFINED
 from ..gpu.device import has_host_pids
 from ..gpu.host_memory import HostMemory
+from ..processes.own_process import UnfitError, check_limits
 from .check import Check, finding, memory, needs_gpu, ok, warning, wrong
 
 #: What the daemon imports beside the standard library.
@@ -99,10 +102,14 @@ def _shared_memory() -> Check:
 
 
 def limits(settings: Settings) -> list[Check]:
-    """The number of open files: each client's connection is one."""
+    """The limits of this process, open files above all: each client's connection is one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = min(settings.limits.max_connections * 2 + 256, _FEW_DESCRIPTORS)
     endless = hard == resource.RLIM_INFINITY
+    try:
+        check_limits(sockets=2 if settings.tcp.listen else 1)
+    except UnfitError as error:
+        return [wrong("limits", str(error), "the daemon does not start under the limits of this process")]
     return [
         finding(
             "ok" if endless or hard >= wanted else "warning",
@@ -123,6 +130,20 @@ def clock(_settings: Settings) -> list[Check]:
     # struct timex of adjtimex(2) with modes = 0: the clock is read, nothing is set.
     state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512))
     return [ok("clock", f"{now}, {'not synchronised' if state == _TIME_ERROR else 'synchronised'}")]
+
+
+def confined_engine(settings: Settings) -> list[Check]:
+    """Whether the kernel can confine an engine in C, and the decoders of recordings."""
+    abi, filters = confinement.landlock_abi(), confinement.has_filters()
+    seen = f"{f'Landlock {abi}' if abi else 'no Landlock'}, {'filters' if filters else 'no filters'} of system calls"
+    off = settings.engine.name in CONFINED and not settings.engine.confine
+    means = "a text or a recording that takes over a library in C can reach all files of the daemon's user"
+    remedy = (
+        "a kernel from 5.13 on with Landlock in its list lsm=; a container's profile must permit landlock_*, seccomp"
+    )
+    if off:
+        seen, remedy = f"{seen}; off", "set [engine] confine = true"
+    return [finding("warning" if off or not (abi and filters) else "ok", "confinement", seen, means, remedy)]
 
 
 def container(settings: Settings) -> list[Check]:

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 
 NAMES: tuple[str, ...] = ("espeak", "fault", "glmtts")
 
+#: Engines in C that need nothing but a package, and its name: their workers are confined. GLM-TTS needs the GPU's
+#: devices, its compiler's cache and its checkout; the fault engine imitates the faults of others.
+CONFINED = {"espeak": "espeakng_loader"}
+
 
 def load(
     name: str,

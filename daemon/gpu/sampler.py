@@ -106,8 +106,10 @@ class Sampler:
 
     def _wake(self) -> None:
         if self._thread is None and not self._closed:
-            self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="sampler", daemon=True)
+            with contextlib.suppress(RuntimeError):  # no thread can be made now; the next call tries again
+                thread.start()
+                self._thread = thread
         self._lock.notify_all()
 
     # --- in the thread
@@ -204,8 +206,10 @@ class _NvmlThread:
                     return self._known
                 self._began, self._late = now, False
                 if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="nvml", daemon=True)
-                    self._thread.start()
+                    thread = threading.Thread(target=self._run, name="nvml", daemon=True)
+                    with contextlib.suppress(RuntimeError):
+                        thread.start()
+                        self._thread = thread
                 self._lock.notify_all()
                 looked = False
                 while self._began is not None and not self._closed:

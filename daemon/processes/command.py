@@ -107,11 +107,20 @@ def environment(settings: Settings, worker: dict[str, Any], boot: str, device: s
         "default_sample_rate": settings.audio.sample_rate,
         "needs_gpu": settings.workers.gpus != "none",
         "cache_dir": str(config.cache_dir(settings)),
+        "confine": engine.confine,
+        "outputs_dir": str(config.outputs_dir(settings)),
+        "results_dir": str(config.results_dir(settings)),
     } | worker
     environment = {name: value for name, value in os.environ.items() if name not in _PRIVATE}
     environment["GLMTTS_WORKER"] = json.dumps(worker)
     environment[guardian.VARIABLE] = boot
     environment["PYTHONUNBUFFERED"] = "1"
+    if os.path.expanduser("~") == "~":  # noqa: PTH111 - pathlib raises
+        # Libraries keep caches there. Without a home folder they would make one called "~".
+        environment["HOME"] = str(config.cache_dir(settings))
+    if config.engine_python(settings) != sys.executable:
+        # It tells the daemon's Python where its library is, and any other would not start with it.
+        environment.pop("PYTHONHOME", None)
     if device is not None:
         environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         environment["CUDA_VISIBLE_DEVICES"] = device

@@ -27,8 +27,9 @@ _MAX_AT_ONCE = 200
 
 
 def adopt(*, on: bool = True) -> None:
-    """Make this process the subreaper of its descendants, or with ``on=False`` no longer."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0)
+    """Make this process the subreaper of its descendants, or with ``on=False`` no longer. Raises OSError."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0):
+        raise OSError(code := ctypes.get_errno(), os.strerror(code))
 
 
 def children() -> list[int]:

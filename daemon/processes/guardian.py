@@ -138,26 +138,47 @@ def _same_namespace(pid: int, namespace: str) -> bool:
 
 
 def end(found: dict[int, Stat]) -> dict[int, int]:
-    """Send SIGKILL to these processes; returns a pidfd of each that still existed, to be closed by the caller."""
+    """Send SIGKILL to these processes; returns a pidfd of each that still existed, to be closed by the caller.
+
+    Without pidfds (an older kernel, a strict seccomp profile) it returns none, and the next scan sees who is left.
+    """
     descriptors = {}
     for pid, about in found.items():
-        try:
-            descriptor = os.pidfd_open(pid)
-        except OSError:
-            continue
+        descriptor = _pidfd(pid)
         # From here on the pidfd refers to this process, even if its pid is reused.
         now = stat(pid)
         if now is None or now.started != about.started:
-            os.close(descriptor)
+            if descriptor is not None:
+                os.close(descriptor)
             continue
-        descriptors[pid] = descriptor
+        if descriptor is not None:
+            descriptors[pid] = descriptor
         try:
             if now.group == pid:
                 os.killpg(pid, signal.SIGKILL)
-            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            _kill(pid, descriptor)
         except (ProcessLookupError, PermissionError):
             pass
     return descriptors
+
+
+def _pidfd(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
+
+
+def _kill(pid: int, descriptor: int | None) -> None:
+    try:
+        if descriptor is not None:
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            return
+    except ProcessLookupError:
+        raise
+    except (AttributeError, OSError):
+        pass
+    os.kill(pid, signal.SIGKILL)
 
 
 def sweep(tokens: Iterable[str], patience_s: float, not_before: int = 0) -> tuple[dict[int, Stat], dict[int, Stat]]:

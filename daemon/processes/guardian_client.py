@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -48,8 +49,7 @@ class Guardian:
             )
         except (OSError, subprocess.SubprocessError) as error:
             os.close(write_end)
-            reason = (getattr(error, "strerror", None) or str(error)).lower()
-            raise OSError(f"the interpreter {sys.executable} can't be started: {reason}") from None
+            raise OSError(not_started(sys.executable, error)) from None
         finally:
             os.close(read_end)
         self._pipe = write_end
@@ -76,3 +76,19 @@ class Guardian:
             # It ends by itself after this process, its parent, is gone, so there is no zombie to reap.
             self._popen.returncode = 0
         self._popen = None
+
+
+def not_started(program: str, error: Exception) -> str:
+    """Why a process of ``program`` could not be started, and what to do."""
+    match getattr(error, "errno", None):
+        case errno.EAGAIN:
+            return (
+                "no more processes can be made: raise the limit of this user (ulimit -u, LimitNPROC=) or of the "
+                "control group (TasksMax=, --pids-limit), or end other processes"
+            )
+        case errno.ENOMEM:
+            return "no memory for another process: free some, or raise its limit (ulimit -v, MemoryMax=)"
+        case errno.EMFILE | errno.ENFILE:
+            return "no descriptor is left for another process: raise the limit of open files (LimitNOFILE=, ulimit -n)"
+    reason = (getattr(error, "strerror", None) or str(error)).lower()
+    return f"the interpreter {program} can't be started: {reason}"

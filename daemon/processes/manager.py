@@ -1,7 +1,8 @@
 """Worker processes: starting them, reading their output, noticing their end at once, and signalling them.
 
-A worker is a fresh interpreter in a session of its own. A pidfd reports its end; its stdout and stderr are pipes that
-the loop reads in bounded pieces; a third pipe ties its life to the daemon's (lifeline.py).
+A worker is a fresh interpreter in a session of its own. SIGCHLD reports its end, on every kernel and in every container
+(pidfd_open(2) is missing before Linux 5.3, and forbidden by some seccomp profiles); its stdout and stderr are pipes
+that the loop reads in bounded pieces; a third pipe ties its life to the daemon's (lifeline.py).
 
 No child of a worker outlives it: at its end its group is killed, then the children that had left the group
 (descendants.py). No process outlives the daemon: lifeline.py ends its workers, guardian.py ends their children, and if
@@ -18,14 +19,13 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from select import POLLIN, poll
 
 from ..core.settings import Settings
 from ..log.worker_output import WorkerOutput, understood
 from . import guardian
 from .command import command, environment
 from .descendants import Descendants, adopt
-from .guardian_client import Guardian
+from .guardian_client import Guardian, not_started
 from .oom import OomKills
 from .orphans import Records
 
@@ -40,7 +40,7 @@ _END_S = 1.0
 
 
 class WorkerProcess:
-    """One process of a worker, from its start until it is reaped; owns its pidfd, its pipes and its lifeline."""
+    """One process of a worker, from its start until it is reaped; owns its pipes and its lifeline."""
 
     def __init__(self, incarnation: int, name: str, popen: subprocess.Popen[bytes], token: str, lifeline: int) -> None:
         self.incarnation = incarnation
@@ -48,7 +48,6 @@ class WorkerProcess:
         self.popen = popen
         self.token = token
         self.pid = popen.pid
-        self.pidfd = os.pidfd_open(popen.pid)
         #: Closing it kills the process group.
         self.lifeline = lifeline
         assert popen.stdout is not None and popen.stderr is not None
@@ -106,7 +105,8 @@ class Processes:
         self._guardian = Guardian(records.boot.token)
         self._descendants = Descendants(records.incarnation_of)
         self._oom = OomKills()
-        adopt()
+        with contextlib.suppress(OSError):  # a container forbids it; the doctor says what that means
+            adopt()
 
     def use(self, settings: Settings, interpreter: str) -> None:
         """Use these settings for processes started from now on."""
@@ -164,26 +164,14 @@ class Processes:
             )
         except (OSError, subprocess.SubprocessError) as error:
             os.close(write_end)
-            reason = (getattr(error, "strerror", None) or str(error)).lower()
-            raise OSError(f"the interpreter {self._interpreter} can't be started: {reason}") from None
+            raise OSError(not_started(self._interpreter, error)) from None
         finally:
             os.close(read_end)
-        try:
-            process = WorkerProcess(incarnation, name, popen, token, write_end)
-        except OSError:
-            # No descriptor is left to watch it with.
-            os.close(write_end)
-            popen.kill()
-            popen.wait()
-            for pipe in (popen.stdout, popen.stderr):
-                if pipe is not None:
-                    pipe.close()
-            raise
+        process = WorkerProcess(incarnation, name, popen, token, write_end)
         self._by_incarnation[incarnation] = process
         process.oom_kills = self._oom.count()
         _make_preferred_victim(process.pid)
         self._records.begun(process.pid, process.started, name)
-        self._watch(process.pidfd, lambda: self._reap(process))
         for fd in process.outputs:
             self._watch(fd, lambda fd=fd: self._read(process, fd))  # type: ignore[misc]
         return process.pid
@@ -193,12 +181,12 @@ class Processes:
         process = self._by_incarnation.get(incarnation)
         if process is None:
             return
+        # It is not reaped yet, so its pid and its group's id can't have been reused.
         with contextlib.suppress(ProcessLookupError):
             if which == "term":
-                signal.pidfd_send_signal(process.pidfd, signal.SIGTERM)
+                os.kill(process.pid, signal.SIGTERM)
             else:
                 process.killed = True
-                # It is not reaped yet, so its pid and its group's id can't have been reused.
                 os.killpg(process.pid, signal.SIGKILL)
 
     def state(self, incarnation: int) -> str:
@@ -253,12 +241,10 @@ class Processes:
         for pipe in (process.popen.stdout, process.popen.stderr):
             if pipe is not None:
                 pipe.close()
-        self._unwatch(process.pidfd)
-        os.close(process.pidfd)
         os.close(process.lifeline)
         del self._by_incarnation[process.incarnation]
         self._records.ended(process.pid)
-        self.tidy()
+        self._tidy()
 
     def restore(self) -> str:
         """Start the guardian and write the record again if they are gone; returns why that fails, or ``""``."""
@@ -271,8 +257,10 @@ class Processes:
         return problem
 
     def tidy(self) -> None:
-        """Reap and end the processes that ended workers left behind. Call it at each SIGCHLD."""
+        """Report the workers that have ended; reap and end the processes that they left. Call it at each SIGCHLD."""
         self._guardian.reap()
+        for process in list(self._by_incarnation.values()):
+            self._reap(process)
         self._tidy()
 
     def _tidy(self, *, all: bool = False) -> int:
@@ -287,13 +275,8 @@ class Processes:
             return False
         count, before = self._oom.count(), process.oom_kills
         # The kill that explains this death explains no later one. Processes that died at the same moment keep theirs.
-        ready = poll()
-        others = {p.pidfd: p for p in self._by_incarnation.values() if p is not process}
-        for pidfd in others:
-            ready.register(pidfd, POLLIN)
-        dead = {pidfd for pidfd, _ in ready.poll(0)}
-        for pidfd, other in others.items():
-            if pidfd not in dead:
+        for other in self._by_incarnation.values():
+            if other is not process and not _has_ended(other.pid):
                 other.oom_kills = count
         return count is not None and before is not None and count > before
 

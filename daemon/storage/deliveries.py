@@ -27,8 +27,6 @@ class Deliveries:
     ) -> None:
         """``send`` hands an event with its body to a client; ``step`` takes a lost result to the core."""
         self._background = Background(wakeup_fd, _MAX_WAITING)
-        # The thread starts with the daemon, so that a growing number of threads is always a leak.
-        self._background.run(lambda: None, lambda _: None)
         self._send = send
         self._step = step
         self._log = log

@@ -2,6 +2,9 @@
 
 A worker or the daemon may die after the file was written and before that is known. A second name, the mark, stays
 beside the file until the daemon knows how the job ended: it shows the next attempt at the job that the file is its own.
+
+Other users, and other daemons, may write in the same folder. So a mark counts only on a regular file of this user that
+has no third name, and a daemon sweeps its own files alone: the ids of its jobs begin with its instance.
 """
 
 from __future__ import annotations
@@ -10,13 +13,20 @@ import contextlib
 import errno
 import os
 import re
+import secrets
 from pathlib import Path
 
-#: Begins the names of files that are being written, followed by the writer's pid and start time.
+from glmtts.protocol.files import UnusableFileError, read_file
+
+#: Begins the names of files that are being written, followed by the job's id.
 TEMPORARY_PREFIX = ".glmtts-tmp-"
 #: Begins the names of marks, followed by the job's id.
 MARK_PREFIX = ".glmtts-job-"
 _JOB_ID = re.compile(r"[0-9a-f]{1,64}-[0-9]{1,20}")
+#: Larger than an hour of the largest format: a larger file is no output and no result.
+MAX_FILE_BYTES = 1 << 30
+_INSTANCE = re.compile(r"[0-9a-f]{6}")
+_MAX_INSTANCE_BYTES = 64
 
 
 class OutputError(Exception):
@@ -42,12 +52,15 @@ def delivered(path: Path, job: str) -> bytes | None:
 
     Raises OutputFailedError if it can't be read.
     """
-    if not _is_same_file(path, _mark(path.parent, job)):
+    mark = _mark(path.parent, job)
+    if not _is_same_file(path, mark):
         return None
     try:
         # That attempt may have died before this sync; the content was synced before it had a name.
         sync_folder(path.parent)
-        return path.read_bytes()
+        return read_file(path, MAX_FILE_BYTES, own=True, like=mark)
+    except UnusableFileError:
+        return None  # forged
     except OSError as error:
         raise OutputFailedError(_explain(path, error)) from error
 
@@ -69,7 +82,12 @@ def write_new(path: Path, data: bytes, job: str) -> bytes:
     try:
         # Left by an attempt that got no further, and perhaps what fills the disk.
         mark.unlink(missing_ok=True)
-        put(mark, data)
+    except OSError as error:
+        raise OutputFailedError(
+            f"output: {path.name} was not written: {mark} is in the way and can't be removed ({error.strerror})"
+        ) from error
+    try:
+        put(mark, data, job=job)
         _link(mark, path)
     except FileExistsError:
         raise _exists(path) from None
@@ -105,16 +123,16 @@ def discard(path: Path, job: str) -> None:
     settle(path, job)
 
 
-def sweep(folder: Path, keep: set[str]) -> int:
-    """Remove the partial files of dead writers from ``folder``, and the marks of all jobs but ``keep``.
+def sweep(folder: Path, keep: set[str], instance: str) -> int:
+    """Remove from ``folder`` this instance's partial files, and its marks of all jobs but ``keep``.
 
-    Returns the number of files removed. Raises OSError.
+    Called once, when no worker of this instance lives yet. Returns the number of files removed. Raises OSError.
     """
     removed = 0
     with contextlib.suppress(FileNotFoundError):
         for entry in list(os.scandir(folder)):
-            if _is_left_over(entry.name, keep):
-                with contextlib.suppress(FileNotFoundError):
+            if _is_left_over(entry.name, keep, instance):
+                with contextlib.suppress(OSError):  # perhaps another user's
                     Path(entry.path).unlink()
                     removed += 1
     return removed
@@ -137,9 +155,12 @@ def _mark(folder: Path, job: str) -> Path:
     return folder / f"{MARK_PREFIX}{job}"
 
 
-def put(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Give ``path`` this synced content in one step. Raises OSError, and changes nothing then."""
-    temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{started(os.getpid())}-{os.urandom(6).hex()}"
+def put(path: Path, data: bytes, mode: int = 0o666, *, job: str = "") -> None:
+    """Give ``path`` this synced content in one step. Raises OSError, and changes nothing then.
+
+    ``job``: whose file it is, for :func:`sweep`.
+    """
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{job}-{os.urandom(6).hex()}"
     try:
         _write_synced(temporary, data, mode)
         temporary.rename(path)
@@ -192,18 +213,30 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _is_left_over(name: str, keep: set[str]) -> bool:
+def _is_left_over(name: str, keep: set[str], instance: str) -> bool:
     if name.startswith(MARK_PREFIX):
-        return name.removeprefix(MARK_PREFIX) not in keep
-    return name.startswith(TEMPORARY_PREFIX) and not _is_being_written(name)
+        job = name.removeprefix(MARK_PREFIX)
+        return job.startswith(instance) and job not in keep
+    job, _, _ = name.removeprefix(TEMPORARY_PREFIX).rpartition("-")
+    return name.startswith(TEMPORARY_PREFIX) and _JOB_ID.fullmatch(job) is not None and job.startswith(instance)
 
 
-def _is_being_written(name: str) -> bool:
-    parts = name.removeprefix(TEMPORARY_PREFIX).split("-")
-    if len(parts) != 3 or not parts[0].isascii() or not parts[0].isdigit():
-        return False
-    start = started(int(parts[0]))
-    return start != 0 and str(start) == parts[1]
+def instance_of(folder: Path) -> str:
+    """Six hexadecimal digits that name the daemon with this state folder; made by its first start, and kept there.
+
+    Where they can't be kept they are others each time, and files of an earlier start are left where they are.
+    """
+    kept = folder / "instance"
+    try:
+        known = read_file(kept, _MAX_INSTANCE_BYTES, own=True).decode("ascii").strip()
+        if _INSTANCE.fullmatch(known):
+            return known
+    except (OSError, UnicodeDecodeError):
+        pass
+    new = secrets.token_hex(3)
+    with contextlib.suppress(OSError):
+        put(kept, f"{new}\n".encode(), 0o600)
+    return new
 
 
 def _exists(path: Path) -> OutputExistsError:

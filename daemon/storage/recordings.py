@@ -1,7 +1,8 @@
 """Reference recordings: decoded, or refused with the reason.
 
 ``python -m glmtts.daemon.storage.recordings`` checks the recording on its standard input and prints JSON. The daemon
-runs it as a process of its own, so that a decoder that crashes on a hostile file takes nothing else with it.
+runs it as a process of its own, so that a decoder that crashes on a hostile file takes nothing else with it, and
+confines it, so that a decoder that such a file takes over can do no harm.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import confinement
 from .recording_files import ACCEPTED, CONVERT, not_a_recording, recording_ending, with_true_size
 
 if TYPE_CHECKING:
@@ -150,6 +152,14 @@ def _read_mono(file: Any, max_s: float) -> NDArray[np.float32]:
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
+def confine() -> None:
+    """Take everything but its libraries from this process, which reads untrusted bytes with decoders in C."""
+    import soundfile  # noqa: F401 - it may look for its library with other programs
+
+    confinement.confine_files()
+    confinement.confine_calls()
+
+
 def main(argv: list[str] | None = None) -> int:
     """``[MIN_S MAX_S]``: check standard input; print {"seconds", "sample_rate", "channels"} or {"error"}."""
     arguments = sys.argv[1:] if argv is None else argv
@@ -158,6 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError:
         print("usage: python -m glmtts.daemon.storage.recordings [MIN_S MAX_S] < RECORDING", file=sys.stderr)
         return 2
+    confine()
     try:
         recording = decode(sys.stdin.buffer.read(), min_s=min_s, max_s=max_s)
     except BadRecordingError as error:

@@ -7,33 +7,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from .problems import printable
+from glmtts.protocol.files import read_file
 
-#: Larger than an hour of the largest format: a larger file is not a result.
-MAX_RESULT_BYTES = 1 << 30
+from .outputs import MAX_FILE_BYTES
+from .problems import printable
 
 
 class ResultLostError(Exception):
     """A result can't be read; the message is for the client that waits for it."""
 
 
-def read_result(path: str | Path, max_bytes: int = MAX_RESULT_BYTES) -> bytes:
+def read_result(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """The whole file of a result. Raises ResultLostError. May wait for the disk, so it is not for the loop."""
     name = printable(Path(path).name)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(fd, "rb") as file:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise ResultLostError(f"the result {name} is not a file any more: another program has replaced it")
-            if status.st_size > max_bytes:
-                raise ResultLostError(f"the result {name} has {status.st_size} bytes; at most {max_bytes} are sent")
-            data = file.read(status.st_size)
+        return read_file(path, max_bytes)
     except FileNotFoundError:
         raise ResultLostError(
             f"the result {name} is gone: it was kept for [queue] keep_durable_s, or made room for newer ones "
@@ -45,9 +37,6 @@ def read_result(path: str | Path, max_bytes: int = MAX_RESULT_BYTES) -> bytes:
         ) from None
     except MemoryError:
         raise ResultLostError(f"the result {name} does not fit into the daemon's memory now; ask again later") from None
-    if len(data) != status.st_size:
-        raise ResultLostError(f"the result {name} was cut while it was read; send the job again")
-    return data
 
 
 class Results:

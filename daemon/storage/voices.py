@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from glmtts.protocol.control import VoiceAdd
 from glmtts.protocol.errors import ErrorCode
+from glmtts.protocol.files import read_file
 from glmtts.protocol.texts import TextError, transcript
 
 from ..core.inputs import StoredVoice
@@ -62,6 +63,8 @@ class VoiceStore:
         self.folder = folder
         #: The voices that :meth:`load_all` skipped, and why.
         self.damaged: dict[str, str] = {}
+        #: Begins the names of unfinished voices, so that other daemons with this folder leave them alone.
+        self.instance = ""
         self._tidied = False
 
     def load_all(self) -> dict[str, StoredVoice]:
@@ -80,7 +83,7 @@ class VoiceStore:
             self.damaged[str(self.folder)] = f"the folder of the voices can't be read: {error.strerror}"
             return voices
         for entry in entries:
-            if entry.name.startswith((".adding-", ".removed-")) and not self._tidied:
+            if entry.name.startswith((f".adding-{self.instance}", f".removed-{self.instance}")) and not self._tidied:
                 _remove_tree(entry)
             elif not entry.name.startswith(".") and entry.is_dir():
                 try:
@@ -139,7 +142,7 @@ class VoiceStore:
         """Remove a voice. Raises VoiceError: ``voice_not_found``, ``output_failed``."""
         _check_name(name)
         # Renamed first, so that a crash leaves no partial voice.
-        gone = self.folder / f".removed-{os.urandom(6).hex()}"
+        gone = self.folder / f".removed-{self.instance}-{os.urandom(6).hex()}"
         try:
             (self.folder / name).rename(gone)
         except FileNotFoundError:
@@ -154,10 +157,9 @@ class VoiceStore:
         folder = self.folder / name
         try:
             _check_name(name)
-            with (folder / _FILE).open("rb") as file:
-                about = msgspec.json.decode(file.read(_MAX_FILE_BYTES), type=_Description)
+            about = msgspec.json.decode(read_file(folder / _FILE, _MAX_FILE_BYTES), type=_Description)
             recording = folder / about.recording
-            if "/" in about.recording or not recording.is_file():
+            if "/" in about.recording or recording.is_symlink() or not recording.is_file():
                 raise VoiceError(ErrorCode.BAD_AUDIO, f"its recording {about.recording!r} is missing")
             size = recording.stat().st_size
         except msgspec.MsgspecError as error:
@@ -175,7 +177,7 @@ class VoiceStore:
         return _stored(folder, about)
 
     def _make(self, target: Path, recording: bytes, about: _Description) -> None:
-        adding = self.folder / f".adding-{os.urandom(6).hex()}"
+        adding = self.folder / f".adding-{self.instance}-{os.urandom(6).hex()}"
         adding.mkdir(mode=0o750)
         try:
             adding.chmod(0o750)
@@ -217,7 +219,16 @@ def check_recording(
     command = [python, "-m", "glmtts.daemon.storage.recordings", str(min_s), str(max_s)]
     try:
         # `python -m` puts the current folder first in the path, so it must not be the daemon's.
-        process = subprocess.run(command, input=data, capture_output=True, timeout=timeout_s, check=False, cwd="/")
+        process = subprocess.run(
+            command,
+            input=data,
+            capture_output=True,
+            timeout=timeout_s,
+            check=False,
+            cwd="/",
+            # A thread of numpy's would not be confined.
+            env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+        )
     except subprocess.TimeoutExpired:
         raise VoiceError(ErrorCode.BAD_AUDIO, f"the recording could not be decoded within {timeout_s:g} s") from None
     except OSError as error:

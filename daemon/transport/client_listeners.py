@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import resource
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from ..core.context import INTERNAL_ERROR
 from ..core.settings import Settings
 from ..log.logger import Logger
 from ..loop import Loop
+from ..processes.own_process import possible_connections
 from .client_router import ClientRouter, Received
 from .listeners import RuntimeDir
 from .peers import LocalPeers
@@ -28,8 +28,6 @@ from .tcp_listener import TcpListener
 
 #: Messages taken from one socket before the others have their turn.
 _BATCH = 64
-#: Descriptors kept for everything but clients' connections.
-_OWN_DESCRIPTORS = 256
 #: Connections of operators at a time.
 _CONTROL_CONNECTIONS = 64
 #: Waits between two tries to send what clients do not take, in seconds.
@@ -104,13 +102,9 @@ class ClientListeners:
             loop.watch(router.monitor, router.read_monitor)
 
     def _possible_connections(self, settings: Settings, sockets: int) -> int:
-        """``max_connections`` of a requests socket, as far as there are descriptors for them.
-
-        ZeroMQ accepts in a thread of its own, and aborts the process when it has no descriptor left for the next
-        connection: half of them stay free for connections that come before the loop can turn them away.
-        """
+        """``max_connections`` of a requests socket, as far as there are descriptors for them."""
         wanted = settings.limits.max_connections
-        possible = max(16, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OWN_DESCRIPTORS) // (2 * sockets))
+        possible = max(16, possible_connections(sockets))
         if possible < wanted:
             self._log.warning(
                 "fewer connections than configured: raise the limit of open files (LimitNOFILE, ulimit -Hn)",

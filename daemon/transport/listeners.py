@@ -7,6 +7,7 @@ ZeroMQ's own bind creates a socket that every user may open, and replaces the so
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import grp
 import os
@@ -19,12 +20,11 @@ from pathlib import Path
 
 import zmq
 
-from glmtts.protocol.endpoints import CONTROL, EVENTS, MAX_PATH_BYTES, REQUESTS, WORKERS
+from glmtts.protocol.endpoints import CONTROL, EVENTS, MAX_PATH_BYTES, REQUESTS, WORKERS, open_to_others
 
 from ..config.tcp_access import Address
 from ..log.logger import Logger
-
-_BACKLOG = 4096
+from ..processes.own_process import backlog
 
 #: Sockets that a service manager may hand over, by their FileDescriptorName. Only clients of the requests socket have
 #: a reason to connect before the daemon runs.
@@ -43,7 +43,36 @@ LOCAL_THREAD, TCP_THREAD = 0b01, 0b10
 
 
 class RuntimeDirError(Exception):
-    """The runtime folder or the TCP address can't be used; the message says why, and what to do."""
+    """The runtime folder, the state folder or the TCP address can't be used; the message says why, and what to do."""
+
+
+def check_state_folder(path: Path) -> None:
+    """Refuse a state folder that another user owns, or has written in: the daemon would trust what is there.
+
+    A new file system is often open to everyone; that is ended where no stranger has used it yet. A group may write, as
+    in volumes of containers. Raises RuntimeDirError.
+    """
+    trusted = (0, os.geteuid())
+    try:
+        status = path.stat()
+        mode = stat.S_IMODE(status.st_mode)
+        if status.st_uid not in trusted:
+            problem = f"belongs to user {status.st_uid}"
+        elif not mode & stat.S_IWOTH:
+            return
+        else:
+            problem = f"every user may write in it (mode {mode:04o})"
+            with contextlib.suppress(PermissionError):
+                path.chmod(mode & ~stat.S_IWOTH)
+                if all(entry.lstat().st_uid in trusted for entry in path.iterdir()):
+                    return
+                problem = "every user could write in it, and it has files of others"
+    except OSError:
+        return  # it is made later, or reported where it is needed
+    raise RuntimeDirError(
+        f"{path}: {problem}, who could replace the journal, voices and keys. Start the daemon as the folder's owner, "
+        "remove the files of others, chmod o-w it, or set another folder in [daemon] state_dir."
+    )
 
 
 class TakenError(RuntimeDirError):
@@ -79,6 +108,13 @@ class RuntimeDir:
         self._lock = self._claim()
         #: A folder that is made again gets the mode and group that this one has, which a service manager may have set.
         about = path.stat()
+        if open_to_others(about):
+            os.close(self._lock)
+            raise RuntimeDirError(
+                f"{path}: other users may write in it (mode {stat.S_IMODE(about.st_mode):04o}) and could replace the "
+                "daemon's sockets. Remove it or chmod 755 it, or set another folder in [daemon] runtime_dir or "
+                "GLMTTS_RUNTIME_DIR."
+            )
         self._mode, self._group = stat.S_IMODE(about.st_mode), about.st_gid
         #: The sockets with their modes and groups; and those that were made here, each with its device and inode.
         self._wanted: dict[str, tuple[int, str]] = {}
@@ -94,8 +130,13 @@ class RuntimeDir:
         Raises RuntimeDirError.
         """
         try:
-            with contextlib.suppress(FileExistsError):
-                self.path.mkdir(mode=self._mode)
+            # Whatever umask the daemon was started with: in a private folder no other user finds the sockets.
+            before = os.umask(0o777 & ~self._mode)
+            try:
+                with contextlib.suppress(FileExistsError):
+                    self.path.mkdir(mode=self._mode)
+            finally:
+                os.umask(before)
             self._check()
             lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -105,7 +146,13 @@ class RuntimeDir:
             ) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EWOULDBLOCK:
+                os.close(lock)
+                raise RuntimeDirError(
+                    f"{self.path}: files can't be locked there ({error.strerror}), so a second daemon would not be "
+                    "noticed. Set a folder on a local disk in [daemon] runtime_dir or GLMTTS_RUNTIME_DIR."
+                ) from None
             holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
             os.close(lock)
             raise TakenError(
@@ -159,7 +206,7 @@ class RuntimeDir:
                 os.chown(path, -1, grp.getgrnam(group).gr_gid)
             # Before listen(): until then no client can connect, whatever the mode.
             path.chmod(mode)
-            listener.listen(_BACKLOG)
+            listener.listen(backlog())
             self._files[path.name] = _place(path)
         except KeyError:
             raise RuntimeDirError(f"there is no group {group!r}: see [daemon] socket_group and admin_group") from None
@@ -261,6 +308,7 @@ def _take_over(descriptor: int, path: Path, mode: int, group: str) -> bool:
         listens = listener.family == socket.AF_UNIX and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         if listens and listener.type == socket.SOCK_STREAM:
             bound = listener.getsockname()
+            listener.listen(backlog())  # the service manager's may be too long for this daemon's descriptors
     if not isinstance(bound, str) or os.path.realpath(bound) != os.path.realpath(path):
         raise RuntimeDirError(
             f"{path}: the socket that was handed over for it is {bound or 'no listening stream socket'}: clients could "
@@ -339,14 +387,20 @@ def _holder(sockets: set[str]) -> int | None:
 
 def listen_tcp(address: Address) -> tuple[int, Address]:
     """Listen at the address; returns the descriptor, and the address with the port. Raises RuntimeDirError."""
-    listener = socket.socket(socket.AF_INET6 if address.is_ipv6 else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener = socket.socket(socket.AF_INET6 if address.is_ipv6 else socket.AF_INET, socket.SOCK_STREAM)
+    except OSError as error:
+        raise RuntimeDirError(
+            f"{address.endpoint}: {error.strerror}: this machine has no {'IPv6' if address.is_ipv6 else 'IPv4'}. "
+            "Set an address of the other kind in [tcp] listen."
+        ) from None
     try:
         # A restarted daemon must not wait for the TIME_WAIT of its predecessor's connections.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if address.is_ipv6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         listener.bind((address.host, address.port))
-        listener.listen(_BACKLOG)
+        listener.listen(backlog())
     except OSError as error:
         listener.close()
         raise RuntimeDirError(

@@ -93,6 +93,6 @@ class WorkerRouter:
         frames: list[bytes | memoryview] = [process.routing_id, wire.encode(effect.message)]
         if effect.body is not None:
             frames.append(effect.body)
-        # A worker without a socket is about to end, and its pidfd reports that.
+        # A worker without a socket is about to end, and SIGCHLD reports that.
         with contextlib.suppress(zmq.ZMQError):
             self.socket.send_multipart(frames, zmq.NOBLOCK)

@@ -40,11 +40,15 @@ class SupervisorConnection:
     A cancellation or suspension of an unknown job has no effect. Used from the main thread alone.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, *, watched: bool = False) -> None:
+        """``watched``: :meth:`until_connected` will be called."""
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.set(zmq.LINGER, _LINGER_MS)
         self._socket.set(zmq.SNDHWM, _SEND_HWM)
+        self._monitor: zmq.Socket[bytes] | None = None
+        if watched:
+            self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
         self._socket.connect(endpoint)
         # ZeroMQ's poll sleeps on after a signal; this pipe, which the signal writes to, wakes it.
         self._wakeup_fd, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -59,6 +63,14 @@ class SupervisorConnection:
         self._cancelled: set[str] = set()
         self._to_suspend: set[str] = set()
         self._terminated = False
+
+    def until_connected(self) -> None:
+        """Wait for the first connection, after which no other can be needed: without its daemon a worker ends."""
+        if self._monitor is not None:
+            self._monitor.recv_multipart()
+            self._socket.disable_monitor()
+            self._monitor.close()
+            self._monitor = None
 
     def terminate(self) -> None:
         """Cancel everything; for SIGTERM's handler."""
@@ -165,6 +177,9 @@ class SupervisorConnection:
 
     def close(self) -> None:
         """Wait up to two seconds for the sent messages to leave."""
+        if self._monitor is not None:
+            self._socket.disable_monitor()
+            self._monitor.close()
         self._socket.close()
         self._context.term()
 

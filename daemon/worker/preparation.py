@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from glmtts.protocol.audio_formats import FORMATS
+from glmtts.protocol.audio_formats import FORMATS, MAX_RECORDING_MIB
+from glmtts.protocol.files import read_file
 from glmtts.protocol.worker import SpeakJob
 
 from ..engines import options as engine_options
@@ -74,8 +74,10 @@ class Preparation:
         """The recording of the prompt (``body``) or of the registered voice; None for a voice of the engine."""
         data = body
         if job.recording is not None:
+            # A worker that does not clone voices may not even read them.
+            self._check_cloning("voice")
             try:
-                data = Path(job.recording).read_bytes()
+                data = read_file(job.recording, MAX_RECORDING_MIB << 20)
             except OSError as error:
                 raise EngineError(
                     "voice_not_found", f"voice: the recording of {job.voice!r} can't be read: {error.strerror}"
@@ -87,11 +89,13 @@ class Preparation:
             recording = recordings.decode(data, min_s=min_s, max_s=max_s)
         except recordings.BadRecordingError as error:
             raise EngineError("bad_audio", f"{'prompt' if job.recording is None else 'voice'}: {error}") from None
+        self._check_cloning("prompt")
+        digest = hashlib.sha256(data).hexdigest()
+        return Reference(recording.samples, recording.sample_rate, job.prompt_text or "", digest)
+
+    def _check_cloning(self, key: str) -> None:
         if not self._engine.clones_voices:
-            key = "prompt" if job.recording is None else "voice"
             raise EngineError(
                 "bad_request",
                 f"{key}: the engine {self._engine.name} does not clone voices; name one of its own voices instead",
             )
-        digest = hashlib.sha256(data).hexdigest()
-        return Reference(recording.samples, recording.sample_rate, job.prompt_text or "", digest)

@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from glmtts.protocol import exit_codes
 from glmtts.protocol.errors import ErrorCode
@@ -22,6 +23,9 @@ from .preparation import Preparation
 from .progress import Heartbeat, JobCancelledError
 from .sinks import describe
 
+if TYPE_CHECKING:
+    from ..confinement import Confinement
+
 _PAGE_BYTES = resource.getpagesize()
 
 
@@ -36,8 +40,10 @@ class JobRunner:
         default_sample_rate: int = 24_000,
         recording_min_s: float = 1.0,
         recording_max_s: float = 30.0,
+        confined: Confinement | None = None,
     ) -> None:
         self._engine = engine
+        self._confined = confined
         self._connection = connection
         self._default_rate = default_sample_rate
         self._preparation = Preparation(
@@ -125,6 +131,11 @@ class JobRunner:
         if not self._connection.wanted(job.job):
             raise JobCancelledError
         rate = self._preparation.rate(job)
+        written = job.output or job.result
+        if written and self._confined and self._confined.has_lost(folder := Path(written).parent):
+            log.say(log.WARNING, f"{folder} was replaced; this worker can't write there and ends for another", job.job)
+            self._connection.terminate()
+            raise JobCancelledError
         if job.output is not None:
             earlier = outputs.delivered(Path(job.output), job.job)
             if earlier is not None:

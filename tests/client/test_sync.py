@@ -309,3 +309,8 @@ def test_an_operator_reaches_the_control_socket_beside_the_requests_socket(contr
         assert control.drain(1.0) == {"op": "drain"}
     with pytest.raises(GlmttsError, match="ipc"):
         Control("tcp://127.0.0.1:5555")
+
+
+def test_a_timeout_that_is_no_number_is_refused_instead_of_never_ending(client: Client) -> None:
+    with pytest.raises(GlmttsError, match="nan"):
+        client.ping(timeout=float("nan"))

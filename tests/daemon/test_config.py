@@ -6,8 +6,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glmtts.daemon import config
-from glmtts.daemon.config import ConfigError, load
+from glmtts.daemon.config import ConfigError, load, ranges
 from glmtts.daemon.config.rules import combinations, key_in_toml
 from glmtts.daemon.core.settings import ClientLimits, Section, Settings, flat
 
@@ -163,16 +164,16 @@ def test_an_unknown_name_is_answered_with_the_nearest_right_one(text: str, key: 
         ('[queue]\nmax_waiting = "3"', "queue.max_waiting", 'a whole number, got "3"'),
         ("[queue]\nmax_waiting = 3.5", "queue.max_waiting", "a whole number, got 3.5"),
         ("[queue]\nmax_waiting = true", "queue.max_waiting", "a whole number, got true"),
-        ("[queue]\nmax_waiting = -1", "queue.max_waiting", ">= 0, got -1"),
+        ("[queue]\nmax_waiting = -1", "queue.max_waiting", "from 0 to 1000000, got -1"),
         ("[workers]\nper_gpu = 257", "workers.per_gpu", "256"),
         ("[workers]\nmin = 257", "workers.min", "256"),
         ("[workers]\nmax = 257", "workers.max", "256"),
         ("[queue]\nmax_waiting = [1]", "queue.max_waiting", "got a list"),
         ("[queue]\nmax_waiting = 2026-01-01", "queue.max_waiting", "got a date or time"),
-        ("[workers]\nper_gpu = 0", "workers.per_gpu", ">= 1, got 0"),
+        ("[workers]\nper_gpu = 0", "workers.per_gpu", "from 1 to 256, got 0"),
         ("[workers]\nhang_timeout_s = nan", "workers.hang_timeout_s", "a number"),
-        ("[workers]\nhang_timeout_s = inf", "workers.hang_timeout_s", "finite"),
-        ("[workers]\nhang_timeout_s = 0", "workers.hang_timeout_s", "a number > 0, got 0"),
+        ("[workers]\nhang_timeout_s = inf", "workers.hang_timeout_s", "from 0.5 to 86400, got inf"),
+        ("[workers]\nhang_timeout_s = 0", "workers.hang_timeout_s", "from 0.5 to 86400, got 0"),
         ('[workers]\ngpus = "some"', "workers.gpus", '"all", "none" or a list'),
         ("[workers]\ngpus = [-1]", "workers.gpus", '"all", "none" or a list'),
         ("[workers]\ngpus = 1", "workers.gpus", '"all", "none" or a list'),
@@ -181,27 +182,27 @@ def test_an_unknown_name_is_answered_with_the_nearest_right_one(text: str, key: 
         ('[daemon]\nsocket_mode = "0660\\n"', "daemon.socket_mode", 'such as "0660"'),
         ('[daemon]\nlog_level = "warn"', "daemon.log_level", 'did you mean "warning"?'),
         ('[audio]\ndefault_format = "Wave"', "audio.default_format", "pcm_f32le"),
-        ("[limits]\ntext_chars = 100001", "limits.text_chars", "<= 100000"),
+        ("[limits]\ntext_chars = 100001", "limits.text_chars", "from 1 to 100000, got 100001"),
         ('[limits]\ngateways = ["a", 5]', "limits.gateways", "as item 2, got 5"),
         ('[limits]\ngateways = "anna"', "limits.gateways", "a list"),
         ("[limits]\nclients = 5", "limits.clients", "a table, got 5"),
         ("[limits.clients]\nrate = '5/minute'", "limits.clients.rate", "[limits.clients.NAME], with rate, rate_batch"),
         ("[limits.clients.alice]\nrate = 5", "limits.clients.alice.rate", "a string in quotes, got 5"),
-        ("[limits.clients.alice]\nmax_jobs = 0", "limits.clients.alice.max_jobs", "a whole number >= 1, got 0"),
-        ("[limits.clients.alice]\nmax_share = 2", "limits.clients.alice.max_share", "a number <= 1, got 2"),
-        ("[queue]\nmax_share = 0", "queue.max_share", "a number > 0, got 0"),
+        ("[limits.clients.alice]\nmax_jobs = 0", "limits.clients.alice.max_jobs", "from 1 to 1000000, got 0"),
+        ("[limits.clients.alice]\nmax_share = 2", "limits.clients.alice.max_share", "from 0.001 to 1, got 2"),
+        ("[queue]\nmax_share = 0", "queue.max_share", "from 0.001 to 1, got 0"),
         ('[metrics]\nlisten = "9464"', "metrics.listen", "an address and a port"),
         ('[metrics]\nlisten = "speech.example:9464"', "metrics.listen", "not an IP address"),
         ("[metrics]\nlisten = 9464", "metrics.listen", "a string in quotes, got 9464"),
-        ("[alerts]\nerror_share = 10", "alerts.error_share", "a number <= 1, got 10"),
-        ("[alerts]\nfor_s = 0", "alerts.for_s", "a number > 0, got 0"),
+        ("[alerts]\nerror_share = 10", "alerts.error_share", "from 0.001 to 1, got 10"),
+        ("[alerts]\nfor_s = 0", "alerts.for_s", "from 0.1 to 86400, got 0"),
         ("[queue]\npreempt = 1", "queue.preempt", "true or false, got 1"),
-        ("[queue]\ninteractive_workers = -1", "queue.interactive_workers", ">= 0, got -1"),
-        ("[queue]\nkeep_durable_s = 0", "queue.keep_durable_s", "a number > 0, got 0"),
+        ("[queue]\ninteractive_workers = -1", "queue.interactive_workers", "from 0 to 256, got -1"),
+        ("[queue]\nkeep_durable_s = 0", "queue.keep_durable_s", "from 1 to 316224000, got 0"),
         ("daemon = 5", "daemon", "expected a section, written [daemon]"),
         ("[[daemon]]\n", "daemon", "expected a section, written [daemon]"),
-        ("[queue]\nmax_waiting = " + "9" * 4_000, "queue.max_waiting", "at most 1000000000000"),
-        ("[workers]\nhang_timeout_s = 1e300", "workers.hang_timeout_s", "at most"),
+        ("[queue]\nmax_waiting = " + "9" * 4_000, "queue.max_waiting", "to 1000000, got a number beyond 64 bits"),
+        ("[workers]\nhang_timeout_s = 1e300", "workers.hang_timeout_s", "to 86400, got 1e+300"),
     ],
 )
 def test_a_wrong_value_is_answered_with_the_expected_one(text: str, key: str, expected: str) -> None:
@@ -209,6 +210,35 @@ def test_a_wrong_value_is_answered_with_the_expected_one(text: str, key: str, ex
     assert found.startswith(f"{key}: ")
     assert expected in found
     assert len(found) < 300
+
+
+def numbers(section: type[Section], prefix: str = "") -> Iterator[str]:
+    """Every key with a number."""
+    for field in msgspec.structs.fields(section):
+        path = f"{prefix}{field.name}"
+        if isinstance(field.type, type) and issubclass(field.type, Section):
+            yield from numbers(field.type, f"{path}.")
+        elif path == "limits.clients":
+            yield from numbers(ClientLimits, "limits.clients.NAME.")
+        elif {int, float} & {getattr(part, "__origin__", part) for part in (field.type, *get_args(field.type))}:
+            yield path
+
+
+def test_every_number_has_a_range_and_only_they_have() -> None:
+    assert set(numbers(Settings)) == set(ranges.RANGES)
+    assert all(
+        ranges.RANGES[key].problem(value) == "" for key, value in flat(Settings()).items() if key in ranges.RANGES
+    )
+
+
+@pytest.mark.parametrize("key", sorted(ranges.RANGES))
+def test_a_number_beyond_its_range_is_answered_with_the_range(key: str) -> None:
+    allowed = ranges.RANGES[key]
+    section, _, name = key.replace("NAME", "anna").rpartition(".")
+    for value in ("nan", "inf", "-inf", "-1", "1e-300", "1e300", "9" * 40):
+        if not allowed.least <= float(value) <= allowed.most:
+            found = problem(f"[{section}]\n{name} = {value}")
+            assert found.startswith(f"{section}.{name}: expected ") and " to " in found, found
 
 
 def test_the_glmtts_engine_needs_its_checkout_and_the_message_names_the_page() -> None:
@@ -414,6 +444,19 @@ def test_state_outputs_and_voices_have_a_place_for_every_kind_of_user(monkeypatc
     assert (config.state_dir(named), config.outputs_dir(named), config.voices_dir(named)) == tuple(
         map(Path, ("/s", "/o", "/v"))
     )
+
+
+@pytest.mark.usefixtures("bare_environment")
+def test_a_user_without_a_home_folder_hears_what_to_set_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(config.ConfigError, match=r"daemon\.state_dir: not set, and user 1234 has no home folder"):
+        config.read(None)
+    monkeypatch.setenv("XDG_STATE_HOME", "/srv/state")
+    assert config.read(None).settings == Settings()
 
 
 # --- the command

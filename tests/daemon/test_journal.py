@@ -185,7 +185,7 @@ def test_a_result_that_can_not_be_read_is_explained(tmp_path: Path, bytes_: int)
     path = tmp_path / "a-1.wav"
     path.write_bytes(b"x" * bytes_)
     assert read_result(path, 100) == b"x" * bytes_
-    with pytest.raises(ResultLostError, match="at most -1 are sent"):
+    with pytest.raises(ResultLostError, match="at most -1 are read"):
         read_result(path, -1)
     path.unlink()
     with pytest.raises(ResultLostError, match="keep_durable_mib"):
@@ -199,7 +199,7 @@ def test_a_result_that_can_not_be_read_is_explained(tmp_path: Path, bytes_: int)
         read_result(path)
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(ResultLostError, match="is not a file any more"):
+    with pytest.raises(ResultLostError, match="not a regular file"):
         read_result(path)
 
 

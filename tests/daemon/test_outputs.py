@@ -19,14 +19,15 @@ from glmtts.daemon.storage.outputs import (
     OutputFailedError,
     check_absent,
     delivered,
+    instance_of,
     replace,
     settle,
-    started,
     sweep,
     write_new,
 )
 
-JOB = "0123abcd-1"
+INSTANCE = "0123ab"
+JOB = f"{INSTANCE}cd-1"
 MARK = f"{MARK_PREFIX}{JOB}"
 
 
@@ -129,7 +130,7 @@ def test_wherever_an_attempt_is_killed_the_next_one_delivers_one_complete_file(
     path = tmp_path / "a.wav"
     killed(path, call, count, when)
     assert path.exists() == is_there
-    sweep(tmp_path, {JOB})
+    sweep(tmp_path, {JOB}, INSTANCE)
     assert delivered(path, JOB) == (b"first attempt" if is_there else None)
     expected = b"first attempt" if is_there else b"second attempt"
     assert write_new(path, b"second attempt", JOB) == expected
@@ -186,27 +187,58 @@ def test_a_text_that_is_not_a_jobs_id_is_never_a_part_of_a_path(tmp_path: Path, 
     assert names(tmp_path) == []
 
 
-def test_partial_files_of_a_killed_writer_go_and_those_of_a_living_one_stay(tmp_path: Path) -> None:
+def test_a_start_removes_what_its_own_instance_left_and_nothing_else(tmp_path: Path) -> None:
+    """Several daemons may write in one folder, in containers that do not see each other's processes."""
     killed(tmp_path / "a.wav", "fsync", 1, "before")
     assert len(names(tmp_path)) == 1 and names(tmp_path)[0].startswith(TEMPORARY_PREFIX)
-    living = tmp_path / f"{TEMPORARY_PREFIX}{os.getpid()}-{started(os.getpid())}-0"
-    reused_pid = tmp_path / f"{TEMPORARY_PREFIX}{os.getpid()}-1-0"
-    strange = tmp_path / f"{TEMPORARY_PREFIX}x"
-    speech = tmp_path / "speech.wav"
-    for path in (living, reused_pid, strange, speech):
-        path.write_bytes(b"")
-    assert sweep(tmp_path, set()) == 3
-    assert names(tmp_path) == [living.name, speech.name]
-    assert sweep(tmp_path / "nowhere", set()) == 0
-
-
-def test_the_marks_of_living_jobs_stay_and_all_others_go(tmp_path: Path) -> None:
-    for job in (JOB, "0123abcd-2", "0123abcd-3"):
+    of_others = f"{INSTANCE[::-1]}00-7"
+    for job in (JOB, f"{INSTANCE}cd-2", f"{INSTANCE}cd-3", of_others):
         write_new(tmp_path / f"{job}.wav", b"x", job)
-    (tmp_path / f"{MARK_PREFIX}strange").write_bytes(b"")
-    assert sweep(tmp_path, {JOB, "0123abcd-3"}) == 2
-    left = [f"{MARK_PREFIX}{JOB}", f"{MARK_PREFIX}0123abcd-3", *(f"0123abcd-{n}.wav" for n in (1, 2, 3))]
-    assert names(tmp_path) == sorted(left)
+    strange = [f"{MARK_PREFIX}strange", f"{TEMPORARY_PREFIX}x", f"{TEMPORARY_PREFIX}{of_others}-1"]
+    for name in strange:
+        (tmp_path / name).write_bytes(b"")
+    assert sweep(tmp_path, {JOB, f"{INSTANCE}cd-3"}, INSTANCE) == 2
+    speech = [f"{job}.wav" for job in (JOB, f"{INSTANCE}cd-2", f"{INSTANCE}cd-3", of_others)]
+    marks = [f"{MARK_PREFIX}{job}" for job in (JOB, f"{INSTANCE}cd-3", of_others)]
+    assert names(tmp_path) == sorted([*strange, *speech, *marks])
+    assert sweep(tmp_path / "nowhere", set(), INSTANCE) == 0
+
+
+def test_an_instance_keeps_its_name(tmp_path: Path) -> None:
+    name = instance_of(tmp_path)
+    assert instance_of(tmp_path) == name != instance_of(tmp_path / "nowhere")
+    (tmp_path / "instance").unlink()
+    (tmp_path / "instance").symlink_to("/dev/zero")
+    assert len(instance_of(tmp_path)) == 6
+
+
+@pytest.mark.parametrize("forged", ["a device", "a pipe", "a secret", "a second name of a secret"])
+def test_a_forged_mark_proves_nothing(tmp_path: Path, forged: str) -> None:
+    """Other users may write in the folder: a mark that they make is no sign that the job has spoken."""
+    secret, path = tmp_path / "secret", tmp_path / "a.wav"
+    secret.write_bytes(b"private")
+    match forged:
+        case "a device":
+            path.symlink_to("/dev/zero")
+        case "a pipe":
+            os.mkfifo(path)
+        case "a secret":
+            path.symlink_to(secret)
+        case _:
+            os.link(secret, path)
+    os.link(path, tmp_path / MARK, follow_symlinks=False)
+    assert delivered(path, JOB) is None
+    with pytest.raises(OutputExistsError):
+        write_new(path, b"speech", JOB)
+    assert secret.read_bytes() == b"private"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_the_file_of_another_user_proves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    write_new(path, b"theirs", JOB)
+    os.chown(path, 65_534, -1)
+    assert delivered(path, JOB) is None
 
 
 def test_writing_leaves_no_descriptor_open(tmp_path: Path) -> None:

@@ -141,6 +141,16 @@ def test_remains_of_a_crash_are_removed_at_the_next_start_and_not_while_running(
     assert not any(folder.exists() for folder in remains)
 
 
+def test_a_start_leaves_alone_what_another_instance_makes_in_the_same_folder(tmp_path: Path) -> None:
+    theirs, ours = tmp_path / ".adding-bbbbbb-1", tmp_path / ".adding-aaaaaa-1"
+    for folder in (theirs, ours):
+        folder.mkdir()
+    store = VoiceStore(tmp_path)
+    store.instance = "aaaaaa"
+    store.load_all()
+    assert theirs.exists() and not ours.exists()
+
+
 def test_damaged_voices_are_reported_and_can_be_replaced_and_the_others_work(tmp_path: Path) -> None:
     store = VoiceStore(tmp_path)
     good = add(store)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from glmtts.daemon.processes.command import command
+from glmtts.daemon.config import parse
+from glmtts.daemon.core.settings import Settings
+from glmtts.daemon.processes.command import command, environment
 from glmtts.protocol import exit_codes
 
 #: Interpreters too old for a worker, where a machine has some beside its own.
@@ -70,3 +72,19 @@ def test_a_good_interpreter_comes_as_far_as_the_worker() -> None:
         env=environment,
     )
     assert done.returncode == exit_codes.USAGE and "glmttsd starts the workers" in done.stderr
+
+
+def test_a_worker_gets_a_home_folder_where_its_user_has_none_and_no_library_path_of_another_python(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setenv("STATE_DIRECTORY", "/srv/state")
+    monkeypatch.setenv("PYTHONHOME", "/usr/lib/another")
+    made = environment(parse('[engine]\npython = "/bin/sh"'), {}, "boot", None)
+    assert made["HOME"] == os.environ["HOME"] and "PYTHONHOME" not in made
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    made = environment(Settings(), {}, "boot", None)
+    assert made["HOME"] == "/srv/state/cache" and made["PYTHONHOME"] == "/usr/lib/another"

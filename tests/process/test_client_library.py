@@ -128,3 +128,32 @@ def test_a_client_outlives_the_daemon_and_says_what_was_lost(start: Callable[...
         with pytest.raises(ConnectionLost):
             client.wait(job)
         assert client.speak("hello again").duration_s > 0
+
+
+@pytest.mark.parametrize("left", [0, 3, 8])
+def test_a_program_that_runs_short_of_descriptors_hears_so_and_lives_on(daemon: Daemon, left: int) -> None:
+    script = f"""
+import os, resource
+from glmtts.client import Client, Control, GlmttsError, Watch
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+full = []
+try:
+    while True:
+        full.append(os.open(os.devnull, os.O_RDONLY))
+except OSError:
+    pass
+for fd in full[len(full) - {left}:]:
+    os.close(fd)
+for kind in Client, Control, Watch:
+    try:
+        kind()
+    except GlmttsError as error:
+        print("Too many open files" in str(error))
+for fd in full[:32]:
+    os.close(fd)
+print(Client().ping().protocol)
+"""
+    environment = os.environ | {"GLMTTS_RUNTIME_DIR": str(daemon.runtime)}
+    environment.pop("GLMTTS_ENDPOINT", None)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["True"] * 3 + ["1"], done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -37,7 +38,8 @@ def connect(daemon: Daemon, count: int, stack: contextlib.ExitStack) -> None:
     """That many connections that never say a word."""
     for _ in range(count):
         raw = stack.enter_context(socket.socket(socket.AF_UNIX))
-        raw.settimeout(10)
+        # A wait in the kernel, where the backlog is full: a Python timeout would make it an error.
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 10, 0))
         raw.connect(str(daemon.runtime / "glmtts.sock"))
 
 

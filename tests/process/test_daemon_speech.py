@@ -14,6 +14,8 @@ import pytest
 import soundfile
 import zmq
 
+from glmtts.daemon import confinement
+
 from .conftest import Daemon, Peer, Start
 
 
@@ -230,3 +232,45 @@ def test_a_voice_is_cloned_from_the_recording_in_the_request(client: Peer) -> No
         for body, said in [(low, "a"), (high, "a"), (low, "b"), (low, "a")]
     ]
     assert digests[0] == digests[3] and len(set(digests)) == 3
+
+
+#: eSpeak NG 1.52 overflows a buffer on it in the voice "si".
+_OVERFLOW = (
+    "a]\u084c\u9f15\ub5f1`\U0001f0aa\u13cd\u261a\uc8b8\u2040w\u5212\u01d4^`~\U0001f3b1\u43a5\u281c\u55bd\u2cf8\u3f87"
+    "\U0001facf\U0001f491\u1e78\ua912\U0001ff7d\u1962\u471e\uca76\U0001f3b3^\ua365\U0001f580\u84d1\u1a1d\u7a32(N\u3d36"
+    "\u6fd3\u80cb"
+)
+
+
+def test_an_overflow_in_an_engine_ends_its_job_alone(start: Start) -> None:
+    daemon = start(engine={"name": "espeak"}, workers={"restart": {"backoff_initial_s": 0.05, "backoff_max_s": 0.1}})
+    client = daemon.client()
+    end = client.ask("synthesize", text=_OVERFLOW, voice="si")
+    # A later version of the library may speak it.
+    if end["event"] == "error":
+        assert end["code"] in ("worker_crashed", "quarantined"), end
+        assert client.refused("synthesize", text=_OVERFLOW, voice="si")["code"] == "quarantined"
+    daemon.until_ready()
+    client.speak("hello")
+
+
+@pytest.mark.skipif(not confinement.landlock_abi(), reason="this kernel has no Landlock, or it is off")
+def test_an_engine_in_c_is_confined_and_writes_in_folders_that_were_replaced(start: Start) -> None:
+    daemon = start(engine={"name": "espeak"})
+    (worker,) = daemon.workers()
+    assert worker["confined"] == "yes"
+    status = Path(f"/proc/{worker['pid']}/status").read_text()
+    assert "NoNewPrivs:\t1" in status and "Seccomp:\t2" in status
+    client = daemon.client()
+    client.speak(output="a.wav")
+    for folder in ("outputs", "results"):
+        (daemon.state / folder).rename(daemon.state / f"{folder}.old")
+        (daemon.state / folder).mkdir(mode=0o700)
+    done = client.ask("synthesize", text="hello", output="a.wav")
+    assert done["event"] == "done" and (daemon.state / "outputs/a.wav").exists(), done
+    done = client.ask("synthesize", text="hello", durable=True, key="k")
+    assert done["event"] == "done" and len(list((daemon.state / "results").iterdir())) == 1, done
+
+
+def test_an_engine_that_needs_more_is_not_confined(daemon: Daemon) -> None:
+    assert {worker["confined"] for worker in daemon.workers()} == {""}

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import soundfile
 from glmtts.protocol import api_keys
 from glmtts.protocol.api_keys import ApiKey
 
+from ..support import inheriting
 from .conftest import Daemon, Start
 
 GATEWAY = str(Path(sys.executable).with_name("glmtts-gateway"))
@@ -31,7 +32,7 @@ SLOW = {"fault": "audio", "seconds": 10.0, "rtf": 1.0, "segments": 10}
 class Gateway:
     """A gateway before a daemon."""
 
-    def __init__(self, daemon: Daemon, folder: Path, settings: str = "") -> None:
+    def __init__(self, daemon: Daemon, folder: Path, settings: str = "", through: Sequence[str] = ()) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
@@ -39,7 +40,7 @@ class Gateway:
         file = folder / f"gateway-{self.port}.toml"
         file.write_text(f'[gateway]\nlisten = "127.0.0.1:{self.port}"\nendpoint = "{daemon.endpoint}"\n{settings}')
         with self.log_file.open("wb") as log:
-            self.process = subprocess.Popen([GATEWAY, "--config", str(file)], stderr=log)
+            self.process = subprocess.Popen([*through, GATEWAY, "--config", str(file)], stderr=log)
         daemon.until(self._answers, "the gateway answers")
 
     def _answers(self) -> bool:
@@ -374,3 +375,14 @@ def test_a_gateway_that_all_could_use_does_not_start(tmp_path: Path, settings: s
     )
     assert done.returncode == 78 and "Traceback" not in done.stderr
     assert ("anonymous" in done.stderr) if not settings else done.stderr
+
+
+def test_the_gateway_serves_with_closed_streams(daemon: Daemon, tmp_path: Path) -> None:
+    close = [f"os.close({fd})" for fd in range(3)]
+    gateway = Gateway(daemon, tmp_path, through=[sys.executable, inheriting.__file__, *close, "--"])
+    try:
+        assert gateway.ask("GET", "/readyz")[0] == 200
+        for fd in range(3):
+            assert Path(f"/proc/{gateway.process.pid}/fd/{fd}").readlink() == Path("/dev/null")
+    finally:
+        gateway.close()

@@ -41,6 +41,20 @@ def test_a_voice_name_that_is_no_file_name_is_refused(name: str) -> None:
         assert caught.value.message.startswith("name: ")
 
 
+@pytest.mark.parametrize(
+    ("op", "key", "value", "allowed"),
+    [
+        *(("drain", "timeout_s", value, "above 0 to 2592000") for value in (float("nan"), float("inf"), -1, 1e308)),
+        *(("scale", "max", value, "from 1 to 256") for value in (0, -1, 257, 2**63)),
+        ("health", "timeout_s", 1e308, "above 0 to 600"),
+    ],
+)
+def test_a_number_out_of_range_is_answered_with_the_range(op: str, key: str, value: float, allowed: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        operate(op=op, **{key: value})
+    assert caught.value.message == f"{key}: {value!r} is out of range: {allowed}"
+
+
 def test_a_voice_is_not_added_without_its_recording() -> None:
     with pytest.raises(RequestError) as caught:
         operate(op="voice_add", name="anna", text="hi")

@@ -25,7 +25,8 @@ def parse_rate(text: str) -> tuple[int, float] | None:
     match = _RATE.fullmatch(text.strip().lower())
     if match is None or int(match[1]) < 1:
         raise ValueError(
-            f'expected a count and a unit such as "10/minute" (second, minute, hour or day), or "" for no limit, '
+            f'expected a count from 1 to 999999999 and a unit (second, minute, hour or day) such as "10/minute", or "" '
+            "for no limit, "
             f"got {text[:60]!r}"
         )
     return int(match[1]), _UNITS_S[match[2]]
