@@ -16,10 +16,10 @@ from typing import Any, TypeVar, Unpack
 from glmtts.protocol.endpoints import requests_endpoint
 from glmtts.protocol.events import Done, InfoAnswer, JobAnswer, JobInfo, JobsAnswer, Pong, Result, Voice, VoicesAnswer
 
-from .connection import DaemonConnection, check_listening, deadline_after, extended, read_recording
+from .connection import DaemonConnection, check_listening, extended, read_recording
 from .curve import Key
 from .errors import Cancelled, GlmttsError
-from .exchange import Exchange, Job, JobExchange, OnEvent, collected, job_id, show, timed_out
+from .exchange import Exchange, Job, JobExchange, OnEvent, collected, deadline_after, job_id, show, timed_out
 from .speech import Chunk, Speech, SpeechOptions
 
 T = TypeVar("T")

@@ -364,15 +364,6 @@ def untrusted(endpoint: str, descriptor: int) -> UntrustedDaemon | None:
     return UntrustedDaemon(endpoint, problem) if problem else None
 
 
-def deadline_after(timeout: float | None) -> float:
-    """The monotonic time ``timeout`` seconds from now; None waits as long as it takes. Raises GlmttsError."""
-    if timeout is None:
-        return math.inf
-    if math.isnan(timeout):
-        raise GlmttsError("timeout: nan is no time; give seconds, or leave it out to wait as long as it takes.")
-    return time.monotonic() + timeout
-
-
 def read_recording(prompt: str | os.PathLike[str] | bytes | None) -> bytes | None:
     """The bytes of a reference recording: ``prompt`` itself, or the file that it names. Raises OSError."""
     if prompt is None or isinstance(prompt, bytes):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
@@ -28,6 +30,15 @@ JobEvent = events.Accepted | events.Queued | events.Started | events.Progress
 OnEvent = Callable[[JobEvent], object]
 
 _JOB_EVENTS = (events.Accepted, events.Queued, events.Started, events.Progress, Audio, Done)
+
+
+def deadline_after(timeout: float | None) -> float:
+    """The monotonic time after ``timeout`` seconds; None: never. Raises ValueError for what is no number of seconds."""
+    if timeout is None:
+        return math.inf
+    if math.isnan(timeout):
+        raise ValueError("timeout: not a number (nan); give seconds, or None to wait as long as it takes")
+    return time.monotonic() + timeout
 
 
 class Exchange:

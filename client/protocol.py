@@ -15,11 +15,12 @@ from typing import Any, NamedTuple, TypeVar
 import msgpack
 
 from glmtts.protocol import codec
-from glmtts.protocol.events import Accepted, Error
+from glmtts.protocol.endpoints import CONTROL
+from glmtts.protocol.events import Accepted, Error, InfoAnswer, Result
 from glmtts.protocol.requests import VERSION
 from glmtts.protocol.texts import wrong_character
 
-from .errors import BadRequest, ConnectionLost, DaemonNotRunning, GlmttsError, ProtocolError, failure_of
+from .errors import BadRequest, ConnectionLost, DaemonNotRunning, GlmttsError, ProtocolError, TooLarge, failure_of
 from .exchange import Exchange, JobExchange
 from .speech import SpeechOptions
 
@@ -33,6 +34,13 @@ _IDEMPOTENT = frozenset(
 
 #: A request is sent again at most this often, since it may be what ends the daemon.
 _MAX_RESENDS = 3
+
+#: No daemon takes more, whatever its configuration ([limits] header_kib and body_mib): such a request is not sent.
+MAX_HEADER_BYTES = 1 << 20
+MAX_BODY_BYTES = 256 << 20
+
+#: Over a body of more than twice its limit, which is 1 MiB at least, a daemon closes the connection without an answer.
+_CLOSING_BYTES = 2 << 20
 
 #: Abandoned requests that are remembered until the daemon names their job, which is then cancelled.
 _MAX_ABANDONED = 1_024
@@ -72,6 +80,7 @@ class Core:
         Raises:
             TypeError: there is no such option.
             BadRequest: MessagePack can't carry a value; the daemon checks the rest.
+            TooLarge: no daemon would take it.
         """
         if unknown := options.keys() - SpeechOptions.__annotations__.keys():
             raise TypeError(f"unexpected keyword argument {unknown.pop()!r}")
@@ -90,7 +99,7 @@ class Core:
         return exchange
 
     def call(self, op: str, body: bytes | None = None, **keys: Any) -> Exchange:
-        """Send a request with one answer; keys that are None are left out. Raises BadRequest as ``synthesize``."""
+        """Send a request with one answer; keys that are None are left out. Errors are those of ``synthesize``."""
         id, frames = self._request(op, keys, body)
         return self._launch(Exchange(id, op, frames, may_resend=op in _IDEMPOTENT))
 
@@ -120,18 +129,45 @@ class Core:
         """The daemon is there, for the first time or again: resume the requests in flight."""
         self.connected = self.was_connected = True
         self.give_up_at = None
-        for exchange in self.in_flight():
+        unanswered = self.in_flight()
+        for exchange in unanswered:
             if not exchange.sent:
                 continue  # still in outgoing
             if isinstance(exchange, JobExchange) and exchange.job is not None:
                 self._resume(exchange, exchange.job)
-            elif exchange.resent >= _MAX_RESENDS:
-                exchange.fail(_lost(exchange, f"the daemon went away {exchange.resent + 1} times without an answer"))
-                self._settle(exchange)
+            elif not _may_close(exchange):
+                self._send_again(exchange)
+        if any(exchange.sent and _may_close(exchange) for exchange in unanswered):
+            control = self.endpoint.endswith(f"/{CONTROL}")
+            question = self.call("config" if control else "info")
+            question.watchers.append(lambda: self._on_limits(question))
+
+    def _send_again(self, exchange: Exchange) -> None:
+        if exchange.resent >= _MAX_RESENDS:
+            exchange.fail(_lost(exchange, f"the daemon went away {exchange.resent + 1} times without an answer"))
+            self._settle(exchange)
+        else:
+            exchange.resent += 1
+            exchange.sent = False
+            self.outgoing.append(Outgoing(exchange.frames, exchange))
+
+    def _on_limits(self, question: Exchange) -> None:
+        """After the end of a connection over which a large body was sent: its limit, if the daemon has told it."""
+        if not question.finished:
+            return
+        limit = _body_limit(question.answer)
+        for exchange in self.in_flight():
+            if not exchange.sent or not _may_close(exchange):
+                continue
+            size = len(exchange.frames[1])
+            if limit is not None and size > limit:
+                exchange.fail(TooLarge(f"body: {size} bytes; at most {limit} are accepted ([limits] body_mib)"))
+                self._settle(exchange, cancel=False)
+            elif exchange.may_resend:
+                self._send_again(exchange)
             else:
-                exchange.resent += 1
-                exchange.sent = False
-                self.outgoing.append(Outgoing(exchange.frames, exchange))
+                exchange.fail(_lost(exchange, _CLOSED))
+                self._settle(exchange)
 
     def connection_broke(self, now: float) -> None:
         """The daemon is gone. Requests that can be neither resumed nor sent again end here."""
@@ -141,10 +177,8 @@ class Core:
         self.give_up_at = now + self.reconnect_s
         for exchange in self.in_flight():
             known = isinstance(exchange, JobExchange) and exchange.job is not None
-            if exchange.sent and not exchange.may_resend and not known:
-                exchange.fail(
-                    _lost(exchange, "the daemon closed it, and may or may not have begun; send it again if needed")
-                )
+            if exchange.sent and not exchange.may_resend and not known and not _may_close(exchange):
+                exchange.fail(_lost(exchange, _CLOSED))
                 self._settle(exchange)
             exchange.changed()
 
@@ -243,6 +277,13 @@ class Core:
         values = {"v": VERSION, "op": op, "id": id}
         values.update((key, value) for key, value in keys.items() if value is not None)
         header = _encode(values)
+        if len(header) > MAX_HEADER_BYTES:
+            key = max(values, key=lambda key: len(_encode({key: values[key]})))
+            raise TooLarge(
+                f"{key}: the request has {len(header)} bytes; no daemon accepts more than {MAX_HEADER_BYTES}"
+            )
+        if body is not None and len(body) > MAX_BODY_BYTES:
+            raise TooLarge(f"body: {len(body)} bytes; no daemon accepts more than {MAX_BODY_BYTES}")
         return id, [header] if body is None else [header, bytes(body)]
 
     def _launch(self, exchange: E) -> E:
@@ -281,6 +322,27 @@ class Core:
     def _cancel(self, job: str) -> None:
         _, frames = self._request("cancel", {"job": job})
         self.outgoing.append(Outgoing(frames, None))
+
+
+_CLOSED = "the daemon closed it, and may or may not have begun; send it again if needed"
+
+
+def _may_close(exchange: Exchange) -> bool:
+    """Whether the daemon may have closed the connection over the size of this request."""
+    return len(exchange.frames) > 1 and len(exchange.frames[1]) > _CLOSING_BYTES
+
+
+def _body_limit(answer: object) -> int | None:
+    """The largest body that the daemon takes, in bytes, of its answer to ``info`` or ``config``."""
+    if isinstance(answer, InfoAnswer):
+        limit = answer.limits.get("body_bytes")
+        return limit if isinstance(limit, int) else None
+    if isinstance(answer, Result):
+        try:
+            return int(answer.values["config"]["limits"]["body_mib"]) << 20
+        except (KeyError, TypeError, ValueError):
+            return None
+    return None
 
 
 def _lost(exchange: Exchange, why: str) -> ConnectionLost:

@@ -12,12 +12,14 @@ from typing import Any
 
 from glmtts.protocol.control import VoiceAdd, VoiceRemove
 from glmtts.protocol.errors import ErrorCode
+from glmtts.protocol.system_words import error_in_words
 
 from . import config
 from .config.tcp_access import Access
 from .core import effects, inputs
 from .core.settings import LimitsSettings
 from .loop import Background
+from .storage.pause import PauseFile
 from .storage.voices import VoiceError, VoiceStore, check_recording
 
 _TOO_MANY = "too many operations are waiting; try again"
@@ -33,15 +35,18 @@ class OperatorTasks:
         *,
         config_file: Path | None,
         voices: VoiceStore,
+        pause: PauseFile,
         limits: LimitsSettings,
         admit: Callable[[Access | None], str] | None = None,
         warn: Callable[[str], None],
+        warn_of_pause: Callable[[str], None],
     ) -> None:
         """
         Args:
             step: takes the outcome to the core; called in the loop.
             admit: takes the clients that may connect by TCP after a reload; returns the file that names them.
             warn: takes a probable mistake in the configuration.
+            warn_of_pause: takes the reason why a pause, or its end, could not be written down.
         """
         self._background = background
         self._step = step
@@ -50,6 +55,8 @@ class OperatorTasks:
         self.limits = limits
         self._admit = admit
         self._warn = warn
+        self._pause = pause
+        self._warn_of_pause = warn_of_pause
 
     def read_settings(self, effect: effects.ReadSettings) -> None:
         """Read the configuration again; SettingsRead follows."""
@@ -59,7 +66,7 @@ class OperatorTasks:
                 keys = self._admit(result.tcp) if self._admit else ""
                 event = inputs.SettingsRead(result.settings, [], effect.to, effect.id, authorised_keys=keys)
             else:
-                problems = result.problems if isinstance(result, config.ConfigError) else [str(result)]
+                problems = result.problems if isinstance(result, config.ConfigError) else [error_in_words(result)]
                 event = inputs.SettingsRead(None, problems, effect.to, effect.id)
             self._step(event)
             if isinstance(result, config.Config):
@@ -72,11 +79,23 @@ class OperatorTasks:
         """Warn of unknown names: in the background, since a directory on the network may be slow."""
 
         def then(result: Any) -> None:
-            for problem in result if isinstance(result, list) else [f"names were not looked up: {result}"]:
+            for problem in (
+                result if isinstance(result, list) else [f"names were not looked up: {error_in_words(result)}"]
+            ):
                 self._warn(problem)
 
         if config.names_in(loaded.settings):
             self._background.run(lambda: config.unknown_names(loaded.settings, loaded.tcp), then)
+
+    def keep_pause(self, effect: effects.KeepPause) -> None:
+        """Write down whether the queue is paused."""
+
+        def then(result: Any) -> None:
+            if isinstance(result, Exception):
+                self._warn_of_pause(error_in_words(result))
+
+        if not self._background.run(lambda: self._pause.write(effect.since), then):
+            then(RuntimeError(_TOO_MANY))
 
     def store_voice(self, effect: effects.StoreVoice) -> None:
         """Store or remove a voice; VoiceStored follows."""
@@ -94,7 +113,7 @@ class OperatorTasks:
             if isinstance(result, VoiceError):
                 event.error = (result.code.value, result.message)
             elif isinstance(result, Exception):
-                event.error = (ErrorCode.UNAVAILABLE.value, f"the voice could not be stored: {result}")
+                event.error = (ErrorCode.UNAVAILABLE.value, f"the voice could not be stored: {error_in_words(result)}")
             else:
                 event.voice = result
             self._step(event)

@@ -23,6 +23,7 @@ import zmq
 
 from glmtts.protocol import endpoints, events
 from glmtts.protocol.inherited import put_right, raise_descriptor_limit
+from glmtts.protocol.system_words import error_in_words
 
 from . import __version__, config, malloc
 from .clock import STANDSTILL_S
@@ -50,7 +51,9 @@ from .service.systemd import ServiceManager, inherited
 from .service.watchdog import SelfCheck
 from .storage import outputs
 from .storage.deliveries import Deliveries
+from .storage.filesystems import network_filesystem
 from .storage.journal import Journal
+from .storage.pause import PauseFile
 from .storage.voices import VoiceStore
 from .surroundings import LOOK_S, Surroundings
 from .transport.client_listeners import ClientListeners
@@ -124,14 +127,24 @@ class Supervisor:
         self._records.end_orphans(log)
         self._sampler = Sampler(loop.wakeup_fd, time.monotonic, use_nvml=asks_nvml(settings))
         self._voices = VoiceStore(config.voices_dir(settings))
+        if kind := network_filesystem(config.state_dir(settings)):
+            log.warning(
+                "state folder is on the network, where the journal may fail; take a local disk",
+                key="[daemon] state_dir",
+                filesystem=kind,
+                folder=str(config.state_dir(settings)),
+            )
+        self._pause = PauseFile(config.state_dir(settings))
         self._operator_tasks = OperatorTasks(
             self._background,
             self._on_operator_task,
             config_file=loaded.file,
             voices=self._voices,
+            pause=self._pause,
             limits=settings.limits,
             admit=self._clients.tcp.admit if self._clients.tcp else None,
             warn=lambda problem: log.warning("the configuration is probably mistaken", reason=problem),
+            warn_of_pause=lambda problem: log.warning("the next daemon will not know of this pause", reason=problem),
         )
         self._journal = Journal(
             config.state_dir(settings), loop.wakeup_fd, on_warning=lambda line: log.warning("journal", reason=line)
@@ -177,6 +190,7 @@ class Supervisor:
             effects.Log: lambda e: log.log(e.level, e.message, **e.fields),
             effects.ChangeLogLevel: self._change_log_level,
             effects.UseSettings: self._use_settings,
+            effects.KeepPause: self._operator_tasks.keep_pause,
             effects.ReadSettings: self._read_settings,
             effects.StoreVoice: self._operator_tasks.store_voice,
             effects.WriteMetrics: self._metrics.write,
@@ -229,7 +243,17 @@ class Supervisor:
             wall=time.time(),
             seed=secrets.randbits(64),
             voices=voices,
+            paused_since=self._read_pause(),
         )
+
+    def _read_pause(self) -> float | None:
+        since = self._pause.read()
+        if since is not None:
+            self._log.warning(
+                "queue is paused, as an operator left it: accepted jobs wait until 'glmttsctl resume'",
+                since=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since)),
+            )
+        return since
 
     # --- the loop
 
@@ -405,7 +429,7 @@ class Supervisor:
         try:
             pid = self._processes.start(effect.incarnation, effect.name, effect.gpu, effect.device, effect.vram_share)
         except OSError as error:
-            self._later.append(inputs.SpawnFailed(effect.incarnation, str(error)))
+            self._later.append(inputs.SpawnFailed(effect.incarnation, error_in_words(error, starting=True)))
         else:
             self._sampler.watch(effect.incarnation, pid)
             self._later.append(inputs.Spawned(effect.incarnation, pid))

@@ -55,7 +55,8 @@ def unpack_map(data: bytes | memoryview, limits: CodecLimits) -> dict[str, Any]:
     """
     if len(data) > limits.header_bytes:
         raise RequestError(
-            ErrorCode.TOO_LARGE, f"header: {len(data)} bytes; at most {limits.header_bytes} are accepted"
+            ErrorCode.TOO_LARGE,
+            f"header: {len(data)} bytes, the text and all keys together; at most {limits.header_bytes} are accepted",
         )
     try:
         value = _unpack(data, limits, "strict")

@@ -14,6 +14,9 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 #: than twice their number is a typing error, and would fill the machine with processes.
 MAX_WORKERS = 256
 
+#: The greatest number of a line of the log that can be asked for.
+MAX_LINE = 2**63 - 1
+
 VoiceName = Annotated[str, Meta(pattern=r"\A[\w-]{1,64}\Z")]
 
 
@@ -32,7 +35,7 @@ class Logs(Request, tag="logs", kw_only=True, omit_defaults=True):
     """The last ``limit`` recent lines of the log, or those after number ``after``, as far as they fit."""
 
     limit: Annotated[int, Meta(ge=0, le=500)] = 100
-    after: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
+    after: Annotated[int, Meta(ge=0, le=MAX_LINE)] | UnsetType = UNSET
     worker: Annotated[str, Meta(min_length=1, max_length=64)] | UnsetType = UNSET
     job: JobId | UnsetType = UNSET
     level: LogLevel = "debug"

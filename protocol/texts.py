@@ -84,7 +84,7 @@ _BETWEEN_WIDE_DIGITS = re.compile("(?<=[０-９])(?:：(?=[０-９])|，(?=[０-
 #: 3．5 and www．example．org. Elsewhere it is a full stop.
 _WIDE_STOP = re.compile("(?<=[0-9A-Za-z])．(?=[0-9A-Za-z])")
 #: Spelling in scripts from Hebrew to Mongolian, and word ends in those of South-East Asia; elsewhere nothing.
-_JOINER = re.compile("(?<![\u0590-\u109f\u1780-\u18af])[\u180e\u200b-\u200d]")
+_JOINER = re.compile("(?<![\u0590-\u109f\u1780-\u180d\u180f-\u18af])[\u180e\u200b-\u200d]")
 
 _BLANK = "\xa0\u1680\u2000-\u200a\u202f\u205f\u3000\u3164\uffa0"
 #: Soft hyphens, direction marks, byte order marks, variation selectors, the tags of emoji flags, fillers of Hangul.

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from .failures import FAILED, Finished
-from .live_config import daemon_config
+from .live_config import daemon_config, start_checks
 from .session import session, shared_options
 
 
@@ -24,15 +24,36 @@ def config() -> None:
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @shared_options
 def check(file: Path) -> None:
-    """Would the daemon start with FILE? If not, what is wrong with it?"""
+    """Would the daemon start with FILE, and speak? If not, what is wrong?
+
+    Looks at the engine's files and what is installed for it, too, and at the state folder; `glmttsctl doctor --config`
+    also at the GPUs. Exits with 1 if something is wrong; warnings alone are 0.
+    """
     done = daemon_config("check", str(file))
     good = done.returncode == 0
-    words = (done.stdout + done.stderr).strip()
     # For a good file, stderr has warnings.
-    answer = {"file": str(file), "ok": good, "message": words, "warnings": done.stderr.splitlines() if good else []}
+    lines, warnings = (done.stdout + done.stderr).strip().splitlines(), done.stderr.splitlines() if good else []
+    checks = start_checks(str(file)) if good else []
+    found = [one for one in checks if one.get("name") not in _OF_THE_FILE and one.get("state") != "ok"]
+    more = [f"{file}: warning: {_in_words(one)}" for one in found if one["state"] == "warning"]
+    wrong = [f"{file}: {_in_words(one)}" for one in found if one["state"] == "wrong"]
+    if wrong:
+        good, lines = False, [line for line in lines if line in warnings]
+    words = "\n".join([*wrong, *lines, *more])
+    answer = {"file": str(file), "ok": good, "message": words, "warnings": warnings + more}
     session().show(answer, lambda _: click.echo(words, err=not good))
     if not good:
         raise Finished(FAILED)
+
+
+#: Findings about the file itself, which `daemon_config` has told already.
+_OF_THE_FILE = ("configuration", "names in the configuration")
+
+
+def _in_words(check: Mapping[str, str]) -> str:
+    """``engine's python: /usr/bin/python: Python 3.9: too old for a worker; set [engine] python to ...``."""
+    words = ": ".join(check[key] for key in ("name", "seen", "means") if check.get(key))
+    return f"{words}; {check['mend']}" if check.get("mend") else words
 
 
 @config.command()

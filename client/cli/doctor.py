@@ -19,6 +19,7 @@ import click
 
 from glmtts.protocol.events import Pong
 from glmtts.protocol.requests import VERSION
+from glmtts.protocol.system_words import exit_in_words
 
 from .failures import FAILED, Finished
 from .gpus import nvml_in_words
@@ -114,7 +115,7 @@ def _machine(run: Session, file: str | None, live: LiveConfig | None) -> list[Ch
         return [
             _check(
                 "machine",
-                f"can't be checked: {last[-1] if last else f'status {done.returncode}'}",
+                f"can't be checked: {last[-1] if last else exit_in_words(done.returncode)}",
                 "warning",
                 "the daemon's code is damaged or not installed in this Python; a client works without it",
                 f"run the doctor where the daemon is installed, or reinstall it ({sys.executable} -m pip)",

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from glmtts.protocol.system_words import error_in_words
+
 FAILED = 1
 USAGE = 2
 NOT_READY = 3
@@ -68,8 +70,7 @@ def describe(error: Exception) -> dict[str, Any]:
         case click.Abort():
             return {"code": "interrupted", "message": "interrupted"}
         case OSError():
-            what = error.strerror or str(error) or type(error).__name__
-            return {"code": "failed", "message": f"{error.filename}: {what}" if error.filename else what}
+            return {"code": "failed", "message": error_in_words(error)}
         case RequestFailed():
             described = {"code": str(error.code), "message": error.message, "retryable": error.retryable}
             optional = {"retry_after_s": error.retry_after_s, "job": error.job or None}

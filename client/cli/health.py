@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from .failures import NOT_READY, Failure, Finished
-from .session import Session, session, shared_options
+from .session import Seconds, Session, session, shared_options
 from .ui.humanize import Piece, duration, humanise
 from .ui.wrap import clean, hanging, terminal_width
 
@@ -28,7 +28,7 @@ _STYLES = {"down": "red", "bad": "red", "slow": "yellow", "note": ""}
 @click.option("--deep", "depth", flag_value="deep", help="Can every worker speak? Each speaks a word between two jobs.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True, max=600),
+    type=Seconds(min=0, min_open=True, max=600),
     metavar="SECONDS",
     help="Not healthy without an answer by then.  [5; --deep 30]",
 )

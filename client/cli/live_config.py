@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from typing import NamedTuple
 
 from .session import Session
+
+#: More than the daemon's checks take when all of them hang.
+_START_TIMEOUT_S = 40.0
 
 
 class LiveConfig(NamedTuple):
@@ -29,6 +33,20 @@ def live_config(run: Session, timeout_s: float) -> LiveConfig:
     """Ask the daemon. Raises GlmttsError."""
     answer = run.ask("config", timeout=timeout_s)
     return LiveConfig(str(answer.get("file") or ""), str(answer.get("state_dir") or ""))
+
+
+def start_checks(file: str) -> list[dict[str, str]]:
+    """What a daemon that starts with this configuration would find of the engine and the state folder.
+
+    Empty where the daemon's code can't say it; the caller has found by :func:`daemon_config` that it is there.
+    """
+    command = [sys.executable, "-m", "glmtts.daemon.doctor", "--start", "--config", file]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False, timeout=_START_TIMEOUT_S)
+        found = json.loads(done.stdout)
+    except (subprocess.TimeoutExpired, ValueError):
+        return []
+    return found if isinstance(found, list) else []
 
 
 def daemon_config(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

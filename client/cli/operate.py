@@ -11,8 +11,8 @@ import click
 
 from glmtts.protocol.control import MAX_WORKERS, LogLevel
 
-from .failures import TIMED_OUT, Finished
-from .session import session, shared_options, timeout_option
+from .failures import FAILED, TIMED_OUT, Finished
+from .session import MOST_SECONDS, session, shared_options, timeout_option
 from .ui.humanize import humanise
 
 
@@ -63,7 +63,7 @@ def _bounds_in_words(answer: dict[str, Any]) -> str:
 @click.command()
 @shared_options
 def pause() -> None:
-    """Accept jobs, but start none until `resume`."""
+    """Accept jobs, but start none until `resume`, also after a restart of the daemon."""
     _operate("pause", lambda _: "Paused: accepted jobs wait until `glmttsctl resume`.")
 
 
@@ -84,12 +84,16 @@ def drain(timeout: float | None) -> None:
     """
     run = session()
     with run.control(timeout=None) as control:
-        answer = control.drain(timeout)
+        # The daemon takes no longer time; without one it waits as long as it takes.
+        answer = control.drain(None if timeout is None or timeout > MOST_SECONDS else timeout)
     drained = answer.get("drained", True)
-    words = "Drained: no job is left." if drained else f"Not drained in time: {answer.get('left', 0)} jobs are left."
+    left = answer.get("left", 0)
+    words = "Drained: no job is left." if drained else f"Not drained in time: {left} jobs are left."
+    if resumed := bool(answer.get("resumed")):
+        words = f"The drain was ended by `glmttsctl resume`: jobs are accepted again, and {left} are left."
     run.show(answer, lambda _: words)
-    if not drained:
-        raise Finished(TIMED_OUT)
+    if resumed or not drained:
+        raise Finished(FAILED if resumed else TIMED_OUT)
 
 
 @click.command()

@@ -18,10 +18,11 @@ from glmtts.client.files import write_whole
 from glmtts.protocol.audio_formats import FORMATS, AudioFormat, format_of_name, misnamed
 from glmtts.protocol.events import Accepted, Done, Started
 from glmtts.protocol.requests import MAX_SEED, PRIORITIES
+from glmtts.protocol.text_encodings import conversion, utf16_of
 from glmtts.protocol.texts import NOTHING_TO_SPEAK
 
 from .retry import with_retries
-from .session import Session, session, shared_options, timeout_option
+from .session import MOST_SECONDS, Seconds, Session, session, shared_options, timeout_option
 from .ui.humanize import duration
 from .ui.output import print_json
 from .ui.player import PlayerSink, find_player
@@ -61,7 +62,7 @@ def parse_options(_ctx: click.Context, _param: click.Parameter, values: tuple[st
 @click.option(
     "--deadline",
     "deadline_s",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(min=0, min_open=True, max=MOST_SECONDS),
     metavar="SECONDS",
     help="The daemon gives up if the job is not done by then.",
 )
@@ -159,10 +160,15 @@ def _format_of(name: str | None, asked: AudioFormat | None) -> AudioFormat | Non
 
 
 def _read_text(text: str) -> str:
+    read = b""
     try:
         if text == "-":
-            text = sys.stdin.buffer.read().decode("utf-8-sig")
+            read = sys.stdin.buffer.read()
+            text = read.decode(utf16_of(read) or "utf-8").removeprefix("\ufeff")
         text.encode()
+    except UnicodeDecodeError as error:
+        line = read[max(0, read.rfind(b"\n", 0, error.start)) :].strip().partition(b"\n")[0]
+        raise click.UsageError(f"The text is not valid UTF-8. {conversion(read, line, '-')}") from None
     except UnicodeError:
         raise click.UsageError("The text is not valid UTF-8.") from None
     if not text.strip():

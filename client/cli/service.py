@@ -12,6 +12,8 @@ from typing import TypeVar
 
 import click
 
+from glmtts.protocol.system_words import error_in_words, exit_in_words
+
 from .failures import Failure
 from .live_config import daemon_config
 from .service_files import Installation, ServiceFilesError, closed_folder, commands_folder, folder_name, service_name
@@ -164,6 +166,6 @@ def _run(commands: list[list[str]]) -> None:
         try:
             done = subprocess.run(command, stdout=sys.stderr, check=False)
         except OSError as error:
-            raise Failure(f"{command[0]}: {error.strerror}") from None
+            raise Failure(f"{command[0]}: {error_in_words(error, starting=True)}") from None
         if done.returncode:
-            raise Failure(f"'{' '.join(command)}' failed with status {done.returncode}; fix that, and try again.")
+            raise Failure(f"'{' '.join(command)}' {exit_in_words(done.returncode)}; fix that, and try again.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from glmtts.client import Client, Control
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+#: The longest time that the daemon takes in a request: 30 days.
+MOST_SECONDS = 30 * 86_400
 
 #: For questions that the daemon answers at once.
 QUICK_TIMEOUT_S = 10.0
@@ -95,11 +99,19 @@ _QUIET = click.option(
 )
 
 
+class Seconds(click.FloatRange):
+    """A time in seconds; nan, which is in every range, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is no number of seconds.", param, ctx)
+        return seconds
+
+
 def timeout_option(help: str = "Give up after this many seconds.") -> Callable[[F], F]:
     """``--timeout SECONDS``."""
-    return click.option(
-        "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", default=None, help=help
-    )
+    return click.option("--timeout", type=Seconds(min=0, min_open=True), metavar="SECONDS", default=None, help=help)
 
 
 def report(error: Exception, *, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,15 +22,21 @@ Status = Mapping[str, Any]
 def status() -> None:
     """The daemon's problems and figures.
 
-    Exits with 3 while it can't start jobs. Problems come first, the worst at the top, each with what to do. On a
-    terminal that is too low for all of it they come last, the worst at the bottom. Figures that are zero or as they
-    should be are left out; --json has them all.
+    Exits with 3 while a new job would not be spoken (paused, draining, no worker), as `health` does. Problems come
+    first, the worst at the top, each with what to do. On a terminal that is too low for all of it they come last, the
+    worst at the bottom. Figures that are zero or as they should be are left out; --json has them all.
     """
     run = session()
     answer = run.ask("status")
     run.show(answer, lambda answer: print_lines(lines_of(answer, terminal_width(), terminal_height())))
-    if answer.get("state") in ("draining", "drained", "stopping"):
+    if not _serves(answer):
         raise Finished(NOT_READY)
+
+
+def _serves(answer: Status) -> bool:
+    """Whether a job that comes now would be spoken, as `health` says it. An older daemon does not say it itself."""
+    down = any(problem.get("severity") == "down" for problem in answer.get("attention") or [])
+    return bool(answer.get("ready", answer.get("state", "running") == "running" and not down))
 
 
 def lines_of(answer: Status, width: int | None, height: int | None) -> list[Piece]:
@@ -55,7 +62,9 @@ def _figures(answer: Status, width: int | None) -> list[Piece]:
     return [(line, "") for label, text in texts.items() for line in hanging(f"{label:<{wide}}  ", text, width)]
 
 
-_NOT_SHOWN = frozenset({"state", "version", "uptime_s", "engine", "pid", "alerts", "attention"})
+_NOT_SHOWN = frozenset(
+    {"state", "ready", "paused_since", "version", "uptime_s", "engine", "pid", "alerts", "attention"}
+)
 
 #: Counts that stay zero while all is well.
 _FAULTS = frozenset(
@@ -71,6 +80,8 @@ def _is_well(key: str, answer: Status) -> bool:
 def _state(answer: Status) -> str:
     """``running, up 3 h 20 min, version 0.1.0, engine glmtts, pid 77``."""
     words = [humanise("", answer.get("state"))]
+    if "paused_since" in answer:
+        words[0] += f" since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(answer['paused_since']))}"
     if "uptime_s" in answer:
         words.append(f"up {duration(answer['uptime_s'])}")
     words += [f"{key} {humanise('', answer[key])}" for key in ("version", "engine", "pid") if key in answer]

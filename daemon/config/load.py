@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from glmtts.protocol.keys import KeyProblem
+from glmtts.protocol.text_encodings import conversion
 
 from ..core.settings import Section, Settings, flat
 from . import tcp_access
@@ -182,7 +183,11 @@ def read_text(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError([f"line {line}: not UTF-8, which TOML files are written in"]) from None
+        bad = data.splitlines()[line - 1 : line] or [data]
+        words = (
+            f"line {line}: not UTF-8, which TOML files are written in. {conversion(data, bad[0], path, 'utf8.toml')}"
+        )
+        raise ConfigError([words]) from None
 
 
 def _syntax(message: str) -> str:

@@ -88,6 +88,12 @@ class UseSettings(Struct):
     settings: Settings
 
 
+class KeepPause(Struct):
+    """Write down since when the queue is paused, in seconds since 1970, for the next daemon; None: it is not."""
+
+    since: float | None
+
+
 class ReadLog(Struct):
     """Answer with lines of the log that are kept."""
 
@@ -186,7 +192,7 @@ class Exit(Struct):
 
 
 Effect = (
-    Send | Tell | Spawn | Signal | Sample | Publish | Log | ChangeLogLevel | UseSettings | ReadLog | ReadSettings
-    | StoreVoice | WriteMetrics | JournalAdd | JournalStart | JournalEnd | JournalFind | SendStored | SettleOutput
-    | InternalError | Exit
+    Send | Tell | Spawn | Signal | Sample | Publish | Log | ChangeLogLevel | UseSettings | KeepPause | ReadLog
+    | ReadSettings | StoreVoice | WriteMetrics | JournalAdd | JournalStart | JournalEnd | JournalFind | SendStored
+    | SettleOutput | InternalError | Exit
 )  # fmt: skip

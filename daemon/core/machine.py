@@ -63,6 +63,7 @@ class Machine:
         wall: float,
         seed: int,
         voices: dict[str, inputs.StoredVoice] | None = None,
+        paused_since: float | None = None,
     ) -> None:
         self.state = state = State(settings, installation, dict(voices or {}), now=now, wall=wall, seed=seed)
         self.scheduler = scheduler = Scheduler(state)
@@ -73,7 +74,7 @@ class Machine:
         self._health = Health(state.context, state.pool, self._problems)
         self._client_requests = ClientRequests(state, scheduler, self._problems)
         self._operator_requests = OperatorRequests(state, scheduler, self._client_requests, self._problems)
-        self.lifecycle = Lifecycle(state, scheduler, self._client_requests)
+        self.lifecycle = Lifecycle(state, scheduler, self._client_requests, paused_since=paused_since)
         self._surroundings = Surroundings(state, self.lifecycle)
         self._recovery = Recovery(
             state,
@@ -137,7 +138,7 @@ class Machine:
         client, operator, lifecycle = self._client_requests, self._operator_requests, self.lifecycle
         report = QueueReport(self.state, self.scheduler)
         return {
-            control.Status: lambda e, _: operator.status(e, lifecycle.name),
+            control.Status: lambda e, _: operator.status(e, lifecycle.name, lifecycle.paused_since),
             control.Health: lambda e, r: self._health.check(e, r, lifecycle.name),
             control.Logs: operator.logs,
             control.Workers: lambda e, _: operator.workers(e),

@@ -34,6 +34,10 @@ class Installation(Struct, frozen=True, kw_only=True):
     managed: bool = False
 
 
+#: Voices that an error names.
+_NAMED = 12
+
+
 class State:
     """Jobs and workers. Each part of the core takes this, and the parts below it that it calls."""
 
@@ -69,3 +73,11 @@ class State:
             if voice.name not in own
         ]
         return (engine.voices if engine else []) + registered
+
+    def known_voices(self) -> str:
+        """The names of voices, for an error about one that is not there."""
+        known = self.all_voices()
+        if not known:
+            return "none is registered yet (glmttsctl voice add)"
+        more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
+        return f"there are {', '.join(voice.name for voice in known[:_NAMED])}{more}"

@@ -11,13 +11,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from glmtts.protocol import inherited
+from glmtts.protocol.system_words import error_in_words, exit_in_words
 
 from .. import config
 from ..core.settings import Settings
@@ -63,11 +64,24 @@ GROUPS: dict[str, Group] = {
 }
 
 
+#: What a start of the daemon with this configuration needs, in a second or two: for ``glmttsctl config check``.
+START: dict[str, Group] = {
+    "engine": GROUPS["engine"],
+    "engine's files": GROUPS["engine's files"],
+    "engine's installation": Group((engine.installed,), 30.0, "the workers' Python does not end"),
+    "state folder": Group((files.state,), 10.0, GROUPS["places"].silence),
+}
+
+
+def _group(name: str) -> Group:
+    return GROUPS[name] if name in GROUPS else START[name]
+
+
 def examine(group: str, path: Path | None) -> list[Check]:
     """Run every check of a group. One that fails by itself is a finding too."""
     settings, _ = files.configuration(path)
     found: list[Check] = []
-    for check in GROUPS[group].checks:
+    for check in _group(group).checks:
         try:
             found += check(settings)
         except config.ConfigError:
@@ -76,18 +90,21 @@ def examine(group: str, path: Path | None) -> list[Check]:
             seen = f"this user may not read {error.filename or error.strerror}"
             means = "only the daemon's user and root can check it"
             found.append(warning(check.__name__, seen, means, "run it as one of them: sudo glmttsctl doctor"))
+        except OSError as error:
+            means, remedy = "this could not be checked", "see the error, and run the doctor again"
+            found.append(warning(check.__name__, error_in_words(error), means, remedy))
         except Exception as error:
-            seen = f"the check failed: {type(error).__name__}: {error}"
+            seen = f"the check failed: {type(error).__name__}: {error_in_words(error)}"
             found.append(warning(check.__name__, seen, "the doctor has a bug", "please report it"))
     return found
 
 
-def examine_all(path: Path | None) -> list[Check]:
-    """Run every group side by side, each in a process of its own."""
+def examine_all(path: Path | None, groups: Mapping[str, Group]) -> list[Check]:
+    """Run groups side by side, each in a process of its own."""
     found = files.configuration(path, look_up=True)[1]
     command = [sys.executable, "-m", "glmtts.daemon.doctor", "--config", str(path or "")]
     running: dict[str, subprocess.Popen[bytes]] = {}
-    for group in GROUPS:
+    for group in groups:
         try:
             running[group] = subprocess.Popen(
                 [*command, "--group", group], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -96,7 +113,7 @@ def examine_all(path: Path | None) -> list[Check]:
             found.append(wrong(group, not_started(sys.executable, error), "these checks, and workers, can't start"))
     began = time.monotonic()
     for group, process in running.items():
-        found += answer_of(group, process, began + GROUPS[group].timeout_s)
+        found += answer_of(group, process, began + groups[group].timeout_s)
     return found
 
 
@@ -108,10 +125,10 @@ def answer_of(group: str, process: subprocess.Popen[bytes], deadline: float) -> 
     except subprocess.TimeoutExpired:
         # Not waited for: SIGKILL does not end a process in uninterruptible sleep.
         process.kill()
-        return [wrong(group, f"no answer within {GROUPS[group].timeout_s:g} s", GROUPS[group].silence)]
+        return [wrong(group, f"no answer within {_group(group).timeout_s:g} s", _group(group).silence)]
     except msgspec.DecodeError:
         last = err.decode(errors="replace").strip().splitlines()
-        seen = f"ended with status {process.returncode}" + (f": {last[-1][:300]}" if last else "")
+        seen = exit_in_words(process.returncode) + (f": {last[-1][:300]}" if last else "")
         return [wrong(group, seen, "a library that it loads crashed its process")]
 
 
@@ -120,10 +137,11 @@ def main(arguments: list[str] | None = None) -> int:
     inherited.put_right()
     parser = argparse.ArgumentParser(prog="python -m glmtts.daemon.doctor")
     parser.add_argument("--config", metavar="FILE", help="'': the built-in defaults; found, where none is given")
-    parser.add_argument("--group", choices=list(GROUPS))
+    parser.add_argument("--group", choices=[*GROUPS, *START])
+    parser.add_argument("--start", action="store_true", help="only what a start of the daemon needs")
     options = parser.parse_args(arguments)
     path = config.find(options.config)
-    found = examine(options.group, path) if options.group else examine_all(path)
+    found = examine(options.group, path) if options.group else examine_all(path, START if options.start else GROUPS)
     sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
     sys.stdout.flush()
     # A library's threads, or a process that can't be killed, must not keep this one.

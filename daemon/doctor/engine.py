@@ -59,6 +59,11 @@ def files(settings: Settings) -> list[Check]:
     return engines.checks_of(settings.engine.name).files(_workplace(settings))
 
 
+def installed(settings: Settings) -> list[Check]:
+    """What the engine needs in the workers' Python, as far as that can be seen without importing all of it."""
+    return engines.checks_of(settings.engine.name).installed(_workplace(settings))
+
+
 def packages(settings: Settings) -> list[Check]:
     """The engine's packages, imported in the workers' Python."""
     return engines.checks_of(settings.engine.name).packages(_workplace(settings))

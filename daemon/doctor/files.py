@@ -25,6 +25,7 @@ from glmtts.protocol.endpoints import (
 
 from .. import config
 from ..core.settings import Settings
+from ..storage.filesystems import network_filesystem
 from .check import Check, finding, memory, ok, warning, wrong
 
 _LITTLE_DISK = 512 << 20
@@ -150,10 +151,24 @@ def _forbidden(path: Path, status: os.stat_result) -> Check:
 def folders(settings: Settings) -> list[Check]:
     """The folders that the daemon writes, and the free space in them."""
     return [
-        _folder("state folder", config.state_dir(settings), "[daemon] state_dir"),
+        *state(settings),
         _folder("outputs folder", config.outputs_dir(settings), "[audio] outputs"),
         _folder("runtime disk", runtime_dir(settings.daemon.runtime_dir), "[daemon] runtime_dir", little=1 << 20),
     ]
+
+
+def state(settings: Settings) -> list[Check]:
+    """The state folder, with the journal of durable jobs in it."""
+    path = config.state_dir(settings)
+    checks = [_folder("state folder", path, "[daemon] state_dir")]
+    if kind := network_filesystem(path):
+        means = (
+            "the journal of durable jobs needs locks and shared memory that such a file system has not, or only "
+            "sometimes: durable jobs may be refused, and the journal may be damaged"
+        )
+        remedy = "set a folder on a local disk in [daemon] state_dir"
+        checks.append(warning("state folder", f"{path}: on the network ({kind})", means, remedy))
+    return checks
 
 
 def _folder(name: str, path: Path, key: str, little: int = _LITTLE_DISK) -> Check:

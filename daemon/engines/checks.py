@@ -12,6 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct
 
+from glmtts.protocol.system_words import error_in_words, exit_in_words
+
 State = Literal["ok", "warning", "wrong"]
 
 
@@ -68,6 +70,10 @@ class EngineChecks:
         """Checks that take milliseconds: files, models."""
         return []
 
+    def installed(self, place: Workplace) -> list[Check]:  # noqa: ARG002
+        """Checks that take a second or two: what is installed in the workers' interpreter."""
+        return []
+
     def packages(self, place: Workplace) -> list[Check]:  # noqa: ARG002
         """Checks that may take half a minute: imports in the workers' interpreter."""
         return []
@@ -101,11 +107,11 @@ def ask(python: str, script: str, *arguments: str, timeout_s: float) -> dict[str
         answer = _last_object(error.stdout or b"")
         return late if answer is None else answer | {"late": late}
     except OSError as error:
-        return str(error.strerror)
+        return error_in_words(error, starting=True)
     if (answer := _last_object(done.stdout)) is not None:
         return answer
     last = done.stderr.decode(errors="replace").strip().splitlines()
-    return last[-1][:300] if last else f"ended with status {done.returncode}"
+    return last[-1][:300] if last else exit_in_words(done.returncode)
 
 
 def _last_object(output: bytes) -> dict[str, Any] | None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import threading
 import time
 from collections.abc import Callable
+
+from glmtts.protocol.system_words import error_in_words
 
 from ..config.tcp_access import Address
 from .exposition import CONTENT_TYPE
@@ -98,8 +99,8 @@ class MetricsServer:
             except OSError as error:
                 host = f"[{self._address.host}]" if self._address.is_ipv6 else self._address.host
                 self._tell(
-                    f"metrics can't be served at {host}:{self._address.port}: {os.strerror(error.errno or 0)}; speech "
-                    "is served. Name another port in [metrics] listen (another daemon may use this one); the port is "
+                    f"metrics can't be served at {host}:{self._address.port}: {error_in_words(error)}. Speech is "
+                    "served. Name another address or port in [metrics] listen, or end the program that uses it; it is "
                     f"tried again every {_RETRY_S:g} s"
                 )
                 with contextlib.suppress(TimeoutError):

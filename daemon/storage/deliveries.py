@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from glmtts.protocol.system_words import error_in_words
+
 from ..core import effects, inputs
 from ..log.logger import Logger
 from ..loop import Background
@@ -38,7 +40,7 @@ class Deliveries:
             if isinstance(result, bytes):
                 self._send(effects.Send(effect.to, effect.event, result))
             else:
-                problem = str(result) if isinstance(result, ResultLostError) else f"{type(result).__name__}: {result}"
+                problem = str(result) if isinstance(result, ResultLostError) else _in_words(result)
                 self._step(inputs.StoredLost(effect.to, effect.event.id, effect.event.job, problem))
 
         if not self._background.run(lambda: read_result(effect.path), then):
@@ -49,7 +51,7 @@ class Deliveries:
 
         def then(result: object) -> None:
             if isinstance(result, Exception):
-                self._log.warning("output not settled", job=effect.job, file=effect.path, reason=str(result))
+                self._log.warning("output not settled", job=effect.job, file=effect.path, reason=_in_words(result))
 
         settle = outputs.settle if effect.wanted else outputs.discard
         # The next daemon sweeps the marks that are left when too many wait.
@@ -58,3 +60,9 @@ class Deliveries:
     def collect(self) -> None:
         """Hand over the results of finished work; called in the loop."""
         self._background.collect()
+
+
+def _in_words(result: object) -> str:
+    if isinstance(result, OSError):
+        return error_in_words(result)
+    return f"{type(result).__name__}: {result}"

@@ -17,6 +17,7 @@ import secrets
 from pathlib import Path
 
 from glmtts.protocol.files import UnusableFileError, read_file
+from glmtts.protocol.system_words import error_in_words
 
 #: Begins the names of files that are being written, followed by the job's id.
 TEMPORARY_PREFIX = ".glmtts-tmp-"
@@ -260,4 +261,4 @@ _REASONS: dict[int, str] = {
 
 def _explain(path: Path, error: OSError) -> str:
     reason = _REASONS.get(error.errno or 0, "{words} in {folder}")
-    return f"output: {path.name} was not written: " + reason.format(folder=path.parent, words=error.strerror)
+    return f"output: {path.name} was not written: " + reason.format(folder=path.parent, words=error_in_words(error))

@@ -9,12 +9,21 @@ import resource
 import sqlite3
 from pathlib import Path
 
+from .filesystems import network_filesystem
+
 #: Free bytes below which an error of the disk is taken for a full one.
 _FULL_BYTES = 64 * 1024
 _MEANS = "Durable jobs are refused meanwhile; other requests are served"
 _AGAIN = "The daemon tries again every few seconds, without a restart."
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+#: Errors of locks and of memory that SQLite shares between processes: local disks have both.
+_NO_LOCKS = frozenset(
+    {sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_NOLFS, sqlite3.SQLITE_IOERR_LOCK, sqlite3.SQLITE_IOERR_UNLOCK}
+    | {sqlite3.SQLITE_IOERR_RDLOCK, sqlite3.SQLITE_IOERR_CHECKRESERVEDLOCK, sqlite3.SQLITE_IOERR_SHMLOCK}
+    | {sqlite3.SQLITE_IOERR_SHMMAP, sqlite3.SQLITE_IOERR_SHMOPEN, sqlite3.SQLITE_IOERR_SHMSIZE}
+)
+_NO_LOCK_NUMBERS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.ESTALE, errno.EREMOTEIO})
 _DISK = {
     sqlite3.SQLITE_FULL: errno.ENOSPC,
     sqlite3.SQLITE_IOERR: errno.EIO,
@@ -70,16 +79,27 @@ def explain(error: Exception, file: Path) -> str:
         if place in file.parent.parents and error.errno in (errno.EACCES, errno.EPERM):
             remedy = "Make it and give it to the daemon's user (chown), or set another folder in [daemon] state_dir."
             return message(file, f"the daemon's user may not make its folder (nor {place})", remedy)
+        if error.errno in _NO_LOCK_NUMBERS:
+            return _no_locks(file, error.strerror or "")
         return _of_errno(error.errno or 0, error.strerror or str(error), place)
     code = _code(error)
     if code in _DAMAGE:
         return str(damaged(file, str(error)))
+    if code in _LOCKED and network_filesystem(file.parent):
+        return _no_locks(file, f"{error}; perhaps a lock is left of a machine that died")
     if code in _LOCKED:
         remedy = f"Find it with 'fuser -v {file}' and end it."
         return message(file, "another process holds a lock on the journal", remedy)
     name = getattr(error, "sqlite_errorname", type(error).__name__)
-    if code in _DISK:
-        return _of_errno(_behind(file) or _DISK[code], f"{error} ({name})", file)
+    found = _behind(file)
+    if not found and (int(getattr(error, "sqlite_errorcode", 0)) in _NO_LOCKS or code == sqlite3.SQLITE_PROTOCOL):
+        return _no_locks(file, f"{error}, {name}")
+    if code == sqlite3.SQLITE_NOMEM:
+        return message(file, "the machine has no memory left to open or read the journal", "Free some ('free -h').")
+    if code == sqlite3.SQLITE_PERM:
+        found = errno.EACCES
+    if code in _DISK or found:
+        return _of_errno(found or _DISK[code], f"{error} ({name})", file)
     return message(file, f"the journal met an unknown error ({name}: {error})", "Please report it.")
 
 
@@ -140,6 +160,20 @@ _WORDS[errno.EPERM] = _WORDS[errno.EACCES]
 _WORDS[errno.EEXIST] = _WORDS[errno.ENOTDIR]
 
 
+def _no_locks(file: Path, words: str) -> str:
+    """The message for a folder on the network, or another one without locks."""
+    kind = network_filesystem(file.parent)
+    where = f"its folder is on the network ({kind})" if kind else "its file system has no locks or shared memory"
+    remedy = (
+        "A folder on the network (NFS, SMB) often has neither: take one on a local disk for the daemon's state "
+        "([daemon] state_dir), and restart it."
+    )
+    return message(file, f"the journal can't be locked: {where} ({words})", remedy)
+
+
 def _of_errno(number: int, words: str, file: Path) -> str:
+    if number in (errno.EIO, errno.EROFS) and (kind := network_filesystem(file.parent)):
+        words = f"the file system on the network ({kind}) reports an error: {words}"
+        return message(file, words, f"Check the server of {file.parent}, or take a local disk: [daemon] state_dir.")
     what, remedy = _WORDS.get(number, ("it can't be used: {words}", "Check {folder}."))
     return message(file, what.format(folder=file.parent, words=words), remedy.format(folder=file.parent))

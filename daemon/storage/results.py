@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from glmtts.protocol.files import read_file
+from glmtts.protocol.system_words import error_in_words
 
 from .outputs import MAX_FILE_BYTES
 from .problems import printable
@@ -80,7 +81,9 @@ class Results:
             try:
                 (self.folder / name).unlink(missing_ok=True)
             except (OSError, ValueError) as error:
-                problems.append(printable(f"the result {self.folder / name} could not be removed: {error}"))
+                problems.append(
+                    printable(f"the result {self.folder / name} could not be removed: {error_in_words(error)}")
+                )
         return problems
 
     def rename_old(self) -> Path | None:

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import re
+import signal
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from msgspec import Struct
 from glmtts.protocol.control import VoiceAdd
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.files import read_file
+from glmtts.protocol.system_words import error_in_words, exit_in_words
 from glmtts.protocol.texts import TextError, transcript
 
 from ..core.inputs import StoredVoice
@@ -132,7 +134,7 @@ class VoiceStore:
             else:
                 self._make(target, recording, about)
         except OSError as error:
-            reason = error.strerror or error
+            reason = error_in_words(error)
             if isinstance(error, FileExistsError | NotADirectoryError):
                 reason = f"{error.filename} is not a folder; remove it"
             raise VoiceError(ErrorCode.OUTPUT_FAILED, f"the voice can't be written to {target}: {reason}") from error
@@ -149,7 +151,7 @@ class VoiceStore:
             raise VoiceError(ErrorCode.VOICE_NOT_FOUND, f"there is no registered voice {name!r}") from None
         except OSError as error:
             raise VoiceError(
-                ErrorCode.OUTPUT_FAILED, f"the voice {name!r} can't be removed: {error.strerror or error}"
+                ErrorCode.OUTPUT_FAILED, f"the voice {name!r} can't be removed: {error_in_words(error)}"
             ) from error
         _remove_tree(gone)
 
@@ -233,13 +235,18 @@ def check_recording(
         raise VoiceError(ErrorCode.BAD_AUDIO, f"the recording could not be decoded within {timeout_s:g} s") from None
     except OSError as error:
         raise VoiceError(
-            ErrorCode.UNAVAILABLE, f"recordings can't be checked: {python} can't be run ({error.strerror})"
+            ErrorCode.UNAVAILABLE,
+            f"recordings can't be checked, since {python} can't be run: {error_in_words(error, starting=True)}",
         ) from None
     try:
         answer = msgspec.json.decode(process.stdout, type=dict[str, float | int | str])
     except msgspec.MsgspecError:
+        if process.returncode == -signal.SIGKILL:
+            message = "the process that decodes the recording was killed (SIGKILL), perhaps because memory is short"
+            raise VoiceError(ErrorCode.UNAVAILABLE, f"recordings can't be checked: {message}") from None
         if process.returncode < 0:
-            message = f"decoding the recording ended with signal {-process.returncode}: the file is damaged"
+            how = exit_in_words(process.returncode)
+            message = f"the process that decodes the recording was {how}: the file is probably damaged"
             raise VoiceError(ErrorCode.BAD_AUDIO, message) from None
         last = process.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2][:300]
         raise VoiceError(ErrorCode.UNAVAILABLE, f"recordings can't be checked: {last or 'no answer'}") from None

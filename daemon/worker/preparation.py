@@ -78,6 +78,8 @@ class Preparation:
             self._check_cloning("voice")
             try:
                 data = read_file(job.recording, MAX_RECORDING_MIB << 20)
+            except FileNotFoundError:
+                raise EngineError("voice_not_found", f"voice: {job.voice!r} was removed before the job began") from None
             except OSError as error:
                 raise EngineError(
                     "voice_not_found", f"voice: the recording of {job.voice!r} can't be read: {error.strerror}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgpack
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +23,8 @@ from glmtts.client import (
     errors,
 )
 from glmtts.client.exchange import MAX_UNREAD_BYTES, Exchange
-from glmtts.client.protocol import Core
+from glmtts.client.protocol import MAX_BODY_BYTES, MAX_HEADER_BYTES, Core
+from glmtts.daemon.core.settings import LimitsSettings
 from glmtts.protocol import codec, events
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.requests import Synthesize
@@ -124,6 +126,48 @@ def test_a_request_too_large_to_have_its_id_read_is_answered_all_the_same() -> N
     assert not other.finished
     with pytest.raises(TooLarge):
         huge.speech()
+
+
+def test_a_request_that_no_daemon_takes_is_not_sent() -> None:
+    core = connected_core()
+    with pytest.raises(TooLarge, match="text: the request has"):
+        core.synthesize("a" * MAX_HEADER_BYTES)
+    with pytest.raises(TooLarge, match="body: "):
+        core.call("voice_add", bytes(MAX_BODY_BYTES + 1), name="v")
+    assert not core.outgoing
+    # The most that a configuration can set.
+    limits = {field.name: repr(field.type) for field in msgspec.structs.fields(LimitsSettings)}
+    assert f"le={MAX_HEADER_BYTES >> 10})" in limits["header_kib"]
+    assert f"le={MAX_BODY_BYTES >> 20})" in limits["body_mib"]
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+@pytest.mark.parametrize("body_mib", [4, 16])
+def test_a_body_over_which_the_daemon_closed_the_connection_is_not_sent_again(key: str | None, body_mib: int) -> None:
+    core = connected_core()
+    recording = bytes(10 << 20)
+    huge = core.synthesize("a", recording=recording, prompt_text="x", key=key)
+    other = core.synthesize("b", key="other")
+    sent(core)
+    core.connection_broke(1.0)
+    assert not huge.finished
+    core.connection_made()
+    assert [request["op"] for request in sent(core)] == ["synthesize", "info"]
+    limits = {"body_bytes": body_mib << 20}
+    tell(core, events.InfoAnswer(
+        id="r3", version="1", protocol=1, engine="e", sample_rate=24_000, sample_rates=[], formats=[], voices=[],
+        default_voice="", clones_voices=True, limits=limits, options={}, ready=True,
+    ))  # fmt: skip
+    assert not other.finished
+    if body_mib == 4:
+        assert not core.outgoing
+        with pytest.raises(TooLarge, match=f"body: {10 << 20} bytes; at most {4 << 20} are accepted"):
+            huge.speech()
+    elif key:
+        assert core.outgoing[0].frames[1] == recording
+    else:
+        with pytest.raises(ConnectionLost, match="may or may not have begun"):
+            huge.speech()
 
 
 def test_a_chunk_that_is_missing_is_never_passed_over() -> None:

@@ -11,7 +11,7 @@ from glmtts.daemon.core.jobs.job import MAX_SUBSCRIBERS
 from glmtts.protocol import events, requests
 from glmtts.protocol import worker as wire
 
-from ..support.core_world import MakeWorld, World
+from ..support.core_world import OPERATOR, MakeWorld, World
 
 BOB = inputs.Client("uid:1002", "bob")
 DAVE = inputs.Client("uid:1003", "dave")
@@ -164,9 +164,27 @@ def test_the_same_key_joins_the_job_while_it_lives_and_gets_its_result_after(wor
 def test_the_same_key_is_never_spoken_twice_even_when_its_result_is_gone(world: World) -> None:
     world.finish(world.job(world.request(key="k")))
     world.pass_time(400.0)
-    assert world.last(world.request(key="k")).code == "job_not_found"
+    gone = world.last(world.request(key="k"))
+    assert gone.code == "job_not_found"
+    assert "its result is not kept any more" in gone.message
+    assert "send the request with a new key" in gone.message
     world.pass_time(24 * 3_600.0)
     assert world.names(world.request(key="k")) == ["accepted", "started"]
+
+
+def test_a_key_whose_job_failed_says_that_a_new_key_is_needed_to_try_again(world: World) -> None:
+    first = world.request(key="k")
+    for _ in range(2):
+        world.die()
+        world.come_back()
+    failed = world.last(first)
+    assert failed.retryable and "new key" not in failed.message
+    again = world.last(world.request(key="k"))
+    assert (again.code, again.job) == (failed.code, failed.job)
+    assert (
+        again.message
+        == f"{failed.message} (this job has ended; send the request with a new key to have it spoken again)"
+    )
 
 
 def test_a_key_for_another_text_is_refused_and_a_key_of_another_client_is_another_key(world: World) -> None:
@@ -238,3 +256,38 @@ def test_a_long_queue_is_announced(world: World) -> None:
     told = [world.told(world.request())[0] for _ in range(7)]
     assert [isinstance(event.warning, str) for event in told] == [False] * 5 + [True] * 2
     assert "the queue is long" in told[-1].warning
+
+
+# --- voices that go while jobs wait
+
+
+def stored(name: str, text: str = "what is said") -> inputs.StoredVoice:
+    return inputs.StoredVoice(name=name, path=f"/voices/{text}", text=text, seconds=2.0)
+
+
+def voice(world: World, name: str, text: str | None) -> None:
+    """An operator adds or replaces a voice, or with None removes it."""
+    found = None if text is None else stored(name, text)
+    world.step(inputs.VoiceStored(OPERATOR, "v", name, voice=found))
+
+
+def test_a_job_whose_voice_was_removed_while_it_waited_fails_with_words_about_the_voice(world: World) -> None:
+    voice(world, "carol", "a")
+    first = world.request()
+    waiting = [world.request(voice="carol"), world.request()]
+    voice(world, "carol", None)
+    world.finish(world.job(first))
+    error = world.last(waiting[0])
+    assert (error.code, error.retryable) == ("voice_not_found", False)
+    assert error.message == "voice: 'carol' was removed while the job waited; there are tone"
+    assert world.names(waiting[1])[-1] == "started"
+
+
+def test_a_job_speaks_with_its_voice_as_it_is_when_the_job_starts(world: World) -> None:
+    voice(world, "carol", "a")
+    first = world.request()
+    world.request(voice="carol")
+    voice(world, "carol", "b")
+    world.finish(world.job(first))
+    message = world.messages(wire.SpeakJob)[-1]
+    assert (message.recording, message.prompt_text) == ("/voices/b", "b")

@@ -98,7 +98,7 @@ def test_a_drain_that_is_taken_back_is_answered_and_leaves_nothing_behind(world:
     world.request()
     drain = world.operate(control.Drain, timeout_s=5.0)
     world.operate(control.Resume)
-    assert world.last(drain).values == {"drained": False, "left": 1}
+    assert world.last(drain).values == {"drained": False, "left": 1, "resumed": True}
     assert world.names(world.request()) == ["accepted"]
     world.pass_time(10.0)
     assert len(world.told(drain)) == 1

@@ -7,10 +7,12 @@ from typing import get_args
 import pytest
 
 from glmtts.daemon.core import effects, inputs
+from glmtts.daemon.core.machine import Machine
 from glmtts.daemon.core.settings import Settings
+from glmtts.daemon.core.state import Installation
 from glmtts.protocol import control, requests
 
-from ..support.core_world import MakeSettings, MakeWorld, World
+from ..support.core_world import OPERATOR, MakeSettings, MakeWorld, World
 
 
 def test_a_paused_queue_accepts_with_a_warning_and_starts_when_resumed(world: World) -> None:
@@ -20,6 +22,36 @@ def test_a_paused_queue_accepts_with_a_warning_and_starts_when_resumed(world: Wo
     assert world.names(id) == ["accepted"]
     world.operate(control.Resume)
     assert world.names(id) == ["accepted", "started"]
+
+
+def test_a_pause_is_written_down_and_the_next_daemon_begins_with_it(world: World) -> None:
+    world.operate(control.Pause)
+    since = world.last(world.operate(control.Status)).values["paused_since"]
+    world.operate(control.Pause)
+    assert [kept.since for kept in world.effects(effects.KeepPause)] == [since]
+    world.operate(control.Stop)
+    assert len(world.effects(effects.KeepPause)) == 1, "a restart does not resume"
+    next_one = Machine(
+        world.machine.settings, Installation(boot="c", version="1"), now=1.0, wall=2e9, seed=1, paused_since=since
+    )
+    assert (next_one.lifecycle.name, next_one.lifecycle.paused_since) == ("paused", since)
+    for end in (control.Resume, control.Drain):
+        todo = next_one.step(inputs.Controlled(OPERATOR, end(id="r", v=1)), 2.0)
+        assert effects.KeepPause(None) in todo
+        next_one.step(inputs.Controlled(OPERATOR, control.Resume(id="r", v=1)), 2.5)
+        next_one.step(inputs.Controlled(OPERATOR, control.Pause(id="r", v=1)), 3.0)
+
+
+@pytest.mark.parametrize("state", ["ready", "paused", "draining", "no worker"])
+def test_status_says_whether_a_new_job_would_be_spoken(make_world: MakeWorld, state: str) -> None:
+    world = make_world()
+    if state != "no worker":
+        world.ready()
+    if state == "paused":
+        world.operate(control.Pause)
+    if state == "draining":
+        world.operate(control.Drain)
+    assert world.last(world.operate(control.Status)).values["ready"] is (state == "ready")
 
 
 def test_recycling_all_is_answered_with_whom_it_took(make_world: MakeWorld) -> None:

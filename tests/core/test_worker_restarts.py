@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from glmtts.daemon.core import effects, inputs
-from glmtts.daemon.core.workers.process import describe_exit
 from glmtts.protocol import control
 from glmtts.protocol import worker as wire
+from glmtts.protocol.system_words import exit_in_words
 
 from ..support.core_world import MakeSettings, MakeWorld, World
 
@@ -228,6 +228,7 @@ def test_a_recycled_worker_is_waited_for_although_its_neighbour_never_starts(mak
 
 
 def test_an_exit_is_told_in_words() -> None:
-    assert describe_exit(3) == "exited with status 3"
-    assert describe_exit(-11) == "killed by SIGSEGV"
-    assert describe_exit(-123) == "killed by signal 123"
+    assert exit_in_words(3) == "exited with status 3"
+    assert exit_in_words(-11) == "killed by SIGSEGV"
+    assert exit_in_words(-123) == "killed by signal 123"
+    assert exit_in_words(139) == "exited with status 139 (SIGSEGV in a process that it had started)"

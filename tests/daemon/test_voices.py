@@ -253,7 +253,8 @@ def interpreter(folder: Path, script: str) -> str:
 @pytest.mark.parametrize(
     ("script", "code", "words"),
     [
-        ("kill -SEGV $$", ErrorCode.BAD_AUDIO, "signal 11"),
+        ("kill -SEGV $$", ErrorCode.BAD_AUDIO, "killed by SIGSEGV"),
+        ("kill -KILL $$", ErrorCode.UNAVAILABLE, "perhaps because memory is short"),
         ("exec sleep 600", ErrorCode.BAD_AUDIO, "could not be decoded within 0.5 s"),
         ("echo no module named soundfile >&2; exit 1", ErrorCode.UNAVAILABLE, "soundfile"),
         ("", ErrorCode.UNAVAILABLE, "can't be run"),

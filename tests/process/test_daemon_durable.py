@@ -225,3 +225,21 @@ def test_speech_without_a_waiting_client_is_not_lost_to_a_full_disk(start: Start
             events, audio = other.all(other.send("wait", job=job))
             assert events[-1]["event"] == "done" and len(audio) > 900_000
         daemon.stop()
+
+
+def test_a_pause_outlives_the_daemon_however_it_ends(start: Start) -> None:
+    daemon = start()
+    daemon.control("pause")
+    kept = Path(daemon.state) / "paused"
+    daemon.until(kept.exists, "the pause is on disk", 5.0)
+    for end in (daemon.kill, daemon.stop):
+        end()
+        daemon.restart()
+        status = daemon.status()
+        assert (status["state"], status["ready"]) == ("paused", False)
+        assert status["paused_since"] == pytest.approx(float(kept.read_text()))
+    daemon.control("resume")
+    daemon.until(lambda: not kept.exists(), "the end of the pause is on disk", 5.0)
+    daemon.kill()
+    daemon.restart()
+    assert daemon.status()["state"] == "running"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,7 +47,8 @@ def test_an_operator_can_run_the_daemon(start: Callable[..., Daemon]) -> None:
     daemon.until(lambda: daemon.workers()[0]["pid"] not in (before, None), "the worker was replaced")
     daemon.until_ready()
     assert ctl(daemon, "pause").returncode == 0
-    assert answered(daemon, "status")["state"] == "paused"
+    paused = ctl(daemon, "status", "--json")
+    assert (paused.returncode, json.loads(paused.stdout)["state"]) == (3, "paused")
     assert ctl(daemon, "resume").returncode == 0
     assert ctl(daemon, "reload").returncode == 0
     assert ctl(daemon, "config", "show").returncode == 0

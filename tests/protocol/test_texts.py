@@ -68,6 +68,7 @@ def test_marks_at_which_engines_pause_stay_between_wide_characters(text: str) ->
 @example("１\r\n：１")
 @example("\u115f\u1161\u11a8")
 @example("e\u200b\u0301")
+@example("A\u180e\u200b")
 def test_any_text_is_folded_once_and_loses_nothing_that_is_heard(text: str) -> None:
     folded = fold(text)
     assert fold(folded) == folded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from ..failures import USAGE, Failure
 from ..say import parse_options
 from ..session import session, shared_options
 from ..ui.signals import Signalled, until_signal
-from .file import BadLine, BatchLine, Line, OutputNames, read_lines
+from .contents import WrongFile, read_batch
+from .file import BadLine, BatchLine, Line, OutputNames
 from .progress_file import NAME, ProgressFile, digest_of
 from .report import finish, progress
 from .runner import BatchRun, FailedLine
@@ -27,6 +29,8 @@ from .runner import BatchRun, FailedLine
 _AHEAD = 800
 #: Jobs that end with this program: enough to keep a few workers busy.
 _AHEAD_NOT_DURABLE = 4
+#: Folders above FILE in which recordings are looked up.
+_MOST_PARENTS = 5
 
 
 @click.command()
@@ -83,19 +87,26 @@ def batch(
     {"uttid": "a1", "prompt_text": "...", "prompt_speech": "a.wav", "syn_text": "..."}
     {"output_name": "a1", "prompt_text": "...", "prompt_audio": "a.wav", "input_text": "..."}
 
-    The prompt may be left out, and `voice` and `seed` may be added. Paths are relative to FILE. A line that can't be
-    spoken fails alone (see DIR/failures.jsonl; exit code 4). Run the command again to continue where it stopped.
+    The prompt may be left out, and `voice` and `seed` may be added. A path is looked up beside FILE, in the current
+    folder, and in the folders above FILE, as upstream's examples need it: the first that is there is taken. FILE may
+    also be an array of such objects, or in UTF-16. A line that can't be spoken fails alone (see DIR/failures.jsonl;
+    exit code 4). Run the command again to continue where it stopped.
 
     The jobs are durable: the daemon finishes them when this command is interrupted or its terminal is closed. The same
     command, with or without --resume, then fetches the speech and continues; no line is spoken twice.
     """
     if resume and not (folder / NAME).exists():
         raise Failure(f"{folder}: no batch was begun there; leave out --resume to begin one", status=USAGE)
-    folder.mkdir(parents=True, exist_ok=True)
     run = session()
     request["options"] = request["options"] or None
-    with file.open("rb") as lines, ProgressFile(folder) as record:
-        todo, there, bad = _plan(file.parent, read_lines(lines), OutputNames(format), record, request)
+    try:
+        with file.open("rb") as opened:
+            found = read_batch(opened, file)
+    except WrongFile as wrong:
+        raise Failure(str(wrong), status=USAGE) from None
+    folder.mkdir(parents=True, exist_ok=True)
+    with ProgressFile(folder) as record:
+        todo, there, bad = _plan(_places(file), found, OutputNames(format), record, request)
         with progress(run, len(todo)) as (moved, note):
             ahead = jobs or (_AHEAD if durable else _AHEAD_NOT_DURABLE)
             work = BatchRun(folder, record, ahead, retries, note, moved, durable, cancel_on_exit, failed=bad)
@@ -107,8 +118,31 @@ def batch(
     finish(run, work, there=there, todo=len(todo), stopped=stopped)
 
 
+def _places(file: Path) -> list[Path]:
+    """The folders in which a relative path of ``file`` is looked up, in this order.
+
+    Upstream's examples name recordings from the checkout, and are in a folder of it.
+    """
+    above = [folder for folder in file.resolve().parents[:_MOST_PARENTS] if folder != folder.parent]
+    return list(dict.fromkeys((file.absolute().parent, Path.cwd(), *above)))
+
+
+def _find(path: str, places: list[Path]) -> Path:
+    """The recording, in the first place that has it. Raises OSError, ValueError."""
+    tried = list(dict.fromkeys(place / path for place in places))
+    for candidate in tried:
+        if candidate.exists():
+            return candidate
+    where = f" in {', '.join(map(str, places))}" if len(tried) > 1 else ""
+    raise FileNotFoundError(errno.ENOENT, f"No such file{where}", path)
+
+
 def _plan(
-    folder: Path, found: list[BatchLine | BadLine], names: OutputNames, record: ProgressFile, common: dict[str, Any]
+    places: list[Path],
+    found: list[BatchLine | BadLine],
+    names: OutputNames,
+    record: ProgressFile,
+    common: dict[str, Any],
 ) -> tuple[list[Line], int, list[FailedLine]]:
     """The lines to speak, the number of lines that are done already, and the lines that can't be spoken."""
     todo: list[Line] = []
@@ -123,8 +157,8 @@ def _plan(
         request = {**common, "format": audio_format, "seed": common["seed"] if line.seed is None else line.seed}
         digest, size = "", 0
         if line.prompt is not None:
-            path = folder / line.prompt
             try:
+                path = _find(line.prompt, places)
                 if path not in recordings:
                     recordings[path] = hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size
             except (OSError, ValueError) as error:

@@ -18,6 +18,7 @@ from glmtts.protocol.requests import MAX_SEED
 from glmtts.protocol.texts import TextError, speakable, transcript
 
 _TEXT_KEYS = ("syn_text", "input_text", "text")
+NO_TEXT = f"no text: one of {', '.join(_TEXT_KEYS)} is needed"
 _PROMPT_KEYS = ("prompt_speech", "prompt_audio")
 _NAME_KEYS = ("uttid", "output_name")
 
@@ -40,10 +41,11 @@ class BatchLine:
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """One line that can't be spoken, and why."""
+    """One line that can't be spoken, and why; ``is_object``: it is a JSON object at least."""
 
     number: int
     reason: str
+    is_object: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,10 @@ class _Wrong(Exception):
     """What is wrong with a line."""
 
 
+class _NoObjectError(_Wrong):
+    """A line that is no JSON object."""
+
+
 def read_lines(lines: Iterable[bytes]) -> list[BatchLine | BadLine]:
     """Every line of a batch file, numbered from 1, blank ones left out. A bad line spoils no other."""
     result: list[BatchLine | BadLine] = []
@@ -72,22 +78,23 @@ def read_lines(lines: Iterable[bytes]) -> list[BatchLine | BadLine]:
         try:
             result.append(_read_line(number, content))
         except _Wrong as wrong:
-            result.append(BadLine(number, str(wrong)))
+            result.append(BadLine(number, str(wrong), not isinstance(wrong, _NoObjectError)))
     return result
 
 
 def _read_line(number: int, raw: bytes) -> BatchLine:
     try:
-        value = json.loads(raw.decode())
+        # A comma after a line comes from an array.
+        value = json.loads(raw.decode().rstrip().removesuffix(","))
     except UnicodeDecodeError as error:
-        raise _Wrong(f"not valid UTF-8 (at byte {error.start + 1} of the line)") from None
+        raise _NoObjectError(f"not valid UTF-8 (at byte {error.start + 1} of the line)") from None
     except (ValueError, RecursionError) as error:
-        raise _Wrong(f"not valid JSON ({error})") from None
+        raise _NoObjectError(f"not valid JSON ({error})") from None
     if not isinstance(value, dict):
-        raise _Wrong('not a JSON object; a line looks like {"uttid": "a1", "syn_text": "你好"}')
+        raise _NoObjectError('not a JSON object; a line looks like {"uttid": "a1", "syn_text": "你好"}')
     text = _string(value, _TEXT_KEYS, blank=True)
     if text is None:
-        raise _Wrong(f"no text: one of {', '.join(_TEXT_KEYS)} is needed")
+        raise _Wrong(NO_TEXT)
     prompt, prompt_text = _string(value, _PROMPT_KEYS), _string(value, ("prompt_text",), blank=True)
     if prompt and not prompt_text:
         raise _Wrong("prompt_text: missing; it is what is said in the recording")

@@ -17,6 +17,7 @@ from typing import Any
 
 from glmtts.client import AsyncClient, ConnectionLost, DaemonNotRunning, GlmttsError, Job, RequestFailed, Speech
 from glmtts.client.files import write_whole
+from glmtts.protocol.system_words import error_in_words
 
 from ..retry import TRY_LATER, retry_delay
 from .file import Line
@@ -141,7 +142,9 @@ class BatchRun:
             except OSError as error:
                 if error.errno in _NO_ROOM:
                     raise
-                self._fail(line, "failed", f"{error.filename or line.name}: {error.strerror or error}")
+                self._fail(
+                    line, "failed", error_in_words(error) if error.filename else f"{line.name}: {error_in_words(error)}"
+                )
             else:
                 self.progress.add(line.name, line.digest, line=line.number, audio_s=speech.audio_s)
                 self.spoken += 1

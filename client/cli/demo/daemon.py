@@ -15,6 +15,7 @@ from pathlib import Path
 
 from glmtts.client import Client, Control, DaemonNotRunning, GlmttsError, Timeout
 from glmtts.protocol.endpoints import MAX_PATH_BYTES, REQUESTS, WORKERS
+from glmtts.protocol.system_words import exit_in_words
 
 from ..failures import Failure
 
@@ -115,7 +116,7 @@ class DemoDaemon:
         except subprocess.TimeoutExpired:
             raise Failure("the daemon did not end within 20 s after the request to stop") from None
         if self._process.returncode:
-            raise Failure(f"the daemon ended with status {self._process.returncode}")
+            raise Failure(f"the daemon {exit_in_words(self._process.returncode)}")
         return time.perf_counter() - began
 
     def processes(self) -> list[int]:
@@ -149,7 +150,7 @@ class DemoDaemon:
         assert self._process is not None
         while not ready():
             if self._process.poll() is not None:
-                raise Failure(f"the daemon ended with status {self._process.returncode} before it could {what}")
+                raise Failure(f"the daemon {exit_in_words(self._process.returncode)} before it could {what}")
             if time.monotonic() > ends:
                 raise Failure(f"the daemon did not {what} within {_TIMEOUT_S:.0f} s")
             time.sleep(_POLL_S)

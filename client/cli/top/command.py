@@ -8,7 +8,7 @@ import time
 import click
 from rich.text import Text
 
-from ..session import session, shared_options
+from ..session import Seconds, session, shared_options
 from ..ui.screen import show_live
 from ..ui.table import print_lines
 from ..ui.wrap import terminal_width
@@ -22,7 +22,7 @@ _TICK_S = 0.1
 @click.command()
 @click.option(
     "--interval",
-    type=click.FloatRange(0.2, 60),
+    type=Seconds(0.2, 60),
     default=1.0,
     show_default=True,
     metavar="SECONDS",

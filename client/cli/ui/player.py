@@ -8,6 +8,8 @@ import shutil
 import struct
 import subprocess
 
+from glmtts.protocol.system_words import exit_in_words
+
 from ..failures import Failure
 from .sinks import Sink
 from .wav import wav_header
@@ -82,5 +84,5 @@ class PlayerSink(Sink):
         _out, errors = self._process.communicate()
         if kind is None and self._process.returncode:
             words = errors.decode(errors="replace").strip()[-300:]
-            said = f"{self._name} ended with status {self._process.returncode}{f': {words}' if words else ''}"
+            said = f"{self._name} {exit_in_words(self._process.returncode)}{f': {words}' if words else ''}"
             raise Failure(said, code="player_failed")

@@ -14,11 +14,11 @@ from glmtts.protocol.errors import ErrorCode, RequestError
 from ...engines import options as engine_options
 from ..effects import Send
 from ..inputs import Client, ConnectionClosed, ConnectionOverrun, JournalAdded, JournalChanged, ReplyTo, Requested
-from ..jobs.job import Ended, Job, Subscriber
+from ..jobs.job import Ended, Ending, Job, Subscriber
 from ..jobs.job_table import content_digest
 from ..monitoring.problems import Problems
 from ..scheduling.deadlines import enqueue
-from ..scheduling.durable import key_taken
+from ..scheduling.durable import NEW_KEY, key_taken, no_such_job
 from ..scheduling.forecast import Outlook
 from ..scheduling.retry import quarantine_message
 from ..scheduling.scheduler import Scheduler
@@ -202,6 +202,12 @@ class ClientRequests:
             self._context.send(
                 subscriber.to, events.Accepted(id=request.id, job=id, position=0, queue_size=len(self._queue))
             )
+        ended = self._job_table.ended(id)
+        if ended is not None and isinstance(failed := ended.ending.event, events.Error) and failed.retryable:
+            # Sent again and again with the same key, it would fail in the same way for a day.
+            error = msgspec.structs.replace(failed, message=f"{failed.message} (this job has ended{NEW_KEY})")
+            self._completion.send(subscriber.to, subscriber.id, Ending(ended.ending.state, error))
+            return
         self._replay(id, subscriber, owner)
 
     # --- the other requests
@@ -324,12 +330,13 @@ class ClientRequests:
         if ended is None and self._durable_jobs.find(subscriber.to, subscriber.wait_for(id), owner):
             return
         keep = self._context.settings.queue
+        by_key = NEW_KEY if ended is None or ended.info.key is not UNSET else ""
         self._context.refuse(
             subscriber.to,
             subscriber.id,
             ErrorCode.JOB_NOT_FOUND,
             f"job {id} has ended, and its result is not kept any more: results are kept for "
-            f"{keep.keep_results_s:g} s, {keep.keep_results_mib} MiB of them in all",
+            f"{keep.keep_results_s:g} s, {keep.keep_results_mib} MiB of them in all{by_key}",
         )
 
     # --- connections
@@ -376,6 +383,6 @@ class ClientRequests:
         if job is not None and (asker is None or asker.may_see(job.client)):
             return job
         if job is not None or not self._durable_jobs.find(to, request, asker.key if asker else None):
-            message = f"job: there is no job {request.job!r} of yours"
+            message = no_such_job(request.job, self._context.settings.queue)
             self._context.refuse(to, request.id, ErrorCode.JOB_NOT_FOUND, message)
         return None

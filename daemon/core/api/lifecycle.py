@@ -16,7 +16,7 @@ from glmtts.protocol import control, events
 from glmtts.protocol.errors import ErrorCode
 
 from ..context import JUDGE
-from ..effects import Exit
+from ..effects import Exit, KeepPause
 from ..inputs import Controlled, JournalChanged, ReplyTo, StopAsked
 from ..jobs.job import Job
 from ..scheduling.scheduler import Scheduler
@@ -71,12 +71,23 @@ class Summary(Struct, frozen=True):
 class Lifecycle:
     """Owns the phase of the daemon, and the operators who wait for the end of a drain. It exits once."""
 
-    def __init__(self, state: State, scheduler: Scheduler, client_requests: ClientRequests) -> None:
+    def __init__(
+        self,
+        state: State,
+        scheduler: Scheduler,
+        client_requests: ClientRequests,
+        *,
+        paused_since: float | None = None,
+    ) -> None:
+        """``paused_since``: when an operator paused the queue of an earlier daemon, in seconds since 1970."""
         self._context, self._job_table = state.context, state.job_table
         self._queue, self._pool, self._alerts = state.queue, state.pool, state.alerts
         self._completion, self._durable_jobs = scheduler.completion, scheduler.durable_jobs
         self._client_requests = client_requests
         self.phase = Phase.RUNNING
+        #: When an operator paused the queue, in seconds since 1970; None while it is not paused.
+        self.paused_since = paused_since
+        self._queue.paused = paused_since is not None
         #: Operators who wait for the end of a drain, by the name of the timer after which they get an answer anyway.
         self._drains: dict[str, tuple[ReplyTo, str]] = {}
         self._drains_asked = 0
@@ -130,16 +141,25 @@ class Lifecycle:
             message = f"the daemon is {self.phase}: the queue can't be paused, or its jobs would never be done"
             self._context.refuse(event.to, event.request.id, ErrorCode.SHUTTING_DOWN, message)
             return
+        if self.paused_since is None:
+            self._keep_pause(round(self._context.wall, 3))
         self._queue.paused = True
         self._context.log("info", "queue paused by an operator")
         values = {"paused": True, "waiting": len(self._queue)}
         self._context.send(event.to, events.Result(id=event.request.id, values=values))
+
+    def _keep_pause(self, since: float | None) -> None:
+        """Note since when the queue is paused, for this daemon and the next one."""
+        if since != self.paused_since:
+            self.paused_since = since
+            self._context.effects.append(KeepPause(since))
 
     def drain(self, event: Controlled, request: control.Drain) -> None:
         """Take no more jobs, and answer when the accepted ones are done."""
         if self.phase is Phase.RUNNING:
             self._client_requests.closed = "the daemon is draining: it finishes what it has accepted and takes no more"
             self._queue.paused = False
+            self._keep_pause(None)
             self._enter(Phase.DRAINING)
         self._drains_asked += 1
         timer = str(self._drains_asked)
@@ -153,18 +173,21 @@ class Lifecycle:
             self._context.refuse(event.to, event.request.id, ErrorCode.SHUTTING_DOWN, "the daemon is stopping")
             return
         self._queue.paused = False
+        self._keep_pause(None)
         self._client_requests.closed = ""
-        self._answer_drains()
+        for timer in list(self._drains):
+            self.answer_drain(timer, resumed=True)
         self._enter(Phase.RUNNING)
         self._context.send(event.to, events.Result(id=event.request.id, values={"state": self.name}))
 
-    def answer_drain(self, timer: str) -> None:
-        """Answer an operator now; a drain that is not over goes on."""
+    def answer_drain(self, timer: str, *, resumed: bool = False) -> None:
+        """Answer an operator now; a drain that is not over goes on, unless another operator has ``resumed``."""
         left = len(self._job_table.live)
         if timer in self._drains:
             to, id = self._drains.pop(timer)
             self._context.timers.cancel(("drain", timer))
-            self._context.send(to, events.Result(id=id, values={"drained": not left, "left": left}))
+            values = {"drained": not left, "left": left} | ({"resumed": True} if resumed else {})
+            self._context.send(to, events.Result(id=id, values=values))
 
     def _answer_drains(self) -> None:
         for timer in list(self._drains):
@@ -194,6 +217,7 @@ class Lifecycle:
         timeout_s = context.settings.daemon.drain_timeout_s
         context.log("info", "daemon stops", asked_by=by, jobs=len(self._job_table.live), drain_timeout_s=timeout_s)
         self._client_requests.closed = "the daemon is stopping; try again when it has been started again"
+        # The accepted jobs are finished; the next daemon is paused as this one was.
         self._queue.paused = False
         context.timers.set(("stop", ""), context.now + timeout_s)
         self._enter(Phase.STOPPING)

@@ -44,8 +44,9 @@ class OperatorRequests:
     def _answer(self, to: ReplyTo, id: str, **values: Any) -> None:
         self._context.send(to, events.Result(id=id, values=values))
 
-    def status(self, event: Controlled, state: str) -> None:
+    def status(self, event: Controlled, state: str, paused_since: float | None) -> None:
         """Answer with the whole daemon in one map."""
+        paused = {} if paused_since is None else {"paused_since": paused_since}
         by_class = {name: self._queue.length(name) for name in ("vip", "interactive", "batch")}
         waiting = len(self._queue)
         workers: dict[str, int] = {"ready": 0, "busy": 0, "starting": 0, "failed": 0} | self._pool.counts()
@@ -53,6 +54,8 @@ class OperatorRequests:
             event.to,
             event.request.id,
             state=state,
+            ready=not self._problems.unready(state),
+            **paused,
             version=self._state.installation.version,
             uptime_s=round(self._context.now - self._context.started_at, 3),
             engine=self._context.settings.engine.name,

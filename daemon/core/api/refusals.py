@@ -18,9 +18,6 @@ from ..jobs.job import MAX_SUBSCRIBERS, Job
 from ..scheduling.admission import is_named
 from ..state import State
 
-#: Voices that an error names.
-_NAMED = 12
-
 
 def acting_for(
     state: State,
@@ -77,12 +74,12 @@ def _check_voice(state: State, request: requests.Synthesize) -> None:
             raise RequestError(
                 ErrorCode.BAD_REQUEST,
                 f"voice: the engine {settings.engine.name} needs the voice of a recording: name one, or send a "
-                f"prompt; {_known_voices(state)}",
+                f"prompt; {state.known_voices()}",
             )
         return
     if name not in state.voices:
         of_default = " ([voices] default)" if request.voice is UNSET else ""
-        message = f"voice: {name!r}{of_default} is unknown; {_known_voices(state)}"
+        message = f"voice: {name!r}{of_default} is unknown; {state.known_voices()}"
         raise RequestError(ErrorCode.VOICE_NOT_FOUND, message)
     if not (pool.engine and pool.engine.clones_voices):
         raise RequestError(
@@ -90,14 +87,6 @@ def _check_voice(state: State, request: requests.Synthesize) -> None:
             f"voice: {name!r} is a registered recording, and the engine {settings.engine.name} does not clone voices; "
             "name one of its own",
         )
-
-
-def _known_voices(state: State) -> str:
-    known = state.all_voices()
-    if not known:
-        return "none is registered yet (glmttsctl voice add)"
-    more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
-    return f"there are {', '.join(voice.name for voice in known[:_NAMED])}{more}"
 
 
 def check_rate_of_default(request: requests.Synthesize, audio_format: AudioFormat) -> None:

@@ -93,6 +93,13 @@ class JobTable:
             return None
         return found[:2]
 
+    def has_key_of(self, id: str, client: str | None) -> bool:
+        """Whether a job that is forgotten had an idempotency key, which is not. ``client``: whose it was; None: any."""
+        return any(
+            job == id and client in (None, owner, owner.partition("/")[0])
+            for (owner, _), (job, _, _) in self._keys.items()
+        )
+
     def forget_key(self, job: Job) -> None:
         """Free the idempotency key of a job that was not accepted after all."""
         if job.request.key is not UNSET:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import UNSET
 
+from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.requests import Priority
 from glmtts.protocol.worker import SpeakJob
 
@@ -141,7 +142,7 @@ class Dispatcher:
         return job.id in worker.jobs
 
     def _start(self, job: Job, worker: Worker) -> None:
-        if self._retries.refuse_quarantined(job):
+        if self._retries.refuse_quarantined(job) or self._refuse_without_voice(job):
             return
         # No code that can raise stands between a job's state and the message that sends it.
         tell = Tell(worker.incarnation, self._message(job), job.recording)
@@ -152,11 +153,26 @@ class Dispatcher:
         if begins:
             self.begin(job, worker)
 
-    def _message(self, job: Job) -> SpeakJob:
+    def _refuse_without_voice(self, job: Job) -> bool:
+        """End a job that was taken out of the queue if its voice is gone: it speaks with the voice as it is now."""
+        voice = self._voice(job)
+        if voice is None or voice in self._state.voices or voice in self._pool.own_voices:
+            return False
+        gone = "was removed while the job waited" if job.cloned else "is unknown, or was removed while the job waited"
+        message = f"voice: {voice!r} {gone}; {self._state.known_voices()}"
+        self._completion.fail_withdrawn(job, ErrorCode.VOICE_NOT_FOUND, message)
+        return True
+
+    def _voice(self, job: Job) -> str | None:
         request = job.request
         voice = request.voice if request.voice is not UNSET else None
         if voice is None and request.prompt is UNSET:
             voice = self._context.settings.voices.default or None
+        return voice
+
+    def _message(self, job: Job) -> SpeakJob:
+        request = job.request
+        voice = self._voice(job)
         voices = self._state.voices
         stored = voices.get(voice) if voice is not None and voice not in self._pool.own_voices else None
         prompt_text = stored.text if stored else None

@@ -11,6 +11,7 @@ from glmtts.protocol.errors import ErrorCode, RequestError
 from ..effects import JournalAdd, JournalFind
 from ..inputs import Client, JournalAdded, JournalChanged, JournalFound, JournalRow, ReplyTo, StoredLost
 from ..jobs.job import Ending, Job, Subscriber
+from ..settings import QueueSettings
 from ..state import State
 from .completion import Completion
 from .deadlines import enqueue
@@ -22,6 +23,8 @@ MAX_INTERRUPTIONS = 100
 _RETRY_S = 5.0
 #: For how long no durable job is taken after a result could not be kept; then one may try.
 UNKEPT_S = 30.0
+#: What to do with a key whose result is gone: it stands for the same job for a day.
+NEW_KEY = "; send the request with a new key to have it spoken again"
 _NO_JOURNAL = "this daemon has no journal."
 
 
@@ -281,8 +284,11 @@ class DurableJobs:
         elif event.problem:
             message = f"job: {request.job} is not in memory, and the journal can't be read: {event.problem}"
             self._context.refuse(event.to, request.id, ErrorCode.UNAVAILABLE, message, retry_after_s=_RETRY_S)
+        elif row is None and self._job_table.has_key_of(request.job, event.client):
+            message = self._not_kept(request.job, by_key=True)
+            self._context.refuse(event.to, request.id, ErrorCode.JOB_NOT_FOUND, message)
         elif row is None or row.event is None:
-            message = f"job: there is no job {request.job!r} of yours"
+            message = no_such_job(request.job, self._context.settings.queue)
             self._context.refuse(event.to, request.id, ErrorCode.JOB_NOT_FOUND, message)
         elif isinstance(request, requests.Cancel):
             self._context.send(event.to, events.Result(id=request.id, values={"state": row.state, "job": row.job}))
@@ -290,7 +296,12 @@ class DurableJobs:
             info = _described(row, with_client=event.client is None)
             self._context.send(event.to, events.JobAnswer(id=request.id, **msgspec.structs.asdict(info)))
         elif isinstance(row.event, events.Done) and not row.result and row.event.path is UNSET:
-            self._context.refuse(event.to, request.id, ErrorCode.JOB_NOT_FOUND, self._not_kept(row.job))
+            self._context.refuse(
+                event.to,
+                request.id,
+                ErrorCode.JOB_NOT_FOUND,
+                self._not_kept(row.job, by_key=row.request.key is not UNSET),
+            )
         else:
             self._completion.send(event.to, request.id, Ending(row.state, row.event, result=row.result))
 
@@ -300,11 +311,12 @@ class DurableJobs:
         self._context.log("error", "result can't be read", job=event.job, reason=event.problem)
         self._context.refuse(event.to, event.id, ErrorCode.JOB_NOT_FOUND, message)
 
-    def _not_kept(self, id: str) -> str:
+    def _not_kept(self, id: str, *, by_key: bool) -> str:
         keep = self._context.settings.queue
         return (
             f"job {id} has ended, and its result is not kept any more: results of durable jobs are kept for "
-            f"{keep.keep_durable_s:g} s, {keep.keep_durable_mib} MiB of them in all"
+            f"{keep.keep_durable_s:g} s, {keep.keep_durable_mib} MiB of them in all, others for "
+            f"{keep.keep_results_s:g} s, {keep.keep_results_mib} MiB{NEW_KEY if by_key else ''}"
         )
 
     @property
@@ -316,6 +328,14 @@ class DurableJobs:
         """The journal as ``status`` shows it."""
         unfinished = self._job_table.durable
         return {"ok": not self.problem, "problem": self.problem, "unfinished": unfinished, "recovered": self.recovered}
+
+
+def no_such_job(id: str, keep: QueueSettings) -> str:
+    """The error for a job that is unknown, was forgotten, or is another client's."""
+    return (
+        f"job: there is no job {id!r} of yours; a job is known for {keep.keep_results_s:g} s after its end, a durable "
+        f"one for {keep.keep_durable_s:g} s"
+    )
 
 
 def key_taken(id: str) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 
 from msgspec import Struct, field
 
+from glmtts.protocol.system_words import exit_in_words
 from glmtts.protocol.worker import Memory, Ready
 
 from ..exit_causes import CAUSE_OF_STATUS, Cause
@@ -179,7 +179,7 @@ class Process(Struct, kw_only=True):
             last_words: The last line of its stderr, the best hint at why it could not start.
             oom_killed: Whether the kernel killed it for want of memory.
         """
-        detail = describe_exit(returncode)
+        detail = exit_in_words(returncode)
         if oom_killed:
             detail = f"{detail} by the kernel, because the host ran out of memory"
             return ExitReason(Cause.HOST_OOM, detail, now)
@@ -187,13 +187,3 @@ class Process(Struct, kw_only=True):
         if self.ready is None and last_words:
             detail = f"{detail} while it started: {last_words}"
         return ExitReason(cause, detail, now)
-
-
-def describe_exit(returncode: int) -> str:
-    """How a process ended, in words: ``killed by SIGSEGV``, ``exited with status 3``."""
-    if returncode >= 0:
-        return f"exited with status {returncode}"
-    try:
-        return f"killed by {signal.Signals(-returncode).name}"
-    except ValueError:
-        return f"killed by signal {-returncode}"

@@ -18,6 +18,9 @@ print(json.dumps({"version": library.espeak_Info(None).decode(), "rate": rate}))
 class EspeakChecks(EngineChecks):
     """Loads the library of the package espeakng-loader."""
 
+    def installed(self, place: Workplace) -> list[Check]:
+        return self.packages(place)
+
     def packages(self, place: Workplace) -> list[Check]:
         answer = ask(place.python, _LOAD, timeout_s=_TIMEOUT_S)
         if not isinstance(answer, str) and int(answer["rate"]) > 0:

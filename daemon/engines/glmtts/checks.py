@@ -41,6 +41,9 @@ PACKAGES: dict[str, tuple[str, str]] = {
     "pkg_resources": ("setuptools", "80.9.0"),
 }
 
+_MODULES = ["torch", "torchaudio", *PACKAGES]
+_DISTRIBUTIONS = ["torch", "torchaudio", *(name for name, _ in PACKAGES.values())]
+
 #: Importing all of it takes 15 to 25 s on two cores, and longer from a slow disk or beside other work; listing the
 #: distributions takes a second or two. Both together are less than the time of the doctor's group.
 _TIMEOUT_S = 26.0
@@ -104,19 +107,24 @@ class GlmttsChecks(EngineChecks):
         remarks = [ok("GLM-TTS", remark) for remark in found.remarks]
         return [ok("GLM-TTS", seen), *remarks, *_dictionary(found.root, settings["dictionary"])]
 
+    def installed(self, place: Workplace) -> list[Check]:
+        """Upstream's packages, listed."""
+        listed = ask(place.python, _LIST, json.dumps([_MODULES, _DISTRIBUTIONS]), timeout_s=_TIMEOUT_S)
+        if isinstance(listed, str):
+            return [_silent(place.python, listed)]
+        return judge_packages(place.python, listed["versions"], listed["failed"])
+
     def packages(self, place: Workplace) -> list[Check]:
         """Upstream's packages, listed and then imported, and CUDA as torch sees it."""
         python = place.python
-        modules = ["torch", "torchaudio", *PACKAGES]
-        distributions = ["torch", "torchaudio", *(name for name, _ in PACKAGES.values())]
         began = time.monotonic()
-        listed = ask(python, _LIST, json.dumps([modules, distributions]), timeout_s=_TIMEOUT_S)
+        listed = ask(python, _LIST, json.dumps([_MODULES, _DISTRIBUTIONS]), timeout_s=_TIMEOUT_S)
         if isinstance(listed, str):
             return [_silent(python, listed)]
         if listed["failed"]:
             return judge_packages(python, listed["versions"], listed["failed"])
         left_s = max(1.0, began + _TIMEOUT_S - time.monotonic())
-        imported = ask(python, _IMPORT, json.dumps(modules), timeout_s=left_s)
+        imported = ask(python, _IMPORT, json.dumps(_MODULES), timeout_s=left_s)
         if isinstance(imported, str):
             return [*judge_packages(python, listed["versions"], {}), _silent(python, f"import of them: {imported}")]
         late = [_silent(python, f"import of {imported['at']}: {imported['late']}")] if "late" in imported else []

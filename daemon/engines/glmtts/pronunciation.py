@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
+from glmtts.protocol.text_encodings import conversion
 from glmtts.protocol.texts import fold
 
 #: Largest dictionary, in bytes: some hundred thousand words.
@@ -101,6 +102,13 @@ def load(path: Path, is_token: Callable[[str], bool], known: Collection[str] = (
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise ValueError(f"{path}: is larger than {MAX_BYTES // 2**20} MiB, the most that a dictionary may have")
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        bad = content.splitlines()[number - 1 : number] or [content]
+        words = conversion(content, bad[0], path, "dictionary.jsonl")
+        raise ValueError(f"{path}:{number}: is not UTF-8. {words}") from None
     readings: dict[str, str] = {}
     lines: dict[str, int] = {}
     problems: list[str] = []

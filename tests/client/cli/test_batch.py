@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -168,6 +169,33 @@ def test_both_dialects_become_files_and_prompts_are_found_beside_the_batch(
     assert one.priority == "batch"
     assert (three.voice, three.format) == ("en", "flac")
     assert not (batch.out / "failures.jsonl").exists()
+
+
+@pytest.mark.usefixtures("journalled")
+def test_a_prompt_is_found_beside_the_file_then_in_the_current_folder_then_above_the_file(
+    batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside, here, above = tmp_path / "checkout/examples", tmp_path / "here", tmp_path / "checkout"
+    for folder in (beside, here, above):
+        (folder / "examples").mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(here)
+    batch.file = beside / "b.jsonl"
+    for place in (above, here, beside):  # each comes before the one that was found so far
+        (place / "examples/p.wav").write_bytes(place.name.encode())
+        batch.write({"uttid": "a", "prompt_text": "x", "prompt_speech": "examples/p.wav", "syn_text": " it is"})
+        assert batch.run().exit_code == 0
+        assert (batch.out / "a.wav").read_bytes() == f"{place.name} it is".encode()
+
+
+def test_a_file_that_is_no_batch_is_refused_before_anything_is_spoken(
+    journalled: JournalledDaemon, batch: Batch
+) -> None:
+    batch.file.write_bytes('{"syn_text": "Hello"}\n{"syn_text": "今天"}\n'.encode("gbk"))
+    result = batch.run()
+    assert result.exit_code == 2
+    assert "iconv -f gb18030 -t utf-8" in result.stderr.replace("\n", " ")
+    assert not journalled.spoken
+    assert not batch.out.exists()
 
 
 def test_a_bad_line_fails_alone_and_is_reported_by_its_number(journalled: JournalledDaemon, batch: Batch) -> None:
@@ -466,6 +494,9 @@ def test_the_recordings_under_way_stay_within_bounds(
     until_asked(daemon, 3)
     journalled.end("b")
     until_asked(daemon, 1)
+    ends = time.monotonic() + DEADLINE_S
+    while len(journalled.spoken) < 4 and time.monotonic() < ends:  # the request is noted before it is handled
+        time.sleep(0.01)
     assert journalled.spoken == ["a", "b", "c", "d"], "the fourth recording waits for the end of one of three"
     journalled.end(*"acdef")
     assert process.wait(DEADLINE_S) == 0

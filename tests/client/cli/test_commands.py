@@ -187,6 +187,19 @@ def test_a_configuration_that_the_daemon_would_refuse_is_told_without_starting_i
     assert CliRunner().invoke(main, ["config", "check", str(good)]).exit_code == 0
 
 
+def test_a_configuration_with_which_no_worker_would_start_is_not_good(tmp_path: Path) -> None:
+    root = tmp_path / "GLM-TTS"
+    (root / "ckpt").mkdir(parents=True)
+    file = tmp_path / "glmtts.toml"
+    file.write_text(f'[engine]\nname = "glmtts"\n[engine.glmtts]\nroot = "{root}"\n')
+    result = CliRunner().invoke(main, ["config", "check", str(file)])
+    assert result.exit_code == 1
+    assert f"{file}: GLM-TTS: {root} is not a GLM-TTS checkout" in result.stderr
+    assert "good" not in result.stderr
+    told = json.loads(CliRunner().invoke(main, ["config", "check", "--json", str(file)]).stdout)
+    assert (told["ok"], "no worker can start" in told["message"]) == (False, True)
+
+
 def test_the_configuration_is_shown_as_toml_that_can_be_used_again() -> None:
     values = {"daemon": {"log_level": "info", "a b": 1}, "workers": {"gpus": [0, 1], "recycle": {"max_jobs": 0}}}
     assert tomllib.loads("\n".join(toml_lines(values))) == values

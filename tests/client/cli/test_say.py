@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import soundfile
+from click.testing import CliRunner
 
+from glmtts.client.cli import main
 from glmtts.protocol import events
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.requests import Cancel, Prompt, Request, Synthesize
@@ -295,7 +297,7 @@ def test_a_player_that_gives_up_is_reported_in_its_own_words(ctl: Ctl, only_path
     install(only_path, "aplay", "echo 'cannot open device' >&2; exit 1")
     result = ctl("say", TEXT, "--play")
     assert result.exit_code == 1
-    assert "aplay ended with status 1: cannot open device" in result.stderr
+    assert "aplay exited with status 1: cannot open device" in result.stderr
 
 
 def test_speech_is_played_and_kept_at_once(ctl: Ctl, tmp_path: Path, only_path: Path) -> None:
@@ -304,3 +306,10 @@ def test_speech_is_played_and_kept_at_once(ctl: Ctl, tmp_path: Path, only_path: 
     assert (tmp_path / "heard").read_bytes() == SAMPLES
     with wave.open(str(tmp_path / "a.wav")) as found:
         assert found.readframes(-1) == SAMPLES
+
+
+def test_a_text_in_another_encoding_is_refused_with_the_way_to_convert_it() -> None:
+    refused = CliRunner().invoke(main, ["say", "-", "-o", "x.wav"], input="今天天气不错".encode("gbk"))
+    assert refused.exit_code == 2
+    assert "iconv -f gb18030 -t utf-8" in refused.stderr
+    assert "今天天气不错" in refused.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -114,6 +115,28 @@ def test_a_daemon_that_starts_no_job_any_more_is_3(ctl: Ctl, answers: Answers) -
     answers["status"] = {"state": "drained"}
     assert ctl("status").exit_code == 3
     assert json.loads(ctl("status", "--json").stdout) == answers["status"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ready": False},
+        {"state": "paused"},
+        {"attention": [DIED | {"severity": "down"}]},
+        {"ready": False, "state": "running", "attention": []},
+    ],
+)
+def test_a_daemon_that_would_not_speak_a_new_job_is_3(ctl: Ctl, answers: Answers, changes: dict[str, Any]) -> None:
+    answers["status"] = STATUS | changes
+    assert ctl("status").exit_code == 3
+    answers["status"] = STATUS
+    assert ctl("status").exit_code == 0
+
+
+def test_a_pause_is_shown_with_its_begin() -> None:
+    assert shown(state="paused", paused_since=1.7e9, ready=False, attention=[])[0].startswith(
+        f"state        paused since {time.strftime('%Y-%m-%d %H:%M', time.localtime(1.7e9))}"
+    )
 
 
 def test_the_command_looks_at_the_terminal_s_size(on_terminal: OnTerminal, answers: Answers) -> None:
