@@ -30,7 +30,7 @@ class CoreWorld:
     def __init__(self, places: int = ROOM) -> None:
         self.now = 100.0
         here = Installation(boot="b", version="1")
-        self.machine = Machine(settings(places), here, now=self.now, wall=1.7e9, seed=1)
+        self.machine = Machine(settings(places), here, now=self.now, wall=1.7e9 + self.now, seed=1)
         self.machine.open()
         self.running = ""
         self._spawn = 1
@@ -52,7 +52,7 @@ class CoreWorld:
 
     def step(self, event: inputs.Input) -> list[effects.Effect]:
         """One step; the worker takes the job that it is given."""
-        todo = self.machine.step(event, self.now)
+        todo = self.machine.step(event, self.now, 1.7e9 + self.now)
         for effect in todo:
             if isinstance(effect, effects.Tell) and isinstance(effect.message, wire.SpeakJob):
                 self.running = effect.message.job

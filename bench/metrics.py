@@ -37,6 +37,8 @@ from glmtts.protocol import worker as wire
 _PORT = 19_464
 _METRICS = f'{CONFIG}\n[metrics]\nlisten = "127.0.0.1:{_PORT}"\n'
 _MEMORY = wire.Memory(rss=100 << 20)
+#: Seconds since 1970 at which the core's clock was zero.
+_EPOCH = 1.7e9
 _ALICE, _TO = inputs.Client("uid:1001", "alice"), inputs.ReplyTo(1)
 _READY = wire.Ready(
     engine="fault", engine_version="1", sample_rates=[24_000], voices=[events.Voice(name="tone")], default_voice="tone",
@@ -72,12 +74,12 @@ def core() -> dict[str, Any]:
         ),
         Installation(boot="b", version="1"),
         now=100.0,
-        wall=1.7e9,
+        wall=_EPOCH + 100.0,
         seed=1,
     )
     machine.open()
     for event in (inputs.JournalChanged(""), inputs.Spawned(1, 4_000), inputs.WorkerSaid(1, _READY)):
-        machine.step(event, 100.0)
+        machine.step(event, 100.0, _EPOCH + 100.0)
     job_us = min(_jobs(machine, 300) for _ in range(60))
     families = machine.measure()
     counters, context, lag = Counters(), Context(Settings(), 0.0, 0.0, 1), Histogram(LAG_S)
@@ -108,18 +110,19 @@ def _jobs(machine: Machine, count: int) -> float:
         now += 0.02
         _one(machine, now)
         while (due := machine.next_due) is not None and due <= now:
-            machine.step(inputs.TimePassed(), now)
+            machine.step(inputs.TimePassed(), now, _EPOCH + now)
     return (time.thread_time() - began) / count * 1e6
 
 
 def _one(machine: Machine, now: float) -> list[effects.Effect]:
-    accepted = machine.step(inputs.Requested(_ALICE, _TO, requests.Synthesize(id="r", v=1, text="hello")), now)
+    request = requests.Synthesize(id="r", v=1, text="hello")
+    accepted = machine.step(inputs.Requested(_ALICE, _TO, request), now, _EPOCH + now)
     job = next(e.event.job for e in accepted if isinstance(e, effects.Send) and isinstance(e.event, events.Accepted))
     spoken = wire.Finished(
         job=job, sample_rate=24_000, audio_s=1.0, synthesis_s=0.5, first_audio_s=0.1, voice="tone", sha256="0" * 64,
         chunks=0, bytes=4, path=None, result=None, problem="", memory=_MEMORY,
     )  # fmt: skip
-    return machine.step(inputs.WorkerSaid(1, spoken, b"RIFF"), now + 0.01)
+    return machine.step(inputs.WorkerSaid(1, spoken, b"RIFF"), now + 0.01, _EPOCH + now)
 
 
 def _some_job(machine: Machine) -> tuple[Any, events.Done]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, Unpack
 from glmtts.protocol.endpoints import requests_endpoint
 from glmtts.protocol.events import Done, InfoAnswer, JobAnswer, JobInfo, JobsAnswer, Pong, Result, Voice, VoicesAnswer
 
-from .connection import DaemonConnection, check_listening, read_recording
+from .connection import DaemonConnection, check_listening, extended, read_recording
 from .curve import Key
 from .errors import Cancelled, GlmttsError
 from .exchange import Exchange, Job, JobExchange, OnEvent, collected, deadline_after, job_id, show, timed_out
@@ -269,6 +269,7 @@ class AsyncClient:
                             await news.wait()
                     except TimeoutError:
                         self._pump()
+                    deadline = extended(deadline)
                     if time.monotonic() >= deadline and not ready():
                         raise timed_out(exchange)
         finally:

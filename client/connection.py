@@ -54,6 +54,11 @@ _LOOK_UP_AGAIN_S = 1.0
 
 _LONGEST_POLL_S = 3_600.0
 
+#: A wait that ends this much later than it was to, in seconds: this process was stopped or frozen meanwhile.
+_LATE_S = 0.5
+#: Then it looks for this long, in seconds, for what has come in the meantime.
+_LAST_LOOK_S = 1.0
+
 #: A zmq_socket_monitor event: its number and a value (zmq_socket_monitor(3)).
 MONITOR_FRAME = struct.Struct("=hi")
 
@@ -193,6 +198,8 @@ class DaemonConnection:
                 break
         else:
             return True
+        if self.core.give_up_at is not None:
+            self.core.give_up_at = extended(self.core.give_up_at)
         self.core.tick(time.monotonic())
         self._send()
         # A send consumes the signal that the descriptor gets for a received message: without another look now, an event
@@ -264,6 +271,15 @@ class DaemonConnection:
             self.monitor.close()
             self.socket.close()
             self._context.term()
+
+
+def extended(deadline: float) -> float:
+    """A deadline by time.monotonic that has just been waited for; a later one if this process stood still meanwhile.
+
+    The daemon's answer may be there, and ZeroMQ's thread, which stood still as well, has not read it yet.
+    """
+    now = time.monotonic()
+    return now + _LAST_LOOK_S if now - deadline > _LATE_S else deadline
 
 
 def check_listening(endpoint: str) -> str:

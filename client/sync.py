@@ -15,7 +15,7 @@ from glmtts.protocol.endpoints import requests_endpoint
 from glmtts.protocol.events import Done, InfoAnswer, JobAnswer, JobInfo, JobsAnswer, Pong, Result, Voice, VoicesAnswer
 
 from . import forks
-from .connection import DaemonConnection, read_recording
+from .connection import DaemonConnection, extended, read_recording
 from .curve import Key
 from .errors import Cancelled, GlmttsError
 from .exchange import Exchange, Job, JobExchange, OnEvent, collected, deadline_after, job_id, show, timed_out
@@ -107,6 +107,7 @@ class BlockingConnection:
             connection.poll(wait)
             with _uninterrupted():
                 connection.step(_MESSAGES_A_STEP)
+            deadline = extended(deadline)
             if time.monotonic() >= deadline and not ready():
                 raise timed_out(exchange)
 

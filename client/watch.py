@@ -18,7 +18,7 @@ import zmq
 from glmtts.protocol.endpoints import EVENTS, requests_endpoint, sibling_endpoint
 
 from . import forks
-from .connection import MONITOR_FRAME, RECONNECT_MS, check_listening, untrusted
+from .connection import MONITOR_FRAME, RECONNECT_MS, check_listening, extended, untrusted
 from .errors import ConnectionLost, DaemonNotRunning, GlmttsError, ProtocolError, UntrustedDaemon
 from .room import check_room
 
@@ -110,6 +110,7 @@ class Watch:
                 return _news(self._socket.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
                 pass
+            self._give_up_at = extended(self._give_up_at)
             now = time.monotonic()
             if not self.connected and now >= self._give_up_at:
                 raise self._gone()

@@ -13,6 +13,7 @@ from typing import Any
 
 import zmq
 
+from .clock import RunningClock
 from .log.logger import Logger
 
 _Task = tuple[Callable[[], Any], Callable[[Any], None]]
@@ -24,8 +25,10 @@ class Loop:
     Invariant: an exception in a handler is logged and counted, and stops no other handler.
     """
 
-    def __init__(self, log: Logger, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock = clock
+    def __init__(self, log: Logger) -> None:
+        self.running = RunningClock()
+        #: The time of all that waits for the loop, and in it.
+        self.clock = self.running.now
         #: Exceptions that reached the loop; each is a bug.
         self.internal_errors = 0
         self._log = log
@@ -59,12 +62,14 @@ class Loop:
     def wait(self, until: float) -> float:
         """Wait for a source or for the time ``until``, and run the handlers of all that is readable.
 
-        Returns the time at which the wait was over.
+        Returns when the wait was over, by time.monotonic.
         """
         # Rounded up: a poll that ends a moment too early is followed by many more.
-        timeout_ms = int(max(0.0, until - self.clock()) * 1000) + 1
+        timeout_ms = int(max(0.0, until - self.running.turn()) * 1000) + 1
+        self.running.wait(timeout_ms / 1000)
         ready = [source for source, _ in self._poller.poll(timeout_ms)]
-        began = self.clock()
+        began = time.monotonic()
+        self.running.turn()
         if len(ready) > 1:
             # Descriptors first: a process that has ended is not given a job that came at the same time.
             ready.sort(key=_is_socket)

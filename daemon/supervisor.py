@@ -27,6 +27,7 @@ from glmtts.protocol.inherited import put_right, raise_descriptor_limit
 from glmtts.protocol.system_words import error_in_words
 
 from . import __version__, config, malloc
+from .clock import STANDSTILL_S
 from .core import effects, inputs
 from .core.machine import Machine
 from .core.state import Installation
@@ -70,6 +71,8 @@ _MAX_OPERATOR_TASKS = 64
 _LARGE = 1 << 20
 #: Time to send the last answers when the daemon ends, in seconds.
 _LINGER_S = 1.0
+#: After a standstill, milliseconds to wait for what workers have said.
+_LAST_WORDS_MS = 20
 #: Exit statuses beside 0: sysexits(3).
 _EX_CONFIG, _EX_UNAVAILABLE, _EX_SOFTWARE = 78, 69, 70
 
@@ -84,7 +87,7 @@ class Supervisor:
         self._settings = settings
         self._log = log
         self._loop = loop = Loop(log)
-        self._service = ServiceManager()
+        self._service = ServiceManager(clock=loop.clock)
         check_state_folder(config.state_dir(settings))
         self._runtime = RuntimeDir(endpoints.runtime_dir(settings.daemon.runtime_dir), inherited())
         self._zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context(IO_THREADS if loaded.tcp else 1)
@@ -124,7 +127,7 @@ class Supervisor:
         loop.watch(self._workers.socket, self._on_workers)
         self._service.starting("ending processes of an earlier daemon")
         self._records.end_orphans(log)
-        self._sampler = Sampler(loop.wakeup_fd, loop.clock, use_nvml=asks_nvml(settings))
+        self._sampler = Sampler(loop.wakeup_fd, time.monotonic, use_nvml=asks_nvml(settings))
         self._voices = VoiceStore(config.voices_dir(settings))
         if kind := network_filesystem(config.state_dir(settings)):
             log.warning(
@@ -214,7 +217,9 @@ class Supervisor:
         }
         #: The service manager's watchdog ends a daemon that fails this check.
         self._self_check = (
-            SelfCheck(self._zmq, self._runtime.endpoint(endpoints.CONTROL)) if self._service.watches else None
+            SelfCheck(self._zmq, self._runtime.endpoint(endpoints.CONTROL), loop.clock)
+            if self._service.watches
+            else None
         )
         if self._self_check:
             loop.watch(self._self_check.socket, self._self_check.receive)
@@ -283,6 +288,7 @@ class Supervisor:
         self._first_of_journal.rows = []
         # Objects that live as long as the daemon need not be visited by every collection.
         gc.freeze()
+        self._loop.running.start()
         try:
             while self._status is None:
                 self._turn()
@@ -301,7 +307,7 @@ class Supervisor:
         if (crowd := self._clients.new_crowd()) is not None:
             self._step(inputs.ConnectionsCrowded(crowd))
         due = machine.next_due
-        if due is not None and due <= loop.clock():
+        if loop.running.stood_still or (due is not None and due <= loop.clock()):
             # Messages of workers come before their timeouts: the loop itself may have been late.
             loop.guarded(self._on_workers)
             self._step(inputs.TimePassed())
@@ -313,12 +319,28 @@ class Supervisor:
             loop.guarded(self._processes.tidy)
         self._clients.flush()
         loop.guarded(self._deliveries.advance)
-        self._metrics.lag.add(loop.clock() - began)
+        self._metrics.lag.add(time.monotonic() - began)
         if self._service.wanted:
             loop.guarded(self._report_to_service_manager)
 
     def _step(self, event: inputs.Input) -> None:
-        self._do(self._machine.step(event, self._loop.clock()))
+        running = self._loop.running
+        now = running.turn()
+        if running.stood_still and not isinstance(event, inputs.WorkerSaid | inputs.WorkerGarbled):
+            self._catch_up()
+            now = running.turn()
+        self._do(self._machine.step(event, now, time.time()))
+
+    def _catch_up(self) -> None:
+        """The loop runs again after a standstill: workers are heard before the time has passed for their jobs."""
+        running = self._loop.running
+        seconds = running.take_standstill()
+        if seconds >= STANDSTILL_S:
+            # ZeroMQ's thread stood still as well, and has what they said in a moment.
+            self._workers.socket.poll(_LAST_WORDS_MS)
+        self._loop.guarded(self._on_workers)
+        self._service.stood_still()
+        self._do(self._machine.step(inputs.StoodStill(seconds), running.turn(), time.time()))
 
     def _do(self, todo: list[effects.Effect]) -> None:
         """Carry out effects in their order. An exception in one loses no other, and the core hears of it."""
@@ -372,7 +394,11 @@ class Supervisor:
         self._loop.guarded(self._background.collect)
         self._loop.guarded(self._deliveries.collect)
         self._loop.guarded(self._surroundings.collect)
-        for event in (*self._sampler.collect(), *self._journal.collect()):
+        for sampled in self._sampler.collect():
+            # On the core's clock: what is as old as this may have been longer ago, where the loop stood still.
+            sampled.at += self._loop.clock() - time.monotonic()
+            self._step(sampled)
+        for event in self._journal.collect():
             self._step(event)
         # Last: a failure here must not delay the others.
         for event in self._metrics.collect():

@@ -196,8 +196,12 @@ def _bar(waiting: int, total: int) -> str:
     return f"{'█' * max(1, round(share * _BAR)):<{_BAR}} {percent}"
 
 
+def _waited_s(job: Row) -> float:
+    """The daemon's own figure; an earlier daemon has none, and its clock, or this machine's, may have been set."""
+    return float(job["waited_s"] if "waited_s" in job else max(0.0, time.time() - job["created"]))
+
+
 def _job_columns(jobs: Sequence[Row], width: int | None, *, paused: bool) -> list[Column]:
-    now = time.time()
     deadlines = [age(job.get("deadline_in_s")) for job in jobs]
     user, client = who(jobs, width, rank=8)
     return [
@@ -207,7 +211,7 @@ def _job_columns(jobs: Sequence[Row], width: int | None, *, paused: bool) -> lis
         user,
         client,
         Column("text", [_number(job, "text_length") for job in jobs], rank=5, right=True),
-        Column("since", [age(now - job["created"]) for job in jobs], rank=4, right=True),
+        Column("since", [age(_waited_s(job)) for job in jobs], rank=4, right=True),
         Column("due in", deadlines, rank=6, right=True, styles=["" if d == "-" else "yellow" for d in deadlines]),
         Column("durable", ["yes" if job.get("durable") else "" for job in jobs], rank=7),
         Column("job", [humanise("", job.get("job")) for job in jobs], rank=1),

@@ -105,6 +105,8 @@ RANGES: dict[str, Range] = {
     "limits.recording_max_s": Range(0.01, _HOUR_S),
     "limits.send_buffer_mib": Range(1, _HOST_MIB),
     "limits.max_connections": Range(1, _JOBS),
+    "limits.outputs_mib": Range(0, _DISK_MIB),
+    "limits.disk_reserve_mib": Range(0, _DISK_MIB),
     "audio.sample_rate": Range(MIN_SAMPLE_RATE, MAX_SAMPLE_RATE),
     "alerts.gpu_memory_share": Range(0.01, 1),
     "alerts.response_s": Range(0.1, _DAY_S),

@@ -37,13 +37,18 @@ _LEVELS: dict[LogLevel, int] = {"debug": 10, "info": 20, "warning": 30, "error":
 
 
 class Context:
-    """The clock stands still within a step: ``now`` is the argument of the step."""
+    """The clocks stand still within a step: ``now`` and ``wall`` are arguments of the step.
+
+    ``now`` counts the seconds in which the daemon was running. Every time in the core is of this clock, and times leave
+    the core as spans. ``wall`` is the date, in seconds since 1970: anyone may set it, so it is shown and never
+    reckoned with.
+    """
 
     def __init__(self, settings: Settings, now: float, wall: float, seed: int) -> None:
         self.settings = settings
         self.now = now
+        self.wall = wall
         self.started_at = now
-        self._wall_offset = wall - now
         self.timers = Timers()
         self.counters = Counters()
         self.random = random.Random(seed)
@@ -56,11 +61,6 @@ class Context:
         #: Whether the events socket has a subscriber; without one nothing is published.
         self.watched = False
         self.level: int = _LEVELS[settings.daemon.log_level]
-
-    @property
-    def wall(self) -> float:
-        """Seconds since 1970, UTC."""
-        return self.now + self._wall_offset
 
     def guarded(self, act: Callable[..., object], *arguments: Any) -> bool:
         """Call a part of a step; returns False if it raised an exception, which is reported as an internal error.

@@ -140,15 +140,15 @@ class JournalStart(Struct):
 class JournalEnd(Struct):
     """Note how a durable job ended, and hand back JournalEnded when that is on disk.
 
-    The row and the file ``result`` are kept until ``expires_at`` (seconds since 1970); of all results together at most
-    ``keep_bytes`` are, and the oldest files go first.
+    The row and the file ``result`` are kept for ``keep_s`` seconds; of all results together at most ``keep_bytes`` are,
+    and the oldest files go first.
     """
 
     job: str
     state: JobState
     event: Done | Error
     result: str
-    expires_at: float
+    keep_s: float
     keep_bytes: int
     #: Bytes that results leave free on the disk, so that the next one finds room: as many as it brings go then.
     keep_free: int = 0

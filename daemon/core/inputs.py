@@ -258,7 +258,7 @@ class StoredVoice(Struct, frozen=True):
 
 
 class JournalRow(Struct, kw_only=True):
-    """A durable job as the journal keeps it. Times are seconds since 1970, UTC.
+    """A durable job as the journal keeps it. Its times are spans, as of when the row is handed over.
 
     ``client`` and ``user`` are those of :class:`Client`. ``attempts`` counts those that were begun, one that the end of
     a daemon broke off included. ``event`` is the last event of a job that has ended, ``result`` the path of the file
@@ -272,8 +272,10 @@ class JournalRow(Struct, kw_only=True):
     content: str
     format: AudioFormat
     sample_rate: int | None
+    #: Seconds since 1970, to be shown.
     created: float
-    deadline_at: float | None = None
+    age_s: float = 0.0
+    deadline_in_s: float | None = None
     attempts: int = 0
     recording: bytes | memoryview | None = None
     state: JobState = "waiting"
@@ -358,6 +360,12 @@ class EffectFailed(Struct):
     problem: str
 
 
+class StoodStill(Struct):
+    """The daemon did not run for ``seconds``, of which ``now`` says nothing: suspended, stopped, frozen, or starved."""
+
+    seconds: float
+
+
 class TimePassed(Struct):
     """A timer may be due."""
 
@@ -366,5 +374,5 @@ Input = (
     Requested | Controlled | ConnectionClosed | ConnectionOverrun | Spawned | SpawnFailed | WorkerSaid
     | WorkerGarbled | ProcessEnded | Sampled | MetricsServed | StopAsked | SettingsRead | VoiceStored
     | JournalChanged | JournalAdded | JournalEnded | JournalFound | JournalRemoved | StoredLost | SurroundingsSeen
-    | OutputsMeasured | ConnectionsCrowded | EffectFailed | TimePassed
+    | OutputsMeasured | ConnectionsCrowded | EffectFailed | StoodStill | TimePassed
 )  # fmt: skip

@@ -21,7 +21,7 @@ from .metric_types import Family
 from .monitoring.alert_evaluator import AlertEvaluator
 from .monitoring.metrics import CoreMetrics
 from .monitoring.problems import Problems
-from .scheduling.deadlines import on_deadline
+from .scheduling.deadlines import age, on_deadline
 from .scheduling.scheduler import Scheduler
 from .settings import Settings
 from .state import Installation, State
@@ -38,6 +38,16 @@ _OF_JOBS |= {wire.Finished, wire.Failed, wire.Suspended}
 _OPERATOR = inputs.Client("operator", "operator", operator=True)
 #: Passes of one reconcile; two are common, and a bug must not make it endless.
 _MOST_PASSES = 10
+#: A wall clock that moves this far between two steps, in seconds, was set; less is the ordinary work of a time service.
+SET_S = 60.0
+#: For how long an alert says that the wall clock was set.
+_CLOCK_ALERT_S = 3_600.0
+#: A standstill from this length on has a line in the log.
+_WORTH_A_LINE_S = 5.0
+_STOOD_STILL = (
+    "the machine was suspended, or the daemon was stopped or frozen or got no processor; workers get the time back, "
+    "deadlines of jobs went on"
+)
 #: Seconds until a timer is due again whose handler raised an exception.
 _AGAIN_S = 1.0
 
@@ -75,6 +85,8 @@ class Machine:
             lifecycle=self.lifecycle,
             handle=self._on_input,
         )
+        #: The date less the core's clock, as of the last step.
+        self._ahead_s = wall - now
         self._inputs = self._input_handlers()
         self._requests = self._request_handlers()
         self._controls = self._control_handlers()
@@ -109,6 +121,7 @@ class Machine:
             inputs.OutputsMeasured: self.scheduler.output_shares.on_measured,
             inputs.ConnectionsCrowded: lambda e: self.state.alerts.set("connections", e.problem),
             inputs.EffectFailed: self._recovery.on_effect_failed,
+            inputs.StoodStill: self._on_stood_still,
             inputs.TimePassed: lambda _: None,
         }
 
@@ -181,6 +194,7 @@ class Machine:
             "late": lambda _: completion.wait_no_more(),
             "reach": lambda _: self._surroundings.on_late(),
             "disk": lambda _: scheduler.durable_jobs.on_try_disk(),
+            "clock": lambda _: self.state.alerts.set("clock", ""),
             "recover": lambda _: None,  # the step recovers, as the recovery before has failed
         }
 
@@ -233,24 +247,30 @@ class Machine:
         self._reconcile()
         return self._context.effects
 
-    def step(self, event: inputs.Input, now: float) -> list[Effect]:
+    def step(self, event: inputs.Input, now: float, wall: float) -> list[Effect]:
         """Handle an input.
 
         Args:
             event: What happened.
-            now: Seconds on a clock that never goes back; a smaller value than before counts as the one before.
+            now: Seconds in which the daemon was running; a smaller value than before counts as the one before.
+            wall: The date, in seconds since 1970.
 
         Returns:
             The effects, to be carried out in their order. An exception is one of them, and loses no other.
         """
         context = self._context
         context.now = max(now, context.now)
+        context.wall = wall
         context.effects = []
         kind = type(event.message) if isinstance(event, inputs.WorkerSaid) else type(event)
         context.jobs_dirty = kind not in _QUIET
         context.workers_dirty = context.jobs_dirty and kind not in _OF_JOBS
         if not context.guarded(self._on_input, event):
             context.guarded(self._recovery.on_input_failed, event)
+        ahead_s = wall - context.now
+        if not -SET_S < ahead_s - self._ahead_s < SET_S:
+            context.guarded(self._on_clock_moved, event, ahead_s - self._ahead_s)
+        self._ahead_s = ahead_s
         while (timer := context.timers.pop_due(context.now)) is not None:
             self._on_timer(timer)
             context.jobs_dirty = context.workers_dirty = True
@@ -324,9 +344,38 @@ class Machine:
         if worker is not None:
             self.scheduler.worker_messages.violation(worker, event.what)
 
+    # --- time
+
+    def _on_stood_still(self, event: inputs.StoodStill) -> None:
+        """Workers get the time back by a clock that did not count it; for jobs and clients it has passed."""
+        age(self.state, event.seconds)
+        self.scheduler.admission.age(event.seconds)
+        if event.seconds >= _WORTH_A_LINE_S:
+            self._context.log("warning", "daemon stood still", for_s=round(event.seconds, 3), means=_STOOD_STILL)
+
+    def _on_clock_moved(self, event: inputs.Input, by_s: float) -> None:
+        """The wall clock and the core's own went apart: it was set, or the daemon stood still meanwhile."""
+        if isinstance(event, inputs.StoodStill):
+            by_s -= event.seconds
+        if abs(by_s) >= SET_S:
+            self._context.log("warning", "the machine's clock was set", by_s=round(by_s, 3))
+            self.state.alerts.set("clock", clock_was_set(by_s))
+            self._context.timers.set(("clock", ""), self._context.now + _CLOCK_ALERT_S)
+
     def _on_sampled(self, event: inputs.Sampled) -> None:
         self.state.gpus.on_sampled(event, self.state.pool)
         self.state.recycler.on_sampled()
         self.state.autoscaler.on_sampled()
         publish_memory(self.state.pool, self._context)
         self._context.stir()
+
+
+def clock_was_set(by_s: float) -> str:
+    """The alert for a wall clock that was set."""
+    days, seconds = divmod(round(abs(by_s)), 86_400)
+    hours, seconds = divmod(seconds, 3_600)
+    span = f"{days} d {hours} h" if days else f"{hours} h {seconds // 60} min" if hours else f"{seconds} s"
+    return (
+        f"the machine's clock was set {'forward' if by_s > 0 else 'back'} by {span} while the daemon ran: deadlines "
+        "and the age of results and keys do not follow it, and nothing is removed because of it"
+    )

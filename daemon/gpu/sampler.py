@@ -21,6 +21,8 @@ from .nvml import NvmlReader
 
 #: The least time between two samples on request.
 _APART_S = 0.02
+#: A wait that ends this much too late, in seconds, was no wait: this process stood still.
+_LATE_S = 0.2
 #: How long close() waits for the sample in progress, which without NVML takes a millisecond.
 _CLOSE_S = 1.0
 #: Indexes behind the name in /proc/PID/stat, where proc(5) counts from 3.
@@ -209,10 +211,14 @@ class _NvmlThread:
                         thread.start()
                         self._thread = thread
                 self._lock.notify_all()
+                looked = False
                 while self._began is not None and not self._closed:
                     left_s = now + self._bound_s - self._clock()
                     if left_s <= 0:
-                        break
+                        if looked or left_s > -_LATE_S:
+                            break
+                        # This process stood still, and NVML's thread with it, which has its answer in a moment.
+                        looked, left_s = True, _LATE_S
                     self._lock.wait(left_s)
             if self._began is None:
                 return self._known

@@ -126,6 +126,11 @@ class ServiceManager:
         else:
             self._status_is_old = True
 
+    def stood_still(self) -> None:
+        """The loop runs again after a standstill, in which the watchdog was not fed."""
+        if self.watches:
+            self._send("WATCHDOG=1")
+
     def close(self) -> None:
         if self._socket is not None:
             self._socket.close()

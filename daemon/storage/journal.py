@@ -21,6 +21,7 @@ from ..core import effects, inputs
 from ..core.shares import SharedRows
 from .problems import message
 from .store import MAX_BARE, MAX_ENDED, Store
+from .timeline import Timeline
 from .writer import Writer, found
 
 #: An add that waits counts as so many bytes beside its own: no more of them wait than the limit of their number.
@@ -53,7 +54,7 @@ class Journal:
         wakeup_fd: int,
         *,
         on_warning: Callable[[str], None],
-        wall: Callable[[], float] = time.time,
+        timeline: Timeline | None = None,
         max_queued: int = 4_096,
         max_queued_bytes: int = 64 << 20,
         busy_s: float = 2.0,
@@ -63,7 +64,7 @@ class Journal:
         Args:
             wakeup_fd: written to when there are answers to collect.
             on_warning: takes a line for the log; called in the loop.
-            wall: the time in seconds since 1970.
+            timeline: the time by which everything is dated and judged.
             max_queued: adds, and look-ups, that may wait for the disk.
             max_queued_bytes: texts and recordings of the adds that may wait.
             busy_s: how long to wait for another process's lock.
@@ -72,8 +73,8 @@ class Journal:
         self._wakeup_fd = wakeup_fd
         self._on_warning = on_warning
         self._max_queued, self._max_queued_bytes = max_queued, max_queued_bytes
-        self._store = Store(folder, busy_s)
-        self._writer = Writer(self._store, wall, retry_s)
+        self._store = Store(folder, busy_s, timeline)
+        self._writer = Writer(self._store, retry_s)
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         #: Set once it is known whether the journal can be used.
         self._decided = threading.Event()

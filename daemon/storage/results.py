@@ -29,8 +29,8 @@ def read_result(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         return read_file(path, max_bytes)
     except FileNotFoundError:
         raise ResultLostError(
-            f"the result {name} is gone: it was removed early, when your results took the most of [queue] "
-            "keep_durable_mib, or by hand; send the job again"
+            f"the result {name} is gone: it was kept for [queue] keep_durable_s, was removed early when your results "
+            "took the most of keep_durable_mib, or was removed by hand; send the job again"
         ) from None
     except OSError as error:
         raise ResultLostError(

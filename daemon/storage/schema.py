@@ -64,6 +64,16 @@ _STEPS: tuple[tuple[str, ...], ...] = (
         f"CREATE INDEX jobs_kept ON jobs (client, expires_at) WHERE {KEPT}",
         f"CREATE INDEX jobs_results_of ON jobs (client, expires_at, seq, result_bytes) WHERE {WITH_RESULT}",
     ),
+    (
+        # One row: a moment by the clocks of timeline.py, by whose time all columns are dated.
+        """CREATE TABLE clock (
+            id INTEGER PRIMARY KEY CHECK (id = 1),
+            boot TEXT NOT NULL,
+            boot_s REAL NOT NULL,
+            wall REAL NOT NULL,
+            time REAL NOT NULL
+        )""",
+    ),
 )
 VERSION = len(_STEPS)
 

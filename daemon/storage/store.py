@@ -25,11 +25,15 @@ from ..core.shares import Shares
 from . import schema
 from .problems import JournalError, is_damage, message, printable
 from .results import Results
+from .timeline import Mark, Timeline
 
 #: The most ended jobs that are remembered: those with a result or a key, and those without.
 MAX_ENDED, MAX_BARE = 75_000, 25_000
 #: The request of an ended job is cut if it has more bytes: to this many characters of its text.
 _LARGE_REQUEST, _SHORT = 1_000, 200
+#: How often the timeline is noted, in seconds, in transactions that are written anyway.
+_MARK_EVERY_S = 60.0
+_NEVER = float("-inf")
 #: Free pages that the file keeps for later rows, and how many of the others are returned to the disk at a time.
 _FREE_PAGES_KEPT, _FREE_PAGES_GIVEN_BACK = 4_096, 512
 
@@ -73,7 +77,7 @@ class Store:
     :meth:`open`, :meth:`close` and :meth:`find` belong into a :meth:`transaction`.
     """
 
-    def __init__(self, folder: Path, busy_s: float = 2.0) -> None:
+    def __init__(self, folder: Path, busy_s: float = 2.0, timeline: Timeline | None = None) -> None:
         self.file = folder / "journal.db"
         #: The file's path, for messages.
         self.shown = printable(self.file)
@@ -83,6 +87,9 @@ class Store:
         #: Rows and results that were removed early by this transaction or the last.
         self.removed: list[JournalRemoved] = []
         self._undo: list[tuple[Shares, str, int]] = []
+        self.timeline = timeline or Timeline()
+        #: When the timeline was last noted, by itself; None before it was opened.
+        self._marked_at: float | None = None
         #: The number of jobs, ended ones included.
         self.rows = 0
         #: Jobs that have not ended and are not in the file that has replaced the journal.
@@ -133,6 +140,9 @@ class Store:
                 )
             )
             (self.rows,) = connection.execute("SELECT count(*) FROM jobs").fetchone()
+            if self._marked_at is None:
+                self.timeline.open(_mark(connection))
+                self._marked_at = _NEVER
         except BaseException:
             connection.close()
             raise
@@ -183,7 +193,7 @@ class Store:
             if not self.file.is_file():
                 raise IsADirectoryError(errno.EISDIR, "something that is no file is in its place", str(self.file))
             with contextlib.suppress(sqlite3.Error):
-                self.rescued, _ = self.unfinished(0.0)
+                self.rescued, _ = self.unfinished()
             self.close()
             raise self._replaced()
         if removed:
@@ -258,9 +268,13 @@ class Store:
         key = None if row.request.key is UNSET else row.request.key
         if key is not None and (known := self._with_key(row, key)) is not None:
             return known
+        now = self.timeline.now()
+        # One that comes from another file of the journal has an age, and its date may be of another clock.
+        created = now - row.age_s if row.age_s else self.timeline.of_date(row.created)
+        deadline_at = None if row.deadline_in_s is None else now + row.deadline_in_s
         values = (
             *(row.job, row.client, row.user, key, encode(row.request), row.content, row.text_length),
-            *(row.format, row.sample_rate, row.created, row.deadline_at, row.attempts, row.state),
+            *(row.format, row.sample_rate, created, deadline_at, row.attempts, row.state),
         )
         try:
             cursor = self._sql.execute(
@@ -283,7 +297,7 @@ class Store:
         if found is None:
             return None
         seq, job, content, created, result, expires_at = found
-        if row.created - created < KEY_HOLDS_S:
+        if self.timeline.sure() - created < KEY_HOLDS_S:
             return job, content
         if expires_at is not None and not result:
             self._count(self.kept, row.client, -1)
@@ -298,7 +312,7 @@ class Store:
     def end(self, end: JournalEnd) -> bool:
         """Note how a job ended, unless an end is noted; returns False if there is no such job."""
         result, size = self.results.measured(end.result)
-        values = (end.state, _encoded(end), result, size, end.expires_at, end.job)
+        values = (end.state, _encoded(end), result, size, self.timeline.now() + end.keep_s, end.job)
         found = self._sql.execute(
             "UPDATE jobs SET state = ?, event = ?, result = ?, result_bytes = ?, expires_at = ?"
             " WHERE job = ? AND expires_at IS NULL",
@@ -330,6 +344,18 @@ class Store:
             self._sql.execute("DELETE FROM recordings WHERE seq = (SELECT seq FROM jobs WHERE job = ?)", (job,))
             self.rows -= self._sql.execute("DELETE FROM jobs WHERE job = ? AND expires_at IS NULL", (job,)).rowcount
 
+    def note_time(self) -> None:
+        """Note where a later daemon goes on with the timeline: now and then, and when the wall clock was set."""
+        assert self._marked_at is not None
+        if (self.timeline.look() or self.timeline.now() - self._marked_at >= _MARK_EVERY_S) and (
+            mark := self.timeline.mark()
+        ):
+            self._sql.execute(
+                "INSERT OR REPLACE INTO clock (id, boot, boot_s, wall, time) VALUES (1, ?, ?, ?, ?)",
+                (mark.boot, mark.boot_s, mark.wall, mark.time),
+            )
+            self._marked_at = mark.time
+
     def add_rescued(self) -> None:
         """Add the jobs of a replaced journal that have not ended."""
         for row in self.rescued:
@@ -341,8 +367,9 @@ class Store:
         """Make this transaction write to the disk, which proves that the disk can be written to."""
         self._sql.execute(f"PRAGMA user_version = {schema.VERSION}")
 
-    def unfinished(self, expires_at: float) -> tuple[list[JournalRow], list[str]]:
+    def unfinished(self) -> tuple[list[JournalRow], list[str]]:
         """The jobs that have not ended, the oldest first; rows that can't be read are ended, each with a message."""
+        expires_at = self.timeline.now() + KEY_HOLDS_S
         rows, problems = [], []
         query = f"SELECT seq, data, {_COLUMNS} FROM jobs LEFT JOIN recordings USING (seq) WHERE expires_at IS NULL"
         for seq, recording, *columns in self._sql.execute(f"{query} ORDER BY seq").fetchall():
@@ -481,15 +508,28 @@ class Store:
         try:
             values = dict(zip(_COLUMNS.split(", "), columns, strict=True))
             request, event = values.pop("request"), values.pop("event")
-            noted = msgspec.convert(values, _Noted)
-            noted.result = self.results.path(noted.result)
+            noted = msgspec.structs.asdict(msgspec.convert(values, _Noted))
+            now, created, deadline_at = self.timeline.now(), noted.pop("created"), noted.pop("deadline_at")
+            noted["result"] = self.results.path(noted["result"])
             return JournalRow(
                 request=_requests.decode(request),
                 event=None if event is None else _events.decode(event),
-                **msgspec.structs.asdict(noted),
+                created=self.timeline.date(created),
+                age_s=max(0.0, now - created),
+                deadline_in_s=None if deadline_at is None else deadline_at - now,
+                **noted,
             )
         except (msgspec.MsgspecError, ValueError, TypeError) as error:
             raise UnreadableRowError(f"the journal's row of job {_text(columns[0])} can't be read: {error}") from None
+
+
+def _mark(connection: sqlite3.Connection) -> Mark | None:
+    """The moment that the last daemon has noted; without one, the acceptance of the newest job."""
+    found = connection.execute("SELECT boot, boot_s, wall, time FROM clock").fetchone()
+    if found is None:
+        (newest,) = connection.execute("SELECT max(created) FROM jobs").fetchone()
+        found = None if newest is None else ("", 0.0, newest, newest)
+    return None if found is None else Mark(*found)
 
 
 def _place(file: Path) -> tuple[int, int]:

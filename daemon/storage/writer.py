@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from glmtts.protocol.requests import KEY_HOLDS_S, Cancel, GetJob, Wait
+from glmtts.protocol.requests import Cancel, GetJob, Wait
 
 from ..core import effects, inputs
 from . import free_space
@@ -20,7 +20,7 @@ from .store import Store, UnreadableRowError
 _TIDY_AFTER_ENDS = 1_000
 #: The most expired jobs, and the most superfluous results, that one transaction removes.
 _TIDY_LIMIT = 64
-#: The longest pause between two looks at the wall clock, which may be set.
+#: The longest pause between two looks at the clock: the machine may be suspended meanwhile.
 _TIDY_PAUSE_S = 60.0
 #: A journal that fails after having worked this long is retried with the shortest pause.
 _STEADY_S = 30.0
@@ -33,8 +33,8 @@ class Writer:
     ``answers`` collects inputs for the core, ``warnings`` lines for the log.
     """
 
-    def __init__(self, store: Store, wall: Callable[[], float], retry_s: tuple[float, float]) -> None:
-        """``wall`` is the time in seconds since 1970; see :class:`.journal.Journal` for ``retry_s``."""
+    def __init__(self, store: Store, retry_s: tuple[float, float]) -> None:
+        """See :class:`.journal.Journal` for ``retry_s``."""
         self.answers: list[inputs.Input] = []
         self.warnings: list[str] = []
         #: Why the journal can't be used; ``""`` while it can be, None before it was opened.
@@ -42,7 +42,7 @@ class Writer:
         #: Transactions that reached the disk, the seconds that they took, and transactions that failed.
         self.writes, self.write_s, self.failures = 0, 0.0, 0
         self._store = store
-        self._wall = wall
+        self._timeline = store.timeline
         self._retry_s = retry_s
         self._retry_at = _NOW
         self._delay_s = retry_s[0]
@@ -57,6 +57,7 @@ class Writer:
         self._keep_bytes: int | None = None
         #: What a full disk leaves of that; None where there is room.
         self._disk_bytes: int | None = None
+        #: When something may have to be removed, on the journal's timeline.
         self._tidy_at = _NEVER
         self._ends_since_tidy = 0
 
@@ -71,7 +72,7 @@ class Writer:
             return self._retry_at - time.monotonic()
         if self._tidy_at == _NEVER:
             return None
-        return min(self._tidy_at - self._wall(), _TIDY_PAUSE_S)
+        return min(self._tidy_at - self._timeline.now(), _TIDY_PAUSE_S)
 
     def turn(
         self,
@@ -87,7 +88,7 @@ class Writer:
             self._heal()
         if self.problem != "" and time.monotonic() >= self._retry_at:
             self._recover()
-        if self.problem == "" and (adds or self._starts or self._ends or self._tidy_at <= self._wall()):
+        if self.problem == "" and (adds or self._starts or self._ends or self._tidy_at <= self._timeline.now()):
             self._write(adds)
         else:
             self._refuse(adds)
@@ -116,6 +117,7 @@ class Writer:
                 answers = [self._add(effect.row) for effect in adds]
                 unknown = self._write_pending()
                 useless = self._tidy()
+                self._store.note_time()
         except Exception as error:
             self._uncertain.update(effect.row.job for effect in adds)
             self._fail(error)
@@ -155,8 +157,9 @@ class Writer:
                 self._store.forget(self._uncertain)
                 self._store.add_rescued()
                 if not self._handed_over:
-                    rows, damaged = self._store.unfinished(self._wall() + KEY_HOLDS_S)
+                    rows, damaged = self._store.unfinished()
                 unknown = self._write_pending()
+                self._store.note_time()
             if not self._handed_over:
                 self._sweep(rows)
         except Exception as error:
@@ -168,7 +171,8 @@ class Writer:
         self.problem = ""
         self._working_since = time.monotonic()
         self._tidy_at = _NOW
-        self.warnings += damaged
+        self.warnings += damaged + self._timeline.notes
+        self._timeline.notes = []
         self.answers.append(inputs.JournalChanged("", rows))
         self._written(unknown)
 
@@ -209,7 +213,7 @@ class Writer:
             if not self._store.end(end):
                 unknown.append(job)
             self._keep_bytes, keep_free = end.keep_bytes, end.keep_free
-            self._tidy_at = min(self._tidy_at, end.expires_at)
+            self._tidy_at = min(self._tidy_at, self._timeline.now() + end.keep_s)
         self._ends_since_tidy += len(self._ends)
         if (added := self._store.result_bytes - before) > 0 and keep_free:
             self._look_at_disk(added, keep_free)
@@ -248,10 +252,11 @@ class Writer:
 
     def _tidy(self) -> list[str]:
         """Remove a bounded number of expired rows and old results; returns the notes of the files to remove."""
-        if self._tidy_at > self._wall():
+        now = self._timeline.now()
+        if self._tidy_at > now:
             return []
         self._ends_since_tidy = 0
-        useless, more = self._store.expire(self._wall(), _TIDY_LIMIT)
+        useless, more = self._store.expire(self._timeline.sure(), _TIDY_LIMIT)
         if (keep := self._keep) is not None:
             dropped, still_more = self._store.shrink(keep, _TIDY_LIMIT)
             useless += dropped
@@ -259,6 +264,8 @@ class Writer:
             if not still_more:
                 self._disk_bytes = None
         following = self._store.next_expiry()
+        if following is not None and not self._timeline.settled:
+            following = max(following, now + self._timeline.settles_in_s)
         self._tidy_at = _NOW if more else _NEVER if following is None else following
         return useless
 

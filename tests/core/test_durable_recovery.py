@@ -123,6 +123,7 @@ def row(number: int = 1, **keys: Any) -> inputs.JournalRow:
     defaults: dict[str, Any] = {"client": "uid:1001", "user": "alice", "content": f"c{number}"}
     keys = defaults | keys
     keys.setdefault("created", 1.7e9 - 1_000.0 + number)
+    keys.setdefault("age_s", 1_000.0 - number)
     return inputs.JournalRow(job=f"a-{number}", request=request, format="wav", sample_rate=None, **keys)
 
 
@@ -162,9 +163,7 @@ def test_the_end_of_a_daemon_costs_a_job_no_attempt_until_it_may_be_what_ends_it
 
 
 def test_a_deadline_goes_on_while_no_daemon_runs(make_world: MakeWorld) -> None:
-    world = recovered(
-        make_world, row(1, deadline_at=1.7e9 - 1.0), row(2, deadline_at=1.7e9 + 5.0), row(3, deadline_at=1.7e9 + 50.0)
-    )
+    world = recovered(make_world, row(1, deadline_in_s=-1.0), row(2, deadline_in_s=5.0), row(3, deadline_in_s=50.0))
     assert "while the daemon was down" in world.ends["a-1"].event.message
     world.pass_time(5.1)
     assert world.ends["a-2"].event.code == "deadline_exceeded"

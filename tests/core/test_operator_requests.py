@@ -36,10 +36,10 @@ def test_a_pause_is_written_down_and_the_next_daemon_begins_with_it(world: World
     )
     assert (next_one.lifecycle.name, next_one.lifecycle.paused_since) == ("paused", since)
     for end in (control.Resume, control.Drain):
-        todo = next_one.step(inputs.Controlled(OPERATOR, end(id="r", v=1)), 2.0)
+        todo = next_one.step(inputs.Controlled(OPERATOR, end(id="r", v=1)), 2.0, since + 2.0)
         assert effects.KeepPause(None) in todo
-        next_one.step(inputs.Controlled(OPERATOR, control.Resume(id="r", v=1)), 2.5)
-        next_one.step(inputs.Controlled(OPERATOR, control.Pause(id="r", v=1)), 3.0)
+        next_one.step(inputs.Controlled(OPERATOR, control.Resume(id="r", v=1)), 2.5, since + 2.5)
+        next_one.step(inputs.Controlled(OPERATOR, control.Pause(id="r", v=1)), 3.0, since + 3.0)
 
 
 @pytest.mark.parametrize("state", ["ready", "paused", "draining", "no worker"])

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from glmtts.daemon.core import effects, inputs
 from glmtts.daemon.storage.journal import Journal
+from glmtts.daemon.storage.timeline import Timeline
 from glmtts.protocol.events import Done
 from glmtts.protocol.requests import GetJob, Synthesize
 
@@ -57,9 +58,14 @@ def done(job: str) -> Done:
 
 
 def end(
-    job: str, *, result: str = "", expires_at: float = 1e9 + DAY_S, keep_bytes: int = 1 << 40, keep_free: int = 0
+    job: str, *, result: str = "", keep_s: float = DAY_S, keep_bytes: int = 1 << 40, keep_free: int = 0
 ) -> effects.JournalEnd:
-    return effects.JournalEnd(job, "done", done(job), result, expires_at, keep_bytes, keep_free)
+    return effects.JournalEnd(job, "done", done(job), result, keep_s, keep_bytes, keep_free)
+
+
+def steady(now: Callable[[], float]) -> Timeline:
+    """One on which seconds pass as ``now`` says, and whose wall clock is right."""
+    return Timeline(now, now, lambda: "this boot")
 
 
 class Rig:
@@ -71,6 +77,7 @@ class Rig:
         *,
         now: float = 1e9,
         wall: Callable[[], float] | None = None,
+        timeline: Timeline | None = None,
         retry_s: tuple[float, float] = (0.02, 0.1),
         **limits: Any,
     ) -> None:
@@ -84,7 +91,7 @@ class Rig:
             folder,
             self._write,
             on_warning=self.warnings.append,
-            wall=wall or (lambda: self.now),
+            timeline=timeline or steady(wall or (lambda: self.now)),
             retry_s=retry_s,
             **limits,
         )

@@ -86,7 +86,7 @@ def test_a_kernel_without_it_leaves_the_process_as_it_is(tmp_path: Path, monkeyp
 def test_the_decoder_of_recordings_is_confined(tmp_path: Path) -> None:
     with wave.open(str(tmp_path / "a.wav"), "wb") as file:
         file.setparams((1, 2, 16_000, 0, "NONE", ""))
-        file.writeframes(b"\1\7" * 32_000)
+        file.writeframes(b"\1\7\xff\xf8" * 16_000)
     program = (
         "from glmtts.daemon.storage import recordings\n"
         "status = recordings.main([])\n"

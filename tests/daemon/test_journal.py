@@ -23,12 +23,12 @@ from glmtts.protocol.codec import encode_map
 from glmtts.protocol.events import Error
 from glmtts.protocol.requests import Cancel, ListJobs, Wait
 
-from .journal_rig import DAY_S, TO, Rig, done, end, row
+from .journal_rig import DAY_S, TO, Rig, done, end, row, steady
 
 
 def test_a_job_of_the_daemon_before_is_handed_over_whole_and_once(tmp_path: Path) -> None:
     jobs = [
-        row("a-1", key="k", options={"rate": 120}, deadline_at=2e9),
+        row("a-1", key="k", options={"rate": 120}, deadline_in_s=1e9),
         row("a-2", recording=memoryview(b"RIFF" * 1000), client="uid:1/bea", created=1e9 + 1),
         row("a-3"),
     ]
@@ -38,7 +38,8 @@ def test_a_job_of_the_daemon_before_is_handed_over_whole_and_once(tmp_path: Path
         rig.journal.start(effects.JournalStart("a-2", 1))
         assert rig.end("a-3") == inputs.JournalEnded("a-3")
     jobs[1].attempts, jobs[1].recording = 1, b"RIFF" * 1000
-    with Rig(tmp_path / "state") as rig:
+    jobs[0].age_s, jobs[1].age_s, jobs[0].deadline_in_s = 90.0, 89.0, 1e9 - 90
+    with Rig(tmp_path / "state", now=1e9 + 90) as rig:
         assert rig.opened == inputs.JournalChanged("", jobs[:2])
         assert rig.seen == [] and rig.warnings == []
 
@@ -67,11 +68,14 @@ def test_the_same_key_is_the_same_job_for_24_hours(tmp_path: Path) -> None:
     with Rig(tmp_path) as rig:
         assert rig.add(row("a-1", key="k")).known is None
         assert rig.add(row("a-3", key="k", client="uid:2")).known is None
-        assert rig.end("a-1", expires_at=1e9 + 9 * DAY_S).problem == ""
+        assert rig.end("a-1", keep_s=9 * DAY_S).problem == ""
     with Rig(tmp_path) as rig:
-        assert rig.add(row("b-1", key="k", created=1e9 + DAY_S - 1)).known == ("a-1", "content of a-1")
-        assert rig.add(row("b-2", key="k", created=1e9 + DAY_S)).known is None
-        assert rig.add(row("b-3", key="k", created=1e9 + DAY_S + 1)).known == ("b-2", "content of b-2")
+        rig.now += DAY_S - 1
+        assert rig.add(row("b-1", key="k", created=rig.now)).known == ("a-1", "content of a-1")
+        rig.now += 1
+        assert rig.add(row("b-2", key="k", created=rig.now)).known is None
+        rig.now += 1
+        assert rig.add(row("b-3", key="k", created=rig.now)).known == ("b-2", "content of b-2")
         assert rig.found("a-1") is not None and rig.found("b-1") is None
 
 
@@ -226,7 +230,7 @@ def test_jobs_and_results_go_when_they_expire_and_not_before(tmp_path: Path) -> 
         for number, file in enumerate(files):
             file.write_bytes(b"speech")
             rig.journal.add(effects.JournalAdd(row(f"a-{number}")))
-            rig.journal.end(end(f"a-{number}", result=str(file), expires_at=1e9 + 10 + (number >= 150)))
+            rig.journal.end(end(f"a-{number}", result=str(file), keep_s=10 + (number >= 150)))
         for _ in files:
             assert rig.until(inputs.JournalEnded).problem == ""
         assert all(file.exists() for file in files)
@@ -243,7 +247,7 @@ def test_an_idle_journal_removes_what_expires_by_itself(tmp_path: Path) -> None:
         result = tmp_path / "results" / "a-1.wav"
         result.write_bytes(b"speech")
         rig.add(row("a-1", created=time.time()))
-        rig.end("a-1", result=str(result), expires_at=time.time() + 0.05)
+        rig.end("a-1", result=str(result), keep_s=0.05)
         deadline = time.monotonic() + 10
         while result.exists():
             assert time.monotonic() < deadline
@@ -252,13 +256,15 @@ def test_an_idle_journal_removes_what_expires_by_itself(tmp_path: Path) -> None:
 
 def test_an_idle_journal_wakes_for_the_clock_alone(tmp_path: Path) -> None:
     now = [1e9]
-    writer = Writer(Store(tmp_path), lambda: now[0], (0.02, 0.1))
+    writer = Writer(Store(tmp_path, timeline=steady(lambda: now[0])), (0.02, 0.1))
     writer.turn()
     assert writer.pause_s() is None
-    writer.turn([effects.JournalAdd(row("a-1"))], ends={"a-1": end("a-1", expires_at=1e9 + 7)})
+    writer.turn([effects.JournalAdd(row("a-1"))], ends={"a-1": end("a-1", keep_s=7)})
     assert writer.pause_s() == 7
-    now[0] -= 1_000
-    assert writer.pause_s() == 60, "the wall clock may be set"
+    writer.turn([effects.JournalAdd(row("a-2"))], ends={"a-2": end("a-2", keep_s=DAY_S)})
+    now[0] += 7
+    writer.turn()
+    assert writer.pause_s() == 60, "the machine may be suspended"
     writer.close()
 
 
@@ -268,7 +274,7 @@ def test_the_oldest_results_make_room_and_their_jobs_stay(tmp_path: Path) -> Non
             file = tmp_path / "results" / f"a-{number}.wav"
             file.write_bytes(b"x" * 100)
             rig.add(row(f"a-{number}"))
-            rig.end(f"a-{number}", result=str(file), expires_at=2e9 + number, keep_bytes=1_000)
+            rig.end(f"a-{number}", result=str(file), keep_s=DAY_S + number, keep_bytes=1_000)
         found = {number: rig.found(f"a-{number}") for number in (0, 89, 90, 99)}
         assert {file.name for file in (tmp_path / "results").iterdir()} == {f"a-{n}.wav" for n in range(90, 100)}
         assert [job.result != "" for job in found.values() if job] == [False, False, True, True]
@@ -294,7 +300,7 @@ def test_on_a_full_disk_a_client_s_results_make_room_for_new_ones_and_for_no_mor
         def keep(job: str, client: str) -> None:
             (results / job).write_bytes(b"x" * 100)
             rig.add(row(job, client=client))
-            rig.end(job, result=str(results / job), expires_at=2e9, keep_free=1_000)
+            rig.end(job, result=str(results / job), keep_s=1e9, keep_free=1_000)
             rig.found(job)  # the journal is done with it
 
         keep("b-1", "uid:2")
@@ -419,10 +425,10 @@ def test_rows_writes_and_size_are_known_without_a_look_at_the_disk(tmp_path: Pat
 def test_the_file_gives_room_back_after_a_rush_of_recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "_FREE_PAGES_KEPT", 64)
     now = [1e9]
-    writer = Writer(Store(tmp_path), lambda: now[0], (0.02, 0.1))
+    writer = Writer(Store(tmp_path, timeline=steady(lambda: now[0])), (0.02, 0.1))
     adds = [effects.JournalAdd(row(f"a-{number}", recording=bytes(200_000))) for number in range(20)]
     writer.turn()
-    writer.turn(adds, ends={add.row.job: end(add.row.job, expires_at=1e9 + 10) for add in adds})
+    writer.turn(adds, ends={add.row.job: end(add.row.job, keep_s=10) for add in adds})
     now[0] += 10
     while (pause_s := writer.pause_s()) is not None and pause_s <= 0:
         writer.turn()

@@ -35,7 +35,7 @@ def write_for_ever(number, out):
                 words.append(f"added {answer.job}")
                 rig.journal.start(effects.JournalStart(answer.job, 1))
                 if int(answer.job.split("-")[1]) % 2:
-                    rig.journal.end(end(answer.job, expires_at=2e9))
+                    rig.journal.end(end(answer.job, keep_s=1e9))
             else:
                 words.append(f"ended {answer.job}")
         if words:

@@ -14,7 +14,7 @@ from glmtts.daemon.storage.store import Store
 from glmtts.daemon.storage.writer import Writer
 from glmtts.protocol.requests import GetJob
 
-from .journal_rig import TO, Rig, end, row
+from .journal_rig import TO, Rig, end, row, steady
 
 NEIGHBOUR, HOSTILE = "uid:3", "uid:2"
 
@@ -30,7 +30,7 @@ class Disk:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.store = Store(folder)
+        self.store = Store(folder, timeline=steady(lambda: 1e9))
         self.store.open()
         self.removed: list[inputs.JournalRemoved] = []
         self._ends = 0
@@ -44,7 +44,7 @@ class Disk:
         self._ends += 1
         with self.store.transaction():
             assert self.store.add(row(job, client=client, **wishes)) is None
-            self.store.end(end(job, result="" if size is None else str(path), expires_at=2e9 + self._ends))
+            self.store.end(end(job, result="" if size is None else str(path), keep_s=1e9 + self._ends))
             if tidy:
                 self.store.expire(1e9, 64)
         self.removed += self.store.removed
@@ -122,7 +122,7 @@ def test_a_result_larger_than_all_room_costs_no_other_client_one(tmp_path: Path)
 
 @pytest.mark.usefixtures("small")
 def test_the_core_hears_who_has_lost_what_and_only_when_it_is_on_disk(tmp_path: Path) -> None:
-    writer = Writer(Store(tmp_path), lambda: 1e9, (0.02, 0.1))
+    writer = Writer(Store(tmp_path, timeline=steady(lambda: 1e9)), (0.02, 0.1))
     writer.turn()
     writer.turn([effects.JournalAdd(row("mine", client=NEIGHBOUR))], ends={"mine": end("mine")})
     jobs = [f"flood-{number}" for number in range(30)]

@@ -16,7 +16,7 @@ from glmtts.daemon.core.inputs import JournalRow
 from glmtts.daemon.storage.store import Store
 from glmtts.protocol.requests import KEY_HOLDS_S
 
-from .journal_rig import done, end, row
+from .journal_rig import done, end, row, steady
 
 JOBS = st.integers(0, 12).map("j-{}".format)
 KEYS = st.one_of(st.none(), st.sampled_from(["k", "l"]))
@@ -40,7 +40,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.sizes: dict[str, int] = {}
         self.keys: dict[tuple[str, str], JournalRow] = {}
         self.now = 1e9
-        self.store = Store(self.folder)
+        self.store = Store(self.folder, timeline=steady(lambda: self.now))
         self.store.open()
 
     def teardown(self) -> None:
@@ -95,7 +95,7 @@ class StoreMachine(RuleBasedStateMachine):
         ends = job in self.rows and job not in self.expires
         if ends and size is not None:
             path.write_bytes(bytes(size))
-        effect = end(job, result="" if size is None else str(path), expires_at=self.now + lives_s)
+        effect = end(job, result="" if size is None else str(path), keep_s=lives_s)
         try:
             with self.store.transaction():
                 found = self.store.end(effect)
@@ -182,7 +182,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.store.close(for_good=True)
-        self.store = Store(self.folder)
+        self.store = Store(self.folder, timeline=steady(lambda: self.now))
         self.store.open()
 
     def _kept(self, row: JournalRow) -> bool:
@@ -193,8 +193,10 @@ class StoreMachine(RuleBasedStateMachine):
         if not hasattr(self, "store"):
             return
         with self.store.transaction():
-            unfinished, problems = self.store.unfinished(0.0)
+            unfinished, problems = self.store.unfinished()
         assert problems == []
+        for there in self.rows.values():
+            there.age_s = self.now - there.created
         assert unfinished == [job for job in self.rows.values() if job.job not in self.expires]
         for number in range(13):
             found, model = self.store.find(f"j-{number}"), self.rows.get(f"j-{number}")

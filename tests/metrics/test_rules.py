@@ -108,6 +108,7 @@ CASES = [
         for name, of, summary in (
             ("unavailable", "", "a:9464 refuses speech: no worker can be started"),
             ("results", "", "a:9464 can't keep the results of durable jobs"),
+            ("clock", "", "the clock of a:9464 was set by more than a minute"),
             (
                 "connections",
                 "",

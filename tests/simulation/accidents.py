@@ -46,6 +46,7 @@ KINDS = (
     "crashes",  # of the daemon, and restarts of it
     "journal",  # times in which nothing can be written
     "bugs",  # exceptions in the core's handlers, and in the shell's effects
+    "clocks",  # the wall clock is set, and the daemon or a worker stands still
     "folders",  # the runtime folder is removed, or taken by another daemon
     "crowds",  # a client with very many jobs at once
 )
@@ -140,6 +141,8 @@ class Scene:
     daemon_ends: float = 0.0
     #: The chance that a step meets a bug, and that an effect does.
     bugs: float = 0.0
+    #: Whether clocks are set, and things stand still.
+    clocks: bool = False
     #: Everything is known, nothing interferes and the leak is slow: it has to be seen in time.
     leak_must_be_seen: bool = False
     #: There is always room for a spare, and nothing goes wrong: there is always a worker that serves.
@@ -268,6 +271,8 @@ def scene_of(rng: random.Random, without: frozenset[str]) -> Scene:
     scene.journal = rng.random() < 0.93
     scene.journal_fails = on("journal", 0.0 if calm else 0.4)
     scene.daemon_ends = rng.choice([5.0, 20.0, 60.0]) if on("crashes", 0.0 if calm else 0.5) else 0.0
+    # Drawn apart, so that the rest of a seed's circumstances does not depend on it.
+    scene.clocks = not calm and "clocks" not in without and random.Random(f"clocks {rss} {total} {load}").random() < 0.4
     scene.leak_must_be_seen = bool(calm and leaks_on)
     # There is a second place's worth of memory beside each, on the GPUs and on the host.
     scene.gapless = calm == "recycles"

@@ -13,6 +13,9 @@ from .rules import Rule, must
 if TYPE_CHECKING:
     from .world import World
 
+#: Seconds in which what was said during a standstill arrives.
+_JUST_S = 0.2
+
 
 class Aside:
     """Looks at every worker that has put a job aside."""
@@ -69,7 +72,10 @@ class Aside:
         workers = list(self._pool.workers.values())
         job = self._live.get(message.job)
         settings = self._context.settings.queue
-        if len(workers) != 1 or not settings.preempt or job is None or job.ending is not None or self._queue.paused:
+        # What it has spoken while the daemon stood still, it could not be kept from.
+        just_thawed = self._world.now - self._world.clocks.thawed_at < _JUST_S
+        paused = self._queue.paused or just_thawed
+        if len(workers) != 1 or not settings.preempt or job is None or job.ending is not None or paused:
             self._passed.clear()
             return
         worker = workers[0]

@@ -48,7 +48,7 @@ class Blame:
         worker = self._pool._by_incarnation.get(incarnation)
         if worker is None or worker.state not in (WorkerState.BUSY, WorkerState.DRAINING):
             return
-        now = self._world.now
+        now = self._world.clocks.core_now
         had = [self._live[id] for id in worker.jobs if id in self._live]
         # What had only lain ready in it is not to blame.
         for text in dict.fromkeys(
@@ -67,7 +67,7 @@ class Blame:
             return
         count, until = self._deaths.get(message.text, (0, 0.0))
         limit = self._context.settings.workers.restart.quarantine_after
-        refused = count >= limit and until > self._world.now + 1e-6
+        refused = count >= limit and until > self._world.clocks.core_now + 1e-6
         must(Rule.QUARANTINE, not refused, message.text, "has killed", count, "workers and is run again")
 
     def forgiven(self, job: str | None) -> None:

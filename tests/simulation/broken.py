@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from . import broken_clocks as clocks
 from . import broken_jobs as jobs
 from . import broken_queue as queue
 from . import broken_workers as workers
@@ -67,6 +68,14 @@ def _unlike(scene: Scene) -> bool:
     return scene.rush > 1 and classes.batch.weight > classes.interactive.weight and not queue.interactive_workers
 
 
+def _with_clocks(scene: Scene) -> bool:
+    return scene.clocks and not scene.bugs
+
+
+def _with_clocks_and_ends(scene: Scene) -> bool:
+    return scene.clocks and scene.journal and 0 < scene.daemon_ends <= 5
+
+
 def _with_bugs(scene: Scene) -> bool:
     return scene.bugs > 0.01
 
@@ -92,6 +101,10 @@ BROKEN = [
     BrokenCore(Rule.OUTPUT_ONCE, jobs.ended_jobs_spoken_again),
     BrokenCore(Rule.OUTPUT_ONCE, jobs.outputs_settled_too_early, shows_in=_violent),
     BrokenCore(Rule.OUTPUT_ONCE, jobs.output_of_another_attempt),
+    BrokenCore(Rule.OUTPUT_ONCE, clocks.results_are_dated_by_the_clock_of_the_start, shows_in=_with_clocks),
+    BrokenCore(Rule.ONE_END, clocks.deadlines_stand_still_with_the_daemon, shows_in=_with_clocks),
+    BrokenCore(Rule.ONE_END, clocks.deadlines_follow_the_wall_clock, shows_in=_with_clocks_and_ends),
+    BrokenCore(Rule.QUARANTINE, clocks.standstills_count_for_workers, shows_in=_with_clocks),
     BrokenCore(Rule.OWN_AUDIO, jobs.audio_of_another),
     BrokenCore(Rule.OWN_AUDIO, jobs.stream_to_whoever_waits),
     BrokenCore(Rule.OWN_AUDIO, jobs.results_for_everybody, shows_in=_with_ends),

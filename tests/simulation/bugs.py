@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from glmtts.daemon.core import effects
+from glmtts.daemon.core import effects, inputs
 from glmtts.daemon.core.context import INTERNAL_ERROR, Context
 from glmtts.daemon.core.machine import Machine
 
@@ -93,6 +93,8 @@ class Bugs:
         handlers: dict[Any, Callable[..., None]]
         for handlers in (machine._inputs, machine._timers):  # type: ignore[assignment]
             for key, handler in handlers.items():
+                if key is inputs.StoodStill:
+                    continue  # what time has passed for is looked at job by job
                 handlers[key] = self._around(handler)
 
     def _before(self, part: Callable[..., Any]) -> Callable[..., Any]:

@@ -132,6 +132,14 @@ class Clients:
             wrote = world.files.get(hearing.path)
             must(Rule.OUTPUT_ONCE, wrote == hearing.job, hearing, "was told of an output that", wrote, "wrote")
 
+    def had_to_wait(self) -> None:
+        """The daemon had stood still: what was due meanwhile is due now."""
+        now = self._world.now
+        for connection in self.connections.values():
+            for heard in connection.heard.values():
+                if isinstance(heard, Hearing) and heard.deadline_at is not None:
+                    heard.deadline_at = max(heard.deadline_at, now + (_DISK_S if heard.durable else 0.0))
+
     def report_overruns(self) -> None:
         """The shell says what it could not send."""
         while self._overruns:

@@ -53,7 +53,7 @@ class Fairness:
         #: Seconds that workers have worked for each.
         self._served: dict[_Flow, float] = {}
         self._windows: dict[tuple[_Flow, _Flow], _Window] = {}
-        self._now = world.now
+        self._now = world.clocks.core_now
         self._running: list[Any] = []
         #: How long the last jobs of each took, by their ids: it may be ahead by them.
         self._recent: dict[_Flow, dict[str, float]] = {}
@@ -70,7 +70,7 @@ class Fairness:
 
     def after(self) -> None:
         """After every step: time has passed for those that were running until now."""
-        now, served = self._world.now, self._served
+        now, served = self._world.clocks.core_now, self._served
         passed_s, self._now = now - self._now, now
         for job in self._running:
             long_s = max(job.account.cost_s, job.attempt.active_s(now), job.account.charged_s)

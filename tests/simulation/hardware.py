@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 from glmtts.daemon.core import inputs
 
 from .accidents import Scene
+from .clocks import Clocks
 
 #: The sampler looks so often by itself; NVML that blocks makes it wait for so long.
 _EVERY_S, _EVERY_WITHOUT_NVML_S = 1.0, 5.0
@@ -29,6 +30,7 @@ class Surroundings(Protocol):
     """What the hardware needs of its world."""
 
     now: float
+    clocks: Clocks
     random: random.Random
     scene: Scene
     without: frozenset[str]
@@ -182,15 +184,16 @@ class Hardware:
             return
         self._sampling, self._asked = True, False
         world = self._world
-        began = world.now
+        began = world.clocks.core_now
         took = _BLOCKED_S if self.nvml == "blocked" else world.random.choice([0.001, 0.01, 0.2])
         # What a reading says was so at some time after it began.
-        world.later(took * world.random.random(), lambda: self._read(began, began + took))
+        until = world.now + took
+        world.later(took * world.random.random(), lambda: self._read(began, until))
 
     def _read(self, began: float, until: float) -> None:
         sampled = self._look(began)
         truth = {gpu.index: dict(gpu.held) for gpu in self.gpus}
-        self._world.later(until - self._world.now, lambda: self._deliver(sampled, truth))
+        self._world.later(max(0.0, until - self._world.now), lambda: self._deliver(sampled, truth))
 
     def _deliver(self, sampled: inputs.Sampled, truth: dict[int, dict[int, int]]) -> None:
         self._sampling = False

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from glmtts.daemon.core import effects, inputs
+from glmtts.daemon.core.exit_causes import Cause
 from glmtts.daemon.core.jobs.job import Job
-from glmtts.daemon.core.workers.worker import WITH_PROCESS, WorkerState
+from glmtts.daemon.core.workers.worker import WITH_PROCESS, Worker, WorkerState
 from glmtts.protocol import requests
 from glmtts.protocol import worker as wire
 
@@ -34,11 +35,13 @@ _TIMER = {
     WorkerState.WAITING: "wait",
 }
 #: Timers that may stay behind when nothing is left to do.
-_HARMLESS = {"expire", "positions", "grow", "look"}
+_HARMLESS = {"expire", "positions", "grow", "look", "clock"}
 #: Jobs are given back one by one while a worker ends.
 _MAY_HAVE_JOBS = {WorkerState.DRAINING, WorkerState.STOPPING}
 #: After so long the memory of a process is back, and was looked at.
 _SEEN_FREE_S = 4.0
+#: No segment takes so long.
+_PATIENT_S = 2.0
 #: Every so many steps, everything is counted again.
 _EVERY = 100
 
@@ -65,6 +68,8 @@ class Invariants:
         self._neighbours = Neighbours(world, machine)
         self._event: inputs.Input = inputs.TimePassed()
         self._served = False
+        #: Workers that had failed by the last step.
+        self._failed: set[str] = set()
 
     @property
     def live(self) -> dict[str, Job]:
@@ -160,6 +165,8 @@ class Invariants:
                 needed = None
             if needed is not None and (needed, name) not in timers:
                 must(Rule.ONE_END, self._pool.stopping, name, state, "waits for nothing")
+            if state is WorkerState.FAILED and name not in self._failed:
+                self._look_at_failure(worker)
             if (state is WorkerState.BUSY) != bool(worker.jobs):
                 must(Rule.ORDER, state in _MAY_HAVE_JOBS, name, state, "with jobs", worker.jobs)
             if state is WorkerState.BUSY:
@@ -194,9 +201,19 @@ class Invariants:
             must(Rule.NO_IDLENESS, not fresh, "a fresh worker is idle while a job waits for one")
         if self._served and not serving and self._world.scene.gapless:
             # Where another process has just ended, its memory may not be seen free yet.
-            seen = self._world.now - self.starts.ended_at > _SEEN_FREE_S
+            seen = self._world.clocks.core_now - self.starts.ended_at > _SEEN_FREE_S
             must(Rule.NO_GAP, self._pool.stopping or not seen, "nobody serves, though there was room for a spare")
         self._served = serving > 0
+        self._failed = {worker.name for worker in self._pool.workers.values() if worker.state is WorkerState.FAILED}
+
+    def _look_at_failure(self, worker: Worker) -> None:
+        """A process has failed: for its silence only if it was its own."""
+        process = self._world.processes.get(worker.incarnation)
+        late = worker.exit_reason.cause in (Cause.HUNG, Cause.START_TIMEOUT) if worker.exit_reason else False
+        # Shorter than that a healthy process may really be late.
+        patient = self._context.settings.workers.hang_timeout_s >= _PATIENT_S
+        if late and patient and process is not None and not self._world.scene.bugs:
+            must(Rule.QUARANTINE, process.silent, worker.name, "works, and is taken for hung:", process.has)
 
     def look_at_everything(self) -> None:
         """Count again what is kept as a sum."""

@@ -13,12 +13,11 @@ from glmtts.daemon.core import effects, inputs
 from glmtts.protocol.events import Error
 
 from .rules import Rule, must
+from .texts import takes_s
 
 if TYPE_CHECKING:
     from .world import World
 
-#: Seconds between the core's clock and the one on the wall.
-WALL = 1.7e9
 _PROBLEM = "/state/journal.db: no space left on device"
 
 
@@ -43,6 +42,8 @@ class Journal:
         self._world = world
         self.rows: dict[str, inputs.JournalRow] = {}
         self._expires: dict[str, float] = {}
+        #: When each job was added, and its deadline, by a clock that nobody can set.
+        self._times: dict[str, tuple[float, float | None]] = {}
         self._keys: dict[tuple[str, str], str] = {}
         #: Files of results, the oldest first.
         self.results: dict[str, bytes] = {}
@@ -134,17 +135,32 @@ class Journal:
             case effects.JournalAdd():
                 must(Rule.OUTPUT_ONCE, effect.row.job not in self.rows, effect.row.job, "is written down twice")
                 pending.adds.append(effect.row)
+                now, left_s = self._world.now, effect.row.deadline_in_s
+                self._times[effect.row.job] = now, None if left_s is None else now + left_s
             case effects.JournalStart():
                 pending.starts[effect.job] = effect.attempts
             case effects.JournalEnd():
                 row = self.rows.get(effect.job)
                 again = effect.job in pending.ends or (row is not None and row.event is not None)
                 must(Rule.OUTPUT_ONCE, not again, effect.job, "is ended twice")
+                keep_s = self._world.machine.settings.queue.keep_durable_s
+                must(Rule.OUTPUT_ONCE, effect.keep_s >= keep_s, effect.job, "is kept for", effect.keep_s, "s alone")
+                self._look_at_deadline(effect)
                 pending.ends[effect.job] = effect
             case effects.JournalFind():
                 self._world.owed.add((effect.to.connection, effect.request.id))
                 pending.finds.append(effect)
         self._begin()
+
+    def _look_at_deadline(self, end: effects.JournalEnd) -> None:
+        """A job is given up when its deadline has come, over all daemons and whatever the wall clock says."""
+        deadline_at = self._times.get(end.job, (0.0, None))[1]
+        if self._world.clocks.workers_frozen:
+            return  # jobs have taken longer than their texts do, and the core has learnt that
+        if deadline_at is not None and isinstance(end.event, Error) and end.event.code == "deadline_exceeded":
+            left_s = deadline_at - self._world.now
+            soon = left_s < 1.5 * takes_s(self.rows[end.job].request.text, self._world.scene)
+            must(Rule.ONE_END, soon, end.job, "is given up with", left_s, "s left")
 
     def _begin(self) -> None:
         """All that comes while it is at the disk is written at once, afterwards."""
@@ -210,7 +226,7 @@ class Journal:
         self._uncertain.clear()
         rows = []
         if not self._handed_over:
-            rows = [replace(row) for row in self.rows.values() if row.event is None]
+            rows = [self._handed_over_now(row) for row in self.rows.values() if row.event is None]
             self.due.update(row.job for row in rows)
             # The shell clears away what dead attempts have left, but for jobs that go on.
             self._world.marks = {(path, job) for path, job in self._world.marks if job in self.due}
@@ -222,6 +238,10 @@ class Journal:
         self._answer([inputs.JournalChanged("", rows), *self._commit(pending)])
         self._begin()
 
+    def _handed_over_now(self, row: inputs.JournalRow) -> inputs.JournalRow:
+        now, (added, deadline_at) = self._world.now, self._times[row.job]
+        return replace(row, age_s=now - added, deadline_in_s=None if deadline_at is None else deadline_at - now)
+
     # --- the file
 
     def _commit(self, pending: Pending) -> list[inputs.Input]:
@@ -232,7 +252,7 @@ class Journal:
         for job, end in pending.ends.items():
             if (row := self.rows.get(job)) is not None:
                 row.state, row.event, row.result, row.recording = end.state, end.event, end.result, None
-                self._expires[job] = end.expires_at
+                self._expires[job] = self._world.now + end.keep_s
             self._shrink(end.keep_bytes)
             answers.append(inputs.JournalEnded(job))
         self._expire()
@@ -250,12 +270,13 @@ class Journal:
 
     def _forget(self, job: str) -> None:
         row = self.rows.pop(job, None)
+        self._times.pop(job, None)
         if row is not None:
             self.results.pop(row.result, None)
 
     def _expire(self) -> None:
-        wall = self._world.now + WALL
-        for job in [job for job, at in self._expires.items() if at <= wall]:
+        now = self._world.now
+        for job in [job for job, at in self._expires.items() if at <= now]:
             del self._expires[job]
             self._forget(job)
 

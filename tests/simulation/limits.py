@@ -84,7 +84,7 @@ class Limits:
                 continue
             apart = other.id in self._queue._held or other.id in self._queue._for_fresh
             # What came back, or came anew, in this very step was not there yet.
-            new = other.attempts > 0 or other.accepted_at >= self._world.now or other.id in handed_over
+            new = other.attempts > 0 or other.accepted_at >= self._world.clocks.core_now or other.id in handed_over
             earlier = not (apart or new) and _due(other) < due - 1e-6
             must(Rule.FAIR, not earlier, id, "is started before", other.id, "of the same client, which is due earlier")
 

@@ -61,7 +61,7 @@ class Operators:
     def note(self) -> None:
         """Something may have changed how many there may be."""
         if self.highest < (self._last or self.highest + 1):
-            self.lowered_at = self._world.now
+            self.lowered_at = self._world.clocks.core_now
         self._last = 0
 
     @property

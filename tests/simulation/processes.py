@@ -49,7 +49,7 @@ class Place(Protocol):
     journal: Journal
 
     def pid(self) -> int: ...
-    def later(self, delay: float, action: Callable[[], object]) -> None: ...
+    def later(self, delay: float, action: Callable[[], object], process: Process | None = None) -> None: ...
     def happen(self, event: inputs.Input) -> None: ...
     def gone(self, process: Process, returncode: int, *, oom_killed: bool) -> None: ...
 
@@ -69,6 +69,9 @@ class Process:
         self.deaf = False
         self.loaded = False
         self.told_at = 0.0
+        #: Until when it stands still, while its daemon does not; and whether it ever did.
+        self.frozen_until = 0.0
+        self.stood_still = False
         #: Until then nothing ends it.
         self.uninterruptible = False
         self.rss = 0
@@ -107,14 +110,14 @@ class Process:
         took = rng.uniform(0.05, 1.5)
         scene = world.scene
         self.rss = scene.rss // 10
-        world.later(0.3 * took, lambda: self._grow(scene.context))
-        world.later(0.6 * took, lambda: self._grow(scene.context + self._load // 2))
+        world.later(0.3 * took, lambda: self._grow(scene.context), self)
+        world.later(0.6 * took, lambda: self._grow(scene.context + self._load // 2), self)
         if plan == "hang":
             self.deaf = True
         elif plan == "crash":
-            world.later(took, lambda: self.die(3))
+            world.later(took, lambda: self.die(3), self)
         else:
-            world.later(took, lambda: self._loaded(plan))
+            world.later(took, lambda: self._loaded(plan), self)
 
     def _loaded(self, plan: str) -> None:
         if not self._grow(self.world.scene.context + self._load):
@@ -157,7 +160,7 @@ class Process:
         elif name == "kill":
             self.world.later(delay, lambda: self.die(-9))
         elif not self.deaf:
-            self.world.later(delay, lambda: self.die(-15))
+            self.world.later(delay, lambda: self.die(-15), self)
 
     def _wake_up(self) -> None:
         """The driver's call returned: what was asked of the process happens now."""
@@ -168,6 +171,15 @@ class Process:
     def healthy(self) -> bool:
         """Whether it works, and on nothing that will end it."""
         return self.alive and not self.deaf and not any(text.split()[0] in KILLING for text in self.has.values())
+
+    def freeze(self, seconds: float) -> None:
+        """Stand still, as after a SIGSTOP."""
+        self.frozen_until, self.stood_still = self.world.now + seconds, True
+
+    @property
+    def silent(self) -> bool:
+        """Whether it has given a reason to be taken for hung."""
+        return not self.healthy or self.stood_still or self.uninterruptible
 
     # --- its memory
 
@@ -272,7 +284,7 @@ class Process:
 
     def _go_on(self, job: wire.SpeakJob, number: int, segments: int) -> None:
         took = SEGMENT_S[0] + self.world.random.expovariate(1 / SEGMENT_S[1])
-        self.world.later(took * pace(self.world.scene), lambda: self._segment(job, number, segments))
+        self.world.later(took * pace(self.world.scene), lambda: self._segment(job, number, segments), self)
 
     def _resume(self, id: str) -> None:
         """Go on with a job that was put aside."""
@@ -349,13 +361,13 @@ class Process:
         """Say again and again that it is where it was."""
         if self.alive and not self.deaf:
             self.say(wire.Beat(job=job.job, done=1, expected=10))
-            self.world.later(0.3, lambda: self._stand_still(job))
+            self.world.later(0.3, lambda: self._stand_still(job), self)
 
     def _run_away(self, job: wire.SpeakJob, done: int) -> None:
         """Make ever more, and never come to an end."""
         if self.alive and not self.deaf:
             self.say(wire.Beat(job=job.job, done=done, expected=100))
-            self.world.later(0.3, lambda: self._run_away(job, done + 200))
+            self.world.later(0.3, lambda: self._run_away(job, done + 200), self)
 
     def _finish(self, job: wire.SpeakJob, segments: int) -> None:
         plan = job.text.split()[0]

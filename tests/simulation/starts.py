@@ -78,7 +78,7 @@ class Starts:
         for reading in sampled.gpus:
             if not self._seen:
                 # What was started unseen, and is too much now, goes when its jobs are done.
-                self._world.operators.lowered_at = self._world.now
+                self._world.operators.lowered_at = self._world.clocks.core_now
             self._seen[reading.index] = Seen(sampled.at, reading.state, reading.free, truth[reading.index])
 
     def unsure(self, event: inputs.Input) -> None:
@@ -96,7 +96,7 @@ class Starts:
             elif isinstance(event.message, wire.Ready):
                 worker = self._pool.by_incarnation(event.incarnation)
                 if worker is not None and worker.state is WorkerState.STARTING:
-                    self._ready_at[event.incarnation] = self._world.now
+                    self._ready_at[event.incarnation] = self._world.clocks.core_now
         elif isinstance(event, inputs.ProcessEnded | inputs.SpawnFailed):
             worker = self._pool._by_incarnation.get(event.incarnation)
             if worker is not None:
@@ -109,7 +109,7 @@ class Starts:
             # The core clears its count only for what it accepts: that is looked at after the step.
 
     def _ended(self, worker: Worker, event: inputs.ProcessEnded | inputs.SpawnFailed) -> None:
-        now, restart = self._world.now, self._context.settings.workers.restart
+        now, restart = self._world.clocks.core_now, self._context.settings.workers.restart
         must(Rule.ROOM, self.processes.pop(worker.name, None) == event.incarnation, worker, "had another process")
         self.ended_at = now
         if worker.gpu is not None:
@@ -189,7 +189,7 @@ class Starts:
 
     def _look_at_memory(self, effect: effects.Spawn, index: int) -> None:
         seen = self._seen.get(index)
-        now = self._world.now
+        now = self._world.clocks.core_now
         must(Rule.ROOM, 0.0 <= effect.vram_share < 1.0, "a share of", effect.vram_share)
         if seen is None:
             return
@@ -248,7 +248,7 @@ class Starts:
         restart = self._context.settings.workers.restart
         if count > 1:
             pause = 0.75 * min(restart.backoff_max_s, restart.backoff_initial_s * 2.0 ** (count - 2))
-            waited = self._world.now - ended_at
+            waited = self._world.clocks.core_now - ended_at
             must(
                 Rule.NO_SPIN,
                 waited >= pause - 1e-6,
@@ -276,7 +276,7 @@ class Starts:
     def _look_at_breaker(self) -> None:
         if self._pool.circuit_breaker.state is not self._circuit_breaker:
             self._circuit_breaker = self._pool.circuit_breaker.state
-            self._half_open_at = self._world.now
+            self._half_open_at = self._world.clocks.core_now
 
     # --- what is
 
@@ -292,7 +292,7 @@ class Starts:
         self.between(event)
         if isinstance(event, inputs.ProcessEnded | inputs.SpawnFailed):
             restart = self._context.settings.workers.restart
-            since = self._world.now - restart.breaker_window_s
+            since = self._world.clocks.core_now - restart.breaker_window_s
             faults = sum(at >= since for at in self._recent)
             state = self._pool.circuit_breaker.state
             counted = self._pool.circuit_breaker.faults

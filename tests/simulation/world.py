@@ -27,10 +27,11 @@ from glmtts.protocol import worker as wire
 from .accidents import KILLING, scene_of
 from .bugs import Bugs, Injected
 from .clients import Clients
+from .clocks import Clocks
 from .folders import Folders
 from .hardware import Hardware
 from .invariants import Invariants
-from .journal import WALL, Journal
+from .journal import Journal
 from .neighbours import MALLORY, Flood, small_tables
 from .operators import Operators
 from .processes import Process
@@ -60,7 +61,9 @@ class World:
             limits = self.scene.settings.limits
             limits = replace(limits, gateways=[*limits.gateways, MALLORY.user])
             self.scene.settings = replace(self.scene.settings, limits=limits)
+        #: The machine's clock, which nobody can set.
         self.now = 1_000.0
+        self.clocks = Clocks(self)
         #: No process gets ready.
         self.sick = False
         self.exited = False
@@ -92,7 +95,7 @@ class World:
         self.suspended = 0
         #: Processes that were started.
         self.starts = 0
-        self._schedule: list[tuple[float, int, Callable[[], object]]] = []
+        self._schedule: list[tuple[float, int, Callable[[], object], Process | None]] = []
         self._order = itertools.count()
         self._ids = itertools.count(1)
         self._pids = itertools.count(10_000)
@@ -114,8 +117,8 @@ class World:
         machine = Machine(
             settings,
             Installation(boot=f"{self.daemon:x}b", version="1", outputs_folder="/out", results_folder="/results"),
-            now=self.now,
-            wall=self.now + WALL,
+            now=self.clocks.core_now,
+            wall=self.clocks.wall,
             seed=self.seed + self.daemon,
         )
         machine.watched = self.seed % 4 == 0
@@ -149,14 +152,14 @@ class World:
         """The number of a new process."""
         return next(self._pids)
 
-    def after(self, delay: float, action: Callable[[], object]) -> None:
-        """Do this later."""
-        heapq.heappush(self._schedule, (self.now + delay, next(self._order), action))
+    def after(self, delay: float, action: Callable[[], object], process: Process | None = None) -> None:
+        """Do this later; ``process``: what does it."""
+        heapq.heappush(self._schedule, (self.now + delay, next(self._order), action, process))
 
-    def later(self, delay: float, action: Callable[[], object]) -> None:
+    def later(self, delay: float, action: Callable[[], object], process: Process | None = None) -> None:
         """Do this later, unless the daemon has ended by then."""
         daemon = self.daemon
-        self.after(delay, lambda: action() if self.daemon == daemon and not self.dead else None)
+        self.after(delay, lambda: action() if self.daemon == daemon and not self.dead else None, process)
 
     def run(self) -> None:
         """Live from the start to the exit. Raises Broken."""
@@ -169,6 +172,7 @@ class World:
         self.journal.open()
         if self.scene.daemon_ends:
             self.after(self.random.expovariate(1 / self.scene.daemon_ends), self._end_daemon)
+        self.clocks.open()
         self.folders.open()
         self.after(0.0, self.clients.arrive)
         self.after(self.random.uniform(0, 10), self.operators.act)
@@ -196,21 +200,34 @@ class World:
         stuck = 0
         while not until():
             due = self.machine.next_due
+            due = None if due is None else self.clocks.real(due)
             at = self._schedule[0][0] if self._schedule else None
+            thaws_at = self.clocks.frozen_until
+            if thaws_at is not None and (at is None or at >= thaws_at):
+                self.clocks.thaw()
+                continue
             must(Rule.ONE_END, due is not None or at is not None, "nothing will ever happen again;", otherwise)
             before = self.now
-            if at is None or (due is not None and due <= at):
+            if thaws_at is None and (at is None or (due is not None and due <= at)):
                 self.now = max(self.now, due or 0.0)
                 self.happen(inputs.TimePassed())
             else:
-                due, _, action = heapq.heappop(self._schedule)
+                due, order, action, process = heapq.heappop(self._schedule)
+                if (waits := self.clocks.holds(process, max(self.now, due))) is not None:
+                    heapq.heappush(self._schedule, (waits, order, action, process))
+                    continue
                 # What should have happened while no daemon ran happens now.
                 self.now = max(self.now, due)
                 action()
             if self.dead or (self.exited and not self.last):
                 self._start_again()
             stuck = stuck + 1 if self.now == before else 0
-            must(Rule.NO_SPIN, stuck < 1_000, "time stands still: a timer is set again and again")
+            # What workers have said while the daemon stood still comes all at once.
+            must(
+                Rule.NO_SPIN,
+                stuck < (20_000 if self.clocks.freezes else 1_000),
+                "time stands still: a timer is set again and again",
+            )
             must(Rule.ONE_END, not otherwise or self.now < give_up_at, otherwise)
 
     def happen(self, event: inputs.Input) -> None:
@@ -233,12 +250,12 @@ class World:
         if isinstance(event, inputs.WorkerSaid):
             self._heard(event)
         known = event
-        if not isinstance(event, inputs.EffectFailed):
+        if not isinstance(event, inputs.EffectFailed | inputs.StoodStill):
             self.bugs.draw()
-        elif isinstance(event.effect, effects.Spawn):
+        elif isinstance(event, inputs.EffectFailed) and isinstance(event.effect, effects.Spawn):
             known = inputs.SpawnFailed(event.effect.incarnation, "")
         self.invariants.before(known)
-        todo = self.machine.step(event, self.now)
+        todo = self.machine.step(event, self.clocks.core_now, self.clocks.wall)
         self.bugs.quiet()
         if self._kill_next:
             # SIGKILL: some of it is done.
@@ -374,7 +391,7 @@ class World:
                 process.has[effect.message.job] = effect.message.text
             # In their order, as one connection carries them.
             process.told_at = max(process.told_at, self.now + self.random.uniform(0, 0.005) * pace(self.scene))
-            self.after(process.told_at - self.now, lambda: process.told(effect.message))
+            self.after(process.told_at - self.now, lambda: process.told(effect.message), process)
 
     def _send_stored(self, effect: effects.SendStored) -> None:
         """Read a result, and send it; somebody may have dropped it meanwhile."""

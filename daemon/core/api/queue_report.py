@@ -90,6 +90,7 @@ class QueueReport:
                     "estimated_wait_s": view.starts_in_s(job),
                     "text_length": len(job.request.text),
                     "created": job.created,
+                    "waited_s": round(now - job.accepted_at, 3),
                     "deadline_in_s": None if job.deadline_at is None else round(job.deadline_at - now, 3),
                     "durable": job.durable,
                 }

@@ -148,6 +148,17 @@ class ClassQueue:
             heapq.heappop(self._urgent)
         return None
 
+    def reorder(self) -> None:
+        """The times of all jobs have changed, by the same span."""
+        for flow in self._flows.values():
+            flow.jobs = sorted((due(job), order, job) for _, order, job in flow.jobs)
+        self._urgent = [
+            ((job.deadline_at or 0.0) - job.account.cost_s, order, job)
+            for _, order, job in self._urgent
+            if order in self._with_deadline
+        ]
+        heapq.heapify(self._urgent)
+
     def take(self, job: Job) -> None:
         """The job is started: its client has had the time that it is expected to take."""
         more = self._leave(job) is not None

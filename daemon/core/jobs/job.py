@@ -89,6 +89,8 @@ class Attempt(Struct):
     #: Seconds of work at its last segment boundary.
     boundary_s: float = 0.0
     first_audio_at: float | None = None
+    #: Whether the daemon has stood still during it: how long it takes is then unknown.
+    stood_still: bool = False
     chunks: int = 0
     segment: int = 0
     segments: int = 0

@@ -118,6 +118,11 @@ class WaitingQueue:
         """When the job that has waited for longest was accepted, or nearly that; None if none may be started."""
         return next((job.accepted_at for job in self._jobs.values()), None)
 
+    def reorder(self) -> None:
+        """The times of all jobs have changed, by the same span."""
+        for class_queue in self._class_queues.values():
+            class_queue.reorder()
+
     # --- in and out
 
     def hold(self, job: Job) -> None:

@@ -179,6 +179,13 @@ ALERTS: dict[str, Alert] = {
         do="Make room in [daemon] state_dir, or lower [queue] keep_durable_mib.",
         summary="{{ $labels.instance }} can't keep the results of durable jobs",
     ),
+    "clock": Alert(
+        do="Nothing, if that was meant: a time service has put a wrong clock right. If it happens again, see "
+        "timedatectl, and whether two time services run.",
+        slow=True,
+        severity="warning",
+        summary="the clock of {{ $labels.instance }} was set by more than a minute",
+    ),
     "surroundings": Alert(
         do="Put it back as it was: the daemon looks every few seconds. docs/operations.md has what each is needed for.",
         of="thing",

@@ -72,6 +72,11 @@ class Admission:
         for client, _ in self._known.values():
             self._known[client.key] = (client, _allowance(self._context.settings, client))
 
+    def age(self, seconds: float) -> None:
+        """Time has passed for clients in which the daemon did not run."""
+        self._rate.age(seconds)
+        self._rate_batch.age(seconds)
+
     def allowance(self, client: Client) -> Allowance:
         """What a client may have."""
         known = self._known.get(client.key)

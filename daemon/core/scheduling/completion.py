@@ -142,7 +142,7 @@ class Completion:
             state=ending.state,
             event=ending.event,
             result=ending.result,
-            expires_at=context.wall + keep_s,
+            keep_s=keep_s,
             keep_bytes=keep.keep_durable_mib << 20,
             keep_free=context.settings.limits.disk_reserve_mib << 20,
         )

@@ -8,6 +8,9 @@ from ..jobs.job import Job
 from ..state import State
 from .completion import Completion
 
+#: A standstill from this length on spoils the measured time of a job, in seconds.
+_NOTABLE_S = 1.0
+
 
 def enqueue(state: State, job: Job) -> None:
     """Put an accepted job into the queue; it may be started from now on."""
@@ -19,6 +22,21 @@ def enqueue(state: State, job: Job) -> None:
         # While it waits it is given up as soon as it can't be done in time any more.
         due = job.deadline_at - state.estimator.least_s(job)
         context.timers.set(("deadline", job.id), max(context.now, due))
+
+
+def age(state: State, seconds: float) -> None:
+    """Make every live job older: time has passed for its client in which the daemon did not run."""
+    timers = state.context.timers
+    for job in state.job_table.live.values():
+        job.accepted_at -= seconds
+        job.attempt.stood_still |= job.attempt.begun and seconds >= _NOTABLE_S
+        if job.attempt.first_audio_at is not None:
+            job.attempt.first_audio_at -= seconds
+        if job.deadline_at is not None:
+            job.deadline_at -= seconds
+            if (due := timers.due(("deadline", job.id))) is not None:
+                timers.set(("deadline", job.id), due - seconds)
+    state.queue.reorder()
 
 
 def on_deadline(state: State, completion: Completion, id: str) -> None:

@@ -166,9 +166,9 @@ class DurableJobs:
             sample_rate=row.sample_rate,
             # A stream that was broken off has no listener: the speech is made whole, and kept for a ``wait``.
             streams=False,
-            accepted_at=context.now - (context.wall - row.created),
+            accepted_at=context.now - row.age_s,
             created=row.created,
-            deadline_at=None if row.deadline_at is None else context.now + row.deadline_at - context.wall,
+            deadline_at=None if row.deadline_in_s is None else context.now + row.deadline_in_s,
             durable=True,
             attempts=row.attempts,
             excused=row.attempts,
@@ -190,7 +190,6 @@ class DurableJobs:
     def add(self, job: Job, subscriber: Subscriber) -> None:
         """Journal a job; until that is done it is neither accepted nor started."""
         context = self._context
-        deadline_at = None if job.deadline_at is None else context.wall + job.deadline_at - context.now
         row = JournalRow(
             job=job.id,
             client=job.client.key,
@@ -200,7 +199,7 @@ class DurableJobs:
             format=job.format,
             sample_rate=job.sample_rate,
             created=job.created,
-            deadline_at=deadline_at,
+            deadline_in_s=None if job.deadline_at is None else job.deadline_at - context.now,
             recording=job.recording,
             text_length=len(job.request.text),
         )

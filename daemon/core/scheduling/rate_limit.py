@@ -154,6 +154,13 @@ class RateLimiter:
         tokens = self._tokens(client, *rate, now)
         return round(tokens, 3), 0.0 if tokens >= 1 - _ROUNDING else _until(1, tokens, *rate)
 
+    def age(self, seconds: float) -> None:
+        """Fill the buckets for time that ``now`` does not count."""
+        for client, (tokens, since, full_at) in self._buckets.items():
+            self._buckets[client] = (tokens, since - seconds, full_at - seconds)
+        self._floors = {owner: full_at - seconds for owner, full_at in self._floors.items()}
+        self._floor -= seconds
+
     def clients(self) -> list[str]:
         """Clients whose bucket is remembered."""
         return list(self._buckets)

@@ -154,7 +154,8 @@ class WorkerMessages:
             return
         self._give_back(worker, job.id, message.memory, spoke=True)
         now = self._context.now
-        if message.synthesis_s > 0.0:  # else an earlier attempt had done the work
+        # Nothing is learnt from an earlier attempt's work, nor from a worker that may have stood still with the daemon.
+        if message.synthesis_s > 0.0 and not job.attempt.stood_still:
             self._estimator.learn(job, max(job.attempt.active_s(now), message.synthesis_s))
         if self._retries.quarantine:
             self._retries.quarantine.clear(self._retries.content(job))

@@ -29,6 +29,10 @@ class SpeechCancelledError(Exception):
     """The job was cancelled."""
 
 
+#: A step counts for at most this long, in seconds: a process may have been stopped or frozen meanwhile.
+_LONGEST_STEP_S = 5.0
+
+
 class Choices(Struct, frozen=True, kw_only=True):
     """The options of a job: GlmttsOptions with all defaults filled in."""
 
@@ -47,7 +51,8 @@ class Steps:
         self._max_segment_s = max_segment_s
         self._done = 0
         self._expected: int | None = None
-        self._ends_at = time.monotonic() + max_segment_s
+        self._left_s = max_segment_s
+        self._last = time.monotonic()
 
     def __call__(self) -> None:
         """Raises SpeechCancelledError, and EngineError when time is up."""
@@ -55,7 +60,10 @@ class Steps:
         self._utterance.beat(self._done, self._expected)
         if self._utterance.cancelled():
             raise SpeechCancelledError
-        if time.monotonic() > self._ends_at:
+        now = time.monotonic()
+        self._left_s -= min(now - self._last, _LONGEST_STEP_S)
+        self._last = now
+        if self._left_s < 0:
             raise EngineError(
                 "synthesis_failed",
                 f"a segment was not done within {self._max_segment_s:g} s (max_segment_s in [engine.glmtts]); try "
@@ -68,7 +76,7 @@ class Steps:
 
     def begin_segment(self) -> None:
         """Start the time limit of the next segment."""
-        self._ends_at = time.monotonic() + self._max_segment_s
+        self._left_s, self._last = self._max_segment_s, time.monotonic()
 
 
 class Speech:
