@@ -236,7 +236,9 @@ class Supervisor:
         folder = config.outputs_dir(self._settings)
         try:
             folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-            outputs.sweep(folder, keep={row.job for row in self._first_of_journal.rows}, instance=instance)
+            # A journal that can't be read yet may have jobs that know their outputs by these marks.
+            if not self._first_of_journal.problem:
+                outputs.sweep(folder, keep={row.job for row in self._first_of_journal.rows}, instance=instance)
         except OSError as error:
             self._log.warning("outputs can't be written", folder=str(folder), reason=error.strerror)
         return Machine(

@@ -97,6 +97,27 @@ def test_an_output_appears_once_though_the_daemon_dies_when_it_is_written(start:
     )
 
 
+def test_an_output_is_its_job_s_own_though_the_journal_can_t_be_read_at_the_start(start: Start) -> None:
+    daemon = start()
+    client = daemon.client()
+    id = client.send("synthesize", text="x", output="a.wav", durable=True, options=SLOW | {"rtf": 10.0})
+    job = client.until(id, "started")["job"]
+    daemon.kill()
+    # As its worker leaves it when it dies after writing the file.
+    done, audio = b"RIFF of the first attempt", outputs(daemon) / "a.wav"
+    audio.write_bytes(done)
+    os.link(audio, outputs(daemon) / f".glmtts-job-{job}")
+    database = daemon.state / "journal.db"
+    database.rename(daemon.state / "elsewhere.db")
+    database.mkdir()
+    daemon.restart()
+    database.rmdir()
+    (daemon.state / "elsewhere.db").rename(database)
+    again = daemon.client()
+    daemon.until(lambda: again.ask("job", job=job)["event"] == "job", "the journal is read")
+    assert again.ask("wait", job=job)["event"] == "done" and audio.read_bytes() == done
+
+
 def test_a_stop_leaves_waiting_durable_jobs_to_the_next_daemon_and_says_so(start: Start) -> None:
     daemon = start()
     client = daemon.client()

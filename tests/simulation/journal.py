@@ -228,8 +228,9 @@ class Journal:
         if not self._handed_over:
             rows = [self._handed_over_now(row) for row in self.rows.values() if row.event is None]
             self.due.update(row.job for row in rows)
-            # The shell clears away what dead attempts have left, but for jobs that go on.
-            self._world.marks = {(path, job) for path, job in self._world.marks if job in self.due}
+            if self.problem is None:
+                # At the start the shell clears away what dead attempts have left, but for jobs that go on.
+                self._world.marks = {(path, job) for path, job in self._world.marks if job in self.due}
         self._handed_over = True
         self.problem = ""
         pending = Pending([], self._pending.starts, self._pending.ends, [])
