@@ -223,5 +223,5 @@ def test_the_voices_have_names_to_choose_by(engine: Engine) -> None:
 
 def test_without_the_package_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'glmtts-supervisor\[espeak\]'"):
+    with pytest.raises(ModuleNotFoundError, match="pip install espeakng-loader"):
         load("espeak", {}, send_raw=lambda _: None)
