@@ -5,7 +5,6 @@ It decides nothing. ``glmttsd --config FILE``, or ``python -m glmtts.daemon.supe
 
 from __future__ import annotations
 
-import argparse
 import faulthandler
 import gc
 import os
@@ -23,7 +22,7 @@ import zmq
 
 from glmtts.protocol import endpoints, events
 from glmtts.protocol.control import ControlRequest, GetLimits
-from glmtts.protocol.inherited import put_right, raise_descriptor_limit
+from glmtts.protocol.inherited import put_right
 from glmtts.protocol.system_words import error_in_words
 
 from . import __version__, config, malloc
@@ -38,21 +37,16 @@ from .log.worker_output import understood
 from .loop import Background, Loop
 from .metrics.metrics import Metrics
 from .operator_tasks import OperatorTasks
-from .processes.command import missing_packages
 from .processes.manager import Processes, WorkerProcess
 from .processes.orphans import Records
 from .processes.own_process import (
-    UnfitError,
-    be_first_process,
-    check_limits,
-    keep_files_private,
     signals_to_hear,
 )
 from .service.systemd import ServiceManager, inherited
 from .service.watchdog import SelfCheck
+from .start import EX_SOFTWARE, EX_UNAVAILABLE, StartRefusedError, prepare, warn
 from .storage import outputs
 from .storage.deliveries import Deliveries
-from .storage.filesystems import network_filesystem
 from .storage.journal import Journal
 from .storage.output_owners import OutputOwners
 from .storage.pause import PauseFile
@@ -73,8 +67,6 @@ _LARGE = 1 << 20
 _LINGER_S = 1.0
 #: After a standstill, milliseconds to wait for what workers have said.
 _LAST_WORDS_MS = 20
-#: Exit statuses beside 0: sysexits(3).
-_EX_CONFIG, _EX_UNAVAILABLE, _EX_SOFTWARE = 78, 69, 70
 
 
 class Supervisor:
@@ -129,14 +121,8 @@ class Supervisor:
         self._records.end_orphans(log)
         self._sampler = Sampler(loop.wakeup_fd, time.monotonic, use_nvml=asks_nvml(settings))
         self._voices = VoiceStore(config.voices_dir(settings))
-        if kind := network_filesystem(config.state_dir(settings)):
-            log.warning(
-                "state folder is on the network, where the journal may fail; take a local disk",
-                key="[daemon] state_dir",
-                filesystem=kind,
-                folder=str(config.state_dir(settings)),
-            )
         self._pause = PauseFile(config.state_dir(settings))
+        warn(config.state_dir(settings), self._pause.read(), log)
         self._operator_tasks = OperatorTasks(
             self._background,
             self._on_operator_task,
@@ -256,17 +242,8 @@ class Supervisor:
             wall=time.time(),
             seed=secrets.randbits(64),
             voices=voices,
-            paused_since=self._read_pause(),
+            paused_since=self._pause.read(),
         )
-
-    def _read_pause(self) -> float | None:
-        since = self._pause.read()
-        if since is not None:
-            self._log.warning(
-                "queue is paused, as an operator left it: accepted jobs wait until 'glmttsctl resume'",
-                since=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since)),
-            )
-        return since
 
     # --- the loop
 
@@ -496,37 +473,11 @@ class Supervisor:
 def main(arguments: list[str] | None = None) -> int:
     """Run the daemon in the foreground; returns its exit status."""
     put_right()
-    parser = argparse.ArgumentParser(prog="glmttsd", description="Serve speech on a ZeroMQ socket.")
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        type=Path,
-        help=f"the configuration (default: $GLMTTS_CONFIG, {config.SYSTEM_FILE} if it exists, else built-in defaults)",
-    )
-    parser.add_argument("--version", action="version", version=f"glmttsd {__version__}")
-    options = parser.parse_args(arguments)
-    if os.getpid() == 1:
-        be_first_process()
     try:
-        loaded = config.read(config.find(options.config))
-    except config.ConfigError as error:
-        print("\n".join(error.problems), file=sys.stderr)
-        return _EX_CONFIG
-    if missing := missing_packages(loaded.settings):
-        # With this status a service manager does not start it again: only an installation helps.
-        print(
-            "glmttsd can't start: packages of the daemon are missing, as in an installation for clients. "
-            f"Install them: {sys.executable} -m pip install {' '.join(missing)}",
-            file=sys.stderr,
-        )
-        return _EX_CONFIG
-    raise_descriptor_limit()
-    keep_files_private()
-    try:
-        check_limits(sockets=2 if loaded.tcp else 1)
-    except UnfitError as error:
-        print(f"glmttsd can't start: {error}", file=sys.stderr)
-        return _EX_UNAVAILABLE
+        loaded = prepare(arguments)
+    except StartRefusedError as error:
+        print(error, file=sys.stderr)
+        return error.status
     # Return the memory of large recordings and results to the system when they are freed.
     malloc.map_from(_LARGE)
     # A watchdog ends a hung loop with SIGABRT; the traceback is then in the log.
@@ -536,10 +487,10 @@ def main(arguments: list[str] | None = None) -> int:
         return Supervisor(loaded, log).run()
     except RuntimeDirError as error:
         log.error("daemon can't start", reason=str(error))
-        return _EX_UNAVAILABLE
+        return EX_UNAVAILABLE
     except Exception as error:
         log.exception("daemon ends after an internal error", error)  # noqa: PLE1205 (no logging.Logger)
-        return _EX_SOFTWARE
+        return EX_SOFTWARE
     finally:
         log.close()
 

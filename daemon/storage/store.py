@@ -10,27 +10,24 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
-from msgspec import UNSET, Struct
+from msgspec import UNSET
 
-from glmtts.protocol.audio_formats import AudioFormat
 from glmtts.protocol.codec import encode
 from glmtts.protocol.errors import ErrorCode
-from glmtts.protocol.events import Done, Error
-from glmtts.protocol.requests import KEY_HOLDS_S, JobState, Synthesize
+from glmtts.protocol.events import Error
+from glmtts.protocol.requests import KEY_HOLDS_S
 
 from ..core.effects import JournalEnd
 from ..core.inputs import JournalRemoved, JournalRow
 from ..core.shares import Shares
-from . import schema
+from . import rows, schema
 from .problems import JournalError, is_damage, message, printable
 from .results import Results
+from .rows import UnreadableRowError
 from .timeline import Mark, Timeline
 
 #: The most ended jobs that are remembered: those with a result or a key, and those without.
 MAX_ENDED, MAX_BARE = 75_000, 25_000
-#: The request of an ended job is cut if it has more bytes: to this many characters of its text.
-_LARGE_REQUEST, _SHORT = 1_000, 200
 #: How often the timeline is noted, in seconds, in transactions that are written anyway.
 _MARK_EVERY_S = 60.0
 _NEVER = float("-inf")
@@ -39,35 +36,6 @@ _FREE_PAGES_KEPT, _FREE_PAGES_GIVEN_BACK = 4_096, 512
 
 #: The place of a file that is not there.
 _GONE = (0, 0)
-
-_requests = msgspec.msgpack.Decoder(Synthesize)
-_events: msgspec.msgpack.Decoder[Done | Error] = msgspec.msgpack.Decoder(Done | Error)
-
-_COLUMNS = (
-    "job, client, user, request, content, text_length, format, sample_rate, created, deadline_at, attempts, state,"
-    " event, result"
-)
-
-
-class _Noted(Struct, kw_only=True):
-    """The columns of a row that hold plain values, with types, which SQLite does not enforce."""
-
-    job: str
-    client: str
-    user: str
-    content: str
-    text_length: int
-    format: AudioFormat
-    sample_rate: int | None
-    created: float
-    deadline_at: float | None
-    attempts: int
-    state: JobState
-    result: str
-
-
-class UnreadableRowError(Exception):
-    """A row that this version can't read; the others are unaffected."""
 
 
 class Store:
@@ -312,7 +280,7 @@ class Store:
     def end(self, end: JournalEnd) -> bool:
         """Note how a job ended, unless an end is noted; returns False if there is no such job."""
         result, size = self.results.measured(end.result)
-        values = (end.state, _encoded(end), result, size, self.timeline.now() + end.keep_s, end.job)
+        values = (end.state, rows.encoded(end), result, size, self.timeline.now() + end.keep_s, end.job)
         found = self._sql.execute(
             "UPDATE jobs SET state = ?, event = ?, result = ?, result_bytes = ?, expires_at = ?"
             " WHERE job = ? AND expires_at IS NULL",
@@ -322,21 +290,13 @@ class Store:
             seq, client, key, request = self._sql.execute(
                 "SELECT seq, client, key, request FROM jobs WHERE job = ?", (end.job,)
             ).fetchone()
-            self._shorten(seq, request)
+            if (short := rows.shortened(request)) is not None:
+                self._sql.execute("UPDATE jobs SET request = ? WHERE seq = ?", (short, seq))
             self._sql.execute("DELETE FROM recordings WHERE seq = ?", (seq,))
             self._count(self._rows_like(key, result), client, 1)
             self._count(self.results_of, client, size)
             return True
         return self._sql.execute("SELECT 1 FROM jobs WHERE job = ?", (end.job,)).fetchone() is not None
-
-    def _shorten(self, seq: int, request: Any) -> None:
-        """Cut a long request: any client could fill the disk with the texts of ended jobs."""
-        if len(request) <= _LARGE_REQUEST:
-            return
-        with contextlib.suppress(msgspec.MsgspecError):
-            known = _requests.decode(request)
-            short = msgspec.structs.replace(known, text=known.text[:_SHORT], options={}, prompt=UNSET)
-            self._sql.execute("UPDATE jobs SET request = ? WHERE seq = ?", (encode(short), seq))
 
     def forget(self, jobs: Iterable[str]) -> None:
         """Remove living jobs."""
@@ -370,25 +330,25 @@ class Store:
     def unfinished(self) -> tuple[list[JournalRow], list[str]]:
         """The jobs that have not ended, the oldest first; rows that can't be read are ended, each with a message."""
         expires_at = self.timeline.now() + KEY_HOLDS_S
-        rows, problems = [], []
-        query = f"SELECT seq, data, {_COLUMNS} FROM jobs LEFT JOIN recordings USING (seq) WHERE expires_at IS NULL"
+        found, problems = [], []
+        query = f"SELECT seq, data, {rows.COLUMNS} FROM jobs LEFT JOIN recordings USING (seq) WHERE expires_at IS NULL"
         for seq, recording, *columns in self._sql.execute(f"{query} ORDER BY seq").fetchall():
             try:
-                row = self._row(columns)
+                row = rows.read(columns, self.timeline, self.results)
                 row.recording = recording
-                rows.append(row)
+                found.append(row)
             except UnreadableRowError as error:
                 problems.append(str(error))
                 message = "the daemon was replaced by one of another version, which can't read this job; send it again"
-                event = Error.of("", ErrorCode.UNAVAILABLE, message, job=_text(columns[0]))
+                event = Error.of("", ErrorCode.UNAVAILABLE, message, job=rows.text(columns[0]))
                 self._sql.execute(
                     "UPDATE jobs SET state = 'failed', event = ?, expires_at = ? WHERE seq = ?",
                     (encode(event), expires_at, seq),
                 )
                 self._sql.execute("DELETE FROM recordings WHERE seq = ?", (seq,))
                 (client, key) = self._sql.execute("SELECT client, key FROM jobs WHERE seq = ?", (seq,)).fetchone()
-                self._count(self._rows_like(key, ""), _text(client), 1)
-        return rows, problems
+                self._count(self._rows_like(key, ""), rows.text(client), 1)
+        return found, problems
 
     def expire(self, now: float, limit: int) -> tuple[list[str], bool]:
         """Remove at most ``limit`` rows that have expired or are too many, and return free pages to the disk.
@@ -495,32 +455,14 @@ class Store:
 
     def find(self, job: str) -> JournalRow | None:
         """The row of a job, without its recording. Raises UnreadableRowError too."""
-        found = self._sql.execute(f"SELECT {_COLUMNS} FROM jobs WHERE job = ?", (job,)).fetchone()
-        return None if found is None else self._row(found)
+        found = self._sql.execute(f"SELECT {rows.COLUMNS} FROM jobs WHERE job = ?", (job,)).fetchone()
+        return None if found is None else rows.read(found, self.timeline, self.results)
 
     @property
     def _sql(self) -> sqlite3.Connection:
         if self._connection is None:
             raise JournalError(message(self.file, "the journal is not open", "Please report it."))
         return self._connection
-
-    def _row(self, columns: list[Any]) -> JournalRow:
-        try:
-            values = dict(zip(_COLUMNS.split(", "), columns, strict=True))
-            request, event = values.pop("request"), values.pop("event")
-            noted = msgspec.structs.asdict(msgspec.convert(values, _Noted))
-            now, created, deadline_at = self.timeline.now(), noted.pop("created"), noted.pop("deadline_at")
-            noted["result"] = self.results.path(noted["result"])
-            return JournalRow(
-                request=_requests.decode(request),
-                event=None if event is None else _events.decode(event),
-                created=self.timeline.date(created),
-                age_s=max(0.0, now - created),
-                deadline_in_s=None if deadline_at is None else deadline_at - now,
-                **noted,
-            )
-        except (msgspec.MsgspecError, ValueError, TypeError) as error:
-            raise UnreadableRowError(f"the journal's row of job {_text(columns[0])} can't be read: {error}") from None
 
 
 def _mark(connection: sqlite3.Connection) -> Mark | None:
@@ -544,20 +486,5 @@ def _shares(connection: sqlite3.Connection, query: str) -> Shares:
     """How much each client holds, by a query for the clients and their amounts."""
     shares = Shares()
     for client, amount in connection.execute(query):
-        shares.add(_text(client), amount)
+        shares.add(rows.text(client), amount)
     return shares
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else repr(value)[:64]
-
-
-def _encoded(end: JournalEnd) -> bytes:
-    try:
-        return encode(end.event)
-    except UnicodeEncodeError:
-        # A message of an engine that is not Unicode must not keep the end from being noted.
-        fields = msgspec.structs.asdict(end.event)
-        words = {key: value for key, value in fields.items() if isinstance(value, str)}
-        clean = {key: word.encode("utf-8", "backslashreplace").decode() for key, word in words.items()}
-        return encode(msgspec.structs.replace(end.event, **clean))

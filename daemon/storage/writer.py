@@ -14,7 +14,8 @@ from glmtts.protocol.requests import Cancel, GetJob, Wait
 from ..core import effects, inputs
 from . import free_space
 from .problems import explain, keeps_connection, printable
-from .store import Store, UnreadableRowError
+from .rows import UnreadableRowError
+from .store import Store
 
 #: The number of ends after which the number of remembered jobs is checked.
 _TIDY_AFTER_ENDS = 1_000
