@@ -127,8 +127,11 @@ def requests_endpoint() -> str:
     """
     if named := os.environ.get("GLMTTS_ENDPOINT"):
         return named
+    if os.environ.get("GLMTTS_RUNTIME_DIR"):
+        # Named by the user, as an endpoint is: root may reach the daemon of another user so.
+        return f"ipc://{runtime_dir() / REQUESTS}"
     own, machine_s = (FoundEndpoint(f"ipc://{folder / REQUESTS}") for folder in (runtime_dir(), MACHINE_DIR))
-    if os.environ.get("GLMTTS_RUNTIME_DIR") or (_is_there(own) and not own.problem()):
+    if _is_there(own) and not own.problem():
         return own
     if other := _of_another_session():
         return FoundEndpoint(f"ipc://{other}")
