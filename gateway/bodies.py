@@ -96,7 +96,7 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
         watch.cancel()
         if not task.done():
             task.cancel()
-            # The daemon is told to cancel before the handler ends.
+            # The client library sends the daemon its `cancel` before the handler ends.
             await asyncio.wait({task})
 
 

@@ -23,7 +23,7 @@ _DRAIN_S = 30
 
 
 class _Connection(H11Protocol):
-    """A connection that has to send its headers in time, one of so many from its address."""
+    """A connection that has to send its headers in time, one of a limited number from its address."""
 
     of_address: ClassVar[Counter[str]] = Counter()
     most: ClassVar[int] = 256

@@ -1,5 +1,5 @@
 """A process inherits streams and signals from the one that starts it. Programs of this package begin by putting right
-those that they can't work with, whoever started them: cron, ssh, an init script, a Java program."""
+those that they can't work with, whatever started them: cron, ssh, an init script, a Java program."""
 
 from __future__ import annotations
 

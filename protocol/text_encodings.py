@@ -33,7 +33,7 @@ _ENCODINGS: tuple[tuple[str, str, tuple[str, str] | None, float], ...] = (
     ("gb18030", "GBK or GB18030", None, 0.0),
 )
 _SAMPLE = 30
-#: Characters from which on a text in EUC-KR is told from one in GBK.
+#: Characters from which on a text in EUC-KR differs from one in GBK.
 _ENOUGH = 5
 
 

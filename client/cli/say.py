@@ -56,7 +56,7 @@ def parse_options(_ctx: click.Context, _param: click.Parameter, values: tuple[st
 @click.option("--prompt-text", metavar="TEXT", help="What is said in the recording.")
 @click.option("--format", "format", type=click.Choice(FORMATS), help="By default that of FILE's name, else wav.")
 @click.option("--sample-rate", type=click.IntRange(8_000, 48_000), metavar="HZ")
-@click.option("--stream", is_flag=True, help="Write the samples as they are made: to a WAV file, or raw.")
+@click.option("--stream", is_flag=True, help="Write the speech as it is made, in any format.")
 @click.option("--play", is_flag=True, help="Play the speech as it is made.")
 @click.option("--priority", type=click.Choice(PRIORITIES))
 @click.option(

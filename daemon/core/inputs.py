@@ -323,7 +323,7 @@ class JournalFound(Struct):
 
 
 class JournalRemoved(Struct):
-    """A table of the journal was full (``journal`` or ``durable_results``, see shares.TABLES): so many rows of the
+    """A table of the journal was full (``journal`` or ``durable_results``, see shares.TABLES): ``count`` rows of the
     client that held most were removed before their time, ``shared`` with other clients.
     """
 

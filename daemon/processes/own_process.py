@@ -46,7 +46,7 @@ def keep_files_private() -> None:
 
 
 def possible_connections(sockets: int) -> int:
-    """The connections that each of so many requests sockets can have: half of the descriptors stay free for bursts."""
+    """The connections that each requests socket can have: half of the descriptors stay free for bursts."""
     return (_limit(resource.getrlimit(resource.RLIMIT_NOFILE)[0]) - _OWN) // (2 * sockets)
 
 

@@ -20,7 +20,7 @@ from .results import ResultLostError, read_result, size_of
 #: Files that may wait to be settled, and results that may wait to be read, of all clients: more than jobs can end at a
 #: time. And of one client, so that others have room.
 _MAX_WAITING, _MAX_OF_CLIENT = 20_000, 5_000
-#: A result of at most so many bytes is read without asking for its size first.
+#: A result of at most this size in bytes is read without asking for its size first.
 _SMALL_BYTES = 256 << 10
 #: Results of one client that are looked at in a turn, to find one that its connection has room for.
 _MOST_LOOKS = 64
@@ -41,7 +41,7 @@ class Receivers(Protocol):
         """The client of a connection; None when it is gone."""
 
     def expect(self, connection: int, size: int) -> bool:
-        """Whether there is room for a result of so many bytes; if so, ``expected`` follows."""
+        """Whether there is room for a result of ``size`` bytes; if so, ``expected`` follows."""
 
     def expected(self, connection: int) -> None:
         """The result was sent, or could not be read."""

@@ -24,7 +24,7 @@ from .store import MAX_BARE, MAX_ENDED, Store
 from .timeline import Timeline
 from .writer import Writer, found
 
-#: An add that waits counts as so many bytes beside its own: no more of them wait than the limit of their number.
+#: The bytes that each add that waits counts beside its own: no more of them wait than the limit of their number.
 _BYTES_OF_ADD = 16 << 10
 
 

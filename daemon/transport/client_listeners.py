@@ -203,7 +203,7 @@ class ClientListeners:
         return None if router is None else router.client_of(connection)
 
     def expect(self, connection: int, size: int) -> bool:
-        """Whether a result of so many bytes may be read from the disk for a connection; ``expected`` follows."""
+        """Whether a result of ``size`` bytes may be read from the disk for a connection; ``expected`` follows."""
         router = self._router_of.get(connection)
         return router is None or router.expect(connection, size)
 

@@ -21,7 +21,8 @@ OVERHEAD = 300
 _TURNS = 3
 #: A client that has read nothing for this long, in seconds, does not read.
 _STALL_S = 10.0
-#: While others wait for a turn, it ends after this time and a second for so many bytes.
+#: While others wait for a turn, it ends after the first time in seconds, plus a second for each share of
+#: the second size in bytes.
 _LONGEST_S, _SLOWEST = 30.0, 128 << 10
 #: Time between two looks at the readers, and the time after which the earlier look says nothing.
 _LOOK_S, _LOOK_AGAIN_S = 0.25, 3.0

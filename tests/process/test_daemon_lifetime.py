@@ -119,9 +119,12 @@ def test_a_removed_runtime_folder_is_made_again_with_all_in_it(start: Start) -> 
     second = daemon.launch()
     assert second.wait(10) == 69
     daemon.until_logged(f"kill {daemon.process.pid}")
-    daemon.until(lambda: all((daemon.runtime / name).exists() for name in names), "they are there again")
+    whole = sorted((*names, "lock", "processes"))
+    daemon.until(
+        lambda: daemon.runtime.exists() and sorted(p.name for p in daemon.runtime.iterdir()) == whole,
+        "all is there again",
+    )
     assert [(daemon.runtime / name).stat().st_mode for name in names] == modes
-    assert sorted(p.name for p in daemon.runtime.iterdir()) == sorted((*names, "lock", "processes"))
     daemon.client().speak("after")
     os.kill(daemon.workers()[0]["pid"], signal.SIGKILL)
     daemon.client().speak("by a worker that came since")

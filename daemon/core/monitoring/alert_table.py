@@ -193,7 +193,7 @@ ALERTS: dict[str, Alert] = {
     ),
     "connections": Alert(
         do="glmttsctl limits shows the connections of each client. A program should keep one connection; see which one "
-        "opens so many, and raise [limits] max_connections if they are all needed.",
+        "opens that many, and raise [limits] max_connections if they are all needed.",
         slow=True,
         severity="warning",
         summary="a client of {{ $labels.instance }} holds most of the connections, and loses its idle ones",

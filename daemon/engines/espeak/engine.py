@@ -44,7 +44,7 @@ class EspeakEngine(Engine):
             import espeakng_loader
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                "the espeak engine needs the package espeakng-loader; pip install 'glmtts-supervisor[espeak]'"
+                "the espeak engine needs the package espeakng-loader: pip install espeakng-loader"
             ) from error
         self._path: str = espeakng_loader.get_library_path()
         self._data: str = espeakng_loader.get_data_path()

@@ -127,7 +127,7 @@ class EspeakLibrary:
             raise EngineError("synthesis_failed", f"eSpeak NG can't be loaded again: {self._problem}", fatal=True)
         self._stopping = False
         self._chunks = queue.Queue(_CHUNKS_AHEAD)
-        self._speaker = threading.Thread(target=self._speak, args=(passages, options), daemon=True)
+        self._speaker = threading.Thread(target=self._speak, args=(passages, options), name="espeak", daemon=True)
         self._speaker.start()
 
     def chunk(self) -> NDArray[np.float32] | None:

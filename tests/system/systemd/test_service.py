@@ -30,7 +30,8 @@ text = "A sentence that is spoken after all. "
 with Client(timeout=60) as client:
     client.ping()
     # It is not to be done before the daemon dies.
-    Control().call("pause")
+    for worker in Control().call("workers")["workers"]:
+        os.kill(worker["pid"], signal.SIGSTOP)
     job = client.submit(text, priority="batch")
     os.kill(int(sys.argv[1]), signal.SIGKILL)
     killed = time.monotonic()
