@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import re
 import sys
+from importlib.metadata import requires
 
 from glmtts.protocol.api_keys import ApiKeyProblem
 from glmtts.protocol.inherited import put_right, raise_descriptor_limit
 
-from . import __version__, app, settings
-from .server import inherited, server
+from . import __version__, settings
 
 #: Exit statuses: sysexits(3).
 _EX_CONFIG, _EX_UNAVAILABLE = 78, 69
@@ -28,6 +29,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--listen", metavar="ADDRESS", help="in place of [gateway] listen")
     parser.add_argument("--version", action="version", version=f"glmtts-gateway {__version__}")
     options = parser.parse_args(arguments)
+    try:
+        from . import app
+        from .server import inherited, server
+    except ModuleNotFoundError as error:
+        print(
+            f"glmtts-gateway can't start: the package {error.name} is missing, as in an installation without the extra "
+            f"gateway. Install its packages: {sys.executable} -m pip install {' '.join(_packages())}",
+            file=sys.stderr,
+        )
+        return _EX_CONFIG
     try:
         chosen = settings.read(settings.find(options.config))
         listen = settings.parse_listen(options.listen or chosen.listen)
@@ -56,6 +67,12 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         pass
     return 0 if serving.started else _EX_UNAVAILABLE
+
+
+def _packages() -> list[str]:
+    """The packages of the extra ``gateway``."""
+    of_extra = (line for line in requires("glmtts-supervisor") or [] if 'extra == "gateway"' in line)
+    return [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in of_extra]
 
 
 if __name__ == "__main__":

@@ -64,6 +64,10 @@ def new(name: str, *, forwards_users: bool, vip: bool, file: Path) -> None:
         file.chmod(0o640 if about is None else about.st_mode & 0o777)
         if about is not None and os.geteuid() == 0:
             os.chown(file, about.st_uid, about.st_gid)
+    except FileNotFoundError:
+        raise Failure(
+            f"There is no folder {file.parent} for the file of keys; make it, or name one by --file."
+        ) from None
     except OSError as error:
         raise Failure(f"{file}: {error.strerror}") from None
     run = session()
@@ -90,5 +94,9 @@ def _read(file: Path, *, may_be_missing: bool) -> list[ApiKey]:
         return []
     try:
         return api_keys.parse(file.read_text(encoding="utf-8"))
-    except (OSError, ApiKeyProblem, UnicodeDecodeError) as error:
+    except FileNotFoundError:
+        raise Failure(f"{file} is not there; glmttsctl apikey new NAME makes it, and --file names another.") from None
+    except OSError as error:
+        raise Failure(f"{file}: {error.strerror}") from None
+    except (ApiKeyProblem, UnicodeDecodeError) as error:
         raise Failure(f"{file}: {error}") from None

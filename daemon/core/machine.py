@@ -40,6 +40,8 @@ _OPERATOR = inputs.Client("operator", "operator", operator=True)
 _MOST_PASSES = 10
 #: A wall clock that moves this far between two steps, in seconds, was set; less is the ordinary work of a time service.
 SET_S = 60.0
+#: After a standstill these come before StoodStill, which tells it from a clock that was set.
+_BEFORE_A_STANDSTILL = (inputs.WorkerSaid, inputs.WorkerGarbled, inputs.EffectFailed, inputs.ConnectionOverrun)
 #: For how long an alert says that the wall clock was set.
 _CLOCK_ALERT_S = 3_600.0
 #: A standstill from this length on has a line in the log.
@@ -268,9 +270,11 @@ class Machine:
         if not context.guarded(self._on_input, event):
             context.guarded(self._recovery.on_input_failed, event)
         ahead_s = wall - context.now
-        if not -SET_S < ahead_s - self._ahead_s < SET_S:
+        if -SET_S < ahead_s - self._ahead_s < SET_S:
+            self._ahead_s = ahead_s
+        elif not isinstance(event, _BEFORE_A_STANDSTILL):
             context.guarded(self._on_clock_moved, event, ahead_s - self._ahead_s)
-        self._ahead_s = ahead_s
+            self._ahead_s = ahead_s
         while (timer := context.timers.pop_due(context.now)) is not None:
             self._on_timer(timer)
             context.jobs_dirty = context.workers_dirty = True

@@ -13,6 +13,7 @@ from glmtts.protocol.errors import ErrorCode
 
 from ..config.tcp_access import parse_listen
 from ..core import effects, inputs
+from ..core.context import INTERNAL_ERROR
 from ..core.metric_types import Family, Histogram, Kind, kept, labelled, single
 from ..core.settings import MetricsSettings
 from ..log.logger import Logger
@@ -118,6 +119,7 @@ class Metrics:
 
         def then(text: Any) -> None:
             if isinstance(text, Exception):
+                self._send(effects.Send(effect.to, events.Error.of(effect.id, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)))
                 raise text
             self._send(effects.Send(effect.to, events.Result(id=effect.id, values={"text": text.decode()})))
 

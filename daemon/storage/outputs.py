@@ -43,9 +43,17 @@ class OutputFailedError(OutputError):
 
 
 def check_absent(path: Path) -> None:
-    """Raise OutputExistsError if ``path`` exists, to save the synthesis; ``write_new`` decides in the end."""
-    if path.exists() or path.is_symlink():
-        raise _exists(path)
+    """Raise OutputExistsError if ``path`` exists, to save the synthesis; ``write_new`` decides in the end.
+
+    Raises OutputFailedError if that can't be seen: the folder is another user's, or no folder.
+    """
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OutputFailedError(_explain(path, error)) from error
+    raise _exists(path)
 
 
 def delivered(path: Path, job: str) -> bytes | None:

@@ -80,6 +80,20 @@ def test_a_standstill_is_no_silence_of_a_worker_and_no_set_clock(make_world: Mak
     assert world.last(id).code == "hung", "its own silence of a minute still counts"
 
 
+def test_a_worker_that_is_heard_before_a_standstill_is_noticed_sets_no_clock(world: World) -> None:
+    world.ready()
+    id = world.request(text="spoken meanwhile", stream=True)
+    world.ahead_s += 3_600.0
+    world.audio(world.job(id), 0)
+    world.step(inputs.StoodStill(3_600.0))
+    world.step(inputs.TimePassed())
+    assert alerts(world) == []
+    world.ahead_s += 3_600.0
+    world.audio(world.job(id), 1)
+    world.step(inputs.TimePassed())
+    assert alerts(world) == ["clock"], "a clock that was set is noticed by the next input"
+
+
 def test_a_load_a_stop_and_a_backoff_get_the_time_back(make_world: MakeWorld) -> None:
     world = make_world(2, workers={"min": 2, "start_timeout_s": 10.0, "stop_timeout_s": 5.0})
     world.ready("w0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import http.client
 import itertools
@@ -9,12 +10,18 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import pytest
 
 from glmtts.daemon.config.tcp_access import Address
+from glmtts.daemon.core import effects
+from glmtts.daemon.core.settings import MetricsSettings
 from glmtts.daemon.metrics import http as metrics_http
+from glmtts.daemon.metrics import metrics
 from glmtts.daemon.metrics.http import MetricsServer
+from glmtts.daemon.storage.journal import JournalFigures
+from glmtts.protocol.events import Error
 
 LOOPBACK = Address("127.0.0.1", 0)
 Serve = Callable[..., MetricsServer]
@@ -104,3 +111,34 @@ def test_a_server_that_is_closed_leaves_its_port_to_the_next(serve: Serve) -> No
     get(first)
     first.close()
     assert get(serve(address=Address("127.0.0.1", first.port)))[0] == 200
+
+
+def test_metrics_that_can_t_be_written_are_answered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[effects.Send] = []
+
+    class Background:
+        def run(self, task: Callable[[], Any], then: Callable[[Any], None]) -> bool:
+            try:
+                then(task())
+            except ImportError as error:
+                with pytest.raises(ImportError):
+                    then(error)
+            return True
+
+    def written(_: object) -> bytes:
+        raise ImportError("a broken package")
+
+    monkeypatch.setattr(metrics, "written", written)
+    served = metrics.Metrics(
+        MetricsSettings(),
+        wakeup_fd=-1,
+        log=cast("Any", None),
+        background=cast("Any", Background()),
+        core=list,
+        facts=lambda: collections.defaultdict(int, tcp={"connections": 0}),
+        journal=JournalFigures,
+        send=sent.append,
+    )
+    served.write(effects.WriteMetrics(cast("Any", "operator"), "m", []))
+    (answer,) = sent
+    assert isinstance(answer.event, Error) and (answer.event.id, answer.event.code) == ("m", "unavailable")

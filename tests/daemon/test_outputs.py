@@ -296,3 +296,21 @@ def test_a_result_replaces_the_one_of_an_earlier_attempt_and_settling_twice_is_h
         settle(path, JOB)
         settle(tmp_path / "nowhere" / "a.wav", JOB)
     assert path.read_bytes() == b"second" and names(tmp_path) == [path.name]
+
+
+def test_a_folder_that_became_a_file_is_named_before_anything_is_spoken(tmp_path: Path) -> None:
+    (tmp_path / "outputs").touch()
+    with pytest.raises(OutputFailedError, match="outputs is not a folder; see"):
+        check_absent(tmp_path / "outputs" / "a.wav")
+
+
+def test_a_folder_that_became_another_user_s_is_named_before_anything_is_spoken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> os.stat_result:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "lstat", refuse)
+    monkeypatch.setattr(Path, "stat", lambda path, **_: refuse(path))
+    with pytest.raises(OutputFailedError, match="the daemon's user may not write in"):
+        check_absent(tmp_path / "a.wav")

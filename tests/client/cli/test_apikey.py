@@ -37,3 +37,11 @@ def test_a_name_is_used_once_and_a_broken_file_is_left_as_it_is(tmp_path: Path) 
     assert file.read_text() == before
     file.write_text("nonsense")
     assert run("new", "bob", "--file", str(file))[0] == 1 and file.read_text() == "nonsense"
+
+
+def test_a_file_or_a_folder_that_is_not_there_is_named_with_the_remedy(tmp_path: Path) -> None:
+    file = tmp_path / "none" / "keys.toml"
+    status, output = run("list", "--file", str(file))
+    assert status == 1 and "apikey new" in output and "Errno" not in output
+    status, output = run("new", "anna", "--file", str(file))
+    assert status == 1 and f"no folder {file.parent}" in output.replace("\n", " ")
