@@ -15,9 +15,9 @@ from glmtts.client import AsyncClient, GlmttsError
 from glmtts.client.exchange import JobEvent
 from glmtts.protocol.events import JobInfo
 
-from . import bodies, errors, speech
+from . import bodies, errors, requests, speech
 from .errors import HttpError
-from .requests import FORMATS, SpeechRequest
+from .requests import FORMATS
 
 _MEDIA_TYPES = dict(FORMATS.values())
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
@@ -44,12 +44,8 @@ def described(info: JobInfo) -> dict[str, Any]:
 
 async def create(request: Request) -> Response:
     """Take a job. It is on disk when the answer goes out."""
-    state = request.app.state
-    customer = state.customers.of(request)
-    body = await bodies.read(request, state.settings.body_mib << 20)
-    asked, _ = bodies.decode(body, SpeechRequest)
-    options = asked.options_for(customer, state.settings, request.headers.get("idempotency-key"))
-    client: AsyncClient = state.client
+    asked, options, _ = await requests.asked(request)
+    client: AsyncClient = request.app.state.client
     job = await client.submit(asked.input, **(options | {"durable": True}))
     client.leave(job)
     values = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
+from starlette.requests import Request
 
 from glmtts.protocol.requests import MAX_SEED
 
@@ -103,3 +104,15 @@ class SpeechRequest(Struct, kw_only=True):
         if asked in settings.voices:
             return settings.voices[asked]
         return "" if asked in OPENAI_VOICES else asked
+
+
+async def asked(request: Request) -> tuple[SpeechRequest, dict[str, Any], list[str]]:
+    """The body of a request for speech, its options for the client library, and its keys that are ignored.
+
+    Raises HttpError.
+    """
+    state = request.app.state
+    customer = state.customers.of(request)
+    body = await bodies.read(request, state.settings.body_mib << 20)
+    speech, ignored = bodies.decode(body, SpeechRequest)
+    return speech, speech.options_for(customer, state.settings, request.headers.get("idempotency-key")), ignored

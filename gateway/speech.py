@@ -18,7 +18,7 @@ from glmtts.client.exchange import JobEvent
 from glmtts.client.speech import Chunk
 from glmtts.protocol.events import Accepted, Done, Progress, Queued, Started
 
-from . import bodies, errors
+from . import bodies, errors, requests
 from .errors import HttpError
 from .requests import SpeechRequest
 
@@ -30,12 +30,8 @@ HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 async def speech(request: Request) -> Response:
     """Speak a text. The status goes out with the first audio, so an earlier failure has its own status."""
-    state = request.app.state
-    customer = state.customers.of(request)
-    body = await bodies.read(request, state.settings.body_mib << 20)
-    asked, ignored = bodies.decode(body, SpeechRequest)
-    options = asked.options_for(customer, state.settings, request.headers.get("idempotency-key"))
-    client: AsyncClient = state.client
+    asked, options, ignored = await requests.asked(request)
+    client: AsyncClient = request.app.state.client
     headers = dict(HEADERS)
     if ignored:
         headers["x-glmtts-ignored"] = ", ".join(name for name in ignored if name.isascii() and name.isprintable())[:500]
