@@ -122,7 +122,12 @@ class Background:
                 then, result = self._results.get_nowait()
             except queue.Empty:
                 return
-            then(result)
+            try:
+                then(result)
+            except Exception:
+                # The results behind it are handed over in the next turn, which comes at once.
+                os.write(self._wakeup_fd, b"\0")
+                raise
 
     def _work(self) -> None:
         while (item := self._tasks.get()) is not None:

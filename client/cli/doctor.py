@@ -74,7 +74,9 @@ def _print(checks: Sequence[Check], count: Mapping[str, int]) -> None:
         for label, words in (("means:", check["means"]), ("fix:", check["mend"])):
             if words and state != "ok":
                 click.echo("\n".join(hanging(f"{'':9}{label:<7}", clean(words), width)))
-    click.echo(f"\n{count['ok']} ok, {count['warning']} warnings, {count['wrong']} wrong.")
+    click.echo(
+        f"\n{count['ok']} ok, {count['warning']} warning{'' if count['warning'] == 1 else 's'}, {count['wrong']} wrong."
+    )
 
 
 def _check(name: str, seen: str, state: str = "ok", means: str = "", mend: str = "") -> Check:

@@ -85,7 +85,9 @@ class Problems:
     def unready(self, state: str) -> list[Problem]:
         """Why no new job would be spoken soon; empty where one would."""
         if state == "paused":
-            what = f"An operator has paused the queue: {len(self._queue)} jobs wait, and none is started."
+            waiting = len(self._queue)
+            wait = "1 job waits" if waiting == 1 else f"{waiting} jobs wait"
+            what = f"An operator has paused the queue: {wait}, and none is started."
             return [Problem("paused", "down", what, "glmttsctl resume")]
         if state in ("draining", "drained"):
             what = "An operator drains the daemon: accepted jobs are finished, and no new ones are accepted."
