@@ -69,6 +69,7 @@ def _columns(found: Sequence[Row], width: int | None) -> list[Column]:
         _new_jobs("next batch", found, "rate_batch", "tokens_batch", "next_batch_token_in_s"),
         _used("waiting", found, "waiting", "share"),
         _used("batch", found, "waiting_batch", "share_batch"),
+        *([_used("voices", found, "voices", "max_voices", rank=4)] if any(row.get("voices") for row in found) else []),
         _used("live", found, "jobs", "max_jobs", rank=3),
         _held("connections", found, rank=4),
         _held("outputs", found, rank=5),
@@ -117,7 +118,9 @@ def _print_tables(tables: Mapping[str, Row], row: Row) -> None:
     held, removed = row.get("held") or {}, row.get("removed") or {}
     for name, table in tables.items():
         if held.get(name) or removed.get(name):
-            shown = size if name.endswith(("results", "recordings", "outputs", "unread")) else "{:,}".format
+            shown = (
+                size if name.endswith(("results", "recordings", "outputs", "unread", "own_voices")) else "{:,}".format
+            )
             lost = f"; {removed[name]:,} rows lost early, as it held most" if removed.get(name) else ""
             of_all = f"{shown(table['held'])} of {shown(table['most'])} are taken by {_clients(table['clients'])}"
             click.echo(f"{clean(name):<16}  {shown(held.get(name, 0))}; {of_all}{lost}")

@@ -27,6 +27,7 @@ from .ui.humanize import duration
 from .ui.output import print_json
 from .ui.player import PlayerSink, find_player
 from .ui.sinks import RawSink, Sink, WavSink
+from .voices import voice_names
 
 
 def parse_options(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
@@ -46,7 +47,9 @@ def parse_options(_ctx: click.Context, _param: click.Parameter, values: tuple[st
 @click.command()
 @click.argument("text")
 @click.option("-o", "file", metavar="FILE", help="Write the speech to FILE; `-` is standard output.")
-@click.option("--voice", metavar="NAME", help="A registered voice; `glmttsctl voices` lists them.")
+@click.option(
+    "--voice", metavar="NAME", shell_complete=voice_names, help="A registered voice; `glmttsctl voices` lists them."
+)
 @click.option(
     "--prompt",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
