@@ -18,7 +18,7 @@ from msgspec import UNSET, Struct
 from . import control, events, texts
 from .audio_formats import ENCODER_RATES, misnamed
 from .errors import ErrorCode, RequestError
-from .requests import VERSION, ClientRequest, Synthesize
+from .requests import VERSION, ClientRequest, Synthesize, VoiceAdd
 
 T = TypeVar("T")
 
@@ -119,6 +119,14 @@ def decode_request(frames: Sequence[bytes | memoryview], limits: CodecLimits) ->
     request = _decode(frames, limits, _client_decoder, _CLIENT_TYPES)
     if type(request) is Synthesize:
         _check_synthesize(request, len(frames) > 1, limits)
+    elif type(request) is VoiceAdd:
+        _check_voice(request, len(frames) > 1)
+        if not request.consent:
+            message = "consent: a voice is kept only where this is true: the person who is heard agrees to it"
+            raise RequestError(ErrorCode.BAD_REQUEST, message, id=request.id)
+        for key in ("language", "description"):
+            if texts.has_control_character(getattr(request, key)):
+                raise RequestError(ErrorCode.BAD_REQUEST, f"{key}: has a control character in it", id=request.id)
     elif len(frames) > 1:
         raise RequestError(ErrorCode.BAD_REQUEST, f"body: {_op_of(request)} takes none", id=request.id)
     return request
@@ -127,17 +135,21 @@ def decode_request(frames: Sequence[bytes | memoryview], limits: CodecLimits) ->
 def decode_control(frames: Sequence[bytes | memoryview], limits: CodecLimits) -> control.ControlRequest:
     """Decode and validate an operation of the control socket; a transcript is folded. Raises as decode_request."""
     request = _decode(frames, limits, _control_decoder, _CONTROL_TYPES)
-    takes_body = type(request) is control.VoiceAdd
-    if takes_body and len(frames) < 2:
-        raise RequestError(ErrorCode.BAD_REQUEST, "body: voice_add needs the recording as its body", id=request.id)
-    if not takes_body and len(frames) > 1:
-        raise RequestError(ErrorCode.BAD_REQUEST, f"body: {_op_of(request)} takes none", id=request.id)
     if type(request) is control.VoiceAdd:
-        try:
-            request.text = texts.transcript(request.text)
-        except texts.TextError as error:
-            raise RequestError(ErrorCode.BAD_REQUEST, f"text: {error}", id=request.id) from None
+        _check_voice(request, len(frames) > 1)
+    elif len(frames) > 1:
+        raise RequestError(ErrorCode.BAD_REQUEST, f"body: {_op_of(request)} takes none", id=request.id)
     return request
+
+
+def _check_voice(request: VoiceAdd | control.VoiceAdd, has_body: bool) -> None:
+    """Fold the transcript of a voice, and check it."""
+    if not has_body:
+        raise RequestError(ErrorCode.BAD_REQUEST, "body: voice_add needs the recording as its body", id=request.id)
+    try:
+        request.text = texts.transcript(request.text)
+    except texts.TextError as error:
+        raise RequestError(ErrorCode.BAD_REQUEST, f"text: {error}", id=request.id) from None
 
 
 def encode(message: Struct) -> bytes:

@@ -146,6 +146,7 @@ class ClientLimits(Section, frozen=True):
     rate_batch: str | None = None
     max_jobs: Count | None = None
     max_share: Share | None = None
+    own_voices: CountOrZero | None = None
 
 
 class LimitsSettings(Section, frozen=True):
@@ -163,6 +164,8 @@ class LimitsSettings(Section, frozen=True):
     max_connections: Count = 4_096
     outputs_mib: Mib = 10_240
     disk_reserve_mib: Mib = 256
+    own_voices: CountOrZero = 10
+    own_voices_mib: Count = 1_024
 
 
 class AudioSettings(Section, frozen=True):

@@ -74,7 +74,8 @@ def test_the_example_of_a_clients_own_limits_can_be_uncommented() -> None:
     end = next(n for n in range(start, len(lines)) if not lines[n].startswith("#"))
     lines[start:end] = [line.removeprefix("#").strip() for line in lines[start:end]]
     limits = config.parse("\n".join(lines)).limits
-    assert limits.clients == {"alice": ClientLimits(rate="60/minute", rate_batch="", max_jobs=4096, max_share=0.5)}
+    own = ClientLimits(rate="60/minute", rate_batch="", max_jobs=4096, max_share=0.5, own_voices=50)
+    assert limits.clients == {"alice": own}
 
 
 def _in_order(section: type[Section], prefix: str = "") -> list[str]:

@@ -21,13 +21,13 @@ from ..monitoring.problems import Problems
 from ..scheduling.deadlines import enqueue
 from ..scheduling.durable import NEW_KEY, key_taken, no_such_job, removed_early
 from ..scheduling.forecast import Outlook
-from ..scheduling.retry import quarantine_message
+from ..scheduling.retry import blamed, quarantine_message
 from ..scheduling.scheduler import Scheduler
 from ..state import State
 from . import refusals
 
 #: Additions within the protocol's version, as ``info`` names them.
-FEATURES = ["on_behalf_of", "streams"]
+FEATURES = ["on_behalf_of", "own_voices", "streams"]
 
 #: The error that a client gets whose unread events had to be thrown away.
 TOO_SLOW = "the client does not read, and the buffer for what it leaves unread is full ([limits] send_buffer_mib)"
@@ -40,7 +40,7 @@ class ClientRequests:
         self._state = state
         self._context, self._job_table = state.context, state.job_table
         self._queue, self._pool = state.queue, state.pool
-        self._voices, self._installation = state.voices, state.installation
+        self._installation = state.installation
         self._dispatcher, self._admission = scheduler.dispatcher, scheduler.admission
         self._durable_jobs, self._completion = scheduler.durable_jobs, scheduler.completion
         self._retries, self._forecast = scheduler.retries, scheduler.forecast
@@ -75,13 +75,15 @@ class ClientRequests:
                 return
         refusals.check_open(self._state, self.closed)
         refusals.check_allowed(self._state, event.client, request)
-        refusals.check_speakable(self._state, request)
+        refusals.check_speakable(self._state, client, request)
+        voice = self._state.recording_of(client.key, request)
+        own_voice = voice is not None and bool(voice.owner)
         durable = request.priority == "batch" if request.durable is UNSET else request.durable
         if durable:
             self._durable_jobs.check()
         if self._retries.quarantine or durable:
             content = content or content_digest(request, event.body)
-            if deaths := self._retries.deaths_of(content):
+            if deaths := self._retries.deaths_of(blamed(content, client.key if own_voice else "")):
                 raise RequestError(ErrorCode.QUARANTINED, quarantine_message(deaths))
         audio_format: AudioFormat = request.resolved_format
         if request.named_format is None and not request.stream:
@@ -102,7 +104,8 @@ class ClientRequests:
             streams=request.stream and hears_all,
             durable=durable,
             output_path=self._output_path(request),
-            cloned=self._names_a_recording(request),
+            cloned=voice is not None,
+            own_voice=own_voice,
             accepted_at=context.now,
             created=round(context.wall, 3),
             deadline_at=context.now + deadline_s if deadline_s else None,
@@ -136,7 +139,8 @@ class ClientRequests:
             self._completion.guarded(job, self._recovered, job)
 
     def _recovered(self, job: Job) -> None:
-        job.cloned = self._names_a_recording(job.request)
+        voice = self._state.recording_of(job.client.key, job.request)
+        job.cloned, job.own_voice = voice is not None, voice is not None and bool(voice.owner)
         job.output_path = self._output_path(job.request)
         self._accept(job, [])
 
@@ -148,10 +152,6 @@ class ClientRequests:
 
     def _output_path(self, request: requests.Synthesize) -> str:
         return "" if request.output is UNSET else f"{self._installation.outputs_folder}/{request.output}"
-
-    def _names_a_recording(self, request: requests.Synthesize) -> bool:
-        voice = self._context.settings.voices.default if request.voice is UNSET else request.voice
-        return request.prompt is UNSET and voice in self._voices and voice not in self._pool.own_voices
 
     def _say_accepted(self, job: Job, subscribers: list[Subscriber]) -> None:
         free = self._dispatcher.starts_at_once(job)
@@ -233,7 +233,7 @@ class ClientRequests:
             sample_rate=settings.audio.sample_rate,
             sample_rates=engine.sample_rates if engine else [],
             formats=list(FORMATS),
-            voices=self._state.all_voices(),
+            voices=self._state.all_voices(event.client.key),
             default_voice=default_voice,
             clones_voices=self._pool.engine is not None and self._pool.engine.clones_voices,
             limits={
@@ -249,6 +249,8 @@ class ClientRequests:
                 "max_waiting_batch": settings.queue.max_waiting_batch,
                 "max_per_client": settings.queue.max_per_client,
                 "max_share": settings.queue.max_share,
+                "own_voices": self._admission.allowance(event.client).own_voices,
+                "own_voices_mib": limits.own_voices_mib,
                 "durable": not self._durable_jobs.problem,
             },
             features=FEATURES,
@@ -256,10 +258,6 @@ class ClientRequests:
             ready=self._pool.serving > 0 and not self.closed and not self._queue.paused,
         )
         self._context.send(event.to, answer)
-
-    def list_voices(self, event: Requested, request: requests.Voices) -> None:
-        """Say which voices can be named."""
-        self._context.send(event.to, events.VoicesAnswer(id=request.id, voices=self._state.all_voices()))
 
     def cancel(self, to: ReplyTo, request: requests.Cancel, client: Client | None) -> None:
         """End a job; ``client`` is None for an operator, who may end any."""

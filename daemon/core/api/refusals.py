@@ -22,7 +22,15 @@ from ..state import State
 def acting_for(
     state: State,
     client: Client,
-    request: requests.Synthesize | requests.Cancel | requests.GetJob | requests.Wait | requests.ListJobs,
+    request: requests.Synthesize
+    | requests.Voices
+    | requests.VoiceAdd
+    | requests.VoiceRemove
+    | requests.VoiceSample
+    | requests.Cancel
+    | requests.GetJob
+    | requests.Wait
+    | requests.ListJobs,
 ) -> Client:
     """The client whose job it is, or who asks for it: itself, or the customer that a gateway names.
 
@@ -53,33 +61,34 @@ def check_allowed(state: State, client: Client, request: requests.Synthesize) ->
         raise RequestError(ErrorCode.FORBIDDEN, message)
 
 
-def check_speakable(state: State, request: requests.Synthesize) -> None:
+def check_speakable(state: State, client: Client, request: requests.Synthesize) -> None:
     """Refuse options and voices that the engine does not know, and an output that another job writes."""
     if problem := engine_options.check(state.context.settings.engine.name, request.options):
         raise RequestError(ErrorCode.BAD_REQUEST, problem)
     if request.prompt is UNSET and state.pool.engine:
-        _check_voice(state, request)
+        _check_voice(state, client, request)
     if request.output is not UNSET and request.output in state.job_table.outputs:
         raise RequestError(ErrorCode.OUTPUT_EXISTS, f"output: another job writes {request.output}; choose another name")
 
 
-def _check_voice(state: State, request: requests.Synthesize) -> None:
+def _check_voice(state: State, client: Client, request: requests.Synthesize) -> None:
     """Refuse a voice that is unknown or not for this engine, or missing where the engine has none of its own."""
     settings, pool = state.context.settings, state.pool
     name = settings.voices.default if request.voice is UNSET else request.voice
-    if name in pool.own_voices:
+    voice = state.recording_of(client.key, request)
+    if voice is None and name in pool.own_voices:
         return
     if not name:
         if not pool.own_voices:
             raise RequestError(
                 ErrorCode.BAD_REQUEST,
                 f"voice: the engine {settings.engine.name} needs the voice of a recording: name one, or send a "
-                f"prompt; {state.known_voices()}",
+                f"prompt; {state.known_voices(client.key)}",
             )
         return
-    if name not in state.voices:
+    if voice is None:
         of_default = " ([voices] default)" if request.voice is UNSET else ""
-        message = f"voice: {name!r}{of_default} is unknown; {state.known_voices()}"
+        message = f"voice: {name!r}{of_default} is unknown; {state.known_voices(client.key)}"
         raise RequestError(ErrorCode.VOICE_NOT_FOUND, message)
     if not (pool.engine and pool.engine.clones_voices):
         raise RequestError(

@@ -132,8 +132,9 @@ class Job(Struct, kw_only=True):
     durable: bool = False
     #: Where its file goes, if the request names one in the outputs folder.
     output_path: str = ""
-    #: Whether its voice is a registered recording.
+    #: Whether its voice is a registered recording, and one that its client has for itself.
     cloned: bool = False
+    own_voice: bool = False
     state: JobState = "waiting"
     account: Account = field(default_factory=Account)
     attempt: Attempt = field(default_factory=Attempt)
