@@ -131,6 +131,7 @@ class Machine:
         client = self._client_requests
         return {
             requests.Synthesize: client.synthesize,
+            requests.Text: client.text,
             requests.Ping: client.ping,
             requests.Info: client.info,
             requests.Voices: client.list_voices,
@@ -188,6 +189,7 @@ class Machine:
             "look": lambda _: state.autoscaler.on_first_look_late(),
             "deadline": lambda id: on_deadline(state, completion, id),
             "expire": lambda _: completion.expire(),
+            "text": scheduler.text_pieces.on_timeout,
             "positions": lambda _: scheduler.notifications.tell_positions(),
             "judge": lambda _: self._alert_evaluator.judge(),
             "health": self._health.on_late,

@@ -13,7 +13,7 @@ from glmtts.protocol.audio_formats import ENCODER_RATES, AudioFormat
 from glmtts.protocol.errors import ErrorCode, RequestError
 
 from ...engines import options as engine_options
-from ..inputs import Client
+from ..inputs import Client, ReplyTo
 from ..jobs.job import MAX_SUBSCRIBERS, Job
 from ..scheduling.admission import is_named
 from ..state import State
@@ -22,7 +22,12 @@ from ..state import State
 def acting_for(
     state: State,
     client: Client,
-    request: requests.Synthesize | requests.Cancel | requests.GetJob | requests.Wait | requests.ListJobs,
+    request: requests.Synthesize
+    | requests.Text
+    | requests.Cancel
+    | requests.GetJob
+    | requests.Wait
+    | requests.ListJobs,
 ) -> Client:
     """The client whose job it is, or who asks for it: itself, or the customer that a gateway names.
 
@@ -51,6 +56,15 @@ def check_allowed(state: State, client: Client, request: requests.Synthesize) ->
         where = f"[queue.classes.{request.priority}] users"
         message = f"priority: user {client.user} may not use {request.priority}, which is for {where}"
         raise RequestError(ErrorCode.FORBIDDEN, message)
+
+
+def check_more(request: requests.Synthesize, to: ReplyTo) -> None:
+    """Refuse a text in pieces from a client that can't send them."""
+    if request.more and to.envelope:
+        raise RequestError(
+            ErrorCode.BAD_REQUEST,
+            "more: a REQ socket can't send the rest of the text before it has the answer; use a DEALER",
+        )
 
 
 def check_speakable(state: State, request: requests.Synthesize) -> None:
