@@ -18,7 +18,7 @@ from msgspec import UNSET, Struct
 from . import control, events, texts
 from .audio_formats import ENCODER_RATES, misnamed
 from .errors import ErrorCode, RequestError
-from .requests import VERSION, ClientRequest, Synthesize, VoiceAdd
+from .requests import VERSION, ClientRequest, Synthesize, Text, VoiceAdd
 
 T = TypeVar("T")
 
@@ -127,6 +127,8 @@ def decode_request(frames: Sequence[bytes | memoryview], limits: CodecLimits) ->
         for key in ("language", "description"):
             if texts.has_control_character(getattr(request, key)):
                 raise RequestError(ErrorCode.BAD_REQUEST, f"{key}: has a control character in it", id=request.id)
+    elif type(request) is Text and len(frames) == 1:
+        _check_piece(request, limits)
     elif len(frames) > 1:
         raise RequestError(ErrorCode.BAD_REQUEST, f"body: {_op_of(request)} takes none", id=request.id)
     return request
@@ -261,7 +263,11 @@ def _check_synthesize(request: Synthesize, has_body: bool, limits: CodecLimits) 
     if length <= limits.text_chars:
         key = "text"
         try:
-            request.text = texts.speakable(request.text)
+            if request.more:
+                # The core folds it with what comes after it.
+                texts.check_characters(request.text)
+            else:
+                request.text = texts.speakable(request.text)
             if request.prompt is not UNSET:
                 key = "prompt.text"
                 request.prompt.text = texts.transcript(request.prompt.text)
@@ -270,6 +276,13 @@ def _check_synthesize(request: Synthesize, has_body: bool, limits: CodecLimits) 
         length = len(request.text)
     if length > limits.text_chars:
         raise refuse(f"text: {length} characters; at most {limits.text_chars} are accepted", ErrorCode.TOO_LARGE)
+    if request.more:
+        if request.durable is True:
+            raise refuse("durable: not together with more; what has come of the text does not survive the daemon")
+        if request.key is not UNSET:
+            raise refuse("key: not together with more; pieces that are sent again would be spoken twice")
+        if request.events == "final":
+            raise refuse("more: not together with events 'final', which does not tell the job that the pieces name")
     if request.prompt is not UNSET:
         if request.voice is not UNSET:
             raise refuse("voice: not together with prompt; send one of the two")
@@ -289,6 +302,17 @@ def _check_synthesize(request: Synthesize, has_body: bool, limits: CodecLimits) 
             raise refuse(f"output: {problem}")
     if request.options and _deeper_than(request.options, _MAX_OPTIONS_DEPTH):
         raise refuse(f"options: nested deeper than {_MAX_OPTIONS_DEPTH} containers")
+
+
+def _check_piece(request: Text, limits: CodecLimits) -> None:
+    """Check a piece of text by itself; the core knows what came before it."""
+    if len(request.text) > limits.text_chars:
+        message = f"text: {len(request.text)} characters; at most {limits.text_chars} are accepted for a job"
+        raise RequestError(ErrorCode.TOO_LARGE, message, id=request.id)
+    try:
+        texts.check_characters(request.text)
+    except texts.TextError as error:
+        raise RequestError(ErrorCode.BAD_REQUEST, f"text: {error}", id=request.id) from None
 
 
 def bad_file_name(name: str) -> str:

@@ -181,6 +181,7 @@ class JobInfo(Struct, kw_only=True):
     """A job as ``job`` and ``jobs`` show it. ``created`` is seconds since 1970, UTC.
 
     ``client`` and ``user`` are sent to operators only. ``suspended``: it began, and now waits for a more urgent job.
+    ``waits_for_text``: it can't go on before more of its text comes.
     ``note``: why the result of an ended job is not there any more.
     """
 
@@ -196,6 +197,7 @@ class JobInfo(Struct, kw_only=True):
     user: str | UnsetType = UNSET
     durable: bool | UnsetType = UNSET
     suspended: bool | UnsetType = UNSET
+    waits_for_text: bool | UnsetType = UNSET
     worker: str | UnsetType = UNSET
     segment: int | UnsetType = UNSET
     segments: int | UnsetType = UNSET

@@ -67,6 +67,7 @@ class Synthesize(Request, tag="synthesize", kw_only=True, omit_defaults=True):
     seed: Annotated[int, Meta(ge=0, le=MAX_SEED)] = 0
     options: dict[str, Any] = {}
     on_behalf_of: OnBehalfOf | UnsetType = UNSET
+    more: bool = False
 
     @property
     def named_format(self) -> AudioFormat | None:
@@ -79,6 +80,16 @@ class Synthesize(Request, tag="synthesize", kw_only=True, omit_defaults=True):
     def resolved_format(self) -> AudioFormat:
         """The format asked for, or the protocol's default: WAV, and 16-bit PCM for a stream."""
         return self.named_format or ("pcm_s16le" if self.stream else "wav")
+
+
+class Text(Request, tag="text", kw_only=True, omit_defaults=True):
+    """One more piece of the text of a job that was opened with ``more``."""
+
+    job: JobId
+    text: str = ""
+    flush: bool = False
+    last: bool = False
+    on_behalf_of: OnBehalfOf | UnsetType = UNSET
 
 
 class Ping(Request, tag="ping", kw_only=True):
@@ -155,5 +166,5 @@ class ListJobs(Request, tag="jobs", kw_only=True, omit_defaults=True):
 
 
 ClientRequest = (
-    Synthesize | Ping | Info | Voices | VoiceAdd | VoiceRemove | VoiceSample | Cancel | GetJob | Wait | ListJobs
+    Synthesize | Text | Ping | Info | Voices | VoiceAdd | VoiceRemove | VoiceSample | Cancel | GetJob | Wait | ListJobs
 )

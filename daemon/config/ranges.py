@@ -101,6 +101,8 @@ RANGES: dict[str, Range] = {
     "limits.clients.NAME.max_share": Range(0.001, 1),
     "limits.clients.NAME.own_voices": Range(0, _VOICES),
     "limits.text_chars": Range(1, 100_000),
+    "limits.text_timeout_s": Range(0.1, _DAY_S),
+    "limits.open_texts": Range(0, _JOBS),
     "limits.header_kib": Range(4, 1_024),
     "limits.body_mib": Range(1, MAX_RECORDING_MIB),
     "limits.recordings_mib": Range(1, _HOST_MIB),

@@ -134,6 +134,7 @@ class Machine:
         client, voice = self._client_requests, self._voice_requests
         return {
             requests.Synthesize: client.synthesize,
+            requests.Text: client.text,
             requests.Ping: client.ping,
             requests.Info: client.info,
             requests.Voices: voice.list,
@@ -194,6 +195,7 @@ class Machine:
             "look": lambda _: state.autoscaler.on_first_look_late(),
             "deadline": lambda id: on_deadline(state, completion, id),
             "expire": lambda _: completion.expire(),
+            "text": scheduler.text_pieces.on_timeout,
             "positions": lambda _: scheduler.notifications.tell_positions(),
             "judge": lambda _: self._alert_evaluator.judge(),
             "health": self._health.on_late,

@@ -155,6 +155,8 @@ class LimitsSettings(Section, frozen=True):
     clients: dict[str, ClientLimits] = {}
     gateways: list[str] = []
     text_chars: Annotated[int, Meta(ge=1, le=100_000)] = 5_000
+    text_timeout_s: PositiveSeconds = 60.0
+    open_texts: CountOrZero = 100
     header_kib: Annotated[int, Meta(ge=4, le=1_024)] = 64
     body_mib: Annotated[int, Meta(ge=1, le=MAX_RECORDING_MIB)] = 16
     recordings_mib: Count = 256

@@ -254,6 +254,12 @@ def test_the_settings_of_an_unused_engine_may_stay() -> None:
     assert settings.engine.glmtts.dtype == "bf16"
 
 
+@pytest.mark.parametrize("owner", sorted({"root", "0", str(os.geteuid())}))
+def test_customers_of_root_and_of_the_daemons_user_need_no_gateway_by_name(owner: str) -> None:
+    settings = config.parse(f'[limits.clients."{owner}/anna"]\nrate = "1/minute"')
+    assert f"{owner}/anna" in settings.limits.clients
+
+
 @pytest.mark.parametrize(
     ("text", "key"),
     [

@@ -15,7 +15,7 @@ from glmtts.protocol.errors import ErrorCode, RequestError
 from ...engines import options as engine_options
 from ..effects import Send
 from ..inputs import Client, ConnectionClosed, ConnectionOverrun, JournalAdded, JournalChanged, ReplyTo, Requested
-from ..jobs.job import Ended, Ending, Job, Subscriber
+from ..jobs.job import Ended, Ending, Job, Pieces, Subscriber
 from ..jobs.job_table import content_digest
 from ..monitoring.problems import Problems
 from ..scheduling.deadlines import enqueue
@@ -27,7 +27,7 @@ from ..state import State
 from . import refusals
 
 #: Additions within the protocol's version, as ``info`` names them.
-FEATURES = ["on_behalf_of", "own_voices", "streams"]
+FEATURES = ["on_behalf_of", "own_voices", "streams", "text_in_pieces"]
 
 #: The error that a client gets whose unread events had to be thrown away.
 TOO_SLOW = "the client does not read, and the buffer for what it leaves unread is full ([limits] send_buffer_mib)"
@@ -44,6 +44,7 @@ class ClientRequests:
         self._dispatcher, self._admission = scheduler.dispatcher, scheduler.admission
         self._durable_jobs, self._completion = scheduler.durable_jobs, scheduler.completion
         self._retries, self._forecast = scheduler.retries, scheduler.forecast
+        self._text_pieces = scheduler.text_pieces
         self._problems = problems
         #: Why no job is accepted at all, or ``""``.
         self.closed = ""
@@ -78,7 +79,8 @@ class ClientRequests:
         refusals.check_speakable(self._state, client, request)
         voice = self._state.recording_of(client.key, request)
         own_voice = voice is not None and bool(voice.owner)
-        durable = request.priority == "batch" if request.durable is UNSET else request.durable
+        refusals.check_more(request, event.to)
+        durable = request.priority == "batch" and not request.more if request.durable is UNSET else request.durable
         if durable:
             self._durable_jobs.check()
         if self._retries.quarantine or durable:
@@ -110,6 +112,7 @@ class ClientRequests:
             created=round(context.wall, 3),
             deadline_at=context.now + deadline_s if deadline_s else None,
             subscribers=[subscriber],
+            pieces=Pieces(request.text) if request.more else None,
         )
         refusals.check_deadline(self._state, job, deadline_s)
         # Last, because it takes a token of the client's rate.
@@ -125,13 +128,30 @@ class ClientRequests:
     def _accept(self, job: Job, subscribers: list[Subscriber]) -> None:
         """The job is in the queue from now on."""
         context = self._context
-        enqueue(self._state, job)
+        if job.pieces is None:
+            enqueue(self._state, job)
+        else:
+            self._text_pieces.open(job)
         hearing = [subscriber for subscriber in subscribers if subscriber.all_events]
         if hearing:
             self._say_accepted(job, hearing)
         context.log("debug", "job accepted", job=job.id, client=job.client.key, priority=job.request.priority)
         if context.watched:
             context.publish("job.waiting", job=job.id, client=job.client.key, priority=job.request.priority)
+
+    def text(self, event: Requested, request: requests.Text) -> None:
+        """Add a piece to the text of a job."""
+        job = self._own(event.to, request, event.client)
+        if job is None:
+            return
+        try:
+            self._text_pieces.add(job, request)
+        except RequestError as error:
+            self._context.refuse(event.to, request.id, error.code, error.message)
+            return
+        length = len(job.request.text) if isinstance(job, Job) else 0
+        values = {"job": request.job, "state": job.state, "text_length": length}
+        self._context.send(event.to, events.Result(id=request.id, values=values))
 
     def on_journal_changed(self, event: JournalChanged) -> None:
         """The journal can be used now, or can't any more; jobs of an earlier daemon are queued again."""
@@ -238,6 +258,8 @@ class ClientRequests:
             clones_voices=self._pool.engine is not None and self._pool.engine.clones_voices,
             limits={
                 "text_chars": limits.text_chars,
+                "text_timeout_s": limits.text_timeout_s,
+                "open_texts": limits.open_texts,
                 "header_bytes": limits.header_kib << 10,
                 "body_bytes": limits.body_mib << 20,
                 "body_frames": 1,
@@ -372,7 +394,10 @@ class ClientRequests:
     # --- whose job it is
 
     def _own(
-        self, to: ReplyTo, request: requests.Cancel | requests.GetJob | requests.Wait, client: Client | None
+        self,
+        to: ReplyTo,
+        request: requests.Text | requests.Cancel | requests.GetJob | requests.Wait,
+        client: Client | None,
     ) -> Job | Ended | None:
         """The job, if this client may know of it; the answer is the same for no job and for another client's.
 
@@ -386,7 +411,12 @@ class ClientRequests:
         job = self._job_table.find(request.job)
         if job is not None and (asker is None or asker.may_see(job.client)):
             return job
-        if job is not None or not self._durable_jobs.find(to, request, asker.key if asker else None):
+        # No durable job takes a piece of text.
+        if (
+            job is not None
+            or isinstance(request, requests.Text)
+            or not self._durable_jobs.find(to, request, asker.key if asker else None)
+        ):
             message = no_such_job(request.job, self._context.settings.queue)
             message += self._state.removals.words(asker.key) if asker else ""
             self._context.refuse(to, request.id, ErrorCode.JOB_NOT_FOUND, message)

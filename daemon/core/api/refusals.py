@@ -13,7 +13,7 @@ from glmtts.protocol.audio_formats import ENCODER_RATES, AudioFormat
 from glmtts.protocol.errors import ErrorCode, RequestError
 
 from ...engines import options as engine_options
-from ..inputs import Client
+from ..inputs import Client, ReplyTo
 from ..jobs.job import MAX_SUBSCRIBERS, Job
 from ..scheduling.admission import is_named
 from ..state import State
@@ -27,6 +27,7 @@ def acting_for(
     | requests.VoiceAdd
     | requests.VoiceRemove
     | requests.VoiceSample
+    | requests.Text
     | requests.Cancel
     | requests.GetJob
     | requests.Wait
@@ -59,6 +60,15 @@ def check_allowed(state: State, client: Client, request: requests.Synthesize) ->
         where = f"[queue.classes.{request.priority}] users"
         message = f"priority: user {client.user} may not use {request.priority}, which is for {where}"
         raise RequestError(ErrorCode.FORBIDDEN, message)
+
+
+def check_more(request: requests.Synthesize, to: ReplyTo) -> None:
+    """Refuse a text in pieces from a client that can't send them."""
+    if request.more and to.envelope:
+        raise RequestError(
+            ErrorCode.BAD_REQUEST,
+            "more: a REQ socket can't send the rest of the text before it has the answer; use a DEALER",
+        )
 
 
 def check_speakable(state: State, client: Client, request: requests.Synthesize) -> None:

@@ -133,6 +133,8 @@ class Admission:
                     "([queue] max_share); try again later"
                 )
                 raise self._full(message, self._forecast.next_start_s(classes))
+        if request.more:
+            self._check_open_texts(client, allowed)
         if body is not None:
             self.check_recording(client, len(body))
         if request.output is not UNSET:
@@ -165,6 +167,23 @@ class Admission:
             )
             raise self._full(message, self._forecast.next_end_s(client.key if too_much else ""))
 
+    def _check_open_texts(self, client: Client, allowed: Allowance) -> None:
+        """Refuse a text in pieces where as many as may be are not complete, of all clients or of this one."""
+        limit, open_texts = self._context.settings.limits.open_texts, self._job_table.open_texts
+        if not limit:
+            raise RequestError(ErrorCode.FORBIDDEN, "more: this daemon takes no text in pieces ([limits] open_texts)")
+        if open_texts.total >= limit:
+            raise self._full(f"the texts of {limit} jobs are not complete ([limits] open_texts); try again later", None)
+        own, together = open_texts.of(client.key), open_texts.of_owner(client.owner)
+        share, all_share = _part(allowed.part, limit), _part(allowed.all_part, limit)
+        if own >= share or together >= all_share:
+            whose, most = ("yours", share) if own >= share else ("your gateway's customers", all_share)
+            message = (
+                f"the texts of {most} jobs of {whose} are not complete, which is the share of {limit} ([limits] "
+                "open_texts, [queue] max_share); send their last pieces first"
+            )
+            raise self._full(message, None)
+
     @staticmethod
     def _full(message: str, after_s: float | None) -> RequestError:
         retry_after_s = _RETRY_S if after_s is None else max(_SOONEST_S, round(after_s + _ROUNDING_S, 3))
@@ -190,6 +209,7 @@ class Admission:
         bytes_of = {
             "results": settings.queue.keep_results_mib << 20,
             "recordings": settings.limits.recordings_mib << 20,
+            "open_texts": settings.limits.open_texts,
         }
         tables = self._job_table.shares() | {
             "own_voices": (self._own_voices.shares, settings.limits.own_voices_mib << 20),

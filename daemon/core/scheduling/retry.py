@@ -175,6 +175,9 @@ class Retries:
     def _blame(self, jobs: list[Job], death: ExitReason) -> None:
         """Count a worker's death against what it was speaking."""
         holds_s = self._context.settings.workers.restart.quarantine_s
+        for job in jobs:
+            if job.pieces is not None:
+                job.pieces.blamed = True
         for job in {self.content(job): job for job in jobs}.values():
             self.quarantine.blame(
                 self.content(job),
