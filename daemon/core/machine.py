@@ -79,7 +79,9 @@ class Machine:
         self._client_requests = ClientRequests(state, scheduler, self._problems)
         self._voice_requests = VoiceRequests(state, scheduler.admission, self._client_requests)
         self._operator_requests = OperatorRequests(state, scheduler, self._client_requests, self._problems)
-        self.lifecycle = Lifecycle(state, scheduler, self._client_requests, paused_since=paused_since)
+        self.lifecycle = Lifecycle(
+            state, scheduler, self._client_requests, self._voice_requests, paused_since=paused_since
+        )
         self._surroundings = Surroundings(state, self.lifecycle)
         self._recovery = Recovery(
             state,

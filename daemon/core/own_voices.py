@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from msgspec import Struct
 
 from .effects import StoreVoice
-from .inputs import StoredVoice
+from .inputs import ReplyTo, StoredVoice
 from .shares import Shares, owner_of, part_of_free
 
 #: The least that a voice counts, in bytes: small ones take memory, blocks and inodes.
@@ -27,6 +27,10 @@ class Change(Struct):
     def recording_bytes(self) -> int:
         """Bytes of the recording that waits with it."""
         return len(self.effect.recording) if self.effect.recording is not None else 0
+
+    def answers(self, to: ReplyTo, id: str) -> bool:
+        """Whether its end answers this request."""
+        return self.effect.to == to and self.effect.request.id == id
 
 
 class OwnVoices:
@@ -108,13 +112,22 @@ class OwnVoices:
             del self._waiting[client]
         return self.running.effect
 
-    def end(self) -> Change | None:
-        """The change that was made has ended, well or not."""
-        change, self.running = self.running, None
-        if change is not None:
-            self._changes.add(change.effect.owner, -1)
-            self.shares.add(change.effect.owner, -change.charged)
+    def end(self, to: ReplyTo, id: str) -> Change | None:
+        """The change that this request asked for has ended, well or not; None if it is not the one that is made."""
+        change = self.running
+        if change is None or not change.answers(to, id):
+            return None
+        self.running = None
+        self._uncount(change)
         return change
+
+    def _uncount(self, change: Change) -> None:
+        self._changes.add(change.effect.owner, -1)
+        self.shares.add(change.effect.owner, -change.charged)
+
+    def awaits(self, to: ReplyTo, id: str) -> bool:
+        """Whether a change that waits, or is made, is going to answer this request."""
+        return any(change.answers(to, id) for change in self._all_changes())
 
     def keep(self, voice: StoredVoice) -> None:
         """A voice is on disk, in place of one of its name."""
@@ -130,6 +143,24 @@ class OwnVoices:
             self.shares.add(client, -charge(voice.bytes))
             if not voices:
                 del self._of[client]
+
+    @property
+    def recording_bytes(self) -> int:
+        """Bytes of the recordings that wait to be kept."""
+        return sum(change.recording_bytes for change in self._all_changes())
+
+    def _all_changes(self) -> list[Change]:
+        changes = [change for waiting in self._waiting.values() for change in waiting]
+        return changes if self.running is None else [*changes, self.running]
+
+    def take_all(self) -> list[Change]:
+        """Every change that waits or is made; none of them does any more."""
+        changes = self._all_changes()
+        self.running = None
+        self._waiting.clear()
+        for change in changes:
+            self._uncount(change)
+        return changes
 
     def describe(self) -> dict[str, int]:
         """How many entries each of its parts has."""

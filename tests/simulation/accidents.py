@@ -49,6 +49,7 @@ KINDS = (
     "clocks",  # the wall clock is set, and the daemon or a worker stands still
     "folders",  # the runtime folder is removed, or taken by another daemon
     "crowds",  # a client with very many jobs at once
+    "voices",  # clients that keep voices of their own, and speak with them
 )
 
 #: What the first word of a text makes of its job, and how often in a thousand.
@@ -240,6 +241,8 @@ def scene_of(rng: random.Random, without: frozenset[str]) -> Scene:
             rate=rng.choice(["", "", "300/minute", "20/minute"]),
             rate_batch=rng.choice(["", "", "60/minute"]),
             gateways=["user3"],
+            own_voices=2,
+            own_voices_mib=1,
             clients={"user0": ClientLimits(rate="", max_share=1.0), "uid:1003/b": ClientLimits(rate="5/minute")},
         ),
     )

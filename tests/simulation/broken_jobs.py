@@ -9,9 +9,12 @@ from msgspec.structs import replace
 
 from glmtts.daemon.core import machine
 from glmtts.daemon.core.api.recovery import Recovery
+from glmtts.daemon.core.api.voice_requests import VoiceRequests
 from glmtts.daemon.core.effects import Send, SettleOutput, Tell
+from glmtts.daemon.core.inputs import StoredVoice
 from glmtts.daemon.core.jobs.job import Ending, Job
 from glmtts.daemon.core.machine import Machine
+from glmtts.daemon.core.own_voices import OwnVoices
 from glmtts.daemon.core.scheduling import worker_messages
 from glmtts.daemon.core.scheduling.completion import Completion
 from glmtts.daemon.core.scheduling.dispatcher import Dispatcher
@@ -26,6 +29,26 @@ from glmtts.protocol import events
 from glmtts.protocol.worker import AudioChunk, ResumeJob
 
 Patch = pytest.MonkeyPatch
+
+
+# --- voices of one's own
+
+
+def voices_of_anybody(patch: Patch) -> None:
+    """A name is enough."""
+
+    def find(self: OwnVoices, client: str, name: str) -> StoredVoice | None:  # noqa: ARG001 - that is the fault
+        return next((voices[name] for voices in self._of.values() if name in voices), None)
+
+    patch.setattr(OwnVoices, "find", find)
+
+
+def voices_without_an_end(patch: Patch) -> None:
+    patch.setattr(OwnVoices, "count", lambda *_: 0)
+
+
+def a_change_of_voices_cut_short_holds_up_the_next(patch: Patch) -> None:
+    patch.setattr(VoiceRequests, "ended", lambda *_: None)
 
 
 # --- 1: exactly one end

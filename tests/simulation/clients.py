@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET
 from msgspec.structs import replace
@@ -280,6 +280,19 @@ class Clients:
             self.accepted += accepted
             if accepted:
                 world.invariants.admitted(connection.client, request)
+
+    @property
+    def reachable(self) -> list[Connection]:
+        """The connections on which somebody asks."""
+        return self._open
+
+    def ask_for(self, connection: Connection, request: Any, body: bytes | None) -> None:
+        """A request about voices, or for speech with one."""
+        if isinstance(request, requests.Synthesize):
+            self._ask(connection, request, joined=False)
+        elif connection.open:
+            self.put(connection, Question(connection.number, request.id))
+            self._world.happen(inputs.Requested(connection.client, connection.to, request, body))
 
     def _follow(self, connection: Connection, hearing: Hearing) -> None:
         """What clients do about a job that was accepted: theirs, and now and then somebody else's."""

@@ -26,7 +26,7 @@ def ready(slots: int, memory: wire.Memory) -> wire.Ready:
         sample_rates=[24_000],
         voices=[Voice(name="tone")],
         default_voice="tone",
-        clones_voices=False,
+        clones_voices=True,
         slots=slots,
         load_s=0.1,
         warmup_s=0.1,

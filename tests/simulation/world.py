@@ -23,6 +23,7 @@ from glmtts.daemon.core.settings import Settings
 from glmtts.daemon.core.state import Installation
 from glmtts.protocol import control
 from glmtts.protocol import worker as wire
+from glmtts.protocol.events import VoiceSampleAnswer
 
 from .accidents import KILLING, scene_of
 from .bugs import Bugs, Injected
@@ -38,6 +39,7 @@ from .processes import Process
 from .promises import Promises
 from .rules import Rule, must
 from .texts import pace
+from .voices import Voices
 
 #: Jobs take tenths of a second here, and so does what a class may have before others.
 HEAD_START_S = 0.1
@@ -103,6 +105,7 @@ class World:
         self.hardware = Hardware(self)
         self.bugs = Bugs(seed, self.scene, self.without)
         self.folders = Folders(self, seed, self.scene, self.without)
+        self.voices = Voices(self, seed)
         self._failed: deque[inputs.Input] = deque()
         self.machine = self._machine(self.scene.settings)
         self._removals = 0
@@ -120,6 +123,7 @@ class World:
             now=self.clocks.core_now,
             wall=self.clocks.wall,
             seed=self.seed + self.daemon,
+            voices=list(self.voices.disk.values()),
         )
         machine.watched = self.seed % 4 == 0
         self.bugs.beset(machine)
@@ -175,6 +179,7 @@ class World:
         self.clocks.open()
         self.folders.open()
         self.after(0.0, self.clients.arrive)
+        self.after(0.0, self.voices.act)
         self.after(self.random.uniform(0, 10), self.operators.act)
         self._go_on(lambda: self.jobs_left <= 0)
         self.jobs_left = -1
@@ -297,6 +302,7 @@ class World:
         self.dead = self.exited = self._kill_next = False
         self.machine = self._machine(self.machine.settings)
         self.operators.begin_again()
+        self.voices.begin_again()
         self.invariants = Invariants(self)
         self._do(self.machine.open())
         self.hardware.begin_again()
@@ -362,6 +368,8 @@ class World:
                     self.journal.ask(effect)
                 case effects.SendStored():
                     self._send_stored(effect)
+                case effects.StoreVoice():
+                    self.voices.store(effect)
                 case effects.SettleOutput():
                     self.later(self.random.uniform(0, 0.02), lambda e=effect: self._settle(e))  # type: ignore[misc]
                 case effects.Exit():
@@ -385,6 +393,8 @@ class World:
     def _told(self, effect: effects.Tell) -> None:
         if isinstance(effect.message, wire.SpeakJob):
             self.invariants.started(effect.message, effect.incarnation)
+            if (job := self.machine.state.job_table.live.get(effect.message.job)) is not None:
+                self.voices.started(effect.message, job.client.key)
         process = self.processes.get(effect.incarnation)
         if process is not None:
             if isinstance(effect.message, wire.SpeakJob):
@@ -400,6 +410,9 @@ class World:
 
         def read() -> None:
             self.owed.discard(owed)
+            if isinstance(effect.event, VoiceSampleAnswer):
+                self.clients.sent(effects.Send(effect.to, effect.event, b"RIFF"))
+                return
             body = self.journal.results.get(effect.path)
             if body is None:
                 job = effect.event.job

@@ -23,6 +23,7 @@ from ..scheduling.scheduler import Scheduler
 from ..state import State
 from ..workers.worker import WorkerState
 from .client_requests import ClientRequests
+from .voice_requests import VoiceRequests
 
 #: How long a daemon that has to end waits for a disk that does not answer.
 _DISK_S = 5.0
@@ -76,6 +77,7 @@ class Lifecycle:
         state: State,
         scheduler: Scheduler,
         client_requests: ClientRequests,
+        voice_requests: VoiceRequests,
         *,
         paused_since: float | None = None,
     ) -> None:
@@ -84,6 +86,7 @@ class Lifecycle:
         self._queue, self._pool, self._alerts = state.queue, state.pool, state.alerts
         self._completion, self._durable_jobs = scheduler.completion, scheduler.durable_jobs
         self._client_requests = client_requests
+        self._voice_requests = voice_requests
         self.phase = Phase.RUNNING
         #: When an operator paused the queue, in seconds since 1970; None while it is not paused.
         self.paused_since = paused_since
@@ -266,4 +269,5 @@ class Lifecycle:
                 self._exited = True
                 self._context.timers.cancel(JUDGE)
                 self._durable_jobs.refuse_lookups()
+                self._voice_requests.refuse_changes()
                 self._context.effects.append(Exit(self._status))

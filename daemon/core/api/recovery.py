@@ -42,6 +42,7 @@ class Recovery:
         self._voice_requests = voice_requests
         self._health = health
         self._lifecycle = lifecycle
+        self._waiting_for = (self._job_table, health, lifecycle, voice_requests)
         self._handle = handle
 
     def on_input_failed(self, event: inputs.Input) -> None:
@@ -52,11 +53,10 @@ class Recovery:
             case inputs.JournalFound(to=to, request=request):
                 self._durable_jobs.looked_up(to, request.id)
                 self._answer(to, request.id)
-            case (
-                inputs.StoredLost(to=to, id=id)
-                | inputs.VoiceStored(to=to, id=id)
-                | inputs.SettingsRead(to=inputs.ReplyTo() as to, id=id)
-            ):
+            case inputs.VoiceStored(to=to, id=id):
+                self._voice_requests.ended(to, id)
+                self._answer(to, id)
+            case inputs.StoredLost(to=to, id=id) | inputs.SettingsRead(to=inputs.ReplyTo() as to, id=id):
                 self._answer(to, id)
             case inputs.WorkerSaid(incarnation=incarnation, message=message):
                 worker = self._pool.by_incarnation(incarnation)
@@ -81,7 +81,7 @@ class Recovery:
                 pass
 
     def _answer(self, to: inputs.ReplyTo, id: str) -> None:
-        awaited = any(part.awaits(to, id) for part in (self._job_table, self._health, self._lifecycle))
+        awaited = any(part.awaits(to, id) for part in self._waiting_for)
         if not awaited and not self._context.answers(to, id):
             self._context.refuse(to, id, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
 
@@ -112,8 +112,8 @@ class Recovery:
                     self._context.jobs_dirty = self._context.workers_dirty = False
             case JournalAdd(row=row):
                 self._client_requests.on_journal_added(inputs.JournalAdded(row.job, event.problem))
-            case StoreVoice(owner=owner) if owner:
-                self._voice_requests.ended()
+            case StoreVoice(to=to, request=asked) if effect.owner:
+                self._voice_requests.ended(to, asked.id)
             case JournalFind():
                 self._durable_jobs.looked_up(effect.to, effect.request.id)
             case JournalEnd(job=id):

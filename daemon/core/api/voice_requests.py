@@ -11,6 +11,7 @@ from glmtts.protocol.errors import ErrorCode, RequestError
 
 from ..effects import SendStored, StoreVoice
 from ..inputs import Client, Controlled, ReplyTo, Requested, VoiceStored
+from ..own_voices import Change
 from ..scheduling.admission import Admission
 from ..state import State
 from . import refusals
@@ -165,7 +166,7 @@ class VoiceRequests:
         """A voice was added or removed, or that failed."""
         owner, name = stored.owner, stored.name
         if owner:
-            self.ended()
+            self._end(stored.to, stored.id)
         kept = self._own.find(owner, name) if owner else self._state.voices.get(name)
         error = stored.error
         if error is not None and error[0] == ErrorCode.VOICE_NOT_FOUND.value and kept is not None:
@@ -194,13 +195,31 @@ class VoiceRequests:
             if self._pool.engine and not self._pool.engine.clones_voices:
                 values["warning"] = f"the engine {self._pool.engine.engine} can't use it: it does not clone voices"
             self._answer(stored, **values)
-
-    def ended(self) -> None:
-        """The change to a client's own voice that was made is over, well or not: the next one begins."""
-        change = self._own.end()
-        if change is not None and change.effect.recording is not None:
-            self._job_table.recordings.add(change.effect.owner, -change.recording_bytes)
         self._begin_next()
+
+    def ended(self, to: ReplyTo, id: str) -> None:
+        """The change that a request asked for is over, without a word of what became of it: the next one begins."""
+        self._end(to, id)
+        self._begin_next()
+
+    def awaits(self, to: ReplyTo, id: str) -> bool:
+        """Whether a change is going to answer this request."""
+        return self._own.awaits(to, id)
+
+    def refuse_changes(self) -> None:
+        """The daemon is about to end: what still waits is not done, or its end is not heard any more."""
+        for change in self._own.take_all():
+            self._forget_recording(change)
+            message = "the daemon has stopped meanwhile; ask the next one for your voices, and send the change again"
+            self._context.refuse(change.effect.to, change.effect.request.id, ErrorCode.SHUTTING_DOWN, message)
+
+    def _end(self, to: ReplyTo, id: str) -> None:
+        if (change := self._own.end(to, id)) is not None:
+            self._forget_recording(change)
+
+    def _forget_recording(self, change: Change) -> None:
+        if change.effect.recording is not None:
+            self._job_table.recordings.add(change.effect.owner, -change.recording_bytes)
 
     def _answer(self, stored: VoiceStored, **values: Any) -> None:
         self._context.send(stored.to, events.Result(id=stored.id, values=values))
