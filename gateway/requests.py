@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 from starlette.requests import Request
 
-from glmtts.protocol.requests import MAX_SEED
+from glmtts.protocol.requests import MAX_SEED, Label
 
 from . import bodies
 from .customers import Customer
@@ -53,6 +53,7 @@ class SpeechRequest(Struct, kw_only=True):
     priority: Literal["vip", "interactive", "batch"] | UnsetType = UNSET
     durable: bool | UnsetType = UNSET
     deadline_s: Annotated[float, Meta(gt=0)] | UnsetType = UNSET
+    label: Label = ""
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -83,6 +84,7 @@ class SpeechRequest(Struct, kw_only=True):
             "options": self.options or None,
             "on_behalf_of": customer.name,
             "key": key,
+            "label": self.label or None,
         }
         if self.response_format == "pcm":
             options["sample_rate"] = _PCM_RATE

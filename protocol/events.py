@@ -191,6 +191,7 @@ class JobInfo(Struct, kw_only=True):
     message: str | UnsetType = UNSET
     output: str | UnsetType = UNSET
     key: str | UnsetType = UNSET
+    label: str | UnsetType = UNSET
     note: str | UnsetType = UNSET
 
 

@@ -29,6 +29,10 @@ MAX_ON_BEHALF_OF = 128
 #: Whose job or request it is, as a gateway names its customers.
 OnBehalfOf = Annotated[str, Meta(min_length=1, max_length=MAX_ON_BEHALF_OF)]
 
+#: A caption of a job, for people; the codec refuses control characters in it.
+MAX_LABEL = 200
+Label = Annotated[str, Meta(max_length=MAX_LABEL)]
+
 #: How long a ``key`` stands for the same job.
 KEY_HOLDS_S = 24 * 3600.0
 
@@ -63,6 +67,7 @@ class Synthesize(Request, tag="synthesize", kw_only=True, omit_defaults=True):
     key: Annotated[str, Meta(min_length=1, max_length=128)] | UnsetType = UNSET
     seed: Annotated[int, Meta(ge=0, le=MAX_SEED)] = 0
     options: dict[str, Any] = {}
+    label: Label | UnsetType = UNSET
     on_behalf_of: OnBehalfOf | UnsetType = UNSET
 
     @property

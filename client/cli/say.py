@@ -68,6 +68,7 @@ def parse_options(_ctx: click.Context, _param: click.Parameter, values: tuple[st
 )
 @click.option("--output", metavar="NAME", help="Keep the speech as NAME in the daemon's output folder.")
 @click.option("--seed", type=click.IntRange(0, MAX_SEED), metavar="N", help="Same text, voice and seed: same audio.")
+@click.option("--label", metavar="TEXT", help="A caption for the lists of jobs (`glmttsctl jobs`, `queue`).")
 @click.option(
     "--option",
     "options",

@@ -29,6 +29,7 @@ EVERY_KEY: dict[str, Any] = {
     "key": "k",
     "seed": 7,
     "options": {"rate": 200},
+    "label": "第一章",
     "on_behalf_of": "bob",
 }
 
@@ -177,6 +178,8 @@ def test_a_message_without_frames_is_refused() -> None:
         ({"seed": -1}, "seed"),
         ({"seed": 2**32}, "seed"),
         ({"seed": 1.5}, "seed"),
+        ({"label": "l" * 201}, "label"),
+        ({"label": "two\nlines"}, "label"),
         ({"on_behalf_of": ""}, "on_behalf_of"),
         ({"on_behalf_of": "b" * 129}, "on_behalf_of"),
         ({"options": {b"a": 1}}, "options"),

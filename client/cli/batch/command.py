@@ -87,10 +87,11 @@ def batch(
     {"uttid": "a1", "prompt_text": "...", "prompt_speech": "a.wav", "syn_text": "..."}
     {"output_name": "a1", "prompt_text": "...", "prompt_audio": "a.wav", "input_text": "..."}
 
-    The prompt may be left out, and `voice` and `seed` may be added. A path is looked up beside FILE, in the current
-    folder, and in the folders above FILE, as upstream's examples need it: the first that is there is taken. FILE may
-    also be an array of such objects, or in UTF-16. A line that can't be spoken fails alone (see DIR/failures.jsonl;
-    exit code 4). Run the command again to continue where it stopped.
+    The prompt may be left out, and `voice`, `seed` and `label` may be added; without a label, a line's name labels its
+    job. A path is looked up beside FILE, in the current folder, and in the folders above FILE, as upstream's examples
+    need it: the first that is there is taken. FILE may also be an array of such objects, or in UTF-16. A line that
+    can't be spoken fails alone (see DIR/failures.jsonl; exit code 4). Run the command again to continue where it
+    stopped.
 
     The jobs are durable: the daemon finishes them when this command is interrupted or its terminal is closed. The same
     command, with or without --resume, then fetches the speech and continues; no line is spoken twice.
@@ -170,8 +171,9 @@ def _plan(
             request |= {"prompt": path, "prompt_text": line.prompt_text}
         else:
             request["voice"] = line.voice or common["voice"]
-        # The priority makes no difference to the audio; of the recording, its content does.
-        identity = {k: v for k, v in request.items() if k != "priority"} | {"text": line.text}
+        request["label"] = line.label
+        # Priority and label make no difference to the audio; of the recording, its content does.
+        identity = {k: v for k, v in request.items() if k not in ("priority", "label")} | {"text": line.text}
         whole = digest_of(identity | ({"prompt": digest} if line.prompt is not None else {}))
         if record.has(name, whole):
             there += 1

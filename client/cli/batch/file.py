@@ -1,8 +1,8 @@
 """Batch files: the two JSONL dialects of GLM-TTS front ends, read line by line, and safe names for their outputs.
 
 Upstream's lines have ``uttid, prompt_text, prompt_speech, syn_text``, the web interfaces' ``prompt_text, prompt_audio,
-input_text, output_name``. Both may also have ``voice`` and ``seed``, and the prompt may be left out. Unknown keys are
-ignored, as upstream does. Nothing here opens a file.
+input_text, output_name``. Both may also have ``voice``, ``seed`` and ``label``, and the prompt may be left out. Unknown
+keys are ignored, as upstream does. Nothing here opens a file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glmtts.protocol.audio_formats import FORMAT_OF_SUFFIX, AudioFormat, suffix_of
-from glmtts.protocol.requests import MAX_SEED
+from glmtts.protocol.requests import MAX_LABEL, MAX_SEED
 from glmtts.protocol.texts import TextError, speakable, transcript
 
 _TEXT_KEYS = ("syn_text", "input_text", "text")
@@ -37,6 +37,7 @@ class BatchLine:
     prompt: str | None = None
     prompt_text: str | None = None
     seed: int | None = None
+    label: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,7 @@ def _read_line(number: int, raw: bytes) -> BatchLine:
         number=number,
         text=text,
         name=_string(value, _NAME_KEYS) or "",
+        label=_label(value),
         voice=voice,
         prompt=prompt,
         prompt_text=prompt_text if prompt else None,
@@ -136,6 +138,12 @@ def _string(value: dict[str, Any], keys: tuple[str, ...], *, blank: bool = False
     if not isinstance(item, str):
         raise _Wrong(f"{given[0]}: expected a string")
     return item if blank or item.strip() else None
+
+
+def _label(value: dict[str, Any]) -> str | None:
+    """The caption of the line's job: its ``label``, else its name."""
+    words = _string(value, ("label",)) or _string(value, _NAME_KEYS) or ""
+    return "".join(c if c.isprintable() else " " for c in words)[:MAX_LABEL].strip() or None
 
 
 def _seed(value: dict[str, Any]) -> int | None:

@@ -27,7 +27,7 @@ from ..state import State
 from . import refusals
 
 #: Additions within the protocol's version, as ``info`` names them.
-FEATURES = ["on_behalf_of", "streams"]
+FEATURES = ["on_behalf_of", "streams", "label"]
 
 #: The error that a client gets whose unread events had to be thrown away.
 TOO_SLOW = "the client does not read, and the buffer for what it leaves unread is full ([limits] send_buffer_mib)"
@@ -128,7 +128,9 @@ class ClientRequests:
             self._say_accepted(job, hearing)
         context.log("debug", "job accepted", job=job.id, client=job.client.key, priority=job.request.priority)
         if context.watched:
-            context.publish("job.waiting", job=job.id, client=job.client.key, priority=job.request.priority)
+            context.publish(
+                "job.waiting", job=job.id, client=job.client.key, priority=job.request.priority, label=job.label
+            )
 
     def on_journal_changed(self, event: JournalChanged) -> None:
         """The journal can be used now, or can't any more; jobs of an earlier daemon are queued again."""

@@ -152,6 +152,11 @@ class Job(Struct, kw_only=True):
     ending: Ending | None = None
 
     @property
+    def label(self) -> str | None:
+        """The caption that its client has given it."""
+        return None if self.request.label is UNSET else self.request.label
+
+    @property
     def live(self) -> bool:
         """Whether it still waits or runs."""
         return self.state in ("waiting", "running")
@@ -177,6 +182,7 @@ class Job(Struct, kw_only=True):
             text_length=len(self.request.text),
             output=self.request.output,
             key=self.request.key,
+            label=self.request.label,
         )
         if with_client:
             info.client, info.user = self.client.key, self.client.user

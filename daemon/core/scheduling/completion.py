@@ -198,7 +198,8 @@ class Completion:
             context.counters.done(job, ending.event, context.now - job.accepted_at)
         context.stir()
         if context.watched:
-            context.publish(f"job.{ending.state}", job=job.id, outcome=outcome, worker=job.attempt.worker or None)
+            worker = job.attempt.worker or None
+            context.publish(f"job.{ending.state}", job=job.id, outcome=outcome, worker=worker, label=job.label)
 
     def send(self, to: ReplyTo, id: str, ending: Ending) -> None:
         """Send the last event of a job that has ended, with its audio if it has any."""
