@@ -23,6 +23,10 @@ PRIORITIES: tuple[Priority, ...] = ("vip", "interactive", "batch")
 
 MAX_SEED = 2**32 - 1
 
+#: How fast is spoken, at the same pitch: 2.0 is twice as fast.
+MIN_SPEED, MAX_SPEED = 0.5, 2.0
+Speed = Annotated[float, Meta(ge=MIN_SPEED, le=MAX_SPEED)]
+
 #: Characters of a gateway's name for a customer.
 MAX_ON_BEHALF_OF = 128
 
@@ -66,6 +70,7 @@ class Synthesize(Request, tag="synthesize", kw_only=True, omit_defaults=True):
     durable: bool | UnsetType = UNSET
     key: Annotated[str, Meta(min_length=1, max_length=128)] | UnsetType = UNSET
     seed: Annotated[int, Meta(ge=0, le=MAX_SEED)] = 0
+    speed: Speed = 1.0
     options: dict[str, Any] = {}
     label: Label | UnsetType = UNSET
     on_behalf_of: OnBehalfOf | UnsetType = UNSET

@@ -61,6 +61,8 @@ class Ready(Message, tag="ready", kw_only=True):
     memory: Memory
     #: ``yes`` for an engine in C that was confined; ``not`` and the reason; empty for others.
     confined: str = ""
+    #: Whether it can change the speed of speech.
+    speeds: bool = False
 
 
 class Beat(Message, tag="beat", kw_only=True):
@@ -174,6 +176,7 @@ class SpeakJob(Message, tag="job", kw_only=True):
     stream: bool
     seed: int
     options: dict[str, Any]
+    speed: float = 1.0
     prompt_text: str | None = None
     recording: str | None = None
     output: str | None = None

@@ -27,8 +27,10 @@ def test_a_line_of_the_web_interfaces_keeps_its_text_prompt_and_name() -> None:
 
 
 def test_a_line_needs_no_prompt_and_may_name_a_voice_and_a_seed() -> None:
-    raw = json.dumps({"uttid": 7, "prompt_text": "", "prompt_speech": "", "syn_text": "hi", "voice": "en", "seed": 3})
-    assert read_lines([raw.encode()]) == [BatchLine(1, "hi", "7", voice="en", seed=3, label="7")]
+    raw = json.dumps(
+        {"uttid": 7, "prompt_text": "", "prompt_speech": "", "syn_text": "hi", "voice": "en", "seed": 3, "speed": 1.5}
+    )
+    assert read_lines([raw.encode()]) == [BatchLine(1, "hi", "7", voice="en", seed=3, label="7", speed=1.5)]
 
 
 def test_a_line_s_label_is_its_own_or_its_name_and_never_spoils_it() -> None:
@@ -57,6 +59,8 @@ def test_a_line_s_label_is_its_own_or_its_name_and_never_spoils_it() -> None:
         (b'{"syn_text": "a", "prompt_speech": "p", "prompt_text": "b", "voice": "v"}', "voice: not together"),
         (b'{"syn_text": "a", "seed": -1}', "seed:"),
         (b'{"syn_text": "a", "seed": true}', "seed:"),
+        (b'{"syn_text": "a", "speed": 4}', "speed: expected a number from 0.5 to 2"),
+        (b'{"syn_text": "a", "speed": true}', "speed:"),
     ],
 )
 def test_a_bad_line_says_what_is_wrong_and_spoils_no_other(raw: bytes, words: str) -> None:

@@ -272,6 +272,19 @@ def test_a_label_is_seen_in_every_list_and_event_and_in_no_log_above_debug(make_
     assert not [log for log in world.effects(effects.Log) if "Chapter" in str(log)]
 
 
+def test_a_speed_reaches_the_worker_and_is_refused_in_words_where_workers_have_none(make_world: MakeWorld) -> None:
+    world, without = make_world(), make_world()
+    world.ready()
+    without.ready(speeds=False)
+    world.request(speed=1.5)
+    assert world.messages(wire.SpeakJob)[-1].speed == 1.5
+    assert "speed" in world.last(world.request(requests.Info(id="", v=1))).features
+    assert "speed" not in without.last(without.request(requests.Info(id="", v=1))).features
+    error = refused(without, speed=1.5)
+    assert error.code == "bad_request" and error.message.startswith("speed: ") and "libsonic" in error.message
+    assert without.names(without.request(speed=1.0)) == ["accepted", "started"]
+
+
 def test_a_key_is_the_same_job_under_another_label(world: World) -> None:
     first = world.request(key="k", label="a")
     assert world.job(world.request(key="k", label="b")) == world.job(first)

@@ -173,7 +173,13 @@ class World:
         self.step(inputs.WorkerSaid(self.incarnation(worker), message, body))
 
     def ready(
-        self, worker: str = "w0", slots: int = 1, *, memory: wire.Memory = MEMORY, voices: Sequence[str] = ("tone",)
+        self,
+        worker: str = "w0",
+        slots: int = 1,
+        *,
+        memory: wire.Memory = MEMORY,
+        voices: Sequence[str] = ("tone",),
+        speeds: bool = True,
     ) -> None:
         self.step(inputs.Spawned(self.incarnation(worker), self.pid(worker)))
         self.say(
@@ -185,6 +191,7 @@ class World:
                 default_voice=voices[0] if voices else "",
                 clones_voices=True,
                 slots=slots,
+                speeds=speeds,
                 load_s=0.1,
                 warmup_s=0.1,
                 memory=memory,

@@ -28,6 +28,8 @@ from . import refusals
 
 #: Additions within the protocol's version, as ``info`` names them.
 FEATURES = ["on_behalf_of", "streams", "label"]
+#: The one that the workers have, or not.
+SPEED = "speed"
 
 #: The error that a client gets whose unread events had to be thrown away.
 TOO_SLOW = "the client does not read, and the buffer for what it leaves unread is full ([limits] send_buffer_mib)"
@@ -253,7 +255,7 @@ class ClientRequests:
                 "max_share": settings.queue.max_share,
                 "durable": not self._durable_jobs.problem,
             },
-            features=FEATURES,
+            features=[*FEATURES, SPEED] if engine and engine.speeds else FEATURES,
             options=engine_options.schema(name),
             ready=self._pool.serving > 0 and not self.closed and not self._queue.paused,
         )
