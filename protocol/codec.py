@@ -258,10 +258,8 @@ def _check_synthesize(request: Synthesize, has_body: bool, limits: CodecLimits) 
         length = len(request.text)
     if length > limits.text_chars:
         raise refuse(f"text: {length} characters; at most {limits.text_chars} are accepted", ErrorCode.TOO_LARGE)
-    if request.label is not UNSET:
-        if texts.has_control_character(request.label):
-            raise refuse("label: a control character (a line end or a tab too); leave it out")
-        request.label = request.label.strip() or UNSET
+    if request.label is not UNSET and texts.has_control_character(request.label):
+        raise refuse("label: a control character (a line end or a tab too); leave it out")
     if request.prompt is not UNSET:
         if request.voice is not UNSET:
             raise refuse("voice: not together with prompt; send one of the two")

@@ -210,6 +210,28 @@ class JobsAnswer(Event, tag="jobs", kw_only=True):
     jobs: list[JobInfo]
 
 
+class UsageDay(Struct, kw_only=True):
+    """What one client had spoken on one day (UTC).
+
+    ``on_behalf_of``: to a gateway, which of its customers; ``""``: those together that have no row of their own.
+    ``client`` is sent to operators only.
+    """
+
+    day: str
+    jobs: int
+    characters: int
+    audio_s: float
+    on_behalf_of: str | UnsetType = UNSET
+    client: str | UnsetType = UNSET
+
+
+class UsageAnswer(Event, tag="usage", kw_only=True):
+    """The newest day first; ``more``: there are more than were asked for."""
+
+    days: list[UsageDay]
+    more: bool | UnsetType = UNSET
+
+
 class Result(Struct, kw_only=True):
     """The answer to ``cancel`` and to every operation of the control socket.
 
@@ -237,6 +259,7 @@ ClosedEvent = (
     | VoicesAnswer
     | JobAnswer
     | JobsAnswer
+    | UsageAnswer
 )
 
 ServerEvent = ClosedEvent | Result

@@ -130,4 +130,12 @@ class ListJobs(Request, tag="jobs", kw_only=True, omit_defaults=True):
     on_behalf_of: OnBehalfOf | UnsetType = UNSET
 
 
-ClientRequest = Synthesize | Ping | Info | Voices | Cancel | GetJob | Wait | ListJobs
+class Usage(Request, tag="usage", kw_only=True, omit_defaults=True):
+    """What the client had spoken, by day; ``since`` is a date such as 2026-11-30, or seconds since 1970."""
+
+    since: str | Annotated[float, Meta(ge=0)] | UnsetType = UNSET
+    limit: Annotated[int, Meta(ge=1, le=1_000)] = 1_000
+    on_behalf_of: OnBehalfOf | UnsetType = UNSET
+
+
+ClientRequest = Synthesize | Ping | Info | Voices | Cancel | GetJob | Wait | ListJobs | Usage

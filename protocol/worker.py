@@ -83,10 +83,14 @@ class SegmentDone(Message, tag="progress", kw_only=True):
 
 
 class AudioChunk(Message, tag="audio", kw_only=True):
-    """A chunk of a stream, numbered from 0; the body has its samples in the job's format and rate, mono."""
+    """A chunk of a stream, numbered from 0; the body has its samples in the job's format and rate, mono.
+
+    ``audio_s``: seconds of speech so far.
+    """
 
     job: str
     seq: int
+    audio_s: float = 0.0
 
 
 class Finished(Message, tag="finished", kw_only=True):

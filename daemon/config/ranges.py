@@ -107,6 +107,7 @@ RANGES: dict[str, Range] = {
     "limits.max_connections": Range(1, _JOBS),
     "limits.outputs_mib": Range(0, _DISK_MIB),
     "limits.disk_reserve_mib": Range(0, _DISK_MIB),
+    "limits.usage_days": Range(0, 366),
     "audio.sample_rate": Range(MIN_SAMPLE_RATE, MAX_SAMPLE_RATE),
     "alerts.gpu_memory_share": Range(0.01, 1),
     "alerts.response_s": Range(0.1, _DAY_S),

@@ -16,6 +16,7 @@ from .api.operator_requests import OperatorRequests
 from .api.queue_report import QueueReport
 from .api.recovery import Recovery
 from .api.surroundings import Surroundings
+from .api.usage_report import UsageReport
 from .effects import Effect, Sample
 from .metric_types import Family
 from .monitoring.alert_evaluator import AlertEvaluator
@@ -77,6 +78,7 @@ class Machine:
         self._health = Health(state.context, state.pool, self._problems)
         self._client_requests = ClientRequests(state, scheduler, self._problems)
         self._operator_requests = OperatorRequests(state, scheduler, self._client_requests, self._problems)
+        self._usage_report = UsageReport(state)
         self.lifecycle = Lifecycle(state, scheduler, self._client_requests, paused_since=paused_since)
         self._surroundings = Surroundings(state, self.lifecycle)
         self._recovery = Recovery(
@@ -138,6 +140,7 @@ class Machine:
             requests.GetJob: lambda e, r: client.job(e.to, r, e.client),
             requests.ListJobs: lambda e, r: client.jobs(e.to, r, e.client),
             requests.Wait: client.wait,
+            requests.Usage: lambda e, r: self._usage_report.usage(e.to, r, e.client),
         }
 
     def _control_handlers(self) -> dict[type, Callable[[inputs.Controlled, Any], None]]:
@@ -151,6 +154,7 @@ class Machine:
             control.Gpus: lambda e, _: operator.gpus(e),
             control.Queue: report.queue,
             control.GetLimits: report.limits,
+            control.Usage: lambda e, r: self._usage_report.usage(e.to, r, None),
             control.Recycle: operator.recycle,
             control.Scale: operator.scale,
             control.Quarantine: operator.quarantine,
@@ -188,6 +192,7 @@ class Machine:
             "look": lambda _: state.autoscaler.on_first_look_late(),
             "deadline": lambda id: on_deadline(state, completion, id),
             "expire": lambda _: completion.expire(),
+            "usage": lambda _: completion.keep_usage(),
             "positions": lambda _: scheduler.notifications.tell_positions(),
             "judge": lambda _: self._alert_evaluator.judge(),
             "health": self._health.on_late,
@@ -234,6 +239,7 @@ class Machine:
     def describe(self) -> dict[str, int]:
         """How many entries everything has that grows with use."""
         waiting = {"waiting": len(self.state.queue), "disk": self.scheduler.durable_jobs.waiting}
+        waiting["usage"] = len(self.state.usage)
         return self.state.job_table.describe() | waiting | {"drains": self.lifecycle.drains}
 
     def measure(self) -> list[Family]:

@@ -12,6 +12,7 @@ from .inputs import StoredVoice
 from .jobs.estimates import Estimator
 from .jobs.job_table import JobTable
 from .jobs.queue import WaitingQueue
+from .jobs.usage import Usage
 from .settings import Settings
 from .shares import Removals
 from .workers.autoscaler import Autoscaler
@@ -58,6 +59,7 @@ class State:
         self.voices = voices
         self.removals = Removals()
         self.job_table = JobTable(self.removals)
+        self.usage = Usage()
         self.queue = WaitingQueue(settings.queue.classes)
         self.estimator = Estimator(self.removals)
         self.alerts = Alerts(self.context)

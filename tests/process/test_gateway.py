@@ -255,6 +255,9 @@ def test_a_job_outlives_its_gateway_and_is_its_customer_s_alone(start: Start, tm
         listed = second.ask("GET", "/v1/audio/jobs", **headers["alice"])[1]["data"]
         assert {job["id"] for job in listed} == {id for id, name in ids.items() if name == "alice"}
         assert {job["label"] for job in listed} == {f"No. {number}" for number in range(0, 30, 2)}
+        (today,) = second.ask("GET", "/v1/audio/usage", **headers["alice"])[1]["data"]
+        assert (today["jobs"], today["characters"]) == (15, sum(len(f"Job {number}.") for number in range(0, 30, 2)))
+        assert second.ask("GET", "/v1/audio/usage?since=soon", **headers["alice"])[0] == 400
         assert second.ask("GET", "/v1/audio/jobs")[0] == 401
     assert daemon.status()["counts"]["done"] == 30
 

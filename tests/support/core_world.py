@@ -211,7 +211,7 @@ class World:
         message = wire.Finished(
             job=job,
             sample_rate=24_000,
-            audio_s=1.0,
+            audio_s=keys.pop("audio_s", 1.0),
             synthesis_s=keys.pop("synthesis_s", 0.5),
             first_audio_s=0.1,
             voice="tone",

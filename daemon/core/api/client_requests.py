@@ -27,7 +27,7 @@ from ..state import State
 from . import refusals
 
 #: Additions within the protocol's version, as ``info`` names them.
-FEATURES = ["on_behalf_of", "streams", "label"]
+FEATURES = ["on_behalf_of", "streams", "label", "usage"]
 #: The one that the workers have, or not.
 SPEED = "speed"
 
@@ -253,6 +253,7 @@ class ClientRequests:
                 "max_waiting_batch": settings.queue.max_waiting_batch,
                 "max_per_client": settings.queue.max_per_client,
                 "max_share": settings.queue.max_share,
+                "usage_days": limits.usage_days,
                 "durable": not self._durable_jobs.problem,
             },
             features=[*FEATURES, SPEED] if engine and engine.speeds else FEATURES,

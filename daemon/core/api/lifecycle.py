@@ -84,6 +84,7 @@ class Lifecycle:
         self._queue, self._pool, self._alerts = state.queue, state.pool, state.alerts
         self._completion, self._durable_jobs = scheduler.completion, scheduler.durable_jobs
         self._client_requests = client_requests
+        self._usage = state.usage
         self.phase = Phase.RUNNING
         #: When an operator paused the queue, in seconds since 1970; None while it is not paused.
         self.paused_since = paused_since
@@ -244,6 +245,9 @@ class Lifecycle:
 
     def on_journal_changed(self, event: JournalChanged) -> None:
         """The journal can be used now, or can't any more. A daemon that stops leaves its jobs to the next one."""
+        # Once, as this handler may be called again.
+        usage, event.usage = event.usage, []
+        self._usage.restore(usage, self._context.settings.limits.usage_days)
         self._client_requests.on_journal_changed(
             JournalChanged(event.problem) if self.phase is Phase.STOPPING else event
         )
@@ -266,4 +270,5 @@ class Lifecycle:
                 self._exited = True
                 self._context.timers.cancel(JUDGE)
                 self._durable_jobs.refuse_lookups()
+                self._context.guarded(self._completion.keep_usage)
                 self._context.effects.append(Exit(self._status))

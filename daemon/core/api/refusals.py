@@ -22,7 +22,12 @@ from ..state import State
 def acting_for(
     state: State,
     client: Client,
-    request: requests.Synthesize | requests.Cancel | requests.GetJob | requests.Wait | requests.ListJobs,
+    request: requests.Synthesize
+    | requests.Cancel
+    | requests.GetJob
+    | requests.Wait
+    | requests.ListJobs
+    | requests.Usage,
 ) -> Client:
     """The client whose job it is, or who asks for it: itself, or the customer that a gateway names.
 
