@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from glmtts.client import AsyncClient, GlmttsError
 
-from . import errors, jobs, lists, observed, openapi, speech, task_api, usage
+from . import errors, jobs, lists, observed, openapi, speech, task_api, usage, voices
 from .bodies import ClientGoneError
 from .customers import Customers
 from .errors import HttpError
@@ -43,7 +43,9 @@ _ROUTES = [
     Route("/v1/audio/jobs/{id}/audio", jobs.audio, methods=["GET"]),
     Route("/v1/audio/jobs/{id}/events", jobs.events, methods=["GET"]),
     Route("/v1/audio/usage", usage.usage, methods=["GET"]),
-    Route("/v1/audio/voices", lists.voices, methods=["GET"]),
+    _by_method("/v1/audio/voices", GET=voices.listed, POST=voices.create),
+    Route("/v1/audio/voices/{id}", voices.delete, methods=["DELETE"]),
+    Route("/v1/audio/voices/{id}/sample", voices.sample, methods=["GET"]),
     Route("/v1/audio/models", lists.audio_models, methods=["GET"]),
     Route("/v1/models", lists.models, methods=["GET"]),
     Route("/api/tts", task_api.create, methods=["POST"]),

@@ -36,6 +36,8 @@ OnBehalfOf = Annotated[str, Meta(min_length=1, max_length=MAX_ON_BEHALF_OF)]
 #: A caption of a job, for people; the codec refuses control characters in it.
 MAX_LABEL = 200
 Label = Annotated[str, Meta(max_length=MAX_LABEL)]
+#: The name of a registered voice.
+VoiceName = Annotated[str, Meta(pattern=r"\A[\w-]{1,64}\Z")]
 
 #: How long a ``key`` stands for the same job.
 KEY_HOLDS_S = 24 * 3600.0
@@ -74,6 +76,7 @@ class Synthesize(Request, tag="synthesize", kw_only=True, omit_defaults=True):
     options: dict[str, Any] = {}
     label: Label | UnsetType = UNSET
     on_behalf_of: OnBehalfOf | UnsetType = UNSET
+    more: bool = False
 
     @property
     def named_format(self) -> AudioFormat | None:
@@ -88,6 +91,16 @@ class Synthesize(Request, tag="synthesize", kw_only=True, omit_defaults=True):
         return self.named_format or ("pcm_s16le" if self.stream else "wav")
 
 
+class Text(Request, tag="text", kw_only=True, omit_defaults=True):
+    """One more piece of the text of a job that was opened with ``more``."""
+
+    job: JobId
+    text: str = ""
+    flush: bool = False
+    last: bool = False
+    on_behalf_of: OnBehalfOf | UnsetType = UNSET
+
+
 class Ping(Request, tag="ping", kw_only=True):
     """Is the daemon there?"""
 
@@ -96,8 +109,39 @@ class Info(Request, tag="info", kw_only=True):
     """What this daemon can do."""
 
 
-class Voices(Request, tag="voices", kw_only=True):
-    """The voices that can be named in ``voice``."""
+class Voices(Request, tag="voices", kw_only=True, omit_defaults=True):
+    """The voices that can be named in ``voice``: those for all, and the client's own."""
+
+    on_behalf_of: OnBehalfOf | UnsetType = UNSET
+
+
+class VoiceAdd(Request, tag="voice_add", kw_only=True, omit_defaults=True):
+    """Keep a voice for this client alone: the body is its recording, ``text`` the transcript.
+
+    ``consent``: the person who is heard agrees, without which no voice is kept.
+    """
+
+    name: VoiceName
+    text: Annotated[str, Meta(min_length=1, max_length=1_000)]
+    language: Annotated[str, Meta(max_length=32)] = ""
+    description: Annotated[str, Meta(max_length=500)] = ""
+    consent: bool = False
+    replace: bool = False
+    on_behalf_of: OnBehalfOf | UnsetType = UNSET
+
+
+class VoiceRemove(Request, tag="voice_remove", kw_only=True, omit_defaults=True):
+    """Remove one of the client's own voices."""
+
+    name: VoiceName
+    on_behalf_of: OnBehalfOf | UnsetType = UNSET
+
+
+class VoiceSample(Request, tag="voice_sample", kw_only=True, omit_defaults=True):
+    """The recording of a voice: of the client's own, or of one for all."""
+
+    name: VoiceName
+    on_behalf_of: OnBehalfOf | UnsetType = UNSET
 
 
 class Cancel(Request, tag="cancel", kw_only=True, omit_defaults=True):
@@ -138,4 +182,18 @@ class Usage(Request, tag="usage", kw_only=True, omit_defaults=True):
     on_behalf_of: OnBehalfOf | UnsetType = UNSET
 
 
-ClientRequest = Synthesize | Ping | Info | Voices | Cancel | GetJob | Wait | ListJobs | Usage
+ClientRequest = (
+    Synthesize
+    | Text
+    | Ping
+    | Info
+    | Voices
+    | VoiceAdd
+    | VoiceRemove
+    | VoiceSample
+    | Cancel
+    | GetJob
+    | Wait
+    | ListJobs
+    | Usage
+)
