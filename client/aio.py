@@ -11,10 +11,23 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import date
 from typing import Any, TypeVar, Unpack
 
 from glmtts.protocol.endpoints import requests_endpoint
-from glmtts.protocol.events import Done, InfoAnswer, JobAnswer, JobInfo, JobsAnswer, Pong, Result, Voice, VoicesAnswer
+from glmtts.protocol.events import (
+    Done,
+    InfoAnswer,
+    JobAnswer,
+    JobInfo,
+    JobsAnswer,
+    Pong,
+    Result,
+    UsageAnswer,
+    UsageDay,
+    Voice,
+    VoicesAnswer,
+)
 
 from .connection import DaemonConnection, check_listening, extended, read_recording
 from .curve import Key
@@ -209,6 +222,17 @@ class AsyncClient:
     ) -> VoiceSample:
         """The recording of a voice whose ``sample`` is true in :meth:`voices`."""
         return VoiceSample.of(await self._asked("voice_sample", timeout, name=name, on_behalf_of=on_behalf_of))
+
+    async def usage(
+        self,
+        since: str | date | float | None = None,
+        *,
+        timeout: float | None = None,
+        on_behalf_of: str | None = None,
+    ) -> list[UsageDay]:
+        """What this client had spoken; see :meth:`.sync.Client.usage`."""
+        day = since.isoformat()[:10] if isinstance(since, date) else since
+        return (await self._ask("usage", timeout, UsageAnswer, since=day, on_behalf_of=on_behalf_of)).days
 
     async def ping(self, *, timeout: float | None = None) -> Pong:
         """The daemon's version, and for how many seconds it has run."""

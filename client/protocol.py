@@ -28,7 +28,7 @@ from .speech import SpeechOptions
 _IDEMPOTENT = frozenset(
     {
         *("ping", "info", "voices", "voice_sample", "job", "jobs", "wait", "cancel"),
-        *("status", "workers", "gpus", "queue", "limits", "metrics", "config"),
+        *("status", "workers", "gpus", "queue", "limits", "metrics", "config", "usage"),
     }
 )
 

@@ -36,6 +36,8 @@ class SpeechOptions(TypedDict, total=False):
         durable: whether the job survives a crash of the daemon.
         key: the same key is the same job within 24 h, never a second synthesis.
         seed: the same seed gives the same audio.
+        speed: 0.5 to 2; 2 is twice as fast, at the same pitch. ``info`` says whether the daemon has the feature.
+        label: a caption for people, of up to 200 characters: the daemon's lists of jobs show it.
         options: the engine's own, as ``Client.info`` lists them.
         on_behalf_of: for gateways: the user whose job it is.
     """
@@ -51,6 +53,8 @@ class SpeechOptions(TypedDict, total=False):
     durable: bool | None
     key: str | None
     seed: int | None
+    speed: float | None
+    label: str | None
     options: dict[str, Any] | None
     on_behalf_of: str | None
 

@@ -9,11 +9,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import date
 from functools import partial
 from typing import Any, Self, TypeVar, Unpack
 
 from glmtts.protocol.endpoints import requests_endpoint
-from glmtts.protocol.events import Done, InfoAnswer, JobAnswer, JobInfo, JobsAnswer, Pong, Result, Voice, VoicesAnswer
+from glmtts.protocol.events import (
+    Done,
+    InfoAnswer,
+    JobAnswer,
+    JobInfo,
+    JobsAnswer,
+    Pong,
+    Result,
+    UsageAnswer,
+    UsageDay,
+    Voice,
+    VoicesAnswer,
+)
 
 from . import forks
 from .connection import DaemonConnection, extended, read_recording
@@ -328,6 +341,22 @@ class Client(BlockingConnection):
     def voice_sample(self, name: str, *, timeout: float | None = None, on_behalf_of: str | None = None) -> VoiceSample:
         """The recording of a voice whose ``sample`` is true in :meth:`voices`."""
         return VoiceSample.of(self._asked("voice_sample", timeout, name=name, on_behalf_of=on_behalf_of))
+
+    def usage(
+        self,
+        since: str | date | float | None = None,
+        *,
+        timeout: float | None = None,
+        on_behalf_of: str | None = None,
+    ) -> list[UsageDay]:
+        """What this client had spoken, the newest day first.
+
+        Args:
+            since: a day (UTC), as ``2026-11-30`` or a ``date``, or seconds since 1970; by default all that is kept.
+            on_behalf_of: for gateways: one customer; without it each of them has rows of its own.
+        """
+        day = since.isoformat()[:10] if isinstance(since, date) else since
+        return self._ask("usage", timeout, UsageAnswer, since=day, on_behalf_of=on_behalf_of).days
 
     def ping(self, *, timeout: float | None = None) -> Pong:
         """The daemon's version, and for how many seconds it has run."""

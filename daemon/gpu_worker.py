@@ -190,6 +190,7 @@ def _start(
         warn=lambda line: log.say(log.WARNING, line),
     )
     loaded = time.monotonic()
+    from .worker import speed
     from .worker.runner import JobRunner
 
     runner = JobRunner(
@@ -218,6 +219,7 @@ def _start(
             clones_voices=engine.clones_voices,
             slots=engine.slots,
             confined="" if confined is None else f"not {lacking}" if lacking else "yes",
+            speeds=speed.is_there(),
             load_s=loaded - begun,
             warmup_s=time.monotonic() - loaded,
             memory=runner.memory(),

@@ -197,6 +197,7 @@ class Supervisor:
             effects.JournalAdd: self._journal.add,
             effects.JournalStart: self._journal.start,
             effects.JournalEnd: self._journal.end,
+            effects.KeepUsage: self._journal.keep_usage,
             effects.JournalFind: self._journal.find,
             effects.SendStored: self._deliveries.send_stored,
             effects.SettleOutput: self._deliveries.settle,

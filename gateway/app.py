@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from glmtts.client import AsyncClient, GlmttsError
 
-from . import errors, jobs, lists, observed, openapi, speech, task_api, voices
+from . import errors, jobs, lists, observed, openapi, speech, task_api, usage, voices
 from .bodies import ClientGoneError
 from .customers import Customers
 from .errors import HttpError
@@ -42,6 +42,7 @@ _ROUTES = [
     _by_method("/v1/audio/jobs/{id}", GET=jobs.one, DELETE=jobs.delete),
     Route("/v1/audio/jobs/{id}/audio", jobs.audio, methods=["GET"]),
     Route("/v1/audio/jobs/{id}/events", jobs.events, methods=["GET"]),
+    Route("/v1/audio/usage", usage.usage, methods=["GET"]),
     _by_method("/v1/audio/voices", GET=voices.listed, POST=voices.create),
     Route("/v1/audio/voices/{id}", voices.delete, methods=["DELETE"]),
     Route("/v1/audio/voices/{id}/sample", voices.sample, methods=["GET"]),

@@ -33,7 +33,7 @@ def described(info: JobInfo) -> dict[str, Any]:
         "created_at": int(info.created),
         "characters": info.text_length,
     }
-    names = ("position", "estimated_wait_s", "segment", "segments", "audio_s", "waited_s", "synthesis_s")
+    names = ("label", "position", "estimated_wait_s", "segment", "segments", "audio_s", "waited_s", "synthesis_s")
     for name in names:
         if (value := getattr(info, name)) is not UNSET:
             values[name] = value
@@ -56,6 +56,8 @@ async def create(request: Request) -> Response:
         "estimated_wait_s": job.estimated_wait_s,
         "warning": job.warning,
     }
+    if asked.label:
+        values["label"] = asked.label
     return JSONResponse(values, 202, {"Location": f"/v1/audio/jobs/{job.id}", "Cache-Control": "no-store"})
 
 

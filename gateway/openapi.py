@@ -106,6 +106,7 @@ def document() -> dict[str, Any]:
         return {"200": {"description": words, "content": content}}
 
     limit = {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1_000}}
+    since = {"name": "since", "in": "query", "schema": {"type": "string", "format": "date"}}
     paths = {
         "/v1/audio/speech": {"post": _operation("Speak", _answers(sent, **bad), requestBody=_body("SpeechRequest"))},
         "/v1/audio/jobs": {
@@ -137,6 +138,13 @@ def document() -> dict[str, Any]:
         "/v1/audio/jobs/{id}/events": {
             "get": _operation(
                 "The events of a job", _answers(ok("up to its end", events), s400=wrong, s404=unknown), parameters=id
+            )
+        },
+        "/v1/audio/usage": {
+            "get": _operation(
+                "What was spoken, by day",
+                _answers(ok("a list", _json({"type": "object"})), s400=wrong),
+                parameters=[since],
             )
         },
         "/v1/audio/voices": {

@@ -276,6 +276,8 @@ def _check_synthesize(request: Synthesize, has_body: bool, limits: CodecLimits) 
         length = len(request.text)
     if length > limits.text_chars:
         raise refuse(f"text: {length} characters; at most {limits.text_chars} are accepted", ErrorCode.TOO_LARGE)
+    if request.label is not UNSET and texts.has_control_character(request.label):
+        raise refuse("label: a control character (a line end or a tab too); leave it out")
     if request.more:
         if request.durable is True:
             raise refuse("durable: not together with more; what has come of the text does not survive the daemon")

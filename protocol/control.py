@@ -85,6 +85,14 @@ class GetLimits(Request, tag="limits", kw_only=True, omit_defaults=True):
     client: Annotated[str, Meta(min_length=1, max_length=256)] | UnsetType = UNSET
 
 
+class Usage(Request, tag="usage", kw_only=True, omit_defaults=True):
+    """What each client had spoken, by day; ``client``: one client, or an owner with its customers."""
+
+    since: str | Annotated[float, Meta(ge=0)] | UnsetType = UNSET
+    limit: Annotated[int, Meta(ge=1, le=1_000)] = 1_000
+    client: Annotated[str, Meta(min_length=1, max_length=256)] | UnsetType = UNSET
+
+
 class Pause(Request, tag="pause", kw_only=True):
     """Accept jobs but start none."""
 
@@ -150,6 +158,7 @@ ControlRequest = (
     | Ping
     | Queue
     | GetLimits
+    | Usage
     | Recycle
     | Scale
     | Quarantine

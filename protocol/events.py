@@ -208,6 +208,7 @@ class JobInfo(Struct, kw_only=True):
     message: str | UnsetType = UNSET
     output: str | UnsetType = UNSET
     key: str | UnsetType = UNSET
+    label: str | UnsetType = UNSET
     note: str | UnsetType = UNSET
 
 
@@ -224,6 +225,28 @@ class JobsAnswer(Event, tag="jobs", kw_only=True):
     """The newest jobs first."""
 
     jobs: list[JobInfo]
+
+
+class UsageDay(Struct, kw_only=True):
+    """What one client had spoken on one day (UTC).
+
+    ``on_behalf_of``: to a gateway, which of its customers; ``""``: those together that have no row of their own.
+    ``client`` is sent to operators only.
+    """
+
+    day: str
+    jobs: int
+    characters: int
+    audio_s: float
+    on_behalf_of: str | UnsetType = UNSET
+    client: str | UnsetType = UNSET
+
+
+class UsageAnswer(Event, tag="usage", kw_only=True):
+    """The newest day first; ``more``: there are more than were asked for."""
+
+    days: list[UsageDay]
+    more: bool | UnsetType = UNSET
 
 
 class Result(Struct, kw_only=True):
@@ -254,6 +277,7 @@ ClosedEvent = (
     | VoiceSampleAnswer
     | JobAnswer
     | JobsAnswer
+    | UsageAnswer
 )
 
 ServerEvent = ClosedEvent | Result

@@ -23,12 +23,19 @@ PRIORITIES: tuple[Priority, ...] = ("vip", "interactive", "batch")
 
 MAX_SEED = 2**32 - 1
 
+#: How fast is spoken, at the same pitch: 2.0 is twice as fast.
+MIN_SPEED, MAX_SPEED = 0.5, 2.0
+Speed = Annotated[float, Meta(ge=MIN_SPEED, le=MAX_SPEED)]
+
 #: Characters of a gateway's name for a customer.
 MAX_ON_BEHALF_OF = 128
 
 #: Whose job or request it is, as a gateway names its customers.
 OnBehalfOf = Annotated[str, Meta(min_length=1, max_length=MAX_ON_BEHALF_OF)]
 
+#: A caption of a job, for people; the codec refuses control characters in it.
+MAX_LABEL = 200
+Label = Annotated[str, Meta(max_length=MAX_LABEL)]
 #: The name of a registered voice.
 VoiceName = Annotated[str, Meta(pattern=r"\A[\w-]{1,64}\Z")]
 
@@ -65,7 +72,9 @@ class Synthesize(Request, tag="synthesize", kw_only=True, omit_defaults=True):
     durable: bool | UnsetType = UNSET
     key: Annotated[str, Meta(min_length=1, max_length=128)] | UnsetType = UNSET
     seed: Annotated[int, Meta(ge=0, le=MAX_SEED)] = 0
+    speed: Speed = 1.0
     options: dict[str, Any] = {}
+    label: Label | UnsetType = UNSET
     on_behalf_of: OnBehalfOf | UnsetType = UNSET
     more: bool = False
 
@@ -165,6 +174,26 @@ class ListJobs(Request, tag="jobs", kw_only=True, omit_defaults=True):
     on_behalf_of: OnBehalfOf | UnsetType = UNSET
 
 
+class Usage(Request, tag="usage", kw_only=True, omit_defaults=True):
+    """What the client had spoken, by day; ``since`` is a date such as 2026-11-30, or seconds since 1970."""
+
+    since: str | Annotated[float, Meta(ge=0)] | UnsetType = UNSET
+    limit: Annotated[int, Meta(ge=1, le=1_000)] = 1_000
+    on_behalf_of: OnBehalfOf | UnsetType = UNSET
+
+
 ClientRequest = (
-    Synthesize | Text | Ping | Info | Voices | VoiceAdd | VoiceRemove | VoiceSample | Cancel | GetJob | Wait | ListJobs
+    Synthesize
+    | Text
+    | Ping
+    | Info
+    | Voices
+    | VoiceAdd
+    | VoiceRemove
+    | VoiceSample
+    | Cancel
+    | GetJob
+    | Wait
+    | ListJobs
+    | Usage
 )

@@ -63,6 +63,8 @@ class Ready(Message, tag="ready", kw_only=True):
     memory: Memory
     #: ``yes`` for an engine in C that was confined; ``not`` and the reason; empty for others.
     confined: str = ""
+    #: Whether it can change the speed of speech.
+    speeds: bool = False
 
 
 class Beat(Message, tag="beat", kw_only=True):
@@ -83,10 +85,14 @@ class SegmentDone(Message, tag="progress", kw_only=True):
 
 
 class AudioChunk(Message, tag="audio", kw_only=True):
-    """A chunk of a stream, numbered from 0; the body has its samples in the job's format and rate, mono."""
+    """A chunk of a stream, numbered from 0; the body has its samples in the job's format and rate, mono.
+
+    ``audio_s``: seconds of speech so far.
+    """
 
     job: str
     seq: int
+    audio_s: float = 0.0
 
 
 class Finished(Message, tag="finished", kw_only=True):
@@ -182,6 +188,7 @@ class SpeakJob(Message, tag="job", kw_only=True):
     stream: bool
     seed: int
     options: dict[str, Any]
+    speed: float = 1.0
     prompt_text: str | None = None
     recording: str | None = None
     output: str | None = None

@@ -19,6 +19,7 @@ from .session import report, shared_options
 _MODULES = {
     "say": "say", "batch": "batch.command", "ping": "about", "info": "about", "voices": "voices", "voice": "voices",
     "jobs": "jobs", "job": "jobs", "wait": "jobs", "cancel": "cancel", "queue": "queue", "limits": "limits",
+    "usage": "usage",
     "status": "status", "health": "health", "logs": "logs", "workers": "workers", "gpus": "gpus", "top": "top.command",
     "events": "events", "metrics": "operate", "recycle": "operate", "scale": "operate", "quarantine": "quarantine",
     "pause": "operate", "resume": "operate", "drain": "operate", "reload": "operate", "stop": "operate",

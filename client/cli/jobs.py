@@ -30,7 +30,7 @@ _LISTED = 100
 _COLUMNS = (
     *("job", "user", "client", "state", "suspended", "priority", "position", "estimated_wait_s", "created"),
     *("text_length", "worker", "attempts", "segment", "segments", "waited_s", "synthesis_s", "audio_s", "durable"),
-    *("output", "key", "code", "message"),
+    *("label", "output", "key", "code", "message"),
 )
 _STYLES = {"done": "green", "running": "cyan", "failed": "red", "suspended": "yellow", "waiting": "yellow"}
 #: The longest name on a terminal, in cells.
@@ -77,6 +77,7 @@ def columns_of(found: Sequence[Row]) -> list[Column]:
         Column("job", [humanise("", job.get("job")) for job in found]),
         Column("user", [shorten(str(job.get("user") or ""), _NAME) for job in found], rank=3),
         Column("client", [shorten(str(job.get("client") or ""), _NAME) for job in found], rank=8),
+        Column("label", [shorten(str(job.get("label") or ""), _NAME) for job in found], rank=4),
         Column("state", states, styles=[_STYLES.get(state.split(" (")[0], "") for state in states]),
         Column("class", [humanise("", job.get("priority")) for job in found], rank=2),
         Column("pos", positions, rank=5, right=True),

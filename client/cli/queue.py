@@ -204,12 +204,14 @@ def _waited_s(job: Row) -> float:
 def _job_columns(jobs: Sequence[Row], width: int | None, *, paused: bool) -> list[Column]:
     deadlines = [age(job.get("deadline_in_s")) for job in jobs]
     user, client = who(jobs, width, rank=8)
+    most = _NAME if width is not None else None
     return [
         Column("pos", [humanise("", job.get("position")) for job in jobs], rank=3, right=True),
         Column("starts in", ["-" if paused else age(job.get("estimated_wait_s")) for job in jobs], right=True),
         Column("class", [humanise("", job.get("priority")) for job in jobs], rank=2),
         user,
         client,
+        Column("label", [shorten(str(job.get("label") or ""), most) for job in jobs], rank=4),
         Column("text", [_number(job, "text_length") for job in jobs], rank=5, right=True),
         Column("since", [age(_waited_s(job)) for job in jobs], rank=4, right=True),
         Column("due in", deadlines, rank=6, right=True, styles=["" if d == "-" else "yellow" for d in deadlines]),

@@ -17,7 +17,7 @@ from glmtts.client import Client, JobEvent, Speech, Timeout
 from glmtts.client.files import write_whole
 from glmtts.protocol.audio_formats import FORMATS, AudioFormat, format_of_name, misnamed
 from glmtts.protocol.events import Accepted, Done, Started
-from glmtts.protocol.requests import MAX_SEED, PRIORITIES
+from glmtts.protocol.requests import MAX_SEED, MAX_SPEED, MIN_SPEED, PRIORITIES
 from glmtts.protocol.text_encodings import conversion, utf16_of
 from glmtts.protocol.texts import NOTHING_TO_SPEAK
 
@@ -71,6 +71,13 @@ def parse_options(_ctx: click.Context, _param: click.Parameter, values: tuple[st
 )
 @click.option("--output", metavar="NAME", help="Keep the speech as NAME in the daemon's output folder.")
 @click.option("--seed", type=click.IntRange(0, MAX_SEED), metavar="N", help="Same text, voice and seed: same audio.")
+@click.option(
+    "--speed",
+    type=click.FloatRange(MIN_SPEED, MAX_SPEED),
+    metavar="X",
+    help="0.5 to 2: 2 is twice as fast, at the same pitch.",
+)
+@click.option("--label", metavar="TEXT", help="A caption for the lists of jobs (`glmttsctl jobs`, `queue`).")
 @click.option(
     "--option",
     "options",

@@ -9,7 +9,7 @@ import click
 
 from .session import session, shared_options
 from .ui.humanize import age, duration, growth, humanise, memory, vram
-from .ui.wrap import clean, hanging, terminal_width
+from .ui.wrap import clean, hanging, shorten, terminal_width
 
 Worker = Mapping[str, Any]
 
@@ -23,6 +23,8 @@ STATE_STYLES = dict.fromkeys(("starting", "draining", "stopping", "backoff", "wa
 #: Exits that are no fault: the daemon's policies (core/exit_causes.py), by name.
 WANTED = frozenset({"requested", "operator", "recycled", "leak", "unloaded"})
 
+#: The longest label of a job, in cells.
+_LABEL = 24
 #: What the ``reason`` of a worker is the reason for, by its state.
 _REASON_FOR = dict.fromkeys(("waiting", "backoff"), "waits: ") | dict.fromkeys(
     ("ready", "busy", "draining"), "is being replaced: "
@@ -65,6 +67,7 @@ def table_of(found: Sequence[Worker], width: int | None, memory_lines: Sequence[
     """The table, as lines of rich. ``memory_lines`` are the sparklines of `top`, which has no room for exits."""
     from .ui.table import Column, lay_out
 
+    labels = [", ".join(map(str, (worker.get("labels") or {}).values())) for worker in found]
     trends = [growth(worker.get("trend_mib_per_job")) for worker in found]
     restarts = [humanise("", worker.get("restarts")) for worker in found]
     columns = [
@@ -76,6 +79,7 @@ def table_of(found: Sequence[Worker], width: int | None, memory_lines: Sequence[
         Column("rss", [memory(worker.get("rss")) for worker in found], rank=5, right=True),
         Column("vram", [vram(worker.get("vram"), worker.get("vram_trust")) for worker in found], rank=1),
         Column("trend", trends, rank=2, styles=["yellow" if t.startswith("+") else "" for t in trends]),
+        Column("speaks", [shorten(label, _LABEL if width is not None else None) for label in labels], rank=8),
     ]
     if memory_lines is None:
         ends = [f"{count}{_last_exit(worker)}" for count, worker in zip(restarts, found, strict=True)]

@@ -112,6 +112,7 @@ RANGES: dict[str, Range] = {
     "limits.max_connections": Range(1, _JOBS),
     "limits.outputs_mib": Range(0, _DISK_MIB),
     "limits.disk_reserve_mib": Range(0, _DISK_MIB),
+    "limits.usage_days": Range(0, 366),
     "limits.own_voices": Range(0, _VOICES),
     "limits.own_voices_mib": Range(1, _DISK_MIB),
     "audio.sample_rate": Range(MIN_SAMPLE_RATE, MAX_SAMPLE_RATE),

@@ -12,7 +12,7 @@ from glmtts.protocol.events import Done, Error, ServerEvent, VoiceSampleAnswer
 from glmtts.protocol.requests import ClientRequest, JobState
 from glmtts.protocol.worker import SupervisorMessage
 
-from .inputs import JournalRow, ReplyTo
+from .inputs import JournalRow, ReplyTo, UsageRow
 from .metric_types import Family
 from .settings import Settings
 
@@ -159,6 +159,13 @@ class JournalEnd(Struct):
     keep_free: int = 0
 
 
+class KeepUsage(Struct):
+    """Add to what clients had spoken, in the journal; rows of days before ``oldest`` go. There is no answer."""
+
+    rows: list[UsageRow]
+    oldest: int
+
+
 class JournalFind(Struct):
     """Look up a job that is not in memory, and hand back JournalFound. ``client``: whose it must be; None: any."""
 
@@ -206,6 +213,6 @@ class Exit(Struct):
 
 Effect = (
     Send | Tell | Spawn | Signal | Sample | Publish | Log | ChangeLogLevel | UseSettings | KeepPause | ReadLog
-    | ReadSettings | StoreVoice | WriteMetrics | JournalAdd | JournalStart | JournalEnd | JournalFind | SendStored
-    | SettleOutput | MeasureOutputs | InternalError | Exit
+    | ReadSettings | StoreVoice | WriteMetrics | JournalAdd | JournalStart | JournalEnd | JournalFind | KeepUsage
+    | SendStored | SettleOutput | MeasureOutputs | InternalError | Exit
 )  # fmt: skip

@@ -295,14 +295,41 @@ class JournalRow(Struct, kw_only=True):
     text_length: int = 0
 
 
+class Spoken(Struct):
+    """An amount of speech."""
+
+    jobs: int = 0
+    characters: int = 0
+    audio_s: float = 0.0
+
+    def add(self, other: Spoken) -> None:
+        """Add an amount to this one."""
+        self.jobs += other.jobs
+        self.characters += other.characters
+        self.audio_s += other.audio_s
+
+
+class UsageRow(Struct, frozen=True):
+    """What one client had spoken on one day, which counts from 1970-01-01. ``client`` is its key.
+
+    The customers of ``uid:7`` that have no row of their own are ``uid:7/`` together, and clients that have none ``/``.
+    """
+
+    client: str
+    day: int
+    spoken: Spoken
+
+
 class JournalChanged(Struct):
     """The journal can be used (``problem`` is ``""``), or it can't, and why: also the first word about it.
 
-    ``rows`` are the jobs of an earlier daemon that have not ended, the oldest first; each is handed over once.
+    ``rows`` are the jobs of an earlier daemon that have not ended, the oldest first; ``usage`` is what earlier daemons
+    have counted. Each is handed over once.
     """
 
     problem: str
     rows: list[JournalRow] = []
+    usage: list[UsageRow] = []
 
 
 class JournalAdded(Struct):

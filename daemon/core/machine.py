@@ -16,6 +16,7 @@ from .api.operator_requests import OperatorRequests
 from .api.queue_report import QueueReport
 from .api.recovery import Recovery
 from .api.surroundings import Surroundings
+from .api.usage_report import UsageReport
 from .api.voice_requests import VoiceRequests
 from .effects import Effect, Sample
 from .metric_types import Family
@@ -79,6 +80,7 @@ class Machine:
         self._client_requests = ClientRequests(state, scheduler, self._problems)
         self._voice_requests = VoiceRequests(state, scheduler.admission, self._client_requests)
         self._operator_requests = OperatorRequests(state, scheduler, self._client_requests, self._problems)
+        self._usage_report = UsageReport(state)
         self.lifecycle = Lifecycle(
             state, scheduler, self._client_requests, self._voice_requests, paused_since=paused_since
         )
@@ -147,6 +149,7 @@ class Machine:
             requests.GetJob: lambda e, r: client.job(e.to, r, e.client),
             requests.ListJobs: lambda e, r: client.jobs(e.to, r, e.client),
             requests.Wait: client.wait,
+            requests.Usage: lambda e, r: self._usage_report.usage(e.to, r, e.client),
         }
 
     def _control_handlers(self) -> dict[type, Callable[[inputs.Controlled, Any], None]]:
@@ -160,6 +163,7 @@ class Machine:
             control.Gpus: lambda e, _: operator.gpus(e),
             control.Queue: report.queue,
             control.GetLimits: report.limits,
+            control.Usage: lambda e, r: self._usage_report.usage(e.to, r, None),
             control.Recycle: operator.recycle,
             control.Scale: operator.scale,
             control.Quarantine: operator.quarantine,
@@ -197,6 +201,7 @@ class Machine:
             "look": lambda _: state.autoscaler.on_first_look_late(),
             "deadline": lambda id: on_deadline(state, completion, id),
             "expire": lambda _: completion.expire(),
+            "usage": lambda _: completion.keep_usage(),
             "text": scheduler.text_pieces.on_timeout,
             "positions": lambda _: scheduler.notifications.tell_positions(),
             "judge": lambda _: self._alert_evaluator.judge(),
@@ -244,6 +249,7 @@ class Machine:
     def describe(self) -> dict[str, int]:
         """How many entries everything has that grows with use."""
         waiting = {"waiting": len(self.state.queue), "disk": self.scheduler.durable_jobs.waiting}
+        waiting["usage"] = len(self.state.usage)
         waiting |= self.state.own_voices.describe()
         return self.state.job_table.describe() | waiting | {"drains": self.lifecycle.drains}
 

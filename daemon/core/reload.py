@@ -37,6 +37,7 @@ queue.keep_durable_mib
 queue.classes.vip.weight queue.classes.vip.users queue.classes.interactive.weight queue.classes.interactive.users
 queue.classes.batch.weight queue.classes.batch.users
 limits.rate limits.rate_batch limits.clients limits.gateways limits.outputs_mib limits.disk_reserve_mib
+limits.usage_days
 limits.own_voices limits.own_voices_mib
 limits.text_timeout_s limits.open_texts
 audio.sample_rate audio.default_format

@@ -166,6 +166,7 @@ class LimitsSettings(Section, frozen=True):
     max_connections: Count = 4_096
     outputs_mib: Mib = 10_240
     disk_reserve_mib: Mib = 256
+    usage_days: Annotated[int, Meta(ge=0, le=366)] = 31
     own_voices: CountOrZero = 10
     own_voices_mib: Count = 1_024
 

@@ -15,6 +15,7 @@ from .inputs import StoredVoice
 from .jobs.estimates import Estimator
 from .jobs.job_table import JobTable
 from .jobs.queue import WaitingQueue
+from .jobs.usage import Usage
 from .own_voices import OwnVoices
 from .settings import Settings
 from .shares import Removals
@@ -63,6 +64,7 @@ class State:
         self.own_voices = OwnVoices(voice for voice in voices if voice.owner)
         self.removals = Removals()
         self.job_table = JobTable(self.removals)
+        self.usage = Usage()
         self.queue = WaitingQueue(settings.queue.classes)
         self.estimator = Estimator(self.removals)
         self.alerts = Alerts(self.context)

@@ -88,6 +88,7 @@ class Journal:
         self._find_numbers = itertools.count()
         self._starts: dict[str, int] = {}
         self._ends: dict[str, effects.JournalEnd] = {}
+        self._usage: list[effects.KeepUsage] = []
         self._looks = False
         self._results: list[inputs.Input] = []
         #: When the oldest record arrived that the thread has not taken, and the oldest that it has not written.
@@ -163,6 +164,12 @@ class Journal:
         """Note how a job ended; JournalEnded follows when that is on disk."""
         with self._lock:
             self._ends.setdefault(effect.job, effect)
+            self._has_work()
+
+    def keep_usage(self, effect: effects.KeepUsage) -> None:
+        """Add to what clients had spoken."""
+        with self._lock:
+            self._usage.append(effect)
             self._has_work()
 
     def find(self, effect: effects.JournalFind) -> None:
@@ -260,10 +267,12 @@ class Journal:
             with self._lock:
                 adds, finds, starts, ends = self._adds, self._finds, self._starts, self._ends
                 self._adds, self._finds, self._starts, self._ends = {}, {}, {}, {}
+                usage, self._usage = self._usage, []
                 self._adds_of, self._finds_of = SharedRows(), SharedRows()
                 self._looks = False
                 self._taken_since, self._waits_since = self._taken_since or self._waits_since, None
             try:
+                writer.count(usage)
                 writer.turn(list(adds.values()), list(finds.values()), starts, ends)
             except Exception as error:
                 # A bug, since the writer answers every failure; the next turn may succeed.
@@ -277,7 +286,7 @@ class Journal:
     def _wait(self) -> bool:
         """Wait for work; returns False at the end, when all work is done."""
         with self._lock:
-            while not (self._adds or self._finds or self._starts or self._ends or self._looks):
+            while not (self._adds or self._finds or self._starts or self._ends or self._usage or self._looks):
                 if self._closed:
                     return False
                 pause_s = self._writer.pause_s()

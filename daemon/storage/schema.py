@@ -74,6 +74,17 @@ _STEPS: tuple[tuple[str, ...], ...] = (
             time REAL NOT NULL
         )""",
     ),
+    (
+        # What each client had spoken on each day, counted from 1970-01-01.
+        """CREATE TABLE usage (
+            client TEXT NOT NULL,
+            day INTEGER NOT NULL,
+            jobs INTEGER NOT NULL,
+            characters INTEGER NOT NULL,
+            audio_s REAL NOT NULL,
+            PRIMARY KEY (client, day)
+        ) WITHOUT ROWID""",
+    ),
 )
 VERSION = len(_STEPS)
 

@@ -18,9 +18,9 @@ from glmtts.protocol.events import Error
 from glmtts.protocol.requests import KEY_HOLDS_S
 
 from ..core.effects import JournalEnd
-from ..core.inputs import JournalRemoved, JournalRow
+from ..core.inputs import JournalRemoved, JournalRow, Spoken, UsageRow
 from ..core.shares import Shares
-from . import rows, schema
+from . import rows, schema, usage_rows
 from .problems import JournalError, is_damage, message, printable
 from .results import Results
 from .rows import UnreadableRowError
@@ -298,6 +298,10 @@ class Store:
             return True
         return self._sql.execute("SELECT 1 FROM jobs WHERE job = ?", (end.job,)).fetchone() is not None
 
+    def count(self, usage: dict[tuple[str, int], Spoken], oldest: int) -> None:
+        """Add to what clients had spoken, as :func:`.usage_rows.add` does."""
+        usage_rows.add(self._sql, usage, oldest)
+
     def forget(self, jobs: Iterable[str]) -> None:
         """Remove living jobs."""
         for job in jobs:
@@ -443,6 +447,10 @@ class Store:
         return dropped, len(dropped) == limit
 
     # --- reading
+
+    def usage(self) -> list[UsageRow]:
+        """What clients had spoken."""
+        return usage_rows.read(self._sql)
 
     def next_expiry(self) -> float | None:
         """When the next row expires."""

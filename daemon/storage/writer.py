@@ -54,6 +54,9 @@ class Writer:
         self._reported: set[str] = set()
         #: Jobs whose add was refused though their row may be on disk, since only the flush may have failed.
         self._uncertain: set[str] = set()
+        #: What clients had spoken by client and day, and the first day that is kept.
+        self._usage: dict[tuple[str, int], inputs.Spoken] = {}
+        self._usage_from = 0
         self._handed_over = False
         self._keep_bytes: int | None = None
         #: What a full disk leaves of that; None where there is room.
@@ -65,7 +68,7 @@ class Writer:
     @property
     def behind(self) -> bool:
         """Whether starts or ends are not on disk yet."""
-        return bool(self._starts or self._ends)
+        return bool(self._starts or self._ends or self._usage)
 
     def pause_s(self) -> float | None:
         """Seconds until the writer has work of its own; None: never."""
@@ -89,7 +92,7 @@ class Writer:
             self._heal()
         if self.problem != "" and time.monotonic() >= self._retry_at:
             self._recover()
-        if self.problem == "" and (adds or self._starts or self._ends or self._tidy_at <= self._timeline.now()):
+        if self.problem == "" and (adds or self.behind or self._tidy_at <= self._timeline.now()):
             self._write(adds)
         else:
             self._refuse(adds)
@@ -99,9 +102,16 @@ class Writer:
             self._reported.update(new)
         self.answers += [self._find(effect) for effect in finds]
 
+    def count(self, kept: Sequence[effects.KeepUsage]) -> None:
+        """Take what clients had spoken, for the next transaction that succeeds."""
+        for effect in kept:
+            self._usage_from = max(self._usage_from, effect.oldest)
+            for row in effect.rows:
+                self._usage.setdefault((row.client, row.day), inputs.Spoken()).add(row.spoken)
+
     def close(self) -> None:
         """Try once more to write the rest, and close the file."""
-        if self.problem != "" and (self._starts or self._ends):
+        if self.problem != "" and self.behind:
             self._recover()
         else:
             self._heal()
@@ -147,6 +157,7 @@ class Writer:
     def _recover(self) -> None:
         """Open the journal, or prove that it can be written to again."""
         rows: list[inputs.JournalRow] = []
+        usage: list[inputs.UsageRow] = []
         damaged: list[str] = []
         if not self._heal():
             return
@@ -159,6 +170,7 @@ class Writer:
                 self._store.add_rescued()
                 if not self._handed_over:
                     rows, damaged = self._store.unfinished()
+                    usage = self._store.usage()
                 unknown = self._write_pending()
                 self._store.note_time()
             if not self._handed_over:
@@ -174,7 +186,7 @@ class Writer:
         self._tidy_at = _NOW
         self.warnings += damaged + self._timeline.notes
         self._timeline.notes = []
-        self.answers.append(inputs.JournalChanged("", rows))
+        self.answers.append(inputs.JournalChanged("", rows, usage))
         self._written(unknown)
 
     def _fail(self, error: Exception, *, keep: bool = False) -> None:
@@ -208,6 +220,8 @@ class Writer:
         """Write the starts and ends; returns the jobs that are not in the journal."""
         for job, attempts in self._starts.items():
             self._store.start(job, attempts)
+        if self._usage:
+            self._store.count(self._usage, self._usage_from)
         before, keep_free = self._store.result_bytes, 0
         unknown = []
         for job, end in self._ends.items():
@@ -249,6 +263,7 @@ class Writer:
         self.answers += [inputs.JournalEnded(job) for job in self._ends]
         self._starts.clear()
         self._ends.clear()
+        self._usage = {}
         self._reported.clear()
 
     def _tidy(self) -> list[str]:

@@ -14,6 +14,7 @@ from . import audio, log
 from .connection import SupervisorConnection
 from .progress import Heartbeat, JobCancelledError
 from .sinks import FileSink, StreamSink, deliver
+from .speed import TimeStretcher
 from .text_feed import TextFeed
 
 #: The power of -100 dB: engines say nothing with exact zeros, where they have no reading for what is written.
@@ -49,6 +50,7 @@ class RunningJob:
         self._connection = connection
         native = utterance.sample_rate
         self._sink = StreamSink(job, connection, rate) if job.stream else FileSink(job.format, rate)
+        self._stretcher = TimeStretcher(native, job.speed) if job.speed != 1.0 else None
         self._resampler = audio.Resampler(native, rate) if native != rate else None
         self._pieces = cast("Generator[Piece, None, None]", engine.synthesize(utterance))
         self._samples_in = 0
@@ -93,6 +95,8 @@ class RunningJob:
                 f"the engine made {seconds:.2f} s of silence: it has no sound for anything in this text; write it in a "
                 "script that the voice reads, or choose a voice that reads this one",
             )
+        if self._stretcher:
+            self._emit(self._stretcher.finish())
         if self._resampler:
             self._sink.add(self._resampler.finish())
         file = self._sink.finish()
@@ -131,7 +135,7 @@ class RunningJob:
             raise EngineError(
                 "synthesis_failed", "the engine made samples that are not numbers; try another seed or shorter text"
             )
-        self._sink.add(self._resampler.add(piece.samples) if self._resampler else piece.samples)
+        self._emit(self._stretcher.add(piece.samples) if self._stretcher else piece.samples)
         self._first_audio_s = self._first_audio_s or self._spent()
         self._energy += energy
         self._segment_energy += energy
@@ -140,8 +144,12 @@ class RunningJob:
                 log.say(log.WARNING, f"segment {piece.segment + 1} of {piece.segments} is silent", self._job.job)
             self._segment_energy = 0.0
         if piece.ends_segment and (piece.segments > 1 or self.feed is not None):
-            self._heartbeat.segment_done(piece, self._samples_in / self._utterance.sample_rate)
+            spoken_s = self._samples_in / self._utterance.sample_rate
+            self._heartbeat.segment_done(piece, spoken_s / self._job.speed)
         return piece
+
+    def _emit(self, samples: audio.Samples) -> None:
+        self._sink.add(self._resampler.add(samples) if self._resampler else samples)
 
     def _spent(self) -> float:
         return self._spent_s + time.perf_counter() - self._since

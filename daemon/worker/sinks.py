@@ -51,6 +51,7 @@ class StreamSink:
 
     def __init__(self, job: SpeakJob, connection: SupervisorConnection, rate: int) -> None:
         self._job = job.job
+        self._rate = rate
         self._connection = connection
         self._encoder = stream_encoder(job.format, rate)
         self._hash = hashlib.sha256()
@@ -71,7 +72,7 @@ class StreamSink:
         view = memoryview(data)
         for start in range(0, len(data), _CHUNK_BYTES):
             chunk = view[start : start + _CHUNK_BYTES]
-            message = AudioChunk(job=self._job, seq=self.chunks)
+            message = AudioChunk(job=self._job, seq=self.chunks, audio_s=self.samples / self._rate)
             if not self._connection.send(message, chunk, until=lambda: not self._connection.wanted(self._job)):
                 raise JobCancelledError
             self.chunks += 1

@@ -18,17 +18,25 @@ def line(number: int = 1, name: str = "", text: str = "你好") -> BatchLine:
 
 def test_a_line_of_upstream_keeps_its_text_prompt_and_name() -> None:
     raw = json.dumps({"uttid": "a1", "prompt_text": "喂", "prompt_speech": "p.wav", "syn_text": "你好"}).encode()
-    assert read_lines([raw]) == [BatchLine(1, "你好", "a1", prompt="p.wav", prompt_text="喂")]
+    assert read_lines([raw]) == [BatchLine(1, "你好", "a1", prompt="p.wav", prompt_text="喂", label="a1")]
 
 
 def test_a_line_of_the_web_interfaces_keeps_its_text_prompt_and_name() -> None:
     raw = json.dumps({"output_name": "a1", "prompt_text": "喂", "prompt_audio": "p.wav", "input_text": "你好"}).encode()
-    assert read_lines([raw]) == [BatchLine(1, "你好", "a1", prompt="p.wav", prompt_text="喂")]
+    assert read_lines([raw]) == [BatchLine(1, "你好", "a1", prompt="p.wav", prompt_text="喂", label="a1")]
 
 
 def test_a_line_needs_no_prompt_and_may_name_a_voice_and_a_seed() -> None:
-    raw = json.dumps({"uttid": 7, "prompt_text": "", "prompt_speech": "", "syn_text": "hi", "voice": "en", "seed": 3})
-    assert read_lines([raw.encode()]) == [BatchLine(1, "hi", "7", voice="en", seed=3)]
+    raw = json.dumps(
+        {"uttid": 7, "prompt_text": "", "prompt_speech": "", "syn_text": "hi", "voice": "en", "seed": 3, "speed": 1.5}
+    )
+    assert read_lines([raw.encode()]) == [BatchLine(1, "hi", "7", voice="en", seed=3, label="7", speed=1.5)]
+
+
+def test_a_line_s_label_is_its_own_or_its_name_and_never_spoils_it() -> None:
+    lines = [{"uttid": "a1", "text": "hi", "label": "Chapter\t1"}, {"uttid": "n" * 300, "text": "hi"}, {"text": "hi"}]
+    found = read_lines(json.dumps(line).encode() for line in lines)
+    assert [line.label for line in found if isinstance(line, BatchLine)] == ["Chapter 1", "n" * 200, None]
 
 
 @pytest.mark.parametrize(
@@ -51,6 +59,8 @@ def test_a_line_needs_no_prompt_and_may_name_a_voice_and_a_seed() -> None:
         (b'{"syn_text": "a", "prompt_speech": "p", "prompt_text": "b", "voice": "v"}', "voice: not together"),
         (b'{"syn_text": "a", "seed": -1}', "seed:"),
         (b'{"syn_text": "a", "seed": true}', "seed:"),
+        (b'{"syn_text": "a", "speed": 4}', "speed: expected a number from 0.5 to 2"),
+        (b'{"syn_text": "a", "speed": true}', "speed:"),
     ],
 )
 def test_a_bad_line_says_what_is_wrong_and_spoils_no_other(raw: bytes, words: str) -> None:

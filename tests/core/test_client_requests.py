@@ -6,9 +6,9 @@ from typing import Any, cast
 
 import pytest
 
-from glmtts.daemon.core import inputs
+from glmtts.daemon.core import effects, inputs
 from glmtts.daemon.core.jobs.job import MAX_SUBSCRIBERS
-from glmtts.protocol import events, requests
+from glmtts.protocol import control, events, requests
 from glmtts.protocol import worker as wire
 
 from ..support.core_world import OPERATOR, MakeWorld, World
@@ -250,6 +250,44 @@ def test_clients_list_their_own_jobs_alone(world: World) -> None:
     assert [job.job for job in world.last(ask).jobs] == [world.job(mine)]
     ask = world.request(requests.ListJobs(id="", v=1, state="done"))
     assert world.last(ask).jobs == []
+
+
+def test_a_label_is_seen_in_every_list_and_event_and_in_no_log_above_debug(make_world: MakeWorld) -> None:
+    world = make_world(daemon={"log_level": "info"})
+    world.ready()
+    world.machine.watched = True
+    first = world.request(label="Chapter 1")
+    waiting = world.request(label="Chapter 2")
+    lists = [world.last(world.request(requests.ListJobs(id="", v=1))), world.last(world.operate(requests.ListJobs))]
+    assert [sorted(job.label for job in answer.jobs) for answer in lists] == [["Chapter 1", "Chapter 2"]] * 2
+    assert world.last(world.request(requests.GetJob(id="", v=1, job=world.job(waiting)))).label == "Chapter 2"
+    assert [job["label"] for job in world.last(world.operate(control.Queue)).values["jobs"]] == ["Chapter 2"]
+    workers = world.last(world.operate(control.Workers)).values["workers"]
+    assert workers[0]["labels"] == {world.job(first): "Chapter 1"}
+    world.finish(world.job(first), b"RIFF")
+    told = [effect for effect in world.effects(effects.Publish) if effect.values.get("job") == world.job(first)]
+    assert [(effect.topic, effect.values["label"]) for effect in told] == [
+        (f"job.{state}", "Chapter 1") for state in ("waiting", "running", "done")
+    ]
+    assert not [log for log in world.effects(effects.Log) if "Chapter" in str(log)]
+
+
+def test_a_speed_reaches_the_worker_and_is_refused_in_words_where_workers_have_none(make_world: MakeWorld) -> None:
+    world, without = make_world(), make_world()
+    world.ready()
+    without.ready(speeds=False)
+    world.request(speed=1.5)
+    assert world.messages(wire.SpeakJob)[-1].speed == 1.5
+    assert "speed" in world.last(world.request(requests.Info(id="", v=1))).features
+    assert "speed" not in without.last(without.request(requests.Info(id="", v=1))).features
+    error = refused(without, speed=1.5)
+    assert error.code == "bad_request" and error.message.startswith("speed: ") and "libsonic" in error.message
+    assert without.names(without.request(speed=1.0)) == ["accepted", "started"]
+
+
+def test_a_key_is_the_same_job_under_another_label(world: World) -> None:
+    first = world.request(key="k", label="a")
+    assert world.job(world.request(key="k", label="b")) == world.job(first)
 
 
 def test_a_long_queue_is_announced(world: World) -> None:

@@ -65,9 +65,10 @@ def test_a_key_of_an_earlier_daemon_s_job_with_another_content_is_refused(make_w
 
 
 def test_a_job_of_an_earlier_daemon_can_be_asked_for_and_its_result_fetched(make_world: MakeWorld) -> None:
-    world = known_to_the_journal(make_world)
+    world = known_to_the_journal(make_world, label="Chapter 1")
     answer = world.last(world.request(requests.GetJob(id="", v=1, job="a-1")))
     assert (answer.state, answer.attempts, answer.audio_s, answer.text_length) == ("done", 0, 1.0, 5)
+    assert answer.label == "Chapter 1"
     assert answer.client is UNSET
     assert world.last(world.request(requests.Cancel(id="", v=1, job="a-1"))).values["state"] == "done"
     wait = world.request(requests.Wait(id="", v=1, job="a-1"))

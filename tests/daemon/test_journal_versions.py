@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from glmtts.daemon.core import effects, inputs
 from glmtts.daemon.storage import schema
 
 from .journal_rig import Rig, row
@@ -49,6 +50,8 @@ def test_a_job_that_waited_under_an_earlier_version_goes_on_and_what_had_ended_i
         (waiting,) = rig.opened.rows
         assert (waiting.job, waiting.request.text, waiting.request.key) == ("b-1", "A job that waits. 你好。", "book 7")
         assert waiting.recording is not None and bytes(waiting.recording) == b"RIFF of a recording"
+        usage = [inputs.UsageRow("uid:1", 20_000, inputs.Spoken(2, 35, 3.5))]
+        assert rig.opened.usage == (usage if version >= 4 else [])
         ended = rig.found("b-2")
         assert ended is not None and ended.state == "done" and ended.event is not None
         assert rig.add(row("b-3")).problem == ""
@@ -78,3 +81,12 @@ def test_a_later_schema_is_reached_step_by_step_and_a_step_that_fails_leaves_the
     ]
     connection.close()
     assert schema_of(tmp_path) == 3
+
+
+def test_usage_is_added_up_over_daemons_and_days_that_are_too_old_go(tmp_path: Path) -> None:
+    one = inputs.Spoken(1, 5, 0.5)
+    for day in (1, 2, 2):
+        with Rig(tmp_path) as rig:
+            rig.journal.keep_usage(effects.KeepUsage([inputs.UsageRow("uid:1", day, one)], day))
+    with Rig(tmp_path) as rig:
+        assert rig.opened.usage == [inputs.UsageRow("uid:1", 2, inputs.Spoken(2, 10, 1.0))]

@@ -34,7 +34,7 @@ QUICK: dict[str, Any] = {
 }
 
 #: Events that answer a request for good.
-FINAL = {"done", "error", "result", "pong", "info", "voices", "job", "jobs"}
+FINAL = {"done", "error", "result", "pong", "info", "voices", "job", "jobs", "usage"}
 
 
 class Peer:

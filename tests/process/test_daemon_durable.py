@@ -131,7 +131,12 @@ def test_a_stop_leaves_waiting_durable_jobs_to_the_next_daemon_and_says_so(start
     assert client.until(running, "done")["event"] == "done"
     assert daemon.process.wait(10) == 0
     daemon.restart()
-    assert daemon.client().ask("wait", job=job)["event"] == "done"
+    after = daemon.client()
+    assert after.ask("wait", job=job)["event"] == "done"
+    # What the earlier daemon had spoken is counted too, that of its last moment included.
+    (today,) = after.ask("usage")["days"]
+    assert (today["jobs"], today["characters"]) == (2, len("is finished") + len("runs later"))
+    assert daemon.control("usage")["days"][0]["audio_s"] == today["audio_s"] > 1.0
 
 
 def test_a_client_that_goes_away_does_not_end_a_durable_job(start: Start) -> None:

@@ -178,8 +178,9 @@ def test_a_job_outlives_its_gateway_and_is_its_customer_s_alone(start: Start, tm
     ids = {}
     for number in range(30):
         name = ("alice", "bob")[number % 2]
-        status, job, _ = first.ask("POST", "/v1/audio/jobs", {"input": f"Job {number}."}, **headers[name])
-        assert status == 202
+        body = {"input": f"Job {number}.", "label": f"No. {number}"}
+        status, job, _ = first.ask("POST", "/v1/audio/jobs", body, **headers[name])
+        assert (status, job["label"]) == (202, f"No. {number}")
         ids[job["id"]] = name
     first.process.kill()
     first.process.wait()
@@ -195,6 +196,10 @@ def test_a_job_outlives_its_gateway_and_is_its_customer_s_alone(start: Start, tm
             assert told["content-range"] == f"bytes 10-19/{len(audio)}" and told["etag"] == about["etag"]
         listed = second.ask("GET", "/v1/audio/jobs", **headers["alice"])[1]["data"]
         assert {job["id"] for job in listed} == {id for id, name in ids.items() if name == "alice"}
+        assert {job["label"] for job in listed} == {f"No. {number}" for number in range(0, 30, 2)}
+        (today,) = second.ask("GET", "/v1/audio/usage", **headers["alice"])[1]["data"]
+        assert (today["jobs"], today["characters"]) == (15, sum(len(f"Job {number}.") for number in range(0, 30, 2)))
+        assert second.ask("GET", "/v1/audio/usage?since=soon", **headers["alice"])[0] == 400
         assert second.ask("GET", "/v1/audio/jobs")[0] == 401
     assert daemon.status()["counts"]["done"] == 30
 

@@ -77,14 +77,14 @@ def streamed(seen: Seen) -> bytes:
     kind=st.sampled_from(
         ["wav", "flac", "ogg", "mp3", "pcm_s16le", "pcm_f32le", "stream pcm_f32le", "stream mp3", "stream ogg"]
     ),
-    rate=st.sampled_from([None, 16_000, 48_000]),
+    sound=st.sampled_from([{}, {"sample_rate": 16_000}, {"sample_rate": 48_000, "speed": 0.5}, {"speed": 1.7}]),
     meanwhile=st.lists(st.sampled_from(["Hello.", "你好。How do you do?"]), max_size=2),
 )
 def test_a_job_that_was_suspended_sounds_as_if_it_had_not_been(
-    speaker: WorkerUnderTest, times: int, kind: str, rate: int | None, meanwhile: list[str]
+    speaker: WorkerUnderTest, times: int, kind: str, sound: dict[str, Any], meanwhile: list[str]
 ) -> None:
     stream = kind.startswith("stream")
-    wanted = job(speaker, sample_rate=rate, stream=stream)
+    wanted = job(speaker, stream=stream, **sound)
     wanted["format"] = kind.removeprefix("stream ")
     whole, expected = speaker.speak(**wanted)
     name, seen = speaker.suspended(lambda: speaker.start(**wanted))

@@ -29,6 +29,8 @@ EVERY_KEY: dict[str, Any] = {
     "key": "k",
     "seed": 7,
     "options": {"rate": 200},
+    "speed": 1.5,
+    "label": "第一章",
     "on_behalf_of": "bob",
 }
 
@@ -178,6 +180,11 @@ def test_a_message_without_frames_is_refused() -> None:
         ({"seed": -1}, "seed"),
         ({"seed": 2**32}, "seed"),
         ({"seed": 1.5}, "seed"),
+        ({"speed": 0.49}, "speed"),
+        ({"speed": 2.01}, "speed"),
+        ({"speed": float("nan")}, "speed"),
+        ({"label": "l" * 201}, "label"),
+        ({"label": "two\nlines"}, "label"),
         ({"on_behalf_of": ""}, "on_behalf_of"),
         ({"on_behalf_of": "b" * 129}, "on_behalf_of"),
         ({"options": {b"a": 1}}, "options"),
@@ -197,6 +204,7 @@ RIGHT: list[tuple[str, Any]] = [
     ("durable", True),
     ("stream", True),
     ("deadline_s", 1.5),
+    ("speed", 1.5),
     ("options", {"a": 1}),
     *((key, "\u0001") for key in ("id", "voice", "key", "on_behalf_of")),
 ]

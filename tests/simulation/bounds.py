@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .world import World
 
 #: Timers of one worker, and of the daemon as a whole (its drains aside).
-_TIMERS_OF_WORKER, _TIMERS_OF_DAEMON = 9, 8
+_TIMERS_OF_WORKER, _TIMERS_OF_DAEMON = 9, 9
 
 #: Alerts of the daemon as a whole: beside them each GPU and each worker may have some.
 _ALERTS = len(ALERTS)

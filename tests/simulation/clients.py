@@ -246,6 +246,7 @@ class Clients:
             output=UNSET if output is None else output,
             key=f"k{rng.randrange(10**9)}" if rng.random() < 0.1 else UNSET,
             durable=rng.choices((UNSET, True, False), (70, 15, 15))[0] if not killer else UNSET,
+            speed=1.0 if killer or sum(map(ord, text)) % 16 else 2.0,
             on_behalf_of=rng.choice("ab") if rng.random() < _GATEWAY.get(connection.client.key, 0.01) else UNSET,
         )
         self._ask(connection, request, joined=False)

@@ -28,6 +28,7 @@ def ready(slots: int, memory: wire.Memory) -> wire.Ready:
         default_voice="tone",
         clones_voices=True,
         slots=slots,
+        speeds=True,
         load_s=0.1,
         warmup_s=0.1,
         memory=memory,

@@ -173,7 +173,13 @@ class World:
         self.step(inputs.WorkerSaid(self.incarnation(worker), message, body))
 
     def ready(
-        self, worker: str = "w0", slots: int = 1, *, memory: wire.Memory = MEMORY, voices: Sequence[str] = ("tone",)
+        self,
+        worker: str = "w0",
+        slots: int = 1,
+        *,
+        memory: wire.Memory = MEMORY,
+        voices: Sequence[str] = ("tone",),
+        speeds: bool = True,
     ) -> None:
         self.step(inputs.Spawned(self.incarnation(worker), self.pid(worker)))
         self.say(
@@ -185,6 +191,7 @@ class World:
                 default_voice=voices[0] if voices else "",
                 clones_voices=True,
                 slots=slots,
+                speeds=speeds,
                 load_s=0.1,
                 warmup_s=0.1,
                 memory=memory,
@@ -204,7 +211,7 @@ class World:
         message = wire.Finished(
             job=job,
             sample_rate=24_000,
-            audio_s=1.0,
+            audio_s=keys.pop("audio_s", 1.0),
             synthesis_s=keys.pop("synthesis_s", 0.5),
             first_audio_s=0.1,
             voice="tone",

@@ -12,7 +12,7 @@ import click
 
 from glmtts.client import ConnectionLost, DaemonNotRunning, RequestFailed
 from glmtts.protocol.audio_formats import FORMATS, AudioFormat
-from glmtts.protocol.requests import MAX_SEED, PRIORITIES
+from glmtts.protocol.requests import MAX_SEED, MAX_SPEED, MIN_SPEED, PRIORITIES
 
 from ..failures import USAGE, Failure
 from ..say import parse_options
@@ -49,6 +49,12 @@ _MOST_PARENTS = 5
 @click.option("--sample-rate", type=click.IntRange(8_000, 48_000), metavar="HZ")
 @click.option("--voice", metavar="NAME", help="For lines that name none and have no prompt.")
 @click.option("--seed", type=click.IntRange(0, MAX_SEED), metavar="N", help="For lines that have none.")
+@click.option(
+    "--speed",
+    type=click.FloatRange(MIN_SPEED, MAX_SPEED),
+    metavar="X",
+    help="0.5 to 2, for lines that have none: 2 is twice as fast, at the same pitch.",
+)
 @click.option("--option", "options", multiple=True, metavar="K=V", callback=parse_options, help="For the engine.")
 @click.option("--priority", type=click.Choice(PRIORITIES), default="batch", show_default=True)
 @click.option(
@@ -87,10 +93,11 @@ def batch(
     {"uttid": "a1", "prompt_text": "...", "prompt_speech": "a.wav", "syn_text": "..."}
     {"output_name": "a1", "prompt_text": "...", "prompt_audio": "a.wav", "input_text": "..."}
 
-    The prompt may be left out, and `voice` and `seed` may be added. A path is looked up beside FILE, in the current
-    folder, and in the folders above FILE, as upstream's examples need it: the first that is there is taken. FILE may
-    also be an array of such objects, or in UTF-16. A line that can't be spoken fails alone (see DIR/failures.jsonl;
-    exit code 4). Run the command again to continue where it stopped.
+    The prompt may be left out, and `voice`, `seed`, `speed` and `label` may be added; without a label, a line's name
+    labels its job. A path is looked up beside FILE, in the current folder, and in the folders above FILE, as
+    upstream's examples need it: the first that is there is taken. FILE may also be an array of such objects, or in
+    UTF-16. A line that can't be spoken fails alone (see DIR/failures.jsonl; exit code 4). Run the command again to
+    continue where it stopped.
 
     The jobs are durable: the daemon finishes them when this command is interrupted or its terminal is closed. The same
     command, with or without --resume, then fetches the speech and continues; no line is spoken twice.
@@ -170,8 +177,13 @@ def _plan(
             request |= {"prompt": path, "prompt_text": line.prompt_text}
         else:
             request["voice"] = line.voice or common["voice"]
-        # The priority makes no difference to the audio; of the recording, its content does.
-        identity = {k: v for k, v in request.items() if k != "priority"} | {"text": line.text}
+        request["label"] = line.label
+        request["speed"] = line.speed or common["speed"]
+        if request["speed"] in (None, 1.0):
+            # Lines that an earlier version has spoken have none in their identity.
+            del request["speed"]
+        # Priority and label make no difference to the audio; of the recording, its content does.
+        identity = {k: v for k, v in request.items() if k not in ("priority", "label")} | {"text": line.text}
         whole = digest_of(identity | ({"prompt": digest} if line.prompt is not None else {}))
         if record.has(name, whole):
             there += 1

@@ -1,8 +1,8 @@
 """Batch files: the two JSONL dialects of GLM-TTS front ends, read line by line, and safe names for their outputs.
 
 Upstream's lines have ``uttid, prompt_text, prompt_speech, syn_text``, the web interfaces' ``prompt_text, prompt_audio,
-input_text, output_name``. Both may also have ``voice`` and ``seed``, and the prompt may be left out. Unknown keys are
-ignored, as upstream does. Nothing here opens a file.
+input_text, output_name``. Both may also have ``voice``, ``seed``, ``speed`` and ``label``, and the prompt may be left
+out. Unknown keys are ignored, as upstream does. Nothing here opens a file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glmtts.protocol.audio_formats import FORMAT_OF_SUFFIX, AudioFormat, suffix_of
-from glmtts.protocol.requests import MAX_SEED
+from glmtts.protocol.requests import MAX_LABEL, MAX_SEED, MAX_SPEED, MIN_SPEED
 from glmtts.protocol.texts import TextError, speakable, transcript
 
 _TEXT_KEYS = ("syn_text", "input_text", "text")
@@ -37,6 +37,8 @@ class BatchLine:
     prompt: str | None = None
     prompt_text: str | None = None
     seed: int | None = None
+    label: str | None = None
+    speed: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,8 @@ def _read_line(number: int, raw: bytes) -> BatchLine:
         number=number,
         text=text,
         name=_string(value, _NAME_KEYS) or "",
+        label=_label(value),
+        speed=_speed(value),
         voice=voice,
         prompt=prompt,
         prompt_text=prompt_text if prompt else None,
@@ -138,6 +142,12 @@ def _string(value: dict[str, Any], keys: tuple[str, ...], *, blank: bool = False
     return item if blank or item.strip() else None
 
 
+def _label(value: dict[str, Any]) -> str | None:
+    """The caption of the line's job: its ``label``, else its name."""
+    words = _string(value, ("label",)) or _string(value, _NAME_KEYS) or ""
+    return "".join(c if c.isprintable() else " " for c in words)[:MAX_LABEL].strip() or None
+
+
 def _seed(value: dict[str, Any]) -> int | None:
     seed = value.get("seed")
     if seed is None:
@@ -145,6 +155,15 @@ def _seed(value: dict[str, Any]) -> int | None:
     if type(seed) is not int or not 0 <= seed <= MAX_SEED:
         raise _Wrong(f"seed: expected a whole number from 0 to {MAX_SEED}")
     return seed
+
+
+def _speed(value: dict[str, Any]) -> float | None:
+    speed = value.get("speed")
+    if speed is None:
+        return None
+    if type(speed) not in (int, float) or not MIN_SPEED <= speed <= MAX_SPEED:
+        raise _Wrong(f"speed: expected a number from {MIN_SPEED:g} to {MAX_SPEED:g}")
+    return float(speed)
 
 
 class OutputNames:

@@ -27,7 +27,9 @@ from ..state import State
 from . import refusals
 
 #: Additions within the protocol's version, as ``info`` names them.
-FEATURES = ["on_behalf_of", "own_voices", "streams", "text_in_pieces"]
+FEATURES = ["label", "on_behalf_of", "own_voices", "streams", "text_in_pieces", "usage"]
+#: The one that the workers have, or not.
+SPEED = "speed"
 
 #: The error that a client gets whose unread events had to be thrown away.
 TOO_SLOW = "the client does not read, and the buffer for what it leaves unread is full ([limits] send_buffer_mib)"
@@ -137,7 +139,9 @@ class ClientRequests:
             self._say_accepted(job, hearing)
         context.log("debug", "job accepted", job=job.id, client=job.client.key, priority=job.request.priority)
         if context.watched:
-            context.publish("job.waiting", job=job.id, client=job.client.key, priority=job.request.priority)
+            context.publish(
+                "job.waiting", job=job.id, client=job.client.key, priority=job.request.priority, label=job.label
+            )
 
     def text(self, event: Requested, request: requests.Text) -> None:
         """Add a piece to the text of a job."""
@@ -271,11 +275,12 @@ class ClientRequests:
                 "max_waiting_batch": settings.queue.max_waiting_batch,
                 "max_per_client": settings.queue.max_per_client,
                 "max_share": settings.queue.max_share,
+                "usage_days": limits.usage_days,
                 "own_voices": self._admission.allowance(event.client).own_voices,
                 "own_voices_mib": limits.own_voices_mib,
                 "durable": not self._durable_jobs.problem,
             },
-            features=FEATURES,
+            features=[*FEATURES, SPEED] if engine and engine.speeds else FEATURES,
             options=engine_options.schema(name),
             ready=self._pool.serving > 0 and not self.closed and not self._queue.paused,
         )

@@ -87,6 +87,7 @@ class Lifecycle:
         self._completion, self._durable_jobs = scheduler.completion, scheduler.durable_jobs
         self._client_requests = client_requests
         self._voice_requests = voice_requests
+        self._usage = state.usage
         self.phase = Phase.RUNNING
         #: When an operator paused the queue, in seconds since 1970; None while it is not paused.
         self.paused_since = paused_since
@@ -247,6 +248,9 @@ class Lifecycle:
 
     def on_journal_changed(self, event: JournalChanged) -> None:
         """The journal can be used now, or can't any more. A daemon that stops leaves its jobs to the next one."""
+        # Once, as this handler may be called again.
+        usage, event.usage = event.usage, []
+        self._usage.restore(usage, self._context.settings.limits.usage_days)
         self._client_requests.on_journal_changed(
             JournalChanged(event.problem) if self.phase is Phase.STOPPING else event
         )
@@ -270,4 +274,5 @@ class Lifecycle:
                 self._context.timers.cancel(JUDGE)
                 self._durable_jobs.refuse_lookups()
                 self._voice_requests.refuse_changes()
+                self._context.guarded(self._completion.keep_usage)
                 self._context.effects.append(Exit(self._status))

@@ -88,7 +88,12 @@ class OperatorRequests:
 
     def workers(self, event: Controlled) -> None:
         """Every worker, and how many there are to be."""
-        workers = [describe(worker, self._context) for worker in self._pool]
+        live = self._state.job_table.live
+        workers = [
+            describe(worker, self._context)
+            | {"labels": {id: live[id].label for id in worker.jobs if id in live and live[id].label}}
+            for worker in self._pool
+        ]
         self._answer(event.to, event.request.id, workers=workers, bounds=self._autoscaler.bounds())
 
     def gpus(self, event: Controlled) -> None:

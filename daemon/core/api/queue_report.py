@@ -93,6 +93,7 @@ class QueueReport:
                     "waited_s": round(now - job.accepted_at, 3),
                     "deadline_in_s": None if job.deadline_at is None else round(job.deadline_at - now, 3),
                     "durable": job.durable,
+                    "label": job.label,
                 }
             )
             view.place(job)

@@ -31,7 +31,8 @@ def acting_for(
     | requests.Cancel
     | requests.GetJob
     | requests.Wait
-    | requests.ListJobs,
+    | requests.ListJobs
+    | requests.Usage,
 ) -> Client:
     """The client whose job it is, or who asks for it: itself, or the customer that a gateway names.
 
@@ -75,6 +76,12 @@ def check_speakable(state: State, client: Client, request: requests.Synthesize) 
     """Refuse options and voices that the engine does not know, and an output that another job writes."""
     if problem := engine_options.check(state.context.settings.engine.name, request.options):
         raise RequestError(ErrorCode.BAD_REQUEST, problem)
+    if request.speed != 1.0 and state.pool.engine and not state.pool.engine.speeds:
+        raise RequestError(
+            ErrorCode.BAD_REQUEST,
+            "speed: this daemon's workers lack the package for it and speak at speed 1 only; leave it out, or have "
+            "libsonic installed where they run",
+        )
     if request.prompt is UNSET and state.pool.engine:
         _check_voice(state, client, request)
     if request.output is not UNSET and request.output in state.job_table.outputs:

@@ -181,6 +181,11 @@ class Job(Struct, kw_only=True):
         return self.attempt.waits_for_text or (self.state == "waiting" and not self.pieces.ready)
 
     @property
+    def label(self) -> str | None:
+        """The caption that its client has given it."""
+        return None if self.request.label is UNSET else self.request.label
+
+    @property
     def live(self) -> bool:
         """Whether it still waits or runs."""
         return self.state in ("waiting", "running")
@@ -206,6 +211,7 @@ class Job(Struct, kw_only=True):
             text_length=len(self.request.text),
             output=self.request.output,
             key=self.request.key,
+            label=self.request.label,
         )
         if with_client:
             info.client, info.user = self.client.key, self.client.user

@@ -282,6 +282,7 @@ def content_digest(request: Synthesize, recording: bytes | memoryview | None) ->
         durable=UNSET,
         events="all",
         key=UNSET,
+        label=UNSET,
         on_behalf_of=UNSET,
         priority="interactive",
     )

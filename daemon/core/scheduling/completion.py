@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,13 +15,15 @@ from glmtts.protocol.requests import KEY_HOLDS_S
 from glmtts.protocol.worker import CancelJob
 
 from ..context import INTERNAL_ERROR
-from ..effects import Effect, JournalEnd, MeasureOutputs, Send, SendStored, SettleOutput, Tell
-from ..inputs import JournalEnded, ReplyTo
+from ..effects import Effect, JournalEnd, KeepUsage, MeasureOutputs, Send, SendStored, SettleOutput, Tell
+from ..inputs import JournalEnded, ReplyTo, Spoken
 from ..jobs.job import Ending, Job
 from ..state import State
 from ..workers.worker import Worker
 from .output_shares import OutputShares
 
+#: Seconds after which the journal gets what was counted: one write for many jobs.
+_KEEP_USAGE_S = 1.0
 #: The error for requests that wait for a durable job when the daemon ends.
 _LEFT = "the daemon stops; the job is durable and resumes when the daemon is started again: ask for it with 'wait'"
 
@@ -31,6 +34,9 @@ class Completion:
     def __init__(self, state: State, output_shares: OutputShares) -> None:
         self._context, self._job_table = state.context, state.job_table
         self._queue, self._pool, self._alerts = state.queue, state.pool, state.alerts
+        self._usage = state.usage
+        #: The first day of which the journal keeps the usage.
+        self._kept_from = 0
         self._output_shares = output_shares
         #: Ended jobs by how they ended: ``done``, or the code of their error.
         self.outcomes: dict[str, int] = {}
@@ -197,11 +203,35 @@ class Completion:
         if self._job_table.result_bytes > keep.keep_results_mib << 20 or ("expire", "") not in context.timers:
             context.guarded(self.expire)
         context.effects.extend(told)
+        context.guarded(self._count, job, ending)
         if isinstance(ending.event, events.Done):
             context.counters.done(job, ending.event, context.now - job.accepted_at)
         context.stir()
         if context.watched:
-            context.publish(f"job.{ending.state}", job=job.id, outcome=outcome, worker=job.attempt.worker or None)
+            worker = job.attempt.worker or None
+            context.publish(f"job.{ending.state}", job=job.id, outcome=outcome, worker=worker, label=job.label)
+
+    def _count(self, job: Job, ending: Ending) -> None:
+        """Count what was spoken for its client: of a job that was cancelled or failed, what went before."""
+        event, attempt, context = ending.event, job.attempt, self._context
+        audio_s = event.audio_s if isinstance(event, events.Done) else attempt.audio_s
+        if audio_s <= 0.0:
+            return
+        characters = len(job.request.text)
+        if not isinstance(event, events.Done) and attempt.segments:
+            characters = math.ceil(characters * min(1.0, (attempt.segment + 1) / attempt.segments))
+        spoken = Spoken(1, characters, audio_s)
+        self._usage.count(job.client, context.wall, spoken, context.settings.limits.usage_days)
+        if ("usage", "") not in context.timers:
+            context.timers.set(("usage", ""), context.now + _KEEP_USAGE_S)
+
+    def keep_usage(self) -> None:
+        """Have the journal keep what was counted since the last time."""
+        self._context.timers.cancel(("usage", ""))
+        rows, oldest = self._usage.take_fresh()
+        if rows or oldest > self._kept_from:
+            self._kept_from = oldest
+            self._context.effects.append(KeepUsage(rows, oldest))
 
     def send(self, to: ReplyTo, id: str, ending: Ending) -> None:
         """Send the last event of a job that has ended, with its audio if it has any."""

@@ -207,6 +207,7 @@ class Dispatcher:
             stream=job.streams,
             seed=request.seed,
             options=request.options,
+            speed=request.speed,
             prompt_text=prompt_text,
             recording=stored.path if stored else None,
             output=job.output_path or None,

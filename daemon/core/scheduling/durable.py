@@ -388,6 +388,7 @@ def _described(row: JournalRow, *, with_client: bool) -> events.JobInfo:
         durable=True,
         output=row.request.output,
         key=row.request.key,
+        label=row.request.label,
     )
     if with_client:
         info.client, info.user = row.client, row.user

@@ -56,7 +56,10 @@ class Notifications:
     def note(self, what: str, job: Job) -> None:
         """Publish what a worker does with a job."""
         if self._context.watched:
-            self._context.publish(f"job.{what}", job=job.id, worker=job.attempt.worker, attempt=job.attempts)
+            attempt = job.attempt
+            self._context.publish(
+                f"job.{what}", job=job.id, worker=attempt.worker, attempt=job.attempts, label=job.label
+            )
 
     def waits(self) -> None:
         """Have positions sent while jobs wait."""

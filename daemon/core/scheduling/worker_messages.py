@@ -110,6 +110,7 @@ class WorkerMessages:
         if job.attempt.first_audio_at is None:
             job.attempt.first_audio_at = self._context.now
         job.attempt.chunks += 1
+        job.attempt.audio_s = max(job.attempt.audio_s, message.audio_s)
         if message.seq == 0:
             for subscriber in job.subscribers:
                 subscriber.heard = subscriber.all_events
