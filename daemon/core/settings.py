@@ -152,7 +152,8 @@ class LimitsSettings(Section, frozen=True):
     rate: str = "10/minute"
     rate_batch: str = ""
     clients: dict[str, ClientLimits] = {}
-    gateways: list[str] = []
+    #: The user of glmtts-gateway.service, where it is installed.
+    gateways: list[str] = field(default_factory=lambda: ["glmtts-gateway"])
     text_chars: Annotated[int, Meta(ge=1, le=100_000)] = 5_000
     header_kib: Annotated[int, Meta(ge=4, le=1_024)] = 64
     body_mib: Annotated[int, Meta(ge=1, le=MAX_RECORDING_MIB)] = 16
