@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install rules demo serve test test-glmtts test-metrics test-systemd test-docker check format soak chaos bench wheel clean
+.PHONY: help install rules demo serve test test-glmtts test-metrics test-gateway test-systemd test-docker check format soak chaos bench wheel clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,6 +55,9 @@ test-glmtts: $(call has,test) $(call has,glmtts)  ## the GLM-TTS engine, with a 
 
 test-metrics: $(call has,test)  ## the alert rules, and a real Prometheus scraping a real daemon (apt-get install prometheus)
 	@$(BIN)/python -m pytest -q -n logical --maxprocesses=4 tests/metrics
+
+test-gateway: $(call has,test)  ## the gateway with OpenAI's package for Node, proxies and a browser (apt-get install nodejs npm nginx haproxy caddy chromium)
+	@$(BIN)/python -m pytest -q -n $(PROCESS_TESTS) --dist loadfile tests/gateway_peers
 
 rules: $(call has,dev)  ## write deploy/prometheus/glmtts.rules.yml from the table of alerts
 	@$(BIN)/python -m glmtts.daemon.core.monitoring.alert_table > deploy/prometheus/glmtts.rules.yml
