@@ -123,6 +123,6 @@ def test_the_gateway_serves_from_a_container_and_a_user_of_its_own(run: Run, eng
     daemon = run()
     daemon.until(lambda: ready(daemon), "it is ready")
     gateway.until(lambda: gateway.run("python", "-c", ASKS, check=False).stdout == "RIFF\n", "it has found the daemon")
-    assert "client=uid:10002/ip:127.0.0.1" in daemon.log()
+    assert '"client":"uid:10002/ip:127.0.0.1"' in daemon.log()
     engine.run("stop", gateway.id)
     assert gateway.inspect()["ExitCode"] == 0, gateway.log()
