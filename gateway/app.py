@@ -58,9 +58,9 @@ _ROUTES = [
 ]
 
 
-def build(settings: Settings) -> ASGIApp:
+def build(settings: Settings, customers: Customers | None = None) -> ASGIApp:
     """The application. Raises ApiKeyProblem and OSError for the file of keys."""
-    customers = Customers(settings)
+    customers = customers or Customers(settings)
     metrics = observed.Metrics()
 
     @asynccontextmanager

@@ -112,6 +112,12 @@ class Customers:
         self._keys = api_keys.parse(file.read_text(encoding="utf-8"))
         self._read_at = (stat.st_mtime_ns, stat.st_ino)
 
+    def reload(self) -> None:
+        """Read the file of keys again, even if it looks the same."""
+        self._read_at = None
+        if self._file is not None:
+            self._read_again(self._file)
+
     def _read_again(self, file: Path) -> None:
         try:
             stat = file.stat()

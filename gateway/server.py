@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from . import service_manager
 from .settings import Listen, Settings
 
 #: Seconds in which the headers of a request have to come, and that an idle connection stays open.
@@ -64,11 +67,34 @@ class _Connection(H11Protocol):
             self.transport.abort()
 
 
-def server(app: ASGIApp, settings: Settings, listen: Listen) -> uvicorn.Server:
-    """A server for the application; ``run`` or ``serve`` it."""
+class _Server(uvicorn.Server):
+    """Tells the service manager how it is, and reads the keys again at SIGHUP."""
+
+    def __init__(self, config: uvicorn.Config, reload: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._reload = reload
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
+            service_manager.notify("READY=1")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        service_manager.notify("STOPPING=1")
+        await super().shutdown(sockets)
+
+
+async def _feed_watchdog() -> None:
+    service_manager.notify("WATCHDOG=1")
+
+
+def server(app: ASGIApp, settings: Settings, listen: Listen, reload: Callable[[], None]) -> uvicorn.Server:
+    """A server for the application; ``run`` or ``serve`` it in the main thread. SIGHUP calls ``reload``."""
+    feed_s = service_manager.feed_s()
     _Connection.most = settings.connections_per_address
     place: dict[str, Any] = {"uds": listen.path} if listen.path else {"host": listen.host, "port": listen.port}
-    return uvicorn.Server(
+    return _Server(
         uvicorn.Config(
             app,
             **place,
@@ -84,14 +110,8 @@ def server(app: ASGIApp, settings: Settings, listen: Listen) -> uvicorn.Server:
             timeout_keep_alive=_IDLE_S,
             timeout_graceful_shutdown=_DRAIN_S,
             h11_max_incomplete_event_size=64 * 1024,
-        )
+            callback_notify=_feed_watchdog if feed_s else None,
+            timeout_notify=int(feed_s or 0),
+        ),
+        reload,
     )
-
-
-def inherited() -> list[socket.socket]:
-    """The sockets that systemd hands over (sd_listen_fds(3)); none without it."""
-    import os
-
-    if os.environ.get("LISTEN_PID") != str(os.getpid()):
-        return []
-    return [socket.socket(fileno=3 + number) for number in range(int(os.environ.get("LISTEN_FDS", "0")))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 from pathlib import Path
 
@@ -62,8 +63,9 @@ def new(name: str, *, forwards_users: bool, vip: bool, file: Path) -> None:
         about = file.stat() if file.exists() else None
         write_whole(file, text.encode())
         file.chmod(0o640 if about is None else about.st_mode & 0o777)
-        if about is not None and os.geteuid() == 0:
-            os.chown(file, about.st_uid, about.st_gid)
+        if os.geteuid() == 0:
+            owner = (0, _gateway_group()) if about is None else (about.st_uid, about.st_gid)
+            os.chown(file, *owner)
     except FileNotFoundError:
         raise Failure(
             f"There is no folder {file.parent} for the file of keys; make it, or name one by --file."
@@ -87,6 +89,14 @@ def list_keys(file: Path) -> None:
     ]
     columns = ("name", "priorities", "forwards_users")
     session().show(rows, lambda found: print_table(found, columns, none=f"{file} has no keys."))
+
+
+def _gateway_group() -> int:
+    """The group of the gateway's service, which has to read a new file; root's where there is no such service."""
+    try:
+        return grp.getgrnam("glmtts-gateway").gr_gid
+    except KeyError:
+        return 0
 
 
 def _read(file: Path, *, may_be_missing: bool) -> list[ApiKey]:

@@ -1,7 +1,8 @@
-"""`glmttsctl install-service` and `uninstall-service`: the daemon as a service of systemd."""
+"""`glmttsctl install-service` and `uninstall-service`: the daemon, or the gateway, as a service of systemd."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -16,7 +17,15 @@ from glmtts.protocol.system_words import error_in_words, exit_in_words
 
 from .failures import Failure
 from .live_config import daemon_config
-from .service_files import Installation, ServiceFilesError, closed_folder, commands_folder, folder_name, service_name
+from .service_files import (
+    GATEWAY,
+    Installation,
+    ServiceFilesError,
+    closed_folder,
+    commands_folder,
+    folder_name,
+    service_name,
+)
 from .session import session, shared_options
 from .ui.output import print_json
 
@@ -49,6 +58,7 @@ def _service_options(function: F) -> F:
         ),
         click.option("--yes", is_flag=True, help="Don't ask."),
         click.option("--dry-run", is_flag=True, help="Only print what would be done."),
+        click.option("--gateway", is_flag=True, help="The HTTP gateway, in place of the daemon."),
         click.option(
             "--instance", metavar="NAME", help="One of several daemons: glmtts@NAME.service, configured by NAME.toml."
         ),
@@ -60,17 +70,20 @@ def _service_options(function: F) -> F:
 @click.command("install-service")
 @_service_options
 @shared_options
-def install_service(instance: str | None, dry_run: bool, yes: bool, root: Path, prefix: Path) -> None:
+def install_service(instance: str | None, *, gateway: bool, dry_run: bool, yes: bool, root: Path, prefix: Path) -> None:
     """Install the daemon as a service of systemd.
 
     It runs the commands of this installation. The service is neither enabled nor started. An edited file is never
     overwritten, and the configuration not at all; `uninstall-service` removes what was installed.
     """
-    installation, service = _installation(instance, root, prefix)
+    installation, service = _installation(instance, root, prefix, gateway=gateway)
     commands = _known(commands_folder)
+    if gateway and importlib.util.find_spec("uvicorn") is None:
+        raise Failure(f"The gateway's packages are not there; '{commands}/glmtts-gateway --check' names them.")
+    user = GATEWAY if gateway else "glmtts"
     if (closed := closed_folder(commands / "glmttsd")) is not None:
         raise Failure(
-            f"The service runs as the user glmtts, which can't enter {closed}, where {commands} is. Install "
+            f"The service runs as the user {user}, which can't enter {closed}, where {commands} is. Install "
             "glmtts-supervisor in a folder that everyone may read: python3 -m venv /opt/glmtts"
         )
     default = daemon_config("default")
@@ -78,16 +91,21 @@ def install_service(instance: str | None, dry_run: bool, yes: bool, root: Path, 
         raise Failure(f"The default configuration can't be printed:\n{default.stderr.strip()}")
     files = _known(lambda: installation.files(service, default.stdout))
     told = [{"file": str(file.path), "what": _WORDS[installation.action(file)]} for file in files]
-    sysusers, tmpfiles = (next(f for f in files if f.path.parent.name == n) for n in ("sysusers.d", "tmpfiles.d"))
-    after = [
-        ["systemd-sysusers", str(sysusers.path)],
-        ["systemd-tmpfiles", "--create", str(tmpfiles.path)],
-        ["systemctl", "daemon-reload"],
-    ]
+    programs = {"sysusers.d": ["systemd-sysusers"], "tmpfiles.d": ["systemd-tmpfiles", "--create"]}
+    after = [[*programs[f.path.parent.name], str(f.path)] for f in files if f.path.parent.name in programs]
+    after.append(["systemctl", "daemon-reload"])
     after = after if _is_live(root) else []
     if _agreed(dry_run=dry_run, yes=yes, root=root, told=told, commands=after, question=f"Install {service}.service?"):
         _known(lambda: installation.put(service, files))
         _run(after)
+        if gateway:
+            session().note(
+                "\nLook at [gateway] in /etc/glmtts/glmtts.toml, then:\n"
+                f"  systemctl enable --now {service}.socket {service}.service\n"
+                "  curl http://127.0.0.1:8080/readyz\n"
+                f"Another address: systemctl edit {service}.socket"
+            )
+            return
         _, _, name = service.partition("@")
         session().note(
             f"\nLook at /etc/glmtts/{name or 'glmtts'}.toml, then:\n"
@@ -100,12 +118,14 @@ def install_service(instance: str | None, dry_run: bool, yes: bool, root: Path, 
 @click.command("uninstall-service")
 @_service_options
 @shared_options
-def uninstall_service(instance: str | None, dry_run: bool, yes: bool, root: Path, prefix: Path) -> None:
+def uninstall_service(
+    instance: str | None, *, gateway: bool, dry_run: bool, yes: bool, root: Path, prefix: Path
+) -> None:
     """Stop the service, and remove its files.
 
     Running jobs are finished. Edited files stay, and so do the state (jobs, voices, outputs, keys) and the user glmtts.
     """
-    installation, service = _installation(instance, root, prefix)
+    installation, service = _installation(instance, root, prefix, gateway=gateway)
     if service not in installation.record.services:
         known = ", ".join(installation.record.services) or "none"
         raise Failure(f"{service} was not installed by install-service; installed: {known}.")
@@ -120,13 +140,20 @@ def uninstall_service(instance: str | None, dry_run: bool, yes: bool, root: Path
             folder = folder_name(service)
             shutil.rmtree(Path("/run") / folder, ignore_errors=True)
             _run([["systemctl", "daemon-reload"]])
-            session().note(f"Its state stays in /var/lib/{folder}, and so does the user glmtts (userdel glmtts).")
+            stays = (
+                f"The user {service} stays"
+                if gateway
+                else f"Its state stays in /var/lib/{folder}, and so does the user glmtts"
+            )
+            session().note(f"{stays} (userdel {GATEWAY if gateway else 'glmtts'}).")
 
 
-def _installation(instance: str | None, root: Path, prefix: Path) -> tuple[Installation, str]:
+def _installation(instance: str | None, root: Path, prefix: Path, *, gateway: bool) -> tuple[Installation, str]:
+    if gateway and instance is not None:
+        raise click.UsageError("--gateway has no instances.")
     if not prefix.is_absolute():
         raise click.UsageError(f"--prefix {prefix}: name an absolute path.")
-    service = _known(lambda: service_name(instance))
+    service = GATEWAY if gateway else _known(lambda: service_name(instance))
     return _known(lambda: Installation(root.absolute(), prefix)), service
 
 

@@ -1,7 +1,7 @@
 """The files of the service for systemd: where they are installed, which were edited since, and how they are removed.
 
 A list of the installed files has a hash of each: an edited file is neither overwritten nor removed. A service is
-`glmtts`, or `glmtts@NAME` for one of several on a machine.
+`glmtts`, `glmtts@NAME` for one of several on a machine, or `glmtts-gateway`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from typing import Any, Literal
 _PACKAGED_COMMANDS = "/opt/glmtts/bin/"
 #: Names of instances that need no escapes in systemd's paths.
 _INSTANCE = re.compile(r"[a-z0-9][a-z0-9_.]{0,31}")
+
+#: The service of the HTTP gateway.
+GATEWAY = "glmtts-gateway"
 
 Action = Literal["put", "replace", "same", "keep", "conflict"]
 
@@ -78,6 +81,12 @@ class Installation:
     def files(self, service: str, configuration: str) -> list[File]:
         """Its files. ``configuration``: the text of the default one."""
         units = self._lib / "systemd/system"
+        if service == GATEWAY:
+            return [
+                *(File(units / f"{GATEWAY}.{unit}", _unit(f"{GATEWAY}.{unit}")) for unit in ("service", "socket")),
+                File(self._lib / f"sysusers.d/{GATEWAY}.conf", _packaged("gateway-sysusers.conf")),
+                File(self._at(Path("/etc/glmtts/glmtts.toml")), configuration, configuration=True),
+            ]
         _, _, instance = service.partition("@")
         kind = "glmtts@" if instance else "glmtts"
         folder = folder_name(service)

@@ -11,7 +11,7 @@ import pwd
 import time
 from collections.abc import Iterator
 
-from ..core.settings import Settings
+from ..core.settings import LimitsSettings, Settings
 from .rules import KEY, key_in_toml
 from .tcp_access import Access
 
@@ -25,7 +25,7 @@ def names_in(settings: Settings) -> list[tuple[str, str]]:
     Uids and root need no entry anywhere, and are left out; a gateway's customer stands for the gateway.
     """
     limits, classes = settings.limits, settings.queue.classes
-    found = [("limits.gateways", name) for name in limits.gateways]
+    found = [("limits.gateways", name) for name in limits.gateways if name not in LimitsSettings().gateways]
     found += [(f"limits.clients.{key_in_toml(name)}", name.partition("/")[0]) for name in limits.clients]
     for section in ("vip", "interactive", "batch"):
         found += [(f"queue.classes.{section}.users", name) for name in getattr(classes, section).users]

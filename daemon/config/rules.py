@@ -178,8 +178,8 @@ def _client_name(path: str, name: str, gateways: list[str]) -> Iterator[str]:
         yield f'{path}: neither a user name, a uid, "key:NAME" for a client over TCP, nor "GATEWAY/CUSTOMER"'
     elif slash and not 1 <= len(customer) <= MAX_ON_BEHALF_OF:
         yield f"{path}: the slash is followed by a customer of 1 to {MAX_ON_BEHALF_OF} characters, as in on_behalf_of"
-    elif slash and not gateways and owner not in _operators():
-        yield f"{path}: a gateway's customer, but limits.gateways is empty: no client may send requests for others"
+    elif slash and gateways in ([], LimitsSettings().gateways) and owner not in {*gateways, *_operators()}:
+        yield f"{path}: a gateway's customer, but limits.gateways has no {owner!r}, which may send requests for others"
 
 
 def _operators() -> set[str]:

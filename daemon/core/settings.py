@@ -153,7 +153,8 @@ class LimitsSettings(Section, frozen=True):
     rate: str = "10/minute"
     rate_batch: str = ""
     clients: dict[str, ClientLimits] = {}
-    gateways: list[str] = []
+    #: The user of glmtts-gateway.service, where it is installed.
+    gateways: list[str] = field(default_factory=lambda: ["glmtts-gateway"])
     text_chars: Annotated[int, Meta(ge=1, le=100_000)] = 5_000
     text_timeout_s: PositiveSeconds = 60.0
     open_texts: CountOrZero = 100

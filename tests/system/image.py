@@ -65,7 +65,8 @@ def wheels() -> Path:
         # Of the Python in the container, whichever this one is.
         _run(
             [*pip, "download", "--only-binary=:all:", f"--python-version={_PYTHON}", f"--find-links={folder}",
-             f"--dest={folder}", f"{wheel}[espeak]", *tomllib.loads(_PROJECT.read_text())["build-system"]["requires"]],
+             f"--dest={folder}", f"{wheel}[espeak,gateway]",
+             *tomllib.loads(_PROJECT.read_text())["build-system"]["requires"]],
             _PIP_S,
         )  # fmt: skip
     return folder

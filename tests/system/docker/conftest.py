@@ -7,9 +7,11 @@ stands in for both, so nothing comes from a network. Where there is no engine th
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -62,30 +64,43 @@ def _make_stand_ins(engine: Engine, system: Path, wheels: Path) -> None:
 
 @pytest.fixture
 def run(engine: Engine, tmp_path: Path) -> Iterator[Callable[..., Contained]]:
-    """Runs the image with the restrictions of the compose file, and a configuration of the test's."""
-    service = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]["glmttsd"]
-    assert service["read_only"], "what the daemon writes outside its volumes is not seen here else"
-    restricted = ["--read-only", f"--shm-size={service['shm_size']}"]
-    restricted += [f"--tmpfs={folder}" for folder in service["tmpfs"]]
-    restricted += [f"--cap-drop={capability}" for capability in service["cap_drop"]]
-    restricted += [f"--security-opt={option}" for option in service["security_opt"]]
-    restricted += [f"--volume={volume}" for volume in service["volumes"]]
+    """Runs a service of the compose file with its restrictions, and a configuration of the test's."""
+    services = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]
     containers: list[Contained] = []
 
-    def run(*options: str, configuration: str = "") -> Contained:
+    def run(*options: str, configuration: str = "", service: str = "glmttsd") -> Contained:
+        described = services[service]
+        restricted = _restricted(described)
         if configuration:
             file = tmp_path / f"{len(containers)}.toml"
             file.write_text(configuration)
             file.chmod(0o644)
             options += (f"--volume={file}:/etc/glmtts/glmtts.toml:ro",)
-        containers.append(engine.start("--network=none", *restricted, *options, image=IMAGE))
+        command = tuple(described.get("command", ()))
+        containers.append(engine.start("--network=none", *restricted, *options, image=IMAGE, command=command))
         return containers[-1]
 
     yield run
     for container in containers:
         print(container.log()[-10_000:])
         engine.run("rm", "--force", container.id)
-    engine.run("volume", "rm", *_volumes(service))
+    engine.run("volume", "rm", *_volumes(services["glmttsd"]))
+
+
+def _restricted(service: dict[str, Any]) -> list[str]:
+    """The options of `docker run` for a service of the compose file."""
+    assert service["read_only"], "what it writes outside its volumes is not seen here else"
+    options = ["--read-only"]
+    options += [f"--shm-size={service['shm_size']}"] if "shm_size" in service else []
+    options += [f"--user={service['user']}"] if "user" in service else []
+    options += [f"--entrypoint={program}" for program in service.get("entrypoint", ())]
+    options += [f"--tmpfs={folder}" for folder in service["tmpfs"]]
+    options += [f"--cap-drop={capability}" for capability in service["cap_drop"]]
+    options += [f"--security-opt={option}" for option in service["security_opt"]]
+    options += [f"--volume={volume}" for volume in service["volumes"]]
+    if check := service.get("healthcheck"):
+        options.append(f"--health-cmd={shlex.join(check['test'][1:])}")
+    return options
 
 
 def _volumes(service: dict[str, list[str]]) -> list[str]:

@@ -106,3 +106,23 @@ def test_other_containers_speak_through_the_volume_of_the_sockets_by_their_group
     for user, code in (("4242:10001", 0), ("4242:4242", 1)):
         said = beside(engine, "say", "hello", "-o", "/tmp/a.wav", user=user)
         assert said.returncode == code, said.stderr
+
+
+#: Prints how speech over HTTP begins.
+ASKS = (
+    "import urllib.request\n"
+    'body = b\'{"input": "Hello.", "response_format": "wav"}\'\n'
+    "print(urllib.request.urlopen('http://127.0.0.1:8080/v1/audio/speech', body, timeout=30).read()[:4].decode())"
+)
+
+
+def test_the_gateway_serves_from_a_container_and_a_user_of_its_own(run: Run, engine: Engine) -> None:
+    gateway = run("--health-interval=1s", "--health-start-period=1s", service="gateway")
+    gateway.until(lambda: gateway.inspect()["Health"]["Status"] == "healthy", "Docker calls it healthy")
+    assert "HTTP Error 503" in gateway.run("python", "-c", ASKS, check=False).stderr, "there is no daemon yet"
+    daemon = run()
+    daemon.until(lambda: ready(daemon), "it is ready")
+    gateway.until(lambda: gateway.run("python", "-c", ASKS, check=False).stdout == "RIFF\n", "it has found the daemon")
+    assert '"client":"uid:10002/ip:127.0.0.1"' in daemon.log()
+    engine.run("stop", gateway.id)
+    assert gateway.inspect()["ExitCode"] == 0, gateway.log()

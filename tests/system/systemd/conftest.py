@@ -37,7 +37,7 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
     try:
         booted.run("python3", "-m", "venv", "/opt/glmtts", timeout=120)
         pip = ["/opt/glmtts/bin/pip", "install", "--quiet", "--no-index", "--find-links=/wheels"]
-        booted.run(*pip, "glmtts-supervisor[espeak]", timeout=180)
+        booted.run(*pip, "glmtts-supervisor[espeak,gateway]", timeout=180)
         for user in ("alice", "stranger"):
             booted.run("useradd", user)
         yield booted
