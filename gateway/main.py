@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 import re
+import signal
 import sys
 from importlib.metadata import requires
 
@@ -59,6 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
     sockets = inherited()
     where = "sockets of the service manager" if sockets else listen.path or f"http://{listen.host}:{listen.port}"
     _log.info("gateway serves at %s", where)
+    # The server finishes its answers at the signal, and then raises it anew.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         asyncio.run(serving.serve(sockets=sockets or None))
     except OSError as error:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .settings import Listen, Settings
@@ -18,8 +19,10 @@ _HEADERS_S = 15.0
 _IDLE_S = 30
 #: Connections over all.
 _CONNECTIONS = 4_096
-#: Seconds that answers under way get at a stop.
+#: Seconds that answers under way get at a stop, and that an open connection may still bring a request: a proxy that
+#: sends one on a connection that closes at that moment can't know whether it was taken.
 _DRAIN_S = 30
+_LAST_REQUEST_S = 1.0
 
 
 class _Connection(H11Protocol):
@@ -27,6 +30,7 @@ class _Connection(H11Protocol):
 
     of_address: ClassVar[Counter[str]] = Counter()
     most: ClassVar[int] = 256
+    stopping = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -48,19 +52,38 @@ class _Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        answering = self.cycle is not None and not self.cycle.response_complete
+        answering = not self._is_idle()
+        if self.stopping and answering:
+            self.stopping = False
+            self.shutdown()
         if answering and self._patience is not None:
             self._patience.cancel()
             self._patience = None
         elif not answering and self._patience is None:
             self._expect()
 
+    def shutdown(self) -> None:
+        """The server stops: the answer under way is the last one, or the next one if it comes soon."""
+        if self._is_idle():
+            self.stopping = True
+            self.loop.call_later(_LAST_REQUEST_S, self._stop)
+        else:
+            self.cycle.scope["headers"] = [*self.cycle.scope["headers"], CLOSE_HEADER]
+            super().shutdown()
+
+    def _stop(self) -> None:
+        if self._is_idle() and not self.transport.is_closing():
+            super().shutdown()
+
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
     def _expect(self) -> None:
         self._patience = self.loop.call_later(_HEADERS_S, self._give_up)
 
     def _give_up(self) -> None:
         self._patience = None
-        if (self.cycle is None or self.cycle.response_complete) and not self.transport.is_closing():
+        if self._is_idle() and not self.transport.is_closing():
             self.transport.abort()
 
 
