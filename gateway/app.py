@@ -19,6 +19,7 @@ from . import errors, jobs, lists, observed, openapi, speech, task_api, usage, v
 from .bodies import ClientGoneError
 from .customers import Customers
 from .errors import HttpError
+from .guard import Guard
 from .settings import Settings
 
 _log = logging.getLogger("glmtts.gateway")
@@ -83,7 +84,9 @@ def build(settings: Settings, customers: Customers | None = None) -> ASGIApp:
         },
     )
     app.state.settings, app.state.customers, app.state.metrics = settings, customers, metrics
-    return observed.Observed(app, metrics)
+    # 307 to a path with a slash or without would name http:// where a proxy speaks https.
+    app.router.redirect_slashes = False
+    return observed.Observed(Guard(app, customers), metrics)
 
 
 async def _on_http_error(_: Request, error: Exception) -> Response:
@@ -98,7 +101,8 @@ async def _on_daemon_error(_: Request, error: Exception) -> Response:
 
 async def _on_no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    words = {404: f"there is no {request.url.path} here", 405: f"{request.method} is not for {request.url.path}"}
+    path = request.scope["path"][:200]
+    words = {404: f"there is no {path} here", 405: f"{request.method[:20]} is not for {path}"}
     headers = dict(error.headers or {})
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
     return HttpError(

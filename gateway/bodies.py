@@ -10,7 +10,7 @@ from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from .errors import HttpError
 
@@ -28,7 +28,7 @@ class ClientGoneError(Exception):
 
 
 async def read(request: Request, most: int) -> bytes:
-    """The body, of at most ``most`` bytes. Raises HttpError."""
+    """The body, of at most ``most`` bytes. Raises HttpError and ClientGoneError."""
     too_large = HttpError(413, f"the body is over {most >> 20} MiB ([gateway] body_mib)", code="too_large")
     if int(request.headers.get("content-length", "0") or 0) > most:
         raise too_large
@@ -39,6 +39,8 @@ async def read(request: Request, most: int) -> bytes:
                 parts += part
                 if len(parts) > most:
                     raise too_large
+    except ClientDisconnect:
+        raise ClientGoneError from None
     except TimeoutError:
         raise HttpError(408, f"the body did not come within {_BODY_S:g} s", code="timeout", retryable=True) from None
     return bytes(parts)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from msgspec import Struct
 from starlette.requests import HTTPConnection
+from starlette.types import Scope
 
 from glmtts.protocol import api_keys
 from glmtts.protocol.api_keys import ApiKey, ApiKeyProblem
@@ -81,14 +82,19 @@ class Customers:
                 name = f"{found.name}/{hashlib.sha256(user.encode()).hexdigest()[:32]}"
         return Customer(name, found.priorities, has_key=True)
 
+    def from_proxy(self, scope: Scope) -> bool:
+        """Whether a trusted proxy sends this."""
+        peer = scope["client"][0] if scope.get("client") else ""
+        return self._is_trusted(peer) if peer else "unix" in self._settings.trusted_proxies
+
     def address(self, request: HTTPConnection) -> str:
         """The address that a request comes from: the peer's, or what trusted proxies say of it."""
         hops = [hop.strip() for line in request.headers.getlist("x-forwarded-for") for hop in line.split(",")]
         peer = request.client.host if request.client else ""
-        trusted = "unix" in self._settings.trusted_proxies if not peer else self._is_trusted(peer)
+        trusted = self.from_proxy(request.scope)
         # From the right: everything left of the first address that no trusted proxy has written may be invented.
         while trusted and hops:
-            peer = hops.pop()
+            peer = _without_port(hops.pop())
             trusted = self._is_trusted(peer)
         try:
             address = ipaddress.ip_address(peer)
@@ -122,11 +128,20 @@ class Customers:
         try:
             stat = file.stat()
             if (stat.st_mtime_ns, stat.st_ino) != self._read_at:
+                # A mistake is said once, and not at each request.
+                self._read_at = (stat.st_mtime_ns, stat.st_ino)
                 self._read(file)
                 _log.info("read %d API keys from %s", len(self._keys), file)
         except (OSError, ApiKeyProblem, UnicodeDecodeError) as error:
             # Those that were read before stay in force: a mistake in the file locks no customer out.
             _log.error("API keys can't be read from %s, the old ones stay in force: %s", file, error)
+
+
+def _without_port(hop: str) -> str:
+    """An address of X-Forwarded-For; some proxies write its port too (``1.2.3.4:567``, ``[::1]:567``)."""
+    if hop.startswith("["):
+        return hop[1:].partition("]")[0]
+    return hop.partition(":")[0] if hop.count(":") == 1 else hop
 
 
 def _key_of(request: HTTPConnection) -> str | None:

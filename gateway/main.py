@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 import re
+import signal
 import socket
 import sys
 from importlib.metadata import requires
@@ -69,6 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
     if sockets:
         where = f"{', '.join(map(_place, sockets))} (of the service manager)"
     _log.info("gateway serves at %s", where)
+    # The server finishes its answers at the signal, and then raises it anew.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         asyncio.run(serving.serve(sockets=sockets or None))
     except OSError as error:

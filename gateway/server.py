@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import logging
 import signal
 import socket
 from collections import Counter
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any, ClassVar
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from . import service_manager
+from .errors import HttpError
 from .settings import Listen, Settings
 
 #: Seconds in which the headers of a request have to come, and that an idle connection stays open.
 _HEADERS_S = 15.0
 _IDLE_S = 30
+_NO_HTTP = (
+    "this is no HTTP/1.1 request: its first line, a header, its length or a chunk of its body is wrong, or its headers "
+    "are over 64 KiB"
+)
 #: Connections over all.
 _CONNECTIONS = 4_096
-#: Seconds that answers under way get at a stop.
+#: Seconds that answers under way get at a stop, and that an open connection may still bring a request: a proxy that
+#: sends one on a connection that closes at that moment can't know whether it was taken.
 _DRAIN_S = 30
+_LAST_REQUEST_S = 1.0
 
 
 class _Connection(H11Protocol):
@@ -30,16 +42,43 @@ class _Connection(H11Protocol):
 
     of_address: ClassVar[Counter[str]] = Counter()
     most: ClassVar[int] = 256
+    proxies: ClassVar[list[ipaddress.IPv4Network | ipaddress.IPv6Network]] = []
+    stopping = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._address = self.client[0] if self.client else ""
         _Connection.of_address[self._address] += 1
         self._patience: asyncio.TimerHandle | None = None
-        if self._address and _Connection.of_address[self._address] > self.most:
-            transport.abort()
+        # An answer of HTTP/1.0 has no end but the connection's: one that fails has to break it.
+        self.app_state = {**self.app_state, "abort": transport.abort}
+        # All visitors of a proxy come from its address, and programs at a unix socket have none.
+        counted = self._address and not any(ipaddress.ip_address(self._address) in known for known in self.proxies)
+        if counted and _Connection.of_address[self._address] > self.most:
+            message = f"there are {self.most} connections from {self._address}, and more are not accepted"
+            self._refuse(HttpError(429, message, code="too_many_connections", retryable=True, retry_after_s=1.0))
+        elif len(self.connections) > _CONNECTIONS:
+            message = "this gateway has as many connections as it accepts"
+            self._refuse(HttpError(503, message, code="unavailable", retryable=True, retry_after_s=1.0))
         else:
             self._expect()
+
+    def _refuse(self, error: HttpError) -> None:
+        """Answer, whatever was or will be asked, and close."""
+        answer = error.response()
+        headers = b"".join(b"%s: %s\r\n" % header for header in [*answer.raw_headers, CLOSE_HEADER])
+        status = HTTPStatus(error.status)
+        self.transport.write(b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()))
+        self.transport.write(headers + b"\r\n" + bytes(answer.body))
+        self.transport.close()
+
+    def send_400_response(self, _: str) -> None:
+        """Answer what is no HTTP; h11 does not say in what way."""
+        if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            self._refuse(HttpError(400, _NO_HTTP))
+        else:
+            # In the middle of an answer, or behind it.
+            self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -51,19 +90,38 @@ class _Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        answering = self.cycle is not None and not self.cycle.response_complete
+        answering = not self._is_idle()
+        if self.stopping and answering:
+            self.stopping = False
+            self.shutdown()
         if answering and self._patience is not None:
             self._patience.cancel()
             self._patience = None
         elif not answering and self._patience is None:
             self._expect()
 
+    def shutdown(self) -> None:
+        """The server stops: the answer under way is the last one, or the next one if it comes soon."""
+        if self._is_idle():
+            self.stopping = True
+            self.loop.call_later(_LAST_REQUEST_S, self._stop)
+        else:
+            self.cycle.scope["headers"] = [*self.cycle.scope["headers"], CLOSE_HEADER]
+            super().shutdown()
+
+    def _stop(self) -> None:
+        if self._is_idle() and not self.transport.is_closing():
+            super().shutdown()
+
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
     def _expect(self) -> None:
         self._patience = self.loop.call_later(_HEADERS_S, self._give_up)
 
     def _give_up(self) -> None:
         self._patience = None
-        if (self.cycle is None or self.cycle.response_complete) and not self.transport.is_closing():
+        if self._is_idle() and not self.transport.is_closing():
             self.transport.abort()
 
 
@@ -92,6 +150,9 @@ async def _feed_watchdog() -> None:
 def server(app: ASGIApp, settings: Settings, listen: Listen, reload: Callable[[], None]) -> uvicorn.Server:
     """A server for the application; ``run`` or ``serve`` it in the main thread. SIGHUP calls ``reload``."""
     feed_s = service_manager.feed_s()
+    # Its warnings are for each wrong request, without a hint whose it was.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    _Connection.proxies = [ipaddress.ip_network(known) for known in settings.trusted_proxies if known != "unix"]
     _Connection.most = settings.connections_per_address
     place: dict[str, Any] = {"uds": listen.path} if listen.path else {"host": listen.host, "port": listen.port}
     return _Server(
@@ -106,7 +167,6 @@ def server(app: ASGIApp, settings: Settings, listen: Listen, reload: Callable[[]
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=_CONNECTIONS,
             timeout_keep_alive=_IDLE_S,
             timeout_graceful_shutdown=_DRAIN_S,
             h11_max_incomplete_event_size=64 * 1024,

@@ -40,7 +40,7 @@ async def speech(request: Request) -> Response:
     stream = client.stream(asked.input, **options)
     first = await bodies.unless_gone(request, _first(stream))
     headers |= {"x-glmtts-job": stream.job.id if stream.job else "", "x-audio-sample-rate": str(first.sample_rate)}
-    return StreamingResponse(_bytes(first, stream), media_type=asked.media_type(), headers=headers)
+    return StreamingResponse(_bytes(request, first, stream), media_type=asked.media_type(), headers=headers)
 
 
 async def _first(stream: AsyncStream) -> Chunk:
@@ -49,13 +49,17 @@ async def _first(stream: AsyncStream) -> Chunk:
     raise HttpError(500, "the speech is empty", code="synthesis_failed")
 
 
-async def _bytes(first: Chunk, stream: AsyncStream) -> AsyncIterator[bytes]:
+async def _bytes(request: Request, first: Chunk, stream: AsyncStream) -> AsyncIterator[bytes]:
     """The audio. An error on the way breaks the answer off: a file that looks whole is whole."""
     try:
         yield first.samples
         async for chunk in stream:
             if chunk.samples:
                 yield chunk.samples
+    except GlmttsError:
+        if request.scope["http_version"] == "1.0":
+            request.state.abort()
+        raise
     finally:
         await stream.close()
 

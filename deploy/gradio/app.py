@@ -20,9 +20,10 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+from msgspec import UNSET
+
 from glmtts.client import AsyncClient, Forbidden, GlmttsError, JobEvent, RequestFailed
 from glmtts.protocol.events import Accepted, Progress, Queued, Started
-from msgspec import UNSET
 
 _log = logging.getLogger("glmtts.gradio")
 
@@ -79,7 +80,7 @@ class Speaker:
 speaker = Speaker()
 
 
-async def run_inference(
+async def run_inference(  # noqa: PLR0917 - the order of the fields on the page
     prompt_text: str,
     prompt_audio_path: str | None,
     input_text: str,

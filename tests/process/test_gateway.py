@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import io
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -322,6 +323,28 @@ def test_a_gateway_that_all_could_use_does_not_start(tmp_path: Path, settings: s
     )
     assert done.returncode == 78 and "Traceback" not in done.stderr
     assert ("anonymous" in done.stderr) if not settings else done.stderr
+
+
+def test_a_connection_that_is_open_when_the_gateway_stops_gets_its_last_answer(daemon: Daemon, tmp_path: Path) -> None:
+    gateway = Gateway(daemon, tmp_path)
+    with contextlib.closing(gateway.connection()) as connection:
+        connection.request("GET", "/livez")
+        assert connection.getresponse().read() and connection.sock
+        gateway.process.terminate()
+        # As a proxy that does not know of the stop: it sends on the connection that it has.
+        daemon.until(lambda: _refuses(gateway.port), "no new connection is taken")
+        connection.request("POST", "/v1/audio/speech", json.dumps({"input": "x"}))
+        answer = connection.getresponse()
+        assert (answer.status, answer.headers["connection"]) == (200, "close") and answer.read()
+    assert gateway.process.wait(10) == 0
+
+
+def _refuses(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 def test_the_gateway_serves_with_closed_streams(daemon: Daemon, tmp_path: Path) -> None:

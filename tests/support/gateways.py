@@ -48,11 +48,9 @@ class Gateway:
         return False
 
     def connection(self) -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         if self.path:
-            connection.sock = socket.socket(socket.AF_UNIX)
-            connection.sock.connect(self.path)
-        return connection
+            return _UnixConnection(self.path, timeout=30)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any, dict[str, str]]:
         """The status, the body (decoded if it is JSON) and the headers of an answer."""
@@ -71,6 +69,13 @@ class Gateway:
     def close(self) -> None:
         self.process.terminate()
         self.process.wait(30)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.host)
 
 
 def keys_for(folder: Path, *names: str) -> tuple[Path, dict[str, dict[str, str]]]:
