@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install rules demo test test-glmtts test-metrics test-systemd test-docker check format soak chaos bench wheel clean
+.PHONY: help install rules demo serve test test-glmtts test-metrics test-gateway test-systemd test-docker check format soak chaos bench wheel clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,8 +15,8 @@ FILES := $(shell find protocol client daemon gateway etc systemd -type f ! -name
 SUM := $(shell echo $(FILES) | cat - pyproject.toml | cksum | cut -d' ' -f1)
 has = $(VENV)/.has-$(1)-$(SUM)
 # Extras that another one includes.
-WITH_test := espeak
-WITH_dev := espeak test
+WITH_test := espeak gateway
+WITH_dev := espeak gateway test
 
 install: $(call has,dev)  ## make .venv with the project and what its tests and checks need, but torch
 
@@ -36,6 +36,9 @@ $(VENV)/.has-%-$(SUM): | $(BIN)/python
 demo: $(call has,espeak)  ## speak two sentences, kill a worker in mid-job, show times, clean up
 	@$(BIN)/glmttsctl demo
 
+serve: $(call has,espeak) $(call has,gateway)  ## daemon and HTTP gateway on private folders, until Ctrl-C: prints the page's address
+	@$(BIN)/glmttsctl serve
+
 # Tests of processes wait more than they compute: one more of them than processors, at most 4.
 PROCESS_TESTS := $(shell n=$$(($$(nproc) + 1)); echo $$((n < 4 ? n : 4)))
 test: $(call has,test)  ## every test that takes part in each change (under 5 minutes on two cores)
@@ -52,6 +55,9 @@ test-glmtts: $(call has,test) $(call has,glmtts)  ## the GLM-TTS engine, with a 
 
 test-metrics: $(call has,test)  ## the alert rules, and a real Prometheus scraping a real daemon (apt-get install prometheus)
 	@$(BIN)/python -m pytest -q -n logical --maxprocesses=4 tests/metrics
+
+test-gateway: $(call has,test)  ## the gateway with OpenAI's package for Node, proxies and a browser (apt-get install nodejs npm nginx haproxy caddy chromium)
+	@$(BIN)/python -m pytest -q -n $(PROCESS_TESTS) --dist loadfile tests/gateway_peers
 
 rules: $(call has,dev)  ## write deploy/prometheus/glmtts.rules.yml from the table of alerts
 	@$(BIN)/python -m glmtts.daemon.core.monitoring.alert_table > deploy/prometheus/glmtts.rules.yml

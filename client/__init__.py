@@ -46,6 +46,7 @@ from .errors import (
 from .exchange import Job, JobEvent
 from .speech import Chunk, Speech, SpeechOptions
 from .sync import Client, Stream
+from .voices import AddedVoice, VoiceSample
 
 if TYPE_CHECKING:
     from .aio import AsyncClient, AsyncStream
@@ -53,12 +54,12 @@ if TYPE_CHECKING:
     from .watch import News, Watch
 
 __all__ = [
-    "AsyncClient", "AsyncStream", "BadAudio", "BadRequest", "Cancelled", "Chunk", "Client", "ConnectionLost", "Control",
-    "DaemonNotRunning", "DeadlineExceeded", "Forbidden", "GlmttsError", "HandshakeFailed", "Hung", "Job", "JobEvent",
-    "JobNotFound", "News", "OutOfMemory", "OutputExists", "OutputFailed", "ProtocolError", "Quarantined", "QueueFull",
-    "RateLimited", "RequestFailed", "ShuttingDown", "SlowConsumer", "Speech", "SpeechOptions", "Stream",
-    "SynthesisFailed", "Timeout", "TooLarge", "Unavailable", "UntrustedDaemon", "VoiceNotFound", "Watch",
-    "WorkerCrashed",
+    "AddedVoice", "AsyncClient", "AsyncStream", "BadAudio", "BadRequest", "Cancelled", "Chunk", "Client",
+    "ConnectionLost", "Control", "DaemonNotRunning", "DeadlineExceeded", "Forbidden", "GlmttsError", "HandshakeFailed",
+    "Hung", "Job", "JobEvent", "JobNotFound", "News", "OutOfMemory", "OutputExists", "OutputFailed", "ProtocolError",
+    "Quarantined", "QueueFull", "RateLimited", "RequestFailed", "ShuttingDown", "SlowConsumer", "Speech",
+    "SpeechOptions", "Stream", "SynthesisFailed", "Timeout", "TooLarge", "Unavailable", "UntrustedDaemon",
+    "VoiceNotFound", "VoiceSample", "Watch", "WorkerCrashed",
 ]  # fmt: skip
 
 

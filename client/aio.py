@@ -21,6 +21,7 @@ from .curve import Key
 from .errors import Cancelled, GlmttsError
 from .exchange import Exchange, Job, JobExchange, OnEvent, collected, deadline_after, job_id, show, timed_out
 from .speech import Chunk, Speech, SpeechOptions
+from .voices import AddedVoice, VoiceSample, keys_of
 
 T = TypeVar("T")
 
@@ -176,26 +177,56 @@ class AsyncClient:
         """The daemon's engine, formats, sample rates, voices, limits and options."""
         return await self._ask("info", timeout, InfoAnswer)
 
-    async def voices(self, *, timeout: float | None = None) -> list[Voice]:
-        """The registered voices."""
-        return (await self._ask("voices", timeout, VoicesAnswer)).voices
+    async def voices(self, *, timeout: float | None = None, on_behalf_of: str | None = None) -> list[Voice]:
+        """The voices for ``voice``: those for all, and this client's own; ``owner`` is ``shared`` or ``own``."""
+        return (await self._ask("voices", timeout, VoicesAnswer, on_behalf_of=on_behalf_of)).voices
+
+    async def add_voice(
+        self,
+        name: str,
+        audio: str | os.PathLike[str] | bytes,
+        *,
+        text: str,
+        description: str = "",
+        language: str = "",
+        consent: bool = False,
+        replace: bool = False,
+        timeout: float | None = None,
+        on_behalf_of: str | None = None,
+    ) -> AddedVoice:
+        """Keep a voice that this client alone can name; see :meth:`.sync.Client.add_voice`."""
+        keys = keys_of(name, text, description=description, language=language, consent=consent, replace=replace)
+        body = await _recording(audio)
+        answer = await self._ask("voice_add", timeout, Result, body=body, **keys, on_behalf_of=on_behalf_of)
+        return AddedVoice.of(answer)
+
+    async def remove_voice(self, name: str, *, timeout: float | None = None, on_behalf_of: str | None = None) -> None:
+        """Remove a voice of this client's own; see :meth:`.sync.Client.remove_voice`."""
+        await self._ask("voice_remove", timeout, Result, name=name, on_behalf_of=on_behalf_of)
+
+    async def voice_sample(
+        self, name: str, *, timeout: float | None = None, on_behalf_of: str | None = None
+    ) -> VoiceSample:
+        """The recording of a voice whose ``sample`` is true in :meth:`voices`."""
+        return VoiceSample.of(await self._asked("voice_sample", timeout, name=name, on_behalf_of=on_behalf_of))
 
     async def ping(self, *, timeout: float | None = None) -> Pong:
         """The daemon's version, and for how many seconds it has run."""
         return await self._ask("ping", timeout, Pong)
 
     async def _ask(self, op: str, timeout: float | None, kind: type[T], **keys: Any) -> T:
+        return (await self._asked(op, timeout, **keys)).result(kind)
+
+    async def _asked(self, op: str, timeout: float | None, **keys: Any) -> Exchange:
         deadline = self._deadline(timeout)
         exchange = (await self._connection()).core.call(op, **keys)
         with self._given_up_on_error(exchange):
             await self._until(lambda: exchange.finished, deadline, exchange)
-        return exchange.result(kind)
+        return exchange
 
     async def _synthesize(self, text: str, options: SpeechOptions, *, stream: bool = False) -> JobExchange:
         keys: dict[str, Any] = dict(options)
-        prompt = keys.pop("prompt", None)
-        a_path = isinstance(prompt, str | os.PathLike)
-        recording = await asyncio.to_thread(read_recording, prompt) if a_path else read_recording(prompt)
+        recording = await _recording(keys.pop("prompt", None))
         core = (await self._connection()).core
         return core.synthesize(text, stream=stream, recording=recording, **keys)
 
@@ -307,6 +338,11 @@ class AsyncClient:
             self._made.flush()
             if self._made.step(_MESSAGES_A_STEP):
                 asyncio.get_running_loop().call_soon(self._pump)
+
+
+async def _recording(source: str | os.PathLike[str] | bytes | None) -> bytes | None:
+    a_path = isinstance(source, str | os.PathLike)
+    return await asyncio.to_thread(read_recording, source) if a_path else read_recording(source)
 
 
 class AsyncStream:

@@ -27,7 +27,7 @@ from .speech import SpeechOptions
 #: Requests that may be executed twice: they are sent again when the connection broke before their answer.
 _IDEMPOTENT = frozenset(
     {
-        *("ping", "info", "voices", "job", "jobs", "wait", "cancel"),
+        *("ping", "info", "voices", "voice_sample", "job", "jobs", "wait", "cancel"),
         *("status", "workers", "gpus", "queue", "limits", "metrics", "config"),
     }
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
 import time
@@ -20,6 +21,7 @@ from .curve import Key
 from .errors import Cancelled, GlmttsError
 from .exchange import Exchange, Job, JobExchange, OnEvent, collected, deadline_after, job_id, show, timed_out
 from .speech import Chunk, Speech, SpeechOptions
+from .voices import AddedVoice, VoiceSample, keys_of
 
 T = TypeVar("T")
 
@@ -113,6 +115,10 @@ class BlockingConnection:
 
     def _ask(self, op: str, timeout: float | None, kind: type[T], body: bytes | None = None, **keys: Any) -> T:
         """A request with one answer."""
+        return self._asked(op, timeout, body, **keys).result(kind)
+
+    def _asked(self, op: str, timeout: float | None, body: bytes | None = None, **keys: Any) -> Exchange:
+        """A request that has its one answer."""
         with self._in_use():
             self._connection.check()
             deadline = self._deadline(timeout)
@@ -122,7 +128,7 @@ class BlockingConnection:
             except BaseException:
                 self._core.abandon(exchange, GlmttsError("given up"))
                 raise
-            return exchange.result(kind)
+            return exchange
 
 
 class Client(BlockingConnection):
@@ -275,9 +281,53 @@ class Client(BlockingConnection):
         """The daemon's engine, formats, sample rates, voices, limits and options."""
         return self._ask("info", timeout, InfoAnswer)
 
-    def voices(self, *, timeout: float | None = None) -> list[Voice]:
-        """The registered voices."""
-        return self._ask("voices", timeout, VoicesAnswer).voices
+    def voices(self, *, timeout: float | None = None, on_behalf_of: str | None = None) -> list[Voice]:
+        """The voices for ``voice``: those for all, and this client's own; ``owner`` is ``shared`` or ``own``."""
+        return self._ask("voices", timeout, VoicesAnswer, on_behalf_of=on_behalf_of).voices
+
+    def add_voice(
+        self,
+        name: str,
+        audio: str | os.PathLike[str] | bytes,
+        *,
+        text: str,
+        description: str = "",
+        language: str = "",
+        consent: bool = False,
+        replace: bool = False,
+        timeout: float | None = None,
+        on_behalf_of: str | None = None,
+    ) -> AddedVoice:
+        """Keep a voice that this client alone can name, until it removes it.
+
+        Args:
+            name: 1 to 64 letters, digits, hyphens and underscores; no voice for all may have it.
+            audio: the recording, 1 to 30 s: a path, or the bytes of a WAV, FLAC, OGG or MP3 file.
+            text: what is said in it.
+            description: for people who choose a voice.
+            language: such as ``zh``.
+            consent: the person who is heard agrees. Without it no voice is kept.
+            replace: whether it may take the place of an own voice of that name.
+            timeout: seconds until it is kept.
+            on_behalf_of: as in :class:`SpeechOptions`.
+
+        Raises:
+            OSError: the recording can't be read.
+            BadAudio: the daemon can't use the recording.
+            Forbidden: the client may keep no voice, or no further one.
+            GlmttsError: see the class.
+        """
+        keys = keys_of(name, text, description=description, language=language, consent=consent, replace=replace)
+        body = read_recording(audio)
+        return AddedVoice.of(self._ask("voice_add", timeout, Result, body=body, **keys, on_behalf_of=on_behalf_of))
+
+    def remove_voice(self, name: str, *, timeout: float | None = None, on_behalf_of: str | None = None) -> None:
+        """Remove a voice of this client's own. A job that waits to speak with it fails with VoiceNotFound."""
+        self._ask("voice_remove", timeout, Result, name=name, on_behalf_of=on_behalf_of)
+
+    def voice_sample(self, name: str, *, timeout: float | None = None, on_behalf_of: str | None = None) -> VoiceSample:
+        """The recording of a voice whose ``sample`` is true in :meth:`voices`."""
+        return VoiceSample.of(self._asked("voice_sample", timeout, name=name, on_behalf_of=on_behalf_of))
 
     def ping(self, *, timeout: float | None = None) -> Pong:
         """The daemon's version, and for how many seconds it has run."""

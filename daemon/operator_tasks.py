@@ -1,32 +1,27 @@
-"""Slow requests of operators, run in the background thread: reading the configuration, storing voices.
+"""Slow requests of operators, run in the background thread: reading the configuration, keeping a pause.
 
 Each outcome goes to the core as an input.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from glmtts.protocol.control import VoiceAdd, VoiceRemove
-from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.system_words import error_in_words
 
 from . import config
 from .config.tcp_access import Access
 from .core import effects, inputs
-from .core.settings import LimitsSettings
 from .loop import Background
 from .storage.pause import PauseFile
-from .storage.voices import VoiceError, VoiceStore, check_recording
 
 _TOO_MANY = "too many operations are waiting; try again"
 
 
 class OperatorTasks:
-    """Runs operators' slow requests, one at a time; ``limits`` are those for recordings."""
+    """Runs operators' slow requests, one at a time."""
 
     def __init__(
         self,
@@ -34,9 +29,7 @@ class OperatorTasks:
         step: Callable[[inputs.Input], None],
         *,
         config_file: Path | None,
-        voices: VoiceStore,
         pause: PauseFile,
-        limits: LimitsSettings,
         admit: Callable[[Access | None], str] | None = None,
         warn: Callable[[str], None],
         warn_of_pause: Callable[[str], None],
@@ -51,8 +44,6 @@ class OperatorTasks:
         self._background = background
         self._step = step
         self._config_file = config_file
-        self._voices = voices
-        self.limits = limits
         self._admit = admit
         self._warn = warn
         self._pause = pause
@@ -96,38 +87,3 @@ class OperatorTasks:
 
         if not self._background.run(lambda: self._pause.write(effect.since), then):
             then(RuntimeError(_TOO_MANY))
-
-    def store_voice(self, effect: effects.StoreVoice) -> None:
-        """Store or remove a voice; VoiceStored follows."""
-        request = effect.request
-        recording = bytes(effect.recording or b"")
-
-        def task() -> inputs.StoredVoice | None:
-            if isinstance(request, VoiceRemove):
-                self._voices.remove(request.name)
-                return None
-            return self._add_voice(request, recording)
-
-        def then(result: Any) -> None:
-            event = inputs.VoiceStored(effect.to, request.id, request.name)
-            if isinstance(result, VoiceError):
-                event.error = (result.code.value, result.message)
-            elif isinstance(result, Exception):
-                event.error = (ErrorCode.UNAVAILABLE.value, f"the voice could not be stored: {error_in_words(result)}")
-            else:
-                event.voice = result
-            self._step(event)
-
-        if not self._background.run(task, then):
-            then(RuntimeError(_TOO_MANY))
-
-    def _add_voice(self, request: VoiceAdd, recording: bytes) -> inputs.StoredVoice:
-        limits = self.limits
-        found = check_recording(recording, sys.executable, limits.recording_min_s, limits.recording_max_s)
-        return self._voices.add(
-            request,
-            recording,
-            seconds=float(found["seconds"]),
-            sample_rate=int(found["sample_rate"]),
-            keep_free=limits.disk_reserve_mib << 20,
-        )

@@ -39,9 +39,7 @@ from .metrics.metrics import Metrics
 from .operator_tasks import OperatorTasks
 from .processes.manager import Processes, WorkerProcess
 from .processes.orphans import Records
-from .processes.own_process import (
-    signals_to_hear,
-)
+from .processes.own_process import signals_to_hear
 from .service.systemd import ServiceManager, inherited
 from .service.watchdog import SelfCheck
 from .start import EX_SOFTWARE, EX_UNAVAILABLE, StartRefusedError, prepare, warn
@@ -50,12 +48,12 @@ from .storage.deliveries import Deliveries
 from .storage.journal import Journal
 from .storage.output_owners import OutputOwners
 from .storage.pause import PauseFile
-from .storage.voices import VoiceStore
 from .surroundings import LOOK_S, Surroundings
 from .transport.client_listeners import ClientListeners
 from .transport.event_publisher import EventPublisher
 from .transport.listeners import IO_THREADS, RuntimeDir, RuntimeDirError, check_state_folder
 from .transport.worker_router import WorkerRouter
+from .voice_tasks import VoiceTasks
 
 #: Messages taken from the workers' socket in one turn.
 _BATCH = 64
@@ -120,16 +118,21 @@ class Supervisor:
         self._service.starting("ending processes of an earlier daemon")
         self._records.end_orphans(log)
         self._sampler = Sampler(loop.wakeup_fd, time.monotonic, use_nvml=asks_nvml(settings))
-        self._voices = VoiceStore(config.voices_dir(settings))
+        self._voices = VoiceTasks(
+            config.voices_dir(settings),
+            config.own_voices_dir(settings),
+            wakeup_fd=loop.wakeup_fd,
+            operators=self._background,
+            step=self._step,
+            limits=settings.limits,
+        )
         self._pause = PauseFile(config.state_dir(settings))
         warn(config.state_dir(settings), self._pause.read(), log)
         self._operator_tasks = OperatorTasks(
             self._background,
             self._on_operator_task,
             config_file=loaded.file,
-            voices=self._voices,
             pause=self._pause,
-            limits=settings.limits,
             admit=self._clients.tcp.admit if self._clients.tcp else None,
             warn=lambda problem: log.warning("the configuration is probably mistaken", reason=problem),
             warn_of_pause=lambda problem: log.warning("the next daemon will not know of this pause", reason=problem),
@@ -188,7 +191,7 @@ class Supervisor:
             effects.UseSettings: self._use_settings,
             effects.KeepPause: self._operator_tasks.keep_pause,
             effects.ReadSettings: self._read_settings,
-            effects.StoreVoice: self._operator_tasks.store_voice,
+            effects.StoreVoice: self._voices.store,
             effects.WriteMetrics: self._metrics.write,
             effects.ReadLog: self._read_log,
             effects.JournalAdd: self._journal.add,
@@ -215,10 +218,8 @@ class Supervisor:
     # --- the start
 
     def _make_machine(self) -> Machine:
-        instance = self._voices.instance = outputs.instance_of(config.state_dir(self._settings))
-        voices = self._voices.load_all()
-        for name, problem in self._voices.damaged.items():
-            self._log.warning("voice can't be used", voice=name, reason=problem)
+        instance = outputs.instance_of(config.state_dir(self._settings))
+        voices = self._voices.load(instance, self._log)
         folder = config.outputs_dir(self._settings)
         try:
             folder.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -370,9 +371,8 @@ class Supervisor:
                 self._read_settings(effects.ReadSettings())
             elif number == signal.SIGCHLD:
                 self._loop.guarded(self._processes.tidy)
-        self._loop.guarded(self._background.collect)
-        self._loop.guarded(self._deliveries.collect)
-        self._loop.guarded(self._surroundings.collect)
+        for part in (self._background, self._voices, self._deliveries, self._surroundings):
+            self._loop.guarded(part.collect)
         for sampled in self._sampler.collect():
             # On the core's clock: what is as old as this may have been longer ago, where the loop stood still.
             sampled.at += self._loop.clock() - time.monotonic()
@@ -437,7 +437,7 @@ class Supervisor:
     def _use_settings(self, effect: effects.UseSettings) -> None:
         self._log.format = effect.settings.daemon.log_format
         self._processes.use(effect.settings, config.engine_python(effect.settings))
-        self._operator_tasks.limits = effect.settings.limits
+        self._voices.limits = effect.settings.limits
         self._surroundings.use(effect.settings)
 
     def _read_settings(self, effect: effects.ReadSettings) -> None:

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from glmtts.client import AsyncClient, GlmttsError
 
-from . import errors, jobs, lists, observed, openapi, page, session, speech, task_api
+from . import errors, jobs, lists, observed, openapi, page, session, speech, task_api, voices
 from .bodies import ClientGoneError
 from .customers import Customers
 from .errors import HttpError
@@ -47,7 +47,9 @@ _ROUTES = [
     _by_method("/v1/audio/jobs/{id}", GET=jobs.one, DELETE=jobs.delete),
     Route("/v1/audio/jobs/{id}/audio", jobs.audio, methods=["GET"]),
     Route("/v1/audio/jobs/{id}/events", jobs.events, methods=["GET"]),
-    Route("/v1/audio/voices", lists.voices, methods=["GET"]),
+    _by_method("/v1/audio/voices", GET=voices.listed, POST=voices.create),
+    Route("/v1/audio/voices/{id}", voices.delete, methods=["DELETE"]),
+    Route("/v1/audio/voices/{id}/sample", voices.sample, methods=["GET"]),
     Route("/v1/audio/models", lists.audio_models, methods=["GET"]),
     Route("/v1/models", lists.models, methods=["GET"]),
     Route("/api/tts", task_api.create, methods=["POST"]),

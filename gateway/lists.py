@@ -1,4 +1,4 @@
-"""What programs ask before they speak: models, voices, and how the service is."""
+"""What programs ask before they speak: models, and how the service is."""
 
 from __future__ import annotations
 
@@ -7,38 +7,23 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from glmtts.client import AsyncClient, GlmttsError
 
+from .voices import asker
+
 #: Names under which programs may ask for the one model there is.
 MODELS = ("glm-tts", "tts-1", "tts-1-hd", "gpt-4o-mini-tts")
 
 
-def _check(request: Request) -> None:
-    """Some programs read the lists without their key (Open WebUI): ``public_lists`` allows it."""
-    if not request.app.state.settings.public_lists:
-        request.app.state.customers.of(request)
-
-
 async def models(request: Request) -> Response:
     """The names for ``model``."""
-    _check(request)
+    asker(request)
     data = [{"id": name, "object": "model", "created": 0, "owned_by": "glmtts"} for name in MODELS]
     return JSONResponse({"object": "list", "data": data})
 
 
 async def audio_models(request: Request) -> Response:
     """The names for ``model``, as Open WebUI reads them."""
-    _check(request)
+    asker(request)
     return JSONResponse({"models": [{"id": name, "name": name} for name in MODELS]})
-
-
-async def voices(request: Request) -> Response:
-    """The names for ``voice``."""
-    _check(request)
-    client: AsyncClient = request.app.state.client
-    found = [
-        {"id": voice.name, "name": voice.name, "language": voice.language, "description": voice.description}
-        for voice in await client.voices()
-    ]
-    return JSONResponse({"voices": found})
 
 
 async def live(_: Request) -> Response:

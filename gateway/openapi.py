@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from . import __version__
 from .requests import FORMATS, SpeechRequest
 from .task_api import Task
+from .voices import MEDIA_TYPES
 
 _REF = "#/components/schemas/{name}"
 _ERROR = {
@@ -27,6 +28,34 @@ _ERROR = {
                 "code": {"type": "string"},
             },
         }
+    },
+}
+#: What ``POST /v1/audio/voices`` takes and gives.
+_VOICE_FORM: dict[str, Any] = {
+    "type": "object",
+    "required": ["name", "audio_sample", "ref_text", "consent"],
+    "properties": {
+        "name": {"type": "string", "pattern": r"^[\w-]{1,64}$"},
+        "audio_sample": {"type": "string", "format": "binary", "description": "WAV, FLAC, OGG or MP3, 1 to 30 s"},
+        "ref_text": {"type": "string", "minLength": 1, "maxLength": 1_000, "description": "what is said in it"},
+        "consent": {"type": "string", "description": "true, or an id: the person who is heard agrees"},
+        "description": {"type": "string", "maxLength": 500},
+        "language": {"type": "string", "maxLength": 32},
+        "replace": {"type": "string", "description": "true: in place of an own voice of this name"},
+    },
+}
+_VOICE = {
+    "type": "object",
+    "required": ["id", "name", "created_at", "object", "type"],
+    "properties": {
+        "id": {"type": "string"},
+        "name": {"type": "string"},
+        "created_at": {"type": "integer"},
+        "object": {"const": "audio.voice"},
+        "type": {"const": "audio_sample"},
+        "owner": {"const": "own"},
+        "seconds": {"type": "number"},
+        "warning": {"type": "string"},
     },
 }
 #: Statuses that every request may get.
@@ -63,9 +92,11 @@ def document() -> dict[str, Any]:
     _, components = msgspec.json.schema_components([SpeechRequest, Task], ref_template=_REF)
     components["SpeechRequest"]["properties"]["response_format"]["enum"] = list(FORMATS)
     audio = {media: {"schema": {"type": "string", "format": "binary"}} for _, media in FORMATS.values()}
+    recordings = {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA_TYPES.values()}
     events: dict[str, Any] = {"text/event-stream": {}}
     job, jobs = {"type": "object"}, {"type": "object"}
     id = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}]
+    no_voice = "this customer has no such voice"
     wrong, unknown = "the body is wrong; param names the key", "this customer has no such job"
     bad = {"s400": wrong, "s408": "the body came too slowly", "s413": "the body is too large", "s422": "quarantined"}
     sent = {"200": {"description": "the audio, as it is made", "content": audio | events}}
@@ -108,7 +139,32 @@ def document() -> dict[str, Any]:
                 "The events of a job", _answers(ok("up to its end", events), s400=wrong, s404=unknown), parameters=id
             )
         },
-        "/v1/audio/voices": {"get": _operation("Voices", _answers(ok("a list", _json({"type": "object"}))))},
+        "/v1/audio/voices": {
+            "get": _operation("Voices for all, and one's own", _answers(ok("a list", _json({"type": "object"})))),
+            "post": _operation(
+                "Keep a voice of one's own",
+                _answers(
+                    ok("the voice", _json({"$ref": _REF.format(name="Voice")})),
+                    **bad,
+                    s415="the body is no form",
+                ),
+                requestBody={"required": True, "content": {"multipart/form-data": {"schema": _VOICE_FORM}}},
+            ),
+        },
+        "/v1/audio/voices/{id}": {
+            "delete": _operation(
+                "Remove a voice of one's own",
+                _answers(ok("it is removed", _json({"type": "object"})), s400="the id is wrong", s404=no_voice),
+                parameters=id,
+            )
+        },
+        "/v1/audio/voices/{id}/sample": {
+            "get": _operation(
+                "The recording of a voice",
+                _answers(ok("the file", recordings), s400="the id is wrong", s404=no_voice),
+                parameters=id,
+            )
+        },
         "/v1/models": {"get": _operation("Names for model", _answers(ok("a list", _json({"type": "object"}))))},
         "/v1/audio/models": {"get": _operation("Names for model", _answers(ok("a list", _json({"type": "object"}))))},
         "/api/tts": {"post": _operation("Take a task", _answers(taken, **bad), requestBody=_body("Task"))},
@@ -118,7 +174,7 @@ def document() -> dict[str, Any]:
         "info": {"title": "GLM-TTS", "version": __version__, "description": "Speech over HTTP: docs/http.md."},
         "paths": paths,
         "components": {
-            "schemas": {**components, "Error": _ERROR},
+            "schemas": {**components, "Error": _ERROR, "Voice": _VOICE},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }

@@ -18,7 +18,7 @@ from msgspec import UNSET, Struct
 from . import control, events, texts
 from .audio_formats import ENCODER_RATES, misnamed
 from .errors import ErrorCode, RequestError
-from .requests import VERSION, ClientRequest, Synthesize
+from .requests import VERSION, ClientRequest, Synthesize, Text, VoiceAdd
 
 T = TypeVar("T")
 
@@ -119,6 +119,16 @@ def decode_request(frames: Sequence[bytes | memoryview], limits: CodecLimits) ->
     request = _decode(frames, limits, _client_decoder, _CLIENT_TYPES)
     if type(request) is Synthesize:
         _check_synthesize(request, len(frames) > 1, limits)
+    elif type(request) is VoiceAdd:
+        _check_voice(request, len(frames) > 1)
+        if not request.consent:
+            message = "consent: a voice is kept only where this is true: the person who is heard agrees to it"
+            raise RequestError(ErrorCode.BAD_REQUEST, message, id=request.id)
+        for key in ("language", "description"):
+            if texts.has_control_character(getattr(request, key)):
+                raise RequestError(ErrorCode.BAD_REQUEST, f"{key}: has a control character in it", id=request.id)
+    elif type(request) is Text and len(frames) == 1:
+        _check_piece(request, limits)
     elif len(frames) > 1:
         raise RequestError(ErrorCode.BAD_REQUEST, f"body: {_op_of(request)} takes none", id=request.id)
     return request
@@ -127,17 +137,21 @@ def decode_request(frames: Sequence[bytes | memoryview], limits: CodecLimits) ->
 def decode_control(frames: Sequence[bytes | memoryview], limits: CodecLimits) -> control.ControlRequest:
     """Decode and validate an operation of the control socket; a transcript is folded. Raises as decode_request."""
     request = _decode(frames, limits, _control_decoder, _CONTROL_TYPES)
-    takes_body = type(request) is control.VoiceAdd
-    if takes_body and len(frames) < 2:
-        raise RequestError(ErrorCode.BAD_REQUEST, "body: voice_add needs the recording as its body", id=request.id)
-    if not takes_body and len(frames) > 1:
-        raise RequestError(ErrorCode.BAD_REQUEST, f"body: {_op_of(request)} takes none", id=request.id)
     if type(request) is control.VoiceAdd:
-        try:
-            request.text = texts.transcript(request.text)
-        except texts.TextError as error:
-            raise RequestError(ErrorCode.BAD_REQUEST, f"text: {error}", id=request.id) from None
+        _check_voice(request, len(frames) > 1)
+    elif len(frames) > 1:
+        raise RequestError(ErrorCode.BAD_REQUEST, f"body: {_op_of(request)} takes none", id=request.id)
     return request
+
+
+def _check_voice(request: VoiceAdd | control.VoiceAdd, has_body: bool) -> None:
+    """Fold the transcript of a voice, and check it."""
+    if not has_body:
+        raise RequestError(ErrorCode.BAD_REQUEST, "body: voice_add needs the recording as its body", id=request.id)
+    try:
+        request.text = texts.transcript(request.text)
+    except texts.TextError as error:
+        raise RequestError(ErrorCode.BAD_REQUEST, f"text: {error}", id=request.id) from None
 
 
 def encode(message: Struct) -> bytes:
@@ -249,7 +263,11 @@ def _check_synthesize(request: Synthesize, has_body: bool, limits: CodecLimits) 
     if length <= limits.text_chars:
         key = "text"
         try:
-            request.text = texts.speakable(request.text)
+            if request.more:
+                # The core folds it with what comes after it.
+                texts.check_characters(request.text)
+            else:
+                request.text = texts.speakable(request.text)
             if request.prompt is not UNSET:
                 key = "prompt.text"
                 request.prompt.text = texts.transcript(request.prompt.text)
@@ -258,6 +276,13 @@ def _check_synthesize(request: Synthesize, has_body: bool, limits: CodecLimits) 
         length = len(request.text)
     if length > limits.text_chars:
         raise refuse(f"text: {length} characters; at most {limits.text_chars} are accepted", ErrorCode.TOO_LARGE)
+    if request.more:
+        if request.durable is True:
+            raise refuse("durable: not together with more; what has come of the text does not survive the daemon")
+        if request.key is not UNSET:
+            raise refuse("key: not together with more; pieces that are sent again would be spoken twice")
+        if request.events == "final":
+            raise refuse("more: not together with events 'final', which does not tell the job that the pieces name")
     if request.prompt is not UNSET:
         if request.voice is not UNSET:
             raise refuse("voice: not together with prompt; send one of the two")
@@ -277,6 +302,17 @@ def _check_synthesize(request: Synthesize, has_body: bool, limits: CodecLimits) 
             raise refuse(f"output: {problem}")
     if request.options and _deeper_than(request.options, _MAX_OPTIONS_DEPTH):
         raise refuse(f"options: nested deeper than {_MAX_OPTIONS_DEPTH} containers")
+
+
+def _check_piece(request: Text, limits: CodecLimits) -> None:
+    """Check a piece of text by itself; the core knows what came before it."""
+    if len(request.text) > limits.text_chars:
+        message = f"text: {len(request.text)} characters; at most {limits.text_chars} are accepted for a job"
+        raise RequestError(ErrorCode.TOO_LARGE, message, id=request.id)
+    try:
+        texts.check_characters(request.text)
+    except texts.TextError as error:
+        raise RequestError(ErrorCode.BAD_REQUEST, f"text: {error}", id=request.id) from None
 
 
 def bad_file_name(name: str) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
-from .requests import MAX_DEADLINE_S, GetJob, JobId, ListJobs, Ping, Request
+from .requests import MAX_DEADLINE_S, GetJob, JobId, ListJobs, Ping, Request, VoiceName
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -16,8 +16,6 @@ MAX_WORKERS = 256
 
 #: The greatest number of a line of the log that can be asked for.
 MAX_LINE = 2**63 - 1
-
-VoiceName = Annotated[str, Meta(pattern=r"\A[\w-]{1,64}\Z")]
 
 
 class Status(Request, tag="status", kw_only=True):
@@ -116,7 +114,7 @@ class SetLogLevel(Request, tag="log_level", kw_only=True):
 
 
 class VoiceAdd(Request, tag="voice_add", kw_only=True, omit_defaults=True):
-    """Register a voice: the body is its recording, ``text`` the transcript."""
+    """Register a voice for all clients: the body is its recording, ``text`` the transcript."""
 
     name: VoiceName
     text: Annotated[str, Meta(min_length=1, max_length=1_000)]
@@ -125,10 +123,11 @@ class VoiceAdd(Request, tag="voice_add", kw_only=True, omit_defaults=True):
     replace: bool = False
 
 
-class VoiceRemove(Request, tag="voice_remove", kw_only=True):
-    """Remove a registered voice."""
+class VoiceRemove(Request, tag="voice_remove", kw_only=True, omit_defaults=True):
+    """Remove a voice for all clients, or one of ``client``'s own, as ``limits`` shows it."""
 
     name: VoiceName
+    client: Annotated[str, Meta(min_length=1, max_length=256)] | UnsetType = UNSET
 
 
 class Metrics(Request, tag="metrics", kw_only=True):

@@ -128,11 +128,16 @@ class Pong(Event, tag="pong", kw_only=True):
 
 
 class Voice(Struct, kw_only=True):
-    """A voice as ``voices`` and ``info`` list it."""
+    """A voice as ``voices`` and ``info`` list it; ``owner`` is ``shared`` or ``own``.
+
+    ``sample``: whether its recording can be heard, by ``voice_sample``.
+    """
 
     name: str
     language: str = ""
     description: str = ""
+    owner: str = "shared"
+    sample: bool = False
 
 
 class InfoAnswer(Event, tag="info", kw_only=True):
@@ -162,10 +167,21 @@ class VoicesAnswer(Event, tag="voices", kw_only=True):
     voices: list[Voice]
 
 
+class VoiceSampleAnswer(Event, tag="voice_sample", kw_only=True):
+    """A voice's recording, which is the body; ``format`` is ``wav``, ``flac``, ``ogg`` or ``mp3``."""
+
+    name: str
+    owner: str
+    format: str
+    text: str
+    seconds: float
+
+
 class JobInfo(Struct, kw_only=True):
     """A job as ``job`` and ``jobs`` show it. ``created`` is seconds since 1970, UTC.
 
     ``client`` and ``user`` are sent to operators only. ``suspended``: it began, and now waits for a more urgent job.
+    ``waits_for_text``: it can't go on before more of its text comes.
     ``note``: why the result of an ended job is not there any more.
     """
 
@@ -181,6 +197,7 @@ class JobInfo(Struct, kw_only=True):
     user: str | UnsetType = UNSET
     durable: bool | UnsetType = UNSET
     suspended: bool | UnsetType = UNSET
+    waits_for_text: bool | UnsetType = UNSET
     worker: str | UnsetType = UNSET
     segment: int | UnsetType = UNSET
     segments: int | UnsetType = UNSET
@@ -210,7 +227,7 @@ class JobsAnswer(Event, tag="jobs", kw_only=True):
 
 
 class Result(Struct, kw_only=True):
-    """The answer to ``cancel`` and to every operation of the control socket.
+    """The answer to ``cancel``, ``voice_add``, ``voice_remove`` and every operation of the control socket.
 
     The event has the keys of ``values`` beside ``v``, ``id`` and ``event``; these three must not be among them.
     """
@@ -234,6 +251,7 @@ ClosedEvent = (
     | Pong
     | InfoAnswer
     | VoicesAnswer
+    | VoiceSampleAnswer
     | JobAnswer
     | JobsAnswer
 )

@@ -29,6 +29,9 @@ MAX_ON_BEHALF_OF = 128
 #: Whose job or request it is, as a gateway names its customers.
 OnBehalfOf = Annotated[str, Meta(min_length=1, max_length=MAX_ON_BEHALF_OF)]
 
+#: The name of a registered voice.
+VoiceName = Annotated[str, Meta(pattern=r"\A[\w-]{1,64}\Z")]
+
 #: How long a ``key`` stands for the same job.
 KEY_HOLDS_S = 24 * 3600.0
 
@@ -64,6 +67,7 @@ class Synthesize(Request, tag="synthesize", kw_only=True, omit_defaults=True):
     seed: Annotated[int, Meta(ge=0, le=MAX_SEED)] = 0
     options: dict[str, Any] = {}
     on_behalf_of: OnBehalfOf | UnsetType = UNSET
+    more: bool = False
 
     @property
     def named_format(self) -> AudioFormat | None:
@@ -78,6 +82,16 @@ class Synthesize(Request, tag="synthesize", kw_only=True, omit_defaults=True):
         return self.named_format or ("pcm_s16le" if self.stream else "wav")
 
 
+class Text(Request, tag="text", kw_only=True, omit_defaults=True):
+    """One more piece of the text of a job that was opened with ``more``."""
+
+    job: JobId
+    text: str = ""
+    flush: bool = False
+    last: bool = False
+    on_behalf_of: OnBehalfOf | UnsetType = UNSET
+
+
 class Ping(Request, tag="ping", kw_only=True):
     """Is the daemon there?"""
 
@@ -86,8 +100,39 @@ class Info(Request, tag="info", kw_only=True):
     """What this daemon can do."""
 
 
-class Voices(Request, tag="voices", kw_only=True):
-    """The voices that can be named in ``voice``."""
+class Voices(Request, tag="voices", kw_only=True, omit_defaults=True):
+    """The voices that can be named in ``voice``: those for all, and the client's own."""
+
+    on_behalf_of: OnBehalfOf | UnsetType = UNSET
+
+
+class VoiceAdd(Request, tag="voice_add", kw_only=True, omit_defaults=True):
+    """Keep a voice for this client alone: the body is its recording, ``text`` the transcript.
+
+    ``consent``: the person who is heard agrees, without which no voice is kept.
+    """
+
+    name: VoiceName
+    text: Annotated[str, Meta(min_length=1, max_length=1_000)]
+    language: Annotated[str, Meta(max_length=32)] = ""
+    description: Annotated[str, Meta(max_length=500)] = ""
+    consent: bool = False
+    replace: bool = False
+    on_behalf_of: OnBehalfOf | UnsetType = UNSET
+
+
+class VoiceRemove(Request, tag="voice_remove", kw_only=True, omit_defaults=True):
+    """Remove one of the client's own voices."""
+
+    name: VoiceName
+    on_behalf_of: OnBehalfOf | UnsetType = UNSET
+
+
+class VoiceSample(Request, tag="voice_sample", kw_only=True, omit_defaults=True):
+    """The recording of a voice: of the client's own, or of one for all."""
+
+    name: VoiceName
+    on_behalf_of: OnBehalfOf | UnsetType = UNSET
 
 
 class Cancel(Request, tag="cancel", kw_only=True, omit_defaults=True):
@@ -120,4 +165,6 @@ class ListJobs(Request, tag="jobs", kw_only=True, omit_defaults=True):
     on_behalf_of: OnBehalfOf | UnsetType = UNSET
 
 
-ClientRequest = Synthesize | Ping | Info | Voices | Cancel | GetJob | Wait | ListJobs
+ClientRequest = (
+    Synthesize | Text | Ping | Info | Voices | VoiceAdd | VoiceRemove | VoiceSample | Cancel | GetJob | Wait | ListJobs
+)

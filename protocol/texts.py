@@ -21,12 +21,22 @@ class TextError(ValueError):
 
 def speakable(text: str) -> str:
     """``text`` as engines get it. Raises TextError; positions count from 0 in ``text`` as it was given."""
-    if found := _REFUSED.search(text):
-        raise TextError(wrong_character(text, found.start()))
+    check_characters(text)
     folded = fold(text)
-    if not _SPOKEN.search(folded):
+    if not has_words(folded):
         raise TextError(NOTHING_TO_SPEAK)
     return folded
+
+
+def check_characters(text: str) -> None:
+    """Raise TextError for a character that no text may have; for a piece, which may have nothing to speak."""
+    if found := _REFUSED.search(text):
+        raise TextError(wrong_character(text, found.start()))
+
+
+def has_words(text: str) -> bool:
+    """Whether there is a letter or a digit in ``text``."""
+    return _SPOKEN.search(text) is not None
 
 
 def transcript(text: str) -> str:

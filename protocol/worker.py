@@ -7,7 +7,9 @@ A worker sends ``hello`` once, with the token that it was started with, and ``re
 warm. For every ``job`` it sends any number of ``beat``, ``progress`` and ``audio``, and exactly one ``finished`` or
 ``failed``. A ``cancel`` ends the job early, with ``failed`` and code ``cancelled``; for a job that has already ended it
 has no answer. A ``suspend`` stops the job at its next segment boundary, which is answered by ``suspended``; the worker
-is then free for another ``job``, or for a ``resume``. Several jobs may be suspended at a time.
+is then free for another ``job``, or for a ``resume``. Several jobs may be suspended at a time. A job with ``more`` gets
+the rest of its text by ``text``; where it has spoken all that came and the last has not come, it is ``suspended`` by
+itself.
 """
 
 from __future__ import annotations
@@ -123,10 +125,15 @@ class Failed(Message, tag="failed", kw_only=True):
 
 
 class Suspended(Message, tag="suspended", kw_only=True):
-    """The answer to ``suspend``: the job stopped at a segment boundary and can be resumed."""
+    """The answer to ``suspend``: the job stopped at a segment boundary and can be resumed.
+
+    ``waits``: it has spoken all of its text, of which more may come; ``texts``: the number of ``text`` messages read.
+    """
 
     job: str
     memory: Memory | None = None
+    waits: bool = False
+    texts: int = 0
 
 
 class Checked(Message, tag="checked", kw_only=True):
@@ -164,6 +171,7 @@ class SpeakJob(Message, tag="job", kw_only=True):
     ``output``: the absolute path of a file to create. One that an earlier attempt at this job left there counts.
     ``output_room``: bytes that the output may take; None: any number. ``keep_free``: bytes that it leaves on the disk.
     ``result``: the absolute path for the finished file of a durable job; if it can't be written, the file is sent.
+    ``more``: the rest of the text comes in AddText messages, the last of which says so.
     """
 
     job: str
@@ -180,6 +188,15 @@ class SpeakJob(Message, tag="job", kw_only=True):
     output_room: int | None = None
     keep_free: int = 0
     result: str | None = None
+    more: bool = False
+
+
+class AddText(Message, tag="text", kw_only=True):
+    """More of the text of a job, whole sentences; ``last``: nothing comes after it."""
+
+    job: str
+    text: str
+    last: bool = False
 
 
 class CancelJob(Message, tag="cancel", kw_only=True):
@@ -214,7 +231,7 @@ class StopWorker(Message, tag="stop", kw_only=True):
     """Finish the current job, then end."""
 
 
-SupervisorMessage = SpeakJob | CancelJob | SuspendJob | ResumeJob | Check | Trim | StopWorker
+SupervisorMessage = SpeakJob | AddText | CancelJob | SuspendJob | ResumeJob | Check | Trim | StopWorker
 
 _encoder = msgspec.msgpack.Encoder()
 # A length in a header reserves no memory: msgspec reads what is there, and an unknown key's value is skipped.

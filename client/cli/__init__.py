@@ -23,7 +23,8 @@ _MODULES = {
     "events": "events", "metrics": "operate", "recycle": "operate", "scale": "operate", "quarantine": "quarantine",
     "pause": "operate", "resume": "operate", "drain": "operate", "reload": "operate", "stop": "operate",
     "log-level": "operate", "config": "config", "key": "key", "apikey": "apikey", "doctor": "doctor",
-    "install-service": "service", "uninstall-service": "service", "demo": "demo.command", "completion": "about",
+    "install-service": "service", "uninstall-service": "service", "demo": "demo.command", "serve": "serve",
+    "completion": "about",
 }  # fmt: skip
 
 

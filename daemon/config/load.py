@@ -150,6 +150,11 @@ def voices_dir(settings: Settings) -> Path:
     return Path(settings.voices.folder).absolute() if settings.voices.folder else state_dir(settings) / "voices"
 
 
+def own_voices_dir(settings: Settings) -> Path:
+    """The folder of the voices that clients keep for themselves."""
+    return state_dir(settings) / "own_voices"
+
+
 def cache_dir(settings: Settings) -> Path:
     """The folder of files that workers share; it may be deleted while no daemon runs."""
     return state_dir(settings) / "cache"

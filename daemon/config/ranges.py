@@ -17,6 +17,8 @@ _HOUR_S, _DAY_S, _YEAR_S = 3_600, 86_400, 366 * 86_400
 #: More jobs than these don't fit the memory of any machine.
 _JOBS = 1_000_000
 _COUNT = 1_000_000_000
+#: A list of more voices is longer than a message may be.
+_VOICES = 1_000
 #: 1 TiB of the host's memory, 16 TiB of disk or of all GPUs.
 _HOST_MIB, _DISK_MIB = 1 << 20, 16 << 20
 
@@ -97,7 +99,10 @@ RANGES: dict[str, Range] = {
     "queue.classes.batch.weight": Range(1, 1_000),
     "limits.clients.NAME.max_jobs": Range(1, _JOBS),
     "limits.clients.NAME.max_share": Range(0.001, 1),
+    "limits.clients.NAME.own_voices": Range(0, _VOICES),
     "limits.text_chars": Range(1, 100_000),
+    "limits.text_timeout_s": Range(0.1, _DAY_S),
+    "limits.open_texts": Range(0, _JOBS),
     "limits.header_kib": Range(4, 1_024),
     "limits.body_mib": Range(1, MAX_RECORDING_MIB),
     "limits.recordings_mib": Range(1, _HOST_MIB),
@@ -107,6 +112,8 @@ RANGES: dict[str, Range] = {
     "limits.max_connections": Range(1, _JOBS),
     "limits.outputs_mib": Range(0, _DISK_MIB),
     "limits.disk_reserve_mib": Range(0, _DISK_MIB),
+    "limits.own_voices": Range(0, _VOICES),
+    "limits.own_voices_mib": Range(1, _DISK_MIB),
     "audio.sample_rate": Range(MIN_SAMPLE_RATE, MAX_SAMPLE_RATE),
     "alerts.gpu_memory_share": Range(0.01, 1),
     "alerts.response_s": Range(0.1, _DAY_S),

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from glmtts.protocol import requests
 from glmtts.protocol.control import LogLevel, Logs, VoiceAdd, VoiceRemove
-from glmtts.protocol.events import Done, Error, ServerEvent
+from glmtts.protocol.events import Done, Error, ServerEvent, VoiceSampleAnswer
 from glmtts.protocol.requests import ClientRequest, JobState
 from glmtts.protocol.worker import SupervisorMessage
 
@@ -117,11 +118,15 @@ class WriteMetrics(Struct):
 
 
 class StoreVoice(Struct):
-    """Check and keep a voice's recording, or remove it, and hand back VoiceStored."""
+    """Check and keep a voice's recording, or remove it, and hand back VoiceStored.
+
+    ``owner``: the client whose own voice it is, one at a time; empty for a voice for all.
+    """
 
     to: ReplyTo
-    request: VoiceAdd | VoiceRemove
+    request: VoiceAdd | VoiceRemove | requests.VoiceAdd | requests.VoiceRemove
     recording: bytes | memoryview | None = None
+    owner: str = ""
 
 
 class JournalAdd(Struct):
@@ -166,7 +171,7 @@ class SendStored(Struct):
     """Read a file, and send an event with it as the body; or hand back StoredLost."""
 
     to: ReplyTo
-    event: Done
+    event: Done | VoiceSampleAnswer
     path: str
 
 

@@ -237,17 +237,24 @@ class SettingsRead(Struct):
 
 
 class VoiceStored(Struct):
-    """A voice was added, removed, or could not be: ``error`` is (code, message). ``to`` waits for the answer."""
+    """A voice was added, removed, or could not be: ``error`` is (code, message). ``to`` waits for the answer.
+
+    ``owner`` is that of the StoreVoice.
+    """
 
     to: ReplyTo
     id: str
     name: str
     voice: StoredVoice | None = None
     error: tuple[str, str] | None = None
+    owner: str = ""
 
 
 class StoredVoice(Struct, frozen=True):
-    """A registered voice: ``path`` is the file of its recording, ``text`` the words in it."""
+    """A registered voice: ``path`` is the file of its recording, ``text`` the words in it.
+
+    ``owner``: the key of the client whose own it is; empty for a voice for all. ``added``: in seconds since 1970.
+    """
 
     name: str
     path: str
@@ -255,6 +262,9 @@ class StoredVoice(Struct, frozen=True):
     language: str = ""
     description: str = ""
     seconds: float = 0.0
+    owner: str = ""
+    bytes: int = 0
+    added: float = 0.0
 
 
 class JournalRow(Struct, kw_only=True):
@@ -334,7 +344,7 @@ class JournalRemoved(Struct):
 
 
 class StoredLost(Struct):
-    """The file of a SendStored could not be read."""
+    """The file of a SendStored could not be read; ``job`` is empty for the recording of a voice."""
 
     to: ReplyTo
     id: str

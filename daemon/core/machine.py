@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from glmtts.protocol import control, requests
@@ -16,6 +16,7 @@ from .api.operator_requests import OperatorRequests
 from .api.queue_report import QueueReport
 from .api.recovery import Recovery
 from .api.surroundings import Surroundings
+from .api.voice_requests import VoiceRequests
 from .effects import Effect, Sample
 from .metric_types import Family
 from .monitoring.alert_evaluator import AlertEvaluator
@@ -65,10 +66,10 @@ class Machine:
         now: float,
         wall: float,
         seed: int,
-        voices: dict[str, inputs.StoredVoice] | None = None,
+        voices: Sequence[inputs.StoredVoice] = (),
         paused_since: float | None = None,
     ) -> None:
-        self.state = state = State(settings, installation, dict(voices or {}), now=now, wall=wall, seed=seed)
+        self.state = state = State(settings, installation, voices, now=now, wall=wall, seed=seed)
         self.scheduler = scheduler = Scheduler(state)
         self._context = state.context
         self._problems = Problems(state, scheduler)
@@ -76,6 +77,7 @@ class Machine:
         self._core_metrics = CoreMetrics(state, scheduler)
         self._health = Health(state.context, state.pool, self._problems)
         self._client_requests = ClientRequests(state, scheduler, self._problems)
+        self._voice_requests = VoiceRequests(state, scheduler.admission, self._client_requests)
         self._operator_requests = OperatorRequests(state, scheduler, self._client_requests, self._problems)
         self.lifecycle = Lifecycle(state, scheduler, self._client_requests, paused_since=paused_since)
         self._surroundings = Surroundings(state, self.lifecycle)
@@ -83,6 +85,7 @@ class Machine:
             state,
             scheduler,
             client_requests=self._client_requests,
+            voice_requests=self._voice_requests,
             health=self._health,
             lifecycle=self.lifecycle,
             handle=self._on_input,
@@ -112,7 +115,7 @@ class Machine:
             inputs.MetricsServed: lambda e: self.state.alerts.set("metrics", e.problem),
             inputs.StopAsked: self.lifecycle.on_stop_asked,
             inputs.SettingsRead: self._operator_requests.on_settings,
-            inputs.VoiceStored: self._operator_requests.on_voice_stored,
+            inputs.VoiceStored: self._voice_requests.on_stored,
             inputs.JournalChanged: self.lifecycle.on_journal_changed,
             inputs.JournalAdded: self._client_requests.on_journal_added,
             inputs.JournalEnded: self.scheduler.completion.on_written,
@@ -128,12 +131,16 @@ class Machine:
         }
 
     def _request_handlers(self) -> dict[type, Callable[[inputs.Requested, Any], None]]:
-        client = self._client_requests
+        client, voice = self._client_requests, self._voice_requests
         return {
             requests.Synthesize: client.synthesize,
+            requests.Text: client.text,
             requests.Ping: client.ping,
             requests.Info: client.info,
-            requests.Voices: client.list_voices,
+            requests.Voices: voice.list,
+            requests.VoiceAdd: voice.add,
+            requests.VoiceRemove: voice.remove,
+            requests.VoiceSample: voice.sample,
             requests.Cancel: lambda e, r: client.cancel(e.to, r, e.client),
             requests.GetJob: lambda e, r: client.job(e.to, r, e.client),
             requests.ListJobs: lambda e, r: client.jobs(e.to, r, e.client),
@@ -160,8 +167,8 @@ class Machine:
             control.Stop: lambda e, _: lifecycle.on_stop(e),
             control.Reload: lambda e, _: operator.reload(e),
             control.SetLogLevel: operator.log_level,
-            control.VoiceAdd: operator.store_voice,
-            control.VoiceRemove: operator.store_voice,
+            control.VoiceAdd: self._voice_requests.store,
+            control.VoiceRemove: self._voice_requests.store,
             control.Metrics: lambda e, _: operator.metrics(e, self.measure()),
             control.GetConfig: lambda e, _: operator.config(e),
             requests.Ping: lambda e, r: client.ping(inputs.Requested(_OPERATOR, e.to, r), r),
@@ -188,6 +195,7 @@ class Machine:
             "look": lambda _: state.autoscaler.on_first_look_late(),
             "deadline": lambda id: on_deadline(state, completion, id),
             "expire": lambda _: completion.expire(),
+            "text": scheduler.text_pieces.on_timeout,
             "positions": lambda _: scheduler.notifications.tell_positions(),
             "judge": lambda _: self._alert_evaluator.judge(),
             "health": self._health.on_late,
@@ -234,6 +242,7 @@ class Machine:
     def describe(self) -> dict[str, int]:
         """How many entries everything has that grows with use."""
         waiting = {"waiting": len(self.state.queue), "disk": self.scheduler.durable_jobs.waiting}
+        waiting |= self.state.own_voices.describe()
         return self.state.job_table.describe() | waiting | {"drains": self.lifecycle.drains}
 
     def measure(self) -> list[Family]:

@@ -37,6 +37,8 @@ queue.keep_durable_mib
 queue.classes.vip.weight queue.classes.vip.users queue.classes.interactive.weight queue.classes.interactive.users
 queue.classes.batch.weight queue.classes.batch.users
 limits.rate limits.rate_batch limits.clients limits.gateways limits.outputs_mib limits.disk_reserve_mib
+limits.own_voices limits.own_voices_mib
+limits.text_timeout_s limits.open_texts
 audio.sample_rate audio.default_format
 voices.default
 alerts.gpu_memory_share alerts.response_s alerts.error_share alerts.rtf alerts.faults alerts.window_s alerts.for_s

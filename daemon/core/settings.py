@@ -146,6 +146,7 @@ class ClientLimits(Section, frozen=True):
     rate_batch: str | None = None
     max_jobs: Count | None = None
     max_share: Share | None = None
+    own_voices: CountOrZero | None = None
 
 
 class LimitsSettings(Section, frozen=True):
@@ -154,6 +155,8 @@ class LimitsSettings(Section, frozen=True):
     clients: dict[str, ClientLimits] = {}
     gateways: list[str] = []
     text_chars: Annotated[int, Meta(ge=1, le=100_000)] = 5_000
+    text_timeout_s: PositiveSeconds = 60.0
+    open_texts: CountOrZero = 100
     header_kib: Annotated[int, Meta(ge=4, le=1_024)] = 64
     body_mib: Annotated[int, Meta(ge=1, le=MAX_RECORDING_MIB)] = 16
     recordings_mib: Count = 256
@@ -163,6 +166,8 @@ class LimitsSettings(Section, frozen=True):
     max_connections: Count = 4_096
     outputs_mib: Mib = 10_240
     disk_reserve_mib: Mib = 256
+    own_voices: CountOrZero = 10
+    own_voices_mib: Count = 1_024
 
 
 class AudioSettings(Section, frozen=True):

@@ -49,6 +49,15 @@ def owner_of(client: str) -> str:
     return client.partition("/")[0]
 
 
+#: The part of what is free, or its own, that one client may take: so however much it takes, the next one finds room.
+FREE_PART = 0.8
+
+
+def part_of_free(own: int, free: int) -> int:
+    """What may come to ``own`` bytes so that they take at most the part of what they and the free ones are."""
+    return int(FREE_PART * (own + free)) - own
+
+
 class _Amounts:
     """How much each name holds, and the name that holds most: of several the one that came first.
 

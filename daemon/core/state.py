@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from collections.abc import Iterable
+
+from msgspec import UNSET, Struct
 
 from glmtts.protocol.events import Voice
+from glmtts.protocol.requests import Synthesize
 
 from .alerts import Alerts
 from .context import Context
@@ -12,6 +15,7 @@ from .inputs import StoredVoice
 from .jobs.estimates import Estimator
 from .jobs.job_table import JobTable
 from .jobs.queue import WaitingQueue
+from .own_voices import OwnVoices
 from .settings import Settings
 from .shares import Removals
 from .workers.autoscaler import Autoscaler
@@ -46,7 +50,7 @@ class State:
         self,
         settings: Settings,
         installation: Installation,
-        voices: dict[str, StoredVoice],
+        voices: Iterable[StoredVoice],
         *,
         now: float,
         wall: float,
@@ -54,8 +58,9 @@ class State:
     ) -> None:
         self.context = Context(settings, now, wall, seed)
         self.installation = installation
-        #: The registered voices by name.
-        self.voices = voices
+        #: The registered voices for all by name, and those that clients have for themselves.
+        self.voices = {voice.name: voice for voice in voices if not voice.owner}
+        self.own_voices = OwnVoices(voice for voice in voices if voice.owner)
         self.removals = Removals()
         self.job_table = JobTable(self.removals)
         self.queue = WaitingQueue(settings.queue.classes)
@@ -66,20 +71,34 @@ class State:
         self.recycler = Recycler(self.context, self.pool, self.gpus)
         self.autoscaler = Autoscaler(self.context, self.pool, self.gpus, self.queue)
 
-    def all_voices(self) -> list[Voice]:
-        """Every voice: the engine's own, and the registered ones."""
-        own, engine = self.pool.own_voices, self.pool.engine
-        registered = [
-            Voice(name=voice.name, language=voice.language, description=voice.description)
-            for voice in self.voices.values()
-            if voice.name not in own
-        ]
-        return (engine.voices if engine else []) + registered
+    def recording_of(self, client: str, request: Synthesize) -> StoredVoice | None:
+        """The recording that a client names with a voice: one of its own first. None for an engine's voice, or none."""
+        if request.prompt is not UNSET:
+            return None
+        name = self.context.settings.voices.default
+        if request.voice is not UNSET:
+            name = request.voice
+            if (own := self.own_voices.find(client, name)) is not None:
+                return own
+        return None if name in self.pool.own_voices else self.voices.get(name)
 
-    def known_voices(self) -> str:
+    def all_voices(self, client: str) -> list[Voice]:
+        """Every voice that a client can name: the engine's own, the registered ones, and those of the client alone."""
+        engines, engine = self.pool.own_voices, self.pool.engine
+        own = {voice.name: _listed(voice) for voice in self.own_voices.of(client)}
+        shared = [_listed(voice) for voice in self.voices.values() if voice.name not in engines]
+        for_all = (engine.voices if engine else []) + shared
+        return [voice for voice in for_all if voice.name not in own] + list(own.values())
+
+    def known_voices(self, client: str) -> str:
         """The names of voices, for an error about one that is not there."""
-        known = self.all_voices()
+        known = self.all_voices(client)
         if not known:
             return "none is registered yet (glmttsctl voice add)"
         more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
         return f"there are {', '.join(voice.name for voice in known[:_NAMED])}{more}"
+
+
+def _listed(voice: StoredVoice) -> Voice:
+    owner = "own" if voice.owner else "shared"
+    return Voice(name=voice.name, language=voice.language, description=voice.description, owner=owner, sample=True)

@@ -72,6 +72,10 @@ class Utterance:
     The engine calls ``beat(done, expected)`` at least every few hundred milliseconds as it progresses (tokens, chunks);
     a job without beats for ``hang_timeout_s`` counts as hung, and its process is killed. The engine returns when
     ``cancelled()`` is true.
+
+    ``more`` is there for a job whose text comes in pieces, of which ``text`` is the first. Each ends where a sentence
+    does. When the engine has spoken what it has, it calls ``more()``, which returns the next piece, ``""`` while there
+    is none, and None after the last. Where there is none, the engine yields a Piece with ``waits`` and calls it again.
     """
 
     text: str
@@ -82,6 +86,7 @@ class Utterance:
     options: Any
     beat: Callable[..., None] = field(default=_no_beat)
     cancelled: Callable[[], bool] = field(default=_not_cancelled)
+    more: Callable[[], str | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +94,15 @@ class Piece:
     """A part of the audio: mono float32 samples of shape (n,), in -1..1, at the utterance's sample rate.
 
     ``segment`` counts from 0 and never decreases; ``ends_segment`` marks a segment's last piece; ``segments`` is their
-    expected number.
+    expected number, which grows with a text that comes in pieces.
     """
 
     samples: Samples
     segment: int
     segments: int
     ends_segment: bool
+    #: There is no audio before more text comes; the job may be suspended here.
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +111,21 @@ class MemoryFigures:
 
     torch_allocated: int | None = None
     torch_reserved: int | None = None
+
+
+def texts_of(utterance: Utterance) -> Iterator[str | Piece]:
+    """The text of a job, piece by piece; between them, while the next has not come, what to yield meanwhile."""
+    yield utterance.text
+    if utterance.more is None:
+        return
+    while (text := utterance.more()) is not None:
+        yield text or _waiting()
+
+
+def _waiting() -> Piece:
+    import numpy as np
+
+    return Piece(np.zeros(0, np.float32), 0, 0, False, waits=True)
 
 
 class Engine(abc.ABC):

@@ -35,26 +35,60 @@ def split(text: str) -> list[Sentence]:
     A sentence without a letter of either script ("2024.") has the language of the one before it; at the beginning, of
     the one after it. A part with nothing to speak joins its neighbour, for its pause.
     """
+    return Splitter().add(text)
+
+
+class Splitter:
+    """Splits a text that comes in pieces as :func:`split` does the whole; each piece ends where a sentence does."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._has_han: bool | None = None
+
+    def add(self, piece: str) -> list[Sentence]:
+        """The sentences of one more piece, at least one."""
+        start, self._text = len(self._text), self._text + piece
+        parts = _spoken_parts(self._text, start)
+        languages = [_has_han(part) for part in parts]
+        if self._has_han is None:
+            self._has_han = next((language for language in languages if language is not None), None)
+        sentences: list[Sentence] = []
+        for part, language in zip(parts, languages, strict=True):
+            self._has_han = self._has_han if language is None else language
+            sentences.append(Sentence(part.strip(), bool(self._has_han)))
+        return sentences
+
+
+def whole(text: str, start: int = 0) -> int:
+    """Up to where a text that still grows can be spoken, if it was spoken up to ``start``: no more text changes the
+    sentences before that place, nor how they are read."""
+    *done, _ = _spoken_parts(text, start)
+    # A number at the beginning is read in the language of the words after it.
+    if not start and all(_has_han(part) is None for part in done):
+        return 0
+    return start + sum(map(len, done))
+
+
+def _spoken_parts(text: str, start: int) -> list[str]:
+    """The parts of ``text`` from ``start`` on, each with something to speak if there is anything."""
     parts: list[str] = []
-    for part in cut(text):
+    for part in cut(text, start):
         if parts and (not _SPOKEN.search(part) or not _SPOKEN.search(parts[-1])):
             parts[-1] += part
         else:
             parts.append(part)
-    languages = [True if _HAN.search(part) else False if _LATIN.search(part) else None for part in parts]
-    current = next((language for language in languages if language is not None), False)
-    sentences: list[Sentence] = []
-    for part, language in zip(parts, languages, strict=True):
-        current = current if language is None else language
-        sentences.append(Sentence(part.strip(), current))
-    return sentences
+    return parts
 
 
-def cut(text: str) -> list[str]:
-    """Cut ``text`` after each sentence with its marks and blanks; joined, the parts are ``text`` again."""
+def _has_han(text: str) -> bool | None:
+    """Whether a text is Chinese; None for one without a letter of either script."""
+    return True if _HAN.search(text) else False if _LATIN.search(text) else None
+
+
+def cut(text: str, start: int = 0) -> list[str]:
+    """Cut ``text`` after each sentence with its marks and blanks; joined, the parts are ``text`` from ``start`` on."""
     parts: list[str] = []
-    start = 0
-    for match in _END.finditer(text):
+    for match in _END.finditer(text, start):
         stop = match.start()
         if match[0][0] == "." and _ABBREVIATION.search(text, max(start, stop - _LONGEST_ABBREVIATION), stop):
             continue

@@ -149,7 +149,7 @@ class Deliveries:
 
     def _lost(self, effect: effects.SendStored, result: object) -> None:
         problem = str(result) if isinstance(result, ResultLostError) else _in_words(result)
-        self._step(inputs.StoredLost(effect.to, effect.event.id, effect.event.job, problem))
+        self._step(inputs.StoredLost(effect.to, effect.event.id, getattr(effect.event, "job", ""), problem))
 
     def settle(self, effect: effects.SettleOutput) -> None:
         """Remove the mark of an output, and the file too if the job ended badly."""

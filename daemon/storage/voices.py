@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from glmtts.protocol.control import VoiceAdd
+from glmtts.protocol import control, requests
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.files import read_file
 from glmtts.protocol.system_words import error_in_words, exit_in_words
@@ -57,13 +57,17 @@ class _Description(Struct, frozen=True, kw_only=True):
     sample_rate: int
     #: Seconds since 1970, UTC.
     added: float
+    #: The key of the client whose own it is, and whether the client said that the person who is heard agrees.
+    owner: str = ""
+    consent: bool = False
 
 
 class VoiceStore:
-    """Owns the folder of the voices, which is made when the first one is added."""
+    """Owns the folder of the voices, which is made when the first one is added; ``own``: it is that of one client."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, own: bool = False) -> None:
         self.folder = folder
+        self._own = own
         #: The voices that :meth:`load_all` skipped, and why.
         self.damaged: dict[str, str] = {}
         #: Begins the names of unfinished voices, so that other daemons with this folder leave them alone.
@@ -100,12 +104,20 @@ class VoiceStore:
         return voices
 
     def add(
-        self, request: VoiceAdd, recording: bytes, *, seconds: float, sample_rate: int, keep_free: int = 0
+        self,
+        request: control.VoiceAdd | requests.VoiceAdd,
+        recording: bytes,
+        *,
+        seconds: float,
+        sample_rate: int,
+        keep_free: int = 0,
+        owner: str = "",
+        replace: bool | None = None,
     ) -> StoredVoice:
         """Register a voice whose recording has passed :func:`check_recording`, and sync it.
 
-        ``keep_free``: bytes that it leaves on the disk. Raises VoiceError: ``bad_request`` for a name that is invalid
-        or taken, ``bad_audio``, ``output_failed``.
+        ``keep_free``: bytes that it leaves on the disk. ``replace``: in place of the request's own. Raises VoiceError:
+        ``bad_request`` for a name that is invalid or taken, ``bad_audio``, ``output_failed``.
         """
         name = request.name
         _check_name(name)
@@ -124,6 +136,8 @@ class VoiceStore:
             seconds=seconds,
             sample_rate=sample_rate,
             added=round(time.time(), 3),
+            owner=owner,
+            consent=isinstance(request, requests.VoiceAdd) and request.consent,
         )
         target = self.folder / name
         try:
@@ -135,7 +149,7 @@ class VoiceStore:
                     "disk_reserve_mib); remove files there",
                 )
             if target.exists():
-                if not request.replace:
+                if not (request.replace if replace is None else replace):
                     raise VoiceError(
                         ErrorCode.BAD_REQUEST,
                         f"name: there is a voice {name!r} already; send replace to put this one in its place",
@@ -148,7 +162,7 @@ class VoiceStore:
             if isinstance(error, FileExistsError | NotADirectoryError):
                 reason = f"{error.filename} is not a folder; remove it"
             raise VoiceError(ErrorCode.OUTPUT_FAILED, f"the voice can't be written to {target}: {reason}") from error
-        return _stored(target, about)
+        return self._stored(target, about)
 
     def remove(self, name: str) -> None:
         """Remove a voice. Raises VoiceError: ``voice_not_found``, ``output_failed``."""
@@ -186,7 +200,20 @@ class VoiceStore:
             about = msgspec.structs.replace(about, text=transcript(about.text))
         except TextError as error:
             raise VoiceError(ErrorCode.BAD_REQUEST, f"its transcript: {error}") from None
-        return _stored(folder, about)
+        return self._stored(folder, about)
+
+    def _stored(self, folder: Path, about: _Description) -> StoredVoice:
+        return StoredVoice(
+            folder.name,
+            str(folder / about.recording),
+            about.text,
+            about.language,
+            about.description,
+            about.seconds,
+            owner=about.owner if self._own else "",
+            bytes=about.bytes,
+            added=about.added,
+        )
 
     def _make(self, target: Path, recording: bytes, about: _Description) -> None:
         adding = self.folder / f".adding-{self.instance}-{os.urandom(6).hex()}"
@@ -203,6 +230,11 @@ class VoiceStore:
         sync_folder(self.folder)
 
     def _replace(self, target: Path, recording: bytes, about: _Description) -> None:
+        if self._own:
+            # Jobs that start now may read the recording in use. Those before it go now, so that no client fills the
+            # disk with them until the next start.
+            with contextlib.suppress(VoiceError):
+                _tidy(Path(self._load(target.name).path))
         before = {path.name for path in target.iterdir()} - {_FILE}
         fresh = about.recording not in before or (target / about.recording).stat().st_size != about.bytes
         try:
@@ -271,11 +303,6 @@ def _check_name(name: str) -> None:
         raise VoiceError(
             ErrorCode.BAD_REQUEST, f"name: {name[:70]!r} is invalid; use 1..64 letters, digits, hyphens and underscores"
         )
-
-
-def _stored(folder: Path, about: _Description) -> StoredVoice:
-    path = str(folder / about.recording)
-    return StoredVoice(folder.name, path, about.text, about.language, about.description, about.seconds)
 
 
 def _tidy(recording: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import zmq
 
 from glmtts.protocol.worker import (
+    AddText,
     CancelJob,
     Check,
     ResumeJob,
@@ -62,6 +63,8 @@ class SupervisorConnection:
         #: Of the current job and of those in the inbox: the jobs to cancel, and the jobs to suspend.
         self._cancelled: set[str] = set()
         self._to_suspend: set[str] = set()
+        #: Texts that the current job, suspended ones and those in the inbox have not taken yet.
+        self._texts: dict[str, list[AddText]] = {}
         self._terminated = False
 
     def until_connected(self) -> None:
@@ -88,6 +91,7 @@ class SupervisorConnection:
         which is not suspended any more.
         """
         self._forget(self._current)
+        self._texts.pop(self._current, None)
         self._current = ""
         while not self._terminated:
             if not self._inbox:
@@ -101,6 +105,8 @@ class SupervisorConnection:
                     self._forget(task.job)
                     continue
                 self._suspended.discard(task.job)
+                if isinstance(task, CancelJob):
+                    self._texts.pop(task.job, None)
             if isinstance(task, SpeakJob | ResumeJob):
                 self._current = task.job
             return task, body
@@ -127,7 +133,18 @@ class SupervisorConnection:
             self._inbox = deque(entry for entry in self._inbox if type(entry[0]) is not CancelJob)
             found = [job for job in dict.fromkeys(found) if job in self._suspended]
             self._suspended.difference_update(found)
+            for job in found:
+                self._texts.pop(job, None)
         return found
+
+    def has_text(self, job: str) -> bool:
+        """Whether there is a text that the job has not taken, among the messages read so far."""
+        return job in self._texts
+
+    def take_texts(self, job: str) -> list[AddText]:
+        """The texts of the current job that have come since it last took them, after a look at what has arrived."""
+        self.poll()
+        return self._texts.pop(job, [])
 
     def poll(self) -> None:
         """Read what has arrived, without waiting. Raises WorkerProtocolError."""
@@ -198,6 +215,9 @@ class SupervisorConnection:
                 self._cancelled.add(message.job)
             case CancelJob() if message.job not in self._suspended:
                 pass
+            case AddText():
+                if message.job in self._suspended or self._will_be_spoken(message.job):
+                    self._texts.setdefault(message.job, []).append(message)
             case SuspendJob():
                 if self._will_be_spoken(message.job):
                     self._to_suspend.add(message.job)

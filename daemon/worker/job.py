@@ -14,6 +14,7 @@ from . import audio, log
 from .connection import SupervisorConnection
 from .progress import Heartbeat, JobCancelledError
 from .sinks import FileSink, StreamSink, deliver
+from .text_feed import TextFeed
 
 #: The power of -100 dB: engines say nothing with exact zeros, where they have no reading for what is written.
 _SILENCE = 1e-10
@@ -35,9 +36,13 @@ class RunningJob:
         rate: int,
         heartbeat: Heartbeat,
         begun: float,
+        feed: TextFeed | None = None,
     ) -> None:
-        """``rate``: of the finished audio, in Hz. ``begun``: when the work began, by time.perf_counter."""
+        """``rate``: of the finished audio, in Hz. ``begun``: when the work began, by time.perf_counter. ``feed``: of a
+        job whose text comes in pieces.
+        """
         self._job = job
+        self.feed = feed
         self._utterance = utterance
         self._rate = rate
         self._heartbeat = heartbeat
@@ -112,6 +117,8 @@ class RunningJob:
         if not self._connection.wanted(self._job.job):
             raise JobCancelledError
         piece = next(self._pieces, None)
+        if piece is not None and piece.waits:
+            return piece
         # Also after the last piece: an engine that notices the cancellation first simply returns.
         if self._heartbeat.cancelled():
             raise JobCancelledError
@@ -132,7 +139,7 @@ class RunningJob:
             if not self._segment_energy:
                 log.say(log.WARNING, f"segment {piece.segment + 1} of {piece.segments} is silent", self._job.job)
             self._segment_energy = 0.0
-        if piece.ends_segment and piece.segments > 1:
+        if piece.ends_segment and (piece.segments > 1 or self.feed is not None):
             self._heartbeat.segment_done(piece, self._samples_in / self._utterance.sample_rate)
         return piece
 

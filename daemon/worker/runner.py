@@ -22,6 +22,7 @@ from .job import RunningJob
 from .preparation import Preparation
 from .progress import Heartbeat, JobCancelledError
 from .sinks import describe
+from .text_feed import TextFeed
 
 if TYPE_CHECKING:
     from ..confinement import Confinement
@@ -143,8 +144,9 @@ class JobRunner:
                 return
             outputs.check_absent(Path(job.output))
         utterance = self._preparation.utterance(job, body, rate, heartbeat)
+        utterance.more = feed = TextFeed(job.job, self._connection) if job.more else None
         running = RunningJob(
-            job, self._engine, utterance, self._connection, rate=rate, heartbeat=heartbeat, begun=begun
+            job, self._engine, utterance, self._connection, rate=rate, heartbeat=heartbeat, begun=begun, feed=feed
         )
         self._speak(job.job, running)
 
@@ -153,12 +155,16 @@ class JobRunner:
         while (piece := running.step()) is not None:
             for other in connection.take_cancelled_suspended():
                 self.cancel(other)
-            is_boundary = piece.ends_segment and piece.segment + 1 < piece.segments
-            if is_boundary and connection.suspension_requested(job) and connection.wanted(job):
+            feed = running.feed
+            goes_on = piece.segment + 1 < piece.segments or (feed is not None and not feed.complete)
+            asked = piece.ends_segment and goes_on and connection.suspension_requested(job)
+            waits = piece.waits and not connection.has_text(job)
+            if (asked or waits) and connection.wanted(job):
                 running.suspend()
                 self._suspended[job] = running
                 connection.suspend()
-                connection.send(Suspended(job=job, memory=self.memory()))
+                taken = feed.taken if feed is not None else 0
+                connection.send(Suspended(job=job, memory=self.memory(), waits=waits, texts=taken))
                 return
         finished, file = running.finish(self.memory)
         connection.send(finished, file)

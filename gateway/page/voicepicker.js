@@ -47,7 +47,7 @@ export async function preview(voice) {
 }
 
 async function recordingOf(voice) {
-  if (voice.has_sample === false || !session.value?.daemon?.clones_voices) return null;
+  if (voice.sample === false) return null;
   try {
     return await (await ask("GET", `v1/audio/voices/${encodeURIComponent(voice.id)}/sample`)).blob();
   } catch (error) {

@@ -51,6 +51,8 @@ def message(op: str, union: Any, key: str, value: object) -> bytes:
     needed = {
         field.encode_name: NEEDED.get(field.encode_name) for field in msgspec.structs.fields(kind) if field.required
     }
+    if op == "voice_add" and union is ClientRequest:
+        needed["consent"] = True
     return bytes(msgpack.packb({**needed, "op": op, "id": "r1", "v": 1, key: value}))
 
 
@@ -67,11 +69,11 @@ def served(world: World, event: inputs.Requested | inputs.Controlled) -> None:
 
 def try_number(union: Any, op: str, key: str, value: object, world: World) -> None:
     data = message(op, union, key, value)
+    body = [b"RIFF"] if op == "voice_add" else []
     try:
         if union is ClientRequest:
-            served(world, inputs.Requested(ALICE, inputs.ReplyTo(1), decode_request([data], LIMITS), None))
+            served(world, inputs.Requested(ALICE, inputs.ReplyTo(1), decode_request([data, *body], LIMITS), None))
         else:
-            body = [b"RIFF"] if op == "voice_add" else []
             served(world, inputs.Controlled(OPERATOR, decode_control([data, *body], LIMITS)))
     except RequestError as error:
         assert error.code.value == "bad_request"

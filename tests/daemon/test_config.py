@@ -74,7 +74,8 @@ def test_the_example_of_a_clients_own_limits_can_be_uncommented() -> None:
     end = next(n for n in range(start, len(lines)) if not lines[n].startswith("#"))
     lines[start:end] = [line.removeprefix("#").strip() for line in lines[start:end]]
     limits = config.parse("\n".join(lines)).limits
-    assert limits.clients == {"alice": ClientLimits(rate="60/minute", rate_batch="", max_jobs=4096, max_share=0.5)}
+    own = ClientLimits(rate="60/minute", rate_batch="", max_jobs=4096, max_share=0.5, own_voices=50)
+    assert limits.clients == {"alice": own}
 
 
 def _in_order(section: type[Section], prefix: str = "") -> list[str]:
@@ -251,6 +252,12 @@ def test_the_glmtts_engine_needs_its_checkout_and_the_message_names_the_page() -
 def test_the_settings_of_an_unused_engine_may_stay() -> None:
     settings = config.parse('[engine]\nname = "espeak"\n[engine.glmtts]\nroot = "/not/mounted"\ndtype = "bf16"')
     assert settings.engine.glmtts.dtype == "bf16"
+
+
+@pytest.mark.parametrize("owner", sorted({"root", "0", str(os.geteuid())}))
+def test_customers_of_root_and_of_the_daemons_user_need_no_gateway_by_name(owner: str) -> None:
+    settings = config.parse(f'[limits.clients."{owner}/anna"]\nrate = "1/minute"')
+    assert f"{owner}/anna" in settings.limits.clients
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,10 @@ import contextlib
 import http.client
 import io
 import json
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,57 +17,12 @@ import openai
 import pytest
 import soundfile
 
-from glmtts.protocol import api_keys
-from glmtts.protocol.api_keys import ApiKey
-
 from ..support import inheriting
+from ..support.gateways import GATEWAY, Gateway, keys_for
 from .conftest import Daemon, Start
 
-GATEWAY = str(Path(sys.executable).with_name("glmtts-gateway"))
 #: Speech that takes as long as it lasts, in ten segments.
 SLOW = {"fault": "audio", "seconds": 10.0, "rtf": 1.0, "segments": 10}
-
-
-class Gateway:
-    """A gateway before a daemon."""
-
-    def __init__(self, daemon: Daemon, folder: Path, settings: str = "", through: Sequence[str] = ()) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
-        self.log_file = folder / f"gateway-{self.port}.log"
-        file = folder / f"gateway-{self.port}.toml"
-        file.write_text(f'[gateway]\nlisten = "127.0.0.1:{self.port}"\nendpoint = "{daemon.endpoint}"\n{settings}')
-        with self.log_file.open("wb") as log:
-            self.process = subprocess.Popen([*through, GATEWAY, "--config", str(file)], stderr=log)
-        daemon.until(self._answers, "the gateway answers")
-
-    def _answers(self) -> bool:
-        assert self.process.poll() is None, self.log_file.read_text()
-        with contextlib.suppress(OSError):
-            return self.ask("GET", "/livez")[0] == 200
-        return False
-
-    def connection(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-
-    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any, dict[str, str]]:
-        """The status, the body (decoded if it is JSON) and the headers of an answer."""
-        with contextlib.closing(self.connection()) as connection:
-            data = body if body is None or isinstance(body, bytes) else json.dumps(body)
-            connection.request(method, path, data, {name.replace("_", "-"): value for name, value in headers.items()})
-            answer = connection.getresponse()
-            content: Any = answer.read()
-            if answer.headers.get_content_type() == "application/json":
-                content = json.loads(content)
-            return answer.status, content, {name.lower(): value for name, value in answer.headers.items()}
-
-    def openai(self, key: str = "none", **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key=key, **options)
-
-    def close(self) -> None:
-        self.process.terminate()
-        self.process.wait(30)
 
 
 @pytest.fixture(scope="module")
@@ -81,18 +35,6 @@ def gateway(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     gateway = Gateway(daemon, tmp_path_factory.mktemp("gateway"))
     yield gateway
     gateway.close()
-
-
-def keys_for(folder: Path, *names: str) -> tuple[Path, dict[str, dict[str, str]]]:
-    """A file of keys, and the header of each name."""
-    file = folder / "keys.toml"
-    headers: dict[str, dict[str, str]] = {}
-    for name in names:
-        key = api_keys.new_key()
-        headers[name] = {"Authorization": f"Bearer {key}"}
-        with file.open("a") as lines:
-            lines.write(api_keys.entry(ApiKey(name=name, sha256=api_keys.digest(key))))
-    return file, headers
 
 
 def cancelled(gateway: Gateway) -> int:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from ..support.processes import until
 from .conftest import Daemon
 from .glmttsctl import GLMTTSCTL, answered, ctl
 
@@ -90,3 +94,45 @@ def test_the_demo_keeps_its_promise_and_leaves_nothing(tmp_path: Path) -> None:
     for name in ("demo-zh.wav", "demo-en.wav"):
         samples, rate = soundfile.read(tmp_path / name)
         assert rate == 24_000 and len(samples) > rate
+
+
+def processes_with(mark: str) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("ends_by", ["SIGHUP", "a crash"])
+def test_serve_serves_http_and_leaves_nothing_however_it_ends(tmp_path: Path, ends_by: str) -> None:
+    folder = tmp_path / "t"
+    folder.mkdir()
+    command = [GLMTTSCTL, "serve", "--port", "0", "--json"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, env=os.environ | {"TMPDIR": str(folder)}
+    ) as served:
+        try:
+            assert served.stdout
+            where = json.loads(served.stdout.readline())
+            mark = f"GLMTTS_RUNTIME_DIR={where['folder']}"
+            if ends_by == "a crash":
+                command_lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in processes_with(mark)}
+                (gateway,) = (pid for pid, line in command_lines.items() if b"glmtts.gateway" in line)
+                os.kill(gateway, signal.SIGKILL)
+            else:
+                body = json.dumps({"input": "Hello.", "response_format": "wav"}).encode()
+                with urllib.request.urlopen(f"{where['url']}v1/audio/speech", body, timeout=30) as answer:
+                    assert answer.read(4) == b"RIFF"
+                served.send_signal(signal.Signals[ends_by])
+            said = "".join(served.communicate(timeout=30))
+            assert served.returncode == (1 if ends_by == "a crash" else 0), said
+            assert ("the gateway was killed by SIGKILL" in said) == (ends_by == "a crash")
+        finally:
+            served.kill()
+    assert not Path(where["folder"]).exists() and not list(folder.iterdir())
+    until(lambda: not processes_with(mark), "no process is left")

@@ -49,7 +49,17 @@ def run(installed: Path, *arguments: str, cwd: Path | None = None, path: str = "
 @pytest.fixture
 def clients_alone(tmp_path: Path) -> str:
     """For ``path``: Python without the packages that the extras bring."""
-    extras = "numpy", "soundfile", "soxr", "pynvml", "prometheus_client", "espeakng_loader", "psutil", "torch"
+    extras = (
+        "numpy",
+        "soundfile",
+        "soxr",
+        "pynvml",
+        "prometheus_client",
+        "espeakng_loader",
+        "psutil",
+        "torch",
+        "uvicorn",
+    )
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({extras}))\n")
     return f"{tmp_path}:"
 
@@ -102,7 +112,12 @@ def test_clients_need_none_of_the_daemon_s_packages(installed: Path, clients_alo
     assert {"glmtts.client.sync", "glmtts.client.cli.doctor", "glmtts.protocol.codec"} <= set(done.stdout.split())
 
 
-def test_a_daemon_without_its_packages_says_what_to_install(installed: Path, clients_alone: str) -> None:
-    done = run(installed, "-c", DEMO, path=clients_alone)
-    install = f"{sys.executable} -m pip install nvidia-ml-py prometheus-client numpy soundfile soxr espeakng-loader"
-    assert done.returncode == 1 and install in done.stderr and "Traceback" not in done.stderr, done.stderr
+def test_programs_without_their_packages_say_what_to_install(installed: Path, clients_alone: str) -> None:
+    done = run(installed, "-c", DEMO.replace("demo", "serve"), path=clients_alone)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    pip = f"{sys.executable} -m pip install "
+    for packages in (
+        "nvidia-ml-py prometheus-client numpy soundfile soxr espeakng-loader",
+        "prometheus-client python-multipart starlette uvicorn",
+    ):
+        assert pip + packages in done.stderr

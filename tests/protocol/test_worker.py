@@ -54,6 +54,7 @@ TO_WORKER: list[worker.SupervisorMessage] = [
     worker.SpeakJob(
         job="j", text="a", voice=None, format="wav", sample_rate=None, stream=False, seed=0, options={"rate": 100}
     ),
+    worker.AddText(job="j", text="a", last=True),
     worker.CancelJob(job="j"),
     worker.SuspendJob(job="j"),
     worker.ResumeJob(job="j"),

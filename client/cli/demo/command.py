@@ -16,11 +16,11 @@ from glmtts.client import Client, JobEvent, RequestFailed
 from glmtts.protocol.events import Started
 
 from ..failures import Failure
+from ..private_daemon import PrivateDaemon, private_daemon
 from ..session import session, shared_options
 from ..ui.humanize import duration
 from ..ui.output import print_json
 from ..ui.sinks import WavSink
-from .daemon import DemoDaemon, demo_daemon
 
 _CHINESE = "今天天气不错，我们一起去公园散步吧。"
 _ENGLISH = "The speech you hear was requested on a socket, and made by a worker process."
@@ -49,7 +49,7 @@ def demo(folder: Path) -> None:
     run = session()
     folder.mkdir(parents=True, exist_ok=True)
     story = _Story(err=run.json)
-    with demo_daemon() as daemon:
+    with private_daemon("demo") as daemon:
         _begin(story, daemon)
         _speak(story, daemon, "zh", _CHINESE, folder / "demo-zh.wav")
         _speak(story, daemon, "en", _ENGLISH, folder / "demo-en.wav")
@@ -81,7 +81,7 @@ class _Story:
         self.figures |= {key: round(value, 4) for key, value in figures.items()}
 
 
-def _begin(story: _Story, daemon: DemoDaemon) -> None:
+def _begin(story: _Story, daemon: PrivateDaemon) -> None:
     story.begin("A separate daemon")
     accepting = daemon.until_accepting()
     story.tell(f"process {daemon.pid} accepts requests {duration(accepting)} after its start")
@@ -92,7 +92,7 @@ def _begin(story: _Story, daemon: DemoDaemon) -> None:
     story.keep(accepting_s=accepting, ready_s=ready)
 
 
-def _speak(story: _Story, daemon: DemoDaemon, language: str, text: str, path: Path) -> None:
+def _speak(story: _Story, daemon: PrivateDaemon, language: str, text: str, path: Path) -> None:
     story.begin(f"A sentence, streamed to {path.name}")
     story.tell(text)
     first_audio, chunks = 0.0, 0
@@ -117,7 +117,7 @@ def _speak(story: _Story, daemon: DemoDaemon, language: str, text: str, path: Pa
     story.keep(**{f"{language}_{name}": value for name, value in figures.items()})
 
 
-def _kill(story: _Story, daemon: DemoDaemon) -> None:
+def _kill(story: _Story, daemon: PrivateDaemon) -> None:
     story.begin("A worker is killed (SIGKILL) in the middle of a job")
     count = daemon.worker_count()
     for attempt in range(_TRIES):
@@ -142,7 +142,7 @@ def _kill(story: _Story, daemon: DemoDaemon) -> None:
 class _Kill:
     """The kill of the worker that gets a job: when it happened, and when the client heard of it."""
 
-    def __init__(self, daemon: DemoDaemon, pids: dict[str, int]) -> None:
+    def __init__(self, daemon: PrivateDaemon, pids: dict[str, int]) -> None:
         self._daemon = daemon
         self._pids = pids
         self._watch = ThreadPoolExecutor(max_workers=1)
@@ -206,7 +206,7 @@ class _Kill:
             return self._replaced.result()
 
 
-def _end(story: _Story, daemon: DemoDaemon) -> None:
+def _end(story: _Story, daemon: PrivateDaemon) -> None:
     story.begin("The end")
     took = daemon.stop()
     if left := daemon.processes():

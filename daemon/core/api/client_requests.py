@@ -15,19 +15,19 @@ from glmtts.protocol.errors import ErrorCode, RequestError
 from ...engines import options as engine_options
 from ..effects import Send
 from ..inputs import Client, ConnectionClosed, ConnectionOverrun, JournalAdded, JournalChanged, ReplyTo, Requested
-from ..jobs.job import Ended, Ending, Job, Subscriber
+from ..jobs.job import Ended, Ending, Job, Pieces, Subscriber
 from ..jobs.job_table import content_digest
 from ..monitoring.problems import Problems
 from ..scheduling.deadlines import enqueue
 from ..scheduling.durable import NEW_KEY, key_taken, no_such_job, removed_early
 from ..scheduling.forecast import Outlook
-from ..scheduling.retry import quarantine_message
+from ..scheduling.retry import blamed, quarantine_message
 from ..scheduling.scheduler import Scheduler
 from ..state import State
 from . import refusals
 
 #: Additions within the protocol's version, as ``info`` names them.
-FEATURES = ["on_behalf_of", "streams"]
+FEATURES = ["on_behalf_of", "own_voices", "streams", "text_in_pieces"]
 
 #: The error that a client gets whose unread events had to be thrown away.
 TOO_SLOW = "the client does not read, and the buffer for what it leaves unread is full ([limits] send_buffer_mib)"
@@ -40,10 +40,11 @@ class ClientRequests:
         self._state = state
         self._context, self._job_table = state.context, state.job_table
         self._queue, self._pool = state.queue, state.pool
-        self._voices, self._installation = state.voices, state.installation
+        self._installation = state.installation
         self._dispatcher, self._admission = scheduler.dispatcher, scheduler.admission
         self._durable_jobs, self._completion = scheduler.durable_jobs, scheduler.completion
         self._retries, self._forecast = scheduler.retries, scheduler.forecast
+        self._text_pieces = scheduler.text_pieces
         self._problems = problems
         #: Why no job is accepted at all, or ``""``.
         self.closed = ""
@@ -75,13 +76,16 @@ class ClientRequests:
                 return
         refusals.check_open(self._state, self.closed)
         refusals.check_allowed(self._state, event.client, request)
-        refusals.check_speakable(self._state, request)
-        durable = request.priority == "batch" if request.durable is UNSET else request.durable
+        refusals.check_speakable(self._state, client, request)
+        voice = self._state.recording_of(client.key, request)
+        own_voice = voice is not None and bool(voice.owner)
+        refusals.check_more(request, event.to)
+        durable = request.priority == "batch" and not request.more if request.durable is UNSET else request.durable
         if durable:
             self._durable_jobs.check()
         if self._retries.quarantine or durable:
             content = content or content_digest(request, event.body)
-            if deaths := self._retries.deaths_of(content):
+            if deaths := self._retries.deaths_of(blamed(content, client.key if own_voice else "")):
                 raise RequestError(ErrorCode.QUARANTINED, quarantine_message(deaths))
         audio_format: AudioFormat = request.resolved_format
         if request.named_format is None and not request.stream:
@@ -102,11 +106,13 @@ class ClientRequests:
             streams=request.stream and hears_all,
             durable=durable,
             output_path=self._output_path(request),
-            cloned=self._names_a_recording(request),
+            cloned=voice is not None,
+            own_voice=own_voice,
             accepted_at=context.now,
             created=round(context.wall, 3),
             deadline_at=context.now + deadline_s if deadline_s else None,
             subscribers=[subscriber],
+            pieces=Pieces(request.text) if request.more else None,
         )
         refusals.check_deadline(self._state, job, deadline_s)
         # Last, because it takes a token of the client's rate.
@@ -122,7 +128,10 @@ class ClientRequests:
     def _accept(self, job: Job, subscribers: list[Subscriber]) -> None:
         """The job is in the queue from now on."""
         context = self._context
-        enqueue(self._state, job)
+        if job.pieces is None:
+            enqueue(self._state, job)
+        else:
+            self._text_pieces.open(job)
         hearing = [subscriber for subscriber in subscribers if subscriber.all_events]
         if hearing:
             self._say_accepted(job, hearing)
@@ -130,13 +139,28 @@ class ClientRequests:
         if context.watched:
             context.publish("job.waiting", job=job.id, client=job.client.key, priority=job.request.priority)
 
+    def text(self, event: Requested, request: requests.Text) -> None:
+        """Add a piece to the text of a job."""
+        job = self._own(event.to, request, event.client)
+        if job is None:
+            return
+        try:
+            self._text_pieces.add(job, request)
+        except RequestError as error:
+            self._context.refuse(event.to, request.id, error.code, error.message)
+            return
+        length = len(job.request.text) if isinstance(job, Job) else 0
+        values = {"job": request.job, "state": job.state, "text_length": length}
+        self._context.send(event.to, events.Result(id=request.id, values=values))
+
     def on_journal_changed(self, event: JournalChanged) -> None:
         """The journal can be used now, or can't any more; jobs of an earlier daemon are queued again."""
         for job in self._durable_jobs.on_changed(event):
             self._completion.guarded(job, self._recovered, job)
 
     def _recovered(self, job: Job) -> None:
-        job.cloned = self._names_a_recording(job.request)
+        voice = self._state.recording_of(job.client.key, job.request)
+        job.cloned, job.own_voice = voice is not None, voice is not None and bool(voice.owner)
         job.output_path = self._output_path(job.request)
         self._accept(job, [])
 
@@ -148,10 +172,6 @@ class ClientRequests:
 
     def _output_path(self, request: requests.Synthesize) -> str:
         return "" if request.output is UNSET else f"{self._installation.outputs_folder}/{request.output}"
-
-    def _names_a_recording(self, request: requests.Synthesize) -> bool:
-        voice = self._context.settings.voices.default if request.voice is UNSET else request.voice
-        return request.prompt is UNSET and voice in self._voices and voice not in self._pool.own_voices
 
     def _say_accepted(self, job: Job, subscribers: list[Subscriber]) -> None:
         free = self._dispatcher.starts_at_once(job)
@@ -233,11 +253,13 @@ class ClientRequests:
             sample_rate=settings.audio.sample_rate,
             sample_rates=engine.sample_rates if engine else [],
             formats=list(FORMATS),
-            voices=self._state.all_voices(),
+            voices=self._state.all_voices(event.client.key),
             default_voice=default_voice,
             clones_voices=self._pool.engine is not None and self._pool.engine.clones_voices,
             limits={
                 "text_chars": limits.text_chars,
+                "text_timeout_s": limits.text_timeout_s,
+                "open_texts": limits.open_texts,
                 "header_bytes": limits.header_kib << 10,
                 "body_bytes": limits.body_mib << 20,
                 "body_frames": 1,
@@ -249,6 +271,8 @@ class ClientRequests:
                 "max_waiting_batch": settings.queue.max_waiting_batch,
                 "max_per_client": settings.queue.max_per_client,
                 "max_share": settings.queue.max_share,
+                "own_voices": self._admission.allowance(event.client).own_voices,
+                "own_voices_mib": limits.own_voices_mib,
                 "durable": not self._durable_jobs.problem,
             },
             features=FEATURES,
@@ -256,10 +280,6 @@ class ClientRequests:
             ready=self._pool.serving > 0 and not self.closed and not self._queue.paused,
         )
         self._context.send(event.to, answer)
-
-    def list_voices(self, event: Requested, request: requests.Voices) -> None:
-        """Say which voices can be named."""
-        self._context.send(event.to, events.VoicesAnswer(id=request.id, voices=self._state.all_voices()))
 
     def cancel(self, to: ReplyTo, request: requests.Cancel, client: Client | None) -> None:
         """End a job; ``client`` is None for an operator, who may end any."""
@@ -374,7 +394,10 @@ class ClientRequests:
     # --- whose job it is
 
     def _own(
-        self, to: ReplyTo, request: requests.Cancel | requests.GetJob | requests.Wait, client: Client | None
+        self,
+        to: ReplyTo,
+        request: requests.Text | requests.Cancel | requests.GetJob | requests.Wait,
+        client: Client | None,
     ) -> Job | Ended | None:
         """The job, if this client may know of it; the answer is the same for no job and for another client's.
 
@@ -388,7 +411,12 @@ class ClientRequests:
         job = self._job_table.find(request.job)
         if job is not None and (asker is None or asker.may_see(job.client)):
             return job
-        if job is not None or not self._durable_jobs.find(to, request, asker.key if asker else None):
+        # No durable job takes a piece of text.
+        if (
+            job is not None
+            or isinstance(request, requests.Text)
+            or not self._durable_jobs.find(to, request, asker.key if asker else None)
+        ):
             message = no_such_job(request.job, self._context.settings.queue)
             message += self._state.removals.words(asker.key) if asker else ""
             self._context.refuse(to, request.id, ErrorCode.JOB_NOT_FOUND, message)

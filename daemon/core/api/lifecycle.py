@@ -108,7 +108,7 @@ class Lifecycle:
     @property
     def summary(self) -> Summary:
         """How the daemon is, now."""
-        counts, waiting = self._pool.counts(), len(self._queue)
+        counts, waiting = self._pool.counts(), len(self._queue) + self._queue.without_text
         return Summary(
             state=self.name,
             ready=counts.get(WorkerState.READY, 0) + counts.get(WorkerState.BUSY, 0),

@@ -11,9 +11,9 @@ from glmtts.protocol import control, events
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.requests import Cancel
 
-from ..effects import ChangeLogLevel, ReadLog, ReadSettings, StoreVoice, UseSettings, WriteMetrics
+from ..effects import ChangeLogLevel, ReadLog, ReadSettings, UseSettings, WriteMetrics
 from ..exit_causes import Cause
-from ..inputs import Controlled, ReplyTo, SettingsRead, VoiceStored
+from ..inputs import Controlled, ReplyTo, SettingsRead
 from ..metric_types import Family
 from ..monitoring.problems import Problems
 from ..reload import plan
@@ -234,32 +234,3 @@ class OperatorRequests:
         guarded(self._pool.timers.apply, self._pool)
         guarded(partial(self._autoscaler.apply, bounds_changed=bounds_changed))
         guarded(self._completion.expire)
-
-    def store_voice(self, event: Controlled, request: control.VoiceAdd | control.VoiceRemove) -> None:
-        """Keep or remove a voice; answered when that is done."""
-        if isinstance(request, control.VoiceAdd) and request.name in self._pool.own_voices:
-            message = f"name: the engine has a voice {request.name!r} of its own; choose another name"
-            self._context.refuse(event.to, request.id, ErrorCode.BAD_REQUEST, message)
-            return
-        self._context.effects.append(StoreVoice(event.to, request, event.body))
-
-    def on_voice_stored(self, stored: VoiceStored) -> None:
-        """A voice was added or removed, or that failed."""
-        error = stored.error
-        if error is not None and error[0] == ErrorCode.VOICE_NOT_FOUND.value and stored.name in self._state.voices:
-            # Its folder is gone already: there is nothing left to remove but the name.
-            error = None
-        if error is not None:
-            code, message = error
-            self._context.refuse(stored.to, stored.id, ErrorCode(code), message)
-        elif stored.voice is None:
-            self._state.voices.pop(stored.name, None)
-            self._context.log("info", "voice removed", voice=stored.name)
-            self._answer(stored.to, stored.id, name=stored.name, removed=True)
-        else:
-            self._state.voices[stored.name] = stored.voice
-            self._context.log("info", "voice added", voice=stored.name, seconds=stored.voice.seconds)
-            values: dict[str, Any] = {"name": stored.name, "seconds": stored.voice.seconds}
-            if self._pool.engine and not self._pool.engine.clones_voices:
-                values["warning"] = f"the engine {self._pool.engine.engine} can't use it: it does not clone voices"
-            self._answer(stored.to, stored.id, **values)

@@ -9,12 +9,13 @@ from glmtts.protocol.errors import ErrorCode
 
 from .. import inputs
 from ..context import INTERNAL_ERROR, request_of
-from ..effects import JournalAdd, JournalEnd, JournalFind, Send, Signal, Spawn, Tell
+from ..effects import JournalAdd, JournalEnd, JournalFind, Send, Signal, Spawn, StoreVoice, Tell
 from ..scheduling.scheduler import Scheduler
 from ..state import State
 from .client_requests import ClientRequests
 from .health import Health
 from .lifecycle import Lifecycle, Phase
+from .voice_requests import VoiceRequests
 
 #: The message to a client that was not sent an event because of an internal error.
 _EVENT_LOST = "an internal error of the daemon, which is in its log: an event was not sent; a durable job goes on"
@@ -29,6 +30,7 @@ class Recovery:
         scheduler: Scheduler,
         *,
         client_requests: ClientRequests,
+        voice_requests: VoiceRequests,
         health: Health,
         lifecycle: Lifecycle,
         handle: Callable[[inputs.Input], None],
@@ -37,6 +39,7 @@ class Recovery:
         self._completion, self._worker_messages = scheduler.completion, scheduler.worker_messages
         self._durable_jobs = scheduler.durable_jobs
         self._client_requests = client_requests
+        self._voice_requests = voice_requests
         self._health = health
         self._lifecycle = lifecycle
         self._handle = handle
@@ -109,6 +112,8 @@ class Recovery:
                     self._context.jobs_dirty = self._context.workers_dirty = False
             case JournalAdd(row=row):
                 self._client_requests.on_journal_added(inputs.JournalAdded(row.job, event.problem))
+            case StoreVoice(owner=owner) if owner:
+                self._voice_requests.ended()
             case JournalFind():
                 self._durable_jobs.looked_up(effect.to, effect.request.id)
             case JournalEnd(job=id):

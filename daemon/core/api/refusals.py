@@ -13,7 +13,7 @@ from glmtts.protocol.audio_formats import ENCODER_RATES, AudioFormat
 from glmtts.protocol.errors import ErrorCode, RequestError
 
 from ...engines import options as engine_options
-from ..inputs import Client
+from ..inputs import Client, ReplyTo
 from ..jobs.job import MAX_SUBSCRIBERS, Job
 from ..scheduling.admission import is_named
 from ..state import State
@@ -22,7 +22,16 @@ from ..state import State
 def acting_for(
     state: State,
     client: Client,
-    request: requests.Synthesize | requests.Cancel | requests.GetJob | requests.Wait | requests.ListJobs,
+    request: requests.Synthesize
+    | requests.Voices
+    | requests.VoiceAdd
+    | requests.VoiceRemove
+    | requests.VoiceSample
+    | requests.Text
+    | requests.Cancel
+    | requests.GetJob
+    | requests.Wait
+    | requests.ListJobs,
 ) -> Client:
     """The client whose job it is, or who asks for it: itself, or the customer that a gateway names.
 
@@ -53,33 +62,43 @@ def check_allowed(state: State, client: Client, request: requests.Synthesize) ->
         raise RequestError(ErrorCode.FORBIDDEN, message)
 
 
-def check_speakable(state: State, request: requests.Synthesize) -> None:
+def check_more(request: requests.Synthesize, to: ReplyTo) -> None:
+    """Refuse a text in pieces from a client that can't send them."""
+    if request.more and to.envelope:
+        raise RequestError(
+            ErrorCode.BAD_REQUEST,
+            "more: a REQ socket can't send the rest of the text before it has the answer; use a DEALER",
+        )
+
+
+def check_speakable(state: State, client: Client, request: requests.Synthesize) -> None:
     """Refuse options and voices that the engine does not know, and an output that another job writes."""
     if problem := engine_options.check(state.context.settings.engine.name, request.options):
         raise RequestError(ErrorCode.BAD_REQUEST, problem)
     if request.prompt is UNSET and state.pool.engine:
-        _check_voice(state, request)
+        _check_voice(state, client, request)
     if request.output is not UNSET and request.output in state.job_table.outputs:
         raise RequestError(ErrorCode.OUTPUT_EXISTS, f"output: another job writes {request.output}; choose another name")
 
 
-def _check_voice(state: State, request: requests.Synthesize) -> None:
+def _check_voice(state: State, client: Client, request: requests.Synthesize) -> None:
     """Refuse a voice that is unknown or not for this engine, or missing where the engine has none of its own."""
     settings, pool = state.context.settings, state.pool
     name = settings.voices.default if request.voice is UNSET else request.voice
-    if name in pool.own_voices:
+    voice = state.recording_of(client.key, request)
+    if voice is None and name in pool.own_voices:
         return
     if not name:
         if not pool.own_voices:
             raise RequestError(
                 ErrorCode.BAD_REQUEST,
                 f"voice: the engine {settings.engine.name} needs the voice of a recording: name one, or send a "
-                f"prompt; {state.known_voices()}",
+                f"prompt; {state.known_voices(client.key)}",
             )
         return
-    if name not in state.voices:
+    if voice is None:
         of_default = " ([voices] default)" if request.voice is UNSET else ""
-        message = f"voice: {name!r}{of_default} is unknown; {state.known_voices()}"
+        message = f"voice: {name!r}{of_default} is unknown; {state.known_voices(client.key)}"
         raise RequestError(ErrorCode.VOICE_NOT_FOUND, message)
     if not (pool.engine and pool.engine.clones_voices):
         raise RequestError(

@@ -7,8 +7,8 @@
        |            `----> cancelled
        `-> failed, cancelled
 
-A running job may be suspended in its worker for another one. The end of a durable job is sent when it is on disk: until
-then the job keeps its state, and has its end in ``ending``."""
+A running job may be suspended in its worker for another one, or while it waits for more of its text. The end of a
+durable job is sent when it is on disk: until then the job keeps its state, and has its end in ``ending``."""
 
 from __future__ import annotations
 
@@ -76,6 +76,20 @@ class Account(Struct):
     profile: tuple[int, tuple[str, ...], tuple[str, ...]] | None = None
 
 
+class Pieces(Struct):
+    """The text of a job that comes in pieces. The request has as much as came, folded."""
+
+    #: The text as it came, and the number of pieces.
+    raw: str
+    count: int = 1
+    #: Up to where the folded text may be spoken: the end of a sentence.
+    ready: int = 0
+    #: Whether the last piece came.
+    complete: bool = False
+    #: Whether a worker died of it: from then on its content is what it was then.
+    blamed: bool = False
+
+
 class Attempt(Struct):
     """One try at a job in a worker; a retry starts with a fresh one. Empty before the job was given to a worker."""
 
@@ -83,6 +97,11 @@ class Attempt(Struct):
     #: Whether the worker works on it; until then it lies ready there, and its client takes it for waiting.
     begun: bool = False
     suspended: bool = False
+    #: Whether it is suspended because it has spoken all of its text that came.
+    waits_for_text: bool = False
+    #: Up to where the worker has the text, and how many pieces it was sent.
+    sent: int = 0
+    texts: int = 0
     #: Since when the worker works on it without a break, and the seconds of work before that.
     active_since: float | None = None
     earlier_s: float = 0.0
@@ -103,7 +122,7 @@ class Attempt(Struct):
     def resume(self, now: float) -> None:
         """The worker works on it from now on."""
         self.active_since = now
-        self.suspended = False
+        self.suspended = self.waits_for_text = False
 
     def stop(self, now: float) -> None:
         """The worker does not work on it any more, for now or for good."""
@@ -132,8 +151,9 @@ class Job(Struct, kw_only=True):
     durable: bool = False
     #: Where its file goes, if the request names one in the outputs folder.
     output_path: str = ""
-    #: Whether its voice is a registered recording.
+    #: Whether its voice is a registered recording, and one that its client has for itself.
     cloned: bool = False
+    own_voice: bool = False
     state: JobState = "waiting"
     account: Account = field(default_factory=Account)
     attempt: Attempt = field(default_factory=Attempt)
@@ -150,6 +170,15 @@ class Job(Struct, kw_only=True):
     told_position: int = -1
     subscribers: list[Subscriber] = []
     ending: Ending | None = None
+    #: Of a job whose text comes in pieces.
+    pieces: Pieces | None = None
+
+    @property
+    def waits_for_text(self) -> bool:
+        """Whether it can't go on before more of its text comes."""
+        if self.pieces is None or not self.live:
+            return False
+        return self.attempt.waits_for_text or (self.state == "waiting" and not self.pieces.ready)
 
     @property
     def live(self) -> bool:
@@ -199,6 +228,8 @@ class Job(Struct, kw_only=True):
             info.code, info.message = event.code, event.message
         elif event is not None:
             info.audio_s, info.synthesis_s = round(event.audio_s, 3), event.synthesis_s
+        elif self.waits_for_text:
+            info.waits_for_text = True
         elif attempt.suspended:
             info.suspended = True
         return info

@@ -15,7 +15,7 @@ from glmtts.protocol.requests import KEY_HOLDS_S, Synthesize
 
 from ..inputs import ReplyTo
 from ..shares import Removals, SharedRows, Shares
-from .job import Ended, Ending, Job, Subscriber
+from .job import Ended, Ending, Job, Pieces, Subscriber
 
 #: Ended jobs that are remembered at most: those with a result or a key, and those without.
 MAX_ENDED, MAX_BARE = 7_500, 2_500
@@ -38,6 +38,8 @@ class JobTable:
         self.outputs: set[str] = set()
         #: Bytes of recordings that live jobs hold.
         self.recordings = Shares()
+        #: Live jobs whose text is not complete.
+        self.open_texts = Shares()
         #: Dicts for sets, which have no order: a schedule that failed must fail again in the same way.
         self._of_connection: dict[int, dict[str, None]] = {}
         self._ended: OrderedDict[str, Ended] = OrderedDict()
@@ -66,6 +68,8 @@ class JobTable:
         self.durable += job.durable
         if job.recording is not None:
             self.recordings.add(job.client.key, len(job.recording))
+        if job.pieces is not None and not job.pieces.complete:
+            self.open_texts.add(job.client.key, 1)
         if job.request.output is not UNSET:
             self.outputs.add(job.request.output)
         if job.request.key is not UNSET:
@@ -173,6 +177,12 @@ class JobTable:
             self._note(table, client, rows)
         self._forget(ended)
 
+    def complete(self, pieces: Pieces, client: str) -> None:
+        """The last piece of a live job's text has come."""
+        if not pieces.complete:
+            pieces.complete = True
+            self.open_texts.add(client, -1)
+
     def drop(self, job: Job) -> None:
         """Forget a live job: it has ended, or is left to the journal."""
         del self.live[job.id]
@@ -183,6 +193,8 @@ class JobTable:
         if job.recording is not None:
             self.recordings.add(job.client.key, -len(job.recording))
             job.recording = None
+        if job.pieces is not None:
+            self.complete(job.pieces, job.client.key)
         if job.request.output is not UNSET:
             self.outputs.discard(job.request.output)
         for subscriber in job.subscribers:
@@ -230,6 +242,7 @@ class JobTable:
             "outputs": len(self.outputs),
             "clients": len(self.live_of_client),
             "recording_bytes": self.recording_bytes,
+            "open_texts": self.open_texts.total,
         }
 
     def shares(self) -> dict[str, tuple[Shares, int | None]]:
@@ -240,6 +253,7 @@ class JobTable:
             "results": (self._results.shares, None),
             "keys": (self._keys_of.shares, MAX_KEYS),
             "recordings": (self.recordings, None),
+            "open_texts": (self.open_texts, None),
         }
 
     def expire(self, now: float, max_result_bytes: int) -> float | None:

@@ -47,6 +47,8 @@ class WaitingQueue:
         self._for_fresh: OrderedDict[str, Job] = OrderedDict()
         #: Jobs that the journal does not have yet.
         self._held: dict[str, Job] = {}
+        #: Jobs of whose text nothing can be spoken yet: they take no place.
+        self._without_text: dict[str, Job] = {}
         #: All others; those that had been started before come first.
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._clients: dict[str, Waiting] = {}
@@ -74,14 +76,19 @@ class WaitingQueue:
         return bool(self._jobs or self._held)
 
     def __iter__(self) -> Iterator[Job]:
-        return chain(self._jobs.values(), self._held.values())
+        return chain(self._jobs.values(), self._held.values(), self._without_text.values())
 
     def __contains__(self, job: Job) -> bool:
-        return job.id in self._jobs or job.id in self._held
+        return job.id in self._jobs or self.is_held(job)
 
     def is_held(self, job: Job) -> bool:
-        """Whether a job waits for the disk, and not for a worker."""
-        return job.id in self._held
+        """Whether a job waits for the disk or for its text, and not for a worker."""
+        return job.id in self._held or job.id in self._without_text
+
+    @property
+    def without_text(self) -> int:
+        """How many jobs wait for their text. They are not among those that are counted otherwise."""
+        return len(self._without_text)
 
     def length(self, priority: Priority) -> int:
         """How many of a class wait."""
@@ -130,8 +137,13 @@ class WaitingQueue:
         self._held[job.id] = job
         self._count(job)
 
+    def keep_apart(self, job: Job) -> None:
+        """Add a job that has no text yet; it takes its place when it is pushed."""
+        self._without_text[job.id] = job
+
     def push(self, job: Job, *, front: bool = False) -> None:
         """Add a job, or release one that was held; ``front``: it had been started before."""
+        self._without_text.pop(job.id, None)
         if self._held.pop(job.id, None) is None:
             self._count(job)
         self._clients[job.client.key].work_s += job.account.cost_s
@@ -173,6 +185,8 @@ class WaitingQueue:
 
     def remove(self, job: Job) -> None:
         """Take a job out of the queue. Raises KeyError if it is not in it."""
+        if self._without_text.pop(job.id, None) is not None:
+            return
         held = job.id in self._held
         self._leave(job)
         if held or self._for_fresh.pop(job.id, None) is not None:
@@ -235,15 +249,34 @@ class WaitingQueue:
         shorter, and whose client has had less.
         """
         mine, other = job.request.priority, begun.request.priority
-        if _RANKS[mine] > _RANKS[other]:
-            return False
         if mine != other:
-            head_start = self._classes.handicap(other) - self._classes.handicap(mine)
-            had = self._classes.had(other) - unspoken_s / self._classes.weight(other)
-            return self._classes.tag(mine) <= had + head_start
+            return self._class_goes_before(mine, other, unspoken_s)
         if job.client.key == begun.client.key or job.account.cost_s > _MUCH_SHORTER * left_s:
             return False
         return self._behind_s(job, begun, unspoken_s) <= 0.0
+
+    def has_turn(self, job: Job, begun: Job, *, unspoken_s: float) -> bool:
+        """Whether a job comes before the rest of a begun one, if one of the two gets its text in pieces.
+
+        As :meth:`goes_before`, whatever their lengths: how long the text gets is unknown, and its listener waits at
+        each sentence. So those of one class take turns.
+        """
+        mine, other = job.request.priority, begun.request.priority
+        if mine != other:
+            return self._class_goes_before(mine, other, unspoken_s)
+        return job.client.key == begun.client.key or self._behind_s(job, begun, unspoken_s) <= 0.0
+
+    def turn(self, job: Job) -> tuple[int, float]:
+        """What orders suspended jobs of a worker: the class, then how much the client has had."""
+        priority = job.request.priority
+        return _RANKS[priority], self._class_queues[priority].tag(job.client.key)
+
+    def _class_goes_before(self, mine: Priority, other: Priority, unspoken_s: float) -> bool:
+        if _RANKS[mine] > _RANKS[other]:
+            return False
+        head_start = self._classes.handicap(other) - self._classes.handicap(mine)
+        had = self._classes.had(other) - unspoken_s / self._classes.weight(other)
+        return self._classes.tag(mine) <= had + head_start
 
     def _behind_s(self, job: Job, begun: Job, unspoken_s: float) -> float:
         """How much more the client of a waiting job has had than that of one of its class that was begun."""

@@ -49,6 +49,7 @@ class Allowance(Struct, frozen=True):
     all_share_batch: int
     part: float
     all_part: float
+    own_voices: int
     own: bool
 
 
@@ -60,6 +61,7 @@ class Admission:
         self._queue, self._pool = state.queue, state.pool
         self._forecast = forecast
         self._output_shares = output_shares
+        self._own_voices = state.own_voices
         self._removals = state.removals
         self._rate = RateLimiter(state.removals)
         self._rate_batch = RateLimiter(state.removals)
@@ -131,18 +133,26 @@ class Admission:
                     "([queue] max_share); try again later"
                 )
                 raise self._full(message, self._forecast.next_start_s(classes))
+        if request.more:
+            self._check_open_texts(client, allowed)
         if body is not None:
-            self._check_recordings(client, allowed, len(body))
+            self.check_recording(client, len(body))
         if request.output is not UNSET:
             self._output_shares.check(client)
+        self.take_token(client, batch=batch)
+
+    def take_token(self, client: Client, *, batch: bool = False) -> None:
+        """Take a token of the client's rate. Raises RequestError."""
+        allowed = self._remember(client)
         limiter, rate = (self._rate_batch, allowed.rate_batch) if batch else (self._rate, allowed.rate)
         after_s = limiter.take(client.key, rate, self._context.now)
         if after_s is not None:
             words = allowed.rate_batch_words if batch else allowed.rate_words
             raise RequestError(ErrorCode.RATE_LIMITED, f"more than {words} jobs of yours", retry_after_s=after_s)
 
-    def _check_recordings(self, client: Client, allowed: Allowance, size: int) -> None:
-        """Refuse a recording for which there is no room, or none in the client's share."""
+    def check_recording(self, client: Client, size: int) -> None:
+        """Refuse a recording for which memory, or the client's share of it, has no room. Raises RequestError."""
+        allowed = self.allowance(client)
         limit, recordings = self._context.settings.limits.recordings_mib, self._job_table.recordings
         if recordings.total + size > limit << 20:
             message = f"waiting jobs hold {limit} MiB of recordings ([limits] recordings_mib); try again later"
@@ -156,6 +166,23 @@ class Admission:
                 "([limits] recordings_mib, [queue] max_share); send more when one is done"
             )
             raise self._full(message, self._forecast.next_end_s(client.key if too_much else ""))
+
+    def _check_open_texts(self, client: Client, allowed: Allowance) -> None:
+        """Refuse a text in pieces where as many as may be are not complete, of all clients or of this one."""
+        limit, open_texts = self._context.settings.limits.open_texts, self._job_table.open_texts
+        if not limit:
+            raise RequestError(ErrorCode.FORBIDDEN, "more: this daemon takes no text in pieces ([limits] open_texts)")
+        if open_texts.total >= limit:
+            raise self._full(f"the texts of {limit} jobs are not complete ([limits] open_texts); try again later", None)
+        own, together = open_texts.of(client.key), open_texts.of_owner(client.owner)
+        share, all_share = _part(allowed.part, limit), _part(allowed.all_part, limit)
+        if own >= share or together >= all_share:
+            whose, most = ("yours", share) if own >= share else ("your gateway's customers", all_share)
+            message = (
+                f"the texts of {most} jobs of {whose} are not complete, which is the share of {limit} ([limits] "
+                "open_texts, [queue] max_share); send their last pieces first"
+            )
+            raise self._full(message, None)
 
     @staticmethod
     def _full(message: str, after_s: float | None) -> RequestError:
@@ -174,6 +201,7 @@ class Admission:
             "max_waiting_batch": queue.max_waiting_batch,
             "max_share": queue.max_share,
             "max_jobs": queue.max_per_client,
+            "own_voices": limits.own_voices,
         }
 
     def _tables(self) -> dict[str, tuple[Shares, int]]:
@@ -181,8 +209,10 @@ class Admission:
         bytes_of = {
             "results": settings.queue.keep_results_mib << 20,
             "recordings": settings.limits.recordings_mib << 20,
+            "open_texts": settings.limits.open_texts,
         }
         tables = self._job_table.shares() | {
+            "own_voices": (self._own_voices.shares, settings.limits.own_voices_mib << 20),
             "outputs": (self._output_shares.shares, self._output_shares.most),
             "rates": (self._rate.shares, MAX_CLIENTS),
             "rates_batch": (self._rate_batch.shares, MAX_CLIENTS),
@@ -216,6 +246,8 @@ class Admission:
             "share": allowed.share,
             "waiting_batch": self._queue.waiting_of(client.key, BATCH),
             "share_batch": allowed.share_batch,
+            "voices": self._own_voices.count(client.key),
+            "max_voices": allowed.own_voices,
             "own": allowed.own,
             "gateway": is_named(client, self._context.settings.limits.gateways),
             "held": {table: shares.held(client.key) for table, (shares, _) in self._tables().items()},
@@ -262,6 +294,7 @@ def _allowance(settings: Settings, client: Client) -> Allowance:
         all_share_batch=gateway.all_share_batch if gateway else max(places_batch, most_batch - places_batch),
         part=share,
         all_part=gateway.all_part if gateway else max(share, 1 - share),
+        own_voices=limits.own_voices if given.own_voices is None else given.own_voices,
         own=own is not None,
     )
 

@@ -64,6 +64,7 @@ class Completion:
         if job in self._queue:
             self._queue.remove(job)
         elif (worker := self._worker_of(job)) is not None:
+            self._pool.expect_end(worker, job.id)
             return [Tell(worker.incarnation, CancelJob(job=job.id))]
         return []
 
@@ -189,6 +190,8 @@ class Completion:
         job.enter(ending.state)
         job.ending = ending
         context.timers.cancel(("deadline", job.id))
+        if job.pieces is not None:
+            context.timers.cancel(("text", job.id))
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
         self._job_table.end(job, ending, context.now + keep.keep_results_s)
         if self._job_table.result_bytes > keep.keep_results_mib << 20 or ("expire", "") not in context.timers:

@@ -24,6 +24,13 @@ def enqueue(state: State, job: Job) -> None:
         context.timers.set(("deadline", job.id), max(context.now, due))
 
 
+def keep_apart(state: State, job: Job) -> None:
+    """Keep an accepted job of whose text nothing can be spoken yet."""
+    state.queue.keep_apart(job)
+    if job.deadline_at is not None:
+        state.context.timers.set(("deadline", job.id), job.deadline_at)
+
+
 def age(state: State, seconds: float) -> None:
     """Make every live job older: time has passed for its client in which the daemon did not run."""
     timers = state.context.timers

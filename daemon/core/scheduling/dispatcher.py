@@ -6,7 +6,7 @@ from msgspec import UNSET
 
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.requests import Priority
-from glmtts.protocol.worker import SpeakJob
+from glmtts.protocol.worker import AddText, SpeakJob
 
 from ..effects import Tell
 from ..jobs.estimates import BRIEF_S
@@ -73,6 +73,8 @@ class Dispatcher:
         elif not self._queue.paused:
             self._look_for_room()
             self._notifications.waits()
+        if self._job_table.open_texts.total:
+            self.preemption.look_at_turns()
 
     def _next(self, *, batch: bool | None = None) -> Job | None:
         """The job whose turn it is; no batch job while the workers that may have one are busy."""
@@ -117,9 +119,7 @@ class Dispatcher:
 
         Returns whether the job that it was to get was refused, so that there may be another one.
         """
-        live = self._job_table.live
-        held = (live[id] for id in reversed(worker.process.suspended) if id in live)
-        suspended = next((job for job in held if job.ending is None), None)
+        suspended = self.preemption.next_suspended(worker)
         takes_jobs = worker.state is WorkerState.BUSY and not worker.process.replace_reason and not self._queue.paused
         # A worker that has a batch job may have another one.
         job = self._next(batch=self._has_batch(worker) or None) if takes_jobs else None
@@ -148,11 +148,16 @@ class Dispatcher:
         if self._retries.refuse_quarantined(job) or self._refuse_without_voice(job) or self._refuse_output(job):
             return
         # No code that can raise stands between a job's state and the message that sends it.
-        tell = Tell(worker.incarnation, self._message(job), job.recording)
+        message = self._message(job)
+        tell = Tell(worker.incarnation, message, job.recording)
         job.enter("running")  # waiting -> running
+        job.attempt.sent = len(message.text)
         job.attempt.worker = worker.name
         begins = self._pool.take(worker, job.id)
         self._context.effects.append(tell)
+        if job.pieces is not None and job.pieces.complete:
+            job.attempt.texts = 1
+            self._context.effects.append(Tell(worker.incarnation, AddText(job=job.id, text="", last=True)))
         if begins:
             self.begin(job, worker)
 
@@ -166,11 +171,16 @@ class Dispatcher:
 
     def _refuse_without_voice(self, job: Job) -> bool:
         """End a job that was taken out of the queue if its voice is gone: it speaks with the voice as it is now."""
-        voice = self._voice(job)
-        if voice is None or voice in self._state.voices or voice in self._pool.own_voices:
+        voice, stored = self._voice(job), self._state.recording_of(job.client.key, job.request)
+        if job.own_voice:
+            # One of the same name that is for all is another person's.
+            there = stored is not None and bool(stored.owner)
+        else:
+            there = stored is not None or voice in self._pool.own_voices
+        if voice is None or there:
             return False
         gone = "was removed while the job waited" if job.cloned else "is unknown, or was removed while the job waited"
-        message = f"voice: {voice!r} {gone}; {self._state.known_voices()}"
+        message = f"voice: {voice!r} {gone}; {self._state.known_voices(job.client.key)}"
         self._completion.fail_withdrawn(job, ErrorCode.VOICE_NOT_FOUND, message)
         return True
 
@@ -184,14 +194,13 @@ class Dispatcher:
     def _message(self, job: Job) -> SpeakJob:
         request = job.request
         voice = self._voice(job)
-        voices = self._state.voices
-        stored = voices.get(voice) if voice is not None and voice not in self._pool.own_voices else None
+        stored = self._state.recording_of(job.client.key, request)
         prompt_text = stored.text if stored else None
         if request.prompt is not UNSET:
             prompt_text = request.prompt.text
         return SpeakJob(
             job=job.id,
-            text=request.text,
+            text=request.text if job.pieces is None else request.text[: job.pieces.ready],
             voice=voice,
             format=job.format,
             sample_rate=job.sample_rate,
@@ -204,6 +213,7 @@ class Dispatcher:
             output_room=self._output_shares.room(job.client) if job.output_path else None,
             keep_free=self._context.settings.limits.disk_reserve_mib << 20,
             result=self._result_path(job),
+            more=job.pieces is not None,
         )
 
     def _result_path(self, job: Job) -> str | None:

@@ -321,7 +321,12 @@ class DurableJobs:
         self._context.stir()
 
     def on_lost(self, event: StoredLost) -> None:
-        """A result that should be on disk is not, or can't be read."""
+        """A result, or a recording, that should be on disk is not, or can't be read."""
+        if not event.job:
+            message = "the recording of the voice can't be read any more: it may have been removed just now"
+            self._context.log("warning", "recording can't be read", reason=event.problem)
+            self._context.refuse(event.to, event.id, ErrorCode.VOICE_NOT_FOUND, message)
+            return
         message = f"job {event.job} is done, but its result can't be read: {event.problem}"
         self._context.log("error", "result can't be read", job=event.job, reason=event.problem)
         self._context.refuse(event.to, event.id, ErrorCode.JOB_NOT_FOUND, message)

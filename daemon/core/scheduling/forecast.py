@@ -135,7 +135,7 @@ class Forecast:
         preempt = self._context.settings.queue.preempt and worker.process.slots == 1
         for id in worker.jobs:
             job = live.get(id)
-            if job is None:
+            if job is None or job.attempt.waits_for_text:
                 continue
             boundary_s = 0.0 if job.attempt.suspended else self.boundary_s(job)
             if urgent and preempt and job.request.priority == "batch":

@@ -6,12 +6,8 @@ from glmtts.protocol.errors import ErrorCode, RequestError
 
 from ..effects import MeasureOutputs
 from ..inputs import Client, OutputsMeasured
-from ..shares import Shares
+from ..shares import FREE_PART, Shares, part_of_free
 from ..state import State
-
-#: The part of the space for outputs, free or taken by its own files, that one client may take: so however much a client
-#: writes, the next one finds room.
-_PART = 0.8
 
 
 class OutputShares:
@@ -37,11 +33,11 @@ class OutputShares:
         if self._free is None:
             return None
         own, together = self.shares.of(client.key), self.shares.of_owner(client.owner)
-        room = min(self._free, _share(together, self._free))
+        room = min(self._free, part_of_free(together, self._free))
         if self.most:
             room = min(room, self.most - together)
         # A gateway's customers share its room in the same way.
-        return min(room, _share(own, together - own + room)) if client.on_behalf_of else room
+        return min(room, part_of_free(own, together - own + room)) if client.on_behalf_of else room
 
     def check(self, client: Client) -> None:
         """Refuse an output for which there is no room. Raises RequestError."""
@@ -61,7 +57,7 @@ class OutputShares:
             )
         return (
             f"output: your files in {self._folder} take {self.shares.of_owner(client.owner) >> 20} MiB, which is your "
-            f"share ([limits] outputs_mib, and at most {_PART:.0%} of the space that they and the free space make). "
+            f"share ([limits] outputs_mib, and at most {FREE_PART:.0%} of what they and the free space make). "
             "Move files away, or send the job without output"
         )
 
@@ -93,8 +89,3 @@ class OutputShares:
         elif self._free is not None and self._free <= 0:
             problem = f"outputs are refused: too little space is free in {self._folder} ([limits] disk_reserve_mib)"
         self._alerts.set("outputs", problem)
-
-
-def _share(own: int, free: int) -> int:
-    """What may come to ``own`` bytes so that they take at most the part of what they and the free ones are."""
-    return int(_PART * (own + free)) - own

@@ -58,24 +58,58 @@ class Preemption:
         process = worker.process
         if worker.state is not WorkerState.BUSY or process.slots > 1 or process.replace_reason or process.to_suspend:
             return None
-        if len(process.suspended) >= MAX_SUSPENDED or len(process.at_hand) != 1:
+        if len(process.at_hand) != 1 or self._suspended_for_others(worker) >= MAX_SUSPENDED:
             return None
         job = self._job_table.live.get(process.at_hand[0])
         if job is None or job.ending is not None or not job.attempt.begun:
             return None
         # In its last segment it is done as soon as it could be suspended.
-        last = job.attempt.segments > 0 and job.attempt.segment >= job.attempt.segments - 1
+        ends = job.pieces is None or job.pieces.complete
+        last = ends and job.attempt.segments > 0 and job.attempt.segment >= job.attempt.segments - 1
         return None if last else job
+
+    def _suspended_for_others(self, worker: Worker) -> int:
+        """How many jobs a worker has suspended for others; those that wait for text, or did, are bounded otherwise."""
+        live = self._job_table.live
+        return sum(id not in live or live[id].pieces is None for id in worker.process.suspended)
+
+    def look_at_turns(self) -> None:
+        """Have a running job give way to one whose text comes in pieces, which had to wait for it and now has some."""
+        if not self._context.settings.queue.preempt:
+            return
+        for worker in self._pool.workers.values():
+            process = worker.process
+            if len(process.suspended) > len(process.without_text) and (running := self._could_yield(worker)):
+                first = self.next_suspended(worker)
+                if first is not None and first.pieces is not None and self._has_turn(first, running):
+                    self._pool.suspend(worker, running.id)
+
+    def next_suspended(self, worker: Worker) -> Job | None:
+        """The suspended job of a worker that resumes first: the last one, or where texts come in pieces, in turns."""
+        live, process = self._job_table.live, worker.process
+        jobs = [live[id] for id in process.suspended if id in live and id not in process.without_text]
+        jobs = [job for job in jobs if job.ending is None]
+        if any(job.pieces is not None for job in jobs):
+            return min(jobs, key=self._queue.turn)
+        return jobs[-1] if jobs else None
+
+    def _has_turn(self, job: Job, begun: Job) -> bool:
+        unspoken_s = begun.account.charged_s - begun.attempt.active_s(self._context.now)
+        return self._queue.has_turn(job, begun, unspoken_s=unspoken_s)
 
     def goes_before(self, waiting: Job, begun: Job) -> bool:
         """Whether a waiting job comes before the rest of one that is being spoken, or is suspended."""
+        if begun.pieces is not None and begun.attempt.suspended:
+            alike = waiting.client.key == begun.client.key and waiting.request.priority == begun.request.priority
+            return not alike and self._has_turn(waiting, begun)
         unspoken_s = begun.account.charged_s - begun.attempt.active_s(self._context.now)
         return self._queue.goes_before(waiting, begun, self._forecast.left_s(begun), unspoken_s=unspoken_s)
 
-    def suspended(self, job: Job) -> None:
+    def suspended(self, job: Job, *, without_text: bool = False) -> None:
         """A job stands still from now on: charged is what was spoken of it."""
         job.attempt.stop(self._context.now)
         job.attempt.suspended = True
+        job.attempt.waits_for_text = without_text
         self._queue.settle(job)
 
     def resumed(self, job: Job) -> None:

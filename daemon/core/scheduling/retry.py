@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Collection
 from typing import Any
@@ -123,9 +124,9 @@ class Retries:
 
     @staticmethod
     def content(job: Job) -> str:
-        """The digest of a live job's content."""
+        """What is blamed for a death that a live job is to blame for."""
         job.content = job.content or content_digest(job.request, job.recording)
-        return job.content
+        return blamed(job.content, job.client.key if job.own_voice else "")
 
     def deaths_of(self, content: str) -> int:
         """How many workers died of this content, where that is too many; else 0."""
@@ -174,6 +175,9 @@ class Retries:
     def _blame(self, jobs: list[Job], death: ExitReason) -> None:
         """Count a worker's death against what it was speaking."""
         holds_s = self._context.settings.workers.restart.quarantine_s
+        for job in jobs:
+            if job.pieces is not None:
+                job.pieces.blamed = True
         for job in {self.content(job): job for job in jobs}.values():
             self.quarantine.blame(
                 self.content(job),
@@ -223,6 +227,11 @@ class Retries:
         job.account.charged_s = job.account.settled_s = 0.0
         job.attempt = Attempt()
         job.told_position = -1
+
+
+def blamed(content: str, owner: str) -> str:
+    """A content as the quarantine knows it: with a client's own voice (``owner``) it is that client's alone."""
+    return hashlib.sha256(f"{content} {owner}".encode()).hexdigest() if owner else content
 
 
 def quarantine_message(deaths: int) -> str:

@@ -11,6 +11,7 @@ from .forecast import Forecast
 from .notifications import Notifications
 from .output_shares import OutputShares
 from .retry import Retries
+from .text_pieces import TextPieces
 from .worker_messages import WorkerMessages
 
 
@@ -40,4 +41,5 @@ class Scheduler:
             durable_jobs=self.durable_jobs,
             notifications=self.notifications,
         )
+        self.text_pieces = TextPieces(state, self.completion)
         self.admission = Admission(state, self.forecast, self.output_shares)

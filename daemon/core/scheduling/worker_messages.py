@@ -226,12 +226,16 @@ class WorkerMessages:
         job = self._job_of(worker, message.job)
         if message.job not in worker.jobs:
             return
-        if worker.process.to_suspend != message.job:
+        may_wait = message.waits and (job is None or job.pieces is not None)
+        if message.job in worker.process.suspended or (worker.process.to_suspend != message.job and not may_wait):
             self.violation(worker, f"suspended {message.job!r} without being asked to")
             return
+        # What was sent meanwhile, it has not read yet.
+        without_text = message.waits and job is not None and job.attempt.texts == message.texts
         if job is not None:
-            self._dispatcher.preemption.suspended(job)
-        self._begin_ready(self._pool.suspended(worker, message.job, message.memory), worker)
+            self._dispatcher.preemption.suspended(job, without_text=without_text)
+        begun = self._pool.suspended(worker, message.job, message.memory, without_text=without_text)
+        self._begin_ready(begun, worker)
         if job is not None:
             self._notifications.note("suspended", job)
 
@@ -255,7 +259,7 @@ class WorkerMessages:
     def on_not_told(self, worker: Worker, message: wire.SupervisorMessage) -> None:
         """A message was not sent to a worker."""
         match message:
-            case wire.SpeakJob(job=id) | wire.ResumeJob(job=id):
+            case wire.SpeakJob(job=id) | wire.ResumeJob(job=id) | wire.AddText(job=id):
                 if isinstance(message, wire.SpeakJob):
                     self.is_through(worker, id)
                 if (job := self._job_table.live.get(id)) is not None:

@@ -218,11 +218,17 @@ class Pool(WorkerTable):
         worker.process.to_suspend = job
         self._context.effects.append(Tell(worker.incarnation, SuspendJob(job=job)))
 
-    def suspended(self, worker: Worker, job: str, memory: Memory | None) -> list[str]:
+    def suspended(self, worker: Worker, job: str, memory: Memory | None, *, without_text: bool = False) -> list[str]:
         """The worker has suspended a job. Returns the jobs that it works on now."""
-        worker.process.suspend(job)
+        worker.process.suspend(job, without_text=without_text)
         worker.process.memory = memory or worker.process.memory
         return self._begin_ready(worker)
+
+    def expect_end(self, worker: Worker, job: str) -> None:
+        """A job was cancelled: if it waits for text, the worker has to report its end all the same."""
+        if job in worker.process.without_text:
+            worker.process.has_text(job)
+            self._begin_ready(worker)
 
     def resume(self, worker: Worker, job: str) -> None:
         """Have the worker resume a suspended job."""

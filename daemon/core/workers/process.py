@@ -42,6 +42,8 @@ class Process(Struct, kw_only=True):
     jobs: list[str] = []
     #: Those of them that are suspended, the last one last; and the one that is to be suspended at its next boundary.
     suspended: list[str] = []
+    #: Those of the suspended that can't resume, because they wait for their text.
+    without_text: list[str] = []
     to_suspend: str = ""
     #: When each begun job last made progress, and how many units were done then. While all are suspended: of these.
     moved: dict[str, tuple[float, int]] = {}
@@ -92,8 +94,9 @@ class Process(Struct, kw_only=True):
 
     @property
     def may_resume(self) -> bool:
-        """Whether it has a suspended job, and a slot for that job or another."""
-        return bool(self.suspended) and len(self.jobs) - len(self.suspended) < self.slots
+        """Whether it has a suspended job that could resume, and a slot for that job or another."""
+        can_resume = len(self.suspended) > len(self.without_text)
+        return can_resume and len(self.jobs) - len(self.suspended) < self.slots
 
     def take(self, job: str, now: float) -> bool:
         """Add a job. Returns whether it is begun at once."""
@@ -108,15 +111,23 @@ class Process(Struct, kw_only=True):
         """Begin jobs that lie ready, as far as there are slots. Returns all begun jobs."""
         begun = list(self.begun)
         # With no other job, a suspended one resumes at once, or was cancelled and its end is due.
-        for job in begun or self.suspended:
+        for job in begun or [job for job in self.suspended if job not in self.without_text]:
             self.moved.setdefault(job, (now, -1))
         return begun
 
-    def suspend(self, job: str) -> None:
-        """The process has suspended a job."""
-        self.to_suspend = ""
+    def suspend(self, job: str, *, without_text: bool = False) -> None:
+        """The process has suspended a job; ``without_text``: it can't resume before more of its text comes."""
+        if self.to_suspend == job:
+            self.to_suspend = ""
         self.suspended.append(job)
         self.moved.pop(job, None)
+        if without_text:
+            self.without_text.append(job)
+
+    def has_text(self, job: str) -> None:
+        """A job waits for its text no more: it has come, or the job ends."""
+        if job in self.without_text:
+            self.without_text.remove(job)
 
     def resume(self, job: str, now: float) -> None:
         """The process continues a suspended job."""
@@ -138,6 +149,7 @@ class Process(Struct, kw_only=True):
         """A job has ended in the process."""
         self.jobs.remove(job)
         self.moved.pop(job, None)
+        self.has_text(job)
         if job in self.suspended:
             self.suspended.remove(job)
         if self.to_suspend == job:
@@ -146,7 +158,7 @@ class Process(Struct, kw_only=True):
     def give_up_jobs(self) -> list[str]:
         """Drop all jobs, because the process has failed or ended. Returns them."""
         jobs, self.jobs = self.jobs, []
-        self.moved, self.suspended, self.to_suspend = {}, [], ""
+        self.moved, self.suspended, self.without_text, self.to_suspend = {}, [], [], ""
         return jobs
 
     # --- memory

@@ -11,9 +11,9 @@ import numpy as np
 
 from glmtts.protocol.events import Voice
 
-from ..base import Engine, EngineError, Piece, Utterance
+from ..base import Engine, EngineError, Piece, Utterance, texts_of
 from ..options import EspeakOptions
-from ..sentences import Sentence, split
+from ..sentences import Sentence, Splitter
 from .library import SAMPLE_RATE, EspeakLibrary, Passage
 
 if TYPE_CHECKING:
@@ -59,25 +59,32 @@ class EspeakEngine(Engine):
         return [automatic, *(voice for voice, _ in self._names.values())]
 
     def synthesize(self, utterance: Utterance) -> Iterator[Piece]:
-        sentences = split(utterance.text)
-        passages = [
-            Passage(self._voice_for(sentence, utterance.voice), _NUMBER.sub(_plain, sentence.text))
-            for sentence in sentences
-        ]
+        splitter = Splitter()
+        segment = segments = 0
         library = self._take_library()
         try:
-            library.start(passages, utterance.options)
-            for segment in range(len(sentences)):
-                # Hold back one piece: only the next one shows whether it was the last of its sentence.
-                held: NDArray[np.float32] | None = None
-                while (chunk := library.chunk()) is not None:
-                    utterance.beat(segment, len(sentences))
-                    if utterance.cancelled():
-                        return
-                    if held is not None:
-                        yield Piece(held, segment, len(sentences), False)
-                    held = chunk
-                yield Piece(np.zeros(0, np.float32) if held is None else held, segment, len(sentences), True)
+            library.start(utterance.options)
+            for text in texts_of(utterance):
+                if isinstance(text, Piece):
+                    yield text
+                    continue
+                sentences = splitter.add(text)
+                segments += len(sentences)
+                for sentence in sentences:
+                    voice = self._voice_for(sentence, utterance.voice)
+                    library.say(Passage(voice, _NUMBER.sub(_plain, sentence.text)))
+                while segment < segments:
+                    # Hold back one piece: only the next one shows whether it was the last of its sentence.
+                    held: NDArray[np.float32] | None = None
+                    while (chunk := library.chunk()) is not None:
+                        utterance.beat(segment, segments)
+                        if utterance.cancelled():
+                            return
+                        if held is not None:
+                            yield Piece(held, segment, segments, False)
+                        held = chunk
+                    yield Piece(np.zeros(0, np.float32) if held is None else held, segment, segments, True)
+                    segment += 1
         finally:
             library.stop()
             self._put_back(library)

@@ -90,6 +90,7 @@ class EspeakLibrary:
         # The library calls it from the speaking thread; it must outlive every call.
         self._callback = _Callback(self._take)
         self._chunks: queue.Queue[NDArray[np.float32] | Exception | None] = queue.Queue()
+        self._passages: queue.SimpleQueue[Passage | None] = queue.SimpleQueue()
         self._stopping = False
         self._closing = False
         self._speaker: threading.Thread | None = None
@@ -119,16 +120,21 @@ class EspeakLibrary:
             voices.append(ListedVoice(voice.name.decode().strip(), language, voice.identifier.decode()))
         return voices
 
-    def start(self, passages: list[Passage], options: EspeakOptions) -> None:
-        """Begin to speak; :meth:`chunk` returns the audio. Raises EngineError if the library can't be loaded again."""
+    def start(self, options: EspeakOptions) -> None:
+        """Begin a text, passage by passage (:meth:`say`). Raises EngineError if the library can't be loaded again."""
         # One thread at a time may be in the library: wait for the previous text's.
         self.join()
         if self._problem:
             raise EngineError("synthesis_failed", f"eSpeak NG can't be loaded again: {self._problem}", fatal=True)
         self._stopping = False
         self._chunks = queue.Queue(_CHUNKS_AHEAD)
-        self._speaker = threading.Thread(target=self._speak, args=(passages, options), name="espeak", daemon=True)
+        self._passages = queue.SimpleQueue()
+        self._speaker = threading.Thread(target=self._speak, args=(options,), name="espeak", daemon=True)
         self._speaker.start()
+
+    def say(self, passage: Passage) -> None:
+        """Speak a passage after those before it; :meth:`chunk` returns the audio."""
+        self._passages.put(passage)
 
     def chunk(self) -> NDArray[np.float32] | None:
         """Wait for the next chunk, of shape (n,); None at the end of each passage. Raises EngineError."""
@@ -140,6 +146,7 @@ class EspeakLibrary:
     def stop(self) -> None:
         """Stop speaking; the library then gets ready for the next text by itself."""
         self._stopping = True
+        self._passages.put(None)
         # The thread may wait for room in the queue; it checks _stopping after each chunk.
         with contextlib.suppress(queue.Empty):
             while True:
@@ -162,10 +169,11 @@ class EspeakLibrary:
         # A reference cycle.
         del self._callback
 
-    def _speak(self, passages: list[Passage], options: EspeakOptions) -> None:
+    def _speak(self, options: EspeakOptions) -> None:
         """The speaking thread: queue the chunks of each passage and None, then load the library anew."""
         try:
-            for voice, passage in passages:
+            while (said := self._passages.get()) is not None and not self._stopping:
+                voice, passage = said
                 self._library.espeak_SetVoiceByName(voice.encode())
                 self._library.espeak_SetParameter(_RATE, options.rate, 0)
                 self._library.espeak_SetParameter(_PITCH, options.pitch, 0)

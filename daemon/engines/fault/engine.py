@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -21,8 +22,9 @@ import numpy as np
 
 from glmtts.protocol.events import Voice
 
-from ..base import Engine, EngineError, MemoryFigures, Piece, Utterance
+from ..base import Engine, EngineError, MemoryFigures, Piece, Utterance, texts_of
 from ..options import FaultOptions
+from ..sentences import Splitter
 from .gpu import Block, CudaError, FaultGpu, NoGpuError, OutOfMemoryError
 
 if TYPE_CHECKING:
@@ -78,6 +80,9 @@ class FaultEngine(Engine):
 
     def synthesize(self, utterance: Utterance) -> Iterator[Piece]:
         options: FaultOptions = utterance.options
+        if utterance.more is not None:
+            yield from self._synthesize_sentences(utterance)
+            return
         goes_wrong = options.fault != "audio"
         # A fault after N segments happens at the start of one more.
         segments = max(options.segments, options.after_segments + 1) if goes_wrong else options.segments
@@ -106,6 +111,39 @@ class FaultEngine(Engine):
                     yield Piece(samples, segment, segments, position == end)
                     if position == end:
                         break
+        finally:
+            while in_use and self._gpu:
+                self._gpu.release(in_use.pop())
+
+    def _synthesize_sentences(self, utterance: Utterance) -> Iterator[Piece]:
+        """Speak a text that comes in pieces: each sentence is a segment, and sounds as it would alone."""
+        options: FaultOptions = utterance.options
+        rate, number, splitter = utterance.sample_rate, 0, Splitter()
+        in_use: list[Block] = []
+        try:
+            for text in texts_of(utterance):
+                if isinstance(text, Piece):
+                    yield text
+                    continue
+                sentences = splitter.add(text)
+                known = number + len(sentences)
+                for sentence in sentences:
+                    if options.fault != "audio" and number == options.after_segments:
+                        self._go_wrong(utterance, in_use)
+                    seconds = options.seconds
+                    if seconds is None:
+                        seconds = max(_MIN_SECONDS, len(sentence.text) * _SECONDS_PER_CHARACTER)
+                    hz, phase = _pitch(replace(utterance, text=sentence.text))
+                    position, end = 0, round(seconds * rate)
+                    while position < end:
+                        count = min(round(_PIECE_S * rate), end - position)
+                        _nap(utterance, options.rtf * count / rate)
+                        if utterance.cancelled():
+                            return
+                        samples = _tone(hz, phase, position, count, rate)
+                        position += count
+                        yield Piece(samples, number, known, position == end)
+                    number += 1
         finally:
             while in_use and self._gpu:
                 self._gpu.release(in_use.pop())

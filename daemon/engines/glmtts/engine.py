@@ -13,7 +13,7 @@ from glmtts.protocol.events import Voice
 
 from ... import malloc
 from .. import torch_memory
-from ..base import Engine, EngineError, MemoryFigures, Piece, Reference, Utterance
+from ..base import Engine, EngineError, MemoryFigures, Piece, Reference, Utterance, texts_of
 from ..options import GlmttsOptions
 from . import checkpoint, pronunciation
 from .device import choose
@@ -93,8 +93,6 @@ class GlmttsEngine(Engine):
         try:
             said = self._said(reference, steps)
             voice = self._voices.features(reference, said, utterance.sample_rate, steps)
-            segments = self._texts.segments(self._normalised(utterance.text, steps))
-            steps.expect(sum(map(len, segments)))
             speech = Speech(
                 self._upstream,
                 self._watch,
@@ -105,8 +103,17 @@ class GlmttsEngine(Engine):
                 dictionary=self._dictionary,
                 warn=self._warn,
             )
-            for number, segment in enumerate(segments):
-                yield Piece(speech.segment(segment, steps), number, len(segments), True)
+            said_so_far, spoken, known = "", 0, 0
+            for text in texts_of(utterance):
+                if isinstance(text, Piece):
+                    yield text
+                    continue
+                said_so_far += text
+                segments = self._segments(said_so_far, text, steps)
+                known += len(segments)
+                for segment in segments:
+                    yield Piece(speech.segment(segment, steps), spoken, known, True)
+                    spoken += 1
         except SpeechCancelledError:
             return
         finally:
@@ -122,6 +129,19 @@ class GlmttsEngine(Engine):
 
     def memory(self) -> MemoryFigures:
         return torch_memory.figures()
+
+    def _segments(self, whole: str, text: str, steps: Steps) -> list[str]:
+        """The segments of ``text``, the end of ``whole``, which has to be one that GLM-TTS speaks."""
+        check_speakable(whole)
+        try:
+            segments = self._texts.segments(self._normalised(text, steps))
+        except EngineError as error:
+            if whole == text or error.code != "bad_request":
+                raise
+            # Marks and signs alone, in a text that has words.
+            segments = []
+        steps.expect(sum(map(len, segments)))
+        return segments
 
     def _said(self, reference: Reference, steps: Steps) -> str:
         try:

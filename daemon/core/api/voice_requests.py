@@ -1,0 +1,211 @@
+"""Requests about voices: those for all, which operators keep, and those that clients keep for themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import UNSET
+
+from glmtts.protocol import control, events, requests
+from glmtts.protocol.errors import ErrorCode, RequestError
+
+from ..effects import SendStored, StoreVoice
+from ..inputs import Client, Controlled, ReplyTo, Requested, VoiceStored
+from ..scheduling.admission import Admission
+from ..state import State
+from . import refusals
+from .client_requests import ClientRequests
+
+#: Seconds after which a change finds its turn, mostly: the check of a recording takes less.
+_RETRY_S = 1.0
+
+
+class VoiceRequests:
+    """Answers ``voices``, ``voice_add``, ``voice_remove`` and ``voice_sample``."""
+
+    def __init__(self, state: State, admission: Admission, client_requests: ClientRequests) -> None:
+        self._state = state
+        self._context, self._pool, self._job_table = state.context, state.pool, state.job_table
+        self._own = state.own_voices
+        self._admission = admission
+        self._client_requests = client_requests
+
+    # --- clients
+
+    def list(self, event: Requested, request: requests.Voices) -> None:
+        """Say which voices the client can name."""
+        if (client := self._acting_for(event, request)) is not None:
+            voices = self._state.all_voices(client.key)
+            self._context.send(event.to, events.VoicesAnswer(id=request.id, voices=voices))
+
+    def add(self, event: Requested, request: requests.VoiceAdd) -> None:
+        """Keep a voice for a client alone; answered when it is on disk."""
+        client = self._acting_for(event, request)
+        if client is None:
+            return
+        try:
+            self._check(client, request, event.body or b"")
+        except RequestError as error:
+            self._context.refuse(event.to, request.id, error.code, error.message, retry_after_s=error.retry_after_s)
+            return
+        self._wait(StoreVoice(event.to, request, event.body or b"", owner=client.key))
+
+    def remove(self, event: Requested, request: requests.VoiceRemove) -> None:
+        """Remove one of a client's own voices."""
+        client = self._acting_for(event, request)
+        if client is None:
+            return
+        if self._own.find(client.key, request.name) is None:
+            message = f"name: you have no voice {request.name!r} of your own"
+            if request.name in self._state.voices or request.name in self._pool.own_voices:
+                message += "; the one of this name is for all clients, and an operator's"
+            self._context.refuse(event.to, request.id, ErrorCode.VOICE_NOT_FOUND, message)
+        elif not self._own.has_turn(client.key):
+            self._busy(event.to, request.id)
+        else:
+            self._wait(StoreVoice(event.to, request, owner=client.key))
+
+    def sample(self, event: Requested, request: requests.VoiceSample) -> None:
+        """Send the recording of a voice that the client can name."""
+        client = self._acting_for(event, request)
+        if client is None:
+            return
+        voice = self._own.find(client.key, request.name)
+        if voice is None and request.name not in self._pool.own_voices:
+            voice = self._state.voices.get(request.name)
+        if voice is not None:
+            answer = events.VoiceSampleAnswer(
+                id=request.id,
+                name=voice.name,
+                owner="own" if voice.owner else "shared",
+                format=voice.path.rpartition(".")[2],
+                text=voice.text,
+                seconds=voice.seconds,
+            )
+            self._context.effects.append(SendStored(event.to, answer, voice.path))
+            return
+        message = f"name: there is no voice {request.name!r}; {self._state.known_voices(client.key)}"
+        if request.name in self._pool.own_voices:
+            message = f"name: {request.name!r} is a voice of the engine itself, and no recording"
+        self._context.refuse(event.to, request.id, ErrorCode.VOICE_NOT_FOUND, message)
+
+    def _acting_for(self, event: Requested, request: Any) -> Client | None:
+        """The client that asks, or for which a gateway asks; None where that is refused."""
+        try:
+            return refusals.acting_for(self._state, event.client, request)
+        except RequestError as error:
+            self._context.refuse(event.to, request.id, error.code, error.message)
+            return None
+
+    def _check(self, client: Client, request: requests.VoiceAdd, recording: bytes | memoryview) -> None:
+        """Refuse a voice that the client may not have, or for which there is no room. Takes a token of its rate."""
+        name, most = request.name, self._admission.allowance(client).own_voices
+        if closed := self._client_requests.closed:
+            raise RequestError(ErrorCode.SHUTTING_DOWN, closed)
+        if not most:
+            raise RequestError(ErrorCode.FORBIDDEN, "you may keep no voices of your own here ([limits] own_voices)")
+        old = self._own.find(client.key, name)
+        if old is None and (name in self._state.voices or name in self._pool.own_voices):
+            message = f"name: there is a voice {name!r} for all clients; choose another name"
+            raise RequestError(ErrorCode.BAD_REQUEST, message)
+        known = old is not None or self._own.is_coming(client.key, name)
+        if known and not request.replace:
+            message = f"name: you have a voice {name!r} already; send replace to put this one in its place"
+            raise RequestError(ErrorCode.BAD_REQUEST, message)
+        if not known and self._own.count(client.key) >= most:
+            message = f"you have {most} voices of your own, which is your limit ([limits] own_voices); remove one first"
+            raise RequestError(ErrorCode.FORBIDDEN, message)
+        of_all = self._context.settings.limits.own_voices_mib
+        if self._own.needs(client.key, name, len(recording)) > self._own.room(client.key, of_all << 20):
+            raise RequestError(
+                ErrorCode.FORBIDDEN,
+                f"there is no room for this recording in your share: all clients' own voices may take {of_all} MiB "
+                f"([limits] own_voices_mib), and yours take {self._own.shares.of(client.key) >> 10} KiB; send a "
+                "shorter one, or remove others",
+            )
+        if not self._own.has_turn(client.key):
+            raise _busy()
+        self._admission.check_recording(client, len(recording))
+        self._admission.take_token(client)
+
+    def _wait(self, effect: StoreVoice) -> None:
+        self._own.wait(effect)
+        if effect.recording is not None:
+            self._job_table.recordings.add(effect.owner, len(effect.recording))
+        self._begin_next()
+
+    def _begin_next(self) -> None:
+        if (effect := self._own.next()) is not None:
+            self._context.effects.append(effect)
+
+    def _busy(self, to: ReplyTo, id: str) -> None:
+        error = _busy()
+        self._context.refuse(to, id, error.code, error.message, retry_after_s=error.retry_after_s)
+
+    # --- operators
+
+    def store(self, event: Controlled, request: control.VoiceAdd | control.VoiceRemove) -> None:
+        """Keep or remove a voice for all, or remove a client's own; answered when that is done."""
+        if isinstance(request, control.VoiceRemove) and request.client is not UNSET:
+            if self._own.find(request.client, request.name) is None:
+                message = f"name: the client {request.client} has no voice {request.name!r} of its own"
+                self._context.refuse(event.to, request.id, ErrorCode.VOICE_NOT_FOUND, message)
+            else:
+                self._wait(StoreVoice(event.to, request, owner=request.client))
+            return
+        if isinstance(request, control.VoiceAdd) and request.name in self._pool.own_voices:
+            message = f"name: the engine has a voice {request.name!r} of its own; choose another name"
+            self._context.refuse(event.to, request.id, ErrorCode.BAD_REQUEST, message)
+            return
+        self._context.effects.append(StoreVoice(event.to, request, event.body))
+
+    # --- what became of it
+
+    def on_stored(self, stored: VoiceStored) -> None:
+        """A voice was added or removed, or that failed."""
+        owner, name = stored.owner, stored.name
+        if owner:
+            self.ended()
+        kept = self._own.find(owner, name) if owner else self._state.voices.get(name)
+        error = stored.error
+        if error is not None and error[0] == ErrorCode.VOICE_NOT_FOUND.value and kept is not None:
+            # Its folder is gone already: there is nothing left to remove but the name.
+            error = None
+        whose = {"client": owner} if owner else {}
+        if error is not None:
+            code, message = error
+            self._context.refuse(stored.to, stored.id, ErrorCode(code), message)
+        elif stored.voice is None:
+            if owner:
+                self._own.remove(owner, name)
+            else:
+                self._state.voices.pop(name, None)
+            self._context.log("info", "voice removed", voice=name, **whose)
+            self._answer(stored, name=name, removed=True)
+        else:
+            if owner:
+                self._own.keep(stored.voice)
+            else:
+                self._state.voices[name] = stored.voice
+            self._context.log("info", "voice added", voice=name, seconds=stored.voice.seconds, **whose)
+            values: dict[str, Any] = {"name": name, "seconds": stored.voice.seconds}
+            if owner:
+                values |= {"owner": "own", "created": stored.voice.added}
+            if self._pool.engine and not self._pool.engine.clones_voices:
+                values["warning"] = f"the engine {self._pool.engine.engine} can't use it: it does not clone voices"
+            self._answer(stored, **values)
+
+    def ended(self) -> None:
+        """The change to a client's own voice that was made is over, well or not: the next one begins."""
+        change = self._own.end()
+        if change is not None and change.effect.recording is not None:
+            self._job_table.recordings.add(change.effect.owner, -change.recording_bytes)
+        self._begin_next()
+
+    def _answer(self, stored: VoiceStored, **values: Any) -> None:
+        self._context.send(stored.to, events.Result(id=stored.id, values=values))
+
+
+def _busy() -> RequestError:
+    message = "several changes of voices wait already; send more when one is answered"
+    return RequestError(ErrorCode.QUEUE_FULL, message, retry_after_s=_RETRY_S)
