@@ -12,13 +12,13 @@ export function isMaking() {
   return MAKING.has(take.value?.state);
 }
 
-/** One line on the take. */
-function status(current) {
+/** One line on the take. `at`: the time that count-downs are reckoned from. */
+function status(current, at = now.value) {
   switch (current?.state) {
     case "sending":
       return t("preparing");
     case "refused": {
-      const time = span((current.retryAt - now.value) / 1000);
+      const time = span((current.retryAt - at) / 1000);
       if (current.error.code === "rate_limited") return t("refused_rate", { time });
       if (current.error.code === "queue_full") return t("refused_full", { time });
       return t(current.error.code === "offline" ? "away_gateway" : "away_daemon");
@@ -54,7 +54,9 @@ export function Dock() {
   if (!shown) return html`<div class="dock-none" role="status" aria-live="polite"></div>`;
   const title = track?.title ?? current?.text ?? "";
   const state = failed ? "failed" : making && isTake ? current.state : "done";
-  return html`<section class=${`dock ${state}`} aria-label=${t("now_playing")}>
+  // Words have the place of the waves while there are none.
+  const wordy = failed || (making && isTake && !hasAudio);
+  return html`<section class=${`dock ${state} ${wordy ? "wordy" : ""}`} aria-label=${t("now_playing")}>
     <div class="dock-inside">
       ${failed
         ? html`<span class="dock-mark"><${Icon} name="warn" /></span>`
@@ -64,10 +66,11 @@ export function Dock() {
           </button>`}
       <div class="dock-words">
         <p class="dock-title" title=${title}>${title}</p>
-        <p class="dock-status" role="status" aria-live="polite" data-state=${current?.state}>${line
+        <p class="dock-status" role="status" aria-live="polite" data-state=${current?.state}>${line && state === "refused"
+          ? html`<span aria-hidden="true">${line}</span><span class="spoken">${status(current, current.retryAt - current.waitMs)}</span>` : line
           || (player.broken.value ? t("error_play") : player.duration.value ? t("audio_length", { time: clock(player.duration.value) }) : "")}</p>
       </div>
-      ${!failed && html`<${Waves} making=${making && isTake} />`}
+      ${!wordy && html`<${Waves} making=${making && isTake} />`}
       <div class="dock-actions">
         ${isTake && current.state === "refused" && html`<button type="button" class="small" onClick=${tryNow}>${t("send_now")}</button>`}
         ${failed && html`<button type="button" class="small" onClick=${() => speak(current.text, current.settings)}>${t("try_again")}</button>`}

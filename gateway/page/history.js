@@ -4,7 +4,7 @@ import { computed, signal } from "./vendor/signals.js";
 import { ApiError, ask, askJson, health } from "./api.js";
 import * as player from "./player.js";
 import { changes, fileOf, forget, remembered, take } from "./takes.js";
-import { clock, language, span, t } from "./texts.js";
+import { clock, language, span, t, tn } from "./texts.js";
 import { Empty, Icon, IconButton, html } from "./ui.js";
 
 const DAY_S = 24 * 3600;
@@ -70,7 +70,7 @@ function when(seconds) {
 }
 
 function Row({ job }) {
-  const title = job.text || t("text_of", { count: job.characters });
+  const title = job.text || tn("text_of", job.characters);
   const file = fileOf(job.id, job.format, title, job.audio_s);
   const isThis = player.track.value?.id === job.id;
   const playing = isThis && player.playing.value;

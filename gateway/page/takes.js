@@ -124,7 +124,7 @@ export function tryNow() {
 
 async function countDown(error, signal) {
   const waitMs = Math.min(120, Math.max(1, error.retryAfter)) * 1000;
-  update({ state: "refused", error, retryAt: Date.now() + waitMs });
+  update({ state: "refused", error, retryAt: Date.now() + waitMs, waitMs });
   await Promise.race([pause(waitMs, signal), new Promise((resolve) => { hurry = resolve; })]);
 }
 

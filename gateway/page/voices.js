@@ -91,7 +91,7 @@ function limits() {
   return { least, most: Math.min(most, MOST_S) };
 }
 
-async function take(blob, name) {
+async function take(blob, name, recorded = false) {
   const { least, most } = limits();
   edit({ recorder: null, busy: true, problems: {}, saved: "" });
   try {
@@ -100,7 +100,7 @@ async function take(blob, name) {
     if (found.seconds < least) problem = t("error_recording_short", { time: `${found.seconds.toFixed(1)} s`, least: span(least) });
     else if (found.silent) problem = t("error_recording_silent");
     const note = found.cut ? t("error_recording_long", { time: clock(found.cut), most: span(most) }) : "";
-    edit({ busy: false, take: problem ? null : { ...found, name, note }, problems: { take: problem } });
+    edit({ busy: false, take: problem ? null : { ...found, name, note, recorded }, problems: { take: problem } });
   } catch {
     edit({ busy: false, take: null, problems: { take: t("error_audio_file", { name }) } });
   }
@@ -110,7 +110,7 @@ async function record() {
   edit({ problems: {}, saved: "", take: null });
   player.clear();
   try {
-    edit({ recorder: await Recorder.start((blob) => take(blob, t("record"))) });
+    edit({ recorder: await Recorder.start((blob) => take(blob, t("your_recording"), true)) });
   } catch (key) {
     edit({ problems: { take: typeof key === "string" ? t(key) : t("microphone_denied") } });
   }
@@ -171,7 +171,8 @@ function Maker() {
     ${problems.take && html`<p class="problem" role="alert">${problems.take}</p>`}
     ${recording && html`
       <${Field} id="voice-text" label=${t("transcript")} hint=${t("transcript_hint")} error=${problems.text}>
-        <textarea id="voice-text" rows="3" aria-describedby="voice-text-hint" aria-invalid=${Boolean(problems.text)} value=${text} onInput=${(event) => edit({ text: event.target.value })}></textarea><//>
+        <textarea id="voice-text" rows="3" aria-describedby="voice-text-hint" aria-invalid=${Boolean(problems.text)} value=${text} onInput=${(event) => edit({ text: event.target.value })}></textarea>
+        ${recording.recorded && !text && html`<button type="button" class="quiet suggested" onClick=${() => edit({ text: t("read_this_text") })}>${t("as_suggested")}</button>`}<//>
       <${Field} id="voice-name-new" label=${t("name")} error=${problems.name}>
         <input id="voice-name-new" autocomplete="off" spellcheck="false" placeholder=${t("name_placeholder")} aria-invalid=${Boolean(problems.name)} value=${name}
           onInput=${(event) => edit({ name: event.target.value })} /><//>
@@ -207,6 +208,7 @@ function Meter({ recorder }) {
     const levels = [];
     let next;
     const show = () => {
+      if (!canvas.current) return;
       levels.push(recorder.level);
       drawLevels(canvas.current, levels);
       words.current.textContent = `${clock(recorder.seconds)} / ${clock(MOST_S)}`;
