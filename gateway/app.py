@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -15,7 +17,7 @@ from starlette.types import ASGIApp
 
 from glmtts.client import AsyncClient, GlmttsError
 
-from . import errors, jobs, lists, observed, openapi, speech, task_api, usage, voices
+from . import errors, jobs, lists, observed, openapi, page, session, speech, task_api, usage, voices
 from .bodies import ClientGoneError
 from .customers import Customers
 from .errors import HttpError
@@ -38,6 +40,9 @@ def _by_method(path: str, **handlers: _Handler) -> Route:
 
 
 _ROUTES = [
+    Route("/", page.page, methods=["GET"]),
+    Route("/page/{path:path}", page.page, methods=["GET"]),
+    _by_method("/session", GET=session.show, POST=session.log_in, DELETE=session.log_out),
     Route("/v1/audio/speech", speech.speech, methods=["POST"]),
     _by_method("/v1/audio/jobs", GET=jobs.listed, POST=jobs.create),
     _by_method("/v1/audio/jobs/{id}", GET=jobs.one, DELETE=jobs.delete),
@@ -72,8 +77,16 @@ def build(settings: Settings, customers: Customers | None = None) -> ASGIApp:
         finally:
             await app.state.client.close()
 
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors_origins,
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["authorization", "content-type", "idempotency-key", "range", "x-api-key"],
+        expose_headers=["x-request-id", "x-glmtts-job", "x-audio-sample-rate", "retry-after", "x-glmtts-ignored"],
+    )
     app = Starlette(
         routes=_ROUTES,
+        middleware=[cors] if settings.cors_origins else [],
         lifespan=lifespan,
         exception_handlers={
             HttpError: _on_http_error,

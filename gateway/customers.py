@@ -6,6 +6,7 @@ import hashlib
 import ipaddress
 import logging
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 from starlette.requests import HTTPConnection
@@ -22,6 +23,10 @@ _log = logging.getLogger("glmtts.gateway")
 
 #: Headers in which a chat front end names its user (Open WebUI, ENABLE_FORWARD_USER_INFO_HEADERS).
 _USER_HEADERS = ("x-glmtts-user", "x-openwebui-user-id")
+#: The cookie that the page's key is in.
+COOKIE = "glmtts_key"
+#: Methods that change nothing.
+_READING = ("GET", "HEAD", "OPTIONS")
 #: An IPv6 customer has at least this much of the address space, and can't have a share for each address in it.
 _IPV6_PREFIX = 64
 
@@ -52,9 +57,20 @@ class Customers:
         """Whether a request without a key is refused."""
         return self._file is not None and not self._settings.anonymous
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether there are keys at all."""
+        return self._file is not None
+
     def of(self, request: HTTPConnection) -> Customer:
         """The customer of a request. Raises HttpError."""
         key = _key_of(request)
+        if key is None:
+            # A browser sends the cookie, and its user's address, for a page of any site: only the gateway's own page
+            # may change something so. A key in a header was put there by the program itself.
+            if request.scope["type"] == "websocket" or request.scope.get("method") not in _READING:
+                self.check_origin(request)
+            key = request.cookies.get(COOKIE) if self._file is not None else None
         if key is not None:
             return self._with_key(key, request)
         if self.needs_key:
@@ -70,17 +86,54 @@ class Customers:
         if self._file is None:
             # Programs send one even where none is needed: OpenAI's packages don't start without.
             return Customer(f"ip:{self.address(request)}", ("interactive", "batch"), has_key=False)
-        self._read_again(self._file)
-        found = api_keys.find(self._keys, key)
-        if found is None:
-            message = "this API key is unknown; the operator of this service makes one with 'glmttsctl apikey new NAME'"
-            raise HttpError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        found = self.check_key(key)
         name = found.name
         if found.forwards_users and (user := _user_of(request)):
             name = f"{name}/{user}"
             if len(name) > MAX_ON_BEHALF_OF:
                 name = f"{found.name}/{hashlib.sha256(user.encode()).hexdigest()[:32]}"
         return Customer(name, found.priorities, has_key=True)
+
+    def check_key(self, key: str) -> ApiKey:
+        """What the file says of a key. Raises HttpError if it has it not."""
+        if self._file is None:
+            raise HttpError(400, "key: this service has no keys, and needs none", param="key")
+        self._read_again(self._file)
+        found = api_keys.find(self._keys, key)
+        if found is None:
+            message = "this API key is unknown; the operator of this service makes one with 'glmttsctl apikey new NAME'"
+            raise HttpError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        return found
+
+    def check_origin(self, request: HTTPConnection) -> None:
+        """Refuse what a browser sends for a page of another site. Raises HttpError.
+
+        Programs that are no browser name no origin; with a cookie they have to.
+        """
+        origin = request.headers.get("origin")
+        if origin is None:
+            if COOKIE not in request.cookies:
+                return
+        elif origin in self._settings.cors_origins:
+            return
+        else:
+            hosts = [request.headers.get("host", "")]
+            if self.from_proxy(request.scope) and (forwarded := request.headers.get("x-forwarded-host")):
+                hosts.append(forwarded.rpartition(",")[2].strip())
+            parts = urlsplit(origin)
+            if parts.scheme in ("http", "https") and any(parts.netloc == _plain(host, parts.scheme) for host in hosts):
+                return
+        message = (
+            "a page of another site can't do this (the header Origin is not this service's address); a proxy has to "
+            "pass the header Host on, and [gateway] cors_origins lists other sites that may"
+        )
+        raise HttpError(403, message, code="forbidden")
+
+    def is_secure(self, request: HTTPConnection) -> bool:
+        """Whether the visitor's browser speaks https, to this process or to a trusted proxy."""
+        if self.from_proxy(request.scope) and (forwarded := request.headers.get("x-forwarded-proto")):
+            return forwarded.rpartition(",")[2].strip().lower() == "https"
+        return request.url.scheme in ("https", "wss")
 
     def from_proxy(self, scope: Scope) -> bool:
         """Whether a trusted proxy sends this."""
@@ -149,6 +202,11 @@ def _key_of(request: HTTPConnection) -> str | None:
     if scheme.lower() == "bearer" and key.strip():
         return key.strip()
     return request.headers.get("x-api-key") or None
+
+
+def _plain(host: str, scheme: str) -> str:
+    """A host as browsers write it in an origin: without the port that the scheme has anyway."""
+    return host.lower().removesuffix({"http": ":80", "https": ":443"}[scheme])
 
 
 def _user_of(request: HTTPConnection) -> str:

@@ -100,12 +100,22 @@ async def audio(request: Request) -> Response:
         "ETag": f'"{found.sha256}"',
     }
     media_type = _MEDIA_TYPES.get(found.format, "application/octet-stream")
-    part = _part(request.headers.get("range", ""), len(found.audio))
+    file = _with_sizes(found.audio)
+    part = _part(request.headers.get("range", ""), len(file))
     if part is None:
-        return Response(found.audio, media_type=media_type, headers=headers)
+        return Response(file, media_type=media_type, headers=headers)
     first, end = part
-    headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(found.audio)}"
-    return Response(found.audio[first:end], 206, media_type=media_type, headers=headers)
+    headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(file)}"
+    return Response(file[first:end], 206, media_type=media_type, headers=headers)
+
+
+def _with_sizes(file: bytes) -> bytes:
+    """A WAV file that was streamed has no sizes (0xFFFFFFFF); players that seek need them."""
+    at = file.find(b"data\xff\xff\xff\xff", 0, 256)
+    if not file.startswith(b"RIFF\xff\xff\xff\xff") or at < 0:
+        return file
+    sizes = [(len(file) - start).to_bytes(4, "little") for start in (8, at + 8)]
+    return b"".join((file[:4], sizes[0], file[8 : at + 4], sizes[1], file[at + 8 :]))
 
 
 def _part(asked: str, size: int) -> tuple[int, int] | None:

@@ -31,6 +31,7 @@ class Settings(Struct, forbid_unknown_fields=True, frozen=True):
     api_keys: str = ""
     anonymous: bool = False
     public_lists: bool = True
+    cors_origins: list[str] = []
     trusted_proxies: list[str] = []
     voices: dict[str, str] = {}
     body_mib: Annotated[int, Meta(ge=1, le=1_024)] = 32

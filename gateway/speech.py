@@ -40,7 +40,8 @@ async def speech(request: Request) -> Response:
     stream = client.stream(asked.input, **options)
     first = await bodies.unless_gone(request, _first(stream))
     headers |= {"x-glmtts-job": stream.job.id if stream.job else "", "x-audio-sample-rate": str(first.sample_rate)}
-    return StreamingResponse(_bytes(request, first, stream), media_type=asked.media_type(), headers=headers)
+    told = _bytes(request, first, stream, client, asked)
+    return StreamingResponse(told, media_type=asked.media_type(), headers=headers)
 
 
 async def _first(stream: AsyncStream) -> Chunk:
@@ -49,7 +50,9 @@ async def _first(stream: AsyncStream) -> Chunk:
     raise HttpError(500, "the speech is empty", code="synthesis_failed")
 
 
-async def _bytes(request: Request, first: Chunk, stream: AsyncStream) -> AsyncIterator[bytes]:
+async def _bytes(
+    request: Request, first: Chunk, stream: AsyncStream, client: AsyncClient, asked: SpeechRequest
+) -> AsyncIterator[bytes]:
     """The audio. An error on the way breaks the answer off: a file that looks whole is whole."""
     try:
         yield first.samples
@@ -61,7 +64,14 @@ async def _bytes(request: Request, first: Chunk, stream: AsyncStream) -> AsyncIt
             request.state.abort()
         raise
     finally:
-        await stream.close()
+        await _end(stream, client, asked)
+
+
+async def _end(stream: AsyncStream, client: AsyncClient, asked: SpeechRequest) -> None:
+    """A listener that leaves cancels its job; a durable one goes on and is fetched later."""
+    if asked.durable is True and stream.job is not None:
+        client.leave(stream.job)
+    await stream.close()
 
 
 # --- server-sent events
@@ -74,10 +84,12 @@ async def _events(
     stream = client.stream(asked.input, on_event=heard.put_nowait, **options)
     await bodies.unless_gone(request, stream.__aenter__())
     headers["x-glmtts-job"] = stream.job.id if stream.job else ""
-    return StreamingResponse(_told(stream, heard, asked), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(_told(stream, heard, client, asked), media_type="text/event-stream", headers=headers)
 
 
-async def _told(stream: AsyncStream, heard: asyncio.Queue[JobEvent], asked: SpeechRequest) -> AsyncIterator[str]:
+async def _told(
+    stream: AsyncStream, heard: asyncio.Queue[JobEvent], client: AsyncClient, asked: SpeechRequest
+) -> AsyncIterator[str]:
     """The events of a stream: comments while it waits, deltas, and one end."""
     waiting: asyncio.Task[Chunk | None] | None = None
     news: asyncio.Task[JobEvent] | None = None
@@ -107,7 +119,7 @@ async def _told(stream: AsyncStream, heard: asyncio.Queue[JobEvent], asked: Spee
         for task in (waiting, news):
             if task is not None:
                 task.cancel()
-        await stream.close()
+        await _end(stream, client, asked)
 
 
 async def _next(stream: AsyncStream) -> Chunk | None:

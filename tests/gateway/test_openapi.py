@@ -9,7 +9,10 @@ from glmtts.gateway.openapi import document
 from glmtts.gateway.requests import SpeechRequest
 
 #: For operators, people and probes; and the rest of an API that is described by its first request.
-_NOT_DESCRIBED = {"/openapi.json", "/livez", "/readyz", "/metrics", "/api/tts/{id}", "/api/tts/{id}/audio"}
+_NOT_DESCRIBED = {
+    *("/", "/page/{path:path}", "/session"),
+    *("/openapi.json", "/livez", "/readyz", "/metrics", "/api/tts/{id}", "/api/tts/{id}/audio"),
+}
 
 
 def test_every_route_and_method_is_described() -> None:

@@ -37,9 +37,14 @@ class Gateway:
         file = folder / f"gateway-{self.port}.toml"
         listen = path or f"127.0.0.1:{self.port}"
         file.write_text(f'[gateway]\nlisten = "{listen}"\nendpoint = "{daemon.endpoint}"\n{settings}')
-        with self.log_file.open("wb") as log:
-            self.process = subprocess.Popen([*through, GATEWAY, "--config", str(file)], stderr=log)
-        daemon.until(self._answers, "the gateway answers")
+        self._daemon, self._command = daemon, [*through, GATEWAY, "--config", str(file)]
+        self.start()
+
+    def start(self) -> None:
+        """Start it, also after :meth:`close`, at the same port."""
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(self._command, stderr=log)
+        self._daemon.until(self._answers, "the gateway answers")
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, self.log_file.read_text()

@@ -1,0 +1,107 @@
+// The page: its frame, its views, the language, the key.
+import { render } from "./vendor/preact.js";
+import { useEffect, useState } from "./vendor/hooks.js";
+import { signal } from "./vendor/signals.js";
+import { ApiError, ask, health, onReturn, refreshSession, session } from "./api.js";
+import { Batch } from "./batch.js";
+import { Dock } from "./dock.js";
+import { History, jobs, onAgain, readJobs, useJobs } from "./history.js";
+import { Speak, change, write } from "./speak.js";
+import { resume } from "./takes.js";
+import { firstLanguage, language, speakLanguage, switchLanguage, t } from "./texts.js";
+import { Field, Icon, IconButton, html } from "./ui.js";
+import { readVoices } from "./voicepicker.js";
+import { Voices } from "./voices.js";
+
+const VIEWS = { speak: Speak, voices: Voices, history: History, batch: Batch };
+
+const view = signal(viewOf(location.hash));
+
+function viewOf(hash) {
+  return Object.keys(VIEWS).includes(hash.slice(1)) ? hash.slice(1) : "speak";
+}
+
+addEventListener("hashchange", () => {
+  view.value = viewOf(location.hash);
+  scrollTo(0, 0);
+});
+
+function go(name) {
+  location.hash = name;
+}
+
+onAgain.then = (text, values) => {
+  write(text);
+  const { voice, format, speed, seed } = values;
+  change(Object.fromEntries(Object.entries({ voice, format, speed, seed }).filter(([, value]) => value !== undefined)));
+  go("speak");
+};
+
+function Page() {
+  const Shown = VIEWS[view.value];
+  const known = session.value?.customer;
+  useEffect(() => { document.title = view.value === "speak" ? "GLM-TTS" : `${t(view.value)} · GLM-TTS`; }, [view.value, language.value]);
+  return html`
+    <a class="skip" href="#text" onClick=${(event) => { event.preventDefault(); (document.getElementById("text") ?? document.querySelector("main"))?.focus(); }}>${t("skip")}</a>
+    <header class="top">
+      <a class="brand" href="#speak"><img src="page/icon.svg" alt="" width="28" height="28" /><span>GLM-TTS</span></a>
+      ${known && html`<nav aria-label=${t("page_of")}>${Object.keys(VIEWS).map((name) => html`<a key=${name} href=${`#${name}`}
+        aria-current=${view.value === name ? "page" : undefined}><${Icon} name=${name} /><span>${t(name)}</span></a>`)}</nav>`}
+      <div class="top-end">
+        <button type="button" class="quiet" lang=${language.value === "zh" ? "en" : "zh-CN"} onClick=${switchLanguage}>${t("another_language")}</button>
+        ${session.value?.has_key && html`<${IconButton} icon="out" label=${t("key_log_out")} onClick=${logOut} />`}
+      </div>
+    </header>
+    ${health.value !== "ok" && session.value && html`<p class="banner" role="alert"><span class="spinner"></span>${t(`away_${health.value}`)}</p>`}
+    <main tabindex="-1">${!session.value
+      ? html`<p class="opening" role="status"><span class="spinner"></span>${t(health.value === "ok" ? "connecting" : `away_${health.value}`)}</p>`
+      : known ? html`<${Known} Shown=${Shown} />` : html`<${Login} />`}</main>
+    ${known && html`<${Dock} />`}`;
+}
+
+function Known({ Shown }) {
+  useJobs();
+  return html`<${Shown} />`;
+}
+
+function Login() {
+  const [key, setKey] = useState("");
+  const [problem, setProblem] = useState("");
+  const send = async (event) => {
+    event.preventDefault();
+    try {
+      await ask("POST", "session", { json: { key: key.trim() } });
+      setKey("");
+      await open();
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      setProblem(error.status === 401 ? t("key_wrong") : error.message);
+    }
+  };
+  return html`<form class="login card" onSubmit=${send}>
+    <h1>${t("key_title")}</h1>
+    <${Field} id="key" label=${t("key")} hint=${t("key_hint")} error=${problem}>
+      <input id="key" type="password" autocomplete="current-password" required placeholder="glm-…" aria-describedby="key-hint"
+        value=${key} onInput=${(event) => { setKey(event.target.value); setProblem(""); }} /><//>
+    <button type="submit" class="primary">${t("key_log_in")}</button>
+  </form>`;
+}
+
+async function logOut() {
+  await ask("DELETE", "session").catch(() => {});
+  await refreshSession();
+}
+
+/** Read what the views show, and go on with a job that an earlier page has sent. */
+async function open() {
+  await refreshSession();
+  if (!session.value?.customer) return;
+  await Promise.all([readVoices(), readJobs()]);
+  const unfinished = jobs.value?.find((job) => ["waiting", "running"].includes(job.status) && job.priority !== "batch" && job.text);
+  if (unfinished) resume(unfinished, unfinished.text);
+}
+
+onReturn(() => { readVoices(); readJobs(); });
+await speakLanguage(firstLanguage());
+render(html`<${Page} />`, document.getElementById("app"));
+await open();
