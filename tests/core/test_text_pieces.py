@@ -281,7 +281,7 @@ def test_a_drain_lets_a_text_come_to_its_end(world: World) -> None:
 def test_a_text_that_was_not_sent_to_the_worker_ends_its_job(world: World) -> None:
     request, job = begin(world)
     piece(world, job, "wo. T")
-    tell = [e for e in world.effects(effects.Tell) if isinstance(e.message, wire.AddText)][0]
+    tell = next(e for e in world.effects(effects.Tell) if isinstance(e.message, wire.AddText))
     world.may_fail = True
     world.step(inputs.EffectFailed(tell, "a bug"))
     assert world.last(request).code == "unavailable"
