@@ -190,6 +190,7 @@ class Machine:
             "deadline": lambda id: on_deadline(state, completion, id),
             "expire": lambda _: completion.expire(),
             "text": scheduler.text_pieces.on_timeout,
+            "texts": scheduler.text_pieces.on_drain_timeout,
             "positions": lambda _: scheduler.notifications.tell_positions(),
             "judge": lambda _: self._alert_evaluator.judge(),
             "health": self._health.on_late,
