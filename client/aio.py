@@ -9,7 +9,7 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import date
 from typing import Any, TypeVar, Unpack
@@ -32,7 +32,19 @@ from glmtts.protocol.events import (
 from .connection import DaemonConnection, check_listening, extended, read_recording
 from .curve import Key
 from .errors import Cancelled, GlmttsError
-from .exchange import Exchange, Job, JobExchange, OnEvent, collected, deadline_after, job_id, show, timed_out
+from .exchange import (
+    MAX_TEXTS,
+    Exchange,
+    Job,
+    JobExchange,
+    OnEvent,
+    collected,
+    deadline_after,
+    job_id,
+    show,
+    timed_out,
+)
+from .pieces import each
 from .speech import Chunk, Speech, SpeechOptions
 from .voices import AddedVoice, VoiceSample, keys_of
 
@@ -108,15 +120,16 @@ class AsyncClient:
 
     def stream(
         self,
-        text: str,
+        text: str | Iterable[str] | AsyncIterable[str],
         *,
         timeout: float | None = None,
         on_event: OnEvent | None = None,
         **options: Unpack[SpeechOptions],
     ) -> AsyncStream:
-        """Speak ``text`` as a stream of chunks; see :meth:`.sync.Client.stream`.
+        """Speak ``text``, whole or in pieces, as a stream of chunks; see :meth:`.sync.Client.stream`.
 
-        The request is sent at the beginning of the iteration, or of its ``async with``.
+        Pieces may come from an async iterable too, and are sent as they come. The request is sent at the beginning of
+        the iteration, or of its ``async with``.
         """
         return AsyncStream(self, text, {"format": "pcm_s16le", **options}, timeout, on_event)
 
@@ -248,11 +261,13 @@ class AsyncClient:
             await self._until(lambda: exchange.finished, deadline, exchange)
         return exchange
 
-    async def _synthesize(self, text: str, options: SpeechOptions, *, stream: bool = False) -> JobExchange:
+    async def _synthesize(
+        self, text: str, options: SpeechOptions, *, stream: bool = False, more: bool = False
+    ) -> JobExchange:
         keys: dict[str, Any] = dict(options)
         recording = await _recording(keys.pop("prompt", None))
         core = (await self._connection()).core
-        return core.synthesize(text, stream=stream, recording=recording, **keys)
+        return core.synthesize(text, stream=stream, more=more, recording=recording, **keys)
 
     async def _finish(self, exchange: JobExchange, deadline: float, on_event: OnEvent | None) -> Speech:
         while not exchange.finished or exchange.events:
@@ -274,9 +289,35 @@ class AsyncClient:
         if self._made is not None:
             job = exchange.job if isinstance(exchange, JobExchange) else None
             self._made.core.abandon(exchange, Cancelled("cancelled by this client", job=job), cancel=cancel)
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._made is not None:
             self._made.flush()
             if self._waiting:  # sending may consume the signal of a received message
                 asyncio.get_running_loop().call_soon(self._pump)
+
+    async def _feed(
+        self, exchange: JobExchange, pieces: Iterable[str] | AsyncIterable[str], on_behalf_of: str | None
+    ) -> BaseException | None:
+        """Send the pieces of a job's text as they come. Returns what the iterable has raised, which ends the job."""
+        try:
+            async for piece in each(pieces):
+                self._add_text(exchange, piece, on_behalf_of)
+                if exchange.texts >= MAX_TEXTS:
+                    await self._until(lambda: exchange.texts < MAX_TEXTS or exchange.finished, math.inf, exchange)
+                if exchange.finished:
+                    return None
+            self._add_text(exchange, "", on_behalf_of, last=True)
+        except Exception as error:
+            self._give_up(exchange)
+            return error
+        return None
+
+    def _add_text(self, exchange: JobExchange, text: str, on_behalf_of: str | None, *, last: bool = False) -> None:
+        if self._made is not None:
+            self._made.core.add_text(exchange, text, last=last, on_behalf_of=on_behalf_of)
+            self._flush()
 
     async def _connection(self) -> DaemonConnection:
         """The connection, made or checked again if needed. Raises DaemonNotRunning."""
@@ -381,7 +422,12 @@ class AsyncStream:
     """
 
     def __init__(
-        self, client: AsyncClient, text: str, options: SpeechOptions, timeout: float | None, on_event: OnEvent | None
+        self,
+        client: AsyncClient,
+        text: str | Iterable[str] | AsyncIterable[str],
+        options: SpeechOptions,
+        timeout: float | None,
+        on_event: OnEvent | None,
     ) -> None:
         self._client = client
         self._text = text
@@ -389,6 +435,8 @@ class AsyncStream:
         self._timeout = timeout
         self._on_event = on_event
         self._exchange: JobExchange | None = None
+        #: Sends the pieces of the text.
+        self._feeding: asyncio.Task[BaseException | None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
         self.job: Job | None = None
@@ -404,6 +452,11 @@ class AsyncStream:
                 await self._news(exchange, lambda: exchange.finished or exchange.events or exchange.chunks)
         if exchange.chunks:
             return exchange.take_chunk()
+        feeding, self._feeding = self._feeding, None
+        if feeding is not None:
+            if feeding.done() and (problem := feeding.result()) is not None:
+                raise problem
+            feeding.cancel()
         self.done = exchange.result(Done)
         raise StopAsyncIteration
 
@@ -411,7 +464,9 @@ class AsyncStream:
         """Send the request, if it is not sent yet, and wait for its acceptance."""
         if self._exchange is None:
             self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
-            self._exchange = await self._client._synthesize(self._text, self._options, stream=True)
+            whole = self._text if isinstance(self._text, str) else ""
+            in_pieces = not isinstance(self._text, str)
+            self._exchange = await self._client._synthesize(whole, self._options, stream=True, more=in_pieces)
         exchange = self._exchange
         if self._pid != os.getpid() and not exchange.finished:
             raise GlmttsError("This stream began before the process was forked: begin one of this process's own.")
@@ -421,6 +476,10 @@ class AsyncStream:
             if exchange.job is None:
                 exchange.check()
             self.job = Job(exchange)
+            if not isinstance(self._text, str):
+                # Not a method of this stream, which may be dropped.
+                feed = self._client._feed(exchange, self._text, self._options.get("on_behalf_of"))
+                self._feeding = asyncio.create_task(feed)
         return exchange
 
     async def _news(self, exchange: JobExchange, ready: Callable[[], object]) -> None:
@@ -429,6 +488,8 @@ class AsyncStream:
 
     async def close(self) -> None:
         """Cancel the job, unless it has ended."""
+        if self._feeding is not None:
+            self._feeding.cancel()
         if self._exchange is not None:
             self._client._give_up(self._exchange)
             self._exchange.chunks.clear()
@@ -445,3 +506,5 @@ class AsyncStream:
         of_parent = self._client._made is None or self._client._made.inherited
         if exchange is not None and loop is not None and not (exchange.finished or loop.is_closed() or of_parent):
             loop.call_soon_threadsafe(self._client._give_up, exchange)
+            if self._feeding is not None:
+                loop.call_soon_threadsafe(self._feeding.cancel)

@@ -249,14 +249,17 @@ class DaemonConnection:
         self._disconnect()
         self.core.refused(why)
 
-    def poll(self, wait_s: float) -> None:
-        """Wait until :meth:`step` has something to do, at most ``wait_s`` seconds. Raises GlmttsError after a fork."""
+    def poll(self, wait_s: float, wakes: int | None = None) -> None:
+        """Wait until :meth:`step` has something to do, at most ``wait_s`` seconds, or the descriptor ``wakes`` can be
+        read. Raises GlmttsError after a fork."""
         if self.inherited:
             raise GlmttsError("This call began before the process was forked, and the answer goes to that process.")
         poller = zmq.Poller()
         backlog = self.core.connected and self.core.outgoing
         poller.register(self.socket, zmq.POLLIN | zmq.POLLOUT if backlog else zmq.POLLIN)
         poller.register(self.monitor, zmq.POLLIN)
+        if wakes is not None:
+            poller.register(wakes, zmq.POLLIN)
         poller.poll(math.ceil(max(0.0, min(wait_s, _LONGEST_POLL_S)) * 1_000))
 
     def close(self) -> None:

@@ -21,6 +21,9 @@ T = TypeVar("T")
 #: A stream with more unread bytes is given up: its caller is busy with something else.
 MAX_UNREAD_BYTES = 32 * 1024 * 1024
 
+#: Pieces of a text that may be sent ahead of their answers.
+MAX_TEXTS = 64
+
 #: The newest unread events of a job that are kept.
 _MAX_UNREAD_EVENTS = 256
 
@@ -136,6 +139,8 @@ class JobExchange(Exchange):
         self.chunks: deque[Chunk] = deque()
         self.unread_bytes = 0
         self.next_seq = 0
+        #: Pieces of its text that are not answered yet.
+        self.texts = 0
 
     @property
     def unanswered(self) -> bool:

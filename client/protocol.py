@@ -73,9 +73,11 @@ class Core:
         self._next_id = 0
 
     def synthesize(
-        self, text: str, *, stream: bool = False, recording: bytes | None = None, **options: Any
+        self, text: str, *, stream: bool = False, more: bool = False, recording: bytes | None = None, **options: Any
     ) -> JobExchange:
-        """Request speech. ``options`` are those of SpeechOptions but ``prompt``, whose bytes are ``recording``.
+        """Request speech; with ``more``, of a text to which :meth:`add_text` adds.
+
+        ``options`` are those of SpeechOptions but ``prompt``, whose bytes are ``recording``.
 
         Raises:
             TypeError: there is no such option.
@@ -87,9 +89,32 @@ class Core:
         prompt_text = options.pop("prompt_text", None)
         if recording is not None or prompt_text is not None:
             options["prompt"] = {} if prompt_text is None else {"text": prompt_text}
-        id, frames = self._request("synthesize", {"text": text, "stream": stream or None, **options}, recording)
+        id, frames = self._request(
+            "synthesize", {"text": text, "stream": stream or None, "more": more or None, **options}, recording
+        )
         may_resend = options.get("key") is not None
         return self._launch(JobExchange(id, "synthesize", frames, may_resend=may_resend, streaming=stream))
+
+    def add_text(
+        self, exchange: JobExchange, text: str, *, last: bool = False, on_behalf_of: str | None = None
+    ) -> None:
+        """Add a piece to the text of an accepted job, which ends with the error of a piece that is refused."""
+        if exchange.finished or (not text and not last):
+            return
+        try:
+            piece = self.call("text", job=exchange.job, text=text or None, last=last or None, on_behalf_of=on_behalf_of)
+        except GlmttsError as error:
+            self.abandon(exchange, error)
+            return
+        exchange.texts += 1
+        piece.watchers.append(lambda: self._on_text(piece, exchange))
+
+    def _on_text(self, piece: Exchange, exchange: JobExchange) -> None:
+        if piece.finished:
+            exchange.texts -= 1
+            if piece.failure is not None:
+                self.abandon(exchange, piece.failure)
+            exchange.changed()
 
     def wait(self, job: str, on_behalf_of: str | None = None) -> JobExchange:
         """Request the remaining events of a job."""

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import date
 from functools import partial
@@ -32,7 +32,19 @@ from . import forks
 from .connection import DaemonConnection, extended, read_recording
 from .curve import Key
 from .errors import Cancelled, GlmttsError
-from .exchange import Exchange, Job, JobExchange, OnEvent, collected, deadline_after, job_id, show, timed_out
+from .exchange import (
+    MAX_TEXTS,
+    Exchange,
+    Job,
+    JobExchange,
+    OnEvent,
+    collected,
+    deadline_after,
+    job_id,
+    show,
+    timed_out,
+)
+from .pieces import PieceReader
 from .speech import Chunk, Speech, SpeechOptions
 from .voices import AddedVoice, VoiceSample, keys_of
 
@@ -112,14 +124,19 @@ class BlockingConnection:
     def _deadline(self, timeout: float | None) -> float:
         return deadline_after(self._timeout if timeout is None else timeout)
 
-    def _until(self, ready: Callable[[], object], deadline: float, exchange: Exchange) -> None:
-        """Serve the connection until ``ready()``. Raises Timeout at ``deadline``."""
+    def _until(
+        self, ready: Callable[[], object], deadline: float, exchange: Exchange, *, wakes: int | None = None
+    ) -> None:
+        """Serve the connection until ``ready()``, which is asked again when ``wakes`` can be read.
+
+        Raises Timeout at ``deadline``.
+        """
         connection, core = self._connection, self._core
         with _uninterrupted():
             connection.flush()
         while not ready():
             wait = min(deadline, core.give_up_at or math.inf) - time.monotonic()
-            connection.poll(wait)
+            connection.poll(wait, wakes)
             with _uninterrupted():
                 connection.step(_MESSAGES_A_STEP)
             deadline = extended(deadline)
@@ -211,7 +228,7 @@ class Client(BlockingConnection):
 
     def stream(
         self,
-        text: str,
+        text: str | Iterable[str],
         *,
         timeout: float | None = None,
         on_event: OnEvent | None = None,
@@ -219,15 +236,23 @@ class Client(BlockingConnection):
     ) -> Stream:
         """Speak ``text`` as a stream of chunks, by default in ``pcm_s16le``. Returns when the job is accepted.
 
-        Args and errors are those of :meth:`speak`, except that ``timeout`` is for each next event.
+        ``text`` may come in pieces, from any iterable of strings, as a language model makes them: each sentence is
+        spoken when it is whole. A thread reads the iterable; what has come is sent while the stream is read. An
+        exception of the iterable cancels the job and is raised by the stream.
+
+        Args and errors are those of :meth:`speak`, except that ``timeout`` is for each next event, or piece.
         """
         with self._in_use():
-            exchange = self._synthesize(text, {"format": "pcm_s16le", **options}, stream=True)
+            options = {"format": "pcm_s16le", **options}
+            in_pieces = not isinstance(text, str)
+            exchange = self._synthesize("" if in_pieces else str(text), options, stream=True, more=in_pieces)
             with self._given_up_on_error(exchange):
                 self._until(lambda: exchange.finished or exchange.job, self._deadline(timeout), exchange)
                 if exchange.job is None:
                     exchange.check()
-            return Stream(self, exchange, timeout, on_event)
+            pieces = None if isinstance(text, str) else PieceReader(text)
+            whose = options.get("on_behalf_of")
+            return Stream(self, exchange, timeout, on_event, pieces=pieces, on_behalf_of=whose)
 
     def submit(
         self,
@@ -362,11 +387,13 @@ class Client(BlockingConnection):
         """The daemon's version, and for how many seconds it has run."""
         return self._ask("ping", timeout, Pong)
 
-    def _synthesize(self, text: str, options: SpeechOptions, *, stream: bool = False) -> JobExchange:
+    def _synthesize(
+        self, text: str, options: SpeechOptions, *, stream: bool = False, more: bool = False
+    ) -> JobExchange:
         keys: dict[str, Any] = dict(options)
         recording = read_recording(keys.pop("prompt", None))
         self._connection.check()
-        return self._core.synthesize(text, stream=stream, recording=recording, **keys)
+        return self._core.synthesize(text, stream=stream, more=more, recording=recording, **keys)
 
     def _finish(self, exchange: JobExchange, deadline: float, on_event: OnEvent | None) -> Speech:
         while not exchange.finished or exchange.events:
@@ -399,7 +426,18 @@ class Stream:
         done: the last event, after all chunks were read; None before.
     """
 
-    def __init__(self, client: Client, exchange: JobExchange, timeout: float | None, on_event: OnEvent | None) -> None:
+    def __init__(
+        self,
+        client: Client,
+        exchange: JobExchange,
+        timeout: float | None,
+        on_event: OnEvent | None,
+        *,
+        pieces: PieceReader | None = None,
+        on_behalf_of: str | None = None,
+    ) -> None:
+        self._pieces = pieces
+        self._on_behalf_of = on_behalf_of
         self._client = client
         self._core = client._core
         self._exchange = exchange
@@ -416,17 +454,42 @@ class Stream:
         with client._in_use(), client._given_up_on_error(exchange):
             if client._core is not self._core and not exchange.finished:
                 raise GlmttsError("This stream began before the process was forked: begin one of this process's own.")
+            self._send_pieces()
             while not exchange.chunks and (not exchange.finished or exchange.events):
                 deadline = client._deadline(self._timeout)
-                client._until(lambda: exchange.finished or exchange.events or exchange.chunks, deadline, exchange)
+                wakes = self._pieces.fileno() if self._pieces is not None else None
+                client._until(self._has_news, deadline, exchange, wakes=wakes)
                 show(exchange, self._on_event)
+                self._send_pieces()
         if exchange.chunks:
             return exchange.take_chunk()
+        self._end_pieces()
         self.done = exchange.result(Done)
         raise StopIteration
 
+    def _has_news(self) -> object:
+        exchange, pieces = self._exchange, self._pieces
+        text = pieces is not None and pieces.ready and exchange.texts < MAX_TEXTS
+        return exchange.finished or exchange.events or exchange.chunks or text
+
+    def _send_pieces(self) -> None:
+        """Send the pieces of the text that have come."""
+        while (pieces := self._pieces) is not None and pieces.ready and self._exchange.texts < MAX_TEXTS:
+            text, last = pieces.take()
+            self._core.add_text(self._exchange, text, last=last, on_behalf_of=self._on_behalf_of)
+            with _uninterrupted():
+                self._client._connection.flush()
+            if last:
+                self._end_pieces()
+
+    def _end_pieces(self) -> None:
+        if self._pieces is not None:
+            self._pieces.close()
+            self._pieces = None
+
     def close(self) -> None:
         """Cancel the job, unless it has ended."""
+        self._end_pieces()
         inherited = self._client._connection.inherited
         if not self._exchange.finished and not self._client._closed and not inherited:
             with self._client._in_use():

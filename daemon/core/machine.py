@@ -203,6 +203,7 @@ class Machine:
             "expire": lambda _: completion.expire(),
             "usage": lambda _: completion.keep_usage(),
             "text": scheduler.text_pieces.on_timeout,
+            "texts": scheduler.text_pieces.on_drain_timeout,
             "positions": lambda _: scheduler.notifications.tell_positions(),
             "judge": lambda _: self._alert_evaluator.judge(),
             "health": self._health.on_late,

@@ -278,6 +278,16 @@ def test_a_drain_lets_a_text_come_to_its_end(world: World) -> None:
     assert world.last(drained).values["drained"] is True
 
 
+def test_a_text_without_end_keeps_no_worker_from_being_replaced(world: World) -> None:
+    request, job = begin(world)
+    world.operate(control.Recycle, worker="w0")
+    for _ in range(8):
+        world.pass_time(10.0)
+        piece(world, job, "x")
+    error = world.last(request)
+    assert (error.code, error.retryable) == ("unavailable", True) and "the worker is replaced" in error.message
+
+
 def test_a_text_that_was_not_sent_to_the_worker_ends_its_job(world: World) -> None:
     request, job = begin(world)
     piece(world, job, "wo. T")

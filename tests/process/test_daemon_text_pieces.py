@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import threading
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from .conftest import Daemon, Peer, Start
+from glmtts.client import AsyncClient, Client, TooLarge
+
+from .conftest import PATIENCE_S, Daemon, Peer, Start
 
 #: Abbreviations, numbers, quotation marks, both scripts: a full stop is not always the end.
 TEXT = 'Dr. Smith paid 3.50 dollars... "Really?" 他说：“好的。” 然后 he left. 2024. End'
@@ -86,3 +91,55 @@ def test_a_killed_worker_costs_a_file_in_pieces_no_word(client: Peer, daemon: Da
     assert events[-1]["event"] == "done" and events[-1]["attempts"] == 2
     _, _, whole = spoken(client, "One. Two. Three.", 16)
     assert np.array_equal(np.frombuffer(audio, "<i2"), np.frombuffer(whole, "<i2"))
+
+
+def test_the_client_streams_pieces_while_they_are_made(daemon: Daemon) -> None:
+    heard = threading.Event()
+
+    def words() -> Iterator[str]:
+        yield from "One. T"
+        # The first sentence is heard before the second one is there.
+        assert heard.wait(PATIENCE_S)
+        yield from ("", "wo. ", "Three.")
+
+    with Client(daemon.endpoint, timeout=PATIENCE_S) as client:
+        stream = client.stream(words())
+        audio = b""
+        for chunk in stream:
+            audio += chunk.samples
+            heard.set()
+        assert stream.done is not None
+        assert audio == b"".join(chunk.samples for chunk in client.stream(["One. Two. Three."]))
+        with pytest.raises(ZeroDivisionError):
+            list(client.stream(str(1 // number) for number in (1, 0)))
+        with pytest.raises(TypeError, match="one is int"):
+            list(client.stream([1]))  # type: ignore[list-item]
+        with pytest.raises(TooLarge, match="5002 characters"):
+            list(client.stream(["One. ", "x" * 4_997]))
+        assert client.speak("hello").attempts == 1
+        assert not client.jobs("running")
+
+
+def test_the_asyncio_client_streams_pieces_of_every_kind(daemon: Daemon) -> None:
+    async def run() -> None:
+        heard = asyncio.Event()
+
+        async def words() -> AsyncIterator[str]:
+            yield "One. T"
+            await heard.wait()
+            yield "wo. Three."
+
+        async with AsyncClient(daemon.endpoint, timeout=PATIENCE_S) as client:
+            first = b""
+            async for chunk in client.stream(words()):
+                first += chunk.samples
+                heard.set()
+            for text in (["One. ", "Two. Three."], iter("One. Two. Three.")):
+                assert b"".join([chunk.samples async for chunk in client.stream(text)]) == first
+            with pytest.raises(ZeroDivisionError):
+                [chunk async for chunk in client.stream(str(1 // number) for number in (1, 0))]
+            async with client.stream(words()) as stream:
+                await anext(stream)
+            assert stream.job is not None and (await client.job(stream.job.id)).state == "cancelled"
+
+    asyncio.run(run())

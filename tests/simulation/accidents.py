@@ -50,6 +50,7 @@ KINDS = (
     "folders",  # the runtime folder is removed, or taken by another daemon
     "crowds",  # a client with very many jobs at once
     "voices",  # clients that keep voices of their own, and speak with them
+    "pieces",  # texts that come in pieces
 )
 
 #: What the first word of a text makes of its job, and how often in a thousand.
@@ -144,6 +145,8 @@ class Scene:
     bugs: float = 0.0
     #: Whether clocks are set, and things stand still.
     clocks: bool = False
+    #: Whether some texts come in pieces.
+    pieces: bool = False
     #: Everything is known, nothing interferes and the leak is slow: it has to be seen in time.
     leak_must_be_seen: bool = False
     #: There is always room for a spare, and nothing goes wrong: there is always a worker that serves.
@@ -276,6 +279,11 @@ def scene_of(rng: random.Random, without: frozenset[str]) -> Scene:
     scene.daemon_ends = rng.choice([5.0, 20.0, 60.0]) if on("crashes", 0.0 if calm else 0.5) else 0.0
     # Drawn apart, so that the rest of a seed's circumstances does not depend on it.
     scene.clocks = not calm and "clocks" not in without and random.Random(f"clocks {rss} {total} {load}").random() < 0.4
+    scene.pieces = "pieces" not in without and random.Random(f"pieces {rss} {total} {load}").random() < 0.4
+    if scene.pieces:
+        drawn = random.Random(f"texts {total} {load}")
+        timeout_s, most = drawn.choice((0.5, 3.0, 60.0)), drawn.choice((3, 20, 100))
+        scene.settings = replace(settings, limits=replace(settings.limits, text_timeout_s=timeout_s, open_texts=most))
     scene.leak_must_be_seen = bool(calm and leaks_on)
     # There is a second place's worth of memory beside each, on the GPUs and on the host.
     scene.gapless = calm == "recycles"

@@ -55,13 +55,13 @@ class Aside:
             worker.name,
             "speaks what it has put aside",
         )
-        waits = [job.id for job in suspended if job.ending is None]
+        waits = [job.id for job in suspended if job.ending is None and not job.attempt.waits_for_text]
         if worker.process.may_resume and waits and worker.state in (WorkerState.BUSY, WorkerState.DRAINING):
             must(Rule.ONE_END, False, worker.name, "does nothing, and has put aside", waits)
         must(
             Rule.ORDER,
             # With nothing else to do, it owes the ends of those that were cancelled.
-            not (worker.process.at_hand or any(job.ending is None for job in suspended))
+            not (worker.process.at_hand or any(j.ending is None and not j.attempt.waits_for_text for j in suspended))
             or not set(worker.process.moved) & set(worker.process.suspended),
             worker.name,
             "may hang in what it has put aside",
@@ -80,7 +80,8 @@ class Aside:
             return
         worker = workers[0]
         could = worker.state is WorkerState.BUSY and worker.process.slots == 1 and not worker.process.replace_reason
-        alone = list(worker.process.at_hand) == [job.id] and len(worker.process.suspended) < 3
+        others = [id for id in worker.process.suspended if id not in self._live or self._live[id].pieces is None]
+        alone = list(worker.process.at_hand) == [job.id] and len(others) < 3
         goes_on = message.segment < message.segments - 1
         if not (could and alone and goes_on and job.request.priority == "batch" and self._owed()):
             self._passed.pop(message.job, None)

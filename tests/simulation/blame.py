@@ -9,6 +9,7 @@ from glmtts.daemon.core.workers.worker import WorkerState
 from glmtts.protocol import worker as wire
 
 from .rules import Rule, must
+from .texts import name_of
 
 if TYPE_CHECKING:
     from .world import World
@@ -34,7 +35,7 @@ class Blame:
             message = event.message
             if isinstance(message, wire.Finished):
                 if message.job in self._live:
-                    self._deaths.pop(self._live[message.job].request.text, None)
+                    self._deaths.pop(name_of(self._live[message.job].request.text), None)
             elif isinstance(message, wire.Failed) and message.fatal and message.code == "cuda_context":
                 self._died(event.incarnation, message.job)
         elif isinstance(event, inputs.WorkerGarbled) or _by_itself(event):
@@ -52,7 +53,7 @@ class Blame:
         had = [self._live[id] for id in worker.jobs if id in self._live]
         # What had only lain ready in it is not to blame.
         for text in dict.fromkeys(
-            job.request.text
+            name_of(job.request.text)
             for job in had
             if job.attempt.begun and not job.attempt.suspended and job.ending is None and culprit in ("", job.id)
         ):
@@ -62,13 +63,13 @@ class Blame:
 
     def started(self, message: wire.SpeakJob) -> None:
         """No job that has killed enough workers is run again."""
-        self._texts[message.job] = message.text
+        text = self._texts[message.job] = name_of(message.text)
         if not self._deaths:
             return
-        count, until = self._deaths.get(message.text, (0, 0.0))
+        count, until = self._deaths.get(text, (0, 0.0))
         limit = self._context.settings.workers.restart.quarantine_after
         refused = count >= limit and until > self._world.clocks.core_now + 1e-6
-        must(Rule.QUARANTINE, not refused, message.text, "has killed", count, "workers and is run again")
+        must(Rule.QUARANTINE, not refused, text, "has killed", count, "workers and is run again")
 
     def forgiven(self, job: str | None) -> None:
         """An operator clears what is held against this job's content; None for all."""

@@ -47,6 +47,7 @@ class Bounds:
         self._most_timers = max(self._most_timers, timers)
         live = len(self._job_table.live)
         workers = len(self._pool.workers)
+        live += self._job_table.open_texts.total
         of_all = _TIMERS_OF_WORKER * workers + live + _TIMERS_OF_DAEMON + self._machine.lifecycle.drains
         must(Rule.BOUNDED, timers <= of_all, "timers:", timers, "of", workers, "workers and", live, "jobs")
         must(Rule.BOUNDED, len(self._timers._heap) <= 2 * self._most_timers + 66, "the heap of timers grows")
@@ -112,10 +113,11 @@ class Bounds:
         for job in job_table.live.values():
             must(Rule.BOUNDED, len(job.subscribers) <= MAX_SUBSCRIBERS, job.id, "is heard by too many")
 
-    @staticmethod
-    def _look_at(worker: Any) -> None:
+    def _look_at(self, worker: Any) -> None:
         process = worker.process
-        must(Rule.BOUNDED, len(process.suspended) <= MAX_SUSPENDED, worker.name, "has suspended", process.suspended)
+        live = self._job_table.live
+        others = [id for id in process.suspended if id in live and live[id].pieces is None]
+        must(Rule.BOUNDED, len(others) <= MAX_SUSPENDED, worker.name, "has suspended", process.suspended)
         at_hand = len(process.at_hand)
         must(Rule.BOUNDED, at_hand <= process.slots + AHEAD, worker.name, "has", len(process.jobs), "jobs")
         must(Rule.BOUNDED, set(process.moved) <= set(process.jobs), worker.name, "watches jobs that it does not have")

@@ -9,6 +9,7 @@ import pytest
 
 from . import broken_clocks as clocks
 from . import broken_jobs as jobs
+from . import broken_pieces as pieces
 from . import broken_queue as queue
 from . import broken_workers as workers
 from .accidents import Scene
@@ -80,6 +81,10 @@ def _with_bugs(scene: Scene) -> bool:
     return scene.bugs > 0.01
 
 
+def _with_pieces(scene: Scene) -> bool:
+    return scene.pieces
+
+
 BROKEN = [
     BrokenCore(Rule.ONE_END, jobs.done_twice),
     BrokenCore(Rule.ONE_END, jobs.jobs_of_the_dead_forgotten),
@@ -93,6 +98,11 @@ BROKEN = [
     BrokenCore(Rule.ROOM, jobs.workers_lost_by_a_bug_and_forgotten, shows_in=_with_bugs),
     BrokenCore(Rule.ONE_END, jobs.the_rest_of_a_step_lost_with_an_error, shows_in=_with_bugs),
     BrokenCore(Rule.ONE_END, jobs.failed_effects_ignored, shows_in=_with_bugs),
+    BrokenCore(Rule.ONE_END, pieces.texts_without_end_waited_for, shows_in=_with_pieces),
+    BrokenCore(
+        Rule.ONE_END, pieces.text_that_crosses_the_news_of_its_lack_forgotten, shows_in=_with_pieces, without=("bugs",)
+    ),
+    BrokenCore(Rule.OUTPUT_ONCE, pieces.pieces_spoken_twice, shows_in=_with_pieces, without=("bugs",)),
     BrokenCore(Rule.ORDER, jobs.gone_on_with_and_still_aside),
     BrokenCore(Rule.OUTPUT_ONCE, jobs.accepted_before_it_is_on_disk),
     BrokenCore(Rule.OUTPUT_ONCE, jobs.ended_before_that_is_on_disk),

@@ -128,6 +128,11 @@ class Clients:
                 hearing,
                 "is healthy, and refused for what it never did",
             )
+        if hearing.said and hearing.code == "done" and not hearing.joined and not world.scene.bugs:
+            spoken = world.spoken.get(hearing.job, "")
+            # Marks alone, after a flush, are not spoken.
+            same = spoken.rstrip(". ") == hearing.said.rstrip(". ")
+            must(Rule.OUTPUT_ONCE, same, hearing, "sent, and heard", spoken)
         if hearing.path:
             wrote = world.files.get(hearing.path)
             must(Rule.OUTPUT_ONCE, wrote == hearing.job, hearing, "was told of an output that", wrote, "wrote")
@@ -187,7 +192,8 @@ class Clients:
             world.happen(inputs.ConnectionClosed(old.number))
         if not world.ending:
             world.jobs_left -= 1
-            self._request(self._open[place])
+            if not world.pieces.come(self._open[place]):
+                self._request(self._open[place])
         if rng.random() < 0.01 and "crowds" not in world.without:
             self._crowd(place)
         if world.floods:
@@ -249,26 +255,30 @@ class Clients:
             speed=1.0 if killer or sum(map(ord, text)) % 16 else 2.0,
             on_behalf_of=rng.choice("ab") if rng.random() < _GATEWAY.get(connection.client.key, 0.01) else UNSET,
         )
-        self._ask(connection, request, joined=False)
+        self.ask(connection, request, joined=False)
         if request.key is not UNSET:
             again = replace(request, text=f"ok {next(self._texts)}" if rng.random() < 0.1 else request.text)
             world.after(
                 rng.choice((1, 1, 20)) * rng.expovariate(1),
-                lambda: self._ask(rng.choice(self._open), replace(again, id=world.id()), joined=True),
+                lambda: self.ask(rng.choice(self._open), replace(again, id=world.id()), joined=True),
             )
 
-    def _ask(self, connection: Connection, request: requests.Synthesize, *, joined: bool) -> None:
+    def ask(
+        self, connection: Connection, request: requests.Synthesize, *, joined: bool, name: str = ""
+    ) -> Hearing | None:
+        """Make a request for speech; ``name``: what tells its text from others, where not all of it."""
         if not connection.open:
-            return
+            return None
         world = self._world
         all_events = request.events == "all" and not connection.envelope
         hearing = Hearing(
-            connection.number, request.id, request.text, all_events, request.stream and all_events, joined
+            connection.number, request.id, name or request.text, all_events, request.stream and all_events, joined
         )
-        hearing.durable = request.priority == "batch" if request.durable is UNSET else request.durable
+        batch = request.priority == "batch" and not request.more
+        hearing.durable = batch if request.durable is UNSET else request.durable
         hearing.client = connection.client.key
         if request.deadline_s is not UNSET:
-            hearing.gives_up_s = world.now + request.deadline_s
+            hearing.gives_up_s = None if request.more else world.now + request.deadline_s
             hearing.takes_s = takes_s(request.text, world.scene)
             # The end of a durable job is told when it is on disk.
             hearing.deadline_at = world.now + request.deadline_s + (_DISK_S if hearing.durable else 0.0)
@@ -281,6 +291,7 @@ class Clients:
             self.accepted += accepted
             if accepted:
                 world.invariants.admitted(connection.client, request)
+        return hearing
 
     @property
     def reachable(self) -> list[Connection]:

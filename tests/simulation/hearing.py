@@ -41,6 +41,8 @@ class Hearing:
     #: Of a ``wait``: the job, and whether it is somebody else's.
     waits_for: str = ""
     stranger: bool = False
+    #: Of a text in pieces: what was taken of it.
+    said: str = ""
     heard: list[str] = field(default_factory=list)
 
     def hear(self, event: Any, body: bytes | None, now: float) -> None:

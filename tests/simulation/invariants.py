@@ -161,7 +161,8 @@ class Invariants:
             if has != (state in WITH_PROCESS) or (has and processes[name] != worker.incarnation):
                 must(Rule.ROOM, False, name, state, "has a process:", has)
             needed = _TIMER.get(state)
-            if state is WorkerState.DRAINING and not worker.jobs:
+            # Those that wait for text wait for their clients.
+            if needed == "hang" and set(worker.jobs) == set(worker.process.without_text):
                 needed = None
             if needed is not None and (needed, name) not in timers:
                 must(Rule.ONE_END, self._pool.stopping, name, state, "waits for nothing")
@@ -186,8 +187,11 @@ class Invariants:
                     must(Rule.ORDER, right, id, "is on", name, job.state)
             if state is WorkerState.BUSY:
                 # One that is put aside counts too: its worker is going to go on with it.
-                with_batch += any(id in live and live[id].request.priority == "batch" for id in worker.jobs)
-        waiting = len(self._queue)
+                suspended = set(worker.process.without_text)
+                jobs = [live[id] for id in worker.jobs if id in live and id not in suspended]
+                with_batch += any(job.request.priority == "batch" for job in jobs)
+                free = free or set(worker.jobs) == suspended
+        waiting = len(self._queue) + self._queue.without_text
         ending = sum(job.ending is not None for job in live.values()) if running + waiting != len(live) else 0
         if running + waiting + ending != len(live):
             must(Rule.ONE_END, False, f"{running} run, {waiting} wait and {ending} end of {len(live)} live jobs")
@@ -266,7 +270,8 @@ class Invariants:
         queue = self._queue
         for priority, class_queue in queue._class_queues.items():
             apart = [*queue._for_fresh.values(), *queue._held.values()]
-            jobs = [j for j in queue if j.request.priority == priority]
+            without_text = queue._without_text
+            jobs = [j for j in queue if j.request.priority == priority and j.id not in without_text]
             inside = [j for j in jobs if all(j is not other for other in apart)]
             must(Rule.ORDER, queue.length(priority) == len(jobs), "length of", priority)
             must(Rule.ORDER, len(class_queue) == len(inside), "length of the lane of", priority)

@@ -57,7 +57,8 @@ class Limits:
         share = math.ceil((settings.queue.max_share if own.max_share is None else own.max_share) * places)
         waiting = [job for job in jobs if job in self._queue and (job.request.priority == "batch") == batch]
         # Those that come back from dead workers are not counted against anybody.
-        new = sum(not job.attempts for job in waiting)
+        # Nor those whose text has come since they were taken.
+        new = sum(not job.attempts and job.pieces is None for job in waiting)
         # One more may be on its way to a worker that is free.
         must(Rule.BOUNDED, new <= share + 1 + recovered, key, "has", new, "jobs waiting, and may have", share)
 
@@ -82,7 +83,7 @@ class Limits:
         for other in self._queue:
             if other.client.key != job.client.key or other.request.priority != job.request.priority:
                 continue
-            apart = other.id in self._queue._held or other.id in self._queue._for_fresh
+            apart = self._queue.is_held(other) or other.id in self._queue._for_fresh
             # What came back, or came anew, in this very step was not there yet.
             new = other.attempts > 0 or other.accepted_at >= self._world.clocks.core_now or other.id in handed_over
             earlier = not (apart or new) and _due(other) < due - 1e-6

@@ -62,7 +62,7 @@ class Flood:
             request = requests.Synthesize(
                 id=self._world.id(), v=1, text=f"ok mallory {number}", durable=False, priority="batch", **wishes
             )
-            clients._ask(self._connection, request, joined=False)
+            clients.ask(self._connection, request, joined=False)
 
     def _keys(self, number: int) -> dict[str, Any]:
         return {"key": f"mallory {number}", "events": "final"}

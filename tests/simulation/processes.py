@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from glmtts.daemon.core import effects, inputs
 from glmtts.protocol import worker as wire
 from glmtts.protocol.events import Voice
@@ -15,7 +17,7 @@ from .accidents import KILLING, Scene
 from .hardware import Hardware
 from .journal import Journal
 from .rules import Rule, must
-from .texts import SEGMENT_S, WIRE_S, audio, pace, segments_of
+from .texts import SEGMENT_S, WIRE_S, audio, name_of, pace, segments_of
 
 
 def ready(slots: int, memory: wire.Memory) -> wire.Ready:
@@ -47,6 +49,7 @@ class Place(Protocol):
     attempts: dict[str, int]
     files: dict[str, str]
     marks: set[tuple[str, str]]
+    spoken: dict[str, str]
     journal: Journal
 
     def pid(self) -> int: ...
@@ -91,6 +94,9 @@ class Process:
         self._to_suspend: set[str] = set()
         self._resumed: set[str] = set()
         self._cancelled: set[str] = set()
+        #: Pieces of text that came for each job, and those whose text is complete.
+        self._texts: dict[str, int] = {}
+        self._complete: set[str] = set()
         self._stop = False
         self._begin()
 
@@ -249,8 +255,11 @@ class Process:
             return
         match message:
             case wire.SpeakJob():
-                self._jobs.append(message)
+                self._texts[message.job] = 0
+                self._jobs.append(replace(message))
                 self._next()
+            case wire.AddText():
+                self._add(message)
             case wire.CancelJob():
                 if message.job in self.aside:
                     job, _, _ = self.aside.pop(message.job)
@@ -276,12 +285,24 @@ class Process:
         while self.alive and self._jobs and len(self._at_work) < self.world.scene.slots:
             job = self._jobs.popleft()
             self._at_work[job.job] = job
-            self.world.attempts[job.text] = self.world.attempts.get(job.text, 0) + 1
+            name = name_of(job.text)
+            self.world.attempts[name] = self.world.attempts.get(name, 0) + 1
             if self._work(job):
                 self._go_on(job, 1, segments_of(job.text))
         if self._stop and self.alive and not self._at_work and not self.aside and self.world.random.random() < 0.95:
             self.say(wire.Bye(reason="asked to"))
             self.die(0)
+
+    def _add(self, message: wire.AddText) -> None:
+        """More text for a job, wherever it is."""
+        aside = [self.aside[message.job][0]] if message.job in self.aside else []
+        for job in (*self._jobs, *self._at_work.values(), *aside):
+            if job.job == message.job:
+                must(Rule.ORDER, job.job not in self._complete, job.job, "gets text after its end")
+                job.text += message.text
+                self._texts[job.job] += 1
+                if message.last:
+                    self._complete.add(job.job)
 
     def _go_on(self, job: wire.SpeakJob, number: int, segments: int) -> None:
         took = SEGMENT_S[0] + self.world.random.expovariate(1 / SEGMENT_S[1])
@@ -298,6 +319,9 @@ class Process:
         if job.text.split()[0] == "oversleep":
             self.deaf = True
             return
+        if number > self._known(job, segments):
+            self._wait_or_finish(job, number - 1)
+            return
         self._go_on(job, number, segments)
 
     def _segment(self, job: wire.SpeakJob, number: int, segments: int) -> None:
@@ -307,19 +331,39 @@ class Process:
             self._ended(job, wire.Failed(job=job.job, code="cancelled", message="cancelled"))
         elif not self._go_wrong(job, number, segments):
             self.say(wire.Beat(job=job.job, done=number))
+            segments = self._known(job, segments)
+            ends = not job.more or job.job in self._complete
             self.say(wire.SegmentDone(job=job.job, segment=number, segments=segments, audio_s=0.1 * number))
             if job.stream:
                 self.say(wire.AudioChunk(job=job.job, seq=number - 1), audio(job, number))
-            if number < segments and self._puts_aside(job):
-                self._at_work.pop(job.job)
-                self._to_suspend.discard(job.job)
-                self.aside[job.job] = (job, number + 1, segments)
-                self.say(wire.Suspended(job=job.job, memory=self.memory()))
-                self._next()
+            if (number < segments or not ends) and self._puts_aside(job):
+                self._put_aside(job, number + 1, segments)
             elif number < segments:
                 self._go_on(job, number + 1, segments)
             else:
-                self._finish(job, segments)
+                self._wait_or_finish(job, number)
+
+    def _known(self, job: wire.SpeakJob, segments: int) -> int:
+        """How many segments a job has, as far as its text is there."""
+        return segments_of(job.text) if job.more else segments
+
+    def _put_aside(self, job: wire.SpeakJob, number: int, segments: int, *, waits: bool = False) -> None:
+        self._at_work.pop(job.job)
+        self._to_suspend.discard(job.job)
+        self.aside[job.job] = (job, number, segments)
+        texts = self._texts[job.job]
+        self.say(wire.Suspended(job=job.job, memory=self.memory(), waits=waits, texts=texts))
+        self._next()
+
+    def _wait_or_finish(self, job: wire.SpeakJob, spoken: int) -> None:
+        """All text that is there is spoken."""
+        if job.job in self._cancelled:
+            self._ended(job, wire.Failed(job=job.job, code="cancelled", message="cancelled"))
+        elif job.more and job.job not in self._complete:
+            self._put_aside(job, spoken + 1, spoken, waits=True)
+        else:
+            self.world.spoken[job.job] = job.text
+            self._finish(job, spoken)
 
     def _puts_aside(self, job: wire.SpeakJob) -> bool:
         """Whether a job is put aside at this border: asked to, and now and then without that."""
@@ -334,7 +378,7 @@ class Process:
                 self.die(self.world.random.choice([3, -11, -6]))
             case "exit_late" if number == segments:
                 self.die(-11)
-            case "once" if self.world.attempts[job.text] == 1:
+            case "once" if self.world.attempts[name_of(job.text)] == 1:
                 self.die(-11)
             case "oom" | "sigterm" | "cuda":
                 code, status = _FATAL[plan]
@@ -384,7 +428,7 @@ class Process:
                 return
             self.world.files[job.output] = job.job
             self.world.marks.add(mark)
-            if plan == "unsaid" and self.world.attempts[job.text] == 1:
+            if plan == "unsaid" and self.world.attempts[name_of(job.text)] == 1:
                 self.die(-11)
                 return
         no_body = job.stream or job.output is not None or plan == "nofile"

@@ -30,6 +30,11 @@ def segments_of(text: str) -> int:
     return 1 + len(text) // SEGMENT_CHARS
 
 
+def name_of(text: str) -> str:
+    """What tells a text from others: the first sentence of one that comes in pieces."""
+    return text.partition(". ")[0]
+
+
 def audio(job: wire.SpeakJob, number: int) -> bytes:
     """Audio that says whose it is."""
-    return f"{job.job}|{job.text}|{number}".encode().ljust(20_000 if number == 0 else 100, b".")
+    return f"{job.job}|{name_of(job.text)}|{number}".encode().ljust(20_000 if number == 0 else 100, b".")

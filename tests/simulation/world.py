@@ -35,10 +35,11 @@ from .invariants import Invariants
 from .journal import Journal
 from .neighbours import MALLORY, Flood, small_tables
 from .operators import Operators
+from .pieces import Pieces
 from .processes import Process
 from .promises import Promises
 from .rules import Rule, must
-from .texts import pace
+from .texts import name_of, pace
 from .voices import Voices
 
 #: Jobs take tenths of a second here, and so does what a class may have before others.
@@ -113,6 +114,9 @@ class World:
         self.promises = Promises(self)
         self.clients = Clients(self)
         self.flood = Flood(self)
+        self.pieces = Pieces(self)
+        #: The texts that workers have spoken to their end, by job.
+        self.spoken: dict[str, str] = {}
         self.operators = Operators(self)
         self.invariants = Invariants(self)
 
@@ -398,7 +402,7 @@ class World:
         process = self.processes.get(effect.incarnation)
         if process is not None:
             if isinstance(effect.message, wire.SpeakJob):
-                process.has[effect.message.job] = effect.message.text
+                process.has[effect.message.job] = name_of(effect.message.text)
             # In their order, as one connection carries them.
             process.told_at = max(process.told_at, self.now + self.random.uniform(0, 0.005) * pace(self.scene))
             self.after(process.told_at - self.now, lambda: process.told(effect.message), process)

@@ -93,8 +93,8 @@ class Dispatcher:
 
     def _has_batch(self, worker: Worker) -> bool:
         """Whether it has a batch job, even a suspended one: it will resume that."""
-        live = self._job_table.live
-        return any(id in live and live[id].request.priority == "batch" for id in worker.jobs)
+        found = (job for id in worker.jobs if (job := self._job_table.live.get(id)) is not None)
+        return any(job.request.priority == "batch" and not job.attempt.waits_for_text for job in found)
 
     def _look_for_room(self) -> None:
         """No worker is free: one may suspend its job for the next, a batch job for another one of its class."""

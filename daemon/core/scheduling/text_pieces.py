@@ -13,6 +13,7 @@ from ...engines import sentences
 from ..effects import Tell
 from ..jobs.job import Ended, Job, Pieces
 from ..state import State
+from ..workers.worker import WorkerState
 from .completion import Completion
 from .deadlines import enqueue, keep_apart
 
@@ -81,6 +82,17 @@ class TextPieces:
             after_s = self._context.settings.limits.text_timeout_s
             self._context.log("info", "text taken as complete", job=id, no_piece_for_s=after_s)
             self._complete(job, job.pieces)
+
+    def on_drain_timeout(self, name: str) -> None:
+        """A worker that is replaced has waited for text_timeout_s: it waits no longer for texts to be complete."""
+        worker = self._pool.workers[name]
+        if worker.state is not WorkerState.DRAINING:
+            return
+        message = "the worker is replaced, and the last piece of the text has not come; begin again"
+        for id in list(worker.jobs):
+            job = self._job_table.live.get(id)
+            if job is not None and job.pieces is not None and not job.pieces.complete:
+                self._completion.guarded(job, self._completion.fail, job, ErrorCode.UNAVAILABLE, message)
 
     def _wait_for_more(self, job: Job) -> None:
         self._context.timers.set(("text", job.id), self._context.now + self._context.settings.limits.text_timeout_s)

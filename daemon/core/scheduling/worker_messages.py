@@ -9,7 +9,7 @@ from glmtts.protocol import worker as wire
 from glmtts.protocol.errors import ErrorCode
 
 from ..context import INTERNAL_ERROR
-from ..effects import SettleOutput
+from ..effects import SettleOutput, Tell
 from ..exit_causes import CAUSE_OF_CODE, Cause
 from ..inputs import ProcessEnded
 from ..jobs.job import Ending, Job
@@ -235,6 +235,9 @@ class WorkerMessages:
         without_text = message.waits and job is not None and job.attempt.texts == message.texts
         if job is not None:
             self._dispatcher.preemption.suspended(job, without_text=without_text)
+        if job is None and message.waits:
+            # It was cancelled. If that was not sent, the worker would wait for text without end.
+            self._context.effects.append(Tell(worker.incarnation, wire.CancelJob(job=message.job)))
         begun = self._pool.suspended(worker, message.job, message.memory, without_text=without_text)
         self._begin_ready(begun, worker)
         if job is not None:

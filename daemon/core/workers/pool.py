@@ -93,6 +93,8 @@ class Pool(WorkerTable):
             return
         worker.enter(WorkerState.DRAINING)  # READY or BUSY -> DRAINING
         if worker.jobs:
+            # A text that comes in pieces could keep the process for ever.
+            self.timers.set(worker, "texts", self._context.settings.limits.text_timeout_s)
             self._tell_state(worker)
         else:
             self._stop(worker)
@@ -225,8 +227,8 @@ class Pool(WorkerTable):
         return self._begin_ready(worker)
 
     def expect_end(self, worker: Worker, job: str) -> None:
-        """A job was cancelled: if it waits for text, the worker has to report its end all the same."""
-        if job in worker.process.without_text:
+        """A job was cancelled: suspended or not, the worker has to report its end."""
+        if job in worker.process.suspended:
             worker.process.has_text(job)
             self._begin_ready(worker)
 

@@ -9,7 +9,7 @@ from ..context import Context
 from .worker import Worker
 
 #: Timers of one process. All but the first end with its failure.
-_OF_PROCESS = ("kill", "start", "age", "trim", "hang", "unload", "steady")
+_OF_PROCESS = ("kill", "start", "age", "trim", "hang", "unload", "steady", "texts")
 
 
 class WorkerTimers:
