@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Where it is set, as in many images, each of the hundreds of processes that the tests start compiles the project anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help install rules demo serve test test-glmtts test-metrics test-gateway test-systemd test-docker check format soak chaos bench wheel clean
 
 help:  ## this list
