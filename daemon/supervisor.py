@@ -36,7 +36,6 @@ from .log.logger import Logger
 from .log.worker_output import understood
 from .loop import Background, Loop
 from .metrics.metrics import Metrics
-from .operator_tasks import OperatorTasks
 from .processes.manager import Processes, WorkerProcess
 from .processes.orphans import Records
 from .processes.own_process import signals_to_hear
@@ -49,11 +48,12 @@ from .storage.journal import Journal
 from .storage.output_owners import OutputOwners
 from .storage.pause import PauseFile
 from .surroundings import LOOK_S, Surroundings
+from .tasks.operator_tasks import OperatorTasks
+from .tasks.voice_tasks import VoiceTasks
 from .transport.client_listeners import ClientListeners
 from .transport.event_publisher import EventPublisher
 from .transport.listeners import IO_THREADS, RuntimeDir, RuntimeDirError, check_state_folder
 from .transport.worker_router import WorkerRouter
-from .voice_tasks import VoiceTasks
 
 #: Messages taken from the workers' socket in one turn.
 _BATCH = 64
@@ -173,7 +173,7 @@ class Supervisor:
             step=self._step,
             processes=self._processes,
             journal=self._journal,
-            voices=self._machine.state.voices.values,
+            voices=self._machine.state.voices.shared.values,
             manager=lambda: self._service.problem,
             reached_by_tcp=self._clients.tcp is not None,
         )

@@ -167,7 +167,7 @@ def test_however_much_some_customers_keep_the_next_client_finds_room(world: Worl
             id = add(world, f"v{voice}", client=GATE, on_behalf_of=customer, size=200 * KIB)
             if world.told(id) == []:
                 stored(world)
-    shares = world.machine.state.own_voices.shares
+    shares = world.machine.state.voices.own.shares
     assert shares.total <= 0.8 * (1 << 20)
     assert len({client for client in map("uid:7/c{}".format, range(40)) if shares.of(client)}) > 1
     kept(world, client=BOB, size=100 * KIB)
@@ -177,7 +177,7 @@ def test_a_voice_that_is_refused_leaves_nothing_behind(world: World) -> None:
     id = add(world, size=300 * KIB)
     stored(world, error=("bad_audio", "the recording is silent"))
     assert code(world, id) == "bad_audio"
-    assert world.machine.state.own_voices.shares.total == world.machine.state.job_table.recording_bytes == 0
+    assert world.machine.state.voices.own.shares.total == world.machine.state.job_table.recording_bytes == 0
     kept(world)
     assert world.machine.describe()["voice_changes"] == 0
 
@@ -232,7 +232,7 @@ def test_a_change_that_a_bug_cut_short_holds_up_no_other(world: World) -> None:
     assert code(world, first) == "unavailable"
     stored(world)
     assert world.last(second).values["name"] == "b"
-    assert world.machine.state.own_voices.count("uid:1001") == 1
+    assert world.machine.state.voices.own.count("uid:1001") == 1
 
 
 def test_the_sample_of_a_voice_that_has_gone_says_so(world: World) -> None:
@@ -251,7 +251,7 @@ def test_own_voices_and_their_durable_jobs_are_there_after_a_restart(world: Worl
     world.request(), world.request()
     world.request(voice="me", durable=True)
     row = next(iter(world.rows.values()))
-    voices = world.machine.state.own_voices.of("uid:1001")
+    voices = world.machine.state.voices.own.of("uid:1001")
     after = World(limits={"own_voices": 3})
     after.machine = Machine(
         after.machine.settings, after.machine.state.installation, now=100.0, wall=1.7e9, seed=1, voices=voices
@@ -260,4 +260,4 @@ def test_own_voices_and_their_durable_jobs_are_there_after_a_restart(world: Worl
     after.step(inputs.JournalChanged("", [row]))
     after.ready()
     assert spoken(after) == [("/own/uid:1001/me/recording-words.wav", "words")]
-    assert after.machine.state.own_voices.shares.of("uid:1001") == 64 * KIB
+    assert after.machine.state.voices.own.shares.of("uid:1001") == 64 * KIB
