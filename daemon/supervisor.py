@@ -29,7 +29,6 @@ from . import __version__, config, malloc
 from .clock import STANDSTILL_S
 from .core import effects, inputs
 from .core.machine import Machine
-from .core.state import Installation
 from .core.workers.placement import asks_nvml
 from .gpu.sampler import Sampler
 from .log.logger import Logger
@@ -41,7 +40,7 @@ from .processes.orphans import Records
 from .processes.own_process import signals_to_hear
 from .service.systemd import ServiceManager, inherited
 from .service.watchdog import SelfCheck
-from .start import EX_SOFTWARE, EX_UNAVAILABLE, StartRefusedError, prepare, warn
+from .start import EX_SOFTWARE, EX_UNAVAILABLE, StartRefusedError, installation, prepare, prepare_outputs, warn
 from .storage import outputs
 from .storage.deliveries import Deliveries
 from .storage.journal import Journal
@@ -150,7 +149,17 @@ class Supervisor:
             owners=OutputOwners(config.outputs_dir(settings), config.state_dir(settings) / "outputs.owners"),
             keep_free=lambda: self._machine.settings.limits.disk_reserve_mib << 20,
         )
-        self._machine = self._make_machine()
+        instance = outputs.instance_of(config.state_dir(settings))
+        prepare_outputs(config.outputs_dir(settings), self._first_of_journal, instance, log)
+        self._machine = Machine(
+            settings,
+            installation(loaded, instance, managed=self._service.wanted),
+            now=loop.clock(),
+            wall=time.time(),
+            seed=secrets.randbits(64),
+            voices=self._voices.load(instance, log),
+            paused_since=self._pause.read(),
+        )
         self._metrics = Metrics(
             settings.metrics,
             loop.wakeup_fd,
@@ -215,37 +224,6 @@ class Supervisor:
             loop.watch(self._self_check.socket, self._self_check.receive)
         if self._service.problem:
             log.warning("the service manager can't be reached", reason=self._service.problem)
-
-    # --- the start
-
-    def _make_machine(self) -> Machine:
-        instance = outputs.instance_of(config.state_dir(self._settings))
-        voices = self._voices.load(instance, self._log)
-        folder = config.outputs_dir(self._settings)
-        try:
-            folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-            # A journal that can't be read yet may have jobs that know their outputs by these marks.
-            if not self._first_of_journal.problem:
-                outputs.sweep(folder, keep={row.job for row in self._first_of_journal.rows}, instance=instance)
-        except OSError as error:
-            self._log.warning("outputs can't be written", folder=str(folder), reason=error.strerror)
-        return Machine(
-            self._settings,
-            Installation(
-                boot=instance + secrets.token_hex(4),
-                version=__version__,
-                config_file=str(self._config.file or ""),
-                state_folder=str(config.state_dir(self._settings)),
-                outputs_folder=str(folder),
-                results_folder=str(config.results_dir(self._settings)),
-                managed=self._service.wanted,
-            ),
-            now=self._loop.clock(),
-            wall=time.time(),
-            seed=secrets.randbits(64),
-            voices=voices,
-            paused_since=self._pause.read(),
-        )
 
     # --- the loop
 

@@ -11,7 +11,8 @@ from glmtts.daemon.core import effects, inputs
 from glmtts.protocol import control, events, requests
 from glmtts.protocol import worker as wire
 
-from ..support.core_world import MakeStage, MakeWorld, World
+from ..support.core_world import MakeWorld, World
+from ..support.stage import MakeStage
 
 
 def test_each_who_waits_hears_the_end_once_under_his_own_id(world: World) -> None:
