@@ -63,6 +63,7 @@ def test_a_durable_stream_is_kept_whole_for_whoever_has_not_heard_it(world: Worl
     # Who came in the middle hears no half of it, and is sent the file.
     assert world.names(late) == ["done"]
     (sent,) = world.effects(effects.SendStored)
+    assert isinstance(sent.event, events.Done)
     assert (sent.event.id, sent.path, sent.event.chunks) == (late, asked.result, UNSET)
 
 

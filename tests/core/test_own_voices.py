@@ -16,7 +16,8 @@ from ..support.core_world import ALICE, BOB, OPERATOR, MakeWorld, World
 
 KIB = 1 << 10
 GATE = inputs.Client("uid:7", "gate")
-CAROL, DAVE = ({"client": GATE, "on_behalf_of": name} for name in ("carol", "dave"))
+CAROL: dict[str, Any] = {"client": GATE, "on_behalf_of": "carol"}
+DAVE: dict[str, Any] = {"client": GATE, "on_behalf_of": "dave"}
 
 
 def ask(world: World, kind: type[Any], *, client: inputs.Client = ALICE, body: Any = None, **keys: Any) -> str:
@@ -35,14 +36,14 @@ def asked(world: World) -> list[effects.StoreVoice]:
 def stored(world: World, **keys: Any) -> None:
     """The change that was asked for last has been made."""
     effect = asked(world)[-1]
-    owner, name = effect.owner, effect.request.name
+    request: Any = effect.request
+    owner, name = effect.owner, request.name
     voice = None
     if effect.recording is not None and "error" not in keys:
-        path = f"/own/{owner}/{name}/recording-{effect.request.text}.wav"  # type: ignore[union-attr]
-        voice = inputs.StoredVoice(
-            name, path, effect.request.text, seconds=2.0, owner=owner, bytes=len(effect.recording), added=5.0
-        )  # type: ignore[union-attr]
-    world.step(inputs.VoiceStored(effect.to, effect.request.id, name, voice, owner=owner, **keys))
+        path = f"/own/{owner}/{name}/recording-{request.text}.wav"
+        size = len(effect.recording)
+        voice = inputs.StoredVoice(name, path, request.text, seconds=2.0, owner=owner, bytes=size, added=5.0)
+    world.step(inputs.VoiceStored(effect.to, request.id, name, voice, owner=owner, **keys))
 
 
 def kept(world: World, name: str = "me", **keys: Any) -> None:
@@ -149,7 +150,8 @@ def test_a_client_has_so_many_voices_and_so_much_of_the_disk(world: World) -> No
     add(world, "c")
     error = world.last(add(world, "d"))
     assert (error.code, "own_voices" in error.message) == ("forbidden", True)
-    stored(world), stored(world), stored(world)
+    for _ in range(3):
+        stored(world)
     assert code(world, add(world, "d")) == "forbidden"
     ask(world, requests.VoiceRemove, name="a")
     stored(world)
@@ -188,7 +190,8 @@ def test_changes_wait_in_turns_and_within_bounds(make_world: MakeWorld) -> None:
     assert [code(world, id) for id in ids[4:]] == ["queue_full"] * 2
     bob = add(world, client=BOB)
     assert [effect.owner for effect in asked(world)] == ["uid:1001"]
-    stored(world), stored(world), stored(world)
+    for _ in range(3):
+        stored(world)
     assert world.names(bob) == ["result"]
     customers = [add(world, f"v{n}", client=GATE, on_behalf_of=f"c{n // 4}") for n in range(200)]
     assert sum(bool(world.told(id)) for id in customers) == 200 - 48
@@ -198,7 +201,8 @@ def test_changes_wait_in_turns_and_within_bounds(make_world: MakeWorld) -> None:
 def test_voices_take_of_the_rate_and_of_the_memory_for_recordings(make_world: MakeWorld) -> None:
     world = make_world(limits={"rate": "2/minute", "recordings_mib": 1})
     assert code(world, add(world, size=2 << 20)) == "queue_full"
-    kept(world, "a"), kept(world, "b")
+    kept(world, "a")
+    kept(world, "b")
     assert code(world, add(world, "c")) == "rate_limited"
     assert world.told(ask(world, requests.VoiceRemove, name="a")) == []
 
