@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
@@ -69,13 +70,27 @@ class SpeechRequest(Struct, kw_only=True):
             raise HttpError(400, message, param="response_format")
         return FORMATS[self.response_format][1]
 
-    def options_for(self, customer: Customer, settings: Settings, key: str | None) -> dict[str, Any]:
-        """The options of the client library. ``key``: the request's Idempotency-Key. Raises HttpError."""
+    def options_for(
+        self,
+        customer: Customer,
+        settings: Settings,
+        key: str | None,
+        *,
+        priority: str = "interactive",
+        recording: Callable[[str, str], bytes] = bodies.recording,
+    ) -> dict[str, Any]:
+        """The options of the client library. Raises HttpError.
+
+        Args:
+            key: the request's Idempotency-Key.
+            priority: of a request that names none.
+            recording: decodes ``ref_audio``.
+        """
         self.media_type()
         if not MIN_SPEED <= self.speed <= MAX_SPEED:
             message = f"speed: {self.speed:g} is out of range: from {MIN_SPEED:g} to {MAX_SPEED:g}"
             raise HttpError(400, message, param="speed")
-        priority = "interactive" if self.priority is UNSET else self.priority
+        priority = priority if self.priority is UNSET else self.priority
         if priority not in customer.priorities:
             message = f"priority: {priority} is not for this customer, which may use {', '.join(customer.priorities)}"
             raise HttpError(403, message, code="forbidden", param="priority")
@@ -97,7 +112,7 @@ class SpeechRequest(Struct, kw_only=True):
         if self.ref_audio:
             if not self.ref_text:
                 raise HttpError(400, "ref_text: what is said in ref_audio is missing", param="ref_text")
-            options["prompt"] = bodies.recording(self.ref_audio, "ref_audio")
+            options["prompt"] = recording(self.ref_audio, "ref_audio")
             options["prompt_text"] = self.ref_text
         elif voice := self._voice(settings):
             options["voice"] = voice
