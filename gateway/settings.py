@@ -30,6 +30,7 @@ class Settings(Struct, forbid_unknown_fields=True, frozen=True):
     endpoint: str = ""
     api_keys: str = ""
     anonymous: bool = False
+    openwebui_secret: str = ""
     public_lists: bool = True
     cors_origins: list[str] = []
     trusted_proxies: list[str] = []
