@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from glmtts.client import AsyncClient, GlmttsError
 
-from . import batch, errors, jobs, lists, observed, openapi, page, session, speech, task_api, usage, voices
+from . import batch, docs_page, errors, jobs, lists, observed, openapi, page, session, speech, task_api, usage, voices
 from .bodies import ClientGoneError
 from .customers import Customers
 from .errors import HttpError
@@ -58,6 +58,7 @@ _ROUTES = [
     Route("/api/tts", task_api.create, methods=["POST"]),
     Route("/api/tts/{id}", task_api.one, methods=["GET"]),
     Route("/api/tts/{id}/audio", task_api.audio, methods=["GET"]),
+    Route("/docs", docs_page.docs, methods=["GET"]),
     Route("/openapi.json", openapi.openapi, methods=["GET"]),
     Route("/livez", lists.live, methods=["GET"]),
     Route("/readyz", lists.ready, methods=["GET"]),
