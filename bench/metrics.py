@@ -25,6 +25,7 @@ from processes import cpu_s, memory_mib
 from glmtts.daemon.core import effects, inputs
 from glmtts.daemon.core.context import Context
 from glmtts.daemon.core.counters import Counters
+from glmtts.daemon.core.jobs.job import Job
 from glmtts.daemon.core.machine import Machine
 from glmtts.daemon.core.metric_types import Histogram
 from glmtts.daemon.core.settings import EngineSettings, LimitsSettings, Settings, WorkersSettings
@@ -115,9 +116,17 @@ def _jobs(machine: Machine, count: int) -> float:
 
 
 def _one(machine: Machine, now: float) -> list[effects.Effect]:
+    return _finished(machine, _accepted(machine, now), now)
+
+
+def _accepted(machine: Machine, now: float) -> str:
+    """Have a job accepted, and begun; its id."""
     request = requests.Synthesize(id="r", v=1, text="hello")
     accepted = machine.step(inputs.Requested(_ALICE, _TO, request), now, _EPOCH + now)
-    job = next(e.event.job for e in accepted if isinstance(e, effects.Send) and isinstance(e.event, events.Accepted))
+    return next(e.event.job for e in accepted if isinstance(e, effects.Send) and isinstance(e.event, events.Accepted))
+
+
+def _finished(machine: Machine, job: str, now: float) -> list[effects.Effect]:
     spoken = wire.Finished(
         job=job, sample_rate=24_000, audio_s=1.0, synthesis_s=0.5, first_audio_s=0.1, voice="tone", sha256="0" * 64,
         chunks=0, bytes=4, path=None, result=None, problem="", memory=_MEMORY,
@@ -125,10 +134,12 @@ def _one(machine: Machine, now: float) -> list[effects.Effect]:
     return machine.step(inputs.WorkerSaid(1, spoken, b"RIFF"), now + 0.01, _EPOCH + now)
 
 
-def _some_job(machine: Machine) -> tuple[Any, events.Done]:
-    ended = _one(machine, machine.state.context.now + 1.0)
-    done = next(e.event for e in ended if isinstance(e, effects.Send) and isinstance(e.event, events.Done))
-    return machine.state.job_table.find(done.job), done
+def _some_job(machine: Machine) -> tuple[Job, events.Done]:
+    now = machine.state.context.now + 1.0
+    # As it was while it ran: of an ended job the table keeps less.
+    job = machine.state.job_table.live[_accepted(machine, now)]
+    ended = _finished(machine, job.id, now)
+    return job, next(e.event for e in ended if isinstance(e, effects.Send) and isinstance(e.event, events.Done))
 
 
 def _least_us(run: Callable[[], object], times: int) -> float:
