@@ -20,7 +20,10 @@ from .errors import HttpError
 from .requests import FORMATS
 
 _MEDIA_TYPES = dict(FORMATS.values())
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+#: No file has a place with more digits.
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+#: Bytes of a file that are sent at a time.
+_PIECE = 64 << 10
 
 
 def described(info: JobInfo) -> dict[str, Any]:
@@ -99,14 +102,23 @@ async def audio(request: Request) -> Response:
         "Accept-Ranges": "bytes",
         "ETag": f'"{found.sha256}"',
     }
-    media_type = _MEDIA_TYPES.get(found.format, "application/octet-stream")
     file = _with_sizes(found.audio)
-    part = _part(request.headers.get("range", ""), len(file))
-    if part is None:
-        return Response(file, media_type=media_type, headers=headers)
-    first, end = part
-    headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(file)}"
-    return Response(file[first:end], 206, media_type=media_type, headers=headers)
+    request.state.held.take(len(file))
+    part = None
+    if request.headers.get("if-range", headers["ETag"]) == headers["ETag"]:
+        part = _part(request.headers.get("range", ""), len(file))
+    first, end = part or (0, len(file))
+    if part is not None:
+        headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(file)}"
+    headers["Content-Length"] = str(end - first)
+    media_type = _MEDIA_TYPES.get(found.format, "application/octet-stream")
+    return StreamingResponse(_pieces(file, first, end), 206 if part else 200, media_type=media_type, headers=headers)
+
+
+async def _pieces(file: bytes, first: int, end: int) -> AsyncIterator[bytes]:
+    """A part of a file. A client that reads slowly holds it back: whole, it would be copied to the connection."""
+    for start in range(first, end, _PIECE):
+        yield file[start : min(end, start + _PIECE)]
 
 
 def _with_sizes(file: bytes) -> bytes:

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from glmtts.client import AsyncClient, QueueFull, RateLimited, ShuttingDown
 from glmtts.client.errors import Unavailable
 
-from . import bodies, jobs
+from . import bodies, jobs, requests
 
 #: Tasks before the new one from which on the answer warns of a wait.
 _WARN_FROM = 4
@@ -42,6 +42,7 @@ async def create(request: Request) -> Response:
     }
     if task.prompt_audio.startswith("data:"):
         options["prompt"] = bodies.recording(task.prompt_audio, "prompt_audio")
+        await requests.check_size(client, options["prompt"], "prompt_audio")
         options["prompt_text"] = task.prompt_text
     elif task.prompt_audio:
         options["voice"] = task.prompt_audio
