@@ -49,8 +49,8 @@ while not job.done():
                 os._exit(0)  # as a browser that is closed: sys.exit() waits for the job
     time.sleep(0.02)
 try:
-    print(json.dumps({"file": job.result(), "names": sorted(client.view_api(print_info=False, return_format="dict")["named_endpoints"]),
-                      "memory": client.predict(api_name="/clear_memory")}))
+    names = sorted(client.view_api(print_info=False, return_format="dict")["named_endpoints"])
+    print(json.dumps({"file": job.result(), "names": names, "memory": client.predict(api_name="/clear_memory")}))
 except Exception as error:
     print(json.dumps({"error": str(error)}))
 """
