@@ -39,10 +39,12 @@ class Settings(Struct, forbid_unknown_fields=True, frozen=True):
     endpoint: str = ""
     api_keys: str = ""
     anonymous: bool = False
+    openwebui_secret: str = ""
     public_lists: bool = True
     cors_origins: list[str] = []
     trusted_proxies: list[str] = []
     voices: dict[str, str] = {}
+    prompts_folder: str = ""
     body_mib: Annotated[int, Meta(ge=1, le=1_024)] = 32
     connections_per_address: Annotated[int, Meta(ge=1, le=100_000)] = 256
 
@@ -156,9 +158,15 @@ def _of_endpoint(endpoint: str) -> Iterator[str]:
         yield f'{shown(endpoint)} is no endpoint; use "ipc:///run/glmtts/glmtts.sock" or "tcp://HOST:PORT"'
 
 
-def _of_api_keys(file: str) -> Iterator[str]:
-    if file and not file.startswith("/"):
-        yield f"{shown(file)} is relative, but a service has no working folder; write an absolute path"
+def _of_path(path: str) -> Iterator[str]:
+    if path and not path.startswith("/"):
+        yield f"{shown(path)} is relative, but a service has no working folder; write an absolute path"
+
+
+def _of_prompts_folder(folder: str) -> Iterator[str]:
+    yield from _of_path(folder)
+    if folder.startswith("/") and not Path(folder).is_dir():
+        yield f"there is no folder {shown(folder)} that user {user_name(os.geteuid())} can see"
 
 
 def _of_cors_origins(origins: list[str]) -> Iterator[str]:
@@ -189,7 +197,9 @@ def _meant(network: str) -> str:
 _CHECKS: dict[str, Callable[[Any], Iterator[str]]] = {
     "listen": _of_listen,
     "endpoint": _of_endpoint,
-    "api_keys": _of_api_keys,
+    "api_keys": _of_path,
+    "openwebui_secret": _of_path,
+    "prompts_folder": _of_prompts_folder,
     "cors_origins": _of_cors_origins,
     "trusted_proxies": _of_trusted_proxies,
 }
