@@ -129,8 +129,8 @@ def test_a_longer_text_than_a_job_takes_is_several_jobs(daemon: ScriptedDaemon) 
     with said(daemon) as process:
         heard, words = process.communicate(b"This is one sentence. This is another one. And a third. ", timeout=20)
     assert heard == b"This is one sentence. This is another one. And a third. "
-    assert speaks.texts == ["This is one sentence. ", "This is another one. ", "And a third. "]
-    assert process.returncode == 0 and words.count(b" of speech") == 3
+    assert speaks.texts == ["This is one sentence. ", "This is another one. And a third. "]
+    assert process.returncode == 0 and words.count(b" of speech") == 2
 
 
 @pytest.mark.parametrize(
