@@ -25,12 +25,8 @@ class Guard:
         wrong = self._wrong(scope) if scope["type"] in {"http", "websocket"} else None
         if wrong is None:
             await self._app(scope, receive, send)
-        elif scope["type"] == "http":
-            await wrong.response()(scope, receive, send)
         else:
-            # The server answers 403.
-            await receive()
-            await send({"type": "websocket.close", "code": 1008})
+            await wrong.response()(scope, receive, send)
 
     def _wrong(self, scope: Scope) -> HttpError | None:
         headers = Headers(scope=scope)

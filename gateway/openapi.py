@@ -8,7 +8,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from . import __version__
+from . import __version__, speech_stream
 from .requests import FORMATS, SpeechRequest
 from .task_api import Task
 from .voices import MEDIA_TYPES
@@ -109,6 +109,12 @@ def document() -> dict[str, Any]:
     since = {"name": "since", "in": "query", "schema": {"type": "string", "format": "date"}}
     paths = {
         "/v1/audio/speech": {"post": _operation("Speak", _answers(sent, **bad), requestBody=_body("SpeechRequest"))},
+        speech_stream.PATH: {
+            "get": _operation(
+                "Open a WebSocket: a text in pieces, and its speech while it comes (docs/http.md)",
+                _answers({"101": {"description": "the WebSocket is open"}}, s426="this is no handshake"),
+            )
+        },
         "/v1/audio/jobs": {
             "post": _operation("Take a job", _answers(taken, **bad), requestBody=_body("SpeechRequest")),
             "get": _operation(
