@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
@@ -11,6 +12,17 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 #: Characters of pieces that are sent together, where several have come; and that are read ahead.
 _TOGETHER = 2_000
 _AHEAD = 20_000
+
+
+#: The end of a sentence or of a line, with the quotes and brackets that close with it.
+SENTENCE_END = re.compile(r"""[。！？!?;；…\n]["'”’」』）)\]]*\s*|\.["'”’)\]]*\s+""")
+#: Seconds without more text after which a sentence that has ended is spoken: the next one takes longer to write.
+PAUSE_S = 0.4
+
+
+def ends_sentence(text: str) -> bool:
+    """Whether a text that may go on looks whole."""
+    return not text[-1:].isalnum() and SENTENCE_END.search(text[-8:] + " ") is not None
 
 
 class _Flush(str):

@@ -107,7 +107,12 @@ class Core:
         """Add a piece to the text of an accepted job, which ends with the error of a piece that is refused."""
         if exchange.finished or not (text or flush or last):
             return
-        keys = {"text": text or None, "flush": flush or None, "last": last or None, "on_behalf_of": on_behalf_of}
+        keys: dict[str, Any] = {
+            "text": text or None,
+            "flush": flush or None,
+            "last": last or None,
+            "on_behalf_of": on_behalf_of,
+        }
         try:
             piece = self.call("text", job=exchange.job, **keys)
         except GlmttsError as error:

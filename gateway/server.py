@@ -161,13 +161,13 @@ class _WebSocket(WebSocketsSansIOProtocol):
         super().connection_lost(exc)
         _Connection.leave(self.client[0] if self.client else "")
 
-    def handle_parser_exception(self) -> None:
-        """Answer what is no handshake, or close."""
-        if self.conn.close_sent is None:
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self.handshake_initiated and self.conn.handshake_exc is not None:
+            # A handshake with headers that are too long, or too many; uvicorn would leave it without an answer.
+            self.close_sent = True
             self.transport.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
             self.transport.close()
-        else:
-            super().handle_parser_exception()
 
     def shutdown(self) -> None:
         """The server stops."""

@@ -19,7 +19,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from glmtts.client import AsyncClient, GlmttsError
+from glmtts.client import FLUSH, AsyncClient, GlmttsError
+from glmtts.client.pieces import PAUSE_S, ends_sentence
 from glmtts.client.speech import Chunk
 from glmtts.protocol import texts
 
@@ -116,7 +117,8 @@ class _Utterance:
         return texts.has_words(self._unsent) or self._problem is not None
 
     async def pieces(self) -> AsyncIterator[str]:
-        """The text as it comes."""
+        """The text as it comes. A sentence that has ended is spoken after a pause, or with the next one."""
+        piece = ""
         while True:
             if self._problem is not None:
                 raise self._problem
@@ -126,7 +128,12 @@ class _Utterance:
             elif self.ended.is_set():
                 return
             else:
-                await self._changed()
+                try:
+                    async with asyncio.timeout(PAUSE_S if ends_sentence(piece) else None):
+                        await self._changed()
+                except TimeoutError:
+                    piece = ""
+                    yield FLUSH
 
     async def _changed(self) -> None:
         self._news.clear()

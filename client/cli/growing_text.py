@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import codecs
 import os
-import re
 import select
 from collections.abc import Iterator
 
 import click
 
 from glmtts.client import FLUSH
+from glmtts.client.pieces import PAUSE_S, SENTENCE_END, ends_sentence
 from glmtts.protocol import texts
 from glmtts.protocol.text_encodings import conversion, utf16_of
 
@@ -18,10 +18,6 @@ _READ_BYTES = 65_536
 #: The first bytes, by which UTF-16 and UTF-32 are recognised; and those that a text in UTF-8 can't have there.
 _HEAD_BYTES = 8
 _NO_UTF8 = b"\xff\xfe\0"
-#: The end of a sentence or of a line.
-_END = re.compile(r"""[。！？!?;；…\n]["'”’」』）)\]]*\s*|\.["'”’)\]]*\s+""")
-#: Seconds of silence after such an end: the next one takes longer, so what is there is spoken.
-_PAUSE_S = 0.4
 
 
 class GrowingText:
@@ -64,8 +60,8 @@ class GrowingText:
                 yield sent
                 if self._text or not left:
                     return  # the rest is for the next job
-            ends = _END.search(sent[-8:] + " ") is not None and not sent[-1:].isalnum()
-            if self._ended or self._comes(_PAUSE_S if ends and not flushed else self._keep_open_s):
+            ends = ends_sentence(sent)
+            if self._ended or self._comes(PAUSE_S if ends and not flushed else self._keep_open_s):
                 self._text = "" if self._ended else self._read()
             elif ends and not flushed:
                 flushed = True
@@ -81,7 +77,7 @@ class GrowingText:
         """What has come; where that is more than ``left`` characters, up to the end of a sentence, or of a word."""
         text = self._text
         if len(text) > left:
-            ends = [match.end() for match in _END.finditer(text, 0, left)]
+            ends = [match.end() for match in SENTENCE_END.finditer(text, 0, left)]
             text = text[: ends[-1] if ends else text.rfind(" ", 0, left) + 1 or left]
         self._text = self._text[len(text) :]
         return text

@@ -40,6 +40,8 @@ class FakeStream:
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         seq = 0
         async for piece in self.text:
+            if not piece:
+                continue
             if piece == "stuck":
                 await asyncio.sleep(PATIENCE_S)
             while True:
