@@ -39,6 +39,7 @@ from .exchange import (
     JobExchange,
     OnEvent,
     collected,
+    customer_of,
     deadline_after,
     job_id,
     show,
@@ -153,11 +154,18 @@ class AsyncClient:
         show(exchange, on_event)
         return Job(exchange)
 
-    def leave(self, job: Job) -> None:
-        """Stop following a submitted job, which goes on; ``wait`` with its id fetches it later."""
-        if self._made is not None:
-            self._made.core.collect(job._exchange)
-            self._made.core.abandon(job._exchange, Cancelled("left by this client", job=job.id), cancel=False)
+    def leave(self, job: Job | str, *, on_behalf_of: str | None = None) -> None:
+        """Stop following a submitted job, which goes on; ``wait`` with its id fetches it later.
+
+        No effect while another call waits for it.
+        """
+        if self._made is None:
+            return
+        core, customer = self._made.core, customer_of(job, on_behalf_of)
+        exchange = job._exchange if isinstance(job, Job) else core.tracked(job, customer)
+        if exchange is not None and not exchange.watchers:
+            core.collect(exchange)
+            core.abandon(exchange, Cancelled("left by this client", job=job_id(job)), cancel=False)
 
     async def wait(
         self,
@@ -168,13 +176,18 @@ class AsyncClient:
         on_behalf_of: str | None = None,
     ) -> Speech:
         """Wait for a job, and return its speech. A timeout or an interruption does not cancel the job."""
-        deadline = self._deadline(timeout)
-        exchange = collected(job)
-        if exchange is None and self._made is not None and not self._made.inherited:
-            exchange = self._made.core.tracked(job_id(job))
-        if exchange is None:
-            exchange = (await self._connection()).core.wait(job_id(job), on_behalf_of)
-        return await self._finish(exchange, deadline, on_event)
+        deadline, customer = self._deadline(timeout), customer_of(job, on_behalf_of)
+        if on_event is not None and customer is not None and not isinstance(job, Job):
+            # Several of a customer's programs may watch one job: each has to get all events.
+            exchange = (await self._connection()).core.wait(job, customer, track=False)
+            with self._given_up_on_error(exchange, cancel=False):
+                return await self._finish(exchange, deadline, on_event)
+        found = collected(job)
+        if found is None and self._made is not None and not self._made.inherited:
+            found = self._made.core.tracked(job_id(job), customer)
+        if found is None:
+            found = (await self._connection()).core.wait(job_id(job), customer)
+        return await self._finish(found, deadline, on_event)
 
     async def cancel(self, job: Job | str, *, timeout: float | None = None, on_behalf_of: str | None = None) -> str:
         """Cancel a job, and return its state. A call that waits for it raises Cancelled."""

@@ -39,6 +39,7 @@ from .exchange import (
     JobExchange,
     OnEvent,
     collected,
+    customer_of,
     deadline_after,
     job_id,
     show,
@@ -288,10 +289,10 @@ class Client(BlockingConnection):
         """Wait for a job, and return its speech. A timeout or an interruption does not cancel the job."""
         with self._in_use():
             deadline = self._deadline(timeout)
-            exchange = collected(job) or self._core.tracked(job_id(job))
+            exchange = collected(job) or self._core.tracked(job_id(job), customer_of(job, on_behalf_of))
             if exchange is None:
                 self._connection.check()
-                exchange = self._core.wait(job_id(job), on_behalf_of)
+                exchange = self._core.wait(job_id(job), customer_of(job, on_behalf_of))
             return self._finish(exchange, deadline, on_event)
 
     def cancel(self, job: Job | str, *, timeout: float | None = None, on_behalf_of: str | None = None) -> str:

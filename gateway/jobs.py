@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from glmtts.client import AsyncClient, GlmttsError
 from glmtts.client.exchange import JobEvent
+from glmtts.client.speech import Speech
 from glmtts.protocol.events import JobInfo
 
 from . import bodies, errors, requests, speech
@@ -91,7 +92,7 @@ async def audio(request: Request) -> Response:
     """The audio of a job, or a range of it; waits for a job that has not ended."""
     customer = request.app.state.customers.of(request)
     client: AsyncClient = request.app.state.client
-    found = await bodies.unless_gone(request, client.wait(request.path_params["id"], on_behalf_of=customer.name))
+    found = await bodies.unless_gone(request, _end_of(client, request.path_params["id"], customer.name))
     etag = f'"{found.sha256}"'
     headers = {
         **speech.HEADERS,
@@ -113,6 +114,15 @@ async def audio(request: Request) -> Response:
     first, end = part
     headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(file)}"
     return Response(file[first:end], 206, media_type=media_type, headers=headers)
+
+
+async def _end_of(client: AsyncClient, id: str, customer: str) -> Speech:
+    try:
+        return await client.wait(id, on_behalf_of=customer)
+    except asyncio.CancelledError:
+        # Otherwise the result would be kept for a call that does not come.
+        client.leave(id, on_behalf_of=customer)
+        raise
 
 
 def _names(header: str, etag: str) -> bool:
