@@ -157,13 +157,13 @@ class AsyncClient:
     def leave(self, job: Job | str, *, on_behalf_of: str | None = None) -> None:
         """Stop following a submitted job, which goes on; ``wait`` with its id fetches it later.
 
-        No effect while another call waits for it.
+        No effect on an id for which another call waits.
         """
         if self._made is None:
             return
         core, customer = self._made.core, customer_of(job, on_behalf_of)
         exchange = job._exchange if isinstance(job, Job) else core.tracked(job, customer)
-        if exchange is not None and not exchange.watchers:
+        if exchange is not None and (isinstance(job, Job) or not exchange.watchers):
             core.collect(exchange)
             core.abandon(exchange, Cancelled("left by this client", job=job_id(job)), cancel=False)
 
@@ -188,6 +188,18 @@ class AsyncClient:
         if found is None:
             found = (await self._connection()).core.wait(job_id(job), customer)
         return await self._finish(found, deadline, on_event)
+
+    def follow(
+        self,
+        job: Job | str,
+        *,
+        timeout: float | None = None,
+        on_event: OnEvent | None = None,
+        on_behalf_of: str | None = None,
+    ) -> AsyncStream:
+        """The audio of a durable job from its beginning, while it is made; see :meth:`.sync.Client.follow`."""
+        options: SpeechOptions = {"on_behalf_of": customer_of(job, on_behalf_of)}
+        return AsyncStream(self, "", options, timeout, on_event, follows=job_id(job))
 
     async def cancel(self, job: Job | str, *, timeout: float | None = None, on_behalf_of: str | None = None) -> str:
         """Cancel a job, and return its state. A call that waits for it raises Cancelled."""
@@ -426,8 +438,9 @@ async def _recording(source: str | os.PathLike[str] | bytes | None) -> bytes | N
 class AsyncStream:
     """The chunks of a job, in order: ``async for chunk in stream``.
 
-    The end of its ``async with`` block, :meth:`close` and dropping it cancel a job that has not ended. A stream that is
-    not read holds the daemon back, which in the end fails the job with SlowConsumer.
+    The end of its ``async with`` block, :meth:`close` and dropping it cancel a job that has not ended, unless the
+    stream only follows it. A stream that is not read holds the daemon back, which in the end fails the job with
+    SlowConsumer.
 
     Attributes:
         job: the job's handle, after the beginning of the iteration; None before.
@@ -441,9 +454,13 @@ class AsyncStream:
         options: SpeechOptions,
         timeout: float | None,
         on_event: OnEvent | None,
+        *,
+        follows: str | None = None,
     ) -> None:
         self._client = client
         self._text = text
+        #: The id of a job that is there already; its end is not this stream's business.
+        self._follows = follows
         self._options = options
         self._timeout = timeout
         self._on_event = on_event
@@ -479,7 +496,11 @@ class AsyncStream:
             self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
             whole = self._text if isinstance(self._text, str) else ""
             in_pieces = not isinstance(self._text, str)
-            self._exchange = await self._client._synthesize(whole, self._options, stream=True, more=in_pieces)
+            if self._follows is not None:
+                core, customer = (await self._client._connection()).core, self._options.get("on_behalf_of")
+                self._exchange = core.wait(self._follows, customer, track=False, follow=True)
+            else:
+                self._exchange = await self._client._synthesize(whole, self._options, stream=True, more=in_pieces)
         exchange = self._exchange
         if self._pid != os.getpid() and not exchange.finished:
             raise GlmttsError("This stream began before the process was forked: begin one of this process's own.")

@@ -225,6 +225,15 @@ class JobExchange(Exchange):
             if event.chunks is not UNSET and event.chunks != self.next_seq:
                 self._miss(f"it had {event.chunks} chunks, of which {self.next_seq} came")
                 return
+            if body and self.next_seq:
+                self._miss("it was made once more, and may differ from the part that came before")
+                return
+            if body:
+                # A durable job of which no part is sent while it is made: the file is its one chunk.
+                self.chunks.append(
+                    Chunk(seq=0, samples=body, format=event.format, sample_rate=event.sample_rate, channels=1)
+                )
+                body = b""
         elif not body and event.path is UNSET and event.chunks is UNSET and self.op == "synthesize":
             self._miss("it is done, but its audio did not come")
             return

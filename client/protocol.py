@@ -124,10 +124,18 @@ class Core:
                 self.abandon(exchange, piece.failure)
             exchange.changed()
 
-    def wait(self, job: str, on_behalf_of: str | None = None, *, track: bool = True) -> JobExchange:
-        """Request the remaining events of a job; ``track``: for all who wait for it."""
-        id, frames = self._request("wait", {"job": job, "on_behalf_of": on_behalf_of})
-        exchange = self._launch(JobExchange(id, "wait", frames, may_resend=True, job=job, on_behalf_of=on_behalf_of))
+    def wait(
+        self, job: str, on_behalf_of: str | None = None, *, track: bool = True, follow: bool = False
+    ) -> JobExchange:
+        """Request the remaining events of a job.
+
+        ``track``: for all who wait for it. ``follow``: with its audio from the beginning.
+        """
+        id, frames = self._request("wait", {"job": job, "on_behalf_of": on_behalf_of, "follow": follow or None})
+        exchange = JobExchange(
+            id, "wait", frames, may_resend=not follow, streaming=follow, job=job, on_behalf_of=on_behalf_of
+        )
+        self._launch(exchange)
         if track:
             self.track(exchange)
         return exchange
@@ -327,7 +335,9 @@ class Core:
 
     def _resume(self, exchange: JobExchange, job: str) -> None:
         """Request the rest of a job under a new id; late events under the old id still count."""
-        id, frames = self._request("wait", {"job": job, "on_behalf_of": exchange.on_behalf_of})
+        follow = exchange.streaming and exchange.op == "wait"
+        keys = {"job": job, "on_behalf_of": exchange.on_behalf_of, "follow": follow or None}
+        id, frames = self._request("wait", keys)
         exchange.ids.append(id)
         exchange.resumed = True
         exchange.sent = False
