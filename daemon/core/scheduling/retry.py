@@ -206,7 +206,7 @@ class Retries:
         elif attempts_left and not (out_of_memory and job.needs_fresh):
             job.needs_fresh = job.needs_fresh or out_of_memory
             died = job.attempt.worker
-            self._leave_followers(job, death)
+            self.leave_followers(job, f"the worker failed ({death.detail})")
             self._wait_again(job)
             self._context.log("info", "job waits for another attempt", job=job.id, worker=died, after=death.detail)
         else:
@@ -219,9 +219,9 @@ class Retries:
             code = ErrorCode.WORKER_CRASHED if job.attempt.suspended else policy.code
             self._completion.fail(job, code, f"the worker failed ({death.detail}){notes}")
 
-    def _leave_followers(self, job: Job, death: ExitReason) -> None:
+    def leave_followers(self, job: Job, why: str) -> None:
         """End the requests that heard a part of the audio: what another attempt makes might not fit it."""
-        message = f"the worker failed ({death.detail}) after a part of the audio was sent; the job is tried again"
+        message = f"{why} after a part of the audio was sent; the job is tried again"
         error = events.Error.of("", ErrorCode.WORKER_CRASHED, message, job=job.id)
         for subscriber in [subscriber for subscriber in job.subscribers if subscriber.heard]:
             self._context.effects.append(Send(subscriber.to, error, None, subscriber.id))

@@ -155,6 +155,7 @@ class WorkerMessages:
         if self._retries.quarantine:
             self._retries.quarantine.clear(self._retries.content(job))
         if message.problem and self._must_wait_for_disk(job, message.problem):
+            self._retries.leave_followers(job, "the result could not be written")
             self._retries.take_back(job)
             self._durable_jobs.wait_for_disk(job)
             return
