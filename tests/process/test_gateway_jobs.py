@@ -200,6 +200,31 @@ def test_a_customer_does_not_hear_what_another_waits_for(gateway: Gateway, daemo
     assert heard == [200]
 
 
+def test_a_job_is_heard_while_it_is_made_and_goes_on_without_its_listener(gateway: Gateway) -> None:
+    options = {"fault": "audio", "seconds": 1.5, "rtf": 1.0, "segments": 6}
+    id = job(gateway, options)
+    path = f"/v1/audio/jobs/{id}"
+
+    def state() -> str:
+        return str(gateway.ask("GET", path)[1]["status"])
+
+    with contextlib.closing(gateway.connection()) as first:
+        first.request("GET", f"{path}/audio?follow=1")
+        answer = first.getresponse()
+        begun = answer.read(1_000)
+        assert state() == "running" and "content-length" not in answer.headers
+        with contextlib.closing(gateway.connection()) as second:
+            # Who comes later hears it from the beginning too.
+            second.request("GET", f"{path}/audio?follow=true")
+            assert second.getresponse().read(1_000) == begun
+        rest = answer.read()
+    _, file, _ = gateway.ask("GET", f"{path}/audio?follow=1")
+    assert state() == "done" and soundfile.info(io.BytesIO(file)).duration == 1.5
+    # What was heard lacks nothing but the sizes in the header of the file.
+    assert (begun + rest)[44:] == file[44:]
+    assert gateway.ask("GET", f"{path}/audio?follow=maybe")[1]["error"]["param"] == "follow"
+
+
 # --- the field report's service
 
 
