@@ -26,7 +26,7 @@ from glmtts.client.errors import ShuttingDown, Unavailable
 from glmtts.client.exchange import Job
 from glmtts.client.speech import Speech
 
-from . import bodies, errors, speech
+from . import bodies, errors, requests, speech
 from .customers import Customer
 from .errors import HttpError
 from .requests import SpeechRequest
@@ -135,6 +135,7 @@ class _Batch:
         answer: dict[str, Any] = {"index": index}
         try:
             asked, options = self._asked(index)
+            await requests.check_size(self._client, options.get("prompt", b""), "ref_audio")
             spoken = await self._speak(asked.input, options)
         except (HttpError, GlmttsError) as error:
             wrong = error if isinstance(error, HttpError) else errors.of_daemon(error)

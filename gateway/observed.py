@@ -28,6 +28,12 @@ class Metrics:
         labels = ["route", "status"]
         self.requests = Counter("glmtts_gateway_requests_total", "Answered requests.", labels, registry=self.registry)
         self.open = Gauge("glmtts_gateway_open_requests", "Requests that are being answered.", registry=self.registry)
+        self.streams = Gauge(
+            "glmtts_gateway_open_streams",
+            "Answers of which a part is sent, and more to come.",
+            ["route"],
+            registry=self.registry,
+        )
         self.first_byte = Histogram(
             "glmtts_gateway_first_byte_seconds",
             "Time from the request to the first byte of its answer's body.",
@@ -59,6 +65,9 @@ class Observed:
             elif message.get("body"):
                 seen.first_s = seen.first_s or time.monotonic() - began
                 seen.bytes += len(message["body"])
+                if seen.streams is None and message.get("more_body"):
+                    seen.streams = metrics.streams.labels(_path(scope))
+                    seen.streams.inc()
             await send(message)
 
         metrics.open.inc()
@@ -66,8 +75,9 @@ class Observed:
             await self._app(scope, receive, observed)
         finally:
             metrics.open.dec()
-            route: Any = scope.get("route")
-            path = getattr(route, "path", "none")
+            if seen.streams is not None:
+                seen.streams.dec()
+            path = _path(scope)
             metrics.requests.labels(path, str(seen.status or 499)).inc()
             if seen.first_s:
                 metrics.first_byte.labels(path).observe(seen.first_s)
@@ -91,6 +101,13 @@ class _Seen:
     bytes = 0
     first_s = 0.0
     job = ""
+    #: The gauge in which it counts as an open stream.
+    streams: Gauge | None = None
+
+
+def _path(scope: Scope) -> str:
+    route: Any = scope.get("route")
+    return str(getattr(route, "path", "none"))
 
 
 async def metrics(request: Request) -> Response:
