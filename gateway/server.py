@@ -184,6 +184,8 @@ def _no_http(error: BaseException | None) -> HttpError:
     if status == 501:
         return HttpError(501, "of the transfer codings only chunked is understood", code="not_implemented")
     return HttpError(400, f"this is no HTTP/1.1 request: {str(error)[:200]}")
+
+
 class _WebSocket(WebSocketsSansIOProtocol):
     """A connection after its upgrade. What is spoken on it at a stop of the server is spoken to its end."""
 
