@@ -65,7 +65,7 @@ export function Dock() {
             ${making && isTake && !hasAudio ? html`<span class="spinner"></span>` : html`<${Icon} name=${player.playing.value ? "pause" : "play"} />`}
           </button>`}
       <div class="dock-words">
-        <p class="dock-title" title=${title}>${title}</p>
+        <p class="dock-title" dir="auto" title=${title.slice(0, 500)}>${title.slice(0, 200)}</p>
         <p class="dock-status" role="status" aria-live="polite" data-state=${current?.state}>${line && state === "refused"
           ? html`<span aria-hidden="true">${line}</span><span class="spoken">${status(current, current.retryAt - current.waitMs)}</span>` : line
           || (player.broken.value ? t("error_play") : player.duration.value ? t("audio_length", { time: clock(player.duration.value) }) : "")}</p>

@@ -1,7 +1,7 @@
 // Speech that the visitor asked for: sent, refused and sent again, heard while it is made, found again after a break.
 import { signal } from "./vendor/signals.js";
 import { ApiError, ask, askJson, freshKey, pause, serverEvents, session } from "./api.js";
-import { keep, kept } from "./kept.js";
+import { keep, kept, onKept } from "./kept.js";
 import { Unpacker, fromBase64 } from "./live.js";
 import * as player from "./player.js";
 
@@ -13,6 +13,8 @@ export const take = signal(null);
 export const remembered = signal(kept("takes", {}));
 /** Counts the ends of takes: lists of jobs are read anew. */
 export const changes = signal(0);
+
+onKept("takes", (found) => { remembered.value = found ?? {}; });
 
 const POLL_MS = 1000;
 const MOST_REMEMBERED = 300;
@@ -27,13 +29,13 @@ function update(change) {
 }
 
 export function fileOf(id, format, title, seconds) {
-  const words = title.trim().slice(0, 40).replace(/[\\/:*?"<>|\s\p{C}]+/gu, " ").trim() || "speech";
+  const words = cut(title.replace(/[\\/:*?"<>|\s\p{Cc}\p{Cs}]+/gu, " "), 40).replace(/[. ]+$/, "") || "speech";
   return { id, title, url: `v1/audio/jobs/${id}/audio`, name: `${words}.${SUFFIX[format] ?? "wav"}`, seconds };
 }
 
 export function remember(id, values) {
   const now = Date.now();
-  const all = Object.entries({ ...remembered.value, [id]: { ...values, at: now } });
+  const all = Object.entries({ ...remembered.value, ...kept("takes", {}), [id]: { ...values, at: now } });
   const recent = all.filter(([, value]) => now - value.at < KEPT_MS).slice(-MOST_REMEMBERED);
   remembered.value = Object.fromEntries(recent);
   keep("takes", remembered.value);
@@ -44,14 +46,24 @@ export function forget(id) {
   changes.value++;
 }
 
+/** The first characters of a text; none of them in halves. */
+function cut(text, most) {
+  return [...text.trim().slice(0, 2 * most)].slice(0, most).join("").trim();
+}
+
 /** One line for lists of jobs; control characters are not for labels. */
 export function labelOf(text) {
-  return text.replace(/[\p{C}\s]+/gu, " ").trim().slice(0, LABEL);
+  return cut(text.replace(/[\p{Cc}\p{Cs}\s]+/gu, " "), LABEL);
+}
+
+/** A text as the service takes it: without control characters and halves of characters, which programs leave behind. */
+function spoken(text) {
+  return text.replace(/[^\P{Cc}\t\n\r]|\p{Cs}/gu, " ");
 }
 
 /** The body of a request for speech. */
 export function bodyOf(text, { voice, once, format, speed, seed, priority }) {
-  const body = { input: text, response_format: format, seed, priority, label: labelOf(text) };
+  const body = { input: spoken(text), response_format: format, seed, priority, label: labelOf(text) };
   if (once) Object.assign(body, { ref_audio: once.audio, ref_text: once.text });
   else if (voice) body.voice = voice;
   if (speed && speed !== 1) body.speed = speed;

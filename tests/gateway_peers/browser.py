@@ -16,8 +16,10 @@ from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playw
 from ..support.gateways import Gateway
 from .conftest import needs
 
-#: A name that is not this machine's own, so that the page is no secure context.
-ELSEWHERE = "speech.example"
+#: An address that is not this machine's own, so that the page is no secure context.
+ELSEWHERE = "10.0.0.7"
+#: A name that its owner has resolve to this machine.
+REBOUND = "speech.example"
 #: Speech that takes as long as it lasts, in pieces.
 SLOW = {"fault": "audio", "seconds": 6.0, "rtf": 1.0, "segments": 6}
 
@@ -60,7 +62,7 @@ def chromium(microphone: Path) -> Iterator[Browser]:
         "--use-fake-device-for-media-stream",
         "--use-fake-ui-for-media-stream",
         f"--use-file-for-fake-audio-capture={microphone}",
-        f"--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1",
+        f"--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1, MAP {REBOUND} 127.0.0.1",
     ]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=needs("chromium", "chromium"), args=arguments)
