@@ -34,7 +34,7 @@ function status(current, at = now.value) {
     case "reconnecting":
       return t("reconnecting");
     case "failed":
-      return `${t("failed")}: ${wordsFor(current.error)}`;
+      return wordsFor(current.error);
     case "cancelled":
       return t("was_cancelled");
     default:

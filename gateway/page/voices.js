@@ -255,7 +255,7 @@ function drawLevels(canvas, levels) {
 function Recorded({ recording }) {
   return html`<div class="recorded">
     <button type="button" class="play small" aria-label=${t("play")} onClick=${() => player.playBlob(recording.blob, recording.name)}><${Icon} name="play" /></button>
-    <p>${recording.name} <small>${clock(recording.seconds)}</small></p>
+    <p dir="auto" title=${recording.name}>${recording.name}</p><small>${clock(recording.seconds)}</small>
     <button type="button" class="quiet" onClick=${() => { player.clear(); edit({ take: null, problems: {} }); }}>${t("record_again")}</button>
   </div>
   ${recording.note && html`<p class="hint">${recording.note}</p>`}`;
