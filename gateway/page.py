@@ -22,9 +22,8 @@ _MEDIA_TYPES = {
 }
 #: Below their version, files are kept by browsers and never asked for again; an upgrade is another version.
 _KEPT = "public, max-age=31536000, immutable"
-#: Asked for again each time, and answered by 304.
-_ASKED = "no-cache"
-_HEADERS = {
+#: Of every file of the page.
+HEADERS = {
     # No script and no style but the page's own files; audio also from what the page has fetched.
     "Content-Security-Policy": "default-src 'self'; media-src 'self' blob:; object-src 'none'; base-uri 'none'; "
     "form-action 'self'; frame-ancestors 'none'",
@@ -33,6 +32,8 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
+    # Asked for again each time, and answered by 304.
+    "Cache-Control": "no-cache",
     "Vary": "Accept-Encoding",
 }
 
@@ -84,8 +85,10 @@ async def page(request: Request) -> Response:
     file = _FILES.get(name) if path else _INDEX
     if file is None:
         raise HttpError(404, "the page has no such file; reload the page", code="not_found")
+    headers = {**HEADERS, "ETag": file.etag}
     # A page of another version, before an upgrade or from another gateway, gets this version's file and keeps it not.
-    headers = {**_HEADERS, "ETag": file.etag, "Cache-Control": _KEPT if path == f"{_VERSION}/{name}" else _ASKED}
+    if path == f"{_VERSION}/{name}":
+        headers["Cache-Control"] = _KEPT
     known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
     if file.etag in known or "*" in known:
         return Response(status_code=304, headers=headers)

@@ -65,6 +65,7 @@ function Page() {
       ${known && html`<nav aria-label=${t("page_of")}>${Object.keys(VIEWS).map((name) => html`<a key=${name} href=${`#${name}`}
         aria-current=${view.value === name ? "page" : undefined}><${Icon} name=${name} /><span>${t(name)}</span></a>`)}</nav>`}
       <div class="top-end">
+        <a class="api" href="docs">API</a>
         <button type="button" class="quiet" lang=${language.value === "zh" ? "en" : "zh-CN"} onClick=${switchLanguage}>${t("another_language")}</button>
         ${session.value?.has_key && html`<${IconButton} icon="out" label=${t("key_log_out")} onClick=${logOut} />`}
       </div>
