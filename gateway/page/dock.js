@@ -2,9 +2,10 @@
 import { useEffect, useRef } from "./vendor/hooks.js";
 import { useComputed } from "./vendor/signals.js";
 import * as player from "./player.js";
-import { cancel, speak, take, tryNow } from "./takes.js";
+import { cancel, remembered, speak, take, tryNow } from "./takes.js";
 import { clock, span, t, tn } from "./texts.js";
 import { Icon, IconButton, html, now, wordsFor } from "./ui.js";
+import { nameOf } from "./voicepicker.js";
 
 const MAKING = new Set(["sending", "refused", "waiting", "speaking", "reconnecting"]);
 
@@ -42,6 +43,12 @@ function status(current, at = now.value) {
   }
 }
 
+/** The voice and the format of what is played; its length is beside the waves. */
+function facts(track) {
+  const { voice, format } = remembered.value[track?.id] ?? {};
+  return format ? [voice || nameOf(""), format.toUpperCase()].join(" · ") : player.duration.value ? t("audio_length", { time: clock(player.duration.value) }) : "";
+}
+
 export function Dock() {
   const current = take.value;
   const track = player.track.value;
@@ -68,7 +75,7 @@ export function Dock() {
         <p class="dock-title" dir="auto" title=${title.slice(0, 500)}>${title.slice(0, 200)}</p>
         <p class="dock-status" role="status" aria-live="polite" data-state=${current?.state}>${line && state === "refused"
           ? html`<span aria-hidden="true">${line}</span><span class="spoken">${status(current, current.retryAt - current.waitMs)}</span>` : line
-          || (player.broken.value ? t("error_play") : player.duration.value ? t("audio_length", { time: clock(player.duration.value) }) : "")}</p>
+          || (player.broken.value ? t("error_play") : facts(track))}</p>
       </div>
       ${!wordy && html`<${Waves} making=${making && isTake} />`}
       <div class="dock-actions">
