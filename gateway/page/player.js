@@ -64,6 +64,7 @@ export function complete(target, file, whole) {
   if (target !== live) return;
   growing.value = false;
   track.value = { ...track.value, ...file };
+  if (file.url.startsWith("blob:")) objectUrl = file.url;
   if (whole && live.made) {
     live.finish();
     return;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import wave
 from collections.abc import Iterator
 
 import pytest
@@ -182,3 +183,35 @@ def test_a_failure_is_said_in_words_with_what_to_do(chromium: Browser, gateway: 
     page.get_by_role("button", name="重试").click()
     until_state(page, "done")
     visitor.context.close()
+
+
+def test_a_service_that_keeps_nothing_is_heard_and_saved_all_the_same(visitor: Visitor) -> None:
+    page = visitor.open()
+    sent = []
+
+    def on_a_full_disk(route: Route) -> None:
+        body = route.request.post_data_json
+        sent.append(body["durable"])
+        if body["durable"]:
+            error = {
+                "message": "durable: the disk is full.",
+                "type": "server_error",
+                "param": None,
+                "code": "unavailable",
+            }
+            headers = {"x-should-retry": "true", "retry-after": "5"}
+            route.fulfill(status=503, json={"error": error}, headers=headers)
+        else:
+            route.continue_()
+
+    page.route("**/v1/audio/speech", on_a_full_disk)
+    write_and_speak(page, "Nothing of this is kept by the service.")
+    until_state(page, "done")
+    assert sent == [True, False]
+    with page.expect_download() as download:
+        page.locator(".dock").get_by_label("Download").click()
+    with wave.open(str(download.value.path())) as file:
+        assert file.getnframes() == round(24_000 * 0.06 * len("Nothing of this is kept by the service."))
+    page.locator(".dock").get_by_role("button", name="Play").or_(
+        page.locator(".dock").get_by_role("button", name="Pause")
+    ).first.wait_for()
