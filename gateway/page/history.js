@@ -60,7 +60,7 @@ export function History() {
       ? html`<${JobList} jobs=${all.slice(0, shown.value)} />
         ${all.length > shown.value && html`<button type="button" class="wide" onClick=${() => { shown.value += FIRST; }}>
           ${t("show_more", { count: all.length - shown.value })}</button>`}`
-      : html`<div class="card"><${Empty} icon="history" title=${t("history_empty")}>${t("history_empty_hint")}<//></div>`}
+      : html`<div class="card"><${Empty} icon="history" title=${t("history_empty")} action=${html`<a class="button" href="#speak">${t("speak")}</a>`}>${t("history_empty_hint")}<//></div>`}
   </section>`;
 }
 

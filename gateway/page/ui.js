@@ -65,9 +65,9 @@ export function Field({ label, hint, error, children, id }) {
   </div>`;
 }
 
-export function Empty({ icon, title, children }) {
+export function Empty({ icon, title, action, children }) {
   return html`<div class="empty"><span class="empty-icon"><${Icon} name=${icon} /></span>
-    <p class="empty-title">${title}</p>${children && html`<p>${children}</p>`}</div>`;
+    <p class="empty-title">${title}</p>${children && html`<p>${children}</p>`}${action}</div>`;
 }
 
 /** What happened and what to do, for {code, message}; in the service's own words where the page has none. */
