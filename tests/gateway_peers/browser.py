@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, Route, sync_playwright
 
 from ..support.gateways import Gateway
 from .conftest import needs
@@ -93,7 +93,7 @@ class Visitor:
         """Have the fault engine do something particular with what this page sends."""
 
         def with_options(route: Route) -> None:
-            body = json.loads(route.request.post_data or "{}")
+            body = body_of(route.request)
             self.sent.append(body)
             route.continue_(post_data=json.dumps(body | {"options": options}))
 
@@ -102,6 +102,11 @@ class Visitor:
     def jobs(self) -> list[dict[str, Any]]:
         """This visitor's jobs, the newest first."""
         return list(self.gateway.ask("GET", "/v1/audio/jobs")[1]["data"])
+
+
+def body_of(request: Request) -> dict[str, Any]:
+    """What the page sends."""
+    return dict(request.post_data_json or {})
 
 
 def write_and_speak(page: Page, text: str) -> None:

@@ -76,9 +76,9 @@ def _save(name: str, *pages: Page) -> None:
     for number, shot in enumerate(shots):
         whole.paste(shot, (sum(one.width + gap for one in shots[:number]), 0))
     small = whole.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    options = {"transparency": small.getpixel((shots[0].width, 0))} if len(shots) > 1 else {}
+    nowhere = small.getpixel((shots[0].width, 0)) if len(shots) > 1 else None
     _FOLDER.mkdir(exist_ok=True)
-    small.save(_FOLDER / f"{name}.png", optimize=True, **options)
+    small.save(_FOLDER / f"{name}.png", optimize=True, transparency=nowhere)
     for page in pages:
         page.context.close()
 

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Route, expect
 
 from ..support.gateways import Gateway
-from .browser import SLOW, Visitor, chromium, microphone, until, until_state, write_and_speak
+from .browser import SLOW, Visitor, body_of, chromium, microphone, until, until_state, write_and_speak
 
 __all__ = ["chromium", "microphone"]
 
@@ -190,7 +190,7 @@ def test_a_service_that_keeps_nothing_is_heard_and_saved_all_the_same(visitor: V
     sent = []
 
     def on_a_full_disk(route: Route) -> None:
-        body = route.request.post_data_json
+        body = body_of(route.request)
         sent.append(body["durable"])
         if body["durable"]:
             error = {

@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from ..support.gateways import Gateway
-from .browser import ELSEWHERE, Visitor, chromium, microphone, until, until_state, write_and_speak
+from .browser import ELSEWHERE, Visitor, body_of, chromium, microphone, until, until_state, write_and_speak
 from .conftest import needs
 
 __all__ = ["chromium", "microphone"]
@@ -55,7 +55,7 @@ def test_a_recorded_voice_is_kept_heard_spoken_with_and_deleted(visitor: Visitor
     page.get_by_role("link", name="Speak").click()
     with page.expect_request("**/v1/audio/speech") as request:
         write_and_speak(page, "In a voice of one's own.")
-    assert request.value.post_data_json["voice"] == "anna"
+    assert body_of(request.value)["voice"] == "anna"
     until_state(page, "done")
     page.get_by_role("link", name="Voices").click()
     page.get_by_role("button", name="Delete the voice anna").click()
@@ -94,7 +94,7 @@ def test_a_recording_is_cloned_without_being_kept(visitor: Visitor) -> None:
     expect(page.get_by_role("button", name="Voice your recording (not saved)")).to_be_visible()
     with page.expect_request("**/v1/audio/speech") as request:
         write_and_speak(page, "Cloned.")
-    assert request.value.post_data_json["ref_audio"].startswith("UklGR") and request.value.post_data_json["ref_text"]
+    assert body_of(request.value)["ref_audio"].startswith("UklGR") and body_of(request.value)["ref_text"]
     until_state(page, "done")
     assert visitor.complaints == []
 
@@ -178,7 +178,7 @@ def test_recordings_that_lines_name_are_sent_with_them(visitor: Visitor, microph
     page.get_by_label("Drop a file here").set_input_files([file, recording])
     with page.expect_request("**/v1/audio/jobs") as request:
         page.get_by_role("button", name="Speak 1 line").click()
-    assert request.value.post_data_json["ref_audio"].startswith("UklGR")
+    assert body_of(request.value)["ref_audio"].startswith("UklGR")
     expect(page.get_by_role("status").filter(has_text="1 of 1 done")).to_be_visible(timeout=20_000)
 
 
@@ -232,7 +232,7 @@ AXE = """(place) => Promise.all(document.getAnimations()
 def test_every_view_is_accessible_and_fits(
     chromium: Browser, gateway: Gateway, node_modules: Path, *, width: int, locale: str, scheme: str
 ) -> None:
-    options = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme, "locale": locale}
+    options: dict[str, Any] = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme, "locale": locale}
     visitor = Visitor(chromium, gateway, bypass_csp=True, **options)
     page = visitor.open()
     page.locator("#text").fill("Hello, 你好。")
