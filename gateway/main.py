@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(
             f"glmtts-gateway can't start: the package {error.name} is missing, as in an installation without the extra "
-            f"gateway. Install its packages: {sys.executable} -m pip install {' '.join(_packages())}",
+            f"gateway. Install its packages: {sys.executable} -m pip install {' '.join(packages())}",
             file=sys.stderr,
         )
         return _EX_CONFIG
@@ -103,7 +103,7 @@ def _place(inherited: socket.socket) -> str:
     return f"[{name[0]}]:{name[1]}" if inherited.family == socket.AF_INET6 else f"{name[0]}:{name[1]}"
 
 
-def _packages() -> list[str]:
+def packages() -> list[str]:
     """The packages of the extra ``gateway``."""
     of_extra = (line for line in requires("glmtts-supervisor") or [] if 'extra == "gateway"' in line)
     return [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in of_extra]

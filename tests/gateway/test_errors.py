@@ -1,0 +1,18 @@
+"""The daemon's errors as HTTP answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from glmtts.client import Forbidden
+from glmtts.gateway import errors
+
+
+def test_a_gateway_that_the_daemon_does_not_know_is_the_operator_s_fault_and_not_the_customer_s(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    refused = Forbidden("on_behalf_of: user www-data is not one of [limits] gateways")
+    found = errors.of_daemon(refused)
+    assert (found.status, found.code) == (503, "unavailable") and "www-data" not in found.message
+    assert "www-data is not one of [limits] gateways: add it there" in caplog.text
+    assert errors.of_daemon(Forbidden("priority: not for you")).status == 403
