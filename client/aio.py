@@ -316,6 +316,7 @@ class AsyncStream:
             whole = self._text if isinstance(self._text, str) else ""
             in_pieces = not isinstance(self._text, str)
             self._exchange = await self._client._synthesize(whole, self._options, stream=True, more=in_pieces)
+            self._options.pop("prompt", None)
         exchange = self._exchange
         if self._pid != os.getpid() and not exchange.finished:
             raise GlmttsError("This stream began before the process was forked: begin one of this process's own.")

@@ -22,6 +22,7 @@ from .bodies import ClientGoneError
 from .customers import Customers
 from .errors import HttpError
 from .guard import Guard
+from .memory import Memory
 from .settings import Settings
 
 _log = logging.getLogger("glmtts.gateway")
@@ -101,7 +102,8 @@ def build(settings: Settings, customers: Customers | None = None) -> ASGIApp:
     app.state.settings, app.state.customers, app.state.metrics = settings, customers, metrics
     # 307 to a path with a slash or without would name http:// where a proxy speaks https.
     app.router.redirect_slashes = False
-    return observed.Observed(Guard(app, customers), metrics)
+    memory = Memory(customers, settings.body_mib << 20)
+    return observed.Observed(Guard(app, customers, memory), metrics)
 
 
 async def _on_http_error(_: Request, error: Exception) -> Response:

@@ -82,7 +82,13 @@ class HttpError(Exception):
     @property
     def all_headers(self) -> dict[str, str]:
         """The answer's headers: whether to send the request again, and when."""
-        headers = {"x-should-retry": "true" if self.retryable else "false", "Cache-Control": "no-store", **self.headers}
+        headers = {
+            "x-should-retry": "true" if self.retryable else "false",
+            "Cache-Control": "no-store",
+            # A message may quote what was sent: no browser is to take it for a page.
+            "X-Content-Type-Options": "nosniff",
+            **self.headers,
+        }
         if self.retry_after_s is not None:
             headers["retry-after"] = str(math.ceil(self.retry_after_s))
             headers["retry-after-ms"] = str(math.ceil(self.retry_after_s * 1_000))

@@ -102,17 +102,24 @@ async def audio(request: Request) -> Response:
     }
     if _names(request.headers.get("if-none-match", ""), etag):
         return Response(status_code=304, headers=headers)
-    media_type = _MEDIA_TYPES.get(found.format, "application/octet-stream")
     file = _with_sizes(found.audio)
+    request.state.held.take(len(file))
     # A range of another file than the one that the client has a part of would not fit (RFC 9110, 13.1.5).
     is_same = request.headers.get("if-range", etag).strip() == etag
     asked = request.headers.get("range", "") if is_same and request.method == "GET" else ""
     part = _part(asked, len(file))
-    if part is None:
-        return Response(file, media_type=media_type, headers=headers)
-    first, end = part
-    headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(file)}"
-    return Response(file[first:end], 206, media_type=media_type, headers=headers)
+    first, end = part or (0, len(file))
+    if part is not None:
+        headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(file)}"
+    headers["Content-Length"] = str(end - first)
+    media_type = _MEDIA_TYPES.get(found.format, "application/octet-stream")
+    return StreamingResponse(_pieces(file, first, end), 206 if part else 200, media_type=media_type, headers=headers)
+
+
+async def _pieces(file: bytes, first: int, end: int) -> AsyncIterator[bytes]:
+    """A part of a file. A client that reads slowly holds it back: whole, it would be copied to the connection."""
+    for start in range(first, end, _PIECE):
+        yield file[start : min(end, start + _PIECE)]
 
 
 def _names(header: str, etag: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 from starlette.requests import Request
 
+from glmtts.client import AsyncClient
 from glmtts.protocol.requests import MAX_SEED, MAX_SPEED, MIN_SPEED, Label
 
 from . import bodies
@@ -25,6 +26,8 @@ FORMATS = {
 }
 #: The sample rate of ``pcm``, which has no header to say it (OpenAI's reference: 24 kHz).
 _PCM_RATE = 24_000
+#: Bytes of a recording over which no daemon closes the connection.
+_SMALL = 2 << 20
 
 
 def _says(description: str) -> Meta:
@@ -149,4 +152,21 @@ async def asked(request: Request) -> tuple[SpeechRequest, dict[str, Any], list[s
     customer = state.customers.of(request)
     body = await bodies.read(request, state.settings.body_mib << 20)
     speech, ignored = bodies.decode(body, SpeechRequest)
-    return speech, speech.options_for(customer, state.settings, request.headers.get("idempotency-key")), ignored
+    options = speech.options_for(customer, state.settings, request.headers.get("idempotency-key"))
+    await check_size(state.client, options.get("prompt", b""), "ref_audio")
+    # The stream of its speech may last for long.
+    speech.ref_audio = ""
+    return speech, options, ignored
+
+
+async def check_size(client: AsyncClient, recording: bytes, param: str) -> None:
+    """Refuse a recording that the daemon would. Raises HttpError and GlmttsError.
+
+    Over a far larger one it closes the connection, with the streams of other customers.
+    """
+    if len(recording) <= _SMALL:
+        return
+    most = (await client.info()).limits["body_bytes"]
+    if len(recording) > most:
+        message = f"{param}: {len(recording)} bytes; at most {most} are accepted"
+        raise HttpError(413, message, code="too_large", param=param)

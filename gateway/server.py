@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import signal
 import socket
+import sys
 from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
@@ -20,15 +21,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from . import service_manager
 from .errors import HttpError
+from .guard import MAX_HEADERS
 from .settings import Settings
 
 #: Seconds in which the headers of a request have to come, and that an idle connection stays open.
 _HEADERS_S = 15.0
 _IDLE_S = 30
-_NO_HTTP = (
-    "this is no HTTP/1.1 request: its first line, a header, its length or a chunk of its body is wrong, or its headers "
-    "are over 64 KiB"
-)
+#: Seconds in which a client that has an answer to read reads nothing of it: then it is gone. Its job is cancelled.
+_STALLED_S = 60.0
 #: Connections over all.
 _CONNECTIONS = 4_096
 #: Seconds that answers under way get at a stop, and that an open connection may still bring a request: a proxy that
@@ -50,6 +50,7 @@ class _Connection(H11Protocol):
         self._address = self.client[0] if self.client else ""
         _Connection.of_address[self._address] += 1
         self._patience: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
         # An answer of HTTP/1.0 has no end but the connection's: one that fails has to break it.
         self.app_state = {**self.app_state, "abort": transport.abort}
         # All visitors of a proxy come from its address, and programs at a unix socket have none.
@@ -73,9 +74,9 @@ class _Connection(H11Protocol):
         self.transport.close()
 
     def send_400_response(self, _: str) -> None:
-        """Answer what is no HTTP; h11 does not say in what way."""
+        """Answer what is no HTTP. It is called where the error is caught."""
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
-            self._refuse(HttpError(400, _NO_HTTP))
+            self._refuse(_no_http(sys.exception()))
         else:
             # In the middle of an answer, or behind it.
             self.transport.abort()
@@ -85,8 +86,9 @@ class _Connection(H11Protocol):
         _Connection.of_address[self._address] -= 1
         if _Connection.of_address[self._address] <= 0:
             del _Connection.of_address[self._address]
-        if self._patience is not None:
-            self._patience.cancel()
+        for timer in (self._patience, self._stalled):
+            if timer is not None:
+                timer.cancel()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -99,6 +101,25 @@ class _Connection(H11Protocol):
             self._patience = None
         elif not answering and self._patience is None:
             self._expect()
+
+    def pause_writing(self) -> None:
+        """More is to be sent than the client reads."""
+        super().pause_writing()
+        self._stalled = self.loop.call_later(_STALLED_S, self._look, self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """The client has read."""
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def _look(self, unsent: int) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left >= unsent:
+            self.transport.abort()
+        else:
+            self._stalled = self.loop.call_later(_STALLED_S, self._look, left)
 
     def shutdown(self) -> None:
         """The server stops: the answer under way is the last one, or the next one if it comes soon."""
@@ -121,8 +142,24 @@ class _Connection(H11Protocol):
 
     def _give_up(self) -> None:
         self._patience = None
-        if self._is_idle() and not self.transport.is_closing():
+        if not self._is_idle() or self.transport.is_closing():
+            return
+        begun = self.conn.trailing_data[0]
+        if begun and self.conn.our_state is h11.IDLE:
+            message = f"the headers did not come within {_HEADERS_S:g} s"
+            self._refuse(HttpError(408, message, code="timeout", retryable=True))
+        else:
             self.transport.abort()
+
+
+def _no_http(error: BaseException | None) -> HttpError:
+    """The answer to bytes that are no request."""
+    status = getattr(error, "error_status_hint", 400)
+    if status == 431:
+        return HttpError(431, f"the headers are over {MAX_HEADERS >> 10} KiB", code="headers_too_large")
+    if status == 501:
+        return HttpError(501, "of the transfer codings only chunked is understood", code="not_implemented")
+    return HttpError(400, f"this is no HTTP/1.1 request: {str(error)[:200]}")
 
 
 class _Server(uvicorn.Server):
@@ -167,7 +204,7 @@ def server(app: ASGIApp, settings: Settings, reload: Callable[[], None]) -> uvic
             proxy_headers=False,
             timeout_keep_alive=_IDLE_S,
             timeout_graceful_shutdown=_DRAIN_S,
-            h11_max_incomplete_event_size=64 * 1024,
+            h11_max_incomplete_event_size=MAX_HEADERS,
             callback_notify=_feed_watchdog if feed_s else None,
             timeout_notify=int(feed_s or 0),
         ),

@@ -37,6 +37,7 @@ async def speech(request: Request) -> Response:
         return await _events(request, client, asked, options, headers)
     stream = client.stream(asked.input, **options)
     first = await bodies.unless_gone(request, _first(stream))
+    request.state.held.free()
     headers |= {"x-glmtts-job": stream.job.id if stream.job else "", "x-audio-sample-rate": str(first.sample_rate)}
     told = _bytes(request, first, stream, client, asked)
     return StreamingResponse(told, media_type=asked.media_type(), headers=headers)
@@ -81,6 +82,7 @@ async def _events(
     heard: asyncio.Queue[JobEvent] = asyncio.Queue()
     stream = client.stream(asked.input, on_event=heard.put_nowait, **options)
     await bodies.unless_gone(request, stream.__aenter__())
+    request.state.held.free()
     headers["x-glmtts-job"] = stream.job.id if stream.job else ""
     return StreamingResponse(_told(stream, heard, client, asked), media_type="text/event-stream", headers=headers)
 

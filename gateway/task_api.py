@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from glmtts.client import AsyncClient, ConnectionLost, DaemonNotRunning, QueueFull, RateLimited, ShuttingDown
 from glmtts.client.errors import Unavailable
 
-from . import bodies, errors, jobs, prompts
+from . import bodies, errors, jobs, prompts, requests
 from .errors import HttpError
 from .settings import Settings
 
@@ -69,6 +69,7 @@ async def _prompt(task: Task, settings: Settings, client: AsyncClient) -> dict[s
         return {}
     if asked.startswith("data:"):
         recording = bodies.recording(asked, "prompt_audio")
+        await requests.check_size(client, recording, "prompt_audio")
     elif asked in settings.voices or not prompts.is_file_name(asked):
         return {"voice": settings.voices.get(asked, asked)}
     else:
