@@ -21,6 +21,8 @@ from .requests import FORMATS
 
 _MEDIA_TYPES = dict(FORMATS.values())
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.IGNORECASE)
+#: Bytes of a file that are sent at a time.
+_PIECE = 64 << 10
 
 
 def described(info: JobInfo) -> dict[str, Any]:
