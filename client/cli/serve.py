@@ -6,7 +6,9 @@ import contextlib
 import errno
 import http.client
 import os
+import shutil
 import socket
+import sys
 import time
 import webbrowser
 from pathlib import Path
@@ -88,10 +90,12 @@ def _tell(daemon: PrivateDaemon, port: int) -> None:
     if session().json:
         print_json({"url": f"{url}/", "endpoint": daemon.endpoint, "folder": str(daemon.folder)})
         return
+    # A clone's commands are not in PATH.
+    command = "glmttsctl" if shutil.which("glmttsctl") else sys.argv[0]
     click.secho(f"\n  Open {url}/ in a browser.\n", bold=True)
     click.echo(f"""\
   curl {url}/v1/audio/speech -d '{{"input": "今天天气不错。"}}' -o weather.mp3
-  glmttsctl --endpoint {daemon.endpoint} status
+  {command} --endpoint {daemon.endpoint} status
 """)
     if "SSH_CONNECTION" in os.environ:
         click.echo(f"  From the machine that you sit at: ssh -L {port}:{_HOST}:{port} {socket.gethostname()}\n")
