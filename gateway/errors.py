@@ -122,7 +122,10 @@ def of_daemon(error: GlmttsError) -> HttpError:
         return HttpError(503, message, code="unavailable", retryable=True, retry_after_s=_AWAY_S)
     if isinstance(error, Timeout):
         return HttpError(504, str(error), code="timeout", retryable=True)
-    return HttpError(500, str(error), code="internal_error")
+    # Wrong keys, a socket that is not trusted: the operator's, with names that are not for customers.
+    _log.error("the daemon can't be used: %s", error)
+    message = "the speech daemon can't be used; the gateway's log says why"
+    return HttpError(503, message, code="unavailable", retryable=True, retry_after_s=_AWAY_S)
 
 
 _NAMES_A_KEY = {
