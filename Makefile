@@ -17,10 +17,13 @@ help:  ## this list
 FILES := $(shell find protocol client daemon gateway etc systemd -type f ! -name '*.pyc' | sort)
 SUM := $(shell echo $(FILES) | cat - pyproject.toml | cksum | cut -d' ' -f1)
 has = $(VENV)/.has-$(1)-$(SUM)
+comma := ,
+SERVE := espeak$(comma)gateway
 # Extras that another one includes.
-WITH_test := espeak gateway
-WITH_peers := espeak gateway test
-WITH_dev := espeak gateway test peers
+WITH_$(SERVE) := espeak gateway
+WITH_test := $(SERVE) espeak gateway
+WITH_peers := $(WITH_test) test
+WITH_dev := $(WITH_peers) peers
 
 install: $(call has,dev)  ## make .venv with the project and what its tests and checks need, but torch
 
@@ -40,7 +43,7 @@ $(VENV)/.has-%-$(SUM): | $(BIN)/python
 demo: $(call has,espeak)  ## speak two sentences, kill a worker in mid-job, show times, clean up
 	@$(BIN)/glmttsctl demo
 
-serve: $(call has,espeak) $(call has,gateway)  ## daemon and HTTP gateway on private folders, until Ctrl-C: prints the page's address
+serve: $(call has,$(SERVE))  ## daemon and HTTP gateway on private folders, until Ctrl-C: prints the page's address
 	@$(BIN)/glmttsctl serve
 
 # Tests of processes wait more than they compute: one more of them than processors, at most 4.
