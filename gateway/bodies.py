@@ -6,7 +6,7 @@ import asyncio
 import base64
 import binascii
 import re
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -49,6 +49,11 @@ async def read(request: Request, most: int) -> bytes:
 
 def decode(body: bytes, kind: type[Body]) -> tuple[Body, list[str]]:
     """A JSON object as ``kind``, and its keys that are none of that type's. Raises HttpError."""
+    return checked(parsed(body), kind)
+
+
+def parsed(body: bytes) -> dict[str, Any]:
+    """A JSON object. Raises HttpError."""
     try:
         values: Any = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -57,6 +62,11 @@ def decode(body: bytes, kind: type[Body]) -> tuple[Body, list[str]]:
         raise HttpError(400, "the body is nested too deeply") from None
     if not isinstance(values, dict):
         raise HttpError(400, 'the body is to be a JSON object, such as {"input": "..."}')
+    return values
+
+
+def checked(values: dict[str, Any], kind: type[Body]) -> tuple[Body, list[str]]:
+    """An object as ``kind``, and its keys that are none of that type's. Raises HttpError."""
     # Asking msgspec.structs.fields evaluates every annotation anew, which takes longer than all else here.
     known = kind.__struct_encode_fields__
     ignored = [key for key in values if key not in known]
@@ -71,6 +81,12 @@ def decode(body: bytes, kind: type[Body]) -> tuple[Body, list[str]]:
         missing = re.search(r"missing required field `(\w+)`", message)
         param = missing[1] if missing else key
         raise HttpError(400, f"{param}: {message}" if param else message, param=param or None) from None
+
+
+def ignored_header(ignored: Iterable[str]) -> dict[str, str]:
+    """The header that names the keys of a body that are ignored; empty if there are none."""
+    names = ", ".join(name for name in ignored if name.isascii() and name.isprintable())[:500]
+    return {"x-glmtts-ignored": names} if names else {}
 
 
 def recording(source: str, param: str) -> bytes:
