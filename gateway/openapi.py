@@ -10,7 +10,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from . import __version__, answers
+from . import __version__, answers, speech_stream
 from .batch import BatchRequest
 from .requests import FORMATS, SpeechRequest
 from .session import Login
@@ -124,6 +124,14 @@ def _paths() -> dict[str, Any]:
                 _BAD,
                 requestBody=_body("SpeechRequest"),
                 parameters=[_KEY],
+            )
+        },
+        speech_stream.PATH: {
+            "get": _operation(
+                "Speech",
+                "Open a WebSocket: a text in pieces, and its speech while it comes (docs/http.md)",
+                {"101": {"description": "the WebSocket is open"}},
+                {"426": "this is no handshake"},
             )
         },
         "/v1/audio/speech/batch": {

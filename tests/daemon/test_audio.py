@@ -57,6 +57,11 @@ def test_the_pieces_of_a_stream_are_a_file_with_the_same_sound(audio_format: str
             encoder.finish()
         ]
 
+    kept = stream_encoder(audio_format, rate, keep=True)
+    in_pieces = [kept.add(samples), kept.finish()]
+    assert kept.whole(b"".join(in_pieces)) == (
+        b"".join(in_pieces) if audio_format == "ogg" else encode(audio_format, samples, rate)
+    )
     sent = pieces()
     assert sent == pieces(), "equal sound makes equal bytes"
     stream, file = b"".join(sent), encode(audio_format, samples, rate)
