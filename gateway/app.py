@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from glmtts.client import AsyncClient, GlmttsError
 
-from . import errors, jobs, lists, observed, openapi, page, session, speech, task_api, usage, voices
+from . import batch, docs_page, errors, jobs, lists, observed, openapi, page, session, speech, task_api, usage, voices
 from .bodies import ClientGoneError
 from .customers import Customers
 from .errors import HttpError
@@ -45,6 +45,7 @@ _ROUTES = [
     Route("/page/{path:path}", page.page, methods=["GET"]),
     _by_method("/session", GET=session.show, POST=session.log_in, DELETE=session.log_out),
     Route("/v1/audio/speech", speech.speech, methods=["POST"]),
+    Route("/v1/audio/speech/batch", batch.batch, methods=["POST"]),
     _by_method("/v1/audio/jobs", GET=jobs.listed, POST=jobs.create),
     _by_method("/v1/audio/jobs/{id}", GET=jobs.one, DELETE=jobs.delete),
     Route("/v1/audio/jobs/{id}/audio", jobs.audio, methods=["GET"]),
@@ -58,6 +59,7 @@ _ROUTES = [
     Route("/api/tts", task_api.create, methods=["POST"]),
     Route("/api/tts/{id}", task_api.one, methods=["GET"]),
     Route("/api/tts/{id}/audio", task_api.audio, methods=["GET"]),
+    Route("/docs", docs_page.docs, methods=["GET"]),
     Route("/openapi.json", openapi.openapi, methods=["GET"]),
     Route("/livez", lists.live, methods=["GET"]),
     Route("/readyz", lists.ready, methods=["GET"]),
@@ -82,7 +84,7 @@ def build(settings: Settings, customers: Customers | None = None) -> ASGIApp:
         CORSMiddleware,
         allow_origins=settings.cors_origins,
         allow_methods=["GET", "POST", "DELETE"],
-        allow_headers=["authorization", "content-type", "idempotency-key", "range", "x-api-key"],
+        allow_headers=["authorization", "content-type", "idempotency-key", "if-range", "range", "x-api-key"],
         expose_headers=["x-request-id", "x-glmtts-job", "x-audio-sample-rate", "retry-after", "x-glmtts-ignored"],
     )
     app = Starlette(

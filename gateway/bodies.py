@@ -6,7 +6,7 @@ import asyncio
 import base64
 import binascii
 import re
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -52,6 +52,11 @@ async def read(request: Request, most: int) -> bytes:
 
 def decode(body: bytes, kind: type[T]) -> tuple[T, list[str]]:
     """A JSON object as ``kind``, and its keys that are none of that type's. Raises HttpError."""
+    return checked(parsed(body), kind)
+
+
+def parsed(body: bytes) -> dict[str, Any]:
+    """A JSON object. Raises HttpError."""
     if sum(map(body.count, (b",", b"[", b"{"))) > _MAX_VALUES:
         raise HttpError(413, f"the body has over {_MAX_VALUES} values", code="too_large")
     try:
@@ -62,6 +67,11 @@ def decode(body: bytes, kind: type[T]) -> tuple[T, list[str]]:
         raise HttpError(400, "the body is nested too deeply") from None
     if not isinstance(values, dict):
         raise HttpError(400, 'the body is to be a JSON object, such as {"input": "..."}')
+    return values
+
+
+def checked(values: dict[str, Any], kind: type[T]) -> tuple[T, list[str]]:
+    """An object as ``kind``, and its keys that are none of that type's. Raises HttpError."""
     known = {field.encode_name for field in msgspec.structs.fields(kind)}  # type: ignore[arg-type]  # a Struct
     ignored = [key for key in values if key not in known]
     # OpenAI's packages send null for what is not given.
@@ -75,6 +85,12 @@ def decode(body: bytes, kind: type[T]) -> tuple[T, list[str]]:
         missing = re.search(r"missing required field `(\w+)`", message)
         param = missing[1] if missing else key
         raise HttpError(400, f"{param}: {message}" if param else message, param=param or None) from None
+
+
+def ignored_header(ignored: Iterable[str]) -> dict[str, str]:
+    """The header that names the keys of a body that are ignored; empty if there are none."""
+    names = ", ".join(name for name in ignored if name.isascii() and name.isprintable())[:500]
+    return {"x-glmtts-ignored": names} if names else {}
 
 
 def recording(source: str, param: str) -> bytes:

@@ -74,8 +74,9 @@ class HttpError(Exception):
         )
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
-    def response(self) -> JSONResponse:
-        """The whole answer."""
+    @property
+    def all_headers(self) -> dict[str, str]:
+        """The answer's headers: whether to send the request again, and when."""
         headers = {
             "x-should-retry": "true" if self.retryable else "false",
             "Cache-Control": "no-store",
@@ -86,7 +87,11 @@ class HttpError(Exception):
         if self.retry_after_s is not None:
             headers["retry-after"] = str(math.ceil(self.retry_after_s))
             headers["retry-after-ms"] = str(math.ceil(self.retry_after_s * 1_000))
-        return JSONResponse(self.body, self.status, headers)
+        return headers
+
+    def response(self) -> JSONResponse:
+        """The whole answer."""
+        return JSONResponse(self.body, self.status, self.all_headers)
 
 
 def of_daemon(error: GlmttsError) -> HttpError:

@@ -30,10 +30,12 @@ class Settings(Struct, forbid_unknown_fields=True, frozen=True):
     endpoint: str = ""
     api_keys: str = ""
     anonymous: bool = False
+    openwebui_secret: str = ""
     public_lists: bool = True
     cors_origins: list[str] = []
     trusted_proxies: list[str] = []
     voices: dict[str, str] = {}
+    prompts_folder: str = ""
     body_mib: Annotated[int, Meta(ge=1, le=1_024)] = 32
     connections_per_address: Annotated[int, Meta(ge=1, le=100_000)] = 256
 
@@ -89,6 +91,9 @@ def read(path: Path | None) -> Settings:
     try:
         settings = msgspec.convert(document.get("gateway", {}), Settings)
         parse_listen(settings.listen)
+        if settings.prompts_folder and not (folder := Path(settings.prompts_folder)).is_dir():
+            why = "there is no such folder" if folder.is_absolute() else "an absolute path is needed"
+            raise SettingsError(f"prompts_folder: {settings.prompts_folder}: {why}")
         for network in settings.trusted_proxies:
             if network != "unix":
                 ipaddress.ip_network(network)

@@ -106,10 +106,7 @@ async def create(request: Request) -> Response:
     }
     if added.warning:
         values["warning"] = added.warning
-    headers = {"Cache-Control": "no-store"}
-    if ignored:
-        headers["x-glmtts-ignored"] = ", ".join(ignored)[:500]
-    return JSONResponse(values, headers=headers)
+    return JSONResponse(values, headers={"Cache-Control": "no-store"} | bodies.ignored_header(ignored))
 
 
 async def delete(request: Request) -> Response:

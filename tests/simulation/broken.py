@@ -113,7 +113,7 @@ BROKEN = [
     BrokenCore(Rule.OUTPUT_ONCE, jobs.output_of_another_attempt),
     BrokenCore(Rule.OUTPUT_ONCE, clocks.results_are_dated_by_the_clock_of_the_start, shows_in=_with_clocks),
     BrokenCore(Rule.ONE_END, clocks.deadlines_stand_still_with_the_daemon, shows_in=_with_clocks),
-    BrokenCore(Rule.ONE_END, clocks.deadlines_follow_the_wall_clock, shows_in=_with_clocks_and_ends),
+    BrokenCore(Rule.ONE_END, clocks.deadlines_follow_the_wall_clock, jobs=600, shows_in=_with_clocks_and_ends),
     BrokenCore(Rule.QUARANTINE, clocks.standstills_count_for_workers, shows_in=_with_clocks),
     BrokenCore(Rule.OWN_AUDIO, jobs.audio_of_another),
     BrokenCore(Rule.OWN_AUDIO, jobs.voices_of_anybody),

@@ -301,7 +301,7 @@ class Clients:
     def ask_for(self, connection: Connection, request: Any, body: bytes | None) -> None:
         """A request about voices, or for speech with one."""
         if isinstance(request, requests.Synthesize):
-            self._ask(connection, request, joined=False)
+            self.ask(connection, request, joined=False)
         elif connection.open:
             self.put(connection, Question(connection.number, request.id))
             self._world.happen(inputs.Requested(connection.client, connection.to, request, body))
