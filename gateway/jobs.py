@@ -94,6 +94,8 @@ async def audio(request: Request) -> Response:
     customer = request.app.state.customers.of(request)
     client: AsyncClient = request.app.state.client
     found = await bodies.unless_gone(request, client.wait(request.path_params["id"], on_behalf_of=customer.name))
+    if not found.audio:
+        raise HttpError(404, "this job was heard as a stream, of which no file is kept", code="job_not_found")
     etag = f'"{found.sha256}"'
     headers = {
         **speech.HEADERS,
