@@ -11,6 +11,7 @@ from typing import Any
 
 import schemathesis
 import soundfile
+from schemathesis.transport.serialization import Binary
 
 
 def _recording() -> bytes:
@@ -32,7 +33,7 @@ _SPOKEN = {
 }
 _FORM = {
     "name": "anna",
-    "audio_sample": _recording(),
+    "audio_sample": Binary(_recording()),
     "ref_text": "What is said.",
     "consent": "true",
     "replace": "true",
