@@ -234,8 +234,8 @@ def _secret_in(file: str) -> bytes:
     try:
         secret = Path(file).read_bytes().strip()
     except OSError as error:
-        raise SettingsError(f"[gateway] openwebui_secret: {file}: {error.strerror}") from None
+        raise SettingsError(f"gateway.openwebui_secret: {file}: {error.strerror}") from None
     if len(secret) < _LEAST_SECRET:
         message = f"has {len(secret)} bytes; a secret of fewer than {_LEAST_SECRET} can be guessed"
-        raise SettingsError(f"[gateway] openwebui_secret: {file} {message}")
+        raise SettingsError(f"gateway.openwebui_secret: {file} {message}")
     return secret

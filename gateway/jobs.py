@@ -106,7 +106,6 @@ async def audio(request: Request) -> Response:
     }
     if _names(request.headers.get("if-none-match", ""), etag):
         return Response(status_code=304, headers=headers)
-    media_type = _MEDIA_TYPES.get(found.format, "application/octet-stream")
     file = _with_sizes(found.audio)
     request.state.held.take(len(file))
     # A range of another file than the one that the client has a part of would not fit (RFC 9110, 13.1.5).
@@ -117,6 +116,7 @@ async def audio(request: Request) -> Response:
     if part is not None:
         headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(file)}"
     headers["Content-Length"] = str(end - first)
+    media_type = _MEDIA_TYPES.get(found.format, "application/octet-stream")
     return StreamingResponse(_pieces(file, first, end), 206 if part else 200, media_type=media_type, headers=headers)
 
 

@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import h11
 import uvicorn
@@ -23,7 +23,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from . import service_manager
 from .errors import HttpError
 from .guard import MAX_HEADERS
-from .settings import Listen, Settings
+from .settings import Settings
 
 #: Seconds in which the headers of a request have to come, and that an idle connection stays open.
 _HEADERS_S = 15.0
@@ -189,18 +189,16 @@ async def _feed_watchdog() -> None:
     service_manager.notify("WATCHDOG=1")
 
 
-def server(app: ASGIApp, settings: Settings, listen: Listen, reload: Callable[[], None]) -> uvicorn.Server:
-    """A server for the application; ``run`` or ``serve`` it in the main thread. SIGHUP calls ``reload``."""
+def server(app: ASGIApp, settings: Settings, reload: Callable[[], None]) -> uvicorn.Server:
+    """A server for the application; ``serve`` sockets by it in the main thread. SIGHUP calls ``reload``."""
     feed_s = service_manager.feed_s()
     # Its warnings are for each wrong request, without a hint whose it was.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     _Connection.proxies = [ipaddress.ip_network(known) for known in settings.trusted_proxies if known != "unix"]
     _Connection.most = settings.connections_per_address
-    place: dict[str, Any] = {"uds": listen.path} if listen.path else {"host": listen.host, "port": listen.port}
     return _Server(
         uvicorn.Config(
             app,
-            **place,
             http=_Connection,
             ws="none",
             loop="asyncio",

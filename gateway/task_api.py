@@ -12,9 +12,8 @@ from starlette.responses import JSONResponse, Response
 from glmtts.client import AsyncClient, ConnectionLost, DaemonNotRunning, QueueFull, RateLimited, ShuttingDown
 from glmtts.client.errors import Unavailable
 
-from . import bodies, errors, jobs, prompts
+from . import bodies, errors, jobs, prompts, requests
 from .errors import HttpError
-from .requests import check_size
 from .settings import Settings
 
 #: Tasks before the new one from which on the answer warns of a wait.
@@ -70,7 +69,7 @@ async def _prompt(task: Task, settings: Settings, client: AsyncClient) -> dict[s
         return {}
     if asked.startswith("data:"):
         recording = bodies.recording(asked, "prompt_audio")
-        await check_size(client, recording, "prompt_audio")
+        await requests.check_size(client, recording, "prompt_audio")
     elif asked in settings.voices or not prompts.is_file_name(asked):
         return {"voice": settings.voices.get(asked, asked)}
     else:
