@@ -19,7 +19,8 @@ SUM := $(shell echo $(FILES) | cat - pyproject.toml | cksum | cut -d' ' -f1)
 has = $(VENV)/.has-$(1)-$(SUM)
 # Extras that another one includes.
 WITH_test := espeak gateway
-WITH_dev := espeak gateway test
+WITH_peers := espeak gateway test
+WITH_dev := espeak gateway test peers
 
 install: $(call has,dev)  ## make .venv with the project and what its tests and checks need, but torch
 
@@ -59,7 +60,7 @@ test-glmtts: $(call has,test) $(call has,glmtts)  ## the GLM-TTS engine, with a 
 test-metrics: $(call has,test)  ## the alert rules, and a real Prometheus scraping a real daemon (apt-get install prometheus)
 	@$(BIN)/python -m pytest -q -n logical --maxprocesses=4 tests/metrics
 
-test-gateway: $(call has,test)  ## the gateway with OpenAI's package for Node, proxies and a browser (apt-get install nodejs npm nginx haproxy caddy chromium)
+test-gateway: $(call has,peers)  ## the gateway with OpenAI's package for Node, proxies and a browser (apt-get install nodejs npm nginx haproxy caddy chromium)
 	@$(BIN)/python -m pytest -q -n $(PROCESS_TESTS) --dist loadfile tests/gateway_peers
 
 rules: $(call has,dev)  ## write deploy/prometheus/glmtts.rules.yml from the table of alerts

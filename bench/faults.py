@@ -203,8 +203,8 @@ def until(client: Socket, name: str) -> dict[str, Any]:
 
 def sampling(folder: Path, seconds: int) -> report.Results:
     """Share of a core that looking at GPUS GPUs and WORKERS workers takes: the sampler alone, and the idle daemon."""
-    sys.path.insert(0, str(HERE.parent / "tests" / "fake_gpu"))
-    from fake_gpu import CannotBuildError, FakeGpus
+    sys.path.insert(0, str(HERE.parent / "tests"))
+    from fake_gpu.fake_gpu import CannotBuildError, FakeGpus
 
     with ExitStack() as stack:
         try:

@@ -1,4 +1,4 @@
-"""What the metrics cost: a job in the core, a scrape, and other requests during a scrape.
+"""What the metrics cost: a job in the core, a scrape, and other requests during a scrape; what an ended job leaves.
 
 The core's part is processor time, and needs no daemon. ``make bench`` runs it; docs/benchmarks.md says how to read it.
 """
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -25,6 +26,8 @@ from processes import cpu_s, memory_mib
 from glmtts.daemon.core import effects, inputs
 from glmtts.daemon.core.context import Context
 from glmtts.daemon.core.counters import Counters
+from glmtts.daemon.core.jobs.job import Job
+from glmtts.daemon.core.jobs.job_table import MAX_ENDED
 from glmtts.daemon.core.machine import Machine
 from glmtts.daemon.core.metric_types import Histogram
 from glmtts.daemon.core.settings import EngineSettings, LimitsSettings, Settings, WorkersSettings
@@ -66,20 +69,7 @@ def main() -> None:
 
 def core() -> dict[str, Any]:
     """Microseconds of processor time, the least of many rounds."""
-    machine = Machine(
-        Settings(
-            engine=EngineSettings(name="fault"),
-            workers=WorkersSettings(gpus="none", max=1),
-            limits=LimitsSettings(rate=""),
-        ),
-        Installation(boot="b", version="1"),
-        now=100.0,
-        wall=_EPOCH + 100.0,
-        seed=1,
-    )
-    machine.open()
-    for event in (inputs.JournalChanged(""), inputs.Spawned(1, 4_000), inputs.WorkerSaid(1, _READY)):
-        machine.step(event, 100.0, _EPOCH + 100.0)
+    machine = _machine()
     job_us = min(_jobs(machine, 300) for _ in range(60))
     families = machine.measure()
     counters, context, lag = Counters(), Context(Settings(), 0.0, 0.0, 1), Histogram(LAG_S)
@@ -100,7 +90,42 @@ def core() -> dict[str, Any]:
         "judge_us": _least_us(machine._alert_evaluator.judge, 50),
         "snapshot_us": _least_us(machine.measure, 50),
         "text_ms": _least_us(lambda: written(families), 5) / 1e3,
+        "ended_bytes": _ended_bytes(),
     }
+
+
+def _machine() -> Machine:
+    """With a worker that is READY."""
+    machine = Machine(
+        Settings(
+            engine=EngineSettings(name="fault"),
+            workers=WorkersSettings(gpus="none", max=1),
+            limits=LimitsSettings(rate=""),
+        ),
+        Installation(boot="b", version="1"),
+        now=100.0,
+        wall=_EPOCH + 100.0,
+        seed=1,
+    )
+    machine.open()
+    for event in (inputs.JournalChanged(""), inputs.Spawned(1, 4_000), inputs.WorkerSaid(1, _READY)):
+        machine.step(event, 100.0, _EPOCH + 100.0)
+    return machine
+
+
+def _ended_bytes() -> float:
+    """What the core keeps of an ended job, but its audio, over as many with a result as it keeps."""
+    machine = _machine()
+    # The first ones, and what is forgotten of them, are not what each needs.
+    _jobs(machine, 100)
+    kept = len(machine.state.job_table._ended)
+    tracemalloc.start()
+    for number in range(MAX_ENDED - kept):
+        now = machine.state.context.now + 0.02
+        _finished(machine, _accepted(machine, now, f"{number:06} {'x' * 100}"), now)
+    bytes_kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    return bytes_kept / (len(machine.state.job_table._ended) - kept)
 
 
 def _jobs(machine: Machine, count: int) -> float:
@@ -115,9 +140,17 @@ def _jobs(machine: Machine, count: int) -> float:
 
 
 def _one(machine: Machine, now: float) -> list[effects.Effect]:
-    request = requests.Synthesize(id="r", v=1, text="hello")
+    return _finished(machine, _accepted(machine, now), now)
+
+
+def _accepted(machine: Machine, now: float, text: str = "hello") -> str:
+    """Have a job accepted, and begun; its id."""
+    request = requests.Synthesize(id="r", v=1, text=text)
     accepted = machine.step(inputs.Requested(_ALICE, _TO, request), now, _EPOCH + now)
-    job = next(e.event.job for e in accepted if isinstance(e, effects.Send) and isinstance(e.event, events.Accepted))
+    return next(e.event.job for e in accepted if isinstance(e, effects.Send) and isinstance(e.event, events.Accepted))
+
+
+def _finished(machine: Machine, job: str, now: float) -> list[effects.Effect]:
     spoken = wire.Finished(
         job=job, sample_rate=24_000, audio_s=1.0, synthesis_s=0.5, first_audio_s=0.1, voice="tone", sha256="0" * 64,
         chunks=0, bytes=4, path=None, result=None, problem="", memory=_MEMORY,
@@ -125,10 +158,12 @@ def _one(machine: Machine, now: float) -> list[effects.Effect]:
     return machine.step(inputs.WorkerSaid(1, spoken, b"RIFF"), now + 0.01, _EPOCH + now)
 
 
-def _some_job(machine: Machine) -> tuple[Any, events.Done]:
-    ended = _one(machine, machine.state.context.now + 1.0)
-    done = next(e.event for e in ended if isinstance(e, effects.Send) and isinstance(e.event, events.Done))
-    return machine.state.job_table.find(done.job), done
+def _some_job(machine: Machine) -> tuple[Job, events.Done]:
+    now = machine.state.context.now + 1.0
+    # As it was while it ran: of an ended job the table keeps less.
+    job = machine.state.job_table.live[_accepted(machine, now)]
+    ended = _finished(machine, job.id, now)
+    return job, next(e.event for e in ended if isinstance(e, effects.Send) and isinstance(e.event, events.Done))
 
 
 def _least_us(run: Callable[[], object], times: int) -> float:
@@ -214,6 +249,7 @@ def text(results: dict[str, Any]) -> list[str]:
         f"all alerts judged                 {core['judge_us']:8.1f} us, every five seconds at most",
         f"a snapshot, in the loop           {core['snapshot_us']:8.1f} us",
         f"its text, in a thread             {core['text_ms']:8.2f} ms",
+        f"kept of an ended job              {core['ended_bytes']:8.0f} bytes, without its audio",
         f"first scrape                      {scraped['first_ms']:8.1f} ms, {scraped['bytes']:,} bytes; "
         f"{scraped['pss_grows_mib']:.1f} MiB more from then on",
         "",

@@ -154,8 +154,8 @@ def _differences(values: list[int]) -> list[int]:
 def main() -> None:
     """Record them all."""
     TRACES.mkdir(exist_ok=True)
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fake_gpu"))
-    from fake_gpu import FakeGpus
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from fake_gpu.fake_gpu import FakeGpus
 
     def by_text(number: int) -> dict[str, Any]:
         return {"seconds": 0.2 + number * 37 % 100 / 20}

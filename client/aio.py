@@ -1,18 +1,13 @@
-"""The client for asyncio: the same calls as coroutines, any number of them at once on one connection.
-
-It reads only while a call waits, and then for all calls. An unread stream thus stays with the daemon.
-"""
+"""The client for asyncio: the same calls as coroutines, any number of them at once on one connection."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import os
-import time
-from collections.abc import AsyncIterable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterable, Callable, Iterable
 from datetime import date
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
 from glmtts.protocol.endpoints import requests_endpoint
 from glmtts.protocol.events import (
@@ -29,32 +24,25 @@ from glmtts.protocol.events import (
     VoicesAnswer,
 )
 
-from .connection import DaemonConnection, check_listening, extended, read_recording
+from .aio_connection import AsyncConnection
+from .connection import read_recording
 from .curve import Key
 from .errors import Cancelled, GlmttsError
 from .exchange import (
     MAX_TEXTS,
-    Exchange,
     Job,
     JobExchange,
     OnEvent,
     collected,
-    deadline_after,
     job_id,
     show,
-    timed_out,
 )
 from .pieces import FLUSH, each
 from .speech import Chunk, Speech, SpeechOptions
 from .voices import AddedVoice, VoiceSample, keys_of
 
-T = TypeVar("T")
 
-#: Messages received before other tasks of the event loop run.
-_MESSAGES_A_STEP = 32
-
-
-class AsyncClient:
+class AsyncClient(AsyncConnection):
     """A connection to the speech daemon, for one event loop; it connects at its first use.
 
         async with AsyncClient() as client:
@@ -74,32 +62,8 @@ class AsyncClient:
         server_key: Key | None = None,
         secret_key: Key | None = None,
     ) -> None:
-        self._keys = server_key, secret_key
-        self.endpoint = endpoint or requests_endpoint()
-        self._timeout = timeout
-        self._reconnect_s = reconnect_s
-        self._pid = os.getpid()
-        self._made: DaemonConnection | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._waiting = 0
-        self._closed = False
-
-    async def __aenter__(self) -> AsyncClient:
-        await self._connection()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the connection. The daemon cancels its streams and finishes its other jobs. Closing twice is fine."""
-        self._closed = True
-        made, self._made = self._made, None
-        if made is not None and not made.inherited:
-            for exchange in made.core.in_flight():
-                made.core.abandon(exchange, GlmttsError("This client was closed."), cancel=False)
-            self._watch(made, False)
-            await asyncio.to_thread(made.close)  # it may linger over a cancel
+        endpoint = endpoint or requests_endpoint()
+        super().__init__(endpoint, timeout, reconnect_s, server_key=server_key, secret_key=secret_key)
 
     async def speak(
         self,
@@ -251,16 +215,6 @@ class AsyncClient:
         """The daemon's version, and for how many seconds it has run."""
         return await self._ask("ping", timeout, Pong)
 
-    async def _ask(self, op: str, timeout: float | None, kind: type[T], **keys: Any) -> T:
-        return (await self._asked(op, timeout, **keys)).result(kind)
-
-    async def _asked(self, op: str, timeout: float | None, **keys: Any) -> Exchange:
-        deadline = self._deadline(timeout)
-        exchange = (await self._connection()).core.call(op, **keys)
-        with self._given_up_on_error(exchange):
-            await self._until(lambda: exchange.finished, deadline, exchange)
-        return exchange
-
     async def _synthesize(
         self, text: str, options: SpeechOptions, *, stream: bool = False, more: bool = False
     ) -> JobExchange:
@@ -276,26 +230,6 @@ class AsyncClient:
         if self._made is not None:
             self._made.core.collect(exchange)
         return exchange.speech()
-
-    @contextmanager
-    def _given_up_on_error(self, exchange: Exchange, *, cancel: bool = True) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self._give_up(exchange, cancel=cancel)
-            raise
-
-    def _give_up(self, exchange: Exchange, *, cancel: bool = True) -> None:
-        if self._made is not None:
-            job = exchange.job if isinstance(exchange, JobExchange) else None
-            self._made.core.abandon(exchange, Cancelled("cancelled by this client", job=job), cancel=cancel)
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._made is not None:
-            self._made.flush()
-            if self._waiting:  # sending may consume the signal of a received message
-                asyncio.get_running_loop().call_soon(self._pump)
 
     async def _feed(
         self, exchange: JobExchange, pieces: Iterable[str] | AsyncIterable[str], on_behalf_of: str | None
@@ -319,91 +253,6 @@ class AsyncClient:
             flush = text is FLUSH
             self._made.core.add_text(exchange, text, flush=flush, last=last, on_behalf_of=on_behalf_of)
             self._flush()
-
-    async def _connection(self) -> DaemonConnection:
-        """The connection, made or checked again if needed. Raises DaemonNotRunning."""
-        loop = asyncio.get_running_loop()
-        if self._pid != os.getpid():
-            self._pid, self._made, self._loop, self._waiting = os.getpid(), None, None, 0
-        if self._loop is None:
-            self._loop = loop
-        if self._loop is not loop:
-            raise GlmttsError("This client belongs to another event loop. Make one for each.")
-        reached = None
-        if (self._made is None or self._made.core.gave_up) and self.endpoint.startswith("tcp://"):
-            reached = await asyncio.to_thread(check_listening, self.endpoint)  # a far host may not answer at once
-        if self._closed:
-            raise GlmttsError("This client is closed.")
-        if self._made is None:
-            server_key, secret_key = self._keys
-            self._made = DaemonConnection(
-                self.endpoint,
-                reconnect_s=self._reconnect_s,
-                server_key=server_key,
-                secret_key=secret_key,
-                reached=reached,
-            )
-        self._made.check(reached)
-        return self._made
-
-    def _deadline(self, timeout: float | None) -> float:
-        return deadline_after(self._timeout if timeout is None else timeout)
-
-    async def _until(self, ready: Callable[[], object], deadline: float, exchange: Exchange) -> None:
-        """Wait for ``ready()``, which only a change of ``exchange`` can make true. Raises Timeout at ``deadline``."""
-        news = asyncio.Event()
-        exchange.watchers.append(news.set)
-        try:
-            with self._reading():
-                while not ready():
-                    made = self._made
-                    if made is None:
-                        raise GlmttsError("This client was closed.")
-                    wait = min(deadline, made.core.give_up_at or math.inf) - time.monotonic()
-                    news.clear()
-                    try:
-                        async with asyncio.timeout(None if wait == math.inf else max(0.0, wait)):
-                            await news.wait()
-                    except TimeoutError:
-                        self._pump()
-                    deadline = extended(deadline)
-                    if time.monotonic() >= deadline and not ready():
-                        raise timed_out(exchange)
-        finally:
-            exchange.watchers.remove(news.set)
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Read from the connection during the block."""
-        made = self._made
-        self._waiting += 1
-        if made is not None:
-            if self._waiting == 1:
-                self._watch(made, True)
-            asyncio.get_running_loop().call_soon(self._pump)
-        try:
-            yield
-        finally:
-            self._waiting -= 1
-            if self._waiting == 0 and made is self._made and made is not None:
-                self._watch(made, False)
-
-    def _watch(self, made: DaemonConnection, on: bool) -> None:
-        if made.inherited:  # a forked process shares the selector of its parent's loop too
-            return
-        loop = asyncio.get_running_loop()
-        for socket in (made.socket, made.monitor):
-            if on:
-                loop.add_reader(socket, self._pump)
-            else:
-                loop.remove_reader(socket)
-
-    def _pump(self) -> None:
-        """Send and receive. ZeroMQ's descriptors signal only changes, so all messages are read."""
-        if self._waiting and self._made is not None:
-            self._made.flush()
-            if self._made.step(_MESSAGES_A_STEP):
-                asyncio.get_running_loop().call_soon(self._pump)
 
 
 async def _recording(source: str | os.PathLike[str] | bytes | None) -> bytes | None:
@@ -468,6 +317,7 @@ class AsyncStream:
             whole = self._text if isinstance(self._text, str) else ""
             in_pieces = not isinstance(self._text, str)
             self._exchange = await self._client._synthesize(whole, self._options, stream=True, more=in_pieces)
+            self._options.pop("prompt", None)
         exchange = self._exchange
         if self._pid != os.getpid() and not exchange.finished:
             raise GlmttsError("This stream began before the process was forked: begin one of this process's own.")

@@ -9,9 +9,9 @@ import msgspec
 from glmtts.protocol.endpoints import CONTROL, requests_endpoint, sibling_endpoint
 from glmtts.protocol.events import JobInfo, Result
 
+from .blocking import BlockingConnection
 from .errors import GlmttsError, ProtocolError
 from .exchange import Job, job_id
-from .sync import BlockingConnection
 
 _DEFAULT_TIMEOUT_S = 10.0
 

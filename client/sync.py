@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import date
-from functools import partial
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Unpack
 
 from glmtts.protocol.endpoints import requests_endpoint
 from glmtts.protocol.events import (
@@ -28,137 +23,22 @@ from glmtts.protocol.events import (
     VoicesAnswer,
 )
 
-from . import forks
-from .connection import DaemonConnection, extended, read_recording
+from .blocking import BlockingConnection, uninterrupted
+from .connection import read_recording
 from .curve import Key
 from .errors import Cancelled, GlmttsError
 from .exchange import (
     MAX_TEXTS,
-    Exchange,
     Job,
     JobExchange,
     OnEvent,
     collected,
-    deadline_after,
     job_id,
     show,
-    timed_out,
 )
 from .pieces import PieceReader
 from .speech import Chunk, Speech, SpeechOptions
 from .voices import AddedVoice, VoiceSample, keys_of
-
-T = TypeVar("T")
-
-#: Messages received at a time. All others of an unread stream stay with the daemon.
-_MESSAGES_A_STEP = 32
-
-
-class BlockingConnection:
-    """The base of :class:`Client` and :class:`~.control.Control`: a connection, and waiting for its answers."""
-
-    def __init__(
-        self,
-        endpoint: str,
-        timeout: float | None,
-        reconnect_s: float,
-        *,
-        server_key: Key | None = None,
-        secret_key: Key | None = None,
-    ) -> None:
-        self._timeout = timeout
-        # Held by one thread at a time, which may call again from a callback. A second thread gets an error: it would
-        # have to wait for as long as the speech of the first takes.
-        self._user = threading.RLock()
-        self._connect = partial(
-            DaemonConnection, endpoint, reconnect_s=reconnect_s, server_key=server_key, secret_key=secret_key
-        )
-        self._connection = self._connect()
-        self._core = self._connection.core
-        self._closed = False
-        forks.renew_lock_of(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def endpoint(self) -> str:
-        """The endpoint of this connection."""
-        return self._connection.endpoint
-
-    def close(self) -> None:
-        """Close the connection. The daemon cancels its streams and finishes its other jobs. Closing twice is fine."""
-        if self._closed:
-            return
-        if self._connection.inherited:  # it is the parent's, which closes it
-            self._closed = True
-            return
-        with self._in_use():
-            self._closed = True
-            self._connection.close()
-
-    def after_fork(self) -> None:
-        """In a forked process: no thread uses this client here, whichever did at the fork."""
-        self._user = threading.RLock()
-
-    @contextmanager
-    def _in_use(self) -> Iterator[None]:
-        user = self._user
-        if not user.acquire(blocking=False):
-            raise GlmttsError(
-                "This client is in use by another thread. A client is for one thread at a time: make one for each."
-            )
-        try:
-            if self._closed:
-                raise GlmttsError("This client is closed.")
-            if self._connection.inherited:
-                self._connection = self._connect()
-                self._core = self._connection.core
-            yield
-        finally:
-            user.release()
-
-    def _deadline(self, timeout: float | None) -> float:
-        return deadline_after(self._timeout if timeout is None else timeout)
-
-    def _until(
-        self, ready: Callable[[], object], deadline: float, exchange: Exchange, *, wakes: int | None = None
-    ) -> None:
-        """Serve the connection until ``ready()``, which is asked again when ``wakes`` can be read.
-
-        Raises Timeout at ``deadline``.
-        """
-        connection, core = self._connection, self._core
-        with _uninterrupted():
-            connection.flush()
-        while not ready():
-            wait = min(deadline, core.give_up_at or math.inf) - time.monotonic()
-            connection.poll(wait, wakes)
-            with _uninterrupted():
-                connection.step(_MESSAGES_A_STEP)
-            deadline = extended(deadline)
-            if time.monotonic() >= deadline and not ready():
-                raise timed_out(exchange)
-
-    def _ask(self, op: str, timeout: float | None, kind: type[T], body: bytes | None = None, **keys: Any) -> T:
-        """A request with one answer."""
-        return self._asked(op, timeout, body, **keys).result(kind)
-
-    def _asked(self, op: str, timeout: float | None, body: bytes | None = None, **keys: Any) -> Exchange:
-        """A request that has its one answer."""
-        with self._in_use():
-            self._connection.check()
-            deadline = self._deadline(timeout)
-            exchange = self._core.call(op, body, **keys)
-            try:
-                self._until(lambda: exchange.finished, deadline, exchange)
-            except BaseException:
-                self._core.abandon(exchange, GlmttsError("given up"))
-                raise
-            return exchange
 
 
 class Client(BlockingConnection):
@@ -477,7 +357,7 @@ class Stream:
         while (pieces := self._pieces) is not None and pieces.ready and self._exchange.texts < MAX_TEXTS:
             text, flush, last = pieces.take()
             self._core.add_text(self._exchange, text, flush=flush, last=last, on_behalf_of=self._on_behalf_of)
-            with _uninterrupted():
+            with uninterrupted():
                 self._client._connection.flush()
             if last:
                 self._end_pieces()
@@ -507,16 +387,3 @@ class Stream:
             self.close()
         except GlmttsError:
             pass  # another thread uses the client: the job ends as a slow consumer
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Delay Ctrl-C for some microseconds: a message that is half sent, or received and not read, would be lost."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread gets Ctrl-C
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

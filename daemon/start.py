@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import sys
 import time
 from pathlib import Path
@@ -11,9 +12,12 @@ from pathlib import Path
 from glmtts.protocol.inherited import raise_descriptor_limit
 
 from . import __version__, config
+from .core.inputs import JournalChanged
+from .core.state import Installation
 from .log.logger import Logger
 from .processes.command import missing_packages
 from .processes.own_process import UnfitError, be_first_process, check_limits, keep_files_private
+from .storage import outputs
 from .storage.filesystems import network_filesystem
 
 #: Exit statuses: sysexits(3).
@@ -75,3 +79,28 @@ def warn(state_folder: Path, paused_since: float | None, log: Logger) -> None:
             "queue is paused, as an operator left it: accepted jobs wait until 'glmttsctl resume'",
             since=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(paused_since)),
         )
+
+
+def prepare_outputs(folder: Path, journal: JournalChanged, instance: str, log: Logger) -> None:
+    """Make the folder of the output files, and remove what an earlier daemon of this instance left there."""
+    try:
+        folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        # A journal that can't be read yet may have jobs that know their outputs by these marks.
+        if not journal.problem:
+            outputs.sweep(folder, keep={row.job for row in journal.rows}, instance=instance)
+    except OSError as error:
+        log.warning("outputs can't be written", folder=str(folder), reason=error.strerror)
+
+
+def installation(loaded: config.Config, instance: str, *, managed: bool) -> Installation:
+    """This daemon and its folders, for the core; ``managed``: a service manager restarts it."""
+    settings = loaded.settings
+    return Installation(
+        boot=instance + secrets.token_hex(4),
+        version=__version__,
+        config_file=str(loaded.file or ""),
+        state_folder=str(config.state_dir(settings)),
+        outputs_folder=str(config.outputs_dir(settings)),
+        results_folder=str(config.results_dir(settings)),
+        managed=managed,
+    )

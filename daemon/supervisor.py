@@ -29,31 +29,30 @@ from . import __version__, config, malloc
 from .clock import STANDSTILL_S
 from .core import effects, inputs
 from .core.machine import Machine
-from .core.state import Installation
 from .core.workers.placement import asks_nvml
 from .gpu.sampler import Sampler
 from .log.logger import Logger
 from .log.worker_output import understood
 from .loop import Background, Loop
 from .metrics.metrics import Metrics
-from .operator_tasks import OperatorTasks
 from .processes.manager import Processes, WorkerProcess
 from .processes.orphans import Records
 from .processes.own_process import signals_to_hear
 from .service.systemd import ServiceManager, inherited
 from .service.watchdog import SelfCheck
-from .start import EX_SOFTWARE, EX_UNAVAILABLE, StartRefusedError, prepare, warn
+from .start import EX_SOFTWARE, EX_UNAVAILABLE, StartRefusedError, installation, prepare, prepare_outputs, warn
 from .storage import outputs
 from .storage.deliveries import Deliveries
 from .storage.journal import Journal
 from .storage.output_owners import OutputOwners
 from .storage.pause import PauseFile
 from .surroundings import LOOK_S, Surroundings
+from .tasks.operator_tasks import OperatorTasks
+from .tasks.voice_tasks import VoiceTasks
 from .transport.client_listeners import ClientListeners
 from .transport.event_publisher import EventPublisher
 from .transport.listeners import IO_THREADS, RuntimeDir, RuntimeDirError, check_state_folder
 from .transport.worker_router import WorkerRouter
-from .voice_tasks import VoiceTasks
 
 #: Messages taken from the workers' socket in one turn.
 _BATCH = 64
@@ -150,7 +149,17 @@ class Supervisor:
             owners=OutputOwners(config.outputs_dir(settings), config.state_dir(settings) / "outputs.owners"),
             keep_free=lambda: self._machine.settings.limits.disk_reserve_mib << 20,
         )
-        self._machine = self._make_machine()
+        instance = outputs.instance_of(config.state_dir(settings))
+        prepare_outputs(config.outputs_dir(settings), self._first_of_journal, instance, log)
+        self._machine = Machine(
+            settings,
+            installation(loaded, instance, managed=self._service.wanted),
+            now=loop.clock(),
+            wall=time.time(),
+            seed=secrets.randbits(64),
+            voices=self._voices.load(instance, log),
+            paused_since=self._pause.read(),
+        )
         self._metrics = Metrics(
             settings.metrics,
             loop.wakeup_fd,
@@ -173,7 +182,7 @@ class Supervisor:
             step=self._step,
             processes=self._processes,
             journal=self._journal,
-            voices=self._machine.state.voices.values,
+            voices=self._machine.state.voices.shared.values,
             manager=lambda: self._service.problem,
             reached_by_tcp=self._clients.tcp is not None,
         )
@@ -215,37 +224,6 @@ class Supervisor:
             loop.watch(self._self_check.socket, self._self_check.receive)
         if self._service.problem:
             log.warning("the service manager can't be reached", reason=self._service.problem)
-
-    # --- the start
-
-    def _make_machine(self) -> Machine:
-        instance = outputs.instance_of(config.state_dir(self._settings))
-        voices = self._voices.load(instance, self._log)
-        folder = config.outputs_dir(self._settings)
-        try:
-            folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-            # A journal that can't be read yet may have jobs that know their outputs by these marks.
-            if not self._first_of_journal.problem:
-                outputs.sweep(folder, keep={row.job for row in self._first_of_journal.rows}, instance=instance)
-        except OSError as error:
-            self._log.warning("outputs can't be written", folder=str(folder), reason=error.strerror)
-        return Machine(
-            self._settings,
-            Installation(
-                boot=instance + secrets.token_hex(4),
-                version=__version__,
-                config_file=str(self._config.file or ""),
-                state_folder=str(config.state_dir(self._settings)),
-                outputs_folder=str(folder),
-                results_folder=str(config.results_dir(self._settings)),
-                managed=self._service.wanted,
-            ),
-            now=self._loop.clock(),
-            wall=time.time(),
-            seed=secrets.randbits(64),
-            voices=voices,
-            paused_since=self._pause.read(),
-        )
 
     # --- the loop
 

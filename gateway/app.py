@@ -17,11 +17,27 @@ from starlette.types import ASGIApp
 
 from glmtts.client import AsyncClient, GlmttsError
 
-from . import errors, jobs, lists, observed, openapi, page, session, speech, speech_stream, task_api, usage, voices
+from . import (
+    batch,
+    docs_page,
+    errors,
+    jobs,
+    lists,
+    observed,
+    openapi,
+    page,
+    session,
+    speech,
+    speech_stream,
+    task_api,
+    usage,
+    voices,
+)
 from .bodies import ClientGoneError
 from .customers import Customers
 from .errors import HttpError
 from .guard import Guard
+from .memory import Memory
 from .settings import Settings
 
 _log = logging.getLogger("glmtts.gateway")
@@ -44,6 +60,7 @@ _ROUTES: list[BaseRoute] = [
     Route("/page/{path:path}", page.page, methods=["GET"]),
     _by_method("/session", GET=session.show, POST=session.log_in, DELETE=session.log_out),
     Route("/v1/audio/speech", speech.speech, methods=["POST"]),
+    Route("/v1/audio/speech/batch", batch.batch, methods=["POST"]),
     WebSocketRoute(speech_stream.PATH, speech_stream.stream),
     Route(speech_stream.PATH, speech_stream.needs_upgrade, methods=["GET"]),
     _by_method("/v1/audio/jobs", GET=jobs.listed, POST=jobs.create),
@@ -59,6 +76,7 @@ _ROUTES: list[BaseRoute] = [
     Route("/api/tts", task_api.create, methods=["POST"]),
     Route("/api/tts/{id}", task_api.one, methods=["GET"]),
     Route("/api/tts/{id}/audio", task_api.audio, methods=["GET"]),
+    Route("/docs", docs_page.docs, methods=["GET"]),
     Route("/openapi.json", openapi.openapi, methods=["GET"]),
     Route("/livez", lists.live, methods=["GET"]),
     Route("/readyz", lists.ready, methods=["GET"]),
@@ -83,7 +101,7 @@ def build(settings: Settings, customers: Customers | None = None) -> ASGIApp:
         CORSMiddleware,
         allow_origins=settings.cors_origins,
         allow_methods=["GET", "POST", "DELETE"],
-        allow_headers=["authorization", "content-type", "idempotency-key", "range", "x-api-key"],
+        allow_headers=["authorization", "content-type", "idempotency-key", "if-range", "range", "x-api-key"],
         expose_headers=["x-request-id", "x-glmtts-job", "x-audio-sample-rate", "retry-after", "x-glmtts-ignored"],
     )
     app = Starlette(
@@ -101,7 +119,8 @@ def build(settings: Settings, customers: Customers | None = None) -> ASGIApp:
     app.state.settings, app.state.customers, app.state.metrics = settings, customers, metrics
     # 307 to a path with a slash or without would name http:// where a proxy speaks https.
     app.router.redirect_slashes = False
-    return observed.Observed(Guard(app, customers), metrics)
+    memory = Memory(customers, settings.body_mib << 20)
+    return observed.Observed(Guard(app, customers, memory), metrics)
 
 
 async def _on_http_error(_: Request, error: Exception) -> Response:

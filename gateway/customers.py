@@ -16,13 +16,16 @@ from glmtts.protocol import api_keys
 from glmtts.protocol.api_keys import ApiKey, ApiKeyProblem
 from glmtts.protocol.requests import MAX_ON_BEHALF_OF
 
+from . import user_tokens
 from .errors import HttpError
-from .settings import Settings
+from .settings import Settings, SettingsError
 
 _log = logging.getLogger("glmtts.gateway")
 
 #: Headers in which a chat front end names its user (Open WebUI, ENABLE_FORWARD_USER_INFO_HEADERS).
-_USER_HEADERS = ("x-glmtts-user", "x-openwebui-user-id")
+_USER_HEADER, _OPENWEBUI_HEADER, _OPENWEBUI_TOKEN = "x-glmtts-user", "x-openwebui-user-id", "x-openwebui-user-jwt"
+#: A shorter secret could be guessed.
+_LEAST_SECRET = 16
 #: The cookie that the page's key is in.
 COOKIE = "glmtts_key"
 #: Methods that change nothing.
@@ -43,8 +46,9 @@ class Customers:
     """Knows the keys, and reads their file again when it has changed."""
 
     def __init__(self, settings: Settings) -> None:
-        """Read the keys. Raises ApiKeyProblem and OSError."""
+        """Read the keys and the secret. Raises SettingsError, ApiKeyProblem and OSError."""
         self._settings = settings
+        self._secret = _secret_in(settings.openwebui_secret) if settings.openwebui_secret else b""
         self._file = Path(settings.api_keys) if settings.api_keys else None
         self._keys: list[ApiKey] = []
         self._read_at: tuple[int, int] | None = None
@@ -88,11 +92,28 @@ class Customers:
             return Customer(f"ip:{self.address(request)}", ("interactive", "batch"), has_key=False)
         found = self.check_key(key)
         name = found.name
-        if found.forwards_users and (user := _user_of(request)):
+        if found.forwards_users and (user := self._user_of(request)):
             name = f"{name}/{user}"
             if len(name) > MAX_ON_BEHALF_OF:
                 name = f"{found.name}/{hashlib.sha256(user.encode()).hexdigest()[:32]}"
         return Customer(name, found.priorities, has_key=True)
+
+    def _user_of(self, request: HTTPConnection) -> str:
+        """The user that the customer names, with nothing in it that could confuse a log. Raises HttpError."""
+        user = request.headers.get(_USER_HEADER, "")
+        token = request.headers.get(_OPENWEBUI_TOKEN)
+        if self._secret and token is not None and not user:
+            found = user_tokens.user_of(token, self._secret)
+            if found is None:
+                message = (
+                    "X-OpenWebUI-User-Jwt: this token has expired, or is signed with another secret than the one in "
+                    "the file [gateway] openwebui_secret"
+                )
+                raise HttpError(401, message, code="invalid_user_token")
+            user = found
+        elif not self._secret:
+            user = user or request.headers.get(_OPENWEBUI_HEADER, "")
+        return "".join(character for character in user if character.isprintable())
 
     def check_key(self, key: str) -> ApiKey:
         """What the file says of a key. Raises HttpError if it has it not."""
@@ -209,7 +230,12 @@ def _plain(host: str, scheme: str) -> str:
     return host.lower().removesuffix({"http": ":80", "https": ":443"}[scheme])
 
 
-def _user_of(request: HTTPConnection) -> str:
-    """The user that the customer names, with nothing in it that could confuse a log."""
-    user = next((value for header in _USER_HEADERS if (value := request.headers.get(header))), "")
-    return "".join(character for character in user if character.isprintable())
+def _secret_in(file: str) -> bytes:
+    try:
+        secret = Path(file).read_bytes().strip()
+    except OSError as error:
+        raise SettingsError(f"gateway.openwebui_secret: {file}: {error.strerror}") from None
+    if len(secret) < _LEAST_SECRET:
+        message = f"has {len(secret)} bytes; a secret of fewer than {_LEAST_SECRET} can be guessed"
+        raise SettingsError(f"gateway.openwebui_secret: {file} {message}")
+    return secret

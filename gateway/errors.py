@@ -74,13 +74,24 @@ class HttpError(Exception):
         )
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
-    def response(self) -> JSONResponse:
-        """The whole answer."""
-        headers = {"x-should-retry": "true" if self.retryable else "false", "Cache-Control": "no-store", **self.headers}
+    @property
+    def all_headers(self) -> dict[str, str]:
+        """The answer's headers: whether to send the request again, and when."""
+        headers = {
+            "x-should-retry": "true" if self.retryable else "false",
+            "Cache-Control": "no-store",
+            # A message may quote what was sent: no browser is to take it for a page.
+            "X-Content-Type-Options": "nosniff",
+            **self.headers,
+        }
         if self.retry_after_s is not None:
             headers["retry-after"] = str(math.ceil(self.retry_after_s))
             headers["retry-after-ms"] = str(math.ceil(self.retry_after_s * 1_000))
-        return JSONResponse(self.body, self.status, headers)
+        return headers
+
+    def response(self) -> JSONResponse:
+        """The whole answer."""
+        return JSONResponse(self.body, self.status, self.all_headers)
 
 
 def of_daemon(error: GlmttsError) -> HttpError:

@@ -1,4 +1,7 @@
-"""Requests that no route is to see: ambiguous in length, too long in name, or sent by a page of another site."""
+"""Requests that no route is to see: ambiguous in length, too long in name, or sent by a page of another site.
+
+What a request holds in memory is counted from here to its end.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,30 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .customers import Customers
 from .errors import HttpError
+from .memory import Memory
 
 #: Bytes of a path with its query.
 _MAX_TARGET = 8_192
+#: Bytes of all headers.
+MAX_HEADERS = 64 << 10
 
 
 class Guard:
     """Wraps the application."""
 
-    def __init__(self, app: ASGIApp, customers: Customers) -> None:
+    def __init__(self, app: ASGIApp, customers: Customers, memory: Memory) -> None:
         self._app = app
         self._customers = customers
+        self._memory = memory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         wrong = self._wrong(scope) if scope["type"] in {"http", "websocket"} else None
         if wrong is None:
-            await self._app(scope, receive, send)
+            held = scope.setdefault("state", {})["held"] = self._memory.share(scope)
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                held.free()
         else:
             await wrong.response()(scope, receive, send)
 
@@ -34,6 +45,9 @@ class Guard:
             # A proxy that goes by the other of the two sees other requests on this connection (RFC 9112, 6.3).
             message = "the request has both Content-Length and Transfer-Encoding"
             return HttpError(400, message, headers={"Connection": "close"})
+        if sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > MAX_HEADERS:
+            # The server looks only where they come in several packets.
+            return HttpError(431, f"the headers are over {MAX_HEADERS >> 10} KiB", code="headers_too_large")
         if len(scope["raw_path"]) + len(scope["query_string"]) > _MAX_TARGET:
             return HttpError(414, f"the address is over {_MAX_TARGET} bytes long", code="uri_too_long")
         if not self._customers.needs_key and _is_local(scope) and not _is_own_name(headers.get("host", "")):

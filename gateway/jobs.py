@@ -20,7 +20,9 @@ from .errors import HttpError
 from .requests import FORMATS
 
 _MEDIA_TYPES = dict(FORMATS.values())
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.IGNORECASE)
+#: Bytes of a file that are sent at a time.
+_PIECE = 64 << 10
 
 
 def described(info: JobInfo) -> dict[str, Any]:
@@ -92,21 +94,39 @@ async def audio(request: Request) -> Response:
     customer = request.app.state.customers.of(request)
     client: AsyncClient = request.app.state.client
     found = await bodies.unless_gone(request, client.wait(request.path_params["id"], on_behalf_of=customer.name))
+    etag = f'"{found.sha256}"'
     headers = {
         **speech.HEADERS,
         "x-glmtts-job": found.job,
         "x-audio-sample-rate": str(found.sample_rate),
         "Accept-Ranges": "bytes",
-        "ETag": f'"{found.sha256}"',
+        "ETag": etag,
     }
-    media_type = _MEDIA_TYPES.get(found.format, "application/octet-stream")
+    if _names(request.headers.get("if-none-match", ""), etag):
+        return Response(status_code=304, headers=headers)
     file = _with_sizes(found.audio)
-    part = _part(request.headers.get("range", ""), len(file))
-    if part is None:
-        return Response(file, media_type=media_type, headers=headers)
-    first, end = part
-    headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(file)}"
-    return Response(file[first:end], 206, media_type=media_type, headers=headers)
+    request.state.held.take(len(file))
+    # A range of another file than the one that the client has a part of would not fit (RFC 9110, 13.1.5).
+    is_same = request.headers.get("if-range", etag).strip() == etag
+    asked = request.headers.get("range", "") if is_same and request.method == "GET" else ""
+    part = _part(asked, len(file))
+    first, end = part or (0, len(file))
+    if part is not None:
+        headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(file)}"
+    headers["Content-Length"] = str(end - first)
+    media_type = _MEDIA_TYPES.get(found.format, "application/octet-stream")
+    return StreamingResponse(_pieces(file, first, end), 206 if part else 200, media_type=media_type, headers=headers)
+
+
+async def _pieces(file: bytes, first: int, end: int) -> AsyncIterator[bytes]:
+    """A part of a file. A client that reads slowly holds it back: whole, it would be copied to the connection."""
+    for start in range(first, end, _PIECE):
+        yield file[start : min(end, start + _PIECE)]
+
+
+def _names(header: str, etag: str) -> bool:
+    """Whether If-None-Match names this file."""
+    return header.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in header.split(","))
 
 
 def _with_sizes(file: bytes) -> bytes:
@@ -121,7 +141,7 @@ def _with_sizes(file: bytes) -> bytes:
 def _part(asked: str, size: int) -> tuple[int, int] | None:
     """The first byte of a range and the one behind its last; None for the whole (RFC 9110, section 14)."""
     found = _RANGE.fullmatch(asked.strip())
-    if found is None or found[0] == "bytes=-":
+    if found is None or not (found[1] or found[2]):
         # Several ranges, and units that are not known, may be answered with the whole.
         return None
     if not found[1]:

@@ -10,11 +10,13 @@ import signal
 import socket
 import sys
 from importlib.metadata import requires
+from pathlib import Path
 
 from glmtts.protocol.api_keys import ApiKeyProblem
 from glmtts.protocol.inherited import put_right, raise_descriptor_limit
 
 from . import __version__, settings
+from .listening import Listen, bind, parse_listen, problem
 
 #: Exit statuses: sysexits(3).
 _EX_CONFIG, _EX_UNAVAILABLE = 78, 69
@@ -44,42 +46,53 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return _EX_CONFIG
     try:
-        chosen = settings.read(settings.find(options.config))
-        listen = settings.parse_listen(options.listen or chosen.listen)
+        path = settings.find(options.config)
+        chosen = settings.read(path)
+        listen = _listen(options.listen) if options.listen else parse_listen(chosen.listen)
         # The service manager's sockets are used in place of `listen`, and are checked in place of it.
         sockets = service_manager.inherited()
-        for place in [_place(inherited) for inherited in sockets] or [options.listen or chosen.listen]:
-            if not (settings.parse_listen(place).is_loopback or chosen.api_keys or chosen.anonymous):
-                raise settings.SettingsError(
-                    f"[gateway] listen: {place} is open to other machines, and everybody there could speak. Set "
-                    "[gateway] api_keys (glmttsctl apikey new NAME makes a key), or anonymous = true"
-                )
+        places = [parse_listen(_place(inherited)) for inherited in sockets] or [listen]
+        for place in places:
+            if not settings.closed_to_others(chosen, place):
+                raise settings.SettingsError(settings.open_to_all(f"{place.host}:{place.port}"))
         customers = Customers(chosen)
         application = app.build(chosen, customers)
     except settings.SettingsError as error:
         print(error, file=sys.stderr)
         return _EX_CONFIG
     except (ApiKeyProblem, OSError, UnicodeDecodeError) as error:
-        print(f"{chosen.api_keys}: {error}", file=sys.stderr)
+        print(f"{path}: gateway.api_keys: {settings.keys_problem(chosen.api_keys, error)}", file=sys.stderr)
         return _EX_CONFIG
+    where = ", ".join(map(str, places))
     if options.check:
+        print(f"{path or 'built-in defaults'}: good; the gateway would serve at {where}")
         return 0
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    serving = server(application, chosen, listen, customers.reload)
-    where = listen.path or f"http://{listen.host}:{listen.port}"
-    if sockets:
-        where = f"{', '.join(map(_place, sockets))} (of the service manager)"
-    _log.info("gateway serves at %s", where)
+    try:
+        serving_at = sockets or bind(listen)
+    except OSError as error:
+        words = problem(error, listen)
+        print(f"glmtts-gateway can't listen at {where}: {words}: [gateway] listen, or --listen", file=sys.stderr)
+        return _EX_UNAVAILABLE
+    serving = server(application, chosen, customers.reload)
+    _log.info("gateway serves at %s%s", where, " (of the service manager)" if sockets else "")
     # The server finishes its answers at the signal, and then raises it anew.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        asyncio.run(serving.serve(sockets=sockets or None))
-    except OSError as error:
-        _log.error("gateway can't listen at %s: %s", where, error.strerror)
-        return _EX_UNAVAILABLE
+        asyncio.run(serving.serve(sockets=serving_at))
     except KeyboardInterrupt:
         pass
+    finally:
+        if listen.path and not sockets:
+            Path(listen.path).unlink(missing_ok=True)
     return 0 if serving.started else _EX_UNAVAILABLE
+
+
+def _listen(option: str) -> Listen:
+    try:
+        return parse_listen(option)
+    except ValueError as error:
+        raise settings.SettingsError(f"--listen: {error}") from None
 
 
 def _place(inherited: socket.socket) -> str:

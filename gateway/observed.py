@@ -16,6 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 _log = logging.getLogger("glmtts.gateway.access")
 
 
+#: Headers that proxies add.
+_PASSED_ON = ("x-forwarded-for", "forwarded", "via", "x-real-ip")
+
+
 class Metrics:
     """The gateway's own metrics; the daemon has those of jobs and workers."""
 
@@ -136,9 +140,9 @@ class _Seen:
 
 
 async def metrics(request: Request) -> Response:
-    """The metrics, for a scraper on this machine or one with a key."""
+    """The metrics, for a scraper on this machine or one with a key. What a proxy passes on is not of this machine."""
     peer = request.client.host if request.client else ""
-    if peer not in ("", "127.0.0.1", "::1"):
+    if peer not in ("", "127.0.0.1", "::1") or any(header in request.headers for header in _PASSED_ON):
         request.app.state.customers.of(request)
     return PlainTextResponse(
         generate_latest(request.app.state.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8"

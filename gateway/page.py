@@ -20,7 +20,8 @@ _MEDIA_TYPES = {
     ".json": "application/json",
     ".svg": "image/svg+xml",
 }
-_HEADERS = {
+#: Of every file of the page.
+HEADERS = {
     # No script and no style but the page's own files; audio also from what the page has fetched.
     "Content-Security-Policy": "default-src 'self'; media-src 'self' blob:; object-src 'none'; base-uri 'none'; "
     "form-action 'self'; frame-ancestors 'none'",
@@ -63,7 +64,7 @@ async def page(request: Request) -> Response:
     file = _FILES.get(request.path_params.get("path", "index.html"))
     if file is None:
         raise HttpError(404, "the page has no such file", code="not_found")
-    headers = {**_HEADERS, "ETag": file.etag}
+    headers = {**HEADERS, "ETag": file.etag}
     known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
     if file.etag in known or "*" in known:
         return Response(status_code=304, headers=headers)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 from starlette.requests import Request
 
+from glmtts.client import AsyncClient
 from glmtts.protocol.requests import MAX_SEED, MAX_SPEED, MIN_SPEED, Label
 
 from . import bodies
@@ -24,6 +26,12 @@ FORMATS = {
 }
 #: The sample rate of ``pcm``, which has no header to say it (OpenAI's reference: 24 kHz).
 _PCM_RATE = 24_000
+#: Bytes of a recording over which no daemon closes the connection.
+_SMALL = 2 << 20
+
+
+def _says(description: str) -> Meta:
+    return Meta(description=description)
 
 
 class VoiceId(Struct):
@@ -35,27 +43,37 @@ class VoiceId(Struct):
 class SpeechRequest(Struct, kw_only=True):
     """The body of ``POST /v1/audio/speech`` and ``POST /v1/audio/jobs``."""
 
-    input: str
-    model: str = ""
-    voice: str | VoiceId = ""
-    speaker: str = ""
+    input: Annotated[str, _says("the text")]
+    model: Annotated[str, _says("any: there is one model")] = ""
+    voice: Annotated[str | VoiceId, _says("a voice of GET /v1/audio/voices; OpenAI's names are the default voice")] = ""
+    speaker: Annotated[str, _says("another name for voice")] = ""
     response_format: str = "mp3"
     #: OpenAI takes 0.25 to 4; beyond the daemon's range the answer names it.
     speed: Annotated[float, Meta(extra_json_schema={"minimum": MIN_SPEED, "maximum": MAX_SPEED})] = 1.0
-    stream_format: Literal["audio", "sse"] = "audio"
-    stream: bool = False
+    stream_format: Annotated[
+        Literal["audio", "sse"], _says("audio: the bytes of the file as they are made; sse: server-sent events")
+    ] = "audio"
+    stream: Annotated[bool, _says("true: as stream_format sse")] = False
     #: Taken, and of no effect: GLM-TTS follows the recording of its voice.
-    instructions: str = ""
-    language: str = ""
-    ref_audio: str = ""
-    ref_text: str = ""
-    sample_rate: Annotated[int, Meta(ge=8_000, le=48_000)] | UnsetType = UNSET
-    seed: Annotated[int, Meta(ge=0, le=MAX_SEED)] = 0
-    priority: Literal["vip", "interactive", "batch"] | UnsetType = UNSET
-    durable: bool | UnsetType = UNSET
-    deadline_s: Annotated[float, Meta(gt=0)] | UnsetType = UNSET
-    label: Label = ""
-    options: dict[str, Any] = field(default_factory=dict)
+    instructions: Annotated[str, _says("of no effect: GLM-TTS follows the recording of its voice")] = ""
+    language: Annotated[str, _says("of no effect: the text says it")] = ""
+    ref_audio: Annotated[str, _says("a recording to clone, as base64 or a data: URI; no address, no path")] = ""
+    ref_text: Annotated[str, _says("what is said in ref_audio")] = ""
+    sample_rate: Annotated[int, Meta(ge=8_000, le=48_000, description="in Hz")] | UnsetType = UNSET
+    seed: Annotated[int, Meta(ge=0, le=MAX_SEED, description="the same seed gives the same audio")] = 0
+    priority: (
+        Annotated[
+            Literal["vip", "interactive", "batch"],
+            _says("interactive; batch in a batch; vip for keys that may"),
+        ]
+        | UnsetType
+    ) = UNSET
+    durable: Annotated[bool, _says("the job survives a crash of the daemon")] | UnsetType = UNSET
+    deadline_s: (
+        Annotated[float, Meta(gt=0, description="give up this many seconds after the acceptance")] | UnsetType
+    ) = UNSET
+    label: Annotated[Label, _says("a caption, for the lists of jobs")] = ""
+    options: Annotated[dict[str, Any], _says("the engine's own")] = field(default_factory=dict)
 
     @property
     def sse(self) -> bool:
@@ -69,13 +87,27 @@ class SpeechRequest(Struct, kw_only=True):
             raise HttpError(400, message, param="response_format")
         return FORMATS[self.response_format][1]
 
-    def options_for(self, customer: Customer, settings: Settings, key: str | None) -> dict[str, Any]:
-        """The options of the client library. ``key``: the request's Idempotency-Key. Raises HttpError."""
+    def options_for(
+        self,
+        customer: Customer,
+        settings: Settings,
+        key: str | None,
+        *,
+        priority: str = "interactive",
+        recording: Callable[[str, str], bytes] = bodies.recording,
+    ) -> dict[str, Any]:
+        """The options of the client library. Raises HttpError.
+
+        Args:
+            key: the request's Idempotency-Key.
+            priority: of a request that names none.
+            recording: decodes ``ref_audio``.
+        """
         self.media_type()
         if not MIN_SPEED <= self.speed <= MAX_SPEED:
             message = f"speed: {self.speed:g} is out of range: from {MIN_SPEED:g} to {MAX_SPEED:g}"
             raise HttpError(400, message, param="speed")
-        priority = "interactive" if self.priority is UNSET else self.priority
+        priority = priority if self.priority is UNSET else self.priority
         if priority not in customer.priorities:
             message = f"priority: {priority} is not for this customer, which may use {', '.join(customer.priorities)}"
             raise HttpError(403, message, code="forbidden", param="priority")
@@ -97,7 +129,7 @@ class SpeechRequest(Struct, kw_only=True):
         if self.ref_audio:
             if not self.ref_text:
                 raise HttpError(400, "ref_text: what is said in ref_audio is missing", param="ref_text")
-            options["prompt"] = bodies.recording(self.ref_audio, "ref_audio")
+            options["prompt"] = recording(self.ref_audio, "ref_audio")
             options["prompt_text"] = self.ref_text
         elif voice := self._voice(settings):
             options["voice"] = voice
@@ -120,4 +152,21 @@ async def asked(request: Request) -> tuple[SpeechRequest, dict[str, Any], list[s
     customer = state.customers.of(request)
     body = await bodies.read(request, state.settings.body_mib << 20)
     speech, ignored = bodies.decode(body, SpeechRequest)
-    return speech, speech.options_for(customer, state.settings, request.headers.get("idempotency-key")), ignored
+    options = speech.options_for(customer, state.settings, request.headers.get("idempotency-key"))
+    await check_size(state.client, options.get("prompt", b""), "ref_audio")
+    # The stream of its speech may last for long.
+    speech.ref_audio = ""
+    return speech, options, ignored
+
+
+async def check_size(client: AsyncClient, recording: bytes, param: str) -> None:
+    """Refuse a recording that the daemon would. Raises HttpError and GlmttsError.
+
+    Over a far larger one it closes the connection, with the streams of other customers.
+    """
+    if len(recording) <= _SMALL:
+        return
+    most = (await client.info()).limits["body_bytes"]
+    if len(recording) > most:
+        message = f"{param}: {len(recording)} bytes; at most {most} are accepted"
+        raise HttpError(413, message, code="too_large", param=param)

@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import signal
 import socket
+import sys
 from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
@@ -21,15 +22,15 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from . import service_manager, speech_stream
 from .errors import HttpError
-from .settings import Listen, Settings
+from .guard import MAX_HEADERS
+from .memory import Share
+from .settings import Settings
 
 #: Seconds in which the headers of a request have to come, and that an idle connection stays open.
 _HEADERS_S = 15.0
 _IDLE_S = 30
-_NO_HTTP = (
-    "this is no HTTP/1.1 request: its first line, a header, its length or a chunk of its body is wrong, or its headers "
-    "are over 64 KiB"
-)
+#: Seconds in which a client that has an answer to read reads nothing of it: then it is gone. Its job is cancelled.
+_STALLED_S = 60.0
 #: Connections over all.
 _CONNECTIONS = 4_096
 #: Seconds that answers under way get at a stop, and that an open connection may still bring a request: a proxy that
@@ -38,7 +39,39 @@ _DRAIN_S = 30
 _LAST_REQUEST_S = 1.0
 
 
-class _Connection(H11Protocol):
+class _Stalls(asyncio.Protocol):
+    """Ends a connection whose client reads nothing of what it is sent."""
+
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    _stalled: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        """More is to be sent than the client reads."""
+        super().pause_writing()
+        self._stalled = self.loop.call_later(_STALLED_S, self._look, self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """The client has read."""
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def _look(self, unsent: int) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left >= unsent:
+            self.transport.abort()
+        else:
+            self._stalled = self.loop.call_later(_STALLED_S, self._look, left)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._stalled is not None:
+            self._stalled.cancel()
+
+
+class _Connection(_Stalls, H11Protocol):
     """A connection that has to send its headers in time, one of a limited number from its address."""
 
     of_address: ClassVar[Counter[str]] = Counter()
@@ -75,9 +108,9 @@ class _Connection(H11Protocol):
         self.transport.close()
 
     def send_400_response(self, _: str) -> None:
-        """Answer what is no HTTP; h11 does not say in what way."""
+        """Answer what is no HTTP. It is called where the error is caught."""
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
-            self._refuse(HttpError(400, _NO_HTTP))
+            self._refuse(_no_http(sys.exception()))
         else:
             # In the middle of an answer, or behind it.
             self.transport.abort()
@@ -144,24 +177,35 @@ class _Connection(H11Protocol):
 
     def _give_up(self) -> None:
         self._patience = None
-        if self._is_idle() and not self.transport.is_closing():
+        if not self._is_idle() or self.transport.is_closing():
+            return
+        begun = self.conn.trailing_data[0]
+        if begun and self.conn.our_state is h11.IDLE:
+            message = f"the headers did not come within {_HEADERS_S:g} s"
+            self._refuse(HttpError(408, message, code="timeout", retryable=True))
+        else:
             self.transport.abort()
 
 
-class _WebSocket(WebSocketsSansIOProtocol):
+class _WebSocket(_Stalls, WebSocketsSansIOProtocol):
     """A connection after its upgrade. What is spoken on it at a stop of the server is spoken to its end."""
 
     def __init__(self, config: uvicorn.Config, server_state: Any, app_state: dict[str, Any], **more: Any) -> None:
         self._stopping = asyncio.Event()
+        self._unread: Share | None = None
         super().__init__(config, server_state, {**app_state, "stopping": self._stopping}, **more)
         # Its messages are of what clients do wrong.
         self.logger = self.conn.logger = logging.getLogger("glmtts.gateway.websocket")
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        if self._unread is not None:
+            self._unread.free()
         _Connection.leave(self.client[0] if self.client else "")
 
     def data_received(self, data: bytes) -> None:
+        if self.handshake_complete and not self._hold(len(data)):
+            return
         super().data_received(data)
         if not self.handshake_initiated and self.conn.handshake_exc is not None:
             # A handshake with headers that are too long, or too many; uvicorn would leave it without an answer.
@@ -169,12 +213,41 @@ class _WebSocket(WebSocketsSansIOProtocol):
             self.transport.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
             self.transport.close()
 
+    def _hold(self, count: int) -> bool:
+        """Count the bytes of a message that is not whole. Without memory for them the connection is closed."""
+        if self._unread is None and (held := self.scope["state"].get("held")) is not None:
+            self._unread = held.another()
+        try:
+            if self._unread is not None:
+                self._unread.take(count)
+        except HttpError as error:
+            self.conn.fail(1013, error.message[:100])
+            self.handle_parser_exception()
+            return False
+        return True
+
+    def send_receive_event_to_app(self) -> None:
+        """A message is whole."""
+        super().send_receive_event_to_app()
+        if self._unread is not None:
+            self._unread.free()
+
     def shutdown(self) -> None:
         """The server stops."""
         if self.handshake_complete and not (self.close_sent or self.disconnected):
             self._stopping.set()
         else:
             super().shutdown()
+
+
+def _no_http(error: BaseException | None) -> HttpError:
+    """The answer to bytes that are no request."""
+    status = getattr(error, "error_status_hint", 400)
+    if status == 431:
+        return HttpError(431, f"the headers are over {MAX_HEADERS >> 10} KiB", code="headers_too_large")
+    if status == 501:
+        return HttpError(501, "of the transfer codings only chunked is understood", code="not_implemented")
+    return HttpError(400, f"this is no HTTP/1.1 request: {str(error)[:200]}")
 
 
 class _Server(uvicorn.Server):
@@ -199,19 +272,17 @@ async def _feed_watchdog() -> None:
     service_manager.notify("WATCHDOG=1")
 
 
-def server(app: ASGIApp, settings: Settings, listen: Listen, reload: Callable[[], None]) -> uvicorn.Server:
-    """A server for the application; ``run`` or ``serve`` it in the main thread. SIGHUP calls ``reload``."""
+def server(app: ASGIApp, settings: Settings, reload: Callable[[], None]) -> uvicorn.Server:
+    """A server for the application; ``serve`` sockets by it in the main thread. SIGHUP calls ``reload``."""
     feed_s = service_manager.feed_s()
     # Its warnings are for each wrong request, without a hint whose it was.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     logging.getLogger("glmtts.gateway.websocket").setLevel(logging.CRITICAL)
     _Connection.proxies = [ipaddress.ip_network(known) for known in settings.trusted_proxies if known != "unix"]
     _Connection.most = settings.connections_per_address
-    place: dict[str, Any] = {"uds": listen.path} if listen.path else {"host": listen.host, "port": listen.port}
     return _Server(
         uvicorn.Config(
             app,
-            **place,
             http=_Connection,
             ws=_WebSocket,
             # A recording comes in base64, as over HTTP.
@@ -228,7 +299,7 @@ def server(app: ASGIApp, settings: Settings, listen: Listen, reload: Callable[[]
             proxy_headers=False,
             timeout_keep_alive=_IDLE_S,
             timeout_graceful_shutdown=_DRAIN_S,
-            h11_max_incomplete_event_size=64 * 1024,
+            h11_max_incomplete_event_size=MAX_HEADERS,
             callback_notify=_feed_watchdog if feed_s else None,
             timeout_notify=int(feed_s or 0),
         ),

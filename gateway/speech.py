@@ -16,7 +16,7 @@ from glmtts.client import AsyncClient, Cancelled, GlmttsError
 from glmtts.client.aio import AsyncStream
 from glmtts.client.exchange import JobEvent
 from glmtts.client.speech import Chunk
-from glmtts.protocol.events import Accepted, Done, Progress, Queued, Started
+from glmtts.protocol.events import Accepted, Progress, Queued, Started
 
 from . import bodies, errors, requests
 from .errors import HttpError
@@ -32,13 +32,12 @@ async def speech(request: Request) -> Response:
     """Speak a text. The status goes out with the first audio, so an earlier failure has its own status."""
     asked, options, ignored = await requests.asked(request)
     client: AsyncClient = request.app.state.client
-    headers = dict(HEADERS)
-    if ignored:
-        headers["x-glmtts-ignored"] = ", ".join(name for name in ignored if name.isascii() and name.isprintable())[:500]
+    headers = HEADERS | bodies.ignored_header(ignored)
     if asked.sse:
         return await _events(request, client, asked, options, headers)
     stream = client.stream(asked.input, **options)
     first = await bodies.unless_gone(request, _first(stream))
+    request.state.held.free()
     headers |= {"x-glmtts-job": stream.job.id if stream.job else "", "x-audio-sample-rate": str(first.sample_rate)}
     told = _bytes(request, first, stream, client, asked)
     return StreamingResponse(told, media_type=asked.media_type(), headers=headers)
@@ -83,6 +82,7 @@ async def _events(
     heard: asyncio.Queue[JobEvent] = asyncio.Queue()
     stream = client.stream(asked.input, on_event=heard.put_nowait, **options)
     await bodies.unless_gone(request, stream.__aenter__())
+    request.state.held.free()
     headers["x-glmtts-job"] = stream.job.id if stream.job else ""
     return StreamingResponse(_told(stream, heard, client, asked), media_type="text/event-stream", headers=headers)
 
@@ -110,7 +110,8 @@ async def _told(
                     audio = base64.b64encode(chunk.samples).decode()
                     yield sse("speech.audio.delta", {"type": "speech.audio.delta", "audio": audio})
         assert stream.done is not None
-        yield sse("speech.audio.done", {"type": "speech.audio.done", "usage": _usage(asked.input, stream.done)})
+        used = usage(asked.input, stream.done.audio_s)
+        yield sse("speech.audio.done", {"type": "speech.audio.done", "usage": used})
     except Cancelled:
         raise
     except GlmttsError as error:
@@ -126,8 +127,9 @@ async def _next(stream: AsyncStream) -> Chunk | None:
     return await anext(stream, None)
 
 
-def _usage(text: str, done: Done) -> dict[str, int]:
-    tokens = round(done.audio_s * _TOKENS_A_SECOND)
+def usage(text: str, audio_s: float) -> dict[str, int]:
+    """What OpenAI's API counts: characters for the input, speech tokens for the output."""
+    tokens = round(audio_s * _TOKENS_A_SECOND)
     return {"input_tokens": len(text), "output_tokens": tokens, "total_tokens": len(text) + tokens}
 
 

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Struct
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from glmtts.client import AsyncClient, QueueFull, RateLimited, ShuttingDown
+from glmtts.client import AsyncClient, ConnectionLost, DaemonNotRunning, QueueFull, RateLimited, ShuttingDown
 from glmtts.client.errors import Unavailable
 
-from . import bodies, jobs
+from . import bodies, errors, jobs, prompts, requests
+from .errors import HttpError
+from .settings import Settings
 
 #: Tasks before the new one from which on the answer warns of a wait.
 _WARN_FROM = 4
 
 
 class Task(Struct, kw_only=True):
-    """The body of ``POST /api/tts``. ``prompt_audio``: the name of a voice, or a recording as a ``data:`` URI."""
+    """The body of ``POST /api/tts``."""
 
     input_text: str
+    #: The name of a voice, a recording as a ``data:`` URI, or a file below ``[gateway] prompts_folder``.
     prompt_audio: str = ""
+    #: What is said in the recording; the file may have it beside it, as ``NAME.txt``.
     prompt_text: str = ""
     sample_rate: Annotated[int, Meta(ge=8_000, le=48_000)] = 24_000
     #: Taken, and of no effect: the file is fetched from ``download_url``.
@@ -40,18 +45,14 @@ async def create(request: Request) -> Response:
         "on_behalf_of": customer.name,
         "durable": True,
     }
-    if task.prompt_audio.startswith("data:"):
-        options["prompt"] = bodies.recording(task.prompt_audio, "prompt_audio")
-        options["prompt_text"] = task.prompt_text
-    elif task.prompt_audio:
-        options["voice"] = task.prompt_audio
     try:
+        options |= await _prompt(task, state.settings, client)
         job = await client.submit(task.input_text, **options)
-    except RateLimited as error:
-        headers = {"retry-after": str(int(error.retry_after_s or 1) + 1)}
-        return JSONResponse({"error": "请求过于频繁，请稍后再试", "code": 429}, 429, headers)
-    except (QueueFull, Unavailable, ShuttingDown):
-        return JSONResponse({"error": "系统繁忙，请稍后再试", "code": 503}, 503)
+    except (RateLimited, QueueFull, Unavailable, ShuttingDown, ConnectionLost, DaemonNotRunning) as error:
+        headers = errors.of_daemon(error).all_headers
+        if isinstance(error, RateLimited):
+            return JSONResponse({"error": "请求过于频繁，请稍后再试", "code": 429}, 429, headers)
+        return JSONResponse({"error": "系统繁忙，请稍后再试", "code": 503}, 503, headers)
     client.leave(job)
     answer: dict[str, Any] = {"message": "任务已提交", "task_id": job.id, "queue_size": job.queue_size}
     if job.position >= _WARN_FROM:
@@ -59,6 +60,26 @@ async def create(request: Request) -> Response:
         if job.estimated_wait_s is not None:
             answer["estimated_wait"] = round(job.estimated_wait_s)
     return JSONResponse(answer, 202)
+
+
+async def _prompt(task: Task, settings: Settings, client: AsyncClient) -> dict[str, Any]:
+    """The voice or the recording, as options of the client library. Raises HttpError."""
+    asked, text = task.prompt_audio, task.prompt_text
+    if not asked:
+        return {}
+    if asked.startswith("data:"):
+        recording = bodies.recording(asked, "prompt_audio")
+        await requests.check_size(client, recording, "prompt_audio")
+    elif asked in settings.voices or not prompts.is_file_name(asked):
+        return {"voice": settings.voices.get(asked, asked)}
+    else:
+        # Over a far larger body the daemon would close the connection, with the streams of other customers.
+        most = (await client.info()).limits["body_bytes"] if settings.prompts_folder else 0
+        recording, beside = await asyncio.to_thread(prompts.read, settings.prompts_folder, asked, most)
+        text = text or beside
+    if not text.strip():
+        raise HttpError(400, "prompt_text: what is said in prompt_audio is missing", param="prompt_text")
+    return {"prompt": recording, "prompt_text": text}
 
 
 async def one(request: Request) -> Response:

@@ -16,6 +16,7 @@ from glmtts.protocol.errors import ErrorCode
 from . import bodies, errors
 from .customers import Customer
 from .errors import HttpError
+from .requests import check_size
 from .settings import OPENAI_VOICES
 
 #: Parts of a form, and bytes of a part that is no file: a transcript has 1,000 characters.
@@ -79,11 +80,7 @@ async def create(request: Request) -> Response:
         message = f"name: {name!r} stands for another voice here; choose another name"
         raise HttpError(400, message, param="name")
     client: AsyncClient = state.client
-    # Over a far larger body the daemon would close the connection, with the streams of other customers.
-    most = (await client.info()).limits["body_bytes"]
-    if len(recording) > most:
-        message = f"audio_sample: {len(recording)} bytes; at most {most} are accepted"
-        raise HttpError(413, message, code="too_large", param="audio_sample")
+    await check_size(client, recording, "audio_sample")
     adding = client.add_voice(
         name,
         recording,
@@ -109,10 +106,7 @@ async def create(request: Request) -> Response:
     }
     if added.warning:
         values["warning"] = added.warning
-    headers = {"Cache-Control": "no-store"}
-    if ignored:
-        headers["x-glmtts-ignored"] = ", ".join(ignored)[:500]
-    return JSONResponse(values, headers=headers)
+    return JSONResponse(values, headers={"Cache-Control": "no-store"} | bodies.ignored_header(ignored))
 
 
 async def delete(request: Request) -> Response:

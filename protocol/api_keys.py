@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from .requests import Priority
+from .toml_words import syntax
 
 #: Begins every key, so that it is recognised where it should not be.
 PREFIX = "glm-"
@@ -55,7 +56,9 @@ def parse(text: str) -> list[ApiKey]:
     """The entries of a file. Raises ApiKeyProblem."""
     try:
         keys = msgspec.convert(tomllib.loads(text), _File).key
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except tomllib.TOMLDecodeError as error:
+        raise ApiKeyProblem(syntax(str(error))) from None
+    except msgspec.ValidationError as error:
         raise ApiKeyProblem(str(error)) from None
     names = [key.name for key in keys]
     if repeated := next((name for name in names if names.count(name) > 1), ""):

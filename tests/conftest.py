@@ -1,4 +1,7 @@
-"""What tests of every kind may ask for: GPUs on machines that have none (see tests/fake_gpu/fake_gpu.py)."""
+"""What tests of every kind may ask for: GPUs on machines that have none (see tests/fake_gpu/fake_gpu.py).
+
+Hypothesis runs without limits of time, because a busy machine is no failure, and with the means to repeat.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from .fake_gpu.fake_gpu import CannotBuildError, FakeGpus, build
+
+settings.register_profile("glmtts", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("glmtts")
 
 
 @pytest.fixture

@@ -6,25 +6,25 @@ The daemon reads its file before it accepts connections, so nothing heavy is imp
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
 
 from glmtts.protocol.keys import KeyProblem
 from glmtts.protocol.text_encodings import conversion
+from glmtts.protocol.toml_words import expectation, key_in_toml, kind, shown, syntax
 
 from ..core.settings import Section, Settings, flat
 from . import tcp_access
 from .ranges import RANGES
-from .rules import combinations, key_in_toml, quoted
+from .rules import combinations
 
 #: The file that is read if neither ``--config`` nor ``$GLMTTS_CONFIG`` names one.
 SYSTEM_FILE = Path("/etc/glmtts/glmtts.toml")
@@ -92,7 +92,7 @@ def parse(text: str) -> Settings:
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError([_syntax(str(error))]) from None
+        raise ConfigError([syntax(str(error))]) from None
     except RecursionError:
         raise ConfigError(["not TOML: nested too deeply"]) from None
     # Another program's; glmtts-gateway checks it.
@@ -195,15 +195,6 @@ def read_text(path: Path) -> str:
         raise ConfigError([words]) from None
 
 
-def _syntax(message: str) -> str:
-    """tomllib's message with the place in front."""
-    if match := re.fullmatch(r"(?s)(.*) \(at line (\d+), column (\d+)\)", message):
-        return f"line {match[2]}, column {match[3]}: not TOML: {_lower(match[1])}"
-    if message.endswith(" (at end of document)"):
-        return f"at its end: not TOML: {_lower(message.removesuffix(' (at end of document)'))}"
-    return f"not TOML: {_lower(message)}"
-
-
 # --- tables and keys
 
 
@@ -221,7 +212,7 @@ def check_section(table: dict[str, Any], section: type[Section], prefix: str, pr
             if isinstance(value, dict):
                 good[name] = check_section(value, fields[name].type, f"{path}.", problems)
             else:
-                problems.append(f"{path}: expected a section, written [{path}], got {_kind(value)}")
+                problems.append(f"{path}: expected a section, written [{path}], got {kind(value)}")
         elif problem := _value(value, fields[name].type, path):
             problems.append(f"{path}: {problem}")
         else:
@@ -243,7 +234,7 @@ def _sections(table: dict[str, Any], section: type[Section], path: str, problems
             good[name] = check_section(value, section, f"{below}.", problems)
         else:
             keys = ", ".join(field.name for field in msgspec.structs.fields(section))
-            problems.append(f"{below}: expected a section, written [{path}.NAME], with {keys}; got {_kind(value)}")
+            problems.append(f"{below}: expected a section, written [{path}.NAME], with {keys}; got {kind(value)}")
     return good
 
 
@@ -255,7 +246,9 @@ def _value(value: Any, expected: Any, path: str) -> str:
     try:
         msgspec.convert(value, expected)
     except msgspec.ValidationError as error:
-        return _expectation(str(error), value, expected, path)
+        if path in _EXPECTED:
+            return f"expected {_EXPECTED[path]}, got {shown(value)}"
+        return expectation(str(error), value, expected)
     except RecursionError:
         return "nested too deeply"
     return ""
@@ -266,38 +259,6 @@ _EXPECTED = {
     "workers.gpus": '"all", "none" or a list of GPU numbers such as [0, 1]',
     "daemon.socket_mode": 'an octal mode in quotes such as "0660"',
 }
-
-_TYPE_NAMES = {
-    "str": "a string in quotes",
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "array": "a list",
-    "object": "a table",
-}
-
-
-def _expectation(message: str, value: Any, expected: Any, path: str) -> str:
-    """msgspec's message in the words of TOML."""
-    message, _, place = message.partition(" - at ")
-    message = message.replace(" | null", "")  # TOML has no null
-    if path in _EXPECTED:
-        return f"expected {_EXPECTED[path]}, got {_shown(value)}"
-    if get_origin(expected) is Literal:
-        allowed = [str(choice) for choice in get_args(expected)]
-        nearest = difflib.get_close_matches(value.lower(), allowed, 1, 0.5) if isinstance(value, str) else []
-        hint = f'; did you mean "{nearest[0]}"?' if nearest else ""
-        return f"expected one of {', '.join(json.dumps(a) for a in allowed)}, got {_shown(value)}{hint}"
-    within = ""
-    if (match := re.search(r"\[(\d+)\]", place)) and isinstance(value, list):
-        within, value = f" as item {int(match[1]) + 1}", value[int(match[1])]
-    if match := re.fullmatch(r"Expected `(\w+)`(?: ([<>]=?) (\S+?)(?:\.0)?)?(?:, got `\w+`)?", message):
-        bound = f" {match[2]} {match[3]}" if match[2] else ""
-        return f"expected {_TYPE_NAMES.get(match[1], match[1])}{bound}{within}, got {_shown(value)}"
-    # The message may quote a key of the file, with any characters.
-    plain = message if message.isprintable() else quoted(message)[1:-1]
-    return f"{_lower(plain)}{within}, got {_shown(value)}"
-
 
 _DEFAULTS: dict[str, Any] = flat(Settings())
 _SECTIONS = sorted({path[: match.start()] for path in _DEFAULTS for match in re.finditer(r"\.", path)})
@@ -320,28 +281,3 @@ def _keys(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for name, value in table.items():
         path = f"{prefix}{name}"
         yield from [path] if path in _DEFAULTS else _keys(value, f"{path}.")
-
-
-# --- words
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, str):
-        return quoted(value) if len(value) <= 60 else f"{quoted(value[:57])}..."
-    if isinstance(value, int) and abs(value) >= 2**64:
-        # Python refuses to print integers of thousands of digits.
-        return "a number beyond 64 bits"
-    if isinstance(value, bool | int | float):
-        return json.dumps(value)
-    return _kind(value)
-
-
-def _kind(value: Any) -> str:
-    for kind, words in ((dict, "a table"), (list, "a list"), (str, "a string"), (bool, "true or false")):
-        if isinstance(value, kind):
-            return words
-    return "a number" if isinstance(value, int | float) else "a date or time"
-
-
-def _lower(message: str) -> str:
-    return message[:1].lower() + message[1:]

@@ -11,8 +11,10 @@ import pwd
 import time
 from collections.abc import Iterator
 
+from glmtts.protocol.toml_words import key_in_toml
+
 from ..core.settings import LimitsSettings, Settings
-from .rules import KEY, key_in_toml
+from .rules import KEY
 from .tcp_access import Access
 
 #: No more names are looked up after this time: one may take many seconds if a directory does not answer.

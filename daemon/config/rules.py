@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pwd
 import re
@@ -14,6 +13,7 @@ from glmtts.protocol.audio_formats import ENCODER_RATES
 from glmtts.protocol.endpoints import EVENTS, MAX_PATH_BYTES
 from glmtts.protocol.requests import MAX_ON_BEHALF_OF
 from glmtts.protocol.texts import TextError, speakable
+from glmtts.protocol.toml_words import key_in_toml, quoted
 
 from ..core.scheduling.rate_limit import parse_rate
 from ..core.settings import ClientLimits, FaultEngineSettings, LimitsSettings, Settings, flat
@@ -215,16 +215,6 @@ def _is_client(name: str) -> bool:
     if name.startswith(KEY):
         return authorised_keys.NAME.fullmatch(name.removeprefix(KEY)) is not None
     return _USER.fullmatch(name) is not None
-
-
-def key_in_toml(name: str) -> str:
-    """A key as TOML writes it: an unusual one in quotes and cut."""
-    return name if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name) else quoted(name[:80])
-
-
-def quoted(text: str) -> str:
-    """A string as TOML writes it, on one line whatever characters it has."""
-    return json.dumps(text, ensure_ascii=not text.isprintable())
 
 
 def _group_exists(group: str) -> bool:

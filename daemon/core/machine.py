@@ -251,7 +251,7 @@ class Machine:
         """How many entries everything has that grows with use."""
         waiting = {"waiting": len(self.state.queue), "disk": self.scheduler.durable_jobs.waiting}
         waiting["usage"] = len(self.state.usage)
-        waiting |= self.state.own_voices.describe()
+        waiting |= self.state.voices.own.describe()
         return self.state.job_table.describe() | waiting | {"drains": self.lifecycle.drains}
 
     def measure(self) -> list[Family]:

@@ -1,4 +1,4 @@
-"""Worlds for the core's tests; tests/support/core_world.py has them."""
+"""Worlds for the core's tests; tests/support/ has them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import pytest
 
 from glmtts.daemon.core.jobs import queue
 
-from ..support import core_world
-from ..support.core_world import MakeJob, MakeSettings, MakeStage, MakeWorld, World
+from ..support import core_world, stage
+from ..support.core_world import MakeJob, MakeSettings, MakeWorld, World
+from ..support.stage import MakeStage
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def make_world() -> MakeWorld:
 @pytest.fixture
 def make_stage() -> MakeStage:
     """Makes a Stage whose workers are ready: ``make_stage(2, slow=1.5)``."""
-    return core_world.stage
+    return stage.stage
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from glmtts.daemon.core.scheduling.admission import names_of
 from glmtts.daemon.core.settings import ClientLimits
 from glmtts.protocol import control, events, requests
 
-from ..support.core_world import MakeSettings, MakeStage, MakeWorld, World
+from ..support.core_world import MakeSettings, MakeWorld, World
+from ..support.stage import MakeStage
 
 ALICE, BOB = inputs.Client("uid:1001", "alice"), inputs.Client("uid:1002", "bob")
 GATE = inputs.Client("uid:7", "gate")

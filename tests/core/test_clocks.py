@@ -8,7 +8,8 @@ from glmtts.daemon.core import effects, inputs
 from glmtts.protocol import control, requests
 from glmtts.protocol import worker as wire
 
-from ..support.core_world import BOB, MakeStage, MakeWorld, World
+from ..support.core_world import BOB, MakeWorld, World
+from ..support.stage import MakeStage
 
 DAY_S = 86_400.0
 YEARS_S = 20 * 365 * DAY_S

@@ -11,7 +11,8 @@ from glmtts.daemon.core import effects, inputs
 from glmtts.protocol import control, events, requests
 from glmtts.protocol import worker as wire
 
-from ..support.core_world import MakeStage, MakeWorld, World
+from ..support.core_world import MakeWorld, World
+from ..support.stage import MakeStage
 
 
 def test_each_who_waits_hears_the_end_once_under_his_own_id(world: World) -> None:
@@ -62,6 +63,7 @@ def test_a_durable_stream_is_kept_whole_for_whoever_has_not_heard_it(world: Worl
     # Who came in the middle hears no half of it, and is sent the file.
     assert world.names(late) == ["done"]
     (sent,) = world.effects(effects.SendStored)
+    assert isinstance(sent.event, events.Done)
     assert (sent.event.id, sent.path, sent.event.chunks) == (late, asked.result, UNSET)
 
 

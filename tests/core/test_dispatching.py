@@ -11,7 +11,8 @@ from glmtts.daemon.core import inputs
 from glmtts.protocol import events, requests
 from glmtts.protocol import worker as wire
 
-from ..support.core_world import MakeSettings, MakeStage, MakeWorld, World
+from ..support.core_world import MakeSettings, MakeWorld, World
+from ..support.stage import MakeStage
 
 
 def test_a_job_is_told_in_order_and_comes_with_its_body(world: World) -> None:

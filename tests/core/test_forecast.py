@@ -7,7 +7,8 @@ import pytest
 from glmtts.daemon.core import inputs
 from glmtts.protocol import control, events, requests
 
-from ..support.core_world import MakeStage, MakeWorld, Stage
+from ..support.core_world import MakeWorld
+from ..support.stage import MakeStage, Stage
 
 CLIENTS = [inputs.Client(f"uid:{number}", f"user{number}") for number in range(5)]
 LENGTHS = [30, 10, 50, 20, 10, 10, 40, 20]

@@ -147,10 +147,10 @@ def test_every_operation_of_the_protocol_is_served(world: World) -> None:
 
 
 def test_a_voice_whose_folder_is_gone_can_be_removed(world: World) -> None:
-    world.machine.state.voices["anna"] = inputs.StoredVoice("anna", "/voices/anna/r.wav", "hello")
+    world.machine.state.voices.shared["anna"] = inputs.StoredVoice("anna", "/voices/anna/r.wav", "hello")
     error = ("voice_not_found", "there is no registered voice 'anna'")
     for left in (True, False):
         id = world.operate(control.VoiceRemove, name="anna")
         world.step(inputs.VoiceStored(world.effects(effects.StoreVoice)[-1].to, id, "anna", error=error))
         assert ("removed" in getattr(world.last(id), "values", {})) is left
-    assert "anna" not in world.machine.state.voices
+    assert "anna" not in world.machine.state.voices.shared

@@ -16,7 +16,8 @@ from ..support.core_world import ALICE, BOB, OPERATOR, MakeWorld, World
 
 KIB = 1 << 10
 GATE = inputs.Client("uid:7", "gate")
-CAROL, DAVE = ({"client": GATE, "on_behalf_of": name} for name in ("carol", "dave"))
+CAROL: dict[str, Any] = {"client": GATE, "on_behalf_of": "carol"}
+DAVE: dict[str, Any] = {"client": GATE, "on_behalf_of": "dave"}
 
 
 def ask(world: World, kind: type[Any], *, client: inputs.Client = ALICE, body: Any = None, **keys: Any) -> str:
@@ -35,14 +36,14 @@ def asked(world: World) -> list[effects.StoreVoice]:
 def stored(world: World, **keys: Any) -> None:
     """The change that was asked for last has been made."""
     effect = asked(world)[-1]
-    owner, name = effect.owner, effect.request.name
+    request: Any = effect.request
+    owner, name = effect.owner, request.name
     voice = None
     if effect.recording is not None and "error" not in keys:
-        path = f"/own/{owner}/{name}/recording-{effect.request.text}.wav"  # type: ignore[union-attr]
-        voice = inputs.StoredVoice(
-            name, path, effect.request.text, seconds=2.0, owner=owner, bytes=len(effect.recording), added=5.0
-        )  # type: ignore[union-attr]
-    world.step(inputs.VoiceStored(effect.to, effect.request.id, name, voice, owner=owner, **keys))
+        path = f"/own/{owner}/{name}/recording-{request.text}.wav"
+        size = len(effect.recording)
+        voice = inputs.StoredVoice(name, path, request.text, seconds=2.0, owner=owner, bytes=size, added=5.0)
+    world.step(inputs.VoiceStored(effect.to, request.id, name, voice, owner=owner, **keys))
 
 
 def kept(world: World, name: str = "me", **keys: Any) -> None:
@@ -149,7 +150,8 @@ def test_a_client_has_so_many_voices_and_so_much_of_the_disk(world: World) -> No
     add(world, "c")
     error = world.last(add(world, "d"))
     assert (error.code, "own_voices" in error.message) == ("forbidden", True)
-    stored(world), stored(world), stored(world)
+    for _ in range(3):
+        stored(world)
     assert code(world, add(world, "d")) == "forbidden"
     ask(world, requests.VoiceRemove, name="a")
     stored(world)
@@ -167,7 +169,7 @@ def test_however_much_some_customers_keep_the_next_client_finds_room(world: Worl
             id = add(world, f"v{voice}", client=GATE, on_behalf_of=customer, size=200 * KIB)
             if world.told(id) == []:
                 stored(world)
-    shares = world.machine.state.own_voices.shares
+    shares = world.machine.state.voices.own.shares
     assert shares.total <= 0.8 * (1 << 20)
     assert len({client for client in map("uid:7/c{}".format, range(40)) if shares.of(client)}) > 1
     kept(world, client=BOB, size=100 * KIB)
@@ -177,7 +179,7 @@ def test_a_voice_that_is_refused_leaves_nothing_behind(world: World) -> None:
     id = add(world, size=300 * KIB)
     stored(world, error=("bad_audio", "the recording is silent"))
     assert code(world, id) == "bad_audio"
-    assert world.machine.state.own_voices.shares.total == world.machine.state.job_table.recording_bytes == 0
+    assert world.machine.state.voices.own.shares.total == world.machine.state.job_table.recording_bytes == 0
     kept(world)
     assert world.machine.describe()["voice_changes"] == 0
 
@@ -188,7 +190,8 @@ def test_changes_wait_in_turns_and_within_bounds(make_world: MakeWorld) -> None:
     assert [code(world, id) for id in ids[4:]] == ["queue_full"] * 2
     bob = add(world, client=BOB)
     assert [effect.owner for effect in asked(world)] == ["uid:1001"]
-    stored(world), stored(world), stored(world)
+    for _ in range(3):
+        stored(world)
     assert world.names(bob) == ["result"]
     customers = [add(world, f"v{n}", client=GATE, on_behalf_of=f"c{n // 4}") for n in range(200)]
     assert sum(bool(world.told(id)) for id in customers) == 200 - 48
@@ -198,7 +201,8 @@ def test_changes_wait_in_turns_and_within_bounds(make_world: MakeWorld) -> None:
 def test_voices_take_of_the_rate_and_of_the_memory_for_recordings(make_world: MakeWorld) -> None:
     world = make_world(limits={"rate": "2/minute", "recordings_mib": 1})
     assert code(world, add(world, size=2 << 20)) == "queue_full"
-    kept(world, "a"), kept(world, "b")
+    kept(world, "a")
+    kept(world, "b")
     assert code(world, add(world, "c")) == "rate_limited"
     assert world.told(ask(world, requests.VoiceRemove, name="a")) == []
 
@@ -232,7 +236,7 @@ def test_a_change_that_a_bug_cut_short_holds_up_no_other(world: World) -> None:
     assert code(world, first) == "unavailable"
     stored(world)
     assert world.last(second).values["name"] == "b"
-    assert world.machine.state.own_voices.count("uid:1001") == 1
+    assert world.machine.state.voices.own.count("uid:1001") == 1
 
 
 def test_the_sample_of_a_voice_that_has_gone_says_so(world: World) -> None:
@@ -251,7 +255,7 @@ def test_own_voices_and_their_durable_jobs_are_there_after_a_restart(world: Worl
     world.request(), world.request()
     world.request(voice="me", durable=True)
     row = next(iter(world.rows.values()))
-    voices = world.machine.state.own_voices.of("uid:1001")
+    voices = world.machine.state.voices.own.of("uid:1001")
     after = World(limits={"own_voices": 3})
     after.machine = Machine(
         after.machine.settings, after.machine.state.installation, now=100.0, wall=1.7e9, seed=1, voices=voices
@@ -260,4 +264,4 @@ def test_own_voices_and_their_durable_jobs_are_there_after_a_restart(world: Worl
     after.step(inputs.JournalChanged("", [row]))
     after.ready()
     assert spoken(after) == [("/own/uid:1001/me/recording-words.wav", "words")]
-    assert after.machine.state.own_voices.shares.of("uid:1001") == 64 * KIB
+    assert after.machine.state.voices.own.shares.of("uid:1001") == 64 * KIB

@@ -9,7 +9,8 @@ import pytest
 from glmtts.daemon.core import inputs
 from glmtts.protocol import control, requests
 
-from ..support.core_world import MakeStage, MakeWorld, World
+from ..support.core_world import MakeWorld, World
+from ..support.stage import MakeStage
 
 BOB = inputs.Client("uid:1002", "bob")
 

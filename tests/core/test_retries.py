@@ -8,7 +8,8 @@ from glmtts.daemon.core import inputs
 from glmtts.protocol import events, requests
 from glmtts.protocol import worker as wire
 
-from ..support.core_world import MakeStage, MakeWorld, World
+from ..support.core_world import MakeWorld, World
+from ..support.stage import MakeStage
 
 ALICE, BOB = inputs.Client("uid:1001", "alice"), inputs.Client("uid:1002", "bob")
 

@@ -25,6 +25,14 @@ T = TypeVar("T")
 DAY_S = 86_400.0
 TIMEOUT_S = 20.0
 TO = inputs.ReplyTo(1)
+#: A problem of the journal says this.
+MEANS = "Durable jobs are refused meanwhile; other requests are served."
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """The content of the files, without those that every reader makes anew: the index of the log, and an empty log."""
+    files = [path for path in folder.glob("journal.db*") if not path.name.endswith("-shm")]
+    return {path.name: data for path in files if (data := path.read_bytes()) or path.name == "journal.db"}
 
 
 def row(

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from glmtts.daemon import config
 from glmtts.daemon.config import ConfigError, load, ranges
-from glmtts.daemon.config.rules import combinations, key_in_toml
+from glmtts.daemon.config.rules import combinations
 from glmtts.daemon.core.settings import ClientLimits, Section, Settings, flat
+from glmtts.protocol.toml_words import key_in_toml
 
 
 def problems(text: str) -> list[str]:

@@ -1,9 +1,9 @@
 """GPUs for machines without one: fake libnvidia-ml.so.1 and libcuda.so.1, and the state that tests set and look at.
 
 A pytest test asks for the fixture ``fake_gpus`` (one GPU of 24 GiB) or ``make_fake_gpus`` (tests/conftest.py); both
-skip where there is no C compiler. Elsewhere, with this folder on ``sys.path``::
+skip where there is no C compiler. Elsewhere, with ``tests/`` on ``sys.path``::
 
-    from fake_gpu import FakeGpus
+    from fake_gpu.fake_gpu import FakeGpus
 
     with FakeGpus(24_576, 24_576) as gpus:                    # two GPUs, totals in MiB
         subprocess.run(program, env=os.environ | gpus.environment())   # uses both libraries as if they were NVIDIA's
@@ -46,6 +46,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from . import layout
+
 HERE = Path(__file__).resolve().parent
 MIB = 1 << 20
 ENVIRONMENT_VARIABLE = "GLMTTS_FAKE_GPU"
@@ -69,7 +71,6 @@ NVML_ERRORS = {
 Listing = Literal["true", "none", "zero", "unlisted", "twice"]
 _LISTINGS: tuple[Listing, ...] = ("true", "none", "zero", "unlisted", "twice")
 _FOREVER = 0xFFFFFFFF
-_UNITS_PER_DEVICE = 8
 _XID_EVENT = 8
 _ALIVE = 1 << 63
 _CUDA_ERROR_UNKNOWN = 999
@@ -77,98 +78,6 @@ _CUDA_ERROR_UNKNOWN = 999
 
 class CannotBuildError(RuntimeError):
     """The fake libraries can't be built here; the text says why."""
-
-
-# --- the layout of state.h
-
-
-class _Unit(ctypes.Structure):
-    _fields_ = (
-        ("present", ctypes.c_uint32),
-        ("padding", ctypes.c_uint32),
-        ("total", ctypes.c_uint64),
-        ("reserved", ctypes.c_uint64),
-        ("unseen", ctypes.c_uint64),
-        ("uuid", ctypes.c_char * 96),
-        ("name", ctypes.c_char * 96),
-    )
-
-
-class _Device(ctypes.Structure):
-    _fields_ = (
-        ("mig", ctypes.c_int32),
-        ("listing", ctypes.c_uint32),
-        ("utilization", ctypes.c_uint32),
-        ("memory_utilization", ctypes.c_uint32),
-        ("temperature", ctypes.c_uint32),
-        ("power_mw", ctypes.c_uint32),
-        ("persistence", ctypes.c_uint32),
-        ("compute_mode", ctypes.c_uint32),
-    )
-
-
-class _Foreigner(ctypes.Structure):
-    _fields_ = (
-        ("pid", ctypes.c_uint32),
-        ("unit", ctypes.c_uint32),
-        ("bytes", ctypes.c_uint64),
-        ("graphics", ctypes.c_uint32),
-        ("padding", ctypes.c_uint32),
-    )
-
-
-class _Holder(ctypes.Structure):
-    _fields_ = (
-        ("pid", ctypes.c_uint32),
-        ("unit", ctypes.c_uint32),
-        ("started", ctypes.c_uint64),
-        ("bytes", ctypes.c_uint64),
-        ("fate", ctypes.c_uint64),
-    )
-
-
-class _Fault(ctypes.Structure):
-    _fields_ = (
-        ("active", ctypes.c_uint32),
-        ("device", ctypes.c_int32),
-        ("code", ctypes.c_int32),
-        ("delay_ms", ctypes.c_uint32),
-        ("left", ctypes.c_uint32),
-        ("hits", ctypes.c_uint32),
-        ("inside", ctypes.c_uint32),
-        ("padding", ctypes.c_uint32),
-        ("function", ctypes.c_char * 64),
-    )
-
-
-class _Event(ctypes.Structure):
-    _fields_ = (
-        ("device", ctypes.c_uint32),
-        ("padding", ctypes.c_uint32),
-        ("type", ctypes.c_uint64),
-        ("data", ctypes.c_uint64),
-    )
-
-
-class _State(ctypes.Structure):
-    _fields_ = (
-        ("magic", ctypes.c_uint32),
-        ("version", ctypes.c_uint32),
-        ("size", ctypes.c_uint32),
-        ("device_count", ctypes.c_uint32),
-        ("context_bytes", ctypes.c_uint64),
-        ("release_delay_ms", ctypes.c_uint32),
-        ("cuda_version", ctypes.c_uint32),
-        ("driver_version", ctypes.c_char * 80),
-        ("nvml_version", ctypes.c_char * 80),
-        ("event_count", ctypes.c_uint64),
-        ("devices", _Device * 16),
-        ("units", _Unit * (16 * _UNITS_PER_DEVICE)),
-        ("foreigners", _Foreigner * 64),
-        ("holders", _Holder * 1024),
-        ("faults", _Fault * 32),
-        ("events", _Event * 64),
-    )
 
 
 # --- building
@@ -220,7 +129,7 @@ def _compiler() -> list[str]:
 class Fault:
     """What calls of a function meet until it is cleared."""
 
-    def __init__(self, entry: _Fault) -> None:
+    def __init__(self, entry: layout.Fault) -> None:
         self._entry = entry
         self._active = entry.active
 
@@ -263,11 +172,11 @@ class FakeGpus:
         self._owns_folder = folder is None
         self.path = self._folder / "gpus"
         self._file = self.path.open("w+b")
-        self._file.truncate(ctypes.sizeof(_State))
-        self._map = mmap.mmap(self._file.fileno(), ctypes.sizeof(_State))
-        self._state: Any = _State.from_buffer(self._map)
+        self._file.truncate(ctypes.sizeof(layout.State))
+        self._map = mmap.mmap(self._file.fileno(), ctypes.sizeof(layout.State))
+        self._state: Any = layout.State.from_buffer(self._map)
         self._generation = 0
-        self._state.version, self._state.size = 1, ctypes.sizeof(_State)
+        self._state.version, self._state.size = 1, ctypes.sizeof(layout.State)
         self._state.cuda_version = 13_000
         self._state.driver_version = b"580.65.06"
         self._state.nvml_version = b"13.580.65.06"
@@ -299,7 +208,9 @@ class FakeGpus:
         device = self._state.devices[gpu]
         device.mig = 1 if mig is not None else 0 if supports_mig else -1
         device.temperature, device.power_mw, device.persistence = 40, 60_000, 1
-        self._place(gpu * _UNITS_PER_DEVICE, total_mib, name, uuid or _uuid("GPU", f"{self.path}{gpu}"), reserved_mib)
+        self._place(
+            gpu * layout.UNITS_PER_DEVICE, total_mib, name, uuid or _uuid("GPU", f"{self.path}{gpu}"), reserved_mib
+        )
         for instance, instance_mib in enumerate(mig or ()):
             self._place(
                 self._unit(gpu, instance),
@@ -318,7 +229,7 @@ class FakeGpus:
     def set(self, gpu: int, **figures: int) -> None:
         """``utilization`` and ``memory_utilization`` (percent), ``temperature`` (degrees Celsius), ``power_mw``, ..."""
         for key, value in figures.items():
-            if not hasattr(_Device, key):
+            if not hasattr(layout.Device, key):
                 raise AttributeError(key)
             setattr(self._state.devices[gpu], key, value)
 
@@ -457,11 +368,11 @@ class FakeGpus:
         place.present = 1
 
     def _unit(self, gpu: int, instance: int | None) -> int:
-        return gpu * _UNITS_PER_DEVICE + (0 if instance is None else instance + 1)
+        return gpu * layout.UNITS_PER_DEVICE + (0 if instance is None else instance + 1)
 
     def _units(self, gpu: int, instance: int | None) -> range:
         first = self._unit(gpu, instance)
-        return range(first, first + (_UNITS_PER_DEVICE if instance is None else 1))
+        return range(first, first + (layout.UNITS_PER_DEVICE if instance is None else 1))
 
     def _fault(self, function: str, code: int, seconds: float, gpu: int | None, times: int | None) -> Fault:
         entry = next((entry for entry in self._state.faults if not entry.active and not entry.inside), None)

@@ -20,7 +20,7 @@ from glmtts.client.speech import Chunk
 from glmtts.gateway import server as servers
 from glmtts.gateway import speech_stream
 from glmtts.gateway.app import build
-from glmtts.gateway.settings import Listen, Settings
+from glmtts.gateway.settings import Settings
 
 from ..support.gateways import keys_for
 
@@ -119,7 +119,7 @@ def serve(test: Callable[[Served], Awaitable[None]], **settings: Any) -> None:
             listening.bind(("127.0.0.1", 0))
             chosen = Settings(**settings)
             app = build(chosen)
-            server = servers.server(app, chosen, Listen("127.0.0.1", 0), lambda: None)
+            server = servers.server(app, chosen, lambda: None)
             running = asyncio.ensure_future(server.serve([listening]))
             while not server.started:
                 await asyncio.sleep(0.01)
@@ -194,8 +194,9 @@ CONFIG = '{"type": "session.config"}'
         (['{"type": "session.config", "response_format": "aac"}'], "bad_request", "response_format", 1008),
         (['{"type": "session.config", "priority": "vip"}'], "forbidden", "priority", 1008),
         ([CONFIG, b"samples"], "bad_request", "binary frame", 1003),
-        ([CONFIG, "[" * 100_000], "bad_request", "no JSON", 0),
-        ([CONFIG, '["input.text"]'], "bad_request", "with a type", 0),
+        ([CONFIG, "[" * 100_000], "bad_request", "nested too deeply", 0),
+        ([CONFIG, '["input.text"]'], "bad_request", "JSON object", 0),
+        ([CONFIG, "{}"], "bad_request", "type", 0),
         ([CONFIG, '{"type": "input.flush"}'], "bad_request", "'input.flush' is none of", 0),
         ([CONFIG, '{"type": "input.text", "text": 1}'], "bad_request", "text", 0),
         ([CONFIG, '{"type": "input.text", "text": "a"}', CONFIG], "bad_request", "an utterance is open", 0),
@@ -221,6 +222,29 @@ def test_what_is_wrong_is_named(messages: list[str | bytes], code: str, words: s
                 await say(connection, "input.text", text="again")
                 while await asyncio.wait_for(connection.recv(), PATIENCE_S) != b"again":
                     pass
+
+    serve(test, body_mib=1)
+
+
+def test_messages_that_are_not_whole_have_a_bounded_memory() -> None:
+    async def test(served: Served) -> None:
+        async def half(size: int) -> AsyncIterator[str]:
+            yield "a" * size
+            await asyncio.sleep(PATIENCE_S)
+
+        async with contextlib.AsyncExitStack() as stack:
+            connections = [await stack.enter_async_context(served.connect()) for _ in range(6)]
+            sending = [asyncio.ensure_future(one.send(half(900_000))) for one in connections]
+            closing = [asyncio.ensure_future(close_code(one)) for one in connections]
+            await asyncio.wait(closing, return_when=asyncio.FIRST_COMPLETED)
+            assert {task.result() for task in closing if task.done()} == {1013}
+            for task in [*sending, *closing]:
+                task.cancel()
+            await asyncio.wait([*sending, *closing])
+        # Those that have closed hold nothing.
+        async with served.session() as connection:
+            await say(connection, "input.text", text="word")
+            assert (await told(connection))["type"] == "audio.start"
 
     serve(test, body_mib=1)
 
@@ -310,7 +334,7 @@ def test_a_client_that_goes_or_cancels_ends_its_job() -> None:
 
 
 def test_a_client_that_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speech_stream, "_STALL_S", 0.3)
+    monkeypatch.setattr(servers, "_STALLED_S", 0.3)
 
     async def test(served: Served) -> None:
         async with served.session() as connection:

@@ -16,9 +16,9 @@ import soundfile
 
 from glmtts.client import AsyncClient, BadAudio, BadRequest, Client, Forbidden, VoiceNotFound
 
+from ..support.gateways import Gateway, keys_for
 from .conftest import Daemon, Start
 from .glmttsctl import ctl
-from .test_gateway import Gateway, keys_for
 
 
 def recording(hz: float = 200.0, seconds: float = 1.5, kind: str = "WAV") -> bytes:

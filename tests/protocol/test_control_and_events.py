@@ -13,7 +13,8 @@ from glmtts.protocol import codec, control, events
 from glmtts.protocol.codec import CodecLimits, decode_control
 from glmtts.protocol.errors import RequestError
 
-from .test_codec import LIMITS, VALUES, refused
+from .test_codec import LIMITS, refused
+from .test_hostile_bytes import VALUES
 
 # --- the control socket
 

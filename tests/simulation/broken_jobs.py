@@ -14,13 +14,13 @@ from glmtts.daemon.core.effects import Send, SettleOutput, Tell
 from glmtts.daemon.core.inputs import StoredVoice
 from glmtts.daemon.core.jobs.job import Ending, Job
 from glmtts.daemon.core.machine import Machine
-from glmtts.daemon.core.own_voices import OwnVoices
 from glmtts.daemon.core.scheduling import worker_messages
 from glmtts.daemon.core.scheduling.completion import Completion
 from glmtts.daemon.core.scheduling.dispatcher import Dispatcher
 from glmtts.daemon.core.scheduling.durable import DurableJobs
 from glmtts.daemon.core.scheduling.retry import Retries
 from glmtts.daemon.core.scheduling.worker_messages import WorkerMessages
+from glmtts.daemon.core.voices.own_voices import OwnVoices
 from glmtts.daemon.core.workers import hang_check
 from glmtts.daemon.core.workers.pool import Pool
 from glmtts.daemon.core.workers.process import Process

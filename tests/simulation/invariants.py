@@ -241,7 +241,7 @@ class Invariants:
         )
         found = {connection: set(jobs) for connection, jobs in job_table._of_connection.items()}
         must(Rule.BOUNDED, found == of_connection, "_of_connection", found, of_connection)
-        held = sum(len(job.recording or b"") for job in live) + self._machine.state.own_voices.recording_bytes
+        held = sum(len(job.recording or b"") for job in live) + self._machine.state.voices.own.recording_bytes
         must(Rule.BOUNDED, job_table.recording_bytes == held, "recording_bytes")
         kept = [ended for ended in job_table._ended.values() if ended.ending.body is not None]
         must(Rule.BOUNDED, job_table.result_bytes == sum(ended.size for ended in kept), "result_bytes")

@@ -79,7 +79,7 @@ class ClientRequests:
         refusals.check_open(self._state, self.closed)
         refusals.check_allowed(self._state, event.client, request)
         refusals.check_speakable(self._state, client, request)
-        voice = self._state.recording_of(client.key, request)
+        voice = self._state.voices.recording_of(client.key, request)
         own_voice = voice is not None and bool(voice.owner)
         refusals.check_more(request, event.to)
         durable = request.priority == "batch" and not request.more if request.durable is UNSET else request.durable
@@ -163,7 +163,7 @@ class ClientRequests:
             self._completion.guarded(job, self._recovered, job)
 
     def _recovered(self, job: Job) -> None:
-        voice = self._state.recording_of(job.client.key, job.request)
+        voice = self._state.voices.recording_of(job.client.key, job.request)
         job.cloned, job.own_voice = voice is not None, voice is not None and bool(voice.owner)
         job.output_path = self._output_path(job.request)
         self._accept(job, [])
@@ -257,7 +257,7 @@ class ClientRequests:
             sample_rate=settings.audio.sample_rate,
             sample_rates=engine.sample_rates if engine else [],
             formats=list(FORMATS),
-            voices=self._state.all_voices(event.client.key),
+            voices=self._state.voices.all_of(event.client.key),
             default_voice=default_voice,
             clones_voices=self._pool.engine is not None and self._pool.engine.clones_voices,
             limits={

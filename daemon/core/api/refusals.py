@@ -92,20 +92,20 @@ def _check_voice(state: State, client: Client, request: requests.Synthesize) -> 
     """Refuse a voice that is unknown or not for this engine, or missing where the engine has none of its own."""
     settings, pool = state.context.settings, state.pool
     name = settings.voices.default if request.voice is UNSET else request.voice
-    voice = state.recording_of(client.key, request)
-    if voice is None and name in pool.own_voices:
+    voice = state.voices.recording_of(client.key, request)
+    if voice is None and name in pool.engine_voices:
         return
     if not name:
-        if not pool.own_voices:
+        if not pool.engine_voices:
             raise RequestError(
                 ErrorCode.BAD_REQUEST,
                 f"voice: the engine {settings.engine.name} needs the voice of a recording: name one, or send a "
-                f"prompt; {state.known_voices(client.key)}",
+                f"prompt; {state.voices.in_words(client.key)}",
             )
         return
     if voice is None:
         of_default = " ([voices] default)" if request.voice is UNSET else ""
-        message = f"voice: {name!r}{of_default} is unknown; {state.known_voices(client.key)}"
+        message = f"voice: {name!r}{of_default} is unknown; {state.voices.in_words(client.key)}"
         raise RequestError(ErrorCode.VOICE_NOT_FOUND, message)
     if not (pool.engine and pool.engine.clones_voices):
         raise RequestError(

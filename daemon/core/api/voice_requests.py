@@ -11,9 +11,9 @@ from glmtts.protocol.errors import ErrorCode, RequestError
 
 from ..effects import SendStored, StoreVoice
 from ..inputs import Client, Controlled, ReplyTo, Requested, VoiceStored
-from ..own_voices import Change
 from ..scheduling.admission import Admission
 from ..state import State
+from ..voices.own_voices import Change
 from . import refusals
 from .client_requests import ClientRequests
 
@@ -27,7 +27,7 @@ class VoiceRequests:
     def __init__(self, state: State, admission: Admission, client_requests: ClientRequests) -> None:
         self._state = state
         self._context, self._pool, self._job_table = state.context, state.pool, state.job_table
-        self._own = state.own_voices
+        self._voices, self._own = state.voices, state.voices.own
         self._admission = admission
         self._client_requests = client_requests
 
@@ -36,7 +36,7 @@ class VoiceRequests:
     def list(self, event: Requested, request: requests.Voices) -> None:
         """Say which voices the client can name."""
         if (client := self._acting_for(event, request)) is not None:
-            voices = self._state.all_voices(client.key)
+            voices = self._voices.all_of(client.key)
             self._context.send(event.to, events.VoicesAnswer(id=request.id, voices=voices))
 
     def add(self, event: Requested, request: requests.VoiceAdd) -> None:
@@ -58,7 +58,7 @@ class VoiceRequests:
             return
         if self._own.find(client.key, request.name) is None:
             message = f"name: you have no voice {request.name!r} of your own"
-            if request.name in self._state.voices or request.name in self._pool.own_voices:
+            if self._voices.is_for_all(request.name):
                 message += "; the one of this name is for all clients, and an operator's"
             self._context.refuse(event.to, request.id, ErrorCode.VOICE_NOT_FOUND, message)
         elif not self._own.has_turn(client.key):
@@ -71,9 +71,7 @@ class VoiceRequests:
         client = self._acting_for(event, request)
         if client is None:
             return
-        voice = self._own.find(client.key, request.name)
-        if voice is None and request.name not in self._pool.own_voices:
-            voice = self._state.voices.get(request.name)
+        voice = self._voices.find(client.key, request.name)
         if voice is not None:
             answer = events.VoiceSampleAnswer(
                 id=request.id,
@@ -85,8 +83,8 @@ class VoiceRequests:
             )
             self._context.effects.append(SendStored(event.to, answer, voice.path))
             return
-        message = f"name: there is no voice {request.name!r}; {self._state.known_voices(client.key)}"
-        if request.name in self._pool.own_voices:
+        message = f"name: there is no voice {request.name!r}; {self._voices.in_words(client.key)}"
+        if request.name in self._pool.engine_voices:
             message = f"name: {request.name!r} is a voice of the engine itself, and no recording"
         self._context.refuse(event.to, request.id, ErrorCode.VOICE_NOT_FOUND, message)
 
@@ -106,7 +104,7 @@ class VoiceRequests:
         if not most:
             raise RequestError(ErrorCode.FORBIDDEN, "you may keep no voices of your own here ([limits] own_voices)")
         old = self._own.find(client.key, name)
-        if old is None and (name in self._state.voices or name in self._pool.own_voices):
+        if old is None and self._voices.is_for_all(name):
             message = f"name: there is a voice {name!r} for all clients; choose another name"
             raise RequestError(ErrorCode.BAD_REQUEST, message)
         known = old is not None or self._own.is_coming(client.key, name)
@@ -154,7 +152,7 @@ class VoiceRequests:
             else:
                 self._wait(StoreVoice(event.to, request, owner=request.client))
             return
-        if isinstance(request, control.VoiceAdd) and request.name in self._pool.own_voices:
+        if isinstance(request, control.VoiceAdd) and request.name in self._pool.engine_voices:
             message = f"name: the engine has a voice {request.name!r} of its own; choose another name"
             self._context.refuse(event.to, request.id, ErrorCode.BAD_REQUEST, message)
             return
@@ -167,7 +165,7 @@ class VoiceRequests:
         owner, name = stored.owner, stored.name
         if owner:
             self._end(stored.to, stored.id)
-        kept = self._own.find(owner, name) if owner else self._state.voices.get(name)
+        kept = self._own.find(owner, name) if owner else self._voices.shared.get(name)
         error = stored.error
         if error is not None and error[0] == ErrorCode.VOICE_NOT_FOUND.value and kept is not None:
             # Its folder is gone already: there is nothing left to remove but the name.
@@ -180,14 +178,14 @@ class VoiceRequests:
             if owner:
                 self._own.remove(owner, name)
             else:
-                self._state.voices.pop(name, None)
+                self._voices.shared.pop(name, None)
             self._context.log("info", "voice removed", voice=name, **whose)
             self._answer(stored, name=name, removed=True)
         else:
             if owner:
                 self._own.keep(stored.voice)
             else:
-                self._state.voices[name] = stored.voice
+                self._voices.shared[name] = stored.voice
             self._context.log("info", "voice added", voice=name, seconds=stored.voice.seconds, **whose)
             values: dict[str, Any] = {"name": name, "seconds": stored.voice.seconds}
             if owner:

@@ -61,7 +61,7 @@ class Admission:
         self._queue, self._pool = state.queue, state.pool
         self._forecast = forecast
         self._output_shares = output_shares
-        self._own_voices = state.own_voices
+        self._own_voices = state.voices.own
         self._removals = state.removals
         self._rate = RateLimiter(state.removals)
         self._rate_batch = RateLimiter(state.removals)

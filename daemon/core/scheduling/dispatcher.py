@@ -171,16 +171,16 @@ class Dispatcher:
 
     def _refuse_without_voice(self, job: Job) -> bool:
         """End a job that was taken out of the queue if its voice is gone: it speaks with the voice as it is now."""
-        voice, stored = self._voice(job), self._state.recording_of(job.client.key, job.request)
+        voice, stored = self._voice(job), self._state.voices.recording_of(job.client.key, job.request)
         if job.own_voice:
             # One of the same name that is for all is another person's.
             there = stored is not None and bool(stored.owner)
         else:
-            there = stored is not None or voice in self._pool.own_voices
+            there = stored is not None or voice in self._pool.engine_voices
         if voice is None or there:
             return False
         gone = "was removed while the job waited" if job.cloned else "is unknown, or was removed while the job waited"
-        message = f"voice: {voice!r} {gone}; {self._state.known_voices(job.client.key)}"
+        message = f"voice: {voice!r} {gone}; {self._state.voices.in_words(job.client.key)}"
         self._completion.fail_withdrawn(job, ErrorCode.VOICE_NOT_FOUND, message)
         return True
 
@@ -194,7 +194,7 @@ class Dispatcher:
     def _message(self, job: Job) -> SpeakJob:
         request = job.request
         voice = self._voice(job)
-        stored = self._state.recording_of(job.client.key, request)
+        stored = self._state.voices.recording_of(job.client.key, request)
         prompt_text = stored.text if stored else None
         if request.prompt is not UNSET:
             prompt_text = request.prompt.text

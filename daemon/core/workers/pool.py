@@ -54,7 +54,7 @@ class Pool(WorkerTable):
         #: The Ready message of the last process that has loaded.
         self.engine: Ready | None = None
         #: Names of the engine's own voices, as far as they are known.
-        self.own_voices: frozenset[str] = frozenset()
+        self.engine_voices: frozenset[str] = frozenset()
 
     def unavailable(self) -> tuple[str, float] | None:
         """Why no worker will be available soon, and after how many seconds to retry; None if one will."""
@@ -184,7 +184,7 @@ class Pool(WorkerTable):
         worker.enter(WorkerState.READY)  # STARTING -> READY
         context, process = self._context, worker.process
         process.ready = self.engine = ready
-        self.own_voices = frozenset(voice.name for voice in ready.voices)
+        self.engine_voices = frozenset(voice.name for voice in ready.voices)
         process.memory = ready.memory
         process.ready_at = process.idle_since = context.now
         process.trimmed = True

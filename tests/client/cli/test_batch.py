@@ -5,135 +5,25 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import Result
 
 from glmtts.client.cli.batch.progress_file import ProgressFile
 from glmtts.protocol import events
 from glmtts.protocol.errors import ErrorCode
-from glmtts.protocol.requests import Cancel, Request, Synthesize, Wait
+from glmtts.protocol.requests import Synthesize, Wait
 
-from ..scripted_daemon import DEADLINE_S, ScriptedDaemon, accepted, done
-from .conftest import GLMTTSCTL, Ctl, OnTerminal
-
-
-@dataclass
-class Job:
-    id: str
-    text: str
-    audio: bytes
-    end: ErrorCode | None = None
-    ended: bool = False
-    listeners: list[tuple[bytes, str]] = field(default_factory=list)
-
-
-class JournalledDaemon:
-    """A scripted daemon with a journal: jobs by key, which end at once, or when a test ends a text that is ``held``."""
-
-    def __init__(self, daemon: ScriptedDaemon) -> None:
-        self.daemon = daemon
-        self.spoken: list[str] = []
-        self.held: set[str] = set()
-        self.cancelled: list[str] = []
-        self.refuse: Callable[[Synthesize], events.Error | None] = lambda _: None
-        self._jobs: dict[str, Job] = {}
-        self._lock = threading.Lock()
-        daemon.script = self.script
-
-    def script(self, daemon: ScriptedDaemon, peer: bytes, request: Request, body: bytes) -> None:
-        with self._lock:
-            if isinstance(request, Synthesize):
-                self._synthesize(peer, request, body)
-            elif isinstance(request, Wait):
-                self._listen(self._find(request.job), peer, request.id)
-            elif isinstance(request, Cancel):
-                self.cancelled.append(self._find(request.job).text)
-                daemon.send(peer, events.Result(id=request.id, values={"state": "cancelled"}))
-
-    def _synthesize(self, peer: bytes, request: Synthesize, body: bytes) -> None:
-        if refusal := self.refuse(request):
-            self.daemon.send(peer, refusal)
-            return
-        # Without a key each request is a job of its own.
-        key = request.key if isinstance(request.key, str) else f"none-{len(self._jobs)}"
-        assert request.durable is isinstance(request.key, str) and 1 <= len(key) <= 128
-        job = self._jobs.get(key)
-        if job is None:
-            job = self._jobs[key] = Job(self.daemon.new_job(), request.text, body + request.text.encode())
-            self.spoken.append(request.text)
-        self.daemon.send(peer, accepted(job.id, request.id))
-        self._listen(job, peer, request.id)
-
-    def _listen(self, job: Job, peer: bytes, id: str) -> None:
-        job.listeners.append((peer, id))
-        if job.ended or job.text not in self.held:
-            self._tell(job)
-
-    def _tell(self, job: Job) -> None:
-        job.ended = True
-        for peer, id in job.listeners:
-            if job.end is None:
-                self.daemon.send(peer, done(job.id, id, job.audio), job.audio)
-            else:
-                self.daemon.send(peer, events.Error.of(id, job.end, "it says why", job=job.id))
-        job.listeners.clear()
-
-    def _find(self, id: str) -> Job:
-        return next(job for job in self._jobs.values() if job.id == id)
-
-    def end(self, *texts: str, error: ErrorCode | None = None) -> None:
-        """End the jobs of these texts, well or with an error; a later listener hears the same."""
-        with self._lock:
-            self.held -= set(texts)
-            for job in self._jobs.values():
-                if job.text in texts:
-                    job.end = error
-                    self._tell(job)
+from ..scripted_daemon import DEADLINE_S, ScriptedDaemon
+from .batch_rig import Batch, JournalledDaemon, until_asked
+from .conftest import Ctl, OnTerminal
 
 
 @pytest.fixture
 def journalled(daemon: ScriptedDaemon) -> JournalledDaemon:
     return JournalledDaemon(daemon)
-
-
-class Batch:
-    """Lines in a file, and the command that speaks them into ``out``: here, or as a process of its own."""
-
-    def __init__(self, ctl: Ctl, daemon: ScriptedDaemon, folder: Path) -> None:
-        self.out = folder / "out"
-        self.file = folder / "b.jsonl"
-        self._ctl = ctl
-        self._endpoint = daemon.endpoint
-        self.processes: list[subprocess.Popen[str]] = []
-
-    def write(self, *lines: str | dict[str, str], **keys: str) -> None:
-        whole = [{"uttid": line, "syn_text": line} | keys if isinstance(line, str) else line for line in lines]
-        self.file.write_text("".join(json.dumps(line) + "\n" for line in whole))
-
-    def run(self, *more: object, out: Path | None = None) -> Result:
-        return self._ctl("batch", self.file, "--out", out or self.out, *more)
-
-    def begin(self, *more: str) -> subprocess.Popen[str]:
-        # The tests may run under nohup, and the command would then ignore a closed terminal too.
-        command = ["env", "--default-signal=HUP", *GLMTTSCTL, "batch", str(self.file), "--out", str(self.out)]
-        process = subprocess.Popen([*command, "--endpoint", self._endpoint, *more], stderr=subprocess.PIPE, text=True)
-        self.processes.append(process)
-        return process
-
-    @property
-    def outputs(self) -> list[str]:
-        return sorted(path.name for path in self.out.glob("*.wav"))
-
-    @property
-    def failures(self) -> list[dict[str, object]]:
-        return [json.loads(line) for line in (self.out / "failures.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture
@@ -143,11 +33,6 @@ def batch(ctl: Ctl, daemon: ScriptedDaemon, tmp_path: Path) -> Iterator[Batch]:
     for process in made.processes:
         process.kill()
         process.communicate()
-
-
-def until_asked(daemon: ScriptedDaemon, count: int) -> None:
-    for _ in range(count):
-        daemon.next_of(Synthesize)
 
 
 def test_both_dialects_become_files_and_prompts_are_found_beside_the_batch(

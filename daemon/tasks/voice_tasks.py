@@ -14,12 +14,12 @@ from glmtts.protocol import control, requests
 from glmtts.protocol.errors import ErrorCode
 from glmtts.protocol.system_words import error_in_words
 
-from .core import effects, inputs
-from .core.settings import LimitsSettings
-from .log.logger import Logger
-from .loop import Background
-from .storage.own_voices import OwnVoiceStore
-from .storage.voices import VoiceError, VoiceStore, check_recording
+from ..core import effects, inputs
+from ..core.settings import LimitsSettings
+from ..log.logger import Logger
+from ..loop import Background
+from ..storage.own_voices import OwnVoiceStore
+from ..storage.voices import VoiceError, VoiceStore, check_recording
 
 #: The core sends a client's change when the one before it has ended.
 _MAX_OF_CLIENTS = 2

@@ -11,11 +11,11 @@ from typing import Any
 
 from glmtts.protocol.system_words import error_in_words
 
-from . import config
-from .config.tcp_access import Access
-from .core import effects, inputs
-from .loop import Background
-from .storage.pause import PauseFile
+from .. import config
+from ..config.tcp_access import Access
+from ..core import effects, inputs
+from ..loop import Background
+from ..storage.pause import PauseFile
 
 _TOO_MANY = "too many operations are waiting; try again"
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-from .effects import StoreVoice
-from .inputs import ReplyTo, StoredVoice
-from .shares import Shares, owner_of, part_of_free
+from ..effects import StoreVoice
+from ..inputs import ReplyTo, StoredVoice
+from ..shares import Shares, owner_of, part_of_free
 
 #: The least that a voice counts, in bytes: small ones take memory, blocks and inodes.
 _LEAST_BYTES = 64 << 10
