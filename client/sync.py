@@ -33,6 +33,7 @@ from .exchange import (
     JobExchange,
     OnEvent,
     collected,
+    customer_of,
     job_id,
     show,
 )
@@ -168,11 +169,29 @@ class Client(BlockingConnection):
         """Wait for a job, and return its speech. A timeout or an interruption does not cancel the job."""
         with self._in_use():
             deadline = self._deadline(timeout)
-            exchange = collected(job) or self._core.tracked(job_id(job))
+            exchange = collected(job) or self._core.tracked(job_id(job), customer_of(job, on_behalf_of))
             if exchange is None:
                 self._connection.check()
-                exchange = self._core.wait(job_id(job), on_behalf_of)
+                exchange = self._core.wait(job_id(job), customer_of(job, on_behalf_of))
             return self._finish(exchange, deadline, on_event)
+
+    def follow(
+        self,
+        job: Job | str,
+        *,
+        timeout: float | None = None,
+        on_event: OnEvent | None = None,
+        on_behalf_of: str | None = None,
+    ) -> Stream:
+        """The audio of a durable job from its beginning, while it is made.
+
+        A job that was submitted with ``follow`` comes in pieces. Any other, one that has ended, and one whose pieces
+        are too many to be kept come in one chunk, at the end. Closing the stream does not cancel the job.
+        """
+        with self._in_use():
+            self._connection.check()
+            exchange = self._core.wait(job_id(job), customer_of(job, on_behalf_of), track=False, follow=True)
+            return Stream(self, exchange, timeout, on_event)
 
     def cancel(self, job: Job | str, *, timeout: float | None = None, on_behalf_of: str | None = None) -> str:
         """Cancel a job, and return its state. A call that waits for it raises Cancelled."""

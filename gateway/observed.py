@@ -28,8 +28,11 @@ class Metrics:
         labels = ["route", "status"]
         self.requests = Counter("glmtts_gateway_requests_total", "Answered requests.", labels, registry=self.registry)
         self.open = Gauge("glmtts_gateway_open_requests", "Requests that are being answered.", registry=self.registry)
-        self.open_streams = Gauge(
-            "glmtts_gateway_open_websockets", "Open WebSockets, on which texts come in pieces.", registry=self.registry
+        self.streams = Gauge(
+            "glmtts_gateway_open_streams",
+            "Answers of which a part is sent, and more to come, and open WebSockets.",
+            ["route"],
+            registry=self.registry,
         )
         self.first_byte = Histogram(
             "glmtts_gateway_first_byte_seconds",
@@ -65,6 +68,9 @@ class Observed:
             elif message.get("body"):
                 seen.first_s = seen.first_s or time.monotonic() - began
                 seen.bytes += len(message["body"])
+                if seen.streams is None and message.get("more_body"):
+                    seen.streams = metrics.streams.labels(_path(scope))
+                    seen.streams.inc()
             await send(message)
 
         metrics.open.inc()
@@ -72,8 +78,9 @@ class Observed:
             await self._app(scope, receive, observed)
         finally:
             metrics.open.dec()
-            route: Any = scope.get("route")
-            path = getattr(route, "path", "none")
+            if seen.streams is not None:
+                seen.streams.dec()
+            path = _path(scope)
             metrics.requests.labels(path, str(seen.status or 499)).inc()
             if seen.first_s:
                 metrics.first_byte.labels(path).observe(seen.first_s)
@@ -100,7 +107,8 @@ class Observed:
                 seen.status = message.get("status", 101)
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", id.encode())]
                 if kind == "websocket.accept":
-                    metrics.open_streams.inc()
+                    seen.streams = metrics.streams.labels(_path(scope))
+                    seen.streams.inc()
             elif kind == "websocket.close":
                 seen.status, seen.code = seen.status or 403, message.get("code", 1000)
             elif message.get("bytes"):
@@ -117,9 +125,9 @@ class Observed:
         try:
             await self._app(scope, heard, observed)
         finally:
-            if seen.status == 101:
-                metrics.open_streams.dec()
-            path = getattr(scope.get("route"), "path", "none")
+            if seen.streams is not None:
+                seen.streams.dec()
+            path = _path(scope)
             metrics.requests.labels(path, str(seen.status or 499)).inc()
             _log.info(
                 "WEBSOCKET %s %s bytes=%d first_s=%.3f total_s=%.3f request=%s close=%s",
@@ -137,6 +145,13 @@ class _Seen:
     job = ""
     #: A WebSocket's close code.
     code = 0
+    #: The gauge in which it counts as an open stream.
+    streams: Gauge | None = None
+
+
+def _path(scope: Scope) -> str:
+    route: Any = scope.get("route")
+    return str(getattr(route, "path", "none"))
 
 
 async def metrics(request: Request) -> Response:

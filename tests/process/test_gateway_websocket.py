@@ -17,6 +17,8 @@ from websockets.sync.client import ClientConnection, connect
 from ..support.gateways import Gateway, keys_for
 from .conftest import PATIENCE_S, Daemon, Start
 
+#: As /metrics writes it.
+OPEN_STREAMS = 'glmtts_gateway_open_streams{route="/v1/audio/speech/stream"}'
 SENTENCES = ("Good morning. ", "How are you today? ", "I am fine.")
 
 
@@ -84,8 +86,8 @@ def test_each_sentence_is_heard_before_the_next_one_is_written(gateway: Gateway,
         say(connection, "input.text", text=SENTENCES[0])
         say(connection, "input.done")
         assert until(connection, "session.done")[0]["utterance_index"] == 1
-        daemon.until(lambda: gateway_metric(gateway, "glmtts_gateway_open_websockets") == 1, "the metric counts it")
-    daemon.until(lambda: gateway_metric(gateway, "glmtts_gateway_open_websockets") == 0, "the metric forgets it")
+        daemon.until(lambda: gateway_metric(gateway, OPEN_STREAMS) == 1, "the metric counts it")
+    daemon.until(lambda: gateway_metric(gateway, OPEN_STREAMS) == 0, "the metric forgets it")
     assert "WEBSOCKET /v1/audio/speech/stream 101" in gateway.log_file.read_text()
     assert "morning" not in gateway.log_file.read_text()
 
