@@ -38,7 +38,7 @@ from .exchange import (
     job_id,
     show,
 )
-from .pieces import each
+from .pieces import FLUSH, each
 from .speech import Chunk, Speech, SpeechOptions
 from .voices import AddedVoice, VoiceSample, keys_of
 
@@ -275,7 +275,8 @@ class AsyncClient(AsyncConnection):
 
     def _add_text(self, exchange: JobExchange, text: str, on_behalf_of: str | None, *, last: bool = False) -> None:
         if self._made is not None:
-            self._made.core.add_text(exchange, text, last=last, on_behalf_of=on_behalf_of)
+            flush = text is FLUSH
+            self._made.core.add_text(exchange, text, flush=flush, last=last, on_behalf_of=on_behalf_of)
             self._flush()
 
 

@@ -104,13 +104,25 @@ class Core:
         return self._launch(exchange)
 
     def add_text(
-        self, exchange: JobExchange, text: str, *, last: bool = False, on_behalf_of: str | None = None
+        self,
+        exchange: JobExchange,
+        text: str,
+        *,
+        flush: bool = False,
+        last: bool = False,
+        on_behalf_of: str | None = None,
     ) -> None:
         """Add a piece to the text of an accepted job, which ends with the error of a piece that is refused."""
-        if exchange.finished or (not text and not last):
+        if exchange.finished or not (text or flush or last):
             return
+        keys: dict[str, Any] = {
+            "text": text or None,
+            "flush": flush or None,
+            "last": last or None,
+            "on_behalf_of": on_behalf_of,
+        }
         try:
-            piece = self.call("text", job=exchange.job, text=text or None, last=last or None, on_behalf_of=on_behalf_of)
+            piece = self.call("text", job=exchange.job, **keys)
         except GlmttsError as error:
             self.abandon(exchange, error)
             return

@@ -118,8 +118,8 @@ class Client(BlockingConnection):
         """Speak ``text`` as a stream of chunks, by default in ``pcm_s16le``. Returns when the job is accepted.
 
         ``text`` may come in pieces, from any iterable of strings, as a language model makes them: each sentence is
-        spoken when it is whole. A thread reads the iterable; what has come is sent while the stream is read. An
-        exception of the iterable cancels the job and is raised by the stream.
+        spoken when it is whole, or as it is after the piece ``FLUSH``. A thread reads the iterable; what has come is
+        sent while the stream is read. An exception of the iterable cancels the job and is raised by the stream.
 
         Args and errors are those of :meth:`speak`, except that ``timeout`` is for each next event, or piece.
         """
@@ -374,8 +374,8 @@ class Stream:
     def _send_pieces(self) -> None:
         """Send the pieces of the text that have come."""
         while (pieces := self._pieces) is not None and pieces.ready and self._exchange.texts < MAX_TEXTS:
-            text, last = pieces.take()
-            self._core.add_text(self._exchange, text, last=last, on_behalf_of=self._on_behalf_of)
+            text, flush, last = pieces.take()
+            self._core.add_text(self._exchange, text, flush=flush, last=last, on_behalf_of=self._on_behalf_of)
             with uninterrupted():
                 self._client._connection.flush()
             if last:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 #: The serial number of an Ogg stream; libsndfile's is random, and equal audio would make different bytes.
 _SERIAL = 1
+#: The constant bit rate of an MP3 by its least sample rate, in kbit/s: of what libsndfile's levels reach, from and to.
+#: With a variable one, programs that find no first frame take the length from the size and lose most of the speech.
+_MP3_RATES = ((32_000, 96, 32, 320), (16_000, 64, 8, 160), (0, 32, 8, 64))
 #: Bit rates in kbit/s by their index in a frame's header, for MPEG-1 and for MPEG-2 and 2.5 (ISO/IEC 11172-3, 13818-3).
 _MP3_KBIT_S = {
     1: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -79,8 +82,9 @@ class _SndfileStream:
         # OGG is never written again.
         self._tape = _Tape(keep=keep and audio_format != "ogg")
         container, subtype = audio.LIBSNDFILE[audio_format]
+        more = {"compression_level": _mp3_level(sample_rate), "bitrate_mode": "CONSTANT"} if container == "MP3" else {}
         self._file: Any = soundfile.SoundFile(
-            self._tape, "w", samplerate=sample_rate, channels=1, format=container, subtype=subtype
+            self._tape, "w", samplerate=sample_rate, channels=1, format=container, subtype=subtype, **more
         )
         self._chunk = sample_rate
         self._is_empty = True
@@ -176,6 +180,12 @@ class _Tape(io.RawIOBase):
 
     def seekable(self) -> bool:
         return True
+
+
+def _mp3_level(sample_rate: int) -> float:
+    """libsndfile's level of compression, 0 to 1, for the constant bit rate of this sample rate."""
+    kbit_s, least, most = next(row[1:] for row in _MP3_RATES if sample_rate >= row[0])
+    return (most - kbit_s) / (most - least)
 
 
 def _mp3_frame_bytes(header: bytes) -> int:
