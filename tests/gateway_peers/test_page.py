@@ -140,6 +140,8 @@ def test_a_refusal_counts_down_and_tries_again(chromium: Browser, start: Start, 
         # It was one request, sent several times, and so one job.
         assert [job["status"] for job in visitor.jobs()] == ["done", "cancelled"]
     finally:
+        for job in visitor.jobs():
+            gateway.ask("DELETE", f"/v1/audio/jobs/{job['id']}")
         visitor.context.close()
         gateway.close()
 
