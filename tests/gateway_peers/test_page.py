@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 from collections.abc import Iterator
@@ -10,8 +9,6 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, expect
-
-from glmtts.gateway import page as gateway_page
 
 from ..process.conftest import Daemon, Start
 from ..support.gateways import Gateway, keys_for
@@ -255,22 +252,3 @@ def test_a_page_of_another_site_can_not_use_the_visitor_s_address(visitor: Visit
     page.goto(f"http://{REBOUND}:{gateway.port}/")
     expect(page.get_by_text("is no name of this machine")).to_be_visible()
     other.context.close()
-
-
-def test_the_page_is_all_there(gateway: Gateway) -> None:
-    _, text, headers = gateway.ask("GET", "/")
-    assert headers["cache-control"] == "no-cache"
-    assert gateway.ask("GET", "/", If_None_Match=headers["etag"])[0] == 304
-    named = set(re.findall(r'"(page/[^"]+)"', text.decode()))
-    modules = {path for path in gateway_page._FILES if path.endswith(".js")}
-    assert {path.split("/", 2)[2] for path in named} == modules | {"style.css", "parts.css", "icon.svg"}
-    for path in named:
-        status, content, headers = gateway.ask("GET", f"/{path}")
-        assert status == 200 and "immutable" in headers["cache-control"]
-        _, compressed, headers = gateway.ask("GET", f"/{path}", Accept_Encoding="gzip")
-        assert headers["content-encoding"] == "gzip" and gzip.decompress(compressed) == content
-    # A page of another version gets the file of this one, and does not keep it.
-    status, _, headers = gateway.ask("GET", "/page/0123456789abcdef/vendor/preact.js")
-    assert status == 200 and headers["cache-control"] == "no-cache"
-    for path in ("/page/../app.py", "/page/x/../../app.py", "/page/x/x/app.js", "/page/index.js"):
-        assert gateway.ask("GET", path)[0] == 404
