@@ -51,10 +51,11 @@ def test_a_text_is_heard_while_it_is_made_and_then_is_a_file(visitor: Visitor) -
     assert download.value.suggested_filename == "The train leaves at noon.wav"
     data = Path(download.value.path()).read_bytes()
     assert data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") == len(data) - 8 == 36 + 6 * 48_000
-    page.locator(".dock").get_by_role("button", name="Pause").click()
+    # It may be at its end by now.
     position.fill("4.5")
-    page.locator(".dock").get_by_role("button", name="Play").click()
-    until(page, "document.querySelector('.waves .time').textContent.startsWith('0:05')")
+    if (play := page.locator(".dock").get_by_role("button", name="Play")).count():
+        play.click()
+    until(page, "/^0:0[56]/.test(document.querySelector('.waves .time').textContent)")
     assert visitor.complaints == []
 
 
