@@ -73,7 +73,7 @@ def test_every_format_is_heard_while_it_is_made(visitor: Visitor, format: str) -
 
 def test_a_closed_tab_loses_nothing(visitor: Visitor) -> None:
     page = visitor.open()
-    visitor.options_for_speech(page, SLOW)
+    visitor.options_for_speech(page, SLOW | {"seconds": 12.0})
     write_and_speak(page, "This goes on without a listener.")
     until_state(page, "speaking")
     page.close()
