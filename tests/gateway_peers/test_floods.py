@@ -11,8 +11,9 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -128,7 +129,7 @@ def test_what_comes_too_slowly_and_what_is_not_read(daemon: Daemon, tmp_path: Pa
 
         body = json.dumps({"input": "x", "response_format": "pcm", "options": FAST}).encode()
         events = json.dumps({"input": "x", "response_format": "pcm", "stream_format": "sse", "options": FAST}).encode()
-        things = [
+        things: list[tuple[Callable[..., None], *tuple[Any, ...]]] = [
             (drip, "header", HEADERS, b"a"),
             (drip, "body", HEADERS + b"Content-Length: 1000\r\n\r\n", b" "),
             (drip, "chunks", CHUNKED, b"1\r\n \r\n"),
