@@ -17,10 +17,13 @@ help:  ## this list
 FILES := $(shell find protocol client daemon gateway etc systemd -type f ! -name '*.pyc' | sort)
 SUM := $(shell echo $(FILES) | cat - pyproject.toml | cksum | cut -d' ' -f1)
 has = $(VENV)/.has-$(1)-$(SUM)
+comma := ,
+SERVE := espeak$(comma)gateway
 # Extras that another one includes.
-WITH_test := espeak gateway
-WITH_peers := espeak gateway test
-WITH_dev := espeak gateway test peers
+WITH_$(SERVE) := espeak gateway
+WITH_test := $(SERVE) espeak gateway
+WITH_peers := $(WITH_test) test
+WITH_dev := $(WITH_peers) peers
 
 install: $(call has,dev)  ## make .venv with the project and what its tests and checks need, but torch
 
@@ -40,7 +43,7 @@ $(VENV)/.has-%-$(SUM): | $(BIN)/python
 demo: $(call has,espeak)  ## speak two sentences, kill a worker in mid-job, show times, clean up
 	@$(BIN)/glmttsctl demo
 
-serve: $(call has,espeak) $(call has,gateway)  ## daemon and HTTP gateway on private folders, until Ctrl-C: prints the page's address
+serve: $(call has,$(SERVE))  ## daemon and HTTP gateway on private folders, until Ctrl-C: prints the page's address
 	@$(BIN)/glmttsctl serve
 
 # Tests of processes wait more than they compute: one more of them than processors, at most 4.
@@ -95,22 +98,26 @@ format: install  ## format, and fix what the linter can fix
 
 # An interpreter that has another version of this package, to measure both in one run.
 AGAINST ?=
-bench: $(call has,test)  ## measure against the limits and the peers (minutes), and AGAINST=/path/bin/python of another version
+# QUICK=1: each part for a moment, to see that it runs.
+QUICK ?=
+quick = $(if $(QUICK),$(1))
+bench: $(call has,test)  ## measure against the limits and the peers (half an hour; QUICK=1: minutes, no results), and AGAINST=/path/bin/python of another version
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]' --config-settings editable_mode=strict \
 	  || echo "The peer or the plot can't be installed here: they will be missing."
-	@$(BIN)/python bench/overhead.py $(if $(AGAINST),--beside '$(AGAINST)')
-	@$(BIN)/python bench/metrics.py
-	@$(BIN)/python bench/faults.py
-	@$(BIN)/python bench/leaks.py
-	@$(BIN)/python bench/scheduling.py
-	@$(BIN)/python bench/fairness.py
-	@$(BIN)/python bench/preemption.py
-	@$(BIN)/python bench/estimates.py
-	@$(BIN)/python bench/durable.py
+	@$(BIN)/python bench/overhead.py $(call quick,--quick) $(if $(AGAINST),--beside '$(AGAINST)')
+	@$(BIN)/python bench/gateway.py $(call quick,--quick)
+	@$(BIN)/python bench/metrics.py $(call quick,--quick)
+	@$(BIN)/python bench/faults.py $(call quick,--quick)
+	@$(BIN)/python bench/leaks.py $(call quick,--quick)
+	@$(BIN)/python bench/scheduling.py $(call quick,--quick)
+	@$(BIN)/python bench/fairness.py $(call quick,--seconds 10)
+	@$(BIN)/python bench/preemption.py $(call quick,--rounds 1 --chapters 2 --only fault)
+	@$(BIN)/python bench/estimates.py $(call quick,--seconds 5)
+	@$(BIN)/python bench/durable.py $(call quick,--seconds 0.5 --rounds 1)
 
 wheel: | $(BIN)/python  ## build the distribution into dist/
 	@rm -rf dist/glmtts_supervisor-*.whl build/lib build/bdist.*
 	@$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --wheel-dir dist .
 
 clean:  ## remove what the targets made
-	@rm -rf $(VENV) .container build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/results
+	@rm -rf $(VENV) .container build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/results bench/peers/.venv

@@ -6,6 +6,7 @@ OpenAI's packages send a request again on 408, 409, 429 and 5xx, unless ``x-shou
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 
@@ -37,6 +38,10 @@ _PARAMS = {"text": "input", "format": "response_format", "key": "Idempotency-Key
 _FIELD = re.compile(r"([a-z_]+)(?:\.[a-z_]+)?: ")
 #: Seconds after which to try again when the daemon is away.
 _AWAY_S = 5.0
+#: The daemon's [limits] gateways lacks the user that the gateway runs as.
+NOT_ADMITTED = "the speech daemon does not take this gateway's requests; the gateway's log says why"
+
+_log = logging.getLogger("glmtts.gateway")
 
 
 class HttpError(Exception):
@@ -97,6 +102,10 @@ class HttpError(Exception):
 def of_daemon(error: GlmttsError) -> HttpError:
     """The answer for an error of the client library."""
     if isinstance(error, RequestFailed):
+        if error.code == ErrorCode.FORBIDDEN and error.message.startswith("on_behalf_of"):
+            # The operator's mistake, and not the customer's.
+            _log.error("the daemon refuses this gateway: %s: add it there, then 'glmttsctl reload'", error.message)
+            return HttpError(503, NOT_ADMITTED, code="unavailable", retryable=True, retry_after_s=_AWAY_S)
         found = _FIELD.match(error.message)
         param = _PARAMS.get(found[1], found[1]) if found and error.code in _NAMES_A_KEY else None
         message = f"{param}{error.message[len(found[1]) :]}" if found and param else error.message
@@ -113,7 +122,10 @@ def of_daemon(error: GlmttsError) -> HttpError:
         return HttpError(503, message, code="unavailable", retryable=True, retry_after_s=_AWAY_S)
     if isinstance(error, Timeout):
         return HttpError(504, str(error), code="timeout", retryable=True)
-    return HttpError(500, str(error), code="internal_error")
+    # Wrong keys, a socket that is not trusted: the operator's, with names that are not for customers.
+    _log.error("the daemon can't be used: %s", error)
+    message = "the speech daemon can't be used; the gateway's log says why"
+    return HttpError(503, message, code="unavailable", retryable=True, retry_after_s=_AWAY_S)
 
 
 _NAMES_A_KEY = {

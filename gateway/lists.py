@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from glmtts.client import AsyncClient, GlmttsError
+from glmtts.client import AsyncClient, Forbidden, GlmttsError
 
 from .voices import asker
 
@@ -35,7 +35,11 @@ async def ready(request: Request) -> Response:
     """The daemon takes jobs and starts them."""
     client: AsyncClient = request.app.state.client
     try:
+        # In a customer's name, as every request: the daemon may not let this gateway.
+        await client.voices(timeout=5.0, on_behalf_of="readyz")
         info = await client.info(timeout=5.0)
+    except Forbidden as error:
+        return PlainTextResponse(f"the speech daemon refuses this gateway: {error}\n", 503)
     except GlmttsError:
         return PlainTextResponse("the speech daemon is away\n", 503)
     return PlainTextResponse("ok\n") if info.ready else PlainTextResponse("the speech daemon takes no jobs now\n", 503)

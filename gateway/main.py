@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="glmtts-gateway", description="Serve speech over HTTP, for the daemon.")
     parser.add_argument("--config", metavar="FILE", help="the configuration, of which [gateway] is read")
     parser.add_argument("--listen", metavar="ADDRESS", help="in place of [gateway] listen")
+    parser.add_argument("--fd", type=int, help=argparse.SUPPRESS)  # a socket that `glmttsctl serve` has opened
     parser.add_argument("--check", action="store_true", help="check the configuration and the keys, and end")
     parser.add_argument("--version", action="version", version=f"glmtts-gateway {__version__}")
     options = parser.parse_args(arguments)
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(
             f"glmtts-gateway can't start: the package {error.name} is missing, as in an installation without the extra "
-            f"gateway. Install its packages: {sys.executable} -m pip install {' '.join(_packages())}",
+            f"gateway. Install its packages: {sys.executable} -m pip install {' '.join(packages())}",
             file=sys.stderr,
         )
         return _EX_CONFIG
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = settings.read(path)
         listen = _listen(options.listen) if options.listen else parse_listen(chosen.listen)
         # The service manager's sockets are used in place of `listen`, and are checked in place of it.
-        sockets = service_manager.inherited()
+        sockets = service_manager.inherited() if options.fd is None else [socket.socket(fileno=options.fd)]
         places = [parse_listen(_place(inherited)) for inherited in sockets] or [listen]
         for place in places:
             if not settings.closed_to_others(chosen, place):
@@ -75,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"glmtts-gateway can't listen at {where}: {words}: [gateway] listen, or --listen", file=sys.stderr)
         return _EX_UNAVAILABLE
     serving = server(application, chosen, customers.reload)
-    _log.info("gateway serves at %s%s", where, " (of the service manager)" if sockets else "")
+    _log.info("gateway serves at %s%s", where, " (of the service manager)" if sockets and options.fd is None else "")
     # The server finishes its answers at the signal, and then raises it anew.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
@@ -103,7 +104,7 @@ def _place(inherited: socket.socket) -> str:
     return f"[{name[0]}]:{name[1]}" if inherited.family == socket.AF_INET6 else f"{name[0]}:{name[1]}"
 
 
-def _packages() -> list[str]:
+def packages() -> list[str]:
     """The packages of the extra ``gateway``."""
     of_extra = (line for line in requires("glmtts-supervisor") or [] if 'extra == "gateway"' in line)
     return [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in of_extra]

@@ -10,13 +10,14 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from . import __version__, answers
+from . import __version__, answers, speech_stream
 from .batch import BatchRequest
 from .requests import FORMATS, SpeechRequest
 from .session import Login
 from .task_api import Task
 from .voices import MEDIA_TYPES
 
+_NO_CONTROL_CHARACTER = r"^[^\u0000-\u001f\u007f-\u009f]*$"
 _REF = "#/components/schemas/{name}"
 #: What ``POST /v1/audio/voices`` takes.
 _VOICE_FORM: dict[str, Any] = {
@@ -125,6 +126,14 @@ def _paths() -> dict[str, Any]:
                 _BAD,
                 requestBody=_body("SpeechRequest"),
                 parameters=[_KEY],
+            )
+        },
+        speech_stream.PATH: {
+            "get": _operation(
+                "Speech",
+                "Open a WebSocket: a text in pieces, and its speech while it comes (docs/http.md)",
+                {"101": {"description": "the WebSocket is open"}},
+                {"426": "this is no handshake"},
             )
         },
         "/v1/audio/speech/batch": {
@@ -257,6 +266,7 @@ def document() -> dict[str, Any]:
     components["Task"]["properties"]["input_text"]["minLength"] = 1
     for name in ("SpeechRequest", "BatchRequest"):
         components[name]["properties"]["response_format"]["enum"] = list(FORMATS)
+        components[name]["properties"]["label"]["pattern"] = _NO_CONTROL_CHARACTER
     batch = components["BatchRequest"]["properties"]
     del batch["input"]
     # One that is wrong fails alone.

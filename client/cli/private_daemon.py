@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from glmtts.client import Client, Control, DaemonNotRunning, GlmttsError, Timeout
@@ -74,8 +74,12 @@ class PrivateDaemon:
         self.started = time.perf_counter()
         self.start_program(_DAEMON, "glmtts.daemon.supervisor")
 
-    def start_program(self, name: str, module: str, *arguments: str) -> None:
-        """Start a program of this package, with the daemon's configuration, as its client."""
+    def start_program(self, name: str, module: str, *arguments: str, fds: Collection[int] = ()) -> None:
+        """Start a program of this package, with the daemon's configuration, as its client.
+
+        Args:
+            fds: the descriptors that it inherits.
+        """
         environment = {k: v for k, v in os.environ.items() if not k.startswith("GLMTTS_")}
         environment["GLMTTS_RUNTIME_DIR"] = str(self.folder)
         with self._log(name).open("wb") as log:
@@ -86,6 +90,7 @@ class PrivateDaemon:
                 stdout=log,
                 stderr=log,
                 env=environment,
+                pass_fds=fds,
                 start_new_session=True,
                 preexec_fn=_end_with_parent,  # noqa: PLW1509 - there are no threads yet
             )

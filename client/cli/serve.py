@@ -6,7 +6,9 @@ import contextlib
 import errno
 import http.client
 import os
+import shutil
 import socket
+import sys
 import time
 import webbrowser
 from pathlib import Path
@@ -23,6 +25,7 @@ _HOST = "127.0.0.1"
 _FIRST_PORT = 8080
 #: How many ports are tried for one that is free.
 _PORTS = 100
+_BACKLOG = 2_048
 _POLL_S = 0.1
 #: Seconds that running requests get at the end: with the private configuration, whose jobs are lost anyway, and with
 #: another one, whose daemon has its own time for it ([daemon] drain_timeout_s).
@@ -47,12 +50,13 @@ def serve(open_page: bool, config: Path | None, port: int | None) -> None:
     A daemon and a gateway of their own serve programs on this machine until Ctrl-C, and leave nothing.
     """
     run = session()
-    port = _free_port(port)
+    listener = _listen(port)
+    port = int(listener.getsockname()[1])
     private = private_daemon("serve", config.absolute() if config else None)
     with EndingSignals() as signals, contextlib.suppress(Signalled), private as daemon:
         try:
             run.note("Starting the daemon and the gateway ...")
-            _start(daemon, port)
+            _start(daemon, listener)
             _tell(daemon, port)
             if open_page and not webbrowser.open(f"http://{_HOST}:{port}/"):
                 run.note("There is no browser here to open it in.")
@@ -69,8 +73,10 @@ def serve(open_page: bool, config: Path | None, port: int | None) -> None:
             signals.disarm()
 
 
-def _start(daemon: PrivateDaemon, port: int) -> None:
-    daemon.start_program("gateway", "glmtts.gateway.main", "--listen", f"{_HOST}:{port}")
+def _start(daemon: PrivateDaemon, listener: socket.socket) -> None:
+    port, fd = listener.getsockname()[1], listener.fileno()
+    with listener:
+        daemon.start_program("gateway", "glmtts.gateway.main", "--fd", str(fd), fds=[fd])
     daemon.until_accepting()
 
     def answers() -> bool:
@@ -88,28 +94,26 @@ def _tell(daemon: PrivateDaemon, port: int) -> None:
     if session().json:
         print_json({"url": f"{url}/", "endpoint": daemon.endpoint, "folder": str(daemon.folder)})
         return
+    # A clone's commands are not in PATH.
+    command = "glmttsctl" if shutil.which("glmttsctl") else sys.argv[0]
     click.secho(f"\n  Open {url}/ in a browser.\n", bold=True)
     click.echo(f"""\
   curl {url}/v1/audio/speech -d '{{"input": "今天天气不错。"}}' -o weather.mp3
-  glmttsctl --endpoint {daemon.endpoint} status
+  {command} --endpoint {daemon.endpoint} status
 """)
     if "SSH_CONNECTION" in os.environ:
         click.echo(f"  From the machine that you sit at: ssh -L {port}:{_HOST}:{port} {socket.gethostname()}\n")
     click.echo(f"  The logs are in {daemon.folder}. Ctrl-C ends the service and removes the folder.")
 
 
-def _free_port(chosen: int | None) -> int:
+def _listen(chosen: int | None) -> socket.socket:
+    """A socket that listens, at the chosen port or the first one that is free: of two at once each has its own."""
     for port in range(_FIRST_PORT, _FIRST_PORT + _PORTS) if chosen is None else [chosen]:
-        with socket.socket() as probe:
-            # As servers do: a connection that ended a moment ago does not hold the port.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((_HOST, port))
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    continue
+        try:
+            return socket.create_server((_HOST, port), backlog=_BACKLOG)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
                 raise Failure(f"Port {port} can't be used: {error.strerror}. Choose another: --port") from None
-            return int(probe.getsockname()[1])
     if chosen is not None:
         raise Failure(f"Port {chosen} is taken by another program. Without --port a free one is chosen.")
     raise Failure(f"The ports {_FIRST_PORT} to {_FIRST_PORT + _PORTS - 1} are taken. Choose another: --port")

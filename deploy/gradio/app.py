@@ -3,7 +3,7 @@
 It has the same port, options, fields and API names, and no model of its own: each visitor is a customer of the daemon,
 with a place in its queue, limits and a fair share.
 
-    pip install gradio
+    pip install gradio    # where this package is installed
     python deploy/gradio/app.py --server_name 127.0.0.1
 """
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from websockets.sync.client import connect
 
 from ..process.conftest import Daemon, Start
 from ..support.gateways import Gateway
@@ -164,3 +165,25 @@ def test_streams_end_well_when_the_proxy_reloads_and_the_gateway_restarts(proxie
     reader.join()
     assert sum(map(len, heard)) == 5 * 24_000 * 2
     assert first.process.wait(10) == 0
+
+
+def test_a_websocket_passes_while_its_text_is_written(proxied: Set) -> None:
+    url = f"ws://127.0.0.1:{proxied.proxy.port}/v1/audio/speech/stream"
+    with connect(url, proxy=None, source_address=("127.0.0.7", 0)) as socket:
+        socket.send(json.dumps({"type": "session.config", "response_format": "pcm"}))
+        socket.send(json.dumps({"type": "input.text", "text": "One. Two"}))
+        start = json.loads(socket.recv(30))
+        assert start["type"] == "audio.start" and isinstance(socket.recv(30), bytes)
+        # The customer is the visitor, and not the proxy.
+        assert ask_job(proxied.proxy, start["job"], "127.0.0.7") == 200
+        assert ask_job(proxied.proxy, start["job"], "127.0.0.8") == 404
+        socket.send(json.dumps({"type": "input.done"}))
+        while isinstance(message := socket.recv(30), bytes) or json.loads(message)["type"] != "session.done":
+            pass
+
+
+def ask_job(proxy: Proxy, id: str, source: str) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=30, source_address=(source, 0))
+    with contextlib.closing(connection):
+        connection.request("GET", f"/v1/audio/jobs/{id}")
+        return connection.getresponse().status

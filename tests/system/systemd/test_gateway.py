@@ -83,6 +83,36 @@ def test_a_gateway_is_started_by_its_first_visitor_and_outlives_kills_and_restar
     assert gateway.show("Result", UNIT) == "success" and gateway.processes(UNIT) == {}
 
 
+def test_the_doctor_names_what_keeps_it_from_serving(gateway: Container) -> None:
+    def wrong() -> dict[str, str]:
+        told = json.loads(gateway.run("glmttsctl", "doctor", "--json", check=False, timeout=60).stdout)
+        found = {one["name"]: one["seen"] for one in told["checks"] if one["state"] == "wrong"}
+        return {name: seen for name, seen in found.items() if name.startswith("gateway")}
+
+    gateway.run("glmttsctl", "--quiet", "apikey", "new", "doctor")
+    gateway.run("systemctl", "restart", SOCKET, UNIT, timeout=60)
+    assert wrong() == {}
+    gateway.run("chmod", "600", KEYS)
+    gateway.run("chown", "root:root", KEYS)
+    assert "the user glmtts-gateway may not read it" in wrong()["gateway's file of keys"]
+    gateway.run("mv", KEYS, f"{KEYS}.away")
+    assert f"there is no file {KEYS}" in wrong()["gateway's file of keys"]
+    gateway.run("systemctl", "restart", UNIT, check=False, timeout=60)
+    assert "has failed (exit-code, exit status 78)" in wrong()["gateway's service"]
+    gateway.run("systemctl", "reset-failed", check=False)
+    gateway.run("mv", f"{KEYS}.away", KEYS)
+    gateway.run("chmod", "640", KEYS)
+    gateway.run("chown", "root:glmtts-gateway", KEYS)
+
+    configure(gateway, CONFIGURATION + f'gateways = []\n[gateway]\napi_keys = "{KEYS}"\n')
+    gateway.run("systemctl", "restart", "glmtts.service", SOCKET, UNIT, timeout=60)
+    assert set(wrong()) == {"gateway's user", "gateway's address"}
+    configure(gateway, CONFIGURATION + f'[gateway]\napi_keys = "{KEYS}"\n')
+    gateway.run("systemctl", "restart", "glmtts.service", timeout=60)
+    assert wrong() == {}
+    gateway.run("systemctl", "stop", SOCKET, UNIT, timeout=60)
+
+
 def test_its_units_are_right_and_closed(gateway: Container) -> None:
     said = gateway.run("systemd-analyze", "verify", "--man=no", UNIT, SOCKET)
     assert (said.stdout, said.stderr) == ("", "")
