@@ -51,8 +51,8 @@ def ask(
         "server": (at, 80) if at else ("/run/http.sock", None),
     }
     asyncio.run(app(scope, receive, send))
-    if kind != "http":
-        return sent[0].get("status") or sent[0]["code"], {}, b""
+    if sent[0]["type"] == "websocket.close":
+        return int(sent[0]["code"]), {}, b""
     answer = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
     return sent[0]["status"], answer, b"".join(message.get("body", b"") for message in sent[1:])
 
