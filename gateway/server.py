@@ -31,6 +31,9 @@ _HEADERS_S = 15.0
 _IDLE_S = 30
 #: Seconds in which a client that has an answer to read reads nothing of it: then it is gone. Its job is cancelled.
 _STALLED_S = 60.0
+#: Fragments of a message of a WebSocket: one of 32 MiB in fragments of a byte would take 1.3 GiB. Bytes of it that are
+#: read however much other connections hold.
+_FRAGMENTS, _SHORT = 1_024, 64 << 10
 #: SO_LINGER: on, for 0 s.
 _AT_ONCE = struct.pack("ii", 1, 0)
 #: Connections over all.
@@ -194,22 +197,43 @@ def _no_http(error: BaseException | None) -> HttpError:
 class _WebSocket(WebSocketsSansIOProtocol):
     """A connection after its upgrade. What is spoken on it at a stop of the server is spoken to its end."""
 
+    #: Bytes of messages that have not come whole, over all connections, and how many there may be.
+    unfinished: ClassVar[int] = 0
+    most: ClassVar[int] = 256 << 20
+
     def __init__(self, config: uvicorn.Config, server_state: Any, app_state: dict[str, Any], **more: Any) -> None:
         self._stopping = asyncio.Event()
+        self._unfinished = 0
         super().__init__(config, server_state, {**app_state, "stopping": self._stopping}, **more)
         # Its messages are of what clients do wrong.
         self.logger = self.conn.logger = logging.getLogger("glmtts.gateway.websocket")
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        _WebSocket.unfinished -= self._unfinished
         _Connection.leave(self.client[0] if self.client else "")
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if len(self.frames) > _FRAGMENTS:
+            self._close(1008, f"a message has over {_FRAGMENTS} fragments")
+        unfinished = len(self.conn.reader.buffer) + sum(map(len, self.frames))
+        _WebSocket.unfinished += unfinished - self._unfinished
+        self._unfinished = unfinished
+        # A short message is always read, as a short body is.
+        if _WebSocket.unfinished > self.most and unfinished > _SHORT:
+            self._close(1013, "the gateway holds as many messages as it has memory for; try again later")
         if not self.handshake_initiated and self.conn.handshake_exc is not None:
             # A handshake with headers that are too long, or too many; uvicorn would leave it without an answer.
             self.close_sent = True
             self.transport.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            self.transport.close()
+
+    def _close(self, code: int, reason: str) -> None:
+        if not self.transport.is_closing():
+            self.conn.send_close(code, reason)
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.close_sent = True
             self.transport.close()
 
     def shutdown(self) -> None:
@@ -250,6 +274,7 @@ def server(app: ASGIApp, settings: Settings, reload: Callable[[], None]) -> uvic
     logging.getLogger("glmtts.gateway.websocket").setLevel(logging.CRITICAL)
     _Connection.proxies = [ipaddress.ip_network(known) for known in settings.trusted_proxies if known != "unix"]
     _Connection.most = settings.connections_per_address
+    _WebSocket.most = 8 * settings.body_mib << 20
     return _Server(
         uvicorn.Config(
             app,
