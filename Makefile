@@ -98,22 +98,26 @@ format: install  ## format, and fix what the linter can fix
 
 # An interpreter that has another version of this package, to measure both in one run.
 AGAINST ?=
-bench: $(call has,test)  ## measure against the limits and the peers (minutes), and AGAINST=/path/bin/python of another version
+# QUICK=1: each part for a moment, to see that it runs.
+QUICK ?=
+quick = $(if $(QUICK),$(1))
+bench: $(call has,test)  ## measure against the limits and the peers (half an hour; QUICK=1: minutes, no results), and AGAINST=/path/bin/python of another version
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]' --config-settings editable_mode=strict \
 	  || echo "The peer or the plot can't be installed here: they will be missing."
-	@$(BIN)/python bench/overhead.py $(if $(AGAINST),--beside '$(AGAINST)')
-	@$(BIN)/python bench/metrics.py
-	@$(BIN)/python bench/faults.py
-	@$(BIN)/python bench/leaks.py
-	@$(BIN)/python bench/scheduling.py
-	@$(BIN)/python bench/fairness.py
-	@$(BIN)/python bench/preemption.py
-	@$(BIN)/python bench/estimates.py
-	@$(BIN)/python bench/durable.py
+	@$(BIN)/python bench/overhead.py $(call quick,--quick) $(if $(AGAINST),--beside '$(AGAINST)')
+	@$(BIN)/python bench/gateway.py $(call quick,--quick)
+	@$(BIN)/python bench/metrics.py $(call quick,--quick)
+	@$(BIN)/python bench/faults.py $(call quick,--quick)
+	@$(BIN)/python bench/leaks.py $(call quick,--quick)
+	@$(BIN)/python bench/scheduling.py $(call quick,--quick)
+	@$(BIN)/python bench/fairness.py $(call quick,--seconds 10)
+	@$(BIN)/python bench/preemption.py $(call quick,--rounds 1 --chapters 2 --only fault)
+	@$(BIN)/python bench/estimates.py $(call quick,--seconds 5)
+	@$(BIN)/python bench/durable.py $(call quick,--seconds 0.5 --rounds 1)
 
 wheel: | $(BIN)/python  ## build the distribution into dist/
 	@rm -rf dist/glmtts_supervisor-*.whl build/lib build/bdist.*
 	@$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --wheel-dir dist .
 
 clean:  ## remove what the targets made
-	@rm -rf $(VENV) .container build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/results
+	@rm -rf $(VENV) .container build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/results bench/peers/.venv

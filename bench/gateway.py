@@ -118,12 +118,14 @@ class Subject:
         """A service on that port."""
         listener = stack.enter_context(contextlib.closing(Connection(port)))
         first, short = encode(stream, body(1.0)), encode(whole, body(0.2))
-        visitors = [stack.enter_context(contextlib.closing(Connection(port))) for _ in range(AT_ONCE)]
-        return cls(
-            lambda: http_streams.first_byte_s(listener, first),
-            lambda seconds: http_streams.short_jobs(visitors, short, seconds),
-            pids,
-        )
+
+        def many(seconds: float) -> Throughput:
+            # Anew for each round: services close a connection that says nothing for seconds.
+            with ExitStack() as visit:
+                visitors = [visit.enter_context(contextlib.closing(Connection(port))) for _ in range(AT_ONCE)]
+                return http_streams.short_jobs(visitors, short, seconds)
+
+        return cls(lambda: http_streams.first_byte_s(listener, first), many, pids)
 
     @classmethod
     def of_events(cls, stack: ExitStack, port: int) -> Subject:
@@ -268,23 +270,21 @@ class Bench:
         found: report.Results = {}
         with ExitStack() as stack:
             daemon, gateway = service(stack, self.folder)
-            # Once, and gone again: what the first ones need is not what each needs.
+            with contextlib.closing(Connection(gateway.port)) as first:
+                for _ in range(20):  # what the first requests need is not what each needs
+                    http_streams.first_byte_s(first, encode(SPEECH, body(1.0, stream_format="sse")))
             call(daemon.operator(), {"op": "pause", "id": "pause"})
-            for kind in ("warm", "connection", "stream"):
+            for kind in ("connection", "stream"):
                 with ExitStack() as visit:
                     before = memory_mib(gateway.child.pid)["rss"]
-                    visitors = [Connection(gateway.port) for _ in range(LISTENERS)]
-                    for number, visitor in enumerate(visitors):
-                        visit.callback(visitor.close)
-                        if kind != "connection":
+                    for number in range(LISTENERS):
+                        visitor = visit.enter_context(contextlib.closing(Connection(gateway.port)))
+                        if kind == "stream":
                             visitor.ask(encode(SPEECH, body(1.0, text=f"{TEXT} {number}", stream_format="sse")))
-                    for visitor in visitors if kind != "connection" else ():
-                        while not visitor.receive():  # its place in the queue
-                            pass
-                    time.sleep(0.5)
-                    found[f"{kind}_kib"] = (memory_mib(gateway.child.pid)["rss"] - before) * 1024 / LISTENERS
+                            while not visitor.receive():  # its place in the queue
+                                pass
                     found["rss_mib"] = memory_mib(gateway.child.pid)["rss"]
-                time.sleep(1.0)
+                    found[f"{kind}_kib"] = (found["rss_mib"] - before) * 1024 / LISTENERS
         return found
 
     def kills(self) -> report.Results:

@@ -44,6 +44,7 @@ from .errors import (
     WorkerCrashed,
 )
 from .exchange import Job, JobEvent
+from .pieces import FLUSH
 from .speech import Chunk, Speech, SpeechOptions
 from .sync import Client, Stream
 from .voices import AddedVoice, VoiceSample
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from .watch import News, Watch
 
 __all__ = [
+    "FLUSH",
     "AddedVoice", "AsyncClient", "AsyncStream", "BadAudio", "BadRequest", "Cancelled", "Chunk", "Client",
     "ConnectionLost", "Control", "DaemonNotRunning", "DeadlineExceeded", "Forbidden", "GlmttsError", "HandshakeFailed",
     "Hung", "Job", "JobEvent", "JobNotFound", "News", "OutOfMemory", "OutputExists", "OutputFailed", "ProtocolError",

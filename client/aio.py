@@ -34,10 +34,11 @@ from .exchange import (
     JobExchange,
     OnEvent,
     collected,
+    customer_of,
     job_id,
     show,
 )
-from .pieces import each
+from .pieces import FLUSH, each
 from .speech import Chunk, Speech, SpeechOptions
 from .voices import AddedVoice, VoiceSample, keys_of
 
@@ -117,11 +118,18 @@ class AsyncClient(AsyncConnection):
         show(exchange, on_event)
         return Job(exchange)
 
-    def leave(self, job: Job) -> None:
-        """Stop following a submitted job, which goes on; ``wait`` with its id fetches it later."""
-        if self._made is not None:
-            self._made.core.collect(job._exchange)
-            self._made.core.abandon(job._exchange, Cancelled("left by this client", job=job.id), cancel=False)
+    def leave(self, job: Job | str, *, on_behalf_of: str | None = None) -> None:
+        """Stop following a submitted job, which goes on; ``wait`` with its id fetches it later.
+
+        No effect on an id for which another call waits.
+        """
+        if self._made is None:
+            return
+        core, customer = self._made.core, customer_of(job, on_behalf_of)
+        exchange = job._exchange if isinstance(job, Job) else core.tracked(job, customer)
+        if exchange is not None and (isinstance(job, Job) or not exchange.watchers):
+            core.collect(exchange)
+            core.abandon(exchange, Cancelled("left by this client", job=job_id(job)), cancel=False)
 
     async def wait(
         self,
@@ -132,13 +140,30 @@ class AsyncClient(AsyncConnection):
         on_behalf_of: str | None = None,
     ) -> Speech:
         """Wait for a job, and return its speech. A timeout or an interruption does not cancel the job."""
-        deadline = self._deadline(timeout)
-        exchange = collected(job)
-        if exchange is None and self._made is not None and not self._made.inherited:
-            exchange = self._made.core.tracked(job_id(job))
-        if exchange is None:
-            exchange = (await self._connection()).core.wait(job_id(job), on_behalf_of)
-        return await self._finish(exchange, deadline, on_event)
+        deadline, customer = self._deadline(timeout), customer_of(job, on_behalf_of)
+        if on_event is not None and customer is not None and not isinstance(job, Job):
+            # Several of a customer's programs may watch one job: each has to get all events.
+            exchange = (await self._connection()).core.wait(job, customer, track=False)
+            with self._given_up_on_error(exchange, cancel=False):
+                return await self._finish(exchange, deadline, on_event)
+        found = collected(job)
+        if found is None and self._made is not None and not self._made.inherited:
+            found = self._made.core.tracked(job_id(job), customer)
+        if found is None:
+            found = (await self._connection()).core.wait(job_id(job), customer)
+        return await self._finish(found, deadline, on_event)
+
+    def follow(
+        self,
+        job: Job | str,
+        *,
+        timeout: float | None = None,
+        on_event: OnEvent | None = None,
+        on_behalf_of: str | None = None,
+    ) -> AsyncStream:
+        """The audio of a durable job from its beginning, while it is made; see :meth:`.sync.Client.follow`."""
+        options: SpeechOptions = {"on_behalf_of": customer_of(job, on_behalf_of)}
+        return AsyncStream(self, "", options, timeout, on_event, follows=job_id(job))
 
     async def cancel(self, job: Job | str, *, timeout: float | None = None, on_behalf_of: str | None = None) -> str:
         """Cancel a job, and return its state. A call that waits for it raises Cancelled."""
@@ -250,7 +275,8 @@ class AsyncClient(AsyncConnection):
 
     def _add_text(self, exchange: JobExchange, text: str, on_behalf_of: str | None, *, last: bool = False) -> None:
         if self._made is not None:
-            self._made.core.add_text(exchange, text, last=last, on_behalf_of=on_behalf_of)
+            flush = text is FLUSH
+            self._made.core.add_text(exchange, text, flush=flush, last=last, on_behalf_of=on_behalf_of)
             self._flush()
 
 
@@ -262,8 +288,9 @@ async def _recording(source: str | os.PathLike[str] | bytes | None) -> bytes | N
 class AsyncStream:
     """The chunks of a job, in order: ``async for chunk in stream``.
 
-    The end of its ``async with`` block, :meth:`close` and dropping it cancel a job that has not ended. A stream that is
-    not read holds the daemon back, which in the end fails the job with SlowConsumer.
+    The end of its ``async with`` block, :meth:`close` and dropping it cancel a job that has not ended, unless the
+    stream only follows it. A stream that is not read holds the daemon back, which in the end fails the job with
+    SlowConsumer.
 
     Attributes:
         job: the job's handle, after the beginning of the iteration; None before.
@@ -277,9 +304,13 @@ class AsyncStream:
         options: SpeechOptions,
         timeout: float | None,
         on_event: OnEvent | None,
+        *,
+        follows: str | None = None,
     ) -> None:
         self._client = client
         self._text = text
+        #: The id of a job that is there already; its end is not this stream's business.
+        self._follows = follows
         self._options = options
         self._timeout = timeout
         self._on_event = on_event
@@ -315,7 +346,11 @@ class AsyncStream:
             self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
             whole = self._text if isinstance(self._text, str) else ""
             in_pieces = not isinstance(self._text, str)
-            self._exchange = await self._client._synthesize(whole, self._options, stream=True, more=in_pieces)
+            if self._follows is not None:
+                core, customer = (await self._client._connection()).core, self._options.get("on_behalf_of")
+                self._exchange = core.wait(self._follows, customer, track=False, follow=True)
+            else:
+                self._exchange = await self._client._synthesize(whole, self._options, stream=True, more=in_pieces)
             self._options.pop("prompt", None)
         exchange = self._exchange
         if self._pid != os.getpid() and not exchange.finished:

@@ -26,8 +26,8 @@ from glmtts.protocol.endpoints import CONTROL, EVENTS, MAX_PATH_BYTES, FoundEndp
 from . import forks
 from .addresses import is_numeric, reach
 from .curve import Handshakes, Key, find_keys
-from .errors import DaemonNotRunning, Forbidden, GlmttsError, UntrustedDaemon
-from .protocol import Core
+from .errors import DaemonNotRunning, Forbidden, GlmttsError, TooLarge, UntrustedDaemon
+from .protocol import MAX_BODY_BYTES, Core
 from .room import check_room
 
 #: A closing client waits this long, in milliseconds, to send its last messages, such as a cancel.
@@ -368,9 +368,17 @@ def untrusted(endpoint: str, descriptor: int) -> UntrustedDaemon | None:
 
 
 def read_recording(prompt: str | os.PathLike[str] | bytes | None) -> bytes | None:
-    """The bytes of a reference recording: ``prompt`` itself, or the file that it names. Raises OSError."""
+    """The bytes of a recording: ``prompt`` itself, or those of the file or pipe that it names.
+
+    Raises OSError, and TooLarge for a file that no daemon accepts, of which no more is read.
+    """
     if prompt is None or isinstance(prompt, bytes):
         return prompt
     if isinstance(prompt, bytearray | memoryview):
         return bytes(prompt)
-    return Path(prompt).read_bytes()
+    with Path(prompt).open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        recording = b"" if size > MAX_BODY_BYTES else file.read(MAX_BODY_BYTES + 1)
+    if max(size, len(recording)) > MAX_BODY_BYTES:
+        raise TooLarge(f"{os.fspath(prompt)!r} has more than the {MAX_BODY_BYTES >> 20} MiB that any daemon accepts")
+    return recording

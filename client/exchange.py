@@ -128,11 +128,13 @@ class JobExchange(Exchange):
         may_resend: bool,
         streaming: bool = False,
         job: str | None = None,
+        on_behalf_of: str | None = None,
     ) -> None:
         super().__init__(id, op, frames, may_resend=may_resend)
         self.streaming = streaming
         self.job = job
         self.asked_job = job
+        self.on_behalf_of = on_behalf_of
         self.accepted: Accepted | None = None
         self.resumed = False
         self.events: deque[JobEvent] = deque(maxlen=_MAX_UNREAD_EVENTS)
@@ -223,6 +225,15 @@ class JobExchange(Exchange):
             if event.chunks is not UNSET and event.chunks != self.next_seq:
                 self._miss(f"it had {event.chunks} chunks, of which {self.next_seq} came")
                 return
+            if body and self.next_seq:
+                self._miss("it was made once more, and may differ from the part that came before")
+                return
+            if body:
+                # A durable job of which no part is sent while it is made: the file is its one chunk.
+                self.chunks.append(
+                    Chunk(seq=0, samples=body, format=event.format, sample_rate=event.sample_rate, channels=1)
+                )
+                body = b""
         elif not body and event.path is UNSET and event.chunks is UNSET and self.op == "synthesize":
             self._miss("it is done, but its audio did not come")
             return
@@ -265,6 +276,11 @@ class Job:
 def job_id(job: Job | str) -> str:
     """The id of a job, given as a handle or as the id itself."""
     return job.id if isinstance(job, Job) else job
+
+
+def customer_of(job: Job | str, on_behalf_of: str | None) -> str | None:
+    """Whose job it is: what the caller says, or what the handle knows."""
+    return job._exchange.on_behalf_of if on_behalf_of is None and isinstance(job, Job) else on_behalf_of
 
 
 def collected(job: Job | str) -> JobExchange | None:

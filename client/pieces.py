@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
@@ -11,6 +12,25 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 #: Characters of pieces that are sent together, where several have come; and that are read ahead.
 _TOGETHER = 2_000
 _AHEAD = 20_000
+
+
+#: The end of a sentence or of a line, with the quotes and brackets that close with it.
+SENTENCE_END = re.compile(r"""[。！？!?;；…\n]["'”’」』）)\]]*\s*|\.["'”’)\]]*\s+""")
+#: Seconds without more text after which a sentence that has ended is spoken: the next one takes longer to write.
+PAUSE_S = 0.4
+
+
+def ends_sentence(text: str) -> bool:
+    """Whether a text that may go on looks whole."""
+    return not text[-1:].isalnum() and SENTENCE_END.search(text[-8:] + " ") is not None
+
+
+class _Flush(str):
+    """See :data:`FLUSH`."""
+
+
+#: As a piece of a text: speak what has come, although it is no whole sentence, or more could belong to the last one.
+FLUSH = _Flush()
 
 
 def checked(piece: object) -> str:
@@ -24,19 +44,19 @@ async def each(pieces: Iterable[str] | AsyncIterable[str]) -> AsyncIterator[str]
     """The pieces without the empty ones. One that has to be waited for does not hold up the event loop."""
     if isinstance(pieces, AsyncIterable):
         async for piece in pieces:
-            if checked(piece):
+            if checked(piece) or piece is FLUSH:
                 yield piece
     elif isinstance(pieces, list | tuple):
         for piece in pieces:
-            if checked(piece):
+            if checked(piece) or piece is FLUSH:
                 yield piece
     else:
         import asyncio
 
         iterator, end = iter(pieces), object()
         while (found := await asyncio.to_thread(next, iterator, end)) is not end:
-            if checked(found):
-                yield str(found)
+            if checked(found) or found is FLUSH:
+                yield checked(found)
 
 
 class PieceReader:
@@ -63,8 +83,8 @@ class PieceReader:
         """Whether :meth:`take` has something."""
         return bool(self._pieces) or (self._ended and not self._told_end)
 
-    def take(self) -> tuple[str, bool]:
-        """The pieces that are there, or the first of many, and whether these are the last.
+    def take(self) -> tuple[str, bool, bool]:
+        """The pieces that are there, or the first of many; whether these are to be flushed, and are the last.
 
         Raises whatever the iterable has raised.
         """
@@ -73,16 +93,18 @@ class PieceReader:
         with self._changed:
             taken: list[str] = []
             size = 0
-            while self._pieces and (not taken or size + len(self._pieces[0]) <= _TOGETHER):
+            flush = False
+            while self._pieces and not flush and (not taken or size + len(self._pieces[0]) <= _TOGETHER):
                 taken.append(self._pieces.popleft())
                 size += len(taken[-1])
+                flush = taken[-1] is FLUSH
             self._characters -= size
             self._changed.notify()
             last = self._ended and not self._pieces
             if last and self._problem is not None:
                 raise self._problem
             self._told_end = self._told_end or last
-        return "".join(taken), last
+        return "".join(taken), flush, last
 
     def close(self) -> None:
         """Read no more. A thread that waits for the next piece ends when it comes."""
@@ -96,7 +118,7 @@ class PieceReader:
         problem: BaseException | None = None
         try:
             for piece in pieces:
-                if checked(piece) and not self._add(piece):
+                if (checked(piece) or piece is FLUSH) and not self._add(piece):
                     break
         except BaseException as error:
             problem = error

@@ -68,7 +68,8 @@ class Core:
         self.give_up_at: float | None = now + reconnect_s
         self.outgoing: deque[Outgoing] = deque()
         self._by_id: dict[str, Exchange] = {}
-        self._by_job: dict[str, JobExchange] = {}
+        #: By job and customer: what one customer of a gateway waits for is no answer to another.
+        self._by_job: dict[tuple[str, str | None], JobExchange] = {}
         self._abandoned: dict[str, None] = {}
         self._next_id = 0
 
@@ -92,17 +93,36 @@ class Core:
         id, frames = self._request(
             "synthesize", {"text": text, "stream": stream or None, "more": more or None, **options}, recording
         )
-        may_resend = options.get("key") is not None
-        return self._launch(JobExchange(id, "synthesize", frames, may_resend=may_resend, streaming=stream))
+        exchange = JobExchange(
+            id,
+            "synthesize",
+            frames,
+            may_resend=options.get("key") is not None,
+            streaming=stream,
+            on_behalf_of=options.get("on_behalf_of"),
+        )
+        return self._launch(exchange)
 
     def add_text(
-        self, exchange: JobExchange, text: str, *, last: bool = False, on_behalf_of: str | None = None
+        self,
+        exchange: JobExchange,
+        text: str,
+        *,
+        flush: bool = False,
+        last: bool = False,
+        on_behalf_of: str | None = None,
     ) -> None:
         """Add a piece to the text of an accepted job, which ends with the error of a piece that is refused."""
-        if exchange.finished or (not text and not last):
+        if exchange.finished or not (text or flush or last):
             return
+        keys: dict[str, Any] = {
+            "text": text or None,
+            "flush": flush or None,
+            "last": last or None,
+            "on_behalf_of": on_behalf_of,
+        }
         try:
-            piece = self.call("text", job=exchange.job, text=text or None, last=last or None, on_behalf_of=on_behalf_of)
+            piece = self.call("text", job=exchange.job, **keys)
         except GlmttsError as error:
             self.abandon(exchange, error)
             return
@@ -116,11 +136,20 @@ class Core:
                 self.abandon(exchange, piece.failure)
             exchange.changed()
 
-    def wait(self, job: str, on_behalf_of: str | None = None) -> JobExchange:
-        """Request the remaining events of a job."""
-        id, frames = self._request("wait", {"job": job, "on_behalf_of": on_behalf_of})
-        exchange = self._launch(JobExchange(id, "wait", frames, may_resend=True, job=job))
-        self._by_job[job] = exchange
+    def wait(
+        self, job: str, on_behalf_of: str | None = None, *, track: bool = True, follow: bool = False
+    ) -> JobExchange:
+        """Request the remaining events of a job.
+
+        ``track``: for all who wait for it. ``follow``: with its audio from the beginning.
+        """
+        id, frames = self._request("wait", {"job": job, "on_behalf_of": on_behalf_of, "follow": follow or None})
+        exchange = JobExchange(
+            id, "wait", frames, may_resend=not follow, streaming=follow, job=job, on_behalf_of=on_behalf_of
+        )
+        self._launch(exchange)
+        if track:
+            self.track(exchange)
         return exchange
 
     def call(self, op: str, body: bytes | None = None, **keys: Any) -> Exchange:
@@ -131,16 +160,16 @@ class Core:
     def track(self, exchange: JobExchange) -> None:
         """Keep the job's result until it is collected, to be found by the job's id."""
         if exchange.job is not None:
-            self._by_job[exchange.job] = exchange
+            self._by_job[exchange.job, exchange.on_behalf_of] = exchange
 
-    def tracked(self, job: str) -> JobExchange | None:
-        """The request on this connection that gets the events of a job."""
-        return self._by_job.get(job)
+    def tracked(self, job: str, on_behalf_of: str | None = None) -> JobExchange | None:
+        """The request on this connection that gets the events of a job, for this customer."""
+        return self._by_job.get((job, on_behalf_of))
 
     def collect(self, exchange: JobExchange) -> None:
         """Forget the job's result, which the caller has."""
-        if exchange.job is not None and self._by_job.get(exchange.job) is exchange:
-            del self._by_job[exchange.job]
+        if exchange.job is not None and self.tracked(exchange.job, exchange.on_behalf_of) is exchange:
+            del self._by_job[exchange.job, exchange.on_behalf_of]
 
     def abandon(self, exchange: Exchange, why: GlmttsError, *, cancel: bool = True) -> None:
         """End a request from this side and, with ``cancel``, cancel its job. No effect on an ended one, or on one of
@@ -318,7 +347,9 @@ class Core:
 
     def _resume(self, exchange: JobExchange, job: str) -> None:
         """Request the rest of a job under a new id; late events under the old id still count."""
-        id, frames = self._request("wait", {"job": job})
+        follow = exchange.streaming and exchange.op == "wait"
+        keys = {"job": job, "on_behalf_of": exchange.on_behalf_of, "follow": follow or None}
+        id, frames = self._request("wait", keys)
         exchange.ids.append(id)
         exchange.resumed = True
         exchange.sent = False

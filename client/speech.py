@@ -37,6 +37,7 @@ class SpeechOptions(TypedDict, total=False):
         key: the same key is the same job within 24 h, never a second synthesis.
         seed: the same seed gives the same audio.
         speed: 0.5 to 2; 2 is twice as fast, at the same pitch. ``info`` says whether the daemon has the feature.
+        follow: of a durable job: its audio is made as a stream, which ``Client.follow`` hears from its beginning.
         label: a caption for people, of up to 200 characters: the daemon's lists of jobs show it.
         options: the engine's own, as ``Client.info`` lists them.
         on_behalf_of: for gateways: the user whose job it is.
@@ -54,6 +55,7 @@ class SpeechOptions(TypedDict, total=False):
     key: str | None
     seed: int | None
     speed: float | None
+    follow: bool | None
     label: str | None
     options: dict[str, Any] | None
     on_behalf_of: str | None

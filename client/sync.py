@@ -33,6 +33,7 @@ from .exchange import (
     JobExchange,
     OnEvent,
     collected,
+    customer_of,
     job_id,
     show,
 )
@@ -117,8 +118,8 @@ class Client(BlockingConnection):
         """Speak ``text`` as a stream of chunks, by default in ``pcm_s16le``. Returns when the job is accepted.
 
         ``text`` may come in pieces, from any iterable of strings, as a language model makes them: each sentence is
-        spoken when it is whole. A thread reads the iterable; what has come is sent while the stream is read. An
-        exception of the iterable cancels the job and is raised by the stream.
+        spoken when it is whole, or as it is after the piece ``FLUSH``. A thread reads the iterable; what has come is
+        sent while the stream is read. An exception of the iterable cancels the job and is raised by the stream.
 
         Args and errors are those of :meth:`speak`, except that ``timeout`` is for each next event, or piece.
         """
@@ -168,11 +169,29 @@ class Client(BlockingConnection):
         """Wait for a job, and return its speech. A timeout or an interruption does not cancel the job."""
         with self._in_use():
             deadline = self._deadline(timeout)
-            exchange = collected(job) or self._core.tracked(job_id(job))
+            exchange = collected(job) or self._core.tracked(job_id(job), customer_of(job, on_behalf_of))
             if exchange is None:
                 self._connection.check()
-                exchange = self._core.wait(job_id(job), on_behalf_of)
+                exchange = self._core.wait(job_id(job), customer_of(job, on_behalf_of))
             return self._finish(exchange, deadline, on_event)
+
+    def follow(
+        self,
+        job: Job | str,
+        *,
+        timeout: float | None = None,
+        on_event: OnEvent | None = None,
+        on_behalf_of: str | None = None,
+    ) -> Stream:
+        """The audio of a durable job from its beginning, while it is made.
+
+        A job that was submitted with ``follow`` comes in pieces. Any other, one that has ended, and one whose pieces
+        are too many to be kept come in one chunk, at the end. Closing the stream does not cancel the job.
+        """
+        with self._in_use():
+            self._connection.check()
+            exchange = self._core.wait(job_id(job), customer_of(job, on_behalf_of), track=False, follow=True)
+            return Stream(self, exchange, timeout, on_event)
 
     def cancel(self, job: Job | str, *, timeout: float | None = None, on_behalf_of: str | None = None) -> str:
         """Cancel a job, and return its state. A call that waits for it raises Cancelled."""
@@ -355,8 +374,8 @@ class Stream:
     def _send_pieces(self) -> None:
         """Send the pieces of the text that have come."""
         while (pieces := self._pieces) is not None and pieces.ready and self._exchange.texts < MAX_TEXTS:
-            text, last = pieces.take()
-            self._core.add_text(self._exchange, text, last=last, on_behalf_of=self._on_behalf_of)
+            text, flush, last = pieces.take()
+            self._core.add_text(self._exchange, text, flush=flush, last=last, on_behalf_of=self._on_behalf_of)
             with uninterrupted():
                 self._client._connection.flush()
             if last:

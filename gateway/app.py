@@ -12,12 +12,27 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp
 
 from glmtts.client import AsyncClient, GlmttsError
 
-from . import batch, docs_page, errors, jobs, lists, observed, openapi, page, session, speech, task_api, usage, voices
+from . import (
+    batch,
+    docs_page,
+    errors,
+    jobs,
+    lists,
+    observed,
+    openapi,
+    page,
+    session,
+    speech,
+    speech_stream,
+    task_api,
+    usage,
+    voices,
+)
 from .bodies import ClientGoneError
 from .customers import Customers
 from .errors import HttpError
@@ -40,12 +55,14 @@ def _by_method(path: str, **handlers: _Handler) -> Route:
     return Route(path, handle, methods=list(handlers))
 
 
-_ROUTES = [
+_ROUTES: list[BaseRoute] = [
     Route("/", page.page, methods=["GET"]),
     Route("/page/{path:path}", page.page, methods=["GET"]),
     _by_method("/session", GET=session.show, POST=session.log_in, DELETE=session.log_out),
     Route("/v1/audio/speech", speech.speech, methods=["POST"]),
     Route("/v1/audio/speech/batch", batch.batch, methods=["POST"]),
+    WebSocketRoute(speech_stream.PATH, speech_stream.stream),
+    Route(speech_stream.PATH, speech_stream.needs_upgrade, methods=["GET"]),
     _by_method("/v1/audio/jobs", GET=jobs.listed, POST=jobs.create),
     _by_method("/v1/audio/jobs/{id}", GET=jobs.one, DELETE=jobs.delete),
     Route("/v1/audio/jobs/{id}/audio", jobs.audio, methods=["GET"]),

@@ -26,7 +26,7 @@ from glmtts.client.errors import ShuttingDown, Unavailable
 from glmtts.client.exchange import Job
 from glmtts.client.speech import Speech
 
-from . import bodies, errors, speech
+from . import bodies, errors, requests, speech
 from .customers import Customer
 from .errors import HttpError
 from .requests import SpeechRequest
@@ -34,12 +34,16 @@ from .settings import Settings
 
 #: Items of a batch, and its jobs that the daemon has at a time.
 MAX_ITEMS, _AHEAD = 1_000, 32
+#: Characters of an Idempotency-Key, as for one job.
+_MAX_KEY = 128
 #: Bytes of results and recordings, as far as they can be foreseen, that all batches together hold beside the one result
 #: that each of them may always have.
 _HELD_BYTES = 256 << 20
 #: Seconds that an item which the daemon refuses for now (rate, full queue, daemon away) is sent again.
 _PATIENCE_S = 600.0
 _AGAIN_S = 5.0
+#: Bytes that are sent at a time: a client that reads slowly holds the rest back.
+_PIECE = 64 << 10
 #: Seconds without a result after which a space keeps the connection alive.
 _SIGN_OF_LIFE_S = 15.0
 
@@ -62,6 +66,9 @@ async def batch(request: Request) -> Response:
     if "input" in values:
         raise HttpError(400, "input: the texts of a batch are in its items", param="input")
     asked.media_type()
+    asked.check_speed()
+    if not 1 <= len(request.headers.get("idempotency-key", "x")) <= _MAX_KEY:
+        raise HttpError(400, f"Idempotency-Key: 1 to {_MAX_KEY} characters", param="Idempotency-Key")
     client: AsyncClient = state.client
     # Refused as a whole while the daemon is away.
     await client.info()
@@ -97,7 +104,7 @@ class _Batch:
         self._recording = cache(bodies.recording)
         self._turn = asyncio.Lock()
 
-    async def told(self) -> AsyncIterator[bytes]:
+    async def told(self) -> AsyncIterator[bytes | memoryview]:
         """The answer, in pieces."""
         ahead: deque[tuple[asyncio.Task[dict[str, Any]], int]] = deque()
         begun = succeeded = 0
@@ -115,7 +122,9 @@ class _Batch:
                 while not (await asyncio.wait({task}, timeout=_SIGN_OF_LIFE_S))[0]:
                     yield b" "
                 result = task.result()
-                yield (b"," if index else b"") + msgspec.json.encode(result)
+                encoded = memoryview((b"," if index else b"") + msgspec.json.encode(result))
+                for start in range(0, len(encoded), _PIECE):
+                    yield encoded[start : start + _PIECE]
                 succeeded += result["status"] == "success"
                 ahead.popleft()
                 _Batch.held -= size
@@ -131,6 +140,7 @@ class _Batch:
         answer: dict[str, Any] = {"index": index}
         try:
             asked, options = self._asked(index)
+            await requests.check_size(self._client, options.get("prompt", b""), "ref_audio")
             spoken = await self._speak(asked.input, options)
         except (HttpError, GlmttsError) as error:
             wrong = error if isinstance(error, HttpError) else errors.of_daemon(error)

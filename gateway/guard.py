@@ -36,12 +36,8 @@ class Guard:
                 await self._app(scope, receive, send)
             finally:
                 held.free()
-        elif scope["type"] == "http":
-            await wrong.response()(scope, receive, send)
         else:
-            # The server answers 403.
-            await receive()
-            await send({"type": "websocket.close", "code": 1008})
+            await wrong.response()(scope, receive, send)
 
     def _wrong(self, scope: Scope) -> HttpError | None:
         headers = Headers(scope=scope)

@@ -12,7 +12,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from glmtts.client import AsyncClient, GlmttsError
+from glmtts.client.aio import AsyncStream
 from glmtts.client.exchange import JobEvent
+from glmtts.client.speech import Speech
 from glmtts.protocol.events import JobInfo
 
 from . import bodies, errors, requests, speech
@@ -20,6 +22,7 @@ from .errors import HttpError
 from .requests import FORMATS
 
 _MEDIA_TYPES = dict(FORMATS.values())
+_YES, _NO = frozenset({"1", "true", "yes"}), frozenset({"0", "false", "no", ""})
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.IGNORECASE)
 #: Bytes of a file that are sent at a time.
 _PIECE = 64 << 10
@@ -48,7 +51,7 @@ async def create(request: Request) -> Response:
     """Take a job. It is on disk when the answer goes out."""
     asked, options, _ = await requests.asked(request)
     client: AsyncClient = request.app.state.client
-    job = await client.submit(asked.input, **(options | {"durable": True}))
+    job = await client.submit(asked.input, **(options | {"durable": True, "follow": True}))
     client.leave(job)
     values = {
         "id": job.id,
@@ -90,10 +93,19 @@ async def delete(request: Request) -> Response:
 
 
 async def audio(request: Request) -> Response:
-    """The audio of a job, or a range of it; waits for a job that has not ended."""
+    """The audio of a job, or a range of it. Waits for a job that has not ended; ``follow`` sends what is made of it."""
     customer = request.app.state.customers.of(request)
     client: AsyncClient = request.app.state.client
-    found = await bodies.unless_gone(request, client.wait(request.path_params["id"], on_behalf_of=customer.name))
+    follow = request.query_params.get("follow", "0").lower()
+    if follow not in _YES | _NO:
+        raise HttpError(400, "follow: 1 or 0", param="follow")
+    if follow in _YES and request.method == "GET":
+        info = await client.job(request.path_params["id"], on_behalf_of=customer.name)
+        if info.state in ("waiting", "running"):
+            return await _followed(request, client.follow(info.job, on_behalf_of=customer.name))
+    found = await bodies.unless_gone(request, _end_of(client, request.path_params["id"], customer.name))
+    if not found.audio:
+        raise HttpError(404, "this job was heard as a stream, of which no file is kept", code="job_not_found")
     etag = f'"{found.sha256}"'
     headers = {
         **speech.HEADERS,
@@ -122,6 +134,28 @@ async def _pieces(file: bytes, first: int, end: int) -> AsyncIterator[bytes]:
     """A part of a file. A client that reads slowly holds it back: whole, it would be copied to the connection."""
     for start in range(first, end, _PIECE):
         yield file[start : min(end, start + _PIECE)]
+
+
+async def _followed(request: Request, stream: AsyncStream) -> Response:
+    """The file while it is made, from its beginning. Its length is not known, and a part of it can't be had."""
+    first = await bodies.unless_gone(request, speech.first_of(stream))
+    headers = {
+        **speech.HEADERS,
+        "x-glmtts-job": stream.job.id if stream.job else "",
+        "x-audio-sample-rate": str(first.sample_rate),
+        "Accept-Ranges": "none",
+    }
+    media_type = _MEDIA_TYPES.get(first.format, "application/octet-stream")
+    return StreamingResponse(speech.pieces_of(request, first, stream), media_type=media_type, headers=headers)
+
+
+async def _end_of(client: AsyncClient, id: str, customer: str) -> Speech:
+    try:
+        return await client.wait(id, on_behalf_of=customer)
+    except asyncio.CancelledError:
+        # Otherwise the result would be kept for a call that does not come.
+        client.leave(id, on_behalf_of=customer)
+        raise
 
 
 def _names(header: str, etag: str) -> bool:

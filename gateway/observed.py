@@ -28,6 +28,12 @@ class Metrics:
         labels = ["route", "status"]
         self.requests = Counter("glmtts_gateway_requests_total", "Answered requests.", labels, registry=self.registry)
         self.open = Gauge("glmtts_gateway_open_requests", "Requests that are being answered.", registry=self.registry)
+        self.streams = Gauge(
+            "glmtts_gateway_open_streams",
+            "Answers of which a part is sent, and more to come, and open WebSockets.",
+            ["route"],
+            registry=self.registry,
+        )
         self.first_byte = Histogram(
             "glmtts_gateway_first_byte_seconds",
             "Time from the request to the first byte of its answer's body.",
@@ -45,6 +51,9 @@ class Observed:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._websocket(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -59,6 +68,9 @@ class Observed:
             elif message.get("body"):
                 seen.first_s = seen.first_s or time.monotonic() - began
                 seen.bytes += len(message["body"])
+                if seen.streams is None and message.get("more_body"):
+                    seen.streams = metrics.streams.labels(_path(scope))
+                    seen.streams.inc()
             await send(message)
 
         metrics.open.inc()
@@ -66,8 +78,9 @@ class Observed:
             await self._app(scope, receive, observed)
         finally:
             metrics.open.dec()
-            route: Any = scope.get("route")
-            path = getattr(route, "path", "none")
+            if seen.streams is not None:
+                seen.streams.dec()
+            path = _path(scope)
             metrics.requests.labels(path, str(seen.status or 499)).inc()
             if seen.first_s:
                 metrics.first_byte.labels(path).observe(seen.first_s)
@@ -83,6 +96,45 @@ class Observed:
                 f" job={seen.job}" if seen.job else "",
             )
 
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A connection is a request with the status 101, or what refuses it; its line comes at its end."""
+        metrics, began = self._metrics, time.monotonic()
+        id, seen = f"req_{secrets.token_hex(8)}", _Seen()
+
+        async def observed(message: Message) -> None:
+            kind = message["type"]
+            if kind in ("websocket.accept", "websocket.http.response.start"):
+                seen.status = message.get("status", 101)
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", id.encode())]
+                if kind == "websocket.accept":
+                    seen.streams = metrics.streams.labels(_path(scope))
+                    seen.streams.inc()
+            elif kind == "websocket.close":
+                seen.status, seen.code = seen.status or 403, message.get("code", 1000)
+            elif message.get("bytes"):
+                seen.first_s = seen.first_s or time.monotonic() - began
+                seen.bytes += len(message["bytes"])
+            await send(message)
+
+        async def heard() -> Message:
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                seen.code = seen.code or message.get("code", 1005)
+            return message
+
+        try:
+            await self._app(scope, heard, observed)
+        finally:
+            if seen.streams is not None:
+                seen.streams.dec()
+            path = _path(scope)
+            metrics.requests.labels(path, str(seen.status or 499)).inc()
+            _log.info(
+                "WEBSOCKET %s %s bytes=%d first_s=%.3f total_s=%.3f request=%s close=%s",
+                *(path, seen.status or "client gone", seen.bytes, seen.first_s, time.monotonic() - began, id),
+                seen.code or "none",
+            )
+
 
 class _Seen:
     """What was seen of an answer."""
@@ -91,6 +143,15 @@ class _Seen:
     bytes = 0
     first_s = 0.0
     job = ""
+    #: A WebSocket's close code.
+    code = 0
+    #: The gauge in which it counts as an open stream.
+    streams: Gauge | None = None
+
+
+def _path(scope: Scope) -> str:
+    route: Any = scope.get("route")
+    return str(getattr(route, "path", "none"))
 
 
 async def metrics(request: Request) -> Response:

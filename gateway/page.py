@@ -20,6 +20,8 @@ _MEDIA_TYPES = {
     ".json": "application/json",
     ".svg": "image/svg+xml",
 }
+#: Below their version, files are kept by browsers and never asked for again; an upgrade is another version.
+_KEPT = "public, max-age=31536000, immutable"
 #: Of every file of the page.
 HEADERS = {
     # No script and no style but the page's own files; audio also from what the page has fetched.
@@ -30,7 +32,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
-    # Asked for again each time, and answered by 304: an upgrade never mixes files of two versions.
+    # Asked for again each time, and answered by 304.
     "Cache-Control": "no-cache",
     "Vary": "Accept-Encoding",
 }
@@ -48,23 +50,45 @@ def _read(folder: Traversable, prefix: str = "") -> dict[str, _File]:
     for item in folder.iterdir():
         if item.is_dir():
             found |= _read(item, f"{prefix}{item.name}/")
-        elif media_type := _MEDIA_TYPES.get("." + item.name.rpartition(".")[2]):
-            content = item.read_bytes()
-            etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-            found[prefix + item.name] = _File(content, gzip.compress(content, mtime=0), media_type, etag)
+        elif (suffix := "." + item.name.rpartition(".")[2]) in _MEDIA_TYPES:
+            found[prefix + item.name] = _file(item.read_bytes(), suffix)
     return found
+
+
+def _file(content: bytes, suffix: str) -> _File:
+    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    return _File(content, gzip.compress(content, mtime=0), _MEDIA_TYPES[suffix], etag)
+
+
+def _whole(files: dict[str, _File]) -> tuple[str, _File]:
+    """The version of all files together, and the page itself, which names them below that version.
+
+    It names each module, so that the browser fetches all at once and not one after the other as they import them.
+    """
+    version = hashlib.sha256("".join(name + files[name].etag for name in sorted(files)).encode()).hexdigest()[:16]
+    modules = "".join(
+        f'  <link rel="modulepreload" href="page/{name}">\n' for name in sorted(files) if name.endswith(".js")
+    )
+    text = files["index.html"].content.decode().replace("</head>", f"{modules}</head>")
+    return version, _file(text.replace('"page/', f'"page/{version}/').encode(), ".html")
 
 
 #: By their path below ``/page/``. A name is looked up here, and never a path on the disk.
 _FILES = _read(resources.files(__package__) / "page")
+_VERSION, _INDEX = _whole(_FILES)
 
 
 async def page(request: Request) -> Response:
     """A file of the page; the page itself at ``/``."""
-    file = _FILES.get(request.path_params.get("path", "index.html"))
+    path: str = request.path_params.get("path", "")
+    name = path if path in _FILES else path.partition("/")[2]
+    file = _FILES.get(name) if path else _INDEX
     if file is None:
-        raise HttpError(404, "the page has no such file", code="not_found")
+        raise HttpError(404, "the page has no such file; reload the page", code="not_found")
     headers = {**HEADERS, "ETag": file.etag}
+    # A page of another version, before an upgrade or from another gateway, gets this version's file and keeps it not.
+    if path == f"{_VERSION}/{name}":
+        headers["Cache-Control"] = _KEPT
     known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
     if file.etag in known or "*" in known:
         return Response(status_code=304, headers=headers)

@@ -7,19 +7,21 @@ import ipaddress
 import logging
 import signal
 import socket
+import struct
 import sys
 from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from . import service_manager
+from . import service_manager, speech_stream
 from .errors import HttpError
 from .guard import MAX_HEADERS
 from .settings import Settings
@@ -29,6 +31,8 @@ _HEADERS_S = 15.0
 _IDLE_S = 30
 #: Seconds in which a client that has an answer to read reads nothing of it: then it is gone. Its job is cancelled.
 _STALLED_S = 60.0
+#: SO_LINGER: on, for 0 s.
+_AT_ONCE = struct.pack("ii", 1, 0)
 #: Connections over all.
 _CONNECTIONS = 4_096
 #: Seconds that answers under way get at a stop, and that an open connection may still bring a request: a proxy that
@@ -44,6 +48,7 @@ class _Connection(H11Protocol):
     most: ClassVar[int] = 256
     proxies: ClassVar[list[ipaddress.IPv4Network | ipaddress.IPv6Network]] = []
     stopping = False
+    upgraded = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -83,15 +88,37 @@ class _Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        _Connection.of_address[self._address] -= 1
-        if _Connection.of_address[self._address] <= 0:
-            del _Connection.of_address[self._address]
+        _Connection.leave(self._address)
         for timer in (self._patience, self._stalled):
             if timer is not None:
                 timer.cancel()
 
+    @staticmethod
+    def leave(address: str) -> None:
+        """There is one connection less from this address."""
+        _Connection.of_address[address] -= 1
+        if _Connection.of_address[address] <= 0:
+            del _Connection.of_address[address]
+
+    def _should_upgrade(self) -> bool:
+        # What asks for an upgrade elsewhere, or with a body, is answered as what it is without.
+        plain = self.scope["method"] == "GET" and self.scope["path"] == speech_stream.PATH
+        has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
+        return plain and not has_body and super()._should_upgrade()
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Leave the connection to the protocol for WebSockets."""
+        self.upgraded = True
+        for timer in (self._patience, self._stalled):
+            if timer is not None:
+                timer.cancel()
+        self._patience = self._stalled = None
+        super().handle_websocket_upgrade(event)
+
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if self.upgraded:
+            return
         answering = not self._is_idle()
         if self.stopping and answering:
             self.stopping = False
@@ -117,6 +144,8 @@ class _Connection(H11Protocol):
     def _look(self, unsent: int) -> None:
         left = self.transport.get_write_buffer_size()
         if left >= unsent:
+            # Without this the system keeps what it was given to send, and the client hears nothing.
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
             self.transport.abort()
         else:
             self._stalled = self.loop.call_later(_STALLED_S, self._look, left)
@@ -162,6 +191,35 @@ def _no_http(error: BaseException | None) -> HttpError:
     return HttpError(400, f"this is no HTTP/1.1 request: {str(error)[:200]}")
 
 
+class _WebSocket(WebSocketsSansIOProtocol):
+    """A connection after its upgrade. What is spoken on it at a stop of the server is spoken to its end."""
+
+    def __init__(self, config: uvicorn.Config, server_state: Any, app_state: dict[str, Any], **more: Any) -> None:
+        self._stopping = asyncio.Event()
+        super().__init__(config, server_state, {**app_state, "stopping": self._stopping}, **more)
+        # Its messages are of what clients do wrong.
+        self.logger = self.conn.logger = logging.getLogger("glmtts.gateway.websocket")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        _Connection.leave(self.client[0] if self.client else "")
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self.handshake_initiated and self.conn.handshake_exc is not None:
+            # A handshake with headers that are too long, or too many; uvicorn would leave it without an answer.
+            self.close_sent = True
+            self.transport.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            self.transport.close()
+
+    def shutdown(self) -> None:
+        """The server stops."""
+        if self.handshake_complete and not (self.close_sent or self.disconnected):
+            self._stopping.set()
+        else:
+            super().shutdown()
+
+
 class _Server(uvicorn.Server):
     """Tells the service manager how it is, and reads the keys again at SIGHUP."""
 
@@ -189,13 +247,20 @@ def server(app: ASGIApp, settings: Settings, reload: Callable[[], None]) -> uvic
     feed_s = service_manager.feed_s()
     # Its warnings are for each wrong request, without a hint whose it was.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    logging.getLogger("glmtts.gateway.websocket").setLevel(logging.CRITICAL)
     _Connection.proxies = [ipaddress.ip_network(known) for known in settings.trusted_proxies if known != "unix"]
     _Connection.most = settings.connections_per_address
     return _Server(
         uvicorn.Config(
             app,
             http=_Connection,
-            ws="none",
+            ws=_WebSocket,
+            # A recording comes in base64, as over HTTP.
+            ws_max_size=settings.body_mib << 20,
+            # Pings keep proxies from closing what is silent. A listener at the speed of the speech answers them late.
+            ws_ping_timeout=None,
+            # Audio is compressed already.
+            ws_per_message_deflate=False,
             loop="asyncio",
             lifespan="on",
             log_config=None,

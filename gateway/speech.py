@@ -36,23 +36,25 @@ async def speech(request: Request) -> Response:
     if asked.sse:
         return await _events(request, client, asked, options, headers)
     stream = client.stream(asked.input, **options)
-    first = await bodies.unless_gone(request, _first(stream))
+    first = await bodies.unless_gone(request, first_of(stream))
     request.state.held.free()
     headers |= {"x-glmtts-job": stream.job.id if stream.job else "", "x-audio-sample-rate": str(first.sample_rate)}
-    told = _bytes(request, first, stream, client, asked)
+    told = pieces_of(request, first, stream, keep=asked.durable is True)
     return StreamingResponse(told, media_type=asked.media_type(), headers=headers)
 
 
-async def _first(stream: AsyncStream) -> Chunk:
+async def first_of(stream: AsyncStream) -> Chunk:
+    """The first piece of a stream. Raises HttpError for one without."""
     async for chunk in stream:
         return chunk
     raise HttpError(500, "the speech is empty", code="synthesis_failed")
 
 
-async def _bytes(
-    request: Request, first: Chunk, stream: AsyncStream, client: AsyncClient, asked: SpeechRequest
-) -> AsyncIterator[bytes]:
-    """The audio. An error on the way breaks the answer off: a file that looks whole is whole."""
+async def pieces_of(request: Request, first: Chunk, stream: AsyncStream, *, keep: bool = False) -> AsyncIterator[bytes]:
+    """The audio. An error on the way breaks the answer off: a file that looks whole is whole.
+
+    ``keep``: the job goes on without its listener.
+    """
     try:
         yield first.samples
         async for chunk in stream:
@@ -63,12 +65,12 @@ async def _bytes(
             request.state.abort()
         raise
     finally:
-        await _end(stream, client, asked)
+        await _end(request.app.state.client, stream, keep=keep)
 
 
-async def _end(stream: AsyncStream, client: AsyncClient, asked: SpeechRequest) -> None:
+async def _end(client: AsyncClient, stream: AsyncStream, *, keep: bool) -> None:
     """A listener that leaves cancels its job; a durable one goes on and is fetched later."""
-    if asked.durable is True and stream.job is not None:
+    if keep and stream.job is not None:
         client.leave(stream.job)
     await stream.close()
 
@@ -120,7 +122,7 @@ async def _told(
         for task in (waiting, news):
             if task is not None:
                 task.cancel()
-        await _end(stream, client, asked)
+        await _end(client, stream, keep=asked.durable is True)
 
 
 async def _next(stream: AsyncStream) -> Chunk | None:

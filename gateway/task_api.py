@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Struct
@@ -16,7 +17,7 @@ from . import bodies, errors, jobs, prompts, requests
 from .errors import HttpError
 from .settings import Settings
 
-#: Tasks before the new one from which on the answer warns of a wait.
+#: Waiting tasks, the new one included, from which on the answer warns of a wait.
 _WARN_FROM = 4
 
 
@@ -55,10 +56,10 @@ async def create(request: Request) -> Response:
         return JSONResponse({"error": "系统繁忙，请稍后再试", "code": 503}, 503, headers)
     client.leave(job)
     answer: dict[str, Any] = {"message": "任务已提交", "task_id": job.id, "queue_size": job.queue_size}
-    if job.position >= _WARN_FROM:
+    if job.queue_size >= _WARN_FROM:
         answer["warning"] = "当前请求较多，生成时间将延长"
         if job.estimated_wait_s is not None:
-            answer["estimated_wait"] = round(job.estimated_wait_s)
+            answer["estimated_wait"] = math.ceil(job.estimated_wait_s)
     return JSONResponse(answer, 202)
 
 
@@ -87,11 +88,15 @@ async def one(request: Request) -> Response:
     customer = request.app.state.customers.of(request)
     id = request.path_params["id"]
     info = await request.app.state.client.job(id, on_behalf_of=customer.name)
-    answer: dict[str, Any] = {"task_id": id, "status": info.state}
-    if info.position is not UNSET:
-        answer["queue_position"] = info.position
-    if info.estimated_wait_s is not UNSET:
-        answer["estimated_wait"] = round(info.estimated_wait_s)
+    # Its callers read every key without asking whether it is there.
+    answer: dict[str, Any] = {
+        "task_id": id,
+        "status": info.state,
+        "queue_position": 0 if info.position is UNSET else info.position,
+        "estimated_wait": 0 if info.estimated_wait_s is UNSET else math.ceil(info.estimated_wait_s),
+        "progress": 0,
+        "download_url": None,
+    }
     if info.segments is not UNSET and info.segment is not UNSET and info.segments:
         answer["progress"] = round(100 * info.segment / info.segments)
     if info.state == "done":

@@ -77,6 +77,8 @@ class Synthesize(Request, tag="synthesize", kw_only=True, omit_defaults=True):
     label: Label | UnsetType = UNSET
     on_behalf_of: OnBehalfOf | UnsetType = UNSET
     more: bool = False
+    #: Made as a stream, which ``wait`` with ``follow`` gets from its beginning; the request itself gets it whole.
+    follow: bool = False
 
     @property
     def named_format(self) -> AudioFormat | None:
@@ -163,6 +165,7 @@ class Wait(Request, tag="wait", kw_only=True, omit_defaults=True):
 
     job: JobId
     events: Literal["all", "final"] = "all"
+    follow: bool = False
     on_behalf_of: OnBehalfOf | UnsetType = UNSET
 
 

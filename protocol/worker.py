@@ -177,6 +177,7 @@ class SpeakJob(Message, tag="job", kw_only=True):
     ``output``: the absolute path of a file to create. One that an earlier attempt at this job left there counts.
     ``output_room``: bytes that the output may take; None: any number. ``keep_free``: bytes that it leaves on the disk.
     ``result``: the absolute path for the finished file of a durable job; if it can't be written, the file is sent.
+    ``whole``: the result of a stream is the file as it is without a stream, with its length in its header.
     ``more``: the rest of the text comes in AddText messages, the last of which says so.
     """
 
@@ -195,6 +196,7 @@ class SpeakJob(Message, tag="job", kw_only=True):
     output_room: int | None = None
     keep_free: int = 0
     result: str | None = None
+    whole: bool = False
     more: bool = False
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import sys
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from glmtts.client import Client, JobEvent, Speech, Timeout
+from glmtts.client import Chunk, Client, JobEvent, Speech, Timeout
 from glmtts.client.files import write_whole
 from glmtts.protocol.audio_formats import FORMATS, AudioFormat, format_of_name, misnamed
 from glmtts.protocol.events import Accepted, Done, Started
@@ -21,13 +23,18 @@ from glmtts.protocol.requests import MAX_SEED, MAX_SPEED, MIN_SPEED, PRIORITIES
 from glmtts.protocol.text_encodings import conversion, utf16_of
 from glmtts.protocol.texts import NOTHING_TO_SPEAK
 
+from .growing_text import GrowingText
 from .retry import with_retries
-from .session import MOST_SECONDS, Seconds, Session, session, shared_options, timeout_option
+from .session import MOST_SECONDS, QUICK_TIMEOUT_S, Seconds, Session, session, shared_options, timeout_option
 from .ui.humanize import duration
 from .ui.output import print_json
 from .ui.player import PlayerSink, find_player
 from .ui.sinks import RawSink, Sink, WavSink
 from .voices import voice_names
+
+#: The daemon's limits for texts in pieces, where it names none.
+_TEXT_CHARS = 5_000
+_TEXT_TIMEOUT_S = 60.0
 
 
 def parse_options(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
@@ -101,27 +108,47 @@ def say(
     timeout: float | None,
     **request: Any,
 ) -> None:
-    """Speak TEXT; `-` reads it from standard input."""
+    """Speak TEXT; `-` reads it from standard input.
+
+    With --stream or --play, `-` speaks while standard input still grows: each sentence as soon as it is whole.
+    """
     if (request["prompt"] is None) != (request["prompt_text"] is None):
         raise click.UsageError("--prompt and --prompt-text belong together: the recording, and what is said in it.")
     if request["prompt"] and request["voice"]:
         raise click.UsageError("--voice and --prompt exclude each other.")
     run = session()
     target = _choose_target(run, file, output, format, stream=stream, play=play)
-    words = _read_text(text)
     request |= {"format": target.format, "output": output, "options": request["options"] or None}
     request["on_event"] = lambda event: _note(run, event)
-    speak = _stream if target.streamed else _fetch
-    with run.client(timeout=None) as client:
-        facts = with_retries(
-            lambda left: speak(client, words, request, target, left), timeout=timeout, wait=not no_wait, note=run.note
-        )
-    if run.json:
-        print_json(facts)
-        return
-    run.note(summary(facts))
-    if output is not None:
-        click.echo(facts["file"])  # the path on the daemon's machine, for a script that reads the file
+    ends = None if timeout is None else time.monotonic() + timeout
+
+    def speak(call: Callable[[float | None], dict[str, Any]]) -> None:
+        left = None if ends is None else max(0.0, ends - time.monotonic())
+        facts = with_retries(call, timeout=left, wait=not no_wait, note=run.note)
+        if run.json:
+            print_json(facts)
+            return
+        run.note(summary(facts))
+        if output is not None:
+            click.echo(facts["file"])  # the path on the daemon's machine, for a script that reads the file
+
+    words = "" if text == "-" and target.streamed else _read_text(text)
+    try:
+        with run.client(timeout=None) as client:
+            if not target.streamed:
+                speak(lambda left: _fetch(client, words, request, target, left))
+                return
+            with _Sinks(target) as sinks:
+                if words:
+                    speak(lambda left: _stream(client, words, request, sinks, left))
+                    return
+                growing = _growing_text(client)
+                while growing.wait():
+                    speak(lambda left: _stream(client, growing.pieces(), request, sinks, left))
+    except BrokenPipeError:
+        # The reader of standard output has what it wants, as in "| head -c 1000". Python must not fail again on what
+        # is still buffered.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @dataclass(frozen=True)
@@ -210,26 +237,57 @@ def write_speech(file: str, audio: bytes) -> None:
         write_whole(Path(file), audio)
 
 
-def _stream(client: Client, text: str, request: dict[str, Any], target: Target, left: float | None) -> dict[str, Any]:
+class _Sinks(contextlib.AbstractContextManager["_Sinks"]):
+    """Where a stream goes, and the streams of further jobs behind it. Its block ends what the first chunk began."""
+
+    def __init__(self, target: Target) -> None:
+        self.file = target.file
+        self._sinks: list[Sink] = []
+        self._stack = contextlib.ExitStack()
+        self._begun = False
+        if target.file is not None:
+            place = sys.stdout.buffer if target.file == "-" else Path(target.file)
+            is_float = target.format == "pcm_f32le"
+            self._sinks.append(WavSink(place, is_float=is_float) if target.wrapped else RawSink(place))
+        if target.player is not None:
+            self._sinks.append(PlayerSink(target.player))
+
+    def write(self, chunk: Chunk) -> None:
+        """Take the next samples."""
+        for sink in self._sinks:
+            if not self._begun:
+                self._stack.enter_context(sink).start(chunk.sample_rate, chunk.channels)
+            sink.write(chunk.samples)
+        self._begun = True
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> bool | None:
+        if kind is not None:
+            return self._stack.__exit__(kind, *error)  # type: ignore[arg-type]
+        with self._stack:
+            for sink in self._sinks if self._begun else []:
+                sink.finish()
+        return None
+
+
+def _stream(
+    client: Client, text: str | Iterable[str], request: dict[str, Any], sinks: _Sinks, left: float | None
+) -> dict[str, Any]:
     ends = math.inf if left is None else time.monotonic() + left
-    sinks: list[Sink] = []
-    if target.file is not None:
-        place = sys.stdout.buffer if target.file == "-" else Path(target.file)
-        sinks.append(WavSink(place, is_float=target.format == "pcm_f32le") if target.wrapped else RawSink(place))
-    if target.player is not None:
-        sinks.append(PlayerSink(target.player))
-    with contextlib.ExitStack() as stack:
-        stream = stack.enter_context(client.stream(text, timeout=left, **request))
+    with client.stream(text, timeout=left, **request) as stream:
         for chunk in stream:
-            for sink in sinks:
-                if chunk.seq == 0:
-                    stack.enter_context(sink).start(chunk.sample_rate, chunk.channels)
-                sink.write(chunk.samples)
+            sinks.write(chunk)
             if time.monotonic() > ends:
                 raise Timeout("The speech was not finished in time.", job=stream.job.id)
-        for sink in sinks:
-            sink.finish()
-    return facts_of(stream.done, target.file)
+    return facts_of(stream.done, sinks.file)
+
+
+def _growing_text(client: Client) -> GrowingText:
+    limits = client.info(timeout=QUICK_TIMEOUT_S).limits
+    return GrowingText(
+        sys.stdin.fileno(),
+        longest=int(limits.get("text_chars", _TEXT_CHARS)),
+        patience_s=float(limits.get("text_timeout_s", _TEXT_TIMEOUT_S)),
+    )
 
 
 _FACTS = (

@@ -80,6 +80,8 @@ def add(
     consent: bool,
 ) -> None:
     """Keep RECORDING (WAV, FLAC, OGG or MP3, 1 to 30 s) as the voice NAME."""
+    from glmtts.client.connection import read_recording
+
     run = session()
     if own or (own is None and not _is_operator(run)):
         if not consent:
@@ -102,7 +104,7 @@ def add(
         whose = f"Added the voice {name}, which you alone have"
     else:
         keys = {"name": name, "text": text, "language": language, "description": description}
-        body = recording.read_bytes()
+        body = read_recording(recording)
         answer = run.ask("voice_add", timeout=_ADD_TIMEOUT_S, body=body, replace=replace or None, **keys)
         whose = f"Added the voice {name}"
     words = f"{whose}: `glmttsctl say TEXT --voice {name} -o FILE` speaks with it."

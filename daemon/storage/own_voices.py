@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from pathlib import Path
 
 from glmtts.protocol import control, requests
+from glmtts.protocol.errors import ErrorCode
 
 from ..core.inputs import StoredVoice
-from .voices import VoiceStore
+from .voices import VoiceError, VoiceStore
+
+#: The name of a client's folder.
+_DIGEST = re.compile("[0-9a-f]{32}")
 
 
 class OwnVoiceStore:
@@ -29,13 +34,16 @@ class OwnVoiceStore:
         """Every usable voice of every client; called once, at the start."""
         found: list[StoredVoice] = []
         try:
-            folders = sorted(folder for folder in self.folder.iterdir() if folder.is_dir())
+            folders = sorted(self.folder.iterdir())
         except FileNotFoundError:
             return found
         except OSError as error:
             self.damaged[str(self.folder)] = f"the folder of clients' own voices can't be read: {error.strerror}"
             return found
         for folder in folders:
+            if not _DIGEST.fullmatch(folder.name) or folder.is_symlink() or not folder.is_dir():
+                self.damaged[folder.name] = f"{folder} is not a client's folder, and nothing in it is read; remove it"
+                continue
             store = self._store(folder.name)
             for voice in store.load_all().values():
                 if _folder_of(voice.owner) == folder.name:
@@ -58,6 +66,9 @@ class OwnVoiceStore:
     ) -> StoredVoice:
         """Keep a client's voice, in place of one of its name. Raises VoiceError as :meth:`.VoiceStore.add` does."""
         store = self._store(_folder_of(owner))
+        if store.folder.is_symlink():
+            message = f"the voice can't be kept: {store.folder} is a symbolic link; remove it"
+            raise VoiceError(ErrorCode.OUTPUT_FAILED, message)
         with contextlib.suppress(OSError):  # the store reports it
             self.folder.mkdir(mode=0o700, exist_ok=True)
         try:

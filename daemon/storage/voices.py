@@ -148,6 +148,9 @@ class VoiceStore:
                     f"the voice can't be written to {target}: what is free there is kept for the journal ([limits] "
                     "disk_reserve_mib); remove files there",
                 )
+            if self._own and target.is_symlink():
+                # Not this daemon's work, and its target is no place to write to.
+                target.unlink()
             if target.exists():
                 if not (request.replace if replace is None else replace):
                     raise VoiceError(
@@ -183,6 +186,8 @@ class VoiceStore:
         folder = self.folder / name
         try:
             _check_name(name)
+            if self._own and folder.is_symlink():
+                raise VoiceError(ErrorCode.BAD_AUDIO, "its folder is a symbolic link")
             about = msgspec.json.decode(read_file(folder / _FILE, _MAX_FILE_BYTES), type=_Description)
             recording = folder / about.recording
             if "/" in about.recording or recording.is_symlink() or not recording.is_file():

@@ -53,7 +53,8 @@ class StreamSink:
         self._job = job.job
         self._rate = rate
         self._connection = connection
-        self._encoder = stream_encoder(job.format, rate)
+        self._whole = job.whole
+        self._encoder = stream_encoder(job.format, rate, keep=job.whole)
         self._hash = hashlib.sha256()
         self._kept = bytearray() if job.result is not None else None
         self.samples = self.chunks = self.size = 0
@@ -78,10 +79,16 @@ class StreamSink:
             self.chunks += 1
 
     def finish(self) -> bytes | None:
-        """Send the last piece. Returns all that was sent, if the job has a ``result``. Raises JobCancelledError."""
+        """Send the last piece. Returns the file, if the job has a ``result``. Raises JobCancelledError."""
         self._send(self._encoder.finish())
         self.sha256 = self._hash.hexdigest()
-        return None if self._kept is None else bytes(self._kept)
+        if self._kept is None:
+            return None
+        file = bytes(self._kept)
+        if self._whole:
+            file = self._encoder.whole(file)
+            self.size, self.sha256 = len(file), hashlib.sha256(file).hexdigest()
+        return file
 
 
 def deliver(job: SpeakJob, file: bytes, finished: Finished) -> bytes | None:

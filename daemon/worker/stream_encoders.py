@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 #: The serial number of an Ogg stream; libsndfile's is random, and equal audio would make different bytes.
 _SERIAL = 1
+#: The constant bit rate of an MP3 by its least sample rate, in kbit/s: of what libsndfile's levels reach, from and to.
+#: With a variable one, programs that find no first frame take the length from the size and lose most of the speech.
+_MP3_RATES = ((32_000, 96, 32, 320), (16_000, 64, 8, 160), (0, 32, 8, 64))
 #: Bit rates in kbit/s by their index in a frame's header, for MPEG-1 and for MPEG-2 and 2.5 (ISO/IEC 11172-3, 13818-3).
 _MP3_KBIT_S = {
     1: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -33,13 +36,16 @@ class StreamEncoder(Protocol):
         """The next piece of the file, after these samples; it may be empty."""
 
     def finish(self) -> bytes:
-        """The last piece; the last call."""
+        """The last piece; only :meth:`whole` comes after it."""
+
+    def whole(self, pieces: bytes) -> bytes:
+        """The file of all pieces as it is without a stream: its header says how long it is."""
 
 
-def stream_encoder(audio_format: str, sample_rate: int) -> StreamEncoder:
-    """An encoder for one of the formats of the wire."""
+def stream_encoder(audio_format: str, sample_rate: int, *, keep: bool = False) -> StreamEncoder:
+    """An encoder for one of the formats of the wire; ``keep``: it can make the whole file, too."""
     if audio_format in audio.LIBSNDFILE:
-        return _SndfileStream(audio_format, sample_rate)
+        return _SndfileStream(audio_format, sample_rate, keep=keep)
     return _PcmStream(audio_format, sample_rate)
 
 
@@ -48,6 +54,7 @@ class _PcmStream:
 
     def __init__(self, audio_format: str, sample_rate: int) -> None:
         self._convert = audio.converter(audio_format)
+        self._format, self._rate = audio_format, sample_rate
         self._header = audio.wav_header(None, sample_rate, audio_format) if audio_format.startswith("wav") else b""
 
     def add(self, samples: Samples) -> bytes:
@@ -58,18 +65,26 @@ class _PcmStream:
         header, self._header = self._header, b""
         return header
 
+    def whole(self, pieces: bytes) -> bytes:
+        if not self._format.startswith("wav"):
+            return pieces
+        samples = pieces[len(audio.wav_header(None, self._rate, self._format)) :]
+        return audio.wav_header(len(samples), self._rate, self._format) + samples
+
 
 class _SndfileStream:
     """``flac``, ``ogg`` and ``mp3``."""
 
-    def __init__(self, audio_format: str, sample_rate: int) -> None:
+    def __init__(self, audio_format: str, sample_rate: int, *, keep: bool) -> None:
         import soundfile
 
         self._format = audio_format
-        self._tape = _Tape()
+        # OGG is never written again.
+        self._tape = _Tape(keep=keep and audio_format != "ogg")
         container, subtype = audio.LIBSNDFILE[audio_format]
+        more = {"compression_level": _mp3_level(sample_rate), "bitrate_mode": "CONSTANT"} if container == "MP3" else {}
         self._file: Any = soundfile.SoundFile(
-            self._tape, "w", samplerate=sample_rate, channels=1, format=container, subtype=subtype
+            self._tape, "w", samplerate=sample_rate, channels=1, format=container, subtype=subtype, **more
         )
         self._chunk = sample_rate
         self._is_empty = True
@@ -93,6 +108,9 @@ class _SndfileStream:
         self._file.close()
         return piece + self._take()
 
+    def whole(self, pieces: bytes) -> bytes:
+        return bytes(self._tape.file) if self._tape.file is not None else pieces
+
     def _take(self) -> bytes:
         if self._format == "ogg":
             pages = audio.ogg_pages(self._tape.peek())
@@ -112,10 +130,11 @@ class _SndfileStream:
 
 
 class _Tape(io.RawIOBase):
-    """A file of which the front is taken away; writes to that part are dropped."""
+    """A file of which the front is taken away; writes to that part are dropped, but for ``file`` if it is kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep: bool = False) -> None:
         self._bytes = bytearray()
+        self.file = bytearray() if keep else None
         #: Bytes that were taken, and the place of the next write.
         self._taken = self._at = 0
 
@@ -130,6 +149,8 @@ class _Tape(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         data = bytes(data)
+        if self.file is not None:
+            self.file[self._at : self._at + len(data)] = data
         begin = self._at - self._taken
         self._at += len(data)
         if begin < 0:
@@ -159,6 +180,12 @@ class _Tape(io.RawIOBase):
 
     def seekable(self) -> bool:
         return True
+
+
+def _mp3_level(sample_rate: int) -> float:
+    """libsndfile's level of compression, 0 to 1, for the constant bit rate of this sample rate."""
+    kbit_s, least, most = next(row[1:] for row in _MP3_RATES if sample_rate >= row[0])
+    return (most - kbit_s) / (most - least)
 
 
 def _mp3_frame_bytes(header: bytes) -> int:

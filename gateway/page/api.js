@@ -17,6 +17,9 @@ export class ApiError extends Error {
   }
 }
 
+/** Whether the service is there, and can't keep what it speaks. */
+export const isFull = (error) => error.message.startsWith("durable:");
+
 /** An answer with a good status. Throws ApiError; an abort is thrown as it is. */
 export async function ask(method, path, { json, headers = {}, ...options } = {}) {
   let answer;
@@ -41,7 +44,7 @@ export async function ask(method, path, { json, headers = {}, ...options } = {})
   // Proxies answer 502 and 504 themselves while the gateway is away.
   const proxy = !body.error && [502, 503, 504].includes(answer.status);
   if (proxy) away("gateway");
-  else if (error.code === "unavailable" || error.code === "shutting_down") away("daemon");
+  else if ((error.code === "unavailable" && !isFull(error)) || error.code === "shutting_down") away("daemon");
   if (answer.status === 401 && session.value) refreshSession();
   throw new ApiError(answer.status, error.code ?? "unavailable", error.message ?? answer.statusText, {
     param: error.param,

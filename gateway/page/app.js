@@ -2,19 +2,20 @@
 import { render } from "./vendor/preact.js";
 import { useEffect, useState } from "./vendor/hooks.js";
 import { signal } from "./vendor/signals.js";
-import { ApiError, ask, health, onReturn, refreshSession, session } from "./api.js";
-import { Batch } from "./batch.js";
+import { ApiError, ask, health, onReturn, pause, refreshSession, session } from "./api.js";
+import { Batch, chooseText } from "./batch.js";
 import { Dock } from "./dock.js";
 import { History, jobs, onAgain, readJobs, useJobs } from "./history.js";
-import { Speak, change, write } from "./speak.js";
+import { Speak, change, onLong, write } from "./speak.js";
 import { resume } from "./takes.js";
 import { firstLanguage, language, speakLanguage, switchLanguage, t } from "./texts.js";
-import { Field, Icon, IconButton, html } from "./ui.js";
+import { Field, Icon, IconButton, html, wordsFor } from "./ui.js";
 import { readVoices } from "./voicepicker.js";
 import { Voices } from "./voices.js";
 
 const VIEWS = { speak: Speak, voices: Voices, history: History, batch: Batch };
 
+const ICON = new URL("icon.svg", import.meta.url).pathname;
 const view = signal(viewOf(location.hash));
 
 function viewOf(hash) {
@@ -37,6 +38,22 @@ onAgain.then = (text, values) => {
   go("speak");
 };
 
+onLong.then = (text) => {
+  chooseText(text);
+  go("batch");
+};
+
+/** What went wrong where no part of the page expected it. */
+const trouble = signal("");
+
+function noteTrouble(error) {
+  if (error?.name === "AbortError") return;
+  trouble.value = error?.message || String(error);
+}
+
+addEventListener("error", (event) => event.error && noteTrouble(event.error));
+addEventListener("unhandledrejection", (event) => noteTrouble(event.reason));
+
 function Page() {
   const Shown = VIEWS[view.value];
   const known = session.value?.customer;
@@ -44,15 +61,19 @@ function Page() {
   return html`
     <a class="skip" href="#text" onClick=${(event) => { event.preventDefault(); (document.getElementById("text") ?? document.querySelector("main"))?.focus(); }}>${t("skip")}</a>
     <header class="top">
-      <a class="brand" href="#speak"><img src="page/icon.svg" alt="" width="28" height="28" /><span>GLM-TTS</span></a>
+      <a class="brand" href="#speak"><img src=${ICON} alt="" width="28" height="28" /><span>GLM-TTS</span></a>
       ${known && html`<nav aria-label=${t("page_of")}>${Object.keys(VIEWS).map((name) => html`<a key=${name} href=${`#${name}`}
         aria-current=${view.value === name ? "page" : undefined}><${Icon} name=${name} /><span>${t(name)}</span></a>`)}</nav>`}
       <div class="top-end">
+        <a class="api" href="docs">API</a>
         <button type="button" class="quiet" lang=${language.value === "zh" ? "en" : "zh-CN"} onClick=${switchLanguage}>${t("another_language")}</button>
         ${session.value?.has_key && html`<${IconButton} icon="out" label=${t("key_log_out")} onClick=${logOut} />`}
       </div>
     </header>
     ${health.value !== "ok" && session.value && html`<p class="banner" role="alert"><span class="spinner"></span>${t(`away_${health.value}`)}</p>`}
+    ${trouble.value && html`<p class="banner bad" role="alert"><span>${t("unexpected", { message: trouble.value })}</span>
+      <button type="button" class="small" onClick=${() => location.reload()}>${t("reload")}</button>
+      <${IconButton} icon="close" label=${t("close")} onClick=${() => { trouble.value = ""; }} /></p>`}
     <main tabindex="-1">${!session.value
       ? html`<p class="opening" role="status"><span class="spinner"></span>${t(health.value === "ok" ? "connecting" : `away_${health.value}`)}</p>`
       : known ? html`<${Known} Shown=${Shown} />` : html`<${Login} />`}</main>
@@ -60,7 +81,7 @@ function Page() {
 }
 
 function Known({ Shown }) {
-  useJobs();
+  useJobs(Shown);
   return html`<${Shown} />`;
 }
 
@@ -75,11 +96,11 @@ function Login() {
       await open();
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      setProblem(error.status === 401 ? t("key_wrong") : error.message);
+      setProblem(error.status === 401 ? t("key_wrong") : wordsFor(error));
     }
   };
   return html`<form class="login card" onSubmit=${send}>
-    <h1>${t("key_title")}</h1>
+    <header><img src=${ICON} alt="" width="44" height="44" /><h1>${t("key_title")}</h1></header>
     <${Field} id="key" label=${t("key")} hint=${t("key_hint")} error=${problem}>
       <input id="key" type="password" autocomplete="current-password" required placeholder="glm-…" aria-describedby="key-hint"
         value=${key} onInput=${(event) => { setKey(event.target.value); setProblem(""); }} /><//>
@@ -102,6 +123,18 @@ async function open() {
 }
 
 onReturn(() => { readVoices(); readJobs(); });
-await speakLanguage(firstLanguage());
+/** The words, however long the connection takes. */
+async function firstWords() {
+  while (true) {
+    try {
+      return await speakLanguage(firstLanguage());
+    } catch {
+      await pause(1000);
+    }
+  }
+}
+
+await firstWords();
+document.getElementById("boot")?.remove();
 render(html`<${Page} />`, document.getElementById("app"));
 await open();

@@ -3,14 +3,14 @@ import { useEffect, useState } from "./vendor/hooks.js";
 import { signal } from "./vendor/signals.js";
 import { makeZip } from "./vendor/client-zip.js";
 import { ApiError, ask, askJson, freshKey, health, pause, session } from "./api.js";
-import { fileNames, linesOf, textOf } from "./batchfile.js";
-import { keep, kept } from "./kept.js";
+import { fileNames, linesOf, piecesOf, textOf } from "./batchfile.js";
+import { keep, kept, onKept } from "./kept.js";
 import * as player from "./player.js";
 import { decoded, toBase64 } from "./recorder.js";
 import { change, chosen, settings } from "./speak.js";
 import { bodyOf, changes, fileOf, remember } from "./takes.js";
 import { number, span, t, tn } from "./texts.js";
-import { Field, Icon, IconButton, html, now } from "./ui.js";
+import { Field, Icon, IconButton, html, now, wordsFor } from "./ui.js";
 import { VoicePicker } from "./voicepicker.js";
 
 const MOST_BYTES = 8 << 20;
@@ -25,6 +25,7 @@ export const batch = signal(restored());
 const problem = signal("");
 /** When the next line is sent, after a refusal. */
 const pausedUntil = signal(0);
+let sending = false;
 /** Recordings that lines name, by file name: base64 of a WAV. They are not kept over a reload. */
 let recordings = new Map();
 
@@ -33,10 +34,18 @@ function restored() {
   return found && { ...found, resumed: true, lines: found.lines.map((line) => (line.state === "sending" ? { ...line, state: "unsent" } : line)) };
 }
 
+/** Whether this browser has room to keep the lines over a reload. */
+const isKept = signal(true);
+
 function edit(values) {
   batch.value = { ...batch.value, ...values };
-  keep("batch", batch.value);
+  isKept.value = keep("batch", batch.value);
 }
+
+// Another tab has begun with a file, or is done with one.
+onKept("batch", (found) => {
+  if (!sending && found?.key !== batch.value?.key) batch.value = restored();
+});
 
 function editLine(index, values) {
   edit({ lines: batch.value.lines.map((line, at) => (at === index ? { ...line, ...values } : line)) });
@@ -72,6 +81,14 @@ async function choose(files) {
   else edit({ name: file.name, key: freshKey(), started: false, resumed: false, lines });
 }
 
+/** A text that is too long for once, in parts that are not. */
+export function chooseText(text) {
+  problem.value = "";
+  recordings = new Map();
+  const parts = piecesOf(text, session.value?.daemon?.text_chars ?? 5000);
+  edit({ name: t("long_text"), key: freshKey(), started: false, resumed: false, lines: parts.map((part, index) => judged({ number: index + 1, text: part })) });
+}
+
 function judged(line) {
   const most = session.value?.daemon?.text_chars ?? 5000;
   const count = [...line.text ?? ""].length;
@@ -84,8 +101,6 @@ function judged(line) {
 const baseName = (path) => path.split(/[\\/]/).pop();
 
 // --- sending
-
-let sending = false;
 
 async function send() {
   if (sending) return;
@@ -131,7 +146,7 @@ async function sendLine(line, index, key) {
       pausedUntil.value = Date.now() + waitMs;
       await pause(waitMs);
       pausedUntil.value = 0;
-    } else editLine(index, { state: "failed", error: error.message });
+    } else editLine(index, { state: "failed", error: { code: error.code, message: error.message } });
   }
 }
 
@@ -180,13 +195,13 @@ async function look() {
         known.set(line.id, await askJson("GET", `v1/audio/jobs/${line.id}`));
       } catch (error) {
         if (error.code !== "job_not_found") throw error;
-        known.set(line.id, { status: "failed", error: { message: t("error_expired") } });
+        known.set(line.id, { status: "failed", error: { code: "job_not_found" } });
       }
     }
     edit({
       lines: batch.value.lines.map((line) => {
         const job = line.id && !ENDED.includes(line.state) && known.get(line.id);
-        return job ? { ...line, state: job.status, error: job.error?.message ?? null, seconds: job.audio_s } : line;
+        return job ? { ...line, state: job.status, error: job.error ?? null, seconds: job.audio_s } : line;
       }),
     });
   } catch (error) {
@@ -219,7 +234,7 @@ async function zip() {
     setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    problem.value = error.message;
+    problem.value = wordsFor(error);
   } finally {
     zipping.value = false;
   }
@@ -271,6 +286,7 @@ function Lines() {
     </div>
     ${started && html`<progress max=${good.length} value=${done + failed} aria-label=${t("batch_done", { done, count: good.length })}></progress>`}
     ${pausedUntil.value > now.value && html`<p class="note" role="status">${t("batch_paused", { time: span((pausedUntil.value - now.value) / 1000) })}</p>`}
+    ${!isKept.value && html`<p class="note">${t("batch_not_kept")}</p>`}
     ${resumed && going && !pausedUntil.value && html`<p class="note">${t("batch_resumed")}</p>`}
     ${!started && !done && html`<div class="batch-settings">
       <${VoicePicker} value=${settings.value.voice} onChange=${(voice) => change({ voice })} />
@@ -290,11 +306,11 @@ const shownLines = signal(SHOWN);
 function Line({ line }) {
   const format = batch.value.with?.format ?? "wav";
   const file = line.id && { ...fileOf(line.id, format, line.text, line.seconds), name: line.file };
-  const wrong = line.problem ? t(...line.problem) : line.error;
+  const wrong = line.problem ? t(...line.problem) : line.error && wordsFor(line.error);
   const playing = file && player.track.value?.id === line.id && player.playing.value;
   return html`<li class=${`line ${line.state}`}>
     <span class="line-number">${line.number}</span>
-    <div class="line-words"><p>${line.text || "–"}</p>${wrong && html`<p class="problem">${wrong}</p>`}</div>
+    <div class="line-words"><p dir="auto">${line.text || "–"}</p>${wrong && html`<p class="problem">${wrong}</p>`}</div>
     ${!wrong && html`<span class="state">${t(`state_${line.state}`)}</span>`}
     ${line.state === "done" && html`<${IconButton} icon=${playing ? "pause" : "play"} label=${`${t(playing ? "pause" : "play")}: ${t("line")} ${line.number}`}
       onClick=${() => (player.track.value?.id === line.id ? player.toggle() : player.play(file))} />`}

@@ -30,6 +30,27 @@ export function linesOf(fileName, text) {
   return split(text).map((line, index) => ({ number: index + 1, text: line.trim() })).filter((line) => line.text);
 }
 
+/** A text in parts of at most so many characters, each of whole sentences where those are not longer. */
+export function piecesOf(text, most) {
+  const parts = [];
+  let part = [];
+  const end = () => {
+    const whole = part.join("").trim();
+    if (whole) parts.push(whole);
+    part = [];
+  };
+  for (const sentence of text.match(/[^.!?。！？…\n]*(?:[.!?。！？…]+["'”’」』)）]*\s*|\n\s*|$)/g)) {
+    const letters = [...sentence];
+    if (part.length + letters.length > most) end();
+    for (const letter of letters) {
+      if (part.length >= most) end();
+      part.push(letter);
+    }
+  }
+  end();
+  return parts;
+}
+
 const split = (text) => text.replace(/^\ufeff/, "").split(/\r\n|\r|\n/);
 
 function json(text) {

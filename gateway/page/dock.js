@@ -2,9 +2,10 @@
 import { useEffect, useRef } from "./vendor/hooks.js";
 import { useComputed } from "./vendor/signals.js";
 import * as player from "./player.js";
-import { cancel, speak, take, tryNow } from "./takes.js";
+import { cancel, remembered, speak, take, tryNow } from "./takes.js";
 import { clock, span, t, tn } from "./texts.js";
 import { Icon, IconButton, html, now, wordsFor } from "./ui.js";
+import { nameOf } from "./voicepicker.js";
 
 const MAKING = new Set(["sending", "refused", "waiting", "speaking", "reconnecting"]);
 
@@ -34,12 +35,18 @@ function status(current, at = now.value) {
     case "reconnecting":
       return t("reconnecting");
     case "failed":
-      return `${t("failed")}: ${wordsFor(current.error)}`;
+      return wordsFor(current.error);
     case "cancelled":
       return t("was_cancelled");
     default:
       return "";
   }
+}
+
+/** The voice and the format of what is played; its length is beside the waves. */
+function facts(track) {
+  const { voice, format } = remembered.value[track?.id] ?? {};
+  return format ? [voice || nameOf(""), format.toUpperCase()].join(" · ") : player.duration.value ? t("audio_length", { time: clock(player.duration.value) }) : "";
 }
 
 export function Dock() {
@@ -65,10 +72,10 @@ export function Dock() {
             ${making && isTake && !hasAudio ? html`<span class="spinner"></span>` : html`<${Icon} name=${player.playing.value ? "pause" : "play"} />`}
           </button>`}
       <div class="dock-words">
-        <p class="dock-title" title=${title}>${title}</p>
+        <p class="dock-title" dir="auto" title=${title.slice(0, 500)}>${title.slice(0, 200)}</p>
         <p class="dock-status" role="status" aria-live="polite" data-state=${current?.state}>${line && state === "refused"
           ? html`<span aria-hidden="true">${line}</span><span class="spoken">${status(current, current.retryAt - current.waitMs)}</span>` : line
-          || (player.broken.value ? t("error_play") : player.duration.value ? t("audio_length", { time: clock(player.duration.value) }) : "")}</p>
+          || (player.broken.value ? t("error_play") : facts(track))}</p>
       </div>
       ${!wordy && html`<${Waves} making=${making && isTake} />`}
       <div class="dock-actions">

@@ -5,7 +5,7 @@ import { ApiError, ask, askJson, health } from "./api.js";
 import * as player from "./player.js";
 import { changes, fileOf, forget, remembered, take } from "./takes.js";
 import { clock, language, span, t, tn } from "./texts.js";
-import { Empty, Icon, IconButton, html } from "./ui.js";
+import { Empty, Icon, IconButton, html, wordsFor } from "./ui.js";
 
 const DAY_S = 24 * 3600;
 const POLL_MS = 2000;
@@ -35,9 +35,14 @@ export async function readJobs() {
 
 const isActive = (job) => job.status === "waiting" || job.status === "running";
 
-/** Keeps the list true while a view shows it. */
-export function useJobs() {
-  useEffect(() => { readJobs(); }, [changes.value]);
+/** Keeps the list true: read for each view, after each take, and when the visitor comes back from another tab. */
+export function useJobs(view) {
+  useEffect(() => { readJobs(); }, [changes.value, view]);
+  useEffect(() => {
+    const look = () => document.hidden || readJobs();
+    document.addEventListener("visibilitychange", look);
+    return () => document.removeEventListener("visibilitychange", look);
+  }, []);
   const active = jobs.value?.some(isActive);
   useEffect(() => {
     if (!active) return undefined;
@@ -55,7 +60,7 @@ export function History() {
       ? html`<${JobList} jobs=${all.slice(0, shown.value)} />
         ${all.length > shown.value && html`<button type="button" class="wide" onClick=${() => { shown.value += FIRST; }}>
           ${t("show_more", { count: all.length - shown.value })}</button>`}`
-      : html`<div class="card"><${Empty} icon="history" title=${t("history_empty")}>${t("history_empty_hint")}<//></div>`}
+      : html`<div class="card"><${Empty} icon="history" title=${t("history_empty")} action=${html`<a class="button" href="#speak">${t("speak")}</a>`}>${t("history_empty_hint")}<//></div>`}
   </section>`;
 }
 
@@ -79,9 +84,9 @@ function Row({ job }) {
     ${job.status === "done"
       ? html`<button type="button" class="play small" aria-label=${`${t(playing ? "pause" : "play")}: ${title.slice(0, 60)}`}
           onClick=${() => (isThis ? player.toggle() : playFile(file))}><${Icon} name=${playing ? "pause" : "play"} /></button>`
-      : html`<span class="job-mark">${isActive(job) ? html`<span class="spinner"></span>` : html`<${Icon} name="warn" />`}</span>`}
+      : html`<span class="job-mark">${isActive(job) ? html`<span class="spinner"></span>` : html`<${Icon} name=${job.status === "cancelled" ? "close" : "warn"} />`}</span>`}
     <div class="job-words">
-      <p class="job-text">${title}</p>
+      <p class="job-text" dir="auto">${title}</p>
       <p class="job-facts">${facts.join(" · ")}${job.status !== "done" && html` · <${State} job=${job} />`}</p>
     </div>
     <div class="job-actions">
@@ -99,7 +104,7 @@ export function State({ job }) {
   let words = t(`state_${job.status}`);
   if (job.status === "running" && job.segments) words += ` ${Math.round((100 * (job.segment ?? 0)) / job.segments)} %`;
   if (job.status === "waiting" && job.estimated_wait_s) words += ` ${t("state_wait", { time: span(job.estimated_wait_s) })}`;
-  if (job.status === "failed" && job.error) words += `: ${job.error.message}`;
+  if (job.status === "failed" && job.error) words += `: ${wordsFor(job.error)}`;
   return html`<span class="state">${words}</span>`;
 }
 

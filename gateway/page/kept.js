@@ -10,6 +10,11 @@ export function kept(name, otherwise) {
   }
 }
 
+/** Call `then` with the new value when another tab keeps something under this name. */
+export function onKept(name, then) {
+  addEventListener("storage", ({ key }) => key === PREFIX + name && then(kept(name, null)));
+}
+
 export function keep(name, value) {
   try {
     if (value === null) localStorage.removeItem(PREFIX + name);

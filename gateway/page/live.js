@@ -206,6 +206,20 @@ export class Unpacker {
   }
 }
 
+const TYPES = { wav: "audio/wav", mp3: "audio/mpeg", opus: "audio/ogg", flac: "audio/flac" };
+
+/** What was streamed as a file: a WAV gets its sizes, which a stream does not know. */
+export function wholeFile(parts, format) {
+  const bytes = join(parts);
+  const at = format === "wav" ? find(bytes, [0x64, 0x61, 0x74, 0x61]) : -1;
+  if (at > 0) {
+    const view = new DataView(bytes.buffer);
+    view.setUint32(4, bytes.length - 8, true);
+    view.setUint32(at + 4, bytes.length - at - 8, true);
+  }
+  return new Blob([bytes], { type: TYPES[format] });
+}
+
 export function join(parts) {
   const joined = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
   let at = 0;

@@ -64,6 +64,7 @@ export function complete(target, file, whole) {
   if (target !== live) return;
   growing.value = false;
   track.value = { ...track.value, ...file };
+  if (file.url.startsWith("blob:")) objectUrl = file.url;
   if (whole && live.made) {
     live.finish();
     return;
@@ -119,12 +120,13 @@ export function offer(file) {
   picture(file.url);
 }
 
-/** Fetch the file and show its waves; it is played from what was fetched. */
-async function picture(url) {
+/** Fetch the file, or take its bytes, and show its waves. */
+async function picture(url, blob = null) {
   try {
-    const answer = await fetch(url, { credentials: "same-origin" });
-    if (!answer.ok || Number(answer.headers.get("content-length")) > MOST_PICTURED) return;
-    const audio = await new OfflineAudioContext(1, 1, 24000).decodeAudioData(await answer.arrayBuffer());
+    // (The policy admits no connection to blob: addresses.)
+    const source = blob ?? await fetch(url, { credentials: "same-origin" });
+    if (source.ok === false || (blob?.size ?? Number(source.headers.get("content-length"))) > MOST_PICTURED) return;
+    const audio = await new OfflineAudioContext(1, 1, 24000).decodeAudioData(await source.arrayBuffer());
     if (track.value?.url !== url) return;
     const samples = audio.getChannelData(0);
     const size = Math.round(PEAK_S * audio.sampleRate);
@@ -201,7 +203,7 @@ export function playBlob(blob, title) {
   const url = objectUrl;
   track.value = { id: null, title, url, name: null };
   element.src = url;
-  picture(url);
+  picture(url, blob);
   start();
 }
 

@@ -49,11 +49,22 @@ const most = computed(() => session.value?.daemon?.text_chars ?? 5000);
 /** Characters as the daemon counts them. */
 const count = computed(() => [...draft.value].length);
 
+/** Milliseconds in which a second click is part of the first. */
+const DOUBLE_MS = 700;
+let sentAt = -Infinity;
+
+/** Whether there is a letter or a digit: emojis and signs alone are nothing to speak. */
+const hasWords = computed(() => /[\p{L}\p{N}]/u.test(draft.value));
+
 function send() {
   const text = draft.value.trim();
-  if (!text || count.value > most.value) return;
+  if (!hasWords.value || count.value > most.value || performance.now() - sentAt < DOUBLE_MS) return;
+  sentAt = performance.now();
   speak(text, chosen());
 }
+
+/** Set by the page: takes a text that is too long for once. */
+export const onLong = { then: () => {} };
 
 export function write(text) {
   draft.value = text;
@@ -69,11 +80,12 @@ export function Speak() {
   const making = isMaking();
   const recent = jobs.value?.slice(0, 3) ?? [];
   return html`<div class="speak">
+    <h1 class="spoken">${t("input_label")}</h1>
     <div class="composer card">
-      <textarea id="text" ref=${area} aria-label=${t("input_label")} placeholder=${t("input_placeholder")}
+      <textarea id="text" ref=${area} aria-label=${t("input_label")} placeholder=${t("input_placeholder")} dir="auto"
         aria-describedby="counter" aria-invalid=${over > 0} value=${draft.value} spellcheck="true"
         onInput=${(event) => write(event.target.value)}
-        onKeyDown=${(event) => (event.ctrlKey || event.metaKey) && event.key === "Enter" && (event.preventDefault(), send())}></textarea>
+        onKeyDown=${(event) => (event.ctrlKey || event.metaKey) && event.key === "Enter" && (event.preventDefault(), event.repeat || send())}></textarea>
       ${!draft.value && html`<div class="examples">
         <p id="examples-label">${t("examples")}</p>
         <ul aria-labelledby="examples-label">${EXAMPLES[language.value].map((text) => html`<li key=${text}>
@@ -81,10 +93,12 @@ export function Speak() {
       </div>`}
       <div class="composer-foot">
         <p id="counter" class=${`counter ${over > 0 ? "over" : ""}`}>
-          ${over > 0 ? t("too_long", { count: number(over) }) : t("characters", { count: number(count.value), most: number(most.value) })}
+          ${over > 0 ? t("too_long", { count: number(over) }) : draft.value.trim() && !hasWords.value ? t("no_words") : t("characters", { count: number(count.value), most: number(most.value) })}
         </p>
+        ${over > 0 && html`<button type="button" class="small" onClick=${() => onLong.then(draft.value)}>${t("split")}</button>`}
         ${draft.value && html`<button type="button" class="quiet" onClick=${() => { write(""); area.current?.focus(); }}>${t("clear")}</button>`}
-        <button type="button" class="primary speak-button" disabled=${!draft.value.trim() || over > 0} onClick=${send}
+        <kbd class="shortcut" aria-hidden="true">${t("speak_shortcut")}</kbd>
+        <button type="button" class="primary speak-button" disabled=${!hasWords.value || over > 0} onClick=${send}
           title=${t("speak_shortcut")}>
           ${making ? html`<span class="spinner"></span>` : html`<${Icon} name="play" />`}${t("speak")}
         </button>
@@ -98,6 +112,12 @@ export function Speak() {
 }
 
 function Settings() {
+  const slider = useRef(null);
+  // The part that is filled. (The policy forbids style attributes, and admits scripts that set a style.)
+  useEffect(() => {
+    const { least, most } = SPEEDS;
+    slider.current?.style.setProperty("--part", `${(100 * (settings.value.speed - least)) / (most - least)}%`);
+  });
   const { format, speed, seed, priority } = settings.value;
   const { formats = [], priorities = [], daemon } = session.value ?? {};
   const playable = formats.filter((name) => name !== "pcm");
@@ -115,7 +135,7 @@ function Settings() {
     </div>
     ${daemon?.features?.includes("speed") && html`<div class="field">
       <div class="label-row"><label for="speed">${t("speed")}</label><output for="speed">${speed.toFixed(2)}×</output></div>
-      <input id="speed" type="range" min=${SPEEDS.least} max=${SPEEDS.most} step=${SPEEDS.step} value=${speed}
+      <input id="speed" type="range" ref=${slider} min=${SPEEDS.least} max=${SPEEDS.most} step=${SPEEDS.step} value=${speed}
         onInput=${(event) => change({ speed: Number(event.target.value) })} />
     </div>`}
     <${Field} id="seed" label=${t("seed")} hint=${t("seed_hint")}>

@@ -1,8 +1,8 @@
 // Speech that the visitor asked for: sent, refused and sent again, heard while it is made, found again after a break.
 import { signal } from "./vendor/signals.js";
-import { ApiError, ask, askJson, freshKey, pause, serverEvents, session } from "./api.js";
-import { keep, kept } from "./kept.js";
-import { Unpacker, fromBase64 } from "./live.js";
+import { ApiError, ask, askJson, freshKey, isFull, pause, serverEvents, session } from "./api.js";
+import { keep, kept, onKept } from "./kept.js";
+import { Unpacker, fromBase64, wholeFile } from "./live.js";
 import * as player from "./player.js";
 
 /** The take that is being made or was made last:
@@ -13,6 +13,8 @@ export const take = signal(null);
 export const remembered = signal(kept("takes", {}));
 /** Counts the ends of takes: lists of jobs are read anew. */
 export const changes = signal(0);
+
+onKept("takes", (found) => { remembered.value = found ?? {}; });
 
 const POLL_MS = 1000;
 const MOST_REMEMBERED = 300;
@@ -27,13 +29,13 @@ function update(change) {
 }
 
 export function fileOf(id, format, title, seconds) {
-  const words = title.trim().slice(0, 40).replace(/[\\/:*?"<>|\s\p{C}]+/gu, " ").trim() || "speech";
+  const words = cut(title.replace(/[\\/:*?"<>|\s\p{Cc}\p{Cs}]+/gu, " "), 40).replace(/[. ]+$/, "") || "speech";
   return { id, title, url: `v1/audio/jobs/${id}/audio`, name: `${words}.${SUFFIX[format] ?? "wav"}`, seconds };
 }
 
 export function remember(id, values) {
   const now = Date.now();
-  const all = Object.entries({ ...remembered.value, [id]: { ...values, at: now } });
+  const all = Object.entries({ ...remembered.value, ...kept("takes", {}), [id]: { ...values, at: now } });
   const recent = all.filter(([, value]) => now - value.at < KEPT_MS).slice(-MOST_REMEMBERED);
   remembered.value = Object.fromEntries(recent);
   keep("takes", remembered.value);
@@ -44,14 +46,24 @@ export function forget(id) {
   changes.value++;
 }
 
+/** The first characters of a text; none of them in halves. */
+function cut(text, most) {
+  return [...text.trim().slice(0, 2 * most)].slice(0, most).join("").trim();
+}
+
 /** One line for lists of jobs; control characters are not for labels. */
 export function labelOf(text) {
-  return text.replace(/[\p{C}\s]+/gu, " ").trim().slice(0, LABEL);
+  return cut(text.replace(/[\p{Cc}\p{Cs}\s]+/gu, " "), LABEL);
+}
+
+/** A text as the service takes it: without control characters and halves of characters, which programs leave behind. */
+function spoken(text) {
+  return text.replace(/[^\P{Cc}\t\n\r]|\p{Cs}/gu, " ");
 }
 
 /** The body of a request for speech. */
 export function bodyOf(text, { voice, once, format, speed, seed, priority }) {
-  const body = { input: text, response_format: format, seed, priority, label: labelOf(text) };
+  const body = { input: spoken(text), response_format: format, seed, priority, label: labelOf(text) };
   if (once) Object.assign(body, { ref_audio: once.audio, ref_text: once.text });
   else if (voice) body.voice = voice;
   if (speed && speed !== 1) body.speed = speed;
@@ -66,8 +78,7 @@ export async function speak(text, settings) {
   const rate = session.value?.daemon?.sample_rate ?? 24000;
   const live = player.begin(text, rate);
   take.value = { state: "sending", text, settings, id: null, segment: 0, segments: 0 };
-  const durable = session.value?.daemon?.durable !== false;
-  const json = { ...bodyOf(text, settings), durable, stream_format: "sse" };
+  const json = { ...bodyOf(text, settings), durable: session.value?.daemon?.durable !== false, stream_format: "sse" };
   try {
     const answer = await sendUntilTaken(json, mine.signal);
     const id = answer.headers.get("x-glmtts-job");
@@ -75,9 +86,9 @@ export async function speak(text, settings) {
     const { once, ...others } = settings;
     remember(id, { text, ...others });
     changes.value++;
-    const heard = await hear(answer, live, settings.format, rate);
+    const bytes = await hear(answer, live, settings.format, rate);
     if (mine.signal.aborted) return;
-    if (heard) end(live, true);
+    if (bytes) end(live, true, { bytes: json.durable ? null : bytes });
     else await followJob(id, live, mine.signal);
   } catch (error) {
     if (error.name === "AbortError" || mine.signal.aborted) return;
@@ -85,10 +96,12 @@ export async function speak(text, settings) {
   }
 }
 
-function end(live, whole, seconds) {
+/** `bytes`: what was streamed, of a job whose file the service does not keep. */
+function end(live, whole, { seconds, bytes }) {
   const { id, text, settings } = take.value;
   update({ state: "done", seconds: seconds ?? live.duration });
   const file = fileOf(id, settings.format, text, take.value.seconds);
+  if (bytes) file.url = URL.createObjectURL(wholeFile(bytes, settings.format));
   if (live) player.complete(live, file, whole);
   else player.offer(file);
   changes.value++;
@@ -108,6 +121,11 @@ async function sendUntilTaken(json, signal) {
       return await ask("POST", "v1/audio/speech", { json, headers, signal });
     } catch (error) {
       if (!(error instanceof ApiError) || !error.retryable || error.status === 500) throw error;
+      if (json.durable && isFull(error)) {
+        // The service can't write to its disk: it speaks, and keeps nothing.
+        json.durable = false;
+        continue;
+      }
       await countDown(error, signal);
       if (signal.aborted) throw new DOMException("aborted", "AbortError");
       update({ state: "sending", error: null });
@@ -128,29 +146,31 @@ async function countDown(error, signal) {
   await Promise.race([pause(waitMs, signal), new Promise((resolve) => { hurry = resolve; })]);
 }
 
-/** Read a stream of events to its end; false if it broke off before. Throws ApiError for a job that failed. */
+/** Read a stream of events to its end: its bytes, or null if it broke off before. Throws ApiError for a job that failed. */
 async function hear(answer, live, format, rate) {
   const unpacker = new Unpacker(format, rate, (samples) => player.feed(live, samples),
     () => live.duration - live.time < 4);
+  const parts = [];
   try {
     for await (const { event, data, comment } of serverEvents(answer)) {
       if (comment !== undefined) note(comment);
       else if (event === "speech.audio.delta") {
         if (take.value.state === "waiting") update({ state: "speaking" });
-        unpacker.push(fromBase64(data.audio));
+        parts.push(fromBase64(data.audio));
+        unpacker.push(parts.at(-1));
       } else if (event === "speech.audio.done") {
         await unpacker.finish();
-        return true;
+        return parts;
       } else if (event === "speech.audio.error") {
         const { code, message } = data.error;
-        if (["unavailable", "shutting_down", "timeout", "slow_consumer"].includes(code)) return false;
+        if (["unavailable", "shutting_down", "timeout", "slow_consumer"].includes(code)) return null;
         throw new ApiError(500, code, message);
       }
     }
   } catch (error) {
     if (error instanceof ApiError || error.name === "AbortError") throw error;
   }
-  return false;
+  return null;
 }
 
 /** What the daemon says of a job: "queued position=3 wait=12", "progress segment=1 segments=2". */
@@ -175,7 +195,7 @@ async function followJob(id, live, signal, { quiet = false } = {}) {
       await pause(POLL_MS, signal);
       continue;
     }
-    if (job.status === "done") return end(live, false, job.audio_s);
+    if (job.status === "done") return end(live, false, { seconds: job.audio_s });
     if (job.error) throw new ApiError(500, job.error.code, job.error.message);
     if (job.status === "cancelled") throw new ApiError(409, "cancelled", "");
     update(job.status === "waiting"

@@ -13,6 +13,8 @@ export function t(key, values = {}) {
   return text.replace(/\{(\w+)\}/g, (place, name) => values[name] ?? place);
 }
 
+export const has = (key) => key in words.value;
+
 /** The words for a number of things: `key_one` where there is one. */
 export function tn(key, count, values = {}) {
   const one = `${key}_one`;
@@ -39,16 +41,23 @@ export function clock(seconds) {
   return hours ? `${hours}:${rest}` : rest;
 }
 
+/** Throws without a connection. */
 export async function speakLanguage(wanted) {
-  words.value = await (await fetch(`page/${wanted}.json`)).json();
+  const answer = await fetch(new URL(`${wanted}.json`, import.meta.url));
+  if (!answer.ok) throw new TypeError(`${wanted}.json: ${answer.status}`);
+  words.value = await answer.json();
   language.value = wanted;
   document.documentElement.lang = wanted === "zh" ? "zh-CN" : "en";
 }
 
 export async function switchLanguage() {
   const other = language.value === "zh" ? "en" : "zh";
-  await speakLanguage(other);
-  keep("language", other);
+  try {
+    await speakLanguage(other);
+    keep("language", other);
+  } catch {
+    // Without a connection, which the page shows, it stays as it is.
+  }
 }
 
 /** The language that the visitor chose, or else the browser's. */

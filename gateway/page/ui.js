@@ -3,7 +3,7 @@ import { h } from "./vendor/preact.js";
 import { useEffect, useRef } from "./vendor/hooks.js";
 import { signal } from "./vendor/signals.js";
 import htm from "./vendor/htm.js";
-import { t } from "./texts.js";
+import { has, t } from "./texts.js";
 
 export const html = htm.bind(h);
 
@@ -65,12 +65,15 @@ export function Field({ label, hint, error, children, id }) {
   </div>`;
 }
 
-export function Empty({ icon, title, children }) {
+export function Empty({ icon, title, action, children }) {
   return html`<div class="empty"><span class="empty-icon"><${Icon} name=${icon} /></span>
-    <p class="empty-title">${title}</p>${children && html`<p>${children}</p>`}</div>`;
+    <p class="empty-title">${title}</p>${children && html`<p>${children}</p>`}${action}</div>`;
 }
 
-/** Words for an error. */
+/** What happened and what to do, for {code, message}; in the service's own words where the page has none. */
 export function wordsFor(error) {
+  if (typeof error === "string") return error;
+  const key = `error_${error?.code}`;
+  if (has(key)) return t(key, { message: error.message });
   return error?.message || t("unexpected", { message: error?.code ?? error });
 }

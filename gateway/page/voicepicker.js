@@ -77,10 +77,10 @@ export function VoicePicker({ value, onChange }) {
   };
   return html`<div class="field">
     <span class="label" id="voice-label">${t("voice")}</span>
-    <button type="button" class="picker" aria-haspopup="dialog" aria-labelledby="voice-label voice-name"
+    <button type="button" class="picker" aria-haspopup="dialog" aria-labelledby="voice-label voice-chosen"
       onClick=${() => { setWanted(""); setOpen(true); }}>
       <${Face} name=${name} />
-      <span class="picker-words"><span id="voice-name">${name}</span>
+      <span class="picker-words" id="voice-chosen"><span>${name}</span>
         ${current?.description && !once.value && html`<small>${current.description}</small>`}</span>
       <${Icon} name="down" />
     </button>
@@ -121,9 +121,9 @@ export function PreviewButton({ voice }) {
 
 const HUES = 8;
 
-/** A coloured mark with the first letter of a name. */
+/** A coloured mark with the first letter of a name, which is no text. */
 export function Face({ name }) {
-  let sum = 0;
-  for (const character of name) sum = (sum * 31 + character.codePointAt(0)) % 9973;
-  return html`<span class=${`face hue-${sum % HUES}`} aria-hidden="true">${[...name][0]?.toUpperCase() ?? ""}</span>`;
+  let sum = 7;
+  for (const character of name) sum = (sum * 131 + character.codePointAt(0)) % 65521;
+  return html`<span class=${`face hue-${sum % HUES}`} aria-hidden="true" data-letter=${[...name][0]?.toUpperCase() ?? ""}></span>`;
 }

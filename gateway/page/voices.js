@@ -124,12 +124,21 @@ function problemsOf({ name, text, consent }, saved) {
   return problems;
 }
 
+function focusFirst(problems) {
+  const [id] = [["text", "voice-text"], ["name", "voice-name-new"], ["consent", "consent"]].filter(([key]) => key in problems).map(([, one]) => one);
+  document.getElementById(id)?.focus();
+}
+
 async function save(event) {
   event.preventDefault();
+  if (making.value.busy) return;
   const { take: recording, name, text } = making.value;
   const problems = problemsOf(making.value, true);
   edit({ problems });
-  if (Object.keys(problems).length) return;
+  if (Object.keys(problems).length) {
+    focusFirst(problems);
+    return;
+  }
   const form = new FormData();
   form.set("name", name.trim());
   form.set("ref_text", text.trim());
@@ -151,7 +160,10 @@ async function save(event) {
 async function useOnce() {
   const problems = problemsOf(making.value, false);
   edit({ problems });
-  if (Object.keys(problems).length) return;
+  if (Object.keys(problems).length) {
+    focusFirst(problems);
+    return;
+  }
   once.value = { audio: await toBase64(making.value.take.blob), text: making.value.text.trim() };
   making.value = BLANK;
   location.hash = "speak";
@@ -243,7 +255,7 @@ function drawLevels(canvas, levels) {
 function Recorded({ recording }) {
   return html`<div class="recorded">
     <button type="button" class="play small" aria-label=${t("play")} onClick=${() => player.playBlob(recording.blob, recording.name)}><${Icon} name="play" /></button>
-    <p>${recording.name} <small>${clock(recording.seconds)}</small></p>
+    <p dir="auto" title=${recording.name}>${recording.name}</p><small>${clock(recording.seconds)}</small>
     <button type="button" class="quiet" onClick=${() => { player.clear(); edit({ take: null, problems: {} }); }}>${t("record_again")}</button>
   </div>
   ${recording.note && html`<p class="hint">${recording.note}</p>`}`;

@@ -412,3 +412,17 @@ def test_whatever_arrives_in_whatever_order_every_request_ends_at_most_once_and_
     core.try_again(now)
     core.tick(now + GRACE_S)
     assert all(exchange.finished for exchange in asked)
+
+
+def test_what_a_gateway_waits_for_on_behalf_of_a_customer_is_no_answer_to_another() -> None:
+    core = connected_core()
+    of_anna = core.wait("j1", "anna")
+    assert core.tracked("j1", "anna") is of_anna
+    assert core.tracked("j1", "ben") is None and core.tracked("j1") is None
+    sent(core)
+    core.connection_broke(1.0)
+    core.connection_made()
+    # The daemon has to see whose request it is when the connection is back, too.
+    assert sent(core)[-1]["on_behalf_of"] == "anna"
+    core.collect(of_anna)
+    assert core.tracked("j1", "anna") is None

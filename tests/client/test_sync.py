@@ -24,6 +24,8 @@ from glmtts.client import (
     JobEvent,
     JobNotFound,
     Timeout,
+    TooLarge,
+    connection,
 )
 from glmtts.protocol import events
 from glmtts.protocol.errors import ErrorCode
@@ -56,6 +58,21 @@ def test_speaking_returns_the_audio_and_shows_the_events_before_it(client: Clien
     assert [type(event).__name__ for event in seen] == ["Accepted", "Started"]
     request = daemon.next_of(Synthesize)
     assert (request.voice, request.seed) == ("zh", 3)
+
+
+@pytest.mark.parametrize("kind", ["a file", "a device"])
+def test_a_recording_that_no_daemon_accepts_is_not_read_whole(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(connection, "MAX_BODY_BYTES", 1 << 20)
+    path = Path("/dev/zero") if kind == "a device" else tmp_path / "large.wav"
+    if kind == "a file":
+        path.touch()
+        os.truncate(path, 1 << 40)
+    with pytest.raises(TooLarge, match="1 MiB that any daemon accepts"):
+        client.speak("hi", prompt=path, prompt_text="x")
+    with pytest.raises(TooLarge, match=path.name):
+        client.add_voice("me", path, text="x", consent=True)
 
 
 def test_a_prompt_may_be_a_path_or_bytes(client: Client, tmp_path: Path) -> None:

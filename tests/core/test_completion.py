@@ -67,6 +67,79 @@ def test_a_durable_stream_is_kept_whole_for_whoever_has_not_heard_it(world: Worl
     assert (sent.event.id, sent.path, sent.event.chunks) == (late, asked.result, UNSET)
 
 
+def test_a_job_is_followed_from_its_beginning_and_its_client_gets_it_whole(world: World) -> None:
+    id = world.request(follow=True, durable=True)
+    job = world.job(id)
+    (asked,) = world.messages(wire.SpeakJob)
+    assert asked.stream and asked.whole
+    early = world.request(requests.Wait(id="", v=1, job=job, follow=True), connection=2)
+    world.audio(job, 0)
+    world.audio(job, 1)
+    late = world.request(requests.Wait(id="", v=1, job=job, follow=True), connection=3)
+    plain = world.request(requests.Wait(id="", v=1, job=job), connection=4)
+    world.audio(job, 2)
+    world.finish(job, None, chunks=3, result=asked.result)
+    for follower in (early, late):
+        assert world.names(follower) == ["audio", "audio", "audio", "done"]
+        assert world.bodies(follower) == [f"{job}#{seq}".encode() for seq in range(3)]
+        assert world.last(follower).chunks == 3
+    assert world.names(id) == ["accepted", "started", "done"] and world.names(plain) == ["done"]
+    assert {sent.event.id for sent in world.effects(effects.SendStored)} == {id, plain}
+
+
+def test_a_worker_that_dies_ends_those_who_follow_and_not_the_job(world: World) -> None:
+    id = world.request(follow=True, durable=True)
+    job = world.job(id)
+    follower = world.request(requests.Wait(id="", v=1, job=job, follow=True), connection=2)
+    world.audio(job, 0)
+    world.die(-9)
+    assert (world.last(follower).code, world.last(follower).retryable) == ("worker_crashed", True)
+    world.come_back()
+    again = world.request(requests.Wait(id="", v=1, job=job, follow=True), connection=2)
+    world.audio(job, 0)
+    world.finish(job, None, chunks=1, result=world.messages(wire.SpeakJob)[-1].result)
+    assert world.names(again) == ["audio", "done"] and world.last(id).job == job
+    assert world.names(follower) == ["audio", "error"]
+
+
+def test_pieces_that_are_too_many_are_not_kept_and_who_follows_late_gets_the_file(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glmtts.daemon.core.jobs.job.MAX_MADE_BYTES", 3)
+    id = world.request(follow=True, durable=True)
+    job = world.job(id)
+    for seq in range(3):
+        world.say(wire.AudioChunk(job=job, seq=seq), b"aa")
+    late = world.request(requests.Wait(id="", v=1, job=job, follow=True), connection=2)
+    world.finish(job, None, chunks=3, result=world.messages(wire.SpeakJob)[0].result)
+    assert world.names(late) == ["done"]
+    assert world.effects(effects.SendStored)[-1].event.id == late
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"durable": False}, "durable"),
+        ({"durable": True, "stream": True}, "stream"),
+        ({"durable": True, "output": "a.wav"}, "output"),
+        ({"more": True}, "more"),
+    ],
+)
+def test_what_can_t_be_followed_is_refused(world: World, keys: dict[str, Any], named: str) -> None:
+    error = world.last(world.request(follow=True, **keys))
+    assert error.code == "bad_request" and error.message.startswith("follow: ") and named in error.message
+
+
+def test_a_result_of_a_followed_job_that_can_t_be_kept_is_made_once_more_and_sent(world: World) -> None:
+    id = world.request(follow=True, durable=True)
+    world.audio(world.job(id), 0)
+    world.finish(world.job(id), None, chunks=1, problem="No space left on device (/results)")
+    assert world.names(id) == ["accepted", "started"]
+    world.pass_time(30.0)
+    world.finish(world.job(id), b"RIFF", problem="No space left on device (/results)")
+    assert world.bodies(id) == [b"RIFF"]
+
+
 def test_a_result_that_can_t_be_kept_is_an_alert_and_no_more_are_taken_for_a_while(world: World) -> None:
     id = world.request(priority="batch")
     world.finish(world.job(id), b"RIFF", problem="No space left on device (/results)")

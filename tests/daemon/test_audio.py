@@ -57,6 +57,11 @@ def test_the_pieces_of_a_stream_are_a_file_with_the_same_sound(audio_format: str
             encoder.finish()
         ]
 
+    kept = stream_encoder(audio_format, rate, keep=True)
+    in_pieces = [kept.add(samples), kept.finish()]
+    assert kept.whole(b"".join(in_pieces)) == (
+        b"".join(in_pieces) if audio_format == "ogg" else encode(audio_format, samples, rate)
+    )
     sent = pieces()
     assert sent == pieces(), "equal sound makes equal bytes"
     stream, file = b"".join(sent), encode(audio_format, samples, rate)
@@ -66,19 +71,25 @@ def test_the_pieces_of_a_stream_are_a_file_with_the_same_sound(audio_format: str
         heard, expected = (soundfile.read(io.BytesIO(data))[0].tolist() for data in (stream, file))
         assert heard == expected
         return
-    # Sizes and checksums that are known at the end alone: in the header, and in a frame without sound.
+    if audio_format == "mp3":
+        return
+    # Sizes and checksums that are known at the end alone.
     lacks = {"wav": 44, "wav_ulaw": 44, "wav_alaw": 44, "flac": 42}.get(audio_format, 0)
-    assert stream[lacks:] == file[192 if audio_format == "mp3" else lacks :]
+    assert stream[lacks:] == file[lacks:]
     if audio_format.startswith("wav"):
         assert soundfile.read(io.BytesIO(stream))[0].tolist() == soundfile.read(io.BytesIO(file))[0].tolist()
 
 
 @pytest.mark.parametrize("rate", ENCODER_RATES["mp3"])
-def test_an_mp3_stream_leaves_out_the_frame_without_sound_at_every_rate(rate: int) -> None:
-    encoder, samples = stream_encoder("mp3", rate), tone(0.5, rate)
+def test_an_mp3_stream_is_read_to_its_end_at_every_rate_though_no_frame_has_its_length(rate: int) -> None:
+    encoder, samples = stream_encoder("mp3", rate), np.concatenate([tone(2.0, rate), 0.01 * tone(2.0, rate)])
     stream = encoder.add(samples) + encoder.finish()
-    assert encode("mp3", samples, rate).endswith(stream)
-    assert stream[0] == 0xFF and stream[1] & 0xE0 == 0xE0 and b"Info" not in stream[:64]
+    assert stream[0] == 0xFF and stream[1] & 0xE0 == 0xE0 and b"Info" not in stream[:64] and b"Xing" not in stream[:64]
+    heard = soundfile.read(io.BytesIO(stream))[0]
+    assert (
+        4.0 <= len(heard) / rate < 4.25
+        and np.abs(heard[: int(1.9 * rate)]).max() > 5 * np.abs(heard[int(2.2 * rate) :]).max()
+    )
 
 
 @pytest.mark.parametrize(("audio_format", "seconds"), [("wav", 0.1), ("mp3", 0.1), ("ogg", 0.1), ("flac", 0.2)])

@@ -70,6 +70,28 @@ def test_what_is_damaged_or_another_clients_is_not_loaded_and_can_be_added_anew(
     assert [voice.owner for voice in OwnVoiceStore(tmp_path).load_all()] == ["uid:1"]
 
 
+def test_links_in_the_folder_lead_nowhere(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    store = OwnVoiceStore(tmp_path / "own")
+    voice = Path(add(store, "uid:1").path).parent
+    other = Path(add(store, "uid:2").path).parents[1]
+    voice.rename(elsewhere / "me")
+    voice.symlink_to(elsewhere / "me")
+    (store.folder / "etc").symlink_to("/etc")
+    other.rename(elsewhere / "other")
+    other.symlink_to(elsewhere / "other")
+    before = {path: path.read_bytes() for path in elsewhere.rglob("*") if path.is_file()}
+    after = OwnVoiceStore(store.folder)
+    assert after.load_all() == []
+    assert after.damaged[f"{voice.parent.name}/me"] == "its folder is a symbolic link"
+    assert {"etc", other.name} <= after.damaged.keys() and len(after.damaged) == 3
+    assert Path(add(after, "uid:1", data=OTHER).path).read_bytes() == OTHER and not voice.is_symlink()
+    with pytest.raises(VoiceError, match="is a symbolic link; remove it"):
+        add(after, "uid:2")
+    assert before == {path: path.read_bytes() for path in elsewhere.rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize("written", [0, 1])
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int) -> None:
     calls: list[Path] = []

@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, Route, sync_playwright
 
 from ..support.gateways import Gateway
 from .conftest import needs
 
-#: A name that is not this machine's own, so that the page is no secure context.
-ELSEWHERE = "speech.example"
+#: An address that is not this machine's own, so that the page is no secure context.
+ELSEWHERE = "10.0.0.7"
+#: A name that its owner has resolve to this machine.
+REBOUND = "speech.example"
 #: Speech that takes as long as it lasts, in pieces.
 SLOW = {"fault": "audio", "seconds": 6.0, "rtf": 1.0, "segments": 6}
 
@@ -60,7 +62,7 @@ def chromium(microphone: Path) -> Iterator[Browser]:
         "--use-fake-device-for-media-stream",
         "--use-fake-ui-for-media-stream",
         f"--use-file-for-fake-audio-capture={microphone}",
-        f"--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1",
+        f"--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1, MAP {REBOUND} 127.0.0.1",
     ]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=needs("chromium", "chromium"), args=arguments)
@@ -91,7 +93,7 @@ class Visitor:
         """Have the fault engine do something particular with what this page sends."""
 
         def with_options(route: Route) -> None:
-            body = json.loads(route.request.post_data or "{}")
+            body = body_of(route.request)
             self.sent.append(body)
             route.continue_(post_data=json.dumps(body | {"options": options}))
 
@@ -100,6 +102,11 @@ class Visitor:
     def jobs(self) -> list[dict[str, Any]]:
         """This visitor's jobs, the newest first."""
         return list(self.gateway.ask("GET", "/v1/audio/jobs")[1]["data"])
+
+
+def body_of(request: Request) -> dict[str, Any]:
+    """What the page sends."""
+    return dict(request.post_data_json or {})
 
 
 def write_and_speak(page: Page, text: str) -> None:

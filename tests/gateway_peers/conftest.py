@@ -18,7 +18,7 @@ from ..support.gateways import Gateway
 __all__ = ["start", "start_shared"]
 
 #: Packages of the registry, at the major version that the tests were written for.
-PACKAGES = ("axe-core@4", "openai@6")
+PACKAGES = ("axe-core@4", "openai@6", "ws@8")
 
 
 @pytest.fixture(scope="module")

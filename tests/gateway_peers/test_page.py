@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from collections.abc import Iterator
@@ -14,7 +15,18 @@ from glmtts.gateway import page as gateway_page
 
 from ..process.conftest import Daemon, Start
 from ..support.gateways import Gateway, keys_for
-from .browser import ELSEWHERE, SLOW, Visitor, chromium, microphone, until, until_heard, until_state, write_and_speak
+from .browser import (
+    ELSEWHERE,
+    REBOUND,
+    SLOW,
+    Visitor,
+    chromium,
+    microphone,
+    until,
+    until_heard,
+    until_state,
+    write_and_speak,
+)
 
 __all__ = ["chromium", "microphone"]
 
@@ -39,7 +51,7 @@ def test_a_text_is_heard_while_it_is_made_and_then_is_a_file(visitor: Visitor) -
     expect(position).to_have_attribute("max", "6.00")
     with page.expect_download() as download:
         page.locator(".dock").get_by_label("Download").click()
-    assert download.value.suggested_filename == "The train leaves at noon..wav"
+    assert download.value.suggested_filename == "The train leaves at noon.wav"
     data = Path(download.value.path()).read_bytes()
     assert data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") == len(data) - 8 == 36 + 6 * 48_000
     page.locator(".dock").get_by_role("button", name="Pause").click()
@@ -111,18 +123,22 @@ def test_a_refusal_counts_down_and_tries_again(chromium: Browser, start: Start, 
     visitor = Visitor(chromium, gateway)
     try:
         page = visitor.open()
-        visitor.options_for_speech(page, SLOW | {"seconds": 3.0})
+        # One segment: between two, another's job would have its turn.
+        visitor.options_for_speech(page, SLOW | {"seconds": 600.0, "segments": 1})
         write_and_speak(page, "The first.")
         until_state(page, "speaking")
+        page.unroute("**/v1/audio/speech")
         # Another's is in the queue's one place.
         daemon.client().send("synthesize", text="x", options={"fault": "sleep", "seconds": 0.1})
         daemon.until(lambda: daemon.status()["queue"]["waiting"] == 1, "the place is taken")
         page.get_by_role("button", name="Speak", exact=True).click()
         until_state(page, "refused")
         expect(page.get_by_role("status").filter(has_text=re.compile(r"Trying again in \d+ s"))).to_be_visible()
-        until_state(page, "done")
+        first = visitor.jobs()[0]["id"]
+        assert gateway.ask("DELETE", f"/v1/audio/jobs/{first}")[0] < 300
+        until_state(page, "done", 40)
         # It was one request, sent several times, and so one job.
-        assert [job["status"] for job in visitor.jobs()].count("done") == 2
+        assert [job["status"] for job in visitor.jobs()] == ["done", "cancelled"]
     finally:
         visitor.context.close()
         gateway.close()
@@ -224,6 +240,7 @@ def test_a_key_is_asked_for_once_and_kept_where_no_script_can_read_it(
 def test_a_page_of_another_site_can_not_use_the_visitor_s_address(visitor: Visitor, gateway: Gateway) -> None:
     other = Visitor(visitor.context.browser, gateway, host=ELSEWHERE)  # type: ignore[arg-type]  # it has one
     page = other.open()
+    expect(page.get_by_label("Text to speak")).to_be_visible()
     before = len(visitor.jobs())
     status = page.evaluate(
         "port => fetch(`http://127.0.0.1:${port}/v1/audio/jobs`, "
@@ -232,12 +249,26 @@ def test_a_page_of_another_site_can_not_use_the_visitor_s_address(visitor: Visit
     )
     assert status in ("sent", "blocked")
     assert len(visitor.jobs()) == before
+    # A name that resolves to this machine opens nothing either.
+    page.goto(f"http://{REBOUND}:{gateway.port}/")
+    expect(page.get_by_text("is no name of this machine")).to_be_visible()
     other.context.close()
 
 
 def test_the_page_is_all_there(gateway: Gateway) -> None:
-    for path in gateway_page._FILES:
-        status, _, headers = gateway.ask("GET", f"/page/{path}")
-        assert status == 200
-        assert gateway.ask("GET", f"/page/{path}", If_None_Match=headers["etag"])[0] == 304
-    assert gateway.ask("GET", "/page/../app.py")[0] == 404
+    _, text, headers = gateway.ask("GET", "/")
+    assert headers["cache-control"] == "no-cache"
+    assert gateway.ask("GET", "/", If_None_Match=headers["etag"])[0] == 304
+    named = set(re.findall(r'"(page/[^"]+)"', text.decode()))
+    modules = {path for path in gateway_page._FILES if path.endswith(".js")}
+    assert {path.split("/", 2)[2] for path in named} == modules | {"style.css", "parts.css", "icon.svg"}
+    for path in named:
+        status, content, headers = gateway.ask("GET", f"/{path}")
+        assert status == 200 and "immutable" in headers["cache-control"]
+        _, compressed, headers = gateway.ask("GET", f"/{path}", Accept_Encoding="gzip")
+        assert headers["content-encoding"] == "gzip" and gzip.decompress(compressed) == content
+    # A page of another version gets the file of this one, and does not keep it.
+    status, _, headers = gateway.ask("GET", "/page/0123456789abcdef/vendor/preact.js")
+    assert status == 200 and headers["cache-control"] == "no-cache"
+    for path in ("/page/../app.py", "/page/x/../../app.py", "/page/x/x/app.js", "/page/index.js"):
+        assert gateway.ask("GET", path)[0] == 404

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from glmtts.client import AsyncClient, Client, TooLarge
 
 from .conftest import PATIENCE_S, Daemon, Peer, Start
+from .glmttsctl import GLMTTSCTL
 
 #: Abbreviations, numbers, quotation marks, both scripts: a full stop is not always the end.
 TEXT = 'Dr. Smith paid 3.50 dollars... "Really?" 他说：“好的。” 然后 he left. 2024. End'
@@ -144,3 +146,16 @@ def test_the_asyncio_client_streams_pieces_of_every_kind(daemon: Daemon) -> None
             assert stream.job is not None and (await client.job(stream.job.id)).state == "cancelled"
 
     asyncio.run(run())
+
+
+def test_glmttsctl_speaks_while_its_input_grows(daemon: Daemon) -> None:
+    command = [GLMTTSCTL, "say", "-", "--stream", "-q", "--endpoint", daemon.endpoint]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, bufsize=0) as process:
+        assert process.stdin is not None and process.stdout is not None
+        # A line that a person has typed: the next one comes when this one was heard.
+        for line in (b"Good morning.\n", b"How are you\n"):
+            process.stdin.write(line)
+            assert process.stdout.read(2)
+        process.stdin.close()
+        assert process.stdout.read()
+        assert process.wait(PATIENCE_S) == 0

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import io
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -121,6 +122,8 @@ def test_a_timeout_of_openai_s_package_cancels_the_job(gateway: Gateway, daemon:
             extra_body={"options": {"fault": "audio", "seconds": 30.0, "rtf": 1.0}},
         )
     daemon.until(lambda: cancelled(gateway) == before + 1, "the job is cancelled")
+    (id, *_) = [job["id"] for job in gateway.ask("GET", "/v1/audio/jobs")[1]["data"] if job["status"] == "cancelled"]
+    daemon.until(lambda: re.search(f"job={id} .*code=cancelled", daemon.log()), "the daemon's log says so")
 
 
 # --- streams that break

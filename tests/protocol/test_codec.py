@@ -51,7 +51,7 @@ def refused(*body: bytes, **changed: Any) -> RequestError:
 def test_a_request_with_every_key_keeps_every_value() -> None:
     request = decode(**EVERY_KEY)
     assert isinstance(request, requests.Synthesize)
-    others = ("prompt", "output", "more")
+    others = ("prompt", "output", "more", "follow")
     assert {name: getattr(request, name) for name in request.__struct_fields__ if name not in others} == {
         name: value for name, value in EVERY_KEY.items() if name != "op"
     }

@@ -255,6 +255,8 @@ class Clients:
             speed=1.0 if killer or sum(map(ord, text)) % 16 else 2.0,
             on_behalf_of=rng.choice("ab") if rng.random() < _GATEWAY.get(connection.client.key, 0.01) else UNSET,
         )
+        can_be = request.durable is True and not stream and output is None and not killer
+        request = replace(request, follow=can_be and sum(map(ord, text)) % 3 > 0)
         self.ask(connection, request, joined=False)
         if request.key is not UNSET:
             again = replace(request, text=f"ok {next(self._texts)}" if rng.random() < 0.1 else request.text)
@@ -276,7 +278,7 @@ class Clients:
         )
         batch = request.priority == "batch" and not request.more
         hearing.durable = batch if request.durable is UNSET else request.durable
-        hearing.client = connection.client.key
+        hearing.client, hearing.followed = connection.client.key, request.follow
         if request.deadline_s is not UNSET:
             hearing.gives_up_s = None if request.more else world.now + request.deadline_s
             hearing.takes_s = takes_s(request.text, world.scene)
@@ -344,7 +346,13 @@ class Clients:
         world = self._world
         request = requests.Wait(id=world.id(), v=1, job=of.job, events=world.random.choice(("all", "final")))
         all_events = request.events == "all" and not connection.envelope
-        hearing = Hearing(connection.number, request.id, of.text, all_events, of.streams and all_events, True, of.job)
+        request.follow = of.followed and world.now % 1.0 < 0.7
+        streams = (of.streams or request.follow) and all_events
+        hearing = Hearing(connection.number, request.id, of.text, all_events, streams, True, of.job)
+        if request.follow:
+            # It hears all of it, or has it whole at the end.
+            hearing.next_chunk = 0
+        hearing.followed = of.followed
         hearing.waits_for, hearing.durable, hearing.client = of.job, of.durable, of.client
         hearing.stranger = connection.client.key != of.client
         self.put(connection, hearing)

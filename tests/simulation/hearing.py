@@ -35,6 +35,8 @@ class Hearing:
     #: Its deadline as the core has it, and how long its text takes on average.
     gives_up_s: float | None = None
     takes_s: float = 0.0
+    #: Whether others may follow its job while it is made.
+    followed: bool = False
     #: Whose it is, and whether its job survives the daemon.
     client: str = ""
     durable: bool = False

@@ -431,18 +431,21 @@ class Process:
             if plan == "unsaid" and self.world.attempts[name_of(job.text)] == 1:
                 self.die(-11)
                 return
-        no_body = job.stream or job.output is not None or plan == "nofile"
+        no_body = (job.stream and not job.whole) or job.output is not None or plan == "nofile"
         body = None if no_body else audio(job, 0)
         result, problem = None, ""
         # Where the file can't be written, it is sent after all.
         if body is not None and job.result is not None:
-            luck = self.world.random.random()
+            # Lives without such jobs stay as they are.
+            luck = sum(map(ord, job.job)) % 100 / 100 if job.stream else self.world.random.random()
             if luck < 0.95:
                 result = job.result
                 self.world.journal.results[result] = body
                 body = None
-            elif luck > 0.99:
+            elif luck > 0.99 or job.stream:
                 problem = "No space left on device"
+        if job.stream:
+            body = None
         self._ended(
             job,
             wire.Finished(

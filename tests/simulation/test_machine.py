@@ -23,11 +23,13 @@ from .shrink import Life, shrunk
 from .soak import seeds
 from .world import World
 
+# A life takes as long as the machine has other work.
+pytestmark = pytest.mark.timeout(600)
+
 JOBS = int(os.environ.get("GLMTTS_SIM_JOBS", "700"))
 
 
 @pytest.mark.parametrize("seed", seeds(os.environ.get("GLMTTS_SIM_SEEDS", "20")))
-@pytest.mark.timeout(600)
 def test_whatever_happens_every_job_ends_once_and_nobody_hears_another_s(seed: int) -> None:
     life = Life(seed, JOBS)
     try:
@@ -39,7 +41,6 @@ def test_whatever_happens_every_job_ends_once_and_nobody_hears_another_s(seed: i
 
 
 @pytest.mark.parametrize("seed", range(8))
-@pytest.mark.timeout(600)
 def test_a_client_that_floods_every_table_takes_nothing_from_its_neighbours(seed: int) -> None:
     world = World(seed, 150, floods=True)
     world.run()

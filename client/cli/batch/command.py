@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from glmtts.client import ConnectionLost, DaemonNotRunning, RequestFailed
+from glmtts.client import ConnectionLost, DaemonNotRunning, RequestFailed, TooLarge
+from glmtts.client.connection import read_recording
 from glmtts.protocol.audio_formats import FORMATS, AudioFormat
 from glmtts.protocol.requests import MAX_SEED, MAX_SPEED, MIN_SPEED, PRIORITIES
 
@@ -167,8 +168,9 @@ def _plan(
             try:
                 path = _find(line.prompt, places)
                 if path not in recordings:
-                    recordings[path] = hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size
-            except (OSError, ValueError) as error:
+                    recording = read_recording(path) or b""
+                    recordings[path] = hashlib.sha256(recording).hexdigest(), len(recording)
+            except (OSError, ValueError, TooLarge) as error:
                 reason = error.strerror if isinstance(error, OSError) else str(error)
                 bad.append(FailedLine(line.number, "bad_line", f"prompt recording {line.prompt}: {reason}", name))
                 continue

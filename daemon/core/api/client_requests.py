@@ -27,7 +27,7 @@ from ..state import State
 from . import refusals
 
 #: Additions within the protocol's version, as ``info`` names them.
-FEATURES = ["label", "on_behalf_of", "own_voices", "streams", "text_in_pieces", "usage"]
+FEATURES = ["follow", "label", "on_behalf_of", "own_voices", "streams", "text_in_pieces", "usage"]
 #: The one that the workers have, or not.
 SPEED = "speed"
 
@@ -46,7 +46,7 @@ class ClientRequests:
         self._dispatcher, self._admission = scheduler.dispatcher, scheduler.admission
         self._durable_jobs, self._completion = scheduler.durable_jobs, scheduler.completion
         self._retries, self._forecast = scheduler.retries, scheduler.forecast
-        self._text_pieces = scheduler.text_pieces
+        self._text_pieces, self._notifications = scheduler.text_pieces, scheduler.notifications
         self._problems = problems
         #: Why no job is accepted at all, or ``""``.
         self.closed = ""
@@ -69,7 +69,7 @@ class ClientRequests:
         client = refusals.acting_for(self._state, event.client, request)
         # A REQ client, or one that wants the last event only, can't take a stream: it gets the file whole.
         hears_all = request.events == "all" and not event.to.envelope
-        subscriber = Subscriber(event.to, request.id, hears_all)
+        subscriber = Subscriber(event.to, request.id, hears_all, audio=not request.follow)
         content = ""
         if request.key is not UNSET:
             content = content_digest(request, event.body)
@@ -83,6 +83,7 @@ class ClientRequests:
         own_voice = voice is not None and bool(voice.owner)
         refusals.check_more(request, event.to)
         durable = request.priority == "batch" and not request.more if request.durable is UNSET else request.durable
+        refusals.check_follow(request, durable=durable)
         if durable:
             self._durable_jobs.check()
         if self._retries.quarantine or durable:
@@ -94,7 +95,7 @@ class ClientRequests:
             audio_format = settings.audio.default_format
             refusals.check_rate_of_default(request, audio_format)
         sample_rate = None if request.sample_rate is UNSET else request.sample_rate
-        if sample_rate is None and (request.stream or audio_format in PCM_FORMATS):
+        if sample_rate is None and (request.stream or request.follow or audio_format in PCM_FORMATS):
             sample_rate = nearest_rate(audio_format, settings.audio.sample_rate)
         deadline_s = settings.queue.default_deadline_s if request.deadline_s is UNSET else request.deadline_s
         job = Job(
@@ -105,7 +106,7 @@ class ClientRequests:
             content=content,
             format=audio_format,
             sample_rate=sample_rate,
-            streams=request.stream and hears_all,
+            streams=(request.stream and hears_all) or request.follow,
             durable=durable,
             output_path=self._output_path(request),
             cloned=voice is not None,
@@ -341,6 +342,8 @@ class ClientRequests:
         if job is None:
             return
         subscriber = Subscriber(event.to, request.id, request.events == "all" and not event.to.envelope)
+        if isinstance(job, Job):
+            subscriber.audio = request.follow or not job.request.follow
         if isinstance(job, Ended):
             self._replay(request.job, subscriber, event.client.owner)
             return
@@ -350,6 +353,8 @@ class ClientRequests:
             self._context.refuse(event.to, request.id, error.code, error.message, retry_after_s=error.retry_after_s)
         else:
             self._job_table.subscribe(job, subscriber)
+            if request.follow and subscriber.all_events and job.streams:
+                self._notifications.replay(job, subscriber)
 
     def _replay(self, id: str, subscriber: Subscriber, owner: str) -> None:
         """The last event of a job that has ended, with its result as long as that is kept."""

@@ -72,6 +72,17 @@ def check_more(request: requests.Synthesize, to: ReplyTo) -> None:
         )
 
 
+def check_follow(request: requests.Synthesize, *, durable: bool) -> None:
+    """Refuse to keep the audio of a job while it is made where no later request could follow it."""
+    if not request.follow:
+        return
+    for key, wrong in (("stream", request.stream), ("output", request.output is not UNSET), ("more", request.more)):
+        if wrong:
+            raise RequestError(ErrorCode.BAD_REQUEST, f"follow: it excludes {key}; leave one of them out")
+    if not durable:
+        raise RequestError(ErrorCode.BAD_REQUEST, 'follow: it is for durable jobs; send "durable": true with it')
+
+
 def check_speakable(state: State, client: Client, request: requests.Synthesize) -> None:
     """Refuse options and voices that the engine does not know, and an output that another job writes."""
     if problem := engine_options.check(state.context.settings.engine.name, request.options):

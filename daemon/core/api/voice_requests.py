@@ -112,20 +112,30 @@ class VoiceRequests:
             message = f"name: you have a voice {name!r} already; send replace to put this one in its place"
             raise RequestError(ErrorCode.BAD_REQUEST, message)
         if not known and self._own.count(client.key) >= most:
-            message = f"you have {most} voices of your own, which is your limit ([limits] own_voices); remove one first"
-            raise RequestError(ErrorCode.FORBIDDEN, message)
+            raise RequestError(ErrorCode.FORBIDDEN, self._no_more(client.key, most))
         of_all = self._context.settings.limits.own_voices_mib
         if self._own.needs(client.key, name, len(recording)) > self._own.room(client.key, of_all << 20):
-            raise RequestError(
-                ErrorCode.FORBIDDEN,
-                f"there is no room for this recording in your share: all clients' own voices may take {of_all} MiB "
-                f"([limits] own_voices_mib), and yours take {self._own.shares.of(client.key) >> 10} KiB; send a "
-                "shorter one, or remove others",
-            )
+            raise RequestError(ErrorCode.FORBIDDEN, self._no_room(client.key, of_all))
         if not self._own.has_turn(client.key):
             raise _busy()
         self._admission.check_recording(client, len(recording))
         self._admission.take_token(client)
+
+    def _no_more(self, client: str, most: int) -> str:
+        """Why a client that has as many voices as it may have gets no other one, and what to do."""
+        words = f"you may have {most} voices of your own ([limits] own_voices)"
+        if names := self._own.in_words(client):
+            return f"{words} and have {names}; remove one of them, or replace one"
+        return f"{words}, and as many are being added"
+
+    def _no_room(self, client: str, of_all: int) -> str:
+        """Why there is no room for a recording of a client, and what to do."""
+        words = "there is no room for this recording: all clients' own voices may take "
+        words += f"{of_all} MiB ([limits] own_voices_mib)"
+        if names := self._own.in_words(client):
+            mib = self._own.shares.of(client) / (1 << 20)
+            return f"{words}, and yours take {mib:.1f} MiB; send a shorter one, or remove one of yours: {names}"
+        return f"{words}, and others take nearly all of it; send a shorter one, or ask an operator for more room"
 
     def _wait(self, effect: StoreVoice) -> None:
         self._own.wait(effect)

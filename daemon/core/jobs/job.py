@@ -30,6 +30,9 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 }
 
 
+#: Bytes of a job's audio that are kept while it is made, for requests that come later and follow it from its beginning.
+MAX_MADE_BYTES = 16 << 20
+
 #: Subscribers that one job may have: clients can ask for its events as often as they like, and each costs memory.
 MAX_SUBSCRIBERS = 64
 
@@ -46,6 +49,8 @@ class Subscriber(Struct):
     all_events: bool
     #: Whether it got the stream from its beginning.
     heard: bool = False
+    #: Whether it takes the audio while it is made, or whole with the last event.
+    audio: bool = True
 
     def wait_for(self, job: str) -> Wait:
         """The same as a request for the rest of a job's events."""
@@ -111,9 +116,20 @@ class Attempt(Struct):
     #: Whether the daemon has stood still during it: how long it takes is then unknown.
     stood_still: bool = False
     chunks: int = 0
+    #: The pieces of a stream that can be followed, as long as they are all here.
+    made: list[bytes | memoryview] = []
+    made_bytes: int = 0
     segment: int = 0
     segments: int = 0
     audio_s: float = 0.0
+
+    def keep(self, piece: bytes | memoryview) -> None:
+        """Keep a piece of the stream, unless that would be too much: then nothing is kept."""
+        self.made_bytes += len(piece)
+        if self.made_bytes <= MAX_MADE_BYTES:
+            self.made.append(piece)
+        else:
+            self.made.clear()
 
     def active_s(self, now: float) -> float:
         """For how many seconds the worker has worked on it."""
@@ -179,6 +195,11 @@ class Job(Struct, kw_only=True):
         if self.pieces is None or not self.live:
             return False
         return self.attempt.waits_for_text or (self.state == "waiting" and not self.pieces.ready)
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether a request gets its audio while it is made."""
+        return self.streams and any(subscriber.all_events and subscriber.audio for subscriber in self.subscribers)
 
     @property
     def label(self) -> str | None:

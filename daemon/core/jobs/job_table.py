@@ -108,6 +108,12 @@ class JobTable:
         job.subscribers.append(subscriber)
         self._of_connection.setdefault(subscriber.to.connection, {})[job.id] = None
 
+    def remove_subscriber(self, job: Job, subscriber: Subscriber) -> None:
+        """Send nothing more of a live job to one request."""
+        job.subscribers = [other for other in job.subscribers if other is not subscriber]
+        if all(other.to.connection != subscriber.to.connection for other in job.subscribers):
+            self._forget_subscription(job.id, subscriber.to.connection)
+
     def unsubscribe(self, job: Job, connection: int) -> list[Subscriber]:
         """Send nothing more of a live job to a connection; returns its requests for that job."""
         gone = [s for s in job.subscribers if s.to.connection == connection]

@@ -214,6 +214,7 @@ class Dispatcher:
             output_room=self._output_shares.room(job.client) if job.output_path else None,
             keep_free=self._context.settings.limits.disk_reserve_mib << 20,
             result=self._result_path(job),
+            whole=request.follow,
             more=job.pieces is not None,
         )
 

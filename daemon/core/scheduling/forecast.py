@@ -150,7 +150,7 @@ class Forecast:
         """Seconds until a begun job can be suspended for a waiting one of its class (preemption.py); None: never."""
         if begun.client.key == waiting.client.key:
             return None
-        heard = begun.streams and begun.request.priority != "batch"
+        heard = begun.is_heard and begun.request.priority != "batch"
         # A single segment has no boundary.
         if heard or not begun.attempt.begun or begun.attempt.segments == 1:
             return None

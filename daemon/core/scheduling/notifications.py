@@ -9,7 +9,7 @@ from msgspec import UNSET
 from glmtts.protocol import events
 
 from ..effects import Effect, JournalStart, Send
-from ..jobs.job import Job
+from ..jobs.job import Job, Subscriber
 from ..state import State
 from .forecast import Forecast
 
@@ -18,6 +18,11 @@ _OnTheWay: TypeAlias = events.Started | events.Progress | events.Audio | events.
 TOLD_POSITIONS = 256
 #: Seconds between two of them (docs/protocol.md).
 POSITIONS_EVERY_S = 1.0
+
+
+def audio_event(job: Job, seq: int) -> events.Audio:
+    """The event with one piece of a stream."""
+    return events.Audio(id="", job=job.id, seq=seq, format=job.format, sample_rate=job.sample_rate or 0, channels=1)
 
 
 class Notifications:
@@ -37,6 +42,15 @@ class Notifications:
     ) -> None:
         """Send an event to the requests that want all of them; ``heard``: and got the stream from its beginning."""
         self._context.effects.extend(_told(job, event, body, heard=heard))
+
+    def replay(self, job: Job, subscriber: Subscriber) -> None:
+        """Send one request the stream so far, if all of it is there: it then hears the rest too."""
+        made = job.attempt.made
+        if made and len(made) == job.attempt.chunks:
+            subscriber.heard = True
+            self._context.effects.extend(
+                Send(subscriber.to, audio_event(job, seq), piece, subscriber.id) for seq, piece in enumerate(made)
+            )
 
     def begun(self, job: Job, gpu: int | None) -> None:
         """A worker works on the job from now on, which the journal has to know of a durable one."""

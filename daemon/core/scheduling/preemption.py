@@ -43,7 +43,7 @@ class Preemption:
             if job is None or not self.goes_before(waiting, job):
                 continue
             # A stream with a listener is suspended only for a higher class.
-            if job.request.priority == waiting.request.priority and _is_heard(job):
+            if job.request.priority == waiting.request.priority and job.is_heard:
                 continue
             # The lowest class first, and in it the job that has the longest way to go.
             rank = (1 if job.request.priority == "batch" else 0, self._forecast.left_s(job))
@@ -115,7 +115,3 @@ class Preemption:
     def resumed(self, job: Job) -> None:
         """A job resumes: its client is charged for the remaining time."""
         self._queue.resume(job, self._forecast.left_s(job))
-
-
-def _is_heard(job: Job) -> bool:
-    return job.streams and any(subscriber.all_events for subscriber in job.subscribers)

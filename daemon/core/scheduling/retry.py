@@ -9,8 +9,10 @@ from typing import Any
 
 from msgspec import Struct
 
+from glmtts.protocol import events
 from glmtts.protocol.errors import ErrorCode
 
+from ..effects import Send
 from ..exit_causes import POLICIES, Cause
 from ..jobs.job import Attempt, Job
 from ..jobs.job_table import content_digest
@@ -193,7 +195,9 @@ class Retries:
         """Another attempt for a job whose worker died, or its end."""
         policy = POLICIES[death.cause]
         tried = job.attempts - job.excused
-        attempts_left = tried < self._context.settings.workers.restart.max_attempts and not job.attempt.chunks > 0
+        # Of a job that is followed the audio goes to requests that can fetch it again.
+        sent = job.attempt.chunks > 0 and not job.request.follow
+        attempts_left = tried < self._context.settings.workers.restart.max_attempts and not sent
         deaths = self.deaths_of(self.content(job)) if policy.blames_job else 0
         out_of_memory = death.cause is Cause.OUT_OF_MEMORY and not job.attempt.suspended
         if attempts_left and deaths:
@@ -202,17 +206,26 @@ class Retries:
         elif attempts_left and not (out_of_memory and job.needs_fresh):
             job.needs_fresh = job.needs_fresh or out_of_memory
             died = job.attempt.worker
+            self.leave_followers(job, f"the worker failed ({death.detail})")
             self._wait_again(job)
             self._context.log("info", "job waits for another attempt", job=job.id, worker=died, after=death.detail)
         else:
             notes = ""
-            if job.attempt.chunks > 0:
+            if sent:
                 notes = "; part of the audio had been sent, so the job was not retried"
             elif out_of_memory and job.needs_fresh:
                 notes = ", and so did the one before; a shorter text may fit"
             # The worker did not die of the job that it had suspended.
             code = ErrorCode.WORKER_CRASHED if job.attempt.suspended else policy.code
             self._completion.fail(job, code, f"the worker failed ({death.detail}){notes}")
+
+    def leave_followers(self, job: Job, why: str) -> None:
+        """End the requests that heard a part of the audio: what another attempt makes might not fit it."""
+        message = f"{why} after a part of the audio was sent; the job is tried again"
+        error = events.Error.of("", ErrorCode.WORKER_CRASHED, message, job=job.id)
+        for subscriber in [subscriber for subscriber in job.subscribers if subscriber.heard]:
+            self._context.effects.append(Send(subscriber.to, error, None, subscriber.id))
+            self._job_table.remove_subscriber(job, subscriber)
 
     def _wait_again(self, job: Job) -> None:
         """Put a job back at the front of the queue."""

@@ -19,7 +19,7 @@ from ..workers.worker import Worker, WorkerState
 from .completion import Completion
 from .dispatcher import Dispatcher
 from .durable import DurableJobs
-from .notifications import Notifications
+from .notifications import Notifications, audio_event
 from .retry import Retries
 
 
@@ -113,17 +113,11 @@ class WorkerMessages:
         job.attempt.audio_s = max(job.attempt.audio_s, message.audio_s)
         if message.seq == 0:
             for subscriber in job.subscribers:
-                subscriber.heard = subscriber.all_events
-        event = events.Audio(
-            id="",
-            job=job.id,
-            seq=message.seq,
-            format=job.format,
-            sample_rate=job.sample_rate or 0,
-            channels=1,
-        )
+                subscriber.heard = subscriber.all_events and subscriber.audio
+        if job.request.follow:
+            job.attempt.keep(body)
         # A later request for a durable job gets it whole when it is done, and no part of it now.
-        self._notifications.tell(job, event, body, heard=job.durable)
+        self._notifications.tell(job, audio_event(job, message.seq), body, heard=job.durable)
 
     def _give_back(self, worker: Worker, id: str, memory: wire.Memory | None, *, spoke: bool) -> None:
         """The worker is done with a job, and with that begins the next that lies ready in it."""
@@ -160,7 +154,8 @@ class WorkerMessages:
             self._estimator.learn(job, max(job.attempt.active_s(now), message.synthesis_s))
         if self._retries.quarantine:
             self._retries.quarantine.clear(self._retries.content(job))
-        if message.problem and not self._durable_jobs.not_kept(job, message.problem):
+        if message.problem and self._must_wait_for_disk(job, message.problem):
+            self._retries.leave_followers(job, "the result could not be written")
             self._retries.take_back(job)
             self._durable_jobs.wait_for_disk(job)
             return
@@ -201,6 +196,11 @@ class WorkerMessages:
         )
         if message.result is not None:
             self._durable_jobs.kept()
+
+    def _must_wait_for_disk(self, job: Job, problem: str) -> bool:
+        """Whether a result that could not be written is lost. Of a stream that can be followed it is: it was sent to no
+        request that wants it whole."""
+        return not self._durable_jobs.not_kept(job, problem) or (job.request.follow and job.streams)
 
     def on_failed(self, worker: Worker, message: wire.Failed) -> None:
         job = self._job_of(worker, message.job)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from itertools import islice
 
 from msgspec import Struct
 
@@ -11,6 +12,8 @@ from ..effects import StoreVoice
 from ..inputs import ReplyTo, StoredVoice
 from ..shares import Shares, owner_of, part_of_free
 
+#: Voices that an error names.
+_NAMED = 12
 #: The least that a voice counts, in bytes: small ones take memory, blocks and inodes.
 _LEAST_BYTES = 64 << 10
 #: Changes that may wait, of all clients, of an owner with all its customers, and of one client.
@@ -55,6 +58,10 @@ class OwnVoices:
     def of(self, client: str) -> list[StoredVoice]:
         """A client's own voices."""
         return list(self._of.get(client, {}).values())
+
+    def in_words(self, client: str) -> str:
+        """The names of a client's own voices, for an error that asks it to remove one."""
+        return in_words(self._of.get(client, {}))
 
     def count(self, client: str) -> int:
         """How many voices a client has, those that are being added included."""
@@ -171,3 +178,9 @@ class OwnVoices:
 def charge(size: int) -> int:
     """What a recording of ``size`` bytes counts."""
     return max(size, _LEAST_BYTES)
+
+
+def in_words(names: Collection[str]) -> str:
+    """The first of these names, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(islice(names, _NAMED))}{more}"

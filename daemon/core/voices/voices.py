@@ -12,10 +12,7 @@ from glmtts.protocol.requests import Synthesize
 from ..context import Context
 from ..inputs import StoredVoice
 from ..workers.pool import Pool
-from .own_voices import OwnVoices
-
-#: Voices that an error names.
-_NAMED = 12
+from .own_voices import OwnVoices, in_words
 
 
 class Voices:
@@ -61,11 +58,8 @@ class Voices:
 
     def in_words(self, client: str) -> str:
         """The voices that a client can name, for an error about one that is not there."""
-        known = self.all_of(client)
-        if not known:
-            return "none is registered yet (glmttsctl voice add)"
-        more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
-        return f"there are {', '.join(voice.name for voice in known[:_NAMED])}{more}"
+        names = [voice.name for voice in self.all_of(client)]
+        return f"there are {in_words(names)}" if names else "none is registered yet (glmttsctl voice add)"
 
 
 def _listed(voice: StoredVoice) -> Voice:
