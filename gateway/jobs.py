@@ -104,6 +104,8 @@ async def audio(request: Request) -> Response:
         if info.state in ("waiting", "running"):
             return await _followed(request, client.follow(info.job, on_behalf_of=customer.name))
     found = await bodies.unless_gone(request, _end_of(client, request.path_params["id"], customer.name))
+    if not found.audio:
+        raise HttpError(404, "this job was heard as a stream, of which no file is kept", code="job_not_found")
     etag = f'"{found.sha256}"'
     headers = {
         **speech.HEADERS,

@@ -26,7 +26,7 @@ _VOICE_FORM: dict[str, Any] = {
         "name": {"type": "string", "pattern": r"^[\w-]{1,64}$"},
         "audio_sample": {"type": "string", "format": "binary", "description": "WAV, FLAC, OGG or MP3, 1 to 30 s"},
         "ref_text": {"type": "string", "minLength": 1, "maxLength": 1_000, "description": "what is said in it"},
-        "consent": {"type": "string", "description": "true, or an id: the person who is heard agrees"},
+        "consent": {"type": "string", "minLength": 1, "description": "true, or an id: the person who is heard agrees"},
         "description": {"type": "string", "maxLength": 500},
         "language": {"type": "string", "maxLength": 32},
         "replace": {"type": "string", "description": "true: in place of an own voice of this name"},
@@ -96,7 +96,8 @@ def _body(name: str) -> dict[str, Any]:
 def _paths() -> dict[str, Any]:
     media_types = [media for _, media in FORMATS.values()]
     audio, recordings = _binary(media_types), _binary(MEDIA_TYPES.values())
-    events: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+    event = {"type": "object", "properties": {"event": {"type": "string"}, "data": {"type": "string"}}}
+    events: dict[str, Any] = {"text/event-stream": {"schema": event}}
     form = {"required": True, "content": {"multipart/form-data": {"schema": _VOICE_FORM}}}
     file = _operation(
         "Jobs",
@@ -203,7 +204,7 @@ def _paths() -> dict[str, Any]:
                 "Voices",
                 "Remove a voice of one's own",
                 _ok("it is removed", _json("DeletedVoice")),
-                {"400": "the id is wrong", "404": _NO_VOICE},
+                {"404": _NO_VOICE},
                 parameters=[_ID],
             )
         },
@@ -212,7 +213,7 @@ def _paths() -> dict[str, Any]:
                 "Voices",
                 "The recording of a voice",
                 _ok("the file", recordings),
-                {"400": "the id is wrong", "404": _NO_VOICE},
+                {"404": _NO_VOICE},
                 parameters=[_ID],
             )
         },
@@ -246,15 +247,33 @@ def _paths() -> dict[str, Any]:
     }
 
 
+def _allow_null(schema: dict[str, Any]) -> None:
+    """OpenAI's packages send null for what is not given."""
+    if "enum" in schema:
+        schema["enum"] = [*schema["enum"], None]
+    if "anyOf" in schema:
+        schema["anyOf"] = [*schema["anyOf"], {"type": "null"}]
+    elif "type" in schema:
+        schema["type"] = [schema["type"], "null"]
+
+
 @cache
 def document() -> dict[str, Any]:
     """The document, OpenAPI 3.1."""
     _, components = msgspec.json.schema_components([SpeechRequest, BatchRequest, Task, Login], ref_template=_REF)
+    components["SpeechRequest"]["properties"]["input"]["minLength"] = 1
+    components["Task"]["properties"]["input_text"]["minLength"] = 1
     for name in ("SpeechRequest", "BatchRequest"):
         components[name]["properties"]["response_format"]["enum"] = list(FORMATS)
     batch = components["BatchRequest"]["properties"]
     del batch["input"]
-    batch["items"]["items"] = answers.ref("SpeechRequest")
+    # One that is wrong fails alone.
+    batch["items"]["items"] = {"anyOf": [answers.ref("SpeechRequest"), {}]}
+    for name in ("SpeechRequest", "BatchRequest", "Task"):
+        schema = components[name]
+        for key, value in schema["properties"].items():
+            if key not in schema["required"]:
+                _allow_null(value)
     return {
         "openapi": "3.1.0",
         "info": {

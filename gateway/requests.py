@@ -87,6 +87,12 @@ class SpeechRequest(Struct, kw_only=True):
             raise HttpError(400, message, param="response_format")
         return FORMATS[self.response_format][1]
 
+    def check_speed(self) -> None:
+        """Raise HttpError for a speed out of range."""
+        if not MIN_SPEED <= self.speed <= MAX_SPEED:
+            message = f"speed: {self.speed:g} is out of range: from {MIN_SPEED:g} to {MAX_SPEED:g}"
+            raise HttpError(400, message, param="speed")
+
     def options_for(
         self,
         customer: Customer,
@@ -104,9 +110,7 @@ class SpeechRequest(Struct, kw_only=True):
             recording: decodes ``ref_audio``.
         """
         self.media_type()
-        if not MIN_SPEED <= self.speed <= MAX_SPEED:
-            message = f"speed: {self.speed:g} is out of range: from {MIN_SPEED:g} to {MAX_SPEED:g}"
-            raise HttpError(400, message, param="speed")
+        self.check_speed()
         priority = priority if self.priority is UNSET else self.priority
         if priority not in customer.priorities:
             message = f"priority: {priority} is not for this customer, which may use {', '.join(customer.priorities)}"

@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import signal
 import socket
+import struct
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -30,6 +31,8 @@ _HEADERS_S = 15.0
 _IDLE_S = 30
 #: Seconds in which a client that has an answer to read reads nothing of it: then it is gone. Its job is cancelled.
 _STALLED_S = 60.0
+#: SO_LINGER: on, for 0 s.
+_AT_ONCE = struct.pack("ii", 1, 0)
 #: Connections over all.
 _CONNECTIONS = 4_096
 #: Seconds that answers under way get at a stop, and that an open connection may still bring a request: a proxy that
@@ -141,6 +144,8 @@ class _Connection(H11Protocol):
     def _look(self, unsent: int) -> None:
         left = self.transport.get_write_buffer_size()
         if left >= unsent:
+            # Without this the system keeps what it was given to send, and the client hears nothing.
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
             self.transport.abort()
         else:
             self._stalled = self.loop.call_later(_STALLED_S, self._look, left)

@@ -10,7 +10,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from glmtts.client import AsyncClient, RequestFailed, VoiceNotFound
+from glmtts.client import AsyncClient, RequestFailed
 from glmtts.protocol.errors import ErrorCode
 
 from . import bodies, errors
@@ -116,7 +116,7 @@ async def delete(request: Request) -> Response:
     id = request.path_params["id"]
     try:
         await client.remove_voice(id, on_behalf_of=customer.name)
-    except VoiceNotFound as error:
+    except RequestFailed as error:
         raise _missing(error) from None
     return JSONResponse({"id": id, "object": "audio.voice.deleted", "deleted": True})
 
@@ -127,7 +127,7 @@ async def sample(request: Request) -> Response:
     client: AsyncClient = request.app.state.client
     try:
         found = await client.voice_sample(request.path_params["id"], on_behalf_of=customer.name)
-    except VoiceNotFound as error:
+    except RequestFailed as error:
         raise _missing(error) from None
     # Customers send these bytes: no browser is to take them for a page.
     headers = {
@@ -148,10 +148,12 @@ def _of_form(error: RequestFailed) -> HttpError:
     return found
 
 
-def _missing(error: VoiceNotFound) -> HttpError:
+def _missing(error: RequestFailed) -> HttpError:
     """404 where the voice is what the path names, and not a key of the body."""
     found = errors.of_daemon(error)
-    found.status, found.param = 404, None
+    if error.code in (ErrorCode.VOICE_NOT_FOUND, ErrorCode.BAD_REQUEST):
+        # A name that no voice can have is none as well.
+        found.status, found.code, found.param = 404, ErrorCode.VOICE_NOT_FOUND, None
     return found
 
 

@@ -20,7 +20,8 @@ from glmtts.client.speech import Chunk
 from glmtts.gateway import server as servers
 from glmtts.gateway import speech_stream
 from glmtts.gateway.app import build
-from glmtts.gateway.settings import Listen, Settings
+from glmtts.gateway.errors import HttpError
+from glmtts.gateway.settings import Settings
 
 from ..support.gateways import keys_for
 
@@ -119,7 +120,7 @@ def serve(test: Callable[[Served], Awaitable[None]], **settings: Any) -> None:
             listening.bind(("127.0.0.1", 0))
             chosen = Settings(**settings)
             app = build(chosen)
-            server = servers.server(app, chosen, Listen("127.0.0.1", 0), lambda: None)
+            server = servers.server(app, chosen, lambda: None)
             running = asyncio.ensure_future(server.serve([listening]))
             while not server.started:
                 await asyncio.sleep(0.01)
@@ -278,7 +279,7 @@ def test_more_text_than_may_wait_ends_the_utterance() -> None:
             utterance.add("word " * 1_000)
         assert len(utterance._unsent) <= speech_stream._UNSENT
         assert await utterance.has_words()
-        with pytest.raises(speech_stream.HttpError, match="wait to be spoken"):
+        with pytest.raises(HttpError, match="wait to be spoken"):
             await anext(utterance.pieces())
         # Marks without a word are not kept either.
         waiting = asyncio.ensure_future((dots := speech_stream._Utterance(0, utterance.config)).has_words())

@@ -127,7 +127,7 @@ def test_what_comes_too_slowly_and_what_is_not_read(daemon: Daemon, tmp_path: Pa
                 ends[name] = time.monotonic() - began, 0, ""
 
         body = json.dumps({"input": "x", "response_format": "pcm", "options": FAST}).encode()
-        events = json.dumps({"input": "x", "stream_format": "sse", "options": FAST}).encode()
+        events = json.dumps({"input": "x", "response_format": "pcm", "stream_format": "sse", "options": FAST}).encode()
         things = [
             (drip, "header", HEADERS, b"a"),
             (drip, "body", HEADERS + b"Content-Length: 1000\r\n\r\n", b" "),
@@ -148,8 +148,13 @@ def test_what_comes_too_slowly_and_what_is_not_read(daemon: Daemon, tmp_path: Pa
             if name in ("header", "body", "chunks"):
                 assert (status, code) == (408, "timeout"), ends
         assert len(ends) == len(things)
-        jobs = gateway.ask("GET", "/v1/audio/jobs")[1]["data"]
-        daemon.until(lambda: [job["status"] for job in jobs].count("cancelled") == 2, "both jobs are cancelled")
+        # The daemon may have given them up before: its buffer for what the gateway leaves unread is bounded too.
+        daemon.until(lambda: {*states(gateway)} <= {"cancelled", "failed", "done"}, "no job is spoken any more")
+        assert sorted(states(gateway)).count("done") == 2
+
+
+def states(gateway: Gateway) -> list[str]:
+    return [job["status"] for job in gateway.ask("GET", "/v1/audio/jobs")[1]["data"]]
 
 
 def test_an_answer_that_is_read_slowly_comes_whole(daemon: Daemon, tmp_path: Path) -> None:

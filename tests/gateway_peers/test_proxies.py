@@ -17,6 +17,7 @@ from websockets.sync.client import connect
 
 from ..process.conftest import Daemon, Start
 from ..support.gateways import Gateway
+from ..support.raw_http import connected, say
 from .proxies import PROXIES, Proxy
 
 #: Speech that takes as long as it lasts, in segments of half a second: some kB each in opus.
@@ -89,6 +90,60 @@ def test_a_visitor_s_address_is_its_own_and_can_t_be_invented(proxied: Set, daem
 def test_an_error_of_the_gateway_comes_through_as_it_is(proxied: Set) -> None:
     status, body, headers = ask(proxied.proxy, {"input": "x", "options": {"fault": "raise"}})
     assert (status, headers["x-should-retry"], json.loads(body)["error"]["code"]) == (500, "false", "synthesis_failed")
+
+
+HIDDEN = b"GET /v1/audio/usage HTTP/1.1\r\nHost: localhost\r\nX-A: "
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        b"Content-Length: %(length)d\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+        b"Content-Length: 0\r\nContent-Length: %(length)d\r\n\r\n",
+        b"Content-Length: 0, %(length)d\r\n\r\n",
+        b"Content-Length: +0\r\n\r\n",
+        b"Content-Length : %(length)d\r\n\r\n",
+        b"Content-Length:\x0b%(length)d\r\n\r\n",
+        b"Content-Length: %(length)d\r\nTransfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+        b"Content-Length: %(length)d\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+        b"Content-Length: %(length)d\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+        b"Content-Length: %(length)d\r\nX: y\r\n Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"Content-Length: %(length)d\r\nX: y\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n0;\n\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n-0\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n0x0\r\n\r\n",
+    ],
+)
+def test_no_request_is_hidden_in_another(proxied: Set, lengths: bytes) -> None:
+    """The proxy and the gateway see the same requests: what one of them takes for a body is no request to the other."""
+    proxy, first, second = proxied
+    before = usages(first) + usages(second)
+    head = b"POST /livez HTTP/1.1\r\nHost: localhost\r\n" + lengths % {b"length": len(HIDDEN) + 5}
+    with connected(proxy.port, patience_s=3) as connection:
+        # A first request makes the connection to the gateway one that is kept.
+        connection.send(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.answer().status == 200
+        connection.send(head + HIDDEN)
+        answer = connection.answer()
+        assert answer.status in (0, 400, 405, 411, 501), answer
+    # The next visitor's request would be the end of the hidden one.
+    for _ in range(3):
+        assert say(proxy.port, b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").body == b"ok\n"
+    assert usages(first) + usages(second) == before
+
+
+def usages(gateway: Gateway) -> int:
+    """How often /v1/audio/usage was asked for."""
+    lines = gateway.ask("GET", "/metrics")[1].decode().splitlines()
+    route = 'glmtts_gateway_requests_total{route="/v1/audio/usage"'
+    return sum(int(float(line.rpartition(" ")[2])) for line in lines if line.startswith(route))
+
+
+def test_metrics_are_not_for_visitors(proxied: Set) -> None:
+    answer = say(proxied.proxy.port, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    assert answer.status in (401, 403, 404), answer
 
 
 def test_streams_end_well_when_the_proxy_reloads_and_the_gateway_restarts(proxied: Set, daemon: Daemon) -> None:
