@@ -66,7 +66,12 @@ class Target:
             return "not measured"
         if (self.value >= self.bound) if self.at_least else (self.value <= self.bound):
             return "met"
-        return f"MISSED by {100 * abs(self.value - self.bound) / self.bound:.0f} %"
+        missed = abs(self.value - self.bound)
+        return (
+            f"MISSED by {100 * missed / self.bound:.0f} %"
+            if self.bound
+            else f"MISSED by {missed:g} {self.unit}".rstrip()
+        )
 
 
 def targets(results: Mapping[str, Any]) -> list[Target]:
