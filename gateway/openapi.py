@@ -17,6 +17,7 @@ from .session import Login
 from .task_api import Task
 from .voices import MEDIA_TYPES
 
+_NO_CONTROL_CHARACTER = r"^[^\u0000-\u001f\u007f-\u009f]*$"
 _REF = "#/components/schemas/{name}"
 #: What ``POST /v1/audio/voices`` takes.
 _VOICE_FORM: dict[str, Any] = {
@@ -271,6 +272,7 @@ def document() -> dict[str, Any]:
     components["Task"]["properties"]["input_text"]["minLength"] = 1
     for name in ("SpeechRequest", "BatchRequest"):
         components[name]["properties"]["response_format"]["enum"] = list(FORMATS)
+        components[name]["properties"]["label"]["pattern"] = _NO_CONTROL_CHARACTER
     batch = components["BatchRequest"]["properties"]
     del batch["input"]
     # One that is wrong fails alone.

@@ -32,6 +32,8 @@ _HEADERS_S = 15.0
 _IDLE_S = 30
 #: Seconds in which a client that has an answer to read reads nothing of it: then it is gone. Its job is cancelled.
 _STALLED_S = 60.0
+#: Fragments of a message of a WebSocket: one of 32 MiB in fragments of a byte would take 1.3 GiB.
+_FRAGMENTS = 1_024
 #: SO_LINGER: on, for 0 s.
 _AT_ONCE = struct.pack("ii", 1, 0)
 #: Connections over all.
@@ -213,6 +215,9 @@ class _WebSocket(_Stalls, WebSocketsSansIOProtocol):
         if self.handshake_complete and not self._hold(len(data)):
             return
         super().data_received(data)
+        if len(self.frames) > _FRAGMENTS and not self.transport.is_closing():
+            self.conn.fail(1008, f"a message has over {_FRAGMENTS} fragments")
+            self.handle_parser_exception()
         if not self.handshake_initiated and self.conn.handshake_exc is not None:
             # A handshake with headers that are too long, or too many; uvicorn would leave it without an answer.
             self.close_sent = True

@@ -113,8 +113,8 @@ def test_a_broken_core_is_noticed(core: BrokenCore, monkeypatch: pytest.MonkeyPa
 
 
 def lives_for(core: BrokenCore) -> Iterator[World]:
-    """Lives in which it can show, from the first seed on."""
-    worlds = (World(seed, core.jobs, core.without, floods=core.floods) for seed in itertools.count())
+    """Lives in which it can show, from its first seed on."""
+    worlds = (World(seed, core.jobs, core.without, floods=core.floods) for seed in itertools.count(core.first))
     return (world for world in worlds if core.shows_in(world.scene))
 
 
@@ -124,8 +124,8 @@ def test_every_invariant_of_the_design_is_broken_by_some_core() -> None:
 
 def test_a_failure_is_reduced_to_the_few_requests_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     deadlines_forgotten(monkeypatch)
-    life = next(life for seed in range(9) if shrunk(life := Life(seed, 300)) != life)
-    smallest = shrunk(life)
+    lives = (Life(seed, 300) for seed in range(9))
+    smallest = next(small for life in lives if (small := shrunk(life)) != life)
     assert smallest.jobs < 100 and len(smallest.without) > 5 and "deadlines" not in smallest.without
     with pytest.raises(Broken, match="deadline"):
         smallest.run()
