@@ -64,14 +64,19 @@ async function sentenceOf(voice) {
   return (await ask("POST", "v1/audio/speech", { json })).blob();
 }
 
+/** Those that have these letters in their name, language or description. */
+export function matching(list, letters) {
+  const words = letters.trim().toLowerCase();
+  return list.filter((voice) => `${voice.name} ${voice.language} ${voice.description}`.toLowerCase().includes(words));
+}
+
 export function VoicePicker({ value, onChange }) {
   const [open, setOpen] = useState(false);
   const [wanted, setWanted] = useState("");
   const list = voices.value ?? [];
   const name = once.value ? t("using_once") : nameOf(value);
   const current = list.find((voice) => voice.id === nameOf(value));
-  const words = wanted.trim().toLowerCase();
-  const found = list.filter((voice) => `${voice.name} ${voice.language} ${voice.description}`.toLowerCase().includes(words));
+  const found = matching(list, wanted);
   const choose = (id) => {
     once.value = null;
     onChange(id);
@@ -90,7 +95,11 @@ export function VoicePicker({ value, onChange }) {
       <div class="search"><${Icon} name="search" />
         <input type="search" aria-label=${t("search_voices")} placeholder=${t("search_voices")} value=${wanted} autofocus
           onInput=${(event) => setWanted(event.target.value)}
-          onKeyDown=${(event) => event.key === "Enter" && found[0] && choose(found[0].id)} />
+          onKeyDown=${(event) => {
+            // What is in the field now, which may not be shown yet.
+            const [first] = matching(list, event.target.value);
+            if (event.key === "Enter" && first) choose(first.id);
+          }} />
         <${IconButton} icon="close" label=${t("close")} onClick=${() => setOpen(false)} /></div>
       <ul class="voice-list">
         ${once.value && html`<li class="voice-row chosen"><button type="button" class="voice-choose" onClick=${() => setOpen(false)}>

@@ -7,7 +7,7 @@ import { MOST_S, Recorder, decoded, toBase64, whyNoMicrophone } from "./recorder
 import { change, settings } from "./speak.js";
 import { clock, span, t } from "./texts.js";
 import { Dialog, Field, Icon, html, wordsFor } from "./ui.js";
-import { Face, PreviewButton, nameOf, once, readVoices, voices } from "./voicepicker.js";
+import { Face, PreviewButton, matching, nameOf, once, readVoices, voices } from "./voicepicker.js";
 
 const LEAST_NAMED = 12;
 
@@ -24,9 +24,7 @@ function edit(values) {
 export function Voices() {
   const list = voices.value ?? [];
   const own = list.filter((voice) => voice.owner === "own");
-  const words = wanted.value.trim().toLowerCase();
-  const shared = list.filter((voice) => voice.owner !== "own"
-    && `${voice.name} ${voice.language} ${voice.description}`.toLowerCase().includes(words));
+  const shared = matching(list, wanted.value).filter((voice) => voice.owner !== "own");
   const clones = session.value?.daemon?.clones_voices;
   return html`<section class="view" aria-labelledby="voices-title">
     <header class="view-head"><h1 id="voices-title">${t("voices")}</h1></header>
