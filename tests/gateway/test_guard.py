@@ -50,7 +50,11 @@ def ask(
         "client": (peer, 1) if peer else None,
         "server": (at, 80) if at else ("/run/http.sock", None),
     }
-    asyncio.run(app(scope, receive, send))
+
+    async def run() -> None:
+        await app(scope, receive, send)
+
+    asyncio.run(run())
     if sent[0]["type"] == "websocket.close":
         return int(sent[0]["code"]), {}, b""
     answer = {name.decode(): value.decode() for name, value in sent[0]["headers"]}

@@ -40,7 +40,7 @@ def program() -> Path:
         stamp = folder / ".has-litellm-1"
         if not stamp.exists():
             venv.create(folder, with_pip=True)
-            pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+            pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
             done = subprocess.run(
                 [*pip, "litellm[proxy]>=1,<2"], capture_output=True, text=True, timeout=_INSTALL_S, check=False
             )
@@ -81,7 +81,17 @@ def proxy(
         port = probe.getsockname()[1]
     quiet = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "DISABLE_ADMIN_UI": "True", "NO_DOCS": "True"}
     log = folder / "log"
-    command = [program, "--config", config, "--host", "127.0.0.1", "--port", str(port), "--telemetry", "False"]
+    command = [
+        str(program),
+        "--config",
+        str(config),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--telemetry",
+        "False",
+    ]
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, env=os.environ | quiet)
     try:
