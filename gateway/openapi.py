@@ -62,7 +62,7 @@ _RANGE = {"name": "Range", "in": "header", "schema": {"type": "string"}, "descri
 _FOLLOW = {
     "name": "follow",
     "in": "query",
-    "schema": {"enum": ["0", "1"]},
+    "schema": {"enum": ["0", "1", "false", "true", "no", "yes"]},
     "description": "1: send the file while it is made, from its beginning",
 }
 _LIMIT = {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1_000}}

@@ -51,10 +51,10 @@ def ask(
         "server": (at, 80) if at else ("/run/http.sock", None),
     }
 
-    async def answered() -> None:
+    async def run() -> None:
         await app(scope, receive, send)
 
-    asyncio.run(answered())
+    asyncio.run(run())
     if sent[0]["type"] == "websocket.close":
         return int(sent[0]["code"]), {}, b""
     answer = {name.decode(): value.decode() for name, value in sent[0]["headers"]}

@@ -33,12 +33,12 @@ def _spoken(body: Any) -> Any:
 
 
 @schemathesis.hook
-def before_call(_: schemathesis.HookContext, case: Any, __: dict[str, Any]) -> None:
+def before_call(_: schemathesis.HookContext, case: schemathesis.Case[Any], __: dict[str, Any]) -> None:
     """Change a request that is to succeed."""
     if case.meta is None:
         return
-    parts = [case.meta.generation, *case.meta.components.values()]
-    if not all(part.mode.is_positive for part in parts):
+    modes = [case.meta.generation.mode, *(part.mode for part in case.meta.components.values())]
+    if not all(mode.is_positive for mode in modes):
         return
     if case.headers and "Range" in case.headers:
         case.headers["Range"] = "bytes=0-"

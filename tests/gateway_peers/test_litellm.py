@@ -81,10 +81,10 @@ def proxy(
         port = probe.getsockname()[1]
     quiet = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "DISABLE_ADMIN_UI": "True", "NO_DOCS": "True"}
     log = folder / "log"
-    command: list[str | Path] = [
-        program,
+    command = [
+        str(program),
         "--config",
-        config,
+        str(config),
         "--host",
         "127.0.0.1",
         "--port",
