@@ -66,7 +66,12 @@ class Target:
             return "not measured"
         if (self.value >= self.bound) if self.at_least else (self.value <= self.bound):
             return "met"
-        return f"MISSED by {100 * abs(self.value - self.bound) / self.bound:.0f} %"
+        missed = abs(self.value - self.bound)
+        return (
+            f"MISSED by {100 * missed / self.bound:.0f} %"
+            if self.bound
+            else f"MISSED by {missed:g} {self.unit}".rstrip()
+        )
 
 
 def targets(results: Mapping[str, Any]) -> list[Target]:
@@ -237,7 +242,9 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     found = {key: figures for key, figures in results["subjects"].items() if "trips_us" in figures}
-    colours = dict(zip(LABELS, ("#7f7f7f", "#bcbd22", "#1f77b4", "#2ca02c", "#d62728"), strict=True))
+    colours = dict(
+        zip(LABELS, ("#7f7f7f", "#bcbd22", "#1f77b4", "#2ca02c", "#9467bd", "#8c564b", "#d62728"), strict=True)
+    )
     figure, (curves, rates, cost) = pyplot.subplots(1, 3, figsize=(16, 4.6), width_ratios=(1.5, 1, 1))
     for key, figures in found.items():
         trips = sorted(figures["trips_us"])

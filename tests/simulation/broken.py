@@ -28,6 +28,9 @@ class BrokenCore:
     without: tuple[str, ...] = ()
     #: Whether a client floods the tables that all share.
     floods: bool = False
+    #: The seed of the first life. It shows in few lives, and at the time of writing in this one: to begin there saves
+    #: seconds, and when lives change, the search goes on from there.
+    first: int = 0
 
     def __str__(self) -> str:
         return f"{self.rule:d}-{self.break_it.__name__}"
@@ -90,7 +93,7 @@ BROKEN = [
     BrokenCore(Rule.ONE_END, jobs.jobs_of_the_dead_forgotten),
     BrokenCore(Rule.ONE_END, jobs.never_restarted),
     BrokenCore(Rule.ONE_END, jobs.hangs_go_unnoticed),
-    BrokenCore(Rule.ONE_END, jobs.a_beat_that_stands_still_counts),
+    BrokenCore(Rule.ONE_END, jobs.a_beat_that_stands_still_counts, first=9),
     BrokenCore(Rule.ONE_END, jobs.deadlines_forgotten),
     BrokenCore(Rule.ONE_END, jobs.put_aside_and_forgotten),
     BrokenCore(Rule.ONE_END, jobs.effects_lost_with_an_error, shows_in=_with_bugs),
@@ -113,12 +116,16 @@ BROKEN = [
     BrokenCore(Rule.OUTPUT_ONCE, jobs.output_of_another_attempt),
     BrokenCore(Rule.OUTPUT_ONCE, clocks.results_are_dated_by_the_clock_of_the_start, shows_in=_with_clocks),
     BrokenCore(Rule.ONE_END, clocks.deadlines_stand_still_with_the_daemon, shows_in=_with_clocks),
-    BrokenCore(Rule.ONE_END, clocks.deadlines_follow_the_wall_clock, jobs=600, shows_in=_with_clocks_and_ends),
+    BrokenCore(
+        Rule.ONE_END, clocks.deadlines_follow_the_wall_clock, jobs=600, shows_in=_with_clocks_and_ends, first=10
+    ),
     BrokenCore(Rule.QUARANTINE, clocks.standstills_count_for_workers, shows_in=_with_clocks),
     BrokenCore(Rule.OWN_AUDIO, jobs.audio_of_another),
     BrokenCore(Rule.OWN_AUDIO, jobs.voices_of_anybody),
     BrokenCore(Rule.BOUNDED, jobs.voices_without_an_end),
-    BrokenCore(Rule.ONE_END, jobs.a_change_of_voices_cut_short_holds_up_the_next, shows_in=_with_bugs),
+    BrokenCore(Rule.BOUNDED, jobs.voices_of_one_take_all_the_room),
+    BrokenCore(Rule.BOUNDED, jobs.voices_of_one_customer_take_all_of_its_gateway),
+    BrokenCore(Rule.ONE_END, jobs.a_change_of_voices_cut_short_holds_up_the_next, shows_in=_with_bugs, first=30),
     BrokenCore(Rule.OWN_AUDIO, jobs.stream_to_whoever_waits),
     BrokenCore(Rule.OWN_AUDIO, jobs.results_for_everybody, shows_in=_with_ends),
     BrokenCore(Rule.ROOM, workers.two_processes_in_one_place),
@@ -128,11 +135,11 @@ BROKEN = [
     BrokenCore(Rule.ROOM, workers.more_workers_than_may_be, shows_in=lambda scene: scene.gapless),
     BrokenCore(Rule.QUARANTINE, queue.no_quarantine),
     BrokenCore(Rule.QUARANTINE, queue.the_healthy_quarantined),
-    BrokenCore(Rule.QUARANTINE, queue.those_aside_are_blamed, jobs=1_000, shows_in=_puts_aside),
+    BrokenCore(Rule.QUARANTINE, queue.those_aside_are_blamed, jobs=1_000, shows_in=_puts_aside, first=21),
     BrokenCore(Rule.FAIR, queue.batch_starves, jobs=1_000, shows_in=_crowded, without=_CALM),
     BrokenCore(Rule.FAIR, queue.weights_ignored, shows_in=_unlike, without=_CALM),
     BrokenCore(Rule.FAIR, queue.a_book_is_served_first),
-    BrokenCore(Rule.FAIR, queue.jobs_counted_for_time, jobs=1_000, without=_CALM),
+    BrokenCore(Rule.FAIR, queue.jobs_counted_for_time, jobs=1_000, without=_CALM, first=14),
     BrokenCore(Rule.FAIR, queue.never_put_aside, shows_in=_puts_aside),
     BrokenCore(Rule.FAIR, queue.deadlines_ignored_in_the_order),
     BrokenCore(Rule.ONE_END, queue.given_up_though_there_is_time),
@@ -150,7 +157,9 @@ BROKEN = [
     BrokenCore(Rule.NO_SPIN, workers.samples_ask_for_samples, shows_in=_many_gpus),
     BrokenCore(Rule.ORDER, queue.work_not_counted_back),
     BrokenCore(Rule.NO_IDLENESS, queue.idle_while_jobs_wait),
-    BrokenCore(Rule.LEAK_SEEN, workers.leaks_not_seen, jobs=1_500, shows_in=lambda scene: scene.leak_must_be_seen),
+    BrokenCore(
+        Rule.LEAK_SEEN, workers.leaks_not_seen, jobs=1_500, shows_in=lambda scene: scene.leak_must_be_seen, first=105
+    ),
     BrokenCore(Rule.SHARES, queue.the_oldest_row_goes, jobs=150, floods=True),
     BrokenCore(Rule.SHARES, queue.customers_are_owners, jobs=150, floods=True),
     BrokenCore(Rule.NO_GAP, workers.recycled_without_a_spare, shows_in=lambda scene: scene.gapless),

@@ -52,8 +52,8 @@ def test_the_accidents_do_happen() -> None:
     causes: set[str] = set()
     problems: set[str] = set()
     kills = stops = aside = bugs = gone = 0
-    sets = freezes = frozen = taken = refused = 0
-    for seed in range(26):
+    sets = freezes = frozen = taken = refused = kept = too_many = 0
+    for seed in range(30):
         world = World(seed, 300)
         world.run()
         codes |= set(world.clients.codes)
@@ -63,10 +63,11 @@ def test_the_accidents_do_happen() -> None:
         gone += world.folders.gone
         bugs += min(world.bugs.met, world.bugs.effects_met)
         taken, refused = taken + world.pieces.taken, refused + world.pieces.refused
+        kept, too_many = kept + world.voices.kept, too_many + world.voices.refused
         clocks = world.clocks
         sets, freezes, frozen = sets + clocks.sets, freezes + clocks.freezes, frozen + clocks.workers_frozen
     assert bugs > 15 and gone > 5 and sets > 5 and freezes > 10 and frozen
-    assert taken > 500 and refused > 20
+    assert taken > 500 and refused > 20 and kept > 100 and too_many > 100
     assert kills > 5 and stops and aside > 50 and problems
     assert codes >= {
         "done", "queue_full", "unavailable", "cancelled", "worker_crashed", "hung", "out_of_memory", "quarantined",
@@ -112,8 +113,8 @@ def test_a_broken_core_is_noticed(core: BrokenCore, monkeypatch: pytest.MonkeyPa
 
 
 def lives_for(core: BrokenCore) -> Iterator[World]:
-    """Lives in which it can show, from the first seed on."""
-    worlds = (World(seed, core.jobs, core.without, floods=core.floods) for seed in itertools.count())
+    """Lives in which it can show, from its first seed on."""
+    worlds = (World(seed, core.jobs, core.without, floods=core.floods) for seed in itertools.count(core.first))
     return (world for world in worlds if core.shows_in(world.scene))
 
 
@@ -123,8 +124,8 @@ def test_every_invariant_of_the_design_is_broken_by_some_core() -> None:
 
 def test_a_failure_is_reduced_to_the_few_requests_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     deadlines_forgotten(monkeypatch)
-    life = next(life for seed in range(9) if shrunk(life := Life(seed, 300)) != life)
-    smallest = shrunk(life)
+    lives = (Life(seed, 300) for seed in range(9))
+    smallest = next(small for life in lives if (small := shrunk(life)) != life)
     assert smallest.jobs < 100 and len(smallest.without) > 5 and "deadlines" not in smallest.without
     with pytest.raises(Broken, match="deadline"):
         smallest.run()
