@@ -230,6 +230,7 @@ class JobExchange(Exchange):
                 return
             if body:
                 # A durable job of which no part is sent while it is made: the file is its one chunk.
+                self.unread_bytes += len(body)
                 self.chunks.append(
                     Chunk(seq=0, samples=body, format=event.format, sample_rate=event.sample_rate, channels=1)
                 )

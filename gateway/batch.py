@@ -65,8 +65,7 @@ async def batch(request: Request) -> Response:
     asked, ignored = bodies.checked(values, BatchRequest)
     if "input" in values:
         raise HttpError(400, "input: the texts of a batch are in its items", param="input")
-    asked.media_type()
-    asked.check_speed()
+    asked.check()
     if not 1 <= len(request.headers.get("idempotency-key", "x")) <= _MAX_KEY:
         raise HttpError(400, f"Idempotency-Key: 1 to {_MAX_KEY} characters", param="Idempotency-Key")
     client: AsyncClient = state.client

@@ -6,6 +6,7 @@ import hashlib
 import ipaddress
 import logging
 from pathlib import Path
+from stat import S_IWOTH
 from urllib.parse import urlsplit
 
 from msgspec import Struct
@@ -189,6 +190,8 @@ class Customers:
 
     def _read(self, file: Path) -> None:
         stat = file.stat()
+        if stat.st_mode & S_IWOTH:
+            _log.warning("%s can be written by every user of this machine, who can so make keys: chmod o-w", file)
         self._keys = api_keys.parse(file.read_text(encoding="utf-8"))
         self._read_at = (stat.st_mtime_ns, stat.st_ino)
 

@@ -35,6 +35,15 @@ _MODULES = ("uvicorn", "starlette", "python_multipart", "prometheus_client")
 _TIMEOUT_S = 5.0
 
 
+def mistakes(path: Path | None) -> list[Check]:
+    """The mistakes in ``[gateway]``."""
+    try:
+        settings.read(path)
+    except SettingsError as error:
+        return [_check("configuration", line.removeprefix(f"{path}: "), "warning") for line in str(error).splitlines()]
+    return []
+
+
 def _check(name: str, seen: str, state: str = "ok", means: str = "", mend: str = "") -> Check:
     return {"name": f"gateway's {name}", "state": state, "seen": seen, "means": means, "mend": mend}
 
@@ -238,8 +247,10 @@ def main() -> int:
     """Print the checks."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--config")
+    parser.add_argument("--settings", action="store_true", help="only the mistakes in [gateway]")
     options = parser.parse_args()
-    print(json.dumps(examine(settings.find(options.config))))
+    path = settings.find(options.config)
+    print(json.dumps(mistakes(path) if options.settings else examine(path)))
     return 0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import time
 
 from starlette.responses import JSONResponse
 
@@ -42,6 +43,9 @@ _AWAY_S = 5.0
 NOT_ADMITTED = "the speech daemon does not take this gateway's requests; the gateway's log says why"
 
 _log = logging.getLogger("glmtts.gateway")
+#: What was logged of the daemon, and when: each request would repeat it.
+_said: dict[str, float] = {}
+_SAID_S, _SAID_MOST = 60.0, 100
 
 
 class HttpError(Exception):
@@ -104,7 +108,7 @@ def of_daemon(error: GlmttsError) -> HttpError:
     if isinstance(error, RequestFailed):
         if error.code == ErrorCode.FORBIDDEN and error.message.startswith("on_behalf_of"):
             # The operator's mistake, and not the customer's.
-            _log.error("the daemon refuses this gateway: %s: add it there, then 'glmttsctl reload'", error.message)
+            _say(logging.ERROR, f"the daemon refuses this gateway: {error.message}: add it, then 'glmttsctl reload'")
             return HttpError(503, NOT_ADMITTED, code="unavailable", retryable=True, retry_after_s=_AWAY_S)
         found = _FIELD.match(error.message)
         param = _PARAMS.get(found[1], found[1]) if found and error.code in _NAMES_A_KEY else None
@@ -118,12 +122,13 @@ def of_daemon(error: GlmttsError) -> HttpError:
             retry_after_s=error.retry_after_s,
         )
     if isinstance(error, DaemonNotRunning | ConnectionLost):
+        _say(logging.WARNING, str(error))
         message = "the speech daemon is away; it may come back in a moment"
         return HttpError(503, message, code="unavailable", retryable=True, retry_after_s=_AWAY_S)
     if isinstance(error, Timeout):
         return HttpError(504, str(error), code="timeout", retryable=True)
     # Wrong keys, a socket that is not trusted: the operator's, with names that are not for customers.
-    _log.error("the daemon can't be used: %s", error)
+    _say(logging.ERROR, f"the daemon can't be used: {error}")
     message = "the speech daemon can't be used; the gateway's log says why"
     return HttpError(503, message, code="unavailable", retryable=True, retry_after_s=_AWAY_S)
 
@@ -135,3 +140,13 @@ _NAMES_A_KEY = {
     ErrorCode.TOO_LARGE,
     ErrorCode.FORBIDDEN,
 }
+
+
+def _say(level: int, words: str) -> None:
+    """Log for the operator, once a minute."""
+    now = time.monotonic()
+    if now - _said.get(words, -math.inf) >= _SAID_S:
+        if len(_said) >= _SAID_MOST:
+            _said.clear()
+        _said[words] = now
+        _log.log(level, "%s", words)

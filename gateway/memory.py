@@ -59,6 +59,10 @@ class Share:
         self._address = ""
         self._bytes = self._counted = 0
 
+    def another(self) -> Share:
+        """A share beside this one, of the same request."""
+        return self._memory.share(self._scope)
+
     def take(self, count: int) -> None:
         """Hold more bytes. Raises HttpError where there is no memory for them."""
         self._bytes += count

@@ -13,6 +13,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .errors import HttpError
+
 _log = logging.getLogger("glmtts.gateway.access")
 
 
@@ -157,8 +159,9 @@ def _path(scope: Scope) -> str:
 async def metrics(request: Request) -> Response:
     """The metrics, for a scraper on this machine or one with a key. What a proxy passes on is not of this machine."""
     peer = request.client.host if request.client else ""
-    if peer not in ("", "127.0.0.1", "::1") or any(header in request.headers for header in _PASSED_ON):
-        request.app.state.customers.of(request)
+    is_near = peer in ("", "127.0.0.1", "::1") and not any(header in request.headers for header in _PASSED_ON)
+    if not is_near and not request.app.state.customers.of(request).has_key:
+        raise HttpError(403, "the metrics are for this machine, or with a key", code="forbidden")
     return PlainTextResponse(
         generate_latest(request.app.state.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8"
     )

@@ -17,6 +17,7 @@ from .session import Login
 from .task_api import Task
 from .voices import MEDIA_TYPES
 
+_NO_CONTROL_CHARACTER = r"^[^\u0000-\u001f\u007f-\u009f]*$"
 _REF = "#/components/schemas/{name}"
 #: What ``POST /v1/audio/voices`` takes.
 _VOICE_FORM: dict[str, Any] = {
@@ -58,6 +59,12 @@ _KEY = {
     "description": "the same key is the same job, for 24 hours",
 }
 _RANGE = {"name": "Range", "in": "header", "schema": {"type": "string"}, "description": "such as bytes=0-999"}
+_FOLLOW = {
+    "name": "follow",
+    "in": "query",
+    "schema": {"enum": ["0", "1"]},
+    "description": "1: send the file while it is made, from its beginning",
+}
 _LIMIT = {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1_000}}
 _SINCE = {
     "name": "since",
@@ -104,7 +111,7 @@ def _paths() -> dict[str, Any]:
         "The audio of a job, or a part of it; waits for its end",
         _ok("the file", audio) | _ok("a part of it", audio, "206"),
         _OF_FILE,
-        parameters=[_ID, _RANGE],
+        parameters=[_ID, _FOLLOW, _RANGE],
     )
     not_changed = {"304": {"description": "If-None-Match names this file"}}
     file["responses"] |= not_changed
@@ -265,6 +272,7 @@ def document() -> dict[str, Any]:
     components["Task"]["properties"]["input_text"]["minLength"] = 1
     for name in ("SpeechRequest", "BatchRequest"):
         components[name]["properties"]["response_format"]["enum"] = list(FORMATS)
+        components[name]["properties"]["label"]["pattern"] = _NO_CONTROL_CHARACTER
     batch = components["BatchRequest"]["properties"]
     del batch["input"]
     # One that is wrong fails alone.

@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from glmtts.client import AsyncClient
 from glmtts.protocol.requests import MAX_SEED, MAX_SPEED, MIN_SPEED, Label
+from glmtts.protocol.texts import has_control_character
 
 from . import bodies
 from .customers import Customer
@@ -87,11 +88,15 @@ class SpeechRequest(Struct, kw_only=True):
             raise HttpError(400, message, param="response_format")
         return FORMATS[self.response_format][1]
 
-    def check_speed(self) -> None:
-        """Raise HttpError for a speed out of range."""
+    def check(self) -> None:
+        """Raise HttpError for a format, a speed or a label that there can't be."""
+        self.media_type()
         if not MIN_SPEED <= self.speed <= MAX_SPEED:
             message = f"speed: {self.speed:g} is out of range: from {MIN_SPEED:g} to {MAX_SPEED:g}"
             raise HttpError(400, message, param="speed")
+        if has_control_character(self.label):
+            message = "label: a control character (a line end or a tab too); leave it out"
+            raise HttpError(400, message, param="label")
 
     def options_for(
         self,
@@ -109,8 +114,7 @@ class SpeechRequest(Struct, kw_only=True):
             priority: of a request that names none.
             recording: decodes ``ref_audio``.
         """
-        self.media_type()
-        self.check_speed()
+        self.check()
         priority = priority if self.priority is UNSET else self.priority
         if priority not in customer.priorities:
             message = f"priority: {priority} is not for this customer, which may use {', '.join(customer.priorities)}"

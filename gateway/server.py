@@ -24,6 +24,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from . import service_manager, speech_stream
 from .errors import HttpError
 from .guard import MAX_HEADERS
+from .memory import Share
 from .settings import Settings
 
 #: Seconds in which the headers of a request have to come, and that an idle connection stays open.
@@ -31,6 +32,8 @@ _HEADERS_S = 15.0
 _IDLE_S = 30
 #: Seconds in which a client that has an answer to read reads nothing of it: then it is gone. Its job is cancelled.
 _STALLED_S = 60.0
+#: Fragments of a message of a WebSocket: one of 32 MiB in fragments of a byte would take 1.3 GiB.
+_FRAGMENTS = 1_024
 #: SO_LINGER: on, for 0 s.
 _AT_ONCE = struct.pack("ii", 1, 0)
 #: Connections over all.
@@ -41,7 +44,41 @@ _DRAIN_S = 30
 _LAST_REQUEST_S = 1.0
 
 
-class _Connection(H11Protocol):
+class _Stalls(asyncio.Protocol):
+    """Ends a connection whose client reads nothing of what it is sent."""
+
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    _stalled: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        """More is to be sent than the client reads."""
+        super().pause_writing()
+        self._stalled = self.loop.call_later(_STALLED_S, self._look, self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """The client has read."""
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def _look(self, unsent: int) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left >= unsent:
+            # Without this the system keeps what it was given to send, and the client hears nothing.
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+            self.transport.abort()
+        else:
+            self._stalled = self.loop.call_later(_STALLED_S, self._look, left)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._stalled is not None:
+            self._stalled.cancel()
+
+
+class _Connection(_Stalls, H11Protocol):
     """A connection that has to send its headers in time, one of a limited number from its address."""
 
     of_address: ClassVar[Counter[str]] = Counter()
@@ -55,7 +92,6 @@ class _Connection(H11Protocol):
         self._address = self.client[0] if self.client else ""
         _Connection.of_address[self._address] += 1
         self._patience: asyncio.TimerHandle | None = None
-        self._stalled: asyncio.TimerHandle | None = None
         # An answer of HTTP/1.0 has no end but the connection's: one that fails has to break it.
         self.app_state = {**self.app_state, "abort": transport.abort}
         # All visitors of a proxy come from its address, and programs at a unix socket have none.
@@ -89,9 +125,8 @@ class _Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         _Connection.leave(self._address)
-        for timer in (self._patience, self._stalled):
-            if timer is not None:
-                timer.cancel()
+        if self._patience is not None:
+            self._patience.cancel()
 
     @staticmethod
     def leave(address: str) -> None:
@@ -129,27 +164,6 @@ class _Connection(H11Protocol):
         elif not answering and self._patience is None:
             self._expect()
 
-    def pause_writing(self) -> None:
-        """More is to be sent than the client reads."""
-        super().pause_writing()
-        self._stalled = self.loop.call_later(_STALLED_S, self._look, self.transport.get_write_buffer_size())
-
-    def resume_writing(self) -> None:
-        """The client has read."""
-        super().resume_writing()
-        if self._stalled is not None:
-            self._stalled.cancel()
-            self._stalled = None
-
-    def _look(self, unsent: int) -> None:
-        left = self.transport.get_write_buffer_size()
-        if left >= unsent:
-            # Without this the system keeps what it was given to send, and the client hears nothing.
-            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
-            self.transport.abort()
-        else:
-            self._stalled = self.loop.call_later(_STALLED_S, self._look, left)
-
     def shutdown(self) -> None:
         """The server stops: the answer under way is the last one, or the next one if it comes soon."""
         if self._is_idle():
@@ -181,6 +195,62 @@ class _Connection(H11Protocol):
             self.transport.abort()
 
 
+class _WebSocket(_Stalls, WebSocketsSansIOProtocol):
+    """A connection after its upgrade. What is spoken on it at a stop of the server is spoken to its end."""
+
+    def __init__(self, config: uvicorn.Config, server_state: Any, app_state: dict[str, Any], **more: Any) -> None:
+        self._stopping = asyncio.Event()
+        self._unread: Share | None = None
+        super().__init__(config, server_state, {**app_state, "stopping": self._stopping}, **more)
+        # Its messages are of what clients do wrong.
+        self.logger = self.conn.logger = logging.getLogger("glmtts.gateway.websocket")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._unread is not None:
+            self._unread.free()
+        _Connection.leave(self.client[0] if self.client else "")
+
+    def data_received(self, data: bytes) -> None:
+        if self.handshake_complete and not self._hold(len(data)):
+            return
+        super().data_received(data)
+        if len(self.frames) > _FRAGMENTS and not self.transport.is_closing():
+            self.conn.fail(1008, f"a message has over {_FRAGMENTS} fragments")
+            self.handle_parser_exception()
+        if not self.handshake_initiated and self.conn.handshake_exc is not None:
+            # A handshake with headers that are too long, or too many; uvicorn would leave it without an answer.
+            self.close_sent = True
+            self.transport.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            self.transport.close()
+
+    def _hold(self, count: int) -> bool:
+        """Count the bytes of a message that is not whole. Without memory for them the connection is closed."""
+        if self._unread is None and (held := self.scope["state"].get("held")) is not None:
+            self._unread = held.another()
+        try:
+            if self._unread is not None:
+                self._unread.take(count)
+        except HttpError as error:
+            self.conn.fail(1013, error.message[:100])
+            self.handle_parser_exception()
+            return False
+        return True
+
+    def send_receive_event_to_app(self) -> None:
+        """A message is whole."""
+        super().send_receive_event_to_app()
+        if self._unread is not None:
+            self._unread.free()
+
+    def shutdown(self) -> None:
+        """The server stops."""
+        if self.handshake_complete and not (self.close_sent or self.disconnected):
+            self._stopping.set()
+        else:
+            super().shutdown()
+
+
 def _no_http(error: BaseException | None) -> HttpError:
     """The answer to bytes that are no request."""
     status = getattr(error, "error_status_hint", 400)
@@ -189,35 +259,6 @@ def _no_http(error: BaseException | None) -> HttpError:
     if status == 501:
         return HttpError(501, "of the transfer codings only chunked is understood", code="not_implemented")
     return HttpError(400, f"this is no HTTP/1.1 request: {str(error)[:200]}")
-
-
-class _WebSocket(WebSocketsSansIOProtocol):
-    """A connection after its upgrade. What is spoken on it at a stop of the server is spoken to its end."""
-
-    def __init__(self, config: uvicorn.Config, server_state: Any, app_state: dict[str, Any], **more: Any) -> None:
-        self._stopping = asyncio.Event()
-        super().__init__(config, server_state, {**app_state, "stopping": self._stopping}, **more)
-        # Its messages are of what clients do wrong.
-        self.logger = self.conn.logger = logging.getLogger("glmtts.gateway.websocket")
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        _Connection.leave(self.client[0] if self.client else "")
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if not self.handshake_initiated and self.conn.handshake_exc is not None:
-            # A handshake with headers that are too long, or too many; uvicorn would leave it without an answer.
-            self.close_sent = True
-            self.transport.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
-            self.transport.close()
-
-    def shutdown(self) -> None:
-        """The server stops."""
-        if self.handshake_complete and not (self.close_sent or self.disconnected):
-            self._stopping.set()
-        else:
-            super().shutdown()
 
 
 class _Server(uvicorn.Server):

@@ -26,15 +26,15 @@ from glmtts.protocol import texts
 
 from . import bodies, errors
 from .errors import HttpError
-from .requests import SpeechRequest
+from .memory import Share
+from .requests import SpeechRequest, check_size
 
 _log = logging.getLogger("glmtts.gateway")
 
 PATH = "/v1/audio/speech/stream"
-#: Seconds for the first message; without any, where nothing is spoken; and for a client to read what is sent.
+#: Seconds for the first message, and without any where nothing is spoken.
 _CONFIG_S = 15.0
 _IDLE_S = 300.0
-_STALL_S = 60.0
 #: Seconds between two looks at whether what is spoken has ended, when the gateway stops.
 _STOP_S = 0.1
 #: Bytes of a message other than ``session.config``, which may have a recording.
@@ -140,6 +140,10 @@ class _Utterance:
         await self._news.wait()
 
 
+def _named(error: GlmttsError | HttpError) -> HttpError:
+    return error if isinstance(error, HttpError) else errors.of_daemon(error)
+
+
 class _Session:
     """One connection: a task reads its messages, another one speaks its utterances in turn."""
 
@@ -174,8 +178,8 @@ class _Session:
             message = await self._next()
             try:
                 await self._take(message)
-            except HttpError as error:
-                await self._tell(error)
+            except (GlmttsError, HttpError) as error:
+                await self._tell(_named(error))
                 if self._config is None:
                     raise _ClosedError(_POLICY, "no session.config") from None
 
@@ -205,17 +209,21 @@ class _Session:
         if '"session.config"' not in message[:_MESSAGE_BYTES] and len(message) > _MESSAGE_BYTES:
             raise HttpError(413, f"the message is over {_MESSAGE_BYTES >> 10} KiB", code="too_large")
         try:
-            values = msgspec.json.decode(message)
-        except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
-            raise HttpError(400, f"the message is no JSON: {error}") from None
-        kind = values.get("type") if isinstance(values, dict) else None
+            values = bodies.parsed(message.encode())
+        except HttpError as error:
+            raise HttpError(error.status, error.message.replace("the body", "the message"), code=error.code) from None
+        kind = values.get("type")
         if not isinstance(kind, str):
-            raise HttpError(400, 'a message is a JSON object with a type, such as {"type": "input.text"}', param="type")
+            raise HttpError(400, 'type: a message has one, such as {"type": "input.text"}', param="type")
         if kind == "session.config":
             if self._open is not None:
                 raise HttpError(400, "session.config: an utterance is open; send input.done or input.cancel first")
-            config, _ = bodies.decode(message.encode(), SessionConfig)
-            self._options(config)
+            config, _ = bodies.checked(values, SessionConfig)
+            options = self._options(config)
+            await check_size(self._websocket.app.state.client, options.get("prompt", b""), "ref_audio")
+            held: Share = self._websocket.state.held
+            held.free()
+            held.take(len(message))
             self._config = config
         elif self._config is None:
             raise HttpError(400, f"the first message has to be session.config, and is {kind[:40]!r}", param="type")
@@ -308,7 +316,7 @@ class _Session:
                 await stream.close()
         except (GlmttsError, HttpError) as error:
             utterance.failed = True
-            await self._tell(error if isinstance(error, HttpError) else errors.of_daemon(error), utterance)
+            await self._tell(_named(error), utterance)
             # What a client sends of this text before it hears of the error is no text of its own.
             await utterance.ended.wait()
 
@@ -356,15 +364,11 @@ class _Session:
 
     async def _send(self, message: dict[str, Any] | bytes) -> None:
         try:
-            async with asyncio.timeout(_STALL_S):
-                if isinstance(message, bytes):
-                    await self._websocket.send_bytes(message)
-                else:
-                    await self._websocket.send_text(msgspec.json.encode(message).decode())
-        except TimeoutError:
-            # A close frame would wait behind what is not read.
-            self._websocket.state.abort()
-            raise _GoneError from None
+            # It waits for a client that reads slowly; the server lets one go that does not read at all.
+            if isinstance(message, bytes):
+                await self._websocket.send_bytes(message)
+            else:
+                await self._websocket.send_text(msgspec.json.encode(message).decode())
         except (WebSocketDisconnect, RuntimeError):
             raise _GoneError from None
 

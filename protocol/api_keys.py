@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 import tomllib
 from collections.abc import Iterable
@@ -71,6 +72,24 @@ def entry(key: ApiKey) -> str:
     priorities = ", ".join(f'"{priority}"' for priority in key.priorities)
     forwards = f"forwards_users = {'true' if key.forwards_users else 'false'}\n"
     return f'\n[[key]]\nname = "{key.name}"\nsha256 = "{key.sha256}"\n{forwards}priorities = [{priorities}]\n'
+
+
+def without(text: str, name: str) -> str:
+    """The text of a file without the key of this name; comments stay. Raises ApiKeyProblem."""
+    kept = []
+    for part in re.split(r"(?m)^(?=[ \t]*\[\[key\]\])", text):
+        if any(key.name == name for key in parse(part)):
+            # The lines at its end are about the next key.
+            lines = part.splitlines(keepends=True)
+            last = max(
+                number for number, line in enumerate(lines) if line.strip() and not line.lstrip().startswith("#")
+            )
+            part = "".join(lines[last + 1 :])  # noqa: PLW2901
+        kept.append(part)
+    left = "".join(kept)
+    if parse(left) != [key for key in parse(text) if key.name != name]:
+        raise ApiKeyProblem(f"the lines of {name} are not written as [[key]]; remove them by hand")
+    return left
 
 
 def find(keys: Iterable[ApiKey], key: str) -> ApiKey | None:

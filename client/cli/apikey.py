@@ -45,7 +45,9 @@ def new(name: str, *, forwards_users: bool, vip: bool, file: Path) -> None:
     """
     known = _read(file, may_be_missing=True)
     if any(key.name == name for key in known):
-        raise Failure(f"{file} has a key of {name} already; remove its lines first, or choose another name.")
+        raise Failure(
+            f"{file} has a key of {name} already; 'glmttsctl apikey remove {name}' first, or choose another name."
+        )
     key = api_keys.new_key()
     entry = ApiKey(
         name=name,
@@ -58,23 +60,27 @@ def new(name: str, *, forwards_users: bool, vip: bool, file: Path) -> None:
         api_keys.parse(text)
     except ApiKeyProblem:
         raise click.UsageError("A name has 1 to 64 letters, digits and any of . _ @ - in it.") from None
-    try:
-        # The mode and the owner of an existing file stay: the gateway may be another user.
-        about = file.stat() if file.exists() else None
-        write_whole(file, text.encode())
-        file.chmod(0o640 if about is None else about.st_mode & 0o777)
-        if os.geteuid() == 0:
-            owner = (0, _gateway_group()) if about is None else (about.st_uid, about.st_gid)
-            os.chown(file, *owner)
-    except FileNotFoundError:
-        raise Failure(
-            f"There is no folder {file.parent} for the file of keys; make it, or name one by --file."
-        ) from None
-    except OSError as error:
-        raise Failure(f"{file}: {error.strerror}") from None
+    _write(file, text)
     run = session()
     run.show({"name": name, "key": key, "file": str(file)}, lambda answer: str(answer["key"]))
     run.note(f"The key of {name} is shown this once. Programs send it as OPENAI_API_KEY, or 'Authorization: Bearer'.")
+
+
+@apikey.command()
+@click.argument("name")
+@_FILE
+@shared_options
+def remove(name: str, *, file: Path) -> None:
+    """Remove the key of the customer NAME: a running gateway refuses it from then on."""
+    if not any(key.name == name for key in _read(file, may_be_missing=False)):
+        raise Failure(f"{file} has no key of {name}; 'glmttsctl apikey list --file {file}' shows whose there are.")
+    try:
+        _write(file, api_keys.without(file.read_text(encoding="utf-8"), name))
+    except ApiKeyProblem as problem:
+        raise Failure(f"{file}: {problem}.") from None
+    run = session()
+    run.show({"name": name, "file": str(file)}, lambda _: None)
+    run.note(f"The key of {name} is removed.")
 
 
 @apikey.command(name="list")
@@ -89,6 +95,23 @@ def list_keys(file: Path) -> None:
     ]
     columns = ("name", "priorities", "forwards_users")
     session().show(rows, lambda found: print_table(found, columns, none=f"{file} has no keys."))
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        # The mode and the owner of an existing file stay: the gateway may be another user.
+        about = file.stat() if file.exists() else None
+        write_whole(file, text.encode())
+        file.chmod(0o640 if about is None else about.st_mode & 0o777)
+        if os.geteuid() == 0:
+            owner = (0, _gateway_group()) if about is None else (about.st_uid, about.st_gid)
+            os.chown(file, *owner)
+    except FileNotFoundError:
+        raise Failure(
+            f"There is no folder {file.parent} for the file of keys; make it, or name one by --file."
+        ) from None
+    except OSError as error:
+        raise Failure(f"{file}: {error.strerror}") from None
 
 
 def _gateway_group() -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from .failures import FAILED, Finished
-from .live_config import daemon_config, start_checks
+from .live_config import daemon_config, gateway_checks, start_checks
 from .session import session, shared_options
 
 
@@ -36,6 +36,9 @@ def check(file: Path) -> None:
     checks = start_checks(str(file)) if good else []
     found = [one for one in checks if one.get("name") not in _OF_THE_FILE and one.get("state") != "ok"]
     more = [f"{file}: warning: {_in_words(one)}" for one in found if one["state"] == "warning"]
+    # Another program's section: the daemon starts all the same.
+    of_gateway = gateway_checks(str(file), settings_alone=True) if good else []
+    more += [f"{file}: warning: {one['seen']}" for one in of_gateway]
     wrong = [f"{file}: {_in_words(one)}" for one in found if one["state"] == "wrong"]
     if wrong:
         good, lines = False, [line for line in lines if line in warnings]

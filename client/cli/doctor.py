@@ -23,7 +23,7 @@ from glmtts.protocol.system_words import exit_in_words
 
 from .failures import FAILED, Finished
 from .gpus import nvml_in_words
-from .live_config import LiveConfig, live_config
+from .live_config import LiveConfig, gateway_checks, live_config
 from .session import Session, session, shared_options
 from .ui.humanize import duration
 from .ui.wrap import clean, hanging, terminal_width
@@ -58,7 +58,7 @@ def doctor(file: Path | None) -> None:
     run = session()
     live = None if file else _live_config(run)
     named = str(file.absolute()) if file else None
-    checks = [*_machine(run, named, live), *_gateway(live.file if live else named), *_daemon(run)]
+    checks = [*_machine(run, named, live), *gateway_checks(live.file if live else named), *_daemon(run)]
     count = {state: sum(check["state"] == state for check in checks) for state in _STYLES}
     run.show({"ok": count["wrong"] == 0, "checks": checks}, lambda _: _print(checks, count))
     if count["wrong"]:
@@ -131,17 +131,6 @@ def _machine(run: Session, file: str | None, live: LiveConfig | None) -> list[Ch
         if live and check["name"] == "configuration":
             check["seen"] += " (that of the running daemon)"
     return checks
-
-
-def _gateway(file: str | None) -> list[Check]:
-    """The checks of the HTTP gateway's code; none where there is no gateway."""
-    command = [sys.executable, "-m", "glmtts.gateway.doctor", *([] if file is None else ["--config", file])]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=_MACHINE_TIMEOUT_S, check=False)
-        return [_check(**one) for one in json.loads(done.stdout)]
-    except (OSError, subprocess.TimeoutExpired, ValueError):
-        means, fix = "its code is damaged, or the machine is in trouble", "see the checks above, or reinstall it"
-        return [_check("gateway", "can't be checked", "warning", means, fix)]
 
 
 # --- the daemon

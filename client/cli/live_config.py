@@ -49,6 +49,23 @@ def start_checks(file: str) -> list[dict[str, str]]:
     return found if isinstance(found, list) else []
 
 
+def gateway_checks(file: str | None, *, settings_alone: bool = False) -> list[dict[str, str]]:
+    """The findings of the HTTP gateway's code; none where there is no gateway.
+
+    Args:
+        settings_alone: only the section [gateway] is checked.
+    """
+    options = ["--settings"] if settings_alone else []
+    command = [sys.executable, "-m", "glmtts.gateway.doctor", "--config", file or "", *options]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=_START_TIMEOUT_S, check=False)
+        found = json.loads(done.stdout)
+    except (OSError, subprocess.TimeoutExpired, ValueError):
+        means, remedy = "its code is damaged, or the machine is in trouble", "see the other checks, or reinstall it"
+        return [{"name": "gateway", "state": "warning", "seen": "can't be checked", "means": means, "mend": remedy}]
+    return found if isinstance(found, list) else []
+
+
 def daemon_config(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run ``python -m glmtts.daemon.config``.
 

@@ -24,7 +24,7 @@ Row = Mapping[str, Any]
 )
 @shared_options
 def usage(since: str | None, everyones: bool, client: str | None) -> None:
-    """What you had spoken on each day: jobs, characters, and how long the speech lasts.
+    """Your jobs, characters and seconds of speech on each day.
 
     A gateway sees each of its customers. A job that was cancelled counts with what was spoken of it, one that was
     repeated by its key counts once. Days are kept as [limits] usage_days says.

@@ -261,7 +261,7 @@ _EXPECTED = {
 }
 
 _DEFAULTS: dict[str, Any] = flat(Settings())
-_SECTIONS = sorted({path[: match.start()] for path in _DEFAULTS for match in re.finditer(r"\.", path)})
+_SECTIONS = sorted({path[: match.start()] for path in _DEFAULTS for match in re.finditer(r"\.", path)} | {"gateway"})
 
 
 def _unknown(name: str, value: Any, prefix: str, siblings: list[str]) -> str:

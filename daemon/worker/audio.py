@@ -11,7 +11,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -191,24 +191,44 @@ class _PcmEncoder(Encoder):
 #: Formats that libsndfile encodes: its format and subtype.
 LIBSNDFILE = {"flac": ("FLAC", "PCM_16"), "ogg": ("OGG", "OPUS"), "mp3": ("MP3", "MPEG_LAYER_III")}
 
+#: The constant bit rate of an MP3 by its least sample rate, in kbit/s: of what libsndfile's levels reach, from and to.
+#: A stream lacks the frame with its length: of a variable rate, many programs would take the length from the size, and
+#: lose most of the speech.
+_MP3_RATES = ((32_000, 96, 32, 320), (16_000, 64, 8, 160), (0, 32, 8, 64))
+#: LAME makes an MP3 of a constant rate quieter, by this.
+_MP3_SCALE = 0.95
+
+
+def sndfile_writer(file: BinaryIO | io.RawIOBase, audio_format: str, sample_rate: int) -> Any:
+    """A soundfile.SoundFile that writes one of ``LIBSNDFILE`` to ``file``."""
+    import soundfile
+
+    container, subtype = LIBSNDFILE[audio_format]
+    more: dict[str, Any] = {}
+    if audio_format == "mp3":
+        kbit_s, least, most = next(row[1:] for row in _MP3_RATES if sample_rate >= row[0])
+        more = {"bitrate_mode": "CONSTANT", "compression_level": (most - kbit_s) / (most - least)}
+    return soundfile.SoundFile(file, "w", samplerate=sample_rate, channels=1, format=container, subtype=subtype, **more)
+
+
+def clipped(samples: Samples, audio_format: str) -> Samples:
+    """Samples in -1..1 for :func:`sndfile_writer`'s file: they are heard as loud in each format."""
+    samples = np.clip(samples, -1.0, 1.0)
+    return samples / np.float32(_MP3_SCALE) if audio_format == "mp3" else samples
+
 
 class _SndfileEncoder(Encoder):
     """``flac``, ``ogg`` and ``mp3``: encodes as the samples come, so that a long text has no long wait at its end."""
 
     def __init__(self, audio_format: str, sample_rate: int) -> None:
-        import soundfile
-
-        self._is_ogg = audio_format == "ogg"
+        self._format = audio_format
         self._buffer = io.BytesIO()
-        container, subtype = LIBSNDFILE[audio_format]
-        self._file: Any = soundfile.SoundFile(
-            self._buffer, "w", samplerate=sample_rate, channels=1, format=container, subtype=subtype
-        )
+        self._file: Any = sndfile_writer(self._buffer, audio_format, sample_rate)
         self._chunk = sample_rate
         self._is_empty = True
 
     def add(self, samples: Samples) -> None:
-        samples = np.clip(samples, -1.0, 1.0)
+        samples = clipped(samples, self._format)
         # libsndfile's Ogg writer crashes on very long writes; write a second at a time.
         for start in range(0, len(samples), self._chunk):
             self._file.write(samples[start : start + self._chunk])
@@ -220,7 +240,7 @@ class _SndfileEncoder(Encoder):
             self._file.write(np.zeros(1, np.float32))
         self._file.close()
         data = self._buffer.getvalue()
-        return with_steady_serial(data) if self._is_ogg else data
+        return with_steady_serial(data) if self._format == "ogg" else data
 
 
 _REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))

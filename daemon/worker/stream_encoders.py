@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 #: The serial number of an Ogg stream; libsndfile's is random, and equal audio would make different bytes.
 _SERIAL = 1
-#: The constant bit rate of an MP3 by its least sample rate, in kbit/s: of what libsndfile's levels reach, from and to.
-#: With a variable one, programs that find no first frame take the length from the size and lose most of the speech.
-_MP3_RATES = ((32_000, 96, 32, 320), (16_000, 64, 8, 160), (0, 32, 8, 64))
 #: Bit rates in kbit/s by their index in a frame's header, for MPEG-1 and for MPEG-2 and 2.5 (ISO/IEC 11172-3, 13818-3).
 _MP3_KBIT_S = {
     1: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -76,23 +73,17 @@ class _SndfileStream:
     """``flac``, ``ogg`` and ``mp3``."""
 
     def __init__(self, audio_format: str, sample_rate: int, *, keep: bool) -> None:
-        import soundfile
-
         self._format = audio_format
         # OGG is never written again.
         self._tape = _Tape(keep=keep and audio_format != "ogg")
-        container, subtype = audio.LIBSNDFILE[audio_format]
-        more = {"compression_level": _mp3_level(sample_rate), "bitrate_mode": "CONSTANT"} if container == "MP3" else {}
-        self._file: Any = soundfile.SoundFile(
-            self._tape, "w", samplerate=sample_rate, channels=1, format=container, subtype=subtype, **more
-        )
+        self._file: Any = audio.sndfile_writer(self._tape, audio_format, sample_rate)
         self._chunk = sample_rate
         self._is_empty = True
         #: Bytes of the first frame of an MP3, once it is known; written, and not sent.
         self._leave_out = 0 if audio_format != "mp3" else -1
 
     def add(self, samples: Samples) -> bytes:
-        samples = np.clip(samples, -1.0, 1.0)
+        samples = audio.clipped(samples, self._format)
         # libsndfile's Ogg writer crashes on very long writes; write a second at a time.
         for start in range(0, len(samples), self._chunk):
             self._file.write(samples[start : start + self._chunk])
@@ -180,12 +171,6 @@ class _Tape(io.RawIOBase):
 
     def seekable(self) -> bool:
         return True
-
-
-def _mp3_level(sample_rate: int) -> float:
-    """libsndfile's level of compression, 0 to 1, for the constant bit rate of this sample rate."""
-    kbit_s, least, most = next(row[1:] for row in _MP3_RATES if sample_rate >= row[0])
-    return (most - kbit_s) / (most - least)
 
 
 def _mp3_frame_bytes(header: bytes) -> int:

@@ -42,7 +42,6 @@ class Speaker:
         self.endpoint = endpoint
         self._client: AsyncClient | None = None
         self._jobs: defaultdict[str, set[asyncio.Future[Any]]] = defaultdict(set)
-        self._knows_visitors = True
 
     @property
     def client(self) -> AsyncClient:
@@ -53,23 +52,23 @@ class Speaker:
 
     async def speak(self, text: str, visitor: str, session: str, on_event: Any, **options: Any) -> Any:
         """Speak for a visitor, until the page is closed. Raises GlmttsError, and CancelledError for a closed page."""
-        if self._knows_visitors:
-            options["on_behalf_of"] = visitor
-        job = asyncio.ensure_future(self.client.speak(text, on_event=on_event, **options))
+        job = asyncio.ensure_future(self._speak(text, visitor, on_event=on_event, **options))
         self._jobs[session].add(job)
         try:
             return await job
-        except Forbidden as error:
-            if not self._knows_visitors or "on_behalf_of" not in error.message:
-                raise
-            _log.warning("all visitors share one limit, until the daemon knows this user as a gateway: %s", error)
-            self._knows_visitors = False
-            del options["on_behalf_of"]
-            return await self.speak(text, visitor, session, on_event, **options)
         finally:
             self._jobs[session].discard(job)
             if not self._jobs[session]:
                 del self._jobs[session]
+
+    async def _speak(self, text: str, visitor: str, **options: Any) -> Any:
+        try:
+            return await self.client.speak(text, on_behalf_of=visitor, **options)
+        except Forbidden as error:
+            if "on_behalf_of" not in error.message:
+                raise
+            _log.warning("all visitors share one limit, until the daemon knows this user as a gateway: %s", error)
+            return await self.client.speak(text, **options)
 
     def leave(self, request: gr.Request) -> None:
         """Cancel the jobs of a page that was closed."""

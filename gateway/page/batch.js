@@ -42,9 +42,9 @@ function edit(values) {
   isKept.value = keep("batch", batch.value);
 }
 
-// Another tab has begun with a file, or is done with one.
-onKept("batch", (found) => {
-  if (!sending && found?.key !== batch.value?.key) batch.value = restored();
+// What another tab does to it is shown here too; the tab that sends knows best.
+onKept("batch", () => {
+  if (!sending) batch.value = restored();
 });
 
 function editLine(index, values) {

@@ -6,7 +6,7 @@ import { JobList, jobs } from "./history.js";
 import { isMaking } from "./dock.js";
 import { keep, kept } from "./kept.js";
 import * as player from "./player.js";
-import { speak } from "./takes.js";
+import { speak, take } from "./takes.js";
 import { language, number, t } from "./texts.js";
 import { Field, Icon, html } from "./ui.js";
 import { VoicePicker, once } from "./voicepicker.js";
@@ -49,17 +49,14 @@ const most = computed(() => session.value?.daemon?.text_chars ?? 5000);
 /** Characters as the daemon counts them. */
 const count = computed(() => [...draft.value].length);
 
-/** Milliseconds in which a second click is part of the first. */
-const DOUBLE_MS = 700;
-let sentAt = -Infinity;
-
 /** Whether there is a letter or a digit: emojis and signs alone are nothing to speak. */
 const hasWords = computed(() => /[\p{L}\p{N}]/u.test(draft.value));
 
 function send() {
   const text = draft.value.trim();
-  if (!hasWords.value || count.value > most.value || performance.now() - sentAt < DOUBLE_MS) return;
-  sentAt = performance.now();
+  if (!hasWords.value || count.value > most.value) return;
+  // Clicked again while a slow connection takes it: once is enough.
+  if (take.value?.state === "sending" && take.value.text === text) return;
   speak(text, chosen());
 }
 
@@ -98,7 +95,8 @@ export function Speak() {
         ${over > 0 && html`<button type="button" class="small" onClick=${() => onLong.then(draft.value)}>${t("split")}</button>`}
         ${draft.value && html`<button type="button" class="quiet" onClick=${() => { write(""); area.current?.focus(); }}>${t("clear")}</button>`}
         <kbd class="shortcut" aria-hidden="true">${t("speak_shortcut")}</kbd>
-        <button type="button" class="primary speak-button" disabled=${!hasWords.value || over > 0} onClick=${send}
+        <button type="button" class="primary speak-button" disabled=${!hasWords.value || over > 0}
+          onClick=${(event) => event.detail > 1 || send()}
           title=${t("speak_shortcut")}>
           ${making ? html`<span class="spinner"></span>` : html`<${Icon} name="play" />`}${t("speak")}
         </button>

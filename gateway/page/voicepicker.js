@@ -15,7 +15,9 @@ const SENTENCE = { en: "Hello! This is how I sound.", zh: "你好！这就是我
 
 export async function readVoices() {
   try {
-    voices.value = (await askJson("GET", "v1/audio/voices")).voices;
+    const list = (await askJson("GET", "v1/audio/voices")).voices;
+    // One's own come first.
+    voices.value = list.sort((one, other) => (other.owner === "own") - (one.owner === "own"));
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
   }

@@ -426,3 +426,24 @@ def test_what_a_gateway_waits_for_on_behalf_of_a_customer_is_no_answer_to_anothe
     assert sent(core)[-1]["on_behalf_of"] == "anna"
     core.collect(of_anna)
     assert core.tracked("j1", "anna") is None
+
+
+def test_who_follows_a_job_gets_its_pieces_or_the_whole_file_and_goes_on_after_a_broken_connection() -> None:
+    core = connected_core()
+    whole, pieces = core.wait("j1", "anna", track=False, follow=True), core.wait("j2", track=False, follow=True)
+    assert [request["follow"] for request in sent(core)] == [True, True]
+    tell(core, done("j1", whole.ids[0]), b"RIFF")
+    assert whole.take_chunk().samples == b"RIFF" and whole.speech().audio == b""
+    tell(core, audio("j2", pieces.ids[0], 0), b"a")
+    core.connection_broke(1.0)
+    core.connection_made()
+    (again,) = sent(core)
+    assert again["follow"] and again["job"] == "j2"
+    # The daemon begins anew; what is known already comes once.
+    for seq, body in enumerate((b"a", b"b")):
+        tell(core, audio("j2", again["id"], seq), body)
+    assert [pieces.take_chunk().samples for _ in range(2)] == [b"a", b"b"]
+    # A file that was made once more may not fit the part that was heard.
+    tell(core, done("j2", again["id"]), b"RIFF")
+    with pytest.raises(ConnectionLost):
+        pieces.check()

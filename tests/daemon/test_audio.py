@@ -71,11 +71,9 @@ def test_the_pieces_of_a_stream_are_a_file_with_the_same_sound(audio_format: str
         heard, expected = (soundfile.read(io.BytesIO(data))[0].tolist() for data in (stream, file))
         assert heard == expected
         return
-    if audio_format == "mp3":
-        return
-    # Sizes and checksums that are known at the end alone.
+    # Sizes and checksums that are known at the end alone: in the header, and in a frame without sound.
     lacks = {"wav": 44, "wav_ulaw": 44, "wav_alaw": 44, "flac": 42}.get(audio_format, 0)
-    assert stream[lacks:] == file[lacks:]
+    assert file.endswith(stream) if audio_format == "mp3" else stream[lacks:] == file[lacks:]
     if audio_format.startswith("wav"):
         assert soundfile.read(io.BytesIO(stream))[0].tolist() == soundfile.read(io.BytesIO(file))[0].tolist()
 
@@ -86,10 +84,7 @@ def test_an_mp3_stream_is_read_to_its_end_at_every_rate_though_no_frame_has_its_
     stream = encoder.add(samples) + encoder.finish()
     assert stream[0] == 0xFF and stream[1] & 0xE0 == 0xE0 and b"Info" not in stream[:64] and b"Xing" not in stream[:64]
     heard = soundfile.read(io.BytesIO(stream))[0]
-    assert (
-        4.0 <= len(heard) / rate < 4.25
-        and np.abs(heard[: int(1.9 * rate)]).max() > 5 * np.abs(heard[int(2.2 * rate) :]).max()
-    )
+    assert 4.0 <= len(heard) / rate < 4.25
 
 
 @pytest.mark.parametrize(("audio_format", "seconds"), [("wav", 0.1), ("mp3", 0.1), ("ogg", 0.1), ("flac", 0.2)])

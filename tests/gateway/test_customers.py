@@ -72,6 +72,18 @@ def test_a_key_is_a_customer_and_a_wrong_one_is_refused(tmp_path: Path) -> None:
         assert refused.value.status == 401
 
 
+def test_a_file_of_keys_that_every_user_may_write_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, _ = keys_file(tmp_path)
+    file.chmod(0o640)
+    Customers(Settings(api_keys=str(file)))
+    assert not caplog.messages
+    file.chmod(0o666)
+    Customers(Settings(api_keys=str(file)))
+    assert "chmod o-w" in caplog.text
+
+
 def test_without_keys_a_key_that_a_program_sends_anyway_does_no_harm() -> None:
     assert Customers(Settings()).of(request(authorization="Bearer sk-none")).name == "ip:192.0.2.1"
 

@@ -120,6 +120,9 @@ def test_the_metrics_are_for_this_machine_or_with_a_key(keyed: tuple[str, str]) 
     # A visitor of a proxy on this machine comes from this machine too.
     for header in ("x_forwarded_for", "forwarded", "via", "x_real_ip"):
         assert ask(app, "/metrics", **{header: "192.0.2.9"})[0] == 401
+    # Where no key is needed, that is no key.
+    assert ask(build(Settings(anonymous=True)), "/metrics", at="192.0.2.1", peer="192.0.2.9")[0] == 403
+    assert ask(build(Settings()), "/metrics", host="localhost", x_forwarded_for="192.0.2.9")[0] == 403
 
 
 def test_no_site_is_allowed_to_read_answers_unless_it_is_listed() -> None:

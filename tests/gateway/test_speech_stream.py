@@ -75,7 +75,7 @@ class Served:
         self.server, self.client = server, FakeClient()
         self.port: int = listening.getsockname()[1]
         app._app._app.state.client = self.client
-        self.metrics = app._metrics
+        self.held = app._app._memory._held.total
 
     def connect(self, **headers: str) -> Any:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -195,8 +195,9 @@ CONFIG = '{"type": "session.config"}'
         (['{"type": "session.config", "response_format": "aac"}'], "bad_request", "response_format", 1008),
         (['{"type": "session.config", "priority": "vip"}'], "forbidden", "priority", 1008),
         ([CONFIG, b"samples"], "bad_request", "binary frame", 1003),
-        ([CONFIG, "[" * 100_000], "bad_request", "no JSON", 0),
-        ([CONFIG, '["input.text"]'], "bad_request", "with a type", 0),
+        ([CONFIG, "[" * 100_000], "bad_request", "nested too deeply", 0),
+        ([CONFIG, '["input.text"]'], "bad_request", "JSON object", 0),
+        ([CONFIG, "{}"], "bad_request", "type", 0),
         ([CONFIG, '{"type": "input.flush"}'], "bad_request", "'input.flush' is none of", 0),
         ([CONFIG, '{"type": "input.text", "text": 1}'], "bad_request", "text", 0),
         ([CONFIG, '{"type": "input.text", "text": "a"}', CONFIG], "bad_request", "an utterance is open", 0),
@@ -222,6 +223,28 @@ def test_what_is_wrong_is_named(messages: list[str | bytes], code: str, words: s
                 await say(connection, "input.text", text="again")
                 while await asyncio.wait_for(connection.recv(), PATIENCE_S) != b"again":
                     pass
+
+    serve(test, body_mib=1)
+
+
+def test_messages_that_are_not_whole_have_a_bounded_memory() -> None:
+    async def test(served: Served) -> None:
+        async def half(size: int) -> AsyncIterator[str]:
+            yield "a" * size
+            await asyncio.sleep(PATIENCE_S)
+
+        async with contextlib.AsyncExitStack() as stack:
+            connections = [await stack.enter_async_context(served.connect()) for _ in range(6)]
+            sending = [asyncio.ensure_future(one.send(half(900_000))) for one in connections]
+            closing = [asyncio.ensure_future(close_code(one)) for one in connections]
+            await asyncio.wait(closing, return_when=asyncio.FIRST_COMPLETED)
+            assert {task.result() for task in closing if task.done()} == {1013}
+            for task in [*sending, *closing]:
+                task.cancel()
+            await asyncio.wait([*sending, *closing])
+        async with asyncio.timeout(PATIENCE_S):
+            while served.held():
+                await asyncio.sleep(0.01)
 
     serve(test, body_mib=1)
 
@@ -311,7 +334,7 @@ def test_a_client_that_goes_or_cancels_ends_its_job() -> None:
 
 
 def test_a_client_that_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speech_stream, "_STALL_S", 0.3)
+    monkeypatch.setattr(servers, "_STALLED_S", 0.3)
 
     async def test(served: Served) -> None:
         async with served.session() as connection:

@@ -53,8 +53,6 @@ def _speak(page: Page, texts: list[str], played: float) -> None:
     """Speak them, and stop where so much of the last is played."""
     for text in texts:
         page.locator("#text").fill(text)
-        # A second click within a moment is part of the first.
-        page.wait_for_timeout(800)
         page.locator(".speak-button").click()
         page.locator("[data-state=done]").wait_for()
         page.locator(".recent .job.done", has_text=text[:20]).wait_for()

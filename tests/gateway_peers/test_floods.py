@@ -19,7 +19,7 @@ import pytest
 
 from ..process.conftest import Daemon, Peer, Start
 from ..support.gateways import Gateway, keys_for
-from ..support.raw_http import CHUNKED, HEADERS, connected
+from ..support.raw_http import CHUNKED, HEADERS, Connection, connected
 
 #: Times that docs/http.md promises, and how far a busy machine may be late.
 HEADERS_S, BODY_S, STALLED_S, LATE_S = 15, 60, 60, 20
@@ -202,6 +202,54 @@ def test_large_bodies_at_once_take_bounded_memory_and_small_ones_pass(daemon: Da
             assert 25 <= refused < 40, refused
             assert gateway.ask("POST", "/v1/audio/speech", {"input": "A small one."})[0] == 200
         daemon.until(lambda: gateway.ask("POST", "/v1/audio/speech", body)[0] != 503, "there is memory again")
+
+
+UPGRADE = (
+    b"GET /v1/audio/speech/stream HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+
+
+def frame(opcode: int, length: int) -> bytes:
+    """The head of a frame that is masked with zeros."""
+    return bytes([opcode, 0xFF]) + length.to_bytes(8, "big") + bytes(4)
+
+
+def upgrade(connection: Connection) -> None:
+    """Make it a WebSocket."""
+    connection.send(UPGRADE)
+    heard = b""
+    while not heard.endswith(b"\r\n\r\n"):
+        heard += connection.socket.recv(1)
+    assert heard.startswith(b"HTTP/1.1 101"), heard
+
+
+def closing(connection: Connection) -> int:
+    """The code with which the gateway closes; 0 if it does not."""
+    connection.socket.settimeout(0.5)
+    heard = b""
+    with contextlib.suppress(TimeoutError, ConnectionResetError):
+        while piece := connection.socket.recv(4_096):
+            heard += piece
+    return int.from_bytes(heard[2:4], "big") if heard[:1] == b"\x88" else 0
+
+
+def test_messages_of_websockets_that_never_end_take_bounded_memory(daemon: Daemon, tmp_path: Path) -> None:
+    settings = "body_mib = 4\n"
+    with contextlib.closing(Gateway(daemon, tmp_path, settings)) as gateway, unnoticed(daemon, gateway, 100):
+        with contextlib.ExitStack() as stack:
+            held = [stack.enter_context(connected(gateway.port)) for _ in range(30)]
+            for connection in held:
+                upgrade(connection)
+                connection.send(frame(0x81, 4 << 20), bytes(3 << 20))
+            # Ten of them fit into eight bodies' memory.
+            codes = Counter(closing(connection) for connection in held)
+            assert set(codes) <= {0, 1013} and codes[1013] >= 15, codes
+            assert gateway.ask("POST", "/v1/audio/speech", {"input": "A small one."})[0] == 200
+        with connected(gateway.port) as connection:
+            upgrade(connection)
+            connection.send(frame(0x01, 1) + b" ", *[(frame(0x00, 1) + b" ") * 1_000] * 20)
+            assert closing(connection) == 1008
 
 
 def test_one_customer_s_many_connections_get_their_answers(daemon: Daemon, tmp_path: Path) -> None:

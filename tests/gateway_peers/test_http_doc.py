@@ -44,14 +44,15 @@ def blocks() -> list[Block]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The reader's folder: recordings, and a player that only listens."""
+    """The reader's folder: recordings, and players that only count."""
     folder = tmp_path_factory.mktemp("reader")
     for name in ("anna.wav", "clara.wav"):
         soundfile.write(folder / name, 0.3 * np.sin(np.arange(96_000) / 20), 24_000)
     (folder / "bin").mkdir()
-    player = folder / "bin" / "aplay"
-    player.write_text("#!/bin/sh\nwc -c > played\n")
-    player.chmod(0o755)
+    for name in ("aplay", "mpv"):
+        player = folder / "bin" / name
+        player.write_text("#!/bin/sh\nwc -c > played-by-$(basename $0)\n")
+        player.chmod(0o755)
     return folder
 
 
@@ -88,7 +89,17 @@ def test_every_block_does_what_it_says(served: tuple[Gateway, str], folder: Path
                 answer = json.loads(done.stdout)
                 id = answer.get("task_id") or answer.get("id") or id
             ran.append(block.section)
-    assert {"Speak", "Stream", "Voices", "Jobs", "Batch", "From OpenAI", "From a Flask service"} <= set(ran)
+    assert {
+        "Speak",
+        "Stream",
+        "Text in pieces",
+        "Voices",
+        "Jobs",
+        "Batch",
+        "From OpenAI",
+        "From a Flask service",
+    } <= set(ran)
     for name in ("weather.mp3", "later.wav", "first.mp3", "2.mp3", "clara.mp3", "weather.wav"):
         assert soundfile.info(folder / name).duration > 0.1, name
-    assert int((folder / "played").read_text()) > 10_000
+    for player in ("aplay", "mpv"):
+        assert int((folder / f"played-by-{player}").read_text()) > 10_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 from collections.abc import Iterator
@@ -10,8 +9,6 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, expect
-
-from glmtts.gateway import page as gateway_page
 
 from ..process.conftest import Daemon, Start
 from ..support.gateways import Gateway, keys_for
@@ -54,10 +51,11 @@ def test_a_text_is_heard_while_it_is_made_and_then_is_a_file(visitor: Visitor) -
     assert download.value.suggested_filename == "The train leaves at noon.wav"
     data = Path(download.value.path()).read_bytes()
     assert data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") == len(data) - 8 == 36 + 6 * 48_000
-    page.locator(".dock").get_by_role("button", name="Pause").click()
+    # It may be at its end by now.
     position.fill("4.5")
-    page.locator(".dock").get_by_role("button", name="Play").click()
-    until(page, "document.querySelector('.waves .time').textContent.startsWith('0:05')")
+    if (play := page.locator(".dock").get_by_role("button", name="Play")).count():
+        play.click()
+    until(page, "/^0:0[56]/.test(document.querySelector('.waves .time').textContent)")
     assert visitor.complaints == []
 
 
@@ -75,7 +73,7 @@ def test_every_format_is_heard_while_it_is_made(visitor: Visitor, format: str) -
 
 def test_a_closed_tab_loses_nothing(visitor: Visitor) -> None:
     page = visitor.open()
-    visitor.options_for_speech(page, SLOW)
+    visitor.options_for_speech(page, SLOW | {"seconds": 12.0})
     write_and_speak(page, "This goes on without a listener.")
     until_state(page, "speaking")
     page.close()
@@ -140,6 +138,8 @@ def test_a_refusal_counts_down_and_tries_again(chromium: Browser, start: Start, 
         # It was one request, sent several times, and so one job.
         assert [job["status"] for job in visitor.jobs()] == ["done", "cancelled"]
     finally:
+        for job in visitor.jobs():
+            gateway.ask("DELETE", f"/v1/audio/jobs/{job['id']}")
         visitor.context.close()
         gateway.close()
 
@@ -253,22 +253,3 @@ def test_a_page_of_another_site_can_not_use_the_visitor_s_address(visitor: Visit
     page.goto(f"http://{REBOUND}:{gateway.port}/")
     expect(page.get_by_text("is no name of this machine")).to_be_visible()
     other.context.close()
-
-
-def test_the_page_is_all_there(gateway: Gateway) -> None:
-    _, text, headers = gateway.ask("GET", "/")
-    assert headers["cache-control"] == "no-cache"
-    assert gateway.ask("GET", "/", If_None_Match=headers["etag"])[0] == 304
-    named = set(re.findall(r'"(page/[^"]+)"', text.decode()))
-    modules = {path for path in gateway_page._FILES if path.endswith(".js")}
-    assert {path.split("/", 2)[2] for path in named} == modules | {"style.css", "parts.css", "icon.svg"}
-    for path in named:
-        status, content, headers = gateway.ask("GET", f"/{path}")
-        assert status == 200 and "immutable" in headers["cache-control"]
-        _, compressed, headers = gateway.ask("GET", f"/{path}", Accept_Encoding="gzip")
-        assert headers["content-encoding"] == "gzip" and gzip.decompress(compressed) == content
-    # A page of another version gets the file of this one, and does not keep it.
-    status, _, headers = gateway.ask("GET", "/page/0123456789abcdef/vendor/preact.js")
-    assert status == 200 and headers["cache-control"] == "no-cache"
-    for path in ("/page/../app.py", "/page/x/../../app.py", "/page/x/x/app.js", "/page/index.js"):
-        assert gateway.ask("GET", path)[0] == 404

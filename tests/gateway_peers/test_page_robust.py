@@ -102,6 +102,23 @@ def test_two_tabs_keep_what_both_have_done(visitor: Visitor) -> None:
     expect(one.get_by_label("Text to speak")).to_have_value(texts[other].strip())
 
 
+def test_a_batch_is_the_same_in_two_tabs(visitor: Visitor) -> None:
+    one, other = visitor.open("batch"), visitor.open("batch")
+    lines = "".join(f"Line {number}.\n" for number in range(5))
+    one.bring_to_front()
+    one.get_by_label("Drop a file here").set_input_files(
+        {"name": "a.txt", "mimeType": "text/plain", "buffer": lines.encode()}
+    )
+    before = len(visitor.jobs())
+    one.get_by_role("button", name="Speak 5 lines").click()
+    for page in (other, one):
+        page.bring_to_front()
+        expect(page.get_by_role("status").filter(has_text="5 of 5 done")).to_be_visible(timeout=20_000)
+    # A third goes on with nothing that is done.
+    visitor.open("batch").get_by_text("5 of 5 done").wait_for()
+    assert len(visitor.jobs()) == before + 5
+
+
 def test_without_storage_it_works_all_the_same(visitor: Visitor) -> None:
     visitor.context.add_init_script(
         "Object.defineProperty(window, 'localStorage', {get() { throw new DOMException('no', 'SecurityError'); }})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import subprocess
 import wave
@@ -80,6 +81,38 @@ def test_a_file_of_another_format_is_decoded_by_the_browser(
     _, sample, _ = visitor.gateway.ask("GET", f"/v1/audio/voices/bert-{suffix}/sample")
     with wave.open(io.BytesIO(sample)) as recording:
         assert recording.getsampwidth() == 2 and recording.getnframes() == 30 * recording.getframerate()
+    assert visitor.complaints == []
+
+
+#: Two seconds of a tone, as the browser's own recorder writes them, in base64.
+RECORDED = """async (type) => {
+  const context = new AudioContext();
+  const tone = context.createOscillator();
+  const target = context.createMediaStreamDestination();
+  tone.connect(target);
+  tone.start();
+  const recorder = new MediaRecorder(target.stream, {mimeType: type});
+  const parts = [];
+  recorder.ondataavailable = ({data}) => parts.push(data);
+  recorder.start();
+  await new Promise((resolve) => setTimeout(resolve, 2000));
+  await new Promise((resolve) => { recorder.onstop = resolve; recorder.stop(); });
+  const bytes = new Uint8Array(await new Blob(parts).arrayBuffer());
+  return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
+}"""
+
+
+@pytest.mark.parametrize("suffix", ["webm", "mp4"])
+def test_a_file_of_a_browser_s_recorder_becomes_a_voice(visitor: Visitor, suffix: str) -> None:
+    page = visitor.open("voices")
+    expect(page.get_by_label("Choose a file")).to_be_attached()
+    recorded = base64.b64decode(page.evaluate(RECORDED, f"audio/{suffix};codecs=opus"))
+    file: Any = {"name": f"memo.{suffix}", "mimeType": f"audio/{suffix}", "buffer": recorded}
+    page.get_by_label("Choose a file").set_input_files(file)
+    save_voice(page, f"memo-{suffix}")
+    _, sample, _ = visitor.gateway.ask("GET", f"/v1/audio/voices/memo-{suffix}/sample")
+    with wave.open(io.BytesIO(sample)) as recording:
+        assert 1 < recording.getnframes() / recording.getframerate() < 5
     assert visitor.complaints == []
 
 

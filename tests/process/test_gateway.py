@@ -166,6 +166,7 @@ def test_a_daemon_that_is_away_is_503_and_the_gateway_goes_on_when_it_is_back(st
         status, body, headers = gateway.ask("POST", "/v1/audio/speech", {"input": "meanwhile"})
         assert (status, body["error"]["code"], headers["retry-after"]) == (503, "unavailable", "5")
         assert gateway.ask("GET", "/readyz")[0] == 503 and gateway.ask("GET", "/livez")[0] == 200
+        assert "connection to the daemon was lost" in gateway.log_file.read_text()
         daemon.process = daemon.launch()
         daemon.until_ready()
         daemon.until(lambda: gateway.ask("POST", "/v1/audio/speech", {"input": "after"})[0] == 200, "it goes on")

@@ -123,6 +123,8 @@ BROKEN = [
     BrokenCore(Rule.OWN_AUDIO, jobs.audio_of_another),
     BrokenCore(Rule.OWN_AUDIO, jobs.voices_of_anybody),
     BrokenCore(Rule.BOUNDED, jobs.voices_without_an_end),
+    BrokenCore(Rule.BOUNDED, jobs.voices_of_one_take_all_the_room),
+    BrokenCore(Rule.BOUNDED, jobs.voices_of_one_customer_take_all_of_its_gateway),
     BrokenCore(Rule.ONE_END, jobs.a_change_of_voices_cut_short_holds_up_the_next, shows_in=_with_bugs, first=30),
     BrokenCore(Rule.OWN_AUDIO, jobs.stream_to_whoever_waits),
     BrokenCore(Rule.OWN_AUDIO, jobs.results_for_everybody, shows_in=_with_ends),

@@ -47,6 +47,15 @@ def voices_without_an_end(patch: Patch) -> None:
     patch.setattr(OwnVoices, "count", lambda *_: 0)
 
 
+def voices_of_one_take_all_the_room(patch: Patch) -> None:
+    patch.setattr(OwnVoices, "room", lambda self, _client, most: most - self.shares.total)
+
+
+def voices_of_one_customer_take_all_of_its_gateway(patch: Patch) -> None:
+    room = OwnVoices.room
+    patch.setattr(OwnVoices, "room", lambda self, client, most: room(self, client.partition("/")[0], most))
+
+
 def a_change_of_voices_cut_short_holds_up_the_next(patch: Patch) -> None:
     patch.setattr(VoiceRequests, "ended", lambda *_: None)
 

@@ -300,13 +300,15 @@ class Clients:
         """The connections on which somebody asks."""
         return self._open
 
-    def ask_for(self, connection: Connection, request: Any, body: bytes | None) -> None:
-        """A request about voices, or for speech with one."""
+    def ask_for(self, connection: Connection, request: Any, body: bytes | None) -> Question:
+        """A request about voices, or for speech with one; the question that it is, where it is not for speech."""
+        question = Question(connection.number, request.id)
         if isinstance(request, requests.Synthesize):
             self.ask(connection, request, joined=False)
         elif connection.open:
-            self.put(connection, Question(connection.number, request.id))
+            self.put(connection, question)
             self._world.happen(inputs.Requested(connection.client, connection.to, request, body))
+        return question
 
     def _follow(self, connection: Connection, hearing: Hearing) -> None:
         """What clients do about a job that was accepted: theirs, and now and then somebody else's."""

@@ -57,7 +57,9 @@ class Promises:
         elif isinstance(event, Error) and event.code == "shutting_down" and "is durable" in event.message:
             # Not so of one that was never accepted, because the daemon stopped before it was on disk.
             must(Rule.OUTPUT_ONCE, row is not None, job, "is said to go on later, and is not on disk")
-        elif isinstance(event, Error) and (event.code == "slow_consumer" or "event was not sent" in event.message):
+        elif isinstance(event, Error) and (
+            event.code == "slow_consumer" or "event was not sent" in event.message or "tried again" in event.message
+        ):
             pass  # the end of what this client hears, and not of the job
         elif isinstance(event, Done | Error):
             code = event.code if isinstance(event, Error) else "done"

@@ -52,8 +52,8 @@ def test_the_accidents_do_happen() -> None:
     causes: set[str] = set()
     problems: set[str] = set()
     kills = stops = aside = bugs = gone = 0
-    sets = freezes = frozen = taken = refused = 0
-    for seed in range(26):
+    sets = freezes = frozen = taken = refused = kept = too_many = 0
+    for seed in range(30):
         world = World(seed, 300)
         world.run()
         codes |= set(world.clients.codes)
@@ -63,10 +63,11 @@ def test_the_accidents_do_happen() -> None:
         gone += world.folders.gone
         bugs += min(world.bugs.met, world.bugs.effects_met)
         taken, refused = taken + world.pieces.taken, refused + world.pieces.refused
+        kept, too_many = kept + world.voices.kept, too_many + world.voices.refused
         clocks = world.clocks
         sets, freezes, frozen = sets + clocks.sets, freezes + clocks.freezes, frozen + clocks.workers_frozen
     assert bugs > 15 and gone > 5 and sets > 5 and freezes > 10 and frozen
-    assert taken > 500 and refused > 20
+    assert taken > 500 and refused > 20 and kept > 100 and too_many > 100
     assert kills > 5 and stops and aside > 50 and problems
     assert codes >= {
         "done", "queue_full", "unavailable", "cancelled", "worker_crashed", "hung", "out_of_memory", "quarantined",

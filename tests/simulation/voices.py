@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _EVERY_S, _CHECK_S = 1.5, 0.3
 _NAMES = ("me", "you", "it", "tone")
 _KIB = 1 << 10
+#: Of what others leave, one client takes no more.
+_PART = 0.8
 
 
 class Voices:
@@ -69,8 +71,24 @@ class Voices:
                 priority = "batch" if rng.random() < 0.3 else "interactive"
                 text = f"ok voice{self._recordings}-{about['id']}"
                 request = requests.Synthesize(text=text, voice=name, priority=priority, **about)  # type: ignore[arg-type]
-            world.clients.ask_for(connection, request, body)
+            machine = world.machine
+            question = world.clients.ask_for(connection, request, body)
+            if kind == "add" and machine is world.machine and not world.dead:
+                if question.answers:
+                    self.refused += getattr(question.answer, "code", "") == "forbidden"
+                elif connection.open:
+                    self._admitted(connection.client.key, request.on_behalf_of)
         world.after(rng.expovariate(1 / _EVERY_S), self.act)
+
+    def _admitted(self, gateway: str, customer: Any) -> None:
+        """A voice was accepted: its client leaves room to the next one, and a gateway's customer to the next."""
+        limits, shares = self._world.machine.settings.limits, self._world.machine.state.voices.own.shares
+        together = shares.of_owner(gateway)
+        most = _PART * ((limits.own_voices_mib << 20) - (shares.total - together))
+        must(Rule.BOUNDED, together <= most, gateway, "has", together, "bytes of voices, and may have", most)
+        if customer is not UNSET:
+            own = shares.of(f"{gateway}/{customer}")
+            must(Rule.BOUNDED, own <= _PART * most, customer, "has", own, "of", most, "bytes of its gateway's voices")
 
     # --- the disk
 

@@ -185,6 +185,10 @@ def test_a_configuration_that_the_daemon_would_refuse_is_told_without_starting_i
     good = tmp_path / "good.toml"
     good.write_text(CliRunner().invoke(main, ["config", "default"]).stdout)
     assert CliRunner().invoke(main, ["config", "check", str(good)]).exit_code == 0
+    # The gateway reads another section of the file.
+    good.write_text(good.read_text().replace("body_mib = 32", "body_mib = 0"))
+    result = CliRunner().invoke(main, ["config", "check", str(good)])
+    assert result.exit_code == 0 and "warning: gateway.body_mib: expected a whole number" in result.output
 
 
 def test_a_configuration_with_which_no_worker_would_start_is_not_good(tmp_path: Path) -> None:
