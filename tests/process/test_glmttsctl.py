@@ -111,7 +111,8 @@ def processes_with(mark: str) -> list[int]:
 def test_serve_serves_http_and_leaves_nothing_however_it_ends(tmp_path: Path, ends_by: str) -> None:
     folder = tmp_path / "t"
     folder.mkdir()
-    command = [GLMTTSCTL, "serve", "--port", "0", "--json"]
+    # As in a terminal, where these tests run under nohup too.
+    command = ["env", "--default-signal=HUP", GLMTTSCTL, "serve", "--port", "0", "--json"]
     pipe = subprocess.PIPE
     with subprocess.Popen(
         command, stdout=pipe, stderr=pipe, text=True, env=os.environ | {"TMPDIR": str(folder)}
