@@ -2,7 +2,7 @@
 
 A key stands here by its full path, so that a new one must be thought about: a test compares them with the settings.
 Keys that the configuration's rules compare with each other are of one class: applying one of them alone could make what
-would have been refused in a file.
+would have been refused in a file. After SIGHUP or ``glmttsctl reload`` api/operator_requests.py applies the plan.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Why a request for speech is refused, and what its client can do about it. Each check raises RequestError.
 
 Refusals for lack of room (rate, share, full queue) are in scheduling/admission.py; those for the form of a message are
-the codec's.
+the codec's, and transport/zap.py refuses the keys of TCP clients.
 """
 
 from __future__ import annotations
