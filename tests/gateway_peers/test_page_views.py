@@ -256,6 +256,8 @@ def test_the_keyboard_alone_is_enough(visitor: Visitor) -> None:
         if page.evaluate("document.activeElement.className === 'picker'"):
             break
     page.keyboard.press("Enter")
+    expect(page.get_by_role("searchbox")).to_be_focused()
+    page.locator("dialog .voice-row").first.wait_for()
     page.keyboard.type("high")
     page.keyboard.press("Enter")
     expect(page.locator(".picker")).to_be_focused()
