@@ -233,6 +233,19 @@ def test_the_task_api_of_the_flask_service(gateway: Gateway, daemon: Daemon) -> 
     assert soundfile.info(io.BytesIO(gateway.ask("GET", told["download_url"])[1])).samplerate == 24_000
 
 
+def test_a_task_is_of_a_class_that_its_key_may_use(daemon: Daemon, tmp_path: Path) -> None:
+    file, headers = keys_for(tmp_path, "reader", "boss")
+    file.write_text(file.read_text().replace('["interactive", "batch"]', '["batch"]', 1))
+    file.write_text(file.read_text().replace('["interactive", "batch"]', '["vip"]', 1))
+    with contextlib.closing(Gateway(daemon, tmp_path, f'api_keys = "{file}"\n')) as gateway:
+        status, task, _ = gateway.ask("POST", "/api/tts", {"input_text": "你好"}, **headers["reader"])
+        assert status == 202
+        told = gateway.ask("GET", f"/v1/audio/jobs/{task['task_id']}", **headers["reader"])[1]
+        assert told["priority"] == "batch"
+        status, body, _ = gateway.ask("POST", "/api/tts", {"input_text": "你好"}, **headers["boss"])
+        assert (status, body["error"]["param"]) == (403, "priority")
+
+
 def test_a_visitor_s_book_does_not_delay_another_visitor_s_sentence(start: Start, tmp_path: Path) -> None:
     daemon = start()
     file, headers = keys_for(tmp_path, "reader", "visitor")
