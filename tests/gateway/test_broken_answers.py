@@ -51,11 +51,15 @@ class Stream:
         self.closed = True
 
 
+def _built() -> Any:
+    return build(Settings(body_mib=1))
+
+
 class Asked:
     """A gateway before a client library of its own, and what it answers."""
 
     def __init__(self, **client: Any) -> None:
-        self.app: Any = build(Settings(body_mib=1))
+        self.app = _built()
         self.app._app._app.state.client = type("Client", (), client)()
         self.memory = self.app._app._memory
         self.sent: list[Message] = []
