@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import soundfile
 
+from glmtts.daemon.core.jobs.job import MAX_SUBSCRIBERS
+
 from ..support.gateways import Gateway, keys_for
 from .conftest import Daemon, Start
 
@@ -149,6 +151,25 @@ def test_a_batch_with_a_key_is_fetched_after_its_gateway_was_killed(
     # The same key of another customer is another batch.
     other = gateway.ask("POST", BATCH, {"items": [{"input": "Else."}]}, Idempotency_Key="chapter 1")[1]
     assert other["succeeded"] == 1 and other["id"] != whole["id"]
+
+
+def test_listeners_that_leave_keep_no_others_out(gateway: Gateway, daemon: Daemon) -> None:
+    id = job(gateway, {"fault": "audio", "seconds": 20.0, "rtf": 1.0, "segments": 20})
+    for number in range(MAX_SUBSCRIBERS + 4):
+        path = ("audio", "events", "audio?follow=1")[number % 3]
+        connection = gateway.connection()
+        connection.request("GET", f"/v1/audio/jobs/{id}/{path}")
+        if path == "events":
+            connection.getresponse().read1(1)
+        connection.close()
+
+    def is_let_in() -> bool:
+        with contextlib.closing(gateway.connection()) as connection:
+            connection.request("GET", f"/v1/audio/jobs/{id}/events")
+            return b"queue_full" not in connection.getresponse().read1(200)
+
+    daemon.until(is_let_in, "one more listener is let in")
+    assert gateway.ask("DELETE", f"/v1/audio/jobs/{id}")[0] == 200
 
 
 # --- the file of a job
