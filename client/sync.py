@@ -317,9 +317,9 @@ class Client(BlockingConnection):
 class Stream:
     """The chunks of a job, in order, as an iterator: ``for chunk in stream``.
 
-    The end of its ``with`` block, :meth:`close` and dropping it cancel a job that has not ended. One that is ``durable``
-    goes on; one with a ``key`` as long as another request hears it. A stream that is not read holds the daemon back,
-    which in the end fails the job with SlowConsumer.
+    The end of its ``with`` block, :meth:`close` and dropping it cancel a job that has not ended. One that is
+    ``durable`` goes on; one with a ``key`` as long as another request hears it. A stream that is not read holds the
+    daemon back, which in the end fails the job with SlowConsumer.
 
     Attributes:
         job: the job's handle.

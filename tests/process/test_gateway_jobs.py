@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import http.client
 import io
 import json
 import struct
@@ -154,22 +155,23 @@ def test_a_batch_with_a_key_is_fetched_after_its_gateway_was_killed(
 
 
 def test_listeners_that_leave_keep_no_others_out(gateway: Gateway, daemon: Daemon) -> None:
-    id = job(gateway, {"fault": "audio", "seconds": 20.0, "rtf": 1.0, "segments": 20})
-    for number in range(MAX_SUBSCRIBERS + 4):
-        path = ("audio", "events", "audio?follow=1")[number % 3]
+    id = job(gateway, {"fault": "audio", "seconds": 100.0, "rtf": 1.0, "segments": 200})
+
+    def listener(path: str) -> http.client.HTTPConnection:
         connection = gateway.connection()
         connection.request("GET", f"/v1/audio/jobs/{id}/{path}")
-        if path == "events":
-            connection.getresponse().read1(1)
-        connection.close()
+        return connection
 
     def is_let_in() -> bool:
-        with contextlib.closing(gateway.connection()) as connection:
-            connection.request("GET", f"/v1/audio/jobs/{id}/events")
-            return b"queue_full" not in connection.getresponse().read1(200)
+        with contextlib.closing(listener("events")) as connection:
+            return b"event: job" in connection.getresponse().read1(1_000)
 
-    daemon.until(is_let_in, "one more listener is let in")
-    assert gateway.ask("DELETE", f"/v1/audio/jobs/{id}")[0] == 200
+    for _ in range(3):
+        listeners = [listener(("events", "audio?follow=1")[number % 2]) for number in range(30)]
+        daemon.until(is_let_in, "one more listener is let in")
+        for connection in listeners:
+            connection.close()
+    assert gateway.ask("DELETE", f"/v1/audio/jobs/{id}")[1]["status"] == "cancelled"
 
 
 # --- the file of a job
