@@ -5,6 +5,7 @@ Hypothesis runs without limits of time, because a busy machine is no failure, an
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from .fake_gpu.fake_gpu import CannotBuildError, FakeGpus, build
 
 settings.register_profile("glmtts", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("glmtts")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So it is in a shell's background job, and the programs that the tests start would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from ..core.inputs import Spoken, UsageRow
 def add(connection: sqlite3.Connection, usage: dict[tuple[str, int], Spoken], oldest: int) -> None:
     """Add amounts by client and day; rows of days before ``oldest`` go."""
     connection.executemany(
-        "INSERT INTO usage VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET jobs = jobs + excluded.jobs,"
+        "INSERT INTO usage VALUES (?, ?, ?, ?, ?) ON CONFLICT (client, day) DO UPDATE SET jobs = jobs + excluded.jobs,"
         " characters = characters + excluded.characters, audio_s = audio_s + excluded.audio_s",
         [(*key, spoken.jobs, spoken.characters, spoken.audio_s) for key, spoken in usage.items()],
     )

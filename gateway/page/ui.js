@@ -1,6 +1,6 @@
 // Small parts that every view uses.
 import { h } from "./vendor/preact.js";
-import { useEffect, useRef } from "./vendor/hooks.js";
+import { useLayoutEffect, useRef } from "./vendor/hooks.js";
 import { signal } from "./vendor/signals.js";
 import htm from "./vendor/htm.js";
 import { has, t } from "./texts.js";
@@ -47,7 +47,8 @@ setInterval(() => { now.value = Date.now(); }, 500);
 /** A dialog of the page; Escape and a click beside it close it. */
 export function Dialog({ open, onClose, label, class: extra = "", children }) {
   const dialog = useRef(null);
-  useEffect(() => {
+  // Before the next key: after a paint, the first letters of a quick hand would go to what is behind it.
+  useLayoutEffect(() => {
     if (open && !dialog.current.open) dialog.current.showModal();
     if (!open && dialog.current.open) dialog.current.close();
   }, [open]);

@@ -97,7 +97,7 @@ export function VoicePicker({ value, onChange }) {
           onInput=${(event) => setWanted(event.target.value)}
           onKeyDown=${(event) => {
             // What is in the field now, which may not be shown yet.
-            const [first] = matching(list, event.target.value);
+            const [first] = event.target.value.trim() ? matching(list, event.target.value) : [];
             if (event.key === "Enter" && first) choose(first.id);
           }} />
         <${IconButton} icon="close" label=${t("close")} onClick=${() => setOpen(false)} /></div>

@@ -479,8 +479,7 @@ def test_the_command_prints_every_problem_and_fails(tmp_path: Path) -> None:
     file = tmp_path / "bad.toml"
     file.write_text("[limits]\nmax_waiting = 3\n[queue]\nmax_per_client = 0\n")
     done = run("check", str(file))
-    assert done.returncode == 2
-    assert not done.stdout
+    assert done.returncode == 2 and not done.stdout
     assert [line.split(": ")[:2] for line in done.stderr.splitlines()] == [
         [str(file), "limits.max_waiting"],
         [str(file), "queue.max_per_client"],
