@@ -35,7 +35,6 @@ def test_a_batch_that_is_left_keeps_nothing_of_its_jobs(tmp_path: Path) -> None:
                 await asyncio.to_thread(daemon.next_of, Synthesize)
             waiting.cancel()
             await asyncio.wait([waiting])
-            await answer.aclose()
             for _ in values["items"]:
                 await asyncio.to_thread(daemon.next_of, Cancel)
             while tasks := asyncio.all_tasks() - {cast(Any, asyncio.current_task())}:

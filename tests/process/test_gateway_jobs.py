@@ -16,8 +16,6 @@ from typing import Any
 import pytest
 import soundfile
 
-from glmtts.daemon.core.jobs.job import MAX_SUBSCRIBERS
-
 from ..support.gateways import Gateway, keys_for
 from .conftest import Daemon, Start
 
