@@ -150,5 +150,7 @@ async def _on_client_gone(_: Request, __: Exception) -> Response:
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
-    _log.error("internal error at %s", request.url.path, exc_info=error)
+    # One that ends an answer that has begun is in the access log, without its message: that may quote a text.
+    if errors.behind(error) is None:
+        _log.error("internal error at %s", request.url.path, exc_info=error)
     return HttpError(500, "an internal error of the gateway, which is in its log", code="internal_error").response()

@@ -1,4 +1,4 @@
-"""Bodies of requests: read within a size and a time, decoded, and refused with the key at fault."""
+"""Bodies of requests: read within a size and a time, decoded, and refused with the key at fault; and long answers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import base64
 import binascii
 import re
-from collections.abc import Awaitable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -20,6 +20,8 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 #: Seconds that a body may take to come.
 _BODY_S = 60.0
 _LONGER_THAN_PATHS = 1_024
+#: Bytes that are sent at a time.
+_PIECE = 64 << 10
 #: Values of a JSON body. Ten million empty lists are 28 MiB of body, 760 MiB of memory and 13 s for all other requests.
 _MAX_VALUES = 200_000
 #: From here on floats are no longer exact.
@@ -128,11 +130,30 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
             return task.result()
         raise ClientGoneError
     finally:
-        watch.cancel()
+        drop(task, watch)
         if not task.done():
-            task.cancel()
             # The client library sends the daemon its `cancel` before the handler ends.
             await asyncio.wait({task})
+
+
+def drop(*tasks: asyncio.Task[Any] | asyncio.Future[Any] | None) -> None:
+    """Cancel tasks; what they end with is not asked for."""
+    for task in tasks:
+        if task is not None:
+            task.cancel()
+            # Otherwise asyncio logs the error of a task that fails all the same.
+            task.add_done_callback(_forget)
+
+
+def _forget(task: asyncio.Future[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
+
+
+async def in_pieces(file: bytes | memoryview) -> AsyncIterator[bytes | memoryview]:
+    """A file, to be sent. A client that reads slowly holds it back: whole, it would be copied to the connection."""
+    for start in range(0, len(file), _PIECE):
+        yield file[start : start + _PIECE]
 
 
 async def _gone(request: Request) -> None:

@@ -31,6 +31,8 @@ _LEAST_SECRET = 16
 COOKIE = "glmtts_key"
 #: Methods that change nothing.
 _READING = ("GET", "HEAD", "OPTIONS")
+#: Begins the name of a user whose own can't be shown, and no other.
+_HASHED = "sha256:"
 #: An IPv6 customer has at least this much of the address space, and can't have a share for each address in it.
 _IPV6_PREFIX = 64
 
@@ -41,6 +43,13 @@ class Customer(Struct, frozen=True):
     name: str
     priorities: tuple[str, ...]
     has_key: bool
+
+    def check_priority(self, priority: str) -> None:
+        """Raise HttpError for a class that it may not use."""
+        if priority not in self.priorities:
+            allowed = ", ".join(self.priorities)
+            message = f"priority: {priority} is not for this customer, which may use {allowed}"
+            raise HttpError(403, message, code="forbidden", param="priority")
 
 
 class Customers:
@@ -94,13 +103,11 @@ class Customers:
         found = self.check_key(key)
         name = found.name
         if found.forwards_users and (user := self._user_of(request)):
-            name = f"{name}/{user}"
-            if len(name) > MAX_ON_BEHALF_OF:
-                name = f"{found.name}/{hashlib.sha256(user.encode()).hexdigest()[:32]}"
+            name = _name_of(name, user)
         return Customer(name, found.priorities, has_key=True)
 
-    def _user_of(self, request: HTTPConnection) -> str:
-        """The user that the customer names, with nothing in it that could confuse a log. Raises HttpError."""
+    def _user_of(self, request: HTTPConnection) -> bytes:
+        """The user that the customer names, as it came; empty for none. Raises HttpError."""
         user = request.headers.get(_USER_HEADER, "")
         token = request.headers.get(_OPENWEBUI_TOKEN)
         if self._secret and token is not None and not user:
@@ -111,13 +118,14 @@ class Customers:
                     "the file [gateway] openwebui_secret"
                 )
                 raise HttpError(401, message, code="invalid_user_token")
-            user = found
-        elif not self._secret:
+            return found.encode("utf-8", "surrogatepass")
+        if not self._secret:
             user = user or request.headers.get(_OPENWEBUI_HEADER, "")
-        return "".join(character for character in user if character.isprintable())
+        # Headers are decoded byte by byte.
+        return user.encode("latin-1")
 
     def check_key(self, key: str) -> ApiKey:
-        """What the file says of a key. Raises HttpError if it has it not."""
+        """What the file says of a key. Raises HttpError for one that is not in it."""
         if self._file is None:
             raise HttpError(400, "key: this service has no keys, and needs none", param="key")
         self._read_again(self._file)
@@ -203,15 +211,37 @@ class Customers:
 
     def _read_again(self, file: Path) -> None:
         try:
-            stat = file.stat()
-            if (stat.st_mtime_ns, stat.st_ino) != self._read_at:
+            found = _version(file)
+            if found != self._read_at:
                 # A mistake is said once, and not at each request.
-                self._read_at = (stat.st_mtime_ns, stat.st_ino)
+                self._read_at = found
                 self._read(file)
                 _log.info("read %d API keys from %s", len(self._keys), file)
         except (OSError, ApiKeyProblem, UnicodeDecodeError) as error:
             # Those that were read before stay in force: a mistake in the file locks no customer out.
             _log.error("API keys can't be read from %s, the old ones stay in force: %s", file, error)
+
+
+def _version(file: Path) -> tuple[int, int]:
+    """Changes when the file does, and when it is gone or is there again."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return (0, 0)
+    return (stat.st_mtime_ns, stat.st_ino)
+
+
+def _name_of(key: str, user: bytes) -> str:
+    """The customer that is a user of a key: another one for each ``user``, and always fit for a line of a log."""
+    try:
+        shown = user.decode()
+    except UnicodeDecodeError:
+        shown = ""
+    name = f"{key}/{shown}"
+    if shown.isprintable() and shown and not shown.startswith(_HASHED) and len(name) <= MAX_ON_BEHALF_OF:
+        return name
+    # Left out, characters would make two users one.
+    return f"{key}/{_HASHED}{hashlib.sha256(user).hexdigest()[:32]}"
 
 
 def _without_port(hop: str) -> str:

@@ -103,6 +103,20 @@ class HttpError(Exception):
         return JSONResponse(self.body, self.status, self.all_headers)
 
 
+def behind(error: BaseException | None) -> HttpError | GlmttsError | None:
+    """The error of a request behind one of Starlette, which can't answer it once an answer has begun."""
+    if isinstance(error, RuntimeError):
+        error = error.__cause__
+    return error if isinstance(error, HttpError | GlmttsError) else None
+
+
+def code_of(error: BaseException) -> str:
+    """The code alone: a message may quote the text of a request."""
+    found = behind(error)
+    named = of_daemon(found) if isinstance(found, GlmttsError) else found
+    return named.code if named else "internal_error"
+
+
 def of_daemon(error: GlmttsError) -> HttpError:
     """The answer for an error of the client library."""
     if isinstance(error, RequestFailed):

@@ -24,8 +24,6 @@ from .requests import FORMATS
 _MEDIA_TYPES = dict(FORMATS.values())
 _YES, _NO = frozenset({"1", "true", "yes"}), frozenset({"0", "false", "no", ""})
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.IGNORECASE)
-#: Bytes of a file that are sent at a time.
-_PIECE = 64 << 10
 
 
 def described(info: JobInfo) -> dict[str, Any]:
@@ -116,7 +114,7 @@ async def audio(request: Request) -> Response:
     }
     if _names(request.headers.get("if-none-match", ""), etag):
         return Response(status_code=304, headers=headers)
-    file = _with_sizes(found.audio)
+    file = with_sizes(found.audio)
     request.state.held.take(len(file))
     # A range of another file than the one that the client has a part of would not fit (RFC 9110, 13.1.5).
     is_same = request.headers.get("if-range", etag).strip() == etag
@@ -127,18 +125,13 @@ async def audio(request: Request) -> Response:
         headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(file)}"
     headers["Content-Length"] = str(end - first)
     media_type = _MEDIA_TYPES.get(found.format, "application/octet-stream")
-    return StreamingResponse(_pieces(file, first, end), 206 if part else 200, media_type=media_type, headers=headers)
-
-
-async def _pieces(file: bytes, first: int, end: int) -> AsyncIterator[bytes]:
-    """A part of a file. A client that reads slowly holds it back: whole, it would be copied to the connection."""
-    for start in range(first, end, _PIECE):
-        yield file[start : min(end, start + _PIECE)]
+    pieces = bodies.in_pieces(memoryview(file)[first:end])
+    return StreamingResponse(pieces, 206 if part else 200, media_type=media_type, headers=headers)
 
 
 async def _followed(request: Request, stream: AsyncStream) -> Response:
     """The file while it is made, from its beginning. Its length is not known, and a part of it can't be had."""
-    first = await bodies.unless_gone(request, speech.first_of(stream))
+    first = await speech.first_of(request, stream)
     headers = {
         **speech.HEADERS,
         "x-glmtts-job": stream.job.id if stream.job else "",
@@ -163,7 +156,7 @@ def _names(header: str, etag: str) -> bool:
     return header.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in header.split(","))
 
 
-def _with_sizes(file: bytes) -> bytes:
+def with_sizes(file: bytes) -> bytes:
     """A WAV file that was streamed has no sizes (0xFFFFFFFF); players that seek need them."""
     at = file.find(b"data\xff\xff\xff\xff", 0, 256)
     if not file.startswith(b"RIFF\xff\xff\xff\xff") or at < 0:
@@ -215,6 +208,4 @@ async def _told(client: AsyncClient, id: str, customer: str) -> AsyncIterator[st
     except GlmttsError as error:
         yield speech.sse("error", {"id": id, **errors.of_daemon(error).body})
     finally:
-        waiting.cancel()
-        if news is not None:
-            news.cancel()
+        bodies.drop(waiting, news)

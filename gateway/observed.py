@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from . import errors
 from .errors import HttpError
 
 _log = logging.getLogger("glmtts.gateway.access")
@@ -65,8 +66,13 @@ class Observed:
         async def observed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 seen.status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", id.encode())]
-                seen.job = next((value for name, value in message["headers"] if name == b"x-glmtts-job"), b"").decode()
+                found = dict(message["headers"])
+                seen.job = found.get(b"x-glmtts-job", b"").decode()
+                added = [(b"x-request-id", id.encode())]
+                if b"cache-control" not in found:
+                    # Almost all answers are for one customer, or of one moment.
+                    added.append((b"cache-control", b"no-store"))
+                message["headers"] = [*message["headers"], *added]
             elif message.get("body"):
                 seen.first_s = seen.first_s or time.monotonic() - began
                 seen.bytes += len(message["body"])
@@ -74,10 +80,21 @@ class Observed:
                     seen.streams = metrics.streams.labels(_path(scope))
                     seen.streams.inc()
             await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                seen.is_whole = True
 
         metrics.open.inc()
         try:
             await self._app(scope, receive, observed)
+        except Exception as error:
+            if not seen.status:
+                raise
+            # The server would log it, with what it quotes of the request.
+            seen.error = errors.code_of(error)
+            if not seen.is_whole:
+                scope["state"]["break_off"]()
+                while (await receive())["type"] != "http.disconnect":
+                    pass
         finally:
             metrics.open.dec()
             if seen.streams is not None:
@@ -87,7 +104,7 @@ class Observed:
             if seen.first_s:
                 metrics.first_byte.labels(path).observe(seen.first_s)
             _log.info(
-                "%s %s %s bytes=%d first_s=%.3f total_s=%.3f request=%s%s",
+                "%s %s %s bytes=%d first_s=%.3f total_s=%.3f request=%s%s%s",
                 scope["method"],
                 path,
                 seen.status or "client gone",
@@ -96,6 +113,7 @@ class Observed:
                 time.monotonic() - began,
                 id,
                 f" job={seen.job}" if seen.job else "",
+                f" error={seen.error}" if seen.error else "",
             )
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -145,6 +163,9 @@ class _Seen:
     bytes = 0
     first_s = 0.0
     job = ""
+    #: The code of the error that broke the answer off, and whether it is sent to its end.
+    error = ""
+    is_whole = False
     #: A WebSocket's close code.
     code = 0
     #: The gauge in which it counts as an open stream.

@@ -86,7 +86,7 @@ async def page(request: Request) -> Response:
     if file is None:
         raise HttpError(404, "the page has no such file; reload the page", code="not_found")
     headers = {**HEADERS, "ETag": file.etag}
-    # A page of another version, before an upgrade or from another gateway, gets this version's file and keeps it not.
+    # A page of another version, before an upgrade or from another gateway, gets this version's file to use once.
     if path == f"{_VERSION}/{name}":
         headers["Cache-Control"] = _KEPT
     known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]

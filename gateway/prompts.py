@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from contextlib import suppress
+
+import msgspec
+
+from glmtts.protocol.requests import VoiceName
 
 from .errors import HttpError
 
 #: Bytes of a transcript: 1,000 characters at most are accepted.
 _TRANSCRIPT_BYTES = 8_192
-_VOICE = re.compile(r"[\w-]{1,64}")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: A pipe or a device is not waited for.
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -19,7 +21,11 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 def is_file_name(prompt: str) -> bool:
     """Whether it can't be a voice: the names of voices have no dot and no slash."""
-    return _VOICE.fullmatch(prompt) is None
+    try:
+        msgspec.convert(prompt, VoiceName)
+    except msgspec.ValidationError:
+        return True
+    return False
 
 
 def read(folder: str, name: str, max_bytes: int) -> tuple[bytes, str]:

@@ -89,7 +89,7 @@ class SpeechRequest(Struct, kw_only=True):
         return FORMATS[self.response_format][1]
 
     def check(self) -> None:
-        """Raise HttpError for a format, a speed or a label that there can't be."""
+        """Raise HttpError for a wrong format, speed or label."""
         self.media_type()
         if not MIN_SPEED <= self.speed <= MAX_SPEED:
             message = f"speed: {self.speed:g} is out of range: from {MIN_SPEED:g} to {MAX_SPEED:g}"
@@ -116,9 +116,7 @@ class SpeechRequest(Struct, kw_only=True):
         """
         self.check()
         priority = priority if self.priority is UNSET else self.priority
-        if priority not in customer.priorities:
-            message = f"priority: {priority} is not for this customer, which may use {', '.join(customer.priorities)}"
-            raise HttpError(403, message, code="forbidden", param="priority")
+        customer.check_priority(priority)
         options: dict[str, Any] = {
             "format": FORMATS[self.response_format][0],
             "priority": priority,

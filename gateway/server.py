@@ -66,11 +66,14 @@ class _Stalls(asyncio.Protocol):
     def _look(self, unsent: int) -> None:
         left = self.transport.get_write_buffer_size()
         if left >= unsent:
-            # Without this the system keeps what it was given to send, and the client hears nothing.
-            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
-            self.transport.abort()
+            self._reset()
         else:
             self._stalled = self.loop.call_later(_STALLED_S, self._look, left)
+
+    def _reset(self) -> None:
+        # Without this the system keeps what it was given to send, and the client hears nothing, or a good end.
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+        self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -92,8 +95,7 @@ class _Connection(_Stalls, H11Protocol):
         self._address = self.client[0] if self.client else ""
         _Connection.of_address[self._address] += 1
         self._patience: asyncio.TimerHandle | None = None
-        # An answer of HTTP/1.0 has no end but the connection's: one that fails has to break it.
-        self.app_state = {**self.app_state, "abort": transport.abort}
+        self.app_state = {**self.app_state, "break_off": self._break_off}
         # All visitors of a proxy come from its address, and programs at a unix socket have none.
         counted = self._address and not any(ipaddress.ip_address(self._address) in known for known in self.proxies)
         if counted and _Connection.of_address[self._address] > self.most:
@@ -104,6 +106,14 @@ class _Connection(_Stalls, H11Protocol):
             self._refuse(HttpError(503, message, code="unavailable", retryable=True, retry_after_s=1.0))
         else:
             self._expect()
+
+    def _break_off(self) -> None:
+        """End an answer that fails in its middle."""
+        if self.scope["http_version"] == "1.0":
+            # It has no end but the connection's.
+            self._reset()
+        else:
+            self.transport.close()
 
     def _refuse(self, error: HttpError) -> None:
         """Answer, whatever was or will be asked, and close."""

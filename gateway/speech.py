@@ -12,7 +12,7 @@ from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from glmtts.client import AsyncClient, Cancelled, GlmttsError
+from glmtts.client import AsyncClient, GlmttsError
 from glmtts.client.aio import AsyncStream
 from glmtts.client.exchange import JobEvent
 from glmtts.client.speech import Chunk
@@ -36,34 +36,46 @@ async def speech(request: Request) -> Response:
     if asked.sse:
         return await _events(request, client, asked, options, headers)
     stream = client.stream(asked.input, **options)
-    first = await bodies.unless_gone(request, first_of(stream))
-    request.state.held.free()
+    first = await first_of(request, stream)
     headers |= {"x-glmtts-job": stream.job.id if stream.job else "", "x-audio-sample-rate": str(first.sample_rate)}
     told = pieces_of(request, first, stream, keep=asked.durable is True)
     return StreamingResponse(told, media_type=asked.media_type(), headers=headers)
 
 
-async def first_of(stream: AsyncStream) -> Chunk:
-    """The first piece of a stream. Raises HttpError for one without."""
+async def first_of(request: Request, stream: AsyncStream) -> Chunk:
+    """The first piece of a stream, and all that the request holds. Raises HttpError for a stream without."""
+    first = await bodies.unless_gone(request, _first_of(stream))
+    request.state.held.free()
+    try:
+        # It is the whole file where the job has ended.
+        request.state.held.take(len(first.samples))
+    except HttpError:
+        await stream.close()
+        raise
+    return first
+
+
+async def _first_of(stream: AsyncStream) -> Chunk:
     async for chunk in stream:
         return chunk
     raise HttpError(500, "the speech is empty", code="synthesis_failed")
 
 
-async def pieces_of(request: Request, first: Chunk, stream: AsyncStream, *, keep: bool = False) -> AsyncIterator[bytes]:
+async def pieces_of(
+    request: Request, first: Chunk, stream: AsyncStream, *, keep: bool = False
+) -> AsyncIterator[bytes | memoryview]:
     """The audio. An error on the way breaks the answer off: a file that looks whole is whole.
 
     ``keep``: the job goes on without its listener.
     """
     try:
-        yield first.samples
+        async for piece in bodies.in_pieces(first.samples):
+            yield piece
+        del first
+        request.state.held.free()
         async for chunk in stream:
-            if chunk.samples:
-                yield chunk.samples
-    except GlmttsError:
-        if request.scope["http_version"] == "1.0":
-            request.state.abort()
-        raise
+            async for piece in bodies.in_pieces(chunk.samples):
+                yield piece
     finally:
         await _end(request.app.state.client, stream, keep=keep)
 
@@ -114,14 +126,10 @@ async def _told(
         assert stream.done is not None
         used = usage(asked.input, stream.done.audio_s)
         yield sse("speech.audio.done", {"type": "speech.audio.done", "usage": used})
-    except Cancelled:
-        raise
     except GlmttsError as error:
         yield sse("speech.audio.error", {"type": "speech.audio.error", **errors.of_daemon(error).body})
     finally:
-        for task in (waiting, news):
-            if task is not None:
-                task.cancel()
+        bodies.drop(waiting, news)
         await _end(client, stream, keep=asked.durable is True)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import struct
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -24,7 +23,7 @@ from glmtts.client.pieces import PAUSE_S, ends_sentence
 from glmtts.client.speech import Chunk
 from glmtts.protocol import texts
 
-from . import bodies, errors
+from . import bodies, errors, jobs
 from .errors import HttpError
 from .memory import Share
 from .requests import SpeechRequest, check_size
@@ -86,7 +85,8 @@ class _Utterance:
         self._problem: HttpError | None = None
         #: Its speech has ended in an error: more text is not kept.
         self.failed = self.cancelled = False
-        self.started = False
+        #: It has words, which the daemon gets; and it has audio.
+        self.begun = self.started = False
         #: Bytes sent, and those that wait for the others of their frame.
         self.bytes = 0
         self.frame = bytearray()
@@ -107,6 +107,11 @@ class _Utterance:
         """No more text comes."""
         self.ended.set()
         self._news.set()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether more text is to come before there is something to speak."""
+        return not self.begun and not self.ended.is_set()
 
     async def has_words(self) -> bool:
         """Wait for something to speak. Returns False for a text that ends without any."""
@@ -166,8 +171,7 @@ class _Session:
                 if task.done():
                     task.result()
         finally:
-            for task in tasks:
-                task.cancel()
+            bodies.drop(*tasks)
             # The client library sends the daemon its `cancel` before the connection ends.
             await asyncio.wait(tasks)
 
@@ -192,7 +196,8 @@ class _Session:
                 if self._config is None:
                     await self._tell(HttpError(408, f"no session.config came within {_CONFIG_S:g} s", code="timeout"))
                     raise _ClosedError(_POLICY, "no session.config") from None
-                if all(utterance.failed for utterance in self._live):
+                # The daemon decides for how long it waits for more of a text.
+                if all(utterance.failed or utterance.is_empty for utterance in self._live):
                     await self._tell(HttpError(408, f"no message came within {_IDLE_S:g} s", code="timeout"))
                     raise _ClosedError(_NORMAL, "idle") from None
                 continue
@@ -238,8 +243,7 @@ class _Session:
         elif kind == "session.close":
             self._open = None
             for utterance in self._live:
-                if not utterance.ended.is_set():
-                    self._end_unheard(utterance)
+                utterance.end()
             self._utterances.put_nowait(None)
         else:
             known = "session.config, input.text, input.done, input.cancel and session.close"
@@ -301,9 +305,10 @@ class _Session:
         raise _ClosedError(_NORMAL)
 
     async def _speak_one(self, utterance: _Utterance) -> None:
-        """Speak an utterance; an error of its own is told."""
+        """Speak an utterance, and send its error if it fails."""
         if not await utterance.has_words():
             return
+        utterance.begun = True
         try:
             client: AsyncClient = self._websocket.app.state.client
             stream = client.stream(utterance.pieces(), **self._options(utterance.config))
@@ -341,12 +346,9 @@ class _Session:
 
     async def _send_frame(self, utterance: _Utterance, *, whole: bool = False) -> None:
         frame, utterance.frame = utterance.frame, bytearray()
-        if whole and frame[:4] == b"RIFF" and frame[36:40] == b"data":
-            # The header of a stream has no sizes.
-            struct.pack_into("<I", frame, 4, len(frame) - 8)
-            struct.pack_into("<I", frame, 40, len(frame) - 44)
-        await self._send(bytes(frame))
-        utterance.bytes += len(frame)
+        sent = jobs.with_sizes(bytes(frame)) if whole else bytes(frame)
+        await self._send(sent)
+        utterance.bytes += len(sent)
 
     async def _tell(self, error: HttpError, utterance: _Utterance | None = None) -> None:
         told: dict[str, Any] = {

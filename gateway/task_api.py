@@ -40,9 +40,13 @@ async def create(request: Request) -> Response:
     customer = state.customers.of(request)
     task, _ = bodies.decode(await bodies.read(request, state.settings.body_mib << 20), Task)
     client: AsyncClient = state.client
+    # Its callers can't name a class.
+    priority = "interactive" if "interactive" in customer.priorities else "batch"
+    customer.check_priority(priority)
     options: dict[str, Any] = {
         "format": "wav",
         "sample_rate": task.sample_rate,
+        "priority": priority,
         "on_behalf_of": customer.name,
         "durable": True,
     }

@@ -1,5 +1,6 @@
 // Requests to the gateway, and whether it and its daemon can be reached.
 import { signal } from "./vendor/signals.js";
+import { claim } from "./kept.js";
 
 /** "ok"; "daemon": the gateway answers and its daemon does not; "gateway": no answer at all. */
 export const health = signal("ok");
@@ -92,6 +93,8 @@ export async function refreshSession() {
       await ask("DELETE", "session");
       found = await askJson("GET", "session");
     }
+    // A visitor without a key is an address, which changes from place to place: what is kept is the browser's.
+    if (found.customer && !claim(found.has_key ? found.customer : "")) return;
     session.value = found;
     if (found.customer && !found.daemon) away("daemon");
   } catch (error) {

@@ -6,6 +6,7 @@ import { ApiError, ask, health, onReturn, pause, refreshSession, session } from 
 import { Batch, chooseText } from "./batch.js";
 import { Dock } from "./dock.js";
 import { History, jobs, onAgain, readJobs, useJobs } from "./history.js";
+import { startAnew } from "./kept.js";
 import { Speak, change, onLong, write } from "./speak.js";
 import { resume } from "./takes.js";
 import { firstLanguage, language, speakLanguage, switchLanguage, t } from "./texts.js";
@@ -109,8 +110,14 @@ function Login() {
 }
 
 async function logOut() {
-  await ask("DELETE", "session").catch(() => {});
-  await refreshSession();
+  try {
+    await ask("DELETE", "session");
+  } catch (error) {
+    // The cookie is still there, and the page says that there is no connection.
+    if (!error.retryable) throw error;
+    return;
+  }
+  startAnew();
 }
 
 /** Read what the views show, and go on with a job that an earlier page has sent. */

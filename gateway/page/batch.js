@@ -11,7 +11,7 @@ import { change, chosen, settings } from "./speak.js";
 import { bodyOf, changes, fileOf, remember } from "./takes.js";
 import { number, span, t, tn } from "./texts.js";
 import { Field, Icon, IconButton, html, now, wordsFor } from "./ui.js";
-import { VoicePicker } from "./voicepicker.js";
+import { VoicePicker, once } from "./voicepicker.js";
 
 const MOST_BYTES = 8 << 20;
 const POLL_MS = 1500;
@@ -28,6 +28,8 @@ const pausedUntil = signal(0);
 let sending = false;
 /** Recordings that lines name, by file name: base64 of a WAV. They are not kept over a reload. */
 let recordings = new Map();
+/** The recording, not saved as a voice, that the lines without one of their own are spoken with. It is not kept either. */
+const unsaved = signal(null);
 
 function restored() {
   const found = kept("batch", null);
@@ -106,9 +108,9 @@ async function send() {
   if (sending) return;
   sending = true;
   try {
-    while (batch.value?.started) {
+    while (batch.value?.started && session.value?.customer) {
       const { lines, key } = batch.value;
-      const index = lines.findIndex((line) => line.state === "unsent");
+      const index = lines.findIndex((line) => line.state === "unsent" && !lacksRecording(line));
       if (index < 0) break;
       await sendLine(lines[index], index, key);
     }
@@ -118,8 +120,13 @@ async function send() {
   }
 }
 
+/** Whether a line waits for the recording that was not saved, which is gone after a reload. */
+function lacksRecording(line) {
+  return Boolean(batch.value.with?.once && !unsaved.value && !line.voice && !line.prompt);
+}
+
 async function sendLine(line, index, key) {
-  const { format, priority, voice, once } = batch.value.with ?? {};
+  const { format, priority, voice } = batch.value.with ?? {};
   const recording = line.prompt && recordings.get(baseName(line.prompt));
   if (line.prompt && !recording) {
     editLine(index, { state: "bad", problem: ["line_no_recording", { name: baseName(line.prompt) }] });
@@ -127,19 +134,24 @@ async function sendLine(line, index, key) {
   }
   const values = {
     voice: line.voice ?? voice,
-    once: recording ? { audio: recording, text: line.promptText } : line.voice ? null : once,
+    once: recording ? { audio: recording, text: line.promptText } : line.voice ? null : unsaved.value,
     format, speed: batch.value.with?.speed, seed: line.seed ?? batch.value.with?.seed ?? 0, priority,
   };
   editLine(index, { state: "sending" });
+  const isWanted = () => batch.value?.key === key && batch.value.lines[index].state === "sending";
   try {
     const headers = { "idempotency-key": `${key}-${line.number}-${line.tries ?? 0}` };
     const job = await askJson("POST", "v1/audio/jobs", { json: bodyOf(line.text, values), headers });
-    if (batch.value?.key !== key) return;
+    if (!isWanted()) {
+      // Stopped while it was on its way.
+      ask("DELETE", `v1/audio/jobs/${job.id}`).catch(() => {});
+      return;
+    }
     editLine(index, { state: "waiting", id: job.id, error: null });
     remember(job.id, { text: line.text, voice: values.voice, format, seed: values.seed, speed: values.speed });
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    if (batch.value?.key !== key) return;
+    if (!isWanted()) return;
     if (error.retryable && error.status !== 500) {
       editLine(index, { state: "unsent" });
       const waitMs = Math.min(120, Math.max(1, error.retryAfter)) * 1000;
@@ -152,13 +164,14 @@ async function sendLine(line, index, key) {
 
 function start() {
   const allowed = session.value?.priorities ?? [];
-  const { once, ...values } = chosen();
+  const { once: recording, ...values } = chosen();
+  unsaved.value = recording;
   const priority = allowed.includes("batch") ? "batch" : values.priority;
   const format = values.format;
   const names = fileNames(batch.value.lines, { opus: "ogg" }[format] ?? format);
   edit({
     started: true,
-    with: { ...values, once, priority, seed: settings.value.seed ?? 0 },
+    with: { ...values, once: Boolean(recording), priority, seed: settings.value.seed ?? 0 },
     lines: batch.value.lines.map((line, index) => ({ ...line, file: names[index] })),
   });
   send();
@@ -185,7 +198,7 @@ function sendAgain() {
 /** Read how the lines stand. */
 async function look() {
   const open = batch.value?.lines.filter(({ state }) => state === "waiting" || state === "running") ?? [];
-  if (!open.length || health.value !== "ok") return;
+  if (!open.length || health.value !== "ok" || !session.value?.customer) return;
   try {
     const { data } = await askJson("GET", "v1/audio/jobs?limit=1000");
     const known = new Map(data.map((job) => [job.id, job]));
@@ -211,7 +224,10 @@ async function look() {
 
 // Also while another view is shown.
 setInterval(() => document.hidden || look(), POLL_MS);
-if (batch.value?.started) send();
+// Once it is known that these are the visitor's lines.
+session.subscribe((found) => {
+  if (found?.customer && batch.value?.started) send();
+});
 
 // --- the archive
 
@@ -270,6 +286,7 @@ function Lines() {
   const failed = lines.filter(({ state }) => ["failed", "cancelled"].includes(state)).length;
   const bad = lines.length - good.length;
   const going = started && good.some(({ state }) => !ENDED.includes(state));
+  const waits = going && lines.some((line) => line.state === "unsent" && lacksRecording(line));
   const [shown, setShown] = [shownLines.value, (value) => { shownLines.value = value; }];
   return html`<div class="card">
     <div class="batch-head">
@@ -287,7 +304,8 @@ function Lines() {
     ${started && html`<progress max=${good.length} value=${done + failed} aria-label=${t("batch_done", { done, count: good.length })}></progress>`}
     ${pausedUntil.value > now.value && html`<p class="note" role="status">${t("batch_paused", { time: span((pausedUntil.value - now.value) / 1000) })}</p>`}
     ${!isKept.value && html`<p class="note">${t("batch_not_kept")}</p>`}
-    ${resumed && going && !pausedUntil.value && html`<p class="note">${t("batch_resumed")}</p>`}
+    ${waits && html`<${RecordingNeeded} />`}
+    ${resumed && going && !waits && !pausedUntil.value && html`<p class="note">${t("batch_resumed")}</p>`}
     ${!started && !done && html`<div class="batch-settings">
       <${VoicePicker} value=${settings.value.voice} onChange=${(voice) => change({ voice })} />
       <${Field} id="batch-format" label=${t("format")}>
@@ -299,6 +317,16 @@ function Lines() {
       ${lines.length > shown && html`<li class="line"><button type="button" class="quiet" onClick=${() => setShown(shown + SHOWN)}>
         ${t("show_more", { count: number(lines.length - shown) })}</button></li>`}</ol>
   </div>`;
+}
+
+function RecordingNeeded() {
+  const goOn = () => {
+    unsaved.value = once.value;
+    send();
+  };
+  return html`<div class="note" role="status"><p>${t("batch_recording_needed")}</p>
+    ${once.value ? html`<button type="button" class="small" onClick=${goOn}>${t("batch_use_recording")}</button>`
+      : html`<a class="button" href="#voices">${t("voices")}</a>`}</div>`;
 }
 
 const shownLines = signal(SHOWN);

@@ -80,10 +80,6 @@ export class Live {
     this.pump();
   }
 
-  set volume(value) {
-    this.gain.gain.value = value;
-  }
-
   close() {
     clearInterval(this.timer);
     this.silence();

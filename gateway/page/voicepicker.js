@@ -27,6 +27,7 @@ export function nameOf(name) {
   return name || session.value?.daemon?.default_voice || t("default_voice");
 }
 
+/** What was heard of a voice, by its id and then by the language of the page. */
 const samples = new Map();
 export const previewing = signal(null);
 
@@ -34,18 +35,21 @@ export const previewing = signal(null);
 export async function preview(voice) {
   previewing.value = voice.id;
   try {
-    const known = `${voice.id} ${language.value}`;
-    let blob = samples.get(known);
-    if (!blob) {
-      blob = await recordingOf(voice) ?? await sentenceOf(voice);
-      samples.set(known, blob);
-    }
-    player.playBlob(blob, voice.name);
+    const wanted = language.value;
+    const heard = samples.get(voice.id) ?? {};
+    samples.set(voice.id, heard);
+    heard[wanted] ??= await recordingOf(voice) ?? await sentenceOf(voice);
+    player.playBlob(heard[wanted], voice.name);
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
   } finally {
     previewing.value = null;
   }
+}
+
+/** To be called for a voice that is made or deleted: another may have had its name, or will. */
+export function forgetSample(id) {
+  samples.delete(id);
 }
 
 async function recordingOf(voice) {

@@ -7,7 +7,7 @@ import { MOST_S, Recorder, decoded, toBase64, whyNoMicrophone } from "./recorder
 import { change, settings } from "./speak.js";
 import { clock, span, t } from "./texts.js";
 import { Dialog, Field, Icon, html, wordsFor } from "./ui.js";
-import { Face, PreviewButton, matching, nameOf, once, readVoices, voices } from "./voicepicker.js";
+import { Face, PreviewButton, forgetSample, matching, nameOf, once, readVoices, voices } from "./voicepicker.js";
 
 const LEAST_NAMED = 12;
 
@@ -69,6 +69,7 @@ function Removal() {
     close();
     try {
       await ask("DELETE", `v1/audio/voices/${encodeURIComponent(voice.id)}`);
+      forgetSample(voice.id);
       if (settings.value.voice === voice.id) change({ voice: "" });
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
@@ -146,6 +147,7 @@ async function save(event) {
   try {
     const made = await (await ask("POST", "v1/audio/voices", { body: form })).json();
     making.value = { ...BLANK, saved: made.name };
+    forgetSample(made.id ?? made.name);
     use(made.id ?? made.name);
     readVoices();
   } catch (error) {

@@ -13,14 +13,17 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.requests import HTTPConnection
 
-from glmtts.gateway.customers import Customers
+from glmtts.gateway.customers import Customers, _name_of
 from glmtts.gateway.errors import HttpError
 from glmtts.gateway.listening import parse_listen
 from glmtts.gateway.settings import Settings, SettingsError
 from glmtts.protocol import api_keys
 from glmtts.protocol.api_keys import ApiKey, ApiKeyProblem
+from glmtts.protocol.requests import MAX_ON_BEHALF_OF
 
 
 def request(peer: str | None = "192.0.2.1", **headers: str) -> HTTPConnection:
@@ -101,6 +104,40 @@ def test_a_front_end_names_its_user_only_with_a_key_that_may(tmp_path: Path) -> 
     assert len(long.name) <= 128
 
 
+def test_users_whose_names_differ_in_what_is_not_printable_are_two_customers(tmp_path: Path) -> None:
+    file, key = keys_file(tmp_path, forwards_users=True)
+    secret = tmp_path / "secret"
+    secret.write_text("a secret of both sides")
+    plain = Customers(Settings(api_keys=str(file)))
+    signed = Customers(Settings(api_keys=str(file), openwebui_secret=str(secret)))
+
+    def name(customers: Customers, **headers: str) -> str:
+        return customers.of(request(authorization=f"Bearer {key}", **headers)).name
+
+    for header in ("x_glmtts_user", "x_openwebui_user_id"):
+        # As they come: bytes of UTF-8, each a character.
+        raw = [user.encode().decode("latin-1") for user in ("丁", "万")]
+        assert [name(plain, **{header: user}) for user in raw] == ["alice/丁", "alice/万"]
+        assert name(plain, **{header: "a\x85"}) != name(plain, **{header: "a"})
+    found = [
+        name(signed, x_openwebui_user_jwt=token(secret.read_bytes(), sub=user)) for user in ("u1", "u1\u200b", "u\n1")
+    ]
+    assert len(set(found)) == 3 and found[0] == "alice/u1" and all(map(str.isprintable, found))
+
+
+users = st.text(max_size=3).map(str.encode) | st.binary(max_size=3) | st.integers(100, 140).map(lambda n: b"u" * n)
+
+
+@given(users, users)
+def test_two_users_are_never_one_customer(first: bytes, second: bytes) -> None:
+    names = [_name_of("alice", user) for user in (first, second)]
+    assert (names[0] == names[1]) == (first == second)
+    for name in names:
+        assert name.startswith("alice/") and name.isprintable() and len(name) <= MAX_ON_BEHALF_OF
+        # A user may call itself what another one's hash is.
+        assert first == name.removeprefix("alice/").encode() or _name_of("alice", name[6:].encode()) != names[0]
+
+
 def token(secret: bytes, head: object = None, **claims: object) -> str:
     """A token as Open WebUI makes it."""
     values = {"sub": "u1", "iss": "open-webui", "iat": time.time(), "exp": time.time() + 300} | claims
@@ -123,7 +160,7 @@ def test_the_user_of_open_webui_is_believed_only_with_its_signature(tmp_path: Pa
     assert name(x_openwebui_user_id="u2") == "alice"
     forged = [
         *("", "a.b.c", "é.é.é", token(b"another secret"), token(right, exp=1.0), token(right, exp=None)),
-        *(token(right, {"alg": "none"}), token(right)[:-2], token(right, sub="")),
+        *(token(right, {"alg": "none"}), token(right)[:-2], token(right, sub=""), token(right, sub=None)),
         token(right).replace(".", ".eyJzdWIiOiJ2IiwiZXhwIjo5OTk5OTk5OTk5fQ.", 1),
     ]
     for wrong in forged:
@@ -137,7 +174,9 @@ def test_the_user_of_open_webui_is_believed_only_with_its_signature(tmp_path: Pa
         Customers(Settings(openwebui_secret=str(secret)))
 
 
-def test_a_changed_file_of_keys_is_read_and_a_broken_one_locks_no_customer_out(tmp_path: Path) -> None:
+def test_a_changed_file_of_keys_is_read_and_a_broken_one_locks_no_customer_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file, first = keys_file(tmp_path)
     customers = Customers(Settings(api_keys=str(file)))
     second = api_keys.new_key()
@@ -147,8 +186,14 @@ def test_a_changed_file_of_keys_is_read_and_a_broken_one_locks_no_customer_out(t
     assert customers.of(request(authorization=f"Bearer {second}")).name == "bob"
     file.write_text("[[key]]\nname = 3\n")
     assert customers.of(request(authorization=f"Bearer {first}")).name == "alice"
-    file.unlink()
-    assert customers.of(request(authorization=f"Bearer {first}")).name == "alice"
+    caplog.clear()
+    kept = file.rename(tmp_path / "kept")
+    for _ in range(3):
+        assert customers.of(request(authorization=f"Bearer {first}")).name == "alice"
+    assert len(caplog.messages) == 1 and "stay in force" in caplog.text
+    kept.write_text(api_keys.entry(ApiKey(name="carol", sha256=api_keys.digest(second))))
+    kept.rename(file)
+    assert customers.of(request(authorization=f"Bearer {second}")).name == "carol"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import socket
@@ -16,6 +17,7 @@ import uvicorn
 import websockets
 from websockets.asyncio.client import ClientConnection, connect
 
+from glmtts.client import WorkerCrashed
 from glmtts.client.speech import Chunk
 from glmtts.gateway import server as servers
 from glmtts.gateway import speech_stream
@@ -263,6 +265,11 @@ def test_a_client_that_says_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -
             assert (await told(connection))["code"] == "timeout"
             assert await close_code(connection) == 1000
         async with served.session() as connection:
+            # The daemon hears of a text at its first word.
+            await say(connection, "input.text", text="...")
+            assert (await told(connection))["code"] == "timeout"
+            assert await close_code(connection) == 1000
+        async with served.session() as connection:
             # With an open text the daemon decides for how long it waits.
             await say(connection, "input.text", text="word")
             assert (await told(connection))["type"] == "audio.start"
@@ -331,6 +338,42 @@ def test_a_client_that_goes_or_cancels_ends_its_job() -> None:
         assert not servers._Connection.of_address
 
     serve(test)
+
+
+def test_a_close_ends_the_open_text_and_waits_for_its_speech() -> None:
+    async def test(served: Served) -> None:
+        async with served.session() as connection:
+            await say(connection, "input.text", text="word")
+            assert (await told(connection))["type"] == "audio.start"
+            await say(connection, "input.text", text="more")
+            await say(connection, "session.close")
+            assert await told(connection) == {
+                "type": "audio.done", "utterance_index": 0, "sentence_index": 0, "total_bytes": 8, "error": False,
+            }  # fmt: skip
+            assert (await told(connection))["type"] == "session.done"
+            assert await close_code(connection) == 1000
+
+    serve(test)
+
+
+def test_a_daemon_that_goes_with_the_client_is_not_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def close(stream: FakeStream) -> None:
+        stream.closed.set()
+        raise WorkerCrashed("too late")
+
+    monkeypatch.setattr(FakeStream, "close", close)
+
+    async def test(served: Served) -> None:
+        async with served.session() as connection:
+            await say(connection, "input.text", text="word")
+            assert (await told(connection))["type"] == "audio.start"
+        await asyncio.wait_for(served.client.streams[0].closed.wait(), PATIENCE_S)
+
+    serve(test)
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 def test_a_client_that_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Page, expect
 
 from ..process.conftest import Daemon, Start
 from ..support.gateways import Gateway, keys_for
@@ -232,6 +232,57 @@ def test_a_key_is_asked_for_once_and_kept_where_no_script_can_read_it(
         page.get_by_role("button", name="Log out").click()
         expect(page.get_by_label("API key")).to_be_visible()
         assert visitor.context.cookies() == []
+    finally:
+        visitor.context.close()
+        gateway.close()
+
+
+def test_the_next_customer_of_a_browser_sees_nothing_of_the_last(
+    chromium: Browser, daemon: Daemon, tmp_path: Path
+) -> None:
+    file, headers = keys_for(tmp_path, "anna", "bert")
+    gateway = Gateway(daemon, tmp_path, f'api_keys = "{file}"')
+    visitor = Visitor(chromium, gateway)
+
+    def log_in(page: Page, name: str) -> None:
+        page.get_by_label("API key").fill(headers[name]["Authorization"].removeprefix("Bearer "))
+        page.get_by_role("button", name="Continue").click()
+
+    def kept(page: Page) -> set[str]:
+        return set(page.evaluate("Object.keys(localStorage)"))
+
+    try:
+        page = visitor.open()
+        text = page.get_by_label("Text to speak")
+        log_in(page, "anna")
+        page.get_by_role("button", name="中文").click()
+        page.get_by_role("button", name="English").click()
+        write_and_speak(page, "Anna's secret.")
+        until_state(page, "done")
+        other_tab = visitor.open()
+        expect(other_tab.get_by_label("Text to speak")).to_have_value("Anna's secret.")
+        page.get_by_role("button", name="Log out").click()
+        for tab in (page, other_tab):
+            expect(tab.get_by_label("API key")).to_be_visible()
+        assert kept(page) == {"glmtts.language"}
+        log_in(page, "bert")
+        expect(text).to_have_value("")
+        text.fill("Bert's secret.")
+        batch = {"name": "bert.txt", "mimeType": "text/plain", "buffer": b"Bert's line."}
+        page.get_by_role("link", name="Batch").click()
+        page.get_by_label("Drop a file here").set_input_files(batch)  # type: ignore[arg-type]
+        expect(page.get_by_text("Bert's line.")).to_be_visible()
+        # His cookie runs out. He goes on where he was, and another customer in his place begins anew.
+        for name, found in (("bert", 1), ("anna", 0)):
+            visitor.context.clear_cookies()
+            page.get_by_role("link", name="History").click()
+            log_in(page, name)
+            page.get_by_role("link", name="Batch").click()
+            expect(page.get_by_text("Bert's line.").or_(page.get_by_label("Drop a file here"))).to_be_visible()
+            expect(page.get_by_text("Bert's line.")).to_have_count(found)
+            page.get_by_role("link", name="Speak").click()
+            expect(text).to_have_value("Bert's secret." if found else "")
+        assert kept(page) == {"glmtts.language", "glmtts.customer"}
     finally:
         visitor.context.close()
         gateway.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import wave
 from collections.abc import Iterator
 
@@ -117,6 +118,22 @@ def test_a_batch_is_the_same_in_two_tabs(visitor: Visitor) -> None:
     # A third goes on with nothing that is done.
     visitor.open("batch").get_by_text("5 of 5 done").wait_for()
     assert len(visitor.jobs()) == before + 5
+
+
+def test_a_batch_that_is_stopped_leaves_no_line_that_was_on_its_way(visitor: Visitor) -> None:
+    page = visitor.open("batch")
+    page.get_by_label("Drop a file here").set_input_files(
+        {"name": "a.txt", "mimeType": "text/plain", "buffer": b"On its way."}
+    )
+    held: list[Route] = []
+    page.route("**/v1/audio/jobs", lambda route: held.append(route))
+    with page.expect_request("**/v1/audio/jobs"):
+        page.get_by_role("button", name="Speak 1 line").click()
+    page.get_by_role("button", name="Stop").click()
+    with page.expect_response(lambda answer: answer.request.method == "DELETE"):
+        held[0].continue_(post_data=json.dumps(body_of(held[0].request) | {"options": SLOW}))
+    assert [(job["label"], job["status"]) for job in visitor.jobs()[:1]] == [("On its way.", "cancelled")]
+    expect(page.locator(".line.cancelled")).to_have_count(1)
 
 
 def test_without_storage_it_works_all_the_same(visitor: Visitor) -> None:

@@ -42,7 +42,7 @@ def save_voice(page: Page, name: str) -> None:
     expect(page.get_by_role("status").filter(has_text=f"The voice {name} is yours")).to_be_visible()
 
 
-def test_a_recorded_voice_is_kept_heard_spoken_with_and_deleted(visitor: Visitor) -> None:
+def test_a_recorded_voice_is_kept_heard_spoken_with_and_deleted(visitor: Visitor, microphone: Path) -> None:
     page = visitor.open("voices")
     page.get_by_role("button", name="Record", exact=True).click()
     until(page, "document.querySelector('.meter .time')?.textContent.startsWith('0:02')")
@@ -62,6 +62,11 @@ def test_a_recorded_voice_is_kept_heard_spoken_with_and_deleted(visitor: Visitor
     page.get_by_role("button", name="Delete the voice anna").click()
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(page.get_by_role("button", name="Delete the voice anna")).to_have_count(0)
+    # Another voice of that name is heard as it is now.
+    page.get_by_label("Choose a file").set_input_files(microphone)
+    save_voice(page, "anna")
+    with page.expect_request("**/v1/audio/voices/anna/sample"):
+        page.get_by_role("button", name="Listen to anna").click()
     assert visitor.complaints == []
 
 
@@ -116,7 +121,7 @@ def test_a_file_of_a_browser_s_recorder_becomes_a_voice(visitor: Visitor, suffix
     assert visitor.complaints == []
 
 
-def test_a_recording_is_cloned_without_being_kept(visitor: Visitor) -> None:
+def test_a_recording_is_cloned_without_being_kept(visitor: Visitor, microphone: Path) -> None:
     page = visitor.open("voices")
     page.get_by_role("button", name="Record", exact=True).click()
     until(page, "document.querySelector('.meter .time')?.textContent.startsWith('0:02')")
@@ -130,6 +135,29 @@ def test_a_recording_is_cloned_without_being_kept(visitor: Visitor) -> None:
     assert body_of(request.value)["ref_audio"].startswith("UklGR") and body_of(request.value)["ref_text"]
     until_state(page, "done")
     assert visitor.complaints == []
+    # A batch keeps it in memory alone, and asks for it again after a reload.
+    page.get_by_role("link", name="Batch").click()
+    file: Any = {"name": "a.txt", "mimeType": "", "buffer": b"One.\nTwo.\n"}
+    page.get_by_label("Drop a file here").set_input_files(file)
+    error = {"message": "full", "type": "server_error", "param": None, "code": "queue_full"}
+    refused = {"x-should-retry": "true", "retry-after": "60"}
+    page.route("**/v1/audio/jobs", lambda route: route.fulfill(status=429, json={"error": error}, headers=refused))
+    page.get_by_role("button", name="Speak 2 lines").click()
+    expect(page.get_by_text("The queue is full for now.")).to_be_visible()
+    assert "UklGR" not in page.evaluate("JSON.stringify(localStorage)")
+    page.unroute("**/v1/audio/jobs")
+    page.reload()
+    needed = page.get_by_role("status").filter(has_text="Your recording was not saved")
+    needed.get_by_role("link", name="Voices").click()
+    page.get_by_label("Choose a file").set_input_files(microphone)
+    page.get_by_label("What is said in it").fill("Hm.")
+    page.get_by_label("the speaker has agreed").check()
+    page.get_by_role("button", name="Use without saving").click()
+    page.get_by_role("link", name="Batch").click()
+    with page.expect_request("**/v1/audio/jobs") as request:
+        needed.get_by_role("button", name="Go on with this recording").click()
+    assert body_of(request.value)["ref_audio"].startswith("UklGR") and body_of(request.value)["ref_text"] == "Hm."
+    expect(page.get_by_role("status").filter(has_text="2 of 2 done")).to_be_visible(timeout=20_000)
 
 
 def test_a_file_that_is_no_audio_and_a_page_without_a_microphone_say_why(chromium: Browser, gateway: Gateway) -> None:

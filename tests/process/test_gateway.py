@@ -142,14 +142,21 @@ def test_a_listener_that_leaves_cancels_its_job(gateway: Gateway, daemon: Daemon
     daemon.until(lambda: cancelled(gateway) == before + 1, "the job is cancelled")
 
 
-def test_a_stream_whose_worker_dies_is_never_a_file_that_looks_whole(gateway: Gateway, daemon: Daemon) -> None:
+@pytest.mark.parametrize("version", [11, 10])
+def test_a_stream_whose_worker_dies_is_never_a_file_that_looks_whole(
+    gateway: Gateway, daemon: Daemon, version: int
+) -> None:
     options = {"fault": "segv", "after_segments": 2, "segments": 4, "seconds": 0.4}
     body = {"input": "x", "response_format": "wav", "options": options}
     with contextlib.closing(gateway.connection()) as connection:
+        connection._http_vsn, connection._http_vsn_str = version, f"HTTP/1.{version - 10}"  # type: ignore[attr-defined]
         connection.request("POST", "/v1/audio/speech", json.dumps(body))
         answer = connection.getresponse()
-        with pytest.raises(http.client.IncompleteRead):
+        # Without chunks, the end of a file is that of its connection.
+        with pytest.raises(http.client.IncompleteRead if version == 11 else ConnectionResetError):
             answer.read()
+    daemon.until(lambda: "error=worker_crashed" in gateway.log_file.read_text(), "the access log has its code")
+    assert "Traceback" not in gateway.log_file.read_text()
     daemon.until_ready()
 
 
@@ -231,6 +238,19 @@ def test_the_task_api_of_the_flask_service(gateway: Gateway, daemon: Daemon) -> 
     told = gateway.ask("GET", path)[1]
     assert told["progress"] == 100 and told["download_url"] == f"{path}/audio"
     assert soundfile.info(io.BytesIO(gateway.ask("GET", told["download_url"])[1])).samplerate == 24_000
+
+
+def test_a_task_is_of_a_class_that_its_key_may_use(daemon: Daemon, tmp_path: Path) -> None:
+    file, headers = keys_for(tmp_path, "reader", "boss")
+    file.write_text(file.read_text().replace('["interactive", "batch"]', '["batch"]', 1))
+    file.write_text(file.read_text().replace('["interactive", "batch"]', '["vip"]', 1))
+    with contextlib.closing(Gateway(daemon, tmp_path, f'api_keys = "{file}"\n')) as gateway:
+        status, task, _ = gateway.ask("POST", "/api/tts", {"input_text": "你好"}, **headers["reader"])
+        assert status == 202
+        told = gateway.ask("GET", f"/v1/audio/jobs/{task['task_id']}", **headers["reader"])[1]
+        assert told["priority"] == "batch"
+        status, body, _ = gateway.ask("POST", "/api/tts", {"input_text": "你好"}, **headers["boss"])
+        assert (status, body["error"]["param"]) == (403, "priority")
 
 
 def test_a_visitor_s_book_does_not_delay_another_visitor_s_sentence(start: Start, tmp_path: Path) -> None:
