@@ -130,6 +130,7 @@ class AsyncClient(AsyncConnection):
         if exchange is not None and (isinstance(job, Job) or not exchange.watchers):
             core.collect(exchange)
             core.abandon(exchange, Cancelled("left by this client", job=job_id(job)), cancel=False)
+            self._flush()
 
     async def wait(
         self,
@@ -289,8 +290,8 @@ class AsyncStream:
     """The chunks of a job, in order: ``async for chunk in stream``.
 
     The end of its ``async with`` block, :meth:`close` and dropping it cancel a job that has not ended, unless the
-    stream only follows it. A stream that is not read holds the daemon back, which in the end fails the job with
-    SlowConsumer.
+    stream only follows it. One that is ``durable`` goes on; one with a ``key`` as long as another request hears it. A
+    stream that is not read holds the daemon back, which in the end fails the job with SlowConsumer.
 
     Attributes:
         job: the job's handle, after the beginning of the iteration; None before.
@@ -372,7 +373,7 @@ class AsyncStream:
         show(exchange, self._on_event)
 
     async def close(self) -> None:
-        """Cancel the job, unless it has ended."""
+        """Cancel the job, unless it has ended or outlives its listener."""
         if self._feeding is not None:
             self._feeding.cancel()
         if self._exchange is not None:

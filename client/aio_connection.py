@@ -1,6 +1,7 @@
 """A connection for asyncio, on which any number of calls wait at once: the base of :class:`~.aio.AsyncClient`.
 
-It reads only while a call waits, and then for all calls. An unread stream thus stays with the daemon.
+It reads only while a call waits, and then for all calls; and until it could cancel a job that was abandoned before its
+acceptance. An unread stream thus stays with the daemon.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class AsyncConnection:
         self._made: DaemonConnection | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting = 0
+        self._watching = False
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -60,6 +62,7 @@ class AsyncConnection:
         if made is not None and not made.inherited:
             for exchange in made.core.in_flight():
                 made.core.abandon(exchange, GlmttsError("This client was closed."), cancel=False)
+            self._watching = False
             self._watch(made, False)
             await asyncio.to_thread(made.close)  # it may linger over a cancel
 
@@ -90,14 +93,14 @@ class AsyncConnection:
     def _flush(self) -> None:
         if self._made is not None:
             self._made.flush()
-            if self._waiting:  # sending may consume the signal of a received message
-                asyncio.get_running_loop().call_soon(self._pump)
+            self._attend(self._made)  # sending may consume the signal of a received message
 
     async def _connection(self) -> DaemonConnection:
         """The connection, made or checked again if needed. Raises DaemonNotRunning."""
         loop = asyncio.get_running_loop()
         if self._pid != os.getpid():
             self._pid, self._made, self._loop, self._waiting = os.getpid(), None, None, 0
+            self._watching = False
         if self._loop is None:
             self._loop = loop
         if self._loop is not loop:
@@ -151,15 +154,27 @@ class AsyncConnection:
         made = self._made
         self._waiting += 1
         if made is not None:
-            if self._waiting == 1:
-                self._watch(made, True)
-            asyncio.get_running_loop().call_soon(self._pump)
+            self._attend(made)
         try:
             yield
         finally:
             self._waiting -= 1
             if self._waiting == 0 and made is self._made and made is not None:
-                self._watch(made, False)
+                self._attend(made)
+
+    def _attend(self, made: DaemonConnection) -> None:
+        """Read from now on, or no more."""
+        needed = self._is_needed(made)
+        if needed != self._watching:
+            self._watching = needed
+            self._watch(made, needed)
+        if needed:
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _is_needed(self, made: DaemonConnection) -> bool:
+        """Whether a call waits, or the daemon has to be told of an abandoned one."""
+        core = made.core
+        return bool(self._waiting or core.awaits_name or (core.connected and core.outgoing))
 
     def _watch(self, made: DaemonConnection, on: bool) -> None:
         if made.inherited:  # a forked process shares the selector of its parent's loop too
@@ -173,7 +188,10 @@ class AsyncConnection:
 
     def _pump(self) -> None:
         """Send and receive. ZeroMQ's descriptors signal only changes, so all messages are read."""
-        if self._waiting and self._made is not None:
-            self._made.flush()
-            if self._made.step(_MESSAGES_A_STEP):
+        made = self._made
+        if made is not None and self._watching:
+            made.flush()
+            if made.step(_MESSAGES_A_STEP):
                 asyncio.get_running_loop().call_soon(self._pump)
+            elif not self._is_needed(made):
+                self._attend(made)

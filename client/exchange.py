@@ -129,8 +129,11 @@ class JobExchange(Exchange):
         streaming: bool = False,
         job: str | None = None,
         on_behalf_of: str | None = None,
+        outlives: bool = False,
     ) -> None:
         super().__init__(id, op, frames, may_resend=may_resend)
+        #: Whether the job is left to the daemon, and not cancelled, when this request is given up.
+        self.outlives = outlives
         self.streaming = streaming
         self.job = job
         self.asked_job = job

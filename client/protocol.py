@@ -42,7 +42,7 @@ MAX_BODY_BYTES = 256 << 20
 #: Over a body of more than twice its limit, which is 1 MiB at least, a daemon closes the connection without an answer.
 _CLOSING_BYTES = 2 << 20
 
-#: Abandoned requests that are remembered until the daemon names their job, which is then cancelled.
+#: Abandoned requests that are remembered until the daemon names their job, which is then cancelled or left.
 _MAX_ABANDONED = 1_024
 
 
@@ -70,7 +70,8 @@ class Core:
         self._by_id: dict[str, Exchange] = {}
         #: By job and customer: what one customer of a gateway waits for is no answer to another.
         self._by_job: dict[tuple[str, str | None], JobExchange] = {}
-        self._abandoned: dict[str, None] = {}
+        #: Abandoned requests without a job yet, and whether that is to be cancelled.
+        self._abandoned: dict[str, bool] = {}
         self._next_id = 0
 
     def synthesize(
@@ -100,6 +101,7 @@ class Core:
             may_resend=options.get("key") is not None,
             streaming=stream,
             on_behalf_of=options.get("on_behalf_of"),
+            outlives=stream and (options.get("durable") is True or options.get("key") is not None),
         )
         return self._launch(exchange)
 
@@ -172,8 +174,8 @@ class Core:
             del self._by_job[exchange.job, exchange.on_behalf_of]
 
     def abandon(self, exchange: Exchange, why: GlmttsError, *, cancel: bool = True) -> None:
-        """End a request from this side and, with ``cancel``, cancel its job. No effect on an ended one, or on one of
-        another connection: in a forked process, that of its parent."""
+        """End a request from this side and, with ``cancel``, cancel its job, unless that is to outlive it. No effect
+        on an ended one, or on one of another connection: in a forked process, that of its parent."""
         if exchange.finished or self._by_id.get(exchange.ids[0]) is not exchange:
             return
         exchange.fail(why)
@@ -235,6 +237,8 @@ class Core:
                 exchange.fail(_lost(exchange, _CLOSED))
                 self._settle(exchange)
             exchange.changed()
+        # No answer to a request of the old connection comes any more.
+        self._abandoned.clear()
 
     def tick(self, now: float) -> None:
         """Give up after ``reconnect_s`` without the daemon."""
@@ -263,6 +267,11 @@ class Core:
     @property
     def owes_cancel(self) -> bool:
         """Whether an abandoned job has no name yet by which it could be cancelled."""
+        return any(self._abandoned.values())
+
+    @property
+    def awaits_name(self) -> bool:
+        """Whether an abandoned job has no name yet by which it could be cancelled, or left."""
         return bool(self._abandoned)
 
     @property
@@ -294,8 +303,10 @@ class Core:
         exchange = self._by_id.get(event.id)
         if exchange is None:
             if isinstance(event, Accepted) and event.id in self._abandoned:
-                del self._abandoned[event.id]
-                self._cancel(event.job)
+                if self._abandoned.pop(event.id):
+                    self._cancel(event.job)
+                else:
+                    self._leave(event.job, event.id)
             elif isinstance(event, Error):
                 self._abandoned.pop(event.id, None)
                 if event.id == "" and (culprit := self._culprit()) is not None:
@@ -303,8 +314,11 @@ class Core:
                     self._settle(culprit, cancel=False)
             return
         exchange.feed(event, frames[1] if len(frames) > 1 else b"")
-        if exchange.finished:
-            self._settle(exchange, cancel=not event.final)
+        if exchange.finished and event.final:
+            self._forget(exchange)
+        elif exchange.finished:
+            # With a key the job may be another request's too.
+            self._settle(exchange, cancel=not exchange.may_resend)
 
     def _receive_damaged(self, header: bytes, what: str) -> None:
         """End the request of an unreadable event, if its id can be read: it would wait for ever."""
@@ -314,7 +328,7 @@ class Core:
         except (ValueError, TypeError, KeyError, RecursionError, MemoryError, OverflowError):
             return
         exchange.fail(ProtocolError(f"The daemon's answer to {exchange.op!r} can't be read: {what[:200]}."))
-        self._settle(exchange)
+        self._settle(exchange, cancel=not exchange.may_resend)
 
     def _culprit(self) -> Exchange | None:
         """The request whose id the daemon could not read: the largest if it is too large, else the only one."""
@@ -361,22 +375,35 @@ class Core:
         return list(dict.fromkeys(self._by_id.values()))
 
     def _settle(self, exchange: Exchange, *, cancel: bool = True) -> None:
-        """Forget an ended exchange and, with ``cancel``, cancel its job."""
+        """Forget an exchange that ended on this side and, with ``cancel``, cancel its job; else leave it."""
+        self._forget(exchange)
+        if not isinstance(exchange, JobExchange):
+            return
+        cancel = cancel and exchange.op != "wait" and not exchange.outlives
+        if exchange.job is not None and cancel:
+            self._cancel(exchange.job)
+        elif not self.connected or not exchange.sent:
+            return  # the daemon does not know it, or has forgotten it with the connection
+        elif exchange.job is not None:
+            self._leave(exchange.job, exchange.ids[-1])
+        else:
+            while len(self._abandoned) >= _MAX_ABANDONED:
+                del self._abandoned[next(iter(self._abandoned))]
+            self._abandoned.update(dict.fromkeys(exchange.ids, cancel))
+
+    def _forget(self, exchange: Exchange) -> None:
         for id in exchange.ids:
             self._by_id.pop(id, None)
         if any(message.exchange is exchange for message in self.outgoing):
             self.outgoing = deque(message for message in self.outgoing if message.exchange is not exchange)
-        if not cancel or not isinstance(exchange, JobExchange) or exchange.op == "wait":
-            return
-        if exchange.job is not None:
-            self._cancel(exchange.job)
-        elif exchange.sent:
-            while len(self._abandoned) >= _MAX_ABANDONED:
-                del self._abandoned[next(iter(self._abandoned))]
-            self._abandoned.update(dict.fromkeys(exchange.ids))
 
     def _cancel(self, job: str) -> None:
         _, frames = self._request("cancel", {"job": job})
+        self.outgoing.append(Outgoing(frames, None))
+
+    def _leave(self, job: str, request: str) -> None:
+        """Otherwise the daemon sends the job's events for a request that is not there."""
+        _, frames = self._request("leave", {"job": job, "request": request})
         self.outgoing.append(Outgoing(frames, None))
 
 

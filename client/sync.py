@@ -317,8 +317,9 @@ class Client(BlockingConnection):
 class Stream:
     """The chunks of a job, in order, as an iterator: ``for chunk in stream``.
 
-    The end of its ``with`` block, :meth:`close` and dropping it cancel a job that has not ended. A stream that is not
-    read holds the daemon back, which in the end fails the job with SlowConsumer.
+    The end of its ``with`` block, :meth:`close` and dropping it cancel a job that has not ended. One that is
+    ``durable`` goes on; one with a ``key`` as long as another request hears it. A stream that is not read holds the
+    daemon back, which in the end fails the job with SlowConsumer.
 
     Attributes:
         job: the job's handle.
@@ -356,8 +357,10 @@ class Stream:
             self._send_pieces()
             while not exchange.chunks and (not exchange.finished or exchange.events):
                 deadline = client._deadline(self._timeout)
-                wakes = self._pieces.fileno() if self._pieces is not None else None
-                client._until(self._has_news, deadline, exchange, wakes=wakes)
+                # The descriptor of pieces that can't be sent yet stays readable.
+                full = exchange.texts >= MAX_TEXTS
+                wakes = self._pieces.fileno() if self._pieces is not None and not full else None
+                client._until(self._has_room if full else self._has_news, deadline, exchange, wakes=wakes)
                 show(exchange, self._on_event)
                 self._send_pieces()
         if exchange.chunks:
@@ -370,6 +373,9 @@ class Stream:
         exchange, pieces = self._exchange, self._pieces
         text = pieces is not None and pieces.ready and exchange.texts < MAX_TEXTS
         return exchange.finished or exchange.events or exchange.chunks or text
+
+    def _has_room(self) -> object:
+        return self._exchange.texts < MAX_TEXTS or self._has_news()
 
     def _send_pieces(self) -> None:
         """Send the pieces of the text that have come."""
@@ -387,7 +393,7 @@ class Stream:
             self._pieces = None
 
     def close(self) -> None:
-        """Cancel the job, unless it has ended."""
+        """Cancel the job, unless it has ended or outlives its listener."""
         self._end_pieces()
         inherited = self._client._connection.inherited
         if not self._exchange.finished and not self._client._closed and not inherited:

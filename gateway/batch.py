@@ -218,11 +218,12 @@ class _Batch:
 
     async def _leave(self, job: Job, options: dict[str, Any]) -> None:
         """The listener is gone."""
-        if self._leaves_jobs:
+        try:
+            if not self._leaves_jobs:
+                with suppress(GlmttsError):
+                    await self._client.cancel(job, on_behalf_of=options["on_behalf_of"])
+        finally:
             self._client.leave(job)
-        else:
-            with suppress(GlmttsError):
-                await self._client.cancel(job, on_behalf_of=options["on_behalf_of"])
 
 
 def _foreseen(item: Any, defaults: dict[str, Any]) -> int:

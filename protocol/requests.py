@@ -169,6 +169,14 @@ class Wait(Request, tag="wait", kw_only=True, omit_defaults=True):
     on_behalf_of: OnBehalfOf | UnsetType = UNSET
 
 
+class Leave(Request, tag="leave", kw_only=True):
+    """Send no more of a job's events to one request of this connection, which gets no last event either."""
+
+    job: JobId
+    #: The ``id`` of that request.
+    request: Id
+
+
 class ListJobs(Request, tag="jobs", kw_only=True, omit_defaults=True):
     """The client's own jobs; on the control socket all jobs."""
 
@@ -197,6 +205,7 @@ ClientRequest = (
     | Cancel
     | GetJob
     | Wait
+    | Leave
     | ListJobs
     | Usage
 )

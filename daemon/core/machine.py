@@ -149,6 +149,7 @@ class Machine:
             requests.GetJob: lambda e, r: client.job(e.to, r, e.client),
             requests.ListJobs: lambda e, r: client.jobs(e.to, r, e.client),
             requests.Wait: client.wait,
+            requests.Leave: client.leave,
             requests.Usage: lambda e, r: self._usage_report.usage(e.to, r, e.client),
         }
 

@@ -12,7 +12,7 @@ from glmtts.client import AsyncClient, ConnectionLost, GlmttsError, SlowConsumer
 from glmtts.client import exchange as exchange_module
 from glmtts.protocol import events
 from glmtts.protocol.errors import ErrorCode
-from glmtts.protocol.requests import Cancel, Request, Synthesize, Wait
+from glmtts.protocol.requests import Cancel, Leave, Request, Synthesize, Wait
 
 from .scripted_daemon import R, ScriptedDaemon, accept_only, accepted, audio, done, speak_at_once
 
@@ -119,6 +119,38 @@ def test_a_stream_left_early_is_cancelled(daemon: ScriptedDaemon, leave: str) ->
                 assert stream.job is not None
                 assert len((await anext(stream)).samples) == 9_600
         assert (await asked(daemon, Cancel)).job == "j1"
+
+    run(daemon.endpoint, use)
+
+
+def test_a_stream_left_before_its_acceptance_is_cancelled_though_no_other_call_follows(daemon: ScriptedDaemon) -> None:
+    peers: list[tuple[bytes, str]] = []
+    daemon.script = lambda _, peer, request, __: peers.append((peer, request.id))
+
+    async def use(client: AsyncClient) -> None:
+        task = asyncio.create_task(anext(client.stream("long")))
+        await asked(daemon, Synthesize)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        ((peer, id),) = peers
+        daemon.send(peer, accepted("j1", id))
+        assert (await asked(daemon, Cancel)).job == "j1"
+
+    run(daemon.endpoint, use)
+
+
+def test_a_wait_that_is_left_is_left_at_the_daemon_too(daemon: ScriptedDaemon) -> None:
+    daemon.script = accept_only
+
+    async def use(client: AsyncClient) -> None:
+        task = asyncio.create_task(client.wait("j1", on_behalf_of="anna"))
+        wait = await asked(daemon, Wait)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        client.leave("j1", on_behalf_of="anna")
+        assert (await asked(daemon, Leave)).request == wait.id
 
     run(daemon.endpoint, use)
 

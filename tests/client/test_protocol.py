@@ -225,6 +225,53 @@ def test_a_job_given_up_before_it_had_a_name_is_cancelled_when_it_gets_one() -> 
     assert [(request["op"], request["job"]) for request in sent(core)] == [("cancel", "j1")]
 
 
+def test_a_wait_that_is_given_up_is_left_under_its_latest_name() -> None:
+    core = connected_core()
+    plain, follower = core.wait("j1", "anna", track=False), core.wait("j2", track=False, follow=True)
+    sent(core)
+    core.abandon(plain, GlmttsError("gone"))
+    assert [(r["op"], r["job"], r["request"]) for r in sent(core)] == [("leave", "j1", "r1")]
+    tell(core, audio("j2", follower.ids[0], 0), b"a")
+    core.connection_broke(1.0)
+    core.connection_made()
+    (again,) = sent(core)
+    core.abandon(follower, GlmttsError("gone"))
+    assert [(r["op"], r["job"], r["request"]) for r in sent(core)] == [("leave", "j2", again["id"])]
+    ended = core.wait("j3", track=False)
+    sent(core)
+    tell(core, done("j3", ended.ids[0]), b"RIFF")
+    assert sent(core) == []
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize(
+    ("options", "ops"),
+    [({}, ["cancel"]), ({"durable": False}, ["cancel"]), ({"durable": True}, ["leave"]), ({"key": "k"}, ["leave"])],
+)
+def test_a_stream_that_is_given_up_is_cancelled_unless_it_is_durable_or_has_a_key(
+    named: bool, options: dict[str, Any], ops: list[str]
+) -> None:
+    core = connected_core()
+    stream = core.synthesize("a", stream=True, **options)
+    sent(core)
+    if named:
+        tell(core, accepted("j1", "r1"))
+    core.abandon(stream, GlmttsError("gone"))
+    if not named:
+        assert core.awaits_name and core.owes_cancel == (ops == ["cancel"])
+        tell(core, accepted("j1", "r1"))
+    assert [request["op"] for request in sent(core)] == ops and not core.awaits_name
+
+
+def test_a_job_that_another_request_may_share_is_not_cancelled_over_a_bad_answer() -> None:
+    core = connected_core()
+    core.synthesize("a", key="k")
+    sent(core)
+    tell(core, accepted("j1", "r1"))
+    tell(core, accepted("j2", "r1"))
+    assert [request["op"] for request in sent(core)] == ["leave"]
+
+
 def test_a_request_given_up_before_it_left_is_never_sent() -> None:
     core = Core("ipc:///run/x.sock", 0.0)
     core.abandon(core.synthesize("a"), GlmttsError("no patience"))

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from glmtts.client import (
+    FLUSH,
     BadRequest,
     Cancelled,
     Client,
@@ -331,3 +332,22 @@ def test_an_operator_reaches_the_control_socket_beside_the_requests_socket(contr
 def test_a_timeout_that_is_no_number_is_refused(client: Client) -> None:
     with pytest.raises(ValueError, match="timeout: not a number"):
         client.ping(timeout=float("nan"))
+
+
+def test_pieces_that_the_daemon_does_not_answer_cost_no_processor_time(
+    client: Client, daemon: ScriptedDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.script = accept_only
+    polls = 0
+    poll = client._connection.poll
+
+    def counted(wait_s: float, wakes: int | None = None) -> None:
+        nonlocal polls
+        polls += 1
+        poll(wait_s, wakes)
+
+    monkeypatch.setattr(client._connection, "poll", counted)
+    pieces = (text for _ in range(200) for text in ("A piece.", FLUSH))
+    with client.stream(pieces, timeout=0.5) as stream, pytest.raises(Timeout):
+        next(stream)
+    assert polls < 200

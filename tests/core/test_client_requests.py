@@ -244,6 +244,42 @@ def test_one_job_is_not_told_to_thousands_of_requests(world: World) -> None:
     assert world.last(world.request(key="k")).code == "queue_full"
 
 
+def test_a_request_that_leaves_a_job_makes_room_for_another_and_hears_no_end(world: World) -> None:
+    first = world.request()
+    job = world.job(first)
+    waits = [world.request(requests.Wait(id="", v=1, job=job), connection=2) for _ in range(MAX_SUBSCRIBERS - 1)]
+    of_another = world.request(requests.Leave(id="", v=1, job=job, request=waits[0]), connection=3)
+    assert world.last(of_another).values == {"job": job, "left": False}
+    left = world.request(requests.Leave(id="", v=1, job=job, request=waits[0]), connection=2)
+    assert world.last(left).values == {"job": job, "left": True}
+    late = world.request(requests.Wait(id="", v=1, job=job), connection=3)
+    world.finish(job)
+    assert world.names(late) == world.names(waits[1]) == ["done"] and not world.names(waits[0])
+    assert world.last(world.request(requests.Leave(id="", v=1, job="no-1", request="x"))).values["left"] is False
+
+
+def test_a_stream_ends_when_the_last_request_leaves_it_unless_it_is_durable(world: World) -> None:
+    first = world.request(stream=True, key="k")
+    again = world.request(stream=True, key="k", connection=2)
+    job = world.job(first)
+    world.request(requests.Leave(id="", v=1, job=job, request=first))
+    world.audio(job, 0)
+    assert world.names(again)[-1] == "audio" and "audio" not in world.names(first)
+    world.request(requests.Leave(id="", v=1, job=job, request=again), connection=2)
+    assert world.last(world.request(requests.GetJob(id="", v=1, job=job))).state == "cancelled"
+    kept = world.request(stream=True, durable=True)
+    world.request(requests.Leave(id="", v=1, job=world.job(kept), request=kept))
+    assert world.last(world.request(requests.GetJob(id="", v=1, job=world.job(kept)))).state == "waiting"
+
+
+def test_a_stream_is_not_joined_by_its_key_after_its_beginning(world: World) -> None:
+    first = world.request(stream=True, key="k")
+    early = world.request(stream=True, key="k", connection=2)
+    world.audio(world.job(first), 0)
+    assert refused(world, stream=True, key="k", connection=3).message.startswith("key: ")
+    assert world.names(early) == ["accepted", "audio"]
+
+
 def test_clients_list_their_own_jobs_alone(world: World) -> None:
     mine, _ = world.request(), world.request(client=BOB)
     ask = world.request(requests.ListJobs(id="", v=1))

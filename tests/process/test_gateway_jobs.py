@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import http.client
 import io
 import json
 import struct
@@ -149,6 +150,26 @@ def test_a_batch_with_a_key_is_fetched_after_its_gateway_was_killed(
     # The same key of another customer is another batch.
     other = gateway.ask("POST", BATCH, {"items": [{"input": "Else."}]}, Idempotency_Key="chapter 1")[1]
     assert other["succeeded"] == 1 and other["id"] != whole["id"]
+
+
+def test_listeners_that_leave_keep_no_others_out(gateway: Gateway, daemon: Daemon) -> None:
+    id = job(gateway, {"fault": "audio", "seconds": 100.0, "rtf": 1.0, "segments": 200})
+
+    def listener(path: str) -> http.client.HTTPConnection:
+        connection = gateway.connection()
+        connection.request("GET", f"/v1/audio/jobs/{id}/{path}")
+        return connection
+
+    def is_let_in() -> bool:
+        with contextlib.closing(listener("events")) as connection:
+            return b"event: job" in connection.getresponse().read1(1_000)
+
+    for _ in range(3):
+        listeners = [listener(("events", "audio?follow=1")[number % 2]) for number in range(30)]
+        daemon.until(is_let_in, "one more listener is let in")
+        for connection in listeners:
+            connection.close()
+    assert gateway.ask("DELETE", f"/v1/audio/jobs/{id}")[1]["status"] == "cancelled"
 
 
 # --- the file of a job

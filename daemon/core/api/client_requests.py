@@ -27,7 +27,7 @@ from ..state import State
 from . import refusals
 
 #: Additions within the protocol's version, as ``info`` names them.
-FEATURES = ["follow", "label", "on_behalf_of", "own_voices", "streams", "text_in_pieces", "usage"]
+FEATURES = ["follow", "label", "leave", "on_behalf_of", "own_voices", "streams", "text_in_pieces", "usage"]
 #: The one that the workers have, or not.
 SPEED = "speed"
 
@@ -216,6 +216,8 @@ class ClientRequests:
             raise RequestError(ErrorCode.BAD_REQUEST, key_taken(id))
         if job := self._job_table.live.get(id):
             refusals.check_audience(job)
+            if subscriber.all_events and subscriber.audio:
+                refusals.check_beginning(job)
             if subscriber.all_events and not self._durable_jobs.hears_when_written(job, subscriber):
                 position = self._forecast.of(job).position if job in self._queue else 0
                 self._context.send(
@@ -356,6 +358,20 @@ class ClientRequests:
             if request.follow and subscriber.all_events and job.streams:
                 self._notifications.replay(job, subscriber)
 
+    def leave(self, event: Requested, request: requests.Leave) -> None:
+        """Send no more of a job's events to one request, as if its connection had ended."""
+        job = self._job_table.live.get(request.job)
+        found = (
+            []
+            if job is None
+            else [s for s in job.subscribers if s.to.connection == event.to.connection and s.id == request.request]
+        )
+        self._context.send(event.to, events.Result(id=request.id, values={"job": request.job, "left": bool(found)}))
+        if job is not None and found:
+            for subscriber in found:
+                self._job_table.remove_subscriber(job, subscriber)
+            self._end_unheard(job)
+
     def _replay(self, id: str, subscriber: Subscriber, owner: str) -> None:
         """The last event of a job that has ended, with its result as long as that is kept."""
         ended = self._job_table.ended(id)
@@ -380,8 +396,11 @@ class ClientRequests:
     def on_connection_closed(self, event: ConnectionClosed) -> None:
         """End streams that lose their listener; any other job stays, for a ``wait`` after a reconnect."""
         for job in self._job_table.drop_connection(event.connection):
-            if job.request.stream and not job.durable and not job.subscribers:
-                self._completion.guarded(job, self._completion.fail, job, ErrorCode.CANCELLED, "its client went away")
+            self._end_unheard(job)
+
+    def _end_unheard(self, job: Job) -> None:
+        if job.request.stream and not job.durable and not job.subscribers:
+            self._completion.guarded(job, self._completion.fail, job, ErrorCode.CANCELLED, "its client went away")
 
     def on_overrun(self, event: ConnectionOverrun) -> None:
         """A client does not read the audio of a job: it gets no more of that."""

@@ -145,6 +145,16 @@ def check_deadline(state: State, job: Job, deadline_s: float) -> None:
         )
 
 
+def check_beginning(job: Job) -> None:
+    """Refuse a repeated key for a stream of which a part was sent: the rest alone is of no use to the request."""
+    if job.request.stream and not job.durable and job.attempt.chunks:
+        raise RequestError(
+            ErrorCode.BAD_REQUEST,
+            f"key: a part of the stream of job {job.id} was sent to an earlier request with this key; read it there, "
+            "use a new key, or have streams that are asked for again made with durable",
+        )
+
+
 def check_audience(job: Job) -> None:
     """Refuse one more request for the events of the same job."""
     if len(job.subscribers) >= MAX_SUBSCRIBERS:
