@@ -32,6 +32,7 @@ NUMBERS = (
 #: What the keys that must be there hold, where a number is tried in another one.
 NEEDED: dict[str, Any] = {
     "text": "hello", "job": "b-1", "worker": "w0", "level": "info", "name": "carol", "prompt": {"text": "x"},
+    "request": "r0",
 }  # fmt: skip
 LIMITS = CodecLimits()
 
