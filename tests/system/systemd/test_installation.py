@@ -25,6 +25,8 @@ def system_files(container: Container) -> set[str]:
 def bare(container: Container) -> Container:
     """The container without the service."""
     container.run("glmttsctl", "uninstall-service", "--yes", check=False)
+    # A configuration that was changed is kept.
+    container.run("rm", "-rf", "/etc/glmtts")
     return container
 
 
