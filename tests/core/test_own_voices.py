@@ -266,3 +266,12 @@ def test_own_voices_and_their_durable_jobs_are_there_after_a_restart(world: Worl
     after.ready()
     assert spoken(after) == [("/own/uid:1001/me/recording-words.wav", "words")]
     assert after.machine.state.voices.own.shares.of("uid:1001") == 64 * KIB
+
+
+def test_a_voice_counts_from_the_smallest_that_its_turn_may_find(world: World) -> None:
+    kept(world, size=200 * KIB)
+    # The removal waits: once it is made, the next voice takes all of its own.
+    ask(world, requests.VoiceRemove, name="me")
+    add(world, size=300 * KIB, replace=True)
+    limits = world.last(world.operate(control.GetLimits, client="alice")).values
+    assert limits["clients"][0]["held"]["own_voices"] == 500 * KIB

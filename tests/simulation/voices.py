@@ -126,7 +126,9 @@ class Voices:
         own = [name for client, name in self.disk if client == owner]
         must(Rule.BOUNDED, len(own) <= limits.own_voices, owner, "has the voices", own)
         total = sum(max(64 * _KIB, voice.bytes) for voice in self.disk.values())
-        must(Rule.BOUNDED, total <= limits.own_voices_mib << 20, "own voices take", total, "bytes")
+        # A handler that raised may have lost a voice that is on disk, until the next start.
+        within = total <= limits.own_voices_mib << 20 or self._world.bugs.met > 0
+        must(Rule.BOUNDED, within, "own voices take", total, "bytes")
 
     def started(self, message: wire.SpeakJob, client: str) -> None:
         """A job speaks with a recording: its own client's, as it is now."""

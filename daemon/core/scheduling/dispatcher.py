@@ -117,7 +117,7 @@ class Dispatcher:
     def _fill(self, worker: Worker) -> bool:
         """Give a worker that has suspended a job another one, or let it resume.
 
-        Returns whether the job that it was to get was refused, so that there may be another one.
+        Returns whether there is more to do: the job that it was to get was refused, or it has another slot.
         """
         suspended = self.preemption.next_suspended(worker)
         takes_jobs = worker.state is WorkerState.BUSY and not worker.process.replace_reason and not self._queue.paused
@@ -126,9 +126,10 @@ class Dispatcher:
         # Without ``suspended``, its suspended jobs were cancelled, and it is about to report that.
         if job is not None and (suspended is None or self.preemption.goes_before(job, suspended)):
             self._queue.take(job)
-            return not self._take(job, worker)
+            return not self._take(job, worker) or worker.process.may_resume
         if suspended is not None:
             self._completion.guarded(suspended, self._resume, suspended, worker)
+            return suspended.id not in worker.process.suspended and worker.process.may_resume
         return False
 
     def _resume(self, job: Job, worker: Worker) -> None:

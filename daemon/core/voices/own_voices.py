@@ -68,10 +68,15 @@ class OwnVoices:
         kept = self._of.get(client, {})
         return len(kept) + len(self._names_to_come(client) - kept.keys())
 
-    def _names_to_come(self, client: str) -> set[str]:
+    def _changes_of(self, client: str) -> list[Change]:
+        """A client's changes that wait, and the one that is made."""
         changes = [*self._waiting.get(client, ())]
         if self.running is not None and self.running.effect.owner == client:
             changes.append(self.running)
+        return changes
+
+    def _names_to_come(self, client: str) -> set[str]:
+        changes = self._changes_of(client)
         return {change.effect.request.name for change in changes if change.effect.recording is not None}
 
     def is_coming(self, client: str, name: str) -> bool:
@@ -88,9 +93,16 @@ class OwnVoices:
         return room if client == owner else min(room, part_of_free(own, together - own + room))
 
     def needs(self, client: str, name: str, size: int) -> int:
-        """Bytes by which a recording of ``size`` bytes adds to a client's share, in place of one of its name."""
+        """Bytes by which a recording of ``size`` bytes adds to a client's share, in place of one of its name.
+
+        That is the smallest which its turn may find there: a change before it can be a removal, and each can fail.
+        """
         old = self.find(client, name)
-        return max(0, charge(size) - (charge(old.bytes) if old else 0))
+        found = [charge(old.bytes) if old else 0]
+        for change in self._changes_of(client):
+            if change.effect.request.name == name:
+                found.append(0 if change.effect.recording is None else charge(change.recording_bytes))
+        return max(0, charge(size) - min(found))
 
     def has_turn(self, client: str) -> bool:
         """Whether one more change of this client may wait."""
