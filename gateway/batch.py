@@ -25,6 +25,7 @@ from glmtts.client import AsyncClient, ConnectionLost, DaemonNotRunning, GlmttsE
 from glmtts.client.errors import ShuttingDown, Unavailable
 from glmtts.client.exchange import Job
 from glmtts.client.speech import Speech
+from glmtts.protocol.requests import MAX_KEY
 
 from . import bodies, errors, requests, speech
 from .customers import Customer
@@ -34,8 +35,6 @@ from .settings import Settings
 
 #: Items of a batch, and its jobs that the daemon has at a time.
 MAX_ITEMS, _AHEAD = 1_000, 32
-#: Characters of an Idempotency-Key, as for one job.
-_MAX_KEY = 128
 #: Bytes of results and recordings, as far as they can be foreseen, that all batches together hold beside the one result
 #: that each of them may always have.
 _HELD_BYTES = 256 << 20
@@ -66,8 +65,8 @@ async def batch(request: Request) -> Response:
     if "input" in values:
         raise HttpError(400, "input: the texts of a batch are in its items", param="input")
     asked.check()
-    if not 1 <= len(request.headers.get("idempotency-key", "x")) <= _MAX_KEY:
-        raise HttpError(400, f"Idempotency-Key: 1 to {_MAX_KEY} characters", param="Idempotency-Key")
+    if not 1 <= len(request.headers.get("idempotency-key", "x")) <= MAX_KEY:
+        raise HttpError(400, f"Idempotency-Key: 1 to {MAX_KEY} characters", param="Idempotency-Key")
     client: AsyncClient = state.client
     # Refused as a whole while the daemon is away.
     await client.info()

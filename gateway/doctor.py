@@ -72,8 +72,8 @@ def examine(path: Path | None) -> list[Check]:
     checks.append(_check("configuration", f"{path or 'built-in defaults'}: good"))
     listens = _places(units) if is_service else [parse_listen(chosen.listen)]
     for listen in listens:
-        if not settings.closed_to_others(chosen, listen):
-            words = settings.open_to_all(f"{listen.host}:{listen.port}")
+        if not settings.may_listen(chosen, listen):
+            words = settings.why_it_may_not(f"{listen.host}:{listen.port}")
             checks.append(_check("address", words, "wrong", "the gateway does not start"))
     user = _user() if is_service else None
     checks += _keys(chosen, user)
@@ -197,8 +197,9 @@ def _daemon(chosen: Settings, document: dict[str, Any], user: pwd.struct_passwd)
             )
         )
     path = endpoint.removeprefix("ipc://")
-    if os.path.exists(path) and not _may(user, "-w", path):  # noqa: PTH110 - false for a closed folder
-        group = grp.getgrgid(os.stat(path).st_gid).gr_name  # noqa: PTH116
+    # Path.exists raises an error for a folder that this user may not enter.
+    if os.path.exists(path) and not _may(user, "-w", path):  # noqa: PTH110
+        group = grp.getgrgid(Path(path).stat().st_gid).gr_name
         checks.append(
             _check(
                 "daemon",

@@ -54,8 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
         sockets = service_manager.inherited() if options.fd is None else [socket.socket(fileno=options.fd)]
         places = [parse_listen(_place(inherited)) for inherited in sockets] or [listen]
         for place in places:
-            if not settings.closed_to_others(chosen, place):
-                raise settings.SettingsError(settings.open_to_all(f"{place.host}:{place.port}"))
+            if not settings.may_listen(chosen, place):
+                raise settings.SettingsError(settings.why_it_may_not(f"{place.host}:{place.port}"))
         customers = Customers(chosen)
         application = app.build(chosen, customers)
     except settings.SettingsError as error:

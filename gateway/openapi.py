@@ -10,6 +10,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from glmtts.protocol.requests import MAX_KEY
+
 from . import __version__, answers, speech_stream
 from .batch import BatchRequest
 from .requests import FORMATS, SpeechRequest
@@ -55,7 +57,7 @@ _ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"
 _KEY = {
     "name": "Idempotency-Key",
     "in": "header",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 128},
+    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY},
     "description": "the same key is the same job, for 24 hours",
 }
 _RANGE = {"name": "Range", "in": "header", "schema": {"type": "string"}, "description": "such as bytes=0-999"}

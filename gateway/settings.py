@@ -73,13 +73,13 @@ def read(path: Path | None) -> Settings:
     return msgspec.convert(document.get("gateway", {}), Settings)
 
 
-def closed_to_others(chosen: Settings, listen: Listen) -> bool:
-    """Whether customers are told apart, or come from this machine alone."""
+def may_listen(chosen: Settings, listen: Listen) -> bool:
+    """Whether the gateway starts at this address: on the loopback interface, with keys, or with ``anonymous``."""
     return listen.is_loopback or bool(chosen.api_keys) or chosen.anonymous
 
 
-def open_to_all(place: str) -> str:
-    """Why a gateway that is not :func:`closed_to_others` does not start."""
+def why_it_may_not(place: str) -> str:
+    """The reason, for an address at which the gateway does not start (:func:`may_listen`)."""
     return (
         f"gateway.listen: {place} is open to other machines, and everybody there could speak. Set gateway.api_keys to "
         "a file of keys ('glmttsctl apikey new NAME' makes one), or gateway.anonymous = true to serve each address"

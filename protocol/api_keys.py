@@ -76,7 +76,7 @@ def entry(key: ApiKey) -> str:
 
 def without(text: str, name: str) -> str:
     """The text of a file without the key of this name; comments stay. Raises ApiKeyProblem."""
-    kept = []
+    kept: list[str] = []
     for part in re.split(r"(?m)^(?=[ \t]*\[\[key\]\])", text):
         if any(key.name == name for key in parse(part)):
             # The lines at its end are about the next key.
@@ -84,8 +84,9 @@ def without(text: str, name: str) -> str:
             last = max(
                 number for number, line in enumerate(lines) if line.strip() and not line.lstrip().startswith("#")
             )
-            part = "".join(lines[last + 1 :])  # noqa: PLW2901
-        kept.append(part)
+            kept += lines[last + 1 :]
+        else:
+            kept.append(part)
     left = "".join(kept)
     if parse(left) != [key for key in parse(text) if key.name != name]:
         raise ApiKeyProblem(f"the lines of {name} are not written as [[key]]; remove them by hand")

@@ -33,6 +33,9 @@ MAX_ON_BEHALF_OF = 128
 #: Whose job or request it is, as a gateway names its customers.
 OnBehalfOf = Annotated[str, Meta(min_length=1, max_length=MAX_ON_BEHALF_OF)]
 
+#: Characters of a ``key``.
+MAX_KEY = 128
+
 #: A caption of a job, for people; the codec refuses control characters in it.
 MAX_LABEL = 200
 Label = Annotated[str, Meta(max_length=MAX_LABEL)]
@@ -70,7 +73,7 @@ class Synthesize(Request, tag="synthesize", kw_only=True, omit_defaults=True):
     priority: Priority = "interactive"
     deadline_s: Annotated[float, Meta(gt=0, le=MAX_DEADLINE_S)] | UnsetType = UNSET
     durable: bool | UnsetType = UNSET
-    key: Annotated[str, Meta(min_length=1, max_length=128)] | UnsetType = UNSET
+    key: Annotated[str, Meta(min_length=1, max_length=MAX_KEY)] | UnsetType = UNSET
     seed: Annotated[int, Meta(ge=0, le=MAX_SEED)] = 0
     speed: Speed = 1.0
     options: dict[str, Any] = {}

@@ -61,7 +61,8 @@ def gateway_checks(file: str | None, *, settings_alone: bool = False) -> list[di
         done = subprocess.run(command, capture_output=True, timeout=_START_TIMEOUT_S, check=False)
         found = json.loads(done.stdout)
     except (OSError, subprocess.TimeoutExpired, ValueError):
-        means, remedy = "its code is damaged, or the machine is in trouble", "see the other checks, or reinstall it"
+        means = "its installation is damaged, or the machine is overloaded"
+        remedy = "see the other checks, or install glmtts-supervisor[gateway] again"
         return [{"name": "gateway", "state": "warning", "seen": "can't be checked", "means": means, "mend": remedy}]
     return found if isinstance(found, list) else []
 

@@ -92,7 +92,7 @@ class PrivateDaemon:
                 env=environment,
                 pass_fds=fds,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,  # noqa: PLW1509 - there are no threads yet
+                preexec_fn=_end_with_parent,  # noqa: PLW1509 - unsafe with threads; there are none yet
             )
 
     def check(self) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import click
@@ -260,9 +261,11 @@ class _Sinks(contextlib.AbstractContextManager["_Sinks"]):
             sink.write(chunk.samples)
         self._begun = True
 
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> bool | None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
         if kind is not None:
-            return self._stack.__exit__(kind, *error)  # type: ignore[arg-type]
+            return self._stack.__exit__(kind, error, traceback)
         with self._stack:
             for sink in self._sinks if self._begun else []:
                 sink.finish()

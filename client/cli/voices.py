@@ -17,7 +17,7 @@ _ADD_TIMEOUT_S = 60.0
 _COMPLETION_TIMEOUT_S = 1.0
 
 
-def voice_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001 - click's
+def voice_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001 - click gives all three
     """The names of voices for the shell's completion; none where no daemon answers."""
     from glmtts.client import GlmttsError
 

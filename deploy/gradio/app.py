@@ -79,7 +79,7 @@ class Speaker:
 speaker = Speaker()
 
 
-async def run_inference(  # noqa: PLR0917 - the order of the fields on the page
+async def run_inference(  # noqa: PLR0917 - Gradio gives the page's fields by their order
     prompt_text: str,
     prompt_audio_path: str | None,
     input_text: str,

@@ -104,6 +104,13 @@ class Visitor:
         return list(self.gateway.ask("GET", "/v1/audio/jobs")[1]["data"])
 
 
+@pytest.fixture
+def visitor(chromium: Browser, gateway: Gateway) -> Iterator[Visitor]:
+    visitor = Visitor(chromium, gateway)
+    yield visitor
+    visitor.context.close()
+
+
 def body_of(request: Request) -> dict[str, Any]:
     """What the page sends."""
     return dict(request.post_data_json or {})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,17 +21,11 @@ from .browser import (
     until,
     until_heard,
     until_state,
+    visitor,
     write_and_speak,
 )
 
-__all__ = ["chromium", "microphone"]
-
-
-@pytest.fixture
-def visitor(chromium: Browser, gateway: Gateway) -> Iterator[Visitor]:
-    visitor = Visitor(chromium, gateway)
-    yield visitor
-    visitor.context.close()
+__all__ = ["chromium", "microphone", "visitor"]
 
 
 def test_a_text_is_heard_while_it_is_made_and_then_is_a_file(visitor: Visitor) -> None:

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import json
 import wave
-from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, Route, expect
 
 from ..support.gateways import Gateway
-from .browser import SLOW, Visitor, body_of, chromium, microphone, until, until_state, write_and_speak
+from .browser import SLOW, Visitor, body_of, chromium, microphone, until, until_state, visitor, write_and_speak
 
-__all__ = ["chromium", "microphone"]
-
-
-@pytest.fixture
-def visitor(chromium: Browser, gateway: Gateway) -> Iterator[Visitor]:
-    visitor = Visitor(chromium, gateway)
-    yield visitor
-    visitor.context.close()
+__all__ = ["chromium", "microphone", "visitor"]
 
 
 @pytest.mark.parametrize(

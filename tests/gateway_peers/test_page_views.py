@@ -7,7 +7,6 @@ import io
 import subprocess
 import wave
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,16 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from ..support.gateways import Gateway
-from .browser import ELSEWHERE, Visitor, body_of, chromium, microphone, until, until_state, write_and_speak
+from .browser import ELSEWHERE, Visitor, body_of, chromium, microphone, until, until_state, visitor, write_and_speak
 from .conftest import needs
 
-__all__ = ["chromium", "microphone"]
+__all__ = ["chromium", "microphone", "visitor"]
 
 LINES = """{"uttid": "first", "syn_text": "The first line."}
 {"input_text": "The second, in the other dialect.", "output_name": "second.wav", "seed": 7}
 {"uttid": "third", "syn_text": "no end
 {"uttid": "../fourth", "syn_text": "The fourth."}
 """
-
-
-@pytest.fixture
-def visitor(chromium: Browser, gateway: Gateway) -> Iterator[Visitor]:
-    visitor = Visitor(chromium, gateway)
-    yield visitor
-    visitor.context.close()
 
 
 def save_voice(page: Page, name: str) -> None:

@@ -44,7 +44,7 @@ class Notifications:
         self._context.effects.extend(_told(job, event, body, heard=heard))
 
     def replay(self, job: Job, subscriber: Subscriber) -> None:
-        """Send one request the stream so far, if all of it is there: it then hears the rest too."""
+        """Send a request the audio made so far, if the job still has all of it; the request then gets the rest too."""
         made = job.attempt.made
         if made and len(made) == job.attempt.chunks:
             subscriber.heard = True
