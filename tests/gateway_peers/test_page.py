@@ -248,6 +248,8 @@ def test_the_next_customer_of_a_browser_sees_nothing_of_the_last(
         page = visitor.open()
         text = page.get_by_label("Text to speak")
         log_in(page, "anna")
+        # What is chosen before the page is the customer's is not kept.
+        expect(text).to_be_visible()
         page.get_by_role("button", name="中文").click()
         page.get_by_role("button", name="English").click()
         write_and_speak(page, "Anna's secret.")
