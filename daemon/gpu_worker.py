@@ -72,6 +72,10 @@ class WorkerConfig(msgspec.Struct, kw_only=True):
     needs_gpu: bool = False
     #: A folder that all workers share; its contents can be deleted at any time.
     cache_dir: str = ""
+    #: At most this many jobs at once; 0: as many as the engine takes.
+    slots: int = 0
+    #: The memory of flight_recorder.py.
+    recorder_fd: int | None = None
     #: Whether an engine in C is confined, and the folders in which it makes files nevertheless.
     confine: bool = False
     outputs_dir: str = ""

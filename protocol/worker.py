@@ -23,6 +23,10 @@ from .events import Voice
 
 T = TypeVar("T")
 
+#: Jobs that one worker may have suspended beside those that wait for text: each holds memory, and the first waits for
+#: all.
+MAX_SUSPENDED = 3
+
 
 class Message(Struct, tag_field="type", kw_only=True):
     """Base of all messages; ``type`` names which one it is."""
@@ -34,6 +38,8 @@ class Memory(Struct, kw_only=True):
     rss: int
     torch_allocated: int | None = None
     torch_reserved: int | None = None
+    #: Whether the figures are without working memory although jobs run: they count as those of an idle process.
+    settled: bool = False
 
 
 # --- from the worker
@@ -65,6 +71,10 @@ class Ready(Message, tag="ready", kw_only=True):
     confined: str = ""
     #: Whether it can change the speed of speech.
     speeds: bool = False
+    #: Whether the same text, voice, options and seed give the same bytes again, in another process too.
+    repeats: bool = False
+    #: What of its configuration is experimental, in words; empty for nothing.
+    experimental: str = ""
 
 
 class Beat(Message, tag="beat", kw_only=True):
@@ -73,6 +83,21 @@ class Beat(Message, tag="beat", kw_only=True):
     job: str
     done: int
     expected: int | None = None
+
+
+class JobProgress(Struct, array_like=True):
+    """``done`` of about ``expected`` units of a job; ``work_s``: the seconds of engine time that it took so far."""
+
+    job: str
+    done: int
+    expected: int | None = None
+    work_s: float = 0.0
+
+
+class Beats(Message, tag="beats", kw_only=True):
+    """The progress of all jobs that the worker works on, in one message. Sent by the thread that works."""
+
+    jobs: list[JobProgress]
 
 
 class SegmentDone(Message, tag="progress", kw_only=True):
@@ -87,18 +112,20 @@ class SegmentDone(Message, tag="progress", kw_only=True):
 class AudioChunk(Message, tag="audio", kw_only=True):
     """A chunk of a stream, numbered from 0; the body has its samples in the job's format and rate, mono.
 
-    ``audio_s``: seconds of speech so far.
+    ``audio_s``: seconds of speech so far. ``digest``: the SHA-256 of all bytes of the stream up to this chunk's end.
     """
 
     job: str
     seq: int
     audio_s: float = 0.0
+    digest: bytes = b""
 
 
 class Finished(Message, tag="finished", kw_only=True):
     """The job succeeded; the body is the file, unless it was streamed or written to ``path`` or ``result``.
 
-    ``problem``: why ``result`` could not be written although the job asked for it.
+    ``problem``: why ``result`` could not be written although the job asked for it. ``work_s``: the seconds of engine
+    time that the job took: its own stages, and its part of each step that it shared with other jobs.
     """
 
     job: str
@@ -113,13 +140,16 @@ class Finished(Message, tag="finished", kw_only=True):
     path: str | None
     result: str | None = None
     problem: str = ""
+    work_s: float = 0.0
     memory: Memory
 
 
 class Failed(Message, tag="failed", kw_only=True):
     """The job failed with a code of protocol.errors or of exit_codes.py. ``fatal``: the process ends by itself.
 
-    ``message`` is for the client and may quote the request. ``reason`` is for the log and never does.
+    ``message`` is for the client and may quote the request. ``reason`` is for the log and never does. ``suspects``, of
+    a fatal failure in a step that several jobs shared: the jobs in that step, one of which may have caused it; ``job``
+    is empty then. ``work_s``: as in Finished.
     """
 
     job: str
@@ -127,6 +157,8 @@ class Failed(Message, tag="failed", kw_only=True):
     message: str
     reason: str = ""
     fatal: bool = False
+    suspects: list[str] = []
+    work_s: float = 0.0
     memory: Memory | None = None
 
 
@@ -140,6 +172,7 @@ class Suspended(Message, tag="suspended", kw_only=True):
     memory: Memory | None = None
     waits: bool = False
     texts: int = 0
+    work_s: float = 0.0
 
 
 class Checked(Message, tag="checked", kw_only=True):
@@ -162,11 +195,19 @@ class Bye(Message, tag="bye", kw_only=True):
 
 
 WorkerMessage = (
-    Hello | Ready | Beat | SegmentDone | AudioChunk | Finished | Failed | Suspended | Checked | Trimmed | Bye
+    Hello | Ready | Beat | Beats | SegmentDone | AudioChunk | Finished | Failed | Suspended | Checked | Trimmed | Bye
 )
 
 
 # --- to the worker
+
+
+class Replay(Struct, array_like=True):
+    """The part of a stream that an earlier attempt sent: its length in bytes, its SHA-256, and its number of chunks."""
+
+    size: int
+    digest: bytes
+    chunks: int
 
 
 class SpeakJob(Message, tag="job", kw_only=True):
@@ -179,6 +220,8 @@ class SpeakJob(Message, tag="job", kw_only=True):
     ``result``: the absolute path for the finished file of a durable job; if it can't be written, the file is sent.
     ``whole``: the result of a stream is the file as it is without a stream, with its length in its header.
     ``more``: the rest of the text comes in AddText messages, the last of which says so.
+    ``replay``: the stream begins behind this part, if what is made is the same so far; if it is not, the job fails with
+    ``worker_crashed``, and nothing is sent.
     """
 
     job: str
@@ -198,6 +241,7 @@ class SpeakJob(Message, tag="job", kw_only=True):
     result: str | None = None
     whole: bool = False
     more: bool = False
+    replay: Replay | None = None
 
 
 class AddText(Message, tag="text", kw_only=True):

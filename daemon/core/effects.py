@@ -49,6 +49,8 @@ class Spawn(Struct):
     gpu: int | None
     device: str | None = None
     vram_share: float = 0.0
+    #: At most this many jobs at once; 0: as many as the engine takes.
+    slots: int = 0
 
 
 class Signal(Struct):

@@ -117,13 +117,16 @@ class ProcessEnded(Struct):
     """A worker process is gone and reaped; ``returncode`` as in subprocess: negative for a signal.
 
     ``last_words`` is the last line that it wrote to its stderr, the best hint at why it could not start.
-    ``oom_killed``: the kernel killed it because the machine, or its control group, had no memory left.
+    ``oom_killed``: the kernel killed it because the machine, or its control group, had no memory left. ``stage`` and
+    ``jobs``: the last note in its flight recorder: the work that it had begun, and the jobs in it.
     """
 
     incarnation: int
     returncode: int
     last_words: str = ""
     oom_killed: bool = False
+    stage: str = ""
+    jobs: tuple[str, ...] = ()
 
 
 class Xids(Struct, frozen=True):

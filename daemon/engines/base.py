@@ -11,7 +11,7 @@ advanced until it ends or is suspended too. Generators may be closed in any orde
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,10 @@ def _not_cancelled() -> bool:
     return False
 
 
+def _no_record(stage: str, jobs: Collection[str]) -> None:
+    """Discards notes for the flight recorder."""
+
+
 @dataclass(slots=True)
 class Utterance:
     """One job, as the engine sees it.
@@ -87,6 +91,8 @@ class Utterance:
     beat: Callable[..., None] = field(default=_no_beat)
     cancelled: Callable[[], bool] = field(default=_not_cancelled)
     more: Callable[[], str | None] | None = None
+    #: The id of the job, for the flight recorder.
+    job: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,3 +185,123 @@ class Engine(abc.ABC):
 
     def close(self) -> None:  # noqa: B027 - optional
         """Release what the end of the process would not."""
+
+
+@dataclass(eq=False)
+class Handle:
+    """One job in a BatchEngine, from ``begin`` until its Ended or Broken, or until ``cancel``.
+
+    ``done`` of about ``expected`` units (tokens, passes, chunks) are made; while the job has work that nothing else
+    holds up, ``done`` grows. ``work_s``: the seconds of engine time that it took: those of its own stages, and its part
+    of each step that it shared.
+    """
+
+    utterance: Utterance
+    done: int = 0
+    expected: int | None = None
+    work_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """A piece of a job's audio. One with ``waits``: the job does nothing more before its text goes on."""
+
+    handle: Handle
+    piece: Piece
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """All of a job is spoken."""
+
+    handle: Handle
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A job can't go on; the others are as they were.
+
+    An EngineError with ``fatal``, and a CUDA error that breaks the context, end the process with all jobs.
+    """
+
+    handle: Handle
+    error: Exception
+
+
+Event = Spoken | Ended | Broken
+
+
+class SharedStepError(Exception):
+    """A step that several jobs shared failed for good, and the process must end; raised by ``advance``.
+
+    ``jobs``: those in the step, one of which may have caused it. ``__cause__``: the error.
+    """
+
+    def __init__(self, jobs: list[str], error: Exception) -> None:
+        super().__init__(str(error))
+        self.jobs = jobs
+        self.__cause__ = error
+
+
+class BatchEngine(abc.ABC):
+    """An engine that speaks for up to ``slots`` jobs at once, a step at a time.
+
+    Used from one thread alone. The worker calls ``advance`` again and again; between two calls it sends what came of
+    the last, and begins, suspends, resumes and cancels jobs. A call should take a few milliseconds, at most some tens:
+    work that takes longer is cut into steps, or done in other threads or processes.
+    """
+
+    #: As in Engine.
+    name: str
+    version: str
+    sample_rates: tuple[int, ...]
+    options: type[EspeakOptions] | type[FaultOptions] | type[GlmttsOptions]
+    clones_voices: bool = False
+    #: Jobs that have steps at the same time. Suspended ones come on top.
+    slots: int
+    #: Whether the same text, voice, options and seed give the same samples again, in another process too.
+    repeats: bool = False
+    #: What of its configuration is experimental, in words.
+    experimental: str = ""
+    #: Notes a stage and the ids of the jobs in it before the engine begins it (daemon/flight_recorder.py).
+    record: Callable[[str, Collection[str]], None] = staticmethod(_no_record)
+
+    @abc.abstractmethod
+    def begin(self, utterance: Utterance) -> Handle:
+        """Take a job on, in a free slot. Quick: the work is done in ``advance``. Raises EngineError to refuse it."""
+
+    @abc.abstractmethod
+    def advance(self) -> list[Event]:
+        """Do a step of work for the jobs that are not suspended. Returns what came of it; often nothing.
+
+        Raises SharedStepError. Any other exception is a fault of the engine and ends the process, with all jobs as
+        suspects.
+        """
+
+    @abc.abstractmethod
+    def idle_s(self) -> float | None:
+        """Seconds until ``advance`` has something to do: 0: now; None: not before ``fileno`` is readable, or a call."""
+
+    def fileno(self) -> int | None:
+        """A descriptor that is readable when work in another thread or process has come to an end."""
+        return None
+
+    @abc.abstractmethod
+    def suspend(self, handle: Handle) -> None:
+        """Give the job no further step, and its slot to others. Its state stays: resumed, it makes the same samples.
+
+        At most ``protocol.worker.MAX_SUSPENDED`` are suspended in mid-segment; any number where they wait for text.
+        """
+
+    @abc.abstractmethod
+    def resume(self, handle: Handle) -> None:
+        """Go on with a suspended job."""
+
+    @abc.abstractmethod
+    def cancel(self, handle: Handle) -> None:
+        """Drop a job, also a suspended one. No event of it comes after this."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether ``memory`` is without working memory now, although jobs may run."""
+        return True

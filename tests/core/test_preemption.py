@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from glmtts.daemon.core import effects, inputs
-from glmtts.daemon.core.scheduling.preemption import MAX_SUSPENDED
 from glmtts.daemon.core.settings import ClassesSettings, VipSettings
 from glmtts.protocol import control, events, requests
 from glmtts.protocol import worker as wire
+from glmtts.protocol.worker import MAX_SUSPENDED
 
 from ..support.core_world import World
 from ..support.stage import MakeStage, Stage

@@ -9,10 +9,10 @@ from glmtts.daemon.core.jobs.job import MAX_SUBSCRIBERS
 from glmtts.daemon.core.monitoring.alert_evaluator import _STEPS
 from glmtts.daemon.core.monitoring.alert_table import ALERTS
 from glmtts.daemon.core.scheduling import retry
-from glmtts.daemon.core.scheduling.preemption import MAX_SUSPENDED
 from glmtts.daemon.core.workers.trend import POINTS
 from glmtts.daemon.core.workers.worker_table import AHEAD
 from glmtts.protocol.errors import ErrorCode
+from glmtts.protocol.worker import MAX_SUSPENDED
 
 from .rules import Rule, must
 

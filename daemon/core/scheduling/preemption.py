@@ -5,13 +5,12 @@ job resumes when the others have had their share, for at least one segment, and 
 
 from __future__ import annotations
 
+from glmtts.protocol.worker import MAX_SUSPENDED
+
 from ..jobs.job import Job
 from ..state import State
 from ..workers.worker import Worker, WorkerState
 from .forecast import Forecast
-
-#: Jobs that one worker may have suspended: each holds memory, and the first of them waits for all.
-MAX_SUSPENDED = 3
 
 
 class Preemption:
