@@ -72,13 +72,19 @@ class WorkerMessages:
             self._context.jobs_dirty = True
         return job
 
-    def on_beat(self, worker: Worker, message: wire.Beat) -> None:
+    def on_beat(self, worker: Worker, message: wire.Beat | wire.JobProgress) -> None:
         if message.job in worker.jobs:
             worker.process.progressed(message.job, self._context.now, message.done)
             if failed := hang_check.check_runaway(self._pool, worker, message.done, message.expected):
                 self._retries.decide(*failed, [message.job])
                 return
         self._job_of(worker, message.job)
+
+    def on_beats(self, worker: Worker, message: wire.Beats) -> None:
+        for progress in message.jobs:
+            # The one before it may have ended the process.
+            if worker.state is not WorkerState.FAILED:
+                self.on_beat(worker, progress)
 
     def on_segment(self, worker: Worker, message: wire.SegmentDone) -> None:
         worker.process.progressed(message.job, self._context.now)
@@ -299,6 +305,7 @@ _HANDLERS: dict[type, Callable[..., None]] = {
     wire.Ready: lambda self, worker, message, _: self.on_ready(worker, message),
     wire.Hello: lambda *_: None,
     wire.Beat: lambda self, worker, message, _: self.on_beat(worker, message),
+    wire.Beats: lambda self, worker, message, _: self.on_beats(worker, message),
     wire.SegmentDone: lambda self, worker, message, _: self.on_segment(worker, message),
     wire.AudioChunk: WorkerMessages.on_audio,
     wire.Finished: WorkerMessages.on_finished,
