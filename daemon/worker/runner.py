@@ -136,8 +136,6 @@ class JobRunner:
     def _step(self) -> None:
         if self.slots > 1:
             self._helper.collect()
-        if not self._by_handle:
-            return
         try:
             events = self._engine.advance()
         except WorkerProtocolError:
