@@ -60,7 +60,7 @@ def test_jobs_of_one_worker_keep_their_order_when_it_dies(make_world: MakeWorld)
     texts = [f"text {number}" for number in range(12)]
     for text in texts:
         world.request(text=text)
-    world.die()
+    world.step(inputs.ProcessEnded(world.incarnation(), -9, oom_killed=True))
     world.forget()
     world.ready(slots=12)
     assert world.started() == texts

@@ -55,6 +55,8 @@ class Preemption:
     def _could_yield(self, worker: Worker) -> Job | None:
         """The job that a worker could suspend."""
         process = worker.process
+        if worker.name == self._pool.reserved:
+            return None
         if worker.state is not WorkerState.BUSY or process.slots > 1 or process.replace_reason or process.to_suspend:
             return None
         if len(process.at_hand) != 1 or self._suspended_for_others(worker) >= MAX_SUSPENDED:
