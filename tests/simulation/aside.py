@@ -79,7 +79,8 @@ class Aside:
             self._passed.clear()
             return
         worker = workers[0]
-        could = worker.state is WorkerState.BUSY and worker.process.slots == 1 and not worker.process.replace_reason
+        process = worker.process
+        could = worker.state is WorkerState.BUSY and not process.shares and not process.replace_reason
         others = [id for id in worker.process.suspended if id not in self._live or self._live[id].pieces is None]
         alone = list(worker.process.at_hand) == [job.id] and len(others) < 3
         goes_on = message.segment < message.segments - 1

@@ -69,6 +69,11 @@ class Process:
         self.gpu = world.hardware.gpus[effect.gpu] if effect.gpu is not None else None
         self.index = effect.gpu
         self.share = effect.vram_share
+        self.slots = min(world.scene.slots, effect.slots or world.scene.slots)
+        #: What its flight recorder says since something went wrong, and the texts of jobs that were named as the cause.
+        self._note: tuple[str, ...] | None = None
+        self.named: set[str] = set()
+        self._dice = random.Random(f"recorder {world.random.getstate()[1][:3]} {self.incarnation}" if self.slots > 1 else 0)
         self.alive = True
         self.deaf = False
         self.loaded = False
@@ -98,6 +103,8 @@ class Process:
         self._texts: dict[str, int] = {}
         self._complete: set[str] = set()
         self._stop = False
+        #: Units of each job at work, as it said last.
+        self._done: dict[str, int] = {}
         self._begin()
 
     # --- its life
@@ -137,11 +144,12 @@ class Process:
             self.say(wire.Trimmed(memory=self.memory()))
         else:
             self.loaded = True
-            self.say(ready(self.world.scene.slots, self.memory()))
+            self.say(ready(self.slots, self.memory()))
 
     def die(self, returncode: int, *, oom_killed: bool = False) -> None:
         """End; what was said is mostly heard before, and now and then after it is known."""
         if self.alive:
+            self._note = self.note
             self.alive = False
             self.world.hardware.leave(self.gpu, self.pid)
             self.rss = 0
@@ -184,6 +192,29 @@ class Process:
         self.frozen_until, self.stood_still = self.world.now + seconds, True
 
     @property
+    def note(self) -> tuple[str, ...]:
+        """What its flight recorder says: of what went wrong, or of any work that it may be at."""
+        if self._note is not None:
+            return self._note
+        return self._noted(self._dice.choice(list(self._at_work) or [""]))
+
+    def _noted(self, job: str) -> tuple[str, ...]:
+        """A note of the work in which a job is, by itself or with all others; it may have been too late for that."""
+        if not self.world.scene.recorder or self.slots == 1 or job not in self._at_work:
+            return ()
+        note = self._dice.choice(((job,), (job,), tuple(self._at_work), ()))
+        if len(note) == 1 and job in self.has:
+            self.named.add(self.has[job])
+        return note
+
+    def may_blame(self, text: str) -> bool:
+        """Whether its end may count against a text: it was named, or had the process to itself."""
+        if self.slots == 1 or text in self.named:
+            return text in self.has.values()
+        others = (other for id, other in self.has.items() if id not in self.aside)
+        return text in self.has.values() and all(other == text for other in others)
+
+    @property
     def silent(self) -> bool:
         """Whether it has given a reason to be taken for hung."""
         return not self.healthy or self.stood_still or self.uninterruptible
@@ -222,7 +253,7 @@ class Process:
         self.ran_out = self.gpu is not None and not self.gpu.lost
         code, status = ("out_of_memory", 71) if self.ran_out else ("cuda_context", 72)
         if rng.random() < 0.8:
-            self.say(wire.Failed(job=job.job, code=code, message="does not fit", fatal=True))
+            self._say_fatal(job, code, "does not fit")
         self.die(status)
         return False
 
@@ -240,6 +271,14 @@ class Process:
             self.cache = max(0, self.cache - scene.hoard)
 
     # --- messages
+
+    def _say_fatal(self, job: wire.SpeakJob, code: str, message: str) -> None:
+        """Say what ends the process: of one job, or of a step that several share, or of no job."""
+        named = self._noted(job.job) if self.slots > 1 and self._dice.random() < 0.5 else (job.job,)
+        if len(named) == 1 and job.job in self.has:
+            self.named.add(self.has[job.job])
+        culprit, suspects = (named[0], []) if len(named) == 1 else ("", list(named))
+        self.say(wire.Failed(job=culprit, code=code, message=message, fatal=True, suspects=suspects))
 
     def say(self, message: wire.WorkerMessage, body: bytes | None = None) -> None:
         self._deliver(inputs.WorkerSaid(self.incarnation, message, body))
@@ -282,7 +321,7 @@ class Process:
     # --- its work
 
     def _next(self) -> None:
-        while self.alive and self._jobs and len(self._at_work) < self.world.scene.slots:
+        while self.alive and self._jobs and len(self._at_work) < self.slots:
             job = self._jobs.popleft()
             self._at_work[job.job] = job
             name = name_of(job.text)
@@ -313,10 +352,11 @@ class Process:
         if id not in self.aside:
             # It was cancelled, and that is on its way to the supervisor.
             return
-        must(Rule.ORDER, len(self._at_work) < self.world.scene.slots, id, "is to go on beside", list(self._at_work))
+        must(Rule.ORDER, len(self._at_work) < self.slots, id, "is to go on beside", list(self._at_work))
         job, number, segments = self.aside.pop(id)
         self._at_work[id] = job
         if job.text.split()[0] == "oversleep":
+            self._note = self._noted(id)
             self.deaf = True
             return
         if number > self._known(job, segments):
@@ -330,7 +370,8 @@ class Process:
         if job.job in self._cancelled:
             self._ended(job, wire.Failed(job=job.job, code="cancelled", message="cancelled"))
         elif not self._go_wrong(job, number, segments):
-            self.say(wire.Beat(job=job.job, done=number))
+            self._done[job.job] = number
+            self.say(wire.Beats(jobs=[wire.JobProgress(id, self._done.get(id, 0)) for id in self._at_work]))
             segments = self._known(job, segments)
             ends = not job.more or job.job in self._complete
             self.say(wire.SegmentDone(job=job.job, segment=number, segments=segments, audio_s=0.1 * number))
@@ -371,6 +412,8 @@ class Process:
 
     def _go_wrong(self, job: wire.SpeakJob, number: int, segments: int) -> bool:
         plan = job.text.split()[0]
+        if plan in KILLING:
+            self._note = self._noted(job.job)
         match plan:
             case "raise":
                 self._ended(job, wire.Failed(job=job.job, code="synthesis_failed", message="its own words"))
@@ -382,7 +425,7 @@ class Process:
                 self.die(-11)
             case "oom" | "sigterm" | "cuda":
                 code, status = _FATAL[plan]
-                self.say(wire.Failed(job=job.job, code=code, message=plan, fatal=True))
+                self._say_fatal(job, code, plan)
                 self.die(status)
             case "cuda_mute":
                 self.die(72)
@@ -395,23 +438,28 @@ class Process:
             case "garbage":
                 self._deliver(inputs.WorkerGarbled(self.incarnation, "a frame of noise"))
             case "stray":
-                self.say(wire.Beat(job="nobody-1", done=1))
+                self.say(wire.Beats(jobs=[wire.JobProgress("nobody-1", 1)]))
             case "stray_fatal":
                 self.say(wire.Failed(job="nobody-1", code="out_of_memory", message="of what?", fatal=True))
             case _:
+                self._note = None
                 return False
         return True
+
+    def _say_done(self, job: wire.SpeakJob, done: int, expected: int) -> None:
+        self._done[job.job] = done
+        self.say(wire.Beats(jobs=[wire.JobProgress(job.job, done, expected)]))
 
     def _stand_still(self, job: wire.SpeakJob) -> None:
         """Say again and again that it is where it was."""
         if self.alive and not self.deaf:
-            self.say(wire.Beat(job=job.job, done=1, expected=10))
+            self._say_done(job, 1, expected=10)
             self.world.later(0.3, lambda: self._stand_still(job), self)
 
     def _run_away(self, job: wire.SpeakJob, done: int) -> None:
         """Make ever more, and never come to an end."""
         if self.alive and not self.deaf:
-            self.say(wire.Beat(job=job.job, done=done, expected=100))
+            self._say_done(job, done, expected=100)
             self.world.later(0.3, lambda: self._run_away(job, done + 200), self)
 
     def _finish(self, job: wire.SpeakJob, segments: int) -> None:
@@ -471,6 +519,7 @@ class Process:
     def _ended(self, job: wire.SpeakJob, message: wire.WorkerMessage, body: bytes | None = None) -> None:
         self.say(message, body)
         self._at_work.pop(job.job, None)
+        self._done.pop(job.job, None)
         self._to_suspend.discard(job.job)
         self._next()
 
