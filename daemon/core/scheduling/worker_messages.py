@@ -79,7 +79,9 @@ class WorkerMessages:
             if hang_check.check_runaway(self._pool, worker, message.done, message.expected):
                 self._retries.failed(worker, [message.job])
                 return
-        self._job_of(worker, message.job)
+        job = self._job_of(worker, message.job)
+        if job is not None and isinstance(message, wire.JobProgress):
+            job.attempt.tell_work(message.work_s)
 
     def on_beats(self, worker: Worker, message: wire.Beats) -> None:
         for progress in message.jobs:
@@ -94,7 +96,7 @@ class WorkerMessages:
             return
         attempt = job.attempt
         attempt.segment, attempt.segments, attempt.audio_s = message.segment, message.segments, message.audio_s
-        attempt.boundary_s = attempt.active_s(self._context.now)
+        attempt.boundary_s = attempt.work_s(self._context.now)
         # Without a waiting job nothing can be suspended here.
         self._context.jobs_dirty = self._context.jobs_dirty or bool(self._queue)
         event = events.Progress(
@@ -154,11 +156,13 @@ class WorkerMessages:
         if job.streams and message.chunks != job.attempt.chunks:
             self.violation(worker, f"a stream of {message.chunks} chunks, of which {job.attempt.chunks} came", [job.id])
             return
+        job.attempt.tell_work(message.work_s)
         self._give_back(worker, job.id, message.memory, spoke=True)
         now = self._context.now
         # Nothing is learnt from an earlier attempt's work, nor from a worker that may have stood still with the daemon.
         if message.synthesis_s > 0.0 and not job.attempt.stood_still:
-            self._estimator.learn(job, max(job.attempt.active_s(now), message.synthesis_s))
+            work_s = job.attempt.work_s(now)
+            self._estimator.learn(job, max(work_s, message.synthesis_s) if job.attempt.slots == 1 else work_s)
         if self._retries.quarantine:
             self._retries.quarantine.clear(self._retries.content(job))
         if message.problem and self._must_wait_for_disk(job, message.problem):
@@ -220,6 +224,8 @@ class WorkerMessages:
                 self._pool.fail(worker, cause, message.reason or message.code, patient=True)
                 self._retries.failed(worker, named or None)
             return
+        if job is not None:
+            job.attempt.tell_work(message.work_s)
         if message.job in worker.jobs:
             self._give_back(worker, message.job, message.memory, spoke=False)
         if job is not None:
@@ -235,12 +241,13 @@ class WorkerMessages:
         if message.job not in worker.jobs:
             return
         may_wait = message.waits and (job is None or job.pieces is not None)
-        if message.job in worker.process.suspended or (worker.process.to_suspend != message.job and not may_wait):
+        if message.job in worker.process.suspended or (message.job not in worker.process.to_suspend and not may_wait):
             self.violation(worker, f"suspended {message.job!r} without being asked to", [message.job])
             return
         # What was sent meanwhile, it has not read yet.
         without_text = message.waits and job is not None and job.attempt.texts == message.texts
         if job is not None:
+            job.attempt.tell_work(message.work_s)
             self._dispatcher.preemption.suspended(job, without_text=without_text)
         if job is None and message.waits:
             # It was cancelled. If that was not sent, the worker would wait for text without end.
@@ -275,9 +282,9 @@ class WorkerMessages:
                     self.is_through(worker, id)
                 if (job := self._job_table.live.get(id)) is not None:
                     self._completion.fail(job, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
-            case wire.SuspendJob():
-                worker.process.to_suspend = ""
-            case wire.CancelJob(job=id) if id in (*worker.process.suspended, worker.process.to_suspend):
+            case wire.SuspendJob(job=id):
+                worker.process.to_suspend.discard(id)
+            case wire.CancelJob(job=id) if id in worker.process.suspended or id in worker.process.to_suspend:
                 # The worker would keep a suspended job for ever. Any other job ends by itself.
                 self.violation(worker, "it was not told to leave a suspended job", candidates=())
             case _:

@@ -48,9 +48,10 @@ class WorkerTable:
             if worker.state is WorkerState.READY:
                 return worker
             process = worker.process
-            if worker.state is not WorkerState.BUSY or process.may_resume or process.to_suspend:
+            if worker.state is not WorkerState.BUSY or process.may_resume:
                 return None
-            room = process.slots + (AHEAD if brief and not process.suspended and not process.alone else 0)
+            ahead = brief and not (process.suspended or process.to_suspend or process.alone)
+            room = process.slots + (AHEAD if ahead else 0)
             return worker if len(process.jobs) - len(process.suspended) < room else None
         found = None
         for worker in self.workers.values():
