@@ -38,6 +38,7 @@ class Blame:
         #: excused before; the one that the death counts for; and all deaths that were counted before.
         self._decided: list[tuple[Job, int]] = []
         self._culprit = ""
+        self._suspects: Sequence[str] = []
         self._counted = 0
 
     def before(self, event: inputs.Input) -> None:
@@ -47,9 +48,9 @@ class Blame:
         match event:
             case inputs.WorkerSaid(message=wire.Finished(job=id)) if id in self._live:
                 self._deaths.pop(name_of(self._live[id].request.text), None)
-            case inputs.WorkerSaid(incarnation=incarnation, message=wire.Failed(fatal=True, code="cuda_context") as said):
+            case inputs.WorkerSaid(message=wire.Failed(fatal=True, code="cuda_context") as said):
                 named = [said.job] if said.job else said.suspects
-                self._fails(incarnation, Cause.CUDA_CONTEXT, named)
+                self._fails(event.incarnation, Cause.CUDA_CONTEXT, named)
             case inputs.WorkerGarbled(incarnation=incarnation):
                 self._fails(incarnation, Cause.PROTOCOL)
             case inputs.RecorderRead(incarnation=incarnation, jobs=noted):
@@ -85,7 +86,7 @@ class Blame:
         blames = POLICIES[cause].blames_job
         if not blames and cause is not Cause.OUT_OF_MEMORY:
             return
-        found = [id for id in candidates if id in noted] or candidates
+        self._suspects = found = [id for id in candidates if id in noted] or candidates
         self._culprit = found[0] if len(found) == 1 and 1 in (len(candidates), len(noted)) else ""
         # Those that had only lain ready in it, or were put aside, are not to blame.
         jobs = [job for id in worker.jobs if (job := self._live.get(id)) is not None and job.ending is None]
@@ -114,16 +115,16 @@ class Blame:
         for worker in self._pool.workers.values():
             alone = [id for id in worker.process.at_hand if id in self._live and self._live[id].alone]
             if alone and worker.process.shares:
-                must(Rule.QUARANTINE, len(worker.process.at_hand) == 1, alone, "may have killed a worker, and has company")
+                must(Rule.QUARANTINE, len(worker.process.at_hand) == 1, alone, "is to run alone, and does not")
         if not self._decided:
             return
         blamed = self._all_deaths() - self._counted
         must(Rule.QUARANTINE, blamed <= bool(self._culprit), "a death is held against", blamed, "contents")
         for job, excused in self._decided:
-            own = job.id == self._culprit
-            must(Rule.QUARANTINE, job.excused == excused + (not own), job.id, "pays for the death of another, or not its own")
-            suspect = own or not self._culprit
-            must(Rule.QUARANTINE, job.alone or not (suspect and job.live), job.id, "may kill its neighbours once more")
+            right = job.excused == excused + (job.id != self._culprit)
+            must(Rule.QUARANTINE, right, job.id, "pays for another's death, or not for its own")
+            company = job.live and job.id in self._suspects and not job.alone
+            must(Rule.QUARANTINE, not company, job.id, "may have killed a worker, and may kill its neighbours")
 
     def started(self, message: wire.SpeakJob) -> None:
         """No job that has killed enough workers is run again."""

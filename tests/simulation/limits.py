@@ -76,7 +76,9 @@ class Limits:
         """A job is started: its client's others that are due earlier were started before it."""
         job = self._live.get(id)
         # One that has a deadline may be started early because it takes long.
-        if job is None or job.attempts > job.attempt.begun or job.needs_fresh or job.alone or job.deadline_at is not None:
+        if job is None or job.attempts > job.attempt.begun or job.needs_fresh or job.alone:
+            return
+        if job.deadline_at is not None:
             return
         due = job.accepted_at + DUE_AFTER_S
         handed_over = {row.job for row in event.rows} if isinstance(event, inputs.JournalChanged) else set()

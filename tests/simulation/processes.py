@@ -16,6 +16,7 @@ from glmtts.protocol.events import Voice
 from .accidents import KILLING, Scene
 from .hardware import Hardware
 from .journal import Journal
+from .recorder import Recorder
 from .rules import Rule, must
 from .texts import SEGMENT_S, WIRE_S, audio, name_of, pace, segments_of
 
@@ -41,6 +42,7 @@ class Place(Protocol):
     """What a process needs of its world."""
 
     now: float
+    seed: int
     random: random.Random
     scene: Scene
     without: frozenset[str]
@@ -70,10 +72,6 @@ class Process:
         self.index = effect.gpu
         self.share = effect.vram_share
         self.slots = min(world.scene.slots, effect.slots or world.scene.slots)
-        #: What its flight recorder says since something went wrong, and the texts of jobs that were named as the cause.
-        self._note: tuple[str, ...] | None = None
-        self.named: set[str] = set()
-        self._dice = random.Random(f"recorder {world.random.getstate()[1][:3]} {self.incarnation}" if self.slots > 1 else 0)
         self.alive = True
         self.deaf = False
         self.loaded = False
@@ -104,6 +102,8 @@ class Process:
         self._under_way: dict[str, tuple[int, int, object]] = {}
         self._resumed: set[str] = set()
         self._cancelled: set[str] = set()
+        there = world.scene.recorder and self.slots > 1
+        self.recorder = Recorder(f"{world.seed} {self.incarnation}", self._at_work, self.has, there=there)
         #: Pieces of text that came for each job, and those whose text is complete.
         self._texts: dict[str, int] = {}
         self._complete: set[str] = set()
@@ -154,7 +154,7 @@ class Process:
     def die(self, returncode: int, *, oom_killed: bool = False) -> None:
         """End; what was said is mostly heard before, and now and then after it is known."""
         if self.alive:
-            self._note = self.note
+            self.recorder.freeze()
             self.alive = False
             self.world.hardware.leave(self.gpu, self.pid)
             self.rss = 0
@@ -196,25 +196,9 @@ class Process:
         """Stand still, as after a SIGSTOP."""
         self.frozen_until, self.stood_still = self.world.now + seconds, True
 
-    @property
-    def note(self) -> tuple[str, ...]:
-        """What its flight recorder says: of what went wrong, or of any work that it may be at."""
-        if self._note is not None:
-            return self._note
-        return self._noted(self._dice.choice(list(self._at_work) or [""]))
-
-    def _noted(self, job: str) -> tuple[str, ...]:
-        """A note of the work in which a job is, by itself or with all others; it may have been too late for that."""
-        if not self.world.scene.recorder or self.slots == 1 or job not in self._at_work:
-            return ()
-        note = self._dice.choice(((job,), (job,), tuple(self._at_work), ()))
-        if len(note) == 1 and job in self.has:
-            self.named.add(self.has[job])
-        return note
-
     def may_blame(self, text: str) -> bool:
         """Whether its end may count against a text: it was named, or had the process to itself."""
-        if self.slots == 1 or text in self.named:
+        if self.slots == 1 or text in self.recorder.named:
             return text in self.has.values()
         others = (other for id, other in self.has.items() if id not in self.aside)
         return text in self.has.values() and all(other == text for other in others)
@@ -279,9 +263,7 @@ class Process:
 
     def _say_fatal(self, job: wire.SpeakJob, code: str, message: str) -> None:
         """Say what ends the process: of one job, or of a step that several share, or of no job."""
-        named = self._noted(job.job) if self.slots > 1 and self._dice.random() < 0.5 else (job.job,)
-        if len(named) == 1 and job.job in self.has:
-            self.named.add(self.has[job.job])
+        named = self.recorder.said(job.job)
         culprit, suspects = (named[0], []) if len(named) == 1 else ("", list(named))
         self.say(wire.Failed(job=culprit, code=code, message=message, fatal=True, suspects=suspects))
 
@@ -394,7 +376,7 @@ class Process:
         self._share_time()
         self._at_work[id] = job
         if job.text.split()[0] == "oversleep":
-            self._note = self._noted(id)
+            self.recorder.went_wrong(id)
             self.deaf = True
             return
         if number > self._known(job, segments):
@@ -452,7 +434,7 @@ class Process:
     def _go_wrong(self, job: wire.SpeakJob, number: int, segments: int) -> bool:
         plan = job.text.split()[0]
         if plan in KILLING:
-            self._note = self._noted(job.job)
+            self.recorder.went_wrong(job.job)
         match plan:
             case "raise":
                 self._ended(job, wire.Failed(job=job.job, code="synthesis_failed", message="its own words"))
@@ -481,7 +463,7 @@ class Process:
             case "stray_fatal":
                 self.say(wire.Failed(job="nobody-1", code="out_of_memory", message="of what?", fatal=True))
             case _:
-                self._note = None
+                self.recorder.clear()
                 return False
         return True
 

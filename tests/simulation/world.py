@@ -302,6 +302,7 @@ class World:
         self.clients.cut_off()
         self.journal.close(clean=clean)
         self.owed.clear()
+        self.reading.clear()
         self.now += self.random.choice((0.0, 0.5, 4.0)) * self.random.random()
         self.daemon += 1
         self._removals = self.removals
@@ -436,7 +437,7 @@ class World:
     def _read_recorder(self, effect: effects.ReadRecorder) -> None:
         self.reading.discard(effect.incarnation)
         if (process := self.processes.get(effect.incarnation)) is not None:
-            self.happen(inputs.RecorderRead(effect.incarnation, "step", process.note))
+            self.happen(inputs.RecorderRead(effect.incarnation, "step", process.recorder.note()))
 
     def _settle(self, effect: effects.SettleOutput) -> None:
         """It is known for good how a job ended: its output stays, or goes, and needs no mark any more."""
@@ -454,7 +455,7 @@ class World:
             if text.split()[0] not in KILLING and process.may_blame(text):
                 self.innocent[text] = self.innocent.get(text, 0) + 1
         worker = self.machine.state.pool._by_incarnation.get(process.incarnation)
-        note = process.note
+        note = process.recorder.note()
         self.happen(inputs.ProcessEnded(process.incarnation, returncode, "its last line", oom_killed, "step", note))
         if self.processes.get(process.incarnation) is process:
             del self.processes[process.incarnation]
