@@ -73,21 +73,21 @@ class WorkerMessages:
             self._context.jobs_dirty = True
         return job
 
-    def on_beat(self, worker: Worker, message: wire.Beat | wire.JobProgress) -> None:
-        if message.job in worker.jobs:
-            worker.process.progressed(message.job, self._context.now, message.done)
-            if hang_check.check_runaway(self._pool, worker, message.done, message.expected):
-                self._retries.failed(worker, [message.job])
-                return
-        job = self._job_of(worker, message.job)
-        if job is not None and isinstance(message, wire.JobProgress):
-            job.attempt.tell_work(message.work_s)
-
     def on_beats(self, worker: Worker, message: wire.Beats) -> None:
         for progress in message.jobs:
             # The one before it may have ended the process.
             if worker.state is not WorkerState.FAILED:
-                self.on_beat(worker, progress)
+                self._on_progress(worker, progress)
+
+    def _on_progress(self, worker: Worker, progress: wire.JobProgress) -> None:
+        if progress.job in worker.jobs:
+            worker.process.progressed(progress.job, self._context.now, progress.done)
+            if hang_check.check_runaway(self._pool, worker, progress.done, progress.expected):
+                self._retries.failed(worker, [progress.job])
+                return
+        job = self._job_of(worker, progress.job)
+        if job is not None:
+            job.attempt.tell_work(progress.work_s)
 
     def on_segment(self, worker: Worker, message: wire.SegmentDone) -> None:
         worker.process.progressed(message.job, self._context.now)
@@ -316,7 +316,6 @@ class WorkerMessages:
 _HANDLERS: dict[type, Callable[..., None]] = {
     wire.Ready: lambda self, worker, message, _: self.on_ready(worker, message),
     wire.Hello: lambda *_: None,
-    wire.Beat: lambda self, worker, message, _: self.on_beat(worker, message),
     wire.Beats: lambda self, worker, message, _: self.on_beats(worker, message),
     wire.SegmentDone: lambda self, worker, message, _: self.on_segment(worker, message),
     wire.AudioChunk: WorkerMessages.on_audio,
