@@ -57,7 +57,7 @@ class Reference:
     digest: str
 
 
-def _no_beat(done: int, expected: int | None = None) -> None:
+def no_beat(done: int, expected: int | None = None) -> None:
     """Discards the progress of a warm-up."""
 
 
@@ -91,7 +91,7 @@ class Utterance:
     sample_rate: int
     seed: int
     options: Any
-    beat: Callable[..., None] = field(default=_no_beat)
+    beat: Callable[..., None] = field(default=no_beat)
     cancelled: Callable[[], bool] = field(default=_not_cancelled)
     more: Callable[[], str | None] | None = None
     #: The id of the job, for the flight recorder.
