@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import deque
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from .rules import Rule, must
 from .texts import SEGMENT_S, WIRE_S, audio, name_of, pace, segments_of
 
 
-def ready(slots: int, memory: wire.Memory) -> wire.Ready:
+def ready(slots: int, memory: wire.Memory, *, repeats: bool) -> wire.Ready:
     """What a process says when it is ready."""
     return wire.Ready(
         engine="fault",
@@ -31,6 +32,7 @@ def ready(slots: int, memory: wire.Memory) -> wire.Ready:
         clones_voices=True,
         slots=slots,
         speeds=True,
+        repeats=repeats,
         load_s=0.1,
         warmup_s=0.1,
         memory=memory,
@@ -95,6 +97,8 @@ class Process:
         #: What it has put aside: the job, and with which of how many segments it goes on.
         self.aside: dict[str, tuple[wire.SpeakJob, int, int]] = {}
         self._to_suspend: set[str] = set()
+        #: The bytes of each stream that it has made.
+        self._made: dict[str, bytearray] = {}
         #: The segment that each job at work is in.
         self._under_way: dict[str, tuple[int, int, object]] = {}
         self._resumed: set[str] = set()
@@ -142,7 +146,7 @@ class Process:
             self.say(wire.Trimmed(memory=self.memory()))
         else:
             self.loaded = True
-            self.say(ready(self.world.scene.slots, self.memory()))
+            self.say(ready(self.world.scene.slots, self.memory(), repeats=self.world.scene.repeats))
 
     def die(self, returncode: int, *, oom_killed: bool = False) -> None:
         """End; what was said is mostly heard before, and now and then after it is known."""
@@ -370,13 +374,30 @@ class Process:
             ends = not job.more or job.job in self._complete
             self.say(wire.SegmentDone(job=job.job, segment=number, segments=segments, audio_s=0.1 * number))
             if job.stream:
-                self.say(wire.AudioChunk(job=job.job, seq=number - 1), audio(job, number))
+                self._stream(job, audio(job, number, 0 if self.world.scene.repeats else self.incarnation))
             if (number < segments or not ends) and self._puts_aside(job):
                 self._put_aside(job, number + 1, segments)
             elif number < segments:
                 self._go_on(job, number + 1, segments)
             else:
                 self._wait_or_finish(job, number)
+
+    def _stream(self, job: wire.SpeakJob, piece: bytes) -> None:
+        """Send the next piece of a stream, but for what an earlier attempt has sent."""
+        made = self._made.setdefault(job.job, bytearray())
+        sent = job.replay or wire.Replay(0, b"", 0)
+        before = len(made)
+        made += piece
+        if before < sent.size <= len(made):
+            must(Rule.ORDER, self.world.scene.repeats, job.job, "goes on in a process that makes other bytes")
+            fits = hashlib.sha256(made[: sent.size]).digest() == sent.digest
+            must(Rule.ORDER, fits, job.job, "goes on behind a part that was not sent")
+        if len(made) > sent.size:
+            seq = sent.chunks + sum(size > sent.size for size in range(len(piece), len(made), len(piece)))
+            self.say(
+                wire.AudioChunk(job=job.job, seq=seq, digest=hashlib.sha256(made).digest()),
+                bytes(made[max(before, sent.size) :]),
+            )
 
     def _known(self, job: wire.SpeakJob, segments: int) -> int:
         """How many segments a job has, as far as its text is there."""
@@ -510,6 +531,7 @@ class Process:
         self._share_time()
         self._at_work.pop(job.job, None)
         self._work_s.pop(job.job, None)
+        self._made.pop(job.job, None)
         self._to_suspend.discard(job.job)
         self._next()
 
