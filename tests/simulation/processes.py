@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections import deque
 from collections.abc import Callable
@@ -12,31 +11,13 @@ from msgspec.structs import replace
 
 from glmtts.daemon.core import effects, inputs
 from glmtts.protocol import worker as wire
-from glmtts.protocol.events import Voice
 
 from .accidents import KILLING, Scene
+from .engine import Engine, ready
 from .hardware import Hardware
 from .journal import Journal
 from .rules import Rule, must
 from .texts import SEGMENT_S, WIRE_S, audio, name_of, pace, segments_of
-
-
-def ready(slots: int, memory: wire.Memory, *, repeats: bool) -> wire.Ready:
-    """What a process says when it is ready."""
-    return wire.Ready(
-        engine="fault",
-        engine_version="1",
-        sample_rates=[24_000],
-        voices=[Voice(name="tone")],
-        default_voice="tone",
-        clones_voices=True,
-        slots=slots,
-        speeds=True,
-        repeats=repeats,
-        load_s=0.1,
-        warmup_s=0.1,
-        memory=memory,
-    )
 
 
 class Place(Protocol):
@@ -91,14 +72,10 @@ class Process:
         self._jobs: deque[wire.SpeakJob] = deque()
         #: What it works on: as many as it has slots.
         self._at_work: dict[str, wire.SpeakJob] = {}
-        #: The engine's time that each job took, and when that was last shared out among those at work.
-        self._work_s: dict[str, float] = {}
-        self._shared_at = world.now
+        self._engine = Engine(world)
         #: What it has put aside: the job, and with which of how many segments it goes on.
         self.aside: dict[str, tuple[wire.SpeakJob, int, int]] = {}
         self._to_suspend: set[str] = set()
-        #: The bytes of each stream that it has made.
-        self._made: dict[str, bytearray] = {}
         #: The segment that each job at work is in.
         self._under_way: dict[str, tuple[int, int, object]] = {}
         self._resumed: set[str] = set()
@@ -295,7 +272,7 @@ class Process:
     def _next(self) -> None:
         while self.alive and self._jobs and len(self._at_work) < self.world.scene.slots:
             job = self._jobs.popleft()
-            self._share_time()
+            self._engine.share(self._at_work)
             self._at_work[job.job] = job
             name = name_of(job.text)
             self.world.attempts[name] = self.world.attempts.get(name, 0) + 1
@@ -336,16 +313,6 @@ class Process:
                 return
             self._put_aside(job, *self._under_way.pop(id)[:2])
 
-    def _share_time(self) -> None:
-        """The engine's time since the last call is that of the jobs at work, in equal parts."""
-        passed_s, self._shared_at = self.world.now - self._shared_at, self.world.now
-        for id in self._at_work:
-            self._work_s[id] = self._work_s.get(id, 0.0) + passed_s / len(self._at_work)
-
-    def _took(self, id: str) -> float:
-        self._share_time()
-        return self._work_s.get(id, 0.0)
-
     def _resume(self, id: str) -> None:
         """Go on with a job that was put aside."""
         if id not in self.aside:
@@ -353,7 +320,7 @@ class Process:
             return
         must(Rule.ORDER, len(self._at_work) < self.world.scene.slots, id, "is to go on beside", list(self._at_work))
         job, number, segments = self.aside.pop(id)
-        self._share_time()
+        self._engine.share(self._at_work)
         self._at_work[id] = job
         if job.text.split()[0] == "oversleep":
             self.deaf = True
@@ -369,12 +336,16 @@ class Process:
         if job.job in self._cancelled:
             self._ended(job, wire.Failed(job=job.job, code="cancelled", message="cancelled"))
         elif not self._go_wrong(job, number, segments):
-            self.say(wire.Beats(jobs=[wire.JobProgress(job.job, number, None, self._took(job.job))]))
+            self.say(
+                wire.Beats(jobs=[wire.JobProgress(job.job, number, None, self._engine.took_s(job.job, self._at_work))])
+            )
             segments = self._known(job, segments)
             ends = not job.more or job.job in self._complete
             self.say(wire.SegmentDone(job=job.job, segment=number, segments=segments, audio_s=0.1 * number))
             if job.stream:
-                self._stream(job, audio(job, number, 0 if self.world.scene.repeats else self.incarnation))
+                piece = audio(job, number, 0 if self.world.scene.repeats else self.incarnation)
+                if chunk := self._engine.stream(job, piece):
+                    self.say(*chunk)
             if (number < segments or not ends) and self._puts_aside(job):
                 self._put_aside(job, number + 1, segments)
             elif number < segments:
@@ -382,29 +353,12 @@ class Process:
             else:
                 self._wait_or_finish(job, number)
 
-    def _stream(self, job: wire.SpeakJob, piece: bytes) -> None:
-        """Send the next piece of a stream, but for what an earlier attempt has sent."""
-        made = self._made.setdefault(job.job, bytearray())
-        sent = job.replay or wire.Replay(0, b"", 0)
-        before = len(made)
-        made += piece
-        if before < sent.size <= len(made):
-            must(Rule.ORDER, self.world.scene.repeats, job.job, "goes on in a process that makes other bytes")
-            fits = hashlib.sha256(made[: sent.size]).digest() == sent.digest
-            must(Rule.ORDER, fits, job.job, "goes on behind a part that was not sent")
-        if len(made) > sent.size:
-            seq = sent.chunks + sum(size > sent.size for size in range(len(piece), len(made), len(piece)))
-            self.say(
-                wire.AudioChunk(job=job.job, seq=seq, digest=hashlib.sha256(made).digest()),
-                bytes(made[max(before, sent.size) :]),
-            )
-
     def _known(self, job: wire.SpeakJob, segments: int) -> int:
         """How many segments a job has, as far as its text is there."""
         return segments_of(job.text) if job.more else segments
 
     def _put_aside(self, job: wire.SpeakJob, number: int, segments: int, *, waits: bool = False) -> None:
-        work_s = self._took(job.job)
+        work_s = self._engine.took_s(job.job, self._at_work)
         self._at_work.pop(job.job)
         self._to_suspend.discard(job.job)
         self.aside[job.job] = (job, number, segments)
@@ -518,7 +472,7 @@ class Process:
                 result=result,
                 problem=problem,
                 path=None if plan == "nofile" else job.output,
-                work_s=self._took(job.job),
+                work_s=self._engine.took_s(job.job, self._at_work),
                 memory=self.memory(),
             ),
             body,
@@ -528,10 +482,9 @@ class Process:
 
     def _ended(self, job: wire.SpeakJob, message: wire.WorkerMessage, body: bytes | None = None) -> None:
         self.say(message, body)
-        self._share_time()
+        self._engine.share(self._at_work)
         self._at_work.pop(job.job, None)
-        self._work_s.pop(job.job, None)
-        self._made.pop(job.job, None)
+        self._engine.forget(job.job)
         self._to_suspend.discard(job.job)
         self._next()
 
