@@ -114,21 +114,25 @@ def test_nothing_joins_a_stream_that_waits_to_go_on(world: World) -> None:
     assert world.last(again).code == "bad_request"
 
 
+def texts_of(world: World) -> list[str]:
+    """The texts that workers were given."""
+    return [message.text for message in (*world.messages(wire.SpeakJob), *world.messages(wire.AddText))]
+
+
 def test_a_text_in_pieces_is_given_in_the_same_pieces_again(world: World) -> None:
     id = world.request(text="One is here. And", stream=True, more=True)
     job = world.job(id)
     world.request(requests.Text(id="", v=1, job=job, text=" two is. So"))
     speak(world, job, 0, 2)
-    given = [message.text for kind in (wire.SpeakJob, wire.AddText) for message in world.messages(kind)]
+    given = texts_of(world)
     world.die()
     world.request(requests.Text(id="", v=1, job=job, text=" is three.", last=True))
     world.forget()
     world.come_back(slots=2, repeats=True)
     assert world.messages(wire.SpeakJob)[0].replay is not None
-    again = [*world.messages(wire.SpeakJob), *world.messages(wire.AddText)]
-    assert [message.text for message in again] == [*given, "So is three.", ""]
+    assert texts_of(world) == [*given, "So is three.", ""]
     assert len(given) == 2 and "".join(given) == "One is here. And two is. "
-    assert again[-1].last and world.live[job].attempt.texts == 3
+    assert world.messages(wire.AddText)[-1].last and world.live[job].attempt.texts == 3
 
 
 def test_those_who_follow_a_job_hear_no_gap(world: World) -> None:
