@@ -72,12 +72,6 @@ class WorkerMessages:
             self._context.jobs_dirty = True
         return job
 
-    def on_beats(self, worker: Worker, message: wire.Beats) -> None:
-        for progress in message.jobs:
-            if worker.state is WorkerState.FAILED:
-                return
-            self.on_beat(worker, progress)
-
     def on_beat(self, worker: Worker, message: wire.Beat | wire.JobProgress) -> None:
         if message.job in worker.jobs:
             worker.process.progressed(message.job, self._context.now, message.done)
@@ -87,6 +81,12 @@ class WorkerMessages:
         job = self._job_of(worker, message.job)
         if job is not None and isinstance(message, wire.JobProgress):
             job.attempt.tell_work(message.work_s)
+
+    def on_beats(self, worker: Worker, message: wire.Beats) -> None:
+        for progress in message.jobs:
+            # The one before it may have ended the process.
+            if worker.state is not WorkerState.FAILED:
+                self.on_beat(worker, progress)
 
     def on_segment(self, worker: Worker, message: wire.SegmentDone) -> None:
         worker.process.progressed(message.job, self._context.now)
