@@ -116,7 +116,8 @@ def test_nothing_joins_a_stream_that_waits_to_go_on(world: World) -> None:
 
 def texts_of(world: World) -> list[str]:
     """The texts that workers were given."""
-    return [message.text for message in (*world.messages(wire.SpeakJob), *world.messages(wire.AddText))]
+    given = [message.text for message in world.messages(wire.SpeakJob)]
+    return given + [message.text for message in world.messages(wire.AddText)]
 
 
 def test_a_text_in_pieces_is_given_in_the_same_pieces_again(world: World) -> None:
