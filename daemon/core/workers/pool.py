@@ -183,6 +183,8 @@ class Pool(WorkerTable):
             return
         worker.enter(WorkerState.READY)  # STARTING -> READY
         context, process = self._context, worker.process
+        if ready.experimental and (self.engine is None or self.engine.experimental != ready.experimental):
+            self._context.log("warning", "engine is experimental", engine=ready.engine, what=ready.experimental)
         process.ready = self.engine = ready
         self.engine_voices = frozenset(voice.name for voice in ready.voices)
         process.remember(ready.memory)
