@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import resource
-import select
 from collections import deque
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
@@ -119,6 +118,8 @@ class JobRunner:
             if (idle_s := self._engine.idle_s()) != 0:
                 self._wait(idle_s)
             self._step()
+            if self._active:
+                self._pulse.beat()
         if not self._code:
             for job in [*self._active.values(), *(job for job in self._jobs.values() if job.suspended)]:
                 self._fail(job, JobCancelledError())
@@ -133,8 +134,6 @@ class JobRunner:
 
     def _step(self) -> None:
         self._helper.collect()
-        if self._active:
-            self._pulse.beat()
         if not self._by_handle:
             return
         try:
@@ -468,19 +467,9 @@ class JobRunner:
         utterance = self._preparation.warm_up(text)
         native, rate = utterance.sample_rate, self._default_rate
         resampler = None if native == rate else audio.Resampler(native, rate)
-        self._engine.begin(utterance)
-        while True:
-            for event in self._engine.advance():
-                match event:
-                    case Spoken() if resampler:
-                        resampler.add(event.piece.samples)
-                    case Broken():
-                        raise event.error
-                    case Ended():
-                        return
-            if (idle_s := self._engine.idle_s()) != 0:
-                fd = self._engine.fileno()
-                select.select(() if fd is None else (fd,), (), (), idle_s)
+        for piece in self._engine.synthesize(utterance):
+            if resampler:
+                resampler.add(piece.samples)
 
     def _check(self, check: str) -> None:
         """Speak the warm-up sentence, and report whether that worked."""
