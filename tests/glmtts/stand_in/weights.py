@@ -108,6 +108,7 @@ def _language_model(folder: Path) -> None:
 
 def _flow(folder: Path) -> None:
     from flow.flow import Flow
+    from flow.modules import fill
 
     folder.mkdir(parents=True)
     settings = {
@@ -120,7 +121,8 @@ def _flow(folder: Path) -> None:
     lines = [f"    {key}: {value}\n" for key, value in settings.items()]
     (folder / "config.yaml").write_text("flow: !new:flow.flow.Flow\n" + "".join(lines))
     flow = Flow(vocab_size=_FLOW_VOCABULARY, input_frame_rate=25, mel_framerate=50)
-    flow.state_dict()["estimator.text_embed.weight"].normal_(std=0.2)
+    with torch.no_grad():
+        fill(flow.estimator, flow.inference_cfg_rate)
     torch.save({"model": flow.state_dict()}, folder / "flow.pt")
 
 
