@@ -53,6 +53,7 @@ class GlmttsEngineSettings(Section, frozen=True):
     dictionary: str = ""
     dtype: Literal["fp32", "bf16"] = "fp32"
     voice_cache_mib: Mib = 64
+    text_processes: Annotated[int, Meta(ge=1, le=4)] = 1
 
 
 class EngineSettings(Section, frozen=True):

@@ -16,7 +16,7 @@ from typing import Any
 
 from glmtts.daemon.engines.base import EngineError
 from glmtts.daemon.engines.glmtts.pronunciation import Dictionary
-from glmtts.daemon.engines.glmtts.text import Texts, check_speakable
+from glmtts.daemon.engines.glmtts.text import Texts, check_speakable, normalising
 
 
 def main(grammar: str) -> None:
@@ -31,7 +31,8 @@ def main(grammar: str) -> None:
     )
     front_end = frontend.TextFrontEnd(use_phoneme=True)
     texts = Texts(front_end)
-    texts.warm()
+    texts.segments(texts.read("a long word and two."))
+    texts.read("一个。")
     for line in sys.stdin:
         print(json.dumps(_answer(front_end, texts, json.loads(line))), file=answers, flush=True)
 
@@ -46,10 +47,9 @@ def _answer(front_end: Any, texts: Texts, text: str) -> dict[str, Any]:
     beats = [time.thread_time()]
     try:
         check_speakable(text)
-        answer["ours"] = texts.normalise(text, lambda: beats.append(time.thread_time()))
+        answer["ours"] = _normalised(texts, text, beats)
     except EngineError as error:
         return answer | {"refused": f"{error.code}: {error.message}"}
-    beats.append(time.thread_time())
     answer["segments"] = texts.segments(answer["ours"])
     answer["longest_s"] = max(after - before for before, after in itertools.pairwise(beats))
     # As it is spoken: upstream normalises each segment again, and raises here if it does.
@@ -59,6 +59,19 @@ def _answer(front_end: Any, texts: Texts, text: str) -> dict[str, Any]:
     pieces = Dictionary(front_end.replace_dict).fragments(answer["ours"])
     answer["phonemes_by_ours"] = "".join(said if final else front_end.g2p_infer(said) for said, final in pieces)
     return answer
+
+
+def _normalised(texts: Texts, text: str, ends: list[float]) -> str:
+    """What a text process reads task by task; ``ends`` gets the end of each, in seconds of processor time."""
+    reading = normalising(text)
+    source = next(reading)
+    while True:
+        result = texts.read(source)
+        ends.append(time.thread_time())
+        try:
+            source = reading.send(result)
+        except StopIteration as end:
+            return str(end.value)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,12 @@ import zmq
 from glmtts.daemon.processes.command import command as worker_command
 from glmtts.protocol.worker import (
     AudioChunk,
+    Beats,
     CancelJob,
     Failed,
     Finished,
     Hello,
+    JobProgress,
     Message,
     Ready,
     SpeakJob,
@@ -83,6 +85,7 @@ class WorkerUnderTest:
             )
         os.close(self.lifeline)
         self.jobs = 0
+        self.beats: list[JobProgress] = []
 
     def close(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -99,8 +102,20 @@ class WorkerUnderTest:
         self.identity, header, *body = self.router.recv_multipart()
         return decode_from_worker(header), body[0] if body else None
 
+    def next(self) -> tuple[Message, bytes | None]:
+        """The next message that is none of beats, which are kept in ``beats``."""
+        while isinstance((received := self.receive())[0], Beats):
+            self.beats += received[0].jobs
+        return received
+
+    def moving(self) -> JobProgress:
+        """Wait for beats; returns the first job's."""
+        while not isinstance((message := self.receive()[0]), Beats):
+            pass
+        return message.jobs[0]
+
     def expect(self, kind: type[M]) -> M:
-        message, _ = self.receive()
+        message, _ = self.next()
         assert isinstance(message, kind), f"{message} instead of {kind.__name__}; log:\n{self.log.read_text()}"
         return message
 
@@ -129,7 +144,7 @@ class WorkerUnderTest:
         """What the job says, up to a message of that kind."""
         seen: list[tuple[Message, bytes | None]] = []
         while not seen or not isinstance(seen[-1][0], kind):
-            seen.append(self.receive())
+            seen.append(self.next())
             assert getattr(seen[-1][0], "job", None) == name, f"{seen[-1]}; log:\n{self.log.read_text()}"
         return seen
 

@@ -56,6 +56,9 @@ class Aside:
             "speaks what it has put aside",
         )
         waits = [job.id for job in suspended if job.ending is None and not job.attempt.waits_for_text]
+        # A slot may be kept free of batch jobs.
+        kept = worker.process.slots > 1 and worker.process.at_hand and self._context.settings.queue.interactive_workers
+        waits = [id for id in waits if not kept or self._live[id].request.priority != "batch"]
         if worker.process.may_resume and waits and worker.state in (WorkerState.BUSY, WorkerState.DRAINING):
             must(Rule.ONE_END, False, worker.name, "does nothing, and has put aside", waits)
         must(

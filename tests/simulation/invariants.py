@@ -189,7 +189,7 @@ class Invariants:
                 # One that is put aside counts too: its worker is going to go on with it.
                 suspended = set(worker.process.without_text)
                 jobs = [live[id] for id in worker.jobs if id in live and id not in suspended]
-                with_batch += any(job.request.priority == "batch" for job in jobs)
+                with_batch += min(worker.process.slots, sum(job.request.priority == "batch" for job in jobs))
                 free = free or set(worker.jobs) == suspended
         waiting = len(self._queue) + self._queue.without_text
         ending = sum(job.ending is not None for job in live.values()) if running + waiting != len(live) else 0
@@ -197,9 +197,10 @@ class Invariants:
             must(Rule.ONE_END, False, f"{running} run, {waiting} wait and {ending} end of {len(live)} live jobs")
         if free and waiting and not self._queue.paused:
             class_queues = self._queue._class_queues
-            kept = min(self._context.settings.queue.interactive_workers, serving - 1)
+            slots = sum(worker.process.slots for worker in self._pool.workers.values() if worker.serving)
+            kept = min(self._context.settings.queue.interactive_workers, slots - 1)
             urgent = len(class_queues["vip"]) + len(class_queues["interactive"])
-            batch = len(class_queues["batch"]) if with_batch < serving - kept else 0
+            batch = len(class_queues["batch"]) if with_batch < slots - kept else 0
             must(Rule.NO_IDLENESS, not urgent and not batch, "a worker is idle while jobs wait")
             fresh = self._queue.wants_fresh and self._pool.fresh()
             must(Rule.NO_IDLENESS, not fresh, "a fresh worker is idle while a job waits for one")

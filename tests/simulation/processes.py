@@ -89,9 +89,14 @@ class Process:
         self._jobs: deque[wire.SpeakJob] = deque()
         #: What it works on: as many as it has slots.
         self._at_work: dict[str, wire.SpeakJob] = {}
+        #: The engine's time that each job took, and when that was last shared out among those at work.
+        self._work_s: dict[str, float] = {}
+        self._shared_at = world.now
         #: What it has put aside: the job, and with which of how many segments it goes on.
         self.aside: dict[str, tuple[wire.SpeakJob, int, int]] = {}
         self._to_suspend: set[str] = set()
+        #: The segment that each job at work is in.
+        self._under_way: dict[str, tuple[int, int, object]] = {}
         self._resumed: set[str] = set()
         self._cancelled: set[str] = set()
         #: Pieces of text that came for each job, and those whose text is complete.
@@ -269,6 +274,8 @@ class Process:
             case wire.SuspendJob():
                 if message.job in self._at_work:
                     self._to_suspend.add(message.job)
+                    if self.world.scene.slots > 1:
+                        self.world.later(STEP_S * pace(self.world.scene), lambda: self._step(message.job), self)
             case wire.ResumeJob():
                 self._resume(message.job)
             case wire.Trim():
@@ -284,6 +291,7 @@ class Process:
     def _next(self) -> None:
         while self.alive and self._jobs and len(self._at_work) < self.world.scene.slots:
             job = self._jobs.popleft()
+            self._share_time()
             self._at_work[job.job] = job
             name = name_of(job.text)
             self.world.attempts[name] = self.world.attempts.get(name, 0) + 1
@@ -306,7 +314,33 @@ class Process:
 
     def _go_on(self, job: wire.SpeakJob, number: int, segments: int) -> None:
         took = SEGMENT_S[0] + self.world.random.expovariate(1 / SEGMENT_S[1])
-        self.world.later(took * pace(self.world.scene), lambda: self._segment(job, number, segments), self)
+        self._under_way[job.job] = turn = (number, segments, object())
+        self.world.later(took * pace(self.world.scene), lambda: self._border(job, turn), self)
+
+    def _border(self, job: wire.SpeakJob, turn: tuple[int, int, object]) -> None:
+        """A segment is spoken, unless the job was put aside in the middle of it."""
+        if self._under_way.get(job.job) is turn:
+            del self._under_way[job.job]
+            self._segment(job, *turn[:2])
+
+    def _step(self, id: str) -> None:
+        """With several slots a job is put aside at the next step: what it had of its segment stays, roughly."""
+        job = self._at_work.get(id)
+        if job is not None and id in self._to_suspend and id not in self._cancelled and id in self._under_way:
+            if job.text.split()[0] in KILLING:
+                # It goes wrong where it would have.
+                return
+            self._put_aside(job, *self._under_way.pop(id)[:2])
+
+    def _share_time(self) -> None:
+        """The engine's time since the last call is that of the jobs at work, in equal parts."""
+        passed_s, self._shared_at = self.world.now - self._shared_at, self.world.now
+        for id in self._at_work:
+            self._work_s[id] = self._work_s.get(id, 0.0) + passed_s / len(self._at_work)
+
+    def _took(self, id: str) -> float:
+        self._share_time()
+        return self._work_s.get(id, 0.0)
 
     def _resume(self, id: str) -> None:
         """Go on with a job that was put aside."""
@@ -315,6 +349,7 @@ class Process:
             return
         must(Rule.ORDER, len(self._at_work) < self.world.scene.slots, id, "is to go on beside", list(self._at_work))
         job, number, segments = self.aside.pop(id)
+        self._share_time()
         self._at_work[id] = job
         if job.text.split()[0] == "oversleep":
             self.deaf = True
@@ -330,7 +365,7 @@ class Process:
         if job.job in self._cancelled:
             self._ended(job, wire.Failed(job=job.job, code="cancelled", message="cancelled"))
         elif not self._go_wrong(job, number, segments):
-            self.say(wire.Beat(job=job.job, done=number))
+            self.say(wire.Beats(jobs=[wire.JobProgress(job.job, number, None, self._took(job.job))]))
             segments = self._known(job, segments)
             ends = not job.more or job.job in self._complete
             self.say(wire.SegmentDone(job=job.job, segment=number, segments=segments, audio_s=0.1 * number))
@@ -348,11 +383,12 @@ class Process:
         return segments_of(job.text) if job.more else segments
 
     def _put_aside(self, job: wire.SpeakJob, number: int, segments: int, *, waits: bool = False) -> None:
+        work_s = self._took(job.job)
         self._at_work.pop(job.job)
         self._to_suspend.discard(job.job)
         self.aside[job.job] = (job, number, segments)
         texts = self._texts[job.job]
-        self.say(wire.Suspended(job=job.job, memory=self.memory(), waits=waits, texts=texts))
+        self.say(wire.Suspended(job=job.job, memory=self.memory(), waits=waits, texts=texts, work_s=work_s))
         self._next()
 
     def _wait_or_finish(self, job: wire.SpeakJob, spoken: int) -> None:
@@ -461,6 +497,7 @@ class Process:
                 result=result,
                 problem=problem,
                 path=None if plan == "nofile" else job.output,
+                work_s=self._took(job.job),
                 memory=self.memory(),
             ),
             body,
@@ -470,10 +507,15 @@ class Process:
 
     def _ended(self, job: wire.SpeakJob, message: wire.WorkerMessage, body: bytes | None = None) -> None:
         self.say(message, body)
+        self._share_time()
         self._at_work.pop(job.job, None)
+        self._work_s.pop(job.job, None)
         self._to_suspend.discard(job.job)
         self._next()
 
+
+#: Seconds of one step of an engine with several slots.
+STEP_S = 0.005
 
 #: What is said of a job that ends its process, and the process's exit status.
 _FATAL = {"oom": ("out_of_memory", 71), "cuda": ("cuda_context", 72), "sigterm": ("cancelled", 70)}

@@ -226,9 +226,10 @@ class WaitingQueue:
 
     def settle(self, job: Job) -> None:
         """An attempt at a job is over, or suspended: its client is charged for the time that it took."""
-        charged_s, took_s = job.account.charged_s - job.account.settled_s, job.attempt.earlier_s - job.account.settled_s
+        work_s, settled_s = job.attempt.work_s(), job.account.settled_s
+        charged_s, took_s = job.account.charged_s - settled_s, work_s - settled_s
         if charged_s or took_s:
-            job.account.charged_s = job.account.settled_s = job.attempt.earlier_s
+            job.account.charged_s = job.account.settled_s = work_s
             self._classes.settle(job.request.priority, charged_s, took_s)
             self._class_queues[job.request.priority].settle(job.client.key, charged_s, took_s)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from msgspec import UNSET
 
 from glmtts.protocol.errors import ErrorCode
@@ -82,19 +84,23 @@ class Dispatcher:
         return self._queue.peek(self._context.now, () if batch else _NO_BATCH)
 
     def _batch_may_start(self) -> bool:
-        if not self._queue.length("batch"):
-            return True
-        serving = self._pool.serving
-        kept_free = self._pool.kept_free(serving)
+        return not self._queue.length("batch") or self._has_room_for_batch()
+
+    def _has_room_for_batch(self, *, for_suspended: bool = False) -> bool:
+        """Whether a slot is free that is not kept for others; ``for_suspended``: for a job that has been begun."""
+        serving = [worker for worker in self._pool.workers.values() if worker.serving]
+        slots = sum(worker.process.slots for worker in serving)
+        kept_free = self._pool.kept_free(slots)
         if not kept_free:
             return True
-        workers = self._pool.workers.values()
-        return sum(worker.serving and self._has_batch(worker) for worker in workers) < serving - kept_free
+        jobs = ((worker, worker.process.at_hand if for_suspended else worker.jobs) for worker in serving)
+        return sum(self._batch_slots(worker, ids) for worker, ids in jobs) < slots - kept_free
 
-    def _has_batch(self, worker: Worker) -> bool:
-        """Whether it has a batch job, even a suspended one: it will resume that."""
-        found = (job for id in worker.jobs if (job := self._job_table.live.get(id)) is not None)
-        return any(job.request.priority == "batch" and not job.attempt.waits_for_text for job in found)
+    def _batch_slots(self, worker: Worker, ids: Collection[str]) -> int:
+        """How many slots of a worker these jobs take as batch jobs, suspended ones too: they will resume."""
+        found = (job for id in ids if (job := self._job_table.live.get(id)) is not None)
+        batch = sum(job.request.priority == "batch" and not job.attempt.waits_for_text for job in found)
+        return min(worker.process.slots, batch)
 
     def _look_for_room(self) -> None:
         """No worker is free: one may suspend its job for the next, a batch job for another one of its class."""
@@ -119,10 +125,14 @@ class Dispatcher:
 
         Returns whether there is more to do: the job that it was to get was refused, or it has another slot.
         """
-        suspended = self.preemption.next_suspended(worker)
-        takes_jobs = worker.state is WorkerState.BUSY and not worker.process.replace_reason and not self._queue.paused
-        # A worker that has a batch job may have another one.
-        job = self._next(batch=self._has_batch(worker) or None) if takes_jobs else None
+        process = worker.process
+        takes_jobs = worker.state is WorkerState.BUSY and not process.replace_reason and not self._queue.paused
+        # A free slot may be kept for others; a worker that has nothing else to do keeps none.
+        batch = not (takes_jobs and process.at_hand) or self._has_room_for_batch(for_suspended=True)
+        suspended = self.preemption.next_suspended(worker, batch=batch)
+        # In the slot of a suspended batch job it may have another one.
+        has_batch = batch and self._batch_slots(worker, process.suspended) > 0
+        job = self._next(batch=has_batch or (None if batch else False)) if takes_jobs else None
         # Without ``suspended``, its suspended jobs were cancelled, and it is about to report that.
         if job is not None and (suspended is None or self.preemption.goes_before(job, suspended)):
             self._queue.take(job)
@@ -228,6 +238,7 @@ class Dispatcher:
         """The worker works on the job from now on."""
         now = self._context.now
         job.attempt.begun = True
+        job.attempt.slots = worker.process.slots
         job.attempts += 1
         job.attempt.resume(now)
         job.waited_s = now - job.accepted_at

@@ -72,13 +72,21 @@ class WorkerMessages:
             self._context.jobs_dirty = True
         return job
 
-    def on_beat(self, worker: Worker, message: wire.Beat) -> None:
+    def on_beat(self, worker: Worker, message: wire.Beat | wire.JobProgress) -> None:
         if message.job in worker.jobs:
             worker.process.progressed(message.job, self._context.now, message.done)
             if failed := hang_check.check_runaway(self._pool, worker, message.done, message.expected):
                 self._retries.decide(*failed, [message.job])
                 return
-        self._job_of(worker, message.job)
+        job = self._job_of(worker, message.job)
+        if job is not None and isinstance(message, wire.JobProgress):
+            job.attempt.tell_work(message.work_s)
+
+    def on_beats(self, worker: Worker, message: wire.Beats) -> None:
+        for progress in message.jobs:
+            # The one before it may have ended the process.
+            if worker.state is not WorkerState.FAILED:
+                self.on_beat(worker, progress)
 
     def on_segment(self, worker: Worker, message: wire.SegmentDone) -> None:
         worker.process.progressed(message.job, self._context.now)
@@ -87,7 +95,7 @@ class WorkerMessages:
             return
         attempt = job.attempt
         attempt.segment, attempt.segments, attempt.audio_s = message.segment, message.segments, message.audio_s
-        attempt.boundary_s = attempt.active_s(self._context.now)
+        attempt.boundary_s = attempt.work_s(self._context.now)
         # Without a waiting job nothing can be suspended here.
         self._context.jobs_dirty = self._context.jobs_dirty or bool(self._queue)
         event = events.Progress(
@@ -147,11 +155,13 @@ class WorkerMessages:
         if job.streams and message.chunks != job.attempt.chunks:
             self.violation(worker, f"a stream of {message.chunks} chunks, of which {job.attempt.chunks} came")
             return
+        job.attempt.tell_work(message.work_s)
         self._give_back(worker, job.id, message.memory, spoke=True)
         now = self._context.now
         # Nothing is learnt from an earlier attempt's work, nor from a worker that may have stood still with the daemon.
         if message.synthesis_s > 0.0 and not job.attempt.stood_still:
-            self._estimator.learn(job, max(job.attempt.active_s(now), message.synthesis_s))
+            work_s = job.attempt.work_s(now)
+            self._estimator.learn(job, max(work_s, message.synthesis_s) if job.attempt.slots == 1 else work_s)
         if self._retries.quarantine:
             self._retries.quarantine.clear(self._retries.content(job))
         if message.problem and self._must_wait_for_disk(job, message.problem):
@@ -213,6 +223,8 @@ class WorkerMessages:
                 detail = message.reason or message.code
                 self._retries.decide(*self._pool.fail(worker, cause, detail, patient=True), culprits)
             return
+        if job is not None:
+            job.attempt.tell_work(message.work_s)
         if message.job in worker.jobs:
             self._give_back(worker, message.job, message.memory, spoke=False)
         if job is not None:
@@ -228,12 +240,13 @@ class WorkerMessages:
         if message.job not in worker.jobs:
             return
         may_wait = message.waits and (job is None or job.pieces is not None)
-        if message.job in worker.process.suspended or (worker.process.to_suspend != message.job and not may_wait):
+        if message.job in worker.process.suspended or (message.job not in worker.process.to_suspend and not may_wait):
             self.violation(worker, f"suspended {message.job!r} without being asked to")
             return
         # What was sent meanwhile, it has not read yet.
         without_text = message.waits and job is not None and job.attempt.texts == message.texts
         if job is not None:
+            job.attempt.tell_work(message.work_s)
             self._dispatcher.preemption.suspended(job, without_text=without_text)
         if job is None and message.waits:
             # It was cancelled. If that was not sent, the worker would wait for text without end.
@@ -268,9 +281,9 @@ class WorkerMessages:
                     self.is_through(worker, id)
                 if (job := self._job_table.live.get(id)) is not None:
                     self._completion.fail(job, ErrorCode.UNAVAILABLE, INTERNAL_ERROR)
-            case wire.SuspendJob():
-                worker.process.to_suspend = ""
-            case wire.CancelJob(job=id) if id in (*worker.process.suspended, worker.process.to_suspend):
+            case wire.SuspendJob(job=id):
+                worker.process.to_suspend.discard(id)
+            case wire.CancelJob(job=id) if id in worker.process.suspended or id in worker.process.to_suspend:
                 # The worker would keep a suspended job for ever. Any other job ends by itself.
                 self.violation(worker, "it was not told to leave a suspended job", culprits=())
             case _:
@@ -299,6 +312,7 @@ _HANDLERS: dict[type, Callable[..., None]] = {
     wire.Ready: lambda self, worker, message, _: self.on_ready(worker, message),
     wire.Hello: lambda *_: None,
     wire.Beat: lambda self, worker, message, _: self.on_beat(worker, message),
+    wire.Beats: lambda self, worker, message, _: self.on_beats(worker, message),
     wire.SegmentDone: lambda self, worker, message, _: self.on_segment(worker, message),
     wire.AudioChunk: WorkerMessages.on_audio,
     wire.Finished: WorkerMessages.on_finished,

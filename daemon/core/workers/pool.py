@@ -60,9 +60,9 @@ class Pool(WorkerTable):
         """Why no worker will be available soon, and after how many seconds to retry; None if one will."""
         return unavailable(self.workers.values(), self._context, self.circuit_breaker, self._gpus, self.engine)
 
-    def kept_free(self, workers: int) -> int:
-        """How many of this number of workers take no batch jobs; a single one takes all."""
-        return min(self._context.settings.queue.interactive_workers, max(0, workers - 1))
+    def kept_free(self, slots: int) -> int:
+        """How many of the slots of all workers take no batch jobs; a single one takes all."""
+        return min(self._context.settings.queue.interactive_workers, max(0, slots - 1))
 
     # --- workers come and go
 
@@ -216,8 +216,8 @@ class Pool(WorkerTable):
         return begun
 
     def suspend(self, worker: Worker, job: str) -> None:
-        """Have the worker suspend a job at its next segment boundary."""
-        worker.process.to_suspend = job
+        """Have the worker suspend a job: with one slot at its next segment boundary, with several at its next step."""
+        worker.process.to_suspend.add(job)
         self._context.effects.append(Tell(worker.incarnation, SuspendJob(job=job)))
 
     def suspended(self, worker: Worker, job: str, memory: Memory | None, *, without_text: bool = False) -> list[str]:

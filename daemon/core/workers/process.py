@@ -40,11 +40,11 @@ class Process(Struct, kw_only=True):
     #: Ids of its jobs, in the order in which it takes them on; a cancelled one stays until the process gives it back.
     #: Of those that are not suspended the first ``slots`` are begun, the others lie ready.
     jobs: list[str] = []
-    #: Those of them that are suspended, the last one last; and the one that is to be suspended at its next boundary.
+    #: Those of them that are suspended, the last one last; and those that were asked to be.
     suspended: list[str] = []
     #: Those of the suspended that can't resume, because they wait for their text.
     without_text: list[str] = []
-    to_suspend: str = ""
+    to_suspend: set[str] = set()
     #: When each begun job last made progress, and how many units were done then. While all are suspended: of these.
     moved: dict[str, tuple[float, int]] = {}
     jobs_taken: int = 0
@@ -117,8 +117,7 @@ class Process(Struct, kw_only=True):
 
     def suspend(self, job: str, *, without_text: bool = False) -> None:
         """The process has suspended a job; ``without_text``: it can't resume before more of its text comes."""
-        if self.to_suspend == job:
-            self.to_suspend = ""
+        self.to_suspend.discard(job)
         self.suspended.append(job)
         self.moved.pop(job, None)
         if without_text:
@@ -152,13 +151,12 @@ class Process(Struct, kw_only=True):
         self.has_text(job)
         if job in self.suspended:
             self.suspended.remove(job)
-        if self.to_suspend == job:
-            self.to_suspend = ""
+        self.to_suspend.discard(job)
 
     def give_up_jobs(self) -> list[str]:
         """Drop all jobs, because the process has failed or ended. Returns them."""
         jobs, self.jobs = self.jobs, []
-        self.moved, self.suspended, self.without_text, self.to_suspend = {}, [], [], ""
+        self.moved, self.suspended, self.without_text, self.to_suspend = {}, [], [], set()
         return jobs
 
     # --- memory

@@ -39,9 +39,9 @@ class WorkerTable:
             if worker.state is WorkerState.READY:
                 return worker
             process = worker.process
-            if worker.state is not WorkerState.BUSY or process.may_resume or process.to_suspend:
+            if worker.state is not WorkerState.BUSY or process.may_resume:
                 return None
-            room = process.slots + (AHEAD if brief and not process.suspended else 0)
+            room = process.slots + (AHEAD if brief and not process.suspended and not process.to_suspend else 0)
             return worker if len(process.jobs) - len(process.suspended) < room else None
         found = None
         for worker in self.workers.values():

@@ -56,6 +56,7 @@ class FaultEngine(Engine):
     sample_rates = (24_000, 32_000)
     options = FaultOptions
     clones_voices = True
+    repeats = True
     _share: ClassVar[float] = 0.0
 
     def __init__(self, settings: dict[str, Any], *, send_raw: Callable[[bytes], None]) -> None:

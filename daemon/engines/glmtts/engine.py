@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,10 +16,12 @@ from ... import malloc
 from .. import torch_memory
 from ..base import Engine, EngineError, MemoryFigures, Piece, Reference, Utterance, texts_of
 from ..options import GlmttsOptions
-from . import checkpoint, pronunciation
+from . import checkpoint
 from .device import choose
+from .front_end import FrontEnd, Pending
 from .speech import Choices, Speech, SpeechCancelledError, Steps
-from .text import Texts, check_speakable
+from .text import check_speakable
+from .text_tasks import Prepared
 from .token_watch import Watch
 from .upstream import Upstream
 from .voices import VoiceCache
@@ -50,20 +53,22 @@ class GlmttsEngine(Engine):
         found = checkpoint.look(Path(settings["root"]))
         self.version = found.version
         self.sample_rates = found.sample_rates
+        # It loads while this process does.
+        self._front_end = FrontEnd(
+            found.root, Path(cache_dir), settings["dictionary"], processes=settings["text_processes"], warn=warn
+        )
         device = choose(found.weights_bytes(settings["dtype"]), needs_gpu=needs_gpu, share=vram_share)
         looked = time.monotonic()
         in_half = settings["dtype"] == "bf16"
         upstream = Upstream(found.root, rates=found.sample_rates, half_llm=in_half, cache_dir=Path(cache_dir))
         self._upstream = upstream
         self._watch = Watch(upstream.llm, upstream.flow)
-        self._texts = Texts(upstream.text_frontend)
-        with upstream.quiet():
-            self._texts.warm()
-        self._dictionary = pronunciation.Dictionary(upstream.pronunciations(settings["dictionary"]))
+        loaded = time.monotonic()
+        self._front_end.until_ready()
         self._voices = VoiceCache(upstream, settings["voice_cache_mib"] << 20)
         self._defaults = {name: settings[name] for name in Choices.__struct_fields__}
         self._max_segment_s = float(settings["max_segment_s"])
-        parts = {"torch": looked - begun, **upstream.took}
+        parts = {"torch": looked - begun, **upstream.took, "wait for the text front end": time.monotonic() - loaded}
         took = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in parts.items())
         print(f"GLM-TTS {self.version} is loaded on {device} after {time.monotonic() - begun:.1f} s: {took}")
 
@@ -90,6 +95,7 @@ class GlmttsEngine(Engine):
             )
         check_speakable(utterance.text)
         steps = Steps(utterance, self._max_segment_s)
+        choices = self._choices(utterance.options)
         try:
             said = self._said(reference, steps)
             voice = self._voices.features(reference, said, utterance.sample_rate, steps)
@@ -98,9 +104,7 @@ class GlmttsEngine(Engine):
                 self._watch,
                 voice,
                 utterance,
-                choices=self._choices(utterance.options),
-                texts=self._texts,
-                dictionary=self._dictionary,
+                choices=choices,
                 warn=self._warn,
             )
             said_so_far, spoken, known = "", 0, 0
@@ -109,11 +113,11 @@ class GlmttsEngine(Engine):
                     yield text
                     continue
                 said_so_far += text
-                segments = self._segments(said_so_far, text, steps)
-                known += len(segments)
-                for segment in segments:
-                    yield Piece(speech.segment(segment, steps), spoken, known, True)
-                    spoken += 1
+                with self._asked(said_so_far, text, choices, steps) as pending:
+                    known += len(pending.texts or ())
+                    while (segment := self._next(pending, steps)) is not None:
+                        yield Piece(speech.segment(segment, steps), spoken, known, True)
+                        spoken += 1
         except SpeechCancelledError:
             return
         finally:
@@ -130,30 +134,45 @@ class GlmttsEngine(Engine):
     def memory(self) -> MemoryFigures:
         return torch_memory.figures()
 
-    def _segments(self, whole: str, text: str, steps: Steps) -> list[str]:
-        """The segments of ``text``, the end of ``whole``, which has to be one that GLM-TTS speaks."""
+    def close(self) -> None:
+        self._front_end.close()
+
+    @contextlib.contextmanager
+    def _asked(self, whole: str, text: str, choices: Choices, steps: Steps) -> Iterator[Pending]:
+        """``text``, the end of ``whole``, which has to be one that GLM-TTS speaks, with its segments known."""
         check_speakable(whole)
+        pending = self._front_end.ask(text, use_phoneme=choices.use_phoneme)
         try:
-            segments = self._texts.segments(self._normalised(text, steps))
-        except EngineError as error:
-            if whole == text or error.code != "bad_request":
-                raise
-            # Marks and signs alone, in a text that has words.
-            segments = []
-        steps.expect(sum(map(len, segments)))
-        return segments
+            self._front_end.wait(lambda: pending.texts is not None or pending.ended, steps)
+            # Marks and signs alone are no error in a text that has words.
+            if pending.error is not None and (whole == text or pending.error.code != "bad_request"):
+                raise pending.error
+            steps.expect(sum(map(len, pending.texts or ())))
+            yield pending
+        finally:
+            self._front_end.drop(pending)
+
+    def _next(self, pending: Pending, steps: Steps) -> Prepared | None:
+        """The next segment; None after the last."""
+        self._front_end.wait(lambda: bool(pending.ready) or pending.ended, steps)
+        segment = pending.take()
+        if segment is None and pending.error is not None and pending.texts is not None:
+            raise pending.error
+        return segment
 
     def _said(self, reference: Reference, steps: Steps) -> str:
+        pending = self._front_end.ask_transcript(reference.text)
         try:
-            return self._normalised(reference.text, steps)
-        except EngineError as error:
+            self._front_end.wait(lambda: pending.ended, steps)
+        finally:
+            self._front_end.drop(pending)
+        if (error := pending.error) is not None:
             # "text:" would point to the text of the job.
             words = error.message.removeprefix("text: ")
-            raise EngineError(error.code, f"the transcript of the recording: {words}") from error
-
-    def _normalised(self, text: str, steps: Steps) -> str:
-        with self._upstream.quiet():
-            return self._texts.normalise(text, steps)
+            message = f"the transcript of the recording: {words}"
+            raise EngineError(error.code, message, fatal=error.fatal, quotes=error.quotes) from error
+        assert pending.normalised is not None
+        return pending.normalised
 
     def _choices(self, options: GlmttsOptions) -> Choices:
         asked = {name: getattr(options, name) for name in self._defaults}

@@ -10,8 +10,7 @@ import numpy as np
 from msgspec import Struct
 
 from ..base import EngineError, Utterance
-from .pronunciation import Dictionary
-from .text import Texts
+from .text_tasks import Prepared
 from .token_watch import Watch
 from .upstream import Upstream
 from .voices import VoiceFeatures
@@ -90,8 +89,6 @@ class Speech:
         utterance: Utterance,
         *,
         choices: Choices,
-        texts: Texts,
-        dictionary: Dictionary,
         warn: Callable[[str], None],
     ) -> None:
         import torch
@@ -99,8 +96,6 @@ class Speech:
         self._upstream = upstream
         self._watch = watch
         self._choices = choices
-        self._texts = texts
-        self._dictionary = dictionary
         self._warn = warn
         self._rate = utterance.sample_rate
         self._seed = utterance.seed
@@ -116,7 +111,7 @@ class Speech:
             "use_cache": choices.use_cache,
         }
 
-    def segment(self, text: str, steps: Steps) -> NDArray[np.float32]:
+    def segment(self, segment: Prepared, steps: Steps) -> NDArray[np.float32]:
         """The samples of the next segment, of shape (n,). Upstream seeds all random numbers anew for each.
 
         Raises what ``steps`` raises, EngineError, and whatever upstream raises.
@@ -129,10 +124,10 @@ class Speech:
             with self._upstream.quiet(), torch.inference_mode():
                 speech, *_ = self._upstream.inference.generate_long(
                     frontend=self._upstream.frontend,
-                    text_frontend=self._front_end(text),
+                    text_frontend=_OneSegment(segment),
                     llm=self._upstream.llm,
                     flow=self._upstream.vocoders[self._rate],
-                    text_info=["", text],
+                    text_info=["", segment.text],
                     cache=self._cache,
                     device=self._upstream.device,
                     embedding=self._speaker,
@@ -146,10 +141,6 @@ class Speech:
         finally:
             self._watch.release()
         return np.ascontiguousarray(speech.squeeze(0).float().cpu().numpy())
-
-    def _front_end(self, segment: str) -> _OneSegment:
-        phonemes = self._upstream.text_frontend.g2p_infer if self._choices.use_phoneme else str
-        return _OneSegment(segment, self._texts, self._dictionary, phonemes)
 
     def _draw_tokens(
         self, *, llm: Any, prompt_text_token: Any, tts_text_token: Any, prompt_speech_token: Any, sample_method: str
@@ -184,16 +175,16 @@ class Speech:
 
 
 class _OneSegment:
-    """Upstream's text front end for a single segment, with the user's dictionary."""
+    """Upstream's text front end for a single segment, which is prepared already."""
 
-    def __init__(self, segment: str, texts: Texts, dictionary: Dictionary, phonemes: Callable[[str], str]) -> None:
+    def __init__(self, segment: Prepared) -> None:
         self._segment = segment
-        self._dictionary = dictionary
-        self._phonemes = phonemes
-        self.text_normalize = texts.normalise_segment
 
     def split_by_len(self, _: str) -> list[str]:
-        return [self._segment]
+        return [self._segment.text]
 
-    def g2p_infer(self, text: str) -> str:
-        return self._dictionary.apply(text, self._phonemes)
+    def text_normalize(self, _: str) -> str:
+        return self._segment.normalised
+
+    def g2p_infer(self, _: str) -> str:
+        return self._segment.spoken

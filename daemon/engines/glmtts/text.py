@@ -1,18 +1,21 @@
-"""Wraps upstream's text normaliser: long texts in parts, texts that it raises on rewritten, silence refused."""
+"""Wraps upstream's text normaliser: long texts in parts, texts that it raises on rewritten, silence refused.
+
+:class:`Texts` needs upstream and runs in a text process; :func:`normalising` needs none and says what that has to read.
+"""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Generator
 from typing import Any
 
 from glmtts.protocol.texts import TextError, fold, speakable
 
 from ..base import EngineError
 from . import split
-from .normalise_parts import LIMIT_MS, Part, cost_ms, is_chinese, join, parts
+from .normalise_parts import LIMIT_MS, cost_ms, is_chinese, join, parts
 from .split import is_spoken
 
 #: The share of letters that may be of other scripts than GLM-TTS speaks, such as a name.
@@ -42,40 +45,35 @@ def check_speakable(text: str) -> None:
         raise _refusal(f"is written in {scripts}; GLM-TTS speaks Chinese and English")
 
 
-class Texts:
-    """Wraps upstream's ``TextFrontEnd``.
+def normalising(text: str) -> Generator[str, str, str]:
+    """Normalise ``text``: yields what :meth:`Texts.read` has to read, is sent what it reads, and returns the whole.
 
-    A text that takes under about half a second is normalised whole; a longer one in parts, with the same result except
-    for rules with a long reach: upstream rewrites the first number in scientific notation of a text, here of each part.
+    That is ``text`` as it is spoken: numbers and signs in words, in one line, with a mark at its end. A text that takes
+    under about half a second is normalised whole; a longer one in parts, with the same result except for rules with a
+    long reach: upstream rewrites the first number in scientific notation of a text, here of each part.
+
+    Raises EngineError ``bad_request`` if nothing to speak is left.
     """
+    # Again, for a durable job of an earlier version.
+    text = fold(text)
+    if cost_ms(text, is_chinese(text)) <= LIMIT_MS:
+        normalised = yield text
+    else:
+        results = []
+        for part in parts(text):
+            result = yield part.source
+            results.append(result.removesuffix(part.tail))
+        normalised = join(results)
+    if not is_spoken(normalised):
+        raise _refusal("has nothing to speak: emoji, marks and signs only")
+    return normalised
+
+
+class Texts:
+    """Wraps upstream's ``TextFrontEnd``."""
 
     def __init__(self, front_end: Any) -> None:
         self._front_end = front_end
-
-    def warm(self) -> None:
-        """Have upstream load what it loads with the first text, such as a dictionary of English syllables."""
-        self.segments(self._read("a long word and two."))
-        self._read("一个。")
-
-    def normalise(self, text: str, beat: Callable[[], None]) -> str:
-        """``text`` as it is spoken: numbers and signs in words, in one line, with a mark at its end.
-
-        ``beat`` is called between parts. Raises EngineError: ``bad_request`` if nothing to speak is left,
-        ``synthesis_failed`` if upstream's normaliser fails.
-        """
-        # Again, for a durable job of an earlier version.
-        text = fold(text)
-        if cost_ms(text, is_chinese(text)) <= LIMIT_MS:
-            normalised = self._read(text)
-        else:
-            results = []
-            for part in parts(text):
-                results.append(self._read_part(part))
-                beat()
-            normalised = join(results)
-        if not is_spoken(normalised):
-            raise _refusal("has nothing to speak: emoji, marks and signs only")
-        return normalised
 
     def segments(self, normalised: str) -> list[str]:
         """The segments of a normalised text, 30 to 60 characters each; each has something to speak."""
@@ -91,18 +89,13 @@ class Texts:
     def normalise_segment(self, segment: str) -> str:
         """A segment, normalised again as upstream does before speaking; unchanged if that would fail or lose it."""
         try:
-            again = self._read(segment)
+            again = self.read(segment)
         except EngineError:
             return segment
         return again if is_spoken(again) else segment
 
-    def _read_part(self, part: Part) -> str:
-        result = self._read(part.source)
-        if result.endswith(part.tail):
-            return result[: len(result) - len(part.tail)]
-        return result
-
-    def _read(self, text: str) -> str:
+    def read(self, text: str) -> str:
+        """What upstream's normaliser makes of ``text``. Raises EngineError ``synthesis_failed`` if it fails."""
         try:
             return str(self._front_end.text_normalize(text))
         except Exception as error:
@@ -115,7 +108,7 @@ class Texts:
                     problem = again
             raise EngineError(
                 "synthesis_failed",
-                f"text: GLM-TTS's normaliser fails on {_excerpt(text)}: {type(problem).__name__}: {problem}; "
+                f"text: GLM-TTS's normaliser fails on {excerpt(text)}: {type(problem).__name__}: {problem}; "
                 "spell that passage out in words",
                 quotes=True,
             ) from problem
@@ -145,7 +138,8 @@ def _foreign_script(letter: str) -> str:
     return _SCRIPTS.get(script, script.capitalize())
 
 
-def _excerpt(text: str) -> str:
+def excerpt(text: str) -> str:
+    """The beginning of ``text``, quoted."""
     return repr(text) if len(text) <= 40 else f"{text[:40]!r}..."
 
 

@@ -12,7 +12,6 @@ import contextlib
 import functools
 import importlib
 import io
-import json
 import logging
 import os
 import sys
@@ -23,7 +22,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import pronunciation
 from .cpu_fallback import cpu_fallback
 from .grammar_cache import SharedGrammar
 
@@ -45,20 +43,18 @@ class Upstream:
     def __init__(self, root: Path, *, rates: tuple[int, ...], half_llm: bool, cache_dir: Path) -> None:
         self.root = root
         self.took: dict[str, float] = {}
-        self._prints = _Prints()
-        _prepare_process(root, cache_dir)
+        self._prints = Prints()
+        prepare_process(root, cache_dir)
         with self._loading(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with self._timed("imports"):
                 self.inference: Any = _import("glmtts_inference")
-                frontend: Any = importlib.import_module("cosyvoice.cli.frontend")
                 self._mel: Any = importlib.import_module("utils.audio")
-            grammar = SharedGrammar(cache_dir)
-            self._share_grammar(frontend, grammar)
+            self._load_no_texts(SharedGrammar(cache_dir))
             self._load_once(half_llm)
             with self._timed("weights"), cpu_fallback():
                 models = self.inference.load_models(use_phoneme=True, sample_rate=FIRST_RATE)
-            self.frontend, self.text_frontend, _, self.llm, first = models
+            self.frontend, _, _, self.llm, first = models
             self.device = self.inference.DEVICE
             self.flow = first.flow
             self.vocoders = {FIRST_RATE: first}
@@ -73,17 +69,6 @@ class Upstream:
                 # Half precision is too coarse for the probabilities of 98,304 tokens.
                 self.llm.llama.register_forward_hook(_in_full)
             self._mel_caches: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {rate: ({}, {}) for rate in self._mels}
-            self.took["weights"] -= self.took.get("grammar", 0.0)
-
-    def pronunciations(self, file: str) -> dict[str, str]:
-        """The user's dictionary, checked against the model's phonemes; empty for "". Raises ValueError, OSError."""
-        if not file:
-            return {}
-        known = json.loads((self.root / "configs/G2P_all_phonemes.json").read_bytes()).values()
-        return pronunciation.load(Path(file), self._is_token, list(known))
-
-    def _is_token(self, text: str) -> bool:
-        return len(self.frontend.tokenize_fn(text)) == 1
 
     def text_tokens(self, text: str) -> Any:
         """The tokens of ``text``, of shape (1, t)."""
@@ -125,8 +110,7 @@ class Upstream:
             raise
         except Exception:
             traceback.print_exc()
-            for line in self._prints.lines:
-                print(f"GLM-TTS printed: {line}", file=sys.stderr)
+            self._prints.show()
             raise
         finally:
             logging.disable(logging.NOTSET)
@@ -140,15 +124,14 @@ class Upstream:
         finally:
             self.took[part] = self.took.get(part, 0.0) + time.monotonic() - begun
 
-    def _share_grammar(self, frontend: Any, grammar: SharedGrammar) -> None:
-        """Share one grammar among all workers, and let one worker at a time write files."""
-        if hasattr(frontend, "ZhNormalizer"):
-            frontend.ZhNormalizer = grammar.shared(frontend.ZhNormalizer)
+    def _load_no_texts(self, grammar: SharedGrammar) -> None:
+        """Leave the normaliser to the text processes, and let one process at a time write files."""
+        self.inference.TextFrontEnd = _no_front_end
         load_frontends = self.inference.load_frontends
 
         @functools.wraps(load_frontends)
         def locked(*args: Any, **kwargs: Any) -> Any:
-            with self._timed("grammar"), grammar.lock():
+            with grammar.lock():
                 return load_frontends(*args, **kwargs)
 
         self.inference.load_frontends = locked
@@ -176,7 +159,7 @@ class Upstream:
             self.inference.LlamaForCausalLM = InHalf
 
 
-def _prepare_process(root: Path, cache_dir: Path) -> None:
+def prepare_process(root: Path, cache_dir: Path) -> None:
     """Set the working directory and ``sys.path`` that upstream needs, and writable caches."""
     os.chdir(root)
     sys.path.insert(0, str(root))
@@ -205,6 +188,10 @@ def _import(name: str) -> Any:
         ) from error
 
 
+def _no_front_end(_: bool) -> None:
+    """Takes the place of upstream's TextFrontEnd."""
+
+
 def _mel_at(rate: int, extractor: Any) -> Callable[..., Any]:
     """Upstream's mel spectrogram (a functools.partial), with all its lengths scaled to ``rate``."""
     keywords = dict(extractor.keywords)
@@ -219,8 +206,8 @@ def _in_full(_: Any, __: Any, outputs: Any) -> Any:
     return outputs
 
 
-class _Prints(io.TextIOBase):
-    """Keeps the last lines that upstream prints."""
+class Prints(io.TextIOBase):
+    """Keeps the last lines that upstream prints, which quote texts once it is loaded."""
 
     def __init__(self) -> None:
         self.lines: collections.deque[str] = collections.deque(maxlen=_PRINTED_LINES_KEPT)
@@ -231,3 +218,8 @@ class _Prints(io.TextIOBase):
     def write(self, text: str) -> int:
         self.lines.extend(line for line in text.splitlines() if line.strip())
         return len(text)
+
+    def show(self) -> None:
+        """Print the lines on stderr, because upstream can't be loaded."""
+        for line in self.lines:
+            print(f"GLM-TTS printed: {line}", file=sys.stderr)
