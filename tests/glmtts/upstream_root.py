@@ -20,6 +20,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+import glmtts
 from glmtts.daemon.core.settings import GlmttsEngineSettings
 
 _HERE = Path(__file__).parent
@@ -73,6 +74,19 @@ class Root:
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=REFERENCE_DEADLINE_S)
         assert done.returncode == 0, done.stderr[-4_000:]
         return [np.fromfile(file, np.float32) for file in files]
+
+    def run(self, script: str, *arguments: str) -> dict[str, Any]:
+        """Run a script of this folder by the root's interpreter, with the root first; it prints a JSON object."""
+        command = [self.python, str(_HERE / script), str(self.folder), str(self.cache), *arguments]
+        # Of this interpreter's packages, this one alone.
+        path = [str(Path(next(iter(glmtts.__path__))).parent), os.environ.get("PYTHONPATH", "")]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=REFERENCE_DEADLINE_S, env=environment
+        )
+        assert done.returncode == 0, done.stderr[-4_000:]
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return found
 
 
 def interpreter() -> str:
