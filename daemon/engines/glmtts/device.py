@@ -7,11 +7,18 @@ import os
 import sys
 from typing import Any
 
+from glmtts.protocol.worker import MAX_SUSPENDED
+
 from .. import torch_memory
 
 #: Bytes beside the weights: CUDA context, libraries, activations. Upstream's users report 8.6 to 8.8 GiB in all on an
 #: RTX 3090, of which the weights are 8.1.
 WORKING_BYTES = 1 << 30
+#: The same for the batching engine: CUDA graphs, and the flow model's activations for the longest segment.
+_BATCH_WORKING_BYTES = 3 << 30
+#: The most jobs at once if none are configured. On a small GPU the flow model is busy with fewer.
+_MOST_SLOTS, _SLOTS_ON_SMALL_GPU, _SMALL_GPU_BYTES = 32, 16, 30 << 30
+_SLOTS_ON_CPU = 4
 
 
 class NoGpuError(Exception):
@@ -79,6 +86,35 @@ def _check_memory(torch: Any, name: str, weights_bytes: int, share: float) -> No
             f"and {name} has {_gib(free)} of {_gib(total)} free. Other processes hold the rest (glmttsctl gpus, "
             'nvidia-smi): end them, lower [workers] per_gpu, or set dtype = "bf16" in [engine.glmtts]'
         )
+
+
+def slots_for(asked: int, *, place_bytes: int, places: int, share: float) -> int:
+    """How many jobs a worker of the batching engine takes at once. Called when the weights are loaded.
+
+    Args:
+        asked: The setting; 0: by the memory that is free.
+        place_bytes: What a token takes in the cache of the language model.
+        places: Tokens that each job may have.
+        share: As in ``choose``.
+
+    Raises:
+        NoGpuError: There is no memory for that many, or for one.
+    """
+    torch: Any = importlib.import_module("torch")
+    if not torch.cuda.is_available():
+        return asked or _SLOTS_ON_CPU
+    free, total = torch.cuda.mem_get_info()
+    if share:
+        free = min(free, int(share * total) - torch.cuda.memory_reserved())
+    fit = (free - _BATCH_WORKING_BYTES) // (place_bytes * places) - MAX_SUSPENDED
+    if fit < max(asked, 1):
+        slot = _gib(place_bytes * places)
+        raise NoGpuError(
+            f"too little GPU memory for {max(asked, 1)} slots: each takes {slot}, as do {MAX_SUSPENDED} for suspended "
+            f"jobs, and {_gib(_BATCH_WORKING_BYTES)} must be left; {_gib(free)} are free. Lower slots in "
+            '[engine.glmtts], or set dtype = "bf16" or batching = "off" there'
+        )
+    return asked or int(min(fit, _SLOTS_ON_SMALL_GPU if total < _SMALL_GPU_BYTES else _MOST_SLOTS))
 
 
 def _gib(count: float) -> str:
