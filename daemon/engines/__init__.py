@@ -24,6 +24,7 @@ def load(
     vram_share: float = 0.0,
     needs_gpu: bool = False,
     cache_dir: str = "",
+    slots: int = 0,
     warn: Callable[[str], None] = print,
 ) -> Engine | BatchEngine:
     """Load the engine ``name`` with its section of the configuration, ``[engine.NAME]``. May take minutes.
@@ -33,6 +34,7 @@ def load(
         vram_share: The share of the GPU's memory that the engine may use, 0..1; 0: no limit.
         needs_gpu: Whether the glmtts engine fails without a GPU instead of running slowly on the CPU.
         cache_dir: A folder that all workers share; its contents can be deleted at any time.
+        slots: At most this many jobs at once; 0: as many as the engine takes.
         warn: Writes a line to the daemon's log. The line must not quote any text.
 
     Raises:
@@ -51,10 +53,15 @@ def load(
         FaultEngine.limit_memory(vram_share)
         return FaultEngine(settings, send_raw=send_raw)
     if name == "glmtts":
+        # They limit their memory themselves, after they have found a GPU.
+        given: dict[str, Any] = {"vram_share": vram_share, "needs_gpu": needs_gpu, "cache_dir": cache_dir, "warn": warn}
+        if settings["batching"] == "on":
+            from .glmtts.batch_engine import BatchedGlmttsEngine
+
+            return BatchedGlmttsEngine(settings, slots=slots, **given)
         from .glmtts.engine import GlmttsEngine
 
-        # It limits its memory itself, after it has found a GPU.
-        return GlmttsEngine(settings, vram_share=vram_share, needs_gpu=needs_gpu, cache_dir=cache_dir, warn=warn)
+        return GlmttsEngine(settings, **given)
     raise ValueError(f"[engine] name = {name!r}: this version has no such engine; there are {', '.join(NAMES)}")
 
 
