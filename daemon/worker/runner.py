@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
-import resource
 import select
 from collections import deque
 from collections.abc import Callable, Collection
@@ -33,6 +31,7 @@ from glmtts.protocol.worker import (
 
 from .. import malloc
 from ..engines.base import BatchEngine, Broken, Ended, Handle, Piece, SharedStepError, Spoken, Utterance
+from ..gpu.process_tree import ProcessTree
 from ..storage import outputs
 from . import audio, log
 from .connection import SupervisorConnection
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
     from ..confinement import Confinement
 
 T = TypeVar("T")
-_PAGE_BYTES = resource.getpagesize()
 #: Pieces of a job that may wait for the helper.
 _AHEAD = 2
 
@@ -101,7 +99,7 @@ class JobRunner:
         self._warmup_text = ""
         self._stopped = False
         self._code = 0
-        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        self._tree = ProcessTree()
 
     # --- the loop
 
@@ -135,8 +133,7 @@ class JobRunner:
         self._helper.collect()
         if self._active:
             self._pulse.beat()
-        if not self._by_handle:
-            return
+        # Without a job too: the engine empties its descriptor, or has lost what it speaks through.
         try:
             events = self._engine.advance()
         except WorkerProtocolError:
@@ -496,7 +493,7 @@ class JobRunner:
         """The memory of the process and of its engine now."""
         figures = self._engine.memory()
         return Memory(
-            rss=int(os.pread(self._statm, 128, 0).split()[1]) * _PAGE_BYTES,
+            rss=self._tree.rss(),
             torch_allocated=figures.torch_allocated,
             torch_reserved=figures.torch_reserved,
             settled=self._engine.settled,
