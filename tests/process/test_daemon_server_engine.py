@@ -6,6 +6,8 @@ import contextlib
 import http.client
 import io
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,6 +99,15 @@ def test_a_job_that_kills_the_server_or_hangs_in_it_costs_itself_alone(daemon: D
     assert client.speak("next")[1]
     daemon.until(lambda: not set(old) & set(servers(daemon)), "the old server is gone")
     assert len(servers(daemon)) == 1
+
+
+def test_a_server_that_dies_idle_is_replaced_before_the_next_job(daemon: Daemon, client: Peer) -> None:
+    (old,) = servers(daemon)
+    os.kill(old, signal.SIGKILL)
+    daemon.until(lambda: servers(daemon) and old not in servers(daemon), "another server is started")
+    daemon.until_ready()
+    events, _ = client.all(client.send("synthesize", text="next"))
+    assert events[-1]["event"] == "done" and [event["event"] for event in events].count("started") == 1
 
 
 def test_a_broken_server_is_replaced_and_its_jobs_are_done_by_the_next(daemon: Daemon, client: Peer) -> None:

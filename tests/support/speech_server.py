@@ -25,7 +25,6 @@ LEAKED: list[Any] = []
 #: Requests at this moment, the most there were, and how often each text was asked for.
 STATE: dict[str, Any] = {"now": 0, "most": 0, "tries": {}, "closed": [], "sent": {}, "bodies": [], "broken": False}
 LOCK = threading.Lock()
-LATER = threading.Event()
 
 
 @functools.cache
@@ -81,7 +80,7 @@ class Server(BaseHTTPRequestHandler):
         if STATE["broken"]:
             self.answer({"error": {"message": "EngineDeadError"}}, 500)
         elif "loads" in START and sum(STATE["tries"].values()) < 3:
-            self.answer({"error": {"message": "the model is loading"}}, 503)
+            self.answer({"error": {"message": "the model is loading"}}, 500)
         elif "key" in START and self.headers.get("Authorization") != "Bearer open sesame":
             self.answer({"error": {"message": "Unauthorized"}}, 401)
         elif fault == "json":
@@ -106,7 +105,10 @@ class Server(BaseHTTPRequestHandler):
         elif fault == "close":
             self.close_connection = True
         elif fault == "hang":
-            LATER.wait()
+            # Until the client leaves.
+            self.connection.recv(1)
+            STATE["closed"].append(text)
+            self.close_connection = True
         elif fault == "mp3":
             self.send(b"ID3" + bytes(9_000), "audio/mpeg")
         elif fault == "empty":
