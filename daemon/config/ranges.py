@@ -59,6 +59,7 @@ RANGES: dict[str, Range] = {
     "engine.glmtts.text_processes": Range(1, 4),
     "engine.server.start_timeout_s": Range(0.1, _DAY_S),
     "engine.server.slots": Range(1, 256),
+    "engine.server.request_chars": Range(20, 100_000, or_zero=True),
     "engine.server.pcm_rate": Range(MIN_SAMPLE_RATE, MAX_SAMPLE_RATE, or_zero=True),
     "workers.per_gpu": Range(1, MAX_WORKERS),
     "workers.min": Range(0, MAX_WORKERS),

@@ -54,7 +54,8 @@ engine.glmtts.root engine.glmtts.use_phoneme engine.glmtts.use_cache engine.glmt
 engine.glmtts.max_tokens engine.glmtts.max_segment_s engine.glmtts.dictionary engine.glmtts.dtype
 engine.glmtts.voice_cache_mib engine.glmtts.text_processes
 engine.server.api engine.server.command engine.server.url engine.server.slots engine.server.voices
-engine.server.ref_audio engine.server.model engine.server.pcm_rate engine.server.extra engine.server.api_key_file
+engine.server.ref_audio engine.server.request_chars engine.server.model engine.server.pcm_rate engine.server.extra
+engine.server.api_key_file
 workers.recycle.max_vram_mib workers.recycle.max_vram_share
 limits.recording_min_s limits.recording_max_s
 """)

@@ -66,6 +66,7 @@ class ServerEngineSettings(Section, frozen=True):
     slots: Annotated[int, Meta(ge=1, le=256)] = 4
     voices: list[str] = []
     ref_audio: bool = False
+    request_chars: CountOrZero = 0
     model: str = ""
     pcm_rate: CountOrZero = 0
     extra: dict[str, str | int | float | bool] = {}

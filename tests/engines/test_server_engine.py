@@ -51,6 +51,7 @@ SETTINGS: dict[str, Any] = {
     "slots": 4,
     "voices": [],
     "ref_audio": False,
+    "request_chars": 0,
     "model": "",
     "pcm_rate": 0,
     "extra": {},
@@ -195,6 +196,20 @@ def test_a_text_in_pieces_is_one_job_with_a_segment_for_each(engine: ServerEngin
     assert [piece.waits for piece in pieces].count(True) == 3
 
 
+def test_a_long_text_is_cut_into_requests_where_sentences_end() -> None:
+    text = "One is here. Two is there. 三在这里。Four is elsewhere, and it is longer than any. Five."
+    cut = ["One is here. Two is there.三在这里。", "Four is elsewhere, and it is longer than any.", "Five."]
+    with starting(request_chars=32) as engine:
+        handle = begin(engine, text)
+        events = until(engine, lambda events: any(isinstance(one, Ended) for one in events))
+        pieces = [one.piece for one in events if isinstance(one, Spoken)]
+        assert [body["input"][:40] for body in state(engine)["bodies"]][-3:] == [one[:40] for one in cut]
+        assert [(piece.segment, piece.segments) for piece in pieces if piece.ends_segment] == [(0, 3), (1, 3), (2, 3)]
+        heard = np.concatenate([piece.samples for piece in pieces])
+        assert np.array_equal(heard, np.concatenate([expected(one) for one in cut]))
+        assert isinstance(events[-1], Ended) and events[-1].handle is handle
+
+
 def test_a_suspended_job_reads_no_more_and_resumes_where_it_was(engine: ServerEngine) -> None:
     handle = begin(engine, "endless 1" + "x" * 5_000)
     until(engine, lambda events: events)
@@ -234,8 +249,11 @@ def test_a_job_that_is_cancelled_closes_its_connection(engine: ServerEngine) -> 
 
 def test_a_recording_goes_to_a_server_that_takes_one() -> None:
     reference = Reference(np.full(16_000, 0.5, np.float32), 16_000, "what it says", "digest")
-    with starting(ref_audio=True, voices=["own"], extra={"task_type": "Base"}, model="m") as engine:
-        assert engine.clones_voices
+    with starting(ref_audio=True, extra={"task_type": "Base"}, model="m") as engine:
+        assert engine.clones_voices and engine.voices == []
+        assert state(engine)["bodies"][0]["ref_audio"], "it was warmed up with a voice that it may not have"
+        with pytest.raises(EngineError, match="registered voice"):
+            begin(engine, "hello", voice=None)
         options = ServerOptions(language="Chinese")
         assert len(samples(engine, "hello", voice=None, reference=reference, options=options))
         body = state(engine)["bodies"][-1]

@@ -28,6 +28,7 @@ from ..base import (
     Utterance,
 )
 from ..options import ServerOptions
+from ..sentences import split
 from .openai import Api, Request, ServerFaultError, recording
 from .process import ServerError, ServerProcess, free_port, with_port
 from .rules import PORT
@@ -52,6 +53,8 @@ class _Job(Handle):
     request: Request | None = None
     #: What the requests of its earlier texts had done.
     done_before: int = 0
+    #: What is left of its text for further requests.
+    texts: list[str] = field(default_factory=list)
     segment: int = 0
     suspended: bool = False
     #: Its request failed as those of a broken server do; the warm-up sentence shows whether the job is at fault.
@@ -113,6 +116,12 @@ class ServerEngine(BatchEngine):
         return Reference((0.1 * hum).astype(np.float32), rate, _WARM_UP_TEXT, digest="")
 
     def begin(self, utterance: Utterance) -> Handle:
+        if utterance.reference is None and self.clones_voices and not self._voices:
+            raise EngineError(
+                "bad_request",
+                "voice: the speech server speaks with the voice of a recording: name a registered voice (glmttsctl "
+                "voice add registers one), send a prompt, or have [voices] default set",
+            )
         job = _Job(utterance, body=self._body(utterance))
         self._charge()
         self._ask(job, utterance.text)
@@ -187,7 +196,9 @@ class ServerEngine(BatchEngine):
 
     def _ask_names(self) -> None:
         self._model = self._model or self._api.model()
-        self._voices = self._voices or self._api.voices()
+        # One that clones may list a voice that it can't speak with ("default" of vllm-omni with GLM-TTS).
+        if not self.clones_voices:
+            self._voices = self._voices or self._api.voices()
 
     def _until_it_answers(self, deadline: float) -> str:
         """Wait until the server listens and is healthy; returns the problem that is left at the deadline."""
@@ -283,8 +294,10 @@ class ServerEngine(BatchEngine):
         body |= self._settings["extra"]
         return body | {name: value for name, value in asked.items() if value}
 
-    def _ask(self, job: _Job, text: str) -> None:
-        job.request = Request(self._api, job.body | {"input": text}, self._wake)
+    def _ask(self, job: _Job, text: str = "") -> None:
+        """Send the first of its texts, to which ``text`` comes."""
+        job.texts += parts(text, self._settings["request_chars"]) if text else []
+        job.request = Request(self._api, job.body | {"input": job.texts.pop(0)}, self._wake)
 
     def _events(self, job: _Job) -> list[Event]:
         if job.fault is not None:
@@ -313,7 +326,10 @@ class ServerEngine(BatchEngine):
         return [*events, self._broken(job, request.error)]
 
     def _next_text(self, job: _Job) -> list[Event]:
-        """Go on with a text that comes in pieces, or end the job."""
+        """Go on with the next of its texts, or end the job."""
+        if job.texts:
+            self._ask(job)
+            return []
         more = job.utterance.more
         text = more() if more is not None else None
         if text is None:
@@ -356,7 +372,24 @@ class ServerEngine(BatchEngine):
 
 
 def _spoken(job: _Job, samples: Samples, *, ends_segment: bool = False, waits: bool = False) -> Spoken:
-    return Spoken(job, Piece(samples, job.segment, job.segment + 1, ends_segment, waits))
+    return Spoken(job, Piece(samples, job.segment, job.segment + 1 + len(job.texts), ends_segment, waits))
+
+
+def parts(text: str, longest: int) -> list[str]:
+    """``text`` for requests of at most ``longest`` characters, each of whole sentences; 0: in one.
+
+    A sentence that is longer stays whole.
+    """
+    if not longest or len(text) <= longest:
+        return [text]
+    found = [""]
+    for sentence in split(text):
+        joined = found[-1] + (" " if found[-1] and not sentence.has_han else "") + sentence.text
+        if found[-1] and len(joined) > longest:
+            found.append(sentence.text)
+        else:
+            found[-1] = joined
+    return found
 
 
 def _nothing() -> Samples:
