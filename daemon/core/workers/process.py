@@ -63,6 +63,8 @@ class Process(Struct, kw_only=True):
     stuck: str = ""
     #: The letter of /proc: ``D`` is a process that nothing can end.
     process_state: str = ""
+    #: The pids of processes that it has started, as the last sample shows them.
+    descendants: tuple[int, ...] = ()
     #: The last report of its memory, and the last one without working memory; its part of the GPU's, and torch's
     #: reserve when that was sampled.
     memory: Memory | None = None
