@@ -141,7 +141,7 @@ BROKEN = [
     BrokenCore(Rule.QUARANTINE, queue.no_quarantine),
     BrokenCore(Rule.QUARANTINE, queue.the_healthy_quarantined),
     BrokenCore(Rule.QUARANTINE, blame.all_are_blamed, shows_in=_many_at_once),
-    BrokenCore(Rule.QUARANTINE, blame.none_is_blamed, shows_in=_many_at_once),
+    BrokenCore(Rule.QUARANTINE, blame.none_is_blamed, shows_in=_many_at_once, first=100),
     BrokenCore(Rule.QUARANTINE, blame.the_first_of_a_note_is_blamed, shows_in=_many_at_once),
     BrokenCore(Rule.QUARANTINE, blame.a_note_is_not_read, shows_in=_many_at_once),
     BrokenCore(Rule.QUARANTINE, blame.suspects_are_not_excused, shows_in=_many_at_once),
@@ -169,6 +169,7 @@ BROKEN = [
     BrokenCore(Rule.NO_SPIN, workers.recycles_count_as_faults),
     BrokenCore(Rule.NO_SPIN, workers.samples_ask_for_samples, shows_in=_many_gpus),
     BrokenCore(Rule.ORDER, queue.work_not_counted_back),
+    BrokenCore(Rule.NO_IDLENESS, blame.slots_stay_empty, shows_in=_many_at_once),
     BrokenCore(Rule.NO_IDLENESS, queue.idle_while_jobs_wait),
     BrokenCore(
         Rule.LEAK_SEEN, workers.leaks_not_seen, jobs=1_500, shows_in=lambda scene: scene.leak_must_be_seen, first=105
