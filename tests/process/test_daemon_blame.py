@@ -156,32 +156,6 @@ def test_a_worker_that_is_killed_from_outside_takes_no_job_with_it(daemon: Daemo
     assert not blamed(daemon)
 
 
-class DaemonWithoutMemfd(Daemon):
-    """On an old kernel, or in a container that forbids memfd_create(2)."""
-
-    program = (
-        "-c",
-        "import os, sys\n"
-        "def memfd_create(*_): raise PermissionError(1, 'Operation not permitted')\n"
-        "os.memfd_create = memfd_create\n"
-        "from glmtts.daemon import supervisor\n"
-        "sys.exit(supervisor.main())",
-    )
-
-
-def test_without_flight_recorders_the_bad_job_is_found_alone() -> None:
-    daemon = DaemonWithoutMemfd({"engine": {"fault": {"slots": N}}, "workers": {"restart": {"breaker_failures": 100}}})
-    try:
-        daemon.until_ready()
-        with contextlib.closing(daemon.client()) as client:
-            batch = side_by_side(daemon, client, "no memfd", AUDIO_S, fault="kill")
-        assert (batch.bad["code"], batch.attempts, batch.deaths) == ("worker_crashed", {2}, 3), batch
-        assert blamed(daemon) == [batch.bad["job"]] and not recorders(daemon)
-        daemon.stop()
-    finally:
-        daemon.clear_away()
-
-
 def recorders(daemon: Daemon) -> list[str]:
     """The flight recorders that the daemon has open."""
     links = [entry.readlink() for entry in Path(f"/proc/{daemon.process.pid}/fd").iterdir()]
