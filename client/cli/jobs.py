@@ -93,7 +93,7 @@ def columns_of(found: Sequence[Row]) -> list[Column]:
 
 
 def state_of(job: Row) -> str:
-    """Its state, ``suspended`` if it is, with the error that it ended in, or ``alone`` if it gets a worker to itself."""
+    """Its state, or ``suspended``; with the error that it ended in, or ``alone`` if it gets a worker to itself."""
     if job.get("suspended"):
         return "suspended"
     state, code = humanise("", job.get("state")), job.get("code")
