@@ -257,11 +257,14 @@ class FrontEnd:
     # --- tasks
 
     def _give_out(self) -> None:
-        for process in self._processes:
+        for process in list(self._processes):
             waiting = [pending for pending in self._pending if pending.may_go_on]
             if not waiting:
                 return
-            if process.idle:
+            if process.idle and process.has_ended():
+                # While no text was here, and nothing was read.
+                self._ended(process, "ended")
+            elif process.idle:
                 self._give(process, min(waiting, key=lambda pending: (len(pending.ready), pending.turn)))
 
     def _give(self, process: _Process, pending: Pending) -> None:
