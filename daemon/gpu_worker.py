@@ -1,4 +1,4 @@
-"""The worker process: loads an engine, takes jobs from the supervisor, and speaks one at a time.
+"""The worker process: loads an engine, takes jobs from the supervisor, and speaks as many at once as the engine can.
 
 ``python -m glmtts.daemon.gpu_worker``, started by the supervisor with its configuration as JSON in ``GLMTTS_WORKER``
 (see WorkerConfig). It sends hello, loads, warms up, sends ready, and then waits for messages. The main thread does all
@@ -9,7 +9,6 @@ exit codes.
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import os
 import signal
@@ -22,30 +21,20 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import msgspec
 
 from glmtts.protocol import exit_codes, inherited
-from glmtts.protocol.worker import (
-    Bye,
-    CancelJob,
-    Check,
-    Hello,
-    Ready,
-    ResumeJob,
-    SpeakJob,
-    StopWorker,
-    Trim,
-    Trimmed,
-    WorkerProtocolError,
-)
+from glmtts.protocol.worker import Bye, Hello, Ready, WorkerProtocolError
 
-from . import confinement, malloc
+from . import confinement
 from .engines import CONFINED, load
+from .engines.base import BatchEngine
 from .engines.cuda_errors import fatal_kind
+from .engines.one_at_a_time import OneAtATime
+from .flight_recorder import Recorder
 from .storage.outputs import started
 from .worker import lifeline, log
 from .worker.connection import SupervisorConnection
 
 if TYPE_CHECKING:
     from .confinement import Confinement
-    from .engines.base import Engine
     from .worker.runner import JobRunner
 
 ENVIRONMENT_VARIABLE = "GLMTTS_WORKER"
@@ -137,29 +126,10 @@ def run(config: WorkerConfig, connection: SupervisorConnection, confined: Confin
         traceback.print_exc()
         code = exit_codes.OF_FATAL_ERROR.get(fatal_kind(error), exit_codes.ENGINE_UNAVAILABLE)
         return code, log.in_words(error)
-    code = 0
-    while not code and (received := connection.next_task()) is not None:
-        task, body = received
-        match task:
-            case SpeakJob():
-                code = runner.run(task, body)
-            case ResumeJob():
-                code = runner.resume(task.job)
-            case CancelJob():
-                runner.cancel(task.job)
-            case Check():
-                code = runner.check(task.check, config.warmup_text)
-            case Trim():
-                engine.trim()
-                gc.collect()
-                malloc.trim()
-                connection.send(Trimmed(memory=runner.memory()))
-            case StopWorker():
-                break
+    code = runner.run(config.warmup_text)
     if code:
         # A broken engine may hang in its cleanup; the supervisor retries the suspended jobs.
         return code, ""
-    runner.cancel_all()
     engine.close()
     return exit_codes.STOPPED, ""
 
@@ -182,9 +152,9 @@ def _confine(config: WorkerConfig) -> Confinement:
 
 def _start(
     config: WorkerConfig, connection: SupervisorConnection, confined: Confinement | None
-) -> tuple[Engine, JobRunner]:
+) -> tuple[BatchEngine, JobRunner]:
     begun = time.monotonic()
-    engine = load(
+    loaded_engine = load(
         config.engine,
         config.engine_settings,
         send_raw=connection.send_raw,
@@ -193,6 +163,7 @@ def _start(
         cache_dir=config.cache_dir,
         warn=lambda line: log.say(log.WARNING, line),
     )
+    engine = loaded_engine if isinstance(loaded_engine, BatchEngine) else OneAtATime(loaded_engine)
     loaded = time.monotonic()
     from .worker import speed
     from .worker.runner import JobRunner
@@ -204,6 +175,8 @@ def _start(
         recording_min_s=config.recording_min_s,
         recording_max_s=config.recording_max_s,
         confined=confined,
+        slots=config.slots,
+        record=Recorder(config.recorder_fd).note if config.recorder_fd is not None else None,
     )
     runner.warm_up(config.warmup_text)
     lacking = ""
@@ -221,7 +194,9 @@ def _start(
             voices=engine.voices,
             default_voice=engine.voices[0].name if engine.voices else "",
             clones_voices=engine.clones_voices,
-            slots=engine.slots,
+            slots=runner.slots,
+            repeats=engine.repeats,
+            experimental=engine.experimental,
             confined="" if confined is None else f"not {lacking}" if lacking else "yes",
             speeds=speed.is_there(),
             load_s=loaded - begun,

@@ -50,6 +50,7 @@ def _words(bound: float) -> str:
 #: By key; NAME stands for the name of a client.
 RANGES: dict[str, Range] = {
     "daemon.drain_timeout_s": Range(0, _DAY_S),
+    "engine.fault.slots": Range(1, 64),
     "engine.fault.start_s": Range(0, _DAY_S),
     "engine.fault.vram_mib": Range(0, _DISK_MIB),
     "engine.glmtts.top_k": Range(1, 1_000),

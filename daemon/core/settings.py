@@ -33,8 +33,9 @@ class DaemonSettings(Section, frozen=True):
 
 
 class FaultEngineSettings(Section, frozen=True):
-    """How the fault engine behaves before its first job."""
+    """How the fault engine behaves before its first job, and how many it takes at once."""
 
+    slots: Count = 1
     start: Literal["normal", "slow", "crash", "hang"] = "normal"
     start_s: Seconds = 0.0
     vram_mib: Mib = 0

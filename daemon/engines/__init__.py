@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .base import Engine
+    from .base import BatchEngine, Engine
     from .checks import EngineChecks
 
 NAMES: tuple[str, ...] = ("espeak", "fault", "glmtts")
@@ -25,7 +25,7 @@ def load(
     needs_gpu: bool = False,
     cache_dir: str = "",
     warn: Callable[[str], None] = print,
-) -> Engine:
+) -> Engine | BatchEngine:
     """Load the engine ``name`` with its section of the configuration, ``[engine.NAME]``. May take minutes.
 
     Args:

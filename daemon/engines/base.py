@@ -1,16 +1,19 @@
 """The contract between the worker process and an engine.
 
-An engine lives in one worker process and is used from its main thread alone. Its constructor loads the model.
-:meth:`Engine.synthesize` is a generator: at each ``yield`` the worker can send audio and cancel the job, and where the
-piece ends a segment it can suspend the job.
+An engine lives in one worker process and is used from its main thread alone. Its constructor loads the model. The
+worker speaks with a :class:`BatchEngine`; :class:`Engine` is the simpler contract for one that speaks one job at a
+time, which one_at_a_time.py adapts.
 
-So several generators may be open at a time. All but one of them are suspended at the end of a segment; that one is
-advanced until it ends or is suspended too. Generators may be closed in any order, but never while one of them runs.
+:meth:`Engine.synthesize` is a generator: at each ``yield`` the worker can send audio and cancel the job, and where the
+piece ends a segment it can suspend the job. So several generators may be open at a time. All but one of them are
+suspended at the end of a segment; that one is advanced until it ends or is suspended too. Generators may be closed in
+any order, but never while one of them runs.
 """
 
 from __future__ import annotations
 
 import abc
+import select
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -54,7 +57,7 @@ class Reference:
     digest: str
 
 
-def _no_beat(done: int, expected: int | None = None) -> None:
+def no_beat(done: int, expected: int | None = None) -> None:
     """Discards the progress of a warm-up."""
 
 
@@ -73,9 +76,9 @@ class Utterance:
     ``voice``: one of the engine's own voices, unless ``reference`` is given. ``sample_rate``: a native rate of
     the engine, in Hz. ``options``: of the engine's own type.
 
-    The engine calls ``beat(done, expected)`` at least every few hundred milliseconds as it progresses (tokens, chunks);
-    a job without beats for ``hang_timeout_s`` counts as hung, and its process is killed. The engine returns when
-    ``cancelled()`` is true.
+    A generator calls ``beat(done, expected)`` at least every few hundred milliseconds as it progresses (tokens,
+    chunks); a job without beats for ``hang_timeout_s`` counts as hung, and its process is killed. It returns when
+    ``cancelled()`` is true. A BatchEngine has :class:`Handle` for the first, and ``cancel`` for the second.
 
     ``more`` is there for a job whose text comes in pieces, of which ``text`` is the first. Each ends where a sentence
     does. When the engine has spoken what it has, it calls ``more()``, which returns the next piece, ``""`` while there
@@ -88,7 +91,7 @@ class Utterance:
     sample_rate: int
     seed: int
     options: Any
-    beat: Callable[..., None] = field(default=_no_beat)
+    beat: Callable[..., None] = field(default=no_beat)
     cancelled: Callable[[], bool] = field(default=_not_cancelled)
     more: Callable[[], str | None] | None = None
     #: The id of the job, for the flight recorder.
@@ -134,8 +137,8 @@ def _waiting() -> Piece:
     return Piece(np.zeros(0, np.float32), 0, 0, False, waits=True)
 
 
-class Engine(abc.ABC):
-    """Base of all engines. The constructor loads the model and may take minutes."""
+class EngineBase(abc.ABC):
+    """What both kinds of engines have. The constructor loads the model and may take minutes."""
 
     #: As in ``[engine] name``.
     name: str
@@ -146,8 +149,10 @@ class Engine(abc.ABC):
     options: type[EspeakOptions] | type[FaultOptions] | type[GlmttsOptions]
     #: Whether the engine can clone the voice of a recording.
     clones_voices: bool = False
-    #: The number of jobs that the engine takes at once.
-    slots: int = 1
+    #: Whether the same text, voice, options and seed give the same samples again, in another process too.
+    repeats: bool = False
+    #: What of its configuration is experimental, in words.
+    experimental: str = ""
 
     @property
     @abc.abstractmethod
@@ -160,14 +165,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def synthesize(self, utterance: Utterance) -> Iterator[Piece]:
-        """Speak, piece by piece. Closing the generator early ends the job and leaves the engine ready for the next.
-
-        While a job is suspended at the end of a segment, other jobs run. So the generator owns everything that belongs
-        to its job (caches, random generators, context of earlier sentences), and leaves shared state (weights, scratch
-        buffers) usable by others whenever it yields the last piece of a segment.
-
-        Raises EngineError for a job that can't be done, and any other exception for a failure.
-        """
+        """Speak one job, piece by piece."""
 
     @classmethod  # noqa: B027 - optional
     def limit_memory(cls, share: float) -> None:
@@ -187,6 +185,21 @@ class Engine(abc.ABC):
         """Release what the end of the process would not."""
 
 
+class Engine(EngineBase):
+    """An engine that speaks one job at a time."""
+
+    @abc.abstractmethod
+    def synthesize(self, utterance: Utterance) -> Iterator[Piece]:
+        """Speak, piece by piece. Closing the generator early ends the job and leaves the engine ready for the next.
+
+        While a job is suspended at the end of a segment, other jobs run. So the generator owns everything that belongs
+        to its job (caches, random generators, context of earlier sentences), and leaves shared state (weights, scratch
+        buffers) usable by others whenever it yields the last piece of a segment.
+
+        Raises EngineError for a job that can't be done, and any other exception for a failure.
+        """
+
+
 @dataclass(eq=False)
 class Handle:
     """One job in a BatchEngine, from ``begin`` until its Ended or Broken, or until ``cancel``.
@@ -204,7 +217,10 @@ class Handle:
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """A piece of a job's audio. One with ``waits``: the job does nothing more before its text goes on."""
+    """A piece of a job's audio. One with ``waits``: the job does nothing more before its text goes on.
+
+    Then the worker suspends the job until it has text, or has some already, and the next step asks for it.
+    """
 
     handle: Handle
     piece: Piece
@@ -243,7 +259,7 @@ class SharedStepError(Exception):
         self.__cause__ = error
 
 
-class BatchEngine(abc.ABC):
+class BatchEngine(EngineBase):
     """An engine that speaks for up to ``slots`` jobs at once, a step at a time.
 
     Used from one thread alone. The worker calls ``advance`` again and again; between two calls it sends what came of
@@ -251,18 +267,8 @@ class BatchEngine(abc.ABC):
     work that takes longer is cut into steps, or done in other threads or processes.
     """
 
-    #: As in Engine.
-    name: str
-    version: str
-    sample_rates: tuple[int, ...]
-    options: type[EspeakOptions] | type[FaultOptions] | type[GlmttsOptions]
-    clones_voices: bool = False
     #: Jobs that have steps at the same time. Suspended ones come on top.
     slots: int
-    #: Whether the same text, voice, options and seed give the same samples again, in another process too.
-    repeats: bool = False
-    #: What of its configuration is experimental, in words.
-    experimental: str = ""
     #: Notes a stage and the ids of the jobs in it before the engine begins it (daemon/flight_recorder.py).
     record: Callable[[str, Collection[str]], None] = staticmethod(_no_record)
 
@@ -283,14 +289,16 @@ class BatchEngine(abc.ABC):
         """Seconds until ``advance`` has something to do: 0: now; None: not before ``fileno`` is readable, or a call."""
 
     def fileno(self) -> int | None:
-        """A descriptor that is readable when work in another thread or process has come to an end."""
+        """A descriptor, always the same, that is readable when work in another thread or process has come to an end."""
         return None
 
     @abc.abstractmethod
     def suspend(self, handle: Handle) -> None:
         """Give the job no further step, and its slot to others. Its state stays: resumed, it makes the same samples.
 
-        At most ``protocol.worker.MAX_SUSPENDED`` are suspended in mid-segment; any number where they wait for text.
+        Beside the jobs that wait for text, of which there may be any number, at most ``slots`` and
+        ``protocol.worker.MAX_SUSPENDED`` are in the engine, suspended or not: a job whose audio can't be sent is
+        suspended for a moment too, and no other gets its place.
         """
 
     @abc.abstractmethod
@@ -300,6 +308,27 @@ class BatchEngine(abc.ABC):
     @abc.abstractmethod
     def cancel(self, handle: Handle) -> None:
         """Drop a job, also a suspended one. No event of it comes after this."""
+
+    def synthesize(self, utterance: Utterance) -> Iterator[Piece]:
+        """Speak one job while there is no other, piece by piece; for the warm-up. Raises the error of a Broken."""
+        handle: Handle | None = self.begin(utterance)
+        try:
+            while handle is not None:
+                for event in self.advance():
+                    match event:
+                        case Spoken():
+                            yield event.piece
+                        case Broken():
+                            handle = None
+                            raise event.error
+                        case Ended():
+                            handle = None
+                if handle is not None and (idle_s := self.idle_s()) != 0:
+                    fd = self.fileno()
+                    select.select(() if fd is None else (fd,), (), (), idle_s)
+        finally:
+            if handle is not None:
+                self.cancel(handle)
 
     @property
     def settled(self) -> bool:

@@ -12,16 +12,17 @@ from glmtts.protocol.files import read_file
 from glmtts.protocol.worker import SpeakJob
 
 from ..engines import options as engine_options
-from ..engines.base import Engine, EngineError, Reference, Utterance
+from ..engines.base import BatchEngine, EngineError, Reference, Utterance
 from ..storage import recordings
 from . import audio
-from .progress import Heartbeat
 
 
 class Preparation:
     """Checks jobs against an engine. Every method raises EngineError for a job that can't succeed."""
 
-    def __init__(self, engine: Engine, *, default_rate: int, recording_min_s: float, recording_max_s: float) -> None:
+    def __init__(
+        self, engine: BatchEngine, *, default_rate: int, recording_min_s: float, recording_max_s: float
+    ) -> None:
         self._engine = engine
         self._default_rate = default_rate
         self._recording_s = (recording_min_s, recording_max_s)
@@ -42,7 +43,7 @@ class Preparation:
         except ValueError as error:
             raise EngineError("bad_request", f"sample_rate: {error}") from None
 
-    def utterance(self, job: SpeakJob, body: bytes | None, rate: int, heartbeat: Heartbeat) -> Utterance:
+    def utterance(self, job: SpeakJob, body: bytes | None, rate: int) -> Utterance:
         """The job for the engine, at the best native rate for ``rate``. ``body``: the recording of its prompt."""
         reference = self._reference(job, body)
         return Utterance(
@@ -52,8 +53,7 @@ class Preparation:
             sample_rate=audio.native_rate(rate, self._engine.sample_rates),
             seed=job.seed,
             options=self._options(job.options),
-            beat=heartbeat.beat,
-            cancelled=heartbeat.cancelled,
+            job=job.job,
         )
 
     def voice(self, name: str | None) -> str | None:

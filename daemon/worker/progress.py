@@ -1,16 +1,16 @@
-"""Beats, segment boundaries and cancellation of a job, cheap enough for thousands of tokens a second."""
+"""What a worker does in the middle of a step too: read the wire, and say that its jobs move."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
-from glmtts.protocol.worker import Beat, SegmentDone
+from glmtts.protocol.worker import Beats, JobProgress, SupervisorMessage
 
-from ..engines.base import Piece
 from .connection import SupervisorConnection
 
-#: How often a running job reads its messages, and how often it reports progress.
-_POLL_S = 0.002
+#: How often a step reads the messages, and how often the jobs' progress is reported.
+_LOOK_S = 0.002
 _BEAT_S = 0.1
 
 
@@ -18,45 +18,51 @@ class JobCancelledError(Exception):
     """The job was cancelled, or the process received SIGTERM."""
 
 
-class Heartbeat:
-    """Reports a running job's progress, and learns whether the job is still wanted. Silent while it is suspended."""
+class Pulse:
+    """Reads messages and sends beats; cheap enough for thousands of calls a second.
 
-    def __init__(self, job: str, connection: SupervisorConnection) -> None:
-        self._job = job
+    Messages are only noted, as the engine may be in the middle of a step.
+    """
+
+    def __init__(
+        self,
+        connection: SupervisorConnection,
+        take: Callable[[SupervisorMessage, bytes | None], None],
+        progress: Callable[[], list[JobProgress]],
+    ) -> None:
+        """``take``: notes a message. ``progress``: of the jobs that the engine works on."""
         self._connection = connection
-        self._polled = self._sent = time.monotonic()
-        self._last: tuple[int, int | None] = (0, None)
+        self._take = take
+        self._progress = progress
+        self._looked = 0.0
+        self._beat_at = 0.0
 
-    def beat(self, done: int, expected: int | None = None) -> None:
-        """The engine has done ``done`` of about ``expected`` steps."""
-        self._last = (done, expected)
-        self._look()
+    def read(self) -> None:
+        """Send what waits for room, and take the messages that have arrived. Raises WorkerProtocolError."""
+        self._connection.flush()
+        for message, body in self._connection.receive():
+            self._take(message, body)
 
-    def cancelled(self) -> bool:
-        """Whether the engine should stop."""
-        self._look()
-        return not self._connection.wanted(self._job)
+    def look(self, _done: int = 0, _expected: int | None = None) -> None:
+        """For the engine, in the middle of a step."""
+        now = time.monotonic()
+        if now - self._looked >= _LOOK_S:
+            self._looked = now
+            self.read()
+            self.beat()
 
-    def segment_done(self, piece: Piece, audio_s: float) -> None:
-        """Report a segment boundary, and read the messages that decide how the job continues."""
-        self._connection.send(
-            SegmentDone(job=self._job, segment=piece.segment + 1, segments=piece.segments, audio_s=audio_s),
-            until=lambda: not self._connection.wanted(self._job),
-        )
-        self._connection.poll()
+    def beat(self) -> None:
+        """Report the jobs' progress, if it is time."""
+        if time.monotonic() < self._beat_at:
+            return
         self.restart()
+        if jobs := self._progress():
+            self._connection.try_send(Beats(jobs=jobs))
 
     def restart(self) -> None:
-        """Count the time to the next beat from now; for a job that is resumed."""
-        self._sent = self._polled = time.monotonic()
+        """Count the time to the next beat from now; when a job begins in an idle worker."""
+        self._beat_at = time.monotonic() + _BEAT_S
 
-    def _look(self) -> None:
-        now = time.monotonic()
-        if now - self._polled < _POLL_S:
-            return
-        self._polled = now
-        self._connection.poll()
-        if now - self._sent >= _BEAT_S:
-            self._sent = now
-            done, expected = self._last
-            self._connection.try_send(Beat(job=self._job, done=done, expected=expected))
+    def due_s(self) -> float:
+        """The time until the next beat."""
+        return max(0.0, self._beat_at - time.monotonic())

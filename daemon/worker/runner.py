@@ -1,51 +1,83 @@
-"""Runs jobs: begins, suspends at a segment boundary, resumes; each ends with exactly one Finished or Failed."""
+"""The worker's loop: reads the wire, has the engine do a step, and sends what came of it; for all jobs at once."""
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
-import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from glmtts.protocol import exit_codes
-from glmtts.protocol.errors import ErrorCode
-from glmtts.protocol.worker import Checked, Failed, Finished, Memory, SpeakJob, Suspended, WorkerProtocolError
+from glmtts.protocol.worker import (
+    AddText,
+    CancelJob,
+    Check,
+    Checked,
+    Finished,
+    JobProgress,
+    Memory,
+    ResumeJob,
+    SpeakJob,
+    StopWorker,
+    SupervisorMessage,
+    Suspended,
+    SuspendJob,
+    Trim,
+    Trimmed,
+    WorkerProtocolError,
+)
 
-from ..engines import cuda_errors
-from ..engines.base import Engine, EngineError
+from .. import malloc
+from ..engines.base import BatchEngine, Broken, Ended, Handle, Piece, SharedStepError, Spoken, Utterance
 from ..storage import outputs
 from . import audio, log
 from .connection import SupervisorConnection
-from .job import RunningJob
+from .failures import exit_code, failed
+from .helper import Helper
+from .job import Job
 from .preparation import Preparation
-from .progress import Heartbeat, JobCancelledError
-from .sinks import describe
-from .text_feed import TextFeed
+from .progress import JobCancelledError, Pulse
+from .sinks import Chunk, deliver, describe
+from .speech import Speech
 
 if TYPE_CHECKING:
     from ..confinement import Confinement
 
+T = TypeVar("T")
 _PAGE_BYTES = resource.getpagesize()
+#: Pieces of a job that may wait for the helper.
+_AHEAD = 2
 
 
 class JobRunner:
-    """Owns an engine and the suspended jobs; runs one job at a time."""
+    """Owns an engine and the jobs at hand. Each job ends with exactly one Finished or Failed.
+
+    Messages only mark jobs; the runner acts on the marks between two steps of the engine. An error of one job ends that
+    job alone, unless it is one of which the process must end.
+    """
 
     def __init__(
         self,
-        engine: Engine,
+        engine: BatchEngine,
         connection: SupervisorConnection,
         *,
+        slots: int = 0,
         default_sample_rate: int = 24_000,
         recording_min_s: float = 1.0,
         recording_max_s: float = 30.0,
         confined: Confinement | None = None,
+        record: Callable[[str, Collection[str]], None] | None = None,
     ) -> None:
+        """``slots``: at most this many jobs at once; 0: as many as the engine takes. ``record``: notes for the flight
+        recorder.
+        """
         self._engine = engine
         self._confined = confined
         self._connection = connection
+        self.slots = min(engine.slots, slots or engine.slots)
         self._default_rate = default_sample_rate
         self._preparation = Preparation(
             engine,
@@ -53,11 +85,389 @@ class JobRunner:
             recording_min_s=recording_min_s,
             recording_max_s=recording_max_s,
         )
-        self._suspended: dict[str, RunningJob] = {}
+        self._pulse = Pulse(connection, self._take, self._progress)
+        self._helper = Helper()
+        self._note_to = record
+        if record is not None:
+            engine.record = self._note
+        self._jobs: dict[str, Job] = {}
+        #: Those that have a slot, and those with a mark that was not acted on.
+        self._active: dict[str, Job] = {}
+        self._marked: dict[str, Job] = {}
+        self._by_handle: dict[Handle, Job] = {}
+        #: What waits for its turn: jobs for a slot.
+        self._queue: deque[Job | Check | Trim | StopWorker] = deque()
+        self._warmup_text = ""
+        self._stopped = False
+        self._code = 0
         self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
 
+    # --- the loop
+
+    def run(self, warmup_text: str) -> int:
+        """Speak until the supervisor says stop, or SIGTERM comes. ``warmup_text``: of checks.
+
+        Returns the exit code with which the process must end, or 0. Raises WorkerProtocolError.
+        """
+        self._warmup_text = warmup_text
+        while True:
+            self._pulse.read()
+            if self._marked or self._queue:
+                self._settle()
+            if self._code or self._stopped or self._connection.terminated:
+                break
+            if (idle_s := self._engine.idle_s()) != 0:
+                self._wait(idle_s)
+            self._step()
+            if self._active:
+                self._pulse.beat()
+        if not self._code:
+            for job in [*self._active.values(), *(job for job in self._jobs.values() if job.suspended)]:
+                self._fail(job, JobCancelledError())
+        return self._code
+
+    def _wait(self, idle_s: float | None) -> None:
+        self._note("wait")
+        if self._active:
+            due_s = self._pulse.due_s()
+            idle_s = due_s if idle_s is None else min(idle_s, due_s)
+        self._connection.wait(idle_s, self._engine.fileno(), self._helper.fd if self.slots > 1 else None)
+
+    def _step(self) -> None:
+        if self.slots > 1:
+            self._helper.collect()
+        try:
+            events = self._engine.advance()
+        except WorkerProtocolError:
+            raise
+        except Exception as error:
+            self._step_failed(error)
+            return
+        if not events:
+            return
+        if self.slots > 1:
+            # None of the jobs is to blame for what happens from now on.
+            self._note("send")
+        for event in events:
+            if not isinstance(event, Spoken) and (job := self._by_handle.get(event.handle)):
+                job.over = True
+        for event in events:
+            # It may have ended by an error of what came before.
+            if (job := self._by_handle.get(event.handle)) is None:
+                continue
+            match event:
+                case Spoken():
+                    self._attempt(job, self._spoken, job, event.piece)
+                case Ended():
+                    self._attempt(job, self._ended, job)
+                case Broken():
+                    self._fail(job, event.error)
+        for job in self._by_handle.values():
+            if self._is_ahead(job):
+                self._mark(job)
+                self._hold(job)
+
+    def _step_failed(self, error: Exception) -> None:
+        """A step failed in which several jobs may have been: one of them may have caused it, and all end with it."""
+        jobs = [job.id for job in self._by_handle.values() if not (job.over or job.suspended or job.held)]
+        if isinstance(error, SharedStepError):
+            jobs = error.jobs
+            error = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        only = jobs[0] if len(jobs) == 1 else ""
+        message = failed(only, error)
+        message.fatal, message.memory = True, self.memory()
+        message.suspects = [] if only else jobs
+        self._connection.send(message)
+        self._code = exit_code(message)
+
+    # --- messages
+
+    def _take(self, message: SupervisorMessage, body: bytes | None) -> None:
+        """Mark the job that a message is about. The engine may be in the middle of a step."""
+        if not isinstance(message, SpeakJob | AddText | CancelJob | SuspendJob | ResumeJob):
+            self._queue.append(message)
+            return
+        if isinstance(message, SpeakJob):
+            self._jobs[message.job] = job = Job(message, body, self._pulse.read)
+            self._queue.append(job)
+            return
+        known = self._jobs.get(message.job)
+        if known is None:
+            return
+        match message:
+            case AddText() if known.feed is not None:
+                known.feed.add(message)
+            case CancelJob():
+                known.cancelled = True
+                self._mark(known)
+            case SuspendJob() if not known.suspended or known.resumes:
+                known.to_suspend = True
+                self._mark(known)
+            case ResumeJob() if known.suspended and not known.resumes:
+                known.resumes = True
+                self._queue.append(known)
+            case _:
+                pass
+
+    def _mark(self, job: Job) -> None:
+        self._marked[job.id] = job
+
+    def _wanted(self, job: Job) -> bool:
+        return not (job.cancelled or self._connection.terminated)
+
+    def _is_unwanted(self, job: Job) -> bool:
+        """For the engine, in the middle of a step."""
+        self._pulse.look()
+        return not self._wanted(job)
+
+    # --- between two steps
+
+    def _settle(self) -> None:
+        """Act on the marks, and begin what has its turn."""
+        if self._connection.terminated:
+            return
+        for job in list(self._marked.values()):
+            # A job that waits for its first slot ends at its turn.
+            if job.begun_at is not None and not job.ends:
+                self._act(job)
+        while self._queue and not self._stopped and not self._code and self._begin_next(self._queue[0]):
+            pass
+
+    def _act(self, job: Job) -> None:
+        if job.cancelled:
+            self._fail(job, JobCancelledError())
+            return
+        if job.suspended or job.handle is None or job.over:
+            return
+        # With a single slot the engine may be a generator, which stops where a segment ended.
+        if job.lacks_text or (job.to_suspend and (job.at_boundary or self.slots > 1)):
+            self._hold(job)
+            if not job.pending:
+                self._suspend(job)
+            return
+        job.waits = False
+        if job.held and not self._is_ahead(job):
+            job.held = False
+            self._engine.resume(job.handle)
+        if not (job.to_suspend or job.held):
+            del self._marked[job.id]
+
+    def _is_ahead(self, job: Job) -> bool:
+        """Whether more was made of its audio than can be encoded or sent now."""
+        return job.pending > _AHEAD or self._connection.has_unsent(job.id)
+
+    def _hold(self, job: Job) -> None:
+        """Have the engine do nothing for a job that keeps its slot."""
+        if not (job.held or job.suspended or job.over or job.handle is None):
+            job.held = True
+            self._engine.suspend(job.handle)
+
+    def _begin_next(self, task: Job | Check | Trim | StopWorker) -> bool:
+        """Begin the next of the queue. Returns whether its turn has come."""
+        if isinstance(task, Job):
+            if task.id not in self._jobs:
+                self._queue.popleft()
+                return True
+            if len(self._active) >= self.slots:
+                return False
+        elif self._active and not isinstance(task, Trim):
+            return False
+        self._queue.popleft()
+        match task:
+            case Job():
+                if not self._active:
+                    self._pulse.restart()
+                self._active[task.id] = task
+                self._attempt(task, self._resume if task.suspended else self._begin, task)
+            case Check():
+                self._check(task.check)
+            case Trim():
+                self._engine.trim()
+                gc.collect()
+                malloc.trim()
+                self._connection.send(Trimmed(memory=self.memory()))
+            case StopWorker():
+                self._stopped = True
+        return True
+
+    # --- a job, from its begin to its end
+
+    def _begin(self, job: Job) -> None:
+        job.begin()
+        if not self._wanted(job):
+            raise JobCancelledError
+        message = job.message
+        rate = self._preparation.rate(message)
+        written = message.output or message.result
+        if written and self._confined and self._confined.has_lost(folder := Path(written).parent):
+            log.say(log.WARNING, f"{folder} was replaced; this worker can't write there and ends for another", job.id)
+            self._connection.terminate()
+            raise JobCancelledError
+        if message.output is not None:
+            earlier = outputs.delivered(Path(message.output), job.id)
+            if earlier is not None:
+                self._leave(job)
+                self._connection.send(self._delivered(job, earlier, rate))
+                return
+            outputs.check_absent(Path(message.output))
+        has_recording = job.body is not None or message.recording is not None
+        self._note("prepare", (job.id,))
+        self._do(
+            job,
+            lambda: self._preparation.utterance(message, job.body, rate),
+            lambda utterance: self._prepared(job, utterance, rate),
+            is_work=has_recording,
+        )
+
+    def _prepared(self, job: Job, utterance: Utterance, rate: int) -> None:
+        assert job.begun_at is not None
+        job.body = None
+        utterance.beat, utterance.cancelled, utterance.more = self._pulse.look, lambda: self._is_unwanted(job), job.feed
+        job.speech = Speech(job.message, utterance, rate, job.begun_at)
+        job.handle = self._engine.begin(utterance)
+        self._by_handle[job.handle] = job
+
+    def _spoken(self, job: Job, piece: Piece) -> None:
+        if not self._wanted(job):
+            raise JobCancelledError
+        if piece.waits:
+            job.waits = True
+            self._mark(job)
+            return
+        speech = job.speech
+        assert speech is not None
+        speech.check(piece)
+        job.at_boundary = piece.ends_segment and job.goes_on(piece)
+        boundary = speech.boundary(piece, in_pieces=job.feed is not None)
+
+        def heard(chunks: list[Chunk]) -> None:
+            self._send(chunks)
+            speech.heard()
+            if boundary is not None:
+                self._connection.send(boundary)
+
+        self._encode(job, lambda: speech.encode(piece.samples), heard)
+
+    def _ended(self, job: Job) -> None:
+        # An engine that notices the cancellation in the middle of a step simply returns.
+        if not self._wanted(job):
+            raise JobCancelledError
+        speech, handle = job.speech, job.handle
+        assert speech is not None and handle is not None
+        # It has no further step.
+        del self._by_handle[handle]
+
+        def finished(made: tuple[list[Chunk], bytes | None]) -> None:
+            chunks, file = made
+            self._send(chunks)
+            message = speech.finished(self.memory(), job.work_s)
+            if file is None:
+                self._finish(job, message, None)
+                return
+            job.ends = True
+            self._do(
+                job,
+                lambda: deliver(job.message, file, message),
+                lambda rest: self._finish(job, message, rest),
+                is_work=speech.is_work or bool(job.message.output or job.message.result),
+            )
+
+        self._encode(job, speech.finish, finished)
+
+    def _encode(self, job: Job, work: Callable[[], T], then: Callable[[T], None]) -> None:
+        assert job.speech is not None
+        if job.speech.is_work:
+            self._note("encode", (job.id,))
+        self._do(job, work, then, is_work=job.speech.is_work)
+
+    def _finish(self, job: Job, message: Finished, file: bytes | None) -> None:
+        self._leave(job)
+        self._connection.send(message, file)
+
+    def _suspend(self, job: Job) -> None:
+        assert job.speech is not None
+        waits = job.lacks_text
+        job.suspended, job.held, job.to_suspend, job.waits = True, False, False, False
+        job.speech.stop_clock()
+        del self._active[job.id], self._marked[job.id]
+        taken = job.feed.taken if job.feed else 0
+        self._connection.send(Suspended(job=job.id, memory=self.memory(), waits=waits, texts=taken, work_s=job.work_s))
+
+    def _resume(self, job: Job) -> None:
+        assert job.speech is not None and job.handle is not None
+        job.suspended = job.resumes = job.at_boundary = False
+        job.speech.start_clock()
+        if not self._wanted(job):
+            raise JobCancelledError
+        self._engine.resume(job.handle)
+
+    def _send(self, chunks: list[Chunk]) -> None:
+        for message, body in chunks:
+            self._connection.send(message, body)
+
+    # --- work and errors
+
+    def _do(self, job: Job, work: Callable[[], T], then: Callable[[T], None], *, is_work: bool) -> None:
+        """Do a part of the work for a job, and go on with what it made. ``is_work``: it takes milliseconds.
+
+        With a single slot nothing else could be done meanwhile. Raises what ``work`` and ``then`` raise.
+        """
+        if not is_work or self.slots == 1:
+            then(work())
+            return
+        job.pending += 1
+
+        def done(future: Future[T]) -> None:
+            job.pending -= 1
+            # It may have ended.
+            if self._jobs.get(job.id) is job:
+                self._attempt(job, lambda: then(future.result()))
+
+        self._helper.submit(work, done)
+
+    def _attempt(self, job: Job, work: Callable[..., None], *given: Any) -> None:
+        """Do something for a job, which an error ends."""
+        try:
+            work(*given)
+        except WorkerProtocolError:
+            raise
+        except Exception as error:
+            self._fail(job, error)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        """End a job that can't go on, or is not wanted."""
+        message = failed(job.id, error, terminated=self._connection.terminated)
+        # A broken engine may hang.
+        code = exit_code(message)
+        if not code and job.handle is not None and not job.over:
+            try:
+                self._engine.cancel(job.handle)
+            except Exception as other:
+                # The job ends in any case.
+                log.report(other, job.id)
+        if isinstance(error, JobCancelledError):
+            self._connection.drop_audio(job.id)
+        message.work_s, message.memory = job.work_s, self.memory()
+        self._leave(job)
+        self._connection.send(message)
+        self._code = self._code or code
+
+    def _leave(self, job: Job) -> None:
+        """The job has ended."""
+        for jobs in (self._jobs, self._active, self._marked):
+            jobs.pop(job.id, None)
+        if job.handle is not None:
+            self._by_handle.pop(job.handle, None)
+        # They know the job, too: without them it is freed at once, with its audio.
+        job.handle = job.speech = None
+
+    # --- the engine as a whole
+
     def warm_up(self, text: str) -> None:
-        """Speak ``text`` and discard it, at the rate that jobs have, so that the first job finds everything loaded."""
+        """Speak ``text`` and discard it, at the rate that jobs have, so that the first job finds everything loaded.
+
+        No other job may be running.
+        """
         if not text:
             return
         utterance = self._preparation.warm_up(text)
@@ -67,16 +477,15 @@ class JobRunner:
             if resampler:
                 resampler.add(piece.samples)
 
-    def check(self, check: str, text: str) -> int:
-        """Speak ``text``, discard it, and report whether that worked. Returns an exit code as :meth:`run` does."""
+    def _check(self, check: str) -> None:
+        """Speak the warm-up sentence, and report whether that worked."""
+        problem = ""
         try:
-            self.warm_up(text)
+            self.warm_up(self._warmup_text)
         except Exception as error:
-            failed = self._failed("", error)
-            self._connection.send(Checked(check=check, problem=failed.message))
-            return exit_codes.OF_FATAL_ERROR.get(failed.code, exit_codes.ENGINE_BROKEN) if failed.fatal else 0
-        self._connection.send(Checked(check=check))
-        return 0
+            message = failed("", error)
+            problem, self._code = message.message, exit_code(message)
+        self._connection.send(Checked(check=check, problem=problem))
 
     def memory(self) -> Memory:
         """The memory of the process and of its engine now."""
@@ -85,130 +494,37 @@ class JobRunner:
             rss=int(os.pread(self._statm, 128, 0).split()[1]) * _PAGE_BYTES,
             torch_allocated=figures.torch_allocated,
             torch_reserved=figures.torch_reserved,
+            settled=self._engine.settled,
         )
 
-    def run(self, job: SpeakJob, body: bytes | None) -> int:
-        """Speak ``job`` until it ends or is suspended, and report which. ``body``: the recording of its prompt.
+    def _note(self, stage: str, jobs: Collection[str] = ()) -> None:
+        """Note a stage and its jobs for the flight recorder. The helper's jobs may be to blame, too."""
+        if self._note_to is not None:
+            helped = [job.id for job in self._active.values() if job.pending] if self.slots > 1 else []
+            self._note_to(stage, (*jobs, *helped))
 
-        Returns the exit code with which the process must end, or 0.
-        """
-        return self._attempt(job.job, lambda: self._begin(job, body))
+    def _progress(self) -> list[JobProgress]:
+        return [
+            JobProgress(job.id, job.handle.done, job.handle.expected, job.handle.work_s)
+            for job in self._active.values()
+            if job.handle is not None
+        ]
 
-    def resume(self, job: str) -> int:
-        """Resume a suspended job, as :meth:`run` does."""
-        running = self._suspended.pop(job)
-        running.resume()
-        return self._attempt(job, lambda: self._speak(job, running))
-
-    def cancel(self, job: str) -> None:
-        """Cancel a suspended job."""
-        try:
-            self._suspended.pop(job).close()
-        except Exception as error:
-            # The job ends as cancelled in any case.
-            log.report(error, job)
-        self._connection.send(self._failed(job, JobCancelledError()))
-
-    def cancel_all(self) -> None:
-        """Cancel all suspended jobs, before the process ends."""
-        for job in list(self._suspended):
-            self.cancel(job)
-
-    def _attempt(self, job: str, work: Callable[[], None]) -> int:
-        try:
-            work()
-        except WorkerProtocolError:
-            raise
-        except Exception as error:
-            failed = self._failed(job, error)
-            self._connection.send(failed)
-            if failed.fatal and failed.code != ErrorCode.CANCELLED:
-                return exit_codes.OF_FATAL_ERROR.get(failed.code, exit_codes.ENGINE_BROKEN)
-        return 0
-
-    def _begin(self, job: SpeakJob, body: bytes | None) -> None:
-        begun = time.perf_counter()
-        heartbeat = Heartbeat(job.job, self._connection)
-        if not self._connection.wanted(job.job):
-            raise JobCancelledError
-        rate = self._preparation.rate(job)
-        written = job.output or job.result
-        if written and self._confined and self._confined.has_lost(folder := Path(written).parent):
-            log.say(log.WARNING, f"{folder} was replaced; this worker can't write there and ends for another", job.job)
-            self._connection.terminate()
-            raise JobCancelledError
-        if job.output is not None:
-            earlier = outputs.delivered(Path(job.output), job.job)
-            if earlier is not None:
-                self._connection.send(self._delivered(job, earlier, rate, is_cloned=body is not None))
-                return
-            outputs.check_absent(Path(job.output))
-        utterance = self._preparation.utterance(job, body, rate, heartbeat)
-        utterance.more = feed = TextFeed(job.job, self._connection) if job.more else None
-        running = RunningJob(
-            job, self._engine, utterance, self._connection, rate=rate, heartbeat=heartbeat, begun=begun, feed=feed
-        )
-        self._speak(job.job, running)
-
-    def _speak(self, job: str, running: RunningJob) -> None:
-        connection = self._connection
-        while (piece := running.step()) is not None:
-            for other in connection.take_cancelled_suspended():
-                self.cancel(other)
-            feed = running.feed
-            goes_on = piece.segment + 1 < piece.segments or (feed is not None and not feed.complete)
-            asked = piece.ends_segment and goes_on and connection.suspension_requested(job)
-            waits = piece.waits and not connection.has_text(job)
-            if (asked or waits) and connection.wanted(job):
-                running.suspend()
-                self._suspended[job] = running
-                connection.suspend()
-                taken = feed.taken if feed is not None else 0
-                connection.send(Suspended(job=job, memory=self.memory(), waits=waits, texts=taken))
-                return
-        finished, file = running.finish(self.memory)
-        connection.send(finished, file)
-
-    def _delivered(self, job: SpeakJob, file: bytes, rate: int, *, is_cloned: bool) -> Finished:
+    def _delivered(self, job: Job, file: bytes, rate: int) -> Finished:
         """The end of a job whose output an earlier attempt wrote before its worker died."""
+        message = job.message
         finished = Finished(
-            job=job.job,
+            job=job.id,
             sample_rate=rate,
-            audio_s=audio.duration_s(file, job.format, rate),
+            audio_s=audio.duration_s(file, message.format, rate),
             synthesis_s=0.0,
             first_audio_s=0.0,
-            voice=job.voice or ("" if is_cloned else self._preparation.voice(None) or ""),
+            voice=message.voice or ("" if job.body is not None else self._preparation.voice(None) or ""),
             sha256="",
             chunks=0,
             bytes=0,
-            path=job.output,
+            path=message.output,
             memory=self.memory(),
         )
         describe(finished, file)
         return finished
-
-    def _failed(self, job: str, error: Exception) -> Failed:
-        match error:
-            case JobCancelledError() if self._connection.terminated:
-                failed = Failed(job=job, code="cancelled", message="the worker received SIGTERM", fatal=True)
-            case JobCancelledError():
-                failed = Failed(job=job, code="cancelled", message="cancelled")
-            case EngineError():
-                reason = f"the engine said {error.code}" if error.quotes else error.message
-                failed = Failed(job=job, code=error.code, message=error.message, reason=reason, fatal=error.fatal)
-            case outputs.OutputExistsError():
-                failed = Failed(job=job, code="output_exists", message=str(error))
-            case outputs.OutputError():
-                failed = Failed(job=job, code="output_failed", message=str(error))
-            case _:
-                log.report(error, job)
-                code = cuda_errors.fatal_kind(error) or "synthesis_failed"
-                words = log.in_words(error)[:500]
-                failed = Failed(job=job, code=code, message=words, reason=log.safe_words(error))
-        if failed.code in exit_codes.OF_FATAL_ERROR:
-            # Without the memory, or with a broken context, the next jobs would fail too.
-            failed.fatal = True
-        # The other messages are ours and quote nothing.
-        failed.reason = failed.reason or failed.message
-        failed.memory = self.memory()
-        return failed

@@ -1,4 +1,4 @@
-"""Sinks for a job's samples, an encoder of a file or a stream to the supervisor, and the way of a finished file."""
+"""Sinks for a job's samples, an encoder of a file or of a stream, and the way of a finished file."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 from glmtts.protocol.worker import AudioChunk, Finished, SpeakJob
 
+from ..engines.base import EngineError
 from ..storage import free_space, outputs
 from . import audio, log
-from .connection import SupervisorConnection
-from .progress import JobCancelledError
 from .stream_encoders import stream_encoder
 
 if TYPE_CHECKING:
@@ -20,6 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Samples = NDArray[np.float32]
+
+#: A part of a stream, as it is sent.
+Chunk = tuple[AudioChunk, memoryview]
 
 _CHUNK_BYTES = 64 * 1024
 
@@ -34,61 +36,94 @@ class FileSink:
         self.samples = self.size = 0
         self.sha256 = ""
 
-    def add(self, samples: Samples) -> None:
-        """Take the next samples, of shape (n,)."""
+    def add(self, samples: Samples) -> list[Chunk]:
+        """Take the next samples, of shape (n,). Nothing is sent of them."""
         self.samples += len(samples)
         self._encoder.add(samples)
+        return []
 
-    def finish(self) -> bytes:
-        """The whole file."""
+    def finish(self) -> tuple[list[Chunk], bytes]:
+        """The whole file, and no chunks."""
         data = self._encoder.finish()
         self.size, self.sha256 = len(data), hashlib.sha256(data).hexdigest()
-        return data
+        return [], data
 
 
 class StreamSink:
-    """Sends the file in pieces, ``chunks`` messages so far; keeps it too if the job has a ``result``."""
+    """Makes the file in pieces, ``chunks`` messages so far; keeps it too if the job has a ``result``.
 
-    def __init__(self, job: SpeakJob, connection: SupervisorConnection, rate: int) -> None:
+    Of a stream that an earlier attempt began, the part that was sent is left out, if it is the same again.
+    """
+
+    def __init__(self, job: SpeakJob, rate: int) -> None:
         self._job = job.job
         self._rate = rate
-        self._connection = connection
         self._whole = job.whole
         self._encoder = stream_encoder(job.format, rate, keep=job.whole)
         self._hash = hashlib.sha256()
         self._kept = bytearray() if job.result is not None else None
+        self._replay = job.replay
         self.samples = self.chunks = self.size = 0
         self.sha256 = ""
 
-    def add(self, samples: Samples) -> None:
-        """Encode and send the next samples, of shape (n,). Raises JobCancelledError."""
+    def add(self, samples: Samples) -> list[Chunk]:
+        """Encode the next samples, of shape (n,). Raises EngineError if they are not those that were sent before."""
         self.samples += len(samples)
-        self._send(self._encoder.add(samples))
+        return self._cut(self._encoder.add(samples))
 
-    def _send(self, data: bytes) -> None:
-        self._hash.update(data)
-        self.size += len(data)
+    def _cut(self, data: bytes) -> list[Chunk]:
         if self._kept is not None:
             self._kept += data
-        view = memoryview(data)
-        for start in range(0, len(data), _CHUNK_BYTES):
+        view = self._behind_replayed(memoryview(data))
+        chunks: list[Chunk] = []
+        for start in range(0, len(view), _CHUNK_BYTES):
             chunk = view[start : start + _CHUNK_BYTES]
-            message = AudioChunk(job=self._job, seq=self.chunks, audio_s=self.samples / self._rate)
-            if not self._connection.send(message, chunk, until=lambda: not self._connection.wanted(self._job)):
-                raise JobCancelledError
+            self._count(chunk)
+            message = AudioChunk(
+                job=self._job, seq=self.chunks, audio_s=self.samples / self._rate, digest=self._hash.digest()
+            )
+            chunks.append((message, chunk))
             self.chunks += 1
+        return chunks
 
-    def finish(self) -> bytes | None:
-        """Send the last piece. Returns the file, if the job has a ``result``. Raises JobCancelledError."""
-        self._send(self._encoder.finish())
+    def _behind_replayed(self, data: memoryview) -> memoryview:
+        """Of the next bytes those that were not sent by an earlier attempt."""
+        replay = self._replay
+        if replay is None:
+            return data
+        left = replay.size - self.size
+        self._count(data[:left])
+        if self.size == replay.size:
+            if self._hash.digest() != replay.digest:
+                raise _not_the_same()
+            self._replay, self.chunks = None, replay.chunks
+        return data[left:]
+
+    def _count(self, data: memoryview) -> None:
+        self._hash.update(data)
+        self.size += len(data)
+
+    def finish(self) -> tuple[list[Chunk], bytes | None]:
+        """The last chunks, and the file if the job has a ``result``. Raises EngineError as :meth:`add` does."""
+        chunks = self._cut(self._encoder.finish())
+        if self._replay is not None:
+            raise _not_the_same()
         self.sha256 = self._hash.hexdigest()
         if self._kept is None:
-            return None
+            return chunks, None
         file = bytes(self._kept)
         if self._whole:
             file = self._encoder.whole(file)
             self.size, self.sha256 = len(file), hashlib.sha256(file).hexdigest()
-        return file
+        return chunks, file
+
+
+def _not_the_same() -> EngineError:
+    return EngineError(
+        "worker_crashed",
+        "the worker died in the middle of the stream, and a new one made other audio for its beginning, so the stream "
+        "can't go on; send the job again",
+    )
 
 
 def deliver(job: SpeakJob, file: bytes, finished: Finished) -> bytes | None:

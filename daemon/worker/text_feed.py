@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-from .connection import SupervisorConnection
+from collections import deque
+from collections.abc import Callable
+
+from glmtts.protocol.worker import AddText
 
 
 class TextFeed:
-    """Hands the texts that come for a job to its engine, and counts the messages with them."""
+    """Keeps the texts that come for a job until its engine takes them, and counts the messages with them."""
 
-    def __init__(self, job: str, connection: SupervisorConnection) -> None:
-        self._job = job
-        self._connection = connection
+    def __init__(self, look: Callable[[], None]) -> None:
+        """``look``: reads the messages that have arrived, which may :meth:`add` one."""
+        self._look = look
+        self._texts: deque[AddText] = deque()
         #: The number of messages that were taken, and whether the last of all was among them.
         self.taken = 0
         self.complete = False
 
+    def add(self, message: AddText) -> None:
+        """A text has come."""
+        self._texts.append(message)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there is a text that the engine has not taken."""
+        return bool(self._texts)
+
     def __call__(self) -> str | None:
-        """The text that came since the last call; ``""`` if none did; None if none will come."""
-        texts = [] if self.complete else self._connection.take_texts(self._job)
-        self.taken += len(texts)
-        self.complete = self.complete or any(message.last for message in texts)
-        text = "".join(message.text for message in texts)
-        return None if self.complete and not text else text
+        """The next text; ``""`` while none has come; None after the last.
+
+        One message at a time, so that segments do not depend on when the texts come: a stream can be replayed.
+        """
+        if self.complete:
+            return None
+        self._look()
+        if not self._texts:
+            return ""
+        message = self._texts.popleft()
+        self.taken += 1
+        self.complete = message.last
+        return None if message.last and not message.text else message.text

@@ -57,7 +57,7 @@ def test_a_suspended_job_frees_its_slot_and_is_not_watched() -> None:
     process = Process(ready=READY)
     for job in ("a", "b"):
         process.take(job, 1.0)
-    process.to_suspend = "a"
+    process.to_suspend.add("a")
     process.suspend("a")
     assert process.may_resume and list(process.begun) == ["b"] and set(process.moved) == {"b"}
     process.resume("a", 3.0)

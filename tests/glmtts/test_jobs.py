@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from glmtts.protocol import exit_codes
-from glmtts.protocol.worker import Beat, Bye, CancelJob, Failed, Finished, Message, ResumeJob, Suspended, SuspendJob
+from glmtts.protocol.worker import Bye, CancelJob, Failed, Finished, Message, ResumeJob, Suspended, SuspendJob
 
 from ..process.worker_under_test import Start, WorkerUnderTest
 from .stand_in.packages.mischief import SLOW_FLOW_S, SLUGGISH_S
@@ -96,9 +96,9 @@ def test_a_segment_says_that_it_moves_while_it_is_spoken(root: Root, worker: Wor
     # So that a worker that speaks a long segment is not taken for hung.
     text = "sluggish 我们去公园散步。" if root.is_stand_in else SEGMENT
     name = worker.start(**asked(text))
-    end, seen = worker.until_end(name)
+    end, _ = worker.until_end(name)
     assert isinstance(end, Finished)
-    beats = [message.done for message, _ in seen if isinstance(message, Beat)]
+    beats = [beat.done for beat in worker.beats if beat.job == name]
     # The last may be said twice: nothing is counted in the vocoder.
     assert len(set(beats)) >= 4 and beats == sorted(beats)
 
@@ -107,7 +107,7 @@ def test_a_cancelled_job_ends_within_its_segment(root: Root, worker: WorkerUnder
     before = speak(worker, SHORT)
     text = f"neverending sluggish {SHORT}" if root.is_stand_in else SEGMENT
     name = worker.start(**asked(text))
-    worker.expect(Beat)
+    worker.moving()
     worker.send(CancelJob(job=name))
     asked_for = time.monotonic()
     end, _ = worker.until_end(name)
@@ -121,7 +121,7 @@ def test_a_cancelled_job_ends_within_its_segment(root: Root, worker: WorkerUnder
 def test_a_job_is_cancelled_within_the_flow_model_too(worker: WorkerUnderTest) -> None:
     before = speak(worker, SHORT)
     name = worker.start(**asked("slowflow."))
-    beats = [worker.expect(Beat).done for _ in range(4)]
+    beats = [worker.moving().done for _ in range(4)]
     worker.send(CancelJob(job=name))
     asked_for = time.monotonic()
     end, _ = worker.until_end(name)

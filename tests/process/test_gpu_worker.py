@@ -20,7 +20,6 @@ import soundfile
 from glmtts.protocol import exit_codes
 from glmtts.protocol.worker import (
     AudioChunk,
-    Beat,
     Bye,
     CancelJob,
     Failed,
@@ -100,7 +99,7 @@ def test_sigterm_ends_an_idle_worker(worker: WorkerUnderTest) -> None:
 
 def test_sigterm_ends_a_job_at_its_next_boundary(worker: WorkerUnderTest) -> None:
     name = worker.start(options={"fault": "sleep", "seconds": 60})
-    worker.expect(Beat)
+    worker.moving()
     worker.process.send_signal(signal.SIGTERM)
     end, _ = worker.until_end(name)
     assert isinstance(end, Failed) and end.code == "cancelled" and end.fatal
@@ -260,7 +259,7 @@ def test_a_job_that_can_t_be_done_says_why_and_harms_no_other(
 
 def test_a_cancelled_job_ends_early_and_the_next_one_is_spoken(worker: WorkerUnderTest) -> None:
     name = worker.start(options={"fault": "sleep", "seconds": 60})
-    worker.expect(Beat)
+    worker.moving()
     worker.send(CancelJob(job=name))
     end, _ = worker.until_end(name)
     assert isinstance(end, Failed) and end.code == "cancelled" and not end.fatal
@@ -289,9 +288,8 @@ def test_a_slow_supervisor_holds_the_worker_back_and_can_still_cancel(worker: Wo
 
 def test_a_job_that_moves_says_so_and_not_more_often_than_needed(worker: WorkerUnderTest) -> None:
     name = worker.start(options={"seconds": 0.7, "rtf": 1.0})
-    _, seen = worker.until_end(name)
-    beats = [message for message, _ in seen if isinstance(message, Beat)]
-    assert 2 <= len(beats) <= 8 and all(beat.expected for beat in beats)
+    worker.until_end(name)
+    assert 2 <= len(worker.beats) <= 8 and all(beat.job == name and beat.expected for beat in worker.beats)
 
 
 def test_trim_is_answered_with_what_the_worker_holds(worker: WorkerUnderTest) -> None:

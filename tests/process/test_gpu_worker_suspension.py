@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from glmtts.protocol import exit_codes
 from glmtts.protocol.worker import (
     AudioChunk,
-    Beat,
     Bye,
     CancelJob,
     Failed,
@@ -150,8 +149,8 @@ def test_the_time_for_which_a_job_was_suspended_is_not_its_own(worker: WorkerUnd
 def test_a_job_suspended_is_silent(worker: WorkerUnderTest) -> None:
     name, _ = worker.suspended(lambda: worker.start(**job(worker)))
     other = worker.start(options={"seconds": 0.5, "rtf": 1.0})
-    _, seen = worker.until_end(other)
-    assert any(isinstance(message, Beat) for message, _ in seen)
+    worker.until_end(other)
+    assert worker.beats and all(beat.job == other for beat in worker.beats)
     worker.send(Trim())
     worker.expect(Trimmed)
     assert isinstance(worker.until_end(resume(worker, name))[0], Finished)
@@ -189,11 +188,10 @@ def test_a_job_without_a_boundary_before_its_end_just_ends(worker: WorkerUnderTe
 def test_a_job_suspended_can_be_cancelled_while_another_is_spoken(worker: WorkerUnderTest) -> None:
     name, _ = worker.suspended(lambda: worker.start(**job(worker)))
     other = worker.start(options={"seconds": 60, "rtf": 0.1})
-    worker.expect(Beat)
+    worker.moving()
     worker.send(CancelJob(job=name))
-    while isinstance(message := worker.receive()[0], Beat):
-        assert message.job == other
-    assert isinstance(message, Failed) and (message.job, message.code) == (name, "cancelled")
+    failed = worker.expect(Failed)
+    assert (failed.job, failed.code) == (name, "cancelled") and all(beat.job == other for beat in worker.beats)
     worker.free(other)
     worker.speak(**job(worker))
 

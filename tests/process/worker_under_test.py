@@ -17,13 +17,16 @@ from typing import Any, TypeVar
 
 import zmq
 
+from glmtts.daemon import flight_recorder
 from glmtts.daemon.processes.command import command as worker_command
 from glmtts.protocol.worker import (
     AudioChunk,
+    Beats,
     CancelJob,
     Failed,
     Finished,
     Hello,
+    JobProgress,
     Message,
     Ready,
     SpeakJob,
@@ -55,6 +58,7 @@ class WorkerUnderTest:
         self.identity = b""
         self.token = secrets.token_hex(8)
         self.lifeline, self.write_end = os.pipe2(os.O_CLOEXEC)
+        self.recorder = flight_recorder.create()
         self.log = folder / "log"
         self.engine = str(config.get("engine", "fault"))
         settings = {
@@ -63,6 +67,7 @@ class WorkerUnderTest:
             "token": self.token,
             "daemon_pid": os.getpid(),
             "lifeline_fd": self.lifeline,
+            "recorder_fd": self.recorder,
             "engine": "fault",
             "engine_settings": {},
             "warmup_text": "",
@@ -78,11 +83,12 @@ class WorkerUnderTest:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=[self.lifeline],
+                pass_fds=[self.lifeline, self.recorder],
                 start_new_session=True,
             )
         os.close(self.lifeline)
         self.jobs = 0
+        self.beats: list[JobProgress] = []
 
     def close(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -90,6 +96,7 @@ class WorkerUnderTest:
         self.process.wait(DEADLINE_S)
         if self.write_end >= 0:
             os.close(self.write_end)
+        os.close(self.recorder)
         self.router.close()
         self.context.term()
 
@@ -99,8 +106,20 @@ class WorkerUnderTest:
         self.identity, header, *body = self.router.recv_multipart()
         return decode_from_worker(header), body[0] if body else None
 
+    def next(self) -> tuple[Message, bytes | None]:
+        """The next message that is none of beats, which are kept in ``beats``."""
+        while isinstance((received := self.receive())[0], Beats):
+            self.beats += received[0].jobs
+        return received
+
+    def moving(self) -> JobProgress:
+        """Wait for beats; returns the first job's."""
+        while not isinstance((message := self.receive()[0]), Beats):
+            pass
+        return message.jobs[0]
+
     def expect(self, kind: type[M]) -> M:
-        message, _ = self.receive()
+        message, _ = self.next()
         assert isinstance(message, kind), f"{message} instead of {kind.__name__}; log:\n{self.log.read_text()}"
         return message
 
@@ -129,9 +148,21 @@ class WorkerUnderTest:
         """What the job says, up to a message of that kind."""
         seen: list[tuple[Message, bytes | None]] = []
         while not seen or not isinstance(seen[-1][0], kind):
-            seen.append(self.receive())
+            seen.append(self.next())
             assert getattr(seen[-1][0], "job", None) == name, f"{seen[-1]}; log:\n{self.log.read_text()}"
         return seen
+
+    def until_all_end(self, *names: str) -> dict[str, list[tuple[Message, bytes | None]]]:
+        """What jobs say that are spoken side by side, each up to its last message."""
+        seen: dict[str, list[tuple[Message, bytes | None]]] = {name: [] for name in names}
+        while not all(said and isinstance(said[-1][0], Finished | Failed) for said in seen.values()):
+            received = self.next()
+            seen[getattr(received[0], "job", "")].append(received)
+        return seen
+
+    def until_dead(self) -> tuple[int, flight_recorder.Note]:
+        """Wait for the end of the process. Returns its code, and what it had begun."""
+        return self.process.wait(self.patience_s), flight_recorder.read(self.recorder)
 
     def speak(self, text: str = "hello", body: bytes | None = None, **job: Any) -> tuple[Finished, bytes]:
         end, seen = self.until_end(self.start(text, body, **job))

@@ -28,9 +28,9 @@ FROM_WORKER: list[worker.WorkerMessage] = [
         warmup_s=0.1,
         memory=MEMORY,
     ),
-    worker.Beat(job="j", done=1, expected=None),
+    worker.Beats(jobs=[worker.JobProgress("j", 1), worker.JobProgress("k", 2, 9, 0.5)]),
     worker.SegmentDone(job="j", segment=1, segments=2, audio_s=0.5),
-    worker.AudioChunk(job="j", seq=0),
+    worker.AudioChunk(job="j", seq=0, digest=b"\0\xff"),
     worker.Finished(
         job="j",
         sample_rate=24_000,
@@ -53,6 +53,17 @@ FROM_WORKER: list[worker.WorkerMessage] = [
 TO_WORKER: list[worker.SupervisorMessage] = [
     worker.SpeakJob(
         job="j", text="a", voice=None, format="wav", sample_rate=None, stream=False, seed=0, options={"rate": 100}
+    ),
+    worker.SpeakJob(
+        job="j",
+        text="a",
+        voice=None,
+        format="wav",
+        sample_rate=None,
+        stream=True,
+        seed=0,
+        options={},
+        replay=worker.Replay(9, b"\0\xff", 2),
     ),
     worker.AddText(job="j", text="a", last=True),
     worker.CancelJob(job="j"),

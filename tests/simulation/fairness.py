@@ -54,7 +54,8 @@ class Fairness:
         self._served: dict[_Flow, float] = {}
         self._windows: dict[tuple[_Flow, _Flow], _Window] = {}
         self._now = world.clocks.core_now
-        self._running: list[Any] = []
+        #: Jobs at work, and how many share the time of their worker.
+        self._running: list[tuple[Any, int]] = []
         #: How long the last jobs of each took, by their ids: it may be ahead by them.
         self._recent: dict[_Flow, dict[str, float]] = {}
         self._waiting: list[_Flow] = []
@@ -72,17 +73,18 @@ class Fairness:
         """After every step: time has passed for those that were running until now."""
         now, served = self._world.clocks.core_now, self._served
         passed_s, self._now = now - self._now, now
-        for job in self._running:
-            long_s = max(job.account.cost_s, job.attempt.active_s(now), job.account.charged_s)
+        for job, load in self._running:
+            long_s = max(job.account.cost_s, job.attempt.work_s(now), job.account.charged_s)
             for flow in ((job.request.priority, ""), (job.request.priority, job.client.key)):
-                served[flow] = served.get(flow, 0.0) + passed_s
+                served[flow] = served.get(flow, 0.0) + passed_s / load
                 recent = self._recent.setdefault(flow, {})
                 recent[job.id] = max(recent.get(job.id, 0.0), long_s)
                 if len(recent) > _RECENT:
                     del recent[next(iter(recent))]
         live = self._live
-        at_work = (id for worker in self._pool.workers.values() for id in worker.process.begun)
-        self._running = [job for id in at_work if (job := live.get(id)) is not None and job.ending is None]
+        begun = [worker.process.begun for worker in self._pool.workers.values()]
+        at_work = ((live.get(id), len(ids)) for ids in begun for id in ids)
+        self._running = [(job, load) for job, load in at_work if job is not None and job.ending is None]
         class_queues = self._queue._class_queues
         weights = self._queue._classes._weights
         if weights != self._weights:
@@ -107,9 +109,9 @@ class Fairness:
         return list(itertools.combinations(sorted(flows), 2))
 
     def _batch_is_held_back(self) -> bool:
-        """Some workers take no batch jobs: weights are not what decides."""
-        serving = self._pool.serving
-        return bool(min(self._machine.settings.queue.interactive_workers, max(0, serving - 1)))
+        """Some slots take no batch jobs: weights are not what decides."""
+        slots = sum(worker.process.slots for worker in self._pool.workers.values() if worker.serving)
+        return bool(min(self._machine.settings.queue.interactive_workers, max(0, slots - 1)))
 
     def _look(self, pairs: list[tuple[_Flow, _Flow]]) -> None:
         before, self._windows = self._windows, {}

@@ -99,7 +99,7 @@ class ClassQueue:
         self.work_s += job.account.cost_s
         if job.deadline_at is not None:
             self._with_deadline.add(self._order)
-            heapq.heappush(self._urgent, (job.deadline_at - job.account.cost_s, self._order, job))
+            heapq.heappush(self._urgent, (job.deadline_at - job.account.latency_s, self._order, job))
 
     def remove(self, job: Job) -> None:
         """Take a job out, which is not started. Raises KeyError if it is not here."""
@@ -132,10 +132,10 @@ class ClassQueue:
         job = self._flows[client].jobs[0][2]
         urgent = self._next_urgent(now)
         if urgent is not None and urgent is not job:
-            latest_start = (urgent.deadline_at or 0.0) - urgent.account.cost_s
+            latest_start = (urgent.deadline_at or 0.0) - urgent.account.latency_s
             # Behind the other one it would come too late, and its client is not so far ahead that it has to.
             ahead_s = self._share.tag(urgent.client.key) - self._share.virtual
-            if latest_start < now + job.account.cost_s and ahead_s <= urgent.account.cost_s:
+            if latest_start < now + job.account.latency_s and ahead_s <= urgent.account.cost_s:
                 return urgent
         return job
 
@@ -153,7 +153,7 @@ class ClassQueue:
         for flow in self._flows.values():
             flow.jobs = sorted((due(job), order, job) for _, order, job in flow.jobs)
         self._urgent = [
-            ((job.deadline_at or 0.0) - job.account.cost_s, order, job)
+            ((job.deadline_at or 0.0) - job.account.latency_s, order, job)
             for _, order, job in self._urgent
             if order in self._with_deadline
         ]

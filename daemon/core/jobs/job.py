@@ -12,6 +12,8 @@ durable job is sent when it is on disk: until then the job keeps its state, and 
 
 from __future__ import annotations
 
+import math
+
 from msgspec import UNSET, Struct, field
 from msgspec.structs import replace
 
@@ -67,10 +69,11 @@ class Ending(Struct):
 
 
 class Account(Struct):
-    """What the scheduler charges a job's client for it, in seconds of a worker's time."""
+    """What the scheduler charges a job's client for it, in seconds of an engine's time (Attempt.work_s)."""
 
-    #: What the job is expected to take.
+    #: What the job is expected to take, and among how many others: while it waits, all slots of a worker are taken.
     cost_s: float = 0.0
+    load: int = 1
     #: What its client was charged so far, and how much of that is known to be right, because it was spoken before the
     #: job was last suspended.
     charged_s: float = 0.0
@@ -79,6 +82,11 @@ class Account(Struct):
     place: int = 0
     #: Its length and what it is like, as the estimator has found them.
     profile: tuple[int, tuple[str, ...], tuple[str, ...]] | None = None
+
+    @property
+    def latency_s(self) -> float:
+        """Seconds from the job's start to its end, as far as they can be expected."""
+        return self.cost_s * self.load
 
 
 class Pieces(Struct):
@@ -110,6 +118,9 @@ class Attempt(Struct):
     #: Since when the worker works on it without a break, and the seconds of work before that.
     active_since: float | None = None
     earlier_s: float = 0.0
+    #: Slots of the worker, and the engine's time that the job took, as the worker last said.
+    slots: int = 1
+    told_s: float = 0.0
     #: Seconds of work at its last segment boundary.
     boundary_s: float = 0.0
     first_audio_at: float | None = None
@@ -134,6 +145,22 @@ class Attempt(Struct):
     def active_s(self, now: float) -> float:
         """For how many seconds the worker has worked on it."""
         return self.earlier_s + (now - self.active_since if self.active_since is not None else 0.0)
+
+    def tell_work(self, work_s: float) -> None:
+        """The worker has said how much of the engine's time the job took."""
+        # A worker's memory may be corrupt: neither NaN nor infinity is a time.
+        if self.told_s < work_s < math.inf:
+            self.told_s = work_s
+
+    def work_s(self, now: float = 0.0) -> float:
+        """Seconds of the engine's time that it took so far; once it is stopped, ``now`` makes no difference.
+
+        In a worker with one slot that is all the time. In one with several it is the job's part, as the worker says;
+        until it does, an equal part for each slot.
+        """
+        if self.slots == 1:
+            return self.active_s(now)
+        return self.told_s or self.active_s(now) / self.slots
 
     def resume(self, now: float) -> None:
         """The worker works on it from now on."""
@@ -174,12 +201,14 @@ class Job(Struct, kw_only=True):
     account: Account = field(default_factory=Account)
     attempt: Attempt = field(default_factory=Attempt)
     attempts: int = 0
-    #: How many of these were not its fault: the daemon ended, or the worker died of another job.
+    #: How many of these were not its fault: the daemon ended, or the worker died of another job, or may have.
     excused: int = 0
     #: How many of them the end of a daemon broke off.
     interrupted: int = 0
     #: It ran out of GPU memory once: it is tried once more, on a process that has had no other job.
     needs_fresh: bool = False
+    #: A worker died of it, or may have, beside other jobs: its next attempts have a worker to themselves.
+    alone: bool = False
     waited_s: float = 0.0
     #: The waiting time and the position that its client was last sent; -1: none since it came into the queue.
     estimated_wait_s: float | None = None
@@ -236,6 +265,8 @@ class Job(Struct, kw_only=True):
         )
         if with_client:
             info.client, info.user = self.client.key, self.client.user
+            if self.alone and self.live:
+                info.alone = True
         if position is not None:
             info.position = position
         if estimated_wait_s is not None:

@@ -16,6 +16,7 @@ def enqueue(state: State, job: Job) -> None:
     """Put an accepted job into the queue; it may be started from now on."""
     context = state.context
     job.account.cost_s = state.estimator.expect_s(job)
+    job.account.load = state.pool.engine.slots if state.pool.engine else 1
     state.queue.push(job)
     context.stir()
     if job.deadline_at is not None:
@@ -57,7 +58,7 @@ def on_deadline(state: State, completion: Completion, id: str) -> None:
         state.context.timers.set(("deadline", job.id), job.deadline_at)
         return
     if left_s > 0.0:
-        needs = f"it takes about {job.account.cost_s:.1f} s, and only {left_s:.1f} s were left until its deadline"
+        needs = f"it takes about {job.account.latency_s:.1f} s, and only {left_s:.1f} s were left until its deadline"
         message = f"not started in time: {needs}"
     else:
         message = f"not finished within its deadline, which passed while it {'was spoken' if begun else 'waited'}"

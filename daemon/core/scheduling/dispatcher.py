@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from msgspec import UNSET
 
 from glmtts.protocol.errors import ErrorCode
@@ -20,7 +22,11 @@ from .output_shares import OutputShares
 from .preemption import Preemption
 from .retry import Retries
 
+#: States of a worker whose next process is under way.
+_COMING = (WorkerState.STARTING, WorkerState.STOPPING, WorkerState.FAILED)
 _NO_BATCH: tuple[Priority, ...] = ("batch",)
+#: Jobs that run alone wait for so long for a process that is being replaced; then a worker takes no others for them.
+_ALONE_WAITS_S = 30.0
 
 
 class Dispatcher:
@@ -44,6 +50,8 @@ class Dispatcher:
         self._notifications = notifications
         self._output_shares = output_shares
         self.preemption = Preemption(state, forecast)
+        #: Since when jobs that run alone wait and none was started; None while none waits.
+        self._alone_since: float | None = None
 
     def starts_at_once(self, job: Job) -> bool:
         """Whether there is a free worker for the next job."""
@@ -53,9 +61,14 @@ class Dispatcher:
 
     def reconcile(self) -> None:
         """Give waiting jobs to free workers, and let open workers resume what they have suspended."""
+        self._pool.reserved = ""
+        if not self._queue.wants_alone:
+            self._alone_since = None
         if self._queue and not self._queue.paused:
             while self._queue.wants_fresh and (worker := self._pool.fresh()):
                 self._take(self._queue.pop_for_fresh(), worker)
+            if self._queue.wants_alone:
+                self._start_alone()
             brief = self._brief()
             while self._queue and (worker := self._pool.free(brief=brief)):
                 job = self._next()
@@ -76,25 +89,46 @@ class Dispatcher:
         if self._job_table.open_texts.total:
             self.preemption.look_at_turns()
 
+    def _start_alone(self) -> None:
+        """Start jobs that run alone on workers with nothing at hand. Without such a worker, one comes to have nothing.
+
+        A process that is being replaced has nothing at hand either: for a while it is waited for, so that no slot stays
+        empty.
+        """
+        pool, now = self._pool, self._context.now
+        while self._queue.wants_alone and (worker := pool.vacant()):
+            self._take(self._queue.pop_alone(), worker)
+            self._alone_since = None
+        if not self._queue.wants_alone:
+            return
+        self._alone_since = now if self._alone_since is None else self._alone_since
+        coming = any(worker.state in _COMING and not worker.process.stuck for worker in pool.workers.values())
+        if (not coming or now >= self._alone_since + _ALONE_WAITS_S) and (soonest := pool.soonest_vacant()):
+            pool.reserved = soonest.name
+
     def _next(self, *, batch: bool | None = None) -> Job | None:
         """The job whose turn it is; no batch job while the workers that may have one are busy."""
         batch = self._batch_may_start() if batch is None else batch
         return self._queue.peek(self._context.now, () if batch else _NO_BATCH)
 
     def _batch_may_start(self) -> bool:
-        if not self._queue.length("batch"):
-            return True
-        serving = self._pool.serving
-        kept_free = self._pool.kept_free(serving)
+        return not self._queue.length("batch") or self._has_room_for_batch()
+
+    def _has_room_for_batch(self, *, for_suspended: bool = False) -> bool:
+        """Whether a slot is free that is not kept for others; ``for_suspended``: for a job that has been begun."""
+        serving = [worker for worker in self._pool.workers.values() if worker.serving]
+        slots = sum(worker.process.slots for worker in serving)
+        kept_free = self._pool.kept_free(slots)
         if not kept_free:
             return True
-        workers = self._pool.workers.values()
-        return sum(worker.serving and self._has_batch(worker) for worker in workers) < serving - kept_free
+        jobs = ((worker, worker.process.at_hand if for_suspended else worker.jobs) for worker in serving)
+        return sum(self._batch_slots(worker, ids) for worker, ids in jobs) < slots - kept_free
 
-    def _has_batch(self, worker: Worker) -> bool:
-        """Whether it has a batch job, even a suspended one: it will resume that."""
-        found = (job for id in worker.jobs if (job := self._job_table.live.get(id)) is not None)
-        return any(job.request.priority == "batch" and not job.attempt.waits_for_text for job in found)
+    def _batch_slots(self, worker: Worker, ids: Collection[str]) -> int:
+        """How many slots of a worker these jobs take as batch jobs, suspended ones too: they will resume."""
+        found = (job for id in ids if (job := self._job_table.live.get(id)) is not None)
+        batch = sum(job.request.priority == "batch" and not job.attempt.waits_for_text for job in found)
+        return min(worker.process.slots, batch)
 
     def _look_for_room(self) -> None:
         """No worker is free: one may suspend its job for the next, a batch job for another one of its class."""
@@ -119,14 +153,22 @@ class Dispatcher:
 
         Returns whether there is more to do: the job that it was to get was refused, or it has another slot.
         """
-        suspended = self.preemption.next_suspended(worker)
-        takes_jobs = worker.state is WorkerState.BUSY and not worker.process.replace_reason and not self._queue.paused
-        # A worker that has a batch job may have another one.
-        job = self._next(batch=self._has_batch(worker) or None) if takes_jobs else None
+        process = worker.process
+        takes_jobs = worker.state is WorkerState.BUSY and not process.replace_reason and not self._queue.paused
+        takes_jobs = takes_jobs and worker.name != self._pool.reserved
+        # A free slot may be kept for others; a worker that has nothing else to do keeps none.
+        batch = not (takes_jobs and process.at_hand) or self._has_room_for_batch(for_suspended=True)
+        suspended = self.preemption.next_suspended(worker, batch=batch)
+        # In the slot of a suspended batch job it may have another one.
+        has_batch = batch and self._batch_slots(worker, process.suspended) > 0
+        job = self._next(batch=has_batch or (None if batch else False)) if takes_jobs else None
         # Without ``suspended``, its suspended jobs were cancelled, and it is about to report that.
         if job is not None and (suspended is None or self.preemption.goes_before(job, suspended)):
             self._queue.take(job)
             return not self._take(job, worker) or worker.process.may_resume
+        if suspended is not None and suspended.alone and worker.process.at_hand:
+            # It gets the worker to itself: what is at hand ends first.
+            return False
         if suspended is not None:
             self._completion.guarded(suspended, self._resume, suspended, worker)
             return suspended.id not in worker.process.suspended and worker.process.may_resume
@@ -154,7 +196,7 @@ class Dispatcher:
         job.enter("running")  # waiting -> running
         job.attempt.sent = len(message.text)
         job.attempt.worker = worker.name
-        begins = self._pool.take(worker, job.id)
+        begins = self._pool.take(worker, job.id, alone=job.alone)
         self._context.effects.append(tell)
         if job.pieces is not None and job.pieces.complete:
             job.attempt.texts = 1
@@ -228,6 +270,7 @@ class Dispatcher:
         """The worker works on the job from now on."""
         now = self._context.now
         job.attempt.begun = True
+        job.attempt.slots = worker.process.slots
         job.attempts += 1
         job.attempt.resume(now)
         job.waited_s = now - job.accepted_at

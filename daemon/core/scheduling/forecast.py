@@ -1,13 +1,19 @@
-"""When a waiting job will be started: from what the workers have left to do, and what goes before it."""
+"""When a waiting job will be started: from what the workers have left to do, and what goes before it.
+
+Estimates are of work, in seconds of an engine's time. A worker with several slots shares it among the jobs in them, so
+each takes its work times the number of jobs there; and a job waits only where they are all taken.
+"""
 
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Collection
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from glmtts.protocol.requests import PRIORITIES, Priority
+from glmtts.protocol.worker import MAX_SUSPENDED
 
 from ..jobs.job import Job
 from ..state import State
@@ -43,16 +49,18 @@ class Forecast:
         if attempt.segment > 1 and attempt.segments > attempt.segment:
             # Two segments tell more than what others took.
             expected_s = attempt.boundary_s / attempt.segment * attempt.segments
-        return max(expected_s - attempt.active_s(self._context.now), _NEVER_DONE * expected_s)
+        return max(expected_s - attempt.work_s(self._context.now), _NEVER_DONE * expected_s)
 
     def boundary_s(self, job: Job) -> float:
-        """Seconds until a job that was begun reaches the next segment boundary, where it can be suspended."""
+        """Seconds until a job that was begun can be suspended: at a segment boundary, or among several at once."""
         attempt = job.attempt
+        if attempt.slots > 1:
+            return 0.0
         if attempt.segments <= 1:
             return self.left_s(job)
         spoken = attempt.segment
         segment_s = attempt.boundary_s / spoken if spoken else job.account.cost_s / attempt.segments
-        since_s = attempt.active_s(self._context.now) - attempt.boundary_s
+        since_s = attempt.work_s(self._context.now) - attempt.boundary_s
         return min(max(segment_s - since_s, _NEVER_DONE * segment_s), self.left_s(job))
 
     # --- waiting jobs
@@ -91,14 +99,15 @@ class Forecast:
         """Seconds until the next job is done, of this client if one is named."""
         if not self._estimator.trained:
             return None
-        live = self._job_table.live
-        at_work = (live[id] for worker in self._pool.workers.values() for id in worker.process.begun if id in live)
-        ends = [self.left_s(job) for job in at_work if client in ("", job.client.key)]
+        live, ends = self._job_table.live, []
+        for worker in self._pool.workers.values():
+            begun = [live[id] for id in worker.process.begun if id in live]
+            ends += [self.left_s(job) * len(begun) for job in begun if client in ("", job.client.key)]
         if ends or not client:
             return min(ends, default=None)
         starts_in_s = self.next_start_s(PRIORITIES, client)
         found = (self._queue.first_of(client, priority) for priority in PRIORITIES)
-        costs = [job.account.cost_s for job in found if job is not None]
+        costs = [job.account.latency_s for job in found if job is not None]
         return None if starts_in_s is None or not costs else starts_in_s + min(costs)
 
     def view(self, job: Job | None = None, *, alone: bool = False) -> View:
@@ -107,44 +116,60 @@ class Forecast:
         With a ``job``, as that one finds them: jobs of its own class may give way to it as well. ``alone``: no others
         will be placed before it.
         """
-        urgent: list[float] = []
-        patient: list[tuple[bool, float]] = []
+        urgent: list[tuple[float, int]] = []
+        patient: list[tuple[bool, float, str]] = []
         batch = job is not None and job.request.priority == "batch"
         if self._estimator.trained and not self._queue.paused:
             for worker in self._pool.workers.values():
                 if worker.serving and not worker.process.replace_reason:
                     if not (alone and batch):
-                        urgent.append(self._free_in_s(worker, job, urgent=True))
+                        slots = self._slots(worker, job, urgent=True)
+                        urgent += [(work_s * len(slots), len(slots)) for _, work_s in slots]
                     if not alone or batch:
-                        patient.append((not self._has_batch(worker), self._free_in_s(worker, job, urgent=False)))
-        # Of several workers some take no batch jobs: those that have some already do, then those that are free first.
-        may_have_batch = len(patient) - self._pool.kept_free(len(patient))
+                        slots = self._slots(worker, job, urgent=False)
+                        patient += [(not has_batch, work_s, worker.name) for has_batch, work_s in slots]
+        # Of several slots some take no batch jobs: those that have some already do, then those that are free first.
+        patient = sorted(patient)[: len(patient) - self._pool.kept_free(len(patient))]
+        load = Counter(name for _, _, name in patient)
+        load |= Counter({name: len(self._pool.workers[name].process.begun) for name in load})
         return View(
             urgent,
-            [free_in_s for _, free_in_s in sorted(patient)[:may_have_batch]],
+            [(work_s * load[name], load[name]) for _, work_s, name in patient],
             preempt=self._context.settings.queue.preempt,
         )
 
-    def _has_batch(self, worker: Worker) -> bool:
-        live = self._job_table.live
-        return any(id in live and live[id].request.priority == "batch" for id in worker.jobs)
+    def _slots(self, worker: Worker, waiting: Job | None, *, urgent: bool) -> list[tuple[bool, float]]:
+        """Each slot of a worker: whether it has a batch job, and the work until it takes an urgent job, or any.
 
-    def _free_in_s(self, worker: Worker, waiting: Job | None, *, urgent: bool) -> float:
-        """Seconds until a worker takes an urgent job, or any: the former need not wait for batch jobs to end."""
-        live, total_s = self._job_table.live, 0.0
-        preempt = self._context.settings.queue.preempt and worker.process.slots == 1
+        Urgent ones need not wait for batch jobs to end.
+        """
+        live, process = self._job_table.live, worker.process
+        preempt, may_yield = self._context.settings.queue.preempt, MAX_SUSPENDED - len(process.suspended)
+        begun = set(process.begun)
+        slots: list[tuple[float, bool]] = []
+        behind: list[tuple[float, bool]] = []
         for id in worker.jobs:
             job = live.get(id)
             if job is None or job.attempt.waits_for_text:
                 continue
-            boundary_s = 0.0 if job.attempt.suspended else self.boundary_s(job)
-            if urgent and preempt and job.request.priority == "batch":
-                total_s += boundary_s
-            elif preempt and waiting is not None and (in_s := self._gives_way_in_s(job, waiting)) is not None:
-                total_s += max(in_s, boundary_s)
+            suspended, batch = job.attempt.suspended, job.request.priority == "batch"
+            boundary_s = 0.0 if suspended else self.boundary_s(job)
+            yields = preempt and (suspended or process.slots == 1 or may_yield > 0)
+            if urgent and yields and batch:
+                work_s = boundary_s
+                may_yield -= not suspended
+            elif yields and waiting is not None and (in_s := self._gives_way_in_s(job, waiting)) is not None:
+                work_s = max(in_s, boundary_s)
             else:
-                total_s += self.left_s(job)
-        return total_s / worker.process.slots
+                work_s = self.left_s(job)
+            (slots if id in begun else behind).append((work_s, batch))
+        slots += [(0.0, False)] * (process.slots - len(slots))
+        # What is suspended, or lies ready, takes the slots that are free first.
+        heapq.heapify(slots)
+        for work_s, batch in behind:
+            free_in_s, has_batch = slots[0]
+            heapq.heapreplace(slots, (free_in_s + work_s, has_batch or batch))
+        return [(has_batch, work_s) for work_s, has_batch in slots]
 
     def _gives_way_in_s(self, begun: Job, waiting: Job) -> float | None:
         """Seconds until a begun job can be suspended for a waiting one of its class (preemption.py); None: never."""
@@ -152,47 +177,57 @@ class Forecast:
             return None
         heard = begun.is_heard and begun.request.priority != "batch"
         # A single segment has no boundary.
-        if heard or not begun.attempt.begun or begun.attempt.segments == 1:
+        if heard or not begun.attempt.begun or (begun.attempt.segments == 1 and begun.attempt.slots == 1):
             return None
-        unspoken_s = begun.account.charged_s - begun.attempt.active_s(self._context.now)
+        unspoken_s = begun.account.charged_s - begun.attempt.work_s(self._context.now)
         return self._queue.goes_before_in_s(waiting, begun, self.left_s(begun), unspoken_s=unspoken_s)
 
 
-class View:
-    """The workers by when they are free, for jobs that may and may not interrupt batch jobs."""
+#: In how many seconds a slot is free, and how many share the worker's time with it.
+_Slot: TypeAlias = tuple[float, int]
 
-    def __init__(self, urgent: list[float], patient: list[float], *, preempt: bool) -> None:
+
+class View:
+    """The slots of the workers by when they are free, for jobs that may and may not interrupt batch jobs."""
+
+    def __init__(self, urgent: list[_Slot], patient: list[_Slot], *, preempt: bool) -> None:
         self._urgent = urgent
         self._patient = patient
         self._preempt = preempt
         heapq.heapify(urgent)
         heapq.heapify(patient)
 
-    def _workers(self, job: Job) -> list[float]:
+    def _slots(self, job: Job) -> list[_Slot]:
         return self._patient if job.request.priority == "batch" else self._urgent
 
     def starts_in_s(self, job: Job) -> float | None:
         """Seconds until a job is started that comes behind all that were placed."""
-        workers = self._workers(job)
-        return round(workers[0], 3) if workers else None
+        slots = self._slots(job)
+        return round(slots[0][0], 3) if slots else None
 
     def place(self, job: Job) -> None:
         """The job is the next that is started."""
         # Urgent jobs need not wait for a batch job to end.
         gives_way = self._preempt and job.request.priority == "batch"
-        for workers in (self._patient,) if gives_way else (self._urgent, self._patient):
-            if workers:
-                heapq.heapreplace(workers, workers[0] + job.account.cost_s)
+        for slots in (self._patient,) if gives_way else (self._urgent, self._patient):
+            if slots:
+                _take(slots, job.account.cost_s)
 
     def starts_behind_s(self, job: Job, count: int, work_s: float) -> float | None:
         """Seconds until a job is started before which ``count`` others come, with so much work in all."""
-        workers = list(self._workers(job))
-        if not workers:
+        slots = list(self._slots(job))
+        if not slots:
             return None
-        if len(workers) == 1:
-            return round(workers[0] + work_s, 3)
+        if len(slots) == 1:
+            return round(slots[0][0] + work_s * slots[0][1], 3)
         one_s = work_s / max(1, count)
-        bulk = max(0, count - _PLACED) // len(workers)
-        for _ in range(count - bulk * len(workers)):
-            heapq.heapreplace(workers, workers[0] + one_s)
-        return round(workers[0] + bulk * one_s, 3)
+        bulk = max(0, count - _PLACED) // len(slots)
+        for _ in range(count - bulk * len(slots)):
+            _take(slots, one_s)
+        return round(slots[0][0] + bulk * one_s * slots[0][1], 3)
+
+
+def _take(slots: list[_Slot], work_s: float) -> None:
+    """Place a job on the slot that is free first."""
+    free_in_s, load = slots[0]
+    heapq.heapreplace(slots, (free_in_s + work_s * load, load))

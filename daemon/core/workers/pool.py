@@ -60,9 +60,9 @@ class Pool(WorkerTable):
         """Why no worker will be available soon, and after how many seconds to retry; None if one will."""
         return unavailable(self.workers.values(), self._context, self.circuit_breaker, self._gpus, self.engine)
 
-    def kept_free(self, workers: int) -> int:
-        """How many of this number of workers take no batch jobs; a single one takes all."""
-        return min(self._context.settings.queue.interactive_workers, max(0, workers - 1))
+    def kept_free(self, slots: int) -> int:
+        """How many of the slots of all workers take no batch jobs; a single one takes all."""
+        return min(self._context.settings.queue.interactive_workers, max(0, slots - 1))
 
     # --- workers come and go
 
@@ -168,7 +168,7 @@ class Pool(WorkerTable):
         self._by_incarnation[self.starts] = worker
         self.timers.cancel(worker, "wait")
         self.timers.set(worker, "start", context.settings.workers.start_timeout_s)
-        context.effects.append(Spawn(self.starts, worker.name, worker.gpu, device, share))
+        context.effects.append(Spawn(self.starts, worker.name, worker.gpu, device, share, worker.most_slots))
         self._tell_state(worker)
 
     def on_spawned(self, incarnation: int, pid: int) -> None:
@@ -202,11 +202,11 @@ class Pool(WorkerTable):
 
     # --- jobs
 
-    def take(self, worker: Worker, job: str) -> bool:
-        """Give the worker a job. Returns whether it begins it at once."""
+    def take(self, worker: Worker, job: str, *, alone: bool = False) -> bool:
+        """Give the worker a job, one that runs ``alone`` with nothing at hand. Returns whether it begins it at once."""
         if worker.state is WorkerState.READY:
             worker.enter(WorkerState.BUSY)  # READY -> BUSY
-        begins = worker.process.take(job, self._context.now)
+        begins = worker.process.take(job, self._context.now, alone=alone)
         self.timers.watch(worker)
         return begins
 
@@ -216,8 +216,8 @@ class Pool(WorkerTable):
         return begun
 
     def suspend(self, worker: Worker, job: str) -> None:
-        """Have the worker suspend a job at its next segment boundary."""
-        worker.process.to_suspend = job
+        """Have the worker suspend a job: with one slot at its next segment boundary, with several at its next step."""
+        worker.process.to_suspend.add(job)
         self._context.effects.append(Tell(worker.incarnation, SuspendJob(job=job)))
 
     def suspended(self, worker: Worker, job: str, memory: Memory | None, *, without_text: bool = False) -> list[str]:
@@ -287,8 +287,8 @@ class Pool(WorkerTable):
                 elif worker.state not in (WorkerState.STOPPING, WorkerState.FAILED):
                     self._stop(worker)
 
-    def fail(self, worker: Worker, cause: Cause, detail: str, *, patient: bool = False) -> tuple[ExitReason, list[str]]:
-        """The process must go: it gets a SIGTERM, then a SIGKILL. Returns the reason, and the jobs that it had.
+    def fail(self, worker: Worker, cause: Cause, detail: str, *, patient: bool = False) -> None:
+        """The process must go: it gets a SIGTERM, then a SIGKILL. It keeps its jobs until they are decided about.
 
         Args:
             patient: It has announced its own end, and gets ``stop_timeout_s`` for it.
@@ -296,11 +296,9 @@ class Pool(WorkerTable):
         worker.enter(WorkerState.FAILED)  # STARTING, READY, BUSY or DRAINING -> FAILED
         process = worker.process
         process.exit_reason = reason = ExitReason(cause, detail, self._context.now)
-        jobs = process.give_up_jobs()
         self.timers.going(worker, at_most_s=math.inf if patient else _GRACE_S)
         # An exception here does not lose its jobs.
         self._context.guarded(partial(self._tell_failed, worker, reason, patient=patient))
-        return reason, jobs
 
     def _tell_failed(self, worker: Worker, reason: ExitReason, *, patient: bool) -> None:
         process = worker.process
@@ -312,8 +310,8 @@ class Pool(WorkerTable):
 
     def on_ended(
         self, incarnation: int, returncode: int, last_words: str = "", *, oom_killed: bool = False
-    ) -> tuple[ExitReason, list[str]] | None:
-        """A process has ended. Returns the reason, and the jobs that it still had; None if it was ended already."""
+    ) -> tuple[Worker, Process] | None:
+        """A process has ended. Returns it, with the jobs that it still had; None if it was ended already."""
         worker = self._by_incarnation.pop(incarnation, None)
         if worker is None:
             return None
@@ -323,7 +321,6 @@ class Pool(WorkerTable):
         expected, fails = process.exit_reason, worker.state not in (WorkerState.STOPPING, WorkerState.FAILED)
         reason = expected or process.unexpected_exit(returncode, last_words, oom_killed=oom_killed, now=now)
         worker.last_exit = process.exit_reason = reason
-        jobs = process.give_up_jobs()
         if fails:
             worker.enter(WorkerState.FAILED)  # STARTING, READY, BUSY or DRAINING -> FAILED
         # An exception in one of these loses neither the jobs nor the worker's place.
@@ -332,7 +329,7 @@ class Pool(WorkerTable):
         faulty = worker.state is WorkerState.FAILED and POLICIES[reason.cause].fault
         guarded(partial(self.restarts.ended, worker, reason, faulty=faulty))
         guarded(self._vacate, worker)
-        return reason, jobs
+        return worker, process
 
     def _tell_ended(self, worker: Worker, reason: ExitReason, *, expected: bool, fails: bool) -> None:
         self._context.counters.died(reason.cause)
@@ -379,6 +376,7 @@ class Pool(WorkerTable):
         else:
             worker.restarts += 1
             if worker.state is WorkerState.STOPPING:
+                worker.most_slots = 0
                 self._await_start(worker)
             else:
                 self._back_off(worker)
@@ -395,12 +393,11 @@ class Pool(WorkerTable):
 
     # --- timers
 
-    def on_start_timeout(self, name: str) -> tuple[ExitReason, list[str]] | None:
+    def on_start_timeout(self, name: str) -> None:
         """The model is not loaded in time."""
-        if self.workers[name].state is not WorkerState.STARTING:
-            return None
-        timeout = self._context.settings.workers.start_timeout_s
-        return self.fail(self.workers[name], Cause.START_TIMEOUT, f"not ready {timeout:g} s after its start")
+        if self.workers[name].state is WorkerState.STARTING:
+            timeout = self._context.settings.workers.start_timeout_s
+            self.fail(self.workers[name], Cause.START_TIMEOUT, f"not ready {timeout:g} s after its start")
 
     def on_kill_due(self, name: str) -> None:
         """The process did not end in the time that it had, or after a SIGKILL."""

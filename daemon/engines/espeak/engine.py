@@ -38,6 +38,7 @@ class EspeakEngine(Engine):
     name = "espeak"
     sample_rates = (SAMPLE_RATE,)
     options = EspeakOptions
+    repeats = True
 
     def __init__(self) -> None:
         try:

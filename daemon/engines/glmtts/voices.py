@@ -35,7 +35,7 @@ class VoiceFeatures:
     """A recording's features, shared by the jobs that use them, which copy what upstream modifies.
 
     ``text_tokens``: of shape (1, t); ``speech_tokens``: 25 a second; ``speaker``: of shape (1, 192); ``mels``: by rate,
-    of shape (1, t, 80) with t 50 a second.
+    of shape (1, t, 80) with t 50 a second; ``modulations``: what the flow model makes of the speaker, once it has.
     """
 
     text: str
@@ -43,10 +43,11 @@ class VoiceFeatures:
     speech_tokens: tuple[int, ...]
     speaker: Any
     mels: dict[int, Any] = field(default_factory=dict)
+    modulations: tuple[Any, ...] | None = None
 
     def bytes(self) -> int:
         """Their size in memory, about."""
-        tensors = (self.text_tokens, self.speaker, *self.mels.values())
+        tensors = (self.text_tokens, self.speaker, *self.mels.values(), *(self.modulations or ()))
         return _BYTES_PER_TOKEN * len(self.speech_tokens) + sum(int(one.nbytes) for one in tensors)
 
 
