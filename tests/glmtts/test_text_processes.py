@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from glmtts.daemon.engines.glmtts import front_end as under_test
 from glmtts.daemon.engines.glmtts.front_end import FrontEnd, Pending
 from glmtts.daemon.engines.glmtts.text_tasks import Prepared
+from glmtts.daemon.engines.glmtts.upstream import UpstreamError
 from glmtts.protocol.worker import CancelJob, Failed
 
 from ..process.worker_under_test import Start, WorkerUnderTest
@@ -223,6 +226,32 @@ def test_a_process_that_is_lost_while_it_is_idle_costs_no_text(make: Make, lines
     until(lambda: is_gone(process))
     assert read(front_end, SHORT) == before
     assert "another takes its place" in lines[0]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_template_that_can_not_fork_is_no_endless_start(
+    make: Make, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: Any) -> None:
+        os.kill(max(children(os.getpid())), signal.SIGKILL)
+
+    monkeypatch.setattr(socket, "send_fds", kill)
+    with pytest.raises(UpstreamError):
+        make()
+    assert len(lines) == 1
+
+
+def test_a_front_end_that_can_not_be_started_again_ends_its_worker(make: Make, tmp_path: Path) -> None:
+    dictionary = tmp_path / "words.jsonl"
+    dictionary.write_text('{"天气": "<|Q|><|I4|>"}\n', encoding="utf-8")
+    front_end = make(dictionary=str(dictionary))
+    read(front_end, SHORT)
+    dictionary.write_text("[]\n", encoding="utf-8")
+    os.kill(max(children(os.getpid())), signal.SIGKILL)
+    pending = front_end.ask(SHORT, use_phoneme=False)
+    front_end.wait(lambda: pending.ended, lambda: None)
+    assert pending.error is not None and pending.error.fatal and f"{dictionary}:1" in pending.error.message
+    assert front_end.ask(SHORT, use_phoneme=False).error is not None
 
 
 # --- in a worker

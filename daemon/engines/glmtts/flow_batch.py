@@ -122,7 +122,9 @@ class Flow:
     def _compared(self) -> tuple[float, float]:
         """The largest difference from upstream's last step, and the largest number there."""
         draw = torch.Generator().manual_seed(0)
-        prompt, text = (torch.randint(1_000, (count,), generator=draw).tolist() for count in (_CHECK_PROMPT, _CHECK_TEXT))
+        prompt, text = (
+            torch.randint(1_000, (count,), generator=draw).tolist() for count in (_CHECK_PROMPT, _CHECK_TEXT)
+        )
         mel = torch.randn(1, 2 * _CHECK_PROMPT, self.model.mel_dim, generator=draw)
         voice = VoiceFeatures("", None, tuple(prompt), torch.randn(1, _SPEAKER, generator=draw), {0: mel})
         run = self.start(text, voice, 0, draw)

@@ -30,7 +30,7 @@ from .upstream import UpstreamError
 TASK_S = 10.0
 #: The longest start: with the grammar's compilation, and on a slow disk, minutes.
 _START_S = 600.0
-#: Starts that fail one after the other before texts fail too.
+#: Templates that are lost one after the other, none with a text process, before texts fail too.
 _MOST_STARTS = 2
 #: Segments of a text that are prepared before they are taken.
 _AHEAD = 2
@@ -306,14 +306,16 @@ class FrontEnd:
 
     def _take(self, process: _Process, message: Any) -> None:
         if isinstance(message, NotLoaded):
-            self._not_started(message)
+            self._lost_template(message)
             return
         if isinstance(message, Hello):
             process.pid = message.pid
             process.allow(None)
             if process is self._template:
-                self._has_loaded, self._failed_starts = True, 0
+                self._has_loaded = True
                 self._fork()
+            else:
+                self._failed_starts = 0
             return
         pending, process.pending, process.task = process.pending, None, None
         process.allow(None)
@@ -377,11 +379,7 @@ class FrontEnd:
         # Where the template has ended, the kernel ends its forks, and no text is to blame.
         template = self._template
         if template is None or process is template or process.pid is None or template.has_ended():
-            if template is None or template.pid is None:
-                self._not_started(NotLoaded(f"its process {how} while it loaded", False))
-            else:
-                self._warn(f"the template of the text processes {how}; it is started again")
-                self._restart()
+            self._lost_template(NotLoaded(f"its process {how}", False))
             return
         self._warn(f"text process {process.pid} {how}; another takes its place")
         pending, task = process.pending, process.task
@@ -407,10 +405,11 @@ class FrontEnd:
         self._end_all()
         self._start()
 
-    def _not_started(self, why: NotLoaded) -> None:
+    def _lost_template(self, why: NotLoaded) -> None:
+        """Start the template again, unless that is in vain."""
         self._failed_starts += 1
         if self._has_loaded and self._failed_starts < _MOST_STARTS:
-            self._warn("the text front end could not be started; it is started once more")
+            self._warn(f"the template of the text processes is started again: {why.problem}")
             self._restart()
             return
         self._end_all()
