@@ -218,14 +218,19 @@ def test_texts_survive_the_end_of_the_template(make: Make, lines: list[str]) -> 
     assert "template" in lines[0]
 
 
-def test_a_process_that_is_lost_while_it_is_idle_costs_no_text(make: Make, lines: list[str]) -> None:
-    front_end = make()
+@pytest.mark.parametrize("which", ["process", "template"])
+def test_a_process_that_is_lost_while_it_is_idle_costs_no_text(make: Make, lines: list[str], which: str) -> None:
+    front_end = make(processes=2)
     before = read(front_end, SHORT)
-    (process,) = children(max(children(os.getpid())))
-    os.kill(process, signal.SIGKILL)
-    until(lambda: is_gone(process))
-    assert read(front_end, SHORT) == before
-    assert "another takes its place" in lines[0]
+    template = max(children(os.getpid()))
+    forks = children(template)
+    lost = [template, *forks] if which == "template" else forks[:1]
+    os.kill(lost[0], signal.SIGKILL)
+    until(lambda: all(map(is_gone, lost)))
+    # Two at once, so that each process is asked.
+    pending = front_end.ask(SHORT, use_phoneme=False)
+    assert read(front_end, SHORT) == segments(front_end, pending) == before
+    assert len(lines) == 1 and which in lines[0]
 
 
 @pytest.mark.usefixtures("stand_in")

@@ -261,10 +261,12 @@ class FrontEnd:
             waiting = [pending for pending in self._pending if pending.may_go_on]
             if not waiting:
                 return
-            if process.idle and process.has_ended():
+            if not process.idle or process not in self._processes:
+                continue
+            if process.has_ended():
                 # While no text was here, and nothing was read.
                 self._ended(process, "ended")
-            elif process.idle:
+            else:
                 self._give(process, min(waiting, key=lambda pending: (len(pending.ready), pending.turn)))
 
     def _give(self, process: _Process, pending: Pending) -> None:
