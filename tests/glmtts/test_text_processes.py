@@ -171,6 +171,16 @@ def test_segments_are_prepared_a_few_ahead_and_no_more(make: Make) -> None:
     assert len(segments(front_end, pending)) == len(pending.texts or ()) > 10
 
 
+def test_a_transcript_is_read_once(make: Make) -> None:
+    front_end = make()
+    first = front_end.ask_transcript(SHORT)
+    assert not first.ended
+    front_end.wait(lambda: first.ended, lambda: None)
+    again = front_end.ask_transcript(SHORT)
+    assert again.ended and again.normalised == first.normalised is not None
+    assert front_end.poll() == [again]
+
+
 # --- processes that are lost
 
 

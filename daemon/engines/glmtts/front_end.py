@@ -34,6 +34,8 @@ _START_S = 600.0
 _MOST_STARTS = 2
 #: Segments of a text that are prepared before they are taken.
 _AHEAD = 2
+#: Transcripts that are kept normalised.
+_TRANSCRIPTS = 256
 #: Between two looks, a process may have been stopped or frozen together with this one: no more than this counts.
 _LONGEST_LOOK_S = 1.0
 #: What is left to a task whose text is not wanted any more: a fork costs less than its slot.
@@ -171,6 +173,7 @@ class FrontEnd:
         self._pending: list[Pending] = []
         self._news: list[Pending] = []
         self._processes: list[_Process] = []
+        self._transcripts: dict[str, str] = {}
         self._turns = 0
         self._failed_starts = 0
         self._has_loaded = False
@@ -186,8 +189,8 @@ class FrontEnd:
         return self._begin(lambda pending: _speech(pending, text, use_phoneme=use_phoneme))
 
     def ask_transcript(self, text: str) -> Pending:
-        """Begin with the transcript of a recording, of which ``normalised`` is wanted."""
-        return self._begin(lambda pending: _transcript(pending, text))
+        """Begin with the transcript of a recording, of which ``normalised`` is wanted; those of late are known."""
+        return self._begin(lambda pending: self._transcript(pending, text))
 
     def drop(self, pending: Pending) -> None:
         """Forget a text that is not wanted any more; also one that has ended."""
@@ -253,6 +256,14 @@ class FrontEnd:
             self._pending.append(pending)
             self._give_out()
         return pending
+
+    def _transcript(self, pending: Pending, text: str) -> _Plan:
+        """The tasks of a transcript, for which each job of a voice asks."""
+        known = self._transcripts.pop(text, None)
+        pending.normalised = known if known is not None else (yield from _normalised(text))
+        self._transcripts[text] = pending.normalised
+        if len(self._transcripts) > _TRANSCRIPTS:
+            del self._transcripts[next(iter(self._transcripts))]
 
     # --- tasks
 
@@ -443,11 +454,6 @@ def _speech(pending: Pending, text: str, *, use_phoneme: bool) -> _Plan:
     pending.texts = texts = yield Split(normalised)
     for one in texts:
         pending.ready.append((yield Prepare(one, use_phoneme)))
-
-
-def _transcript(pending: Pending, text: str) -> _Plan:
-    """The tasks of a transcript."""
-    pending.normalised = yield from _normalised(text)
 
 
 def _normalised(text: str) -> Generator[Task, Any, str]:
