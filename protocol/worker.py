@@ -4,7 +4,7 @@ The two always run the same version of this package, so it may change with every
 ``[header, body]`` as on the public sockets; the worker has a DEALER, the supervisor a ROUTER.
 
 A worker sends ``hello`` once, with the token that it was started with, and ``ready`` once, when its model is loaded and
-warm. For every ``job`` it sends any number of ``beat``, ``progress`` and ``audio``, and exactly one ``finished`` or
+warm. For every ``job`` it sends any number of ``beats``, ``progress`` and ``audio``, and exactly one ``finished`` or
 ``failed``. A ``cancel`` ends the job early, with ``failed`` and code ``cancelled``; for a job that has already ended it
 has no answer. A ``suspend`` stops the job at its next segment boundary, which is answered by ``suspended``; the worker
 is then free for another ``job``, or for a ``resume``. Several jobs may be suspended at a time. A job with ``more`` gets
@@ -75,14 +75,6 @@ class Ready(Message, tag="ready", kw_only=True):
     repeats: bool = False
     #: What of its configuration is experimental, in words; empty for nothing.
     experimental: str = ""
-
-
-class Beat(Message, tag="beat", kw_only=True):
-    """The job makes progress: ``done`` of about ``expected`` units (tokens, chunks). Sent by the thread that works."""
-
-    job: str
-    done: int
-    expected: int | None = None
 
 
 class JobProgress(Struct, array_like=True):
@@ -195,7 +187,7 @@ class Bye(Message, tag="bye", kw_only=True):
 
 
 WorkerMessage = (
-    Hello | Ready | Beat | Beats | SegmentDone | AudioChunk | Finished | Failed | Suspended | Checked | Trimmed | Bye
+    Hello | Ready | Beats | SegmentDone | AudioChunk | Finished | Failed | Suspended | Checked | Trimmed | Bye
 )
 
 

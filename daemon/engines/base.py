@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .options import EspeakOptions, FaultOptions, GlmttsOptions
+    from .options import EspeakOptions, FaultOptions, GlmttsOptions, ServerOptions
 
     Samples = NDArray[np.float32]
 
@@ -57,7 +57,7 @@ class Reference:
     digest: str
 
 
-def _no_beat(done: int, expected: int | None = None) -> None:
+def no_beat(done: int, expected: int | None = None) -> None:
     """Discards the progress of a warm-up."""
 
 
@@ -91,7 +91,7 @@ class Utterance:
     sample_rate: int
     seed: int
     options: Any
-    beat: Callable[..., None] = field(default=_no_beat)
+    beat: Callable[..., None] = field(default=no_beat)
     cancelled: Callable[[], bool] = field(default=_not_cancelled)
     more: Callable[[], str | None] | None = None
     #: The id of the job, for the flight recorder.
@@ -146,7 +146,7 @@ class EngineBase(abc.ABC):
     #: Native sample rates in Hz, the default first.
     sample_rates: tuple[int, ...]
     #: The type that ``options`` is converted to; see options.py.
-    options: type[EspeakOptions] | type[FaultOptions] | type[GlmttsOptions]
+    options: type[EspeakOptions] | type[FaultOptions] | type[GlmttsOptions] | type[ServerOptions]
     #: Whether the engine can clone the voice of a recording.
     clones_voices: bool = False
     #: Whether the same text, voice, options and seed give the same samples again, in another process too.

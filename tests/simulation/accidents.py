@@ -147,6 +147,8 @@ class Scene:
     clocks: bool = False
     #: Whether some texts come in pieces.
     pieces: bool = False
+    #: Whether processes have a flight recorder.
+    recorder: bool = True
     #: Whether processes make the same bytes of a job again, as they say.
     repeats: bool = False
     #: Everything is known, nothing interferes and the leak is slow: it has to be seen in time.
@@ -287,6 +289,9 @@ def scene_of(rng: random.Random, without: frozenset[str]) -> Scene:
         drawn = random.Random(f"texts {total} {load}")
         timeout_s, most = drawn.choice((0.5, 3.0, 60.0)), drawn.choice((3, 20, 100))
         scene.settings = replace(settings, limits=replace(settings.limits, text_timeout_s=timeout_s, open_texts=most))
+    if scene.slots > 1:
+        drawn = random.Random(f"slots {rss} {total} {load}")
+        scene.slots, scene.recorder = drawn.choice((2, 3, 4, 8, 16)), drawn.random() < 0.8
     scene.leak_must_be_seen = bool(calm and leaks_on)
     # There is a second place's worth of memory beside each, on the GPUs and on the host.
     scene.gapless = calm == "recycles"

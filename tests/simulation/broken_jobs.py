@@ -194,11 +194,11 @@ def ended_jobs_spoken_again(patch: Patch) -> None:
 def outputs_settled_too_early(patch: Patch) -> None:
     decide = Retries.decide
 
-    def and_settled(self: Retries, death: Any, jobs: list[str], culprits: Any = None) -> None:
-        for job in filter(None, map(self._job_table.live.get, jobs)):
+    def and_settled(self: Retries, worker: Worker, process: Process, noted: Any = ()) -> None:
+        for job in filter(None, map(self._job_table.live.get, process.jobs)):
             if job.output_path:
                 self._context.effects.append(SettleOutput(job.id, job.output_path, wanted=True))
-        decide(self, death, jobs, culprits)
+        decide(self, worker, process, noted)
 
     patch.setattr(Retries, "decide", and_settled)
 

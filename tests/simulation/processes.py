@@ -16,6 +16,7 @@ from .accidents import KILLING, Scene
 from .engine import Engine, ready
 from .hardware import Hardware
 from .journal import Journal
+from .recorder import Recorder
 from .rules import Rule, must
 from .texts import SEGMENT_S, WIRE_S, audio, name_of, pace, segments_of
 
@@ -24,6 +25,7 @@ class Place(Protocol):
     """What a process needs of its world."""
 
     now: float
+    seed: int
     random: random.Random
     scene: Scene
     without: frozenset[str]
@@ -52,6 +54,7 @@ class Process:
         self.gpu = world.hardware.gpus[effect.gpu] if effect.gpu is not None else None
         self.index = effect.gpu
         self.share = effect.vram_share
+        self.slots = min(world.scene.slots, effect.slots or world.scene.slots)
         self.alive = True
         self.deaf = False
         self.loaded = False
@@ -80,10 +83,14 @@ class Process:
         self._under_way: dict[str, tuple[int, int, object]] = {}
         self._resumed: set[str] = set()
         self._cancelled: set[str] = set()
+        there = world.scene.recorder and self.slots > 1
+        self.recorder = Recorder(f"{world.seed} {self.incarnation}", self._at_work, self.has, there=there)
         #: Pieces of text that came for each job, and those whose text is complete.
         self._texts: dict[str, int] = {}
         self._complete: set[str] = set()
         self._stop = False
+        #: Units of each job at work, as it said last.
+        self._done: dict[str, int] = {}
         self._begin()
 
     # --- its life
@@ -123,11 +130,12 @@ class Process:
             self.say(wire.Trimmed(memory=self.memory()))
         else:
             self.loaded = True
-            self.say(ready(self.world.scene.slots, self.memory(), repeats=self.world.scene.repeats))
+            self.say(ready(self.slots, self.memory(), repeats=self.world.scene.repeats))
 
     def die(self, returncode: int, *, oom_killed: bool = False) -> None:
         """End; what was said is mostly heard before, and now and then after it is known."""
         if self.alive:
+            self.recorder.freeze()
             self.alive = False
             self.world.hardware.leave(self.gpu, self.pid)
             self.rss = 0
@@ -169,6 +177,13 @@ class Process:
         """Stand still, as after a SIGSTOP."""
         self.frozen_until, self.stood_still = self.world.now + seconds, True
 
+    def may_blame(self, text: str) -> bool:
+        """Whether its end may count against a text: it was named, or had the process to itself."""
+        if self.slots == 1 or text in self.recorder.named:
+            return text in self.has.values()
+        others = (other for id, other in self.has.items() if id not in self.aside)
+        return text in self.has.values() and all(other == text for other in others)
+
     @property
     def silent(self) -> bool:
         """Whether it has given a reason to be taken for hung."""
@@ -208,7 +223,7 @@ class Process:
         self.ran_out = self.gpu is not None and not self.gpu.lost
         code, status = ("out_of_memory", 71) if self.ran_out else ("cuda_context", 72)
         if rng.random() < 0.8:
-            self.say(wire.Failed(job=job.job, code=code, message="does not fit", fatal=True))
+            self._say_fatal(job, code, "does not fit")
         self.die(status)
         return False
 
@@ -226,6 +241,12 @@ class Process:
             self.cache = max(0, self.cache - scene.hoard)
 
     # --- messages
+
+    def _say_fatal(self, job: wire.SpeakJob, code: str, message: str) -> None:
+        """Say what ends the process: of one job, or of a step that several share, or of no job."""
+        named = self.recorder.said(job.job)
+        culprit, suspects = (named[0], []) if len(named) == 1 else ("", list(named))
+        self.say(wire.Failed(job=culprit, code=code, message=message, fatal=True, suspects=suspects))
 
     def say(self, message: wire.WorkerMessage, body: bytes | None = None) -> None:
         self._deliver(inputs.WorkerSaid(self.incarnation, message, body))
@@ -270,7 +291,7 @@ class Process:
     # --- its work
 
     def _next(self) -> None:
-        while self.alive and self._jobs and len(self._at_work) < self.world.scene.slots:
+        while self.alive and self._jobs and len(self._at_work) < self.slots:
             job = self._jobs.popleft()
             self._engine.share(self._at_work)
             self._at_work[job.job] = job
@@ -313,16 +334,20 @@ class Process:
                 return
             self._put_aside(job, *self._under_way.pop(id)[:2])
 
+    def _progress(self, id: str, expected: int | None = None) -> wire.JobProgress:
+        return wire.JobProgress(id, self._done.get(id, 0), expected, self._engine.took_s(id, self._at_work))
+
     def _resume(self, id: str) -> None:
         """Go on with a job that was put aside."""
         if id not in self.aside:
             # It was cancelled, and that is on its way to the supervisor.
             return
-        must(Rule.ORDER, len(self._at_work) < self.world.scene.slots, id, "is to go on beside", list(self._at_work))
+        must(Rule.ORDER, len(self._at_work) < self.slots, id, "is to go on beside", list(self._at_work))
         job, number, segments = self.aside.pop(id)
         self._engine.share(self._at_work)
         self._at_work[id] = job
         if job.text.split()[0] == "oversleep":
+            self.recorder.went_wrong(id)
             self.deaf = True
             return
         if number > self._known(job, segments):
@@ -336,9 +361,8 @@ class Process:
         if job.job in self._cancelled:
             self._ended(job, wire.Failed(job=job.job, code="cancelled", message="cancelled"))
         elif not self._go_wrong(job, number, segments):
-            self.say(
-                wire.Beats(jobs=[wire.JobProgress(job.job, number, None, self._engine.took_s(job.job, self._at_work))])
-            )
+            self._done[job.job] = number
+            self.say(wire.Beats(jobs=[self._progress(id) for id in self._at_work]))
             segments = self._known(job, segments)
             ends = not job.more or job.job in self._complete
             self.say(wire.SegmentDone(job=job.job, segment=number, segments=segments, audio_s=0.1 * number))
@@ -382,6 +406,8 @@ class Process:
 
     def _go_wrong(self, job: wire.SpeakJob, number: int, segments: int) -> bool:
         plan = job.text.split()[0]
+        if plan in KILLING:
+            self.recorder.went_wrong(job.job)
         match plan:
             case "raise":
                 self._ended(job, wire.Failed(job=job.job, code="synthesis_failed", message="its own words"))
@@ -393,7 +419,7 @@ class Process:
                 self.die(-11)
             case "oom" | "sigterm" | "cuda":
                 code, status = _FATAL[plan]
-                self.say(wire.Failed(job=job.job, code=code, message=plan, fatal=True))
+                self._say_fatal(job, code, plan)
                 self.die(status)
             case "cuda_mute":
                 self.die(72)
@@ -406,23 +432,28 @@ class Process:
             case "garbage":
                 self._deliver(inputs.WorkerGarbled(self.incarnation, "a frame of noise"))
             case "stray":
-                self.say(wire.Beat(job="nobody-1", done=1))
+                self.say(wire.Beats(jobs=[wire.JobProgress("nobody-1", 1)]))
             case "stray_fatal":
                 self.say(wire.Failed(job="nobody-1", code="out_of_memory", message="of what?", fatal=True))
             case _:
+                self.recorder.clear()
                 return False
         return True
+
+    def _say_done(self, job: wire.SpeakJob, done: int, expected: int) -> None:
+        self._done[job.job] = done
+        self.say(wire.Beats(jobs=[self._progress(job.job, expected)]))
 
     def _stand_still(self, job: wire.SpeakJob) -> None:
         """Say again and again that it is where it was."""
         if self.alive and not self.deaf:
-            self.say(wire.Beat(job=job.job, done=1, expected=10))
+            self._say_done(job, 1, expected=10)
             self.world.later(0.3, lambda: self._stand_still(job), self)
 
     def _run_away(self, job: wire.SpeakJob, done: int) -> None:
         """Make ever more, and never come to an end."""
         if self.alive and not self.deaf:
-            self.say(wire.Beat(job=job.job, done=done, expected=100))
+            self._say_done(job, done, expected=100)
             self.world.later(0.3, lambda: self._run_away(job, done + 200), self)
 
     def _finish(self, job: wire.SpeakJob, segments: int) -> None:
@@ -484,6 +515,7 @@ class Process:
         self.say(message, body)
         self._engine.share(self._at_work)
         self._at_work.pop(job.job, None)
+        self._done.pop(job.job, None)
         self._engine.forget(job.job)
         self._to_suspend.discard(job.job)
         self._next()

@@ -240,12 +240,14 @@ class Job(Struct, kw_only=True):
     account: Account = field(default_factory=Account)
     attempt: Attempt = field(default_factory=Attempt)
     attempts: int = 0
-    #: How many of these were not its fault: the daemon ended, or the worker died of another job.
+    #: How many of these were not its fault: the daemon ended, or the worker died of another job, or may have.
     excused: int = 0
     #: How many of them the end of a daemon broke off.
     interrupted: int = 0
     #: It ran out of GPU memory once: it is tried once more, on a process that has had no other job.
     needs_fresh: bool = False
+    #: A worker died of it, or may have, beside other jobs: its next attempts have a worker to themselves.
+    alone: bool = False
     waited_s: float = 0.0
     #: The waiting time and the position that its client was last sent; -1: none since it came into the queue.
     estimated_wait_s: float | None = None
@@ -302,6 +304,8 @@ class Job(Struct, kw_only=True):
         )
         if with_client:
             info.client, info.user = self.client.key, self.client.user
+            if self.alone and self.live:
+                info.alone = True
         if position is not None:
             info.position = position
         if estimated_wait_s is not None:

@@ -22,7 +22,11 @@ from .output_shares import OutputShares
 from .preemption import Preemption
 from .retry import Retries
 
+#: States of a worker whose next process is under way.
+_COMING = (WorkerState.STARTING, WorkerState.STOPPING, WorkerState.FAILED)
 _NO_BATCH: tuple[Priority, ...] = ("batch",)
+#: Jobs that run alone wait for so long for a process that is being replaced; then a worker takes no others for them.
+_ALONE_WAITS_S = 30.0
 
 
 class Dispatcher:
@@ -46,6 +50,8 @@ class Dispatcher:
         self._notifications = notifications
         self._output_shares = output_shares
         self.preemption = Preemption(state, forecast)
+        #: Since when jobs that run alone wait and none was started; None while none waits.
+        self._alone_since: float | None = None
 
     def starts_at_once(self, job: Job) -> bool:
         """Whether there is a free worker for the next job."""
@@ -55,9 +61,14 @@ class Dispatcher:
 
     def reconcile(self) -> None:
         """Give waiting jobs to free workers, and let open workers resume what they have suspended."""
+        self._pool.reserved = ""
+        if not self._queue.wants_alone:
+            self._alone_since = None
         if self._queue and not self._queue.paused:
             while self._queue.wants_fresh and (worker := self._pool.fresh()):
                 self._take(self._queue.pop_for_fresh(), worker)
+            if self._queue.wants_alone:
+                self._start_alone()
             brief = self._brief()
             while self._queue and (worker := self._pool.free(brief=brief)):
                 job = self._next()
@@ -77,6 +88,23 @@ class Dispatcher:
             self._notifications.waits()
         if self._job_table.open_texts.total:
             self.preemption.look_at_turns()
+
+    def _start_alone(self) -> None:
+        """Start jobs that run alone on workers with nothing at hand. Without such a worker, one comes to have nothing.
+
+        A process that is being replaced has nothing at hand either: for a while it is waited for, so that no slot stays
+        empty.
+        """
+        pool, now = self._pool, self._context.now
+        while self._queue.wants_alone and (worker := pool.vacant()):
+            self._take(self._queue.pop_alone(), worker)
+            self._alone_since = None
+        if not self._queue.wants_alone:
+            return
+        self._alone_since = now if self._alone_since is None else self._alone_since
+        coming = any(worker.state in _COMING and not worker.process.stuck for worker in pool.workers.values())
+        if (not coming or now >= self._alone_since + _ALONE_WAITS_S) and (soonest := pool.soonest_vacant()):
+            pool.reserved = soonest.name
 
     def _next(self, *, batch: bool | None = None) -> Job | None:
         """The job whose turn it is; no batch job while the workers that may have one are busy."""
@@ -127,6 +155,7 @@ class Dispatcher:
         """
         process = worker.process
         takes_jobs = worker.state is WorkerState.BUSY and not process.replace_reason and not self._queue.paused
+        takes_jobs = takes_jobs and worker.name != self._pool.reserved
         # A free slot may be kept for others; a worker that has nothing else to do keeps none.
         batch = not (takes_jobs and process.at_hand) or self._has_room_for_batch(for_suspended=True)
         suspended = self.preemption.next_suspended(worker, batch=batch)
@@ -137,6 +166,9 @@ class Dispatcher:
         if job is not None and (suspended is None or self.preemption.goes_before(job, suspended)):
             self._queue.take(job)
             return not self._take(job, worker) or worker.process.may_resume
+        if suspended is not None and suspended.alone and worker.process.at_hand:
+            # It gets the worker to itself: what is at hand ends first.
+            return False
         if suspended is not None:
             self._completion.guarded(suspended, self._resume, suspended, worker)
             return suspended.id not in worker.process.suspended and worker.process.may_resume
@@ -170,7 +202,7 @@ class Dispatcher:
         job.attempt.sent, job.attempt.texts = sum(map(len, given)), len(texts)
         job.attempt.given = given if job.streams and job.pieces is not None else []
         job.attempt.worker = worker.name
-        begins = self._pool.take(worker, job.id)
+        begins = self._pool.take(worker, job.id, alone=job.alone)
         self._context.effects += [tell, *(Tell(worker.incarnation, text) for text in texts)]
         if begins:
             self.begin(job, worker)

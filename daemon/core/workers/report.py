@@ -15,6 +15,7 @@ def describe(worker: Worker, context: Context) -> dict[str, Any]:
     memory, ended = process.memory, worker.exit_reason
     backoff = context.timers.due(("backoff", worker.name))
     trend = process.watch.trend
+    fewer = f"takes {worker.most_slots} at once since it ran out of memory" if worker.most_slots else ""
     replaced = process.replace_reason.detail if process.replace_reason else ""
     return {
         "name": worker.name,
@@ -23,6 +24,7 @@ def describe(worker: Worker, context: Context) -> dict[str, Any]:
         "gpu": worker.gpu,
         "jobs": list(process.jobs),
         "suspended": list(process.suspended),
+        "slots": process.ready.slots if process.ready else None,
         "jobs_done": worker.jobs_done,
         "jobs_since_start": process.jobs_done,
         "restarts": worker.restarts,
@@ -40,7 +42,7 @@ def describe(worker: Worker, context: Context) -> dict[str, Any]:
         "trend_mib_per_job": round(trend.per_job / (1 << 20), 3) if trend else None,
         "last_death": ended and {"cause": ended.cause.value, "detail": ended.detail, "ago_s": round(now - ended.at, 3)},
         "backoff_s": None if backoff is None else round(backoff - now, 3),
-        "reason": worker.reason or process.stuck or replaced,
+        "reason": worker.reason or process.stuck or replaced or fewer,
         "replaces": worker.replaces,
         "process_state": process.process_state,
     }

@@ -85,6 +85,8 @@ class Worker(Struct, kw_only=True):
     #: Faults in a row, each of a process that had done no job and was ready for less than ``backoff_max_s``.
     faults: int = 0
     last_exit: ExitReason | None = None
+    #: The most jobs at once of its next process, since one ran out of memory that several jobs shared; 0: no limit.
+    most_slots: int = 0
 
     def enter(self, state: WorkerState) -> None:
         """Change the state. Raises IllegalTransition, and changes nothing, where the table does not allow it."""

@@ -70,7 +70,7 @@ class _Job(Handle):
     due: float = 0.0
     #: What the clock lacks: the time before the job began, and that of its suspensions.
     lost_s: float = field(default_factory=time.monotonic)
-    suspended_at: float | None = None
+    suspended_at: float = 0.0
     #: Whether ``done`` counts the time.
     counts: bool = True
     #: Whether its samples are not numbers from now on.
@@ -82,11 +82,6 @@ class _Job(Handle):
     def options(self) -> FaultOptions:
         options: FaultOptions = self.utterance.options
         return options
-
-    @property
-    def clock(self) -> float:
-        """Seconds since it began, without its suspensions."""
-        return (time.monotonic() if self.suspended_at is None else self.suspended_at) - self.lost_s
 
     def wait(self, seconds: float) -> Iterator[float]:
         """Be busy for ``seconds``."""
@@ -144,12 +139,13 @@ class FaultEngine(BatchEngine):
         return job
 
     def advance(self) -> list[Event]:
-        self._share_out()
+        now = self._share_out()
         events: list[Event] = []
         for job in list(self._running):
+            clock = now - job.lost_s
             if job.counts:
-                job.done = int(min(job.clock, job.due) / _UNIT_S)
-            if job.clock < job.due:
+                job.done = int(min(clock, job.due) / _UNIT_S)
+            if clock < job.due:
                 continue
             self.record("speak", (job.utterance.job,))
             try:
@@ -168,20 +164,18 @@ class FaultEngine(BatchEngine):
         return events
 
     def idle_s(self) -> float | None:
-        return max(0.0, min(job.due - job.clock for job in self._running)) if self._running else None
+        if not self._running:
+            return None
+        return max(0.0, min(job.due + job.lost_s for job in self._running) - time.monotonic())
 
     def suspend(self, handle: Handle) -> None:
         job = cast("_Job", handle)
-        self._share_out()
+        job.suspended_at = self._share_out()
         self._running.remove(job)
-        job.suspended_at = time.monotonic()
 
     def resume(self, handle: Handle) -> None:
         job = cast("_Job", handle)
-        self._share_out()
-        if job.suspended_at is not None:
-            job.lost_s += time.monotonic() - job.suspended_at
-            job.suspended_at = None
+        job.lost_s += self._share_out() - job.suspended_at
         self._running.append(job)
 
     def cancel(self, handle: Handle) -> None:
@@ -202,12 +196,13 @@ class FaultEngine(BatchEngine):
             return MemoryFigures()
         return MemoryFigures(torch_allocated=self._gpu.allocated, torch_reserved=self._gpu.reserved)
 
-    def _share_out(self) -> None:
-        """Charge the jobs that run for the time since the last call, before any begins or stops."""
+    def _share_out(self) -> float:
+        """Charge the jobs that run for the time since the last call, before any begins or stops. Returns the time."""
         now = time.monotonic()
         for job in self._running:
             job.work_s += (now - self._shared_at) / len(self._running)
         self._shared_at = now
+        return now
 
     def _leave(self, job: _Job) -> None:
         if job in self._running:

@@ -36,6 +36,8 @@ _MOST_STARTS = 2
 _AHEAD = 2
 #: Between two looks, a process may have been stopped or frozen together with this one: no more than this counts.
 _LONGEST_LOOK_S = 1.0
+#: What is left to a task whose text is not wanted any more: a fork costs less than its slot.
+_DROPPED_S = 1.0
 #: Between two steps of a wait.
 _STEP_S = 0.02
 #: A text that waits moves all the same, that often: no text waits for ever.
@@ -108,12 +110,27 @@ class _Process:
         self.pending: Pending | None = None
         self.task: Task | None = None
         self.frames = Frames()
-        self.left_s: float | None = limit_s
+        #: What is left until its next message is late; None where none is due.
+        self.left_s: float | None = None
+        self._looked = 0.0
         self.unsent = b""
+        self.allow(limit_s)
 
     @property
     def idle(self) -> bool:
         return self.pid is not None and self.task is None
+
+    def allow(self, limit_s: float | None) -> None:
+        """Limit the time to its next message."""
+        self.left_s, self._looked = limit_s, time.monotonic()
+
+    def is_late(self) -> bool:
+        """Whether its time is up."""
+        now = time.monotonic()
+        passed, self._looked = min(now - self._looked, _LONGEST_LOOK_S), now
+        if self.left_s is not None:
+            self.left_s -= passed
+        return self.left_s is not None and self.left_s < 0
 
     def has_ended(self) -> bool:
         """Whether the other end is closed."""
@@ -159,7 +176,7 @@ class FrontEnd:
         self._has_loaded = False
         #: Why it can't be started.
         self._failure: Exception | None = None
-        self._looked = self._moved = time.monotonic()
+        self._moved = time.monotonic()
         self._start()
 
     # --- texts
@@ -178,6 +195,9 @@ class FrontEnd:
         if pending in self._pending:
             self._pending.remove(pending)
         self._news = [one for one in self._news if one is not pending]
+        for process in self._processes:
+            if process.pending is pending and process.left_s is not None:
+                process.left_s = min(process.left_s, _DROPPED_S)
 
     def poll(self) -> list[Pending]:
         """Read what has come, give out tasks, and return the texts that have news. Never waits."""
@@ -256,7 +276,8 @@ class FrontEnd:
             pending.fail(EngineError("bad_request", words, quotes=True))
             self._news.append(pending)
             return
-        process.pending, process.task, process.left_s = pending, task, TASK_S
+        process.pending, process.task = pending, task
+        process.allow(TASK_S)
         self._watch(process)
 
     def _read(self, fd: int) -> None:
@@ -285,12 +306,14 @@ class FrontEnd:
             self._not_started(message)
             return
         if isinstance(message, Hello):
-            process.pid, process.left_s = message.pid, None
+            process.pid = message.pid
+            process.allow(None)
             if process is self._template:
                 self._has_loaded, self._failed_starts = True, 0
                 self._fork()
             return
-        pending, process.pending, process.task, process.left_s = process.pending, None, None, None
+        pending, process.pending, process.task = process.pending, None, None
+        process.allow(None)
         # A text that was dropped has no pending any more.
         if pending is None or pending not in self._pending:
             return
@@ -303,17 +326,15 @@ class FrontEnd:
 
     def _look_at_clock(self) -> None:
         now = time.monotonic()
-        passed, self._looked = min(now - self._looked, _LONGEST_LOOK_S), now
         if now - self._moved >= _MOVES_S:
             self._moved = now
             for pending in self._pending:
                 pending.done += not (pending.ended or pending.ready)
         for process in self._all():
-            if process.left_s is None:
-                continue
-            process.left_s -= passed
-            if process.left_s < 0 and process in self._all():
-                self._ended(process, f"gave no answer in {TASK_S if process.task is not None else _START_S:g} s")
+            if process.is_late() and process in self._all():
+                limit_s = _START_S if process is self._template else TASK_S
+                wanted = process.pending is None or process.pending in self._pending
+                self._ended(process, f"gave no answer in {limit_s:g} s" if wanted else "is busy with a dropped text")
 
     # --- processes
 
