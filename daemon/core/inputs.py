@@ -177,12 +177,16 @@ class GpuReading(Struct, frozen=True, kw_only=True):
 
 
 class ProcessReading(Struct, frozen=True, kw_only=True):
-    """A worker's process as /proc shows it: ``rss`` in bytes, ``state`` the letter (``D``: can't be killed now)."""
+    """A worker's process as /proc shows it: ``rss`` in bytes, ``state`` the letter (``D``: can't be killed now).
+
+    ``descendants``: the pids of the processes that it and its children have started.
+    """
 
     incarnation: int
     pid: int
     rss: int | None = None
     state: str = ""
+    descendants: tuple[int, ...] = ()
 
 
 class NvmlReading(Struct, frozen=True, kw_only=True):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .options import EspeakOptions, FaultOptions, GlmttsOptions
+    from .options import EspeakOptions, FaultOptions, GlmttsOptions, ServerOptions
 
     Samples = NDArray[np.float32]
 
@@ -146,7 +146,7 @@ class EngineBase(abc.ABC):
     #: Native sample rates in Hz, the default first.
     sample_rates: tuple[int, ...]
     #: The type that ``options`` is converted to; see options.py.
-    options: type[EspeakOptions] | type[FaultOptions] | type[GlmttsOptions]
+    options: type[EspeakOptions] | type[FaultOptions] | type[GlmttsOptions] | type[ServerOptions]
     #: Whether the engine can clone the voice of a recording.
     clones_voices: bool = False
     #: Whether the same text, voice, options and seed give the same samples again, in another process too.

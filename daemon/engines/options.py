@@ -82,7 +82,19 @@ class GlmttsOptions(Struct, forbid_unknown_fields=True, kw_only=True):
     ) = None
 
 
-OPTIONS: dict[str, type[Struct]] = {"espeak": EspeakOptions, "fault": FaultOptions, "glmtts": GlmttsOptions}
+class ServerOptions(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Options of the ``server`` engine, sent to the server under the same names; it may have no use for them."""
+
+    instructions: Annotated[str, Meta(max_length=4_096, description="how to speak, in words")] = ""
+    language: Annotated[str, Meta(max_length=64, description="of the text, as the server names it")] = ""
+
+
+OPTIONS: dict[str, type[Struct]] = {
+    "espeak": EspeakOptions,
+    "fault": FaultOptions,
+    "glmtts": GlmttsOptions,
+    "server": ServerOptions,
+}
 
 
 def check(engine: str, options: dict[str, Any]) -> str:

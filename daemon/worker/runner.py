@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
-import resource
 from collections import deque
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
@@ -32,6 +30,7 @@ from glmtts.protocol.worker import (
 
 from .. import malloc
 from ..engines.base import BatchEngine, Broken, Ended, Handle, Piece, SharedStepError, Spoken, Utterance
+from ..gpu.process_tree import ProcessTree
 from ..storage import outputs
 from . import audio, log
 from .connection import SupervisorConnection
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from ..confinement import Confinement
 
 T = TypeVar("T")
-_PAGE_BYTES = resource.getpagesize()
 #: Pieces of a job that may wait for the helper.
 _AHEAD = 2
 
@@ -100,7 +98,7 @@ class JobRunner:
         self._warmup_text = ""
         self._stopped = False
         self._code = 0
-        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        self._tree = ProcessTree()
 
     # --- the loop
 
@@ -491,7 +489,7 @@ class JobRunner:
         """The memory of the process and of its engine now."""
         figures = self._engine.memory()
         return Memory(
-            rss=int(os.pread(self._statm, 128, 0).split()[1]) * _PAGE_BYTES,
+            rss=self._tree.rss(),
             torch_allocated=figures.torch_allocated,
             torch_reserved=figures.torch_reserved,
             settled=self._engine.settled,

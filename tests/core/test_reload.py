@@ -32,7 +32,8 @@ def test_no_key_is_forgotten_and_none_stands_there_twice() -> None:
     assert set(WAYS) == set(listed)
 
 
-@pytest.mark.parametrize("key", sorted(WAYS))
+#: engine.server.api has one value.
+@pytest.mark.parametrize("key", sorted(WAYS.keys() - {"engine.server.api"}))
 def test_a_key_that_is_held_back_keeps_its_value_and_any_other_gets_the_new_one(key: str) -> None:
     old = Settings()
     *sections, name = key.split(".")
@@ -40,7 +41,7 @@ def test_a_key_that_is_held_back_keeps_its_value_and_any_other_gets_the_new_one(
     innermost = values
     for section in sections:
         innermost = innermost.setdefault(section, {})
-    innermost[name] = msgspec.to_builtins(other := _other(flat(old)[key]))
+    innermost[name] = msgspec.to_builtins(other := {"loud": True} if name == "extra" else _other(flat(old)[key]))
     new = msgspec.convert(values, Settings)
     found = plan(old, new)
     assert [*found.live, *found.workers, *found.restart] == [key]
@@ -50,7 +51,7 @@ def test_a_key_that_is_held_back_keeps_its_value_and_any_other_gets_the_new_one(
 def _other(value: Any) -> Any:
     """Another value that the key may have."""
     others: dict[Any, Any] = {
-        "espeak": "fault", "info": "debug", "text": "json", "normal": "slow", "ras": "topk", "fp32": "bf16",
+        "espeak": "fault", "info": "debug", "text": "json", "normal": "slow", "ras": "topk", "fp32": "bf16", "off": "on",
         "all": "none", "wav": "flac", "0660": "0600",
     }  # fmt: skip
     if isinstance(value, bool):
