@@ -341,15 +341,6 @@ def test_a_server_that_dies_ends_the_worker_also_when_it_is_idle() -> None:
         assert broken(engine).jobs == []
 
 
-def test_the_recorder_knows_the_jobs_at_the_server() -> None:
-    notes: list[tuple[str, list[str]]] = []
-    with starting() as engine:
-        engine.record = lambda stage, jobs: notes.append((stage, list(jobs)))
-        first, second = begin(engine, "first"), begin(engine, "second")
-        finish(engine, first, second)
-    assert notes[:2] == [("speech", ["first"]), ("speech", ["first", "second"])] and notes[-1] == ("", [])
-
-
 # --- its start and its end
 
 

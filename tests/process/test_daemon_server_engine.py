@@ -93,8 +93,10 @@ def test_its_memory_is_the_workers_and_its_texts_stay_out_of_the_log(daemon: Dae
 
 def test_a_job_that_kills_the_server_or_hangs_in_it_costs_itself_alone(daemon: Daemon, client: Peer) -> None:
     old = servers(daemon)
-    assert client.refused("synthesize", text="die")["code"] in ("worker_crashed", "quarantined")
-    assert client.refused("synthesize", text="hang")["code"] in ("hung", "quarantined")
+    other = client.send("synthesize", text="slowly spoken beside the one that kills")
+    assert client.refused("synthesize", text="die")["code"] == "quarantined"
+    assert client.all(other)[0][-1]["event"] == "done"
+    assert client.refused("synthesize", text="hang")["code"] == "quarantined"
     client.speak("fork a child that would stay")
     assert client.speak("next")[1]
     daemon.until(lambda: not set(old) & set(servers(daemon)), "the old server is gone")

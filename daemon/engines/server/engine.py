@@ -126,7 +126,6 @@ class ServerEngine(BatchEngine):
         self._charge()
         self._ask(job, utterance.text)
         self._jobs.append(job)
-        self._note()
         return job
 
     def advance(self) -> list[Event]:
@@ -352,12 +351,6 @@ class ServerEngine(BatchEngine):
     def _forget(self, job: _Job) -> None:
         self._charge()
         self._jobs.remove(job)
-        self._note()
-
-    def _note(self) -> None:
-        """Which jobs are at the server: a death of it may be the fault of any."""
-        jobs = [job.utterance.job for job in self._jobs]
-        self.record("speech" if jobs else "", jobs)
 
     def _charge(self) -> None:
         """Share the time since the last call among the jobs that the server works for."""
