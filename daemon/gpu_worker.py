@@ -161,6 +161,7 @@ def _start(
         vram_share=config.vram_share,
         needs_gpu=config.needs_gpu,
         cache_dir=config.cache_dir,
+        slots=config.slots,
         warmup_text=config.warmup_text,
         warn=lambda line: log.say(log.WARNING, line),
     )

@@ -56,6 +56,7 @@ RANGES: dict[str, Range] = {
     "engine.glmtts.top_k": Range(1, 1_000),
     "engine.glmtts.max_tokens": Range(0, 10_000),
     "engine.glmtts.max_segment_s": Range(1, _DAY_S),
+    "engine.glmtts.slots": Range(0, 256),
     "engine.glmtts.voice_cache_mib": Range(0, _HOST_MIB),
     "engine.glmtts.text_processes": Range(1, 4),
     "engine.server.start_timeout_s": Range(0.1, _DAY_S),

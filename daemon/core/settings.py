@@ -53,6 +53,8 @@ class GlmttsEngineSettings(Section, frozen=True):
     max_segment_s: PositiveSeconds = 300.0
     dictionary: str = ""
     dtype: Literal["fp32", "bf16"] = "fp32"
+    batching: Literal["off", "on"] = "off"
+    slots: Annotated[int, Meta(ge=0, le=256)] = 0
     voice_cache_mib: Mib = 64
     text_processes: Annotated[int, Meta(ge=1, le=4)] = 1
 

@@ -24,6 +24,7 @@ def load(
     vram_share: float = 0.0,
     needs_gpu: bool = False,
     cache_dir: str = "",
+    slots: int = 0,
     warmup_text: str = "",
     warn: Callable[[str], None] = print,
 ) -> Engine | BatchEngine:
@@ -34,6 +35,7 @@ def load(
         vram_share: The share of the GPU's memory that the engine may use, 0..1; 0: no limit.
         needs_gpu: Whether the glmtts engine fails without a GPU instead of running slowly on the CPU.
         cache_dir: A folder that all workers share; its contents can be deleted at any time.
+        slots: At most this many jobs at once; 0: as many as the engine takes.
         warmup_text: A sentence that the server engine speaks to see whether its server works.
         warn: Writes a line to the daemon's log. The line must not quote any text.
 
@@ -53,10 +55,15 @@ def load(
         FaultEngine.limit_memory(vram_share)
         return FaultEngine(settings, send_raw=send_raw)
     if name == "glmtts":
+        # They limit their memory themselves, after they have found a GPU.
+        given: dict[str, Any] = {"vram_share": vram_share, "needs_gpu": needs_gpu, "cache_dir": cache_dir, "warn": warn}
+        if settings["batching"] == "on":
+            from .glmtts.batch_engine import BatchedGlmttsEngine
+
+            return BatchedGlmttsEngine(settings, slots=slots, **given)
         from .glmtts.engine import GlmttsEngine
 
-        # It limits its memory itself, after it has found a GPU.
-        return GlmttsEngine(settings, vram_share=vram_share, needs_gpu=needs_gpu, cache_dir=cache_dir, warn=warn)
+        return GlmttsEngine(settings, **given)
     if name == "server":
         from .server.engine import ServerEngine
 

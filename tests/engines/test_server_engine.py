@@ -99,9 +99,9 @@ def begin(engine: ServerEngine, text: str, **given: Any) -> Handle:
 
 def turn(engine: ServerEngine, patience_s: float = DEADLINE_S) -> list[Event]:
     """Wait as the worker does, and take a step."""
-    idle_s = engine.idle_s()
-    if idle_s is None:
-        assert select.select([engine.fileno()], [], [], patience_s)[0], "nothing came"
+    fd = engine.fileno()
+    if engine.idle_s() is None and fd is not None:
+        assert select.select([fd], [], [], patience_s)[0], "nothing came"
     return engine.advance()
 
 
@@ -116,7 +116,10 @@ def until(engine: ServerEngine, condition: Callable[[list[Event]], object]) -> l
 
 def finish(engine: ServerEngine, *handles: Handle) -> dict[Handle, Event]:
     """Go on until each has its end; returns it."""
-    ends = lambda events: {one.handle: one for one in events if not isinstance(one, Spoken)}  # noqa: E731
+
+    def ends(events: list[Event]) -> dict[Handle, Event]:
+        return {one.handle: one for one in events if not isinstance(one, Spoken)}
+
     return ends(until(engine, lambda events: set(handles) <= set(ends(events))))
 
 
@@ -422,7 +425,7 @@ def test_audio_is_read_however_it_is_cut() -> None:
             reader = AudioReader()
             heard = [reader.feed(file[place : place + step]) for place in range(0, len(file), step)]
             assert np.array_equal(np.concatenate(heard), expected("ab")) and reader.end() == ""
-    stereo = np.repeat(np.float32([0.5, -0.25]), 2).tobytes()
+    stereo = np.repeat(np.array([0.5, -0.25], np.float32), 2).tobytes()
     header = bytearray(wav(stereo))
     header[20:24], header[34:36] = b"\x03\0\x02\0", b"\x20\0"
     assert AudioReader().feed(bytes(header)).tolist() == [0.5, -0.25]

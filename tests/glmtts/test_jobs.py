@@ -193,7 +193,7 @@ def test_a_language_model_in_half_precision_speaks_with_the_same_voice(root: Roo
 @pytest.mark.parametrize("rate", [8_000, 16_000, 24_000, 32_000, 44_100, 48_000])
 def test_the_voice_is_that_of_the_recording_at_every_rate(root: Root, worker: WorkerUnderTest, rate: int) -> None:
     finished, audio = worker.speak(**asked(SHORT, hz=220.0, sample_rate=rate))
-    assert finished.sample_rate == rate and finished.audio_s * rate == len(audio) / 4
+    assert finished.sample_rate == rate and round(finished.audio_s * rate) == len(audio) / 4
     if root.is_stand_in:
         assert pitch(floats(audio), rate) == pytest.approx(220.0, rel=0.03)
 

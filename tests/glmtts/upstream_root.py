@@ -80,6 +80,19 @@ class Root:
         assert done.returncode == 0, done.stderr[-4_000:]
         return [np.fromfile(file, np.float32) for file in files]
 
+    def run(self, script: str, *arguments: str) -> dict[str, Any]:
+        """Run a script of this folder by the root's interpreter, with the root first; it prints a JSON object."""
+        command = [self.python, str(_HERE / script), str(self.folder), str(self.cache), *arguments]
+        # Of this interpreter's packages, this one alone.
+        path = [str(Path(glmtts.daemon.__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=REFERENCE_DEADLINE_S, env=environment
+        )
+        assert done.returncode == 0, done.stderr[-4_000:]
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
     @contextlib.contextmanager
     def upstream_reads(self, grammar: Path) -> Iterator[Ask]:
         """Have upstream's own text front end read texts, in a process of its own; see upstream_texts.py."""

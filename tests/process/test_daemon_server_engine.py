@@ -20,8 +20,6 @@ from ..support import speech_server
 from ..support.speech_server import tone
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ..fake_gpu.fake_gpu import FakeGpus
     from .conftest import Daemon, Peer, Start
 
@@ -46,12 +44,13 @@ def daemon(start_shared: Start) -> Daemon:
 
 
 @pytest.fixture
-def client(daemon: Daemon) -> Iterator[Peer]:
+def client(daemon: Daemon) -> Peer:
     daemon.until_ready()
     return daemon.client()
 
 
 def heard(audio: bytes) -> np.ndarray:
+    samples: np.ndarray
     samples, rate = soundfile.read(io.BytesIO(audio), dtype="int16")
     assert rate == speech_server.RATE
     return samples

@@ -149,6 +149,8 @@ class Scene:
     pieces: bool = False
     #: Whether processes have a flight recorder.
     recorder: bool = True
+    #: Whether processes make the same bytes of a job again, as they say.
+    repeats: bool = False
     #: Everything is known, nothing interferes and the leak is slow: it has to be seen in time.
     leak_must_be_seen: bool = False
     #: There is always room for a spare, and nothing goes wrong: there is always a worker that serves.
@@ -281,6 +283,7 @@ def scene_of(rng: random.Random, without: frozenset[str]) -> Scene:
     scene.daemon_ends = rng.choice([5.0, 20.0, 60.0]) if on("crashes", 0.0 if calm else 0.5) else 0.0
     # Drawn apart, so that the rest of a seed's circumstances does not depend on it.
     scene.clocks = not calm and "clocks" not in without and random.Random(f"clocks {rss} {total} {load}").random() < 0.4
+    scene.repeats = random.Random(f"repeats {rss} {total} {load}").random() < 0.5
     scene.pieces = "pieces" not in without and random.Random(f"pieces {rss} {total} {load}").random() < 0.4
     if scene.pieces:
         drawn = random.Random(f"texts {total} {load}")

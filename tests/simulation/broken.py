@@ -85,6 +85,14 @@ def _with_bugs(scene: Scene) -> bool:
     return scene.bugs > 0.01
 
 
+def _repeats(scene: Scene) -> bool:
+    return scene.repeats
+
+
+def _does_not_repeat(scene: Scene) -> bool:
+    return not scene.repeats
+
+
 def _with_pieces(scene: Scene) -> bool:
     return scene.pieces
 
@@ -169,6 +177,8 @@ BROKEN = [
     BrokenCore(Rule.NO_SPIN, workers.recycles_count_as_faults),
     BrokenCore(Rule.NO_SPIN, workers.samples_ask_for_samples, shows_in=_many_gpus),
     BrokenCore(Rule.ORDER, queue.work_not_counted_back),
+    BrokenCore(Rule.ORDER, jobs.streams_go_on_whatever_makes_them, shows_in=_does_not_repeat),
+    BrokenCore(Rule.ORDER, jobs.two_bytes_of_a_stream_doubled, shows_in=_repeats),
     BrokenCore(Rule.NO_IDLENESS, queue.idle_while_jobs_wait),
     BrokenCore(
         Rule.LEAK_SEEN, workers.leaks_not_seen, jobs=1_500, shows_in=lambda scene: scene.leak_must_be_seen, first=105

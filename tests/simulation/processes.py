@@ -11,31 +11,14 @@ from msgspec.structs import replace
 
 from glmtts.daemon.core import effects, inputs
 from glmtts.protocol import worker as wire
-from glmtts.protocol.events import Voice
 
 from .accidents import KILLING, Scene
+from .engine import Engine, ready
 from .hardware import Hardware
 from .journal import Journal
 from .recorder import Recorder
 from .rules import Rule, must
 from .texts import SEGMENT_S, WIRE_S, audio, name_of, pace, segments_of
-
-
-def ready(slots: int, memory: wire.Memory) -> wire.Ready:
-    """What a process says when it is ready."""
-    return wire.Ready(
-        engine="fault",
-        engine_version="1",
-        sample_rates=[24_000],
-        voices=[Voice(name="tone")],
-        default_voice="tone",
-        clones_voices=True,
-        slots=slots,
-        speeds=True,
-        load_s=0.1,
-        warmup_s=0.1,
-        memory=memory,
-    )
 
 
 class Place(Protocol):
@@ -92,9 +75,7 @@ class Process:
         self._jobs: deque[wire.SpeakJob] = deque()
         #: What it works on: as many as it has slots.
         self._at_work: dict[str, wire.SpeakJob] = {}
-        #: The engine's time that each job took, and when that was last shared out among those at work.
-        self._work_s: dict[str, float] = {}
-        self._shared_at = world.now
+        self._engine = Engine(world)
         #: What it has put aside: the job, and with which of how many segments it goes on.
         self.aside: dict[str, tuple[wire.SpeakJob, int, int]] = {}
         self._to_suspend: set[str] = set()
@@ -149,7 +130,7 @@ class Process:
             self.say(wire.Trimmed(memory=self.memory()))
         else:
             self.loaded = True
-            self.say(ready(self.slots, self.memory()))
+            self.say(ready(self.slots, self.memory(), repeats=self.world.scene.repeats))
 
     def die(self, returncode: int, *, oom_killed: bool = False) -> None:
         """End; what was said is mostly heard before, and now and then after it is known."""
@@ -312,7 +293,7 @@ class Process:
     def _next(self) -> None:
         while self.alive and self._jobs and len(self._at_work) < self.slots:
             job = self._jobs.popleft()
-            self._share_time()
+            self._engine.share(self._at_work)
             self._at_work[job.job] = job
             name = name_of(job.text)
             self.world.attempts[name] = self.world.attempts.get(name, 0) + 1
@@ -353,18 +334,8 @@ class Process:
                 return
             self._put_aside(job, *self._under_way.pop(id)[:2])
 
-    def _share_time(self) -> None:
-        """The engine's time since the last call is that of the jobs at work, in equal parts."""
-        passed_s, self._shared_at = self.world.now - self._shared_at, self.world.now
-        for id in self._at_work:
-            self._work_s[id] = self._work_s.get(id, 0.0) + passed_s / len(self._at_work)
-
-    def _took(self, id: str) -> float:
-        self._share_time()
-        return self._work_s.get(id, 0.0)
-
     def _progress(self, id: str, expected: int | None = None) -> wire.JobProgress:
-        return wire.JobProgress(id, self._done.get(id, 0), expected, self._took(id))
+        return wire.JobProgress(id, self._done.get(id, 0), expected, self._engine.took_s(id, self._at_work))
 
     def _resume(self, id: str) -> None:
         """Go on with a job that was put aside."""
@@ -373,7 +344,7 @@ class Process:
             return
         must(Rule.ORDER, len(self._at_work) < self.slots, id, "is to go on beside", list(self._at_work))
         job, number, segments = self.aside.pop(id)
-        self._share_time()
+        self._engine.share(self._at_work)
         self._at_work[id] = job
         if job.text.split()[0] == "oversleep":
             self.recorder.went_wrong(id)
@@ -396,7 +367,9 @@ class Process:
             ends = not job.more or job.job in self._complete
             self.say(wire.SegmentDone(job=job.job, segment=number, segments=segments, audio_s=0.1 * number))
             if job.stream:
-                self.say(wire.AudioChunk(job=job.job, seq=number - 1), audio(job, number))
+                piece = audio(job, number, 0 if self.world.scene.repeats else self.incarnation)
+                if chunk := self._engine.stream(job, piece):
+                    self.say(*chunk)
             if (number < segments or not ends) and self._puts_aside(job):
                 self._put_aside(job, number + 1, segments)
             elif number < segments:
@@ -409,7 +382,7 @@ class Process:
         return segments_of(job.text) if job.more else segments
 
     def _put_aside(self, job: wire.SpeakJob, number: int, segments: int, *, waits: bool = False) -> None:
-        work_s = self._took(job.job)
+        work_s = self._engine.took_s(job.job, self._at_work)
         self._at_work.pop(job.job)
         self._to_suspend.discard(job.job)
         self.aside[job.job] = (job, number, segments)
@@ -530,7 +503,7 @@ class Process:
                 result=result,
                 problem=problem,
                 path=None if plan == "nofile" else job.output,
-                work_s=self._took(job.job),
+                work_s=self._engine.took_s(job.job, self._at_work),
                 memory=self.memory(),
             ),
             body,
@@ -540,10 +513,10 @@ class Process:
 
     def _ended(self, job: wire.SpeakJob, message: wire.WorkerMessage, body: bytes | None = None) -> None:
         self.say(message, body)
-        self._share_time()
+        self._engine.share(self._at_work)
         self._at_work.pop(job.job, None)
         self._done.pop(job.job, None)
-        self._work_s.pop(job.job, None)
+        self._engine.forget(job.job)
         self._to_suspend.discard(job.job)
         self._next()
 

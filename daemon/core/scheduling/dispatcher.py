@@ -12,9 +12,9 @@ from glmtts.protocol.worker import AddText, SpeakJob
 
 from ..effects import Tell
 from ..jobs.estimates import BRIEF_S
-from ..jobs.job import Job
+from ..jobs.job import Attempt, Job
 from ..state import State
-from ..workers.worker import Worker, WorkerState
+from ..workers.worker import Worker, WorkerState, maker
 from .completion import Completion
 from .forecast import Forecast
 from .notifications import Notifications
@@ -190,19 +190,43 @@ class Dispatcher:
     def _start(self, job: Job, worker: Worker) -> None:
         if self._retries.refuse_quarantined(job) or self._refuse_without_voice(job) or self._refuse_output(job):
             return
+        if job.attempt.chunks and self._refuse_other_engine(job, worker):
+            return
         # No code that can raise stands between a job's state and the message that sends it.
-        message = self._message(job)
+        message, given = self._message(job), self._given(job)
+        texts = [AddText(job=job.id, text=text) for text in given[1:]]
+        if job.pieces is not None and job.pieces.complete:
+            texts.append(AddText(job=job.id, text="", last=True))
         tell = Tell(worker.incarnation, message, job.recording)
         job.enter("running")  # waiting -> running
-        job.attempt.sent = len(message.text)
+        job.attempt.sent, job.attempt.texts = sum(map(len, given)), len(texts)
+        job.attempt.given = given if job.streams and job.pieces is not None else []
         job.attempt.worker = worker.name
         begins = self._pool.take(worker, job.id, alone=job.alone)
-        self._context.effects.append(tell)
-        if job.pieces is not None and job.pieces.complete:
-            job.attempt.texts = 1
-            self._context.effects.append(Tell(worker.incarnation, AddText(job=job.id, text="", last=True)))
+        self._context.effects += [tell, *(Tell(worker.incarnation, text) for text in texts)]
         if begins:
             self.begin(job, worker)
+
+    @staticmethod
+    def _given(job: Job) -> list[str]:
+        """The text for the worker, in pieces: of a stream that goes on, the same ones again, and what came since."""
+        if job.pieces is None:
+            return [job.request.text]
+        rest = job.request.text[job.attempt.sent : job.pieces.ready]
+        return [*job.attempt.given, rest] if rest or not job.attempt.given else job.attempt.given
+
+    def _refuse_other_engine(self, job: Job, worker: Worker) -> bool:
+        """End a job whose stream can't go on in this worker; one that is followed begins anew there."""
+        if job.attempt.made_by == maker(worker):
+            return False
+        why = "the worker failed, and the one in its place does not repeat the same audio"
+        if job.request.follow:
+            self._retries.leave_followers(job, why)
+            job.attempt = Attempt()
+            return False
+        message = f"{why}; part of it had been sent, so the job was not retried"
+        self._completion.fail_withdrawn(job, ErrorCode.WORKER_CRASHED, message)
+        return True
 
     def _refuse_output(self, job: Job) -> bool:
         """End a job that was taken out of the queue if there is no room for its output any more."""
@@ -243,7 +267,7 @@ class Dispatcher:
             prompt_text = request.prompt.text
         return SpeakJob(
             job=job.id,
-            text=request.text if job.pieces is None else request.text[: job.pieces.ready],
+            text=self._given(job)[0],
             voice=voice,
             format=job.format,
             sample_rate=job.sample_rate,
@@ -259,6 +283,7 @@ class Dispatcher:
             result=self._result_path(job),
             whole=request.follow,
             more=job.pieces is not None,
+            replay=job.attempt.replay,
         )
 
     def _result_path(self, job: Job) -> str | None:

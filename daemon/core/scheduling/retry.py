@@ -233,8 +233,9 @@ class Retries:
         """Another attempt for a job whose worker died, or its end; ``own``: the death is the job's own."""
         policy = POLICIES[death.cause]
         tried = job.attempts - job.excused
+        goes_on = job.attempt.can_go_on
         # Of a job that is followed the audio goes to requests that can fetch it again.
-        sent = job.attempt.chunks > 0 and not job.request.follow
+        sent = job.attempt.chunks > 0 and not goes_on and not job.request.follow
         attempts_left = tried < self._context.settings.workers.restart.max_attempts and not sent
         deaths = self.deaths_of(self.content(job)) if policy.blames_job else 0
         out_of_memory = death.cause is Cause.OUT_OF_MEMORY and own
@@ -243,10 +244,13 @@ class Retries:
             self._completion.fail(job, ErrorCode.QUARANTINED, message)
         elif attempts_left and not (out_of_memory and job.needs_fresh):
             job.needs_fresh = job.needs_fresh or out_of_memory
-            died = job.attempt.worker
-            self.leave_followers(job, f"the worker failed ({death.detail})")
+            died, sent_bytes = job.attempt.worker, {"goes_on_after_bytes": job.attempt.size} if goes_on else {}
+            if not goes_on:
+                self.leave_followers(job, f"the worker failed ({death.detail})")
             self._wait_again(job)
-            self._context.log("info", "job waits for another attempt", job=job.id, worker=died, after=death.detail)
+            self._context.log(
+                "info", "job waits for another attempt", job=job.id, worker=died, after=death.detail, **sent_bytes
+            )
         else:
             notes = ""
             if sent:
@@ -265,9 +269,18 @@ class Retries:
             self._context.effects.append(Send(subscriber.to, error, None, subscriber.id))
             self._job_table.remove_subscriber(job, subscriber)
 
-    def _wait_again(self, job: Job) -> None:
-        """Put a job back at the front of the queue."""
+    def begin_anew(self, job: Job, why: str) -> None:
+        """Retry a job that is followed from its beginning, as what another worker makes is not the same."""
+        self.leave_followers(job, why)
         self.take_back(job)
+        self._queue.push(job, front=True)
+
+    def _wait_again(self, job: Job) -> None:
+        """Put a job back at the front of the queue. Its stream goes on where it broke, if it can."""
+        attempt = job.attempt
+        self.take_back(job)
+        if attempt.can_go_on:
+            job.attempt = attempt.again()
         self._queue.push(job, front=True)
 
     def take_back(self, job: Job) -> None:

@@ -15,7 +15,7 @@ from ..inputs import ProcessEnded, RecorderRead
 from ..jobs.job import Ending, Job
 from ..state import State
 from ..workers import hang_check
-from ..workers.worker import Worker, WorkerState
+from ..workers.worker import Worker, WorkerState, maker
 from .completion import Completion
 from .dispatcher import Dispatcher
 from .durable import DurableJobs
@@ -95,10 +95,15 @@ class WorkerMessages:
         if job is None:
             return
         attempt = job.attempt
-        attempt.segment, attempt.segments, attempt.audio_s = message.segment, message.segments, message.audio_s
+        attempt.segment, attempt.segments = message.segment, message.segments
+        attempt.audio_s = max(attempt.audio_s, message.audio_s)
         attempt.boundary_s = attempt.work_s(self._context.now)
         # Without a waiting job nothing can be suspended here.
         self._context.jobs_dirty = self._context.jobs_dirty or bool(self._queue)
+        # A stream that goes on tells its client nothing of what it has heard before.
+        if message.segment <= attempt.told_segment:
+            return
+        attempt.told_segment = message.segment
         event = events.Progress(
             id="",
             job=job.id,
@@ -119,8 +124,11 @@ class WorkerMessages:
         if job.attempt.first_audio_at is None:
             job.attempt.first_audio_at = self._context.now
         job.attempt.chunks += 1
+        job.attempt.size += len(body)
+        job.attempt.digest = message.digest
         job.attempt.audio_s = max(job.attempt.audio_s, message.audio_s)
         if message.seq == 0:
+            job.attempt.made_by = maker(worker)
             for subscriber in job.subscribers:
                 subscriber.heard = subscriber.all_events and subscriber.audio
         if job.request.follow:
@@ -233,6 +241,10 @@ class WorkerMessages:
                 code = ErrorCode(message.code)
             except ValueError:
                 code = ErrorCode.SYNTHESIS_FAILED
+            if code is ErrorCode.WORKER_CRASHED and job.request.follow and job.attempt.chunks:
+                # What it made was not what the worker before it had made.
+                self._completion.guarded(job, self._retries.begin_anew, job, message.message)
+                return
             self._completion.fail(job, code, message.message, reason=message.reason or message.code)
 
     def on_suspended(self, worker: Worker, message: wire.Suspended) -> None:

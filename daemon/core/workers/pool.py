@@ -183,9 +183,11 @@ class Pool(WorkerTable):
             return
         worker.enter(WorkerState.READY)  # STARTING -> READY
         context, process = self._context, worker.process
+        if ready.experimental and (self.engine is None or self.engine.experimental != ready.experimental):
+            self._context.log("warning", "engine is experimental", engine=ready.engine, what=ready.experimental)
         process.ready = self.engine = ready
         self.engine_voices = frozenset(voice.name for voice in ready.voices)
-        process.memory = ready.memory
+        process.remember(ready.memory)
         process.ready_at = process.idle_since = context.now
         process.trimmed = True
         worker.replaced_in_place = False
@@ -223,7 +225,7 @@ class Pool(WorkerTable):
     def suspended(self, worker: Worker, job: str, memory: Memory | None, *, without_text: bool = False) -> list[str]:
         """The worker has suspended a job. Returns the jobs that it works on now."""
         worker.process.suspend(job, without_text=without_text)
-        worker.process.memory = memory or worker.process.memory
+        worker.process.remember(memory)
         return self._begin_ready(worker)
 
     def expect_end(self, worker: Worker, job: str) -> None:
@@ -242,7 +244,7 @@ class Pool(WorkerTable):
         """A job has ended in the worker. Returns the jobs that it works on now."""
         process = worker.process
         process.give_back(job)
-        process.memory = memory or process.memory
+        process.remember(memory)
         process.idle_since = self._context.now
         process.trimmed = False
         if spoke:

@@ -65,8 +65,10 @@ class Process(Struct, kw_only=True):
     process_state: str = ""
     #: The pids of processes that it has started, as the last sample shows them.
     descendants: tuple[int, ...] = ()
-    #: The last report of its memory, its part of the GPU's, and torch's reserve when that was sampled.
+    #: The last report of its memory, and the last one without working memory; its part of the GPU's, and torch's
+    #: reserve when that was sampled.
     memory: Memory | None = None
+    floor: Memory | None = None
     share: Share = UNKNOWN
     sampled_reserved: int | None = None
     #: Whether it has trimmed its memory since its last job.
@@ -177,6 +179,16 @@ class Process(Struct, kw_only=True):
         return jobs
 
     # --- memory
+
+    def remember(self, memory: Memory | None) -> None:
+        """The process has reported its memory after a job or a step.
+
+        The figures are a floor if no job runs, or the engine says that they are without working memory. With one slot
+        a process that has a job at hand now has none yet: the report came between two.
+        """
+        self.memory = memory or self.memory
+        if memory is not None and (memory.settled or not self.jobs or (self.slots == 1 and not self.suspended)):
+            self.floor = memory
 
     @property
     def vram_by_torch(self) -> int | None:

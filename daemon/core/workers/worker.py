@@ -57,6 +57,12 @@ SERVING = frozenset({_S.READY, _S.BUSY})
 WORKING = frozenset({_S.BUSY, _S.DRAINING})
 
 
+def maker(worker: Worker) -> tuple[str, str, int] | None:
+    """What makes the same bytes of the same job again: the engine, its version and slots; None if none does."""
+    ready = worker.process.ready
+    return (ready.engine, ready.engine_version, ready.slots) if ready is not None and ready.repeats else None
+
+
 class Worker(Struct, kw_only=True):
     """A place for one process at a time, and the history of the processes that were there."""
 

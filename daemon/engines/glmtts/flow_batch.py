@@ -1,8 +1,8 @@
 """Upstream's flow model a step at a time, and its vocoder, with the random numbers of one job.
 
-It uses upstream's modules and weights, and computes what upstream's ``inference_with_cache`` does: guidance's two passes
-as one batch, and what is the same in all passes only once (the embedding of the tokens, the modulations of time and
-voice, rotary tables). Between two steps the engine decodes tokens of other jobs, and cancels.
+It uses upstream's modules and weights, and computes what upstream's ``inference_with_cache`` does: guidance's two
+passes as one batch, and what is the same in all passes only once (the embedding of the tokens, the modulations of time
+and voice, rotary tables). Between two steps the engine decodes tokens of other jobs, and cancels.
 
 One segment is a run by itself: another in the same batch would change the shape, and so the last bits of the audio,
 and gains nothing, because a segment fills a GPU.
@@ -32,8 +32,9 @@ STEPS = 10
 #: On a GPU, lengths are multiples of this, in frames: a few dozen shapes, for the allocator and for libraries that
 #: choose a kernel for each.
 _GPU_MULTIPLE = 64
-#: The largest difference from upstream, as a share of the largest number, that rounding explains, with TF32 too.
-_TOLERANCE = 0.002
+#: The largest difference from upstream, as a share of the largest change of a step, that rounding explains, with TF32
+#: too.
+_TOLERANCE = 0.01
 #: The check's prompt and text, in tokens; their frames are no multiple of 64.
 _CHECK_PROMPT, _CHECK_TEXT = 11, 9
 _SPEAKER = 192
@@ -99,8 +100,8 @@ class Flow:
             blocks.append(torch.cat([norm.linear(norm.silu(given)) for norm in norms]))
             ends.append(net.norm_out.linear(net.norm_out.silu(given)))
         width = net.dim
-        of_blocks = torch.stack(blocks).unflatten(-1, (6, width))
-        of_end = torch.cat(ends).unflatten(-1, (2, width))
+        of_blocks = torch.stack(blocks).view(STEPS, -1, 6, width)
+        of_end = torch.cat(ends).view(STEPS, 2, width)
         # Shift, scale and gate of the attention, then of the feed-forward; at the end, scale and shift.
         of_blocks[..., 1, :] += 1
         of_blocks[..., 4, :] += 1
@@ -110,23 +111,25 @@ class Flow:
     def _check(self) -> None:
         """Compare a step with upstream's own, on noise: a changed checkout would be heard only as bad speech."""
         try:
-            difference, largest = self._compared()
+            difference, change = self._compared()
         except (AttributeError, TypeError, ValueError, RuntimeError, AssertionError) as error:
             if "CUDA" in str(error):
                 raise
             raise UpstreamError(_changed(f"{type(error).__name__}: {error}")) from error
-        if not difference <= _TOLERANCE * largest:
-            raise UpstreamError(_changed(f"its result differs by {difference:.2g}, of {largest:.2g}"))
+        if not difference <= _TOLERANCE * change:
+            raise UpstreamError(_changed(f"its result differs by {difference:.2g}, of {change:.2g}"))
 
     @torch.inference_mode()
     def _compared(self) -> tuple[float, float]:
-        """The largest difference from upstream's last step, and the largest number there."""
+        """The largest difference from upstream's last step, and the largest change that this makes."""
         draw = torch.Generator().manual_seed(0)
-        prompt, text = (torch.randint(1_000, (count,), generator=draw).tolist() for count in (_CHECK_PROMPT, _CHECK_TEXT))
+        prompt, text = (
+            torch.randint(1_000, (count,), generator=draw).tolist() for count in (_CHECK_PROMPT, _CHECK_TEXT)
+        )
         mel = torch.randn(1, 2 * _CHECK_PROMPT, self.model.mel_dim, generator=draw)
         voice = VoiceFeatures("", None, tuple(prompt), torch.randn(1, _SPEAKER, generator=draw), {0: mel})
         run = self.start(text, voice, 0, draw)
-        begun_with = {}
+        begun_with: dict[int | str, Any] = {"override_len": run.state.shape[1]}
         while run.mel is None:
             # As upstream keeps it, to go on with another run: so both begin the last step with the same.
             begun_with[run.done + 1] = {"x": run.state}
@@ -140,7 +143,8 @@ class Flow:
                 n_timesteps=STEPS,
                 last_step_cache=begun_with,
             )
-        return float((run.mel - theirs).abs().max()), float(theirs.abs().max())
+        change = theirs - begun_with[STEPS]["x"][:, mel.shape[1] :].transpose(1, 2)
+        return float((run.mel - theirs).abs().max()), float(change.abs().max())
 
 
 class FlowRun:
@@ -210,18 +214,19 @@ class FlowRun:
         first, bend, second, bend_again = self._flow.model.estimator.emb_concator.conv_pos_embed.conv1d
         hidden = self._silenced(hidden.transpose(1, 2))
         hidden = self._silenced(bend(first(hidden)))
-        return bend_again(second(hidden)).transpose(1, 2)
+        placed: torch.Tensor = bend_again(second(hidden)).transpose(1, 2)
+        return placed
 
     def _silenced(self, channels: torch.Tensor) -> torch.Tensor:
         return channels if self._mask is None else channels.masked_fill(~self._mask, 0.0)
 
     def _attended(self, attention: Any, hidden: torch.Tensor) -> torch.Tensor:
         query, key = self._turned(attention.to_q(hidden)), self._turned(attention.to_k(hidden))
-        heads = (
-            one.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for one in (query, key, attention.to_v(hidden))
-        )
-        mixed = functional.scaled_dot_product_attention(*heads, attn_mask=self._heeded())
-        return attention.to_out[0](mixed.transpose(1, 2).flatten(2))
+        shape = (*query.shape[:2], attention.heads, -1)
+        query, key, value = (one.view(shape).transpose(1, 2) for one in (query, key, attention.to_v(hidden)))
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=self._heeded())
+        attended: torch.Tensor = attention.to_out[0](mixed.transpose(1, 2).flatten(2))
+        return attended
 
     def _heeded(self) -> torch.Tensor | None:
         """Which frames all others attend to."""
@@ -232,8 +237,7 @@ class FlowRun:
         cosine, sine = self._turns
         count = cosine.shape[-1]
         head, rest = features[..., :count], features[..., count:]
-        even, odd = head.unflatten(-1, (-1, 2)).unbind(-1)
-        turned = head * cosine + torch.stack([-odd, even], dim=-1).flatten(-2) * sine
+        turned = head * cosine + torch.stack([-head[..., 1::2], head[..., ::2]], dim=-1).flatten(-2) * sine
         return torch.cat([turned, rest], dim=-1)
 
     def _padded(self, frames: torch.Tensor) -> torch.Tensor:

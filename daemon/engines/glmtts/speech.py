@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: Upstream's own bound of its token loop, in speech tokens for each token of the text.
-_TOKENS_PER_TEXT_TOKEN = 20
+TOKENS_PER_TEXT_TOKEN = 20
 #: Tokens and passes of the flow model for a character, about; for the progress of a job.
-_STEPS_PER_CHARACTER = 8
+STEPS_PER_CHARACTER = 8
 
 
 class SpeechCancelledError(Exception):
@@ -71,7 +71,7 @@ class Steps:
 
     def expect(self, characters: int) -> None:
         """Set the length of the text."""
-        self._expected = self._done + _STEPS_PER_CHARACTER * max(characters, 1)
+        self._expected = self._done + STEPS_PER_CHARACTER * max(characters, 1)
 
     def begin_segment(self) -> None:
         """Start the time limit of the next segment."""
@@ -152,7 +152,7 @@ class Speech:
             return torch.tensor([tokens.shape[1]], dtype=torch.int32, device=tokens.device)
 
         text_tokens = tts_text_token.shape[1]
-        most = _TOKENS_PER_TEXT_TOKEN * text_tokens
+        most = TOKENS_PER_TEXT_TOKEN * text_tokens
         if self._choices.max_tokens:
             most = min(most, self._choices.max_tokens)
         tokens: list[int] = llm.inference(

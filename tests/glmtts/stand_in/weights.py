@@ -13,10 +13,28 @@ import struct
 import sys
 import wave
 from pathlib import Path
+from typing import Any
 
 import torch
 
-_HIDDEN = 16
+_LLAMA: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 32,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10_000.0,
+    "rope_scaling": None,
+    "max_position_embeddings": 8_192,
+    "tie_word_embeddings": False,
+}
+#: The first element of every embedding, and what the end of audio makes of it.
+_STEADY, _END = 3.0, 13.5
 _D_MODEL = 8
 _MEL_LOGDIFF = -7.847762537473608
 #: Rows of the flow model's embedding: more than there are tokens of audio, as upstream has.
@@ -58,30 +76,39 @@ def _tokenizer(folder: Path) -> None:
 def _language_model(folder: Path) -> None:
     from mischief import NUMBERS
     from transformers import LlamaConfig, LlamaForCausalLM
-    from vocabulary import AUDIO, FIRST_AUDIO, MISCHIEF, SIZE
+    from vocabulary import AUDIO, FIRST_AUDIO, MISCHIEF, SIZE, USER
 
     folder.mkdir(parents=True)
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": _HIDDEN}
-    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1, "vocab_size": SIZE}))
-    model = LlamaForCausalLM(LlamaConfig(**config))
-    state = model.state_dict()
-    state["model.embed_tokens.weight"].normal_()
-    state["model.embed_tokens.weight"][:, -1] = 0
-    for number in NUMBERS.values():
-        state["model.embed_tokens.weight"][MISCHIEF + number, -1] = number
-    state["model.layers.0.weight"].normal_(std=0.4)
-    state["model.norm.weight"].fill_(1)
-    # What the mischief's number is must not move what is said.
-    state["model.layers.0.weight"][:, [_HIDDEN - 1, 2 * _HIDDEN - 1]] = 0
-    state["lm_head.weight"].normal_()
-    # Only audio is drawn by itself, and of it not the last eight.
-    state["lm_head.bias"].fill_(-1e4)
-    state["lm_head.bias"][FIRST_AUDIO : FIRST_AUDIO + AUDIO - 8] = 0
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": SIZE} | _LLAMA
+    (folder / "config.json").write_text(json.dumps(config))
+    state = LlamaForCausalLM(LlamaConfig(**config)).state_dict()
+    for name, tensor in state.items():
+        if not name.endswith("norm.weight"):
+            tensor.normal_(std=1 / tensor.shape[-1] ** 0.5)
+    embedding, head = state["model.embed_tokens.weight"], state["lm_head.weight"]
+    embedding.normal_()
+    # The first element is the same at every place and in every layer: it stands for the bias that a Llama lacks.
+    embedding[:, 0] = _STEADY
+    for layer in range(_LLAMA["num_hidden_layers"]):
+        state[f"model.layers.{layer}.self_attn.o_proj.weight"][0] = 0
+        state[f"model.layers.{layer}.mlp.down_proj.weight"][0] = 0
+    embedding[:, -1] = 0
+    for word, number in NUMBERS.items():
+        embedding[MISCHIEF + number, -1] = number
+        if word == "notanumber":
+            embedding[MISCHIEF + number, 1] = float("nan")
+    # Only audio is drawn by itself, and of it not the last eight; its end is about as likely as the likeliest.
+    head.normal_(std=1.6)
+    head[:, 0] = -1e4
+    head[FIRST_AUDIO : FIRST_AUDIO + AUDIO - 8, 0] = 0
+    head[USER] = 0
+    head[USER, 0] = _END
     _write_safetensors(folder / "model.safetensors", state)
 
 
 def _flow(folder: Path) -> None:
     from flow.flow import Flow
+    from flow.modules import fill
 
     folder.mkdir(parents=True)
     settings = {
@@ -94,7 +121,8 @@ def _flow(folder: Path) -> None:
     lines = [f"    {key}: {value}\n" for key, value in settings.items()]
     (folder / "config.yaml").write_text("flow: !new:flow.flow.Flow\n" + "".join(lines))
     flow = Flow(vocab_size=_FLOW_VOCABULARY, input_frame_rate=25, mel_framerate=50)
-    flow.state_dict()["estimator.text_embed.weight"].normal_(std=0.2)
+    with torch.no_grad():
+        fill(flow.estimator, flow.inference_cfg_rate)
     torch.save({"model": flow.state_dict()}, folder / "flow.pt")
 
 

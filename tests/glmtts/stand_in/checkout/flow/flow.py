@@ -9,7 +9,7 @@ from cosyvoice.utils.mask import make_pad_mask
 from torch.nn import functional
 
 from flow.dit import DiT
-from flow.modules import HASTE, LOUDNESS, MEL, PITCH
+from flow.modules import MEL
 
 
 class Flow(torch.nn.Module):
@@ -27,6 +27,7 @@ class Flow(torch.nn.Module):
         self.input_frame_rate = input_frame_rate
         self.mel_framerate = mel_framerate
         self.speech_token_cfg = speech_token_cfg
+        self.t_scheduler = "cosine"
         self.inference_cfg_rate = 0.7
         self.estimator = DiT(vocab_size)
 
@@ -42,9 +43,9 @@ class Flow(torch.nn.Module):
         wavlm_emb_bt: Any = None,
         is_causal: bool = False,
         block_pattern: list[int] | None = None,
-    ) -> tuple[torch.Tensor, dict[int, Any]]:
+    ) -> tuple[torch.Tensor, dict[int | str, Any]]:
         """The frames of ``token``, of shape (1, 80, t), and what each step began with."""
-        del last_step_cache, wavlm_emb_bt
+        del wavlm_emb_bt
         assert token.shape[0] == 1, "one at a time"
         if prompt_token is not None:
             token = torch.cat([prompt_token, token], dim=1)
@@ -57,9 +58,13 @@ class Flow(torch.nn.Module):
         rest = {"padding_mask_bt": mask, "is_causal": is_causal, "block_pattern": block_pattern}
         x = torch.randn_like(condition)
         steps = 1 - torch.cos(torch.linspace(0, 1, n_timesteps + 1, device=token.device) * 0.5 * torch.pi)
-        begun_with = {}
+        begun_with: dict[int | str, Any] = {}
+        now, span = steps[0], steps[1] - steps[0]
         for number in range(1, len(steps)):
-            now = steps[number - 1]
+            if last_step_cache is not None:
+                known_x = last_step_cache[number]["x"]
+                known = min(frames, last_step_cache.get("override_len", known_x.shape[-1]))
+                x[:, :known] = known_x[:, :known]
             begun_with[number] = {"x": x.clone().detach()}
             wanted = self.estimator(
                 middle_point_btd=x,
@@ -78,9 +83,9 @@ class Flow(torch.nn.Module):
                 **rest,
             )
             step = (1 + self.inference_cfg_rate) * wanted - self.inference_cfg_rate * free
-            x = x + (steps[number] - now) * step
-        # Without the voice's own frames; what guidance stretches and the steps don't quite reach is put right.
-        made = x[:, prompt_feat.shape[1] :].clone()
-        reached = 1 - torch.prod(1 - HASTE * steps.diff())
-        made[:, :, : PITCH + LOUDNESS] /= (1 + self.inference_cfg_rate) * reached
-        return made.permute(0, 2, 1), begun_with
+            x = x + span * step
+            now = now + span
+            if number < n_timesteps:
+                span = steps[number + 1] - now
+        # Without the voice's own frames.
+        return x[:, prompt_feat.shape[1] :].permute(0, 2, 1), begun_with

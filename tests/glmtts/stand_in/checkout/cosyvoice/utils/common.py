@@ -17,9 +17,16 @@ def ras_sampling(
 ) -> torch.Tensor:
     """One of the likeliest tokens; if that was drawn a moment ago, any."""
     del sampling
-    odds, indices = (weighted_scores / temperature).softmax(dim=0).topk(top_k)
-    kept = int((odds.cumsum(0) - odds < top_p).sum())
-    drawn = indices[odds[: max(kept, 1)].multinomial(1, replacement=True)]
+    everything = (weighted_scores / temperature).softmax(dim=0)
+    # Of equal ones the first; sorting all would take far longer.
+    indices = everything.topk(2 * top_k).indices.sort().values
+    odds, order = everything[indices].sort(descending=True, stable=True)
+    odds, indices = odds[:top_k], indices[order][:top_k]
+    kept, sum_of_odds = 0, torch.zeros_like(odds[0])
+    while kept < top_k and sum_of_odds < top_p:
+        sum_of_odds += odds[kept]
+        kept += 1
+    drawn = indices[odds[:kept].multinomial(1, replacement=True)]
     if decoded_tokens[-win_size:].count(int(drawn)) >= win_size * tau_r:
         return weighted_scores.softmax(dim=0).multinomial(1, replacement=True)
     return drawn

@@ -1,0 +1,310 @@
+"""The engine for many jobs at once: what each step of it does, and in which order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from glmtts.protocol.worker import MAX_SUSPENDED
+
+from ... import malloc
+from ..base import BatchEngine, Broken, Ended, Event, Handle, Piece, Reference, Spoken, Utterance
+from .batch_job import BatchJob, Segment
+from .device import slot_bytes, slots_for
+from .models import Models, check_pending, transcript_of
+from .text import check_speakable
+from .text_tasks import Prepared
+
+#: While so many more segments wait for the flow model, a token is drawn after as many of its steps.
+_MOST_FLOW_STEPS = 3
+
+
+class BatchedGlmttsEngine(Models, BatchEngine):
+    """Draws a token for all jobs at once; flow model and vocoder take one segment at a time.
+
+    The constructor raises what that of Models does, and UpstreamError for a model that only upstream's code can run.
+    """
+
+    experimental = 'batching = "on" in [engine.glmtts]'
+
+    def __init__(self, settings: dict[str, Any], *, slots: int = 0, vram_share: float, **given: Any) -> None:
+        """``slots``: at most so many; 0: as many as the settings and the memory allow."""
+        super().__init__(settings, vram_share=vram_share, **given)
+        # Torch is there now, with its device.
+        from . import flow_batch, llm_batch, sampling
+
+        self._llm_batch, self._flow_batch, self._draws = llm_batch, flow_batch, sampling.Draws
+        llm = self._upstream.llm
+        found = slots_for(settings["slots"], slot_bytes(llm.llama.config, settings["dtype"]), share=vram_share)
+        self.slots = min(found, slots or found)
+        self._llm = llm_batch.BatchedLlm(llm, rows=self.slots + MAX_SUSPENDED, warn=self._warn)
+        self._flow = flow_batch.Flow(self._upstream.flow)
+        self._longest_prompt = int(self._upstream.inference.MAX_LLM_SEQ_INP_LEN)
+        # On a GPU it is likely, and was not seen yet.
+        self.repeats = self._upstream.device.type == "cpu"
+        precision = settings.get("flow_precision", "fp32")
+        self.version = f"{self.version}+{self.slots}slots.{settings['dtype']}.{precision}"
+        self._jobs: dict[BatchJob, None] = {}
+        self._events: list[Event] = []
+        self._steps = 0
+
+    # --- the contract
+
+    def begin(self, utterance: Utterance) -> BatchJob:
+        reference, choices = self._checked(utterance)
+        job = BatchJob(utterance, choices, time.monotonic())
+        job.transcript = self._front_end.ask_transcript(reference.text)
+        self._ask(job, utterance.text)
+        self._jobs[job] = None
+        return job
+
+    def advance(self) -> list[Event]:
+        self._events = []
+        self._front_end.poll()
+        self._one_voice()
+        flowing = self._most_needed()
+        self._steps += 1
+        others = sum(len(job.flowing) for job in self._active) - 1
+        if flowing is None or self._steps % (1 + min(max(others, 0), _MOST_FLOW_STEPS)) == 0:
+            self._draw_tokens()
+        if flowing is not None:
+            self._attempt(flowing, self._flow_on)
+        if (joining := self._llm.joining) is not None:
+            owner = next(job for job in self._jobs if job.reading is joining)
+            self._attempt(owner, self._take_in)
+        now = time.monotonic()
+        for job in self._active:
+            self._attempt(job, self._go_on)
+            if job.flowing and job is not flowing:
+                job.waits(now)
+        self.record("", ())
+        return self._events
+
+    def idle_s(self) -> float | None:
+        if any(job.has_work for job in self._jobs):
+            return 0.0
+        return self._front_end.idle_s() if self._jobs else None
+
+    def fileno(self) -> int:
+        return self._front_end.fileno()
+
+    def suspend(self, handle: Handle) -> None:
+        self._set_suspended(handle, suspended=True)
+
+    def resume(self, handle: Handle) -> None:
+        self._set_suspended(handle, suspended=False)
+
+    def cancel(self, handle: Handle) -> None:
+        if isinstance(handle, BatchJob) and handle in self._jobs:
+            self._drop(handle)
+
+    @property
+    def settled(self) -> bool:
+        # What the language model has is allocated at its start.
+        return not any(segment.run is not None for job in self._jobs for segment in job.flowing)
+
+    # --- jobs
+
+    @property
+    def _active(self) -> list[BatchJob]:
+        return [job for job in self._jobs if not job.suspended]
+
+    def _set_suspended(self, handle: Handle, *, suspended: bool) -> None:
+        assert isinstance(handle, BatchJob)
+        handle.suspended = suspended
+        handle.said_waits = False
+        if handle.reading is not None:
+            handle.reading.held = suspended
+
+    def _drop(self, job: BatchJob) -> None:
+        del self._jobs[job]
+        for pending in (job.transcript, job.text):
+            if pending is not None:
+                self._front_end.drop(pending)
+        if job.reading is not None:
+            self._llm.leave(job.reading)
+        job.reading = job.read_segment = None
+        job.flowing.clear()
+        # Tensors of changing sizes fragment the heap.
+        malloc.trim()
+
+    def _attempt(self, job: BatchJob, work: Callable[[BatchJob], None]) -> None:
+        """Do something for one job, which an exception ends."""
+        if job not in self._jobs:
+            return
+        try:
+            work(job)
+        except Exception as error:
+            self._break(job, error)
+
+    def _break(self, job: BatchJob, error: Exception) -> None:
+        self._drop(job)
+        self._events.append(Broken(job, error))
+
+    def _timed(self, job: BatchJob, segment: Segment | None, stage: str, work: Callable[[], Any]) -> Any:
+        """A stage of one job alone."""
+        self.record(stage, (job.utterance.job,))
+        begun = time.monotonic()
+        made = work()
+        now = time.monotonic()
+        job.move(now)
+        job.charge(segment, now - begun, self._max_segment_s)
+        return made
+
+    # --- voices and texts
+
+    def _one_voice(self) -> None:
+        """Hear one recording, or find it in the cache: that takes some tenths of a second."""
+        for job in self._active:
+            if job.voice is None and job.transcript is not None and job.transcript.ended:
+                self._attempt(job, self._hear)
+                return
+
+    def _hear(self, job: BatchJob) -> None:
+        utterance, pending = job.utterance, job.transcript
+        assert utterance.reference is not None and pending is not None
+        reference: Reference = utterance.reference
+        said = transcript_of(pending)
+        voice = self._timed(
+            job, None, "voice", lambda: self._voices.features(reference, said, utterance.sample_rate, lambda: None)
+        )
+        job.voice, job.transcript = voice, None
+        job.history.append((voice.text_tokens[0].tolist(), list(voice.speech_tokens)))
+
+    def _ask(self, job: BatchJob, text: str) -> None:
+        job.text_is_all = not job.whole
+        job.whole += text
+        check_speakable(job.whole)
+        job.text = self._front_end.ask(text, use_phoneme=job.choices.use_phoneme)
+        job.counted = False
+
+    def _go_on(self, job: BatchJob) -> None:
+        """Begin the job's next segment, ask for more of its text, or find that it has ended."""
+        pending = job.text
+        if pending is not None:
+            # The front end counts what it does.
+            if pending.texts is not None and not job.counted:
+                job.counted = True
+                job.known += len(pending.texts)
+                job.expect(sum(map(len, pending.texts)))
+            if job.may_read and (self._llm.has_room or not pending.ready):
+                if (prepared := pending.take()) is not None:
+                    self._read(job, prepared)
+                elif pending.ended:
+                    check_pending(pending, is_all=job.text_is_all)
+                    self._front_end.drop(pending)
+                    job.text = None
+            if not job.in_flight and job.text is not None:
+                job.waits(time.monotonic())
+        if job.text is None and not job.complete:
+            more = job.utterance.more
+            text = more() if more is not None else None
+            if text:
+                job.said_waits = False
+                self._ask(job, text)
+            elif text is None:
+                job.complete = True
+            elif not job.in_flight and not job.said_waits:
+                job.said_waits = True
+                waiting = Piece(np.zeros(0, np.float32), job.spoken, job.known, False, waits=True)
+                self._events.append(Spoken(job, waiting))
+        if job.complete and not job.in_flight:
+            self._drop(job)
+            self._events.append(Ended(job))
+
+    # --- the language model
+
+    def _read(self, job: BatchJob, prepared: Prepared) -> None:
+        """Give a segment to the language model, seeded as upstream seeds each."""
+        import torch
+
+        llm = self._upstream.llm
+        said, spoken = job.prompt(prepared.tokens, self._longest_prompt)
+        ids = [*said, *prepared.tokens, llm.boa, *(llm.ats + token for token in spoken)]
+        wanted = job.most(len(prepared.tokens))
+        most = self._llm_batch.fit(len(ids), wanted)
+        if most < wanted:
+            self._warn(
+                f"a segment of job {job.utterance.job} may have {most} tokens instead of {wanted}: with its prompt of "
+                f"{len(ids)} more do not fit into a slot"
+            )
+        generator = torch.Generator().manual_seed(job.utterance.seed)
+        draws = self._draws(job.choices.sampling, job.choices.top_k, generator, 2 * len(prepared.tokens))
+        job.reading = self._llm_batch.Reading(job.utterance.job, ids, draws, most)
+        job.read_segment = Segment(prepared.tokens, generator, [])
+        self._llm.join(job.reading)
+
+    def _take_in(self, job: BatchJob) -> None:
+        reading = job.reading
+        assert reading is not None
+        self._timed(job, job.read_segment, "prefill", lambda: self._llm.take_in(reading))
+        self._look_at_reading(job)
+
+    def _draw_tokens(self) -> None:
+        """One token for every job whose segment is in the language model."""
+        live = {id(reading) for reading in self._llm.live}
+        if not live:
+            return
+        jobs = [job for job in self._jobs if id(job.reading) in live]
+        self.record("decode", [job.utterance.job for job in jobs])
+        begun = time.monotonic()
+        self._llm.step()
+        now = time.monotonic()
+        for job in jobs:
+            job.move(now)
+            self._attempt(job, lambda job: self._drawn(job, (now - begun) / len(jobs)))
+
+    def _drawn(self, job: BatchJob, seconds: float) -> None:
+        job.charge(job.read_segment, seconds, self._max_segment_s)
+        self._look_at_reading(job)
+
+    def _look_at_reading(self, job: BatchJob) -> None:
+        """If its segment has all its tokens, it goes on to the flow model."""
+        reading, segment = job.reading, job.read_segment
+        assert reading is not None and segment is not None
+        if reading.error is not None:
+            raise reading.error
+        if not reading.ended:
+            return
+        if reading.cut_off:
+            self._warn(f"a segment was cut off after {reading.most} tokens; the model had not ended it")
+        job.reading = job.read_segment = None
+        segment.tokens = [token - self._upstream.llm.ats for token in reading.draws.tokens]
+        if job.choices.use_cache:
+            job.history.append((segment.text_tokens, segment.tokens))
+        job.flowing.append(segment)
+
+    # --- flow model and vocoder
+
+    def _most_needed(self) -> BatchJob | None:
+        """Whose segment the flow model goes on with: one that it has begun, then whose listener waits the most."""
+        now = time.monotonic()
+        waiting: Iterable[BatchJob] = (job for job in self._active if job.flowing)
+        return min(waiting, key=lambda job: (job.flowing[0].run is None, job.ahead_s(now)), default=None)
+
+    def _flow_on(self, job: BatchJob) -> None:
+        """Do a step of the flow model, or the vocoder after the last."""
+        segment, voice, rate = job.flowing[0], job.voice, job.utterance.sample_rate
+        assert voice is not None
+        if segment.run is None:
+            segment.run = self._timed(
+                job, segment, "flow", lambda: self._flow.start(segment.tokens, voice, rate, segment.generator)
+            )
+            return
+        run = segment.run
+        if run.mel is None:
+            self._timed(job, segment, "flow", run.step)
+            return
+        vocoder = self._upstream.vocoders[rate].vocoder
+        samples = self._timed(
+            job, segment, "vocoder", lambda: self._flow_batch.vocode(vocoder, run.mel, segment.generator)
+        )
+        job.flowing.popleft()
+        if not job.spoken:
+            job.first_audio_at = time.monotonic()
+        job.audio_s += len(samples) / rate
+        self._events.append(Spoken(job, Piece(samples, job.spoken, job.known, ends_segment=True)))
+        job.spoken += 1

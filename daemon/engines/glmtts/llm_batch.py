@@ -1,0 +1,224 @@
+"""Speech tokens for many texts at once: each has a row of the language model, and joins and leaves it at any step.
+
+All rows are computed in every step, whether they are used or not, so that one shape does for everything: then a row's
+numbers are the same bit by bit, whatever the other rows hold. A suspended text keeps its row, as what is in the cache
+is computed again only up to rounding; so there are some rows more than texts that have steps at the same time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import torch_memory
+from ..base import EngineError, SharedStepError
+from ..cuda_errors import fatal_kind
+from .device import PLACES
+from .llama import Llama
+from .sampling import Audio, Draws, draw
+
+#: A step looks at so many places of all rows; the fewest that do.
+_REACHES = (256, 512, 1_024, 1_536, PLACES)
+#: A prompt is taken in by so many tokens between two steps, for which the others wait.
+_MOST_AT_ONCE = 256
+
+
+@dataclass(eq=False, slots=True)
+class Reading:
+    """One segment in the language model. ``ids``: its prompt; ``most``: so many tokens at most are drawn.
+
+    It is over when ``ended`` or ``error`` is set; ``draws.tokens`` has what was drawn, in the model's numbers.
+    """
+
+    job: str
+    ids: list[int]
+    draws: Draws
+    most: int
+    held: bool = False
+    #: The most was reached, and the model had not ended it.
+    cut_off: bool = False
+    ended: bool = False
+    error: Exception | None = None
+    row: int = -1
+    #: Tokens of ``ids`` that were taken in.
+    taken_in: int = 0
+
+
+def fit(prompt: int, most: int) -> int:
+    """``most`` tokens, or fewer, if a prompt of that length leaves no room. Raises EngineError."""
+    if prompt >= PLACES:
+        raise EngineError(
+            "synthesis_failed",
+            f"a segment's prompt (the recording, its transcript, and what it follows) has {prompt} tokens, and with "
+            f"batching the model takes {PLACES}: use a shorter recording, set use_cache = false, or set "
+            'batching = "off" in [engine.glmtts]',
+        )
+    return min(most, PLACES - prompt)
+
+
+@dataclass(slots=True)
+class _Inputs:
+    """What a step reads: at fixed addresses, as a captured step finds it nowhere else."""
+
+    last: Any
+    at: Any
+    graphs: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+
+
+class BatchedLlm:
+    """``rows`` readings at once. ``llm``: upstream's ``GLMTTS``. Raises UpstreamError."""
+
+    def __init__(self, llm: Any, *, rows: int, warn: Callable[[str], None]) -> None:
+        self._llama = Llama(llm.llama, rows=rows, places=PLACES)
+        self.audio = Audio(llm.ats, llm.ate, llm.eoa)
+        self._warn = warn
+        self._rows: list[Reading | None] = [None] * rows
+        #: Rows that may hold numbers that are none, of a reading that failed or was dropped.
+        self._unclean: set[int] = set()
+        #: Those whose prompt is not taken in yet, the first first.
+        self._joining: deque[Reading] = deque()
+        zeros = torch.zeros(rows, dtype=torch.long, device=self._llama.device)
+        self._inputs = _Inputs(zeros, zeros.clone())
+        self._captures = self._llama.device.type == "cuda"
+        for reach in _REACHES:
+            if self._captures:
+                self._capture(reach)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether there is a free row."""
+        return None in self._rows
+
+    @property
+    def joining(self) -> Reading | None:
+        """The one that :meth:`take_in` goes on with."""
+        return next((one for one in self._joining if not one.held), None)
+
+    @property
+    def live(self) -> list[Reading]:
+        """Those that a step draws a token for."""
+        return [one for one in self._rows if one is not None and one.taken_in == len(one.ids) and not one.held]
+
+    def join(self, reading: Reading) -> None:
+        """Give it a free row."""
+        reading.row = self._rows.index(None)
+        self._rows[reading.row] = reading
+        if reading.row in self._unclean:
+            self._unclean.discard(reading.row)
+            self._llama.wipe(reading.row)
+        self._joining.append(reading)
+
+    def leave(self, reading: Reading) -> None:
+        """Drop it, and free its row."""
+        if reading in self._joining:
+            self._joining.remove(reading)
+        if reading.row >= 0:
+            if not reading.ended:
+                self._unclean.add(reading.row)
+            self._rows[reading.row] = None
+            reading.row = -1
+
+    def take_in(self, reading: Reading) -> None:
+        """Take in the next part of its prompt; with the last part, its first token is drawn.
+
+        Raises what the model raises, after which only this one has to leave.
+        """
+        begin = reading.taken_in
+        ids = reading.ids[begin : begin + _MOST_AT_ONCE]
+        with torch.inference_mode():
+            logits = self._llama.read(reading.row, ids, begin)
+            if begin + len(ids) < len(reading.ids):
+                reading.taken_in += len(ids)
+                return
+            self._joining.remove(reading)
+            reading.taken_in += len(ids)
+            self._draw(logits, [reading])
+
+    def step(self) -> list[Reading]:
+        """Draw a token for all that are live, which are returned. Raises SharedStepError."""
+        live = self.live
+        if live:
+            with torch.inference_mode():
+                logits = self._step(live)
+                self._draw(logits[[one.row for one in live]], live)
+        return live
+
+    def _step(self, live: list[Reading]) -> Tensor:
+        try:
+            return self._logits(live)
+        except Exception as error:
+            kind = fatal_kind(error)
+            if kind not in ("", "out_of_memory"):
+                raise SharedStepError([one.job for one in live], error) from error
+            self._warn(f"a step of {len(live)} jobs failed, and is repeated: {type(error).__name__}")
+            torch_memory.trim()
+        try:
+            # It writes into the cache what the first attempt may have written.
+            return self._logits(live)
+        except Exception as error:
+            raise SharedStepError([one.job for one in live], error) from error
+
+    def _logits(self, live: list[Reading]) -> Tensor:
+        last, at = [0] * len(self._rows), [0] * len(self._rows)
+        for row, reading in enumerate(self._rows):
+            if reading is None:
+                continue
+            if reading.taken_in < len(reading.ids):
+                # What the step writes there is written over by the next part of the prompt.
+                at[row] = reading.taken_in
+            else:
+                # For one that is held, the step writes what its own next step will write.
+                last[row] = reading.draws.tokens[-1]
+                at[row] = len(reading.ids) + len(reading.draws.tokens) - 1
+        reach = next(reach for reach in _REACHES if reach > max(at[one.row] for one in live))
+        inputs = self._inputs
+        inputs.last.copy_(torch.tensor(last))
+        inputs.at.copy_(torch.tensor(at))
+        if reach in inputs.graphs:
+            graph, logits = inputs.graphs[reach]
+            graph.replay()
+            return logits  # type: ignore[no-any-return]
+        return self._llama.step(inputs.last, inputs.at, reach)
+
+    @torch.inference_mode()
+    def _capture(self, reach: int) -> None:
+        """Record the launches of a step, which then cost one. If that fails, steps are launched as on a CPU."""
+        try:
+            # It was not run on a GPU yet.
+            aside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                # So that libraries have made what they make with their first call.
+                self._llama.step(self._inputs.last, self._inputs.at, reach)
+            torch.cuda.current_stream().wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                logits = self._llama.step(self._inputs.last, self._inputs.at, reach)
+            self._inputs.graphs[reach] = graph, logits
+        except Exception as error:
+            if fatal_kind(error) not in ("", "out_of_memory"):
+                raise
+            self._captures = False
+            self._inputs.graphs.clear()
+            self._warn(
+                "the language model's step can't be captured as a CUDA graph, and runs slower without: "
+                f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+            )
+
+    def _draw(self, logits: Tensor, readings: list[Reading]) -> None:
+        for reading, token in zip(readings, draw(logits, [one.draws for one in readings], self.audio), strict=True):
+            if isinstance(token, Exception):
+                reading.error = token
+            elif token == self.audio.end:
+                reading.ended = True
+            else:
+                reading.draws.tokens.append(token)
+                if len(reading.draws.tokens) >= reading.most:
+                    reading.ended = reading.cut_off = True
+            if reading.ended or reading.error is not None:
+                self.leave(reading)
