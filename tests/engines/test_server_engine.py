@@ -213,6 +213,17 @@ def test_a_long_text_is_cut_into_requests_where_sentences_end() -> None:
         assert isinstance(events[-1], Ended) and events[-1].handle is handle
 
 
+def test_a_job_that_is_suspended_between_two_requests_leaves_nothing_at_the_server() -> None:
+    with starting(request_chars=20) as engine:
+        handle = begin(engine, "The first one is here. The second one is there.")
+        until(engine, lambda events: any(isinstance(one, Spoken) and one.piece.ends_segment for one in events))
+        engine.suspend(handle)
+        assert len(samples(engine, "urgent"))
+        assert "The second one is there." not in state(engine)["tries"]
+        engine.resume(handle)
+        assert isinstance(finish(engine, handle)[handle], Ended)
+
+
 def test_a_suspended_job_reads_no_more_and_resumes_where_it_was(engine: ServerEngine) -> None:
     handle = begin(engine, "endless 1" + "x" * 5_000)
     until(engine, lambda events: events)

@@ -317,7 +317,11 @@ class ServerEngine(BatchEngine):
         if request.error is None:
             events.append(_spoken(job, _nothing(), ends_segment=True))
             job.request, job.done_before, job.segment = None, job.done, job.segment + 1
-            return events + self._next_text(job)
+            if job.utterance.more is None and not job.texts:
+                return events + self._next_text(job)
+            # In the next step: a job that is suspended here leaves nothing at the server.
+            self._turn_now = True
+            return events
         if isinstance(request.error, ServerFaultError):
             job.fault = request.error
             self._check = self._check or self._warm_up(_CHECK_BUSY_S)
