@@ -49,7 +49,7 @@ tcp.authorised_keys
 
 _WORKERS = _keys("""
 engine.python engine.warmup_text engine.confine
-engine.fault.start engine.fault.start_s engine.fault.vram_mib
+engine.fault.start engine.fault.start_s engine.fault.vram_mib engine.fault.slots
 engine.glmtts.root engine.glmtts.use_phoneme engine.glmtts.use_cache engine.glmtts.sampling engine.glmtts.top_k
 engine.glmtts.max_tokens engine.glmtts.max_segment_s engine.glmtts.dictionary engine.glmtts.dtype
 engine.glmtts.batching engine.glmtts.slots engine.glmtts.voice_cache_mib engine.glmtts.text_processes

@@ -51,7 +51,7 @@ def test_a_key_that_is_held_back_keeps_its_value_and_any_other_gets_the_new_one(
 def _other(value: Any) -> Any:
     """Another value that the key may have."""
     others: dict[Any, Any] = {
-        "espeak": "fault", "info": "debug", "text": "json", "normal": "slow", "ras": "topk", "fp32": "bf16",
+        "espeak": "fault", "info": "debug", "text": "json", "normal": "slow", "ras": "topk", "fp32": "bf16", "off": "on",
         "all": "none", "wav": "flac", "0660": "0600",
     }  # fmt: skip
     if isinstance(value, bool):

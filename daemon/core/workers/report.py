@@ -31,7 +31,6 @@ def describe(worker: Worker, context: Context) -> dict[str, Any]:
         "age_s": round(now - process.started_at, 3) if worker.has_process else None,
         "load_s": round(process.ready.load_s, 3) if process.ready else None,
         "confined": process.ready.confined if process.ready else None,
-        "slots": process.ready.slots if process.ready else None,
         "experimental": process.ready.experimental if process.ready else None,
         "rss": memory.rss if memory else None,
         "vram": process.share.vram,
