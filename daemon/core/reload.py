@@ -51,7 +51,8 @@ engine.python engine.warmup_text engine.confine
 engine.fault.start engine.fault.start_s engine.fault.vram_mib
 engine.glmtts.root engine.glmtts.use_phoneme engine.glmtts.use_cache engine.glmtts.sampling engine.glmtts.top_k
 engine.glmtts.max_tokens engine.glmtts.max_segment_s engine.glmtts.dictionary engine.glmtts.dtype
-engine.glmtts.batching engine.glmtts.slots engine.glmtts.voice_cache_mib engine.glmtts.text_processes
+engine.glmtts.batching engine.glmtts.slots engine.glmtts.flow_precision engine.glmtts.voice_cache_mib
+engine.glmtts.text_processes
 workers.recycle.max_vram_mib workers.recycle.max_vram_share
 limits.recording_min_s limits.recording_max_s
 """)
