@@ -74,8 +74,10 @@ def test_a_sentence_that_fails_or_is_cancelled_beside_others_costs_them_nothing(
 
 def test_what_a_killed_worker_had_begun_is_spoken_again_to_the_same_bytes(daemon: Daemon, root: Root) -> None:
     one = daemon.client()
-    wanted = [{"text": LONG, "voice": f"v{number}", "seed": number, "options": _BOUND} for number in range(3)]
-    alone = [sound(one, root, **each)[1] for each in wanted]  # type: ignore[arg-type]
+    wanted: list[dict[str, Any]] = [
+        {"text": LONG, "voice": f"v{number}", "seed": number, "options": _BOUND} for number in range(3)
+    ]
+    alone = [sound(one, root, **each)[1] for each in wanted]
     clients = [daemon.client() for _ in wanted]
     ids = [client.send("synthesize", **each) for client, each in zip(clients, wanted, strict=True)]
     pids = {daemon.worker_of(client.until(id, "started")) for client, id in zip(clients, ids, strict=True)}
