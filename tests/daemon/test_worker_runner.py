@@ -31,6 +31,7 @@ from glmtts.protocol.worker import (
     CancelJob,
     Failed,
     Finished,
+    Message,
     ResumeJob,
     SegmentDone,
     SpeakJob,
@@ -42,7 +43,8 @@ from glmtts.protocol.worker import (
     WorkerMessage,
 )
 
-Turn = Sequence[SupervisorMessage]
+#: Messages of the supervisor that arrive together.
+Turn = Sequence[Message]
 SEGMENTS = 4
 
 
@@ -59,7 +61,7 @@ class Wire:
 
     def receive(self) -> Iterator[tuple[SupervisorMessage, bytes | None]]:
         for message in next(self._turns, ()):
-            yield message, None
+            yield cast("SupervisorMessage", message), None
 
     def send(self, message: WorkerMessage, _body: Any = None) -> None:
         (self.sent if self.has_room else self.unsent).append(message)

@@ -191,7 +191,13 @@ def test_forty_jobs_in_any_order_suspended_and_cancelled_at_random_sound_as_alon
     start: Start, worker: WorkerUnderTest, seed: int
 ) -> None:
     chance = random.Random(seed)
-    sound = [{"format": "flac"}, {"format": "mp3", "stream": True}, {"speed": 1.5}, {"sample_rate": 16_000}, {}]
+    sound: list[dict[str, Any]] = [
+        {"format": "flac"},
+        {"format": "mp3", "stream": True},
+        {"speed": 1.5},
+        {"sample_rate": 16_000},
+        {},
+    ]
     jobs = {f"0-{number}": {"text": f"text {number}"} | chance.choice(sound) for number in range(1, 41)}
     options = {name: {"seconds": chance.uniform(0.2, 2.0), "segments": chance.randint(1, 3)} for name in jobs}
     seen: dict[str, Seen] = {name: [] for name in jobs}
