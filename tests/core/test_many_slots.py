@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from glmtts.daemon.core.jobs.class_queue import ClassQueue
 from glmtts.daemon.core.jobs.estimates import Estimator
 from glmtts.daemon.core.jobs.job import Attempt
 from glmtts.daemon.core.scheduling.dispatcher import Dispatcher
@@ -18,7 +19,7 @@ from glmtts.protocol import worker as wire
 from glmtts.protocol.worker import MAX_SUSPENDED
 
 from ..support.batch_stage import STEP_S, BatchStage
-from ..support.core_world import MEMORY, MakeWorld, World
+from ..support.core_world import ALICE, BOB, MEMORY, MakeWorld, World, waiting_job
 
 OPEN: dict[str, Any] = {"max_waiting": 200, "max_share": 1.0}
 Break = Callable[[pytest.MonkeyPatch], None]
@@ -159,6 +160,16 @@ def test_who_is_refused_is_told_when_a_place_is_free() -> None:
     assert refused.code == "queue_full"
     # Four share the engine: each takes its second in four.
     assert refused.retry_after_s == pytest.approx(4.0, rel=0.3)
+
+
+def test_a_deadline_counts_with_the_jobs_that_are_spoken_beside_it() -> None:
+    queue = ClassQueue()
+    for client, deadline_at in ((ALICE, None), (BOB, 6.0)):
+        job = waiting_job(client=client, cost_s=1.0, deadline_at=deadline_at)
+        job.account.load = 4
+        queue.push(job)
+    first = queue.next(0.0)
+    assert first is not None and first.client is BOB, "in its turn it would come too late"
 
 
 # --- what gives way to what
