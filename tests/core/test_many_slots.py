@@ -329,6 +329,10 @@ def test_a_trim_among_jobs_is_judged_by_the_next_figures_without_working_memory(
     world.say(wire.Trimmed(memory=busy))
     process = world.worker().process
     assert (process.memory, process.floor) == (busy, MEMORY)
+    # Beside a job that runs alone it takes no other, and has working memory all the same.
+    process.alone.extend(process.jobs)
+    world.say(wire.Trimmed(memory=busy))
+    assert process.floor == MEMORY
     world.say(wire.Trimmed(memory=replace(busy, settled=True)))
     assert process.floor is not None and process.floor.rss == 9_000 << 20
 
