@@ -421,7 +421,7 @@ class JobRunner:
             if self._jobs.get(job.id) is job:
                 self._attempt(job, lambda: then(future.result()))
 
-        self._helper.submit(work, done)
+        self._helper.submit(job.id, work, done)
 
     def _attempt(self, job: Job, work: Callable[..., None], *given: Any) -> None:
         """Do something for a job, which an error ends."""

@@ -31,8 +31,9 @@ class Speech:
         self._sink = StreamSink(job, rate) if job.stream else FileSink(job.format, rate)
         self._stretcher = TimeStretcher(native, job.speed) if job.speed != 1.0 else None
         self._resampler = audio.Resampler(native, rate) if native != rate else None
-        #: Whether the encoding takes more than a conversion of samples: it is a library's work, in C.
-        self.is_work = job.format in audio.LIBSNDFILE or bool(self._stretcher or self._resampler)
+        #: Whether the encoding takes milliseconds. For 10 s of speech: 280 ms as MP3, 500 as Opus, 3.5 as FLAC,
+        #: 40 at another speed; 1 at another rate, 0.3 as WAV or PCM.
+        self.is_work = job.format in audio.LIBSNDFILE or job.speed != 1.0
         self._samples_in = 0
         self._energy = self._segment_energy = 0.0
         self._first_audio_s = 0.0

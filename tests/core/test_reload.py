@@ -41,21 +41,25 @@ def test_a_key_that_is_held_back_keeps_its_value_and_any_other_gets_the_new_one(
     innermost = values
     for section in sections:
         innermost = innermost.setdefault(section, {})
-    innermost[name] = msgspec.to_builtins(other := {"loud": True} if name == "extra" else _other(flat(old)[key]))
+    innermost[name] = msgspec.to_builtins(other := _other(key, flat(old)[key]))
     new = msgspec.convert(values, Settings)
     found = plan(old, new)
     assert [*found.live, *found.workers, *found.restart] == [key]
     assert flat(found.settings)[key] == (flat(old)[key] if found.restart else other)
 
 
-def _other(value: Any) -> Any:
+def _other(key: str, value: Any) -> Any:
     """Another value that the key may have."""
     others: dict[Any, Any] = {
-        "espeak": "fault", "info": "debug", "text": "json", "normal": "slow", "ras": "topk", "fp32": "bf16", "off": "on",
-        "all": "none", "wav": "flac", "0660": "0600",
+        "espeak": "fault", "info": "debug", "text": "json", "normal": "slow", "ras": "topk", "fp32": "bf16",
+        "all": "none", "wav": "flac", "0660": "0600", "off": "on",
     }  # fmt: skip
     if isinstance(value, bool):
         return not value
+    if key == "engine.glmtts.flow_precision":
+        return "tf32"
+    if key == "engine.server.extra":
+        return {"loud": True}
     if isinstance(value, str):
         return others.get(value, f"{value}x")
     if isinstance(value, list):

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from glmtts.daemon.engines.glmtts import front_end as under_test
 from glmtts.daemon.engines.glmtts.front_end import FrontEnd, Pending
 from glmtts.daemon.engines.glmtts.text_tasks import Prepared
+from glmtts.daemon.engines.glmtts.upstream import UpstreamError
 from glmtts.protocol.worker import CancelJob, Failed
 
 from ..process.worker_under_test import Start, WorkerUnderTest
@@ -168,6 +171,16 @@ def test_segments_are_prepared_a_few_ahead_and_no_more(make: Make) -> None:
     assert len(segments(front_end, pending)) == len(pending.texts or ()) > 10
 
 
+def test_a_transcript_is_read_once(make: Make) -> None:
+    front_end = make()
+    first = front_end.ask_transcript(SHORT)
+    assert not first.ended
+    front_end.wait(lambda: first.ended, lambda: None)
+    again = front_end.ask_transcript(SHORT)
+    assert again.ended and again.normalised == first.normalised is not None
+    assert front_end.poll() == [again]
+
+
 # --- processes that are lost
 
 
@@ -215,12 +228,45 @@ def test_texts_survive_the_end_of_the_template(make: Make, lines: list[str]) -> 
     assert "template" in lines[0]
 
 
-def test_a_process_that_is_lost_while_it_is_idle_costs_no_text(make: Make, lines: list[str]) -> None:
-    front_end = make()
+@pytest.mark.parametrize("which", ["process", "template"])
+def test_a_process_that_is_lost_while_it_is_idle_costs_no_text(make: Make, lines: list[str], which: str) -> None:
+    front_end = make(processes=2)
     before = read(front_end, SHORT)
-    os.kill(children(max(children(os.getpid())))[0], signal.SIGKILL)
-    front_end.wait(lambda: bool(lines), lambda: None)
-    assert read(front_end, SHORT) == before
+    template = max(children(os.getpid()))
+    forks = children(template)
+    lost = [template, *forks] if which == "template" else forks[:1]
+    os.kill(lost[0], signal.SIGKILL)
+    until(lambda: all(map(is_gone, lost)))
+    # Two at once, so that each process is asked.
+    pending = front_end.ask(SHORT, use_phoneme=False)
+    assert read(front_end, SHORT) == segments(front_end, pending) == before
+    assert len(lines) == 1 and which in lines[0]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_template_that_can_not_fork_is_no_endless_start(
+    make: Make, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: Any) -> None:
+        os.kill(max(children(os.getpid())), signal.SIGKILL)
+
+    monkeypatch.setattr(socket, "send_fds", kill)
+    with pytest.raises(UpstreamError):
+        make()
+    assert len(lines) == 1
+
+
+def test_a_front_end_that_can_not_be_started_again_ends_its_worker(make: Make, tmp_path: Path) -> None:
+    dictionary = tmp_path / "words.jsonl"
+    dictionary.write_text('{"天气": "<|Q|><|I4|>"}\n', encoding="utf-8")
+    front_end = make(dictionary=str(dictionary))
+    read(front_end, SHORT)
+    dictionary.write_text("[]\n", encoding="utf-8")
+    os.kill(max(children(os.getpid())), signal.SIGKILL)
+    pending = front_end.ask(SHORT, use_phoneme=False)
+    front_end.wait(lambda: pending.ended, lambda: None)
+    assert pending.error is not None and pending.error.fatal and f"{dictionary}:1" in pending.error.message
+    assert front_end.ask(SHORT, use_phoneme=False).error is not None
 
 
 # --- in a worker

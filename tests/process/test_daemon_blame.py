@@ -156,7 +156,7 @@ def test_a_worker_that_is_killed_from_outside_takes_no_job_with_it(daemon: Daemo
     assert not blamed(daemon)
 
 
-def descriptors(daemon: Daemon) -> list[str]:
+def recorders(daemon: Daemon) -> list[str]:
     """The flight recorders that the daemon has open."""
     links = [entry.readlink() for entry in Path(f"/proc/{daemon.process.pid}/fd").iterdir()]
     return [str(link) for link in links if "glmtts-flight-recorder" in str(link)]
@@ -169,4 +169,4 @@ def test_each_process_has_one_flight_recorder_and_none_is_left_open(daemon: Daem
         os.kill(worker["pid"], signal.SIGKILL)
         daemon.until(lambda pid=worker["pid"]: daemon.workers()[0]["pid"] not in (pid, None), "it is replaced")  # type: ignore[misc]
         daemon.until_ready()
-    assert len(descriptors(daemon)) == 1
+    assert len(recorders(daemon)) == 1

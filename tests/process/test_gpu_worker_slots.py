@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import signal
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from glmtts.protocol import exit_codes
 from glmtts.protocol.worker import (
+    MAX_SUSPENDED,
     AddText,
     AudioChunk,
     Bye,
@@ -182,6 +184,55 @@ def test_files_are_encoded_and_written_beside_others(start: Start, worker: Worke
         seen[name][-1][1] if number < 4 else (tmp_path / f"{number}").read_bytes() for number, name in enumerate(names)
     ]
     assert files == whole
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_forty_jobs_in_any_order_suspended_and_cancelled_at_random_sound_as_alone(
+    start: Start, worker: WorkerUnderTest, seed: int
+) -> None:
+    chance = random.Random(seed)
+    sound = [{"format": "flac"}, {"format": "mp3", "stream": True}, {"speed": 1.5}, {"sample_rate": 16_000}, {}]
+    jobs = {f"0-{number}": {"text": f"text {number}"} | chance.choice(sound) for number in range(1, 41)}
+    options = {name: {"seconds": chance.uniform(0.2, 2.0), "segments": chance.randint(1, 3)} for name in jobs}
+    seen: dict[str, Seen] = {name: [] for name in jobs}
+    waiting, active, suspended, asked = list(jobs), set[str](), list[str](), set[str]()
+    while waiting or active or suspended:
+        action = chance.random()
+        if waiting and len(active) < SLOTS and action < 0.5:
+            name = worker.start(**jobs[waiting.pop(0)], options=options[f"0-{worker.jobs + 1}"] | {"rtf": 0.1})
+            active.add(name)
+        elif suspended and len(active) < SLOTS and action < 0.7:
+            active.add(name := suspended.pop(chance.randrange(len(suspended))))
+            worker.send(ResumeJob(job=name))
+        elif active - asked and len(suspended) + len(asked) < MAX_SUSPENDED and action < 0.9:
+            asked.add(name := chance.choice(sorted(active - asked)))
+            worker.send(SuspendJob(job=name))
+        elif action < 0.92:
+            worker.send(CancelJob(job=chance.choice(list(jobs))))
+        if not active:
+            continue
+        message, body = worker.next()
+        name = message.job  # type: ignore[attr-defined]
+        seen[name].append((message, body))
+        if isinstance(message, Suspended | Finished | Failed):
+            asked.discard(name)
+            active.discard(name)
+            if isinstance(message, Suspended):
+                suspended.append(name)
+            elif name in suspended:
+                suspended.remove(name)
+    once = start()
+    once.ready()
+    done = [name for name, said in seen.items() if isinstance(said[-1][0], Finished)]
+    assert len(done) > 20
+    assert all(
+        isinstance(said[-1][0], Failed) and said[-1][0].code == "cancelled"
+        for name, said in seen.items()
+        if name not in done
+    )
+    for name in done:
+        _, whole = once.speak(**jobs[name], options=options[name])
+        assert (audio(seen[name]) if jobs[name].get("stream") else seen[name][-1][1]) == whole, jobs[name]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from glmtts.daemon.core.scheduling.retry import Retries
 from glmtts.daemon.core.scheduling.worker_messages import WorkerMessages
 from glmtts.daemon.core.workers.pool import Pool
 from glmtts.daemon.core.workers.process import Process
-from glmtts.daemon.core.workers.worker import Worker
+from glmtts.daemon.core.workers.worker import Worker, WorkerState
+from glmtts.daemon.core.workers.worker_table import WorkerTable
 
 Patch = pytest.MonkeyPatch
 
@@ -75,3 +76,12 @@ def alone_is_not_honoured(patch: Patch) -> None:
 
 def notes_are_never_heard_of(patch: Patch) -> None:
     patch.setattr(WorkerMessages, "on_recorder_read", lambda *_: None)
+
+
+def slots_stay_empty(patch: Patch) -> None:
+    """A worker gets a job when it has none."""
+
+    def free(self: WorkerTable, *, brief: bool = False) -> Worker | None:  # noqa: ARG001 - as the core calls it
+        return next((worker for worker in self if worker.state is WorkerState.READY), None)
+
+    patch.setattr(WorkerTable, "free", free)

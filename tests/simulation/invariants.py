@@ -151,7 +151,7 @@ class Invariants:
 
     def _look_at_workers(self) -> None:
         running = serving = with_batch = 0
-        free = False
+        free = open_slot = False
         timers = self._context.timers
         timeout_s = self._context.settings.workers.hang_timeout_s
         processes = self.starts.processes
@@ -195,6 +195,9 @@ class Invariants:
                 jobs = [live[id] for id in worker.jobs if id in live and id not in suspended]
                 with_batch += min(worker.process.slots, sum(job.request.priority == "batch" for job in jobs))
                 free = free or set(worker.jobs) == suspended
+                process, kept_empty = worker.process, name == self._pool.reserved and self._queue.wants_alone
+                if not kept_empty and not process.may_resume and len(process.at_hand) < process.slots:
+                    open_slot = True
         waiting = len(self._queue) + self._queue.without_text
         ending = sum(job.ending is not None for job in live.values()) if running + waiting != len(live) else 0
         if running + waiting + ending != len(live):
@@ -210,6 +213,9 @@ class Invariants:
             must(Rule.NO_IDLENESS, not fresh, "a fresh worker is idle while a job waits for one")
             alone = self._queue.wants_alone and self._pool.vacant()
             must(Rule.NO_IDLENESS, not alone, "a worker is idle while a job waits that runs alone")
+        if open_slot and not self._queue.paused:
+            urgent = sum(len(self._queue._class_queues[priority]) for priority in ("vip", "interactive"))
+            must(Rule.NO_IDLENESS, not urgent, "a slot is empty while jobs wait")
         if self._served and not serving and self._world.scene.gapless:
             # Where another process has just ended, its memory may not be seen free yet.
             seen = self._world.clocks.core_now - self.starts.ended_at > _SEEN_FREE_S

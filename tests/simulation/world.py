@@ -236,7 +236,7 @@ class World:
             # What workers have said while the daemon stood still comes all at once.
             must(
                 Rule.NO_SPIN,
-                stuck < (20_000 if self.clocks.freezes else 1_000),
+                stuck < (20_000 * self.scene.slots if self.clocks.freezes else 1_000),
                 "time stands still: a timer is set again and again",
             )
             must(Rule.ONE_END, not otherwise or self.now < give_up_at, otherwise)

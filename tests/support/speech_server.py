@@ -86,7 +86,7 @@ class Server(BaseHTTPRequestHandler):
         elif fault == "json":
             self.answer({"error": {"message": f"can't say {text!r}"}})
         elif fault == "refuse":
-            self.answer({"detail": f"can't say {text!r}"}, 400)
+            self.answer({"detail": {"error": "validation_error", "message": f"can't say {text!r}"}}, 400)
         elif fault == "fail":
             self.answer({"error": {"message": f"failed at {text!r}"}}, 500)
         elif fault == "cuda":

@@ -188,6 +188,14 @@ class Retries:
             else:
                 # It lay ready in the worker: it is not to blame, and that was no attempt.
                 self._completion.guarded(job, self._wait_again, job)
+        if judged and len(affected) > 1:
+            self._context.log(
+                "info",
+                "worker died with several jobs",
+                worker=worker.name,
+                of=culprit or "unknown",
+                suspects=[*suspects],
+            )
         own = [job for job in affected if not job.attempt.suspended and (not judged or job.id == culprit)]
         if POLICIES[death.cause].blames_job:
             self._context.guarded(self._blame, own, death)

@@ -187,7 +187,7 @@ class Process(Struct, kw_only=True):
         a process that has a job at hand now has none yet: the report came between two.
         """
         self.memory = memory or self.memory
-        if memory is not None and (memory.settled or not self.jobs or (self.slots == 1 and not self.suspended)):
+        if memory is not None and (memory.settled or not self.jobs or not (self.shares or self.suspended)):
             self.floor = memory
 
     @property

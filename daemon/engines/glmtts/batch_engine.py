@@ -41,11 +41,12 @@ class BatchedGlmttsEngine(Models, BatchEngine):
         found = slots_for(settings["slots"], slot_bytes(llm.llama.config, settings["dtype"]), share=vram_share)
         self.slots = min(found, slots or found)
         self._llm = llm_batch.BatchedLlm(llm, rows=self.slots + MAX_SUSPENDED, warn=self._warn)
+        flow_batch.set_precision(settings["flow_precision"])
         self._flow = flow_batch.Flow(self._upstream.flow)
         self._longest_prompt = int(self._upstream.inference.MAX_LLM_SEQ_INP_LEN)
         # On a GPU it is likely, and was not seen yet.
         self.repeats = self._upstream.device.type == "cpu"
-        precision = settings.get("flow_precision", "fp32")
+        precision = settings["flow_precision"]
         self.version = f"{self.version}+{self.slots}slots.{settings['dtype']}.{precision}"
         self._jobs: dict[BatchJob, None] = {}
         self._events: list[Event] = []

@@ -30,10 +30,12 @@ from .upstream import UpstreamError
 TASK_S = 10.0
 #: The longest start: with the grammar's compilation, and on a slow disk, minutes.
 _START_S = 600.0
-#: Starts that fail one after the other before texts fail too.
+#: Templates that are lost one after the other, none with a text process, before texts fail too.
 _MOST_STARTS = 2
 #: Segments of a text that are prepared before they are taken.
 _AHEAD = 2
+#: Transcripts that are kept normalised.
+_TRANSCRIPTS = 256
 #: Between two looks, a process may have been stopped or frozen together with this one: no more than this counts.
 _LONGEST_LOOK_S = 1.0
 #: What is left to a task whose text is not wanted any more: a fork costs less than its slot.
@@ -171,6 +173,7 @@ class FrontEnd:
         self._pending: list[Pending] = []
         self._news: list[Pending] = []
         self._processes: list[_Process] = []
+        self._transcripts: dict[str, str] = {}
         self._turns = 0
         self._failed_starts = 0
         self._has_loaded = False
@@ -186,8 +189,8 @@ class FrontEnd:
         return self._begin(lambda pending: _speech(pending, text, use_phoneme=use_phoneme))
 
     def ask_transcript(self, text: str) -> Pending:
-        """Begin with the transcript of a recording, of which ``normalised`` is wanted."""
-        return self._begin(lambda pending: _transcript(pending, text))
+        """Begin with the transcript of a recording, of which ``normalised`` is wanted; those of late are known."""
+        return self._begin(lambda pending: self._transcript(pending, text))
 
     def drop(self, pending: Pending) -> None:
         """Forget a text that is not wanted any more; also one that has ended."""
@@ -254,14 +257,27 @@ class FrontEnd:
             self._give_out()
         return pending
 
+    def _transcript(self, pending: Pending, text: str) -> _Plan:
+        """The tasks of a transcript, for which each job of a voice asks."""
+        known = self._transcripts.pop(text, None)
+        pending.normalised = known if known is not None else (yield from _normalised(text))
+        self._transcripts[text] = pending.normalised
+        if len(self._transcripts) > _TRANSCRIPTS:
+            del self._transcripts[next(iter(self._transcripts))]
+
     # --- tasks
 
     def _give_out(self) -> None:
-        for process in self._processes:
+        for process in list(self._processes):
             waiting = [pending for pending in self._pending if pending.may_go_on]
             if not waiting:
                 return
-            if process.idle:
+            if not process.idle or process not in self._processes:
+                continue
+            if process.has_ended():
+                # While no text was here, and nothing was read.
+                self._ended(process, "ended")
+            else:
                 self._give(process, min(waiting, key=lambda pending: (len(pending.ready), pending.turn)))
 
     def _give(self, process: _Process, pending: Pending) -> None:
@@ -303,14 +319,16 @@ class FrontEnd:
 
     def _take(self, process: _Process, message: Any) -> None:
         if isinstance(message, NotLoaded):
-            self._not_started(message)
+            self._lost_template(message)
             return
         if isinstance(message, Hello):
             process.pid = message.pid
             process.allow(None)
             if process is self._template:
-                self._has_loaded, self._failed_starts = True, 0
+                self._has_loaded = True
                 self._fork()
+            else:
+                self._failed_starts = 0
             return
         pending, process.pending, process.task = process.pending, None, None
         process.allow(None)
@@ -374,11 +392,7 @@ class FrontEnd:
         # Where the template has ended, the kernel ends its forks, and no text is to blame.
         template = self._template
         if template is None or process is template or process.pid is None or template.has_ended():
-            if template is None or template.pid is None:
-                self._not_started(NotLoaded(f"its process {how} while it loaded", False))
-            else:
-                self._warn(f"the template of the text processes {how}; it is started again")
-                self._restart()
+            self._lost_template(NotLoaded(f"its process {how}", False))
             return
         self._warn(f"text process {process.pid} {how}; another takes its place")
         pending, task = process.pending, process.task
@@ -404,10 +418,11 @@ class FrontEnd:
         self._end_all()
         self._start()
 
-    def _not_started(self, why: NotLoaded) -> None:
+    def _lost_template(self, why: NotLoaded) -> None:
+        """Start the template again, unless that is in vain."""
         self._failed_starts += 1
         if self._has_loaded and self._failed_starts < _MOST_STARTS:
-            self._warn("the text front end could not be started; it is started once more")
+            self._warn(f"the template of the text processes is started again: {why.problem}")
             self._restart()
             return
         self._end_all()
@@ -439,11 +454,6 @@ def _speech(pending: Pending, text: str, *, use_phoneme: bool) -> _Plan:
     pending.texts = texts = yield Split(normalised)
     for one in texts:
         pending.ready.append((yield Prepare(one, use_phoneme)))
-
-
-def _transcript(pending: Pending, text: str) -> _Plan:
-    """The tasks of a transcript."""
-    pending.normalised = yield from _normalised(text)
 
 
 def _normalised(text: str) -> Generator[Task, Any, str]:

@@ -126,7 +126,6 @@ class ServerEngine(BatchEngine):
         self._charge()
         self._ask(job, utterance.text)
         self._jobs.append(job)
-        self._note()
         return job
 
     def advance(self) -> list[Event]:
@@ -318,7 +317,11 @@ class ServerEngine(BatchEngine):
         if request.error is None:
             events.append(_spoken(job, _nothing(), ends_segment=True))
             job.request, job.done_before, job.segment = None, job.done, job.segment + 1
-            return events + self._next_text(job)
+            if job.utterance.more is None and not job.texts:
+                return events + self._next_text(job)
+            # In the next step: a job that is suspended here leaves nothing at the server.
+            self._turn_now = True
+            return events
         if isinstance(request.error, ServerFaultError):
             job.fault = request.error
             self._check = self._check or self._warm_up(_CHECK_BUSY_S)
@@ -352,12 +355,6 @@ class ServerEngine(BatchEngine):
     def _forget(self, job: _Job) -> None:
         self._charge()
         self._jobs.remove(job)
-        self._note()
-
-    def _note(self) -> None:
-        """Which jobs are at the server: a death of it may be the fault of any."""
-        jobs = [job.utterance.job for job in self._jobs]
-        self.record("speech" if jobs else "", jobs)
 
     def _charge(self) -> None:
         """Share the time since the last call among the jobs that the server works for."""

@@ -292,9 +292,8 @@ def _in_words(status: int, body: str) -> str:
     data: Any = body
     with contextlib.suppress(ValueError):
         data = json.loads(body)
-    for key in ("error", "message", "detail"):
-        if isinstance(data, dict) and data.get(key):
-            data = data[key]
+    while isinstance(data, dict):
+        data = next((data[key] for key in ("message", "detail", "error") if data.get(key)), json.dumps(data))
     words = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
     words = _CONTROL.sub(" ", words).strip()[:_QUOTED]
     return f"it answered {status}: {words}" if words else f"it answered {status}"
