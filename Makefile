@@ -110,6 +110,7 @@ bench: $(call has,test)  ## measure against the limits and the peers (half an ho
 	@$(BIN)/python bench/faults.py $(call quick,--quick)
 	@$(BIN)/python bench/leaks.py $(call quick,--quick)
 	@$(BIN)/python bench/scheduling.py $(call quick,--quick)
+	@$(BIN)/python bench/slots.py $(call quick,--seconds 5)
 	@$(BIN)/python bench/fairness.py $(call quick,--seconds 10)
 	@$(BIN)/python bench/preemption.py $(call quick,--rounds 1 --chapters 2 --only fault)
 	@$(BIN)/python bench/estimates.py $(call quick,--seconds 5)

@@ -162,6 +162,7 @@ def _start(
         needs_gpu=config.needs_gpu,
         cache_dir=config.cache_dir,
         slots=config.slots,
+        warmup_text=config.warmup_text,
         warn=lambda line: log.say(log.WARNING, line),
     )
     engine = loaded_engine if isinstance(loaded_engine, BatchEngine) else OneAtATime(loaded_engine)

@@ -30,6 +30,7 @@ from .clock import STANDSTILL_S
 from .core import effects, inputs
 from .core.machine import Machine
 from .core.workers.placement import asks_nvml
+from .flight_recorder import Note
 from .gpu.sampler import Sampler
 from .log.logger import Logger
 from .log.worker_output import understood
@@ -192,6 +193,7 @@ class Supervisor:
             effects.Send: self._clients.send,
             effects.Tell: self._workers.tell,
             effects.Spawn: self._spawn,
+            effects.ReadRecorder: self._read_recorder,
             effects.Signal: lambda e: self._processes.signal(e.incarnation, e.signal),
             effects.Sample: lambda _: self._sampler.now(),
             effects.Publish: self._events.publish,
@@ -369,12 +371,13 @@ class Supervisor:
         for event in self._workers.receive(_BATCH):
             self._step(event)
 
-    def _on_process_ended(self, process: WorkerProcess, returncode: int, oom_killed: bool) -> None:
+    def _on_process_ended(self, process: WorkerProcess, returncode: int, oom_killed: bool, note: Note) -> None:
         # Its messages come first: an answer that has arrived must not be lost.
         self._on_workers()
         self._workers.forget(process)
         self._sampler.unwatch(process.incarnation)
-        self._step(inputs.ProcessEnded(process.incarnation, returncode, process.last_words, oom_killed))
+        words = process.last_words
+        self._step(inputs.ProcessEnded(process.incarnation, returncode, words, oom_killed, note.stage, note.jobs))
 
     def _on_worker_line(self, process: WorkerProcess, line: str) -> None:
         said = understood(line, by_default="debug" if process.ready else "info")
@@ -403,12 +406,19 @@ class Supervisor:
 
     def _spawn(self, effect: effects.Spawn) -> None:
         try:
-            pid = self._processes.start(effect.incarnation, effect.name, effect.gpu, effect.device, effect.vram_share)
+            pid = self._processes.start(effect)
         except OSError as error:
             self._later.append(inputs.SpawnFailed(effect.incarnation, error_in_words(error, starting=True)))
         else:
             self._sampler.watch(effect.incarnation, pid)
             self._later.append(inputs.Spawned(effect.incarnation, pid))
+
+    def _read_recorder(self, effect: effects.ReadRecorder) -> None:
+        process = self._processes.find(effect.incarnation)
+        # Of one that has just ended, ProcessEnded brings the note.
+        if process is not None:
+            note = process.note
+            self._later.append(inputs.RecorderRead(effect.incarnation, note.stage, note.jobs))
 
     def _change_log_level(self, effect: effects.ChangeLogLevel) -> None:
         self._log.level = effect.level

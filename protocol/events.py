@@ -180,7 +180,8 @@ class VoiceSampleAnswer(Event, tag="voice_sample", kw_only=True):
 class JobInfo(Struct, kw_only=True):
     """A job as ``job`` and ``jobs`` show it. ``created`` is seconds since 1970, UTC.
 
-    ``client`` and ``user`` are sent to operators only. ``suspended``: it began, and now waits for a more urgent job.
+    ``client``, ``user`` and ``alone`` are sent to operators only. ``alone``: it gets a worker to itself, because one
+    died of it, or may have, beside other jobs. ``suspended``: it began, and now waits for a more urgent job.
     ``waits_for_text``: it can't go on before more of its text comes.
     ``note``: why the result of an ended job is not there any more.
     """
@@ -195,6 +196,7 @@ class JobInfo(Struct, kw_only=True):
     estimated_wait_s: float | UnsetType = UNSET
     client: str | UnsetType = UNSET
     user: str | UnsetType = UNSET
+    alone: bool | UnsetType = UNSET
     durable: bool | UnsetType = UNSET
     suspended: bool | UnsetType = UNSET
     waits_for_text: bool | UnsetType = UNSET

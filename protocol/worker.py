@@ -4,12 +4,12 @@ The two always run the same version of this package, so it may change with every
 ``[header, body]`` as on the public sockets; the worker has a DEALER, the supervisor a ROUTER.
 
 A worker sends ``hello`` once, with the token that it was started with, and ``ready`` once, when its model is loaded and
-warm. For every ``job`` it sends any number of ``beat``, ``progress`` and ``audio``, and exactly one ``finished`` or
+warm. For every ``job`` it sends any number of ``beats``, ``progress`` and ``audio``, and exactly one ``finished`` or
 ``failed``. A ``cancel`` ends the job early, with ``failed`` and code ``cancelled``; for a job that has already ended it
-has no answer. A ``suspend`` stops the job at its next segment boundary, which is answered by ``suspended``; the worker
-is then free for another ``job``, or for a ``resume``. Several jobs may be suspended at a time. A job with ``more`` gets
-the rest of its text by ``text``; where it has spoken all that came and the last has not come, it is ``suspended`` by
-itself.
+has no answer. A ``suspend`` stops the job at its next segment boundary, or with several slots before its next step. It
+is answered by ``suspended``, and the slot is then free for another ``job``, or for a ``resume``. Several jobs may be
+suspended at a time. A job with ``more`` gets the rest of its text by ``text``; where it has spoken all that came and
+the last has not come, it is ``suspended`` by itself.
 """
 
 from __future__ import annotations
@@ -75,14 +75,6 @@ class Ready(Message, tag="ready", kw_only=True):
     repeats: bool = False
     #: What of its configuration is experimental, in words; empty for nothing.
     experimental: str = ""
-
-
-class Beat(Message, tag="beat", kw_only=True):
-    """The job makes progress: ``done`` of about ``expected`` units (tokens, chunks). Sent by the thread that works."""
-
-    job: str
-    done: int
-    expected: int | None = None
 
 
 class JobProgress(Struct, array_like=True):
@@ -163,7 +155,7 @@ class Failed(Message, tag="failed", kw_only=True):
 
 
 class Suspended(Message, tag="suspended", kw_only=True):
-    """The answer to ``suspend``: the job stopped at a segment boundary and can be resumed.
+    """The answer to ``suspend``: the job stopped and can be resumed.
 
     ``waits``: it has spoken all of its text, of which more may come; ``texts``: the number of ``text`` messages read.
     """
@@ -195,7 +187,7 @@ class Bye(Message, tag="bye", kw_only=True):
 
 
 WorkerMessage = (
-    Hello | Ready | Beat | Beats | SegmentDone | AudioChunk | Finished | Failed | Suspended | Checked | Trimmed | Bye
+    Hello | Ready | Beats | SegmentDone | AudioChunk | Finished | Failed | Suspended | Checked | Trimmed | Bye
 )
 
 
@@ -253,13 +245,16 @@ class AddText(Message, tag="text", kw_only=True):
 
 
 class CancelJob(Message, tag="cancel", kw_only=True):
-    """End the job at its next segment boundary, or sooner if the engine can."""
+    """End the job before the engine's next step, or in the middle of one if the engine can."""
 
     job: str
 
 
 class SuspendJob(Message, tag="suspend", kw_only=True):
-    """Suspend the job at its next segment boundary. A job that ends before that is not suspended."""
+    """Suspend the job at its next segment boundary, or with several slots before its next step.
+
+    A job that ends before that is not suspended.
+    """
 
     job: str
 
@@ -271,17 +266,17 @@ class ResumeJob(Message, tag="resume", kw_only=True):
 
 
 class Check(Message, tag="check", kw_only=True):
-    """Speak the warm-up sentence between two jobs, discard the audio, and answer with ``checked``."""
+    """Speak the warm-up sentence while no job runs, discard the audio, and answer with ``checked``."""
 
     check: str
 
 
 class Trim(Message, tag="trim", kw_only=True):
-    """Collect garbage and release cached memory; answered with ``trimmed``."""
+    """Collect garbage and release cached memory, between two steps; answered with ``trimmed``."""
 
 
 class StopWorker(Message, tag="stop", kw_only=True):
-    """Finish the current job, then end."""
+    """Finish the current jobs, then end."""
 
 
 SupervisorMessage = SpeakJob | AddText | CancelJob | SuspendJob | ResumeJob | Check | Trim | StopWorker

@@ -93,10 +93,12 @@ def columns_of(found: Sequence[Row]) -> list[Column]:
 
 
 def state_of(job: Row) -> str:
-    """Its state, ``suspended`` if it is, or with the error that it ended in."""
+    """Its state, or ``suspended``; with the error that it ended in, or ``alone`` if it gets a worker to itself."""
     if job.get("suspended"):
         return "suspended"
     state, code = humanise("", job.get("state")), job.get("code")
+    if job.get("alone"):
+        return f"{state} (alone)"
     return f"{state} ({clean(str(code))})" if code and code != state else state
 
 

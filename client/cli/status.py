@@ -63,7 +63,7 @@ def _figures(answer: Status, width: int | None) -> list[Piece]:
 
 
 _NOT_SHOWN = frozenset(
-    {"state", "ready", "paused_since", "version", "uptime_s", "engine", "pid", "alerts", "attention"}
+    {"state", "ready", "paused_since", "version", "uptime_s", "engine", "experimental", "pid", "alerts", "attention"}
 )
 
 #: Counts that stay zero while all is well.
@@ -85,6 +85,8 @@ def _state(answer: Status) -> str:
     if "uptime_s" in answer:
         words.append(f"up {duration(answer['uptime_s'])}")
     words += [f"{key} {humanise('', answer[key])}" for key in ("version", "engine", "pid") if key in answer]
+    if answer.get("experimental"):
+        words.append(f"experimental: {humanise('', answer['experimental'])}")
     return ", ".join(words)
 
 

@@ -121,6 +121,8 @@ def remarks(worker: Worker) -> list[str]:
             "in uninterruptible sleep (D): the kernel, usually a driver, holds the process and no signal ends it; "
             "its slot stays taken until then (`glmttsctl doctor`)"
         )
+    if worker.get("experimental"):
+        said.append(f"experimental: {clean(str(worker['experimental']))}")
     if worker.get("reason"):
         said.append(_REASON_FOR.get(str(worker.get("state")), "") + clean(str(worker["reason"])))
     if worker.get("replaces"):
@@ -139,6 +141,7 @@ def details(worker: Worker) -> list[str]:
     facts = {
         "pid": humanise("", worker.get("pid")),
         "process state": str(worker.get("process_state") or "-"),
+        "slots": humanise("", worker.get("slots")),
         "jobs now": humanise("", worker.get("jobs") or []),
         "jobs of this process": humanise("", worker.get("jobs_since_start")),
         "loaded in": humanise("load_s", worker.get("load_s")),

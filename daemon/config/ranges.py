@@ -50,6 +50,7 @@ def _words(bound: float) -> str:
 #: By key; NAME stands for the name of a client.
 RANGES: dict[str, Range] = {
     "daemon.drain_timeout_s": Range(0, _DAY_S),
+    "engine.fault.slots": Range(1, 64),
     "engine.fault.start_s": Range(0, _DAY_S),
     "engine.fault.vram_mib": Range(0, _DISK_MIB),
     "engine.glmtts.top_k": Range(1, 1_000),
@@ -58,6 +59,10 @@ RANGES: dict[str, Range] = {
     "engine.glmtts.slots": Range(0, 256),
     "engine.glmtts.voice_cache_mib": Range(0, _HOST_MIB),
     "engine.glmtts.text_processes": Range(1, 4),
+    "engine.server.start_timeout_s": Range(0.1, _DAY_S),
+    "engine.server.slots": Range(1, 256),
+    "engine.server.request_chars": Range(20, 100_000, or_zero=True),
+    "engine.server.pcm_rate": Range(MIN_SAMPLE_RATE, MAX_SAMPLE_RATE, or_zero=True),
     "workers.per_gpu": Range(1, MAX_WORKERS),
     "workers.min": Range(0, MAX_WORKERS),
     "workers.max": Range(0, MAX_WORKERS),

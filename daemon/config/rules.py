@@ -8,6 +8,8 @@ import pwd
 import re
 from collections.abc import Iterator, Set
 
+import msgspec
+
 from glmtts.protocol import authorised_keys
 from glmtts.protocol.audio_formats import ENCODER_RATES
 from glmtts.protocol.endpoints import EVENTS, MAX_PATH_BYTES
@@ -17,6 +19,7 @@ from glmtts.protocol.toml_words import key_in_toml, quoted
 
 from ..core.scheduling.rate_limit import parse_rate
 from ..core.settings import ClientLimits, FaultEngineSettings, LimitsSettings, Settings, flat
+from ..engines.server.rules import problems as server_problems
 from .tcp_access import parse_listen
 
 #: A user name as the tools of Linux and directory services make them, or a uid.
@@ -29,6 +32,7 @@ _BYTES_PER_CHARACTER = 4
 
 _PATHS = (
     *("daemon.runtime_dir", "daemon.state_dir", "engine.glmtts.root", "engine.glmtts.dictionary", "audio.outputs"),
+    "engine.server.api_key_file",
     *("voices.folder", "tcp.server_key", "tcp.authorised_keys"),
 )
 #: The first of each pair may not be more than the second.
@@ -106,6 +110,13 @@ def _engine(settings: Settings) -> Iterator[str]:
         yield f'engine.fault: settings of the fault engine, but engine.name is "{engine.name}"; leave the section out'
     if engine.fault.start == "slow" and engine.fault.start_s == 0:
         yield 'engine.fault.start_s: 0 s, but engine.fault.start is "slow"; say how slow'
+    if engine.name == "server":
+        yield from server_problems(msgspec.to_builtins(engine.server), several=_several(settings))
+        if engine.server.start_timeout_s >= settings.workers.start_timeout_s:
+            yield (
+                f"engine.server.start_timeout_s: {engine.server.start_timeout_s:g} s, but a worker is killed after "
+                f"workers.start_timeout_s = {settings.workers.start_timeout_s:g} s; raise the one or lower the other"
+            )
     if engine.name != "glmtts":
         return  # its section may stay, for those who switch to another engine and back
     root, dictionary = engine.glmtts.root, engine.glmtts.dictionary
@@ -124,6 +135,13 @@ def _engine(settings: Settings) -> Iterator[str]:
             f"engine.glmtts.dictionary: {_shown(dictionary)} is not a file that this user can see; write it, with "
             'a JSON object such as {"弈": "<|I4|>"} in each line, or leave the key out'
         )
+
+
+def _several(settings: Settings) -> bool:
+    """Whether more than one worker is asked for; ``gpus = "all"`` may be one."""
+    workers = settings.workers
+    gpus = len(workers.gpus) if isinstance(workers.gpus, list) else 1
+    return (workers.max or gpus * workers.per_gpu) > 1
 
 
 def _workers(settings: Settings) -> Iterator[str]:

@@ -53,6 +53,12 @@ class Spawn(Struct):
     slots: int = 0
 
 
+class ReadRecorder(Struct):
+    """Read the flight recorder of a process that has failed, and hand back RecorderRead, unless it has just ended."""
+
+    incarnation: int
+
+
 class Signal(Struct):
     """Signal a worker process: ``term`` to it alone, ``kill`` to its whole group."""
 
@@ -214,7 +220,7 @@ class Exit(Struct):
 
 
 Effect = (
-    Send | Tell | Spawn | Signal | Sample | Publish | Log | ChangeLogLevel | UseSettings | KeepPause | ReadLog
-    | ReadSettings | StoreVoice | WriteMetrics | JournalAdd | JournalStart | JournalEnd | JournalFind | KeepUsage
-    | SendStored | SettleOutput | MeasureOutputs | InternalError | Exit
+    Send | Tell | Spawn | ReadRecorder | Signal | Sample | Publish | Log | ChangeLogLevel | UseSettings | KeepPause
+    | ReadLog | ReadSettings | StoreVoice | WriteMetrics | JournalAdd | JournalStart | JournalEnd | JournalFind
+    | KeepUsage | SendStored | SettleOutput | MeasureOutputs | InternalError | Exit
 )  # fmt: skip

@@ -129,6 +129,14 @@ class ProcessEnded(Struct):
     jobs: tuple[str, ...] = ()
 
 
+class RecorderRead(Struct):
+    """The flight recorder of a process that has failed and may still be there; as in ProcessEnded."""
+
+    incarnation: int
+    stage: str = ""
+    jobs: tuple[str, ...] = ()
+
+
 class Xids(Struct, frozen=True):
     """Errors that a GPU has reported since its first sample: those that programs bring about, and all others.
 
@@ -169,12 +177,16 @@ class GpuReading(Struct, frozen=True, kw_only=True):
 
 
 class ProcessReading(Struct, frozen=True, kw_only=True):
-    """A worker's process as /proc shows it: ``rss`` in bytes, ``state`` the letter (``D``: can't be killed now)."""
+    """A worker's process as /proc shows it: ``rss`` in bytes, ``state`` the letter (``D``: can't be killed now).
+
+    ``descendants``: the pids of the processes that it and its children have started.
+    """
 
     incarnation: int
     pid: int
     rss: int | None = None
     state: str = ""
+    descendants: tuple[int, ...] = ()
 
 
 class NvmlReading(Struct, frozen=True, kw_only=True):
@@ -412,7 +424,7 @@ class TimePassed(Struct):
 
 Input = (
     Requested | Controlled | ConnectionClosed | ConnectionOverrun | Spawned | SpawnFailed | WorkerSaid
-    | WorkerGarbled | ProcessEnded | Sampled | MetricsServed | StopAsked | SettingsRead | VoiceStored
+    | WorkerGarbled | ProcessEnded | RecorderRead | Sampled | MetricsServed | StopAsked | SettingsRead | VoiceStored
     | JournalChanged | JournalAdded | JournalEnded | JournalFound | JournalRemoved | StoredLost | SurroundingsSeen
     | OutputsMeasured | ConnectionsCrowded | EffectFailed | StoodStill | TimePassed
 )  # fmt: skip

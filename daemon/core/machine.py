@@ -32,7 +32,7 @@ from .workers.report import publish_memory
 
 #: Inputs and messages of workers that change nothing of what jobs and workers may do, and those that concern jobs
 #: alone; whatever a handler changes beyond that, it marks.
-_QUIET = frozenset({wire.AudioChunk, wire.Beat, wire.Beats, wire.SegmentDone})
+_QUIET = frozenset({wire.AudioChunk, wire.Beats, wire.SegmentDone})
 _QUIET |= {inputs.SurroundingsSeen, inputs.TimePassed}
 _QUIET |= {inputs.JournalRemoved, inputs.OutputsMeasured, inputs.ConnectionsCrowded}
 _OF_JOBS = frozenset({inputs.Requested, inputs.ConnectionClosed, inputs.ConnectionOverrun, inputs.StoredLost})
@@ -116,6 +116,7 @@ class Machine:
             inputs.WorkerSaid: self._on_worker_said,
             inputs.WorkerGarbled: self._on_worker_garbled,
             inputs.ProcessEnded: messages.on_ended,
+            inputs.RecorderRead: messages.on_recorder_read,
             inputs.Sampled: self._on_sampled,
             inputs.MetricsServed: lambda e: self.state.alerts.set("metrics", e.problem),
             inputs.StopAsked: self.lifecycle.on_stop_asked,

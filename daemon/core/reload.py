@@ -25,6 +25,7 @@ def _keys(text: str) -> list[str]:
 _LIVE = _keys("""
 daemon.log_level daemon.log_format daemon.drain_timeout_s
 workers.per_gpu workers.min workers.max workers.vram_mib workers.scale_up_wait_s workers.idle_unload_s
+engine.server.start_timeout_s
 workers.start_timeout_s workers.hang_timeout_s workers.stop_timeout_s
 workers.recycle.max_jobs workers.recycle.max_age_s workers.recycle.max_rss_mib workers.recycle.leak_min_mib
 workers.recycle.leak_horizon_jobs workers.recycle.idle_trim_s
@@ -48,11 +49,14 @@ tcp.authorised_keys
 
 _WORKERS = _keys("""
 engine.python engine.warmup_text engine.confine
-engine.fault.start engine.fault.start_s engine.fault.vram_mib
+engine.fault.start engine.fault.start_s engine.fault.vram_mib engine.fault.slots
 engine.glmtts.root engine.glmtts.use_phoneme engine.glmtts.use_cache engine.glmtts.sampling engine.glmtts.top_k
 engine.glmtts.max_tokens engine.glmtts.max_segment_s engine.glmtts.dictionary engine.glmtts.dtype
 engine.glmtts.batching engine.glmtts.slots engine.glmtts.flow_precision engine.glmtts.voice_cache_mib
 engine.glmtts.text_processes
+engine.server.api engine.server.command engine.server.url engine.server.slots engine.server.voices
+engine.server.ref_audio engine.server.request_chars engine.server.model engine.server.pcm_rate engine.server.extra
+engine.server.api_key_file
 workers.recycle.max_vram_mib workers.recycle.max_vram_share
 limits.recording_min_s limits.recording_max_s
 """)

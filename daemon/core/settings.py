@@ -33,8 +33,9 @@ class DaemonSettings(Section, frozen=True):
 
 
 class FaultEngineSettings(Section, frozen=True):
-    """How the fault engine behaves before its first job."""
+    """How the fault engine behaves before its first job, and how many it takes at once."""
 
+    slots: Count = 1
     start: Literal["normal", "slow", "crash", "hang"] = "normal"
     start_s: Seconds = 0.0
     vram_mib: Mib = 0
@@ -59,13 +60,31 @@ class GlmttsEngineSettings(Section, frozen=True):
     text_processes: Annotated[int, Meta(ge=1, le=4)] = 1
 
 
+class ServerEngineSettings(Section, frozen=True):
+    """A speech server: how it is started, where it listens, and what its requests hold."""
+
+    api: Literal["openai"] = "openai"
+    command: list[str] = []
+    url: str = "http://127.0.0.1:{port}"
+    start_timeout_s: PositiveSeconds = 240.0
+    slots: Annotated[int, Meta(ge=1, le=256)] = 4
+    voices: list[str] = []
+    ref_audio: bool = False
+    request_chars: CountOrZero = 0
+    model: str = ""
+    pcm_rate: CountOrZero = 0
+    extra: dict[str, str | int | float | bool] = {}
+    api_key_file: str = ""
+
+
 class EngineSettings(Section, frozen=True):
-    name: Literal["espeak", "glmtts", "fault"] = "espeak"
+    name: Literal["espeak", "glmtts", "fault", "server"] = "espeak"
     python: str = ""
     warmup_text: str = "你好。"
     confine: bool = True
     fault: FaultEngineSettings = FaultEngineSettings()
     glmtts: GlmttsEngineSettings = GlmttsEngineSettings()
+    server: ServerEngineSettings = ServerEngineSettings()
 
 
 class RecycleSettings(Section, frozen=True):

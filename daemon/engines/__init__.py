@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .base import BatchEngine, Engine
     from .checks import EngineChecks
 
-NAMES: tuple[str, ...] = ("espeak", "fault", "glmtts")
+NAMES: tuple[str, ...] = ("espeak", "fault", "glmtts", "server")
 
 #: Engines in C that need nothing but a package, and its name: their workers are confined. GLM-TTS needs the GPU's
 #: devices, its compiler's cache and its checkout; the fault engine imitates the faults of others.
@@ -25,6 +25,7 @@ def load(
     needs_gpu: bool = False,
     cache_dir: str = "",
     slots: int = 0,
+    warmup_text: str = "",
     warn: Callable[[str], None] = print,
 ) -> Engine | BatchEngine:
     """Load the engine ``name`` with its section of the configuration, ``[engine.NAME]``. May take minutes.
@@ -35,6 +36,7 @@ def load(
         needs_gpu: Whether the glmtts engine fails without a GPU instead of running slowly on the CPU.
         cache_dir: A folder that all workers share; its contents can be deleted at any time.
         slots: At most this many jobs at once; 0: as many as the engine takes.
+        warmup_text: A sentence that the server engine speaks to see whether its server works.
         warn: Writes a line to the daemon's log. The line must not quote any text.
 
     Raises:
@@ -62,6 +64,10 @@ def load(
         from .glmtts.engine import GlmttsEngine
 
         return GlmttsEngine(settings, **given)
+    if name == "server":
+        from .server.engine import ServerEngine
+
+        return ServerEngine(settings, warmup_text=warmup_text, warn=warn)
     raise ValueError(f"[engine] name = {name!r}: this version has no such engine; there are {', '.join(NAMES)}")
 
 
@@ -75,6 +81,10 @@ def checks_of(name: str) -> EngineChecks:
         from .glmtts.checks import GlmttsChecks
 
         return GlmttsChecks()
+    if name == "server":
+        from .server.checks import ServerChecks
+
+        return ServerChecks()
     from .checks import EngineChecks
 
     return EngineChecks()

@@ -13,6 +13,7 @@ any order, but never while one of them runs.
 from __future__ import annotations
 
 import abc
+import select
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .options import EspeakOptions, FaultOptions, GlmttsOptions
+    from .options import EspeakOptions, FaultOptions, GlmttsOptions, ServerOptions
 
     Samples = NDArray[np.float32]
 
@@ -56,7 +57,7 @@ class Reference:
     digest: str
 
 
-def _no_beat(done: int, expected: int | None = None) -> None:
+def no_beat(done: int, expected: int | None = None) -> None:
     """Discards the progress of a warm-up."""
 
 
@@ -90,7 +91,7 @@ class Utterance:
     sample_rate: int
     seed: int
     options: Any
-    beat: Callable[..., None] = field(default=_no_beat)
+    beat: Callable[..., None] = field(default=no_beat)
     cancelled: Callable[[], bool] = field(default=_not_cancelled)
     more: Callable[[], str | None] | None = None
     #: The id of the job, for the flight recorder.
@@ -145,7 +146,7 @@ class EngineBase(abc.ABC):
     #: Native sample rates in Hz, the default first.
     sample_rates: tuple[int, ...]
     #: The type that ``options`` is converted to; see options.py.
-    options: type[EspeakOptions] | type[FaultOptions] | type[GlmttsOptions]
+    options: type[EspeakOptions] | type[FaultOptions] | type[GlmttsOptions] | type[ServerOptions]
     #: Whether the engine can clone the voice of a recording.
     clones_voices: bool = False
     #: Whether the same text, voice, options and seed give the same samples again, in another process too.
@@ -161,6 +162,10 @@ class EngineBase(abc.ABC):
     def warm_up_reference(self) -> Reference | None:
         """The recording for the warm-up sentence, for an engine without voices of its own."""
         return None
+
+    @abc.abstractmethod
+    def synthesize(self, utterance: Utterance) -> Iterator[Piece]:
+        """Speak one job, piece by piece."""
 
     @classmethod  # noqa: B027 - optional
     def limit_memory(cls, share: float) -> None:
@@ -303,6 +308,27 @@ class BatchEngine(EngineBase):
     @abc.abstractmethod
     def cancel(self, handle: Handle) -> None:
         """Drop a job, also a suspended one. No event of it comes after this."""
+
+    def synthesize(self, utterance: Utterance) -> Iterator[Piece]:
+        """Speak one job while there is no other, piece by piece; for the warm-up. Raises the error of a Broken."""
+        handle: Handle | None = self.begin(utterance)
+        try:
+            while handle is not None:
+                for event in self.advance():
+                    match event:
+                        case Spoken():
+                            yield event.piece
+                        case Broken():
+                            handle = None
+                            raise event.error
+                        case Ended():
+                            handle = None
+                if handle is not None and (idle_s := self.idle_s()) != 0:
+                    fd = self.fileno()
+                    select.select(() if fd is None else (fd,), (), (), idle_s)
+        finally:
+            if handle is not None:
+                self.cancel(handle)
 
     @property
     def settled(self) -> bool:

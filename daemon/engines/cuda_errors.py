@@ -53,6 +53,14 @@ def fatal_kind(error: BaseException) -> FatalKind:
     return ""
 
 
+def words_in(text: str) -> str:
+    """The words of such an error in ``text``, which another program has written; ``""`` if it has none."""
+    if "cuda" not in text.lower():
+        return ""
+    found = next(filter(None, (words.search(text) for words in (_POISONED_WORDS, _LOST_WORDS, _MEMORY_WORDS))), None)
+    return found[0] if found else ""
+
+
 def _chain(error: BaseException, *, contexts: bool) -> Iterator[BaseException]:
     one: BaseException | None = error
     for _ in range(_DEEPEST):

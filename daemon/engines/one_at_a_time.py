@@ -22,6 +22,7 @@ from .base import (
     Reference,
     Spoken,
     Utterance,
+    no_beat,
 )
 
 
@@ -125,3 +126,5 @@ class OneAtATime(BatchEngine):
     def _leave(self, job: _Job) -> None:
         self._open.discard(job)
         self.suspend(job)
+        # It knows the job: without it both are freed at once.
+        job.utterance.beat = no_beat

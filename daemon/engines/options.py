@@ -44,6 +44,7 @@ FaultName = Literal[
     "runaway",
     "fork_child",
     "oom",
+    "nan",
     "garbage",
     "flood_stdout",
 ]
@@ -58,6 +59,8 @@ class FaultOptions(Struct, forbid_unknown_fields=True, kw_only=True):
     rtf: Annotated[float, Meta(ge=0, le=1_000, description="synthesis takes this many times the audio's length")] = 0.0
     mib: Annotated[int, Meta(ge=0, le=1_048_576, description="that a leak keeps, or the job uses")] = 50
     after_segments: Annotated[int, Meta(ge=0, le=10_000, description="go wrong after that many segments")] = 0
+    shared: Annotated[bool, Meta(description="go wrong in a step that all running jobs of the worker share")] = False
+    recorded: Annotated[bool, Meta(description="the flight recorder has the step that goes wrong")] = True
 
 
 class GlmttsOptions(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -79,7 +82,19 @@ class GlmttsOptions(Struct, forbid_unknown_fields=True, kw_only=True):
     ) = None
 
 
-OPTIONS: dict[str, type[Struct]] = {"espeak": EspeakOptions, "fault": FaultOptions, "glmtts": GlmttsOptions}
+class ServerOptions(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Options of the ``server`` engine, sent to the server under the same names; it may have no use for them."""
+
+    instructions: Annotated[str, Meta(max_length=4_096, description="how to speak, in words")] = ""
+    language: Annotated[str, Meta(max_length=64, description="of the text, as the server names it")] = ""
+
+
+OPTIONS: dict[str, type[Struct]] = {
+    "espeak": EspeakOptions,
+    "fault": FaultOptions,
+    "glmtts": GlmttsOptions,
+    "server": ServerOptions,
+}
 
 
 def check(engine: str, options: dict[str, Any]) -> str:

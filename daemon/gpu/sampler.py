@@ -18,6 +18,7 @@ from msgspec import structs
 from ..core.inputs import GpuReading, NvmlReading, ProcessReading, Sampled
 from .host_memory import HostMemory
 from .nvml import NvmlReader
+from .process_tree import descendants
 
 #: The least time between two samples on request.
 _APART_S = 0.02
@@ -60,7 +61,7 @@ class Sampler:
         self._watched: dict[int, int] = {}
         self._asked = False
         self._latest: Sampled | None = None
-        self._processes = _ProcessTable()
+        self._processes = _ProcessTable(with_descendants=use_nvml)
         self._host = HostMemory(clock)
         self._nvml = _NvmlThread(self._lock, clock, reader, nvml_bound_s, self._ask) if use_nvml else None
 
@@ -268,7 +269,8 @@ def _failing(gpus: list[GpuReading], detail: str) -> list[GpuReading]:
 class _ProcessTable:
     """Reads worker processes from /proc, in a third of the time of psutil: an idle daemon does little else."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, with_descendants: bool) -> None:
+        self._with_descendants = with_descendants
         #: The pid and start time of each incarnation, which tell it from a later process with the same pid.
         self._started: dict[int, tuple[int, bytes]] = {}
 
@@ -281,9 +283,9 @@ class _ProcessTable:
             if fields is None or self._started.setdefault(incarnation, (pid, fields[_STARTED]))[1] != fields[_STARTED]:
                 continue
             state = _state_of_threads(pid) if fields[0] == b"Z" else fields[0].decode()
-            found.append(
-                ProcessReading(incarnation=incarnation, pid=pid, rss=int(fields[_RSS]) * _PAGE_BYTES, state=state)
-            )
+            rss = int(fields[_RSS]) * _PAGE_BYTES
+            children = tuple(descendants(pid)) if self._with_descendants else ()
+            found.append(ProcessReading(incarnation=incarnation, pid=pid, rss=rss, state=state, descendants=children))
         return found
 
 

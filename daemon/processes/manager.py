@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from .. import flight_recorder
+from ..core.effects import Spawn
 from ..core.settings import Settings
 from ..log.worker_output import WorkerOutput, understood
 from . import guardian
@@ -42,7 +44,16 @@ _END_S = 1.0
 class WorkerProcess:
     """One process of a worker, from its start until it is reaped; owns its pipes and its lifeline."""
 
-    def __init__(self, incarnation: int, name: str, popen: subprocess.Popen[bytes], token: str, lifeline: int) -> None:
+    def __init__(
+        self,
+        incarnation: int,
+        name: str,
+        popen: subprocess.Popen[bytes],
+        token: str,
+        *,
+        lifeline: int,
+        recorder: int | None,
+    ) -> None:
         self.incarnation = incarnation
         self.name = name
         self.popen = popen
@@ -50,6 +61,8 @@ class WorkerProcess:
         self.pid = popen.pid
         #: Closing it kills the process group.
         self.lifeline = lifeline
+        #: The memory of its flight recorder; None where the system has none to give.
+        self._recorder = recorder
         assert popen.stdout is not None and popen.stderr is not None
         self.outputs = {popen.stdout.fileno(): WorkerOutput(), popen.stderr.fileno(): WorkerOutput()}
         self.stderr_fd = popen.stderr.fileno()
@@ -68,6 +81,20 @@ class WorkerProcess:
         for fd in self.outputs:
             os.set_blocking(fd, False)
 
+    @property
+    def note(self) -> flight_recorder.Note:
+        """The last note in its flight recorder."""
+        return flight_recorder.Note() if self._recorder is None else flight_recorder.read(self._recorder)
+
+    def close(self) -> None:
+        """Release the descriptors that belong to the process alone."""
+        for pipe in (self.popen.stdout, self.popen.stderr):
+            if pipe is not None:
+                pipe.close()
+        os.close(self.lifeline)
+        if self._recorder is not None:
+            os.close(self._recorder)
+
 
 class Processes:
     """Owns all worker processes: each is watched until its end, and reported by ``on_ended`` once.
@@ -84,11 +111,12 @@ class Processes:
         *,
         watch: Callable[[int, Callable[[], None]], None],
         unwatch: Callable[[int], None],
-        on_ended: Callable[[WorkerProcess, int, bool], None],
+        on_ended: Callable[[WorkerProcess, int, bool, flight_recorder.Note], None],
         on_line: Callable[[WorkerProcess, str], None],
         clock: Callable[[], float],
     ) -> None:
-        """``on_ended`` gets the process, its return code, and whether the kernel killed it for lack of memory.
+        """``on_ended`` gets the process, its return code, whether the kernel killed it for lack of memory, and the
+        last note in its flight recorder.
 
         This process becomes the subreaper of its workers' children: call ``tidy`` at each SIGCHLD.
         """
@@ -133,24 +161,32 @@ class Processes:
                 return process
         return None
 
-    def start(self, incarnation: int, name: str, gpu: int | None, device: str | None, vram_share: float) -> int:
+    def start(self, wanted: Spawn) -> int:
         """Start a worker's process and return its pid. Raises OSError.
 
-        CUDA_VISIBLE_DEVICES is set to ``device``, or to ``gpu`` without one; without both it is left unchanged.
-        ``vram_share`` is the share of the GPU's memory that the worker may use, 0..1; 0 means no limit.
+        CUDA_VISIBLE_DEVICES is set to the device, or to the GPU's number without one; without both it is left
+        unchanged.
         """
         self._guardian.ensure()
         token = secrets.token_hex(16)
         read_end, write_end = os.pipe()
+        recorder = None
+        # An old kernel or a seccomp profile forbids it: then more jobs are suspects when a worker dies.
+        with contextlib.suppress(OSError, AttributeError):
+            recorder = flight_recorder.create()
         own = {
-            "name": name,
+            "name": wanted.name,
             "endpoint": self._endpoint,
             "token": token,
             "lifeline_fd": read_end,
-            "vram_share": vram_share,
+            "recorder_fd": recorder,
+            "vram_share": wanted.vram_share,
+            "slots": wanted.slots,
         }
-        if device is None and gpu is not None:
-            device = str(gpu)
+        incarnation, device = wanted.incarnation, wanted.device
+        if device is None and wanted.gpu is not None:
+            device = str(wanted.gpu)
+        inherited = [fd for fd in (read_end, recorder) if fd is not None]
         try:
             popen = subprocess.Popen(
                 command(self._interpreter),
@@ -158,20 +194,22 @@ class Processes:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=environment(self._settings, own, self._records.token(incarnation), device),
-                pass_fds=(read_end,),
+                pass_fds=inherited,
                 start_new_session=True,
                 cwd="/",
             )
         except (OSError, subprocess.SubprocessError) as error:
             os.close(write_end)
+            if recorder is not None:
+                os.close(recorder)
             raise OSError(not_started(self._interpreter, error)) from None
         finally:
             os.close(read_end)
-        process = WorkerProcess(incarnation, name, popen, token, write_end)
+        process = WorkerProcess(incarnation, wanted.name, popen, token, lifeline=write_end, recorder=recorder)
         self._by_incarnation[incarnation] = process
         process.oom_kills = self._oom.count()
         _make_preferred_victim(process.pid)
-        self._records.begun(process.pid, process.started, name)
+        self._records.begun(process.pid, process.started, wanted.name)
         for fd in process.outputs:
             self._watch(fd, lambda fd=fd: self._read(process, fd))  # type: ignore[misc]
         return process.pid
@@ -228,9 +266,9 @@ class Processes:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         returncode = process.popen.wait()
-        oom_killed = self._was_oom_killed(process, returncode)
+        oom_killed, note = self._was_oom_killed(process, returncode), process.note
         self._release(process)
-        self._on_ended(process, returncode, oom_killed)
+        self._on_ended(process, returncode, oom_killed, note)
 
     def _release(self, process: WorkerProcess) -> None:
         """Forget a process that is reaped, and end the children that it left behind."""
@@ -238,10 +276,7 @@ class Processes:
             # Its last output. Later output of its children is dropped.
             self._read(process, fd)
             self._close_output(process, fd)
-        for pipe in (process.popen.stdout, process.popen.stderr):
-            if pipe is not None:
-                pipe.close()
-        os.close(process.lifeline)
+        process.close()
         del self._by_incarnation[process.incarnation]
         self._records.ended(process.pid)
         self._tidy()

@@ -23,6 +23,7 @@ from glmtts.protocol.worker import (
 _SEND_HWM = 32
 #: How long the last messages may take to leave when the process ends.
 _LINGER_MS = 2_000
+_POLLIN = int(zmq.POLLIN)
 #: Larger bodies are handed to ZeroMQ without a copy.
 _ZERO_COPY_BYTES = 256 * 1024
 
@@ -72,7 +73,7 @@ class SupervisorConnection:
     def receive(self) -> Iterator[tuple[SupervisorMessage, bytes | None]]:
         """The messages that have arrived, with their bodies, without waiting. Raises WorkerProtocolError."""
         # Asking costs a tenth of the exception for an empty socket.
-        while int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
+        while int(self._socket.get(zmq.EVENTS)) & _POLLIN:
             header = self._socket.recv(zmq.NOBLOCK)
             body = self._socket.recv() if self._socket.get(zmq.RCVMORE) else None
             yield decode_to_worker(header), body
@@ -95,7 +96,7 @@ class SupervisorConnection:
 
     def has_unsent(self, job: str) -> bool:
         """Whether a message about the job waits for room."""
-        return any(getattr(message, "job", "") == job for message, _ in self._unsent)
+        return bool(self._unsent) and any(getattr(message, "job", "") == job for message, _ in self._unsent)
 
     def drop_audio(self, job: str) -> None:
         """Forget the unsent audio of a job that ends as cancelled or failed."""

@@ -1,4 +1,4 @@
-"""A thread for work that would hold up the steps of other jobs: encoding, decoding, files."""
+"""Threads for work that would hold up the steps of other jobs: encoding, decoding, files."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+#: One thread makes MP3 for 35 streams at most, and Opus for 20, on a slow core.
+_THREADS = min(4, os.cpu_count() or 1)
+
 
 class Helper:
-    """Does one piece of work after another, in the order in which they come. The thread begins with the first."""
+    """Does the work of each job in its order, always in the same thread. Threads begin with their first work."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "helper")
+        self._threads = [ThreadPoolExecutor(1, "helper") for _ in range(_THREADS)]
         self._done: queue.SimpleQueue[tuple[Future[Any], Callable[[Future[Any]], None]]] = queue.SimpleQueue()
         #: Readable when work is done.
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
-    def submit(self, work: Callable[[], Any], then: Callable[[Future[Any]], None]) -> None:
-        """Do ``work`` in the thread; :meth:`collect` calls ``then`` with the outcome."""
+    def submit(self, job: str, work: Callable[[], Any], then: Callable[[Future[Any]], None]) -> None:
+        """Do ``work`` for a job in a thread; :meth:`collect` calls ``then`` with the outcome."""
 
         def tell(future: Future[Any]) -> None:
             self._done.put((future, then))
             os.eventfd_write(self.fd, 1)
 
-        self._thread.submit(work).add_done_callback(tell)
+        self._threads[hash(job) % _THREADS].submit(work).add_done_callback(tell)
 
     def collect(self) -> None:
         """Hand on what is done."""

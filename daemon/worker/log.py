@@ -51,7 +51,7 @@ def in_words(error: BaseException) -> str:
 
 
 def safe_words(error: BaseException) -> str:
-    """An exception for the log: a CUDA error with its message, any other, which may quote a text, by its type."""
-    if fatal_kind(error):
+    """An exception for the log: with its message if that quotes no text, as of a CUDA error; else by its type."""
+    if fatal_kind(error) or getattr(error, "quotes_nothing", False):
         return in_words(error)[:_MOST]
     return f"{type(error).__name__}; its message may quote the text and is logged at debug level only"

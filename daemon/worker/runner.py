@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
-import resource
-import select
 from collections import deque
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
@@ -33,6 +30,7 @@ from glmtts.protocol.worker import (
 
 from .. import malloc
 from ..engines.base import BatchEngine, Broken, Ended, Handle, Piece, SharedStepError, Spoken, Utterance
+from ..gpu.process_tree import ProcessTree
 from ..storage import outputs
 from . import audio, log
 from .connection import SupervisorConnection
@@ -48,7 +46,6 @@ if TYPE_CHECKING:
     from ..confinement import Confinement
 
 T = TypeVar("T")
-_PAGE_BYTES = resource.getpagesize()
 #: Pieces of a job that may wait for the helper.
 _AHEAD = 2
 
@@ -101,7 +98,7 @@ class JobRunner:
         self._warmup_text = ""
         self._stopped = False
         self._code = 0
-        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        self._tree = ProcessTree()
 
     # --- the loop
 
@@ -113,12 +110,15 @@ class JobRunner:
         self._warmup_text = warmup_text
         while True:
             self._pulse.read()
-            self._settle()
+            if self._marked or self._queue:
+                self._settle()
             if self._code or self._stopped or self._connection.terminated:
                 break
             if (idle_s := self._engine.idle_s()) != 0:
                 self._wait(idle_s)
             self._step()
+            if self._active:
+                self._pulse.beat()
         if not self._code:
             for job in [*self._active.values(), *(job for job in self._jobs.values() if job.suspended)]:
                 self._fail(job, JobCancelledError())
@@ -132,11 +132,8 @@ class JobRunner:
         self._connection.wait(idle_s, self._engine.fileno(), self._helper.fd if self.slots > 1 else None)
 
     def _step(self) -> None:
-        self._helper.collect()
-        if self._active:
-            self._pulse.beat()
-        if not self._by_handle:
-            return
+        if self.slots > 1:
+            self._helper.collect()
         try:
             events = self._engine.advance()
         except WorkerProtocolError:
@@ -149,12 +146,12 @@ class JobRunner:
         if self.slots > 1:
             # None of the jobs is to blame for what happens from now on.
             self._note("send")
-        jobs = [self._by_handle.get(event.handle) for event in events]
-        for event, job in zip(events, jobs, strict=True):
-            if job is not None and not isinstance(event, Spoken):
+        for event in events:
+            if not isinstance(event, Spoken) and (job := self._by_handle.get(event.handle)):
                 job.over = True
-        for event, job in zip(events, jobs, strict=True):
-            if job is None or job.id not in self._jobs:
+        for event in events:
+            # It may have ended by an error of what came before.
+            if (job := self._by_handle.get(event.handle)) is None:
                 continue
             match event:
                 case Spoken():
@@ -164,7 +161,7 @@ class JobRunner:
                 case Broken():
                     self._fail(job, event.error)
         for job in self._by_handle.values():
-            if job.pending > _AHEAD or self._connection.has_unsent(job.id):
+            if self._is_ahead(job):
                 self._mark(job)
                 self._hold(job)
 
@@ -247,11 +244,15 @@ class JobRunner:
                 self._suspend(job)
             return
         job.waits = False
-        if job.held and job.pending <= _AHEAD and not self._connection.has_unsent(job.id):
+        if job.held and not self._is_ahead(job):
             job.held = False
             self._engine.resume(job.handle)
         if not (job.to_suspend or job.held):
             del self._marked[job.id]
+
+    def _is_ahead(self, job: Job) -> bool:
+        """Whether more was made of its audio than can be encoded or sent now."""
+        return job.pending > _AHEAD or self._connection.has_unsent(job.id)
 
     def _hold(self, job: Job) -> None:
         """Have the engine do nothing for a job that keeps its slot."""
@@ -420,7 +421,7 @@ class JobRunner:
             if self._jobs.get(job.id) is job:
                 self._attempt(job, lambda: then(future.result()))
 
-        self._helper.submit(work, done)
+        self._helper.submit(job.id, work, done)
 
     def _attempt(self, job: Job, work: Callable[..., None], *given: Any) -> None:
         """Do something for a job, which an error ends."""
@@ -444,8 +445,8 @@ class JobRunner:
                 log.report(other, job.id)
         if isinstance(error, JobCancelledError):
             self._connection.drop_audio(job.id)
-        self._leave(job)
         message.work_s, message.memory = job.work_s, self.memory()
+        self._leave(job)
         self._connection.send(message)
         self._code = self._code or code
 
@@ -455,6 +456,8 @@ class JobRunner:
             jobs.pop(job.id, None)
         if job.handle is not None:
             self._by_handle.pop(job.handle, None)
+        # They know the job, too: without them it is freed at once, with its audio.
+        job.handle = job.speech = None
 
     # --- the engine as a whole
 
@@ -468,19 +471,9 @@ class JobRunner:
         utterance = self._preparation.warm_up(text)
         native, rate = utterance.sample_rate, self._default_rate
         resampler = None if native == rate else audio.Resampler(native, rate)
-        self._engine.begin(utterance)
-        while True:
-            for event in self._engine.advance():
-                match event:
-                    case Spoken() if resampler:
-                        resampler.add(event.piece.samples)
-                    case Broken():
-                        raise event.error
-                    case Ended():
-                        return
-            if (idle_s := self._engine.idle_s()) != 0:
-                fd = self._engine.fileno()
-                select.select(() if fd is None else (fd,), (), (), idle_s)
+        for piece in self._engine.synthesize(utterance):
+            if resampler:
+                resampler.add(piece.samples)
 
     def _check(self, check: str) -> None:
         """Speak the warm-up sentence, and report whether that worked."""
@@ -496,7 +489,7 @@ class JobRunner:
         """The memory of the process and of its engine now."""
         figures = self._engine.memory()
         return Memory(
-            rss=int(os.pread(self._statm, 128, 0).split()[1]) * _PAGE_BYTES,
+            rss=self._tree.rss(),
             torch_allocated=figures.torch_allocated,
             torch_reserved=figures.torch_reserved,
             settled=self._engine.settled,

@@ -31,17 +31,15 @@ class Speech:
         self._sink = StreamSink(job, rate) if job.stream else FileSink(job.format, rate)
         self._stretcher = TimeStretcher(native, job.speed) if job.speed != 1.0 else None
         self._resampler = audio.Resampler(native, rate) if native != rate else None
+        #: Whether the encoding takes milliseconds. For 10 s of speech: 280 ms as MP3, 500 as Opus, 3.5 as FLAC,
+        #: 40 at another speed; 1 at another rate, 0.3 as WAV or PCM.
+        self.is_work = job.format in audio.LIBSNDFILE or job.speed != 1.0
         self._samples_in = 0
         self._energy = self._segment_energy = 0.0
         self._first_audio_s = 0.0
         #: Seconds of work before the last suspension, and when the job last resumed.
         self._spent_s = 0.0
         self._since = begun
-
-    @property
-    def is_work(self) -> bool:
-        """Whether the encoding takes more than a conversion of samples, by a library in C."""
-        return self._job.format in audio.LIBSNDFILE or bool(self._stretcher or self._resampler)
 
     def stop_clock(self) -> None:
         """The job is suspended."""

@@ -41,7 +41,7 @@ def test_a_clock_that_is_set_is_reported_for_an_hour_and_moves_nothing(make_worl
     assert alerts(world) == ["clock"]
     (line,) = [log for log in world.effects(effects.Log) if log.fields.get("alert") == "clock"]
     assert ("set forward by" if by_s > 0 else "set back by") in line.message
-    world.say(wire.Beat(job=world.job(begun), done=1))
+    world.say(wire.Beats(jobs=[wire.JobProgress(world.job(begun), 1)]))
     world.finish(world.job(begun))
     world.finish(world.job(waiting))
     (end,) = world.effects(effects.JournalEnd)

@@ -60,7 +60,7 @@ def test_jobs_of_one_worker_keep_their_order_when_it_dies(make_world: MakeWorld)
     texts = [f"text {number}" for number in range(12)]
     for text in texts:
         world.request(text=text)
-    world.die()
+    world.step(inputs.ProcessEnded(world.incarnation(), -9, oom_killed=True))
     world.forget()
     world.ready(slots=12)
     assert world.started() == texts
@@ -82,7 +82,7 @@ def test_a_stream_that_was_heard_is_not_started_again(world: World) -> None:
         (lambda world: world.die(-11), "worker_crashed"),
         (lambda world: world.pass_time(60.0), "hung"),
         (lambda world: world.step(inputs.WorkerGarbled(world.incarnation(), "noise")), "worker_crashed"),
-        (lambda world: world.say(wire.Beat(job="another's", done=1)), "worker_crashed"),
+        (lambda world: world.say(wire.Beats(jobs=[wire.JobProgress("another's", 1)])), "worker_crashed"),
         (lambda world: world.say(failed(world, code="out_of_memory", fatal=True)), "out_of_memory"),
         (lambda world: world.say(failed(world, code="synthesis_failed", fatal=True)), "worker_crashed"),
         (lambda world: world.finish(running(world), None), "worker_crashed"),

@@ -25,6 +25,18 @@ CASES = {
         GIB,
         [Share(8 * GIB, "process")],
     ),
+    "what its children hold is its own, and no stranger's": (
+        gpu(12 * GIB, {21: 5 * GIB, 22: 2 * GIB, 99: 3 * GIB}),
+        [Holder(1, 11, descendants=(21, 22, 23)), Holder(2, 12)],
+        GIB,
+        [Share(7 * GIB, "process"), Share(2 * GIB, "device")],
+    ),
+    "a child without a figure leaves the rest": (
+        gpu(12 * GIB, {21: 5 * GIB, 22: None, 99: 3 * GIB}),
+        [Holder(1, 11, descendants=(21, 22))],
+        GIB,
+        [Share(9 * GIB, "device")],
+    ),
     "the only worker has the rest": (gpu(10 * GIB), [Holder(1, 11)], GIB, [Share(9 * GIB, "device")]),
     "NVML lists it without a figure": (gpu(10 * GIB, {11: None}), [Holder(1, 11)], GIB, [Share(9 * GIB, "device")]),
     "a loading model grows": (

@@ -113,7 +113,7 @@ def test_every_worker_speaks_a_word_and_is_timed(make_world: MakeWorld) -> None:
 
 def test_one_that_is_at_a_job_that_moves_is_not_asked_for_more(world: World) -> None:
     job = world.job(world.request())
-    world.say(wire.Beat(job=job, done=3, expected=9))
+    world.say(wire.Beats(jobs=[wire.JobProgress(job, 3, 9)]))
     answer = health(world, deep=True)
     assert verdicts(answer) == {"w0": "speaking"} and answer["healthy"] and not world.messages(wire.Check)
 

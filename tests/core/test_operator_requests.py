@@ -154,3 +154,14 @@ def test_a_voice_whose_folder_is_gone_can_be_removed(world: World) -> None:
         world.step(inputs.VoiceStored(world.effects(effects.StoreVoice)[-1].to, id, "anna", error=error))
         assert ("removed" in getattr(world.last(id), "values", {})) is left
     assert "anna" not in world.machine.state.voices.shared
+
+
+def test_what_is_experimental_in_an_engine_is_logged_once_and_shown(make_world: MakeWorld) -> None:
+    world = make_world(2)
+    for worker in ("w0", "w1"):
+        world.ready(worker, slots=16, experimental="batching")
+    assert world.last(world.operate(control.Status)).values["experimental"] == "batching"
+    workers = world.last(world.operate(control.Workers)).values["workers"]
+    assert [(worker["slots"], worker["experimental"]) for worker in workers] == [(16, "batching")] * 2
+    logged = [log for log in world.effects(effects.Log) if log.message == "engine is experimental"]
+    assert [(log.level, log.fields["what"]) for log in logged] == [("warning", "batching")]

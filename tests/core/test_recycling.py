@@ -178,5 +178,5 @@ def test_a_process_that_was_told_to_end_is_not_told_again_by_a_job_that_runs_awa
     world.step(inputs.StopAsked("SIGTERM"))
     world.step(inputs.StopAsked("SIGINT"))
     assert world.states() == ["stopping"]
-    world.say(wire.Beat(job=job, done=100_000, expected=10))
+    world.say(wire.Beats(jobs=[wire.JobProgress(job, 100_000, 10)]))
     assert world.states() == ["stopping"]

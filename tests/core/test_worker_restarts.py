@@ -122,7 +122,7 @@ def test_a_hang_is_noticed_by_progress_and_not_by_time(make_world: MakeWorld) ->
     id = world.request()
     for done in range(10):
         world.pass_time(1.9)
-        world.say(wire.Beat(job=world.job(id), done=done))
+        world.say(wire.Beats(jobs=[wire.JobProgress(world.job(id), done)]))
     assert world.states() == ["busy"]
     world.pass_time(2.0)
     assert world.states() == ["failed"]

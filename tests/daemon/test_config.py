@@ -250,6 +250,43 @@ def test_the_glmtts_engine_needs_its_checkout_and_the_message_names_the_page() -
     assert good.engine.glmtts.root == "/usr"
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "words"),
+    [
+        ("", "engine.server.command", "docs/server-engine.md"),
+        ('url = "ftp://127.0.0.1:{port}"', "engine.server.command", "not set"),
+        ('command = ["sh"]\nurl = "127.0.0.1:80"', "engine.server.url", "no address of HTTP"),
+        ('command = ["sh"]\nurl = "http://127.0.0.1:99999"', "engine.server.url", "no address"),
+        ('command = ["sh"]\nurl = "http://me:key@127.0.0.1"', "engine.server.url", "engine.server.api_key_file"),
+        ('command = ["sh"]\nurl = "http://127.0.0.1/{port}"', "engine.server.url", "another place"),
+        ('command = ["sh"]\nurl = "http://10.0.0.1:80"', "engine.server.url", "another machine's"),
+        ('command = ["sh"]', "engine.server.command", "--port={port}"),
+        ('command = ["./serve", "{port}"]', "engine.server.command", "absolute path"),
+        ('command = ["/etc/passwd", "{port}"]', "engine.server.command", "not a program"),
+        (
+            'command = ["sh", "{port}"]\nstart_timeout_s = 300',
+            "engine.server.start_timeout_s",
+            "workers.start_timeout_s",
+        ),
+        ('command = ["sh", "{port}"]\nvoices = [""]', "engine.server.voices", "1 to 64"),
+        ('command = ["sh", "{port}"]\napi_key_file = "/none"', "engine.server.api_key_file", "not a file"),
+        ('command = ["sh"]\nurl = "http://[::1]:80"\n[workers]\nmax = 2', "engine.server.url", "same port"),
+    ],
+)
+def test_a_server_that_could_not_be_started_or_reached_is_refused(section: str, key: str, words: str) -> None:
+    found = problem(f'[engine]\nname = "server"\n[engine.server]\n{section}')
+    assert found.startswith(f"{key}: ") and words in found, found
+
+
+def test_a_server_needs_a_command_or_an_address() -> None:
+    for section in (
+        'command = ["sh", "{port}"]',
+        'url = "https://speech.example/tts"',
+        'url = "http://localhost:8000"',
+    ):
+        config.parse(f'[engine]\nname = "server"\n[engine.server]\n{section}')
+
+
 def test_the_settings_of_an_unused_engine_may_stay() -> None:
     settings = config.parse('[engine]\nname = "espeak"\n[engine.glmtts]\nroot = "/not/mounted"\ndtype = "bf16"')
     assert settings.engine.glmtts.dtype == "bf16"

@@ -18,7 +18,10 @@ from typing import Any
 
 import pytest
 
+from glmtts.daemon import flight_recorder
+from glmtts.daemon.core.effects import Spawn
 from glmtts.daemon.core.settings import Settings
+from glmtts.daemon.flight_recorder import Note
 from glmtts.daemon.processes import descendants, guardian
 from glmtts.daemon.processes.manager import Processes, WorkerProcess
 from glmtts.daemon.processes.orphans import FILE, Records
@@ -37,6 +40,7 @@ class Loop:
         self.handlers: dict[int, Callable[[], None]] = {}
         self.poll = select.poll()
         self.ended: list[Ended] = []
+        self.notes: list[Note] = []
         self.lines: list[tuple[str, str]] = []
         self.incarnations = 0
         interpreter = folder / "interpreter"
@@ -49,7 +53,7 @@ class Loop:
             self.records,
             watch=self.watch,
             unwatch=self.unwatch,
-            on_ended=lambda process, code, oom: self.ended.append((process.incarnation, code, oom)),
+            on_ended=self._on_ended,
             on_line=lambda process, line: self.lines.append((process.name, line)),
             clock=time.monotonic,
         )
@@ -59,6 +63,10 @@ class Loop:
             signal.signal(signal.SIGCHLD, lambda *_: None),
             signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False),
         )
+
+    def _on_ended(self, process: WorkerProcess, code: int, oom: bool, note: Note) -> None:
+        self.ended.append((process.incarnation, code, oom))
+        self.notes.append(note)
 
     def watch(self, fd: int, handler: Callable[[], None]) -> None:
         self.handlers[fd] = handler
@@ -74,8 +82,8 @@ class Loop:
 
     def start(self, **keys: Any) -> WorkerProcess:
         self.incarnations += 1
-        keys = {"gpu": None, "device": None, "vram_share": 0.0} | keys
-        self.processes.start(self.incarnations, keys.pop("name", f"worker{self.incarnations}"), **keys)
+        keys = {"name": f"worker{self.incarnations}", "gpu": None} | keys
+        self.processes.start(Spawn(self.incarnations, **keys))
         process = self.processes.find(self.incarnations)
         assert process is not None
         return process
@@ -160,6 +168,27 @@ def test_a_worker_has_its_gpu_and_its_share_of_the_memory(loop: Callable[[str], 
     assert json.loads(worker)["vram_share"] == 0.4 and json.loads(worker)["name"] == "gpu3/0"
     assert made.records.incarnation_of(boot) == process.incarnation
     assert made.said(made.start(gpu=3))[0] == "PCI_BUS_ID 3"
+
+
+def test_the_flight_recorder_of_a_worker_is_read_while_it_lives_and_when_it_has_ended(
+    loop: Callable[[str], Loop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fd = """fd=$(echo "$GLMTTS_WORKER" | sed 's/.*"recorder_fd": \\([0-9a-z]*\\).*/\\1/')"""
+    note = "printf '\\000\\010\\000flow\\000b-1' 1<>/proc/self/fd/$fd"
+    made = loop(f"{fd}; [ $fd = null ] || {note}; echo $fd; exec sleep 1000")
+    process = made.start(slots=4)
+    made.said(process)
+    assert process.note == Note("flow", ("b-1",))
+    os.kill(process.pid, signal.SIGKILL)
+    made.until_ended(process)
+    assert made.notes == [Note("flow", ("b-1",))]
+
+    def forbidden() -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(flight_recorder, "create", forbidden)
+    process = made.start()
+    assert made.said(process) == ["null"] and process.note == Note()
 
 
 def test_a_worker_without_a_gpu_sees_what_the_daemon_sees(

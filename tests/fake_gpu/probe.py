@@ -84,11 +84,11 @@ def _serve() -> None:
     import pynvml
 
     from glmtts.daemon.engines import load
-    from glmtts.daemon.engines.base import Engine, Utterance
+    from glmtts.daemon.engines.base import EngineBase, Utterance
     from glmtts.daemon.engines.fault.gpu import FaultGpu
     from glmtts.daemon.engines.options import FaultOptions
 
-    def speak(engine: Engine, **options: Any) -> int:
+    def speak(engine: EngineBase, **options: Any) -> int:
         utterance = Utterance("hello", None, None, 24_000, 0, FaultOptions(**options))
         return sum(len(piece.samples) for piece in engine.synthesize(utterance))
 

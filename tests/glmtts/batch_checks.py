@@ -196,7 +196,7 @@ def in_pieces(rig: Rig, *_: int) -> dict[str, Any]:
         return rig.utterance(0, 4, text=str(pieces[0]), more=feed())
 
     neighbours = [Take(rig.utterance(number, 4)) for number in range(1, 4)]
-    one, *_ = rig.run([Take(utterance()), *neighbours])
+    one = rig.run([Take(utterance()), *neighbours])[0]
     (upstreams,) = rig.by_upstream([utterance()])
     assert one.error is None and one.audio.shape == upstreams.shape
     assert float(np.abs(one.audio - upstreams).max()) < CLOSE

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glmtts.daemon.engines.glmtts import text as under_test
+from .upstream_root import Ask, Root
 
 pytestmark = [
     pytest.mark.skipif(
@@ -41,40 +37,12 @@ _MIXED = (
     "OK, let's go! 价格$20。This is a long English sentence inside a Chinese text, with numbers like 42 and 3.5. "
 )
 
-Ask = Callable[[str], dict[str, Any]]
-
 
 @pytest.fixture(scope="module")
-def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
+def ask(root: Root, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
     """Asks a process of upstream's interpreter what becomes of a text; see upstream_texts.py."""
-    root = Path(os.environ["GLMTTS_ROOT"]).absolute()
-    grammar = tmp_path_factory.mktemp("grammar")
-    for file in (root / "tn_cache").glob("*.fst"):
-        shutil.copy(file, grammar)
-    script = Path(__file__).with_name("upstream_texts.py")
-    command = [os.environ["GLMTTS_PYTHON"], str(script), str(grammar)]
-    environment = os.environ | {"PYTHONPATH": str(Path(under_test.__file__).parents[4]), "PYTHONDONTWRITEBYTECODE": "1"}
-    log = grammar / "log"
-    with (
-        log.open("w") as errors,
-        subprocess.Popen(
-            command, cwd=root, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
-        ) as process,
-    ):
-        assert process.stdin
-        assert process.stdout
-        questions, answers = process.stdin, process.stdout
-
-        def answer(text: str) -> dict[str, Any]:
-            questions.write(json.dumps(text) + "\n")
-            questions.flush()
-            line = answers.readline()
-            assert line, f"{text!r}: {log.read_text()[-4_000:]}"
-            found: dict[str, Any] = json.loads(line)
-            return found
-
+    with root.upstream_reads(tmp_path_factory.mktemp("grammar")) as answer:
         yield answer
-        questions.close()
 
 
 def _check_spoken(text: str, found: dict[str, Any]) -> None:

@@ -6,11 +6,14 @@ checkpoint, and the interpreter that has its packages.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-import glmtts
+import glmtts.daemon
 from glmtts.daemon.core.settings import GlmttsEngineSettings
 
 _HERE = Path(__file__).parent
@@ -29,6 +32,8 @@ REFERENCE_DEADLINE_S = 600.0
 PROMPT_TEXT = "你好。"
 
 Samples = NDArray[np.float32]
+#: What becomes of a text; see upstream_texts.py.
+Ask = Callable[[str], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class Root:
         """Run a script of this folder by the root's interpreter, with the root first; it prints a JSON object."""
         command = [self.python, str(_HERE / script), str(self.folder), str(self.cache), *arguments]
         # Of this interpreter's packages, this one alone.
-        path = [str(Path(next(iter(glmtts.__path__))).parent), os.environ.get("PYTHONPATH", "")]
+        path = [str(Path(glmtts.daemon.__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
         done = subprocess.run(
             command, check=False, capture_output=True, text=True, timeout=REFERENCE_DEADLINE_S, env=environment
@@ -87,6 +92,42 @@ class Root:
         assert done.returncode == 0, done.stderr[-4_000:]
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return found
+
+    @contextlib.contextmanager
+    def upstream_reads(self, grammar: Path) -> Iterator[Ask]:
+        """Have upstream's own text front end read texts, in a process of its own; see upstream_texts.py."""
+        for file in (self.folder / "tn_cache").glob("*.fst"):
+            shutil.copy(file, grammar)
+        command = [self.python, str(_HERE / "upstream_texts.py"), str(grammar)]
+        package = str(Path(glmtts.daemon.__file__).parents[2])
+        environment = os.environ | {"PYTHONPATH": package, "PYTHONDONTWRITEBYTECODE": "1"}
+        log = grammar / "log"
+        with (
+            log.open("w") as errors,
+            subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            ) as process,
+        ):
+            assert process.stdin
+            assert process.stdout
+            questions, answers = process.stdin, process.stdout
+
+            def answer(text: str) -> dict[str, Any]:
+                questions.write(json.dumps(text) + "\n")
+                questions.flush()
+                line = answers.readline()
+                assert line, f"{text!r}: {log.read_text()[-4_000:]}"
+                found: dict[str, Any] = json.loads(line)
+                return found
+
+            yield answer
+            questions.close()
 
 
 def interpreter() -> str:

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,18 @@ def main(grammar: str) -> None:
     frontend.ZhNormalizer = lambda **options: normalizer(
         **options | {"cache_dir": grammar, "overwrite_cache": not any(Path(grammar).iterdir())}
     )
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained("ckpt/vq32k-phoneme-tokenizer", trust_remote_code=True)
     front_end = frontend.TextFrontEnd(use_phoneme=True)
     texts = Texts(front_end)
     texts.segments(texts.read("a long word and two."))
     texts.read("一个。")
     for line in sys.stdin:
-        print(json.dumps(_answer(front_end, texts, json.loads(line))), file=answers, flush=True)
+        print(json.dumps(_answer(front_end, texts, tokenizer.encode, json.loads(line))), file=answers, flush=True)
 
 
-def _answer(front_end: Any, texts: Texts, text: str) -> dict[str, Any]:
+def _answer(front_end: Any, texts: Texts, encode: Callable[[str], list[int]], text: str) -> dict[str, Any]:
     answer: dict[str, Any] = {"raised": "", "refused": ""}
     try:
         answer["whole"] = front_end.text_normalize(text)
@@ -55,6 +59,8 @@ def _answer(front_end: Any, texts: Texts, text: str) -> dict[str, Any]:
     # As it is spoken: upstream normalises each segment again, and raises here if it does.
     answer["spoken"] = [front_end.text_normalize(segment) for segment in answer["segments"]]
     answer["spoken_by_ours"] = [texts.normalise_segment(segment) for segment in answer["segments"]]
+    answer["tokens"] = [encode(said) for said in answer["spoken"]]
+    answer["tokens_with_phonemes"] = [encode(front_end.g2p_infer(said)) for said in answer["spoken"]]
     answer["phonemes"] = front_end.g2p_infer(answer["ours"])
     pieces = Dictionary(front_end.replace_dict).fragments(answer["ours"])
     answer["phonemes_by_ours"] = "".join(said if final else front_end.g2p_infer(said) for said, final in pieces)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import zmq
 
+from glmtts.daemon import flight_recorder
 from glmtts.daemon.processes.command import command as worker_command
 from glmtts.protocol.worker import (
     AudioChunk,
@@ -57,6 +58,7 @@ class WorkerUnderTest:
         self.identity = b""
         self.token = secrets.token_hex(8)
         self.lifeline, self.write_end = os.pipe2(os.O_CLOEXEC)
+        self.recorder = flight_recorder.create()
         self.log = folder / "log"
         self.engine = str(config.get("engine", "fault"))
         settings = {
@@ -65,6 +67,7 @@ class WorkerUnderTest:
             "token": self.token,
             "daemon_pid": os.getpid(),
             "lifeline_fd": self.lifeline,
+            "recorder_fd": self.recorder,
             "engine": "fault",
             "engine_settings": {},
             "warmup_text": "",
@@ -80,7 +83,7 @@ class WorkerUnderTest:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=[self.lifeline],
+                pass_fds=[self.lifeline, self.recorder],
                 start_new_session=True,
             )
         os.close(self.lifeline)
@@ -93,6 +96,7 @@ class WorkerUnderTest:
         self.process.wait(DEADLINE_S)
         if self.write_end >= 0:
             os.close(self.write_end)
+        os.close(self.recorder)
         self.router.close()
         self.context.term()
 
@@ -147,6 +151,18 @@ class WorkerUnderTest:
             seen.append(self.next())
             assert getattr(seen[-1][0], "job", None) == name, f"{seen[-1]}; log:\n{self.log.read_text()}"
         return seen
+
+    def until_all_end(self, *names: str) -> dict[str, list[tuple[Message, bytes | None]]]:
+        """What jobs say that are spoken side by side, each up to its last message."""
+        seen: dict[str, list[tuple[Message, bytes | None]]] = {name: [] for name in names}
+        while not all(said and isinstance(said[-1][0], Finished | Failed) for said in seen.values()):
+            received = self.next()
+            seen[getattr(received[0], "job", "")].append(received)
+        return seen
+
+    def until_dead(self) -> tuple[int, flight_recorder.Note]:
+        """Wait for the end of the process. Returns its code, and what it had begun."""
+        return self.process.wait(self.patience_s), flight_recorder.read(self.recorder)
 
     def speak(self, text: str = "hello", body: bytes | None = None, **job: Any) -> tuple[Finished, bytes]:
         end, seen = self.until_end(self.start(text, body, **job))

@@ -28,7 +28,6 @@ FROM_WORKER: list[worker.WorkerMessage] = [
         warmup_s=0.1,
         memory=MEMORY,
     ),
-    worker.Beat(job="j", done=1, expected=None),
     worker.Beats(jobs=[worker.JobProgress("j", 1), worker.JobProgress("k", 2, 9, 0.5)]),
     worker.SegmentDone(job="j", segment=1, segments=2, audio_s=0.5),
     worker.AudioChunk(job="j", seq=0, digest=b"\0\xff"),

@@ -147,6 +147,10 @@ class Scene:
     clocks: bool = False
     #: Whether some texts come in pieces.
     pieces: bool = False
+    #: Whether processes have a flight recorder.
+    recorder: bool = True
+    #: Whether processes make the same bytes of a job again, as they say.
+    repeats: bool = False
     #: Everything is known, nothing interferes and the leak is slow: it has to be seen in time.
     leak_must_be_seen: bool = False
     #: There is always room for a spare, and nothing goes wrong: there is always a worker that serves.
@@ -279,11 +283,15 @@ def scene_of(rng: random.Random, without: frozenset[str]) -> Scene:
     scene.daemon_ends = rng.choice([5.0, 20.0, 60.0]) if on("crashes", 0.0 if calm else 0.5) else 0.0
     # Drawn apart, so that the rest of a seed's circumstances does not depend on it.
     scene.clocks = not calm and "clocks" not in without and random.Random(f"clocks {rss} {total} {load}").random() < 0.4
+    scene.repeats = random.Random(f"repeats {rss} {total} {load}").random() < 0.5
     scene.pieces = "pieces" not in without and random.Random(f"pieces {rss} {total} {load}").random() < 0.4
     if scene.pieces:
         drawn = random.Random(f"texts {total} {load}")
         timeout_s, most = drawn.choice((0.5, 3.0, 60.0)), drawn.choice((3, 20, 100))
         scene.settings = replace(settings, limits=replace(settings.limits, text_timeout_s=timeout_s, open_texts=most))
+    if scene.slots > 1:
+        drawn = random.Random(f"slots {rss} {total} {load}")
+        scene.slots, scene.recorder = drawn.choice((2, 3, 4, 8, 16)), drawn.random() < 0.8
     scene.leak_must_be_seen = bool(calm and leaks_on)
     # There is a second place's worth of memory beside each, on the GPUs and on the host.
     scene.gapless = calm == "recycles"

@@ -59,6 +59,9 @@ class Aside:
         # A slot may be kept free of batch jobs.
         kept = worker.process.slots > 1 and worker.process.at_hand and self._context.settings.queue.interactive_workers
         waits = [id for id in waits if not kept or self._live[id].request.priority != "batch"]
+        # One that runs alone goes on when nothing else is at hand.
+        if worker.process.at_hand and any(job.alone for job in suspended):
+            waits = []
         if worker.process.may_resume and waits and worker.state in (WorkerState.BUSY, WorkerState.DRAINING):
             must(Rule.ONE_END, False, worker.name, "does nothing, and has put aside", waits)
         must(
@@ -82,7 +85,8 @@ class Aside:
             self._passed.clear()
             return
         worker = workers[0]
-        could = worker.state is WorkerState.BUSY and worker.process.slots == 1 and not worker.process.replace_reason
+        process = worker.process
+        could = worker.state is WorkerState.BUSY and not process.shares and not process.replace_reason
         others = [id for id in worker.process.suspended if id not in self._live or self._live[id].pieces is None]
         alone = list(worker.process.at_hand) == [job.id] and len(others) < 3
         goes_on = message.segment < message.segments - 1

@@ -64,7 +64,8 @@ class Bounds:
         waiting = length("vip") + length("interactive")
         must(Rule.BOUNDED, waiting <= queue.max_waiting + retried, "the queue is longer than it may be:", waiting)
         self._look_at_heaps()
-        must(Rule.BOUNDED, len(self._queue._for_fresh) <= live, "jobs that are tried again")
+        again = len(self._queue._for_fresh) + len(self._queue._alone)
+        must(Rule.BOUNDED, again <= live, "jobs that are tried again")
         must(Rule.BOUNDED, len(self._pool._by_incarnation) <= workers, "processes of no worker are remembered")
         most = 2 * max(self._world.operators.highest, self._world.operators.most_ever) + 3
         must(Rule.BOUNDED, workers <= most, workers, "workers")

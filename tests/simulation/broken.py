@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from . import broken_blame as blame
 from . import broken_clocks as clocks
 from . import broken_jobs as jobs
 from . import broken_pieces as pieces
@@ -84,8 +85,20 @@ def _with_bugs(scene: Scene) -> bool:
     return scene.bugs > 0.01
 
 
+def _repeats(scene: Scene) -> bool:
+    return scene.repeats
+
+
+def _does_not_repeat(scene: Scene) -> bool:
+    return not scene.repeats
+
+
 def _with_pieces(scene: Scene) -> bool:
     return scene.pieces
+
+
+def _many_at_once(scene: Scene) -> bool:
+    return scene.slots > 1 and scene.violence == 1.0 and not scene.bugs
 
 
 BROKEN = [
@@ -135,6 +148,14 @@ BROKEN = [
     BrokenCore(Rule.ROOM, workers.more_workers_than_may_be, shows_in=lambda scene: scene.gapless),
     BrokenCore(Rule.QUARANTINE, queue.no_quarantine),
     BrokenCore(Rule.QUARANTINE, queue.the_healthy_quarantined),
+    BrokenCore(Rule.QUARANTINE, blame.all_are_blamed, shows_in=_many_at_once),
+    BrokenCore(Rule.QUARANTINE, blame.none_is_blamed, shows_in=_many_at_once, first=100),
+    BrokenCore(Rule.QUARANTINE, blame.the_first_of_a_note_is_blamed, shows_in=_many_at_once),
+    BrokenCore(Rule.QUARANTINE, blame.a_note_is_not_read, shows_in=_many_at_once),
+    BrokenCore(Rule.QUARANTINE, blame.suspects_are_not_excused, shows_in=_many_at_once),
+    BrokenCore(Rule.QUARANTINE, blame.suspects_stay_together, shows_in=_many_at_once),
+    BrokenCore(Rule.QUARANTINE, blame.alone_is_not_honoured, shows_in=_many_at_once),
+    BrokenCore(Rule.ONE_END, blame.notes_are_never_heard_of, shows_in=_many_at_once),
     BrokenCore(Rule.QUARANTINE, queue.those_aside_are_blamed, jobs=1_000, shows_in=_puts_aside, first=21),
     BrokenCore(Rule.FAIR, queue.batch_starves, jobs=1_000, shows_in=_crowded, without=_CALM),
     BrokenCore(Rule.FAIR, queue.weights_ignored, shows_in=_unlike, without=_CALM),
@@ -156,6 +177,9 @@ BROKEN = [
     BrokenCore(Rule.NO_SPIN, workers.recycles_count_as_faults),
     BrokenCore(Rule.NO_SPIN, workers.samples_ask_for_samples, shows_in=_many_gpus),
     BrokenCore(Rule.ORDER, queue.work_not_counted_back),
+    BrokenCore(Rule.NO_IDLENESS, blame.slots_stay_empty, shows_in=_many_at_once),
+    BrokenCore(Rule.ORDER, jobs.streams_go_on_whatever_makes_them, shows_in=_does_not_repeat),
+    BrokenCore(Rule.ORDER, jobs.two_bytes_of_a_stream_doubled, shows_in=_repeats),
     BrokenCore(Rule.NO_IDLENESS, queue.idle_while_jobs_wait),
     BrokenCore(
         Rule.LEAK_SEEN, workers.leaks_not_seen, jobs=1_500, shows_in=lambda scene: scene.leak_must_be_seen, first=105

@@ -12,9 +12,9 @@ from glmtts.daemon.core.api.recovery import Recovery
 from glmtts.daemon.core.api.voice_requests import VoiceRequests
 from glmtts.daemon.core.effects import Send, SettleOutput, Tell
 from glmtts.daemon.core.inputs import StoredVoice
-from glmtts.daemon.core.jobs.job import Ending, Job
+from glmtts.daemon.core.jobs.job import Attempt, Ending, Job
 from glmtts.daemon.core.machine import Machine
-from glmtts.daemon.core.scheduling import worker_messages
+from glmtts.daemon.core.scheduling import dispatcher, worker_messages
 from glmtts.daemon.core.scheduling.completion import Completion
 from glmtts.daemon.core.scheduling.dispatcher import Dispatcher
 from glmtts.daemon.core.scheduling.durable import DurableJobs
@@ -26,7 +26,7 @@ from glmtts.daemon.core.workers.pool import Pool
 from glmtts.daemon.core.workers.process import Process
 from glmtts.daemon.core.workers.worker import Worker, WorkerState
 from glmtts.protocol import events
-from glmtts.protocol.worker import AudioChunk, ResumeJob
+from glmtts.protocol.worker import AudioChunk, Replay, ResumeJob
 
 Patch = pytest.MonkeyPatch
 
@@ -194,11 +194,11 @@ def ended_jobs_spoken_again(patch: Patch) -> None:
 def outputs_settled_too_early(patch: Patch) -> None:
     decide = Retries.decide
 
-    def and_settled(self: Retries, death: Any, jobs: list[str], culprits: Any = None) -> None:
-        for job in filter(None, map(self._job_table.live.get, jobs)):
+    def and_settled(self: Retries, worker: Worker, process: Process, noted: Any = ()) -> None:
+        for job in filter(None, map(self._job_table.live.get, process.jobs)):
             if job.output_path:
                 self._context.effects.append(SettleOutput(job.id, job.output_path, wanted=True))
-        decide(self, death, jobs, culprits)
+        decide(self, worker, process, noted)
 
     patch.setattr(Retries, "decide", and_settled)
 
@@ -255,3 +255,16 @@ def stream_to_whoever_waits(patch: Patch) -> None:
 def results_for_everybody(patch: Patch) -> None:
     find = DurableJobs.find
     patch.setattr(DurableJobs, "find", lambda self, to, request, _: find(self, to, request, None))
+
+
+def streams_go_on_whatever_makes_them(patch: Patch) -> None:
+    for module in (dispatcher, worker_messages):
+        patch.setattr(module, "maker", lambda _: ("any", "1", 1))
+
+
+def two_bytes_of_a_stream_doubled(patch: Patch) -> None:
+    patch.setattr(Attempt, "replay", property(_two_bytes_less))
+
+
+def _two_bytes_less(attempt: Attempt) -> Replay | None:
+    return Replay(attempt.size - 2, attempt.digest, attempt.chunks) if attempt.chunks else None

@@ -46,6 +46,8 @@ class Hearing:
     #: Of a text in pieces: what was taken of it.
     said: str = ""
     heard: list[str] = field(default_factory=list)
+    #: In which process its stream was made, where that makes a difference.
+    made_by: bytes = b""
 
     def hear(self, event: Any, body: bytes | None, now: float) -> None:
         """One more event for this request."""
@@ -70,7 +72,6 @@ class Hearing:
             case events.Started():
                 must(Rule.ORDER, self.joined or self.heard[0] == "Accepted", self, "started before it was accepted")
                 must(Rule.ORDER, event.attempt > self.attempts, self, "attempts don't grow")
-                must(Rule.ORDER, not self.next_chunk, self, "started again after audio")
                 self.attempts = event.attempt
             case events.Progress():
                 must(Rule.ORDER, self.joined or self.attempts, self, "progressed before it started")
@@ -112,6 +113,11 @@ class Hearing:
         must(Rule.ORDER, self.lossy or event.seq == self.next_chunk, self, "misses chunks before", event.seq)
         self.next_chunk = event.seq + 1
         self._own(body)
+        # Each chunk is a segment, and a stream goes on in another process only as it was.
+        _, _, number, by = bytes(body or b"").rstrip(b".").split(b"|")
+        must(Rule.ORDER, int(number) == event.seq + 1, self, "hears", number, "as its chunk", event.seq)
+        must(Rule.ORDER, self.made_by in (b"", by), self, "hears a stream whose second half does not fit the first")
+        self.made_by = by
 
     def _hear_done(self, event: events.Done, body: bytes | None) -> None:
         self.ended, self.code = True, "done"

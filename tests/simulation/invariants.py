@@ -139,6 +139,7 @@ class Invariants:
             "a step ended before workers and jobs were in line with it",
         )
         self._look_at_workers()
+        self._blame.after()
         self.starts.after(self._event)
         self._fairness.after()
         self._aside.after(self._event)
@@ -150,7 +151,7 @@ class Invariants:
 
     def _look_at_workers(self) -> None:
         running = serving = with_batch = 0
-        free = False
+        free = open_slot = False
         timers = self._context.timers
         timeout_s = self._context.settings.workers.hang_timeout_s
         processes = self.starts.processes
@@ -168,7 +169,10 @@ class Invariants:
                 must(Rule.ONE_END, self._pool.stopping, name, state, "waits for nothing")
             if state is WorkerState.FAILED and name not in self._failed:
                 self._look_at_failure(worker)
-            if (state is WorkerState.BUSY) != bool(worker.jobs):
+            if worker.jobs and state is WorkerState.FAILED:
+                asked = worker.incarnation in self._world.reading
+                must(Rule.ONE_END, asked, name, "has failed, and nothing decides about", worker.jobs)
+            elif (state is WorkerState.BUSY) != bool(worker.jobs):
                 must(Rule.ORDER, state in _MAY_HAVE_JOBS, name, state, "with jobs", worker.jobs)
             if state is WorkerState.BUSY:
                 serving += 1
@@ -191,6 +195,9 @@ class Invariants:
                 jobs = [live[id] for id in worker.jobs if id in live and id not in suspended]
                 with_batch += min(worker.process.slots, sum(job.request.priority == "batch" for job in jobs))
                 free = free or set(worker.jobs) == suspended
+                process, kept_empty = worker.process, name == self._pool.reserved and self._queue.wants_alone
+                if not kept_empty and not process.may_resume and len(process.at_hand) < process.slots:
+                    open_slot = True
         waiting = len(self._queue) + self._queue.without_text
         ending = sum(job.ending is not None for job in live.values()) if running + waiting != len(live) else 0
         if running + waiting + ending != len(live):
@@ -204,6 +211,11 @@ class Invariants:
             must(Rule.NO_IDLENESS, not urgent and not batch, "a worker is idle while jobs wait")
             fresh = self._queue.wants_fresh and self._pool.fresh()
             must(Rule.NO_IDLENESS, not fresh, "a fresh worker is idle while a job waits for one")
+            alone = self._queue.wants_alone and self._pool.vacant()
+            must(Rule.NO_IDLENESS, not alone, "a worker is idle while a job waits that runs alone")
+        if open_slot and not self._queue.paused:
+            urgent = sum(len(self._queue._class_queues[priority]) for priority in ("vip", "interactive"))
+            must(Rule.NO_IDLENESS, not urgent, "a slot is empty while jobs wait")
         if self._served and not serving and self._world.scene.gapless:
             # Where another process has just ended, its memory may not be seen free yet.
             seen = self._world.clocks.core_now - self.starts.ended_at > _SEEN_FREE_S
@@ -270,7 +282,7 @@ class Invariants:
     def _look_at_sums(self) -> None:
         queue = self._queue
         for priority, class_queue in queue._class_queues.items():
-            apart = [*queue._for_fresh.values(), *queue._held.values()]
+            apart = [*queue._for_fresh.values(), *queue._alone.values(), *queue._held.values()]
             without_text = queue._without_text
             jobs = [j for j in queue if j.request.priority == priority and j.id not in without_text]
             inside = [j for j in jobs if all(j is not other for other in apart)]

@@ -76,14 +76,16 @@ class Limits:
         """A job is started: its client's others that are due earlier were started before it."""
         job = self._live.get(id)
         # One that has a deadline may be started early because it takes long.
-        if job is None or job.attempts > job.attempt.begun or job.needs_fresh or job.deadline_at is not None:
+        if job is None or job.attempts > job.attempt.begun or job.needs_fresh or job.alone:
+            return
+        if job.deadline_at is not None:
             return
         due = job.accepted_at + DUE_AFTER_S
         handed_over = {row.job for row in event.rows} if isinstance(event, inputs.JournalChanged) else set()
         for other in self._queue:
             if other.client.key != job.client.key or other.request.priority != job.request.priority:
                 continue
-            apart = self._queue.is_held(other) or other.id in self._queue._for_fresh
+            apart = self._queue.is_held(other) or other.id in self._queue._for_fresh or other.alone
             # What came back, or came anew, in this very step was not there yet.
             new = other.attempts > 0 or other.accepted_at >= self._world.clocks.core_now or other.id in handed_over
             earlier = not (apart or new) and _due(other) < due - 1e-6

@@ -11,36 +11,21 @@ from msgspec.structs import replace
 
 from glmtts.daemon.core import effects, inputs
 from glmtts.protocol import worker as wire
-from glmtts.protocol.events import Voice
 
 from .accidents import KILLING, Scene
+from .engine import Engine, ready
 from .hardware import Hardware
 from .journal import Journal
+from .recorder import Recorder
 from .rules import Rule, must
 from .texts import SEGMENT_S, WIRE_S, audio, name_of, pace, segments_of
-
-
-def ready(slots: int, memory: wire.Memory) -> wire.Ready:
-    """What a process says when it is ready."""
-    return wire.Ready(
-        engine="fault",
-        engine_version="1",
-        sample_rates=[24_000],
-        voices=[Voice(name="tone")],
-        default_voice="tone",
-        clones_voices=True,
-        slots=slots,
-        speeds=True,
-        load_s=0.1,
-        warmup_s=0.1,
-        memory=memory,
-    )
 
 
 class Place(Protocol):
     """What a process needs of its world."""
 
     now: float
+    seed: int
     random: random.Random
     scene: Scene
     without: frozenset[str]
@@ -69,6 +54,7 @@ class Process:
         self.gpu = world.hardware.gpus[effect.gpu] if effect.gpu is not None else None
         self.index = effect.gpu
         self.share = effect.vram_share
+        self.slots = min(world.scene.slots, effect.slots or world.scene.slots)
         self.alive = True
         self.deaf = False
         self.loaded = False
@@ -89,9 +75,7 @@ class Process:
         self._jobs: deque[wire.SpeakJob] = deque()
         #: What it works on: as many as it has slots.
         self._at_work: dict[str, wire.SpeakJob] = {}
-        #: The engine's time that each job took, and when that was last shared out among those at work.
-        self._work_s: dict[str, float] = {}
-        self._shared_at = world.now
+        self._engine = Engine(world)
         #: What it has put aside: the job, and with which of how many segments it goes on.
         self.aside: dict[str, tuple[wire.SpeakJob, int, int]] = {}
         self._to_suspend: set[str] = set()
@@ -99,10 +83,14 @@ class Process:
         self._under_way: dict[str, tuple[int, int, object]] = {}
         self._resumed: set[str] = set()
         self._cancelled: set[str] = set()
+        there = world.scene.recorder and self.slots > 1
+        self.recorder = Recorder(f"{world.seed} {self.incarnation}", self._at_work, self.has, there=there)
         #: Pieces of text that came for each job, and those whose text is complete.
         self._texts: dict[str, int] = {}
         self._complete: set[str] = set()
         self._stop = False
+        #: Units of each job at work, as it said last.
+        self._done: dict[str, int] = {}
         self._begin()
 
     # --- its life
@@ -142,11 +130,12 @@ class Process:
             self.say(wire.Trimmed(memory=self.memory()))
         else:
             self.loaded = True
-            self.say(ready(self.world.scene.slots, self.memory()))
+            self.say(ready(self.slots, self.memory(), repeats=self.world.scene.repeats))
 
     def die(self, returncode: int, *, oom_killed: bool = False) -> None:
         """End; what was said is mostly heard before, and now and then after it is known."""
         if self.alive:
+            self.recorder.freeze()
             self.alive = False
             self.world.hardware.leave(self.gpu, self.pid)
             self.rss = 0
@@ -188,6 +177,13 @@ class Process:
         """Stand still, as after a SIGSTOP."""
         self.frozen_until, self.stood_still = self.world.now + seconds, True
 
+    def may_blame(self, text: str) -> bool:
+        """Whether its end may count against a text: it was named, or had the process to itself."""
+        if self.slots == 1 or text in self.recorder.named:
+            return text in self.has.values()
+        others = (other for id, other in self.has.items() if id not in self.aside)
+        return text in self.has.values() and all(other == text for other in others)
+
     @property
     def silent(self) -> bool:
         """Whether it has given a reason to be taken for hung."""
@@ -227,7 +223,7 @@ class Process:
         self.ran_out = self.gpu is not None and not self.gpu.lost
         code, status = ("out_of_memory", 71) if self.ran_out else ("cuda_context", 72)
         if rng.random() < 0.8:
-            self.say(wire.Failed(job=job.job, code=code, message="does not fit", fatal=True))
+            self._say_fatal(job, code, "does not fit")
         self.die(status)
         return False
 
@@ -245,6 +241,12 @@ class Process:
             self.cache = max(0, self.cache - scene.hoard)
 
     # --- messages
+
+    def _say_fatal(self, job: wire.SpeakJob, code: str, message: str) -> None:
+        """Say what ends the process: of one job, or of a step that several share, or of no job."""
+        named = self.recorder.said(job.job)
+        culprit, suspects = (named[0], []) if len(named) == 1 else ("", list(named))
+        self.say(wire.Failed(job=culprit, code=code, message=message, fatal=True, suspects=suspects))
 
     def say(self, message: wire.WorkerMessage, body: bytes | None = None) -> None:
         self._deliver(inputs.WorkerSaid(self.incarnation, message, body))
@@ -289,9 +291,9 @@ class Process:
     # --- its work
 
     def _next(self) -> None:
-        while self.alive and self._jobs and len(self._at_work) < self.world.scene.slots:
+        while self.alive and self._jobs and len(self._at_work) < self.slots:
             job = self._jobs.popleft()
-            self._share_time()
+            self._engine.share(self._at_work)
             self._at_work[job.job] = job
             name = name_of(job.text)
             self.world.attempts[name] = self.world.attempts.get(name, 0) + 1
@@ -332,26 +334,20 @@ class Process:
                 return
             self._put_aside(job, *self._under_way.pop(id)[:2])
 
-    def _share_time(self) -> None:
-        """The engine's time since the last call is that of the jobs at work, in equal parts."""
-        passed_s, self._shared_at = self.world.now - self._shared_at, self.world.now
-        for id in self._at_work:
-            self._work_s[id] = self._work_s.get(id, 0.0) + passed_s / len(self._at_work)
-
-    def _took(self, id: str) -> float:
-        self._share_time()
-        return self._work_s.get(id, 0.0)
+    def _progress(self, id: str, expected: int | None = None) -> wire.JobProgress:
+        return wire.JobProgress(id, self._done.get(id, 0), expected, self._engine.took_s(id, self._at_work))
 
     def _resume(self, id: str) -> None:
         """Go on with a job that was put aside."""
         if id not in self.aside:
             # It was cancelled, and that is on its way to the supervisor.
             return
-        must(Rule.ORDER, len(self._at_work) < self.world.scene.slots, id, "is to go on beside", list(self._at_work))
+        must(Rule.ORDER, len(self._at_work) < self.slots, id, "is to go on beside", list(self._at_work))
         job, number, segments = self.aside.pop(id)
-        self._share_time()
+        self._engine.share(self._at_work)
         self._at_work[id] = job
         if job.text.split()[0] == "oversleep":
+            self.recorder.went_wrong(id)
             self.deaf = True
             return
         if number > self._known(job, segments):
@@ -365,12 +361,15 @@ class Process:
         if job.job in self._cancelled:
             self._ended(job, wire.Failed(job=job.job, code="cancelled", message="cancelled"))
         elif not self._go_wrong(job, number, segments):
-            self.say(wire.Beats(jobs=[wire.JobProgress(job.job, number, None, self._took(job.job))]))
+            self._done[job.job] = number
+            self.say(wire.Beats(jobs=[self._progress(id) for id in self._at_work]))
             segments = self._known(job, segments)
             ends = not job.more or job.job in self._complete
             self.say(wire.SegmentDone(job=job.job, segment=number, segments=segments, audio_s=0.1 * number))
             if job.stream:
-                self.say(wire.AudioChunk(job=job.job, seq=number - 1), audio(job, number))
+                piece = audio(job, number, 0 if self.world.scene.repeats else self.incarnation)
+                if chunk := self._engine.stream(job, piece):
+                    self.say(*chunk)
             if (number < segments or not ends) and self._puts_aside(job):
                 self._put_aside(job, number + 1, segments)
             elif number < segments:
@@ -383,7 +382,7 @@ class Process:
         return segments_of(job.text) if job.more else segments
 
     def _put_aside(self, job: wire.SpeakJob, number: int, segments: int, *, waits: bool = False) -> None:
-        work_s = self._took(job.job)
+        work_s = self._engine.took_s(job.job, self._at_work)
         self._at_work.pop(job.job)
         self._to_suspend.discard(job.job)
         self.aside[job.job] = (job, number, segments)
@@ -407,6 +406,8 @@ class Process:
 
     def _go_wrong(self, job: wire.SpeakJob, number: int, segments: int) -> bool:
         plan = job.text.split()[0]
+        if plan in KILLING:
+            self.recorder.went_wrong(job.job)
         match plan:
             case "raise":
                 self._ended(job, wire.Failed(job=job.job, code="synthesis_failed", message="its own words"))
@@ -418,7 +419,7 @@ class Process:
                 self.die(-11)
             case "oom" | "sigterm" | "cuda":
                 code, status = _FATAL[plan]
-                self.say(wire.Failed(job=job.job, code=code, message=plan, fatal=True))
+                self._say_fatal(job, code, plan)
                 self.die(status)
             case "cuda_mute":
                 self.die(72)
@@ -431,23 +432,28 @@ class Process:
             case "garbage":
                 self._deliver(inputs.WorkerGarbled(self.incarnation, "a frame of noise"))
             case "stray":
-                self.say(wire.Beat(job="nobody-1", done=1))
+                self.say(wire.Beats(jobs=[wire.JobProgress("nobody-1", 1)]))
             case "stray_fatal":
                 self.say(wire.Failed(job="nobody-1", code="out_of_memory", message="of what?", fatal=True))
             case _:
+                self.recorder.clear()
                 return False
         return True
+
+    def _say_done(self, job: wire.SpeakJob, done: int, expected: int) -> None:
+        self._done[job.job] = done
+        self.say(wire.Beats(jobs=[self._progress(job.job, expected)]))
 
     def _stand_still(self, job: wire.SpeakJob) -> None:
         """Say again and again that it is where it was."""
         if self.alive and not self.deaf:
-            self.say(wire.Beat(job=job.job, done=1, expected=10))
+            self._say_done(job, 1, expected=10)
             self.world.later(0.3, lambda: self._stand_still(job), self)
 
     def _run_away(self, job: wire.SpeakJob, done: int) -> None:
         """Make ever more, and never come to an end."""
         if self.alive and not self.deaf:
-            self.say(wire.Beat(job=job.job, done=done, expected=100))
+            self._say_done(job, done, expected=100)
             self.world.later(0.3, lambda: self._run_away(job, done + 200), self)
 
     def _finish(self, job: wire.SpeakJob, segments: int) -> None:
@@ -497,7 +503,7 @@ class Process:
                 result=result,
                 problem=problem,
                 path=None if plan == "nofile" else job.output,
-                work_s=self._took(job.job),
+                work_s=self._engine.took_s(job.job, self._at_work),
                 memory=self.memory(),
             ),
             body,
@@ -507,9 +513,10 @@ class Process:
 
     def _ended(self, job: wire.SpeakJob, message: wire.WorkerMessage, body: bytes | None = None) -> None:
         self.say(message, body)
-        self._share_time()
+        self._engine.share(self._at_work)
         self._at_work.pop(job.job, None)
-        self._work_s.pop(job.job, None)
+        self._done.pop(job.job, None)
+        self._engine.forget(job.job)
         self._to_suspend.discard(job.job)
         self._next()
 

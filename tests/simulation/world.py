@@ -87,6 +87,8 @@ class World:
         self.processes: dict[int, Process] = {}
         #: How often a text was in a process that ended through no fault of it.
         self.innocent: dict[str, int] = {}
+        #: Processes whose flight recorder the core has asked for.
+        self.reading: set[int] = set()
         self.steps = 0
         #: What processes died of, in the core's words.
         self.causes: set[str] = set()
@@ -234,7 +236,7 @@ class World:
             # What workers have said while the daemon stood still comes all at once.
             must(
                 Rule.NO_SPIN,
-                stuck < (20_000 if self.clocks.freezes else 1_000),
+                stuck < (20_000 * self.scene.slots if self.clocks.freezes else 1_000),
                 "time stands still: a timer is set again and again",
             )
             must(Rule.ONE_END, not otherwise or self.now < give_up_at, otherwise)
@@ -300,6 +302,7 @@ class World:
         self.clients.cut_off()
         self.journal.close(clean=clean)
         self.owed.clear()
+        self.reading.clear()
         self.now += self.random.choice((0.0, 0.5, 4.0)) * self.random.random()
         self.daemon += 1
         self._removals = self.removals
@@ -359,6 +362,9 @@ class World:
                     self.starts += 1
                     self.invariants.spawned(effect)
                     self.processes[effect.incarnation] = Process(self, effect)
+                case effects.ReadRecorder():
+                    self.reading.add(effect.incarnation)
+                    self.later(0.0, lambda e=effect: self._read_recorder(e))  # type: ignore[misc]
                 case effects.Signal():
                     process = self.processes.get(effect.incarnation)
                     if process is not None:
@@ -428,6 +434,11 @@ class World:
 
         self.later(self.random.uniform(0, 0.01), read)
 
+    def _read_recorder(self, effect: effects.ReadRecorder) -> None:
+        self.reading.discard(effect.incarnation)
+        if (process := self.processes.get(effect.incarnation)) is not None:
+            self.happen(inputs.RecorderRead(effect.incarnation, "step", process.recorder.note()))
+
     def _settle(self, effect: effects.SettleOutput) -> None:
         """It is known for good how a job ended: its output stays, or goes, and needs no mark any more."""
         mark = (effect.path, effect.job)
@@ -441,10 +452,11 @@ class World:
     def gone(self, process: Process, returncode: int, *, oom_killed: bool) -> None:
         """A process has ended, and its end is noticed."""
         for text in process.has.values():
-            if text.split()[0] not in KILLING:
+            if text.split()[0] not in KILLING and process.may_blame(text):
                 self.innocent[text] = self.innocent.get(text, 0) + 1
         worker = self.machine.state.pool._by_incarnation.get(process.incarnation)
-        self.happen(inputs.ProcessEnded(process.incarnation, returncode, "its last line", oom_killed))
+        note = process.recorder.note()
+        self.happen(inputs.ProcessEnded(process.incarnation, returncode, "its last line", oom_killed, "step", note))
         if self.processes.get(process.incarnation) is process:
             del self.processes[process.incarnation]
         if worker is not None and worker.last_exit is not None:
@@ -454,7 +466,7 @@ class World:
         """How many processes ended, or are about to, while they had this, though it is healthy."""
         heard = self.machine.state.pool.by_incarnation
         ending = [p for p in self.processes.values() if not p.healthy or heard(p.incarnation) is None]
-        return self.innocent.get(text, 0) + sum(text in process.has.values() for process in ending)
+        return self.innocent.get(text, 0) + sum(process.may_blame(text) for process in ending)
 
     def started_processes(self) -> list[Process]:
         """Processes that are there, as far as the core knows."""

@@ -180,12 +180,13 @@ class World:
         memory: wire.Memory = MEMORY,
         voices: Sequence[str] = ("tone",),
         speeds: bool = True,
+        **keys: Any,
     ) -> None:
         self.step(inputs.Spawned(self.incarnation(worker), self.pid(worker)))
         self.say(
             wire.Ready(
                 engine="fault",
-                engine_version="1",
+                engine_version=keys.pop("engine_version", "1"),
                 sample_rates=[24_000],
                 voices=[events.Voice(name=name) for name in voices],
                 default_voice=voices[0] if voices else "",
@@ -195,17 +196,18 @@ class World:
                 load_s=0.1,
                 warmup_s=0.1,
                 memory=memory,
+                **keys,
             ),
             worker=worker,
         )
 
-    def come_back(self, worker: str = "w0", slots: int = 1) -> None:
+    def come_back(self, worker: str = "w0", slots: int = 1, **keys: Any) -> None:
         """The process of a worker that failed ends, and after its backoff another one is ready."""
         if self.worker(worker).state.value == "failed":
             self.die(-15, worker=worker)
         while self.worker(worker).state.value == "backoff":
             self.pass_time(0.1)
-        self.ready(worker, slots)
+        self.ready(worker, slots, **keys)
 
     def finish(self, job: str, body: bytes | None = b"RIFF", worker: str = "w0", **keys: Any) -> None:
         message = wire.Finished(
@@ -221,6 +223,7 @@ class World:
             path=keys.pop("path", None),
             result=keys.pop("result", None),
             problem=keys.pop("problem", ""),
+            work_s=keys.pop("work_s", 0.0),
             memory=keys.pop("memory", MEMORY),
         )
         self.say(message, body, worker=worker)

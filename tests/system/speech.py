@@ -12,7 +12,7 @@ from glmtts.daemon.engines.options import FaultName, FaultOptions
 from glmtts.daemon.worker import audio
 
 if TYPE_CHECKING:
-    from glmtts.daemon.engines.base import Engine
+    from glmtts.daemon.engines.base import EngineBase
 
 FAULTS: tuple[str, ...] = get_args(FaultName)
 #: Faults that cost time or memory, not the job.
@@ -39,6 +39,7 @@ _ENDS: dict[str, frozenset[str]] = {
     "leak_vram": _ON_GPU,
     "leak_outside": _ON_GPU,
     "raise": frozenset({"synthesis_failed"}),
+    "nan": frozenset({"synthesis_failed"}),
     "quote": frozenset({"synthesis_failed"}),
     "quote_fatal": _DEADLY,
     "exit": _DEADLY,
@@ -98,5 +99,5 @@ class Speech:
 
 
 @cache
-def _engine() -> Engine:
+def _engine() -> EngineBase:
     return load("fault", {}, send_raw=lambda _: None)

@@ -59,6 +59,7 @@ class OperatorRequests:
             version=self._state.installation.version,
             uptime_s=round(self._context.now - self._context.started_at, 3),
             engine=self._context.settings.engine.name,
+            experimental=self._pool.engine.experimental if self._pool.engine else "",
             workers=workers,
             queue={
                 "waiting": waiting,

@@ -9,7 +9,7 @@ from glmtts.protocol.errors import ErrorCode
 
 from .. import inputs
 from ..context import INTERNAL_ERROR, request_of
-from ..effects import JournalAdd, JournalEnd, JournalFind, Send, Signal, Spawn, StoreVoice, Tell
+from ..effects import JournalAdd, JournalEnd, JournalFind, ReadRecorder, Send, Signal, Spawn, StoreVoice, Tell
 from ..scheduling.scheduler import Scheduler
 from ..state import State
 from .client_requests import ClientRequests
@@ -72,6 +72,7 @@ class Recovery:
                 | inputs.ConnectionOverrun()
                 | inputs.SpawnFailed()
                 | inputs.ProcessEnded()
+                | inputs.RecorderRead()
                 | inputs.JournalChanged()
                 | inputs.JournalEnded()
             ):
@@ -110,6 +111,8 @@ class Recovery:
                 if isinstance(message, wire.SuspendJob):
                     # A later step asks again. This step would repeat the same failure without end.
                     self._context.jobs_dirty = self._context.workers_dirty = False
+            case ReadRecorder(incarnation=incarnation):
+                self._worker_messages.on_recorder_read(inputs.RecorderRead(incarnation))
             case JournalAdd(row=row):
                 self._client_requests.on_journal_added(inputs.JournalAdded(row.job, event.problem))
             case StoreVoice(to=to, request=asked) if effect.owner:

@@ -12,6 +12,7 @@ durable job is sent when it is on disk: until then the job keeps its state, and 
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 from msgspec import UNSET, Struct, field
@@ -20,6 +21,7 @@ from msgspec.structs import replace
 from glmtts.protocol.audio_formats import AudioFormat
 from glmtts.protocol.events import Done, Error, JobInfo
 from glmtts.protocol.requests import VERSION, JobState, Synthesize, Wait
+from glmtts.protocol.worker import Replay
 
 from ..inputs import Client, ReplyTo
 
@@ -104,7 +106,10 @@ class Pieces(Struct):
 
 
 class Attempt(Struct):
-    """One try at a job in a worker; a retry starts with a fresh one. Empty before the job was given to a worker."""
+    """One try at a job in a worker; a retry starts with a fresh one. Empty before the job was given to a worker.
+
+    A stream that a retry can go on with is carried over (:meth:`again`): what was sent of it stays sent.
+    """
 
     worker: str = ""
     #: Whether the worker works on it; until then it lies ready there, and its client takes it for waiting.
@@ -126,13 +131,47 @@ class Attempt(Struct):
     first_audio_at: float | None = None
     #: Whether the daemon has stood still during it: how long it takes is then unknown.
     stood_still: bool = False
+    #: The chunks of the stream that were sent, their bytes, and the SHA-256 of these.
     chunks: int = 0
+    size: int = 0
+    digest: bytes = b""
+    #: The engine that began the stream, its version and slots, if it makes the same bytes again; the texts in pieces
+    #: that it was given; and the last segment that clients know to be spoken.
+    made_by: tuple[str, str, int] | None = None
+    given: list[str] = []
+    told_segment: int = 0
     #: The pieces of a stream that can be followed, as long as they are all here.
     made: list[bytes | memoryview] = []
     made_bytes: int = 0
     segment: int = 0
     segments: int = 0
     audio_s: float = 0.0
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether another attempt can make the stream again, and send it from where this one got to."""
+        return self.chunks > 0 and self.made_by is not None and len(self.digest) == hashlib.sha256().digest_size
+
+    @property
+    def replay(self) -> Replay | None:
+        """The part of the stream that an earlier attempt has sent."""
+        return Replay(self.size, self.digest, self.chunks) if self.chunks else None
+
+    def again(self) -> Attempt:
+        """The attempt after this one, which goes on with the stream."""
+        return Attempt(
+            sent=self.sent,
+            first_audio_at=self.first_audio_at,
+            chunks=self.chunks,
+            size=self.size,
+            digest=self.digest,
+            made_by=self.made_by,
+            given=self.given,
+            told_segment=self.told_segment,
+            made=self.made,
+            made_bytes=self.made_bytes,
+            audio_s=self.audio_s,
+        )
 
     def keep(self, piece: bytes | memoryview) -> None:
         """Keep a piece of the stream, unless that would be too much: then nothing is kept."""
@@ -201,12 +240,14 @@ class Job(Struct, kw_only=True):
     account: Account = field(default_factory=Account)
     attempt: Attempt = field(default_factory=Attempt)
     attempts: int = 0
-    #: How many of these were not its fault: the daemon ended, or the worker died of another job.
+    #: How many of these were not its fault: the daemon ended, or the worker died of another job, or may have.
     excused: int = 0
     #: How many of them the end of a daemon broke off.
     interrupted: int = 0
     #: It ran out of GPU memory once: it is tried once more, on a process that has had no other job.
     needs_fresh: bool = False
+    #: A worker died of it, or may have, beside other jobs: its next attempts have a worker to themselves.
+    alone: bool = False
     waited_s: float = 0.0
     #: The waiting time and the position that its client was last sent; -1: none since it came into the queue.
     estimated_wait_s: float | None = None
@@ -263,6 +304,8 @@ class Job(Struct, kw_only=True):
         )
         if with_client:
             info.client, info.user = self.client.key, self.client.user
+            if self.alone and self.live:
+                info.alone = True
         if position is not None:
             info.position = position
         if estimated_wait_s is not None:

@@ -1,8 +1,8 @@
 """The waiting jobs: three classes that share the workers' time by weight, and in each its clients in equal parts.
 
 They share time, not jobs: a chapter counts for as many sentences as it takes. Before all others come the few that ran
-out of GPU memory and are tried once more, on a process that has had no other job. Jobs that the journal does not have
-yet are held: they wait, and may not be started."""
+out of GPU memory and are tried once more, on a process that has had no other job, and those that run alone. Jobs that
+the journal does not have yet are held: they wait, and may not be started."""
 
 from __future__ import annotations
 
@@ -45,6 +45,8 @@ class WaitingQueue:
         self._classes = FairShare(_RANKS, {priority: HEAD_START_S * rank for priority, rank in _RANKS.items()})
         #: Jobs that wait for a worker which has had no other; they come before all.
         self._for_fresh: OrderedDict[str, Job] = OrderedDict()
+        #: Jobs that wait for a worker with nothing at hand; they come next.
+        self._alone: OrderedDict[str, Job] = OrderedDict()
         #: Jobs that the journal does not have yet.
         self._held: dict[str, Job] = {}
         #: Jobs of whose text nothing can be spoken yet: they take no place.
@@ -121,6 +123,11 @@ class WaitingQueue:
         """Whether a job waits for a worker that has had no other."""
         return bool(self._for_fresh)
 
+    @property
+    def wants_alone(self) -> bool:
+        """Whether a job waits for a worker with nothing at hand."""
+        return bool(self._alone)
+
     def oldest(self) -> float | None:
         """When the job that has waited for longest was accepted, or nearly that; None if none may be started."""
         return next((job.accepted_at for job in self._jobs.values()), None)
@@ -152,6 +159,9 @@ class WaitingQueue:
             self._jobs.move_to_end(job.id, last=False)
         if job.needs_fresh:
             self._for_fresh[job.id] = job
+            return
+        if job.alone:
+            self._alone[job.id] = job
             return
         priority = job.request.priority
         self._class_queues[priority].push(job)
@@ -189,7 +199,7 @@ class WaitingQueue:
             return
         held = job.id in self._held
         self._leave(job)
-        if held or self._for_fresh.pop(job.id, None) is not None:
+        if held or (self._for_fresh.pop(job.id, None) or self._alone.pop(job.id, None)) is not None:
             return
         priority = job.request.priority
         class_queue = self._class_queues[priority]
@@ -199,9 +209,16 @@ class WaitingQueue:
 
     def pop_for_fresh(self) -> Job | None:
         """Take the next job that waits for a worker which has had no other."""
-        if not self._for_fresh:
+        return self._pop(self._for_fresh)
+
+    def pop_alone(self) -> Job | None:
+        """Take the next job that waits for a worker with nothing at hand."""
+        return self._pop(self._alone)
+
+    def _pop(self, jobs: OrderedDict[str, Job]) -> Job | None:
+        if not jobs:
             return None
-        _, job = self._for_fresh.popitem(last=False)
+        _, job = jobs.popitem(last=False)
         self._leave(job)
         return job
 
@@ -297,6 +314,7 @@ class WaitingQueue:
     def in_order(self) -> Iterator[Job]:
         """All jobs that may be started, in the order in which they would be if no other came."""
         yield from self._for_fresh.values()
+        yield from self._alone.values()
         turns = self._classes.turns()
         class_queues = {priority: class_queue.in_order() for priority, class_queue in self._class_queues.items()}
         while (priority := turns.next()) is not None:
@@ -312,15 +330,15 @@ class WaitingQueue:
 
         Takes time by the number of clients in its class, up to some.
         """
-        fresh = len(self._for_fresh)
-        fresh_s = sum(other.account.cost_s for other in self._for_fresh.values())
-        if job.id in self._for_fresh:
+        if job.id in self._for_fresh or job.id in self._alone:
             return 0, 0.0
+        first = [*self._for_fresh.values(), *self._alone.values()]
+        first_s = sum(other.account.cost_s for other in first)
         priority = job.request.priority
         count, work_s = self._class_queues[priority].ahead_of(job)
         start = self._classes.tag(priority) + work_s / self._classes.weight(priority)
         start += self._classes.handicap(priority)
-        total, total_s = count + fresh, work_s + fresh_s
+        total, total_s = count + len(first), work_s + first_s
         for other, tag in self._classes.tags():
             class_queue = self._class_queues[other]  # type: ignore[index]  # as above
             room_s = (start - tag - self._classes.handicap(other)) * self._classes.weight(other)

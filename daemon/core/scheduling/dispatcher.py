@@ -12,9 +12,9 @@ from glmtts.protocol.worker import AddText, SpeakJob
 
 from ..effects import Tell
 from ..jobs.estimates import BRIEF_S
-from ..jobs.job import Job
+from ..jobs.job import Attempt, Job
 from ..state import State
-from ..workers.worker import Worker, WorkerState
+from ..workers.worker import Worker, WorkerState, maker
 from .completion import Completion
 from .forecast import Forecast
 from .notifications import Notifications
@@ -22,7 +22,11 @@ from .output_shares import OutputShares
 from .preemption import Preemption
 from .retry import Retries
 
+#: States of a worker whose next process is under way.
+_COMING = (WorkerState.STARTING, WorkerState.STOPPING, WorkerState.FAILED)
 _NO_BATCH: tuple[Priority, ...] = ("batch",)
+#: Jobs that run alone wait for so long for a process that is being replaced; then a worker takes no others for them.
+_ALONE_WAITS_S = 30.0
 
 
 class Dispatcher:
@@ -46,6 +50,8 @@ class Dispatcher:
         self._notifications = notifications
         self._output_shares = output_shares
         self.preemption = Preemption(state, forecast)
+        #: Since when jobs that run alone wait and none was started; None while none waits.
+        self._alone_since: float | None = None
 
     def starts_at_once(self, job: Job) -> bool:
         """Whether there is a free worker for the next job."""
@@ -55,9 +61,14 @@ class Dispatcher:
 
     def reconcile(self) -> None:
         """Give waiting jobs to free workers, and let open workers resume what they have suspended."""
+        self._pool.reserved = ""
+        if not self._queue.wants_alone:
+            self._alone_since = None
         if self._queue and not self._queue.paused:
             while self._queue.wants_fresh and (worker := self._pool.fresh()):
                 self._take(self._queue.pop_for_fresh(), worker)
+            if self._queue.wants_alone:
+                self._start_alone()
             brief = self._brief()
             while self._queue and (worker := self._pool.free(brief=brief)):
                 job = self._next()
@@ -77,6 +88,23 @@ class Dispatcher:
             self._notifications.waits()
         if self._job_table.open_texts.total:
             self.preemption.look_at_turns()
+
+    def _start_alone(self) -> None:
+        """Start jobs that run alone on workers with nothing at hand. Without such a worker, one comes to have nothing.
+
+        A process that is being replaced has nothing at hand either: for a while it is waited for, so that no slot stays
+        empty.
+        """
+        pool, now = self._pool, self._context.now
+        while self._queue.wants_alone and (worker := pool.vacant()):
+            self._take(self._queue.pop_alone(), worker)
+            self._alone_since = None
+        if not self._queue.wants_alone:
+            return
+        self._alone_since = now if self._alone_since is None else self._alone_since
+        coming = any(worker.state in _COMING and not worker.process.stuck for worker in pool.workers.values())
+        if (not coming or now >= self._alone_since + _ALONE_WAITS_S) and (soonest := pool.soonest_vacant()):
+            pool.reserved = soonest.name
 
     def _next(self, *, batch: bool | None = None) -> Job | None:
         """The job whose turn it is; no batch job while the workers that may have one are busy."""
@@ -127,6 +155,7 @@ class Dispatcher:
         """
         process = worker.process
         takes_jobs = worker.state is WorkerState.BUSY and not process.replace_reason and not self._queue.paused
+        takes_jobs = takes_jobs and worker.name != self._pool.reserved
         # A free slot may be kept for others; a worker that has nothing else to do keeps none.
         batch = not (takes_jobs and process.at_hand) or self._has_room_for_batch(for_suspended=True)
         suspended = self.preemption.next_suspended(worker, batch=batch)
@@ -137,6 +166,9 @@ class Dispatcher:
         if job is not None and (suspended is None or self.preemption.goes_before(job, suspended)):
             self._queue.take(job)
             return not self._take(job, worker) or worker.process.may_resume
+        if suspended is not None and suspended.alone and worker.process.at_hand:
+            # It gets the worker to itself: what is at hand ends first.
+            return False
         if suspended is not None:
             self._completion.guarded(suspended, self._resume, suspended, worker)
             return suspended.id not in worker.process.suspended and worker.process.may_resume
@@ -158,19 +190,43 @@ class Dispatcher:
     def _start(self, job: Job, worker: Worker) -> None:
         if self._retries.refuse_quarantined(job) or self._refuse_without_voice(job) or self._refuse_output(job):
             return
+        if job.attempt.chunks and self._refuse_other_engine(job, worker):
+            return
         # No code that can raise stands between a job's state and the message that sends it.
-        message = self._message(job)
+        message, given = self._message(job), self._given(job)
+        texts = [AddText(job=job.id, text=text) for text in given[1:]]
+        if job.pieces is not None and job.pieces.complete:
+            texts.append(AddText(job=job.id, text="", last=True))
         tell = Tell(worker.incarnation, message, job.recording)
         job.enter("running")  # waiting -> running
-        job.attempt.sent = len(message.text)
+        job.attempt.sent, job.attempt.texts = sum(map(len, given)), len(texts)
+        job.attempt.given = given if job.streams and job.pieces is not None else []
         job.attempt.worker = worker.name
-        begins = self._pool.take(worker, job.id)
-        self._context.effects.append(tell)
-        if job.pieces is not None and job.pieces.complete:
-            job.attempt.texts = 1
-            self._context.effects.append(Tell(worker.incarnation, AddText(job=job.id, text="", last=True)))
+        begins = self._pool.take(worker, job.id, alone=job.alone)
+        self._context.effects += [tell, *(Tell(worker.incarnation, text) for text in texts)]
         if begins:
             self.begin(job, worker)
+
+    @staticmethod
+    def _given(job: Job) -> list[str]:
+        """The text for the worker, in pieces: of a stream that goes on, the same ones again, and what came since."""
+        if job.pieces is None:
+            return [job.request.text]
+        rest = job.request.text[job.attempt.sent : job.pieces.ready]
+        return [*job.attempt.given, rest] if rest or not job.attempt.given else job.attempt.given
+
+    def _refuse_other_engine(self, job: Job, worker: Worker) -> bool:
+        """End a job whose stream can't go on in this worker; one that is followed begins anew there."""
+        if job.attempt.made_by == maker(worker):
+            return False
+        why = "the worker failed, and the one in its place does not repeat the same audio"
+        if job.request.follow:
+            self._retries.leave_followers(job, why)
+            job.attempt = Attempt()
+            return False
+        message = f"{why}; part of it had been sent, so the job was not retried"
+        self._completion.fail_withdrawn(job, ErrorCode.WORKER_CRASHED, message)
+        return True
 
     def _refuse_output(self, job: Job) -> bool:
         """End a job that was taken out of the queue if there is no room for its output any more."""
@@ -211,7 +267,7 @@ class Dispatcher:
             prompt_text = request.prompt.text
         return SpeakJob(
             job=job.id,
-            text=request.text if job.pieces is None else request.text[: job.pieces.ready],
+            text=self._given(job)[0],
             voice=voice,
             format=job.format,
             sample_rate=job.sample_rate,
@@ -227,6 +283,7 @@ class Dispatcher:
             result=self._result_path(job),
             whole=request.follow,
             more=job.pieces is not None,
+            replay=job.attempt.replay,
         )
 
     def _result_path(self, job: Job) -> str | None:

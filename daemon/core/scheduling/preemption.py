@@ -57,7 +57,7 @@ class Preemption:
     def _could_yield(self, worker: Worker) -> list[Job]:
         """The jobs of which a worker could suspend one."""
         process = worker.process
-        if worker.state is not WorkerState.BUSY or process.replace_reason:
+        if worker.state is not WorkerState.BUSY or process.replace_reason or worker.name == self._pool.reserved:
             return []
         if self._suspended_for_others(worker) + len(process.to_suspend) >= MAX_SUSPENDED:
             return []

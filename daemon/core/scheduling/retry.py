@@ -1,10 +1,14 @@
-"""Jobs of a worker that died: each is retried, quarantined, or ended."""
+"""Jobs of a worker that died: each is retried, quarantined, or ended.
+
+A death counts against a job that was alone in the process, or is known to be the cause. Where several may be, all of
+them are suspects: none is blamed, and each gets a worker to itself from then on. A death there is its own.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -12,17 +16,20 @@ from msgspec import Struct
 from glmtts.protocol import events
 from glmtts.protocol.errors import ErrorCode
 
-from ..effects import Send
+from ..effects import ReadRecorder, Send
 from ..exit_causes import POLICIES, Cause
 from ..jobs.job import Attempt, Job
 from ..jobs.job_table import content_digest
 from ..shares import Removals, SharedRows
 from ..state import State
-from ..workers.process import ExitReason
+from ..workers.process import ExitReason, Process
+from ..workers.worker import Worker
 from .completion import Completion
 
 #: Contents that are remembered.
 _MAX_ENTRIES = 1_000
+#: A job beside which others killed their workers this often gets a worker to itself, so that it comes to an end.
+_OFTEN = 3
 
 
 class Entry(Struct):
@@ -148,14 +155,32 @@ class Retries:
         self._completion.fail_withdrawn(job, ErrorCode.QUARANTINED, quarantine_message(deaths))
         return True
 
-    def decide(self, death: ExitReason, jobs: list[str], culprits: Collection[str] | None = None) -> None:
-        """A worker died with these jobs.
+    def failed(self, worker: Worker, candidates: Sequence[str] | None = None) -> None:
+        """The core has failed a process: decide about its jobs, or first have its flight recorder read.
 
-        ``culprits``: those that may be to blame, where it is known; else each that it was working on may be.
+        ``candidates``: the jobs that may be to blame, where it is known; else each that it was working on may be.
         """
-        had = [self._job_table.live.get(id) for id in jobs]
+        process = worker.process
+        process.candidates = process.begun if candidates is None else candidates
+        if len(process.candidates) > 1 and process.exit_reason and _is_judged(process.exit_reason.cause):
+            self._context.effects.append(ReadRecorder(worker.incarnation))
+        else:
+            self.decide(worker, process)
+
+    def decide(self, worker: Worker, process: Process, noted: Collection[str] = ()) -> None:
+        """Decide about the jobs of a process that has failed or ended, once.
+
+        ``noted``: the jobs in the last note of its flight recorder.
+        """
+        death = process.exit_reason
+        if death is None or not process.jobs:
+            return
+        judged, shares = _is_judged(death.cause), process.shares
+        culprit, suspects = _verdict(process, noted)
+        if death.cause is Cause.OUT_OF_MEMORY and suspects and shares:
+            self._halve_slots(worker, process)
         affected: list[Job] = []
-        for job in had:
+        for job in [self._job_table.live.get(id) for id in process.give_up_jobs()]:
             if job is None or job.state != "running" or job.ending is not None:
                 continue
             if job.attempt.begun:
@@ -163,16 +188,37 @@ class Retries:
             else:
                 # It lay ready in the worker: it is not to blame, and that was no attempt.
                 self._completion.guarded(job, self._wait_again, job)
-        policy = POLICIES[death.cause]
-        if policy.blames_job:
-            spoken = [job for job in affected if not job.attempt.suspended]
-            blamed = [job for job in spoken if culprits is None or job.id in culprits]
-            self._context.guarded(self._blame, blamed, death)
+        if judged and len(affected) > 1:
+            self._context.log(
+                "info",
+                "worker died with several jobs",
+                worker=worker.name,
+                of=culprit or "unknown",
+                suspects=[*suspects],
+            )
+        own = [job for job in affected if not job.attempt.suspended and (not judged or job.id == culprit)]
+        if POLICIES[death.cause].blames_job:
+            self._context.guarded(self._blame, own, death)
         for job in affected:
-            if job.attempt.suspended:
-                # The worker died of another one.
+            if job not in own:
+                # The worker died of another one, or may have.
                 job.excused += 1
-            self._completion.guarded(job, self._after_death, job, death)
+            if judged and shares and not job.attempt.suspended:
+                often = job.excused - job.interrupted >= _OFTEN
+                job.alone = job.alone or job.id == culprit or job.id in suspects or often
+            self._completion.guarded(job, self._after_death, job, death, job in own)
+
+    def _halve_slots(self, worker: Worker, process: Process) -> None:
+        """A process ran out of memory, and which of its jobs was too much is unknown: the next one takes fewer."""
+        slots = process.ready.slots if process.ready else 1
+        worker.most_slots = max(1, slots // 2)
+        self._context.log(
+            "warning",
+            "worker takes fewer jobs at once, because several together ran out of memory",
+            worker=worker.name,
+            slots=worker.most_slots,
+            before=slots,
+        )
 
     def _blame(self, jobs: list[Job], death: ExitReason) -> None:
         """Count a worker's death against what it was speaking."""
@@ -191,32 +237,36 @@ class Retries:
                 job=job.id,
             )
 
-    def _after_death(self, job: Job, death: ExitReason) -> None:
-        """Another attempt for a job whose worker died, or its end."""
+    def _after_death(self, job: Job, death: ExitReason, own: bool) -> None:
+        """Another attempt for a job whose worker died, or its end; ``own``: the death is the job's own."""
         policy = POLICIES[death.cause]
         tried = job.attempts - job.excused
+        goes_on = job.attempt.can_go_on
         # Of a job that is followed the audio goes to requests that can fetch it again.
-        sent = job.attempt.chunks > 0 and not job.request.follow
+        sent = job.attempt.chunks > 0 and not goes_on and not job.request.follow
         attempts_left = tried < self._context.settings.workers.restart.max_attempts and not sent
         deaths = self.deaths_of(self.content(job)) if policy.blames_job else 0
-        out_of_memory = death.cause is Cause.OUT_OF_MEMORY and not job.attempt.suspended
+        out_of_memory = death.cause is Cause.OUT_OF_MEMORY and own
         if attempts_left and deaths:
             message = f"{quarantine_message(deaths)}; the last: {death.detail}"
             self._completion.fail(job, ErrorCode.QUARANTINED, message)
         elif attempts_left and not (out_of_memory and job.needs_fresh):
             job.needs_fresh = job.needs_fresh or out_of_memory
-            died = job.attempt.worker
-            self.leave_followers(job, f"the worker failed ({death.detail})")
+            died, sent_bytes = job.attempt.worker, {"goes_on_after_bytes": job.attempt.size} if goes_on else {}
+            if not goes_on:
+                self.leave_followers(job, f"the worker failed ({death.detail})")
             self._wait_again(job)
-            self._context.log("info", "job waits for another attempt", job=job.id, worker=died, after=death.detail)
+            self._context.log(
+                "info", "job waits for another attempt", job=job.id, worker=died, after=death.detail, **sent_bytes
+            )
         else:
             notes = ""
             if sent:
                 notes = "; part of the audio had been sent, so the job was not retried"
             elif out_of_memory and job.needs_fresh:
                 notes = ", and so did the one before; a shorter text may fit"
-            # The worker did not die of the job that it had suspended.
-            code = ErrorCode.WORKER_CRASHED if job.attempt.suspended else policy.code
+            # Of another job's death the client gets no code that speaks of its own.
+            code = policy.code if own else ErrorCode.WORKER_CRASHED
             self._completion.fail(job, code, f"the worker failed ({death.detail}){notes}")
 
     def leave_followers(self, job: Job, why: str) -> None:
@@ -227,9 +277,18 @@ class Retries:
             self._context.effects.append(Send(subscriber.to, error, None, subscriber.id))
             self._job_table.remove_subscriber(job, subscriber)
 
-    def _wait_again(self, job: Job) -> None:
-        """Put a job back at the front of the queue."""
+    def begin_anew(self, job: Job, why: str) -> None:
+        """Retry a job that is followed from its beginning, as what another worker makes is not the same."""
+        self.leave_followers(job, why)
         self.take_back(job)
+        self._queue.push(job, front=True)
+
+    def _wait_again(self, job: Job) -> None:
+        """Put a job back at the front of the queue. Its stream goes on where it broke, if it can."""
+        attempt = job.attempt
+        self.take_back(job)
+        if attempt.can_go_on:
+            job.attempt = attempt.again()
         self._queue.push(job, front=True)
 
     def take_back(self, job: Job) -> None:
@@ -240,6 +299,20 @@ class Retries:
         job.account.charged_s = job.account.settled_s = 0.0
         job.attempt = Attempt()
         job.told_position = -1
+
+
+def _is_judged(cause: Cause) -> bool:
+    """Whether a job may be the reason for a death of this cause."""
+    return POLICIES[cause].blames_job or cause is Cause.OUT_OF_MEMORY
+
+
+def _verdict(process: Process, noted: Collection[str]) -> tuple[str, Sequence[str]]:
+    """The job that a process died of, ``""`` where it is unknown; then, those of which it may have been one."""
+    candidates = process.begun if process.candidates is None else process.candidates
+    found = [id for id in candidates if id in noted] or candidates
+    if len(found) == 1 and 1 in (len(candidates), len(noted)):
+        return found[0], ()
+    return "", found
 
 
 def blamed(content: str, owner: str) -> str:

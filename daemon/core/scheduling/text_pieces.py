@@ -136,5 +136,7 @@ class TextPieces:
         self._context.effects.append(Tell(worker.incarnation, AddText(job=job.id, text=text, last=pieces.complete)))
         attempt.sent = max(attempt.sent, pieces.ready)
         attempt.texts += 1
+        if text and job.streams:
+            attempt.given.append(text)
         attempt.waits_for_text = False
         worker.process.has_text(job.id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 
 from glmtts.protocol import events
 from glmtts.protocol import worker as wire
@@ -11,11 +11,11 @@ from glmtts.protocol.errors import ErrorCode
 from ..context import INTERNAL_ERROR
 from ..effects import SettleOutput, Tell
 from ..exit_causes import CAUSE_OF_CODE, Cause
-from ..inputs import ProcessEnded
+from ..inputs import ProcessEnded, RecorderRead
 from ..jobs.job import Ending, Job
 from ..state import State
 from ..workers import hang_check
-from ..workers.worker import Worker, WorkerState
+from ..workers.worker import Worker, WorkerState, maker
 from .completion import Completion
 from .dispatcher import Dispatcher
 from .durable import DurableJobs
@@ -54,10 +54,11 @@ class WorkerMessages:
             return
         handler(self, worker, message, body)
 
-    def violation(self, worker: Worker, what: str, culprits: Collection[str] | None = None) -> None:
+    def violation(self, worker: Worker, what: str, candidates: Sequence[str] | None = None) -> None:
         """End a process that breaks the protocol: its memory may be damaged."""
         if worker.state is not WorkerState.STOPPING:
-            self._retries.decide(*self._pool.fail(worker, Cause.PROTOCOL, f"protocol violation: {what}"), culprits)
+            self._pool.fail(worker, Cause.PROTOCOL, f"protocol violation: {what}")
+            self._retries.failed(worker, candidates)
 
     def _job_of(self, worker: Worker, id: str) -> Job | None:
         """The live job that a worker names; None if it has ended meanwhile, or is not that worker's."""
@@ -72,21 +73,21 @@ class WorkerMessages:
             self._context.jobs_dirty = True
         return job
 
-    def on_beat(self, worker: Worker, message: wire.Beat | wire.JobProgress) -> None:
-        if message.job in worker.jobs:
-            worker.process.progressed(message.job, self._context.now, message.done)
-            if failed := hang_check.check_runaway(self._pool, worker, message.done, message.expected):
-                self._retries.decide(*failed, [message.job])
-                return
-        job = self._job_of(worker, message.job)
-        if job is not None and isinstance(message, wire.JobProgress):
-            job.attempt.tell_work(message.work_s)
-
     def on_beats(self, worker: Worker, message: wire.Beats) -> None:
         for progress in message.jobs:
             # The one before it may have ended the process.
             if worker.state is not WorkerState.FAILED:
-                self.on_beat(worker, progress)
+                self._on_progress(worker, progress)
+
+    def _on_progress(self, worker: Worker, progress: wire.JobProgress) -> None:
+        if progress.job in worker.jobs:
+            worker.process.progressed(progress.job, self._context.now, progress.done)
+            if hang_check.check_runaway(self._pool, worker, progress.done, progress.expected):
+                self._retries.failed(worker, [progress.job])
+                return
+        job = self._job_of(worker, progress.job)
+        if job is not None:
+            job.attempt.tell_work(progress.work_s)
 
     def on_segment(self, worker: Worker, message: wire.SegmentDone) -> None:
         worker.process.progressed(message.job, self._context.now)
@@ -94,10 +95,15 @@ class WorkerMessages:
         if job is None:
             return
         attempt = job.attempt
-        attempt.segment, attempt.segments, attempt.audio_s = message.segment, message.segments, message.audio_s
+        attempt.segment, attempt.segments = message.segment, message.segments
+        attempt.audio_s = max(attempt.audio_s, message.audio_s)
         attempt.boundary_s = attempt.work_s(self._context.now)
         # Without a waiting job nothing can be suspended here.
         self._context.jobs_dirty = self._context.jobs_dirty or bool(self._queue)
+        # A stream that goes on tells its client nothing of what it has heard before.
+        if message.segment <= attempt.told_segment:
+            return
+        attempt.told_segment = message.segment
         event = events.Progress(
             id="",
             job=job.id,
@@ -112,14 +118,17 @@ class WorkerMessages:
         if job is None:
             return
         if body is None or not job.streams or message.seq != job.attempt.chunks:
-            self.violation(worker, f"audio chunk {message.seq} where {job.attempt.chunks} was expected")
+            self.violation(worker, f"audio chunk {message.seq} where {job.attempt.chunks} was expected", [job.id])
             return
         worker.process.progressed(message.job, self._context.now)
         if job.attempt.first_audio_at is None:
             job.attempt.first_audio_at = self._context.now
         job.attempt.chunks += 1
+        job.attempt.size += len(body)
+        job.attempt.digest = message.digest
         job.attempt.audio_s = max(job.attempt.audio_s, message.audio_s)
         if message.seq == 0:
+            job.attempt.made_by = maker(worker)
             for subscriber in job.subscribers:
                 subscriber.heard = subscriber.all_events and subscriber.audio
         if job.request.follow:
@@ -150,10 +159,10 @@ class WorkerMessages:
             return
         elsewhere = message.path is not None or message.result is not None
         if (body is None) == (not job.streams and not elsewhere):
-            self.violation(worker, "a file is missing, or sent where none is wanted")
+            self.violation(worker, "a file is missing, or sent where none is wanted", [job.id])
             return
         if job.streams and message.chunks != job.attempt.chunks:
-            self.violation(worker, f"a stream of {message.chunks} chunks, of which {job.attempt.chunks} came")
+            self.violation(worker, f"a stream of {message.chunks} chunks, of which {job.attempt.chunks} came", [job.id])
             return
         job.attempt.tell_work(message.work_s)
         self._give_back(worker, job.id, message.memory, spoke=True)
@@ -213,15 +222,15 @@ class WorkerMessages:
         return not self._durable_jobs.not_kept(job, problem) or (job.request.follow and job.streams)
 
     def on_failed(self, worker: Worker, message: wire.Failed) -> None:
-        job = self._job_of(worker, message.job)
+        # The failure of a step that jobs share names none.
+        job = self._job_of(worker, message.job) if message.job or not message.fatal else None
         if message.fatal:
             # FAILED: it broke the protocol, and its end is decided already.
             if worker.state not in (WorkerState.STOPPING, WorkerState.FAILED):
                 cause = CAUSE_OF_CODE.get(message.code, Cause.CRASHED)
-                # It names the culprit, where it has several jobs.
-                culprits = [message.job] if message.job in worker.jobs else None
-                detail = message.reason or message.code
-                self._retries.decide(*self._pool.fail(worker, cause, detail, patient=True), culprits)
+                named = [message.job] if message.job else [id for id in message.suspects if id in worker.process.begun]
+                self._pool.fail(worker, cause, message.reason or message.code, patient=True)
+                self._retries.failed(worker, named or None)
             return
         if job is not None:
             job.attempt.tell_work(message.work_s)
@@ -232,6 +241,10 @@ class WorkerMessages:
                 code = ErrorCode(message.code)
             except ValueError:
                 code = ErrorCode.SYNTHESIS_FAILED
+            if code is ErrorCode.WORKER_CRASHED and job.request.follow and job.attempt.chunks:
+                # What it made was not what the worker before it had made.
+                self._completion.guarded(job, self._retries.begin_anew, job, message.message)
+                return
             self._completion.fail(job, code, message.message, reason=message.reason or message.code)
 
     def on_suspended(self, worker: Worker, message: wire.Suspended) -> None:
@@ -241,7 +254,7 @@ class WorkerMessages:
             return
         may_wait = message.waits and (job is None or job.pieces is not None)
         if message.job in worker.process.suspended or (message.job not in worker.process.to_suspend and not may_wait):
-            self.violation(worker, f"suspended {message.job!r} without being asked to")
+            self.violation(worker, f"suspended {message.job!r} without being asked to", [message.job])
             return
         # What was sent meanwhile, it has not read yet.
         without_text = message.waits and job is not None and job.attempt.texts == message.texts
@@ -285,7 +298,7 @@ class WorkerMessages:
                 worker.process.to_suspend.discard(id)
             case wire.CancelJob(job=id) if id in worker.process.suspended or id in worker.process.to_suspend:
                 # The worker would keep a suspended job for ever. Any other job ends by itself.
-                self.violation(worker, "it was not told to leave a suspended job", culprits=())
+                self.violation(worker, "it was not told to leave a suspended job", candidates=())
             case _:
                 pass
 
@@ -295,23 +308,26 @@ class WorkerMessages:
         """A worker's process is gone."""
         ended = self._pool.on_ended(event.incarnation, event.returncode, event.last_words, oom_killed=event.oom_killed)
         if ended is not None:
-            self._retries.decide(*ended)
+            self._retries.decide(*ended, event.jobs)
+
+    def on_recorder_read(self, event: RecorderRead) -> None:
+        """The flight recorder of a process that has failed was read."""
+        if (worker := self._pool.failed(event.incarnation)) is not None:
+            self._retries.decide(worker, worker.process, event.jobs)
 
     def on_start_timeout(self, name: str) -> None:
-        if failed := self._pool.on_start_timeout(name):
-            self._retries.decide(*failed)
+        self._pool.on_start_timeout(name)
 
     def on_hang_check(self, name: str) -> None:
         worker = self._pool.workers[name]
         stalled = hang_check.stalled(self._context, worker)
-        if failed := hang_check.check(self._pool, self._context, worker):
-            self._retries.decide(*failed, stalled)
+        if hang_check.check(self._pool, self._context, worker):
+            self._retries.failed(worker, stalled)
 
 
 _HANDLERS: dict[type, Callable[..., None]] = {
     wire.Ready: lambda self, worker, message, _: self.on_ready(worker, message),
     wire.Hello: lambda *_: None,
-    wire.Beat: lambda self, worker, message, _: self.on_beat(worker, message),
     wire.Beats: lambda self, worker, message, _: self.on_beats(worker, message),
     wire.SegmentDone: lambda self, worker, message, _: self.on_segment(worker, message),
     wire.AudioChunk: WorkerMessages.on_audio,

@@ -20,13 +20,19 @@ Trust = Literal["process", "device", "torch", "none"]
 class Holder(Struct, frozen=True):
     """A worker process on the GPU, from its start until it is reaped.
 
-    ``ready``: its model is loaded. Until then its torch figure is behind by gigabytes.
+    ``ready``: its model is loaded. Until then its torch figure is behind by gigabytes. ``descendants``: processes that
+    it has started, whose memory is its own.
     """
 
     incarnation: int
     pid: int
     torch_reserved: int | None = None
     ready: bool = True
+    descendants: tuple[int, ...] = ()
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return (self.pid, *self.descendants)
 
 
 class Share(Struct, frozen=True):
@@ -52,15 +58,16 @@ def attribute(gpu: GpuReading, holders: Sequence[Holder], baseline: int | None =
     shares: dict[int, Share] = {}
     listed, used = gpu.processes, gpu.used
     for holder in holders:
-        vram = listed.get(holder.pid)
-        if vram is not None:
+        figures = [listed[pid] for pid in holder.pids if pid in listed]
+        if figures and None not in figures:
+            vram = sum(figure or 0 for figure in figures)
             # The list and the total are read one after the other; a share never exceeds the whole.
             shares[holder.incarnation] = Share(vram if used is None else min(vram, used), "process")
     rest = [holder for holder in holders if holder.incarnation not in shares]
     if rest:
         theirs = None
         if used is not None and baseline is not None:
-            pids = {holder.pid for holder in holders}
+            pids = {pid for holder in holders for pid in holder.pids}
             strangers = sum(vram or 0 for pid, vram in listed.items() if pid not in pids)
             told = sum(share.vram or 0 for share in shares.values())
             theirs = max(0, used - max(baseline, strangers, 0) - told)

@@ -61,10 +61,11 @@ class Gpus:
         troubled = self.nvml.state in ("failing", "blocked")
         self._alerts.set("nvml", f"NVML is {self.nvml.state}: {self.nvml.detail}" if troubled else "")
         self.host_total, self.host_available = sampled.host_total, sampled.host_available
-        states = {reading.incarnation: reading.state for reading in sampled.processes}
+        readings = {reading.incarnation: reading for reading in sampled.processes}
         running = [worker for worker in workers if worker.process.pid is not None]
         for worker in running:
-            worker.process.process_state = states.get(worker.incarnation, worker.process.process_state)
+            if (seen := readings.get(worker.incarnation)) is not None:
+                worker.process.process_state, worker.process.descendants = seen.state, seen.descendants
         for reading in sampled.gpus:
             self._look_at_gpu(reading, sampled.at, [w.process for w in running if w.gpu == reading.index])
 
@@ -91,6 +92,7 @@ class Gpus:
                     pid=process.pid or 0,
                     torch_reserved=process.memory.torch_reserved if process.memory else None,
                     ready=process.ready is not None,
+                    descendants=process.descendants,
                 )
                 for process in processes
             ],
@@ -98,7 +100,8 @@ class Gpus:
         )
         for process in processes:
             # A process that NVML had a figure for, and has none for now, is dead: the rest of the GPU is not its share.
-            ended = process.share.trust == "process" and process.pid not in reading.processes
+            listed = not reading.processes.keys().isdisjoint((process.pid, *process.descendants))
+            ended = process.share.trust == "process" and not listed
             process.share = UNKNOWN if ended else shares.get(process.incarnation, UNKNOWN)
             process.sampled_reserved = process.memory.torch_reserved if process.memory else None
             # A reading from before it was ready may show it half loaded.

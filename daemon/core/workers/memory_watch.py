@@ -34,7 +34,8 @@ Kind = Literal["", "limit", "leak", "fragmentation", "outside_torch", "host_leak
 class IdleSample(Struct, frozen=True, kw_only=True):
     """Memory of a process that was idle after ``jobs`` jobs, in bytes; None where a figure is unknown.
 
-    For a process that is never idle, the least of its last samples. ``vram`` is the memory that the device has given to
+    A process with several slots need not be idle: its engine says which figures are without working memory, and
+    of GPU memory the least of the last samples counts. ``vram`` is the memory that the device has given to
     this process alone: None where another process may be in the figure.
     """
 
@@ -193,8 +194,15 @@ class MemoryWatch:
                 verdict = host
         return verdict
 
-    def trimmed(self, sample: IdleSample) -> None:
-        """The process has trimmed, requested or not, and holds this now; the next sample is judged by it."""
+    def trimmed(self, sample: IdleSample | None) -> None:
+        """The process has trimmed, requested or not, and holds this now; the next sample is judged by it.
+
+        None while jobs are at work: then the next sample shows what it holds.
+        """
+        if sample is None:
+            if self._asked is not None:
+                self._asked.answered = True
+            return
         held = self._parts(sample)
         self._reserved = sample.torch_reserved or 0
         self._keep(sample.jobs, held)

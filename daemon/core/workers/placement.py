@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from ..settings import Settings
 
-#: Engines that use a GPU.
-GPU_ENGINES = frozenset({"glmtts", "fault"})
+#: Engines that may use a GPU.
+GPU_ENGINES = frozenset({"glmtts", "fault", "server"})
 
 
 def asks_nvml(settings: Settings) -> bool:

@@ -168,7 +168,7 @@ class Pool(WorkerTable):
         self._by_incarnation[self.starts] = worker
         self.timers.cancel(worker, "wait")
         self.timers.set(worker, "start", context.settings.workers.start_timeout_s)
-        context.effects.append(Spawn(self.starts, worker.name, worker.gpu, device, share))
+        context.effects.append(Spawn(self.starts, worker.name, worker.gpu, device, share, worker.most_slots))
         self._tell_state(worker)
 
     def on_spawned(self, incarnation: int, pid: int) -> None:
@@ -183,9 +183,11 @@ class Pool(WorkerTable):
             return
         worker.enter(WorkerState.READY)  # STARTING -> READY
         context, process = self._context, worker.process
+        if ready.experimental and (self.engine is None or self.engine.experimental != ready.experimental):
+            self._context.log("warning", "engine is experimental", engine=ready.engine, what=ready.experimental)
         process.ready = self.engine = ready
         self.engine_voices = frozenset(voice.name for voice in ready.voices)
-        process.memory = ready.memory
+        process.remember(ready.memory)
         process.ready_at = process.idle_since = context.now
         process.trimmed = True
         worker.replaced_in_place = False
@@ -202,11 +204,11 @@ class Pool(WorkerTable):
 
     # --- jobs
 
-    def take(self, worker: Worker, job: str) -> bool:
-        """Give the worker a job. Returns whether it begins it at once."""
+    def take(self, worker: Worker, job: str, *, alone: bool = False) -> bool:
+        """Give the worker a job, one that runs ``alone`` with nothing at hand. Returns whether it begins it at once."""
         if worker.state is WorkerState.READY:
             worker.enter(WorkerState.BUSY)  # READY -> BUSY
-        begins = worker.process.take(job, self._context.now)
+        begins = worker.process.take(job, self._context.now, alone=alone)
         self.timers.watch(worker)
         return begins
 
@@ -223,7 +225,7 @@ class Pool(WorkerTable):
     def suspended(self, worker: Worker, job: str, memory: Memory | None, *, without_text: bool = False) -> list[str]:
         """The worker has suspended a job. Returns the jobs that it works on now."""
         worker.process.suspend(job, without_text=without_text)
-        worker.process.memory = memory or worker.process.memory
+        worker.process.remember(memory)
         return self._begin_ready(worker)
 
     def expect_end(self, worker: Worker, job: str) -> None:
@@ -242,7 +244,7 @@ class Pool(WorkerTable):
         """A job has ended in the worker. Returns the jobs that it works on now."""
         process = worker.process
         process.give_back(job)
-        process.memory = memory or process.memory
+        process.remember(memory)
         process.idle_since = self._context.now
         process.trimmed = False
         if spoke:
@@ -287,8 +289,8 @@ class Pool(WorkerTable):
                 elif worker.state not in (WorkerState.STOPPING, WorkerState.FAILED):
                     self._stop(worker)
 
-    def fail(self, worker: Worker, cause: Cause, detail: str, *, patient: bool = False) -> tuple[ExitReason, list[str]]:
-        """The process must go: it gets a SIGTERM, then a SIGKILL. Returns the reason, and the jobs that it had.
+    def fail(self, worker: Worker, cause: Cause, detail: str, *, patient: bool = False) -> None:
+        """The process must go: it gets a SIGTERM, then a SIGKILL. It keeps its jobs until they are decided about.
 
         Args:
             patient: It has announced its own end, and gets ``stop_timeout_s`` for it.
@@ -296,11 +298,9 @@ class Pool(WorkerTable):
         worker.enter(WorkerState.FAILED)  # STARTING, READY, BUSY or DRAINING -> FAILED
         process = worker.process
         process.exit_reason = reason = ExitReason(cause, detail, self._context.now)
-        jobs = process.give_up_jobs()
         self.timers.going(worker, at_most_s=math.inf if patient else _GRACE_S)
         # An exception here does not lose its jobs.
         self._context.guarded(partial(self._tell_failed, worker, reason, patient=patient))
-        return reason, jobs
 
     def _tell_failed(self, worker: Worker, reason: ExitReason, *, patient: bool) -> None:
         process = worker.process
@@ -312,8 +312,8 @@ class Pool(WorkerTable):
 
     def on_ended(
         self, incarnation: int, returncode: int, last_words: str = "", *, oom_killed: bool = False
-    ) -> tuple[ExitReason, list[str]] | None:
-        """A process has ended. Returns the reason, and the jobs that it still had; None if it was ended already."""
+    ) -> tuple[Worker, Process] | None:
+        """A process has ended. Returns it, with the jobs that it still had; None if it was ended already."""
         worker = self._by_incarnation.pop(incarnation, None)
         if worker is None:
             return None
@@ -323,7 +323,6 @@ class Pool(WorkerTable):
         expected, fails = process.exit_reason, worker.state not in (WorkerState.STOPPING, WorkerState.FAILED)
         reason = expected or process.unexpected_exit(returncode, last_words, oom_killed=oom_killed, now=now)
         worker.last_exit = process.exit_reason = reason
-        jobs = process.give_up_jobs()
         if fails:
             worker.enter(WorkerState.FAILED)  # STARTING, READY, BUSY or DRAINING -> FAILED
         # An exception in one of these loses neither the jobs nor the worker's place.
@@ -332,7 +331,7 @@ class Pool(WorkerTable):
         faulty = worker.state is WorkerState.FAILED and POLICIES[reason.cause].fault
         guarded(partial(self.restarts.ended, worker, reason, faulty=faulty))
         guarded(self._vacate, worker)
-        return reason, jobs
+        return worker, process
 
     def _tell_ended(self, worker: Worker, reason: ExitReason, *, expected: bool, fails: bool) -> None:
         self._context.counters.died(reason.cause)
@@ -379,6 +378,7 @@ class Pool(WorkerTable):
         else:
             worker.restarts += 1
             if worker.state is WorkerState.STOPPING:
+                worker.most_slots = 0
                 self._await_start(worker)
             else:
                 self._back_off(worker)
@@ -395,12 +395,11 @@ class Pool(WorkerTable):
 
     # --- timers
 
-    def on_start_timeout(self, name: str) -> tuple[ExitReason, list[str]] | None:
+    def on_start_timeout(self, name: str) -> None:
         """The model is not loaded in time."""
-        if self.workers[name].state is not WorkerState.STARTING:
-            return None
-        timeout = self._context.settings.workers.start_timeout_s
-        return self.fail(self.workers[name], Cause.START_TIMEOUT, f"not ready {timeout:g} s after its start")
+        if self.workers[name].state is WorkerState.STARTING:
+            timeout = self._context.settings.workers.start_timeout_s
+            self.fail(self.workers[name], Cause.START_TIMEOUT, f"not ready {timeout:g} s after its start")
 
     def on_kill_due(self, name: str) -> None:
         """The process did not end in the time that it had, or after a SIGKILL."""

@@ -45,6 +45,10 @@ class Process(Struct, kw_only=True):
     #: Those of the suspended that can't resume, because they wait for their text.
     without_text: list[str] = []
     to_suspend: set[str] = set()
+    #: Those beside which it works on no other.
+    alone: list[str] = []
+    #: Of a process that the core has failed: the jobs that may be to blame; one, where it is known.
+    candidates: Sequence[str] | None = None
     #: When each begun job last made progress, and how many units were done then. While all are suspended: of these.
     moved: dict[str, tuple[float, int]] = {}
     jobs_taken: int = 0
@@ -59,8 +63,12 @@ class Process(Struct, kw_only=True):
     stuck: str = ""
     #: The letter of /proc: ``D`` is a process that nothing can end.
     process_state: str = ""
-    #: The last report of its memory, its part of the GPU's, and torch's reserve when that was sampled.
+    #: The pids of processes that it has started, as the last sample shows them.
+    descendants: tuple[int, ...] = ()
+    #: The last report of its memory, and the last one without working memory; its part of the GPU's, and torch's
+    #: reserve when that was sampled.
     memory: Memory | None = None
+    floor: Memory | None = None
     share: Share = UNKNOWN
     sampled_reserved: int | None = None
     #: Whether it has trimmed its memory since its last job.
@@ -79,8 +87,15 @@ class Process(Struct, kw_only=True):
 
     @property
     def slots(self) -> int:
-        """The number of jobs that it works on at once."""
-        return self.ready.slots if self.ready else 1
+        """The number of jobs that it works on at once; one, beside a job that runs alone."""
+        if self.ready is None or (self.alone and any(job not in self.suspended for job in self.alone)):
+            return 1
+        return self.ready.slots
+
+    @property
+    def shares(self) -> bool:
+        """Whether its engine works on several jobs at once."""
+        return self.ready is not None and self.ready.slots > 1
 
     @property
     def at_hand(self) -> Sequence[str]:
@@ -98,9 +113,11 @@ class Process(Struct, kw_only=True):
         can_resume = len(self.suspended) > len(self.without_text)
         return can_resume and len(self.jobs) - len(self.suspended) < self.slots
 
-    def take(self, job: str, now: float) -> bool:
-        """Add a job. Returns whether it is begun at once."""
+    def take(self, job: str, now: float, *, alone: bool = False) -> bool:
+        """Add a job; one that runs ``alone`` only with nothing at hand. Returns whether it is begun at once."""
         self.jobs.append(job)
+        if alone:
+            self.alone.append(job)
         self.jobs_taken += 1
         begins = len(self.jobs) - len(self.suspended) <= self.slots
         if begins:
@@ -152,14 +169,26 @@ class Process(Struct, kw_only=True):
         if job in self.suspended:
             self.suspended.remove(job)
         self.to_suspend.discard(job)
+        if job in self.alone:
+            self.alone.remove(job)
 
     def give_up_jobs(self) -> list[str]:
         """Drop all jobs, because the process has failed or ended. Returns them."""
         jobs, self.jobs = self.jobs, []
-        self.moved, self.suspended, self.without_text, self.to_suspend = {}, [], [], set()
+        self.moved, self.suspended, self.without_text, self.alone, self.to_suspend = {}, [], [], [], set()
         return jobs
 
     # --- memory
+
+    def remember(self, memory: Memory | None) -> None:
+        """The process has reported its memory after a job or a step.
+
+        The figures are a floor if no job runs, or the engine says that they are without working memory. With one slot
+        a process that has a job at hand now has none yet: the report came between two.
+        """
+        self.memory = memory or self.memory
+        if memory is not None and (memory.settled or not self.jobs or not (self.shares or self.suspended)):
+            self.floor = memory
 
     @property
     def vram_by_torch(self) -> int | None:

@@ -90,9 +90,9 @@ class Recycler:
         if recycle.max_jobs and process.jobs_done >= recycle.max_jobs and process.replace_reason is None:
             reason = f"spoke {process.jobs_done} jobs, max_jobs is {recycle.max_jobs}"
             self.recycle(worker, Cause.RECYCLED, reason, kind="max_jobs")
-        memory, last = process.memory, process.idle_memory
-        # The memory of a suspended job is no idle memory.
-        if memory is None or process.suspended:
+        memory, last = process.floor, process.idle_memory
+        # The memory of a suspended job is no idle memory, nor is that of jobs that are at work.
+        if memory is None or memory is not process.memory:
             return
         if last is not None and self._context.now - process.idle_at < _IDLE_EVERY_S:
             reserved = (memory.torch_reserved or 0) - (last.torch_reserved or 0)
@@ -137,7 +137,7 @@ class Recycler:
 
     def _judge_idle(self, worker: Worker, vram: int | None) -> None:
         process = worker.process
-        memory = process.memory
+        memory = process.floor
         if memory is None or not worker.serving:
             return
         process.idle_at, process.idle_memory = self._context.now, memory
@@ -192,10 +192,13 @@ class Recycler:
     def on_trimmed(self, worker: Worker, memory: Memory) -> None:
         """A worker has trimmed its memory."""
         process = worker.process
-        process.memory = memory
+        process.remember(memory)
         self._context.log("debug", "worker trimmed", worker=worker.name, rss=memory.rss)
-        process.watch.trimmed(process.idle_sample(memory, None))
-        self._judge_idle(worker, vram=None)
+        if process.floor is memory:
+            process.watch.trimmed(process.idle_sample(memory, None))
+            self._judge_idle(worker, vram=None)
+        else:
+            process.watch.trimmed(None)
         # The effect of the trim on the GPU shows in the next sample, with or without a job before it.
         process.sampled_jobs = -1
         if worker.gpu is not None:

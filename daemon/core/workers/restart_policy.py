@@ -62,7 +62,7 @@ class RestartPolicy:
     def start_anew(self, workers: Iterable[Worker]) -> None:
         """Settings have changed that processes are started with: workers that failed by the old ones start at once."""
         for worker in workers:
-            worker.faults = 0
+            worker.faults = worker.most_slots = 0
             if worker.state is WorkerState.BACKOFF:
                 self._context.timers.set(("backoff", worker.name), self._context.now)
 

@@ -57,6 +57,12 @@ SERVING = frozenset({_S.READY, _S.BUSY})
 WORKING = frozenset({_S.BUSY, _S.DRAINING})
 
 
+def maker(worker: Worker) -> tuple[str, str, int] | None:
+    """What makes the same bytes of the same job again: the engine, its version and slots; None if none does."""
+    ready = worker.process.ready
+    return (ready.engine, ready.engine_version, ready.slots) if ready is not None and ready.repeats else None
+
+
 class Worker(Struct, kw_only=True):
     """A place for one process at a time, and the history of the processes that were there."""
 
@@ -79,6 +85,8 @@ class Worker(Struct, kw_only=True):
     #: Faults in a row, each of a process that had done no job and was ready for less than ``backoff_max_s``.
     faults: int = 0
     last_exit: ExitReason | None = None
+    #: The most jobs at once of its next process, since one ran out of memory that several jobs shared; 0: no limit.
+    most_slots: int = 0
 
     def enter(self, state: WorkerState) -> None:
         """Change the state. Raises IllegalTransition, and changes nothing, where the table does not allow it."""

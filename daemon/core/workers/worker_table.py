@@ -16,6 +16,8 @@ class WorkerTable:
     def __init__(self) -> None:
         self.workers: dict[str, Worker] = {}
         self._by_incarnation: dict[int, Worker] = {}
+        #: The worker that takes no job before it has nothing at hand: then it gets one that runs alone. Mostly none.
+        self.reserved = ""
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(list(self.workers.values()))
@@ -24,6 +26,11 @@ class WorkerTable:
         """The worker that has this process; None for a process that has failed or ended."""
         worker = self._by_incarnation.get(incarnation)
         return worker if worker is not None and worker.state is not WorkerState.FAILED else None
+
+    def failed(self, incarnation: int) -> Worker | None:
+        """The worker whose process of this incarnation has failed, and has not ended yet."""
+        worker = self._by_incarnation.get(incarnation)
+        return worker if worker is not None and worker.state is WorkerState.FAILED else None
 
     def free(self, *, brief: bool = False) -> Worker | None:
         """A worker that can take a job now; of several ready ones, the one whose GPU has the least to do.
@@ -36,16 +43,21 @@ class WorkerTable:
         """
         if len(self.workers) == 1:
             (worker,) = self.workers.values()
+            if worker.name == self.reserved:
+                return None
             if worker.state is WorkerState.READY:
                 return worker
             process = worker.process
             if worker.state is not WorkerState.BUSY or process.may_resume:
                 return None
-            room = process.slots + (AHEAD if brief and not process.suspended and not process.to_suspend else 0)
+            ahead = brief and not (process.suspended or process.to_suspend or process.alone)
+            room = process.slots + (AHEAD if ahead else 0)
             return worker if len(process.jobs) - len(process.suspended) < room else None
         found = None
         for worker in self.workers.values():
             process = worker.process
+            if worker.name == self.reserved:
+                continue
             if worker.serving and not process.may_resume and len(process.jobs) - len(process.suspended) < process.slots:
                 # One that is about to be replaced is taken when no other is there.
                 ready = worker.state is WorkerState.READY
@@ -61,6 +73,16 @@ class WorkerTable:
     def may_resume(self) -> list[Worker]:
         """Workers with a suspended job and a slot for that job or another."""
         return [worker for worker in self.workers.values() if worker.process.may_resume and worker.state in WORKING]
+
+    def vacant(self) -> Worker | None:
+        """A worker that has nothing at hand, and nothing to resume; one that is about to be replaced comes last."""
+        found = [w for w in self.workers.values() if w.serving and not w.process.at_hand and not w.process.may_resume]
+        return min(found, key=lambda worker: worker.process.replace_reason is not None, default=None)
+
+    def soonest_vacant(self) -> Worker | None:
+        """The worker that has the fewest jobs at hand."""
+        serving = [worker for worker in self.workers.values() if worker.serving]
+        return min(serving, key=lambda worker: len(worker.process.at_hand), default=None)
 
     def fresh(self) -> Worker | None:
         """A ready worker whose process has had no job yet."""

@@ -1,30 +1,41 @@
-"""An engine for tests and operators: makes a tone, and on request fails in every way that a real engine might.
+"""An engine for tests and operators: makes tones, and on request fails in every way that a real engine might.
 
 The faults are real: ``segv`` is a segmentation fault, ``hang_gil`` holds the interpreter lock in C.
 """
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
+import math
 import os
-import resource
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
 from glmtts.protocol.events import Voice
 
-from ..base import Engine, EngineError, MemoryFigures, Piece, Utterance, texts_of
+from ..base import (
+    BatchEngine,
+    Broken,
+    Ended,
+    EngineError,
+    Event,
+    Handle,
+    MemoryFigures,
+    Piece,
+    SharedStepError,
+    Spoken,
+    Utterance,
+    texts_of,
+)
 from ..options import FaultOptions
 from ..sentences import Splitter
+from . import faults
 from .gpu import Block, CudaError, FaultGpu, NoGpuError, OutOfMemoryError
 
 if TYPE_CHECKING:
@@ -34,9 +45,8 @@ _SECONDS_PER_CHARACTER = 0.06
 _MIN_SECONDS = 0.2
 #: The longest piece of audio, in seconds.
 _PIECE_S = 0.5
-_NAP_S = 0.02
-_FLOOD_LINES = 200_000
-_FLOOD_BYTES = 4 << 20
+#: The time of one unit of progress.
+_UNIT_S = 0.02
 _MIB = 1 << 20
 #: Faults that need a GPU, or a fake CUDA driver.
 _ON_GPU = frozenset({"leak_vram", "leak_outside", "cache_vram", "use_vram", "oom_vram", "illegal_access"})
@@ -47,9 +57,45 @@ _EXPECTED_STEPS = 10
 _VOICES = {"tone": 220.0, "tone-high": 440.0, "tone-low": 110.0}
 _REFERENCE_HZ = 330.0
 
+#: What a job does in a step: audio, or a wait for a time on its clock.
+_Step = Piece | float
 
-class FaultEngine(Engine):
-    """Makes a tone whose pitch and phase depend on voice, reference, seed and text."""
+
+@dataclass(eq=False)
+class _Job(Handle):
+    """A job with its clock, which stands still while it is suspended."""
+
+    steps: Iterator[_Step] = field(init=False)
+    #: The end of all the work so far, on the clock: waits do not add up their delays.
+    due: float = 0.0
+    #: What the clock lacks: the time before the job began, and that of its suspensions.
+    lost_s: float = field(default_factory=time.monotonic)
+    suspended_at: float = 0.0
+    #: Whether ``done`` counts the time.
+    counts: bool = True
+    #: Whether its samples are not numbers from now on.
+    broken: bool = False
+    #: Its memory on the GPU, for its own time.
+    in_use: list[Block] = field(default_factory=list)
+
+    @property
+    def options(self) -> FaultOptions:
+        options: FaultOptions = self.utterance.options
+        return options
+
+    def wait(self, seconds: float) -> Iterator[float]:
+        """Be busy for ``seconds``."""
+        self.due += seconds
+        if seconds > 0:
+            yield self.due
+
+
+class FaultEngine(BatchEngine):
+    """Makes a tone whose pitch and phase depend on voice, reference, seed and text.
+
+    Jobs are side by side, each at its own pace, and sound alike at any number of slots. ``work_s`` of those that run is
+    the time, in equal parts.
+    """
 
     name = "fault"
     version = "1"
@@ -60,7 +106,13 @@ class FaultEngine(Engine):
     _share: ClassVar[float] = 0.0
 
     def __init__(self, settings: dict[str, Any], *, send_raw: Callable[[bytes], None]) -> None:
+        self.slots = int(settings.get("slots", 1))
         self._send_raw = send_raw
+        self._running: list[_Job] = []
+        #: All jobs with memory on the GPU.
+        self._using: set[_Job] = set()
+        #: When the work was last shared out.
+        self._shared_at = 0.0
         self._leaked_ram: list[bytes] = []
         self._children: list[subprocess.Popen[bytes]] = []
         self._gpu: FaultGpu | None = None
@@ -69,7 +121,7 @@ class FaultEngine(Engine):
                 self._on_gpu().take(vram_mib * _MIB)
             except NoGpuError as error:
                 raise RuntimeError(f"[engine.fault] vram_mib = {vram_mib} needs a GPU: {error}") from None
-        _misbehave_at_start(settings.get("start", "normal"), float(settings.get("start_s", 0.0)))
+        faults.misbehave_at_start(settings.get("start", "normal"), float(settings.get("start_s", 0.0)))
 
     @classmethod
     def limit_memory(cls, share: float) -> None:
@@ -79,75 +131,61 @@ class FaultEngine(Engine):
     def voices(self) -> list[Voice]:
         return [Voice(name=name, language="", description=f"a tone above {hz:g} Hz") for name, hz in _VOICES.items()]
 
-    def synthesize(self, utterance: Utterance) -> Iterator[Piece]:
-        options: FaultOptions = utterance.options
-        if utterance.more is not None:
-            yield from self._synthesize_sentences(utterance)
-            return
-        goes_wrong = options.fault != "audio"
-        # A fault after N segments happens at the start of one more.
-        segments = max(options.segments, options.after_segments + 1) if goes_wrong else options.segments
-        seconds = options.seconds
-        if seconds is None or options.fault == "sleep":
-            seconds = max(_MIN_SECONDS, len(utterance.text) * _SECONDS_PER_CHARACTER)
-        rate = utterance.sample_rate
-        hz, phase = _pitch(utterance)
-        total = round(seconds * rate)
-        piece = round(_PIECE_S * rate)
-        # The job's own, as another may run while it is suspended.
-        in_use: list[Block] = []
-        try:
-            for segment in range(segments):
-                if goes_wrong and segment == options.after_segments:
-                    self._go_wrong(utterance, in_use)
-                position = total * segment // segments
-                end = total * (segment + 1) // segments
-                while True:
-                    count = min(piece, end - position)
-                    _nap(utterance, options.rtf * count / rate)
-                    if utterance.cancelled():
-                        return
-                    samples = _tone(hz, phase, position, count, rate)
-                    position += count
-                    yield Piece(samples, segment, segments, position == end)
-                    if position == end:
-                        break
-        finally:
-            while in_use and self._gpu:
-                self._gpu.release(in_use.pop())
+    def begin(self, utterance: Utterance) -> Handle:
+        self._share_out()
+        job = _Job(utterance)
+        job.steps = self._speak(job)
+        self._running.append(job)
+        return job
 
-    def _synthesize_sentences(self, utterance: Utterance) -> Iterator[Piece]:
-        """Speak a text that comes in pieces: each sentence is a segment, and sounds as it would alone."""
-        options: FaultOptions = utterance.options
-        rate, number, splitter = utterance.sample_rate, 0, Splitter()
-        in_use: list[Block] = []
-        try:
-            for text in texts_of(utterance):
-                if isinstance(text, Piece):
-                    yield text
-                    continue
-                sentences = splitter.add(text)
-                known = number + len(sentences)
-                for sentence in sentences:
-                    if options.fault != "audio" and number == options.after_segments:
-                        self._go_wrong(utterance, in_use)
-                    seconds = options.seconds
-                    if seconds is None:
-                        seconds = max(_MIN_SECONDS, len(sentence.text) * _SECONDS_PER_CHARACTER)
-                    hz, phase = _pitch(replace(utterance, text=sentence.text))
-                    position, end = 0, round(seconds * rate)
-                    while position < end:
-                        count = min(round(_PIECE_S * rate), end - position)
-                        _nap(utterance, options.rtf * count / rate)
-                        if utterance.cancelled():
-                            return
-                        samples = _tone(hz, phase, position, count, rate)
-                        position += count
-                        yield Piece(samples, number, known, position == end)
-                    number += 1
-        finally:
-            while in_use and self._gpu:
-                self._gpu.release(in_use.pop())
+    def advance(self) -> list[Event]:
+        now = self._share_out()
+        events: list[Event] = []
+        for job in list(self._running):
+            clock = now - job.lost_s
+            if job.counts:
+                job.done = int(min(clock, job.due) / _UNIT_S)
+            if clock < job.due:
+                continue
+            self.record("speak", (job.utterance.job,))
+            try:
+                step = next(job.steps, None)
+            except SharedStepError:
+                raise
+            except Exception as error:
+                self._leave(job)
+                events.append(Broken(job, error))
+                continue
+            if step is None:
+                self._leave(job)
+                events.append(Ended(job))
+            elif isinstance(step, Piece):
+                events.append(Spoken(job, step))
+        return events
+
+    def idle_s(self) -> float | None:
+        if not self._running:
+            return None
+        return max(0.0, min(job.due + job.lost_s for job in self._running) - time.monotonic())
+
+    def suspend(self, handle: Handle) -> None:
+        job = cast("_Job", handle)
+        job.suspended_at = self._share_out()
+        self._running.remove(job)
+
+    def resume(self, handle: Handle) -> None:
+        job = cast("_Job", handle)
+        job.lost_s += self._share_out() - job.suspended_at
+        self._running.append(job)
+
+    def cancel(self, handle: Handle) -> None:
+        job = cast("_Job", handle)
+        self._leave(job)
+        cast("Any", job.steps).close()
+
+    @property
+    def settled(self) -> bool:
+        return not self._using
 
     def trim(self) -> None:
         if self._gpu:
@@ -158,52 +196,134 @@ class FaultEngine(Engine):
             return MemoryFigures()
         return MemoryFigures(torch_allocated=self._gpu.allocated, torch_reserved=self._gpu.reserved)
 
-    def _go_wrong(self, utterance: Utterance, in_use: list[Block]) -> None:
-        options: FaultOptions = utterance.options
+    def _share_out(self) -> float:
+        """Charge the jobs that run for the time since the last call, before any begins or stops. Returns the time."""
+        now = time.monotonic()
+        for job in self._running:
+            job.work_s += (now - self._shared_at) / len(self._running)
+        self._shared_at = now
+        return now
+
+    def _leave(self, job: _Job) -> None:
+        if job in self._running:
+            self._share_out()
+            self._running.remove(job)
+
+    # --- a job
+
+    def _speak(self, job: _Job) -> Iterator[_Step]:
+        try:
+            yield from self._speak_text(job) if job.utterance.more is None else self._speak_sentences(job)
+        finally:
+            self._using.discard(job)
+            while job.in_use and self._gpu:
+                self._gpu.release(job.in_use.pop())
+
+    def _speak_text(self, job: _Job) -> Iterator[_Step]:
+        options, utterance = job.options, job.utterance
+        goes_wrong = options.fault != "audio"
+        # A fault after N segments happens at the start of one more.
+        segments = max(options.segments, options.after_segments + 1) if goes_wrong else options.segments
+        seconds = options.seconds
+        if seconds is None or options.fault == "sleep":
+            seconds = _length(utterance.text)
+        rate = utterance.sample_rate
+        pitch = _pitch(utterance)
+        total = round(seconds * rate)
+        job.expected = max(1, round(options.rtf * seconds / _UNIT_S))
+        for segment in range(segments):
+            if goes_wrong and segment == options.after_segments:
+                yield from self._go_wrong(job)
+            position, end = total * segment // segments, total * (segment + 1) // segments
+            yield from _tones(job, pitch, range(position, end), segment, segments)
+
+    def _speak_sentences(self, job: _Job) -> Iterator[_Step]:
+        """Speak a text that comes in pieces: each sentence is a segment, and sounds as it would alone."""
+        options, utterance = job.options, job.utterance
+        number, splitter = 0, Splitter()
+        for text in texts_of(utterance):
+            if isinstance(text, Piece):
+                yield text
+                continue
+            sentences = splitter.add(text)
+            known = number + len(sentences)
+            for sentence in sentences:
+                if options.fault != "audio" and number == options.after_segments:
+                    yield from self._go_wrong(job)
+                seconds = _length(sentence.text) if options.seconds is None else options.seconds
+                if end := round(seconds * utterance.sample_rate):
+                    yield from _tones(job, _pitch(replace(utterance, text=sentence.text)), range(end), number, known)
+                number += 1
+
+    # --- faults
+
+    def _go_wrong(self, job: _Job) -> Iterator[_Step]:
+        options = job.options
         if options.after_segments:
             # ZeroMQ sends in a thread of its own: let it send the earlier segments before the process dies.
-            _nap(utterance, _NAP_S)
+            yield from job.wait(_UNIT_S)
+        jobs = [one.utterance.job for one in self._running] if options.shared else [job.utterance.job]
+        self.record(*(("together" if options.shared else "speak", jobs) if options.recorded else ("", ())))
+        try:
+            yield from self._fault(job)
+        except Exception as error:
+            if options.shared:
+                raise SharedStepError(jobs, error) from error
+            raise
+
+    def _fault(self, job: _Job) -> Iterator[_Step]:
+        options = job.options
         if options.fault in _ON_GPU:
-            self._go_wrong_on_gpu(options, in_use)
+            self._go_wrong_on_gpu(job)
             return
         match options.fault:
             case "sleep":
-                _nap(utterance, 5.0 if options.seconds is None else options.seconds)
+                yield from job.wait(5.0 if options.seconds is None else options.seconds)
             case "leak_ram":
                 self._leaked_ram.append(b"\x5a" * (options.mib << 20))
             case "raise":
                 raise RuntimeError("the fault that was asked for")
             case "quote" | "quote_fatal" as how:
-                _quote(utterance.text, fatal=how == "quote_fatal")
+                faults.quote(job.utterance.text, fatal=how == "quote_fatal")
             case "exit":
                 os._exit(3)
             case "segv" | "abort" | "kill" as how:
-                _die(how)
+                faults.die(how)
             case "hang":
                 while True:
                     time.sleep(3_600)
             case "hang_gil":
-                _hang_in_c()
+                faults.hang_in_c()
             case "beat_still":
-                _work_for_ever(utterance, step=0)
+                job.counts, job.done, job.expected = False, 1, _EXPECTED_STEPS
+                yield from job.wait(math.inf)
             case "runaway":
-                _work_for_ever(utterance, step=_EXPECTED_STEPS)
+                job.counts, job.done, job.expected = False, 1, _EXPECTED_STEPS
+                while True:
+                    yield from job.wait(_UNIT_S)
+                    job.done += _EXPECTED_STEPS
             case "fork_child":
-                self._children += _start_children()
+                self._children += faults.start_children()
             case "oom":
                 raise MemoryError("the fault that was asked for: no memory left")
+            case "nan":
+                job.broken = True
             case "garbage":
                 for nonsense in (b"\xc1\xff\x00nonsense", b"\x81\xa4type\xa8nonsense", b""):
                     self._send_raw(nonsense)
             case "flood_stdout":
-                _flood(utterance)
+                job.counts, job.expected = False, faults.FLOOD_LINES
+                for job.done in faults.flood():
+                    yield job.due
+                job.counts = True
 
     def _on_gpu(self) -> FaultGpu:
         if self._gpu is None:
             self._gpu = FaultGpu(self._share)
         return self._gpu
 
-    def _go_wrong_on_gpu(self, options: FaultOptions, in_use: list[Block]) -> None:
+    def _go_wrong_on_gpu(self, job: _Job) -> None:
+        options = job.options
         try:
             gpu = self._on_gpu()
             match options.fault:
@@ -214,7 +334,8 @@ class FaultEngine(Engine):
                 case "cache_vram" if options.mib:
                     gpu.grow_cache(options.mib * _MIB)
                 case "use_vram" if options.mib:
-                    in_use.append(gpu.take(options.mib * _MIB))
+                    job.in_use.append(gpu.take(options.mib * _MIB))
+                    self._using.add(job)
                 case "oom_vram":
                     gpu.exhaust()
                 case "illegal_access":
@@ -229,6 +350,24 @@ class FaultEngine(Engine):
             if not error.poisons:
                 raise
             raise EngineError("cuda_context", str(error), fatal=True) from error
+
+
+def _tones(job: _Job, pitch: tuple[float, float], span: range, segment: int, segments: int) -> Iterator[_Step]:
+    """The pieces of a segment, which has these samples of the job's tone, each after its time."""
+    rate, position, end = job.utterance.sample_rate, span.start, span.stop
+    while True:
+        count = min(round(_PIECE_S * rate), end - position)
+        yield from job.wait(job.options.rtf * count / rate)
+        samples = np.full(count, np.nan, np.float32) if job.broken else _tone(*pitch, position, count, rate)
+        position += count
+        yield Piece(samples, segment, segments, position == end)
+        if position == end:
+            return
+
+
+def _length(text: str) -> float:
+    """The seconds of a text's tone."""
+    return max(_MIN_SECONDS, len(text) * _SECONDS_PER_CHARACTER)
 
 
 def _pitch(utterance: Utterance) -> tuple[float, float]:
@@ -251,81 +390,3 @@ def _tone(hz: float, phase: float, position: int, count: int, rate: int) -> NDAr
     samples: NDArray[np.float32] = (0.3 * np.sin(angle)).astype(np.float32)
     samples.flags.writeable = False
     return samples
-
-
-def _nap(utterance: Utterance, seconds: float) -> None:
-    """Sleep for ``seconds`` with a beat every 20 ms, as a slow engine that progresses."""
-    end = time.monotonic() + seconds
-    done = 0
-    while seconds > 0 and (left := end - time.monotonic()) > 0 and not utterance.cancelled():
-        time.sleep(min(left, _NAP_S))
-        done += 1
-        utterance.beat(done, round(seconds / _NAP_S))
-
-
-def _misbehave_at_start(how: str, seconds: float) -> None:
-    if how != "normal":
-        time.sleep(seconds)
-    if how == "crash":
-        _die("segv")
-    while how == "hang":
-        time.sleep(3_600)
-
-
-def _die(how: str) -> NoReturn:
-    """Die by the signal of that crash, without a core file."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if how == "segv":
-        signal.signal(signal.SIGSEGV, signal.SIG_DFL)
-        ctypes.string_at(0)
-    if how == "abort":
-        os.abort()
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError("unreachable: SIGKILL can't be ignored")
-
-
-def _hang_in_c() -> NoReturn:
-    # PyDLL, unlike CDLL, keeps the interpreter lock during the call.
-    pause = ctypes.PyDLL(None).pause
-    while True:
-        pause()
-
-
-def _work_for_ever(utterance: Utterance, step: int) -> None:
-    """Beat until the job is cancelled: without progress (``step`` 0), or far beyond the expected steps."""
-    done = 1
-    while not utterance.cancelled():
-        utterance.beat(done, _EXPECTED_STEPS)
-        done += step
-        time.sleep(_NAP_S)
-
-
-def _start_children() -> list[subprocess.Popen[bytes]]:
-    """Processes that outlive the job: one in the worker's process group, one in a session of its own."""
-    children = [subprocess.Popen(["sleep", "3600"], start_new_session=own_session) for own_session in (False, True)]
-    print("children:", *(child.pid for child in children))
-    return children
-
-
-def _quote(text: str, *, fatal: bool) -> NoReturn:
-    """Quote the text everywhere an engine can: printed, written to stderr, and in two nested exceptions."""
-    print(f"about to speak {text}")
-    os.write(2, f"speaking {text}\n".encode(errors="replace"))
-    try:
-        raise KeyError(text)
-    except KeyError as error:
-        if fatal:
-            words = f"text: {text!r} broke the engine"
-            raise EngineError("synthesis_failed", words, fatal=True, quotes=True) from error
-        raise ValueError(f"no words for {text!r}") from error
-
-
-def _flood(utterance: Utterance) -> None:
-    for first in range(0, _FLOOD_LINES, 1_000):
-        sys.stdout.write("".join(f"flood {line}\n" for line in range(first, first + 1_000)))
-        utterance.beat(first, _FLOOD_LINES)
-    for _ in range(_FLOOD_BYTES >> 16):
-        sys.stdout.write("~" * (1 << 16))
-        utterance.beat(_FLOOD_LINES, _FLOOD_LINES)
-    sys.stdout.write("\n")
-    sys.stdout.flush()

@@ -13,7 +13,7 @@ from glmtts.protocol.worker import MAX_SUSPENDED
 from ... import malloc
 from ..base import BatchEngine, Broken, Ended, Event, Handle, Piece, Reference, Spoken, Utterance
 from .batch_job import BatchJob, Segment
-from .device import slots_for
+from .device import slot_bytes, slots_for
 from .models import Models, check_pending, transcript_of
 from .text import check_speakable
 from .text_tasks import Prepared
@@ -35,13 +35,10 @@ class BatchedGlmttsEngine(Models, BatchEngine):
         super().__init__(settings, vram_share=vram_share, **given)
         # Torch is there now, with its device.
         from . import flow_batch, llm_batch, sampling
-        from .llama import bytes_per_place
 
         self._llm_batch, self._flow_batch, self._draws = llm_batch, flow_batch, sampling.Draws
         llm = self._upstream.llm
-        in_half = settings["dtype"] == "bf16"
-        place_bytes = bytes_per_place(llm.llama.config, 2 if in_half else 4)
-        found = slots_for(settings["slots"], place_bytes=place_bytes, places=llm_batch.PLACES, share=vram_share)
+        found = slots_for(settings["slots"], slot_bytes(llm.llama.config, settings["dtype"]), share=vram_share)
         self.slots = min(found, slots or found)
         self._llm = llm_batch.BatchedLlm(llm, rows=self.slots + MAX_SUSPENDED, warn=self._warn)
         flow_batch.set_precision(settings["flow_precision"])

@@ -6,12 +6,14 @@ import json
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ..checks import Check, EngineChecks, GpuNeed, State, Workplace, ask, finding, memory, ok, warning, wrong
 from . import pronunciation
 from .checkpoint import PHONEMES, CheckpointError, look
-from .device import WORKING_BYTES
+from .checkpoint_files import read_json
+from .device import WORKING_BYTES, batch_bytes, slot_bytes
 
 #: The modules that upstream imports, with their distributions in versions that work together. Without torch and
 #: torchaudio, whose versions depend on the GPU's driver.
@@ -136,13 +138,18 @@ class GlmttsChecks(EngineChecks):
 
     def gpu_need(self, place: Workplace) -> GpuNeed | None:
         """Computed from the weights."""
-        dtype = place.settings["dtype"]
+        settings = place.settings
+        dtype, working, slots = settings["dtype"], WORKING_BYTES, ""
         try:
-            weights = look(place.settings["root"]).weights_bytes(dtype)
-        except CheckpointError:
+            weights = look(settings["root"]).weights_bytes(dtype)
+            if settings["batching"] == "on":
+                config = read_json(Path(settings["root"]) / "ckpt/llm/config.json")
+                working = batch_bytes(settings["slots"] or 1, slot_bytes(SimpleNamespace(**config), dtype))
+                slots = f" with slots = {settings['slots'] or 1}"
+        except (CheckpointError, AttributeError):
             return None
-        computed = f"weights in {dtype}, and {memory(WORKING_BYTES)} for the work"
-        return GpuNeed(weights + WORKING_BYTES, computed, "" if dtype == "bf16" else '[engine.glmtts] dtype = "bf16"')
+        computed = f"weights in {dtype}, and {memory(working)} for the work{slots}"
+        return GpuNeed(weights + working, computed, "" if dtype == "bf16" else '[engine.glmtts] dtype = "bf16"')
 
 
 def _dictionary(root: Path, file: str) -> list[Check]:

@@ -15,10 +15,12 @@ from .. import torch_memory
 #: RTX 3090, of which the weights are 8.1.
 WORKING_BYTES = 1 << 30
 #: The same for the batching engine: CUDA graphs, and the flow model's activations for the longest segment.
-_BATCH_WORKING_BYTES = 3 << 30
+BATCH_WORKING_BYTES = 3 << 30
 #: The most jobs at once if none are configured. On a small GPU the flow model is busy with fewer.
 _MOST_SLOTS, _SLOTS_ON_SMALL_GPU, _SMALL_GPU_BYTES = 32, 16, 30 << 30
 _SLOTS_ON_CPU = 4
+#: Most tokens of one segment in the batching engine: its prompt, itself, and what is made of it.
+PLACES = 2_048
 
 
 class NoGpuError(Exception):
@@ -88,13 +90,28 @@ def _check_memory(torch: Any, name: str, weights_bytes: int, share: float) -> No
         )
 
 
-def slots_for(asked: int, *, place_bytes: int, places: int, share: float) -> int:
+def head_size(config: Any) -> int:
+    """Of the language model's attention; ``config``: its configuration."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def slot_bytes(config: Any, dtype: str) -> int:
+    """GPU memory of one slot of the batching engine; ``config``: of the language model."""
+    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size(config)
+    return int(numbers * (2 if dtype == "bf16" else 4) * PLACES)
+
+
+def batch_bytes(slots: int, slot: int) -> int:
+    """GPU memory of the batching engine beside its weights."""
+    return BATCH_WORKING_BYTES + (slots + MAX_SUSPENDED) * slot
+
+
+def slots_for(asked: int, slot: int, *, share: float) -> int:
     """How many jobs a worker of the batching engine takes at once. Called when the weights are loaded.
 
     Args:
         asked: The setting; 0: by the memory that is free.
-        place_bytes: What a token takes in the cache of the language model.
-        places: Tokens that each job may have.
+        slot: The bytes of one.
         share: As in ``choose``.
 
     Raises:
@@ -106,14 +123,13 @@ def slots_for(asked: int, *, place_bytes: int, places: int, share: float) -> int
     free, total = torch.cuda.mem_get_info()
     if share:
         free = min(free, int(share * total) - torch.cuda.memory_reserved())
-    fit = (free - _BATCH_WORKING_BYTES) // (place_bytes * places) - MAX_SUSPENDED
-    if fit < max(asked, 1):
-        slot = _gib(place_bytes * places)
+    if free < (needed := batch_bytes(asked or 1, slot)):
         raise NoGpuError(
-            f"too little GPU memory for {max(asked, 1)} slots: each takes {slot}, as do {MAX_SUSPENDED} for suspended "
-            f"jobs, and {_gib(_BATCH_WORKING_BYTES)} must be left; {_gib(free)} are free. Lower slots in "
-            '[engine.glmtts], or set dtype = "bf16" or batching = "off" there'
+            f"too little GPU memory is free for slots = {asked or 1}: beside the weights they need {_gib(needed)} "
+            f"({_gib(slot)} each, and {MAX_SUSPENDED} more for suspended jobs), and {_gib(free)} are free. Lower slots "
+            'in [engine.glmtts], or set dtype = "bf16" or batching = "off" there'
         )
+    fit = (free - batch_bytes(0, slot)) // slot
     return asked or int(min(fit, _SLOTS_ON_SMALL_GPU if total < _SMALL_GPU_BYTES else _MOST_SLOTS))
 
 

@@ -30,12 +30,16 @@ from .upstream import UpstreamError
 TASK_S = 10.0
 #: The longest start: with the grammar's compilation, and on a slow disk, minutes.
 _START_S = 600.0
-#: Starts that fail one after the other before texts fail too.
+#: Templates that are lost one after the other, none with a text process, before texts fail too.
 _MOST_STARTS = 2
 #: Segments of a text that are prepared before they are taken.
 _AHEAD = 2
+#: Transcripts that are kept normalised.
+_TRANSCRIPTS = 256
 #: Between two looks, a process may have been stopped or frozen together with this one: no more than this counts.
 _LONGEST_LOOK_S = 1.0
+#: What is left to a task whose text is not wanted any more: a fork costs less than its slot.
+_DROPPED_S = 1.0
 #: Between two steps of a wait.
 _STEP_S = 0.02
 #: A text that waits moves all the same, that often: no text waits for ever.
@@ -108,12 +112,27 @@ class _Process:
         self.pending: Pending | None = None
         self.task: Task | None = None
         self.frames = Frames()
-        self.left_s: float | None = limit_s
+        #: What is left until its next message is late; None where none is due.
+        self.left_s: float | None = None
+        self._looked = 0.0
         self.unsent = b""
+        self.allow(limit_s)
 
     @property
     def idle(self) -> bool:
         return self.pid is not None and self.task is None
+
+    def allow(self, limit_s: float | None) -> None:
+        """Limit the time to its next message."""
+        self.left_s, self._looked = limit_s, time.monotonic()
+
+    def is_late(self) -> bool:
+        """Whether its time is up."""
+        now = time.monotonic()
+        passed, self._looked = min(now - self._looked, _LONGEST_LOOK_S), now
+        if self.left_s is not None:
+            self.left_s -= passed
+        return self.left_s is not None and self.left_s < 0
 
     def has_ended(self) -> bool:
         """Whether the other end is closed."""
@@ -154,12 +173,13 @@ class FrontEnd:
         self._pending: list[Pending] = []
         self._news: list[Pending] = []
         self._processes: list[_Process] = []
+        self._transcripts: dict[str, str] = {}
         self._turns = 0
         self._failed_starts = 0
         self._has_loaded = False
         #: Why it can't be started.
         self._failure: Exception | None = None
-        self._looked = self._moved = time.monotonic()
+        self._moved = time.monotonic()
         self._start()
 
     # --- texts
@@ -169,8 +189,8 @@ class FrontEnd:
         return self._begin(lambda pending: _speech(pending, text, use_phoneme=use_phoneme))
 
     def ask_transcript(self, text: str) -> Pending:
-        """Begin with the transcript of a recording, of which ``normalised`` is wanted."""
-        return self._begin(lambda pending: _transcript(pending, text))
+        """Begin with the transcript of a recording, of which ``normalised`` is wanted; those of late are known."""
+        return self._begin(lambda pending: self._transcript(pending, text))
 
     def drop(self, pending: Pending) -> None:
         """Forget a text that is not wanted any more; also one that has ended."""
@@ -178,6 +198,9 @@ class FrontEnd:
         if pending in self._pending:
             self._pending.remove(pending)
         self._news = [one for one in self._news if one is not pending]
+        for process in self._processes:
+            if process.pending is pending and process.left_s is not None:
+                process.left_s = min(process.left_s, _DROPPED_S)
 
     def poll(self) -> list[Pending]:
         """Read what has come, give out tasks, and return the texts that have news. Never waits."""
@@ -234,14 +257,27 @@ class FrontEnd:
             self._give_out()
         return pending
 
+    def _transcript(self, pending: Pending, text: str) -> _Plan:
+        """The tasks of a transcript, for which each job of a voice asks."""
+        known = self._transcripts.pop(text, None)
+        pending.normalised = known if known is not None else (yield from _normalised(text))
+        self._transcripts[text] = pending.normalised
+        if len(self._transcripts) > _TRANSCRIPTS:
+            del self._transcripts[next(iter(self._transcripts))]
+
     # --- tasks
 
     def _give_out(self) -> None:
-        for process in self._processes:
+        for process in list(self._processes):
             waiting = [pending for pending in self._pending if pending.may_go_on]
             if not waiting:
                 return
-            if process.idle:
+            if not process.idle or process not in self._processes:
+                continue
+            if process.has_ended():
+                # While no text was here, and nothing was read.
+                self._ended(process, "ended")
+            else:
                 self._give(process, min(waiting, key=lambda pending: (len(pending.ready), pending.turn)))
 
     def _give(self, process: _Process, pending: Pending) -> None:
@@ -256,7 +292,8 @@ class FrontEnd:
             pending.fail(EngineError("bad_request", words, quotes=True))
             self._news.append(pending)
             return
-        process.pending, process.task, process.left_s = pending, task, TASK_S
+        process.pending, process.task = pending, task
+        process.allow(TASK_S)
         self._watch(process)
 
     def _read(self, fd: int) -> None:
@@ -282,15 +319,19 @@ class FrontEnd:
 
     def _take(self, process: _Process, message: Any) -> None:
         if isinstance(message, NotLoaded):
-            self._not_started(message)
+            self._lost_template(message)
             return
         if isinstance(message, Hello):
-            process.pid, process.left_s = message.pid, None
+            process.pid = message.pid
+            process.allow(None)
             if process is self._template:
-                self._has_loaded, self._failed_starts = True, 0
+                self._has_loaded = True
                 self._fork()
+            else:
+                self._failed_starts = 0
             return
-        pending, process.pending, process.task, process.left_s = process.pending, None, None, None
+        pending, process.pending, process.task = process.pending, None, None
+        process.allow(None)
         # A text that was dropped has no pending any more.
         if pending is None or pending not in self._pending:
             return
@@ -303,17 +344,15 @@ class FrontEnd:
 
     def _look_at_clock(self) -> None:
         now = time.monotonic()
-        passed, self._looked = min(now - self._looked, _LONGEST_LOOK_S), now
         if now - self._moved >= _MOVES_S:
             self._moved = now
             for pending in self._pending:
                 pending.done += not (pending.ended or pending.ready)
         for process in self._all():
-            if process.left_s is None:
-                continue
-            process.left_s -= passed
-            if process.left_s < 0 and process in self._all():
-                self._ended(process, f"gave no answer in {TASK_S if process.task is not None else _START_S:g} s")
+            if process.is_late() and process in self._all():
+                limit_s = _START_S if process is self._template else TASK_S
+                wanted = process.pending is None or process.pending in self._pending
+                self._ended(process, f"gave no answer in {limit_s:g} s" if wanted else "is busy with a dropped text")
 
     # --- processes
 
@@ -353,11 +392,7 @@ class FrontEnd:
         # Where the template has ended, the kernel ends its forks, and no text is to blame.
         template = self._template
         if template is None or process is template or process.pid is None or template.has_ended():
-            if template is None or template.pid is None:
-                self._not_started(NotLoaded(f"its process {how} while it loaded", False))
-            else:
-                self._warn(f"the template of the text processes {how}; it is started again")
-                self._restart()
+            self._lost_template(NotLoaded(f"its process {how}", False))
             return
         self._warn(f"text process {process.pid} {how}; another takes its place")
         pending, task = process.pending, process.task
@@ -383,10 +418,11 @@ class FrontEnd:
         self._end_all()
         self._start()
 
-    def _not_started(self, why: NotLoaded) -> None:
+    def _lost_template(self, why: NotLoaded) -> None:
+        """Start the template again, unless that is in vain."""
         self._failed_starts += 1
         if self._has_loaded and self._failed_starts < _MOST_STARTS:
-            self._warn("the text front end could not be started; it is started once more")
+            self._warn(f"the template of the text processes is started again: {why.problem}")
             self._restart()
             return
         self._end_all()
@@ -418,11 +454,6 @@ def _speech(pending: Pending, text: str, *, use_phoneme: bool) -> _Plan:
     pending.texts = texts = yield Split(normalised)
     for one in texts:
         pending.ready.append((yield Prepare(one, use_phoneme)))
-
-
-def _transcript(pending: Pending, text: str) -> _Plan:
-    """The tasks of a transcript."""
-    pending.normalised = yield from _normalised(text)
 
 
 def _normalised(text: str) -> Generator[Task, Any, str]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .device import head_size
 from .upstream import UpstreamError
 
 #: What the maths below takes for granted of the model's configuration; None: not set.
@@ -35,7 +36,7 @@ class Llama:
         config = llama.config
         self.rows, self.places = rows, places
         self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self._size = _head_size(config)
+        self._size = head_size(config)
         self._eps = config.rms_norm_eps
         self._embedding: Tensor = llama.model.embed_tokens.weight.detach()
         self._norm: Tensor = llama.model.norm.weight.detach()
@@ -160,15 +161,6 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-two, one], -1) * sin
 
 
-def bytes_per_place(config: Any, element_bytes: int) -> int:
-    """What one token of one row takes in the cache."""
-    return int(2 * config.num_hidden_layers * config.num_key_value_heads * _head_size(config) * element_bytes)
-
-
-def _head_size(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
 def _theta(config: Any) -> float:
     # transformers 5 has it in a mapping.
     given = getattr(config, "rope_parameters", None) or {}
@@ -198,7 +190,7 @@ def _check(llama: Any) -> None:
 
 def _wrong_shapes(llama: Any) -> list[str]:
     config = llama.config
-    hidden, size = config.hidden_size, _head_size(config)
+    hidden, size = config.hidden_size, head_size(config)
     queries, keys = config.num_attention_heads * size, config.num_key_value_heads * size
     vocabulary = llama.model.embed_tokens.weight.shape[0]
     wanted = {

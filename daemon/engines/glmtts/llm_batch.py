@@ -18,11 +18,10 @@ from torch import Tensor
 from .. import torch_memory
 from ..base import EngineError, SharedStepError
 from ..cuda_errors import fatal_kind
+from .device import PLACES
 from .llama import Llama
 from .sampling import Audio, Draws, draw
 
-#: Most tokens of one text: its prompt, itself, and what is made of it.
-PLACES = 2_048
 #: A step looks at so many places of all rows; the fewest that do.
 _REACHES = (256, 512, 1_024, 1_536, PLACES)
 #: A prompt is taken in by so many tokens between two steps, for which the others wait.
@@ -86,6 +85,9 @@ class BatchedLlm:
         zeros = torch.zeros(rows, dtype=torch.long, device=self._llama.device)
         self._inputs = _Inputs(zeros, zeros.clone())
         self._captures = self._llama.device.type == "cuda"
+        for reach in _REACHES:
+            if self._captures:
+                self._capture(reach)
 
     @property
     def has_room(self) -> bool:
@@ -177,17 +179,17 @@ class BatchedLlm:
         inputs = self._inputs
         inputs.last.copy_(torch.tensor(last))
         inputs.at.copy_(torch.tensor(at))
-        if self._captures and reach not in inputs.graphs:
-            self._capture(reach)
         if reach in inputs.graphs:
             graph, logits = inputs.graphs[reach]
             graph.replay()
             return logits  # type: ignore[no-any-return]
         return self._llama.step(inputs.last, inputs.at, reach)
 
+    @torch.inference_mode()
     def _capture(self, reach: int) -> None:
-        """Record the launches of a step, which then cost one."""
+        """Record the launches of a step, which then cost one. If that fails, steps are launched as on a CPU."""
         try:
+            # It was not run on a GPU yet.
             aside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):

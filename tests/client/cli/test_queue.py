@@ -319,5 +319,6 @@ def test_jobs_of_a_client_are_found_by_its_user_or_its_key(ctl: Ctl, control_dae
 
 def test_a_suspended_job_and_a_failed_one_are_told_from_others() -> None:
     assert state_of({"state": "running", "suspended": True}) == "suspended"
+    assert state_of({"state": "waiting", "alone": True}) == "waiting (alone)"
     assert state_of({"state": "failed", "code": "worker_crashed"}) == "failed (worker_crashed)"
     assert state_of({"state": "cancelled", "code": "cancelled"}) == "cancelled"

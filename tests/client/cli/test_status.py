@@ -144,3 +144,9 @@ def test_the_command_looks_at_the_terminal_s_size(on_terminal: OnTerminal, answe
     assert on_terminal("status", height=30).stdout.splitlines() == shown(80, 30)
     assert on_terminal("status", height=16).stdout.splitlines() == shown(80, 16)
     assert on_terminal("status", width=120, height=30).stdout.splitlines() == shown(120, 30)
+
+
+def test_what_is_experimental_is_said_beside_the_engine() -> None:
+    (state,) = [line for line in shown(experimental="batching") if line.startswith("state")]
+    assert state.endswith("engine glmtts, pid 2287, experimental: batching")
+    assert not any("experimental" in line for line in shown(experimental=""))

@@ -183,7 +183,7 @@ def gpu(index: int, total: int, free: int) -> GpuReading:
 
 def test_gpus_without_room_for_the_workers_are_told_with_the_numbers(root: Path) -> None:
     gpus = [gpu(0, 24 * GIB, 24 * GIB), gpu(1, 24 * GIB, 17 * GIB), gpu(2, 16 * GIB, 16 * GIB), gpu(3, GIB, GIB)]
-    need = GlmttsChecks().gpu_need(Workplace("", {"root": str(root), "dtype": "fp32"}, True))
+    need = GlmttsChecks().gpu_need(Workplace("", {"root": str(root), "dtype": "fp32", "batching": "off"}, True))
     assert need and need.bytes == look(root).weights_bytes("fp32") + GIB
     two = settings(root, workers="gpus = [0, 1, 2]\nper_gpu = 2\nvram_mib = 9216")
     checks = doctor.judge_room(two, need, gpus)
@@ -194,3 +194,13 @@ def test_gpus_without_room_for_the_workers_are_told_with_the_numbers(root: Path)
     assert [check.state for check in computed] == ["ok", "ok", "ok", "wrong"] and "computed" in computed[0].seen
     one = doctor.judge_room(settings(root, workers="per_gpu = 2\nmax = 1\nvram_mib = 9216"), need, gpus[2:3])
     assert one[0].state == "ok", "more than max are never started"
+
+
+def test_a_worker_that_batches_needs_memory_for_its_slots(root: Path) -> None:
+    config = {"num_hidden_layers": made.LAYERS, "num_key_value_heads": 4, "head_dim": 128, "tie_word_embeddings": True}
+    made.write_json(root / "ckpt/llm/config.json", config)
+    place = Workplace("", {"root": str(root), "dtype": "bf16", "batching": "on", "slots": 16}, True)
+    need = GlmttsChecks().gpu_need(place)
+    a_slot = made.LAYERS * 4 * 128 * 2 * 2 * 2_048
+    assert need and need.bytes == look(root).weights_bytes("bf16") + 3 * GIB + (16 + 3) * a_slot
+    assert "slots = 16" in need.computed

@@ -6,6 +6,10 @@ as long as the word is in its context, unless said otherwise.
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+
 WORDS: dict[str, str] = {
     "overrange": "draws tokens above the last one of audio, of which the flow model makes something",
     "underrange": "draws tokens below the first one of audio, of which the flow model raises IndexError",
@@ -31,3 +35,20 @@ SLOW_FLOW_S = 0.1
 #: A fault that comes at the tenth token finds a job that is on its way.
 LATE_TOKEN = 10
 LEAK_MIB = 20
+
+#: Words that make the normaliser go wrong. Upstream's holds the interpreter's lock while it works, and so do these.
+READING: dict[str, str] = {
+    "slowreading": "takes some hundredths of a second of processor time, without a pause",
+    "hangsreading": "never ends",
+    "diesreading": "ends in a segmentation fault",
+}
+
+
+def befall(text: str) -> None:
+    """Do what the words for the normaliser say."""
+    if "diesreading" in text:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if "hangsreading" in text:
+        re.match("(a+)+b", "a" * 64)
+    if "slowreading" in text:
+        re.match("(a+)+b", "a" * 19)

@@ -8,6 +8,8 @@ import re
 import time
 from pathlib import Path
 
+from mischief import befall
+
 _BUILD_S = 0.5
 _DIGITS = "零一二三四五六七八九"
 _INTERJECTIONS = "呃啊"
@@ -49,6 +51,7 @@ class Normalizer:
                 raise RuntimeError(f"Fst.read: {file} is damaged")
 
     def normalize(self, text: str) -> str:
+        befall(text)
         text = "".join(c for c in text if c not in self._removed)
         if self._full_to_half:
             text = text.translate(_FULL_TO_HALF)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from mischief import befall
+
 
 class Normalizer:
     def normalize(self, text: str) -> str:
+        befall(text)
         return text
