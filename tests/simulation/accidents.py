@@ -98,6 +98,9 @@ KILLING = frozenset(
     }
 )
 
+#: What is said of a job that ends its process, and the process's exit status.
+FATAL = {"oom": ("out_of_memory", 71), "cuda": ("cuda_context", 72), "sigterm": ("cancelled", 70)}
+
 #: What NVML says of processes: all, zeros as in containers, or not even what is free.
 Trust = Literal["process", "zero", "blind"]
 #: Whether NVML itself fails and blocks now and then, or is not there.

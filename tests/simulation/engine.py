@@ -12,7 +12,7 @@ from glmtts.protocol.events import Voice
 from .rules import Rule, must
 
 if TYPE_CHECKING:
-    from .processes import Place
+    from .place import Place
 
 
 def ready(slots: int, memory: wire.Memory, *, repeats: bool) -> wire.Ready:

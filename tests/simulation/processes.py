@@ -2,45 +2,19 @@
 
 from __future__ import annotations
 
-import random
 from collections import deque
-from collections.abc import Callable
-from typing import Protocol
 
 from msgspec.structs import replace
 
 from glmtts.daemon.core import effects, inputs
 from glmtts.protocol import worker as wire
 
-from .accidents import KILLING, Scene
+from .accidents import FATAL, KILLING
 from .engine import Engine, ready
-from .hardware import Hardware
-from .journal import Journal
+from .place import Place
 from .recorder import Recorder
 from .rules import Rule, must
 from .texts import SEGMENT_S, WIRE_S, audio, name_of, pace, segments_of
-
-
-class Place(Protocol):
-    """What a process needs of its world."""
-
-    now: float
-    seed: int
-    random: random.Random
-    scene: Scene
-    without: frozenset[str]
-    hardware: Hardware
-    sick: bool
-    attempts: dict[str, int]
-    files: dict[str, str]
-    marks: set[tuple[str, str]]
-    spoken: dict[str, str]
-    journal: Journal
-
-    def pid(self) -> int: ...
-    def later(self, delay: float, action: Callable[[], object], process: Process | None = None) -> None: ...
-    def happen(self, event: inputs.Input) -> None: ...
-    def gone(self, process: Process, returncode: int, *, oom_killed: bool) -> None: ...
 
 
 class Process:
@@ -418,7 +392,7 @@ class Process:
             case "once" if self.world.attempts[name_of(job.text)] == 1:
                 self.die(-11)
             case "oom" | "sigterm" | "cuda":
-                code, status = _FATAL[plan]
+                code, status = FATAL[plan]
                 self._say_fatal(job, code, plan)
                 self.die(status)
             case "cuda_mute":
@@ -523,6 +497,3 @@ class Process:
 
 #: Seconds of one step of an engine with several slots.
 STEP_S = 0.005
-
-#: What is said of a job that ends its process, and the process's exit status.
-_FATAL = {"oom": ("out_of_memory", 71), "cuda": ("cuda_context", 72), "sigterm": ("cancelled", 70)}

@@ -40,6 +40,7 @@ from .processes import Process
 from .promises import Promises
 from .rules import Rule, must
 from .texts import name_of, pace
+from .trace import name_of_effect
 from .voices import Voices
 
 #: Jobs take tenths of a second here, and so does what a class may have before others.
@@ -340,7 +341,7 @@ class World:
             if isinstance(effect, effects.Send) and effect.id:
                 effect.event = replace(effect.event, id=effect.id)
             if not isinstance(effect, effects.Publish | effects.Log):
-                self._trace.update(_name(effect, self.now).encode())
+                self._trace.update(name_of_effect(effect, self.now).encode())
             if self.bugs.breaks(effect):
                 self._failed.append(inputs.EffectFailed(effect, "a bug of the shell"))
                 self._not_done(effect)
@@ -487,15 +488,3 @@ class World:
         must(Rule.LEAK_SEEN, not (full and seen), "the host ran out of memory, job by job, in plain sight")
         if alive and (full or accident):
             max(alive, key=lambda process: process.rss).die(-9, oom_killed=True)
-
-
-def _name(effect: effects.Effect, now: float) -> str:
-    """What tells an effect from others, in short."""
-    match effect:
-        case effects.Send():
-            event = effect.event
-            return f"{now} {type(event).__name__} {event.id} {effect.to.connection} {len(effect.body or b'')}"
-        case effects.Tell():
-            return f"{now} {type(effect.message).__name__} {effect.incarnation} {getattr(effect.message, 'job', '')}"
-        case _:
-            return f"{now} {effect!r}"

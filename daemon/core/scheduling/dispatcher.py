@@ -69,17 +69,13 @@ class Dispatcher:
                 self._take(self._queue.pop_for_fresh(), worker)
             if self._queue.wants_alone:
                 self._start_alone()
-            brief = self._brief()
-            while self._queue and (worker := self._pool.free(brief=brief)):
-                job = self._next()
-                if job is None:
-                    break
-                self._queue.take(job)
-                self._take(job, worker)
-                brief = brief and job.account.cost_s < BRIEF_S
-        for worker in self._pool.may_resume():
-            while self._fill(worker):
-                pass
+            self._start_next()
+        if resuming := self._pool.may_resume():
+            for worker in resuming:
+                while self._fill(worker):
+                    pass
+            # A worker that was kept for a job alone, and resumes one whose text has come, is free for others again.
+            self._start_next()
         if not self._queue:
             if not self._job_table.live:
                 self._queue.rest()
@@ -88,6 +84,17 @@ class Dispatcher:
             self._notifications.waits()
         if self._job_table.open_texts.total:
             self.preemption.look_at_turns()
+
+    def _start_next(self) -> None:
+        """Give waiting jobs to free workers, one after the other."""
+        brief = self._brief()
+        while self._queue and not self._queue.paused and (worker := self._pool.free(brief=brief)):
+            job = self._next()
+            if job is None:
+                break
+            self._queue.take(job)
+            self._take(job, worker)
+            brief = brief and job.account.cost_s < BRIEF_S
 
     def _start_alone(self) -> None:
         """Start jobs that run alone on workers with nothing at hand. Without such a worker, one comes to have nothing.
