@@ -101,7 +101,7 @@ AGAINST ?=
 # QUICK=1: each part for a moment, to see that it runs.
 QUICK ?=
 quick = $(if $(QUICK),$(1))
-bench: $(call has,test)  ## measure against the limits and the peers (half an hour; QUICK=1: minutes, no results), and AGAINST=/path/bin/python of another version
+bench: $(call has,test)  ## measure against the limits and the peers (half an hour; QUICK=1: minutes, no results), AGAINST=/path/bin/python of another version, ROOT= and PYTHON_OF_ROOT= as for test-glmtts
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]' --config-settings editable_mode=strict \
 	  || echo "The peer or the plot can't be installed here: they will be missing."
 	@$(BIN)/python bench/overhead.py $(call quick,--quick) $(if $(AGAINST),--beside '$(AGAINST)')
@@ -115,6 +115,7 @@ bench: $(call has,test)  ## measure against the limits and the peers (half an ho
 	@$(BIN)/python bench/preemption.py $(call quick,--rounds 1 --chapters 2 --only fault)
 	@$(BIN)/python bench/estimates.py $(call quick,--seconds 5)
 	@$(BIN)/python bench/durable.py $(call quick,--seconds 0.5 --rounds 1)
+	$(if $(ROOT),@$(BIN)/python bench/engine.py --root '$(ROOT)' --python '$(PYTHON_OF_ROOT)' $(call quick,--users 1 --rounds 1))
 
 wheel: | $(BIN)/python  ## build the distribution into dist/
 	@rm -rf dist/glmtts_supervisor-*.whl build/lib build/bdist.*

@@ -22,6 +22,7 @@ from typing import IO, Any
 import msgspec
 import report
 import running
+from processes import NotMeasured
 
 from glmtts.daemon.core.settings import GlmttsEngineSettings
 
@@ -37,7 +38,8 @@ class Speaker:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
-        self.is_ready = self._answer()
+        # It is loaded, and has spoken.
+        self._answer()
 
     def speak(self, users: int, max_tokens: int, seed: int) -> Round:
         requests = self._process.stdin
@@ -51,7 +53,7 @@ class Speaker:
         assert answers is not None
         line = answers.readline()
         if not line:
-            sys.exit(f"engine.py: the engine's process has ended with {self._process.wait()}; its log is above")
+            raise NotMeasured(f"the engine's process has ended with {self._process.wait()}; its log is above")
         answer: Round = json.loads(line)
         return answer
 
@@ -191,7 +193,10 @@ def main() -> None:
     given = parser.parse_args()
     running.end_in_time(given.limit_s)
     with tempfile.TemporaryDirectory() as cache:
-        results = measure(given, given.cache or cache)
+        try:
+            results = measure(given, given.cache or cache)
+        except NotMeasured as error:
+            sys.exit(f"engine.py: {error}")
     print("\n".join(table(results)))
     real_flow = (Path(given.root) / "ckpt/flow/flow.pt").stat().st_size > _REAL_FLOW_BYTES
     for target in targets(results, real_flow=real_flow):

@@ -61,6 +61,7 @@ class Figures:
             "left of a cancelled run": self.left(padded),
             "vocoders": [self.vocoded(theirs[0], rate) for rate in self.upstream.vocoders],
             "modulations": self.kept_bytes(exact),
+            "heard again": self.heard_again(exact),
             "changed checkouts": self.changed(),
         }
 
@@ -164,6 +165,30 @@ class Figures:
         before = voice.bytes()
         flow.start(self.texts[0], voice, RATES[0], self.torch.Generator())
         return {"before": before, "after": voice.bytes(), "of them": sum(one.nbytes for one in voice.modulations)}
+
+    def heard_again(self, flow: Any) -> list[int]:
+        """How often each of three voices is heard that come in turn, in a cache with room for one's modulations."""
+        import numpy as np
+
+        from glmtts.daemon.engines.base import Reference
+        from glmtts.daemon.engines.glmtts.voices import VoiceCache
+
+        heard = [0, 0, 0]
+        like = self.voice(20)
+        flow.start(self.texts[0], like, RATES[0], self.torch.Generator())
+        cache = VoiceCache(self.upstream, 0)
+        cache._max_bytes = 2 * like.bytes()
+
+        def extract(reference: Reference, *_: Any) -> Any:
+            heard[int(reference.digest)] += 1
+            return self.voice(20)
+
+        cache._extract = extract  # type: ignore[method-assign]
+        for turn in range(9):
+            reference = Reference(np.zeros(1, np.float32), RATES[0], "", str(turn % 3))
+            voice = cache.features(reference, "", RATES[0], lambda: None)
+            flow.start(self.texts[0], voice, RATES[0], self.torch.Generator())
+        return heard
 
     def changed(self) -> list[str]:
         """What is said of a checkout that computes something else, and of one that lacks a part."""

@@ -74,6 +74,10 @@ def test_what_is_kept_of_a_voice_counts_in_its_bytes(figures: Figures) -> None:
     assert kept["after"] - kept["before"] == kept["of them"] > 0
 
 
+def test_a_voice_is_not_heard_anew_because_others_have_modulations(figures: Figures) -> None:
+    assert figures["heard again"] == [1, 1, 1]
+
+
 def test_a_changed_checkout_is_refused_with_the_remedy(figures: Figures) -> None:
     different, incomplete = figures["changed checkouts"]
     assert "its result differs by" in different

@@ -88,6 +88,12 @@ class VoiceCache:
 
     def _make_room(self) -> None:
         size = self.bytes()
+        # They are many times larger than all else, and made anew in milliseconds on a GPU.
+        for features in self._kept.values():
+            if size > self._max_bytes:
+                size -= features.bytes()
+                features.modulations = None
+                size += features.bytes()
         while size > self._max_bytes and self._kept:
             _, oldest = self._kept.popitem(last=False)
             size -= oldest.bytes()
