@@ -126,7 +126,7 @@ class Rig:
     def alone(self, utterance: Utterance) -> Any:
         (one,) = self.run([Take(utterance)])
         assert one.error is None, one.error
-        assert one.handle is not None and one.handle.done > 20 and one.handle.work_s > 0
+        assert one.handle is not None and one.handle.done > 12 and one.handle.work_s > 0
         return one.audio
 
     def by_upstream(self, utterances: list[Utterance]) -> list[Any]:
