@@ -151,12 +151,27 @@ def _workers(settings: Settings) -> Iterator[str]:
             yield 'workers.gpus: an empty list; write "none" to use no GPU'
         if len(set(workers.gpus)) < len(workers.gpus):
             yield "workers.gpus: a GPU is named twice; workers.per_gpu puts several workers on each"
-    # The default, 1, has no effect with a single worker.
-    if queue.interactive_workers > 1 and 0 < workers.max <= queue.interactive_workers:
+    # The default, 1, has no effect with a single slot.
+    slots = workers.max * _slots_of_a_worker(settings)
+    if queue.interactive_workers > 1 and 0 < slots <= queue.interactive_workers:
         yield (
             f"queue.interactive_workers: {queue.interactive_workers}, but workers.max = {workers.max}, "
-            "so no worker is left for batch jobs; lower the one or raise the other"
+            f"with {slots} slots in all, so no slot is left for batch jobs; lower the one or raise the other"
         )
+
+
+def _slots_of_a_worker(settings: Settings) -> int:
+    """How many jobs a worker speaks at once; 0 where it decides that itself."""
+    engine = settings.engine
+    match engine.name:
+        case "fault":
+            return engine.fault.slots
+        case "server":
+            return engine.server.slots
+        case "glmtts" if engine.glmtts.batching == "on":
+            return engine.glmtts.slots
+        case _:
+            return 1
 
 
 def _limits(settings: Settings) -> Iterator[str]:

@@ -237,3 +237,22 @@ def test_an_effect_that_fails_leaves_no_job_undecided(world: World) -> None:
     (asked,) = world.effects(effects.ReadRecorder)
     world.step(inputs.EffectFailed(asked, "a bug of the shell"))
     assert all(job.state == "waiting" and job.alone for job in world.live.values())
+
+
+def test_a_batch_job_that_runs_alone_gives_way_and_goes_on_when_nothing_else_is_at_hand(world: World) -> None:
+    book = world.job(world.request(text="book", priority="batch"))
+    world.job(world.request(text="other", priority="batch"))
+    die(world)
+    assert begun(world) == [book]
+    urgent = world.job(world.request(text="urgent"))
+    assert world.messages(wire.SuspendJob)[-1].job == book
+    world.say(wire.Suspended(job=book))
+    assert begun(world) == [urgent]
+    second = world.job(world.request(text="second"))
+    assert begun(world) == [urgent, second], "beside a job that is suspended others run side by side"
+    world.finish(urgent)
+    assert not world.messages(wire.ResumeJob)
+    world.finish(second)
+    assert [message.job for message in world.messages(wire.ResumeJob)] == [book] and begun(world) == [book]
+    third = world.job(world.request(text="third", priority="batch"))
+    assert begun(world) == [book] and world.live[third].state == "waiting"

@@ -100,6 +100,11 @@ def _in_order(section: type[Section], prefix: str = "") -> list[str]:
         ("", "queue.max_waiting", 10),
         ("[queue]\nmax_waiting = 1", "queue.max_waiting", 1),
         ("[workers]\nmax = 1", "queue.interactive_workers", 1),
+        (
+            '[engine]\nname = "fault"\n[engine.fault]\nslots = 4\n[workers]\nmax = 1\n[queue]\ninteractive_workers = 2',
+            "queue.interactive_workers",
+            2,
+        ),
         ("[queue.classes.vip]\nweight = 20", "queue.classes.vip.users", ["root"]),
         ('[engine]\nname = "fault"\n[engine.fault]\nstart = "slow"\nstart_s = 2', "engine.fault.start_s", 2.0),
     ],
@@ -318,6 +323,10 @@ def test_customers_of_root_and_of_the_daemons_user_need_no_gateway_by_name(owner
         ('[limits]\ngateways = ["web"]\n[limits.clients."web/"]', 'limits.clients."web/"'),
         ('[limits.clients.""]', 'limits.clients.""'),
         ("[workers]\nmax = 2\n[queue]\ninteractive_workers = 2", "queue.interactive_workers"),
+        (
+            '[engine]\nname = "fault"\n[engine.fault]\nslots = 2\n[workers]\nmax = 1\n[queue]\ninteractive_workers = 2',
+            "queue.interactive_workers",
+        ),
         ("[limits]\nheader_kib = 4", "limits.text_chars"),
         ("[limits]\nrecordings_mib = 15", "limits.recordings_mib"),
         ('[limits]\ngateways = ["a b"]', "limits.gateways"),

@@ -84,7 +84,7 @@ def test_a_stream_whose_worker_is_killed_goes_on_without_a_gap(daemon: Daemon) -
 
 def hear(client: Peer, id: str, count: int) -> bytes:
     """The first chunks of a stream."""
-    heard = []
+    heard: list[bytes] = []
     while len(heard) < count:
         event, body = client.next(id)
         assert event["event"] in ("accepted", "started", "progress", "audio"), event

@@ -44,31 +44,49 @@ def start() -> Iterator[Start]:
         yield begin
 
 
+@pytest.fixture(scope="module")
+def shared() -> Iterator[tuple[WorkerUnderTest, WorkerUnderTest]]:
+    """Workers that no test ends: one with eight slots, one with one."""
+    with workers() as begin:
+        many, one = begin(engine_settings={"slots": SLOTS}), begin()
+        assert (many.ready().slots, one.ready().slots) == (SLOTS, 1)
+        yield many, one
+
+
 @pytest.fixture
-def worker(start: Start) -> WorkerUnderTest:
+def worker(shared: tuple[WorkerUnderTest, WorkerUnderTest]) -> WorkerUnderTest:
+    shared[0].beats.clear()
+    return shared[0]
+
+
+@pytest.fixture
+def one(shared: tuple[WorkerUnderTest, WorkerUnderTest]) -> WorkerUnderTest:
+    return shared[1]
+
+
+@pytest.fixture
+def doomed(start: Start) -> WorkerUnderTest:
+    """A worker of a test that ends it."""
     worker = start(engine_settings={"slots": SLOTS})
-    assert worker.ready().slots == SLOTS
+    worker.ready()
     return worker
 
 
-def alone(start: Start, names: list[str], **job: Any) -> dict[str, bytes]:
-    """Each job's audio, from a worker with one slot."""
-    worker = start()
-    worker.ready()
-    options = {**TONE, "rtf": 0.0}
-    return {name: worker.speak(**(of(name) | {"options": options} | job))[1] for name in names}
-
-
-def of(name: str, **job: Any) -> dict[str, Any]:
-    return {"text": f"the text of {name}", "format": "pcm_s16le", "stream": True, "options": TONE} | job
+def of(number: int, **job: Any) -> dict[str, Any]:
+    return {"text": f"the text of {number}", "format": "pcm_s16le", "stream": True, "options": TONE} | job
 
 
 def begin(worker: WorkerUnderTest, **odd: Any) -> list[str]:
     """Eight jobs; ``odd``: what is different about the third."""
-    names = [f"0-{number}" for number in range(1, SLOTS + 1)]
-    for number, name in enumerate(names):
-        worker.start(**of(name, **(odd if number == 2 else {})))
-    return names
+    return [worker.start(**of(number, **(odd if number == 2 else {}))) for number in range(SLOTS)]
+
+
+def alone(one: WorkerUnderTest, names: list[str], *without: int, **odd: Any) -> dict[str, bytes]:
+    """The audio of such jobs from a worker with one slot."""
+    jobs = {
+        name: of(number, **(odd if number == 2 else {})) for number, name in enumerate(names) if number not in without
+    }
+    return {name: one.speak(**job | {"options": {**job["options"], "rtf": 0.0}})[1] for name, job in jobs.items()}
 
 
 def audio(seen: Seen) -> bytes:
@@ -76,12 +94,12 @@ def audio(seen: Seen) -> bytes:
 
 
 def test_eight_at_once_sound_like_eight_alone_and_take_no_longer_than_one(
-    start: Start, worker: WorkerUnderTest
+    worker: WorkerUnderTest, one: WorkerUnderTest
 ) -> None:
     begun = time.monotonic()
     seen = worker.until_all_end(*(names := begin(worker)))
     took = time.monotonic() - begun
-    assert {name: audio(said) for name, said in seen.items()} == alone(start, names)
+    assert {name: audio(said) for name, said in seen.items()} == alone(one, names)
     assert 0.6 <= took < SLOTS * 0.6 / 2
     work_s = [end.work_s for said in seen.values() if isinstance(end := said[-1][0], Finished)]
     # The engine's time, and not that of each: it is shared out.
@@ -91,7 +109,9 @@ def test_eight_at_once_sound_like_eight_alone_and_take_no_longer_than_one(
 
 
 @pytest.mark.parametrize("how", ["cancel", "raise", "nan", "no room"])
-def test_the_end_of_one_is_not_felt_by_seven(start: Start, worker: WorkerUnderTest, how: str, tmp_path: Path) -> None:
+def test_the_end_of_one_is_not_felt_by_seven(
+    worker: WorkerUnderTest, one: WorkerUnderTest, how: str, tmp_path: Path
+) -> None:
     if how == "cancel":
         names = begin(worker)
         worker.moving()
@@ -107,24 +127,23 @@ def test_the_end_of_one_is_not_felt_by_seven(start: Start, worker: WorkerUnderTe
     seen = worker.until_all_end(*names)
     failed = seen.pop(names[2])[-1][0]
     assert isinstance(failed, Failed) and not failed.fatal and words in failed.message and code in failed.code
-    assert {name: audio(said) for name, said in seen.items()} == alone(start, list(seen))
+    assert {name: audio(said) for name, said in seen.items()} == alone(one, names, 2)
 
 
 def test_one_of_eight_is_cancelled_within_a_step(worker: WorkerUnderTest) -> None:
-    names = begin(worker, options={"seconds": 3_600, "rtf": 1.0})
+    # Its next piece would come in 50 s.
+    names = begin(worker, options={"seconds": 3_600, "rtf": 100.0})
     worker.moving()
     worker.send(CancelJob(job=names[2]))
-    asked = time.monotonic()
     while not isinstance((message := worker.next()[0]), Failed):
         pass
     assert (message.job, message.code) == (names[2], "cancelled")
-    # Its next piece would have come half a second later.
-    assert time.monotonic() - asked < 0.25
     worker.until_all_end(*(name for name in names if name != names[2]))
 
 
-def test_one_of_eight_is_suspended_in_the_middle_of_a_segment(start: Start, worker: WorkerUnderTest) -> None:
+def test_one_of_eight_is_suspended_in_the_middle_of_a_segment(worker: WorkerUnderTest, one: WorkerUnderTest) -> None:
     odd = {"seconds": 2.0, "segments": 1, "rtf": 0.5}
+    begun = time.monotonic()
     names = begin(worker, options=odd)
     worker.moving()
     worker.send(SuspendJob(job=names[2]))
@@ -133,21 +152,23 @@ def test_one_of_eight_is_suspended_in_the_middle_of_a_segment(start: Start, work
         received = worker.next()
         seen[received[0].job].append(received)  # type: ignore[attr-defined]
     assert not any(isinstance(message, SegmentDone) for message, _ in seen[names[2]])
+    stopped = time.monotonic()
     # Another takes its slot.
-    ninth = worker.start(**of("0-9"))
+    ninth = worker.start(**of(8))
     others = [name for name in (*names, ninth) if name != names[2]]
     for name, said in worker.until_all_end(*others).items():
         seen.setdefault(name, []).extend(said)
+    resumed = time.monotonic()
     worker.send(ResumeJob(job=names[2]))
     seen[names[2]] += worker.until_end(names[2])[1]
-    whole = alone(start, [*others]) | alone(start, [names[2]], options=odd | {"rtf": 0.0})
-    assert {name: audio(said) for name, said in seen.items()} == whole
+    active_s = time.monotonic() - begun - (resumed - stopped)
+    assert {name: audio(said) for name, said in seen.items()} == alone(one, [*names, ninth], options=odd)
     end = seen[names[2]][-1][0]
     # Its clock stood still, and so did its work.
-    assert isinstance(end, Finished) and 1.0 <= end.synthesis_s < 1.5 and end.work_s < 1.5
+    assert isinstance(end, Finished) and end.work_s <= end.synthesis_s <= active_s
 
 
-def test_a_text_comes_in_pieces_beside_others(start: Start, worker: WorkerUnderTest) -> None:
+def test_a_text_comes_in_pieces_beside_others(worker: WorkerUnderTest, one: WorkerUnderTest) -> None:
     pieces = ["今天天气不错。", "Hello world. ", "How are you?"]
     names = begin(worker, text=pieces[0], more=True, options={"rtf": 0.2})
     seen: dict[str, Seen] = {name: [] for name in names}
@@ -162,19 +183,17 @@ def test_a_text_comes_in_pieces_beside_others(start: Start, worker: WorkerUnderT
     left = [name for name in names if not (seen[name] and isinstance(seen[name][-1][0], Finished | Failed))]
     for name, said in worker.until_all_end(*left).items():
         seen[name] += said
-    once = start()
-    once.ready()
-    once.start(**of(names[2], text="".join(pieces), more=True, options={}))
-    once.send(AddText(job="0-1", text="", last=True))
-    assert audio(seen.pop(names[2])) == audio(once.until_end("0-1")[1])
-    assert {name: audio(said) for name, said in seen.items()} == alone(start, list(seen))
+    name = one.start(**of(2, text="".join(pieces), more=True, options={}))
+    one.send(AddText(job=name, text="", last=True))
+    assert audio(seen.pop(names[2])) == audio(one.until_end(name)[1])
+    assert {name: audio(said) for name, said in seen.items()} == alone(one, names, 2)
 
 
-def test_files_are_encoded_and_written_beside_others(start: Start, worker: WorkerUnderTest, tmp_path: Path) -> None:
+def test_files_are_encoded_and_written_beside_others(
+    worker: WorkerUnderTest, one: WorkerUnderTest, tmp_path: Path
+) -> None:
     kinds = ["wav", "flac", "ogg", "mp3"] * 2
-    once = start()
-    once.ready()
-    whole = [once.speak(f"{kind}", format=kind, options=TONE | {"rtf": 0.0})[1] for kind in kinds]
+    whole = [one.speak(f"{kind}", format=kind, options=TONE | {"rtf": 0.0})[1] for kind in kinds]
     names = [
         worker.start(kind, format=kind, options=TONE, output=str(tmp_path / f"{number}") if number >= 4 else None)
         for number, kind in enumerate(kinds)
@@ -188,11 +207,17 @@ def test_files_are_encoded_and_written_beside_others(start: Start, worker: Worke
 
 @pytest.mark.parametrize("seed", range(2))
 def test_forty_jobs_in_any_order_suspended_and_cancelled_at_random_sound_as_alone(
-    start: Start, worker: WorkerUnderTest, seed: int
+    worker: WorkerUnderTest, one: WorkerUnderTest, seed: int
 ) -> None:
     chance = random.Random(seed)
-    sound = [{"format": "flac"}, {"format": "mp3", "stream": True}, {"speed": 1.5}, {"sample_rate": 16_000}, {}]
-    jobs = {f"0-{number}": {"text": f"text {number}"} | chance.choice(sound) for number in range(1, 41)}
+    sound: list[dict[str, Any]] = [
+        {"format": "flac"},
+        {"format": "mp3", "stream": True},
+        {"speed": 1.5},
+        {"sample_rate": 16_000},
+        {},
+    ]
+    jobs = {f"0-{worker.jobs + n}": {"text": f"text {n}"} | chance.choice(sound) for n in range(1, 41)}
     options = {name: {"seconds": chance.uniform(0.2, 2.0), "segments": chance.randint(1, 3)} for name in jobs}
     seen: dict[str, Seen] = {name: [] for name in jobs}
     waiting, active, suspended, asked = list(jobs), set[str](), list[str](), set[str]()
@@ -214,6 +239,8 @@ def test_forty_jobs_in_any_order_suspended_and_cancelled_at_random_sound_as_alon
         message, body = worker.next()
         name = message.job  # type: ignore[attr-defined]
         seen[name].append((message, body))
+        # One that is suspended is silent, also where its audio is still being encoded.
+        assert name in active or isinstance(message, Failed)
         if isinstance(message, Suspended | Finished | Failed):
             asked.discard(name)
             active.discard(name)
@@ -221,8 +248,6 @@ def test_forty_jobs_in_any_order_suspended_and_cancelled_at_random_sound_as_alon
                 suspended.append(name)
             elif name in suspended:
                 suspended.remove(name)
-    once = start()
-    once.ready()
     done = [name for name, said in seen.items() if isinstance(said[-1][0], Finished)]
     assert len(done) > 20
     assert all(
@@ -231,7 +256,7 @@ def test_forty_jobs_in_any_order_suspended_and_cancelled_at_random_sound_as_alon
         if name not in done
     )
     for name in done:
-        _, whole = once.speak(**jobs[name], options=options[name])
+        _, whole = one.speak(**jobs[name], options=options[name])
         assert (audio(seen[name]) if jobs[name].get("stream") else seen[name][-1][1]) == whole, jobs[name]
 
 
@@ -244,47 +269,47 @@ def test_forty_jobs_in_any_order_suspended_and_cancelled_at_random_sound_as_alon
     ],
 )
 def test_the_flight_recorder_names_those_that_may_have_killed_the_worker(
-    worker: WorkerUnderTest, options: dict[str, Any], stage: str, named: list[int]
+    doomed: WorkerUnderTest, options: dict[str, Any], stage: str, named: list[int]
 ) -> None:
-    begin(worker, options=TONE | options | {"after_segments": 1})
-    _, note = worker.until_dead()
+    begin(doomed, options=TONE | options | {"after_segments": 1})
+    _, note = doomed.until_dead()
     assert (note.stage, sorted(note.jobs)) == (stage, [f"0-{number}" for number in named])
 
 
-def test_a_worker_that_is_killed_while_it_waits_names_none(worker: WorkerUnderTest) -> None:
-    names = begin(worker, options={"seconds": 3_600, "rtf": 100.0})
-    worker.until_all_end(*(name for name in names if name != names[2]))
-    worker.moving()
-    worker.process.send_signal(signal.SIGKILL)
-    code, note = worker.until_dead()
+def test_a_worker_that_is_killed_while_it_waits_names_none(doomed: WorkerUnderTest) -> None:
+    doomed.start(options={"seconds": 3_600, "rtf": 100.0})
+    doomed.moving()
+    doomed.process.send_signal(signal.SIGKILL)
+    code, note = doomed.until_dead()
     assert code == -signal.SIGKILL and note.jobs == ()
 
 
 @pytest.mark.parametrize(("shared", "code"), [(False, "out_of_memory"), (True, "out_of_memory")])
 def test_memory_that_ran_out_is_told_with_the_jobs_that_were_in_the_step(
-    worker: WorkerUnderTest, shared: bool, code: str
+    doomed: WorkerUnderTest, shared: bool, code: str
 ) -> None:
-    names = begin(worker, options=TONE | {"fault": "oom", "after_segments": 1, "shared": shared})
-    while not isinstance((failed := worker.next()[0]), Failed):
+    names = begin(doomed, options=TONE | {"fault": "oom", "after_segments": 1, "shared": shared})
+    while not isinstance((failed := doomed.next()[0]), Failed):
         pass
     assert (failed.code, failed.fatal) == (code, True)
     assert (failed.job, failed.suspects) == (("", names) if shared else (names[2], []))
-    worker.expect(Bye)
-    assert worker.process.wait(DEADLINE_S) == exit_codes.OUT_OF_MEMORY
+    doomed.expect(Bye)
+    assert doomed.process.wait(DEADLINE_S) == exit_codes.OUT_OF_MEMORY
 
 
-def test_a_stopped_worker_finishes_all_it_has(worker: WorkerUnderTest) -> None:
-    names = begin(worker)
-    worker.send(StopWorker())
-    assert all(isinstance(said[-1][0], Finished) for said in worker.until_all_end(*names).values())
-    worker.expect(Bye)
-    assert worker.process.wait(DEADLINE_S) == exit_codes.STOPPED
+def test_a_stopped_worker_finishes_all_it_has(doomed: WorkerUnderTest) -> None:
+    names = begin(doomed)
+    doomed.send(StopWorker())
+    assert all(isinstance(said[-1][0], Finished) for said in doomed.until_all_end(*names).values())
+    doomed.expect(Bye)
+    assert doomed.process.wait(DEADLINE_S) == exit_codes.STOPPED
 
 
 def test_a_configuration_with_fewer_slots_than_the_engine_has_is_kept(start: Start) -> None:
     worker = start(engine_settings={"slots": SLOTS}, slots=2)
     assert worker.ready().slots == 2
-    ends = [said[-1][0] for said in worker.until_all_end(*begin(worker)).values()]
+    names = [worker.start(**of(number, options={})) for number in range(SLOTS)]
+    ends = [said[-1][0] for said in worker.until_all_end(*names).values()]
     assert all(isinstance(end, Finished) for end in ends)
 
 
@@ -293,7 +318,7 @@ def test_a_configuration_with_fewer_slots_than_the_engine_has_is_kept(start: Sta
 
 @pytest.mark.parametrize("audio_format", ["pcm_s16le", "wav", "mp3", "ogg", "flac"])
 def test_a_stream_goes_on_where_the_last_attempt_ended(worker: WorkerUnderTest, audio_format: str) -> None:
-    job = of("a", format=audio_format, speed=1.25, options=TONE | {"rtf": 0.0, "seconds": 4.0})
+    job = of(0, format=audio_format, speed=1.25, options=TONE | {"rtf": 0.0, "seconds": 4.0})
     end, seen = worker.until_end(worker.start(**job))
     chunks = [(message, body or b"") for message, body in seen if isinstance(message, AudioChunk)]
     whole = b"".join(body for _, body in chunks)
@@ -310,7 +335,7 @@ def test_a_stream_goes_on_where_the_last_attempt_ended(worker: WorkerUnderTest, 
 
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"size": 1 << 20}])
 def test_nothing_is_sent_of_a_stream_that_is_another_now(worker: WorkerUnderTest, changed: dict[str, Any]) -> None:
-    job = of("a", options=TONE | {"rtf": 0.0})
+    job = of(0, options=TONE | {"rtf": 0.0})
     _, seen = worker.until_end(worker.start(**job))
     first = next(message for message, _ in seen if isinstance(message, AudioChunk))
     replay = Replay(size=changed.pop("size", len(seen[0][1] or b"")), digest=first.digest, chunks=1)

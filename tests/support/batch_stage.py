@@ -16,14 +16,15 @@ STEP_S = 0.05
 class BatchStage:
     """A World whose worker has several slots, and shares the time of its engine among the jobs in them.
 
-    A character takes ``PACE_S`` of the engine's time. A text that begins with ``h`` is heavy: of each step it takes
+    A character takes ``PACE_S`` of the engine's time; with ``fixed_steps`` of the time that passes, as a step takes as
+    long for many as for one. A text that begins with ``h`` is heavy: of each step it takes
     three times the part of another, as one does whose voice costs more. A job that is to be suspended stops at the next
     step.
     """
 
     PACE_S = 0.01
 
-    def __init__(self, slots: int, **sections: Any) -> None:
+    def __init__(self, slots: int, *, fixed_steps: bool = False, **sections: Any) -> None:
         self.world = World(**sections)
         self.world.ready(slots=slots)
         self.jobs: dict[str, wire.SpeakJob] = {}
@@ -32,6 +33,8 @@ class BatchStage:
         #: The engine's time that each job took, and when it began first.
         self.work_s: dict[str, float] = {}
         self.began: dict[str, float] = {}
+        self._spoken_s: dict[str, float] = {}
+        self._fixed_steps = fixed_steps
         self._seen = 0
         self._steps = 0
 
@@ -47,12 +50,14 @@ class BatchStage:
         weights = {id: 3.0 if self.jobs[id].text.startswith("h") else 1.0 for id in self.running}
         for id, weight in weights.items():
             self.work_s[id] += STEP_S * weight / sum(weights.values())
+            self._spoken_s[id] = self._spoken_s.get(id, 0.0) + STEP_S
         self.world.pass_time(STEP_S)
         self._steps += 1
         if self._steps % 2 == 0 and self.running:
             beats = [wire.JobProgress(id, self._steps, None, self.work_s[id]) for id in self.running]
             self.world.say(wire.Beats(jobs=beats))
-        for id in [id for id in self.running if self.work_s[id] >= len(self.jobs[id].text) * self.PACE_S]:
+        spoken_s = self._spoken_s if self._fixed_steps else self.work_s
+        for id in [id for id in self.running if spoken_s[id] >= len(self.jobs[id].text) * self.PACE_S]:
             self.running.remove(id)
             self.world.finish(id, work_s=self.work_s[id], memory=MEMORY)
         self._listen()

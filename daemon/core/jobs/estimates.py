@@ -31,6 +31,8 @@ _SURE, _LAST, _AT_LEAST = 8, 20, 0.5
 _UNMEASURED_S = 0.05
 #: Characters; to begin with a text takes about as long as to speak these.
 _SHORT = 20
+#: The variance of the number of jobs side by side from which the effect of it shows.
+_SPREAD = 1.0
 #: No time is measured more exactly than this.
 _SHORTEST_S = 1e-4
 #: Estimates over which errors are counted, and the shortest wait that counts.
@@ -78,11 +80,46 @@ class _Line(Struct):
         return start + slope * x
 
 
+class Beside(Struct):
+    """How much longer a job takes beside others: a step of the engine costs a part once, and a part for each job.
+
+    A fit of ``time = alone * (1 + own * (load - 1))``, with ``own`` between 0 (a step takes as long for many as for
+    one) and 1 (jobs share what there is).
+    """
+
+    own: float = 1.0
+    w: float = 0.0
+    wx: float = 0.0
+    wy: float = 0.0
+    wxx: float = 0.0
+    wxy: float = 0.0
+
+    def at(self, load: float) -> float:
+        """By how much longer a job takes among ``load`` than alone."""
+        return 1.0 + self.own * (load - 1.0)
+
+    def learn(self, load: float, longer: float) -> None:
+        """One of ``load`` jobs took ``longer`` times as long as was expected of it alone."""
+        x = load - 1.0
+        self.w = _KEPT * self.w + 1.0
+        self.wx = _KEPT * self.wx + x
+        self.wy = _KEPT * self.wy + longer
+        self.wxx = _KEPT * self.wxx + x * x
+        self.wxy = _KEPT * self.wxy + x * longer
+        spread = self.w * self.wxx - self.wx * self.wx
+        # One load alone says nothing of others.
+        if spread > _SPREAD * self.w * self.w:
+            slope = (self.w * self.wxy - self.wx * self.wy) / spread
+            start = (self.wy - slope * self.wx) / self.w
+            self.own = min(1.0, max(0.0, slope / start)) if start > 0.0 else 1.0
+
+
 class Estimator:
     """Learns from jobs that are done, and says what to expect of others."""
 
     def __init__(self, removals: Removals | None = None) -> None:
         self._all = _Line()
+        self._beside = Beside()
         self._kinds: dict[tuple[str, ...], _Line] = {}
         self._of_client: SharedRows[tuple[str, ...]] = SharedRows()
         self._removals = removals or Removals()
@@ -91,11 +128,15 @@ class Estimator:
         #: How many estimates of waiting time could be compared with what came.
         self.compared = 0
 
-    def learn(self, job: Job, seconds: float) -> None:
-        """A job occupied a worker for ``seconds``."""
-        if not 0.0 <= seconds < math.inf:
+    def learn(self, job: Job, seconds: float, load: float = 1.0) -> None:
+        """A job took ``seconds`` in a worker, among ``load`` jobs that shared its time."""
+        if not (0.0 <= seconds < math.inf and 1.0 <= load < math.inf):
             return
         length, *kinds = _profile(job)
+        if self.trained:
+            line = self._best(kinds)
+            self._beside.learn(load, seconds / max(_SHORTEST_S, line.at(length)))
+        seconds /= self._beside.at(load)
         for line in (self._all, *(self._line(kind, job.client.key) for kind in kinds)):
             line.learn(length, seconds)
         average_s = seconds if self._average_s is None else self._average_s
@@ -127,11 +168,12 @@ class Estimator:
         """Whether anything was measured yet."""
         return self._all.count > 0
 
-    def expect_s(self, job: Job) -> float:
-        """Seconds that a job will occupy a worker."""
+    def expect_s(self, job: Job, load: int = 1) -> float:
+        """Seconds of a worker's time that a job will take, among ``load`` jobs that share it."""
         length, *kinds = _profile(job)
         line = self._best(kinds)
-        return max(_SHORTEST_S, line.at(length) if line.count else length * _UNMEASURED_S)
+        alone_s = line.at(length) if line.count else length * _UNMEASURED_S
+        return max(_SHORTEST_S, alone_s * self._beside.at(load) / load)
 
     def least_s(self, job: Job) -> float:
         """Seconds that a job takes at the very least; 0 where too little was measured to say so."""

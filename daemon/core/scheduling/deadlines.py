@@ -15,8 +15,8 @@ _NOTABLE_S = 1.0
 def enqueue(state: State, job: Job) -> None:
     """Put an accepted job into the queue; it may be started from now on."""
     context = state.context
-    job.account.cost_s = state.estimator.expect_s(job)
     job.account.load = state.pool.engine.slots if state.pool.engine else 1
+    job.account.cost_s = state.estimator.expect_s(job, job.account.load)
     state.queue.push(job)
     context.stir()
     if job.deadline_at is not None:

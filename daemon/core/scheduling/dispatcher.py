@@ -103,7 +103,8 @@ class Dispatcher:
             return
         self._alone_since = now if self._alone_since is None else self._alone_since
         coming = any(worker.state in _COMING and not worker.process.stuck for worker in pool.workers.values())
-        if (not coming or now >= self._alone_since + _ALONE_WAITS_S) and (soonest := pool.soonest_vacant()):
+        late = now >= self._alone_since + _ALONE_WAITS_S
+        if (late or not coming) and (soonest := pool.soonest_vacant(late=late)):
             pool.reserved = soonest.name
 
     def _next(self, *, batch: bool | None = None) -> Job | None:

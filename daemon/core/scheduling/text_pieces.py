@@ -131,7 +131,7 @@ class TextPieces:
         text = job.request.text[attempt.sent : pieces.ready]
         if not text and not pieces.complete:
             return
-        job.account.cost_s = self._state.estimator.expect_s(job)
+        job.account.cost_s = self._state.estimator.expect_s(job, job.account.load)
         # No code that can raise stands between the message and what is known of it.
         self._context.effects.append(Tell(worker.incarnation, AddText(job=job.id, text=text, last=pieces.complete)))
         attempt.sent = max(attempt.sent, pieces.ready)

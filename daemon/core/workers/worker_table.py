@@ -79,10 +79,15 @@ class WorkerTable:
         found = [w for w in self.workers.values() if w.serving and not w.process.at_hand and not w.process.may_resume]
         return min(found, key=lambda worker: worker.process.replace_reason is not None, default=None)
 
-    def soonest_vacant(self) -> Worker | None:
-        """The worker that has the fewest jobs at hand."""
-        serving = [worker for worker in self.workers.values() if worker.serving]
-        return min(serving, key=lambda worker: len(worker.process.at_hand), default=None)
+    def soonest_vacant(self, *, late: bool) -> Worker | None:
+        """The worker that would have nothing at hand first, if it took no more jobs: the one with the fewest.
+
+        Not one that has a job which runs alone: that ends before it takes another. Nor one with suspended jobs, before
+        it is ``late``: they take turns with others there.
+        """
+        found = [worker for worker in self.workers.values() if worker.serving and not worker.process.alone]
+        found = [w for w in found if late or len(w.process.suspended) == len(w.process.without_text)]
+        return min(found, key=lambda worker: len(worker.process.at_hand), default=None)
 
     def fresh(self) -> Worker | None:
         """A ready worker whose process has had no job yet."""
