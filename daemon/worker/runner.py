@@ -108,14 +108,19 @@ class JobRunner:
         Returns the exit code with which the process must end, or 0. Raises WorkerProtocolError.
         """
         self._warmup_text = warmup_text
+        woken = False
         while True:
             self._pulse.read()
             if self._marked or self._queue:
                 self._settle()
             if self._code or self._stopped or self._connection.terminated:
                 break
-            if (idle_s := self._engine.idle_s()) != 0:
+            if not woken and (idle_s := self._engine.idle_s()) != 0:
                 self._wait(idle_s)
+                # The next step is for what has come, or for what the engine waited for.
+                woken = True
+                continue
+            woken = False
             self._step()
             if self._active:
                 self._pulse.beat()

@@ -86,8 +86,7 @@ class _Job(Handle):
     def wait(self, seconds: float) -> Iterator[float]:
         """Be busy for ``seconds``."""
         self.due += seconds
-        if seconds > 0:
-            yield self.due
+        yield self.due
 
 
 class FaultEngine(BatchEngine):
@@ -357,7 +356,8 @@ def _tones(job: _Job, pitch: tuple[float, float], span: range, segment: int, seg
     rate, position, end = job.utterance.sample_rate, span.start, span.stop
     while True:
         count = min(round(_PIECE_S * rate), end - position)
-        yield from job.wait(job.options.rtf * count / rate)
+        if job.options.rtf:
+            yield from job.wait(job.options.rtf * count / rate)
         samples = np.full(count, np.nan, np.float32) if job.broken else _tone(*pitch, position, count, rate)
         position += count
         yield Piece(samples, segment, segments, position == end)
