@@ -265,7 +265,7 @@ def shared_step(rig: Rig, *_: int) -> dict[str, Any]:
             raise RuntimeError("CUDA out of memory, perhaps" if calls % 20 else "a fault")
         return step(*given)
 
-    engine._llm._llama.step = fails_once  # type: ignore[method-assign]
+    engine._llm._llama.step = fails_once  # type: ignore[method-assign, assignment]
     takes = rig.run([Take(one) for one in utterances])
     assert calls > 20 and [one.error for one in takes] == [None] * 3
     assert all(np.array_equal(one.audio, own) for one, own in zip(takes, alone, strict=True))
@@ -276,7 +276,7 @@ def shared_step(rig: Rig, *_: int) -> dict[str, Any]:
             raise RuntimeError("a fault")
         return step(*given)
 
-    engine._llm._llama.step = fails_in_company  # type: ignore[method-assign]
+    engine._llm._llama.step = fails_in_company  # type: ignore[method-assign, assignment]
     try:
         rig.run([Take(one) for one in utterances])
     except SharedStepError as error:
