@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections import deque
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
@@ -16,7 +15,6 @@ from glmtts.protocol.worker import (
     Checked,
     Finished,
     JobProgress,
-    Memory,
     ResumeJob,
     SpeakJob,
     StopWorker,
@@ -28,19 +26,18 @@ from glmtts.protocol.worker import (
     WorkerProtocolError,
 )
 
-from .. import malloc
 from ..engines.base import BatchEngine, Broken, Ended, Handle, Piece, SharedStepError, Spoken, Utterance
-from ..gpu.process_tree import ProcessTree
 from ..storage import outputs
-from . import audio, log
+from . import log
 from .connection import SupervisorConnection
 from .failures import exit_code, failed
 from .helper import Helper
 from .job import Job
+from .maintenance import Maintenance
 from .preparation import Preparation
 from .progress import JobCancelledError, Pulse
-from .sinks import Chunk, deliver, describe
-from .speech import Speech
+from .sinks import Chunk, deliver
+from .speech import Speech, finished_before
 
 if TYPE_CHECKING:
     from ..confinement import Confinement
@@ -76,13 +73,13 @@ class JobRunner:
         self._confined = confined
         self._connection = connection
         self.slots = min(engine.slots, slots or engine.slots)
-        self._default_rate = default_sample_rate
         self._preparation = Preparation(
             engine,
             default_rate=default_sample_rate,
             recording_min_s=recording_min_s,
             recording_max_s=recording_max_s,
         )
+        self.maintenance = Maintenance(engine, self._preparation, default_sample_rate)
         self._pulse = Pulse(connection, self._take, self._progress)
         self._helper = Helper()
         self._note_to = record
@@ -98,7 +95,6 @@ class JobRunner:
         self._warmup_text = ""
         self._stopped = False
         self._code = 0
-        self._tree = ProcessTree()
 
     # --- the loop
 
@@ -178,7 +174,7 @@ class JobRunner:
             error = error.__cause__ if isinstance(error.__cause__, Exception) else error
         only = jobs[0] if len(jobs) == 1 else ""
         message = failed(only, error)
-        message.fatal, message.memory = True, self.memory()
+        message.fatal, message.memory = True, self.maintenance.memory()
         message.suspects = [] if only else jobs
         self._connection.send(message)
         self._code = exit_code(message)
@@ -283,12 +279,11 @@ class JobRunner:
                 self._active[task.id] = task
                 self._attempt(task, self._resume if task.suspended else self._begin, task)
             case Check():
-                self._check(task.check)
+                problem, self._code = self.maintenance.check(self._warmup_text)
+                self._connection.send(Checked(check=task.check, problem=problem))
             case Trim():
-                self._engine.trim()
-                gc.collect()
-                malloc.trim()
-                self._connection.send(Trimmed(memory=self.memory()))
+                self.maintenance.trim()
+                self._connection.send(Trimmed(memory=self.maintenance.memory()))
             case StopWorker():
                 self._stopped = True
         return True
@@ -310,7 +305,9 @@ class JobRunner:
             earlier = outputs.delivered(Path(message.output), job.id)
             if earlier is not None:
                 self._leave(job)
-                self._connection.send(self._delivered(job, earlier, rate))
+                voice = message.voice or ("" if job.body is not None else self._preparation.voice(None) or "")
+                memory = self.maintenance.memory()
+                self._connection.send(finished_before(message, earlier, rate=rate, voice=voice, memory=memory))
                 return
             outputs.check_absent(Path(message.output))
         has_recording = job.body is not None or message.recording is not None
@@ -363,7 +360,7 @@ class JobRunner:
         def finished(made: tuple[list[Chunk], bytes | None]) -> None:
             chunks, file = made
             self._send(chunks)
-            message = speech.finished(self.memory(), job.work_s)
+            message = speech.finished(self.maintenance.memory(), job.work_s)
             if file is None:
                 self._finish(job, message, None)
                 return
@@ -394,7 +391,9 @@ class JobRunner:
         job.speech.stop_clock()
         del self._active[job.id], self._marked[job.id]
         taken = job.feed.taken if job.feed else 0
-        self._connection.send(Suspended(job=job.id, memory=self.memory(), waits=waits, texts=taken, work_s=job.work_s))
+        self._connection.send(
+            Suspended(job=job.id, memory=self.maintenance.memory(), waits=waits, texts=taken, work_s=job.work_s)
+        )
 
     def _resume(self, job: Job) -> None:
         assert job.speech is not None and job.handle is not None
@@ -450,7 +449,7 @@ class JobRunner:
                 log.report(other, job.id)
         if isinstance(error, JobCancelledError):
             self._connection.drop_audio(job.id)
-        message.work_s, message.memory = job.work_s, self.memory()
+        message.work_s, message.memory = job.work_s, self.maintenance.memory()
         self._leave(job)
         self._connection.send(message)
         self._code = self._code or code
@@ -464,41 +463,7 @@ class JobRunner:
         # They know the job, too: without them it is freed at once, with its audio.
         job.handle = job.speech = None
 
-    # --- the engine as a whole
-
-    def warm_up(self, text: str) -> None:
-        """Speak ``text`` and discard it, at the rate that jobs have, so that the first job finds everything loaded.
-
-        No other job may be running.
-        """
-        if not text:
-            return
-        utterance = self._preparation.warm_up(text)
-        native, rate = utterance.sample_rate, self._default_rate
-        resampler = None if native == rate else audio.Resampler(native, rate)
-        for piece in self._engine.synthesize(utterance):
-            if resampler:
-                resampler.add(piece.samples)
-
-    def _check(self, check: str) -> None:
-        """Speak the warm-up sentence, and report whether that worked."""
-        problem = ""
-        try:
-            self.warm_up(self._warmup_text)
-        except Exception as error:
-            message = failed("", error)
-            problem, self._code = message.message, exit_code(message)
-        self._connection.send(Checked(check=check, problem=problem))
-
-    def memory(self) -> Memory:
-        """The memory of the process and of its engine now."""
-        figures = self._engine.memory()
-        return Memory(
-            rss=self._tree.rss(),
-            torch_allocated=figures.torch_allocated,
-            torch_reserved=figures.torch_reserved,
-            settled=self._engine.settled,
-        )
+    # --- notes and progress
 
     def _note(self, stage: str, jobs: Collection[str] = ()) -> None:
         """Note a stage and its jobs for the flight recorder. The helper's jobs may be to blame, too."""
@@ -512,22 +477,3 @@ class JobRunner:
             for job in self._active.values()
             if job.handle is not None
         ]
-
-    def _delivered(self, job: Job, file: bytes, rate: int) -> Finished:
-        """The end of a job whose output an earlier attempt wrote before its worker died."""
-        message = job.message
-        finished = Finished(
-            job=job.id,
-            sample_rate=rate,
-            audio_s=audio.duration_s(file, message.format, rate),
-            synthesis_s=0.0,
-            first_audio_s=0.0,
-            voice=message.voice or ("" if job.body is not None else self._preparation.voice(None) or ""),
-            sha256="",
-            chunks=0,
-            bytes=0,
-            path=message.output,
-            memory=self.memory(),
-        )
-        describe(finished, file)
-        return finished

@@ -9,7 +9,7 @@ from glmtts.protocol.worker import Finished, Memory, SegmentDone, SpeakJob
 
 from ..engines.base import EngineError, Piece, Utterance
 from . import audio, log
-from .sinks import Chunk, FileSink, StreamSink
+from .sinks import Chunk, FileSink, StreamSink, describe
 from .speed import TimeStretcher
 
 #: The power of -100 dB: engines say nothing with exact zeros, where they have no reading for what is written.
@@ -125,3 +125,22 @@ class Speech:
 
     def _spent(self) -> float:
         return self._spent_s + time.perf_counter() - self._since
+
+
+def finished_before(job: SpeakJob, file: bytes, *, rate: int, voice: str, memory: Memory) -> Finished:
+    """The end of a job whose output an earlier attempt wrote before its worker died. ``rate``: of ``file``, in Hz."""
+    finished = Finished(
+        job=job.job,
+        sample_rate=rate,
+        audio_s=audio.duration_s(file, job.format, rate),
+        synthesis_s=0.0,
+        first_audio_s=0.0,
+        voice=voice,
+        sha256="",
+        chunks=0,
+        bytes=0,
+        path=job.output,
+        memory=memory,
+    )
+    describe(finished, file)
+    return finished
