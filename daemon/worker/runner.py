@@ -1,4 +1,4 @@
-"""The worker's loop: reads the wire, has the engine do a step, and sends what came of it; for all jobs at once."""
+"""The worker's loop: it reads messages, has the engine do a step, and sends the results, for all jobs at once."""
 
 from __future__ import annotations
 
@@ -86,11 +86,11 @@ class JobRunner:
         if record is not None:
             engine.record = self._note
         self._jobs: dict[str, Job] = {}
-        #: Those that have a slot, and those with a mark that was not acted on.
+        #: Jobs that have a slot, and jobs with a mark that was not acted on yet.
         self._active: dict[str, Job] = {}
         self._marked: dict[str, Job] = {}
         self._by_handle: dict[Handle, Job] = {}
-        #: What waits for its turn: jobs for a slot.
+        #: Messages and jobs that wait for their turn; a job waits for a slot.
         self._queue: deque[Job | Check | Trim | StopWorker] = deque()
         self._warmup_text = ""
         self._stopped = False
@@ -99,7 +99,7 @@ class JobRunner:
     # --- the loop
 
     def run(self, warmup_text: str) -> int:
-        """Speak until the supervisor says stop, or SIGTERM comes. ``warmup_text``: of checks.
+        """Speak until the supervisor sends ``stop``, or SIGTERM comes. ``warmup_text``: the sentence for checks.
 
         Returns the exit code with which the process must end, or 0. Raises WorkerProtocolError.
         """
@@ -113,7 +113,7 @@ class JobRunner:
                 break
             if not woken and (idle_s := self._engine.idle_s()) != 0:
                 self._wait(idle_s)
-                # The next step is for what has come, or for what the engine waited for.
+                # A step follows each wait: a message has come, or the engine's work is done.
                 woken = True
                 continue
             woken = False
@@ -145,13 +145,13 @@ class JobRunner:
         if not events:
             return
         if self.slots > 1:
-            # None of the jobs is to blame for what happens from now on.
+            # From here to the next note, no job is to blame if the process dies.
             self._note("send")
         for event in events:
             if not isinstance(event, Spoken) and (job := self._by_handle.get(event.handle)):
                 job.over = True
         for event in events:
-            # It may have ended by an error of what came before.
+            # An error in an earlier event may have ended the job.
             if (job := self._by_handle.get(event.handle)) is None:
                 continue
             match event:
@@ -167,7 +167,7 @@ class JobRunner:
                 self._hold(job)
 
     def _step_failed(self, error: Exception) -> None:
-        """A step failed in which several jobs may have been: one of them may have caused it, and all end with it."""
+        """Report a step that failed, and end the process. The step's jobs are suspects, unless there was only one."""
         jobs = [job.id for job in self._by_handle.values() if not (job.over or job.suspended or job.held)]
         if isinstance(error, SharedStepError):
             jobs = error.jobs
@@ -215,14 +215,14 @@ class JobRunner:
         return not (job.cancelled or self._connection.terminated)
 
     def _is_unwanted(self, job: Job) -> bool:
-        """For the engine, in the middle of a step."""
+        """Read new messages, and return whether the job is cancelled; for an engine in the middle of a step."""
         self._pulse.look()
         return not self._wanted(job)
 
     # --- between two steps
 
     def _settle(self) -> None:
-        """Act on the marks, and begin what has its turn."""
+        """Act on the marks, and begin the jobs and messages whose turn has come."""
         if self._connection.terminated:
             return
         for job in list(self._marked.values()):
@@ -252,7 +252,7 @@ class JobRunner:
             del self._marked[job.id]
 
     def _is_ahead(self, job: Job) -> bool:
-        """Whether more was made of its audio than can be encoded or sent now."""
+        """Whether the job has more audio than can be encoded or sent now."""
         return job.pending > _AHEAD or self._connection.has_unsent(job.id)
 
     def _hold(self, job: Job) -> None:
@@ -354,7 +354,7 @@ class JobRunner:
             raise JobCancelledError
         speech, handle = job.speech, job.handle
         assert speech is not None and handle is not None
-        # It has no further step.
+        # The engine has no further step for the job.
         del self._by_handle[handle]
 
         def finished(made: tuple[list[Chunk], bytes | None]) -> None:
@@ -410,9 +410,10 @@ class JobRunner:
     # --- work and errors
 
     def _do(self, job: Job, work: Callable[[], T], then: Callable[[T], None], *, is_work: bool) -> None:
-        """Do a part of the work for a job, and go on with what it made. ``is_work``: it takes milliseconds.
+        """Do ``work`` for a job, and call ``then`` with its result.
 
-        With a single slot nothing else could be done meanwhile. Raises what ``work`` and ``then`` raise.
+        ``is_work``: it takes milliseconds, so a helper thread does it; with a single slot this thread does, as it has
+        no other job. Raises the exceptions of ``work`` and ``then``.
         """
         if not is_work or self.slots == 1:
             then(work())
@@ -421,14 +422,14 @@ class JobRunner:
 
         def done(future: Future[T]) -> None:
             job.pending -= 1
-            # It may have ended.
+            # The job may have ended meanwhile.
             if self._jobs.get(job.id) is job:
                 self._attempt(job, lambda: then(future.result()))
 
         self._helper.submit(job.id, work, done)
 
     def _attempt(self, job: Job, work: Callable[..., None], *given: Any) -> None:
-        """Do something for a job, which an error ends."""
+        """Do ``work`` for a job; an exception ends the job."""
         try:
             work(*given)
         except WorkerProtocolError:
@@ -437,9 +438,9 @@ class JobRunner:
             self._fail(job, error)
 
     def _fail(self, job: Job, error: Exception) -> None:
-        """End a job that can't go on, or is not wanted."""
+        """End a job that failed or was cancelled."""
         message = failed(job.id, error, terminated=self._connection.terminated)
-        # A broken engine may hang.
+        # A broken engine could hang in ``cancel``.
         code = exit_code(message)
         if not code and job.handle is not None and not job.over:
             try:
@@ -455,18 +456,18 @@ class JobRunner:
         self._code = self._code or code
 
     def _leave(self, job: Job) -> None:
-        """The job has ended."""
+        """Forget a job that has ended."""
         for jobs in (self._jobs, self._active, self._marked):
             jobs.pop(job.id, None)
         if job.handle is not None:
             self._by_handle.pop(job.handle, None)
-        # They know the job, too: without them it is freed at once, with its audio.
+        # Both refer back to the job: without the cycle, it is freed at once with its audio.
         job.handle = job.speech = None
 
     # --- notes and progress
 
     def _note(self, stage: str, jobs: Collection[str] = ()) -> None:
-        """Note a stage and its jobs for the flight recorder. The helper's jobs may be to blame, too."""
+        """Note a stage for the flight recorder, with its jobs and those in helper threads: any may be to blame."""
         if self._note_to is not None:
             helped = [job.id for job in self._active.values() if job.pending] if self.slots > 1 else []
             self._note_to(stage, (*jobs, *helped))

@@ -1,8 +1,8 @@
 """Speech tokens for many texts at once: each has a row of the language model, and joins and leaves it at any step.
 
-All rows are computed in every step, whether they are used or not, so that one shape does for everything: then a row's
-numbers are the same bit by bit, whatever the other rows hold. A suspended text keeps its row, as what is in the cache
-is computed again only up to rounding; so there are some rows more than texts that have steps at the same time.
+All rows are computed in every step, whether they are used or not. So all steps have one shape, and a row's numbers are
+the same bit by bit, whatever the other rows hold. A suspended text keeps its row, because its part of the cache could
+be computed again only up to rounding; so there are some rows more than texts that have steps at the same time.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from .device import PLACES
 from .llama import Llama
 from .sampling import Audio, Draws, draw
 
-#: A step looks at so many places of all rows; the fewest that do.
+#: The numbers of places of each row that a step can read; it takes the smallest that covers all rows.
 _REACHES = (256, 512, 1_024, 1_536, PLACES)
-#: A prompt is taken in by so many tokens between two steps, for which the others wait.
+#: The most tokens of a prompt that are taken in between two steps; the other jobs wait for that.
 _MOST_AT_ONCE = 256
 
 
 @dataclass(eq=False, slots=True)
 class Reading:
-    """One segment in the language model. ``ids``: its prompt; ``most``: so many tokens at most are drawn.
+    """One segment in the language model. ``ids``: its prompt; ``most``: the limit of its tokens.
 
     It is over when ``ended`` or ``error`` is set; ``draws.tokens`` has what was drawn, in the model's numbers.
     """
@@ -40,7 +40,7 @@ class Reading:
     draws: Draws
     most: int
     held: bool = False
-    #: The most was reached, and the model had not ended it.
+    #: Whether ``most`` was reached before the model ended the segment.
     cut_off: bool = False
     ended: bool = False
     error: Exception | None = None
@@ -63,7 +63,7 @@ def fit(prompt: int, most: int) -> int:
 
 @dataclass(slots=True)
 class _Inputs:
-    """What a step reads: at fixed addresses, as a captured step finds it nowhere else."""
+    """The inputs of a step, at fixed addresses, because a captured step reads them only there."""
 
     last: Any
     at: Any
@@ -78,9 +78,9 @@ class BatchedLlm:
         self.audio = Audio(llm.ats, llm.ate, llm.eoa)
         self._warn = warn
         self._rows: list[Reading | None] = [None] * rows
-        #: Rows that may hold numbers that are none, of a reading that failed or was dropped.
+        #: Rows that may hold NaN, from a reading that failed or was dropped.
         self._unclean: set[int] = set()
-        #: Those whose prompt is not taken in yet, the first first.
+        #: Readings whose prompt is not taken in yet, in order.
         self._joining: deque[Reading] = deque()
         zeros = torch.zeros(rows, dtype=torch.long, device=self._llama.device)
         self._inputs = _Inputs(zeros, zeros.clone())
@@ -96,16 +96,16 @@ class BatchedLlm:
 
     @property
     def joining(self) -> Reading | None:
-        """The one that :meth:`take_in` goes on with."""
+        """The reading that is next for :meth:`take_in`."""
         return next((one for one in self._joining if not one.held), None)
 
     @property
     def live(self) -> list[Reading]:
-        """Those that a step draws a token for."""
+        """The readings that a step draws a token for."""
         return [one for one in self._rows if one is not None and one.taken_in == len(one.ids) and not one.held]
 
     def join(self, reading: Reading) -> None:
-        """Give it a free row."""
+        """Give a reading a free row."""
         reading.row = self._rows.index(None)
         self._rows[reading.row] = reading
         if reading.row in self._unclean:
@@ -114,7 +114,7 @@ class BatchedLlm:
         self._joining.append(reading)
 
     def leave(self, reading: Reading) -> None:
-        """Drop it, and free its row."""
+        """Drop a reading, and free its row."""
         if reading in self._joining:
             self._joining.remove(reading)
         if reading.row >= 0:
@@ -124,9 +124,9 @@ class BatchedLlm:
             reading.row = -1
 
     def take_in(self, reading: Reading) -> None:
-        """Take in the next part of its prompt; with the last part, its first token is drawn.
+        """Take in the next part of its prompt; after the last part, draw its first token.
 
-        Raises what the model raises, after which only this one has to leave.
+        Raises the model's exceptions, after which only this reading has to leave.
         """
         begin = reading.taken_in
         ids = reading.ids[begin : begin + _MOST_AT_ONCE]
@@ -139,14 +139,13 @@ class BatchedLlm:
             reading.taken_in += len(ids)
             self._draw(logits, [reading])
 
-    def step(self) -> list[Reading]:
-        """Draw a token for all that are live, which are returned. Raises SharedStepError."""
+    def step(self) -> None:
+        """Draw a token for all live readings. Raises SharedStepError."""
         live = self.live
         if live:
             with torch.inference_mode():
                 logits = self._step(live)
                 self._draw(logits[[one.row for one in live]], live)
-        return live
 
     def _step(self, live: list[Reading]) -> Tensor:
         try:
@@ -158,7 +157,7 @@ class BatchedLlm:
             self._warn(f"a step of {len(live)} jobs failed, and is repeated: {type(error).__name__}")
             torch_memory.trim()
         try:
-            # It writes into the cache what the first attempt may have written.
+            # It writes the same values into the cache as the first attempt.
             return self._logits(live)
         except Exception as error:
             raise SharedStepError([one.job for one in live], error) from error
@@ -169,10 +168,10 @@ class BatchedLlm:
             if reading is None:
                 continue
             if reading.taken_in < len(reading.ids):
-                # What the step writes there is written over by the next part of the prompt.
+                # The next part of the prompt overwrites the values that the step writes there.
                 at[row] = reading.taken_in
             else:
-                # For one that is held, the step writes what its own next step will write.
+                # For a held reading, the step writes the same values as its own next step will.
                 last[row] = reading.draws.tokens[-1]
                 at[row] = len(reading.ids) + len(reading.draws.tokens) - 1
         reach = next(reach for reach in _REACHES if reach > max(at[one.row] for one in live))
@@ -189,13 +188,13 @@ class BatchedLlm:
     def _capture(self, reach: int) -> None:
         """Record the launches of a step, which then cost one. If that fails, steps are launched as on a CPU."""
         try:
-            # It was not run on a GPU yet.
-            aside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                # So that libraries have made what they make with their first call.
+            # This was not run on a GPU yet.
+            other_stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            other_stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(other_stream):
+                # The first call initialises the libraries, which can't be captured.
                 self._llama.step(self._inputs.last, self._inputs.at, reach)
-            torch.cuda.current_stream().wait_stream(aside)
+            torch.cuda.current_stream().wait_stream(other_stream)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 logits = self._llama.step(self._inputs.last, self._inputs.at, reach)
