@@ -115,7 +115,7 @@ class Fairness:
 
     def _look(self, pairs: list[tuple[_Flow, _Flow]]) -> None:
         before, self._windows = self._windows, {}
-        if self._queue.wants_alone or any(job.alone for job in self._running):
+        if self._queue.wants_alone or any(job.alone for job, *_ in self._running):
             return  # those that run alone come before all others
         # Also where one has a job that runs alone: others of its client come behind it at once.
         processes = [worker.process for worker in self._pool.workers.values()]
