@@ -232,6 +232,18 @@ def test_the_batch_job_with_the_longest_way_to_go_gives_way() -> None:
     assert [len(stage.jobs[id].text) for id in stage.suspended] == [6_000]
 
 
+def test_no_urgent_job_lies_ready_behind_others_however_brief_jobs_were() -> None:
+    stage = BatchStage(8, queue={"interactive_workers": 0})
+    for _ in range(5):
+        stage.world.finish(stage.world.job(stage.ask("w", durable=False)), synthesis_s=1e-4, work_s=1e-5)
+        stage.running.clear()
+    for _ in range(8):
+        stage.ask("b" * 10, "bob", priority="batch", durable=False)
+    assert stage.world.machine.state.estimator.brief
+    stage.ask("i" * 10)
+    assert len(stage.world.messages(wire.SuspendJob)) == 1
+
+
 def test_nothing_is_suspended_while_a_slot_is_free() -> None:
     stage = BatchStage(8, queue={"interactive_workers": 0})
     chapters(stage, 7)

@@ -126,7 +126,7 @@ class Rig:
     def alone(self, utterance: Utterance) -> Any:
         (one,) = self.run([Take(utterance)])
         assert one.error is None, one.error
-        assert one.handle is not None and one.handle.done > 20 and one.handle.work_s > 0
+        assert one.handle is not None and one.handle.done > 12 and one.handle.work_s > 0
         return one.audio
 
     def by_upstream(self, utterances: list[Utterance]) -> list[Any]:
@@ -258,21 +258,25 @@ def shared_step(rig: Rig, *_: int) -> dict[str, Any]:
     step = engine._llm._llama.step
     calls = 0
 
-    def failing(times: int) -> Callable[..., Any]:
-        def fails(*given: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls % 10 in range(times):
-                raise RuntimeError("CUDA out of memory, perhaps" if calls % 2 else "a fault")
-            return step(*given)
+    def fails_once(*given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls % 10 == 0:
+            raise RuntimeError("CUDA out of memory, perhaps" if calls % 20 else "a fault")
+        return step(*given)
 
-        return fails
-
-    engine._llm._llama.step = failing(1)  # type: ignore[method-assign]
+    engine._llm._llama.step = fails_once  # type: ignore[method-assign, assignment]
     takes = rig.run([Take(one) for one in utterances])
     assert calls > 20 and [one.error for one in takes] == [None] * 3
     assert all(np.array_equal(one.audio, own) for one, own in zip(takes, alone, strict=True))
-    engine._llm._llama.step = failing(2)  # type: ignore[method-assign]
+
+    def fails_in_company(*given: Any) -> Any:
+        # A slow front end may let one job begin long before the others.
+        if len(engine._llm.live) > 1:
+            raise RuntimeError("a fault")
+        return step(*given)
+
+    engine._llm._llama.step = fails_in_company  # type: ignore[method-assign, assignment]
     try:
         rig.run([Take(one) for one in utterances])
     except SharedStepError as error:

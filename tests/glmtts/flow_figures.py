@@ -183,7 +183,7 @@ class Figures:
             heard[int(reference.digest)] += 1
             return self.voice(20)
 
-        cache._extract = extract  # type: ignore[method-assign]
+        cache._extract = extract  # type: ignore[method-assign, assignment]
         for turn in range(9):
             reference = Reference(np.zeros(1, np.float32), RATES[0], "", str(turn % 3))
             voice = cache.features(reference, "", RATES[0], lambda: None)

@@ -262,7 +262,10 @@ def test_a_front_end_that_can_not_be_started_again_ends_its_worker(make: Make, t
     front_end = make(dictionary=str(dictionary))
     read(front_end, SHORT)
     dictionary.write_text("[]\n", encoding="utf-8")
-    os.kill(max(children(os.getpid())), signal.SIGKILL)
+    template = max(children(os.getpid()))
+    lost = [template, *children(template)]
+    os.kill(template, signal.SIGKILL)
+    until(lambda: all(map(is_gone, lost)))
     pending = front_end.ask(SHORT, use_phoneme=False)
     front_end.wait(lambda: pending.ended, lambda: None)
     assert pending.error is not None and pending.error.fatal and f"{dictionary}:1" in pending.error.message

@@ -101,7 +101,7 @@ def test_no_client_s_text_is_in_the_log_however_its_job_failed(daemon: Daemon) -
         json.dumps([daemon.status(), daemon.workers(), daemon.control("health", deep=True)]),
     ]
     # The place of each error is in the log, though its message is not.
-    daemon.until_logged("KeyError, raised at daemon/engines/fault/engine.py:", "message may quote the text")
+    daemon.until_logged("KeyError, raised at daemon/engines/fault/faults.py:", "message may quote the text")
     assert not [line for text in (daemon.log(), *shown) for line in text.splitlines() if MARKED in line]
 
 

@@ -38,6 +38,8 @@ class _Window:
     second: float
     longest: tuple[float, float] = (0.0, 0.0)
     workers: int = 0
+    #: What the two had been served of jobs that run alone.
+    alone: float = 0.0
 
 
 class Fairness:
@@ -50,8 +52,9 @@ class Fairness:
         self._pool = machine.state.pool
         self._live = machine.state.job_table.live
         self._weights: dict[str, float] = {}
-        #: Seconds that workers have worked for each.
+        #: Seconds that workers have worked for each, and those at jobs that run alone, which come before all others.
         self._served: dict[_Flow, float] = {}
+        self._alone: dict[_Flow, float] = {}
         self._windows: dict[tuple[_Flow, _Flow], _Window] = {}
         self._now = world.clocks.core_now
         #: Jobs at work, and how many share the time of their worker.
@@ -77,6 +80,8 @@ class Fairness:
             long_s = max(job.account.cost_s, job.attempt.work_s(now), job.account.charged_s)
             for flow in ((job.request.priority, ""), (job.request.priority, job.client.key)):
                 served[flow] = served.get(flow, 0.0) + passed_s / load
+                if job.alone:
+                    self._alone[flow] = self._alone.get(flow, 0.0) + passed_s / load
                 recent = self._recent.setdefault(flow, {})
                 recent[job.id] = max(recent.get(job.id, 0.0), long_s)
                 if len(recent) > _RECENT:
@@ -122,9 +127,10 @@ class Fairness:
         places = sum(process.ready.slots if process.ready else 1 for process in processes)
         for pair in pairs:
             first, second = (self._served.get(flow, 0.0) / self._weight(flow) for flow in pair)
+            alone = sum(self._alone.get(flow, 0.0) / self._weight(flow) for flow in pair)
             window = before.get(pair)
             if window is None:
-                window = _Window(first, second)
+                window = _Window(first, second, alone=alone)
             self._windows[pair] = window
             lengths = zip(window.longest, pair, strict=True)
             window.longest = tuple(max(length, self._longest(flow)) for length, flow in lengths)  # type: ignore[assignment]
@@ -133,7 +139,7 @@ class Fairness:
             each = window.workers + 1 + (AHEAD if self._world.scene.brief else 0)
             by_weight = (length / self._weight(flow) for length, flow in zip(window.longest, pair, strict=True))
             ahead_s = 0.0 if pair[0][1] else abs(self._handicap(pair[0]) - self._handicap(pair[1]))
-            bound = each * sum(by_weight) + ahead_s + 0.1
+            bound = each * sum(by_weight) + ahead_s + alone - window.alone + 0.1
             must(
                 Rule.FAIR,
                 apart <= bound,

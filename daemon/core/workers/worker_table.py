@@ -38,8 +38,8 @@ class WorkerTable:
         A worker with a suspended job and a free slot is not free: the dispatcher decides whether that job resumes.
 
         Args:
-            brief: Jobs take no longer than handing them over does. Then jobs may lie ready in the only worker, so that
-                it need not wait for each: no other worker could begin them earlier.
+            brief: Jobs take no longer than handing them over does. Then jobs may lie ready in the only worker, if it
+                has one slot, so that it need not wait for each: no other worker could begin them earlier.
         """
         if len(self.workers) == 1:
             (worker,) = self.workers.values()
@@ -50,7 +50,7 @@ class WorkerTable:
             process = worker.process
             if worker.state is not WorkerState.BUSY or process.may_resume:
                 return None
-            ahead = brief and not (process.suspended or process.to_suspend or process.alone)
+            ahead = brief and not (process.suspended or process.to_suspend or process.alone or process.shares)
             room = process.slots + (AHEAD if ahead else 0)
             return worker if len(process.jobs) - len(process.suspended) < room else None
         found = None

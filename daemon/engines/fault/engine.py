@@ -277,7 +277,9 @@ class FaultEngine(BatchEngine):
             return
         match options.fault:
             case "sleep":
-                yield from job.wait(5.0 if options.seconds is None else options.seconds)
+                asleep_s = 5.0 if options.seconds is None else options.seconds
+                job.expected = (job.expected or 0) + round(asleep_s / _UNIT_S)
+                yield from job.wait(asleep_s)
             case "leak_ram":
                 self._leaked_ram.append(b"\x5a" * (options.mib << 20))
             case "raise":

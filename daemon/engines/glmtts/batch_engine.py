@@ -34,18 +34,23 @@ class BatchedGlmttsEngine(Models, BatchEngine):
         """``slots``: at most so many; 0: as many as the settings and the memory allow."""
         super().__init__(settings, vram_share=vram_share, **given)
         # Torch is there now, with its device.
+        import torch
+
         from . import flow_batch, llm_batch, sampling
 
         self._llm_batch, self._flow_batch, self._draws = llm_batch, flow_batch, sampling.Draws
         llm = self._upstream.llm
         found = slots_for(settings["slots"], slot_bytes(llm.llama.config, settings["dtype"]), share=vram_share)
         self.slots = min(found, slots or found)
-        self._llm = llm_batch.BatchedLlm(llm, rows=self.slots + MAX_SUSPENDED, warn=self._warn)
+        # Before a step of the language model is captured, which it applies to as well.
         flow_batch.set_precision(settings["flow_precision"])
+        self._llm = llm_batch.BatchedLlm(llm, rows=self.slots + MAX_SUSPENDED, warn=self._warn)
         self._flow = flow_batch.Flow(self._upstream.flow)
         self._longest_prompt = int(self._upstream.inference.MAX_LLM_SEQ_INP_LEN)
+        on_cpu = self._upstream.device.type == "cpu"
         # On a GPU it is likely, and was not seen yet.
-        self.repeats = self._upstream.device.type == "cpu"
+        self.repeats = on_cpu
+        self._wait_for_gpu: Callable[[], None] = (lambda: None) if on_cpu else torch.cuda.synchronize
         precision = settings["flow_precision"]
         self.version = f"{self.version}+{self.slots}slots.{settings['dtype']}.{precision}"
         self._jobs: dict[BatchJob, None] = {}
@@ -150,6 +155,8 @@ class BatchedGlmttsEngine(Models, BatchEngine):
         self.record(stage, (job.utterance.job,))
         begun = time.monotonic()
         made = work()
+        # An error on a GPU must come now: in the next stage, other jobs would be blamed. And its time is this job's.
+        self._wait_for_gpu()
         now = time.monotonic()
         job.move(now)
         job.charge(segment, now - begun, self._max_segment_s)

@@ -53,12 +53,17 @@ class Models(EngineBase):
         self._front_end = FrontEnd(
             found.root, Path(cache_dir), settings["dictionary"], processes=settings["text_processes"], warn=warn
         )
-        device = choose(found.weights_bytes(settings["dtype"]), needs_gpu=needs_gpu, share=vram_share)
-        looked = time.monotonic()
-        in_half = settings["dtype"] == "bf16"
-        self._upstream = Upstream(found.root, rates=found.sample_rates, half_llm=in_half, cache_dir=Path(cache_dir))
-        loaded = time.monotonic()
-        self._front_end.until_ready()
+        try:
+            device = choose(found.weights_bytes(settings["dtype"]), needs_gpu=needs_gpu, share=vram_share)
+            looked = time.monotonic()
+            in_half = settings["dtype"] == "bf16"
+            self._upstream = Upstream(found.root, rates=found.sample_rates, half_llm=in_half, cache_dir=Path(cache_dir))
+            loaded = time.monotonic()
+            self._front_end.until_ready()
+        except BaseException:
+            # The worker's last line names the reason.
+            self._front_end.close()
+            raise
         self._voices = VoiceCache(self._upstream, settings["voice_cache_mib"] << 20)
         self._defaults = {name: settings[name] for name in Choices.__struct_fields__}
         self._max_segment_s = float(settings["max_segment_s"])

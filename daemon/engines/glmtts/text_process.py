@@ -118,6 +118,8 @@ def main() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with(int(worker))
     control = socket.socket(fileno=int(fd))
+    # The worker writes to the same pipe: a line at a time, so that neither breaks the other's.
+    sys.stderr.reconfigure(line_buffering=True, write_through=False, errors="backslashreplace")  # type: ignore[union-attr]
     prints = Prints()
     # Upstream prints texts; it goes on doing that.
     sys.stdout = prints
@@ -139,7 +141,9 @@ def main() -> NoReturn:
             print("the text front end can't be loaded like this; it is loaded once more, with torch", file=sys.stderr)
             os.environ.pop("USE_TORCH")
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:-1], "with torch"])
-        control.sendall(frame(NotLoaded(str(error) if setting else f"{type(error).__name__}: {error}", setting)))
+        words = str(error) if setting else f"{type(error).__name__}: {error}"
+        with contextlib.suppress(OSError):
+            control.sendall(frame(NotLoaded(words, setting)))
         os._exit(1)
     prints.lines.clear()
     # What is never collected is never written to, so that forks share it.
@@ -148,17 +152,17 @@ def main() -> NoReturn:
     malloc.trim()
     # The kernel reaps them.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    control.sendall(frame(Hello(os.getpid())))
-    own = os.getpid()
-    while True:
-        data, fds, _, _ = socket.recv_fds(control, 1, 1)
-        if not data:
-            os._exit(0)
-        if not os.fork():
-            control.close()
-            _end_with(own)
-            _serve(socket.socket(fileno=fds[0]), work)
-        os.close(fds[0])
+    # An error means that the worker has ended, whose last line is to stay the last.
+    with contextlib.suppress(ConnectionError):
+        own = os.getpid()
+        control.sendall(frame(Hello(own)))
+        while fds := socket.recv_fds(control, 1, 1)[1]:
+            if not os.fork():
+                control.close()
+                _end_with(own)
+                _serve(socket.socket(fileno=fds[0]), work)
+            os.close(fds[0])
+    os._exit(0)
 
 
 def _serve(channel: socket.socket, work: TextWork) -> NoReturn:
