@@ -120,7 +120,11 @@ class Fairness:
 
     def _look(self, pairs: list[tuple[_Flow, _Flow]]) -> None:
         before, self._windows = self._windows, {}
-        places = sum(worker.process.slots for worker in self._pool.workers.values())
+        if self._queue.wants_alone or any(job.alone for job, *_ in self._running):
+            return  # those that run alone come before all others
+        # Also where one has a job that runs alone: others of its client come behind it at once.
+        processes = [worker.process for worker in self._pool.workers.values()]
+        places = sum(process.ready.slots if process.ready else 1 for process in processes)
         for pair in pairs:
             first, second = (self._served.get(flow, 0.0) / self._weight(flow) for flow in pair)
             alone = sum(self._alone.get(flow, 0.0) / self._weight(flow) for flow in pair)
