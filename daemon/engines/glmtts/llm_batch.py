@@ -1,8 +1,9 @@
 """Speech tokens for many texts at once: each has a row of the language model, and joins and leaves it at any step.
 
 All rows are computed in every step, whether they are used or not, so that one shape does for everything: then a row's
-numbers are the same bit by bit, whatever the other rows hold. A suspended text keeps its row, as what is in the cache
-is computed again only up to rounding; so there are some rows more than texts that have steps at the same time.
+numbers are the same bit by bit, whatever the other rows hold. A suspended text keeps what is in the cache, as that is
+computed again only up to rounding; where another needs its row, it is copied to one that no step computes, and later
+into any row.
 """
 
 from __future__ import annotations
@@ -44,9 +45,15 @@ class Reading:
     cut_off: bool = False
     ended: bool = False
     error: Exception | None = None
+    #: In the cache; -1: none. From ``rows`` on, no step computes it.
     row: int = -1
     #: Tokens of ``ids`` that were taken in.
     taken_in: int = 0
+
+    @property
+    def places(self) -> int:
+        """So many are filled in the cache: the last token that was drawn is not there yet."""
+        return self.taken_in + max(len(self.draws.tokens) - 1, 0)
 
 
 def fit(prompt: int, most: int) -> int:
@@ -71,13 +78,15 @@ class _Inputs:
 
 
 class BatchedLlm:
-    """``rows`` readings at once. ``llm``: upstream's ``GLMTTS``. Raises UpstreamError."""
+    """``rows`` readings at once, and ``parked`` held ones. ``llm``: upstream's ``GLMTTS``. Raises UpstreamError."""
 
-    def __init__(self, llm: Any, *, rows: int, warn: Callable[[str], None]) -> None:
-        self._llama = Llama(llm.llama, rows=rows, places=PLACES)
+    def __init__(self, llm: Any, *, rows: int, parked: int, warn: Callable[[str], None]) -> None:
+        self._llama = Llama(llm.llama, rows=rows, parked=parked, places=PLACES)
         self.audio = Audio(llm.ats, llm.ate, llm.eoa)
         self._warn = warn
-        self._rows: list[Reading | None] = [None] * rows
+        self._computed = rows
+        #: The rows that a step computes, and those for held readings.
+        self._rows: list[Reading | None] = [None] * (rows + parked)
         #: Rows that may hold numbers that are none, of a reading that failed or was dropped.
         self._unclean: set[int] = set()
         #: Those whose prompt is not taken in yet, the first first.
@@ -91,37 +100,85 @@ class BatchedLlm:
 
     @property
     def has_room(self) -> bool:
-        """Whether there is a free row."""
-        return None in self._rows
+        """Whether another can join."""
+        free = self._free_row()
+        return free < self._computed or (free < len(self._rows) and self._held_in_a_row() is not None)
 
     @property
     def joining(self) -> Reading | None:
         """The one that :meth:`take_in` goes on with."""
-        return next((one for one in self._joining if not one.held), None)
+        return next((one for one in self._joining if not one.held and one.row < self._computed), None)
 
     @property
     def live(self) -> list[Reading]:
         """Those that a step draws a token for."""
-        return [one for one in self._rows if one is not None and one.taken_in == len(one.ids) and not one.held]
+        rows = self._rows[: self._computed]
+        return [one for one in rows if one is not None and one.taken_in == len(one.ids) and not one.held]
 
     def join(self, reading: Reading) -> None:
-        """Give it a free row."""
-        reading.row = self._rows.index(None)
-        self._rows[reading.row] = reading
-        if reading.row in self._unclean:
-            self._unclean.discard(reading.row)
-            self._llama.wipe(reading.row)
+        """Give it a row."""
+        self._make_room()
+        self._take(reading, self._free_row())
         self._joining.append(reading)
+
+    def hold(self, reading: Reading) -> None:
+        """Give it no step. Its row is given to another when one is needed."""
+        reading.held = True
+        self._bring_back()
+
+    def go_on(self, reading: Reading) -> None:
+        """Give it steps again, as soon as there is a row."""
+        reading.held = False
+        self._bring_back()
 
     def leave(self, reading: Reading) -> None:
         """Drop it, and free its row."""
         if reading in self._joining:
             self._joining.remove(reading)
         if reading.row >= 0:
-            if not reading.ended:
-                self._unclean.add(reading.row)
-            self._rows[reading.row] = None
-            reading.row = -1
+            self._free(reading, clean=reading.ended)
+            self._bring_back()
+
+    def _free_row(self) -> int:
+        """The first; behind the last, if there is none."""
+        return self._rows.index(None) if None in self._rows else len(self._rows)
+
+    def _held_in_a_row(self) -> Reading | None:
+        return next((one for one in self._rows[: self._computed] if one is not None and one.held), None)
+
+    def _take(self, reading: Reading, row: int) -> None:
+        self._rows[row] = reading
+        reading.row = row
+        if row in self._unclean:
+            self._unclean.discard(row)
+            self._llama.wipe(row)
+
+    def _free(self, reading: Reading, *, clean: bool) -> None:
+        if not clean:
+            self._unclean.add(reading.row)
+        self._rows[reading.row] = None
+        reading.row = -1
+
+    def _make_room(self) -> None:
+        """If all rows that are computed are taken, park one that is held."""
+        free = self._free_row()
+        if self._computed <= free < len(self._rows) and (held := self._held_in_a_row()) is not None:
+            self._move(held, free)
+
+    def _bring_back(self) -> None:
+        """Give a row to those that were parked and have steps again."""
+        for one in self._rows[self._computed :]:
+            if one is not None and not one.held:
+                self._make_room()
+                if (free := self._free_row()) < self._computed:
+                    self._move(one, free)
+
+    def _move(self, reading: Reading, target: int) -> None:
+        source = reading.row
+        self._free(reading, clean=False)
+        self._take(reading, target)
+        with torch.inference_mode():
+            self._llama.move(source, target, reading.places)
 
     def take_in(self, reading: Reading) -> None:
         """Take in the next part of its prompt; with the last part, its first token is drawn.
@@ -164,17 +221,15 @@ class BatchedLlm:
             raise SharedStepError([one.job for one in live], error) from error
 
     def _logits(self, live: list[Reading]) -> Tensor:
-        last, at = [0] * len(self._rows), [0] * len(self._rows)
-        for row, reading in enumerate(self._rows):
+        last, at = [0] * self._computed, [0] * self._computed
+        for row, reading in enumerate(self._rows[: self._computed]):
             if reading is None:
                 continue
-            if reading.taken_in < len(reading.ids):
-                # What the step writes there is written over by the next part of the prompt.
-                at[row] = reading.taken_in
-            else:
-                # For one that is held, the step writes what its own next step will write.
+            # What the step writes there is written over by the next part of the prompt; for one that is held and has
+            # its prompt, it is what its own next step will write.
+            at[row] = reading.places
+            if reading.draws.tokens:
                 last[row] = reading.draws.tokens[-1]
-                at[row] = len(reading.ids) + len(reading.draws.tokens) - 1
         reach = next(reach for reach in _REACHES if reach > max(at[one.row] for one in live))
         inputs = self._inputs
         inputs.last.copy_(torch.tensor(last))
