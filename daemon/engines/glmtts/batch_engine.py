@@ -51,8 +51,9 @@ class BatchedGlmttsEngine(Models, BatchEngine):
         # On a GPU it is likely, and was not seen yet.
         self.repeats = on_cpu
         self._wait_for_gpu: Callable[[], None] = (lambda: None) if on_cpu else torch.cuda.synchronize
-        precision = settings["flow_precision"]
-        self.version = f"{self.version}+{self.slots}slots.{settings['dtype']}.{precision}"
+        self._cuts_clause = settings["stream"] == "clause"
+        parts = [f"{self.slots}slots", settings["dtype"], settings["flow_precision"], settings["stream"]]
+        self.version = f"{self.version}+{'.'.join(parts)}"
         self._jobs: dict[BatchJob, None] = {}
         self._events: list[Event] = []
         self._steps = 0
@@ -186,7 +187,8 @@ class BatchedGlmttsEngine(Models, BatchEngine):
         job.text_is_all = not job.whole
         job.whole += text
         check_speakable(job.whole)
-        job.text = self._front_end.ask(text, use_phoneme=job.choices.use_phoneme)
+        cut_clause = self._cuts_clause and job.text_is_all
+        job.text = self._front_end.ask(text, use_phoneme=job.choices.use_phoneme, cut_clause=cut_clause)
         job.counted = False
 
     def _go_on(self, job: BatchJob) -> None:

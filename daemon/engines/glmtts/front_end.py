@@ -22,6 +22,7 @@ from msgspec import DecodeError
 
 from ..base import EngineError
 from . import text_process
+from .split import cut_first_clause
 from .text import excerpt, normalising
 from .text_tasks import Frames, Hello, NotLoaded, Prepare, Prepared, Read, Refused, Result, Split, Task, frame
 from .upstream import UpstreamError
@@ -184,9 +185,12 @@ class FrontEnd:
 
     # --- texts
 
-    def ask(self, text: str, *, use_phoneme: bool) -> Pending:
-        """Begin with a text to speak. Its errors come with the Pending."""
-        return self._begin(lambda pending: _speech(pending, text, use_phoneme=use_phoneme))
+    def ask(self, text: str, *, use_phoneme: bool, cut_clause: bool = False) -> Pending:
+        """Begin with a text to speak. Its errors come with the Pending.
+
+        ``cut_clause``: its first clause becomes a segment of its own.
+        """
+        return self._begin(lambda pending: _speech(pending, text, use_phoneme=use_phoneme, cut_clause=cut_clause))
 
     def ask_transcript(self, text: str) -> Pending:
         """Begin with the transcript of a recording, of which ``normalised`` is wanted; those of late are known."""
@@ -448,10 +452,11 @@ class FrontEnd:
         process.channel.close()
 
 
-def _speech(pending: Pending, text: str, *, use_phoneme: bool) -> _Plan:
+def _speech(pending: Pending, text: str, *, use_phoneme: bool, cut_clause: bool) -> _Plan:
     """The tasks of a text to speak."""
     pending.normalised = normalised = yield from _normalised(text)
-    pending.texts = texts = yield Split(normalised)
+    texts = yield Split(normalised)
+    pending.texts = texts = cut_first_clause(texts) if cut_clause else texts
     for one in texts:
         pending.ready.append((yield Prepare(one, use_phoneme)))
 
