@@ -275,7 +275,7 @@ def readings(llm: Any, seeds: list[int], torch: Any) -> Iterator[Any]:
 def joined(llm: Any, rows: int, some: list[Any]) -> Any:
     from glmtts.daemon.engines.glmtts.llm_batch import BatchedLlm
 
-    batched = BatchedLlm(llm, rows=rows, warn=print)
+    batched = BatchedLlm(llm, rows=rows, parked=0, warn=print)
     for one in some:
         batched.join(one)
     while (joining := batched.joining) is not None:

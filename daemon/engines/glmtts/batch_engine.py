@@ -44,7 +44,7 @@ class BatchedGlmttsEngine(Models, BatchEngine):
         self.slots = min(found, slots or found)
         # It applies to the language model too, so it is set before a step of that is captured.
         flow_batch.set_precision(settings["flow_precision"])
-        self._llm = llm_batch.BatchedLlm(llm, rows=self.slots + MAX_SUSPENDED, warn=self._warn)
+        self._llm = llm_batch.BatchedLlm(llm, rows=self.slots, parked=MAX_SUSPENDED, warn=self._warn)
         self._flow = flow_batch.Flow(self._upstream.flow)
         self._longest_prompt = int(self._upstream.inference.MAX_LLM_SEQ_INP_LEN)
         on_cpu = self._upstream.device.type == "cpu"
@@ -124,7 +124,7 @@ class BatchedGlmttsEngine(Models, BatchEngine):
         handle.suspended = suspended
         handle.said_waits = False
         if handle.reading is not None:
-            handle.reading.held = suspended
+            (self._llm.hold if suspended else self._llm.go_on)(handle.reading)
 
     def _drop(self, job: BatchJob) -> None:
         del self._jobs[job]

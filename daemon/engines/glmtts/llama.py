@@ -28,10 +28,12 @@ _TAKEN_FOR_GRANTED: dict[str, tuple[Any, ...]] = {
 class Llama:
     """``rows`` texts of up to ``places`` tokens each. ``llama``: upstream's ``LlamaForCausalLM``, on its device.
 
+    ``parked``: so many rows behind them only keep what is in them; a step does not compute them.
+
     Raises UpstreamError for a model whose parts are not those of a Llama.
     """
 
-    def __init__(self, llama: Any, *, rows: int, places: int) -> None:
+    def __init__(self, llama: Any, *, rows: int, parked: int, places: int) -> None:
         _check(llama)
         config = llama.config
         self.rows = rows
@@ -50,7 +52,7 @@ class Llama:
         self._sin = angles.sin().to(self.device, self.dtype)
         self._every_row = torch.arange(rows, device=self.device)
         self._every_place = torch.arange(places, device=self.device)
-        shape = (len(self._layers), rows, self._kv_heads, places, self._size)
+        shape = (len(self._layers), rows + parked, self._kv_heads, places, self._size)
         #: Never NaN: a masked place counts as zero times its value.
         self.keys = torch.zeros(shape, dtype=self.dtype, device=self.device)
         self.values = torch.zeros_like(self.keys)
@@ -100,12 +102,24 @@ class Llama:
             self.values[number][self._every_row, :, at] = v
             heard = functional.scaled_dot_product_attention(
                 q.reshape(rows, self._kv_heads, -1, self._size),
-                self.keys[number, :, :, :reach],
-                self.values[number, :, :, :reach],
+                self.keys[number, :rows, :, :reach],
+                self.values[number, :rows, :, :reach],
                 attn_mask=mask,
             )
             x = self._after_attention(layer, x, heard.reshape(rows, -1))
         return self._logits(x)
+
+    def move(self, source: int, target: int, count: int) -> None:
+        """Copy the first ``count`` places of a row to another row."""
+        for cache in (self.keys, self.values):
+            cache[:, target, :, :count] = cache[:, source, :, :count]
+
+    def swap(self, one: int, other: int, count: int) -> None:
+        """Exchange the first ``count`` places of two rows."""
+        for cache in (self.keys, self.values):
+            kept = cache[:, one, :, :count].clone()
+            cache[:, one, :, :count] = cache[:, other, :, :count]
+            cache[:, other, :, :count] = kept
 
     def wipe(self, row: int) -> None:
         """Set a row to zero, as it may hold NaN."""

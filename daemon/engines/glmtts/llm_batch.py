@@ -1,8 +1,9 @@
 """Speech tokens for many texts at once: each has a row of the language model, and joins and leaves it at any step.
 
 All rows are computed in every step, whether they are used or not. So all steps have one shape, and a row's numbers are
-the same bit by bit, whatever the other rows hold. A suspended text keeps its row, because its part of the cache could
-be computed again only up to rounding; so there are some rows more than texts that have steps at the same time.
+the same bit by bit, whatever the other rows hold. A suspended text keeps its part of the cache, because that could be
+computed again only up to rounding: where another text needs its row, the part is copied to a row that no step computes,
+and later into any row.
 """
 
 from __future__ import annotations
@@ -44,9 +45,15 @@ class Reading:
     cut_off: bool = False
     ended: bool = False
     error: Exception | None = None
+    #: In the cache; -1: none. From ``rows`` on, no step computes it.
     row: int = -1
     #: Tokens of ``ids`` that were taken in.
     taken_in: int = 0
+
+    @property
+    def places(self) -> int:
+        """So many are filled in the cache: the last token that was drawn is not there yet."""
+        return self.taken_in + max(len(self.draws.tokens) - 1, 0)
 
 
 def fit(prompt: int, most: int) -> int:
@@ -71,13 +78,15 @@ class _Inputs:
 
 
 class BatchedLlm:
-    """``rows`` readings at once. ``llm``: upstream's ``GLMTTS``. Raises UpstreamError."""
+    """``rows`` readings at once, and ``parked`` held ones. ``llm``: upstream's ``GLMTTS``. Raises UpstreamError."""
 
-    def __init__(self, llm: Any, *, rows: int, warn: Callable[[str], None]) -> None:
-        self._llama = Llama(llm.llama, rows=rows, places=PLACES)
+    def __init__(self, llm: Any, *, rows: int, parked: int, warn: Callable[[str], None]) -> None:
+        self._llama = Llama(llm.llama, rows=rows, parked=parked, places=PLACES)
         self.audio = Audio(llm.ats, llm.ate, llm.eoa)
         self._warn = warn
-        self._rows: list[Reading | None] = [None] * rows
+        self._computed = rows
+        #: The rows that a step computes, and those for held readings.
+        self._rows: list[Reading | None] = [None] * (rows + parked)
         #: Rows that may hold NaN, from a reading that failed or was dropped.
         self._unclean: set[int] = set()
         #: Readings whose prompt is not taken in yet, in order.
@@ -85,43 +94,101 @@ class BatchedLlm:
         zeros = torch.zeros(rows, dtype=torch.long, device=self._llama.device)
         self._inputs = _Inputs(zeros, zeros.clone())
         self._captures = self._llama.device.type == "cuda"
-        for reach in _REACHES:
+        # On a CPU a row's sums are rounded differently at each reach, which depends on the other rows.
+        self._reaches = _REACHES if self._captures else (PLACES,)
+        for reach in self._reaches:
             if self._captures:
                 self._capture(reach)
 
     @property
     def has_room(self) -> bool:
-        """Whether there is a free row."""
-        return None in self._rows
+        """Whether another can join."""
+        free = self._free_row()
+        return free < self._computed or (free < len(self._rows) and self._held_in_a_row() is not None)
 
     @property
     def joining(self) -> Reading | None:
         """The reading that is next for :meth:`take_in`."""
-        return next((one for one in self._joining if not one.held), None)
+        return next((one for one in self._joining if not one.held and one.row < self._computed), None)
 
     @property
     def live(self) -> list[Reading]:
         """The readings that a step draws a token for."""
-        return [one for one in self._rows if one is not None and one.taken_in == len(one.ids) and not one.held]
+        rows = self._rows[: self._computed]
+        return [one for one in rows if one is not None and one.taken_in == len(one.ids) and not one.held]
 
     def join(self, reading: Reading) -> None:
-        """Give a reading a free row."""
-        reading.row = self._rows.index(None)
-        self._rows[reading.row] = reading
-        if reading.row in self._unclean:
-            self._unclean.discard(reading.row)
-            self._llama.wipe(reading.row)
+        """Give a reading a row."""
+        self._make_room()
+        self._take(reading, self._free_row())
         self._joining.append(reading)
+
+    def hold(self, reading: Reading) -> None:
+        """Give it no step. Its row is given to another when one is needed."""
+        reading.held = True
+        self._bring_back()
+
+    def go_on(self, reading: Reading) -> None:
+        """Give it steps again, as soon as there is a row."""
+        reading.held = False
+        self._bring_back()
 
     def leave(self, reading: Reading) -> None:
         """Drop a reading, and free its row."""
         if reading in self._joining:
             self._joining.remove(reading)
         if reading.row >= 0:
-            if not reading.ended:
-                self._unclean.add(reading.row)
-            self._rows[reading.row] = None
-            reading.row = -1
+            self._free(reading, clean=reading.ended)
+            self._bring_back()
+
+    def _free_row(self) -> int:
+        """The first; behind the last, if there is none."""
+        return self._rows.index(None) if None in self._rows else len(self._rows)
+
+    def _held_in_a_row(self) -> Reading | None:
+        return next((one for one in self._rows[: self._computed] if one is not None and one.held), None)
+
+    def _take(self, reading: Reading, row: int) -> None:
+        self._rows[row] = reading
+        reading.row = row
+        if row in self._unclean:
+            self._unclean.discard(row)
+            self._llama.wipe(row)
+
+    def _free(self, reading: Reading, *, clean: bool) -> None:
+        if not clean:
+            self._unclean.add(reading.row)
+        self._rows[reading.row] = None
+        reading.row = -1
+
+    def _make_room(self) -> None:
+        """If all rows that are computed are taken, park one that is held."""
+        free = self._free_row()
+        if self._computed <= free < len(self._rows) and (held := self._held_in_a_row()) is not None:
+            self._move(held, free)
+
+    def _bring_back(self) -> None:
+        """Give a row to those that were parked and have steps again."""
+        for one in self._rows[self._computed :]:
+            if one is not None and not one.held:
+                if (free := self._free_row()) < self._computed:
+                    self._move(one, free)
+                elif (held := self._held_in_a_row()) is not None:
+                    self._swap(one, held)
+
+    def _move(self, reading: Reading, target: int) -> None:
+        source = reading.row
+        self._free(reading, clean=False)
+        self._take(reading, target)
+        with torch.inference_mode():
+            self._llama.move(source, target, reading.places)
+
+    def _swap(self, one: Reading, other: Reading) -> None:
+        rows = one.row, other.row
+        with torch.inference_mode():
+            self._llama.swap(*rows, max(one.places, other.places))
+        other.row, one.row = rows
+        self._rows[one.row], self._rows[other.row] = one, other
 
     def take_in(self, reading: Reading) -> None:
         """Take in the next part of its prompt; after the last part, draw its first token.
@@ -163,18 +230,16 @@ class BatchedLlm:
             raise SharedStepError([one.job for one in live], error) from error
 
     def _logits(self, live: list[Reading]) -> Tensor:
-        last, at = [0] * len(self._rows), [0] * len(self._rows)
-        for row, reading in enumerate(self._rows):
+        last, at = [0] * self._computed, [0] * self._computed
+        for row, reading in enumerate(self._rows[: self._computed]):
             if reading is None:
                 continue
-            if reading.taken_in < len(reading.ids):
-                # The next part of the prompt overwrites the values that the step writes there.
-                at[row] = reading.taken_in
-            else:
-                # For a held reading, the step writes the same values as its own next step will.
+            # The next part of the prompt overwrites the values that the step writes there. For a held reading that has
+            # its prompt, the step writes the same values as its own next step will.
+            at[row] = reading.places
+            if reading.draws.tokens:
                 last[row] = reading.draws.tokens[-1]
-                at[row] = len(reading.ids) + len(reading.draws.tokens) - 1
-        reach = next(reach for reach in _REACHES if reach > max(at[one.row] for one in live))
+        reach = next(reach for reach in self._reaches if reach > max(at[one.row] for one in live))
         inputs = self._inputs
         inputs.last.copy_(torch.tensor(last))
         inputs.at.copy_(torch.tensor(at))
