@@ -161,6 +161,10 @@ class WorkerMessages:
         if (body is None) == (not job.streams and not elsewhere):
             self.violation(worker, "a file is missing, or sent where none is wanted", [job.id])
             return
+        # Without its file a later request would get a stream that it never heard as done.
+        if job.streams and not (elsewhere or message.problem) and self._dispatcher.result_path(job) is not None:
+            self.violation(worker, "a stream was not kept, and no reason was given", [job.id])
+            return
         if job.streams and message.chunks != job.attempt.chunks:
             self.violation(worker, f"a stream of {message.chunks} chunks, of which {job.attempt.chunks} came", [job.id])
             return
