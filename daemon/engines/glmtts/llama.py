@@ -28,7 +28,7 @@ _TAKEN_FOR_GRANTED: dict[str, tuple[Any, ...]] = {
 class Llama:
     """``rows`` texts of up to ``places`` tokens each. ``llama``: upstream's ``LlamaForCausalLM``, on its device.
 
-    ``parked``: so many rows behind them only keep what is in them; a step does not compute them.
+    ``parked``: the number of rows behind them that only keep their content; a step does not compute them.
 
     Raises UpstreamError for a model whose parts are not those of a Llama.
     """

@@ -52,7 +52,7 @@ class Reading:
 
     @property
     def places(self) -> int:
-        """So many are filled in the cache: the last token that was drawn is not there yet."""
+        """The filled places of the cache: the last token that was drawn is not in it yet."""
         return self.taken_in + max(len(self.draws.tokens) - 1, 0)
 
 
