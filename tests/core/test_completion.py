@@ -87,6 +87,17 @@ def test_a_job_is_followed_from_its_beginning_and_its_client_gets_it_whole(world
     assert {sent.event.id for sent in world.effects(effects.SendStored)} == {id, plain}
 
 
+@pytest.mark.parametrize("keys", [{"follow": True}, {"stream": True}])
+def test_a_stream_that_a_worker_did_not_keep_is_not_done(world: World, keys: dict[str, Any]) -> None:
+    """A later request would be sent an end without the audio."""
+    id = world.request(durable=True, **keys)
+    world.audio(world.job(id), 0)
+    world.finish(world.job(id), None, chunks=1)
+    assert "done" not in world.names(id)
+    world.die()
+    assert "was not kept" in world.death().detail
+
+
 def test_a_worker_that_dies_ends_those_who_follow_and_not_the_job(world: World) -> None:
     id = world.request(follow=True, durable=True)
     job = world.job(id)

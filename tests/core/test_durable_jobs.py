@@ -367,10 +367,11 @@ def test_a_journal_that_fails_is_an_alert_and_takes_nothing_from_those_who_don_t
 
 def test_a_durable_job_goes_on_when_its_client_goes_away_even_as_a_stream(world: World) -> None:
     id = world.request(stream=True, durable=True)
+    (asked,) = world.messages(wire.SpeakJob)
     world.step(inputs.ConnectionClosed(1))
     world.audio(world.job(id), 0)
     assert not world.messages(wire.CancelJob)
-    world.finish(world.job(id), None, chunks=1)
+    world.finish(world.job(id), None, chunks=1, result=asked.result)
     assert world.ends[world.job(id)].state == "done"
 
 

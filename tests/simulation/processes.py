@@ -447,7 +447,7 @@ class Process:
             if plan == "unsaid" and self.world.attempts[name_of(job.text)] == 1:
                 self.die(-11)
                 return
-        no_body = (job.stream and not job.whole) or job.output is not None or plan == "nofile"
+        no_body = job.output is not None or plan == "nofile"
         body = None if no_body else audio(job, 0)
         result, problem = None, ""
         # Where the file can't be written, it is sent after all.

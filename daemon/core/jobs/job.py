@@ -71,9 +71,9 @@ class Ending(Struct):
 
 
 class Account(Struct):
-    """What the scheduler charges a job's client for it, in seconds of an engine's time (Attempt.work_s)."""
+    """The scheduler's charge for a job to its client, in seconds of an engine's time (Attempt.work_s)."""
 
-    #: What the job is expected to take, and among how many others: while it waits, all slots of a worker are taken.
+    #: The job's expected time, and the load that it was expected at: the worker's slots while it waits.
     cost_s: float = 0.0
     load: int = 1
     #: What its client was charged so far, and how much of that is known to be right, because it was spoken before the
@@ -117,6 +117,8 @@ class Attempt(Struct):
     suspended: bool = False
     #: Whether it is suspended because it has spoken all of its text that came.
     waits_for_text: bool = False
+    #: Whether it was suspended for another job: the engine keeps its state then, where a segment may be half done.
+    gave_way: bool = False
     #: Up to where the worker has the text, and how many pieces it was sent.
     sent: int = 0
     texts: int = 0
@@ -135,9 +137,9 @@ class Attempt(Struct):
     chunks: int = 0
     size: int = 0
     digest: bytes = b""
-    #: The engine that began the stream, its version and slots, if it makes the same bytes again; the texts in pieces
+    #: The engine that began the stream and its version, if it makes the same bytes again; the texts in pieces
     #: that it was given; and the last segment that clients know to be spoken.
-    made_by: tuple[str, str, int] | None = None
+    made_by: tuple[str, str] | None = None
     given: list[str] = []
     told_segment: int = 0
     #: The pieces of a stream that can be followed, as long as they are all here.

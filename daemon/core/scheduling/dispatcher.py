@@ -25,7 +25,7 @@ from .retry import Retries
 #: States of a worker whose next process is under way.
 _COMING = (WorkerState.STARTING, WorkerState.STOPPING, WorkerState.FAILED)
 _NO_BATCH: tuple[Priority, ...] = ("batch",)
-#: Jobs that run alone wait for so long for a process that is being replaced; then a worker takes no others for them.
+#: Seconds that jobs which run alone wait for a process that is being replaced; then a worker takes no other jobs.
 _ALONE_WAITS_S = 30.0
 
 
@@ -288,13 +288,13 @@ class Dispatcher:
             output=job.output_path or None,
             output_room=self._output_shares.room(job.client) if job.output_path else None,
             keep_free=self._context.settings.limits.disk_reserve_mib << 20,
-            result=self._result_path(job),
+            result=self.result_path(job),
             whole=request.follow,
             more=job.pieces is not None,
             replay=job.attempt.replay,
         )
 
-    def _result_path(self, job: Job) -> str | None:
+    def result_path(self, job: Job) -> str | None:
         """The file for the result of a durable job that has no output of its own."""
         folder = self._state.installation.results_folder
         return f"{folder}/{job.id}" if job.durable and not job.output_path and folder else None

@@ -1,9 +1,9 @@
 """Speech tokens for many texts at once: each has a row of the language model, and joins and leaves it at any step.
 
-All rows are computed in every step, whether they are used or not, so that one shape does for everything: then a row's
-numbers are the same bit by bit, whatever the other rows hold. A suspended text keeps what is in the cache, as that is
-computed again only up to rounding; where another needs its row, it is copied to one that no step computes, and later
-into any row.
+All rows are computed in every step, whether they are used or not. So all steps have one shape, and a row's numbers are
+the same bit by bit, whatever the other rows hold. A suspended text keeps its part of the cache, because that could be
+computed again only up to rounding: where another text needs its row, the part is copied to a row that no step computes,
+and later into any row.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from .device import PLACES
 from .llama import Llama
 from .sampling import Audio, Draws, draw
 
-#: A step looks at so many places of all rows; the fewest that do.
+#: The numbers of places of each row that a step can read; it takes the smallest that covers all rows.
 _REACHES = (256, 512, 1_024, 1_536, PLACES)
-#: A prompt is taken in by so many tokens between two steps, for which the others wait.
+#: The most tokens of a prompt that are taken in between two steps; the other jobs wait for that.
 _MOST_AT_ONCE = 256
 
 
 @dataclass(eq=False, slots=True)
 class Reading:
-    """One segment in the language model. ``ids``: its prompt; ``most``: so many tokens at most are drawn.
+    """One segment in the language model. ``ids``: its prompt; ``most``: the limit of its tokens.
 
     It is over when ``ended`` or ``error`` is set; ``draws.tokens`` has what was drawn, in the model's numbers.
     """
@@ -41,7 +41,7 @@ class Reading:
     draws: Draws
     most: int
     held: bool = False
-    #: The most was reached, and the model had not ended it.
+    #: Whether ``most`` was reached before the model ended the segment.
     cut_off: bool = False
     ended: bool = False
     error: Exception | None = None
@@ -70,7 +70,7 @@ def fit(prompt: int, most: int) -> int:
 
 @dataclass(slots=True)
 class _Inputs:
-    """What a step reads: at fixed addresses, as a captured step finds it nowhere else."""
+    """The inputs of a step, at fixed addresses, because a captured step reads them only there."""
 
     last: Any
     at: Any
@@ -87,14 +87,16 @@ class BatchedLlm:
         self._computed = rows
         #: The rows that a step computes, and those for held readings.
         self._rows: list[Reading | None] = [None] * (rows + parked)
-        #: Rows that may hold numbers that are none, of a reading that failed or was dropped.
+        #: Rows that may hold NaN, from a reading that failed or was dropped.
         self._unclean: set[int] = set()
-        #: Those whose prompt is not taken in yet, the first first.
+        #: Readings whose prompt is not taken in yet, in order.
         self._joining: deque[Reading] = deque()
         zeros = torch.zeros(rows, dtype=torch.long, device=self._llama.device)
         self._inputs = _Inputs(zeros, zeros.clone())
         self._captures = self._llama.device.type == "cuda"
-        for reach in _REACHES:
+        # On a CPU a row's sums are rounded differently at each reach, which depends on the other rows.
+        self._reaches = _REACHES if self._captures else (PLACES,)
+        for reach in self._reaches:
             if self._captures:
                 self._capture(reach)
 
@@ -106,17 +108,17 @@ class BatchedLlm:
 
     @property
     def joining(self) -> Reading | None:
-        """The one that :meth:`take_in` goes on with."""
+        """The reading that is next for :meth:`take_in`."""
         return next((one for one in self._joining if not one.held and one.row < self._computed), None)
 
     @property
     def live(self) -> list[Reading]:
-        """Those that a step draws a token for."""
+        """The readings that a step draws a token for."""
         rows = self._rows[: self._computed]
         return [one for one in rows if one is not None and one.taken_in == len(one.ids) and not one.held]
 
     def join(self, reading: Reading) -> None:
-        """Give it a row."""
+        """Give a reading a row."""
         self._make_room()
         self._take(reading, self._free_row())
         self._joining.append(reading)
@@ -132,7 +134,7 @@ class BatchedLlm:
         self._bring_back()
 
     def leave(self, reading: Reading) -> None:
-        """Drop it, and free its row."""
+        """Drop a reading, and free its row."""
         if reading in self._joining:
             self._joining.remove(reading)
         if reading.row >= 0:
@@ -169,9 +171,10 @@ class BatchedLlm:
         """Give a row to those that were parked and have steps again."""
         for one in self._rows[self._computed :]:
             if one is not None and not one.held:
-                self._make_room()
                 if (free := self._free_row()) < self._computed:
                     self._move(one, free)
+                elif (held := self._held_in_a_row()) is not None:
+                    self._swap(one, held)
 
     def _move(self, reading: Reading, target: int) -> None:
         source = reading.row
@@ -180,10 +183,17 @@ class BatchedLlm:
         with torch.inference_mode():
             self._llama.move(source, target, reading.places)
 
-    def take_in(self, reading: Reading) -> None:
-        """Take in the next part of its prompt; with the last part, its first token is drawn.
+    def _swap(self, one: Reading, other: Reading) -> None:
+        rows = one.row, other.row
+        with torch.inference_mode():
+            self._llama.swap(*rows, max(one.places, other.places))
+        other.row, one.row = rows
+        self._rows[one.row], self._rows[other.row] = one, other
 
-        Raises what the model raises, after which only this one has to leave.
+    def take_in(self, reading: Reading) -> None:
+        """Take in the next part of its prompt; after the last part, draw its first token.
+
+        Raises the model's exceptions, after which only this reading has to leave.
         """
         begin = reading.taken_in
         ids = reading.ids[begin : begin + _MOST_AT_ONCE]
@@ -196,14 +206,13 @@ class BatchedLlm:
             reading.taken_in += len(ids)
             self._draw(logits, [reading])
 
-    def step(self) -> list[Reading]:
-        """Draw a token for all that are live, which are returned. Raises SharedStepError."""
+    def step(self) -> None:
+        """Draw a token for all live readings. Raises SharedStepError."""
         live = self.live
         if live:
             with torch.inference_mode():
                 logits = self._step(live)
                 self._draw(logits[[one.row for one in live]], live)
-        return live
 
     def _step(self, live: list[Reading]) -> Tensor:
         try:
@@ -215,7 +224,7 @@ class BatchedLlm:
             self._warn(f"a step of {len(live)} jobs failed, and is repeated: {type(error).__name__}")
             torch_memory.trim()
         try:
-            # It writes into the cache what the first attempt may have written.
+            # It writes the same values into the cache as the first attempt.
             return self._logits(live)
         except Exception as error:
             raise SharedStepError([one.job for one in live], error) from error
@@ -225,12 +234,12 @@ class BatchedLlm:
         for row, reading in enumerate(self._rows[: self._computed]):
             if reading is None:
                 continue
-            # What the step writes there is written over by the next part of the prompt; for one that is held and has
-            # its prompt, it is what its own next step will write.
+            # The next part of the prompt overwrites the values that the step writes there. For a held reading that has
+            # its prompt, the step writes the same values as its own next step will.
             at[row] = reading.places
             if reading.draws.tokens:
                 last[row] = reading.draws.tokens[-1]
-        reach = next(reach for reach in _REACHES if reach > max(at[one.row] for one in live))
+        reach = next(reach for reach in self._reaches if reach > max(at[one.row] for one in live))
         inputs = self._inputs
         inputs.last.copy_(torch.tensor(last))
         inputs.at.copy_(torch.tensor(at))
@@ -244,13 +253,13 @@ class BatchedLlm:
     def _capture(self, reach: int) -> None:
         """Record the launches of a step, which then cost one. If that fails, steps are launched as on a CPU."""
         try:
-            # It was not run on a GPU yet.
-            aside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                # So that libraries have made what they make with their first call.
+            # This was not run on a GPU yet.
+            other_stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            other_stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(other_stream):
+                # The first call initialises the libraries, which can't be captured.
                 self._llama.step(self._inputs.last, self._inputs.at, reach)
-            torch.cuda.current_stream().wait_stream(aside)
+            torch.cuda.current_stream().wait_stream(other_stream)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 logits = self._llama.step(self._inputs.last, self._inputs.at, reach)

@@ -14,15 +14,15 @@ from torch import Generator, Tensor
 from ..base import EngineError
 from .token_watch import MOST_DRAWS
 
-#: Upstream's ``ras_sampling``: the likeliest tokens up to this sum and number; none of the last ones again.
+#: Upstream's ``ras_sampling``: the likeliest tokens up to this sum and number; none of the last tokens again.
 _TOP_P, _TOP_K, _WINDOW = 0.8, 25, 10
-#: So many of the likeliest are put in upstream's order, in which equal ones follow their numbers.
+#: The number of likeliest tokens that are put in upstream's order, in which equally likely ones are in number order.
 _ORDERED = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Audio:
-    """The tokens of audio, from ``first`` to ``last``, and that which ends it."""
+    """The tokens of audio, from ``first`` to ``last``, and the token that ends it."""
 
     first: int
     last: int
@@ -34,7 +34,7 @@ class Audio:
 
 @dataclass(slots=True)
 class Draws:
-    """How one segment draws its tokens: ``method`` as in the options; ``least``: so many before the end may come."""
+    """How one segment draws its tokens. ``method``: as in the options; ``least``: the fewest tokens before the end."""
 
     method: str
     top_k: int
