@@ -80,7 +80,7 @@ SEEDS ?= 300
 soak: $(call has,test)  ## the core through many simulated lives, SEEDS=0:1199 for more; a failing one is shrunk and named
 	@$(BIN)/python -m tests.simulation.soak $(SEEDS)
 
-# For so many seconds, without GPUs and with.
+# The seconds of each part, without GPUs and with.
 CHAOS_S ?= 300
 chaos: $(call has,test)  ## what takes minutes: every fault and harm from outside, the daemon killed fifty times, ten thousand jobs
 	@GLMTTS_CHAOS_S=$(CHAOS_S) $(BIN)/python -m pytest -q -s tests/system --ignore tests/system/systemd --ignore tests/system/docker

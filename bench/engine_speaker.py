@@ -1,4 +1,4 @@
-"""One engine of GLM-TTS in a process of its own, for engine.py: speaks for so many users at once, and says how it went.
+"""One engine of GLM-TTS in a process of its own, for engine.py: speaks for a number of users at once.
 
 ``engine_speaker.py SETTINGS``: JSON with ``settings`` (of ``[engine.glmtts]``), ``slots``, ``gpu`` and ``cache``. Then
 each line of stdin is ``{"users": ..., "max_tokens": ..., "seed": ...}``, and is answered by a line of JSON. Run by an
@@ -21,7 +21,7 @@ TEXTS = (
     "Turn up the phone volume a bit, please.",
     "The weather is nice today, is it not?",
     "He would rather walk home than wait for her.",
-    "Nobody knows where the old road leads to.",
+    "Few people know where the old road leads to.",
     "All of the windows were open that night.",
     "She put the letter back into the drawer.",
     "It rained so hard that the river rose.",

@@ -30,7 +30,7 @@ ESTIMATES = {
     "RTX 4090": ((4.6, 5.4, 7.6), 81.0, 0.13, 70.0),
     "A100": ((2.7, 3.1, 4.3), 232.0, 0.095, 36.0),
 }
-#: So many times the estimate is still good.
+#: The factor by which a figure may be off its estimate.
 _SLACK = 1.5
 #: The largest difference of a spectrogram in TF32, in dB of the whole.
 _TF32_DB = -60.0
@@ -84,7 +84,7 @@ def nvml(table: Table) -> str:
 
 
 def faults(table: Table) -> None:
-    """An out-of-memory and an illegal access: the job is told, and the next one is spoken by a new process."""
+    """An out-of-memory and an illegal access: the job gets the error, and a new process speaks the next one."""
     from faulty_daemon import FaultyDaemon
     from load import ask, next_event
 
@@ -275,7 +275,7 @@ def readings(llm: Any, seeds: list[int], torch: Any) -> Iterator[Any]:
 def joined(llm: Any, rows: int, some: list[Any]) -> Any:
     from glmtts.daemon.engines.glmtts.llm_batch import BatchedLlm
 
-    batched = BatchedLlm(llm, rows=rows, warn=print)
+    batched = BatchedLlm(llm, rows=rows, parked=0, warn=print)
     for one in some:
         batched.join(one)
     while (joining := batched.joining) is not None:

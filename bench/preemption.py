@@ -78,7 +78,7 @@ def read(book: Book, folder: Path, kinds: list[str], seed: int) -> dict[str, dic
             now = time.perf_counter()
             if now > begin + len(book.chapters) * _TIMEOUT_S:
                 raise NotMeasured(f"the book was not read within {now - begin:.0f} s")
-            # Nobody comes any more where the book has been read: those who came later would meet no book.
+            # No visitor comes after the book has been read: a later one would meet no book.
             reading = {kind for kind in reading if _reads(daemons[kind])}
             if now >= next_at:
                 next_at = now + arrivals.expovariate(1 / book.every_s)

@@ -22,7 +22,7 @@ AUDIO_S = 0.06
 
 
 def config(engine: str, *, workers: int = 1, **queue: Any) -> str:
-    """So many workers, no rate, and this user as a gateway who may speak for any number of others."""
+    """``workers`` workers, no rate, and this user as a gateway who may speak for any number of others."""
     user = pwd.getpwuid(os.getuid()).pw_name
     lines = [f"{key} = {str(value).lower()}" for key, value in queue.items()]
     return "\n".join(

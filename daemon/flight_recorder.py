@@ -33,7 +33,7 @@ def create() -> int:
 
 
 def read(fd: int) -> Note:
-    """The last note; an empty one where the memory holds none, or what is no note."""
+    """The last note; an empty one where the memory holds no valid note."""
     try:
         data = os.pread(fd, SIZE, 0)
         if len(data) < SIZE:

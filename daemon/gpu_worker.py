@@ -180,7 +180,7 @@ def _start(
         slots=config.slots,
         record=Recorder(config.recorder_fd).note if config.recorder_fd is not None else None,
     )
-    runner.warm_up(config.warmup_text)
+    runner.maintenance.warm_up(config.warmup_text)
     lacking = ""
     if confined is not None:
         # Texts of clients come after "ready".
@@ -203,7 +203,7 @@ def _start(
             speeds=speed.is_there(),
             load_s=loaded - begun,
             warmup_s=time.monotonic() - loaded,
-            memory=runner.memory(),
+            memory=runner.maintenance.memory(),
         )
     )
     return engine, runner

@@ -8,8 +8,8 @@ warm. For every ``job`` it sends any number of ``beats``, ``progress`` and ``aud
 ``failed``. A ``cancel`` ends the job early, with ``failed`` and code ``cancelled``; for a job that has already ended it
 has no answer. A ``suspend`` stops the job at its next segment boundary, or with several slots before its next step. It
 is answered by ``suspended``, and the slot is then free for another ``job``, or for a ``resume``. Several jobs may be
-suspended at a time. A job with ``more`` gets the rest of its text by ``text``; where it has spoken all that came and
-the last has not come, it is ``suspended`` by itself.
+suspended at a time. A job with ``more`` gets the rest of its text by ``text``; when all that came is
+spoken and the last has not come, the worker suspends it unasked.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .events import Voice
 
 T = TypeVar("T")
 
-#: Jobs that one worker may have suspended beside those that wait for text: each holds memory, and the first waits for
-#: all.
+#: The most suspended jobs of one worker, without those that wait for text: each holds memory, and the one that was
+#: suspended first resumes last.
 MAX_SUSPENDED = 3
 
 
@@ -38,7 +38,7 @@ class Memory(Struct, kw_only=True):
     rss: int
     torch_allocated: int | None = None
     torch_reserved: int | None = None
-    #: Whether the figures are without working memory although jobs run: they count as those of an idle process.
+    #: Whether the figures include no working memory of jobs, so that they count as those of an idle process.
     settled: bool = False
 
 
@@ -73,7 +73,7 @@ class Ready(Message, tag="ready", kw_only=True):
     speeds: bool = False
     #: Whether the same text, voice, options and seed give the same bytes again, in another process too.
     repeats: bool = False
-    #: What of its configuration is experimental, in words; empty for nothing.
+    #: The experimental part of its configuration, in words; empty for none.
     experimental: str = ""
 
 
@@ -212,7 +212,7 @@ class SpeakJob(Message, tag="job", kw_only=True):
     ``result``: the absolute path for the finished file of a durable job; if it can't be written, the file is sent.
     ``whole``: the result of a stream is the file as it is without a stream, with its length in its header.
     ``more``: the rest of the text comes in AddText messages, the last of which says so.
-    ``replay``: the stream begins behind this part, if what is made is the same so far; if it is not, the job fails with
+    ``replay``: a part of the stream that is made again and not sent again. If it is not the same, the job fails with
     ``worker_crashed``, and nothing is sent.
     """
 

@@ -52,7 +52,8 @@ engine.python engine.warmup_text engine.confine
 engine.fault.start engine.fault.start_s engine.fault.vram_mib engine.fault.slots
 engine.glmtts.root engine.glmtts.use_phoneme engine.glmtts.use_cache engine.glmtts.sampling engine.glmtts.top_k
 engine.glmtts.max_tokens engine.glmtts.max_segment_s engine.glmtts.dictionary engine.glmtts.dtype
-engine.glmtts.batching engine.glmtts.slots engine.glmtts.flow_precision engine.glmtts.voice_cache_mib
+engine.glmtts.batching engine.glmtts.slots engine.glmtts.flow_precision engine.glmtts.stream
+engine.glmtts.voice_cache_mib
 engine.glmtts.text_processes
 engine.server.api engine.server.command engine.server.url engine.server.slots engine.server.voices
 engine.server.ref_audio engine.server.request_chars engine.server.model engine.server.pcm_rate engine.server.extra

@@ -56,6 +56,7 @@ class GlmttsEngineSettings(Section, frozen=True):
     batching: Literal["off", "on"] = "off"
     slots: Annotated[int, Meta(ge=0, le=256)] = 0
     flow_precision: Literal["fp32", "tf32"] = "fp32"
+    stream: Literal["clause", "segment"] = "clause"
     voice_cache_mib: Mib = 64
     text_processes: Annotated[int, Meta(ge=1, le=4)] = 1
 

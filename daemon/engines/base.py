@@ -123,7 +123,7 @@ class MemoryFigures:
 
 
 def texts_of(utterance: Utterance) -> Iterator[str | Piece]:
-    """The text of a job, piece by piece; between them, while the next has not come, what to yield meanwhile."""
+    """The text of a job, piece by piece; while the next has not come, a Piece with ``waits``, to be yielded."""
     yield utterance.text
     if utterance.more is None:
         return
@@ -138,7 +138,7 @@ def _waiting() -> Piece:
 
 
 class EngineBase(abc.ABC):
-    """What both kinds of engines have. The constructor loads the model and may take minutes."""
+    """The contract that both kinds of engines share. The constructor loads the model and may take minutes."""
 
     #: As in ``[engine] name``.
     name: str
@@ -151,7 +151,7 @@ class EngineBase(abc.ABC):
     clones_voices: bool = False
     #: Whether the same text, voice, options and seed give the same samples again, in another process too.
     repeats: bool = False
-    #: What of its configuration is experimental, in words.
+    #: The experimental part of its configuration, in words; empty for none.
     experimental: str = ""
 
     @property
@@ -204,9 +204,9 @@ class Engine(EngineBase):
 class Handle:
     """One job in a BatchEngine, from ``begin`` until its Ended or Broken, or until ``cancel``.
 
-    ``done`` of about ``expected`` units (tokens, passes, chunks) are made; while the job has work that nothing else
-    holds up, ``done`` grows. ``work_s``: the seconds of engine time that it took: those of its own stages, and its part
-    of each step that it shared.
+    ``done`` of about ``expected`` units (tokens, passes, chunks) are made. Unless the job is suspended or waits for
+    text, ``done`` must keep growing, or the job counts as hung. ``work_s``: the seconds of engine time that it took:
+    those of its own stages, and its part of each step that it shared.
     """
 
     utterance: Utterance
@@ -235,7 +235,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A job can't go on; the others are as they were.
+    """A job can't go on; the other jobs are not affected.
 
     An EngineError with ``fatal``, and a CUDA error that breaks the context, end the process with all jobs.
     """
@@ -250,7 +250,7 @@ Event = Spoken | Ended | Broken
 class SharedStepError(Exception):
     """A step that several jobs shared failed for good, and the process must end; raised by ``advance``.
 
-    ``jobs``: those in the step, one of which may have caused it. ``__cause__``: the error.
+    ``jobs``: the ids of the jobs in the step, one of which may have caused it. ``__cause__``: the error.
     """
 
     def __init__(self, jobs: list[str], error: Exception) -> None:
@@ -262,12 +262,12 @@ class SharedStepError(Exception):
 class BatchEngine(EngineBase):
     """An engine that speaks for up to ``slots`` jobs at once, a step at a time.
 
-    Used from one thread alone. The worker calls ``advance`` again and again; between two calls it sends what came of
-    the last, and begins, suspends, resumes and cancels jobs. A call should take a few milliseconds, at most some tens:
-    work that takes longer is cut into steps, or done in other threads or processes.
+    Used from one thread alone. The worker calls ``advance`` again and again; between two calls it sends the results of
+    the last one, and begins, suspends, resumes and cancels jobs. A call should take a few milliseconds, at most some
+    tens: work that takes longer is cut into steps, or done in other threads or processes.
     """
 
-    #: Jobs that have steps at the same time. Suspended ones come on top.
+    #: The most jobs that have steps at the same time; suspended ones are not counted.
     slots: int
     #: Notes a stage and the ids of the jobs in it before the engine begins it (daemon/flight_recorder.py).
     record: Callable[[str, Collection[str]], None] = staticmethod(_no_record)
@@ -278,7 +278,7 @@ class BatchEngine(EngineBase):
 
     @abc.abstractmethod
     def advance(self) -> list[Event]:
-        """Do a step of work for the jobs that are not suspended. Returns what came of it; often nothing.
+        """Do one step of work for the jobs that are not suspended. Returns its events, often none.
 
         Raises SharedStepError. Any other exception is a fault of the engine and ends the process, with all jobs as
         suspects.
@@ -294,7 +294,7 @@ class BatchEngine(EngineBase):
 
     @abc.abstractmethod
     def suspend(self, handle: Handle) -> None:
-        """Give the job no further step, and its slot to others. Its state stays: resumed, it makes the same samples.
+        """Leave the job out of further steps; another may get its slot. Its state stays, so its samples do not change.
 
         Beside the jobs that wait for text, of which there may be any number, at most ``slots`` and
         ``protocol.worker.MAX_SUSPENDED`` are in the engine, suspended or not: a job whose audio can't be sent is
@@ -332,5 +332,5 @@ class BatchEngine(EngineBase):
 
     @property
     def settled(self) -> bool:
-        """Whether ``memory`` is without working memory now, although jobs may run."""
+        """Whether ``memory`` includes no working memory of jobs now, even if some run."""
         return True

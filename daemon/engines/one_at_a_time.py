@@ -1,4 +1,4 @@
-"""An engine that speaks one job at a time, for a worker that knows only engines for many."""
+"""Adapts an Engine, which speaks one job at a time, to the contract of BatchEngine."""
 
 from __future__ import annotations
 

@@ -9,14 +9,14 @@ import resource
 _PAGE_BYTES = resource.getpagesize()
 #: Indexes behind the name in /proc/PID/stat, where proc(5) counts from 3.
 _STARTED, _RSS, _STACK = 22 - 3, 24 - 3, 28 - 3
-#: The shared memory of a fork is measured again once its size has changed by so much: that takes 10 ms.
+#: Bytes by which a fork's size must change before its shared memory is measured again, which takes 10 ms.
 _MOVED = 1 << 20
 
 
 def descendants(pid: int) -> list[int]:
     """The living processes that ``pid`` and its children have started, without ``pid``; in the order of their birth.
 
-    None on a kernel without CONFIG_PROC_CHILDREN.
+    Empty on a kernel without CONFIG_PROC_CHILDREN.
     """
     found: list[int] = []
     waiting = [pid]
@@ -69,7 +69,7 @@ class ProcessTree:
 
 
 def _has_no_child() -> bool:
-    """Whether this process has none to wait for, which a worker asks after each job: 1 us, and 35 by /proc."""
+    """Whether this process has no child. Asked after each job: it takes 1 us, by way of /proc 35."""
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:

@@ -32,7 +32,7 @@ class Helper:
         self._threads[hash(job) % _THREADS].submit(work).add_done_callback(tell)
 
     def collect(self) -> None:
-        """Hand on what is done."""
+        """Call ``then`` for the work that is done."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.fd)
         while not self._done.empty():

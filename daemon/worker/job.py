@@ -1,4 +1,4 @@
-"""One job in the worker: what was asked of it, and where it is."""
+"""One job in the worker: its request and its state."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ class Job:
         self.cancelled = self.to_suspend = False
         self.begun_at: float | None = None
         self.handle: Handle | None = None
-        #: Whether the engine has forgotten it.
+        #: Whether the engine has ended it.
         self.over = False
         self.speech: Speech | None = None
         self.suspended = self.resumes = False
         #: Whether the engine has it suspended for a moment, while its audio can't be sent.
         self.held = False
-        #: Whether it has spoken what came of its text, and whether it is at the end of a segment that is not the last.
+        #: Whether it has spoken all text that came, and whether it is at the end of a segment that is not the last.
         self.waits = self.at_boundary = False
-        #: Its parts of work in the helper's thread.
+        #: The number of its tasks in a helper thread.
         self.pending = 0
         #: Whether its audio is being delivered, which is not cancelled.
         self.ends = False
 
     def begin(self) -> None:
-        """It has a slot."""
+        """Start the job's time, because it has a slot."""
         self.begun_at = time.perf_counter()
 
     def goes_on(self, piece: Piece) -> bool:
@@ -56,5 +56,5 @@ class Job:
 
     @property
     def work_s(self) -> float:
-        """The seconds of engine time that it took."""
+        """The seconds of engine time that the job took so far."""
         return self.handle.work_s if self.handle else 0.0

@@ -1,4 +1,4 @@
-"""What a worker does in the middle of a step too: read the wire, and say that its jobs move."""
+"""Reads messages and reports the jobs' progress, also in the middle of an engine's step."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Pulse:
         take: Callable[[SupervisorMessage, bytes | None], None],
         progress: Callable[[], list[JobProgress]],
     ) -> None:
-        """``take``: notes a message. ``progress``: of the jobs that the engine works on."""
+        """``take``: notes a message. ``progress``: returns that of the jobs that the engine works on."""
         self._connection = connection
         self._take = take
         self._progress = progress
@@ -44,7 +44,7 @@ class Pulse:
             self._take(message, body)
 
     def look(self, _done: int = 0, _expected: int | None = None) -> None:
-        """For the engine, in the middle of a step."""
+        """Read messages and report progress, at most every 2 ms; for an engine in the middle of a step."""
         now = time.monotonic()
         if now - self._looked >= _LOOK_S:
             self._looked = now
@@ -64,5 +64,5 @@ class Pulse:
         self._beat_at = time.monotonic() + _BEAT_S
 
     def due_s(self) -> float:
-        """The time until the next beat."""
+        """Seconds until the next beat."""
         return max(0.0, self._beat_at - time.monotonic())

@@ -1,8 +1,7 @@
-"""The worker's loop: reads the wire, has the engine do a step, and sends what came of it; for all jobs at once."""
+"""The worker's loop: it reads messages, has the engine do a step, and sends the results, for all jobs at once."""
 
 from __future__ import annotations
 
-import gc
 from collections import deque
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
@@ -16,7 +15,6 @@ from glmtts.protocol.worker import (
     Checked,
     Finished,
     JobProgress,
-    Memory,
     ResumeJob,
     SpeakJob,
     StopWorker,
@@ -28,19 +26,18 @@ from glmtts.protocol.worker import (
     WorkerProtocolError,
 )
 
-from .. import malloc
 from ..engines.base import BatchEngine, Broken, Ended, Handle, Piece, SharedStepError, Spoken, Utterance
-from ..gpu.process_tree import ProcessTree
 from ..storage import outputs
-from . import audio, log
+from . import log
 from .connection import SupervisorConnection
 from .failures import exit_code, failed
 from .helper import Helper
 from .job import Job
+from .maintenance import Maintenance
 from .preparation import Preparation
 from .progress import JobCancelledError, Pulse
-from .sinks import Chunk, deliver, describe
-from .speech import Speech
+from .sinks import Chunk, deliver
+from .speech import Speech, finished_before
 
 if TYPE_CHECKING:
     from ..confinement import Confinement
@@ -76,34 +73,33 @@ class JobRunner:
         self._confined = confined
         self._connection = connection
         self.slots = min(engine.slots, slots or engine.slots)
-        self._default_rate = default_sample_rate
         self._preparation = Preparation(
             engine,
             default_rate=default_sample_rate,
             recording_min_s=recording_min_s,
             recording_max_s=recording_max_s,
         )
+        self.maintenance = Maintenance(engine, self._preparation, default_sample_rate)
         self._pulse = Pulse(connection, self._take, self._progress)
         self._helper = Helper()
         self._note_to = record
         if record is not None:
             engine.record = self._note
         self._jobs: dict[str, Job] = {}
-        #: Those that have a slot, and those with a mark that was not acted on.
+        #: Jobs that have a slot, and jobs with a mark that was not acted on yet.
         self._active: dict[str, Job] = {}
         self._marked: dict[str, Job] = {}
         self._by_handle: dict[Handle, Job] = {}
-        #: What waits for its turn: jobs for a slot.
+        #: Messages and jobs that wait for their turn; a job waits for a slot.
         self._queue: deque[Job | Check | Trim | StopWorker] = deque()
         self._warmup_text = ""
         self._stopped = False
         self._code = 0
-        self._tree = ProcessTree()
 
     # --- the loop
 
     def run(self, warmup_text: str) -> int:
-        """Speak until the supervisor says stop, or SIGTERM comes. ``warmup_text``: of checks.
+        """Speak until the supervisor sends ``stop``, or SIGTERM comes. ``warmup_text``: the sentence for checks.
 
         Returns the exit code with which the process must end, or 0. Raises WorkerProtocolError.
         """
@@ -117,7 +113,7 @@ class JobRunner:
                 break
             if not woken and (idle_s := self._engine.idle_s()) != 0:
                 self._wait(idle_s)
-                # The next step is for what has come, or for what the engine waited for.
+                # A step follows each wait: a message has come, or the engine's work is done.
                 woken = True
                 continue
             woken = False
@@ -149,13 +145,13 @@ class JobRunner:
         if not events:
             return
         if self.slots > 1:
-            # None of the jobs is to blame for what happens from now on.
+            # From here to the next note, no job is to blame if the process dies.
             self._note("send")
         for event in events:
             if not isinstance(event, Spoken) and (job := self._by_handle.get(event.handle)):
                 job.over = True
         for event in events:
-            # It may have ended by an error of what came before.
+            # An error in an earlier event may have ended the job.
             if (job := self._by_handle.get(event.handle)) is None:
                 continue
             match event:
@@ -171,14 +167,14 @@ class JobRunner:
                 self._hold(job)
 
     def _step_failed(self, error: Exception) -> None:
-        """A step failed in which several jobs may have been: one of them may have caused it, and all end with it."""
+        """Report a step that failed, and end the process. The step's jobs are suspects, unless there was only one."""
         jobs = [job.id for job in self._by_handle.values() if not (job.over or job.suspended or job.held)]
         if isinstance(error, SharedStepError):
             jobs = error.jobs
             error = error.__cause__ if isinstance(error.__cause__, Exception) else error
         only = jobs[0] if len(jobs) == 1 else ""
         message = failed(only, error)
-        message.fatal, message.memory = True, self.memory()
+        message.fatal, message.memory = True, self.maintenance.memory()
         message.suspects = [] if only else jobs
         self._connection.send(message)
         self._code = exit_code(message)
@@ -219,14 +215,14 @@ class JobRunner:
         return not (job.cancelled or self._connection.terminated)
 
     def _is_unwanted(self, job: Job) -> bool:
-        """For the engine, in the middle of a step."""
+        """Read new messages, and return whether the job is cancelled; for an engine in the middle of a step."""
         self._pulse.look()
         return not self._wanted(job)
 
     # --- between two steps
 
     def _settle(self) -> None:
-        """Act on the marks, and begin what has its turn."""
+        """Act on the marks, and begin the jobs and messages whose turn has come."""
         if self._connection.terminated:
             return
         for job in list(self._marked.values()):
@@ -256,7 +252,7 @@ class JobRunner:
             del self._marked[job.id]
 
     def _is_ahead(self, job: Job) -> bool:
-        """Whether more was made of its audio than can be encoded or sent now."""
+        """Whether the job has more audio than can be encoded or sent now."""
         return job.pending > _AHEAD or self._connection.has_unsent(job.id)
 
     def _hold(self, job: Job) -> None:
@@ -283,12 +279,11 @@ class JobRunner:
                 self._active[task.id] = task
                 self._attempt(task, self._resume if task.suspended else self._begin, task)
             case Check():
-                self._check(task.check)
+                problem, self._code = self.maintenance.check(self._warmup_text)
+                self._connection.send(Checked(check=task.check, problem=problem))
             case Trim():
-                self._engine.trim()
-                gc.collect()
-                malloc.trim()
-                self._connection.send(Trimmed(memory=self.memory()))
+                self.maintenance.trim()
+                self._connection.send(Trimmed(memory=self.maintenance.memory()))
             case StopWorker():
                 self._stopped = True
         return True
@@ -310,7 +305,9 @@ class JobRunner:
             earlier = outputs.delivered(Path(message.output), job.id)
             if earlier is not None:
                 self._leave(job)
-                self._connection.send(self._delivered(job, earlier, rate))
+                voice = message.voice or ("" if job.body is not None else self._preparation.voice(None) or "")
+                memory = self.maintenance.memory()
+                self._connection.send(finished_before(message, earlier, rate=rate, voice=voice, memory=memory))
                 return
             outputs.check_absent(Path(message.output))
         has_recording = job.body is not None or message.recording is not None
@@ -357,13 +354,13 @@ class JobRunner:
             raise JobCancelledError
         speech, handle = job.speech, job.handle
         assert speech is not None and handle is not None
-        # It has no further step.
+        # The engine has no further step for the job.
         del self._by_handle[handle]
 
         def finished(made: tuple[list[Chunk], bytes | None]) -> None:
             chunks, file = made
             self._send(chunks)
-            message = speech.finished(self.memory(), job.work_s)
+            message = speech.finished(self.maintenance.memory(), job.work_s)
             if file is None:
                 self._finish(job, message, None)
                 return
@@ -394,7 +391,9 @@ class JobRunner:
         job.speech.stop_clock()
         del self._active[job.id], self._marked[job.id]
         taken = job.feed.taken if job.feed else 0
-        self._connection.send(Suspended(job=job.id, memory=self.memory(), waits=waits, texts=taken, work_s=job.work_s))
+        self._connection.send(
+            Suspended(job=job.id, memory=self.maintenance.memory(), waits=waits, texts=taken, work_s=job.work_s)
+        )
 
     def _resume(self, job: Job) -> None:
         assert job.speech is not None and job.handle is not None
@@ -411,9 +410,10 @@ class JobRunner:
     # --- work and errors
 
     def _do(self, job: Job, work: Callable[[], T], then: Callable[[T], None], *, is_work: bool) -> None:
-        """Do a part of the work for a job, and go on with what it made. ``is_work``: it takes milliseconds.
+        """Do ``work`` for a job, and call ``then`` with its result.
 
-        With a single slot nothing else could be done meanwhile. Raises what ``work`` and ``then`` raise.
+        ``is_work``: it takes milliseconds, so a helper thread does it; with a single slot this thread does, as it has
+        no other job. Raises the exceptions of ``work`` and ``then``.
         """
         if not is_work or self.slots == 1:
             then(work())
@@ -422,14 +422,14 @@ class JobRunner:
 
         def done(future: Future[T]) -> None:
             job.pending -= 1
-            # It may have ended.
+            # The job may have ended meanwhile.
             if self._jobs.get(job.id) is job:
                 self._attempt(job, lambda: then(future.result()))
 
         self._helper.submit(job.id, work, done)
 
     def _attempt(self, job: Job, work: Callable[..., None], *given: Any) -> None:
-        """Do something for a job, which an error ends."""
+        """Do ``work`` for a job; an exception ends the job."""
         try:
             work(*given)
         except WorkerProtocolError:
@@ -438,9 +438,9 @@ class JobRunner:
             self._fail(job, error)
 
     def _fail(self, job: Job, error: Exception) -> None:
-        """End a job that can't go on, or is not wanted."""
+        """End a job that failed or was cancelled."""
         message = failed(job.id, error, terminated=self._connection.terminated)
-        # A broken engine may hang.
+        # A broken engine could hang in ``cancel``.
         code = exit_code(message)
         if not code and job.handle is not None and not job.over:
             try:
@@ -450,58 +450,24 @@ class JobRunner:
                 log.report(other, job.id)
         if isinstance(error, JobCancelledError):
             self._connection.drop_audio(job.id)
-        message.work_s, message.memory = job.work_s, self.memory()
+        message.work_s, message.memory = job.work_s, self.maintenance.memory()
         self._leave(job)
         self._connection.send(message)
         self._code = self._code or code
 
     def _leave(self, job: Job) -> None:
-        """The job has ended."""
+        """Forget a job that has ended."""
         for jobs in (self._jobs, self._active, self._marked):
             jobs.pop(job.id, None)
         if job.handle is not None:
             self._by_handle.pop(job.handle, None)
-        # They know the job, too: without them it is freed at once, with its audio.
+        # Both refer back to the job: without the cycle, it is freed at once with its audio.
         job.handle = job.speech = None
 
-    # --- the engine as a whole
-
-    def warm_up(self, text: str) -> None:
-        """Speak ``text`` and discard it, at the rate that jobs have, so that the first job finds everything loaded.
-
-        No other job may be running.
-        """
-        if not text:
-            return
-        utterance = self._preparation.warm_up(text)
-        native, rate = utterance.sample_rate, self._default_rate
-        resampler = None if native == rate else audio.Resampler(native, rate)
-        for piece in self._engine.synthesize(utterance):
-            if resampler:
-                resampler.add(piece.samples)
-
-    def _check(self, check: str) -> None:
-        """Speak the warm-up sentence, and report whether that worked."""
-        problem = ""
-        try:
-            self.warm_up(self._warmup_text)
-        except Exception as error:
-            message = failed("", error)
-            problem, self._code = message.message, exit_code(message)
-        self._connection.send(Checked(check=check, problem=problem))
-
-    def memory(self) -> Memory:
-        """The memory of the process and of its engine now."""
-        figures = self._engine.memory()
-        return Memory(
-            rss=self._tree.rss(),
-            torch_allocated=figures.torch_allocated,
-            torch_reserved=figures.torch_reserved,
-            settled=self._engine.settled,
-        )
+    # --- notes and progress
 
     def _note(self, stage: str, jobs: Collection[str] = ()) -> None:
-        """Note a stage and its jobs for the flight recorder. The helper's jobs may be to blame, too."""
+        """Note a stage for the flight recorder, with its jobs and those in helper threads: any may be to blame."""
         if self._note_to is not None:
             helped = [job.id for job in self._active.values() if job.pending] if self.slots > 1 else []
             self._note_to(stage, (*jobs, *helped))
@@ -512,22 +478,3 @@ class JobRunner:
             for job in self._active.values()
             if job.handle is not None
         ]
-
-    def _delivered(self, job: Job, file: bytes, rate: int) -> Finished:
-        """The end of a job whose output an earlier attempt wrote before its worker died."""
-        message = job.message
-        finished = Finished(
-            job=job.id,
-            sample_rate=rate,
-            audio_s=audio.duration_s(file, message.format, rate),
-            synthesis_s=0.0,
-            first_audio_s=0.0,
-            voice=message.voice or ("" if job.body is not None else self._preparation.voice(None) or ""),
-            sha256="",
-            chunks=0,
-            bytes=0,
-            path=message.output,
-            memory=self.memory(),
-        )
-        describe(finished, file)
-        return finished

@@ -67,7 +67,7 @@ class StreamSink:
         self.sha256 = ""
 
     def add(self, samples: Samples) -> list[Chunk]:
-        """Encode the next samples, of shape (n,). Raises EngineError if they are not those that were sent before."""
+        """Encode the next samples, of shape (n,). Raises EngineError if a replayed part is not the same."""
         self.samples += len(samples)
         return self._cut(self._encoder.add(samples))
 
@@ -87,7 +87,7 @@ class StreamSink:
         return chunks
 
     def _behind_replayed(self, data: memoryview) -> memoryview:
-        """Of the next bytes those that were not sent by an earlier attempt."""
+        """The part of ``data`` that no earlier attempt has sent."""
         replay = self._replay
         if replay is None:
             return data

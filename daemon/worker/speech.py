@@ -1,4 +1,4 @@
-"""From an engine's pieces to the audio of one job, and the figures of its end."""
+"""Turns an engine's pieces into the audio of one job, and counts the figures for its end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from glmtts.protocol.worker import Finished, Memory, SegmentDone, SpeakJob
 
 from ..engines.base import EngineError, Piece, Utterance
 from . import audio, log
-from .sinks import Chunk, FileSink, StreamSink
+from .sinks import Chunk, FileSink, StreamSink, describe
 from .speed import TimeStretcher
 
 #: The power of -100 dB: engines say nothing with exact zeros, where they have no reading for what is written.
@@ -42,11 +42,11 @@ class Speech:
         self._since = begun
 
     def stop_clock(self) -> None:
-        """The job is suspended."""
+        """Stop the job's clock, because the job is suspended."""
         self._spent_s = self._spent()
 
     def start_clock(self) -> None:
-        """The job resumes."""
+        """Start the job's clock again, because the job resumes."""
         self._since = time.perf_counter()
 
     def check(self, piece: Piece) -> None:
@@ -74,7 +74,7 @@ class Speech:
         self._first_audio_s = self._first_audio_s or self._spent()
 
     def boundary(self, piece: Piece, *, in_pieces: bool) -> SegmentDone | None:
-        """What to say where a segment ends; None within a segment, and for a text of only one."""
+        """The message for the end of a segment; None within a segment, and for a text of only one."""
         if not piece.ends_segment:
             return None
         if not self._segment_energy:
@@ -125,3 +125,22 @@ class Speech:
 
     def _spent(self) -> float:
         return self._spent_s + time.perf_counter() - self._since
+
+
+def finished_before(job: SpeakJob, file: bytes, *, rate: int, voice: str, memory: Memory) -> Finished:
+    """The end of a job whose output an earlier attempt wrote before its worker died. ``rate``: of ``file``, in Hz."""
+    finished = Finished(
+        job=job.job,
+        sample_rate=rate,
+        audio_s=audio.duration_s(file, job.format, rate),
+        synthesis_s=0.0,
+        first_audio_s=0.0,
+        voice=voice,
+        sha256="",
+        chunks=0,
+        bytes=0,
+        path=job.output,
+        memory=memory,
+    )
+    describe(finished, file)
+    return finished

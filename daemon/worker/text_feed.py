@@ -20,7 +20,7 @@ class TextFeed:
         self.complete = False
 
     def add(self, message: AddText) -> None:
-        """A text has come."""
+        """Keep a text that has come."""
         self._texts.append(message)
 
     @property

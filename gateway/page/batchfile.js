@@ -30,7 +30,7 @@ export function linesOf(fileName, text) {
   return split(text).map((line, index) => ({ number: index + 1, text: line.trim() })).filter((line) => line.text);
 }
 
-/** A text in parts of at most so many characters, each of whole sentences where those are not longer. */
+/** A text in parts of at most `most` characters, each of whole sentences where those are not longer. */
 export function piecesOf(text, most) {
   const parts = [];
   let part = [];

@@ -52,7 +52,7 @@ def _other(key: str, value: Any) -> Any:
     """Another value that the key may have."""
     others: dict[Any, Any] = {
         "espeak": "fault", "info": "debug", "text": "json", "normal": "slow", "ras": "topk", "fp32": "bf16",
-        "all": "none", "wav": "flac", "0660": "0600", "off": "on",
+        "all": "none", "wav": "flac", "0660": "0600", "off": "on", "clause": "segment",
     }  # fmt: skip
     if isinstance(value, bool):
         return not value

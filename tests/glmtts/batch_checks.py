@@ -60,7 +60,7 @@ class Take:
 
 class Rig:
     def __init__(self, root: str, cache: str, slots: int) -> None:
-        settings = msgspec.to_builtins(GlmttsEngineSettings(root=root, batching="on", slots=slots))
+        settings = msgspec.to_builtins(GlmttsEngineSettings(root=root, batching="on", slots=slots, stream="segment"))
         engine = load("glmtts", settings, send_raw=print, cache_dir=cache, warn=lambda _: None)
         assert isinstance(engine, BatchedGlmttsEngine) and engine.slots == slots and engine.repeats
         self.engine = engine
@@ -283,6 +283,15 @@ def shared_step(rig: Rig, *_: int) -> dict[str, Any]:
         assert error.jobs and error.jobs == list(rig.noted[-1][1]) and rig.noted[-1][0] == "decode"
         return {"suspects": len(error.jobs)}
     raise AssertionError("the step can't have been done")
+
+
+def first_clause(rig: Rig, *_: int) -> dict[str, Any]:
+    """The first clause is a segment, and the audio of the others comes behind it."""
+    (one,) = rig.run([Take(rig.utterance(1, 4))])
+    rig.engine._cuts_clause = True
+    (cut,) = rig.run([Take(rig.utterance(1, 4))])
+    assert cut.error is None and one.error is None
+    return {"pieces": [len(one.samples), len(cut.samples)]}
 
 
 def refused(rig: Rig, *_: int) -> dict[str, Any]:

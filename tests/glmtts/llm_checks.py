@@ -111,7 +111,7 @@ class Recorded(BatchedLlm):
     """Keeps what each reading's tokens were drawn from: a digest of the logits, and the likeliest."""
 
     def __init__(self, llm: Any, rows: int) -> None:
-        super().__init__(llm, rows=rows, warn=print)
+        super().__init__(llm, rows=rows, parked=2, warn=print)
         self.digests: dict[str, list[str]] = {}
         self.likeliest: dict[str, list[tuple[Any, Any]]] = {}
 
@@ -205,7 +205,7 @@ def apart(rig: Rig, size: str = "12") -> dict[str, Any]:
 
 def _disturb(batch: BatchedLlm, readings: list[Reading], leavers: list[Reading], draw: random.Random) -> None:
     for one in readings:
-        one.held = draw.random() < (0.5 if one.held else 0.1)
+        (batch.hold if draw.random() < (0.5 if one.held else 0.1) else batch.go_on)(one)
     for leaver in leavers:
         if leaver.row >= 0 and draw.random() < 0.2:
             batch.leave(leaver)
@@ -343,6 +343,10 @@ def _joining_as_free(logits: Any) -> Any:
     return forgetful
 
 
+def _one_short(move: Any) -> Any:
+    return lambda self, source, target, count: move(self, source, target, count - 1)
+
+
 def _one_generator(draw: Any) -> Any:
     shared = torch.Generator()
 
@@ -368,6 +372,7 @@ MUTANTS: dict[str, tuple[Any, Callable[[Rig], Any]]] = {
     "what failed stays in the cache": (_patched(Llama, "wipe", lambda _: lambda *_: None), no_number),
     "a suspended row is written over": (_patched(BatchedLlm, "_logits", _held_as_free), apart),
     "a joining row is written over": (_patched(BatchedLlm, "_logits", _joining_as_free), apart),
+    "what is parked lacks its last place": (_patched(Llama, "move", _one_short), apart),
     "one generator for all": (_patched(llm_batch, "draw", _one_generator), apart),
     "what came a moment ago comes again": (_patched(sampling, "_WINDOW", lambda _: -(10**6)), _draws),
     "a smaller sum": (_patched(sampling, "_TOP_P", lambda _: 0.6), _few),

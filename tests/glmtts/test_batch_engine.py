@@ -22,6 +22,10 @@ def test_a_text_in_pieces_is_spoken_as_upstream_speaks_them(root: Root) -> None:
     root.run("batch_checks.py", "in_pieces")
 
 
+def test_the_first_clause_is_heard_before_its_segment_is_spoken(root: Root) -> None:
+    assert root.run("batch_checks.py", "first_clause") == {"pieces": [1, 2]}
+
+
 def test_an_exception_in_any_stage_fails_its_own_job(root: Root) -> None:
     assert root.run("batch_checks.py", "poison")["stages"] == 7
 

@@ -101,4 +101,5 @@ def test_a_service_that_stood_still_for_longer_than_a_hang_goes_on_with_its_jobs
     assert (after["pid"], after["restarts"]) == (worker["pid"], 0)
     id = speaks(client, "a worker that stands still alone")
     os.kill(worker["pid"], signal.SIGSTOP)
-    assert client.until(id, "error")["code"] == "hung"
+    # Its stream goes on in another process.
+    assert client.until(id, "done")["attempts"] == 2

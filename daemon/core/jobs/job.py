@@ -71,9 +71,9 @@ class Ending(Struct):
 
 
 class Account(Struct):
-    """What the scheduler charges a job's client for it, in seconds of an engine's time (Attempt.work_s)."""
+    """The scheduler's charge for a job to its client, in seconds of an engine's time (Attempt.work_s)."""
 
-    #: What the job is expected to take, and among how many others: while it waits, all slots of a worker are taken.
+    #: The job's expected time, and the load that it was expected at: the worker's slots while it waits.
     cost_s: float = 0.0
     load: int = 1
     #: What its client was charged so far, and how much of that is known to be right, because it was spoken before the

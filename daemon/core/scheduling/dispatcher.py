@@ -25,7 +25,7 @@ from .retry import Retries
 #: States of a worker whose next process is under way.
 _COMING = (WorkerState.STARTING, WorkerState.STOPPING, WorkerState.FAILED)
 _NO_BATCH: tuple[Priority, ...] = ("batch",)
-#: Jobs that run alone wait for so long for a process that is being replaced; then a worker takes no others for them.
+#: Seconds that jobs which run alone wait for a process that is being replaced; then a worker takes no other jobs.
 _ALONE_WAITS_S = 30.0
 
 

@@ -166,7 +166,7 @@ class Forecast:
                 work_s = self.left_s(job)
             (slots if id in begun else behind).append((work_s, batch))
         slots += [(0.0, False)] * (process.slots - len(slots))
-        # What is suspended, or lies ready, takes the slots that are free first.
+        # Jobs that are suspended or lie ready take the slots that are free first.
         heapq.heapify(slots)
         for work_s, batch in behind:
             free_in_s, has_batch = slots[0]

@@ -87,7 +87,7 @@ class Notifications:
         for position, job in enumerate(self._queue.in_order()):
             if position >= TOLD_POSITIONS:
                 break
-            # A stream that waits to go on is told nothing.
+            # A stream that waits to go on gets no event.
             if job.told_position not in (-1, position) and not job.attempt.chunks:
                 wait_s = view.starts_in_s(job)
                 event = events.Queued(

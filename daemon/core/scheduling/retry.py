@@ -133,7 +133,7 @@ class Retries:
 
     @staticmethod
     def content(job: Job) -> str:
-        """What is blamed for a death that a live job is to blame for."""
+        """The content to which the deaths of a live job are counted: its digest, with the client for an own voice."""
         job.content = job.content or content_digest(job.request, job.recording)
         return blamed(job.content, job.client.key if job.own_voice else "")
 

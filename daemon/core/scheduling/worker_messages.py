@@ -250,7 +250,7 @@ class WorkerMessages:
             except ValueError:
                 code = ErrorCode.SYNTHESIS_FAILED
             if code is ErrorCode.WORKER_CRASHED and job.request.follow and job.attempt.chunks:
-                # What it made was not what the worker before it had made.
+                # It made other audio than the worker before it.
                 self._completion.guarded(job, self._retries.begin_anew, job, message.message)
                 return
             self._completion.fail(job, code, message.message, reason=message.reason or message.code)
@@ -306,7 +306,7 @@ class WorkerMessages:
                 worker.process.to_suspend.discard(id)
             case wire.CancelJob(job=id) if id in worker.process.suspended or id in worker.process.to_suspend:
                 # The worker would keep a suspended job for ever. Any other job ends by itself.
-                self.violation(worker, "it was not told to leave a suspended job", candidates=())
+                self.violation(worker, "the cancel of a suspended job could not be sent", candidates=())
             case _:
                 pass
 

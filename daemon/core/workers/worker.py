@@ -58,7 +58,7 @@ WORKING = frozenset({_S.BUSY, _S.DRAINING})
 
 
 def maker(worker: Worker) -> tuple[str, str, int] | None:
-    """What makes the same bytes of the same job again: the engine, its version and slots; None if none does."""
+    """The engine, its version and slots, which together repeat a job's bytes; None if the engine does not repeat."""
     ready = worker.process.ready
     return (ready.engine, ready.engine_version, ready.slots) if ready is not None and ready.repeats else None
 

@@ -1,4 +1,4 @@
-"""The engine for many jobs at once: what each step of it does, and in which order."""
+"""The engine for many jobs at once, and the order of the work in each of its steps."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from .models import Models, check_pending, transcript_of
 from .text import check_speakable
 from .text_tasks import Prepared
 
-#: While so many more segments wait for the flow model, a token is drawn after as many of its steps.
+#: The flow model does a step more between two tokens for each further segment that waits for it, at most this many.
 _MOST_FLOW_STEPS = 3
 
 
 class BatchedGlmttsEngine(Models, BatchEngine):
     """Draws a token for all jobs at once; flow model and vocoder take one segment at a time.
 
-    The constructor raises what that of Models does, and UpstreamError for a model that only upstream's code can run.
+    The constructor raises the exceptions of Models, and UpstreamError for a model that only upstream's code can run.
     """
 
     experimental = 'batching = "on" in [engine.glmtts]'
 
     def __init__(self, settings: dict[str, Any], *, slots: int = 0, vram_share: float, **given: Any) -> None:
-        """``slots``: at most so many; 0: as many as the settings and the memory allow."""
+        """``slots``: the most jobs at once; 0: as many as the settings and the memory allow."""
         super().__init__(settings, vram_share=vram_share, **given)
-        # Torch is there now, with its device.
+        # Torch is imported now, and its device chosen.
         import torch
 
         from . import flow_batch, llm_batch, sampling
@@ -42,17 +42,18 @@ class BatchedGlmttsEngine(Models, BatchEngine):
         llm = self._upstream.llm
         found = slots_for(settings["slots"], slot_bytes(llm.llama.config, settings["dtype"]), share=vram_share)
         self.slots = min(found, slots or found)
-        # Before a step of the language model is captured, which it applies to as well.
+        # It applies to the language model too, so it is set before a step of that is captured.
         flow_batch.set_precision(settings["flow_precision"])
-        self._llm = llm_batch.BatchedLlm(llm, rows=self.slots + MAX_SUSPENDED, warn=self._warn)
+        self._llm = llm_batch.BatchedLlm(llm, rows=self.slots, parked=MAX_SUSPENDED, warn=self._warn)
         self._flow = flow_batch.Flow(self._upstream.flow)
         self._longest_prompt = int(self._upstream.inference.MAX_LLM_SEQ_INP_LEN)
         on_cpu = self._upstream.device.type == "cpu"
-        # On a GPU it is likely, and was not seen yet.
+        # Equal bytes are likely on a GPU too, but were not seen yet.
         self.repeats = on_cpu
         self._wait_for_gpu: Callable[[], None] = (lambda: None) if on_cpu else torch.cuda.synchronize
-        precision = settings["flow_precision"]
-        self.version = f"{self.version}+{self.slots}slots.{settings['dtype']}.{precision}"
+        self._cuts_clause = settings["stream"] == "clause"
+        parts = [f"{self.slots}slots", settings["dtype"], settings["flow_precision"], settings["stream"]]
+        self.version = f"{self.version}+{'.'.join(parts)}"
         self._jobs: dict[BatchJob, None] = {}
         self._events: list[Event] = []
         self._steps = 0
@@ -109,7 +110,7 @@ class BatchedGlmttsEngine(Models, BatchEngine):
 
     @property
     def settled(self) -> bool:
-        # What the language model has is allocated at its start.
+        # The language model allocates nothing after its start.
         return not any(segment.run is not None for job in self._jobs for segment in job.flowing)
 
     # --- jobs
@@ -123,7 +124,7 @@ class BatchedGlmttsEngine(Models, BatchEngine):
         handle.suspended = suspended
         handle.said_waits = False
         if handle.reading is not None:
-            handle.reading.held = suspended
+            (self._llm.hold if suspended else self._llm.go_on)(handle.reading)
 
     def _drop(self, job: BatchJob) -> None:
         del self._jobs[job]
@@ -138,7 +139,7 @@ class BatchedGlmttsEngine(Models, BatchEngine):
         malloc.trim()
 
     def _attempt(self, job: BatchJob, work: Callable[[BatchJob], None]) -> None:
-        """Do something for one job, which an exception ends."""
+        """Do ``work`` for one job; an exception ends the job."""
         if job not in self._jobs:
             return
         try:
@@ -151,11 +152,11 @@ class BatchedGlmttsEngine(Models, BatchEngine):
         self._events.append(Broken(job, error))
 
     def _timed(self, job: BatchJob, segment: Segment | None, stage: str, work: Callable[[], Any]) -> Any:
-        """A stage of one job alone."""
+        """Do a stage of one job alone, note it for the flight recorder, and charge the job for it."""
         self.record(stage, (job.utterance.job,))
         begun = time.monotonic()
         made = work()
-        # An error on a GPU must come now: in the next stage, other jobs would be blamed. And its time is this job's.
+        # An error on a GPU must come now: in the next stage, other jobs would be blamed. Its time would be theirs too.
         self._wait_for_gpu()
         now = time.monotonic()
         job.move(now)
@@ -165,7 +166,7 @@ class BatchedGlmttsEngine(Models, BatchEngine):
     # --- voices and texts
 
     def _one_voice(self) -> None:
-        """Hear one recording, or find it in the cache: that takes some tenths of a second."""
+        """Extract the features of one recording, or find them in the cache: it takes some tenths of a second."""
         for job in self._active:
             if job.voice is None and job.transcript is not None and job.transcript.ended:
                 self._attempt(job, self._hear)
@@ -186,14 +187,15 @@ class BatchedGlmttsEngine(Models, BatchEngine):
         job.text_is_all = not job.whole
         job.whole += text
         check_speakable(job.whole)
-        job.text = self._front_end.ask(text, use_phoneme=job.choices.use_phoneme)
+        cut_clause = self._cuts_clause and job.text_is_all
+        job.text = self._front_end.ask(text, use_phoneme=job.choices.use_phoneme, cut_clause=cut_clause)
         job.counted = False
 
     def _go_on(self, job: BatchJob) -> None:
         """Begin the job's next segment, ask for more of its text, or find that it has ended."""
         pending = job.text
         if pending is not None:
-            # The front end counts what it does.
+            # The text is cut into segments; each text is counted once.
             if pending.texts is not None and not job.counted:
                 job.counted = True
                 job.known += len(pending.texts)
@@ -236,8 +238,8 @@ class BatchedGlmttsEngine(Models, BatchEngine):
         most = self._llm_batch.fit(len(ids), wanted)
         if most < wanted:
             self._warn(
-                f"a segment of job {job.utterance.job} may have {most} tokens instead of {wanted}: with its prompt of "
-                f"{len(ids)} more do not fit into a slot"
+                f"a segment of job {job.utterance.job} may have {most} tokens instead of {wanted}: its prompt of "
+                f"{len(ids)} leaves no room for more in a slot"
             )
         generator = torch.Generator().manual_seed(job.utterance.seed)
         draws = self._draws(job.choices.sampling, job.choices.top_k, generator, 2 * len(prepared.tokens))
@@ -270,7 +272,7 @@ class BatchedGlmttsEngine(Models, BatchEngine):
         self._look_at_reading(job)
 
     def _look_at_reading(self, job: BatchJob) -> None:
-        """If its segment has all its tokens, it goes on to the flow model."""
+        """Hand the job's segment to the flow model, if all its tokens are drawn."""
         reading, segment = job.reading, job.read_segment
         assert reading is not None and segment is not None
         if reading.error is not None:
@@ -288,7 +290,7 @@ class BatchedGlmttsEngine(Models, BatchEngine):
     # --- flow model and vocoder
 
     def _most_needed(self) -> BatchJob | None:
-        """Whose segment the flow model goes on with: one that it has begun, then whose listener waits the most."""
+        """The job for the flow model's next step: one with a segment that is begun, or with the least audio ahead."""
         now = time.monotonic()
         waiting: Iterable[BatchJob] = (job for job in self._active if job.flowing)
         return min(waiting, key=lambda job: (job.flowing[0].run is None, job.ahead_s(now)), default=None)

@@ -1,4 +1,4 @@
-"""One job of the batching engine: its text, its segments on their way, and what the next one follows."""
+"""One job of the batching engine: its text, its segments at each stage, and the prompt of the next one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: Segments of a job whose tokens are drawn before the flow model has come to them.
 _AHEAD = 2
-#: A job that waits for others moves all the same, that often, in seconds: its wait is not a hang.
+#: Seconds after which a job that waits for others reports progress, so that its wait does not count as a hang.
 _MOVES_S = 0.5
 
 
@@ -88,29 +88,29 @@ class BatchJob(Handle):
         return self.text.ended or bool(self.text.ready) or (self.text.texts is not None and not self.counted)
 
     def ahead_s(self, now: float) -> float:
-        """How much audio it has ahead of one who listens since it began; negative if that one waits."""
+        """Seconds of audio that a listener from the start has yet to hear; negative while that listener waits."""
         if not self.spoken:
             return self.begun - now
         return self.audio_s - (now - self.first_audio_at)
 
     def expect(self, characters: int) -> None:
-        """The length of a text that came."""
+        """Add the length of a text to the expected units."""
         self.expected = self.done + STEPS_PER_CHARACTER * max(characters, 1)
 
     def move(self, now: float, units: int = 1) -> None:
-        """Units of its work were done."""
+        """Count units of work as done."""
         self.done += units
         self.moved = now
 
     def waits(self, now: float) -> None:
-        """Its work waits for that of others."""
+        """Report progress for a job that waits for others, if it is time."""
         if now - self.moved >= _MOVES_S:
             self.move(now)
 
     def prompt(self, text_tokens: list[int], longest: int) -> tuple[list[int], list[int]]:
         """Text tokens and speech tokens before a segment, as upstream's ``get_cached_prompt`` finds them.
 
-        What does not fit with ``longest`` speech tokens is dropped for good: the oldest, but for the voice's own.
+        Segments beyond ``longest`` speech tokens are dropped for good, the oldest first; the voice's own part stays.
         """
         if self.choices.use_cache and len(self.history) > 1:
             spoken = sum(len(speech) for _, speech in self.history)
@@ -129,7 +129,7 @@ class BatchJob(Handle):
         return min(most, self.choices.max_tokens) if self.choices.max_tokens else most
 
     def charge(self, segment: Segment | None, seconds: float, max_segment_s: float) -> None:
-        """It took engine time. Raises EngineError if a segment takes too much of it."""
+        """Charge the job for engine time. Raises EngineError if a segment has taken over ``max_segment_s``."""
         self.work_s += seconds
         if segment is not None:
             segment.work_s += seconds

@@ -16,10 +16,10 @@ from .. import torch_memory
 WORKING_BYTES = 1 << 30
 #: The same for the batching engine: CUDA graphs, and the flow model's activations for the longest segment.
 BATCH_WORKING_BYTES = 3 << 30
-#: The most jobs at once if none are configured. On a small GPU the flow model is busy with fewer.
+#: The most jobs at once if ``slots`` is 0. On a small GPU the flow model is busy with fewer.
 _MOST_SLOTS, _SLOTS_ON_SMALL_GPU, _SMALL_GPU_BYTES = 32, 16, 30 << 30
 _SLOTS_ON_CPU = 4
-#: Most tokens of one segment in the batching engine: its prompt, itself, and what is made of it.
+#: Most tokens of one segment in the batching engine: its prompt, its text, and its speech tokens.
 PLACES = 2_048
 
 
@@ -91,7 +91,7 @@ def _check_memory(torch: Any, name: str, weights_bytes: int, share: float) -> No
 
 
 def head_size(config: Any) -> int:
-    """Of the language model's attention; ``config``: its configuration."""
+    """The size of a head of the language model's attention; ``config``: the model's configuration."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
@@ -115,7 +115,7 @@ def slots_for(asked: int, slot: int, *, share: float) -> int:
         share: As in ``choose``.
 
     Raises:
-        NoGpuError: There is no memory for that many, or for one.
+        NoGpuError: Too little GPU memory is free for ``asked`` jobs, or for one.
     """
     torch: Any = importlib.import_module("torch")
     if not torch.cuda.is_available():

@@ -19,7 +19,7 @@ from .token_watch import Watch
 class GlmttsEngine(Models, Engine):
     """Segments have 30 to 60 characters, as upstream cuts a text; each is a run of upstream's ``generate_long``.
 
-    The constructor raises what that of Models does.
+    The constructor raises the exceptions of Models.
     """
 
     def __init__(self, settings: dict[str, Any], **given: Any) -> None:

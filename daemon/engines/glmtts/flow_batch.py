@@ -1,8 +1,8 @@
 """Upstream's flow model a step at a time, and its vocoder, with the random numbers of one job.
 
-It uses upstream's modules and weights, and computes what upstream's ``inference_with_cache`` does: guidance's two
-passes as one batch, and what is the same in all passes only once (the embedding of the tokens, the modulations of time
-and voice, rotary tables). Between two steps the engine decodes tokens of other jobs, and cancels.
+It uses upstream's modules and weights, and computes the same as upstream's ``inference_with_cache``: guidance's
+two passes as one batch, and the parts that are the same in all passes only once (the embedding of the tokens, the
+modulations of time and voice, rotary tables). Between two steps the engine decodes tokens of other jobs, and cancels.
 
 One segment is a run by itself: another in the same batch would change the shape, and so the last bits of the audio,
 and gains nothing, because a segment fills a GPU.
@@ -46,10 +46,10 @@ class Flow:
     Args:
         flow: Upstream's flow model.
         multiple: Pad to multiples of this many frames; None: 64 on a GPU, and no padding on a CPU, where it only costs
-            time. Masked, what is padded changes the spectrogram by less than 1e-5.
+            time. The padding is masked, and changes the spectrogram by less than 1e-5.
 
     Raises:
-        UpstreamError: The checkout's flow model computes something else than this module.
+        UpstreamError: The checkout's flow model does not compute the same as this module.
     """
 
     def __init__(self, flow: Any, *, multiple: int | None = None) -> None:
@@ -75,7 +75,7 @@ class Flow:
 
     @torch.inference_mode()
     def modulations(self, voice: VoiceFeatures) -> tuple[torch.Tensor, torch.Tensor]:
-        """What voice and time do to each block, and to the end, for guidance's two passes.
+        """The modulations of each block, and of the end, by voice and time, for guidance's two passes.
 
         Returns:
             Of shape (2, steps, blocks, 6, width) and (2, steps, 2, width), on the device: scales with 1 added.
@@ -167,7 +167,7 @@ class FlowRun:
             self._length = frames = int(codes.shape[1] / model.input_frame_rate * model.mel_framerate)
             known = min(self._prompt, frames)
             self._x = self._padded(torch.randn(1, frames, model.mel_dim, generator=generator).to(flow.device))
-            # Alone, and not padded: its convolutions, and above all its norm over time, would mix in what is padded.
+            # Alone and not padded: its convolutions, and above all its norm over time, would mix the padding in.
             said = self._padded(model.estimator.text_emb_layer(codes, frames))
             heard = torch.zeros_like(self._x)
             heard[:, :known] = prompt[:, -known:].to(flow.device)
@@ -182,7 +182,7 @@ class FlowRun:
 
     @property
     def state(self) -> torch.Tensor:
-        """What the next step begins with, of shape (1, t, 80), with the prompt's frames."""
+        """The frames that the next step begins with, of shape (1, t, 80), the prompt's included."""
         return self._x[:, : self._length]
 
     @torch.inference_mode()
@@ -210,7 +210,7 @@ class FlowRun:
         return velocity
 
     def _placed(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The embedding of positions: two wide convolutions, before each of which what is padded is silenced."""
+        """The embedding of positions: two wide convolutions, with the padding set to zero before each."""
         first, bend, second, bend_again = self._flow.model.estimator.emb_concator.conv_pos_embed.conv1d
         hidden = self._silenced(hidden.transpose(1, 2))
         hidden = self._silenced(bend(first(hidden)))
@@ -229,7 +229,7 @@ class FlowRun:
         return attended
 
     def _heeded(self) -> torch.Tensor | None:
-        """Which frames all others attend to."""
+        """The mask of the frames that attention may use; None without padding."""
         return None if self._mask is None else self._mask[None, None, None]
 
     def _turned(self, features: torch.Tensor) -> torch.Tensor:
@@ -263,7 +263,7 @@ def vocode(vocoder: Any, mel: torch.Tensor, generator: torch.Generator) -> NDArr
 def own_random_numbers(generator: torch.Generator, device: torch.device) -> Iterator[None]:
     """Have torch's own generators, which upstream uses, draw from a job's.
 
-    On a CPU its very numbers; on a GPU, those of a seed that is drawn from it.
+    On a CPU they are the job's very numbers; on a GPU, those of a seed that is drawn from the job's.
     """
     if device.type == "cuda":
         torch.cuda.manual_seed(int(torch.randint(2**63 - 1, (), generator=generator)))

@@ -1,4 +1,4 @@
-"""Texts become segments with tokens in processes of their own: the worker's end of them (text_process.py).
+"""The worker's end of the text processes (text_process.py), which cut texts into segments with tokens.
 
 A text is worked on in short tasks, one after the other, which the text processes do for all texts in turn: a long text
 holds a short one up for one task at most. The segments are prepared a few ahead of the one that is spoken.
@@ -22,27 +22,28 @@ from msgspec import DecodeError
 
 from ..base import EngineError
 from . import text_process
+from .split import cut_first_clause
 from .text import excerpt, normalising
 from .text_tasks import Frames, Hello, NotLoaded, Prepare, Prepared, Read, Refused, Result, Split, Task, frame
 from .upstream import UpstreamError
 
-#: The longest task, in seconds. Parts are made to take 0.3 on an idle core; some texts make upstream's rules explode.
+#: The longest task, in seconds. Parts are made to take 0.3 on an idle core; for some texts upstream takes far longer.
 TASK_S = 10.0
 #: The longest start: with the grammar's compilation, and on a slow disk, minutes.
 _START_S = 600.0
-#: Templates that are lost one after the other, none with a text process, before texts fail too.
+#: Templates that may be lost in a row, before any has a text process; then texts fail too.
 _MOST_STARTS = 2
 #: Segments of a text that are prepared before they are taken.
 _AHEAD = 2
 #: Transcripts that are kept normalised.
 _TRANSCRIPTS = 256
-#: Between two looks, a process may have been stopped or frozen together with this one: no more than this counts.
+#: The most time that counts between two looks at the clock: all processes may have been stopped or frozen together.
 _LONGEST_LOOK_S = 1.0
-#: What is left to a task whose text is not wanted any more: a fork costs less than its slot.
+#: Seconds that are left to a task whose text was dropped: then a new fork costs less than the busy process.
 _DROPPED_S = 1.0
 #: Between two steps of a wait.
 _STEP_S = 0.02
-#: A text that waits moves all the same, that often: no text waits for ever.
+#: Seconds after which a waiting text reports progress: its wait is no hang, as no text waits for ever.
 _MOVES_S = 0.1
 _READ_BYTES = 1 << 16
 
@@ -177,19 +178,22 @@ class FrontEnd:
         self._turns = 0
         self._failed_starts = 0
         self._has_loaded = False
-        #: Why it can't be started.
+        #: Why the text processes can't be started.
         self._failure: Exception | None = None
         self._moved = time.monotonic()
         self._start()
 
     # --- texts
 
-    def ask(self, text: str, *, use_phoneme: bool) -> Pending:
-        """Begin with a text to speak. Its errors come with the Pending."""
-        return self._begin(lambda pending: _speech(pending, text, use_phoneme=use_phoneme))
+    def ask(self, text: str, *, use_phoneme: bool, cut_clause: bool = False) -> Pending:
+        """Begin to prepare a text for speech. Its errors come with the Pending.
+
+        ``cut_clause``: its first clause becomes a segment of its own.
+        """
+        return self._begin(lambda pending: _speech(pending, text, use_phoneme=use_phoneme, cut_clause=cut_clause))
 
     def ask_transcript(self, text: str) -> Pending:
-        """Begin with the transcript of a recording, of which ``normalised`` is wanted; those of late are known."""
+        """Begin to normalise the transcript of a recording; the last ones are kept, and have ended at once."""
         return self._begin(lambda pending: self._transcript(pending, text))
 
     def drop(self, pending: Pending) -> None:
@@ -218,7 +222,7 @@ class FrontEnd:
         return self._epoll.fileno()
 
     def idle_s(self) -> float | None:
-        """``poll`` is to be called within that many seconds, whatever ``fileno`` says; None: not before it says so."""
+        """Seconds within which ``poll`` must be called; None: not before ``fileno`` is readable."""
         if self._news:
             return 0.0
         return _LONGEST_LOOK_S if any(process.left_s is not None for process in self._all()) else None
@@ -275,7 +279,7 @@ class FrontEnd:
             if not process.idle or process not in self._processes:
                 continue
             if process.has_ended():
-                # While no text was here, and nothing was read.
+                # It ended while there was no text, when nothing was read.
                 self._ended(process, "ended")
             else:
                 self._give(process, min(waiting, key=lambda pending: (len(pending.ready), pending.turn)))
@@ -419,7 +423,7 @@ class FrontEnd:
         self._start()
 
     def _lost_template(self, why: NotLoaded) -> None:
-        """Start the template again, unless that is in vain."""
+        """Start the template again, or fail all texts if it was lost too often."""
         self._failed_starts += 1
         if self._has_loaded and self._failed_starts < _MOST_STARTS:
             self._warn(f"the template of the text processes is started again: {why.problem}")
@@ -448,10 +452,11 @@ class FrontEnd:
         process.channel.close()
 
 
-def _speech(pending: Pending, text: str, *, use_phoneme: bool) -> _Plan:
+def _speech(pending: Pending, text: str, *, use_phoneme: bool, cut_clause: bool) -> _Plan:
     """The tasks of a text to speak."""
     pending.normalised = normalised = yield from _normalised(text)
-    pending.texts = texts = yield Split(normalised)
+    texts = yield Split(normalised)
+    pending.texts = texts = cut_first_clause(texts) if cut_clause else texts
     for one in texts:
         pending.ready.append((yield Prepare(one, use_phoneme)))
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 from .device import head_size
 from .upstream import UpstreamError
 
-#: What the maths below takes for granted of the model's configuration; None: not set.
+#: Values of the model's configuration that the maths below relies on; None: not set.
 _TAKEN_FOR_GRANTED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "attention_bias": (False, None),
@@ -28,13 +28,15 @@ _TAKEN_FOR_GRANTED: dict[str, tuple[Any, ...]] = {
 class Llama:
     """``rows`` texts of up to ``places`` tokens each. ``llama``: upstream's ``LlamaForCausalLM``, on its device.
 
+    ``parked``: so many rows behind them only keep what is in them; a step does not compute them.
+
     Raises UpstreamError for a model whose parts are not those of a Llama.
     """
 
-    def __init__(self, llama: Any, *, rows: int, places: int) -> None:
+    def __init__(self, llama: Any, *, rows: int, parked: int, places: int) -> None:
         _check(llama)
         config = llama.config
-        self.rows, self.places = rows, places
+        self.rows = rows
         self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
         self._size = head_size(config)
         self._eps = config.rms_norm_eps
@@ -43,7 +45,6 @@ class Llama:
         self._head: Tensor = llama.lm_head.weight.detach()
         self._layers = [_Layer(layer) for layer in llama.model.layers]
         self.device, self.dtype = self._embedding.device, self._embedding.dtype
-        self.vocabulary = int(self._head.shape[0])
         slow = torch.arange(0, self._size, 2).float() / self._size
         angles = torch.outer(torch.arange(places).float(), 1.0 / (_theta(config) ** slow))
         angles = torch.cat([angles, angles], -1)
@@ -51,8 +52,8 @@ class Llama:
         self._sin = angles.sin().to(self.device, self.dtype)
         self._every_row = torch.arange(rows, device=self.device)
         self._every_place = torch.arange(places, device=self.device)
-        shape = (len(self._layers), rows, self._kv_heads, places, self._size)
-        #: Never a number that is none: a place that is masked counts as zero times what is there.
+        shape = (len(self._layers), rows + parked, self._kv_heads, places, self._size)
+        #: Never NaN: a masked place counts as zero times its value.
         self.keys = torch.zeros(shape, dtype=self.dtype, device=self.device)
         self.values = torch.zeros_like(self.keys)
 
@@ -101,15 +102,27 @@ class Llama:
             self.values[number][self._every_row, :, at] = v
             heard = functional.scaled_dot_product_attention(
                 q.reshape(rows, self._kv_heads, -1, self._size),
-                self.keys[number, :, :, :reach],
-                self.values[number, :, :, :reach],
+                self.keys[number, :rows, :, :reach],
+                self.values[number, :rows, :, :reach],
                 attn_mask=mask,
             )
             x = self._after_attention(layer, x, heard.reshape(rows, -1))
         return self._logits(x)
 
+    def move(self, source: int, target: int, count: int) -> None:
+        """Copy the first ``count`` places of a row to another row."""
+        for cache in (self.keys, self.values):
+            cache[:, target, :, :count] = cache[:, source, :, :count]
+
+    def swap(self, one: int, other: int, count: int) -> None:
+        """Exchange the first ``count`` places of two rows."""
+        for cache in (self.keys, self.values):
+            kept = cache[:, one, :, :count].clone()
+            cache[:, one, :, :count] = cache[:, other, :, :count]
+            cache[:, other, :, :count] = kept
+
     def wipe(self, row: int) -> None:
-        """Clear a row of numbers that are none."""
+        """Set a row to zero, as it may hold NaN."""
         self.keys[:, row].zero_()
         self.values[:, row].zero_()
 
@@ -133,7 +146,7 @@ class Llama:
 
 
 class _Layer:
-    """The weights of one layer, those that are applied to the same input in one tensor."""
+    """The weights of one layer; those that are applied to the same input are in one tensor."""
 
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -146,7 +159,7 @@ class _Layer:
 
 
 def _in_one(*linears: Any) -> Tensor:
-    """Their weights in one tensor, of which upstream's modules have parts: in memory they are there once."""
+    """The modules' weights in one tensor. The modules get views of it, so no weight is in memory twice."""
     whole = torch.cat([linear.weight.detach() for linear in linears])
     begin = 0
     for linear in linears:
@@ -168,7 +181,7 @@ def _theta(config: Any) -> float:
 
 
 def _check(llama: Any) -> None:
-    """Raise UpstreamError with all that is not as in the model that this module computes."""
+    """Raise UpstreamError that names all differences from the model that this module computes."""
     config = getattr(llama, "config", None)
     problems = []
     for name, allowed in _TAKEN_FOR_GRANTED.items():

@@ -1,8 +1,9 @@
 """Speech tokens for many texts at once: each has a row of the language model, and joins and leaves it at any step.
 
-All rows are computed in every step, whether they are used or not, so that one shape does for everything: then a row's
-numbers are the same bit by bit, whatever the other rows hold. A suspended text keeps its row, as what is in the cache
-is computed again only up to rounding; so there are some rows more than texts that have steps at the same time.
+All rows are computed in every step, whether they are used or not. So all steps have one shape, and a row's numbers are
+the same bit by bit, whatever the other rows hold. A suspended text keeps its part of the cache, because that could be
+computed again only up to rounding: where another text needs its row, the part is copied to a row that no step computes,
+and later into any row.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from .device import PLACES
 from .llama import Llama
 from .sampling import Audio, Draws, draw
 
-#: A step looks at so many places of all rows; the fewest that do.
+#: The numbers of places of each row that a step can read; it takes the smallest that covers all rows.
 _REACHES = (256, 512, 1_024, 1_536, PLACES)
-#: A prompt is taken in by so many tokens between two steps, for which the others wait.
+#: The most tokens of a prompt that are taken in between two steps; the other jobs wait for that.
 _MOST_AT_ONCE = 256
 
 
 @dataclass(eq=False, slots=True)
 class Reading:
-    """One segment in the language model. ``ids``: its prompt; ``most``: so many tokens at most are drawn.
+    """One segment in the language model. ``ids``: its prompt; ``most``: the limit of its tokens.
 
     It is over when ``ended`` or ``error`` is set; ``draws.tokens`` has what was drawn, in the model's numbers.
     """
@@ -40,13 +41,19 @@ class Reading:
     draws: Draws
     most: int
     held: bool = False
-    #: The most was reached, and the model had not ended it.
+    #: Whether ``most`` was reached before the model ended the segment.
     cut_off: bool = False
     ended: bool = False
     error: Exception | None = None
+    #: In the cache; -1: none. From ``rows`` on, no step computes it.
     row: int = -1
     #: Tokens of ``ids`` that were taken in.
     taken_in: int = 0
+
+    @property
+    def places(self) -> int:
+        """So many are filled in the cache: the last token that was drawn is not there yet."""
+        return self.taken_in + max(len(self.draws.tokens) - 1, 0)
 
 
 def fit(prompt: int, most: int) -> int:
@@ -63,7 +70,7 @@ def fit(prompt: int, most: int) -> int:
 
 @dataclass(slots=True)
 class _Inputs:
-    """What a step reads: at fixed addresses, as a captured step finds it nowhere else."""
+    """The inputs of a step, at fixed addresses, because a captured step reads them only there."""
 
     last: Any
     at: Any
@@ -71,62 +78,122 @@ class _Inputs:
 
 
 class BatchedLlm:
-    """``rows`` readings at once. ``llm``: upstream's ``GLMTTS``. Raises UpstreamError."""
+    """``rows`` readings at once, and ``parked`` held ones. ``llm``: upstream's ``GLMTTS``. Raises UpstreamError."""
 
-    def __init__(self, llm: Any, *, rows: int, warn: Callable[[str], None]) -> None:
-        self._llama = Llama(llm.llama, rows=rows, places=PLACES)
+    def __init__(self, llm: Any, *, rows: int, parked: int, warn: Callable[[str], None]) -> None:
+        self._llama = Llama(llm.llama, rows=rows, parked=parked, places=PLACES)
         self.audio = Audio(llm.ats, llm.ate, llm.eoa)
         self._warn = warn
-        self._rows: list[Reading | None] = [None] * rows
-        #: Rows that may hold numbers that are none, of a reading that failed or was dropped.
+        self._computed = rows
+        #: The rows that a step computes, and those for held readings.
+        self._rows: list[Reading | None] = [None] * (rows + parked)
+        #: Rows that may hold NaN, from a reading that failed or was dropped.
         self._unclean: set[int] = set()
-        #: Those whose prompt is not taken in yet, the first first.
+        #: Readings whose prompt is not taken in yet, in order.
         self._joining: deque[Reading] = deque()
         zeros = torch.zeros(rows, dtype=torch.long, device=self._llama.device)
         self._inputs = _Inputs(zeros, zeros.clone())
         self._captures = self._llama.device.type == "cuda"
-        for reach in _REACHES:
+        # On a CPU a row's sums are rounded differently at each reach, which depends on the other rows.
+        self._reaches = _REACHES if self._captures else (PLACES,)
+        for reach in self._reaches:
             if self._captures:
                 self._capture(reach)
 
     @property
     def has_room(self) -> bool:
-        """Whether there is a free row."""
-        return None in self._rows
+        """Whether another can join."""
+        free = self._free_row()
+        return free < self._computed or (free < len(self._rows) and self._held_in_a_row() is not None)
 
     @property
     def joining(self) -> Reading | None:
-        """The one that :meth:`take_in` goes on with."""
-        return next((one for one in self._joining if not one.held), None)
+        """The reading that is next for :meth:`take_in`."""
+        return next((one for one in self._joining if not one.held and one.row < self._computed), None)
 
     @property
     def live(self) -> list[Reading]:
-        """Those that a step draws a token for."""
-        return [one for one in self._rows if one is not None and one.taken_in == len(one.ids) and not one.held]
+        """The readings that a step draws a token for."""
+        rows = self._rows[: self._computed]
+        return [one for one in rows if one is not None and one.taken_in == len(one.ids) and not one.held]
 
     def join(self, reading: Reading) -> None:
-        """Give it a free row."""
-        reading.row = self._rows.index(None)
-        self._rows[reading.row] = reading
-        if reading.row in self._unclean:
-            self._unclean.discard(reading.row)
-            self._llama.wipe(reading.row)
+        """Give a reading a row."""
+        self._make_room()
+        self._take(reading, self._free_row())
         self._joining.append(reading)
 
+    def hold(self, reading: Reading) -> None:
+        """Give it no step. Its row is given to another when one is needed."""
+        reading.held = True
+        self._bring_back()
+
+    def go_on(self, reading: Reading) -> None:
+        """Give it steps again, as soon as there is a row."""
+        reading.held = False
+        self._bring_back()
+
     def leave(self, reading: Reading) -> None:
-        """Drop it, and free its row."""
+        """Drop a reading, and free its row."""
         if reading in self._joining:
             self._joining.remove(reading)
         if reading.row >= 0:
-            if not reading.ended:
-                self._unclean.add(reading.row)
-            self._rows[reading.row] = None
-            reading.row = -1
+            self._free(reading, clean=reading.ended)
+            self._bring_back()
+
+    def _free_row(self) -> int:
+        """The first; behind the last, if there is none."""
+        return self._rows.index(None) if None in self._rows else len(self._rows)
+
+    def _held_in_a_row(self) -> Reading | None:
+        return next((one for one in self._rows[: self._computed] if one is not None and one.held), None)
+
+    def _take(self, reading: Reading, row: int) -> None:
+        self._rows[row] = reading
+        reading.row = row
+        if row in self._unclean:
+            self._unclean.discard(row)
+            self._llama.wipe(row)
+
+    def _free(self, reading: Reading, *, clean: bool) -> None:
+        if not clean:
+            self._unclean.add(reading.row)
+        self._rows[reading.row] = None
+        reading.row = -1
+
+    def _make_room(self) -> None:
+        """If all rows that are computed are taken, park one that is held."""
+        free = self._free_row()
+        if self._computed <= free < len(self._rows) and (held := self._held_in_a_row()) is not None:
+            self._move(held, free)
+
+    def _bring_back(self) -> None:
+        """Give a row to those that were parked and have steps again."""
+        for one in self._rows[self._computed :]:
+            if one is not None and not one.held:
+                if (free := self._free_row()) < self._computed:
+                    self._move(one, free)
+                elif (held := self._held_in_a_row()) is not None:
+                    self._swap(one, held)
+
+    def _move(self, reading: Reading, target: int) -> None:
+        source = reading.row
+        self._free(reading, clean=False)
+        self._take(reading, target)
+        with torch.inference_mode():
+            self._llama.move(source, target, reading.places)
+
+    def _swap(self, one: Reading, other: Reading) -> None:
+        rows = one.row, other.row
+        with torch.inference_mode():
+            self._llama.swap(*rows, max(one.places, other.places))
+        other.row, one.row = rows
+        self._rows[one.row], self._rows[other.row] = one, other
 
     def take_in(self, reading: Reading) -> None:
-        """Take in the next part of its prompt; with the last part, its first token is drawn.
+        """Take in the next part of its prompt; after the last part, draw its first token.
 
-        Raises what the model raises, after which only this one has to leave.
+        Raises the model's exceptions, after which only this reading has to leave.
         """
         begin = reading.taken_in
         ids = reading.ids[begin : begin + _MOST_AT_ONCE]
@@ -139,14 +206,13 @@ class BatchedLlm:
             reading.taken_in += len(ids)
             self._draw(logits, [reading])
 
-    def step(self) -> list[Reading]:
-        """Draw a token for all that are live, which are returned. Raises SharedStepError."""
+    def step(self) -> None:
+        """Draw a token for all live readings. Raises SharedStepError."""
         live = self.live
         if live:
             with torch.inference_mode():
                 logits = self._step(live)
                 self._draw(logits[[one.row for one in live]], live)
-        return live
 
     def _step(self, live: list[Reading]) -> Tensor:
         try:
@@ -158,24 +224,22 @@ class BatchedLlm:
             self._warn(f"a step of {len(live)} jobs failed, and is repeated: {type(error).__name__}")
             torch_memory.trim()
         try:
-            # It writes into the cache what the first attempt may have written.
+            # It writes the same values into the cache as the first attempt.
             return self._logits(live)
         except Exception as error:
             raise SharedStepError([one.job for one in live], error) from error
 
     def _logits(self, live: list[Reading]) -> Tensor:
-        last, at = [0] * len(self._rows), [0] * len(self._rows)
-        for row, reading in enumerate(self._rows):
+        last, at = [0] * self._computed, [0] * self._computed
+        for row, reading in enumerate(self._rows[: self._computed]):
             if reading is None:
                 continue
-            if reading.taken_in < len(reading.ids):
-                # What the step writes there is written over by the next part of the prompt.
-                at[row] = reading.taken_in
-            else:
-                # For one that is held, the step writes what its own next step will write.
+            # The next part of the prompt overwrites the values that the step writes there. For a held reading that has
+            # its prompt, the step writes the same values as its own next step will.
+            at[row] = reading.places
+            if reading.draws.tokens:
                 last[row] = reading.draws.tokens[-1]
-                at[row] = len(reading.ids) + len(reading.draws.tokens) - 1
-        reach = next(reach for reach in _REACHES if reach > max(at[one.row] for one in live))
+        reach = next(reach for reach in self._reaches if reach > max(at[one.row] for one in live))
         inputs = self._inputs
         inputs.last.copy_(torch.tensor(last))
         inputs.at.copy_(torch.tensor(at))
@@ -189,13 +253,13 @@ class BatchedLlm:
     def _capture(self, reach: int) -> None:
         """Record the launches of a step, which then cost one. If that fails, steps are launched as on a CPU."""
         try:
-            # It was not run on a GPU yet.
-            aside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                # So that libraries have made what they make with their first call.
+            # This was not run on a GPU yet.
+            other_stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            other_stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(other_stream):
+                # The first call initialises the libraries, which can't be captured.
                 self._llama.step(self._inputs.last, self._inputs.at, reach)
-            torch.cuda.current_stream().wait_stream(aside)
+            torch.cuda.current_stream().wait_stream(other_stream)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 logits = self._llama.step(self._inputs.last, self._inputs.at, reach)

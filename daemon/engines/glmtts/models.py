@@ -1,4 +1,4 @@
-"""What both engines of GLM-TTS have: the loaded models, the text front end, and the voices."""
+"""The common part of both engines of GLM-TTS: the loaded models, the text front end, and the voices."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from glmtts.protocol.events import Voice
 
 from .. import torch_memory
 from ..base import EngineBase, EngineError, MemoryFigures, Reference, Utterance
+from ..cloning import hum, no_voice
 from ..options import GlmttsOptions
 from . import checkpoint
 from .device import choose
@@ -21,8 +20,6 @@ from .speech import Choices
 from .text import check_speakable
 from .upstream import Upstream
 from .voices import VoiceCache
-
-_WARM_UP_TEXT = "你好。"
 
 
 class Models(EngineBase):
@@ -49,7 +46,7 @@ class Models(EngineBase):
         found = checkpoint.look(Path(settings["root"]))
         self.version = found.version
         self.sample_rates = found.sample_rates
-        # It loads while this process does.
+        # It loads in a process of its own, while this one loads the models.
         self._front_end = FrontEnd(
             found.root, Path(cache_dir), settings["dictionary"], processes=settings["text_processes"], warn=warn
         )
@@ -78,12 +75,7 @@ class Models(EngineBase):
         return []
 
     def warm_up_reference(self) -> Reference:
-        """A hum, as this project includes no recording, and the licence of upstream's own does not permit every use."""
-        rate = 24_000
-        seconds = np.arange(3 * rate, dtype=np.float64) / rate
-        hum = sum((np.sin(2 * np.pi * 140 * one * seconds) / one for one in range(1, 12)), np.zeros_like(seconds))
-        loudness = 0.1 * (1 + np.sin(2 * np.pi * 4 * seconds))
-        return Reference((hum * loudness).astype(np.float32), rate, _WARM_UP_TEXT, digest="")
+        return hum()
 
     @classmethod
     def limit_memory(cls, share: float) -> None:
@@ -99,14 +91,10 @@ class Models(EngineBase):
         self._front_end.close()
 
     def _checked(self, utterance: Utterance) -> tuple[Reference, Choices]:
-        """The voice of a job, and how it is spoken. Raises EngineError for one that can't be."""
+        """A job's recording, and its settings. Raises EngineError for a job that can't be spoken."""
         reference = utterance.reference
         if reference is None:
-            raise EngineError(
-                "bad_request",
-                "voice: GLM-TTS speaks with the voice of a recording: name a registered voice (glmttsctl voice add "
-                "registers one), send a prompt, or have [voices] default set",
-            )
+            raise no_voice("GLM-TTS")
         check_speakable(utterance.text)
         asked = {name: getattr(utterance.options, name) for name in self._defaults}
         return reference, Choices(**(self._defaults | {name: one for name, one in asked.items() if one is not None}))
@@ -124,7 +112,7 @@ def transcript_of(pending: Pending) -> str:
 
 
 def check_pending(pending: Pending, *, is_all: bool) -> None:
-    """Raise the error of a text, unless it has marks and signs alone and follows on one that has words."""
+    """Raise the error of a text; a later piece of a text may consist of marks and signs alone."""
     if (error := pending.error) is not None:
         harmless = pending.texts is None and not is_all and error.code == "bad_request"
         if not harmless:

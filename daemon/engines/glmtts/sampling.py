@@ -12,18 +12,17 @@ import torch
 from torch import Generator, Tensor
 
 from ..base import EngineError
+from .token_watch import MOST_DRAWS
 
-#: Upstream's ``ras_sampling``: the likeliest tokens up to this sum and number; none of the last ones again.
+#: Upstream's ``ras_sampling``: the likeliest tokens up to this sum and number; none of the last tokens again.
 _TOP_P, _TOP_K, _WINDOW = 0.8, 25, 10
-#: So many of the likeliest are put in upstream's order, in which equal ones follow their numbers.
+#: The number of likeliest tokens that are put in upstream's order, in which equally likely ones are in number order.
 _ORDERED = 64
-#: Upstream draws again while the end of speech comes too early, forever if no other token is possible.
-_MOST_DRAWS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Audio:
-    """The tokens of audio, from ``first`` to ``last``, and that which ends it."""
+    """The tokens of audio, from ``first`` to ``last``, and the token that ends it."""
 
     first: int
     last: int
@@ -35,7 +34,7 @@ class Audio:
 
 @dataclass(slots=True)
 class Draws:
-    """How one segment draws its tokens: ``method`` as in the options; ``least``: so many before the end may come."""
+    """How one segment draws its tokens. ``method``: as in the options; ``least``: the fewest tokens before the end."""
 
     method: str
     top_k: int
@@ -64,7 +63,7 @@ def draw(logits: Tensor, rows: list[Draws], audio: Audio) -> list[int | Exceptio
             if one.method == "ras":
                 token = _ras(values[number], tokens[number], odds[number], one)
             else:
-                token = _until_it_may_end(odds[number].cpu(), one, audio)
+                token = _topk(odds[number].cpu(), one, None if one.may_end else audio.end)
             if not audio.has(token) or (token == audio.end and not one.may_end):
                 token = _redrawn(scores[number].cpu(), one, audio)
             drawn.append(token)
@@ -96,15 +95,12 @@ def _ras(values: Tensor, tokens: Tensor, odds: Tensor, one: Draws) -> int:
     return token
 
 
-def _topk(odds: Tensor, one: Draws) -> int:
+def _topk(odds: Tensor, one: Draws, too_early: int | None = None) -> int:
+    """``too_early``: a token for which another is drawn, that often."""
     values, tokens = odds.topk(min(one.top_k, len(odds)))
-    return int(tokens[values.multinomial(1, replacement=True, generator=one.generator)])
-
-
-def _until_it_may_end(odds: Tensor, one: Draws, audio: Audio) -> int:
-    for _ in range(_MOST_DRAWS):
-        token = _topk(odds, one)
-        if token != audio.end or one.may_end:
+    for _ in range(MOST_DRAWS):
+        token = int(tokens[values.multinomial(1, replacement=True, generator=one.generator)])
+        if token != too_early:
             break
     return token
 

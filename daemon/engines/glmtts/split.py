@@ -20,6 +20,10 @@ _STRETCH = re.compile(rf"[^{re.escape(MARKS)}]{{{LONGEST_STRETCH},}}")
 _UNIT = re.compile(r"(?:[⺀-鿿豈-﫿𠀀-𳑿]|[^\W\d_⺀-鿿豈-﫿𠀀-𳑿](?:[^\W\d_⺀-鿿豈-﫿𠀀-𳑿]|['-])*|\S)\s*")
 _VOWELS = re.compile(r"(?!e\b)[aeiouy]+")
 _PER_SYLLABLE = 0.7
+#: The end of a clause: a Chinese mark, or a Latin one before a blank. The blanks belong to the clause.
+_CLAUSE = re.compile(r"[。？！；：，、]\s*|[.?!;:,]\s+")
+#: A clause has this length at least, in the measure above: about a second of speech. So does what follows it.
+_LEAST_CLAUSE = 5
 #: Longer words are cut.
 _LONGEST_WORD = 40
 
@@ -65,6 +69,16 @@ def merge_silent(segments: list[str]) -> list[str]:
             merged.append(silent + segment)
             silent = ""
     return merged
+
+
+def cut_first_clause(segments: list[str]) -> list[str]:
+    """Cut the first segment after its first clause, so that its audio comes sooner; joined, the text is the same."""
+    first = segments[0] if segments else ""
+    for end in _CLAUSE.finditer(first):
+        clause, rest = first[: end.end()], first[end.end() :]
+        if all(sum(map(_size, _units(part))) >= _LEAST_CLAUSE and is_spoken(part) for part in (clause, rest)):
+            return [clause, rest, *segments[1:]]
+    return segments
 
 
 def is_spoken(text: str) -> bool:

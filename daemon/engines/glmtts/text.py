@@ -1,6 +1,6 @@
 """Wraps upstream's text normaliser: long texts in parts, texts that it raises on rewritten, silence refused.
 
-:class:`Texts` needs upstream and runs in a text process; :func:`normalising` needs none and says what that has to read.
+:class:`Texts` needs upstream and runs in a text process; :func:`normalising` needs none, and yields its parts.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def check_speakable(text: str) -> None:
 
 
 def normalising(text: str) -> Generator[str, str, str]:
-    """Normalise ``text``: yields what :meth:`Texts.read` has to read, is sent what it reads, and returns the whole.
+    """Normalise ``text``: yields the parts for :meth:`Texts.read`, is sent its results, and returns the whole.
 
     That is ``text`` as it is spoken: numbers and signs in words, in one line, with a mark at its end. A text that takes
     under about half a second is normalised whole; a longer one in parts, with the same result except for rules with a
@@ -95,7 +95,7 @@ class Texts:
         return again if is_spoken(again) else segment
 
     def read(self, text: str) -> str:
-        """What upstream's normaliser makes of ``text``. Raises EngineError ``synthesis_failed`` if it fails."""
+        """``text`` as upstream's normaliser rewrites it. Raises EngineError ``synthesis_failed`` if it fails."""
         try:
             return str(self._front_end.text_normalize(text))
         except Exception as error:

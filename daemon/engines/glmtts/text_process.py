@@ -4,7 +4,7 @@ One of them, the template, imports upstream, loads the grammar and the tokenizer
 processes are its forks: one starts in milliseconds and shares the template's memory. A process gets one task at a time.
 
 Nothing here needs torch, CUDA or ONNX: upstream's module imports them for recordings, and finds empty modules. Where a
-version of upstream does need them, the template begins again with them, which takes longer and more memory.
+version of upstream does need them, the template starts again with them, which takes more time and memory.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def main() -> NoReturn:
     # The worker writes to the same pipe: a line at a time, so that neither breaks the other's.
     sys.stderr.reconfigure(line_buffering=True, write_through=False, errors="backslashreplace")  # type: ignore[union-attr]
     prints = Prints()
-    # Upstream prints texts; it goes on doing that.
+    # Upstream prints texts, later too.
     sys.stdout = prints
     # A context of CUDA would take GPU memory.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -146,13 +146,13 @@ def main() -> NoReturn:
             control.sendall(frame(NotLoaded(words, setting)))
         os._exit(1)
     prints.lines.clear()
-    # What is never collected is never written to, so that forks share it.
+    # Objects that are never collected are never written to, so that forks share them.
     gc.collect()
     gc.freeze()
     malloc.trim()
     # The kernel reaps them.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    # An error means that the worker has ended, whose last line is to stay the last.
+    # An error means that the worker has ended; its last line in the log stays the last.
     with contextlib.suppress(ConnectionError):
         own = os.getpid()
         control.sendall(frame(Hello(own)))

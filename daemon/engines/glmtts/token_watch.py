@@ -11,8 +11,9 @@ from typing import Any
 
 from ..base import EngineError
 
-#: Upstream draws again while the end of speech comes too early, forever if no other token is possible.
-_MOST_DRAWS = 100
+#: Upstream draws again while the end of speech comes too early, forever if no other token is possible. Where the end
+#: has a probability of 99 % that takes hundreds of draws, and the token has to be upstream's.
+MOST_DRAWS = 1_000
 
 
 class Watch:
@@ -49,7 +50,7 @@ class Watch:
 
         if not ignore_eos:
             return self._checked(draw(scores), scores, draw)
-        for _ in range(_MOST_DRAWS):
+        for _ in range(MOST_DRAWS):
             drawn = draw(scores)
             if self._llm.eoa not in drawn:
                 if self._can_be_spoken(drawn):

@@ -35,7 +35,7 @@ class VoiceFeatures:
     """A recording's features, shared by the jobs that use them, which copy what upstream modifies.
 
     ``text_tokens``: of shape (1, t); ``speech_tokens``: 25 a second; ``speaker``: of shape (1, 192); ``mels``: by rate,
-    of shape (1, t, 80) with t 50 a second; ``modulations``: what the flow model makes of the speaker, once it has.
+    of shape (1, t, 80) with t 50 a second; ``modulations``: the flow model's, kept once it has computed them.
     """
 
     text: str
@@ -88,7 +88,7 @@ class VoiceCache:
 
     def _make_room(self) -> None:
         size = self.bytes()
-        # They are many times larger than all else, and made anew in milliseconds on a GPU.
+        # Modulations are many times larger than the rest, and a GPU computes them again in milliseconds.
         for features in self._kept.values():
             if size > self._max_bytes:
                 size -= features.bytes()

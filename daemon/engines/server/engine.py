@@ -27,6 +27,7 @@ from ..base import (
     Spoken,
     Utterance,
 )
+from ..cloning import WARM_UP_TEXT, hum, no_voice
 from ..options import ServerOptions
 from ..sentences import split
 from .openai import Api, Request, ServerFaultError, recording
@@ -38,11 +39,10 @@ if TYPE_CHECKING:
 
 #: Pauses between two questions whether the server is ready.
 _PAUSE_S = 0.1
-#: The warm-up sentence must fail so many times in a row before the server counts as broken.
+#: Failures of the warm-up sentence in a row after which the server counts as broken.
 _CHECKS = 2
-#: How long the sentence that decides over a failed job waits for a busy server: one that is busy works.
+#: Seconds that the sentence which judges a failed job waits for a busy server: a server that is busy works.
 _CHECK_BUSY_S = 5.0
-_WARM_UP_TEXT = "你好。"
 
 
 @dataclass(eq=False)
@@ -51,9 +51,9 @@ class _Job(Handle):
 
     body: dict[str, Any] = field(default_factory=dict)
     request: Request | None = None
-    #: What the requests of its earlier texts had done.
+    #: The progress of the requests of its earlier texts.
     done_before: int = 0
-    #: What is left of its text for further requests.
+    #: The rest of its text, for further requests.
     texts: list[str] = field(default_factory=list)
     segment: int = 0
     suspended: bool = False
@@ -79,7 +79,7 @@ class ServerEngine(BatchEngine):
         self._settings = settings
         self._model: str = settings["model"]
         self._voices: list[str] = settings["voices"]
-        self._warm_up_text = warmup_text or _WARM_UP_TEXT
+        self._warm_up_text = warmup_text or WARM_UP_TEXT
         self._news = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._jobs: list[_Job] = []
         self._turn_now = False
@@ -110,18 +110,11 @@ class ServerEngine(BatchEngine):
         """A hum, for a server whose voices are those of recordings."""
         if self._voices or not self.clones_voices:
             return None
-        rate = 24_000
-        seconds = np.arange(3 * rate, dtype=np.float64) / rate
-        hum = np.sin(2 * np.pi * 140 * seconds) * (1 + np.sin(2 * np.pi * 4 * seconds))
-        return Reference((0.1 * hum).astype(np.float32), rate, _WARM_UP_TEXT, digest="")
+        return hum()
 
     def begin(self, utterance: Utterance) -> Handle:
         if utterance.reference is None and self.clones_voices and not self._voices:
-            raise EngineError(
-                "bad_request",
-                "voice: the speech server speaks with the voice of a recording: name a registered voice (glmttsctl "
-                "voice add registers one), send a prompt, or have [voices] default set",
-            )
+            raise no_voice("the speech server")
         job = _Job(utterance, body=self._body(utterance))
         self._charge()
         self._ask(job, utterance.text)
@@ -211,7 +204,7 @@ class ServerEngine(BatchEngine):
             except OSError as error:
                 problem = f"it does not listen there ({error.strerror or error})"
             except Exception as error:
-                problem = f"what listens there does not speak HTTP ({type(error).__name__})"
+                problem = f"the program that listens there does not speak HTTP ({type(error).__name__})"
             if time.monotonic() > deadline:
                 return problem
             time.sleep(_PAUSE_S)
@@ -294,7 +287,7 @@ class ServerEngine(BatchEngine):
         return body | {name: value for name, value in asked.items() if value}
 
     def _ask(self, job: _Job, text: str = "") -> None:
-        """Send the first of its texts, to which ``text`` comes."""
+        """Add ``text`` to its texts, and send the first of them."""
         job.texts += parts(text, self._settings["request_chars"]) if text else []
         job.request = Request(self._api, job.body | {"input": job.texts.pop(0)}, self._wake)
 

@@ -52,7 +52,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
 
 
 class ServerFaultError(EngineError):
-    """A request failed as requests of a broken server do: another one has to show whether it is."""
+    """A request failed, perhaps because the server is broken; the warm-up sentence has to show whether it is."""
 
 
 class Api:
@@ -155,7 +155,7 @@ class Request:
         self._samples: list[Samples] = []
         self._waiting = 0
         self._sock: socket.socket | None = None
-        #: Grows with each answer and each byte of audio: what the server does for the job.
+        #: The server's progress: grows with each answer and each byte of audio.
         self.done = 0
         #: Of the answer, in Hz; 0 until it is known.
         self.rate = 0
@@ -224,7 +224,7 @@ class Request:
 
     def _refused(self, words: str) -> None:
         if self._api.health() >= 500:
-            raise ServerFaultError("unavailable", f"the speech server reports that it is ill; {words}", quotes=True)
+            raise ServerFaultError("unavailable", f"the speech server reports a fault; {words}", quotes=True)
         raise EngineError(
             "unavailable",
             f"the speech server was busy for {self._busy_s:.0f} s: it takes fewer jobs at once than [engine.server] "

@@ -46,7 +46,7 @@ class AudioReader:
                 return np.zeros(0, np.float32)
             data = data[start:]
         if self._left is not None:
-            # What follows the samples, such as a title, is none.
+            # Chunks behind the samples, such as a title, are no audio.
             data = data[: self._left]
         width = self._channels * (4 if self._float else 2)
         whole = len(data) - len(data) % width

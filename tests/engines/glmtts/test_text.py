@@ -189,3 +189,22 @@ def test_a_segment_that_upstream_would_lose_is_spoken_as_it_is() -> None:
     texts = Texts(FrontEnd(raises=lambda text: "bad" in text))
     assert texts.normalise_segment("Good") == "good."
     assert texts.normalise_segment("bad.") == "bad."
+
+
+@pytest.mark.parametrize(
+    ("text", "clause"),
+    [
+        ("The weather is nice today, and so we shall go for a walk.", "The weather is nice today, "),
+        ("今天天气不错，我们去公园散步吧。", "今天天气不错，"),
+        # A clause of a word or two would cost more than it brings, and so would a rest.
+        ("Well, the weather is nice today, and we go for a walk.", "Well, the weather is nice today, "),
+        ("我们今天去公园里散步，好吧。", ""),
+        # A mark inside a number or a name ends nothing.
+        ("version 1.25 of example.org:80 is there for you", ""),
+        ("no mark at all in this one", ""),
+    ],
+)
+def test_the_first_clause_is_cut_where_both_parts_can_be_spoken_well(text: str, clause: str) -> None:
+    rest = ["and another segment."]
+    assert split.cut_first_clause([text, *rest]) == ([clause, text[len(clause) :], *rest] if clause else [text, *rest])
+    assert split.cut_first_clause([]) == []
