@@ -45,4 +45,5 @@ OF_FATAL_ERROR: dict[str, int] = {
     "out_of_memory": OUT_OF_MEMORY,
     "cuda_context": CUDA_CONTEXT,
     "gpu_lost": GPU_LOST,
+    "engine_unavailable": ENGINE_UNAVAILABLE,
 }

@@ -74,6 +74,8 @@ CAUSE_OF_CODE: dict[str, Cause] = {
     "out_of_memory": Cause.OUT_OF_MEMORY,
     "cuda_context": Cause.CUDA_CONTEXT,
     "gpu_lost": Cause.GPU_LOST,
+    # A part of the engine that ended can't be started again.
+    "engine_unavailable": Cause.START_FAILED,
     "cancelled": Cause.REQUESTED,
 }
 

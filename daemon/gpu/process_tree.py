@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import time
 
 _PAGE_BYTES = resource.getpagesize()
 #: Indexes behind the name in /proc/PID/stat, where proc(5) counts from 3.
 _STARTED, _RSS, _STACK = 22 - 3, 24 - 3, 28 - 3
 #: Bytes by which a fork's size must change before its shared memory is measured again, which takes 10 ms.
 _MOVED = 1 << 20
+#: Seconds for which the list of descendants is kept.
+_LISTED_S = 1.0
 
 
 def descendants(pid: int) -> list[int]:
@@ -40,6 +43,9 @@ class ProcessTree:
         # Now, because a confined worker can't open it later; it has no children.
         self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         self._pid = os.getpid()
+        #: The descendants, and when they were last listed: that takes a read for each of their threads.
+        self._descendants: list[int] = []
+        self._listed_at = -_LISTED_S
         #: By pid: start time, resident bytes, and its part of them.
         self._parts: dict[int, tuple[bytes, int, int]] = {}
 
@@ -48,7 +54,9 @@ class ProcessTree:
         total = int(os.pread(self._statm, 128, 0).split()[1]) * _PAGE_BYTES
         if _has_no_child():
             return total
-        stats = {pid: fields for pid in descendants(self._pid) if (fields := _stat(pid))}
+        if (now := time.monotonic()) - self._listed_at >= _LISTED_S:
+            self._descendants, self._listed_at = descendants(self._pid), now
+        stats = {pid: fields for pid in self._descendants if (fields := _stat(pid))}
         if not stats:
             return total
         stacks = [fields[_STACK] for fields in [_stat(self._pid), *stats.values()] if fields]

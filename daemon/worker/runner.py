@@ -94,6 +94,8 @@ class JobRunner:
         self._queue: deque[Job | Check | Trim | StopWorker] = deque()
         self._warmup_text = ""
         self._stopped = False
+        #: Whether the engine has something to do that it does not know of yet.
+        self._must_step = False
         self._code = 0
 
     # --- the loop
@@ -104,19 +106,18 @@ class JobRunner:
         Returns the exit code with which the process must end, or 0. Raises WorkerProtocolError.
         """
         self._warmup_text = warmup_text
-        woken = False
         while True:
             self._pulse.read()
             if self._marked or self._queue:
                 self._settle()
             if self._code or self._stopped or self._connection.terminated:
                 break
-            if not woken and (idle_s := self._engine.idle_s()) != 0:
+            if not self._must_step and (idle_s := self._engine.idle_s()) != 0:
                 self._wait(idle_s)
                 # A step follows each wait: a message has come, or the engine's work is done.
-                woken = True
+                self._must_step = True
                 continue
-            woken = False
+            self._must_step = False
             self._step()
             if self._active:
                 self._pulse.beat()
@@ -244,7 +245,8 @@ class JobRunner:
             if not job.pending:
                 self._suspend(job)
             return
-        job.waits = False
+        if job.waits:
+            job.waits, self._must_step = False, True
         if job.held and not self._is_ahead(job):
             job.held = False
             self._engine.resume(job.handle)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from glmtts.daemon.core import inputs
 from glmtts.daemon.core.jobs.class_queue import ClassQueue
 from glmtts.daemon.core.jobs.estimates import Beside, Estimator
 from glmtts.daemon.core.jobs.job import Attempt
@@ -21,6 +22,7 @@ from glmtts.protocol.worker import MAX_SUSPENDED
 from ..support.batch_stage import STEP_S, BatchStage
 from ..support.core_world import ALICE, BOB, MEMORY, MakeWorld, World, waiting_job
 
+ROOT = inputs.Client("uid:0", "root", operator=True)
 OPEN: dict[str, Any] = {"max_waiting": 200, "max_share": 1.0}
 Break = Callable[[pytest.MonkeyPatch], None]
 
@@ -388,3 +390,19 @@ def test_a_broken_core_is_noticed(break_it: Break, test: Callable[[], None], mon
     break_it(monkeypatch)
     with pytest.raises((AssertionError, KeyError)):
         test()
+
+
+def test_texts_in_pieces_that_gave_way_count_too(make_world: MakeWorld) -> None:
+    """An engine of several slots keeps the half of a segment that it has made of each, in a bounded number of places."""
+    world = make_world(limits={"rate": ""}, queue=OPEN)
+    world.ready(slots=3)
+    answered = 0
+    for client, priority in ((ALICE, "batch"), (ALICE, "interactive"), (ROOT, "vip")):
+        for _ in range(3):
+            id = world.request(text="One. Two", more=True, stream=True, priority=priority, durable=False, client=client)
+            for message in world.messages(wire.SuspendJob)[answered:]:
+                answered += 1
+                world.say(wire.Suspended(job=message.job, memory=MEMORY))
+            if (job := world.job(id)) in world.worker().process.jobs:
+                world.say(wire.Beats(jobs=[wire.JobProgress(job, 1, 100)]))
+    assert answered == MAX_SUSPENDED == len(world.worker().process.suspended)

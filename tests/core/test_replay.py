@@ -76,15 +76,24 @@ def test_a_stream_that_breaks_while_it_is_replayed_goes_on_after_the_same_part_u
 
 @pytest.mark.parametrize(
     "next_one",
-    [{"repeats": False}, {"repeats": True, "engine_version": "2"}, {"repeats": True, "slots": 1}],
-    ids=["does not repeat", "another version", "other slots"],
+    [{"repeats": False}, {"repeats": True, "engine_version": "2"}],
+    ids=["does not repeat", "another version"],
 )
 def test_another_engine_does_not_take_a_stream_on(world: World, next_one: dict[str, Any]) -> None:
     id, _ = stream(world)
     world.die()
-    world.come_back(**({"slots": 2} | next_one))
+    world.come_back(slots=2, **next_one)
     assert world.last(id).code == "worker_crashed" and "part of it had been sent" in world.last(id).message
     assert len(world.messages(wire.SpeakJob)) == 1 and not world.worker().jobs
+
+
+def test_a_stream_goes_on_with_fewer_slots(world: World) -> None:
+    """A worker that ran out of memory comes back with half of them."""
+    id, job = stream(world)
+    world.die()
+    world.come_back(slots=1, repeats=True)
+    speak(world, job, 2, 3)
+    assert world.bodies(id) == PIECES
 
 
 @pytest.mark.parametrize("repeats", [False, True])

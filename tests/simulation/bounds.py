@@ -117,8 +117,10 @@ class Bounds:
     def _look_at(self, worker: Any) -> None:
         process = worker.process
         live = self._job_table.live
-        others = [id for id in process.suspended if id in live and live[id].pieces is None]
-        must(Rule.BOUNDED, len(others) <= MAX_SUSPENDED, worker.name, "has suspended", process.suspended)
+        suspended = [live[id] for id in process.suspended if id in live]
+        # An engine of several slots keeps the half of a segment that it has made of each.
+        held = [job for job in suspended if job.pieces is None or (process.shares and job.attempt.gave_way)]
+        must(Rule.BOUNDED, len(held) <= MAX_SUSPENDED, worker.name, "has suspended", process.suspended)
         at_hand = len(process.at_hand)
         must(Rule.BOUNDED, at_hand <= process.slots + AHEAD, worker.name, "has", len(process.jobs), "jobs")
         must(Rule.BOUNDED, set(process.moved) <= set(process.jobs), worker.name, "watches jobs that it does not have")

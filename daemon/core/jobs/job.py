@@ -117,6 +117,8 @@ class Attempt(Struct):
     suspended: bool = False
     #: Whether it is suspended because it has spoken all of its text that came.
     waits_for_text: bool = False
+    #: Whether it was suspended for another job: the engine keeps its state then, where a segment may be half done.
+    gave_way: bool = False
     #: Up to where the worker has the text, and how many pieces it was sent.
     sent: int = 0
     texts: int = 0
@@ -135,9 +137,9 @@ class Attempt(Struct):
     chunks: int = 0
     size: int = 0
     digest: bytes = b""
-    #: The engine that began the stream, its version and slots, if it makes the same bytes again; the texts in pieces
+    #: The engine that began the stream and its version, if it makes the same bytes again; the texts in pieces
     #: that it was given; and the last segment that clients know to be spoken.
-    made_by: tuple[str, str, int] | None = None
+    made_by: tuple[str, str] | None = None
     given: list[str] = []
     told_segment: int = 0
     #: The pieces of a stream that can be followed, as long as they are all here.

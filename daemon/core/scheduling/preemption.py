@@ -79,9 +79,14 @@ class Preemption:
         return not (ends and attempt.segments > 0 and attempt.segment >= attempt.segments - 1)
 
     def _suspended_for_others(self, worker: Worker) -> int:
-        """How many jobs a worker has suspended for others; those that wait for text, or did, are bounded otherwise."""
-        live = self._job_table.live
-        return sum(id not in live or live[id].pieces is None for id in worker.process.suspended)
+        """How many jobs a worker has suspended for others; those that wait for text, or did, are bounded otherwise.
+
+        With one slot a job is suspended between two segments, where its engine keeps little. So texts in pieces take
+        turns there in any number.
+        """
+        live, process = self._job_table.live, worker.process
+        jobs = [live.get(id) for id in process.suspended]
+        return sum(job is None or job.pieces is None or (process.shares and job.attempt.gave_way) for job in jobs)
 
     def look_at_turns(self) -> None:
         """Have a running job give way to one whose text comes in pieces, which had to wait for it and now has some."""
@@ -127,6 +132,7 @@ class Preemption:
         job.attempt.stop(self._context.now)
         job.attempt.suspended = True
         job.attempt.waits_for_text = without_text
+        job.attempt.gave_way = not without_text
         self._queue.settle(job)
 
     def resumed(self, job: Job) -> None:

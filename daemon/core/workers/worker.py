@@ -57,10 +57,13 @@ SERVING = frozenset({_S.READY, _S.BUSY})
 WORKING = frozenset({_S.BUSY, _S.DRAINING})
 
 
-def maker(worker: Worker) -> tuple[str, str, int] | None:
-    """The engine, its version and slots, which together repeat a job's bytes; None if the engine does not repeat."""
+def maker(worker: Worker) -> tuple[str, str] | None:
+    """The engine and its version, which together repeat a job's bytes; None if the engine does not repeat.
+
+    An engine of which the bytes depend on its slots names them in its version.
+    """
     ready = worker.process.ready
-    return (ready.engine, ready.engine_version, ready.slots) if ready is not None and ready.repeats else None
+    return (ready.engine, ready.engine_version) if ready is not None and ready.repeats else None
 
 
 class Worker(Struct, kw_only=True):

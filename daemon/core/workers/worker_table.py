@@ -82,10 +82,10 @@ class WorkerTable:
     def soonest_vacant(self, *, late: bool) -> Worker | None:
         """The worker that would have nothing at hand first, if it took no more jobs: the one with the fewest.
 
-        Not one that has a job which runs alone: that ends before it takes another. Nor one with suspended jobs, before
-        it is ``late``: they take turns with others there.
+        Not one in which a job runs alone: that ends before the worker takes another. Nor one with suspended jobs,
+        before it is ``late``: they take turns with others there.
         """
-        found = [worker for worker in self.workers.values() if worker.serving and not worker.process.alone]
+        found = [worker for worker in self.workers.values() if worker.serving and not worker.process.runs_alone]
         found = [w for w in found if late or len(w.process.suspended) == len(w.process.without_text)]
         return min(found, key=lambda worker: len(worker.process.at_hand), default=None)
 

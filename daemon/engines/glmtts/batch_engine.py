@@ -91,7 +91,8 @@ class BatchedGlmttsEngine(Models, BatchEngine):
         return self._events
 
     def idle_s(self) -> float | None:
-        if any(job.has_work for job in self._jobs):
+        has_room = self._llm.has_room
+        if any(job.has_work(has_room=has_room) for job in self._jobs):
             return 0.0
         return self._front_end.idle_s() if self._jobs else None
 

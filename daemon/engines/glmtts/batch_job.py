@@ -74,9 +74,11 @@ class BatchJob(Handle):
         """Whether a segment is on its way."""
         return self.reading is not None or bool(self.flowing)
 
-    @property
-    def has_work(self) -> bool:
-        """Whether the engine's next step can do something for it."""
+    def has_work(self, *, has_room: bool) -> bool:
+        """Whether the engine's next step can do something for it.
+
+        ``has_room``: a segment can join the language model.
+        """
         if self.suspended:
             return False
         if self.in_flight:
@@ -85,7 +87,9 @@ class BatchJob(Handle):
             return self.transcript is not None and self.transcript.ended
         if self.text is None:
             return not self.said_waits
-        return self.text.ended or bool(self.text.ready) or (self.text.texts is not None and not self.counted)
+        if self.text.ready:
+            return has_room
+        return self.text.ended or (self.text.texts is not None and not self.counted)
 
     def ahead_s(self, now: float) -> float:
         """Seconds of audio that a listener from the start has yet to hear; negative while that listener waits."""
@@ -106,6 +110,9 @@ class BatchJob(Handle):
         """Report progress for a job that waits for others, if it is time."""
         if now - self.moved >= _MOVES_S:
             self.move(now)
+            if self.expected is not None:
+                # It is no nearer to its end.
+                self.expected += 1
 
     def prompt(self, text_tokens: list[int], longest: int) -> tuple[list[int], list[int]]:
         """Text tokens and speech tokens before a segment, as upstream's ``get_cached_prompt`` finds them.

@@ -438,7 +438,8 @@ class FrontEnd:
 
     def _fatal(self) -> EngineError:
         words = f"the text front end can't be started, so this worker ends: {self._failure}"
-        return EngineError("synthesis_failed", words, fatal=True)
+        # No job is to blame.
+        return EngineError("engine_unavailable", words, fatal=True)
 
     def _end_all(self) -> None:
         for process in self._all():
