@@ -53,7 +53,8 @@ def test_the_accidents_do_happen() -> None:
     problems: set[str] = set()
     kills = stops = aside = bugs = gone = 0
     sets = freezes = frozen = taken = refused = kept = too_many = 0
-    for seed in range(30):
+    # In few lives a worker is unloaded: in the last one it is.
+    for seed in (*range(30), 34):
         world = World(seed, 300)
         world.run()
         codes |= set(world.clients.codes)

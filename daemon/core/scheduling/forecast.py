@@ -7,7 +7,6 @@ each takes its work times the number of jobs there; and a job waits only where t
 from __future__ import annotations
 
 import heapq
-from collections import Counter
 from collections.abc import Collection
 from itertools import islice
 from typing import NamedTuple, TypeAlias
@@ -130,8 +129,11 @@ class Forecast:
                         patient += [(not has_batch, work_s, worker.name) for has_batch, work_s in slots]
         # Of several slots some take no batch jobs: those that have some already do, then those that are free first.
         patient = sorted(patient)[: len(patient) - self._pool.kept_free(len(patient))]
-        load = Counter(name for _, _, name in patient)
-        load |= Counter({name: len(self._pool.workers[name].process.begun) for name in load})
+        load: dict[str, int] = {}
+        for _, _, name in patient:
+            load[name] = load.get(name, 0) + 1
+        for name, slots_for_batch in load.items():
+            load[name] = max(slots_for_batch, len(self._pool.workers[name].process.begun))
         return View(
             urgent,
             [(work_s * load[name], load[name]) for _, work_s, name in patient],
@@ -211,7 +213,8 @@ class View:
         gives_way = self._preempt and job.request.priority == "batch"
         for slots in (self._patient,) if gives_way else (self._urgent, self._patient):
             if slots:
-                _take(slots, job.account.cost_s)
+                free_in_s, load = slots[0]
+                heapq.heapreplace(slots, (free_in_s + job.account.cost_s * load, load))
 
     def starts_behind_s(self, job: Job, count: int, work_s: float) -> float | None:
         """Seconds until a job is started before which ``count`` others come, with so much work in all."""
@@ -223,11 +226,6 @@ class View:
         one_s = work_s / max(1, count)
         bulk = max(0, count - _PLACED) // len(slots)
         for _ in range(count - bulk * len(slots)):
-            _take(slots, one_s)
+            free_in_s, load = slots[0]
+            heapq.heapreplace(slots, (free_in_s + one_s * load, load))
         return round(slots[0][0] + bulk * one_s * slots[0][1], 3)
-
-
-def _take(slots: list[_Slot], work_s: float) -> None:
-    """Place a job on the slot that is free first."""
-    free_in_s, load = slots[0]
-    heapq.heapreplace(slots, (free_in_s + work_s * load, load))
