@@ -393,7 +393,7 @@ def test_a_broken_core_is_noticed(break_it: Break, test: Callable[[], None], mon
 
 
 def test_texts_in_pieces_that_gave_way_count_too(make_world: MakeWorld) -> None:
-    """An engine of several slots keeps the half of a segment that it has made of each, in a bounded number of places."""
+    """An engine of several slots keeps the half of a segment that it made of each, in a bounded number of places."""
     world = make_world(limits={"rate": ""}, queue=OPEN)
     world.ready(slots=3)
     answered = 0
