@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from glmtts.daemon.engines.base import EngineError
-from glmtts.daemon.engines.glmtts import llm_batch, sampling
+from glmtts.daemon.engines.glmtts import llama, llm_batch, sampling
 from glmtts.daemon.engines.glmtts.llama import Llama
 from glmtts.daemon.engines.glmtts.llm_batch import BatchedLlm, Reading
 from glmtts.daemon.engines.glmtts.sampling import Audio, Draws
@@ -255,6 +256,24 @@ def draws(rig: Rig, size: str = "300") -> dict[str, Any]:
         assert named == theirs, (number, kind, method, top_k, may_end, named, theirs)
         redrawn += kind == "over"
     return {"draws": 4 * int(size)}
+
+
+def reach(_: Rig, __: str = "") -> dict[str, Any]:
+    """Attention gives a row the same bits for any number of places that is read, with heads of a large model's size."""
+    draw = torch.Generator().manual_seed(1)
+    rows, kv_heads, group, size, places = 4, 2, 4, 128, 2_048
+    q = torch.randn(rows, kv_heads, group, size, generator=draw)
+    keys, values = (torch.randn(rows, kv_heads, places, size, generator=draw) for _ in range(2))
+    at = torch.tensor([0, 3, 200, 255])
+    heard = []
+    for end in (256, 512, places):
+        given = (q, keys[:, :, :end], values[:, :, :end])
+        mask = (torch.arange(end) <= at[:, None])[:, None, None]
+        heard.append(llama._attention_in_blocks(*given, attn_mask=mask))
+        torchs = functional.scaled_dot_product_attention(*given, attn_mask=mask)
+        assert float((heard[-1] - torchs).abs().max()) < 1e-5
+        assert torch.equal(heard[0], heard[-1]), end
+    return {}
 
 
 def no_number(rig: Rig, _: str = "") -> dict[str, Any]:

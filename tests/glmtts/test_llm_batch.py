@@ -18,6 +18,10 @@ def test_a_text_is_the_same_bit_by_bit_whatever_is_beside_it(root: Root, check: 
     root.run("llm_checks.py", check)
 
 
+def test_a_long_text_beside_it_changes_no_bit_of_a_short_one(root: Root) -> None:
+    root.run("llm_checks.py", "reach")
+
+
 def test_from_the_same_scores_it_draws_what_upstream_s_functions_draw(root: Root) -> None:
     root.run("llm_checks.py", "draws")
 

@@ -17,6 +17,9 @@ from torch.nn import functional
 from .device import head_size
 from .upstream import UpstreamError
 
+#: Places that attention takes at a time on a CPU, and the score of a masked one.
+BLOCK = 256
+_LOWEST = -1e30
 #: Values of the model's configuration that the maths below relies on; None: not set.
 _TAKEN_FOR_GRANTED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
@@ -95,12 +98,13 @@ class Llama:
         x = self._embedding[last]
         cos, sin = self._cos[at][:, None], self._sin[at][:, None]
         mask = (self._every_place[:reach] <= at[:, None])[:, None, None]
+        attend = _attention_in_blocks if self.device.type == "cpu" else functional.scaled_dot_product_attention
         for number, layer in enumerate(self._layers):
             q, k, v = self._projected(layer, x, rows)
             q, k = _turned(q, cos, sin), _turned(k, cos, sin)
             self.keys[number][self._every_row, :, at] = k
             self.values[number][self._every_row, :, at] = v
-            heard = functional.scaled_dot_product_attention(
+            heard = attend(
                 q.reshape(rows, self._kv_heads, -1, self._size),
                 self.keys[number, :rows, :, :reach],
                 self.values[number, :rows, :, :reach],
@@ -156,6 +160,33 @@ class _Layer:
         self.out: Tensor = attention.o_proj.weight.detach()
         self.gate_up = _in_one(mlp.gate_proj, mlp.up_proj)
         self.down: Tensor = mlp.down_proj.weight.detach()
+
+
+def _attention_in_blocks(q: Tensor, keys: Tensor, values: Tensor, *, attn_mask: Tensor) -> Tensor:
+    """Attention over blocks of :data:`BLOCK` places, which gives a row the same bits however many places are read.
+
+    torch's own rounds a row's sums differently for each number of places, which the longest row decides. Here a block
+    behind a row's last place adds zero to them. The first place is never masked.
+    """
+    rows, heads, group, size = q.shape
+    q = (q * size**-0.5).reshape(rows * heads, group, size)
+    summed = total = top = torch.empty(0)
+    for begin in range(0, keys.shape[2], BLOCK):
+        block = slice(begin, begin + BLOCK)
+        scores = torch.bmm(q, keys[:, :, block].flatten(0, 1).transpose(1, 2)).float().view(rows, heads, group, -1)
+        # Finite, as two infinities have no difference.
+        scores = scores.masked_fill(~attn_mask[..., block], _LOWEST)
+        peak = scores.amax(-1, keepdim=True)
+        weights = (scores - peak).exp()
+        count = weights.sum(-1, keepdim=True)
+        flat = weights.to(values.dtype).view(rows * heads, group, -1)
+        found = torch.bmm(flat, values[:, :, block].flatten(0, 1)).float().view(rows, heads, group, size)
+        if begin:
+            highest = torch.maximum(top, peak)
+            earlier, here = (top - highest).exp(), (peak - highest).exp()
+            found, count, peak = summed * earlier + found * here, total * earlier + count * here, highest
+        summed, total, top = found, count, peak
+    return (summed / total).to(values.dtype)
 
 
 def _in_one(*linears: Any) -> Tensor:

@@ -94,9 +94,7 @@ class BatchedLlm:
         zeros = torch.zeros(rows, dtype=torch.long, device=self._llama.device)
         self._inputs = _Inputs(zeros, zeros.clone())
         self._captures = self._llama.device.type == "cuda"
-        # On a CPU a row's sums are rounded differently at each reach, which depends on the other rows.
-        self._reaches = _REACHES if self._captures else (PLACES,)
-        for reach in self._reaches:
+        for reach in _REACHES:
             if self._captures:
                 self._capture(reach)
 
@@ -239,7 +237,7 @@ class BatchedLlm:
             at[row] = reading.places
             if reading.draws.tokens:
                 last[row] = reading.draws.tokens[-1]
-        reach = next(reach for reach in self._reaches if reach > max(at[one.row] for one in live))
+        reach = next(reach for reach in _REACHES if reach > max(at[one.row] for one in live))
         inputs = self._inputs
         inputs.last.copy_(torch.tensor(last))
         inputs.at.copy_(torch.tensor(at))
