@@ -45,13 +45,22 @@ class WorkerUnderTest:
     """A worker process, run by ``python``, and the supervisor's end of its wire, which waits ``patience_s``."""
 
     def __init__(
-        self, folder: Path, *, python: str = sys.executable, patience_s: float = DEADLINE_S, **config: Any
+        self,
+        folder: Path,
+        *,
+        python: str = sys.executable,
+        patience_s: float = DEADLINE_S,
+        receives: int = 8,
+        **config: Any,
     ) -> None:
+        """``receives``: messages that may wait to be read. While so many do and more come, the end of the worker's
+        process ends the connection with what has not been read of it.
+        """
         self.patience_s = patience_s
         self.context = zmq.Context()
         self.router = self.context.socket(zmq.ROUTER)
         self.router.set(zmq.LINGER, 0)
-        self.router.set(zmq.RCVHWM, 8)
+        self.router.set(zmq.RCVHWM, receives)
         self.router.set(zmq.ROUTER_MANDATORY, 1)
         endpoint = f"ipc://{folder}/w.sock"
         self.router.bind(endpoint)
