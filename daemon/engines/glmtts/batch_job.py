@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..base import EngineError, Handle, Utterance
-from .speech import STEPS_PER_CHARACTER, TOKENS_PER_TEXT_TOKEN, Choices
+from .speech import LONGEST_STEP_S, STEPS_PER_CHARACTER, TOKENS_PER_TEXT_TOKEN, Choices
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -137,6 +137,7 @@ class BatchJob(Handle):
 
     def charge(self, segment: Segment | None, seconds: float, max_segment_s: float) -> None:
         """Charge the job for engine time. Raises EngineError if a segment has taken over ``max_segment_s``."""
+        seconds = min(seconds, LONGEST_STEP_S)
         self.work_s += seconds
         if segment is not None:
             segment.work_s += seconds

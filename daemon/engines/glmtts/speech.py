@@ -29,7 +29,7 @@ class SpeechCancelledError(Exception):
 
 
 #: A step counts for at most this long, in seconds: a process may have been stopped or frozen meanwhile.
-_LONGEST_STEP_S = 5.0
+LONGEST_STEP_S = 5.0
 
 
 class Choices(Struct, frozen=True, kw_only=True):
@@ -60,7 +60,7 @@ class Steps:
         if self._utterance.cancelled():
             raise SpeechCancelledError
         now = time.monotonic()
-        self._left_s -= min(now - self._last, _LONGEST_STEP_S)
+        self._left_s -= min(now - self._last, LONGEST_STEP_S)
         self._last = now
         if self._left_s < 0:
             raise EngineError(
