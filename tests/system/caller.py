@@ -24,7 +24,8 @@ _NEXT = {
     "queued": {"queued", "started", "error"},
     "started": {"queued", "started", "progress", "audio", "done", "error"},
     "progress": {"queued", "started", "progress", "audio", "done", "error"},
-    "audio": {"progress", "audio", "done", "error"},
+    # The fault engine makes the same bytes again: a stream goes on in another process.
+    "audio": {"started", "progress", "audio", "done", "error"},
 }
 
 
@@ -156,8 +157,8 @@ class Caller:
         asked.job = event.get("job", asked.job)
         if name not in _NEXT[before]:
             self._wrong(asked, f"{name} after {before or 'nothing'}: {event}")
-        if name in ("queued", "started") and asked.chunks:
-            self._wrong(asked, f"started again after {len(asked.chunks)} chunks: {event}")
+        if name == "queued" and asked.chunks:
+            self._wrong(asked, f"queued again after {len(asked.chunks)} chunks: {event}")
         if name == "started":
             asked.attempts += 1
             if event["attempt"] != asked.attempts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, get_args
@@ -93,9 +94,14 @@ class Speech:
         seconds = None if self.fault == "sleep" else self.options.get("seconds")
         utterance = Utterance(self.text, self.voice, None, self.sample_rate, self.seed, FaultOptions(seconds=seconds))
         encoder = audio.encoder(self.format, self.sample_rate)
-        for piece in _engine().synthesize(utterance):
-            encoder.add(piece.samples)
+        # The clients are threads, and an engine is used from one at a time.
+        with _one_at_a_time:
+            for piece in _engine().synthesize(utterance):
+                encoder.add(piece.samples)
         return encoder.finish()
+
+
+_one_at_a_time = threading.Lock()
 
 
 @cache
