@@ -74,7 +74,7 @@ class _Inputs:
 
     last: Any
     at: Any
-    graphs: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+    graphs: dict[int, tuple[Any, Tensor]] = field(default_factory=dict)
 
 
 class BatchedLlm:
@@ -244,14 +244,14 @@ class BatchedLlm:
         if reach in inputs.graphs:
             graph, logits = inputs.graphs[reach]
             graph.replay()
-            return logits  # type: ignore[no-any-return]
+            return logits
         return self._llama.step(inputs.last, inputs.at, reach)
 
     @torch.inference_mode()
     def _capture(self, reach: int) -> None:
         """Record the launches of a step, which then cost one. If that fails, steps are launched as on a CPU."""
         try:
-            # This was not run on a GPU yet.
+            # This was not run on a GPU yet. Torch has no types for a stream.
             other_stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             other_stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(other_stream):

@@ -119,6 +119,7 @@ def main() -> NoReturn:
     _end_with(int(worker))
     control = socket.socket(fileno=int(fd))
     # The worker writes to the same pipe: a line at a time, so that neither breaks the other's.
+    # Typed as any text stream, of which not each can be reconfigured.
     sys.stderr.reconfigure(line_buffering=True, write_through=False, errors="backslashreplace")  # type: ignore[union-attr]
     prints = Prints()
     # Upstream prints texts, later too.
