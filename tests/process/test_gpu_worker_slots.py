@@ -184,8 +184,11 @@ def test_a_text_comes_in_pieces_beside_others(worker: WorkerUnderTest, one: Work
     left = [name for name in names if not (seen[name] and isinstance(seen[name][-1][0], Finished | Failed))]
     for name, said in worker.until_all_end(*left).items():
         seen[name] += said
+    # The whole text is there when the job begins, or it would be suspended.
+    other = one.busy()
     name = one.start(**of(2, text="".join(pieces), more=True, options={}))
     one.send(AddText(job=name, text="", last=True))
+    one.free(other)
     assert audio(seen.pop(names[2])) == audio(one.until_end(name)[1])
     assert {name: audio(said) for name, said in seen.items()} == alone(one, names, 2)
 
