@@ -251,7 +251,7 @@ class WorkerMessages:
                 code = ErrorCode.SYNTHESIS_FAILED
             if code is ErrorCode.WORKER_CRASHED and job.request.follow and job.attempt.chunks:
                 # It made other audio than the worker before it.
-                self._completion.guarded(job, self._retries.begin_anew, job, message.message)
+                self._completion.guarded(job, self._retries.wait_again, job, message.message)
                 return
             self._completion.fail(job, code, message.message, reason=message.reason or message.code)
 
