@@ -59,7 +59,7 @@ class Fairness:
         self._now = world.clocks.core_now
         #: Jobs at work, and how many share the time of their worker.
         self._running: list[tuple[Any, int]] = []
-        #: The time that attempts at live jobs had, whatever their workers say of it: one that stands still says nothing.
+        #: The time that attempts at live jobs had, whatever their workers say: one that stands still says nothing.
         self._had: dict[tuple[str, int], float] = {}
         #: How long the last jobs of each took, by their ids: it may be ahead by them.
         self._recent: dict[_Flow, dict[str, float]] = {}

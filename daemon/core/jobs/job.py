@@ -191,7 +191,7 @@ class Attempt(Struct):
     def tell_work(self, work_s: float, now: float) -> None:
         """The worker has said how much of the engine's time the job took."""
         # A worker's memory may be corrupt: neither NaN nor infinity is a time.
-        if 0.0 < work_s < math.inf and work_s >= self.told_s:
+        if self.slots > 1 and 0.0 < work_s < math.inf and work_s >= self.told_s:
             self.told_s, self.told_at_s = work_s, self.active_s(now)
 
     def work_s(self, now: float = 0.0) -> float:

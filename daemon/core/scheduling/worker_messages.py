@@ -174,10 +174,9 @@ class WorkerMessages:
         # Nothing is learnt from an earlier attempt's work, nor from a worker that may have stood still with the daemon.
         if message.synthesis_s > 0.0 and not job.attempt.stood_still:
             active_s = job.attempt.active_s(now)
-            work_s = job.attempt.work_s(now)
             if job.attempt.slots == 1:
                 self._estimator.learn(job, max(active_s, message.synthesis_s))
-            elif work_s:
+            elif work_s := job.attempt.work_s(now):
                 self._estimator.learn(job, active_s, max(1.0, active_s / work_s))
         if self._retries.quarantine:
             self._retries.quarantine.clear(self._retries.content(job))
