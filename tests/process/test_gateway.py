@@ -119,7 +119,7 @@ def test_a_timeout_of_openai_s_package_cancels_the_job(gateway: Gateway, daemon:
             model="tts-1",
             voice="alloy",
             input="x",
-            extra_body={"options": {"fault": "audio", "seconds": 30.0, "rtf": 1.0}},
+            extra_body={"options": {"fault": "audio", "seconds": 3_000.0, "rtf": 100.0}},
         )
     daemon.until(lambda: cancelled(gateway) == before + 1, "the job is cancelled")
     (id, *_) = [job["id"] for job in gateway.ask("GET", "/v1/audio/jobs")[1]["data"] if job["status"] == "cancelled"]
