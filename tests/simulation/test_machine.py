@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from . import shrink
 from .broken import BROKEN, BrokenCore
 from .broken_jobs import deadlines_forgotten
 from .rules import Broken, Rule
@@ -156,6 +157,7 @@ def test_every_invariant_of_the_design_is_broken_by_some_core() -> None:
 
 def test_a_failure_is_reduced_to_the_few_requests_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     deadlines_forgotten(monkeypatch)
+    monkeypatch.setattr(shrink, "_PATIENCE_S", 600.0)
     lives = (Life(seed, 300) for seed in range(9))
     smallest = next(small for life in lives if (small := shrunk(life)) != life)
     assert smallest.jobs < 100 and len(smallest.without) > 5 and "deadlines" not in smallest.without
