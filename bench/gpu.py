@@ -23,6 +23,8 @@ from typing import Any
 HERE = Path(__file__).parent
 ROWS = (1, 16, 64)
 USERS = (1, 4, 16, 64)
+#: Without a GPU the script shows only that it runs to its end, beside the other work of a small machine too.
+ROWS_ON_CPU, USERS_ON_CPU, TOKENS_ON_CPU = ROWS[:2], USERS[:2], 12
 #: What was estimated for the published checkpoint: ms of a step with 1, 16 and 64 rows in bf16, ms of the flow model
 #: for 10 s with a prompt of 5 s in fp32, the real-time factor of one user, and the most seconds of audio a second.
 ESTIMATES = {
@@ -36,8 +38,9 @@ _SLACK = 1.5
 _TF32_DB = -60.0
 #: A checkpoint with fewer weights in its language model is not the published one, and its times say nothing.
 _PUBLISHED_WEIGHTS = 1_000_000_000
-_PROMPT_TOKENS, _STEPS = 300, 30
-_FLOW_PROMPT, _FLOW_TOKENS = 125, 250
+_PROMPT_TOKENS, _STEPS, _STEPS_ON_CPU = 300, 30, 5
+_TOKENS_PER_S = 25
+_FLOW_PROMPT, _FLOW_TOKENS, _FLOW_TOKENS_ON_CPU = 125, 250, 20
 
 Figures = dict[str, Any]
 
@@ -113,11 +116,10 @@ def engines(table: Table, given: argparse.Namespace, name: str, cache: str) -> N
 
     on_gpu = bool(name)
     common = {"root": given.root, "dtype": "bf16" if on_gpu else "fp32"}
-    tokens = 0 if on_gpu else 12
-    users = USERS if on_gpu else USERS[:3]
+    tokens, users = (0, USERS) if on_gpu else (TOKENS_ON_CPU, USERS_ON_CPU)
     published = estimates(name, given.root)
     with engine.speaker(given.python, common, slots=1, gpu=on_gpu, cache=cache) as off:
-        alone = engine.summary([off.speak(1, tokens, seed) for seed in range(2)])
+        alone = engine.summary([off.speak(1, tokens, seed) for seed in range(2 if on_gpu else 1)])
     batched = common | {"batching": "on", "slots": max(users)}
     with engine.speaker(given.python, batched, slots=0, gpu=on_gpu, cache=cache) as on:
         for count in users:
@@ -178,7 +180,8 @@ def models(table: Table, given: argparse.Namespace, name: str, dtype: str, cache
     table.add(
         f"{dtype}: flow model, equal bits beside others", found["flow_independent"], True, found["flow_independent"]
     )
-    table.most(f"{dtype}: flow model, 10 s of audio", found["flow_ms"], published and published[1], "ms")
+    seconds = (_FLOW_TOKENS if name else _FLOW_TOKENS_ON_CPU) / _TOKENS_PER_S
+    table.most(f"{dtype}: flow model, {seconds:g} s of audio", found["flow_ms"], published and published[1], "ms")
     if name and dtype == "fp32":
         table.most("flow model in TF32, 10 s of audio", found["tf32_ms"], None, "ms")
         table.add(
@@ -186,6 +189,16 @@ def models(table: Table, given: argparse.Namespace, name: str, dtype: str, cache
         )
     elif not name:
         table.add("flow model in TF32", "-", skipped="no GPU")
+
+
+def smaller() -> str:
+    """What is left out without a GPU."""
+    rows, users = (" and ".join(map(str, some)) for some in (ROWS_ON_CPU, USERS_ON_CPU))
+    return (
+        f"There is no GPU, so less is measured: {rows} rows of {ROWS}, {_STEPS_ON_CPU} steps of {_STEPS}, {users} "
+        f"users of {USERS}, {TOKENS_ON_CPU} tokens a sentence, in the flow model {_FLOW_TOKENS_ON_CPU} tokens of "
+        f"{_FLOW_TOKENS}."
+    )
 
 
 def packages() -> str:
@@ -209,6 +222,8 @@ def main(given: argparse.Namespace) -> int:
     signal.alarm(given.seconds)
     table = Table()
     name = nvml(table)
+    if not name:
+        print(smaller(), flush=True)
     with tempfile.TemporaryDirectory() as empty:
         cache = given.cache or empty
         parts: list[tuple[str, Callable[[], None]]] = [
@@ -247,10 +262,11 @@ def inside(root: str, dtype: str, cache: str) -> Figures:
     sys.stdout = sys.stderr
     on_gpu = torch.cuda.is_available()
     upstream = Upstream(Path(root), rates=(24_000,), half_llm=dtype == "bf16", cache_dir=Path(cache))
-    found: Figures = {"rows": {rows: steps(upstream.llm, rows, torch) for rows in ROWS}}
+    sizes, number = (ROWS, _STEPS) if on_gpu else (ROWS_ON_CPU, _STEPS_ON_CPU)
+    found: Figures = {"rows": {rows: steps(upstream.llm, rows, number, torch) for rows in sizes}}
     found["independent"] = torch.equal(*(bits(upstream.llm, other, torch) for other in (1, 2)))
     flow = flow_batch.Flow(upstream.flow)
-    tokens = _FLOW_TOKENS if on_gpu else 20
+    tokens = _FLOW_TOKENS if on_gpu else _FLOW_TOKENS_ON_CPU
     found["flow_ms"], mel = flow_ms(flow, tokens, torch)
     found["flow_independent"] = torch.equal(mel, flow_ms(flow, tokens, torch)[1])
     if on_gpu and dtype == "fp32":
@@ -283,14 +299,14 @@ def joined(llm: Any, rows: int, some: list[Any]) -> Any:
     return batched
 
 
-def steps(llm: Any, rows: int, torch: Any) -> Figures:
+def steps(llm: Any, rows: int, number: int, torch: Any) -> Figures:
     """Milliseconds of a step, draws included, and the graphs that were captured."""
     try:
         batched = joined(llm, rows, list(readings(llm, list(range(rows)), torch)))
     except torch.cuda.OutOfMemoryError:
         return {"skipped": "too little memory"}
     taken = []
-    for _ in range(_STEPS):
+    for _ in range(number):
         begun = time.perf_counter()
         batched.step()
         taken.append(time.perf_counter() - begun)

@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,10 @@ from glmtts.daemon.engines.base import (
 from glmtts.daemon.engines.checks import Workplace
 from glmtts.daemon.engines.cuda_errors import fatal_kind
 from glmtts.daemon.engines.options import ServerOptions
-from glmtts.daemon.engines.server import openai
+from glmtts.daemon.engines.server import answer, openai
+from glmtts.daemon.engines.server import engine as server_engine
 from glmtts.daemon.engines.server.engine import ServerEngine
-from glmtts.daemon.engines.server.process import ServerError
+from glmtts.daemon.engines.server.process import ServerError, free_port
 from glmtts.daemon.engines.server.wav import AudioReader, BadAudioError
 
 from ..support import speech_server
@@ -88,6 +90,7 @@ def shared() -> Iterator[ServerEngine]:
 def engine(shared: ServerEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerEngine]:
     monkeypatch.setattr(openai, "BUSY_S", 1.0)
     monkeypatch.setattr(openai, "_DEATH_S", 0.05)
+    monkeypatch.setattr(answer, "_SECONDS", 0.5)
     yield shared
     assert not shared._jobs, "a job was left"
 
@@ -291,6 +294,11 @@ BAD = {
     "empty": ("synthesis_failed", "it has no audio"),
     "rate": ("synthesis_failed", "answered at 16000 Hz"),
     "endless": ("synthesis_failed", "more than 44 s of audio for 7 characters"),
+    "continues": ("synthesis_failed", "goes on without audio"),
+    "headers": ("synthesis_failed", "broke before any audio came"),
+    "trickles": ("synthesis_failed", "goes on without audio"),
+    "explains": ("synthesis_failed", "goes on without audio"),
+    "trailers": ("synthesis_failed", "goes on without audio"),
     "full": ("unavailable", "the speech server was busy for 1 s"),
     # A client can't end the server with a word that the server repeats.
     "fail CUDA error: device-side assert": ("synthesis_failed", "it answered 500"),
@@ -385,6 +393,36 @@ def test_a_port_of_another_program_is_refused_before_that_one_speaks_for_us() ->
         port = stranger.getsockname()[1]
         with pytest.raises(ServerError, match="another program listens at port"):
             started(url=f"http://127.0.0.1:{port}", command=[*STAND_IN[:-1], str(port)])
+
+
+def test_a_port_that_is_taken_before_the_server_listens_is_given_up_for_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # One listens; the other is as a connection that got this port for its own end.
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as connected:
+        connected.bind(("127.0.0.1", 0))
+        taken = [one.getsockname()[1] for one in (listening, connected)]
+        monkeypatch.setattr(server_engine, "free_port", lambda: taken.pop(0) if taken else free_port())
+        with starting() as engine:
+            assert np.array_equal(samples(engine, "hello"), expected("hello"))
+        assert not taken and "another program listens" in WARNINGS[0] and "Address already in use" in WARNINGS[1]
+        taken = [listening.getsockname()[1]] * 3
+        with pytest.raises(ServerError, match="another program listens"):
+            started()
+        assert not taken
+
+
+def test_two_servers_that_start_at_once_have_a_port_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    same = free_port()
+    first = [same, same]
+    monkeypatch.setattr(server_engine, "free_port", lambda: first.pop() if first else free_port())
+    with ThreadPoolExecutor(2) as threads:
+        engines = [one.result() for one in [threads.submit(started) for _ in range(2)]]
+    try:
+        assert [state(one)["tries"] for one in engines] == [{"warm": 1}] * 2
+    finally:
+        for one in engines:
+            one.close()
 
 
 def test_a_server_that_runs_already_is_spoken_through_with_its_key(tmp_path: Path) -> None:

@@ -27,6 +27,16 @@ STATE: dict[str, Any] = {"now": 0, "most": 0, "tries": {}, "closed": [], "sent":
 LOCK = threading.Lock()
 
 
+#: Answers without an end: how each begins, what comes again and again, and the pauses in seconds.
+ENDLESS = {
+    "continues": (b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.001),
+    "headers": (b"HTTP/1.1 200 OK\r\n", b"X-And-So-On: yes\r\n", 0.001),
+    "trickles": (b"HTTP/1.1 200 OK\r\nX: ", b"x", 0.01),
+    "explains": (b"HTTP/1.1 500 Sorry\r\n\r\n", b"x", 0.01),
+    "trailers": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X: " + b"x" * 4_000 + b"\r\n", 0.001),
+}
+
+
 @functools.cache
 def tone(text: str, rate: int = RATE) -> bytes:
     pitch = 200 + sum(text.encode()) % 400
@@ -109,6 +119,12 @@ class Server(BaseHTTPRequestHandler):
             self.connection.recv(1)
             STATE["closed"].append(text)
             self.close_connection = True
+        elif fault in ENDLESS:
+            begin, again, pause_s = ENDLESS[fault]
+            self.wfile.write(begin)
+            while True:
+                self.wfile.write(again)
+                time.sleep(pause_s)
         elif fault == "mp3":
             self.send(b"ID3" + bytes(9_000), "audio/mpeg")
         elif fault == "empty":

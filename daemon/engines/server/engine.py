@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from ..cloning import WARM_UP_TEXT, hum, no_voice
 from ..options import ServerOptions
 from ..sentences import split
 from .openai import Api, Request, ServerFaultError, recording
-from .process import ServerError, ServerProcess, free_port, with_port
+from .process import PortTakenError, ServerError, ServerProcess, claim, free_port, with_port
 from .rules import PORT
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 #: Pauses between two questions whether the server is ready.
 _PAUSE_S = 0.1
+#: Free ports to start a server at, one after the other, if another program takes one before the server listens.
+_PORTS = 3
 #: Failures of the warm-up sentence in a row after which the server counts as broken.
 _CHECKS = 2
 #: Seconds that the sentence which judges a failed job waits for a busy server: a server that is busy works.
@@ -77,8 +80,6 @@ class ServerEngine(BatchEngine):
         self.slots = settings["slots"]
         self.clones_voices = settings["ref_audio"]
         self._settings = settings
-        self._model: str = settings["model"]
-        self._voices: list[str] = settings["voices"]
         self._warm_up_text = warmup_text or WARM_UP_TEXT
         self._news = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._jobs: list[_Job] = []
@@ -86,20 +87,18 @@ class ServerEngine(BatchEngine):
         self._check: Request | None = None
         self._checks = 0
         self._at = time.monotonic()
-        port = free_port() if PORT in settings["url"] else 0
-        url = with_port(settings["url"], port)
         file = settings["api_key_file"]
-        key = Path(file).read_text().strip() if file else ""
-        self._api = Api(url, key=key, raw_rate=settings["pcm_rate"])
+        self._key = Path(file).read_text().strip() if file else ""
         self._child: ServerProcess | None = None
-        if command := settings["command"]:
-            self._child = ServerProcess([with_port(one, port) for one in command], url, self._wake)
-            self._api.child = self._child
-        try:
-            self._start(url, warn)
-        except BaseException:
-            self.close()
-            raise
+        self._port_claim: socket.socket | None = None
+        deadline = self._at + settings["start_timeout_s"]
+        for _ in range(_PORTS - 1 if PORT in settings["url"] else 0):
+            try:
+                self._open(deadline, warn)
+                return
+            except PortTakenError as error:
+                warn(f"{error}; the server is started again, at another port")
+        self._open(deadline, warn)
 
     @property
     def voices(self) -> list[Voice]:
@@ -162,12 +161,32 @@ class ServerEngine(BatchEngine):
             self.cancel(job)
         if self._child is not None:
             self._child.stop()
+        if self._port_claim is not None:
+            self._port_claim.close()
 
     # --- the start
 
-    def _start(self, url: str, warn: Callable[[str], None]) -> None:
+    def _open(self, deadline: float, warn: Callable[[str], None]) -> None:
+        """Start the server at a port, and wait for it. Raises PortTakenError if another program was faster there."""
+        settings, port = self._settings, 0
+        self._model: str = settings["model"]
+        self._voices: list[str] = settings["voices"]
+        try:
+            if PORT in settings["url"]:
+                port = free_port()
+                self._port_claim = claim(port)
+            url = with_port(settings["url"], port)
+            self._api = Api(url, key=self._key, raw_rate=settings["pcm_rate"])
+            if command := settings["command"]:
+                self._child = ServerProcess([with_port(one, port) for one in command], url, self._wake)
+                self._api.child = self._child
+            self._start(url, deadline, warn)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, url: str, deadline: float, warn: Callable[[str], None]) -> None:
         limit_s = self._settings["start_timeout_s"]
-        deadline = time.monotonic() + limit_s
         problem = self._until_it_answers(deadline)
         if not problem:
             self._ask_names()

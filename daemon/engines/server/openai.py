@@ -20,6 +20,7 @@ import numpy as np
 
 from .. import cuda_errors
 from ..base import EngineError, Reference
+from .answer import Answer, EndlessError
 from .process import ServerError
 from .rules import port_of
 from .wav import AudioReader, BadAudioError
@@ -86,16 +87,23 @@ class Api:
 
     def connect(self) -> http.client.HTTPConnection:
         """A connection for one request. Raises OSError."""
-        connection = self._kind(self._host, self._port, timeout=_CONNECT_S)
+        connection = self._connection(_CONNECT_S)
         connection.connect()
         # How long speech takes is the daemon's to judge ([workers] hang_timeout_s).
         connection.sock.settimeout(None)
         return connection
 
-    def post(self, connection: http.client.HTTPConnection, body: bytes) -> http.client.HTTPResponse:
+    def post(self, connection: http.client.HTTPConnection, body: bytes) -> Answer:
         """Ask for speech, and wait for the status."""
         connection.request("POST", f"{self._path}/v1/audio/speech", body, self._headers)
-        return connection.getresponse()
+        answer = connection.getresponse()
+        assert isinstance(answer, Answer)
+        return answer
+
+    def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
+        connection = self._kind(self._host, self._port, timeout=timeout_s)
+        connection.response_class = Answer
+        return connection
 
     def _listed(self, path: str, key: str) -> Any:
         with contextlib.suppress(OSError, http.client.HTTPException, ValueError, AttributeError):
@@ -105,7 +113,7 @@ class Api:
         return None
 
     def _ask(self, path: str) -> tuple[int, bytes]:
-        connection = self._kind(self._host, self._port, timeout=_ASK_S)
+        connection = self._connection(_ASK_S)
         try:
             connection.request("GET", self._path + path, headers=self._headers)
             answer = connection.getresponse()
@@ -189,6 +197,8 @@ class Request:
             self.error = error
         except BadAudioError as error:
             self.error = ServerFaultError("synthesis_failed", f"the speech server answered with {error}")
+        except EndlessError:
+            self.error = ServerFaultError("synthesis_failed", "the speech server's answer goes on without audio")
         except (OSError, http.client.HTTPException, ValueError) as error:
             # Not its message, which may quote what came.
             self.error = self._broken_off(getattr(error, "strerror", "") or type(error).__name__)
@@ -232,7 +242,7 @@ class Request:
             quotes=True,
         )
 
-    def _hear(self, answer: http.client.HTTPResponse) -> None:
+    def _hear(self, answer: Answer) -> None:
         """Read an answer that is not a refusal for now."""
         kind = answer.headers.get_content_type()
         if answer.status != 200 or kind in ("application/json", "text/html", "text/event-stream"):
@@ -242,7 +252,7 @@ class Request:
         reader = AudioReader(self._api.raw_rate)
         longest_s = _LONGEST_S + _LONGEST_S_PER_CHARACTER * len(self._text)
         count = 0
-        while data := answer.read1(_READ):
+        while data := answer.next_audio(_READ):
             samples = reader.feed(data)
             self.done += len(data)
             self.rate = reader.rate

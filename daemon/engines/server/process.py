@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import os
 import socket
 import subprocess
@@ -36,11 +37,41 @@ class ServerError(RuntimeError):
     quotes_nothing = True
 
 
+class PortTakenError(ServerError):
+    """Another program has the server's port."""
+
+
 def free_port() -> int:
-    """A port of loopback that no other program has now."""
+    """A port of loopback that no other program has now. The server's own program may still come too late for it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def claim(port: int) -> socket.socket:
+    """Claim a port among the workers of this machine, until the socket is closed. Raises PortTakenError.
+
+    Two that start at once would otherwise find the same one free, and one would speak through the other's server.
+    """
+    claimed = socket.socket(socket.AF_UNIX)
+    try:
+        # An abstract name: it is as far-reaching as a port, and ends with the process.
+        claimed.bind(f"\0glmtts-server-{port}")
+    except OSError as error:
+        claimed.close()
+        raise PortTakenError(f"another worker's server has port {port}") from error
+    return claimed
+
+
+def is_taken(port: int) -> bool:
+    """Whether a server could not listen there now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
 
 
 def with_port(words: str, port: int) -> str:
@@ -52,8 +83,9 @@ class ServerProcess:
     """Owns the child. ``ended`` is set once it is gone; ``on_end`` is then called, from another thread."""
 
     def __init__(self, command: list[str], url: str, on_end: Callable[[], None]) -> None:
-        """Start it. Raises ServerError if it can't be started, or if another program has its port."""
+        """Start it. Raises ServerError if it can't be started, PortTakenError if another program listens there."""
         refuse_stranger(url)
+        self._port = port_of(url)
         try:
             self._popen = subprocess.Popen(
                 command,
@@ -90,6 +122,10 @@ class ServerProcess:
         self._reader.join(0.5)
         if self._level == _INFO and self._last:
             words += f"; it printed last: {' | '.join(self._last)}"
+        if self._level == _INFO and is_taken(self._port):
+            return PortTakenError(
+                f"{words}; port {self._port} is taken, by another program or by a process that it left"
+            )
         return ServerError(words)
 
     def stop(self) -> None:
@@ -130,10 +166,10 @@ class ServerProcess:
 
 
 def refuse_stranger(url: str) -> None:
-    """Raise ServerError if a program listens at ``url`` already: jobs would be spoken by it, not by the child."""
+    """Raise PortTakenError if a program listens at ``url`` already: jobs would be spoken by it, not by the child."""
     where = urlsplit(url)
     with contextlib.suppress(OSError), socket.create_connection((where.hostname or "", port_of(url)), 1.0):
-        raise ServerError(
+        raise PortTakenError(
             f"engine.server.url: another program listens at port {port_of(url)} already; end it, or write {PORT} for "
             "the port in url and command, which then stands for a free one"
         )
