@@ -82,7 +82,8 @@ class Served:
     def connect(self, **headers: str) -> Any:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         url = f"ws://127.0.0.1:{self.port}{speech_stream.PATH}"
-        return connect(url, additional_headers=named, proxy=None, compression=None)
+        # A client that leaves with much unread does not wait for the answer to its goodbye.
+        return connect(url, additional_headers=named, proxy=None, compression=None, close_timeout=1.0)
 
     @contextlib.asynccontextmanager
     async def session(self, **config: Any) -> AsyncIterator[ClientConnection]:

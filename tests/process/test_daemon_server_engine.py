@@ -38,7 +38,8 @@ def through(*command: str, **settings: Any) -> dict[str, Any]:
 def daemon(start_shared: Start) -> Daemon:
     return start_shared(
         engine=through(*STAND_IN, "deaf"),
-        workers={"hang_timeout_s": 2.0, "restart": RESTART},
+        # On a busy machine a server may be a while at its first sentence.
+        workers={"hang_timeout_s": 5.0, "restart": RESTART},
         daemon={"log_level": "debug"},
     )
 
@@ -112,8 +113,9 @@ def test_a_server_that_dies_idle_is_replaced_before_the_next_job(daemon: Daemon,
     os.kill(old, signal.SIGKILL)
     daemon.until(lambda: servers(daemon) and old not in servers(daemon), "another server is started")
     daemon.until_ready()
-    events, _ = client.all(client.send("synthesize", text="next"))
-    assert events[-1]["event"] == "done" and [event["event"] for event in events].count("started") == 1
+    events, _ = client.all(client.send("synthesize", text="from another server"))
+    assert events[-1]["event"] == "done", events[-1]
+    assert [event["event"] for event in events].count("started") == 1
 
 
 def test_a_broken_server_is_replaced_and_its_jobs_are_done_by_the_next(daemon: Daemon, client: Peer) -> None:
