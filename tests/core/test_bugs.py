@@ -60,7 +60,7 @@ def test_a_job_that_was_sent_before_the_error_is_sent(buggy: World, monkeypatch:
 def test_a_job_is_not_running_without_having_been_sent(buggy: World, monkeypatch: pytest.MonkeyPatch) -> None:
     dispatcher = buggy.machine.scheduler.dispatcher
     message = dispatcher._message
-    monkeypatch.setattr(dispatcher, "_message", lambda job: raises() if job.request.text == "bad" else message(job))
+    monkeypatch.setattr(dispatcher, "_message", lambda job, text: raises() if text == "bad" else message(job, text))
     bad, good = buggy.request(text="bad"), buggy.request(text="good")
     assert last_event(buggy, bad).code == "unavailable" and last_event(buggy, bad).message == INTERNAL_ERROR
     assert [message.text for message in buggy.messages(wire.SpeakJob)] == ["good"]

@@ -87,6 +87,20 @@ def test_a_worker_with_several_slots_that_reports_no_work_shares_by_its_slots(ma
     assert world.live[job].attempt.work_s(world.now) == pytest.approx(2.0)
 
 
+def test_the_time_of_an_engine_that_stands_still_is_shared_by_its_slots_too(make_world: MakeWorld) -> None:
+    world = make_world()
+    world.ready(slots=4)
+    job = world.job(world.request())
+    world.pass_time(1.0)
+    world.say(wire.Beats(jobs=[wire.JobProgress(job, 1, None, 0.5)]))
+    world.pass_time(8.0)
+    attempt = world.live[job].attempt
+    assert attempt.work_s(world.now) == pytest.approx(0.5 + 2.0)
+    # It has only waited for its listener: a part that the worker knows better.
+    world.say(wire.Beats(jobs=[wire.JobProgress(job, 2, None, 0.5)]))
+    assert attempt.work_s(world.now) == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("told", [0.0, 0.1])
 def test_with_one_slot_a_job_takes_all_the_time_that_passes_whatever_is_reported(
     make_world: MakeWorld, told: float

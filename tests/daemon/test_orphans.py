@@ -207,7 +207,7 @@ def test_an_unkillable_process_is_reported_and_tried_again_at_the_next_start(
     freezer(stuck, True)
     begun_at = time.monotonic()
     orphans = Records(tmp_path).sweep(patience_s=0.3)
-    assert time.monotonic() - begun_at < 1.0
+    assert time.monotonic() - begun_at < 5.0
     assert {(o.pid, o.worker, o.stuck) for o in orphans} == {(stuck, "gpu0/0", "D"), (other, "", "")}
     assert alive(stuck) and not alive(other)
     again = Records(tmp_path)
@@ -335,12 +335,13 @@ def test_when_the_daemon_is_gone_the_guardian_ends_processes_that_left_their_wor
     pid = guard.pid
     begun_at = time.monotonic()
     guard.dismiss(clean=False)
-    until(lambda: not with_token(token), "all are gone", 1.0)
+    until(lambda: not with_token(token), "all are gone")
     assert not any(alive(pid) for pid in pids) and alive(stranger)
     assert select.select([pidfd], [], [], PATIENCE_S)[0]
     os.close(pidfd)
     os.waitpid(pid, 0)
-    assert time.monotonic() - begun_at < 1.0
+    # Where it found a process that it can't end it would take longer.
+    assert time.monotonic() - begun_at < 5.0
 
 
 def ignores(pid: int | None, number: int) -> bool:

@@ -331,7 +331,7 @@ def test_the_daemon_s_end_leaves_nothing(loop: Callable[[str], Loop]) -> None:
     assert (made.folder / FILE).exists() and made.processes.guardian_pid in before
     begun = time.monotonic()
     made.processes.kill_all()
-    assert time.monotonic() - begun < 1.0
+    assert time.monotonic() - begun < 5.0
     assert not any(alive(pid) for pid in [*children, *before])
     assert not (made.folder / FILE).exists() and not zombies()
 

@@ -184,7 +184,7 @@ def test_a_small_file_that_unpacks_to_hours_costs_neither_time_nor_memory() -> N
         decode(bomb)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert time.monotonic() - begun < 2 and peak < 16 << 20
+    assert time.monotonic() - begun < 10 and peak < 16 << 20
 
 
 def test_no_damage_to_a_file_gets_past_the_check_as_another_exception() -> None:

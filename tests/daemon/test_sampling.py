@@ -272,7 +272,7 @@ def test_a_requested_sample_begins_after_the_request(here: Here) -> None:
         here.sampler.now()
         while here.sample().at < asked:
             pass
-        assert time.monotonic() - asked < 1.0
+        assert time.monotonic() - asked < 5.0
 
 
 def test_a_thousand_requests_are_few_samples(here: Here) -> None:
@@ -423,7 +423,7 @@ def test_close_does_not_wait_for_a_hanging_nvml(fake_gpus: FakeGpus, open_loop: 
     with fake_gpus.delay("nvmlDeviceGetMemoryInfo", 60.0) as fault:
         loop.tell("now")
         fault.until_hit()
-        assert loop.close()["longest"] < 0.5
+        assert loop.close()["longest"] < 5.0
 
 
 def test_a_slow_reading_is_not_shown_as_fresh(fake_gpus: FakeGpus, open_loop: Open) -> None:

@@ -146,7 +146,7 @@ def test_a_job_suspended_keeps_nobody_waiting_even_if_it_is_long(engine: EngineB
         pass
     begun = time.monotonic()
     speak(engine, "hello")
-    assert time.monotonic() - begun < 1.0
+    assert time.monotonic() - begun < 5.0
     suspended.close()  # type: ignore[attr-defined]
     engine.close()
     assert "espeak" not in [thread.name for thread in threading.enumerate()]

@@ -21,13 +21,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 
-#: For one test, with all that it starts: of the stand-in, and of real upstream.
-_STAND_IN_TIMEOUT_S, _REAL_TIMEOUT_S = 180, 1_800
+#: For one test, with all that it starts: with the stand-in, and of a large version or with real upstream.
+_TIMEOUT_S, _LONG_TIMEOUT_S = 180, 1_800
+_LONG = ("GLMTTS_ROOT", "GLMTTS_CROWD", "GLMTTS_JOBS")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Torch alone takes seconds to import, and each worker does it anew."""
-    timeout_s = _REAL_TIMEOUT_S if os.environ.get("GLMTTS_ROOT") else _STAND_IN_TIMEOUT_S
+    timeout_s = _LONG_TIMEOUT_S if any(map(os.environ.get, _LONG)) else _TIMEOUT_S
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.timeout(timeout_s))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from websockets.sync.client import connect
 
 from ..process.conftest import Daemon
+from ..support.gateways import Gateway
 from .test_daemon import PITCHES, sound, voice_of
 from .test_jobs import LONG, SHORT
 from .upstream_root import PROMPT_TEXT, Root, recording
@@ -20,7 +25,7 @@ _BOUND = {"max_tokens": 40}
 @pytest.fixture(scope="module")
 def daemon(root: Root, start_shared_daemon: Callable[..., Daemon]) -> Daemon:
     daemon = start_shared_daemon(
-        settings={"batching": "on", "slots": 6},
+        settings={"batching": "on", "slots": 16},
         workers={
             "max": 1,
             "hang_timeout_s": 5.0 if root.is_stand_in else 30.0,
@@ -31,6 +36,12 @@ def daemon(root: Root, start_shared_daemon: Callable[..., Daemon]) -> Daemon:
     for number, hz in enumerate(PITCHES):
         daemon.control("voice_add", recording(hz), name=f"v{number}", text=PROMPT_TEXT)
     return daemon
+
+
+@pytest.fixture(scope="module")
+def gateway(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    with contextlib.closing(Gateway(daemon, tmp_path_factory.mktemp("gateway"))) as gateway:
+        yield gateway
 
 
 def test_sixteen_clients_at_once_hear_each_their_own_voice(daemon: Daemon, root: Root) -> None:
@@ -54,6 +65,51 @@ def test_sixteen_clients_at_once_hear_each_their_own_voice(daemon: Daemon, root:
     assert [ours == own for ours, own in zip(together, alone, strict=True)] == [True] * 16
     if root.is_stand_in:
         assert [voice_of(audio) for audio in together] == pytest.approx(PITCHES, rel=0.03)
+
+
+def over_http(gateway: Gateway, text: str, voice: str, seed: int) -> bytes:
+    """As OpenAI's package plays it while it is made."""
+    asked = {"model": "tts-1", "voice": voice, "input": text, "response_format": "pcm"}
+    with (
+        gateway.openai(max_retries=0) as client,
+        client.audio.speech.with_streaming_response.create(
+            **asked,  # type: ignore[arg-type]
+            extra_body={"seed": seed, "options": _BOUND},
+        ) as answer,
+    ):
+        return b"".join(answer.iter_bytes())
+
+
+def over_websocket(gateway: Gateway, text: str, voice: str, seed: int) -> bytes:
+    """Written character by character."""
+    with connect(f"ws://127.0.0.1:{gateway.port}/v1/audio/speech/stream", proxy=None) as connection:
+        config = {"response_format": "pcm", "voice": voice, "seed": seed, "options": _BOUND}
+        messages = [{"type": "session.config", **config}, *({"type": "input.text", "text": one} for one in text)]
+        for message in [*messages, {"type": "session.close"}]:
+            connection.send(json.dumps(message))
+        said = list(connection)
+    ends = [json.loads(one)["type"] for one in said if isinstance(one, str)]
+    assert ends == ["audio.start", "audio.done", "session.done"], said
+    return b"".join(one for one in said if isinstance(one, bytes))
+
+
+def test_sixteen_listeners_at_once_hear_each_their_own_through_the_gateway(
+    daemon: Daemon, gateway: Gateway, root: Root
+) -> None:
+    ways = (over_http, over_websocket)
+    # A text that is written while it is spoken is one sentence here: where several are cut depends on the moment.
+    wanted = [
+        ((LONG if number % 8 == 2 else SHORT), f"v{number}", 100 + number, ways[number % 2]) for number in range(16)
+    ]
+    one = daemon.client()
+    pcm = {"format": "pcm_s16le", "sample_rate": 24_000}
+    alone = [sound(one, root, text, voice=voice, seed=seed, **pcm)[1] for text, voice, seed, _ in wanted]
+    with ThreadPoolExecutor(16) as listeners:
+        asked = [listeners.submit(way, gateway, text, voice, seed) for text, voice, seed, way in wanted]
+        together = [one.result(root.patience_s) for one in asked]
+    assert [len(ours) for ours in together] == [len(own) for own in alone]
+    assert [ours == own for ours, own in zip(together, alone, strict=True)] == [True] * 16
+    assert len(set(together)) == 16
 
 
 @pytest.mark.usefixtures("stand_in")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from itertools import count
@@ -96,6 +97,28 @@ def _faults(root: Root, worker: WorkerUnderTest) -> Iterator[None]:
             end, _ = worker.until_end(name)
             assert isinstance(end, Failed) and end.code == "cancelled"
             yield
+
+
+def test_jobs_side_by_side_leave_no_memory_behind(root: Root, start: Start) -> None:
+    # GLMTTS_JOBS="1000 16" is the large version: jobs and slots, with the memory at each fiftieth job printed.
+    number_of_jobs, slots = (int(one) for one in os.environ.get("GLMTTS_JOBS", "120 4").split())
+    worker = start(**root.worker(voice_cache_mib=1, batching="on", slots=slots))
+    worker.ready()
+    coming = jobs(3)
+    running = {worker.start(**next(coming)) for _ in range(slots)}
+    levels: list[int] = []
+    while len(levels) < number_of_jobs:
+        end, _ = worker.next()
+        if isinstance(end, Finished | Failed):
+            assert isinstance(end, Finished), end
+            running.remove(end.job)
+            levels.append(end.memory.rss)
+            if len(levels) % 50 == 0:
+                print(f"{len(levels)} jobs: {min(levels[-50:]) / _MIB:.1f} to {max(levels[-50:]) / _MIB:.1f} MiB")
+            if worker.jobs < number_of_jobs:
+                running.add(worker.start(**next(coming)))
+    assert not running
+    is_flat(levels)
 
 
 @pytest.mark.usefixtures("stand_in")

@@ -224,7 +224,7 @@ class Daemon:
         self.process.kill()
         self.process.wait(PATIENCE_S)
 
-    def until_nothing_is_left(self, patience_s: float = 1.0) -> None:
+    def until_nothing_is_left(self, patience_s: float = PATIENCE_S) -> None:
         self.until(lambda: not self.processes(), "every process of the daemon is gone", patience_s)
 
     def processes(self) -> list[int]:
@@ -296,6 +296,19 @@ class Daemon:
     def worker_of(self, started: Event) -> int:
         """The pid of the worker that a ``started`` event names."""
         return int(next(w["pid"] for w in self.workers() if w["name"] == started["worker"]))
+
+    @contextlib.contextmanager
+    def workers_stand_still(self) -> Iterator[None]:
+        """The workers do nothing in the block: a job that they have, or get, stays where it is."""
+        pids = [worker["pid"] for worker in self.workers() if worker["pid"]]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     @contextlib.contextmanager
     def still_serves(self, grows_mib: float = 64.0) -> Iterator[None]:

@@ -166,11 +166,19 @@ def test_empty_frames_are_no_way_around(daemon: Daemon) -> None:
 def named(daemon: Daemon, identity: bytes) -> Iterator[Peer]:
     """A client with an identity of its choice, gone as far as the daemon is concerned when the block is left.
 
-    As long as ZeroMQ has a connection of that name it does not hear a second one.
+    As long as ZeroMQ has a connection of that name it does not hear a second one. That the last one is closed may be
+    seen too early, where a client of an earlier test was counted: one that is not heard is opened again.
     """
     before = daemon.status()["connections"]
-    with contextlib.closing(daemon.client(ROUTING_ID=identity)) as client:
-        yield client
+    for _ in range(10):
+        with contextlib.closing(daemon.client(ROUTING_ID=identity)) as client:
+            client.send("ping")
+            if client.socket.poll(1_000):
+                assert client.receive()[0]["event"] == "pong"
+                yield client
+                break
+    else:
+        raise AssertionError("a connection of that name is not closed")
     daemon.until(lambda: daemon.status()["connections"] <= before, "the connection is closed")
 
 
@@ -185,7 +193,7 @@ def test_a_client_that_takes_another_s_identity_gets_nothing_of_it(daemon: Daemo
     with daemon.still_serves(), named(daemon, b"alice") as alice:
         id = alice.send("synthesize", text="for alice", options={"seconds": 0.5, "rtf": 1.0}, stream=True)
         alice.until(id, "started")
-        with named(daemon, b"alice") as mallory:
+        with contextlib.closing(daemon.client(ROUTING_ID=b"alice")) as mallory:
             mallory.send("ping")
             events, audio = alice.all(id)
             assert events[-1]["event"] == "done" and len(audio) == 24_000
@@ -198,7 +206,6 @@ def test_an_identity_that_changes_hands_takes_no_answers_along(daemon: Daemon, c
         with named(daemon, b"bob") as bob:
             bob.until(bob.send("synthesize", text="for bob", options={"seconds": 0.2, "rtf": 1.0}), "started")
         with named(daemon, b"bob") as heir:
-            assert heir.ask("ping")["event"] == "pong"
             daemon.until(lambda: not client.ask("jobs", state="running")["jobs"], "the job has ended")
             assert not heir.socket.poll(50)
 

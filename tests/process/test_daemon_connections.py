@@ -52,9 +52,9 @@ def test_thousands_of_silent_connections_leave_room_for_new_clients(start: Start
         assert early.ask("ping")["event"] == "pong"
         late = daemon.client()
         late.speak("let me in")
-        status = daemon.status()
-        assert status["connections"] <= 4_096
-        assert status["connections_turned_away"] >= many_descriptors - 4_096
+        turned_away = many_descriptors - 4_096
+        daemon.until(lambda: daemon.status()["connections_turned_away"] >= turned_away, "the rest is turned away")
+        assert daemon.status()["connections"] <= 4_096
     early.speak()
 
 
@@ -78,14 +78,14 @@ def test_a_stream_whose_client_vanishes_is_cancelled(daemon: Daemon, client: Pee
     with contextlib.closing(daemon.client()) as vanishing:
         id = vanishing.send("synthesize", text="gone", stream=True, options={"seconds": 60.0, "rtf": 1.0})
         vanishing.until(id, "audio")
-    daemon.until(lambda: client.ask("jobs", state="cancelled")["jobs"], "the job is cancelled", 2)
+    daemon.until(lambda: client.ask("jobs", state="cancelled")["jobs"], "the job is cancelled")
     client.speak()
     with contextlib.closing(daemon.client()) as vanishing:
         options = {"seconds": 60.0, "rtf": 1.0}
         ids = [vanishing.send("synthesize", text=f"gone {n}", stream=True, options=options) for n in range(50)]
         for id in ids:
             vanishing.until(id, "accepted")
-    daemon.until(lambda: len(client.ask("jobs", state="cancelled")["jobs"]) == 51, "all of them are cancelled", 2)
+    daemon.until(lambda: len(client.ask("jobs", state="cancelled")["jobs"]) == 51, "all of them are cancelled")
     client.speak()
 
 
@@ -168,7 +168,7 @@ def test_a_flood_of_requests_leaves_others_their_turn(daemon: Daemon, client: Pe
         begun = time.monotonic()
         for _ in range(5):
             client.speak()
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 15
     finally:
         stop.set()
         for thread in threads:

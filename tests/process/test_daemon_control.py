@@ -140,13 +140,14 @@ def test_workers_are_added_and_taken_away_while_jobs_are_spoken(daemon: Daemon, 
 
 
 def test_a_drain_is_answered_when_the_last_job_is_done_and_resume_ends_it(daemon: Daemon, client: Peer) -> None:
-    id = client.send("synthesize", text="the last", options={"seconds": 0.4, "rtf": 1.0})
-    client.until(id, "started")
     operator = daemon.operator()
-    asked = operator.send("drain")
-    daemon.until(lambda: daemon.status()["state"] == "draining", "it drains")
-    error = client.refused("synthesize", text="too late")
-    assert error["code"] == "shutting_down" and error["retryable"]
+    with daemon.workers_stand_still():
+        id = client.send("synthesize", text="the last")
+        client.until(id, "started")
+        asked = operator.send("drain")
+        daemon.until(lambda: daemon.status()["state"] == "draining", "it drains")
+        error = client.refused("synthesize", text="too late")
+        assert error["code"] == "shutting_down" and error["retryable"]
     assert operator.all(asked)[0][-1]["drained"] is True and client.all(id)[0][-1]["event"] == "done"
     assert daemon.status()["state"] == "drained" and daemon.control("drain")["drained"] is True
     daemon.control("resume")

@@ -35,17 +35,18 @@ def test_jobs_that_waited_and_one_that_streamed_are_done_by_the_next_daemon(star
     client = daemon.client()
     streamed = client.send("synthesize", text="begun before the kill", stream=True, durable=True, options=SLOW)
     client.until(streamed, "audio")
-    jobs = {submit(client, f"waits {n}", priority="batch") for n in range(5)}
-    lost = client.send("synthesize", text="not durable")
-    client.until(lost, "accepted")
-    begun = client.ask("jobs", state="running")["jobs"][0]["job"]
-    daemon.kill()
+    with daemon.workers_stand_still():
+        jobs = {submit(client, f"waits {n}", priority="batch") for n in range(5)}
+        lost = client.send("synthesize", text="not durable")
+        client.until(lost, "accepted")
+        begun = client.ask("jobs", state="running")["jobs"][0]["job"]
+        daemon.kill()
     daemon.restart()
     again = daemon.client()
     done, audio = again.all(again.send("wait", job=begun))
     assert done[-1]["event"] == "done" and done[-1]["attempts"] == 2, done[-1]
     assert hashlib.sha256(audio).hexdigest() == done[-1]["sha256"] and "chunks" not in done[-1]
-    _, undisturbed = again.speak("begun before the kill", stream=True, options=SLOW)
+    _, undisturbed = again.speak("begun before the kill", stream=True, options=SLOW | {"rtf": 0.0})
     assert audio == undisturbed
     for job in jobs:
         assert again.ask("wait", job=job)["event"] == "done"
@@ -121,12 +122,13 @@ def test_an_output_is_its_job_s_own_though_the_journal_can_t_be_read_at_the_star
 def test_a_stop_leaves_waiting_durable_jobs_to_the_next_daemon_and_says_so(start: Start) -> None:
     daemon = start()
     client = daemon.client()
-    running = client.send("synthesize", text="is finished", options={"seconds": 1.0, "rtf": 0.5})
-    client.until(running, "started")
-    id = client.send("synthesize", text="runs later", durable=True, priority="batch")
-    job = client.until(id, "accepted")["job"]
-    daemon.process.terminate()
-    error = client.until(id, "error")
+    with daemon.workers_stand_still():
+        running = client.send("synthesize", text="is finished", options={"seconds": 1.5})
+        client.until(running, "started")
+        id = client.send("synthesize", text="runs later", durable=True, priority="batch")
+        job = client.until(id, "accepted")["job"]
+        daemon.process.terminate()
+        error = client.until(id, "error")
     assert error["code"] == "shutting_down" and error["retryable"] and "wait" in error["message"]
     assert client.until(running, "done")["event"] == "done"
     assert daemon.process.wait(10) == 0

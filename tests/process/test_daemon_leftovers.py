@@ -134,7 +134,7 @@ def test_the_next_daemon_ends_the_orphans_of_a_daemon_killed_with_its_guardian(
     assert alive(orphan)
     begun = time.monotonic()
     daemon.restart()
-    assert time.monotonic() - begun < 5.0
+    assert time.monotonic() - begun < 15.0
     assert not alive(orphan) and bystander.poll() is None
     daemon.until_logged(f"{orphan}", "orphan of an earlier daemon ended")
     daemon.client().speak("after that")
@@ -185,10 +185,10 @@ def test_restarts_leave_no_descriptor_thread_zombie_or_socket(start: Start) -> N
         daemon.until(lambda: len(children_of(pid)) == 2, "a worker and the guardian are all that there is")
         return descriptors(pid), threads(pid), sorted(path.name for path in daemon.runtime.iterdir())
 
-    crash(3)
+    crash(2)
     expected = settled()
     memory = daemon.rss_mib
-    crash(8)
+    crash(5)
 
     def nothing_more() -> bool:
         # Of the connections that this test made, one may have been open still when it was counted before.

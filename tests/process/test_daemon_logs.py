@@ -127,7 +127,8 @@ def test_each_line_names_its_job_and_worker(daemon: Daemon) -> None:
     failed = client.ask("synthesize", text="other", options={"fault": "raise"})["job"]
     daemon.until(lambda: len(daemon.control("logs", job=failed)["lines"]) == 2, "where it was raised, and its end")
     (done,) = daemon.control("logs", job=job)["lines"]
-    raised, error = daemon.control("logs", job=failed)["lines"]
+    # One comes by the worker's pipe, the other by its socket.
+    error, raised = sorted(daemon.control("logs", job=failed)["lines"], key=lambda line: "line" in line["fields"])
     assert "RuntimeError, raised at daemon/engines/fault/engine.py:" in raised["fields"]["line"]
     worker = daemon.workers()[0]["name"]
     assert (done["message"], done["fields"]["worker"], done["level"]) == ("job done", worker, "info")

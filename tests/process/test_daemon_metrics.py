@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from .conftest import Daemon, MakeGpus, Peer, Start
+    from .conftest import Daemon, MakeGpus, Start
 
     Crowd = Callable[[int], list[socket.socket]]
 
@@ -103,7 +103,9 @@ def crowd(port: int) -> Iterator[Crowd]:
         connection.close()
 
 
-def test_metrics_agree_with_status_after_a_run(daemon: Daemon, client: Peer, port: int) -> None:
+def test_metrics_agree_with_status_after_a_run(start: Start) -> None:
+    daemon = start(workers={"max": 2}, metrics={"listen": "127.0.0.1:0"})
+    client, port = daemon.client(), port_of(daemon)
     client.speak("one", options={"seconds": 2.0})
     client.speak("two", stream=True, options={"seconds": 0.5})
     client.refused("synthesize", text="no", options={"fault": "raise"})

@@ -112,14 +112,14 @@ def test_openai_s_package_obeys_when_to_come_back(start: Start, tmp_path: Path) 
 def test_a_timeout_of_openai_s_package_cancels_the_job(gateway: Gateway, daemon: Daemon) -> None:
     before = cancelled(gateway)
     with (
-        gateway.openai(timeout=0.5, max_retries=0) as client,
+        gateway.openai(timeout=1.0, max_retries=0) as client,
         pytest.raises(openai.APITimeoutError),
     ):
         client.audio.speech.create(
             model="tts-1",
             voice="alloy",
             input="x",
-            extra_body={"options": {"fault": "audio", "seconds": 30.0, "rtf": 1.0}},
+            extra_body={"options": {"fault": "audio", "seconds": 3_000.0, "rtf": 100.0}},
         )
     daemon.until(lambda: cancelled(gateway) == before + 1, "the job is cancelled")
     (id, *_) = [job["id"] for job in gateway.ask("GET", "/v1/audio/jobs")[1]["data"] if job["status"] == "cancelled"]
@@ -174,7 +174,7 @@ def test_a_daemon_that_is_away_is_503_and_the_gateway_goes_on_when_it_is_back(st
         status, body, headers = gateway.ask("POST", "/v1/audio/speech", {"input": "meanwhile"})
         assert (status, body["error"]["code"], headers["retry-after"]) == (503, "unavailable", "5")
         assert gateway.ask("GET", "/readyz")[0] == 503 and gateway.ask("GET", "/livez")[0] == 200
-        assert "connection to the daemon was lost" in gateway.log_file.read_text()
+        daemon.until(lambda: "connection to the daemon was lost" in gateway.log_file.read_text(), "it is logged")
         daemon.process = daemon.launch()
         daemon.until_ready()
         daemon.until(lambda: gateway.ask("POST", "/v1/audio/speech", {"input": "after"})[0] == 200, "it goes on")
@@ -268,7 +268,7 @@ def test_a_visitor_s_book_does_not_delay_another_visitor_s_sentence(start: Start
         )
         began = time.monotonic()
         assert gateway.ask("POST", "/v1/audio/speech", {"input": "A sentence."}, **headers["visitor"])[0] == 200
-        assert time.monotonic() - began < 1.0 + 2.0, "one segment of a second, and some slack for the machine"
+        assert time.monotonic() - began < 10.0, "one segment of a second, and some slack for the machine"
         gateway.ask("DELETE", path, **headers["reader"])
 
 

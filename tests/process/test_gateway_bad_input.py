@@ -122,7 +122,7 @@ def test_a_body_that_would_become_far_larger_in_memory_delays_no_other_request(g
     began = time.monotonic()
     status, body, _ = gateway.ask("POST", "/v1/audio/speech", b'{"input": "x", "options": {"a": ' + value + b"}}")
     assert (status, body["error"]["code"]) == (413, "too_large")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 def test_the_recording_that_the_daemon_would_not_take_is_refused_before_it_is_sent(gateway: Gateway) -> None:

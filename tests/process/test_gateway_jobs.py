@@ -32,7 +32,7 @@ def daemon(start_shared: Start) -> Daemon:
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, str]]]:
-    return keys_for(tmp_path_factory.mktemp("keys"), "alice", "bob")
+    return keys_for(tmp_path_factory.mktemp("keys"), "alice", "bob", "carol")
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +111,8 @@ def test_a_batch_waits_for_the_rate_of_its_customer(gateway: Gateway) -> None:
 
 
 def test_a_batch_whose_listener_leaves_is_cancelled(gateway: Gateway, daemon: Daemon, keys: Any) -> None:
-    headers = keys[1]["alice"]
-    body = {"items": [{"input": f"Line {i}", "options": SLOW} for i in range(3)]}
+    headers = keys[1]["carol"]
+    body = {"items": [{"input": f"Line {i}", "options": SLOW | {"seconds": 60.0}} for i in range(3)]}
     connection = gateway.connection()
     connection.request("POST", BATCH, json.dumps(body), headers)
 
@@ -210,18 +210,22 @@ def test_a_part_of_a_file_is_what_was_asked_for(gateway: Gateway) -> None:
 
 def test_a_customer_does_not_hear_what_another_waits_for(gateway: Gateway, daemon: Daemon, keys: Any) -> None:
     alice, bob = keys[1]["alice"], keys[1]["bob"]
-    id = job(gateway, SLOW, **alice)
     heard: list[int] = []
-    path = f"/v1/audio/jobs/{id}/audio"
     listener = threading.Thread(target=lambda: heard.append(gateway.ask("GET", path, **alice)[0]))
-    listener.start()
-    daemon.until(lambda: "glmtts_gateway_open_requests 2.0" in gateway.ask("GET", "/metrics")[1].decode(), "she waits")
-    assert gateway.ask("GET", path, **bob)[0] == 404
+
+    def she_waits() -> bool:
+        return "glmtts_gateway_open_requests 2.0" in gateway.ask("GET", "/metrics")[1].decode()
+
+    with daemon.workers_stand_still():
+        path = f"/v1/audio/jobs/{job(gateway, {}, **alice)}/audio"
+        listener.start()
+        daemon.until(she_waits, "she waits")
+        assert gateway.ask("GET", path, **bob)[0] == 404
     listener.join()
     assert heard == [200]
 
 
-def test_a_job_is_heard_while_it_is_made_and_goes_on_without_its_listener(gateway: Gateway) -> None:
+def test_a_job_is_heard_while_it_is_made_and_goes_on_without_its_listener(gateway: Gateway, daemon: Daemon) -> None:
     options = {"fault": "audio", "seconds": 1.5, "rtf": 1.0, "segments": 6}
     id = job(gateway, options)
     path = f"/v1/audio/jobs/{id}"
@@ -233,11 +237,12 @@ def test_a_job_is_heard_while_it_is_made_and_goes_on_without_its_listener(gatewa
         first.request("GET", f"{path}/audio?follow=1")
         answer = first.getresponse()
         begun = answer.read(1_000)
-        assert state() == "running" and "content-length" not in answer.headers
-        with contextlib.closing(gateway.connection()) as second:
-            # Who comes later hears it from the beginning too.
-            second.request("GET", f"{path}/audio?follow=true")
-            assert second.getresponse().read(1_000) == begun
+        with daemon.workers_stand_still():
+            assert state() == "running" and "content-length" not in answer.headers
+            with contextlib.closing(gateway.connection()) as second:
+                # Who comes later hears it from the beginning too.
+                second.request("GET", f"{path}/audio?follow=true")
+                assert second.getresponse().read(1_000) == begun
         rest = answer.read()
     _, file, _ = gateway.ask("GET", f"{path}/audio?follow=1")
     assert state() == "done" and soundfile.info(io.BytesIO(file)).duration == 1.5

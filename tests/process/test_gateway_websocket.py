@@ -88,7 +88,7 @@ def test_each_sentence_is_heard_before_the_next_one_is_written(gateway: Gateway,
         assert until(connection, "session.done")[0]["utterance_index"] == 1
         daemon.until(lambda: gateway_metric(gateway, OPEN_STREAMS) == 1, "the metric counts it")
     daemon.until(lambda: gateway_metric(gateway, OPEN_STREAMS) == 0, "the metric forgets it")
-    assert "WEBSOCKET /v1/audio/speech/stream 101" in gateway.log_file.read_text()
+    daemon.until(lambda: "WEBSOCKET /v1/audio/speech/stream 101" in gateway.log_file.read_text(), "it is logged")
     assert "morning" not in gateway.log_file.read_text()
 
 

@@ -160,12 +160,11 @@ def test_no_worker_outlives_its_daemon(start: Start, state: str) -> None:
         name = worker.start(
             options={"fault": state, "after_segments": 1, "seconds": 0.2}, stream=True, format="pcm_s16le"
         )
-        message, _ = worker.receive()
-        assert isinstance(message, AudioChunk) and message.job == name
-        worker.receive()
+        assert worker.expect(AudioChunk).job == name
+        worker.expect(SegmentDone)
     os.close(worker.write_end)
     worker.write_end = -1
-    assert worker.process.wait(1.0) == -signal.SIGKILL
+    assert worker.process.wait(DEADLINE_S) == -signal.SIGKILL
 
 
 def test_a_daemon_that_ended_before_the_worker_was_tied_to_it_is_noticed() -> None:
@@ -325,13 +324,11 @@ def test_every_way_to_die_is_a_real_death_after_the_segments_before_it(
 ) -> None:
     options = {"fault": fault, "after_segments": 2, "seconds": 0.3}
     worker.start(format="pcm_s16le", stream=True, options=options)
+    for _ in range(2):
+        worker.expect(AudioChunk)
+        worker.expect(SegmentDone)
     assert worker.process.wait(DEADLINE_S) == code
-    boundaries = 0
-    while worker.router.poll(200):
-        message, _ = worker.receive()
-        assert not isinstance(message, Finished | Failed | Bye)
-        boundaries += isinstance(message, SegmentDone)
-    assert boundaries == 2
+    assert not worker.router.poll(200)
 
 
 def test_out_of_memory_is_told_and_ends_the_process(worker: WorkerUnderTest) -> None:

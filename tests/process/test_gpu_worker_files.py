@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from glmtts.daemon.storage import outputs
-from glmtts.protocol.worker import Finished
+from glmtts.protocol.worker import Finished, ResumeJob
 
 from .worker_under_test import DEADLINE_S, Start, WorkerUnderTest, workers
 
@@ -82,9 +82,10 @@ def test_a_file_of_one_s_own_that_appears_while_it_is_spoken_is_delivered(
 ) -> None:
     """As when the attempt before was only taken for dead."""
     path = tmp_path / "a.wav"
-    name = worker.start(output=str(path), options={"seconds": 0.4, "segments": 2, "rtf": 1.0})
-    worker.receive()
+    options = {"seconds": 0.4, "segments": 2}
+    name, _ = worker.suspended(lambda: worker.start(output=str(path), options=options))
     outputs.write_new(path, b"by the other attempt", name)
+    worker.send(ResumeJob(job=name))
     end, _ = worker.until_end(name)
     assert isinstance(end, Finished) and end.sha256 == sha256(path) and end.bytes == len(b"by the other attempt")
 

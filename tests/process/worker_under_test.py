@@ -97,6 +97,7 @@ class WorkerUnderTest:
             )
         os.close(self.lifeline)
         self.jobs = 0
+        self._kept: list[tuple[Message, bytes | None]] = []
         self.beats: list[JobProgress] = []
 
     def close(self) -> None:
@@ -117,15 +118,17 @@ class WorkerUnderTest:
 
     def next(self) -> tuple[Message, bytes | None]:
         """The next message that is none of beats, which are kept in ``beats``."""
+        if self._kept:
+            return self._kept.pop(0)
         while isinstance((received := self.receive())[0], Beats):
             self.beats += received[0].jobs
         return received
 
     def moving(self) -> JobProgress:
-        """Wait for beats; returns the first job's."""
-        while not isinstance((message := self.receive()[0]), Beats):
-            pass
-        return message.jobs[0]
+        """Wait for beats; returns the first job's. Other messages are kept for when they are asked for."""
+        while not isinstance((received := self.receive())[0], Beats):
+            self._kept.append(received)
+        return received[0].jobs[0]
 
     def expect(self, kind: type[M]) -> M:
         message, _ = self.next()

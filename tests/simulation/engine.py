@@ -42,6 +42,8 @@ class Engine:
         self._work_s: dict[str, float] = {}
         self._shared_at = world.now
         self._made: dict[str, bytearray] = {}
+        #: Chunks that this process has sent of each stream.
+        self._sent: dict[str, int] = {}
 
     def share(self, at_work: Collection[str]) -> None:
         """The time since the last call is that of the jobs at work, in equal parts. Call it before they change."""
@@ -58,6 +60,7 @@ class Engine:
         """A job has ended."""
         self._work_s.pop(id, None)
         self._made.pop(id, None)
+        self._sent.pop(id, None)
 
     def stream(self, job: wire.SpeakJob, piece: bytes) -> tuple[wire.AudioChunk, bytes] | None:
         """The next chunk of a stream; None for a piece that an earlier attempt has sent."""
@@ -71,6 +74,7 @@ class Engine:
             must(Rule.ORDER, fits, job.job, "goes on behind a part that was not sent")
         if len(made) <= sent.size:
             return None
-        seq = sent.chunks + sum(size > sent.size for size in range(len(piece), len(made), len(piece)))
-        chunk = wire.AudioChunk(job=job.job, seq=seq, digest=hashlib.sha256(made).digest())
+        chunks = self._sent.get(job.job, 0)
+        self._sent[job.job] = chunks + 1
+        chunk = wire.AudioChunk(job=job.job, seq=sent.chunks + chunks, digest=hashlib.sha256(made).digest())
         return chunk, bytes(made[max(before, sent.size) :])

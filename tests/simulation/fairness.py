@@ -59,6 +59,8 @@ class Fairness:
         self._now = world.clocks.core_now
         #: Jobs at work, and how many share the time of their worker.
         self._running: list[tuple[Any, int]] = []
+        #: The time that attempts at live jobs had, whatever their workers say: one that stands still says nothing.
+        self._had: dict[tuple[str, int], float] = {}
         #: How long the last jobs of each took, by their ids: it may be ahead by them.
         self._recent: dict[_Flow, dict[str, float]] = {}
         self._waiting: list[_Flow] = []
@@ -77,7 +79,9 @@ class Fairness:
         now, served = self._world.clocks.core_now, self._served
         passed_s, self._now = now - self._now, now
         for job, load in self._running:
-            long_s = max(job.account.cost_s, job.attempt.work_s(now), job.account.charged_s)
+            attempt = (job.id, job.attempts)
+            self._had[attempt] = had_s = self._had.get(attempt, 0.0) + passed_s / load
+            long_s = max(job.account.cost_s, had_s, job.account.charged_s)
             for flow in ((job.request.priority, ""), (job.request.priority, job.client.key)):
                 served[flow] = served.get(flow, 0.0) + passed_s / load
                 if job.alone:
@@ -87,6 +91,8 @@ class Fairness:
                 if len(recent) > _RECENT:
                     del recent[next(iter(recent))]
         live = self._live
+        if len(self._had) > 2 * len(live) + 64:
+            self._had = {attempt: had_s for attempt, had_s in self._had.items() if attempt[0] in live}
         begun = [worker.process.begun for worker in self._pool.workers.values()]
         at_work = ((live.get(id), len(ids)) for ids in begun for id in ids)
         self._running = [(job, load) for job, load in at_work if job is not None and job.ending is None]

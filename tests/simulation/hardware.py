@@ -21,9 +21,11 @@ class Holder(Protocol):
 
     incarnation: int
     pid: int
-    rss: int
     alive: bool
     uninterruptible: bool
+
+    @property
+    def rss(self) -> int: ...
 
 
 class Surroundings(Protocol):

@@ -12,6 +12,7 @@ from glmtts.protocol import worker as wire
 from .accidents import FATAL, KILLING
 from .engine import Engine, ready
 from .place import Place
+from .process_memory import Memory
 from .recorder import Recorder
 from .rules import Rule, must
 from .texts import SEGMENT_S, WIRE_S, audio, name_of, pace, segments_of
@@ -27,7 +28,6 @@ class Process:
         self.pid = world.pid()
         self.gpu = world.hardware.gpus[effect.gpu] if effect.gpu is not None else None
         self.index = effect.gpu
-        self.share = effect.vram_share
         self.slots = min(world.scene.slots, effect.slots or world.scene.slots)
         self.alive = True
         self.deaf = False
@@ -38,13 +38,9 @@ class Process:
         self.stood_still = False
         #: Until then nothing ends it.
         self.uninterruptible = False
-        self.rss = 0
-        self.leaked = self.cache = 0
-        #: A job, or its load, did not fit the GPU.
-        self.ran_out = False
         #: Texts of all that it was given, received or not, and whose end the core has not heard.
         self.has: dict[str, str] = {}
-        self._load = int(world.scene.load * world.random.uniform(0.97, 1.0))
+        self.memory = Memory(world, self.pid, self.gpu, effect.vram_share)
         self._delivered_at = 0.0
         self._jobs: deque[wire.SpeakJob] = deque()
         #: What it works on: as many as it has slots.
@@ -83,9 +79,9 @@ class Process:
         world.later(0.0, lambda: world.happen(inputs.Spawned(self.incarnation, self.pid)))
         took = rng.uniform(0.05, 1.5)
         scene = world.scene
-        self.rss = scene.rss // 10
+        self.memory.rss = scene.rss // 10
         world.later(0.3 * took, lambda: self._grow(scene.context), self)
-        world.later(0.6 * took, lambda: self._grow(scene.context + self._load // 2), self)
+        world.later(0.6 * took, lambda: self._grow(scene.context + self.memory.load // 2), self)
         if plan == "hang":
             self.deaf = True
         elif plan == "crash":
@@ -94,25 +90,24 @@ class Process:
             world.later(took, lambda: self._loaded(plan), self)
 
     def _loaded(self, plan: str) -> None:
-        if not self._grow(self.world.scene.context + self._load):
+        if not self._grow(self.world.scene.context + self.memory.load):
             return
-        self.rss = self.world.scene.rss
+        self.memory.rss = self.world.scene.rss
         self.say(wire.Hello(token="t", pid=1, started=1, python="3"))
         if plan == "garbage":
             self._deliver(inputs.WorkerGarbled(self.incarnation, "bytes that mean nothing"))
         elif plan == "early":
-            self.say(wire.Trimmed(memory=self.memory()))
+            self.say(wire.Trimmed(memory=self.memory.report()))
         else:
             self.loaded = True
-            self.say(ready(self.slots, self.memory(), repeats=self.world.scene.repeats))
+            self.say(ready(self.slots, self.memory.report(), repeats=self.world.scene.repeats))
 
     def die(self, returncode: int, *, oom_killed: bool = False) -> None:
         """End; what was said is mostly heard before, and now and then after it is known."""
         if self.alive:
             self.recorder.freeze()
             self.alive = False
-            self.world.hardware.leave(self.gpu, self.pid)
-            self.rss = 0
+            self.memory.leave()
             delay = max(0.0, self._delivered_at - self.world.now) if self.world.random.random() < 0.9 else 0.0
             delay += self.world.random.uniform(0, 0.01)
             self.world.later(delay, lambda: self.world.gone(self, returncode, oom_killed=oom_killed))
@@ -121,7 +116,7 @@ class Process:
         """The daemon has ended, and nobody hears of this process any more."""
         if self.alive:
             self.alive = False
-            self.world.hardware.leave(self.gpu, self.pid)
+            self.memory.leave()
 
     def signal(self, name: str) -> None:
         """SIGTERM or SIGKILL."""
@@ -166,53 +161,28 @@ class Process:
     # --- its memory
 
     @property
-    def holds(self) -> int:
-        """Bytes of its GPU, when idle."""
-        return self.world.scene.context + self._load + self.leaked + self.cache
-
-    def memory(self) -> wire.Memory:
-        """What it says of itself."""
-        if self.gpu is None or not self.world.scene.torch:
-            return wire.Memory(rss=self.rss)
-        allocated = self._load + self.leaked
-        return wire.Memory(rss=self.rss, torch_allocated=allocated, torch_reserved=allocated + self.cache)
+    def rss(self) -> int:
+        """Bytes of its host."""
+        return self.memory.rss
 
     def _grow(self, size: int) -> bool:
         """Hold so much; where that does not fit, the process dies of it."""
         if not self.alive or self.deaf:
             return False
-        if self.world.hardware.take(self.gpu, self.pid, size, self.share):
+        if self.memory.take(size):
             return True
-        self.ran_out = self.gpu is not None and not self.gpu.lost
-        self.die(71 if self.ran_out else 72)
+        self.die(71 if self.memory.ran_out else 72)
         return False
 
     def _work(self, job: wire.SpeakJob) -> bool:
         """Take what the job needs on top; returns whether there was enough."""
-        scene, rng = self.world.scene, self.world.random
-        need = rng.randrange(scene.work)
-        if self.world.hardware.take(self.gpu, self.pid, self.holds - self.cache + max(self.cache, need), self.share):
-            self.cache = max(self.cache, need)
+        if self.memory.work():
             return True
-        self.ran_out = self.gpu is not None and not self.gpu.lost
-        code, status = ("out_of_memory", 71) if self.ran_out else ("cuda_context", 72)
-        if rng.random() < 0.8:
+        code, status = ("out_of_memory", 71) if self.memory.ran_out else ("cuda_context", 72)
+        if self.world.random.random() < 0.8:
             self._say_fatal(job, code, "does not fit")
         self.die(status)
         return False
-
-    def _leak(self) -> None:
-        """What stays behind after a job."""
-        scene = self.world.scene
-        if scene.leaks_on == "device":
-            self.leaked += scene.leak
-        elif scene.leaks_on == "host":
-            self.rss += scene.leak
-        self.cache += scene.hoard
-        if self.gpu is not None and not self.world.hardware.take(self.gpu, self.pid, self.holds, self.share):
-            # It is the next job that finds out.
-            self.leaked = max(0, self.leaked - scene.leak)
-            self.cache = max(0, self.cache - scene.hoard)
 
     # --- messages
 
@@ -255,9 +225,8 @@ class Process:
             case wire.ResumeJob():
                 self._resume(message.job)
             case wire.Trim():
-                self.cache = 0
-                self.world.hardware.take(self.gpu, self.pid, self.holds, self.share)
-                self.say(wire.Trimmed(memory=self.memory()))
+                self.memory.trim()
+                self.say(wire.Trimmed(memory=self.memory.report()))
             case wire.StopWorker():
                 self._stop = True
                 self._next()
@@ -361,7 +330,7 @@ class Process:
         self._to_suspend.discard(job.job)
         self.aside[job.job] = (job, number, segments)
         texts = self._texts[job.job]
-        self.say(wire.Suspended(job=job.job, memory=self.memory(), waits=waits, texts=texts, work_s=work_s))
+        self.say(wire.Suspended(job=job.job, memory=self.memory.report(), waits=waits, texts=texts, work_s=work_s))
         self._next()
 
     def _wait_or_finish(self, job: wire.SpeakJob, spoken: int) -> None:
@@ -432,7 +401,7 @@ class Process:
 
     def _finish(self, job: wire.SpeakJob, segments: int) -> None:
         plan = job.text.split()[0]
-        self._leak()
+        self.memory.leak()
         if job.output is not None and plan != "nofile":
             # The name must not exist: that is how the worker writes it.
             mark = (job.output, job.job)
@@ -478,7 +447,7 @@ class Process:
                 problem=problem,
                 path=None if plan == "nofile" else job.output,
                 work_s=self._engine.took_s(job.job, self._at_work),
-                memory=self.memory(),
+                memory=self.memory.report(),
             ),
             body,
         )

@@ -115,7 +115,7 @@ class Starts:
         if worker.gpu is not None:
             self._ended_at[worker.gpu] = now
         process = self._world.processes.get(event.incarnation)
-        if process is not None and process.ran_out and process.leaked:
+        if process is not None and process.memory.ran_out and process.memory.leaked:
             self._leaked_away(process)
         count = self._faults.get(worker.name, (0, 0.0))[0]
         asked_to = worker.state is WorkerState.STOPPING or (
@@ -134,12 +134,13 @@ class Starts:
 
     def _leaked_away(self, process: Process) -> None:
         self.leak_deaths += 1
+        leaked = process.memory.leaked
         # One that has only begun has no room because the one that it replaces has a chapter to finish.
-        begun = process.leaked <= 2 * self._world.scene.leak
+        begun = leaked <= 2 * self._world.scene.leak
         must(
             Rule.LEAK_SEEN,
             begun or not self._world.scene.leak_must_be_seen,
-            f"{process.name} ran out of memory: it had leaked {process.leaked >> 20} MiB, job by job, in plain sight",
+            f"{process.name} ran out of memory: it had leaked {leaked >> 20} MiB, job by job, in plain sight",
         )
 
     # --- what is started

@@ -11,11 +11,14 @@ import itertools
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from . import shrink
 from .broken import BROKEN, BrokenCore
 from .broken_jobs import deadlines_forgotten
 from .rules import Broken, Rule
@@ -47,38 +50,67 @@ def test_a_client_that_floods_every_table_takes_nothing_from_its_neighbours(seed
     assert world.removals > 5
 
 
+@dataclass
+class Happened:
+    """The accidents of some lives."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    codes: set[str] = field(default_factory=set)
+    causes: set[str] = field(default_factory=set)
+    problems: set[str] = field(default_factory=set)
+
+    def note(self, world: World) -> None:
+        """Add those of a life."""
+        self.codes |= set(world.clients.codes)
+        self.causes |= world.causes
+        self.problems |= world.journal.problems
+        self.counts.update(
+            kills=world.kills,
+            stops=world.stops,
+            aside=world.suspended,
+            bugs=min(world.bugs.met, world.bugs.effects_met),
+            folders_gone=world.folders.gone,
+            clocks_set=world.clocks.sets,
+            freezes=world.clocks.freezes,
+            workers_frozen=world.clocks.workers_frozen,
+            pieces=world.pieces.taken,
+            pieces_refused=world.pieces.refused,
+            voices=world.voices.kept,
+            voices_refused=world.voices.refused,
+        )
+
+    @property
+    def lacking(self) -> set[str]:
+        """The accidents that have not happened, or not often enough."""
+        often = {name for name, least in OFTEN.items() if self.counts[name] < least}
+        return often | (CODES - self.codes) | (CAUSES - self.causes) | ({"journal"} if not self.problems else set())
+
+
+OFTEN = {
+    "bugs": 16, "folders_gone": 6, "clocks_set": 6, "freezes": 11, "workers_frozen": 1, "pieces": 501,
+    "pieces_refused": 21, "voices": 101, "voices_refused": 101, "kills": 6, "stops": 1, "aside": 51,
+}  # fmt: skip
+CODES = {
+    "done", "queue_full", "unavailable", "cancelled", "worker_crashed", "hung", "out_of_memory", "quarantined",
+    "deadline_exceeded", "slow_consumer", "synthesis_failed", "shutting_down", "job_not_found", "output_exists",
+    "rate_limited", "forbidden", "bad_request",
+}  # fmt: skip
+CAUSES = {
+    "requested", "operator", "recycled", "leak", "unloaded", "crashed", "host_oom", "out_of_memory", "cuda_context",
+    "hung", "protocol", "start_timeout", "start_failed",
+}  # fmt: skip
+
+
 def test_the_accidents_do_happen() -> None:
-    codes: set[str] = set()
-    causes: set[str] = set()
-    problems: set[str] = set()
-    kills = stops = aside = bugs = gone = 0
-    sets = freezes = frozen = taken = refused = kept = too_many = 0
-    # In few lives a worker is unloaded: in the last one it is.
-    for seed in (*range(30), 34):
+    happened = Happened()
+    # In few lives a worker is unloaded, or ended by the host for want of memory: in the first two.
+    for seed in (34, 16, *range(16), *range(17, 34)):
         world = World(seed, 300)
         world.run()
-        codes |= set(world.clients.codes)
-        causes |= world.causes
-        kills, stops, aside = kills + world.kills, stops + world.stops, aside + world.suspended
-        problems |= world.journal.problems
-        gone += world.folders.gone
-        bugs += min(world.bugs.met, world.bugs.effects_met)
-        taken, refused = taken + world.pieces.taken, refused + world.pieces.refused
-        kept, too_many = kept + world.voices.kept, too_many + world.voices.refused
-        clocks = world.clocks
-        sets, freezes, frozen = sets + clocks.sets, freezes + clocks.freezes, frozen + clocks.workers_frozen
-    assert bugs > 15 and gone > 5 and sets > 5 and freezes > 10 and frozen
-    assert taken > 500 and refused > 20 and kept > 100 and too_many > 100
-    assert kills > 5 and stops and aside > 50 and problems
-    assert codes >= {
-        "done", "queue_full", "unavailable", "cancelled", "worker_crashed", "hung", "out_of_memory", "quarantined",
-        "deadline_exceeded", "slow_consumer", "synthesis_failed", "shutting_down", "job_not_found", "output_exists",
-        "rate_limited", "forbidden", "bad_request",
-    }  # fmt: skip
-    assert causes >= {
-        "requested", "operator", "recycled", "leak", "unloaded", "crashed", "host_oom", "out_of_memory", "cuda_context",
-        "hung", "protocol", "start_timeout", "start_failed",
-    }  # fmt: skip
+        happened.note(world)
+        if not happened.lacking:
+            return
+    pytest.fail(f"in 35 lives there was too little of: {happened.lacking}; {happened.counts}")
 
 
 def test_a_seed_replays_exactly_in_another_process() -> None:
@@ -125,6 +157,7 @@ def test_every_invariant_of_the_design_is_broken_by_some_core() -> None:
 
 def test_a_failure_is_reduced_to_the_few_requests_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     deadlines_forgotten(monkeypatch)
+    monkeypatch.setattr(shrink, "_PATIENCE_S", 600.0)
     lives = (Life(seed, 300) for seed in range(9))
     smallest = next(small for life in lives if (small := shrunk(life)) != life)
     assert smallest.jobs < 100 and len(smallest.without) > 5 and "deadlines" not in smallest.without

@@ -128,15 +128,18 @@ class Estimator:
         #: How many estimates of waiting time could be compared with what came.
         self.compared = 0
 
-    def learn(self, job: Job, seconds: float, load: float = 1.0) -> None:
-        """A job took ``seconds`` in a worker, among ``load`` jobs that shared its time."""
-        if not (0.0 <= seconds < math.inf and 1.0 <= load < math.inf):
+    def learn(self, job: Job, seconds: float, load: float | None = None) -> None:
+        """A job took ``seconds`` in a worker, among ``load`` jobs that shared its time; None: it has one slot."""
+        if not 0.0 <= seconds < math.inf:
             return
         length, *kinds = _profile(job)
-        if self.trained:
-            line = self._best(kinds)
-            self._beside.learn(load, seconds / max(_SHORTEST_S, line.at(length)))
-        seconds /= self._beside.at(load)
+        if load is not None:
+            if not 1.0 <= load < math.inf:
+                return
+            if self.trained:
+                line = self._best(kinds)
+                self._beside.learn(load, seconds / max(_SHORTEST_S, line.at(length)))
+            seconds /= self._beside.at(load)
         for line in (self._all, *(self._line(kind, job.client.key) for kind in kinds)):
             line.learn(length, seconds)
         average_s = seconds if self._average_s is None else self._average_s
@@ -173,7 +176,7 @@ class Estimator:
         length, *kinds = _profile(job)
         line = self._best(kinds)
         alone_s = line.at(length) if line.count else length * _UNMEASURED_S
-        return max(_SHORTEST_S, alone_s * self._beside.at(load) / load)
+        return max(_SHORTEST_S, alone_s if load == 1 else alone_s * self._beside.at(load) / load)
 
     def least_s(self, job: Job) -> float:
         """Seconds that a job takes at the very least; 0 where too little was measured to say so."""

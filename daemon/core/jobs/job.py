@@ -125,9 +125,10 @@ class Attempt(Struct):
     #: Since when the worker works on it without a break, and the seconds of work before that.
     active_since: float | None = None
     earlier_s: float = 0.0
-    #: Slots of the worker, and the engine's time that the job took, as the worker last said.
+    #: Slots of the worker, the engine's time that the job took, as the worker last said, and ``active_s`` at that time.
     slots: int = 1
     told_s: float = 0.0
+    told_at_s: float = 0.0
     #: Seconds of work at its last segment boundary.
     boundary_s: float = 0.0
     first_audio_at: float | None = None
@@ -187,21 +188,21 @@ class Attempt(Struct):
         """For how many seconds the worker has worked on it."""
         return self.earlier_s + (now - self.active_since if self.active_since is not None else 0.0)
 
-    def tell_work(self, work_s: float) -> None:
+    def tell_work(self, work_s: float, now: float) -> None:
         """The worker has said how much of the engine's time the job took."""
         # A worker's memory may be corrupt: neither NaN nor infinity is a time.
-        if self.told_s < work_s < math.inf:
-            self.told_s = work_s
+        if self.slots > 1 and 0.0 < work_s < math.inf and work_s >= self.told_s:
+            self.told_s, self.told_at_s = work_s, self.active_s(now)
 
     def work_s(self, now: float = 0.0) -> float:
         """Seconds of the engine's time that it took so far; once it is stopped, ``now`` makes no difference.
 
-        In a worker with one slot that is all the time. In one with several it is the job's part, as the worker says;
-        until it does, an equal part for each slot.
+        In a worker with one slot that is all the time. In one with several it is the job's part, as the worker says,
+        and an equal part for each slot of the time since then: an engine that stands still says nothing.
         """
         if self.slots == 1:
             return self.active_s(now)
-        return self.told_s or self.active_s(now) / self.slots
+        return self.told_s + (self.active_s(now) - self.told_at_s) / self.slots
 
     def resume(self, now: float) -> None:
         """The worker works on it from now on."""

@@ -12,7 +12,7 @@ from glmtts.protocol.worker import AddText, SpeakJob
 
 from ..effects import Tell
 from ..jobs.estimates import BRIEF_S
-from ..jobs.job import Attempt, Job
+from ..jobs.job import Attempt, Job, Pieces
 from ..state import State
 from ..workers.worker import Worker, WorkerState, maker
 from .completion import Completion
@@ -62,7 +62,7 @@ class Dispatcher:
     def reconcile(self) -> None:
         """Give waiting jobs to free workers, and let open workers resume what they have suspended."""
         self._pool.reserved = ""
-        if not self._queue.wants_alone:
+        if self._alone_since is not None and not self._queue.wants_alone:
             self._alone_since = None
         if self._queue and not self._queue.paused:
             while self._queue.wants_fresh and (worker := self._pool.fresh()):
@@ -201,27 +201,29 @@ class Dispatcher:
         if job.attempt.chunks and self._refuse_other_engine(job, worker):
             return
         # No code that can raise stands between a job's state and the message that sends it.
-        message, given = self._message(job), self._given(job)
-        texts = [AddText(job=job.id, text=text) for text in given[1:]]
-        if job.pieces is not None and job.pieces.complete:
-            texts.append(AddText(job=job.id, text="", last=True))
-        tell = Tell(worker.incarnation, message, job.recording)
+        text, texts = (job.request.text, []) if job.pieces is None else self._texts(job, job.pieces)
+        tells = [Tell(worker.incarnation, self._message(job, text), job.recording)]
+        if texts:
+            tells += [Tell(worker.incarnation, message) for message in texts]
         job.enter("running")  # waiting -> running
-        job.attempt.sent, job.attempt.texts = sum(map(len, given)), len(texts)
-        job.attempt.given = given if job.streams and job.pieces is not None else []
         job.attempt.worker = worker.name
         begins = self._pool.take(worker, job.id, alone=job.alone)
-        self._context.effects += [tell, *(Tell(worker.incarnation, text) for text in texts)]
+        self._context.effects += tells
         if begins:
             self.begin(job, worker)
 
     @staticmethod
-    def _given(job: Job) -> list[str]:
+    def _texts(job: Job, pieces: Pieces) -> tuple[str, list[AddText]]:
         """The text for the worker, in pieces: of a stream that goes on, the same ones again, and what came since."""
-        if job.pieces is None:
-            return [job.request.text]
-        rest = job.request.text[job.attempt.sent : job.pieces.ready]
-        return [*job.attempt.given, rest] if rest or not job.attempt.given else job.attempt.given
+        attempt = job.attempt
+        rest = job.request.text[attempt.sent : pieces.ready]
+        given = [*attempt.given, rest] if rest or not attempt.given else attempt.given
+        texts = [AddText(job=job.id, text=text) for text in given[1:]]
+        if pieces.complete:
+            texts.append(AddText(job=job.id, text="", last=True))
+        attempt.sent, attempt.texts = sum(map(len, given)), len(texts)
+        attempt.given = given if job.streams else []
+        return given[0], texts
 
     def _refuse_other_engine(self, job: Job, worker: Worker) -> bool:
         """End a job whose stream can't go on in this worker; one that is followed begins anew there."""
@@ -266,7 +268,7 @@ class Dispatcher:
             voice = self._context.settings.voices.default or None
         return voice
 
-    def _message(self, job: Job) -> SpeakJob:
+    def _message(self, job: Job, text: str) -> SpeakJob:
         request = job.request
         voice = self._voice(job)
         stored = self._state.voices.recording_of(job.client.key, request)
@@ -275,7 +277,7 @@ class Dispatcher:
             prompt_text = request.prompt.text
         return SpeakJob(
             job=job.id,
-            text=self._given(job)[0],
+            text=text,
             voice=voice,
             format=job.format,
             sample_rate=job.sample_rate,

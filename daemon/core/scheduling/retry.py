@@ -187,7 +187,7 @@ class Retries:
                 affected.append(job)
             else:
                 # It lay ready in the worker: it is not to blame, and that was no attempt.
-                self._completion.guarded(job, self._wait_again, job)
+                self._completion.guarded(job, self.wait_again, job)
         if judged and len(affected) > 1:
             self._context.log(
                 "info",
@@ -253,9 +253,7 @@ class Retries:
         elif attempts_left and not (out_of_memory and job.needs_fresh):
             job.needs_fresh = job.needs_fresh or out_of_memory
             died, sent_bytes = job.attempt.worker, {"goes_on_after_bytes": job.attempt.size} if goes_on else {}
-            if not goes_on:
-                self.leave_followers(job, f"the worker failed ({death.detail})")
-            self._wait_again(job)
+            self.wait_again(job, None if goes_on else f"the worker failed ({death.detail})")
             self._context.log(
                 "info", "job waits for another attempt", job=job.id, worker=died, after=death.detail, **sent_bytes
             )
@@ -277,17 +275,16 @@ class Retries:
             self._context.effects.append(Send(subscriber.to, error, None, subscriber.id))
             self._job_table.remove_subscriber(job, subscriber)
 
-    def begin_anew(self, job: Job, why: str) -> None:
-        """Retry a job that is followed from its beginning, as what another worker makes is not the same."""
-        self.leave_followers(job, why)
-        self.take_back(job)
-        self._queue.push(job, front=True)
+    def wait_again(self, job: Job, anew: str | None = None) -> None:
+        """Put a job back at the front of the queue. Its stream goes on where it broke, if it can.
 
-    def _wait_again(self, job: Job) -> None:
-        """Put a job back at the front of the queue. Its stream goes on where it broke, if it can."""
+        ``anew``: why it begins anew instead; requests that heard a part of it end.
+        """
         attempt = job.attempt
+        if anew is not None:
+            self.leave_followers(job, anew)
         self.take_back(job)
-        if attempt.can_go_on:
+        if attempt.can_go_on and anew is None:
             job.attempt = attempt.again()
         self._queue.push(job, front=True)
 

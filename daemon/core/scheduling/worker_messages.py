@@ -87,7 +87,7 @@ class WorkerMessages:
                 return
         job = self._job_of(worker, progress.job)
         if job is not None:
-            job.attempt.tell_work(progress.work_s)
+            job.attempt.tell_work(progress.work_s, self._context.now)
 
     def on_segment(self, worker: Worker, message: wire.SegmentDone) -> None:
         worker.process.progressed(message.job, self._context.now)
@@ -168,16 +168,15 @@ class WorkerMessages:
         if job.streams and message.chunks != job.attempt.chunks:
             self.violation(worker, f"a stream of {message.chunks} chunks, of which {job.attempt.chunks} came", [job.id])
             return
-        job.attempt.tell_work(message.work_s)
+        job.attempt.tell_work(message.work_s, self._context.now)
         self._give_back(worker, job.id, message.memory, spoke=True)
         now = self._context.now
         # Nothing is learnt from an earlier attempt's work, nor from a worker that may have stood still with the daemon.
         if message.synthesis_s > 0.0 and not job.attempt.stood_still:
             active_s = job.attempt.active_s(now)
-            work_s = job.attempt.work_s(now)
             if job.attempt.slots == 1:
                 self._estimator.learn(job, max(active_s, message.synthesis_s))
-            elif work_s:
+            elif work_s := job.attempt.work_s(now):
                 self._estimator.learn(job, active_s, max(1.0, active_s / work_s))
         if self._retries.quarantine:
             self._retries.quarantine.clear(self._retries.content(job))
@@ -241,7 +240,7 @@ class WorkerMessages:
                 self._retries.failed(worker, named or None)
             return
         if job is not None:
-            job.attempt.tell_work(message.work_s)
+            job.attempt.tell_work(message.work_s, self._context.now)
         if message.job in worker.jobs:
             self._give_back(worker, message.job, message.memory, spoke=False)
         if job is not None:
@@ -251,7 +250,7 @@ class WorkerMessages:
                 code = ErrorCode.SYNTHESIS_FAILED
             if code is ErrorCode.WORKER_CRASHED and job.request.follow and job.attempt.chunks:
                 # It made other audio than the worker before it.
-                self._completion.guarded(job, self._retries.begin_anew, job, message.message)
+                self._completion.guarded(job, self._retries.wait_again, job, message.message)
                 return
             self._completion.fail(job, code, message.message, reason=message.reason or message.code)
 
@@ -267,7 +266,7 @@ class WorkerMessages:
         # What was sent meanwhile, it has not read yet.
         without_text = message.waits and job is not None and job.attempt.texts == message.texts
         if job is not None:
-            job.attempt.tell_work(message.work_s)
+            job.attempt.tell_work(message.work_s, self._context.now)
             self._dispatcher.preemption.suspended(job, without_text=without_text)
         if job is None and message.waits:
             # It was cancelled. If that was not sent, the worker would wait for text without end.

@@ -88,12 +88,12 @@ class Process(Struct, kw_only=True):
     @property
     def slots(self) -> int:
         """The number of jobs that it works on at once; one, beside a job that runs alone."""
-        return 1 if self.ready is None or self.runs_alone else self.ready.slots
+        return 1 if self.ready is None or (self.alone and self.runs_alone) else self.ready.slots
 
     @property
     def runs_alone(self) -> bool:
         """Whether it works on a job that runs alone."""
-        return bool(self.alone) and any(job not in self.suspended for job in self.alone)
+        return any(job not in self.suspended for job in self.alone)
 
     @property
     def shares(self) -> bool:
