@@ -44,6 +44,13 @@ def test_who_wants_the_end_alone_gets_a_stream_as_a_whole(world: World, keys: di
     assert world.bodies(id) == [b"pcm"]
 
 
+def test_a_worker_knows_which_jobs_are_of_the_class_batch(world: World) -> None:
+    world.request(priority="batch")
+    world.finish(world.messages(wire.SpeakJob)[0].job, b"pcm")
+    world.request(priority="vip")
+    assert [message.batch for message in world.messages(wire.SpeakJob)] == [True, False]
+
+
 def test_a_job_whose_worker_dies_before_any_audio_is_tried_again_before_all_others(make_world: MakeWorld) -> None:
     world = make_world()
     world.ready()
