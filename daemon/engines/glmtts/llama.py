@@ -89,7 +89,7 @@ class Llama:
         return self._logits(x[-1:])
 
     def step(self, last: Tensor, at: Tensor, reach: int, first: int = 0) -> Tensor:
-        """One token for each row from ``first`` on: ``last``, of shape (n,), stands at the places ``at``, of shape (n,).
+        """One token for each row from ``first`` on: ``last`` stands at the places ``at``, both of shape (n,).
 
         No live row is at ``reach`` or beyond. Doing a step again changes nothing. Returns logits of shape
         (n, vocabulary), fp32.
