@@ -305,7 +305,8 @@ def order(rig: Rig, *_: int) -> dict[str, Any]:
         Take(rig.utterance(number, 1, text=text, batch=batch, options=short, job=name + str(number)))
         for number, (name, text, batch) in enumerate(given)
     ]
-    most_needed, begun = rig.engine._most_needed, []
+    most_needed = rig.engine._most_needed
+    begun: list[str] = []
 
     def watched() -> BatchJob | None:
         if not begun and not all(isinstance(one.handle, BatchJob) and one.handle.flowing for one in takes):
