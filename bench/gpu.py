@@ -323,7 +323,7 @@ def bits(llm: Any, others: int, torch: Any) -> Any:
 
     def watched(live: Any) -> Any:
         found = logits(live)
-        seen.append(found[mine.row].clone())
+        seen.append(found[live.index(mine)].clone())
         return found
 
     batched._logits = watched

@@ -214,6 +214,7 @@ class SpeakJob(Message, tag="job", kw_only=True):
     ``more``: the rest of the text comes in AddText messages, the last of which says so.
     ``replay``: a part of the stream that is made again and not sent again. If it is not the same, the job fails with
     ``worker_crashed``, and nothing is sent.
+    ``batch``: its class is ``batch``; an engine for several jobs may serve others before it.
     """
 
     job: str
@@ -234,6 +235,7 @@ class SpeakJob(Message, tag="job", kw_only=True):
     whole: bool = False
     more: bool = False
     replay: Replay | None = None
+    batch: bool = False
 
 
 class AddText(Message, tag="text", kw_only=True):

@@ -96,6 +96,8 @@ class Utterance:
     more: Callable[[], str | None] | None = None
     #: The id of the job, for the flight recorder.
     job: str = ""
+    #: Others may be served before it.
+    batch: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,7 @@ class Preparation:
             seed=job.seed,
             options=self._options(job.options),
             job=job.job,
+            batch=job.batch,
         )
 
     def voice(self, name: str | None) -> str | None:

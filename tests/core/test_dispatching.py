@@ -44,6 +44,12 @@ def test_who_wants_the_end_alone_gets_a_stream_as_a_whole(world: World, keys: di
     assert world.bodies(id) == [b"pcm"]
 
 
+@pytest.mark.parametrize("priority", ["interactive", "batch"])
+def test_a_worker_knows_whether_a_job_is_of_the_class_batch(world: World, priority: str) -> None:
+    world.request(priority=priority)
+    assert world.messages(wire.SpeakJob)[0].batch is (priority == "batch")
+
+
 def test_a_job_whose_worker_dies_before_any_audio_is_tried_again_before_all_others(make_world: MakeWorld) -> None:
     world = make_world()
     world.ready()

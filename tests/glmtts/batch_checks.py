@@ -294,6 +294,39 @@ def first_clause(rig: Rig, *_: int) -> dict[str, Any]:
     return {"pieces": [len(one.samples), len(cut.samples)]}
 
 
+def order(rig: Rig, *_: int) -> dict[str, Any]:
+    """The classes of the jobs in the order in which the flow model begins their segments; batch jobs were there first.
+
+    It begins when all of them have a segment for it.
+    """
+    short = rig.engine.options(max_tokens=12)
+    given = [("b", TEXTS[2], True)] * 2 + [("i", "你好。", False)] * 6
+    takes = [
+        Take(rig.utterance(number, 1, text=text, batch=batch, options=short, job=name + str(number)))
+        for number, (name, text, batch) in enumerate(given)
+    ]
+    most_needed = rig.engine._most_needed
+    begun: list[str] = []
+
+    def watched() -> BatchJob | None:
+        if not begun and not all(isinstance(one.handle, BatchJob) and one.handle.flowing for one in takes):
+            return None
+        job = most_needed()
+        if job is not None and job.flowing[0].run is None:
+            begun.append(job.utterance.job[0])
+        return job
+
+    rig.engine._most_needed = watched  # type: ignore[method-assign]
+    rig.run(takes)
+    assert all(one.error is None for one in takes)
+    first = takes[2].handle
+    assert isinstance(first, BatchJob)
+    first.spoken, first.audio_s, first.first_audio_at = 1, 32.0, 0.0
+    # Far ahead, it is as a batch job; when its listener has heard some of it, no more.
+    assert (first.is_urgent(1.0), first.is_urgent(3.0)) == (False, True)
+    return {"order": "".join(begun)}
+
+
 def refused(rig: Rig, *_: int) -> dict[str, Any]:
     """A job that can't be spoken is refused, and one that does not fit is bounded or fails by itself."""
     for changes in ({"reference": None}, {"text": "。。。"}):

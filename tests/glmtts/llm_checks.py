@@ -182,11 +182,17 @@ def alone(rig: Rig, rows: int, wanted: list[dict[str, Any]]) -> list[tuple[list[
 
 def apart(rig: Rig, size: str = "12") -> dict[str, Any]:
     """Bit for bit what a reading is alone, under any neighbours, in any row, suspended at any step."""
-    rows = 5
+    # Computed one by one, and by numbers of rows.
+    for rows in (2, 5):
+        _apart(rig, rows, int(size))
+    return {"readings": int(size)}
+
+
+def _apart(rig: Rig, rows: int, size: int) -> None:
     draw = random.Random(1)
     wanted: list[dict[str, Any]] = [
         {"number": number, "seed": number, "most": 6 + number % 20, "method": ("ras", "topk")[number % 3 == 2]}
-        for number in range(int(size))
+        for number in range(size)
     ]
     expected = alone(rig, rows, wanted)
     for _ in range(2):
@@ -201,7 +207,6 @@ def apart(rig: Rig, size: str = "12") -> dict[str, Any]:
         found = [(one.draws.tokens, batch.digests[one.job]) for one in readings]
         unequal = [one.job for one, ours, own in zip(readings, found, expected, strict=True) if ours != own]
         assert not unequal, unequal
-    return {"readings": len(wanted)}
 
 
 def _disturb(batch: BatchedLlm, readings: list[Reading], leavers: list[Reading], draw: random.Random) -> None:
@@ -278,7 +283,8 @@ def reach(_: Rig, __: str = "") -> dict[str, Any]:
 
 def no_number(rig: Rig, _: str = "") -> dict[str, Any]:
     """A text whose logits are no numbers fails by itself, and what is spoken in its row after it is as always."""
-    rows = 2
+    # Computed together.
+    rows = 5
     wanted: dict[str, Any] = {"number": 3, "seed": 5, "most": 12}
     (expected,) = alone(rig, rows, [wanted])
     batch = rig.batch(rows)
@@ -334,8 +340,12 @@ def _without_mask(init: Any) -> Any:
     return blind
 
 
+def _counts_of_any_bits(self: Any) -> list[int]:
+    return [*range(1, self.rows + 1)]
+
+
 def _one_too_far(step: Any) -> Any:
-    return lambda self, last, at, reach: step(self, last, at + 1, reach + 1)
+    return lambda self, last, at, reach, first=0: step(self, last, at + 1, reach + 1, first)
 
 
 def _held_as_free(logits: Any) -> Any:
@@ -391,6 +401,7 @@ MUTANTS: dict[str, tuple[Any, Callable[[Rig], Any]]] = {
     "what failed stays in the cache": (_patched(Llama, "wipe", lambda _: lambda *_: None), no_number),
     "a suspended row is written over": (_patched(BatchedLlm, "_logits", _held_as_free), apart),
     "a joining row is written over": (_patched(BatchedLlm, "_logits", _joining_as_free), apart),
+    "fewer rows that round otherwise": (_patched(Llama, "equal_counts", lambda _: _counts_of_any_bits), apart),
     "what is parked lacks its last place": (_patched(Llama, "move", _one_short), apart),
     "one generator for all": (_patched(llm_batch, "draw", _one_generator), apart),
     "what came a moment ago comes again": (_patched(sampling, "_WINDOW", lambda _: -(10**6)), _draws),

@@ -34,6 +34,11 @@ def test_a_shared_step_that_fails_is_done_again_and_names_its_jobs_if_that_fails
     assert root.run("batch_checks.py", "shared_step")["suspects"] > 1
 
 
+def test_urgent_jobs_go_before_batch_jobs_and_batch_jobs_are_not_starved(root: Root) -> None:
+    order = root.run("batch_checks.py", "order", "8", "1", "8")["order"]
+    assert order.startswith("iiiibiib"), order
+
+
 @pytest.mark.usefixtures("stand_in")
 def test_a_job_that_can_t_be_spoken_is_refused_and_one_that_does_not_fit_is_bounded(root: Root) -> None:
     root.run("batch_checks.py", "refused")

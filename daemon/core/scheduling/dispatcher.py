@@ -294,6 +294,7 @@ class Dispatcher:
             whole=request.follow,
             more=job.pieces is not None,
             replay=job.attempt.replay,
+            batch=request.priority == "batch",
         )
 
     def result_path(self, job: Job) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from .text_tasks import Prepared
 
 #: The flow model does a step more between two tokens for each further segment that waits for it, at most this many.
 _MOST_FLOW_STEPS = 3
+#: While segments of batch jobs wait for the flow model, at most this many of urgent jobs begin before one of theirs.
+_MOST_URGENT = 4
 
 
 class BatchedGlmttsEngine(Models, BatchEngine):
@@ -56,7 +58,7 @@ class BatchedGlmttsEngine(Models, BatchEngine):
         self.version = f"{self.version}+{'.'.join(parts)}"
         self._jobs: dict[BatchJob, None] = {}
         self._events: list[Event] = []
-        self._steps = 0
+        self._steps = self._urgent_begun = 0
 
     # --- the contract
 
@@ -291,10 +293,20 @@ class BatchedGlmttsEngine(Models, BatchEngine):
     # --- flow model and vocoder
 
     def _most_needed(self) -> BatchJob | None:
-        """The job for the flow model's next step: one with a segment that is begun, or with the least audio ahead."""
+        """The job for the flow model's next step.
+
+        A segment that is begun is finished first. Then comes an urgent job, and of these the one with the least audio
+        ahead; of the others, one in its turn.
+        """
         now = time.monotonic()
-        waiting: Iterable[BatchJob] = (job for job in self._active if job.flowing)
-        return min(waiting, key=lambda job: (job.flowing[0].run is None, job.ahead_s(now)), default=None)
+        waiting = [job for job in self._active if job.flowing]
+        begun = [job for job in waiting if job.flowing[0].run is not None]
+        urgent = [job for job in waiting if job.is_urgent(now)]
+        if not begun and 0 < len(urgent) < len(waiting):
+            self._urgent_begun = (self._urgent_begun + 1) % (_MOST_URGENT + 1)
+            if self._urgent_begun == 0:
+                urgent = [job for job in waiting if job not in urgent]
+        return min(begun or urgent or waiting, key=lambda job: job.ahead_s(now), default=None)
 
     def _flow_on(self, job: BatchJob) -> None:
         """Do a step of the flow model, or the vocoder after the last."""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _AHEAD = 2
 #: Seconds after which a job that waits for others reports progress, so that its wait does not count as a hang.
 _MOVES_S = 0.5
+#: A job that is so many seconds of audio ahead of its listener is no more urgent than a batch job.
+_AHEAD_S = 30.0
 
 
 @dataclass(eq=False, slots=True)
@@ -96,6 +98,10 @@ class BatchJob(Handle):
         if not self.spoken:
             return self.begun - now
         return self.audio_s - (now - self.first_audio_at)
+
+    def is_urgent(self, now: float) -> bool:
+        """Whether its segments go before those of batch jobs."""
+        return not self.utterance.batch and self.ahead_s(now) < _AHEAD_S
 
     def expect(self, characters: int) -> None:
         """Add the length of a text to the expected units."""

@@ -1,7 +1,7 @@
 """Upstream's language model, a Llama, over a static cache: one step for many rows at once, or one row's prompt.
 
-The weights are upstream's own, by name; the maths is that of transformers' LlamaForCausalLM. All shapes of a step are
-fixed, and no value goes to the host, so that a step can be captured as a CUDA graph.
+The weights are upstream's own, by name; the maths is that of transformers' LlamaForCausalLM. For a number of rows, all
+shapes of a step are fixed, and no value goes to the host, so that a step can be captured as a CUDA graph.
 
 Imports torch, so the engine imports this module after it has chosen its device.
 """
@@ -88,13 +88,14 @@ class Llama:
             x = self._after_attention(layer, x, heard)
         return self._logits(x[-1:])
 
-    def step(self, last: Tensor, at: Tensor, reach: int) -> Tensor:
-        """One token for every row: ``last``, of shape (rows,), stands at the places ``at``, of shape (rows,).
+    def step(self, last: Tensor, at: Tensor, reach: int, first: int = 0) -> Tensor:
+        """One token for each row from ``first`` on: ``last`` stands at the places ``at``, both of shape (n,).
 
         No live row is at ``reach`` or beyond. Doing a step again changes nothing. Returns logits of shape
-        (rows, vocabulary), fp32.
+        (n, vocabulary), fp32.
         """
-        rows = self.rows
+        rows = len(last)
+        computed = slice(first, first + rows)
         x = self._embedding[last]
         cos, sin = self._cos[at][:, None], self._sin[at][:, None]
         mask = (self._every_place[:reach] <= at[:, None])[:, None, None]
@@ -102,16 +103,34 @@ class Llama:
         for number, layer in enumerate(self._layers):
             q, k, v = self._projected(layer, x, rows)
             q, k = _turned(q, cos, sin), _turned(k, cos, sin)
-            self.keys[number][self._every_row, :, at] = k
-            self.values[number][self._every_row, :, at] = v
+            self.keys[number][self._every_row[computed], :, at] = k
+            self.values[number][self._every_row[computed], :, at] = v
             heard = attend(
                 q.reshape(rows, self._kv_heads, -1, self._size),
-                self.keys[number, :rows, :, :reach],
-                self.values[number, :rows, :, :reach],
+                self.keys[number, computed, :, :reach],
+                self.values[number, computed, :, :reach],
                 attn_mask=mask,
             )
             x = self._after_attention(layer, x, heard.reshape(rows, -1))
         return self._logits(x)
+
+    @torch.inference_mode()
+    def equal_counts(self) -> list[int]:
+        """The numbers of first rows that a step may compute, ascending: each gives a row the bits of a step of all.
+
+        Libraries of matrix products round by the number of rows, so each number is tried. The cache has to be empty.
+        """
+        draw = torch.Generator().manual_seed(0)
+        last = torch.randint(len(self._embedding), (self.rows,), generator=draw)
+        at = torch.randint(BLOCK // 2, BLOCK, (self.rows,), generator=draw)
+        for cache in (self.keys, self.values):
+            cache[:, : self.rows, :, :BLOCK].normal_(generator=draw)
+        whole = self.step(last, at, BLOCK)
+        fewer = [1 << bits for bits in range((self.rows - 1).bit_length())]
+        equal = [count for count in fewer if torch.equal(self.step(last[:count], at[:count], BLOCK), whole[:count])]
+        for row in range(self.rows):
+            self.wipe(row)
+        return [*equal, self.rows]
 
     def move(self, source: int, target: int, count: int) -> None:
         """Copy the first ``count`` places of a row to another row."""

@@ -1,9 +1,11 @@
 """Speech tokens for many texts at once: each has a row of the language model, and joins and leaves it at any step.
 
-All rows are computed in every step, whether they are used or not. So all steps have one shape, and a row's numbers are
-the same bit by bit, whatever the other rows hold. A suspended text keeps its part of the cache, because that could be
-computed again only up to rounding: where another text needs its row, the part is copied to a row that no step computes,
-and later into any row.
+On a GPU, all rows are computed in every step, whether they are used or not. So all steps have one shape, and a row's
+numbers are the same bit by bit, whatever the other rows hold. On a CPU, where each row costs time, a few rows are
+computed one by one, and many by such a number of first rows that gives the same bits as all.
+
+A suspended text keeps its part of the cache, because that could be computed again only up to rounding: where another
+text needs its row, the part is copied to a row that no step computes, and later into any row.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ from .sampling import Audio, Draws, draw
 
 #: The numbers of places of each row that a step can read; it takes the smallest that covers all rows.
 _REACHES = (256, 512, 1_024, 1_536, PLACES)
+#: So many rows, or fewer, are computed one by one on a CPU. In fp32, products of one to three rows may not round as
+#: those of four do, so one job would pay for four rows; four jobs pay at most twice what one step of all four costs.
+_ONE_BY_ONE = 4
 #: The most tokens of a prompt that are taken in between two steps; the other jobs wait for that.
 _MOST_AT_ONCE = 256
 
@@ -97,6 +102,10 @@ class BatchedLlm:
         for reach in _REACHES:
             if self._captures:
                 self._capture(reach)
+        on_cpu = self._llama.device.type == "cpu"
+        self._one_by_one = on_cpu and rows <= _ONE_BY_ONE
+        #: The numbers of first rows that a step may compute.
+        self._counts = self._llama.equal_counts() if on_cpu and not self._one_by_one else [rows]
 
     @property
     def has_room(self) -> bool:
@@ -206,11 +215,11 @@ class BatchedLlm:
 
     def step(self) -> None:
         """Draw a token for all live readings. Raises SharedStepError."""
+        self._close_up()
         live = self.live
         if live:
             with torch.inference_mode():
-                logits = self._step(live)
-                self._draw(logits[[one.row for one in live]], live)
+                self._draw(self._step(live), live)
 
     def _step(self, live: list[Reading]) -> Tensor:
         try:
@@ -228,6 +237,7 @@ class BatchedLlm:
             raise SharedStepError([one.job for one in live], error) from error
 
     def _logits(self, live: list[Reading]) -> Tensor:
+        """The logits of the live readings, of shape (n, vocabulary)."""
         last, at = [0] * self._computed, [0] * self._computed
         for row, reading in enumerate(self._rows[: self._computed]):
             if reading is None:
@@ -237,7 +247,16 @@ class BatchedLlm:
             at[row] = reading.places
             if reading.draws.tokens:
                 last[row] = reading.draws.tokens[-1]
-        reach = next(reach for reach in _REACHES if reach > max(at[one.row] for one in live))
+        rows = [one.row for one in live]
+        if self._one_by_one:
+            return torch.cat([self._computed_logits(last, at, [row], row, row + 1) for row in rows])
+        count = next(count for count in self._counts if count > rows[-1])
+        logits = self._computed_logits(last, at, rows, 0, count)
+        return logits[: len(rows)] if rows[-1] == len(rows) - 1 else logits[rows]
+
+    def _computed_logits(self, last: list[int], at: list[int], live: list[int], first: int, end: int) -> Tensor:
+        """The logits of the rows from ``first`` to ``end``, of which some are live."""
+        reach = next(reach for reach in _REACHES if reach > max(at[row] for row in live))
         inputs = self._inputs
         inputs.last.copy_(torch.tensor(last))
         inputs.at.copy_(torch.tensor(at))
@@ -245,7 +264,20 @@ class BatchedLlm:
             graph, logits = inputs.graphs[reach]
             graph.replay()
             return logits
-        return self._llama.step(inputs.last, inputs.at, reach)
+        return self._llama.step(inputs.last[first:end], inputs.at[first:end], reach, first)
+
+    def _close_up(self) -> None:
+        """Move live readings to free rows before them, where the step then computes fewer rows."""
+        rows = [] if self._one_by_one else [one.row for one in self.live]
+        for count in self._counts:
+            if not rows or count > rows[-1]:
+                return
+            free = [row for row in range(count) if self._rows[row] is None]
+            beyond = [one for one in self.live if one.row >= count]
+            if len(beyond) <= len(free):
+                for one, row in zip(beyond, free, strict=False):
+                    self._move(one, row)
+                return
 
     @torch.inference_mode()
     def _capture(self, reach: int) -> None:

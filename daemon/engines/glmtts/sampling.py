@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -54,14 +55,13 @@ def draw(logits: Tensor, rows: list[Draws], audio: Audio) -> list[int | Exceptio
     if early:
         scores[torch.tensor(early, device=scores.device), audio.end] = -float("inf")
     odds = scores.softmax(-1)
-    values, tokens = _in_order(odds)
-    highest = scores.max(-1).values.tolist()
+    likeliest = _likeliest(odds)
     drawn: list[int | Exception] = []
     for number, one in enumerate(rows):
         try:
-            _check(highest[number])
+            _check(likeliest[number][0])
             if one.method == "ras":
-                token = _ras(values[number], tokens[number], odds[number], one)
+                token = _ras(*likeliest[number], odds[number], one)
             else:
                 token = _topk(odds[number].cpu(), one, None if one.may_end else audio.end)
             if not audio.has(token) or (token == audio.end and not one.may_end):
@@ -72,24 +72,23 @@ def draw(logits: Tensor, rows: list[Draws], audio: Audio) -> list[int | Exceptio
     return drawn
 
 
-def _in_order(odds: Tensor) -> tuple[Tensor, Tensor]:
-    """The likeliest of each row and their tokens, on the CPU, in the order of a stable sort."""
+def _likeliest(odds: Tensor) -> list[tuple[Tensor, list[int]]]:
+    """The likeliest of each row that upstream draws from, in the order of a stable sort, and their tokens."""
     values, tokens = odds.topk(min(_ORDERED, odds.shape[-1]), -1)
     values, tokens = values.cpu(), tokens.cpu()
     by_token = tokens.argsort(-1)
     values, tokens = values.gather(-1, by_token), tokens.gather(-1, by_token)
     values, order = values.sort(dim=-1, descending=True, stable=True)
-    return values[:, :_TOP_K], tokens.gather(-1, order)[:, :_TOP_K]
+    values, tokens = values[:, :_TOP_K], tokens.gather(-1, order)[:, :_TOP_K]
+    # Added up one by one, in fp32, as upstream does: the rounding decides on the last.
+    sums = np.add.accumulate(values.numpy(), axis=-1)
+    kept = (sums[:, :-1] < np.float32(_TOP_P)).sum(-1) + 1
+    return [(row[:count], some) for row, count, some in zip(values, kept.tolist(), tokens.tolist(), strict=True)]
 
 
-def _ras(values: Tensor, tokens: Tensor, odds: Tensor, one: Draws) -> int:
+def _ras(values: Tensor, tokens: list[int], odds: Tensor, one: Draws) -> int:
     """``odds``: of the whole vocabulary, on any device; they are needed where a token would come again."""
-    kept, total = 0, values.new_zeros(())
-    # One by one, in fp32, as upstream adds them up: the rounding decides on the last.
-    while kept < len(values) and total < _TOP_P:
-        total = total + values[kept]
-        kept += 1
-    token = int(tokens[values[:kept].multinomial(1, replacement=True, generator=one.generator)])
+    token = tokens[int(values.multinomial(1, replacement=True, generator=one.generator))]
     if token in one.tokens[-_WINDOW:]:
         token = int(odds.cpu().multinomial(1, replacement=True, generator=one.generator))
     return token
@@ -110,18 +109,19 @@ def _redrawn(scores: Tensor, one: Draws, audio: Audio) -> int:
     possible = torch.zeros_like(scores, dtype=torch.bool)
     possible[audio.first : audio.last + 1] = True
     possible[audio.end] = one.may_end
-    scores = scores.masked_fill(~possible, -float("inf"))
-    _check(float(scores.max()))
-    odds = scores.softmax(-1)
+    odds = scores.masked_fill(~possible, -float("inf")).softmax(-1)
+    _check(odds.max()[None])
     if one.method == "topk":
         return _topk(odds, one)
-    values, tokens = _in_order(odds[None])
-    return _ras(values[0], tokens[0], odds, one)
+    return _ras(*_likeliest(odds[None])[0], odds, one)
 
 
-def _check(highest: float) -> None:
-    """Raise EngineError unless a token can be drawn: on a GPU, drawing from no distribution ends the process."""
-    if not highest > -float("inf"):
+def _check(values: Tensor) -> None:
+    """Raise EngineError unless a token can be drawn: on a GPU, drawing from no distribution ends the process.
+
+    ``values``: the probabilities of some tokens, the highest first.
+    """
+    if not values[0] > 0:
         raise EngineError(
             "synthesis_failed",
             "the language model gave no probabilities for the next token (not numbers, or all zero); try another seed "
