@@ -47,7 +47,7 @@ def test_whatever_happens_every_job_ends_once_and_nobody_hears_another_s(seed: i
 def test_a_client_that_floods_every_table_takes_nothing_from_its_neighbours(seed: int) -> None:
     world = World(seed, 150, floods=True)
     world.run()
-    assert world.removals > 5
+    assert world.removals > 2
 
 
 @dataclass
