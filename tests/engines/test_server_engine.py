@@ -254,7 +254,7 @@ def test_a_suspended_job_reads_no_more_and_resumes_where_it_was(engine: ServerEn
 
 def test_a_job_that_is_cancelled_closes_its_connection(engine: ServerEngine) -> None:
     hung, going = begin(engine, "hang"), begin(engine, "endless 2" + "x" * 5_000)
-    until(engine, lambda events: events)
+    until(engine, lambda events: events and "hang" in {body["input"] for body in state(engine)["bodies"]})
     engine.cancel(hung)
     engine.cancel(going)
     deadline = time.monotonic() + DEADLINE_S

@@ -216,18 +216,18 @@ class Request:
     def _speak(self) -> None:
         began, pause = time.monotonic(), _PAUSE_S
         while not self._cancelled.is_set():
-            connection = self._api.connect()
-            with self._room:
-                self._sock = connection.sock
-            if self._cancelled.is_set():
-                break
-            with contextlib.closing(connection), contextlib.closing(self._api.post(connection, self._body)) as answer:
-                self.done += 1
-                if answer.status not in _BUSY:
-                    self._hear(answer)
-                    return
-                words = _in_words(answer.status, _body(answer))
-                pause = min(_PAUSE_MAX_S, _retry_after(answer) or pause * 2)
+            with contextlib.closing(self._api.connect()) as connection:
+                with self._room:
+                    self._sock = connection.sock
+                if self._cancelled.is_set():
+                    break
+                with contextlib.closing(self._api.post(connection, self._body)) as answer:
+                    self.done += 1
+                    if answer.status not in _BUSY:
+                        self._hear(answer)
+                        return
+                    words = _in_words(answer.status, _body(answer))
+                    pause = min(_PAUSE_MAX_S, _retry_after(answer) or pause * 2)
             if time.monotonic() + pause - began > self._busy_s:
                 self._refused(words)
             self._cancelled.wait(pause)
