@@ -38,10 +38,9 @@ from glmtts.daemon.engines.server import answer, openai
 from glmtts.daemon.engines.server import engine as server_engine
 from glmtts.daemon.engines.server.engine import ServerEngine
 from glmtts.daemon.engines.server.process import ServerError, free_port
-from glmtts.daemon.engines.server.wav import AudioReader, BadAudioError
 
 from ..support import speech_server
-from ..support.speech_server import RATE, tone, wav
+from ..support.speech_server import RATE, tone
 
 DEADLINE_S = 20.0
 STAND_IN = [sys.executable, "-S", speech_server.__file__, "{port}"]
@@ -461,26 +460,6 @@ def test_its_output_reaches_the_log_at_debug_level_alone_once_it_gets_texts(capf
     lines = seen.splitlines()
     assert "<6>server: listening" in lines
     assert all(line.startswith("<7>server: ") for line in lines if "secret" in line)
-
-
-# --- audio
-
-
-def test_audio_is_read_however_it_is_cut() -> None:
-    data = wav(tone("ab"))
-    listed = b"RIFF\0\0\0\0WAVELIST\x03\0\0\0abc\0" + data[12:] + b"LIST\x04\0\0\0tail"
-    for file in (data, listed, wav(tone("ab"), size=0)):
-        for step in (1, 7, 44, 4_096):
-            reader = AudioReader()
-            heard = [reader.feed(file[place : place + step]) for place in range(0, len(file), step)]
-            assert np.array_equal(np.concatenate(heard), expected("ab")) and reader.end() == ""
-    stereo = np.repeat(np.array([0.5, -0.25], np.float32), 2).tobytes()
-    header = bytearray(wav(stereo))
-    header[20:24], header[34:36] = b"\x03\0\x02\0", b"\x20\0"
-    assert AudioReader().feed(bytes(header)).tolist() == [0.5, -0.25]
-    for bad in (b"{}", b"ID3", b"RIFFxxxxAVI LIST", bytes(header[:34]) + b"\x18\0" + bytes(header[36:])):
-        with pytest.raises(BadAudioError):
-            AudioReader().feed(bad)
 
 
 # --- the doctor

@@ -73,6 +73,7 @@ def over_http(gateway: Gateway, text: str, voice: str, seed: int) -> bytes:
     with (
         gateway.openai(max_retries=0) as client,
         client.audio.speech.with_streaming_response.create(
+            # Its voices are those of OpenAI, as types; this is another.
             **asked,  # type: ignore[arg-type]
             extra_body={"seed": seed, "options": _BOUND},
         ) as answer,

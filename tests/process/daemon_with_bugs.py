@@ -34,6 +34,7 @@ def told(_: WorkerRouter, effect: Any) -> str:
     return effect.message.text if isinstance(effect.message, wire.SpeakJob) else ""
 
 
+# mypy takes no other function for a method.
 Dispatcher._message = raising(Dispatcher._message, "not made", lambda _, __, text: text)  # type: ignore[method-assign]
 ClientRequests._admit = raising(ClientRequests._admit, "not admitted", lambda _, __, request: request.text)  # type: ignore[method-assign]
 Notifications.note = raising(Notifications.note, "not noted", lambda _, __, job: job.request.text)  # type: ignore[method-assign]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _AHEAD = 2
 #: Seconds after which a job that waits for others reports progress, so that its wait does not count as a hang.
 _MOVES_S = 0.5
-#: A job that is so many seconds of audio ahead of its listener is no more urgent than a batch job.
+#: A job with this many seconds of audio ahead of its listener is no more urgent than a batch job.
 _AHEAD_S = 30.0
 
 

@@ -27,7 +27,7 @@ from .sampling import Audio, Draws, draw
 
 #: The numbers of places of each row that a step can read; it takes the smallest that covers all rows.
 _REACHES = (256, 512, 1_024, 1_536, PLACES)
-#: So many rows, or fewer, are computed one by one on a CPU. In fp32, products of one to three rows may not round as
+#: On a CPU, up to this many rows are computed one by one. In fp32, products of one to three rows may not round as
 #: those of four do, so one job would pay for four rows; four jobs pay at most twice what one step of all four costs.
 _ONE_BY_ONE = 4
 #: The most tokens of a prompt that are taken in between two steps; the other jobs wait for that.
